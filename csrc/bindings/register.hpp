@@ -1,0 +1,12 @@
+// One function per group of bindings; core_module.cpp lists them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace bnext::bindings {
+
+void register_saved(pybind11::module_& m);
+void register_operations(pybind11::module_& m);
+void register_runtime(pybind11::module_& m);
+
+}  // namespace bnext::bindings

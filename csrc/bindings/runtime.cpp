@@ -1,0 +1,126 @@
+// Threads, instruction sets, and what the build and the machine are.
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "bindings/arrays.hpp"
+#include "bindings/register.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/kernel_table.hpp"
+#include "cpu/machine.hpp"
+#include "cpu/operations.hpp"
+#include "cpu/parallel.hpp"
+
+#define BNEXT_TEXT_(x) #x
+#define BNEXT_TEXT(x) BNEXT_TEXT_(x)
+
+namespace bnext::bindings {
+namespace {
+
+std::vector<std::string> names(const cpu::TableList& list) {
+    std::vector<std::string> result;
+    for (int i = 0; list.table[i] != nullptr; ++i) result.emplace_back(list.table[i]->name);
+    return result;
+}
+
+void set_isa(const std::string& name) {
+    const cpu::KernelTable* table = cpu::find_available(name.c_str());
+    if (table == nullptr) {
+        std::string known;
+        for (const auto& available : names(cpu::available_tables())) {
+            known += (known.empty() ? "" : ", ") + available;
+        }
+        value_error(concat("name: expected one of ", known, ", got '", name, "'"));
+    }
+    cpu::set_active_table(*table);
+}
+
+void set_num_threads(py::handle n) {
+    if (PyIndex_Check(n.ptr()) == 0) {
+        type_error(concat("n: expected an integer, got ", type_name(n)));
+    }
+    const auto value = PyNumber_AsSsize_t(n.ptr(), nullptr);
+    if (value < 1 || value > 65536) {
+        value_error(concat("n: expected an integer >= 1, got ", std::string(py::str(n))));
+    }
+    cpu::set_num_threads(static_cast<int>(value));
+}
+
+void force_schedule(const py::object& name) {
+    if (name.is_none()) return cpu::force_schedule(nullptr);
+    const auto wanted = py::cast<std::string>(name);
+    for (const Schedule schedule : {Schedule::serial, Schedule::channels, Schedule::split}) {
+        if (wanted == name_of(schedule)) return cpu::force_schedule(&schedule);
+    }
+    value_error(concat("name: expected serial, channels or split, got '", wanted, "'"));
+}
+
+py::dict explain(const py::handle x_object, py::handle channel_axis, int operands) {
+    const Array x = take_data(x_object, "x");
+    const Index axis = take_axis(channel_axis, x.rank());
+    py::dict result;
+    const std::array<AxisStrides, 1> strides{x.strides()};
+    const Description description = describe(*x.dtype(), x.shape(), axis, strides);
+    result["copied"] = !x.viewable() || !description.accepted();
+    result["why"] = description.refusal;
+    if (!description.accepted()) return result;
+    const Problem& problem = description.problem;
+    const Plan plan = cpu::plan_of(problem, operands);
+    result["layout"] = name_of(problem.layout);
+    result["outer"] = problem.outer;
+    result["channels"] = problem.channels;
+    result["inner"] = problem.inner;
+    result["tiles"] = plan.tiling.tiles();
+    result["chunks"] = plan.tiling.chunks();
+    result["schedule"] = name_of(plan.schedule);
+    result["block"] = plan.block;
+    result["streams_output"] = plan.streams_output;
+    return result;
+}
+
+std::string compiler() {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#else
+    return "gcc " __VERSION__;
+#endif
+}
+
+py::dict build_config() {
+    const Machine machine = cpu::this_machine();
+    py::dict config;
+    config["compiled_isas"] = names(cpu::compiled_tables());
+    config["available_isas"] = names(cpu::available_tables());
+    config["active_isa"] = cpu::active_table().name;
+    config["vector_bytes"] = cpu::active_table().vector_bytes;
+    const char* openmp = cpu::openmp_version();
+    config["openmp"] = openmp != nullptr ? py::object(py::str(openmp)) : py::none();
+    config["threads"] = machine.threads;
+    config["l2_bytes"] = machine.l2_bytes;
+    config["l3_bytes"] = machine.l3_bytes;
+    config["compiler"] = compiler();
+#ifdef NDEBUG
+    config["build_type"] = "release";
+#else
+    config["build_type"] = "debug";
+#endif
+    return config;
+}
+
+}  // namespace
+
+void register_runtime(py::module_& m) {
+    m.attr("__version__") = BNEXT_TEXT(BNEXT_VERSION);
+    m.def("set_num_threads", &set_num_threads, py::arg("n"), "At most this many threads per call.");
+    m.def("get_num_threads", &cpu::num_threads, "How many threads a call may use.");
+    m.def("set_isa", &set_isa, py::arg("name"), "Forces an instruction set, process-wide.");
+    m.def("active_isa", [] { return cpu::active_table().name; }, "The set that calls will use.");
+    m.def("last_isa", &cpu::last_used, "The set that the latest call used, as its kernels say.");
+    m.def("force_schedule", &force_schedule, py::arg("name"),
+          "For tests: 'serial', 'channels', 'split', or None to let the plan choose.");
+    m.def("explain", &explain, py::arg("x"), py::arg("channel_axis"), py::arg("operands"),
+          "How a call on x would be planned.");
+    m.def("build_config", &build_config, "What was compiled, and what the machine offers.");
+}
+
+}  // namespace bnext::bindings

@@ -1,0 +1,146 @@
+#include "core/plan.hpp"
+
+#include <algorithm>
+
+namespace bnext {
+namespace {
+
+// Planar: long enough that the two horizontal sums per tile vanish beside it, short enough that
+// float64's second look at it (collect_stats) finds it in the first-level cache.
+constexpr Index kPlanarTileValues = 4096;
+// Interleaved: 256 rows of a 64-byte column group are 16 KiB, for the same reason.
+constexpr Index kInterleavedTileRows = 256;
+constexpr Index kLanes = 16;
+constexpr Index kMaxChunks = 64;
+
+// Below this many elements one thread is done before a second one has woken up.
+constexpr Index kSerialElements = 32 * 1024;
+// A task should move at least this much, so that taking tasks from the shared counter costs nothing.
+constexpr Index kTaskBytes = 64 * 1024;
+
+constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+constexpr Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
+
+struct Candidate {
+    const Problem& problem;
+    const Tiling& tiling;
+    int operands;
+    const Machine& machine;
+
+    [[nodiscard]] Index slab_bytes(Index channels) const {
+        return problem.count() * channels * size_of(problem.dtype) * operands;
+    }
+    [[nodiscard]] Index cache_share() const {
+        return std::max(machine.l2_bytes, machine.l3_bytes / std::max(machine.threads, 1));
+    }
+};
+
+bool is_small(const Candidate& c) {
+    return c.machine.threads == 1 || c.problem.elements() < kSerialElements;
+}
+
+// Columns of an interleaved block: wide rows are kinder to prefetchers and page tables, so the
+// widest whose slab stays in the second-level cache; else one of 256 bytes.
+Index interleaved_block(const Candidate& c) {
+    const Index narrow = 256 / size_of(c.problem.dtype);
+    Index block = std::min(kMaxBlock, round_up(c.problem.channels, kLanes));
+    while (block > narrow &&
+           (c.slab_bytes(block) > c.machine.l2_bytes / 2 ||
+            divide_up(c.problem.channels, block) < Index{2} * c.machine.threads)) {
+        block = std::max(narrow, round_up(block / 2, kLanes));
+    }
+    return block;
+}
+
+Index planar_block(const Candidate& c) {
+    const Index slab = std::max<Index>(c.slab_bytes(1), 1);
+    const Index fair = divide_up(c.problem.channels, Index{4} * c.machine.threads);
+    return std::clamp<Index>(kTaskBytes / slab, 1, std::clamp<Index>(fair, 1, kMaxBlock));
+}
+
+Index block_of(const Candidate& c) {
+    return c.problem.layout == Layout::planar ? planar_block(c) : interleaved_block(c);
+}
+
+// Whole channels are worth handing out if they keep the threads evenly busy. Interleaved slabs must
+// also stay in the cache, since reading a narrow block of columns twice from memory wastes most of
+// each page; a planar slab is read in long runs anyway.
+bool has_enough_channels(const Candidate& c) {
+    const Index blocks = divide_up(c.problem.channels, block_of(c));
+    const Index rounds = divide_up(blocks, c.machine.threads);
+    const bool balanced = blocks * 4 >= rounds * c.machine.threads * 3;
+    const bool cached =
+        c.problem.layout == Layout::planar || c.slab_bytes(block_of(c)) <= c.cache_share() / 2;
+    return balanced && cached;
+}
+
+bool anything(const Candidate&) { return true; }
+
+struct Choice {
+    Schedule schedule;
+    bool (*accepts)(const Candidate&);
+};
+
+constexpr Choice kBestFirst[] = {
+    {Schedule::serial, is_small},
+    {Schedule::channels, has_enough_channels},
+    {Schedule::split, anything},
+};
+
+Schedule choose(const Candidate& candidate) {
+    const auto* choice = std::find_if(std::begin(kBestFirst), std::end(kBestFirst),
+                                      [&](const Choice& c) { return c.accepts(candidate); });
+    return choice->schedule;
+}
+
+// Under `split`, tasks are (block, chunk) pairs. Interleaved rows are written best in one piece, so
+// they are cut into blocks only where the chunks alone are too few.
+Index split_block(const Candidate& c) {
+    if (c.problem.layout == Layout::planar) return 1;
+    const Index wanted = divide_up(Index{4} * c.machine.threads, c.tiling.chunks());
+    const Index narrow = 256 / size_of(c.problem.dtype);
+    return std::max(narrow, round_up(divide_up(c.problem.channels, wanted), kLanes));
+}
+
+}  // namespace
+
+Tiling::Tiling(const Problem& problem) : outer_(problem.outer), inner_(problem.inner) {
+    if (problem.count() == 0) return;
+    const Index target =
+        problem.layout == Layout::planar ? kPlanarTileValues : kInterleavedTileRows;
+    if (inner_ > target) {
+        piece_ = round_up(divide_up(inner_, divide_up(inner_, target)), kLanes);
+        pieces_ = divide_up(inner_, piece_);
+        tiles_ = outer_ * pieces_;
+    } else {
+        runs_per_tile_ = std::max<Index>(target / inner_, 1);
+        tiles_ = divide_up(outer_, runs_per_tile_);
+    }
+    tiles_per_chunk_ = divide_up(tiles_, kMaxChunks);
+    chunks_ = divide_up(tiles_, tiles_per_chunk_);
+}
+
+TileRange Tiling::chunk(Index k) const {
+    return {k * tiles_per_chunk_, std::min((k + 1) * tiles_per_chunk_, tiles_)};
+}
+
+Index Tiling::values(const TileRange& range) const {
+    Index sum = 0;
+    for (Index t = range.begin; t < range.end; ++t) sum += tile(t).values();
+    return sum;
+}
+
+Plan make_plan(const Problem& problem, int operands, const Machine& machine,
+               const Schedule* forced) {
+    Tiling tiling(problem);
+    const Candidate candidate{problem, tiling, operands, machine};
+    const Schedule schedule = forced != nullptr ? *forced : choose(candidate);
+    Index block = schedule == Schedule::split ? split_block(candidate) : block_of(candidate);
+    block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
+    // Past half of the last-level cache an output will not be there when the next layer wants it,
+    // and an ordinary store would first read the line it is about to overwrite.
+    const bool streams = machine.l3_bytes > 0 && problem.bytes() > machine.l3_bytes / 2;
+    return {tiling, schedule, block, divide_up(problem.channels, block), streams};
+}
+
+}  // namespace bnext

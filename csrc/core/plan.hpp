@@ -1,0 +1,115 @@
+// Plan: how a Problem is cut into pieces, and who works on them when.
+//
+// Two halves, kept apart on purpose:
+//
+//   Tiling    a function of the Problem alone. It fixes the order in which values are summed, and
+//             so every bit of the result. Neither the data, the number of threads nor the machine
+//             may enter here.
+//   Schedule  who takes which piece, in which order, with which stores. It may look at the machine
+//             and changes no bit.
+//
+// A tile is the unit that is summed about one pilot value (4096 values of a planar channel, 256
+// rows of an interleaved one). A chunk is a run of tiles whose partial result has a slot of its
+// own; there are at most 64 per channel, merged in index order.
+#pragma once
+
+#include "core/inline.hpp"
+#include "core/problem.hpp"
+
+namespace bnext {
+
+// Values [outer_begin, outer_end) x [inner_begin, inner_end) of every channel: either several whole
+// inner runs, or a piece of one.
+struct Tile {
+    Index outer_begin;
+    Index outer_end;
+    Index inner_begin;
+    Index inner_end;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Index values() const {
+        return (outer_end - outer_begin) * (inner_end - inner_begin);
+    }
+};
+
+struct TileRange {
+    Index begin;
+    Index end;
+};
+
+struct ChannelRange {
+    Index begin;
+    Index end;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Index size() const { return end - begin; }
+};
+
+class Tiling {
+public:
+    explicit Tiling(const Problem& problem);
+
+    [[nodiscard]] Index tiles() const { return tiles_; }
+    [[nodiscard]] Index chunks() const { return chunks_; }
+    [[nodiscard]] TileRange all() const { return {0, tiles_}; }
+    [[nodiscard]] TileRange chunk(Index k) const;
+    [[nodiscard]] Index values(const TileRange& range) const;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Tile tile(Index t) const {
+        if (pieces_ == 1) {
+            const Index begin = t * runs_per_tile_;
+            const Index end = begin + runs_per_tile_;
+            return {begin, end < outer_ ? end : outer_, 0, inner_};
+        }
+        const Index run = t / pieces_;
+        const Index begin = (t % pieces_) * piece_;
+        const Index end = begin + piece_;
+        return {run, run + 1, begin, end < inner_ ? end : inner_};
+    }
+
+private:
+    Index outer_;
+    Index inner_;
+    Index runs_per_tile_ = 1;  // whole inner runs in a tile, where they are short
+    Index pieces_ = 1;         // tiles in an inner run, where it is long
+    Index piece_ = 0;          // values in such a tile
+    Index tiles_ = 0;
+    Index tiles_per_chunk_ = 1;
+    Index chunks_ = 0;
+};
+
+enum class Schedule : std::uint8_t {
+    serial,    // one thread, block of channels by block of channels; a fork would cost more
+    channels,  // a block of channels is one task, both phases: the slab is re-read from a cache
+    split,     // chunks of all channels are shared out; a barrier between the phases
+};
+
+constexpr const char* name_of(Schedule schedule) {
+    switch (schedule) {
+        case Schedule::serial: return "serial";
+        case Schedule::channels: return "channels";
+        case Schedule::split: return "split";
+    }
+    return "?";
+}
+
+struct Machine {
+    int threads = 1;
+    Index l2_bytes = 0;  // of one core
+    Index l3_bytes = 0;  // of one socket, shared
+};
+
+constexpr Index kMaxBlock = 256;  // channels of a block: what a task keeps on its stack
+
+struct Plan {
+    Tiling tiling;
+    Schedule schedule;
+    Index block;          // channels per task
+    Index blocks;
+    bool streams_output;  // non-temporal stores
+};
+
+// Takes the first schedule of a best-first list that accepts the problem, or `forced`.
+// `operands` is how many arrays of the problem's size the call moves.
+Plan make_plan(const Problem& problem, int operands, const Machine& machine,
+               const Schedule* forced = nullptr);
+
+}  // namespace bnext

@@ -1,0 +1,161 @@
+#include "core/problem.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "core/errors.hpp"
+
+namespace bnext {
+namespace {
+
+struct Axis {
+    Index extent;
+    std::array<Index, kMaxOperands> stride;
+};
+
+struct AxisList {
+    std::array<Axis, kMaxAxes> axes;
+    std::size_t size = 0;
+
+    void push(const Axis& axis) { axes[size++] = axis; }
+    Axis& back() { return axes[size - 1]; }
+    [[nodiscard]] const Axis& operator[](std::size_t i) const { return axes[i]; }
+};
+
+// The axes other than the channels', without those of extent 1 (their strides mean nothing), from
+// the slowest to the quickest in the first operand's memory.
+AxisList batch_axes(std::span<const Index> shape, Index channel_axis,
+                    std::span<const AxisStrides> operands) {
+    AxisList list;
+    for (std::size_t a = 0; a < shape.size(); ++a) {
+        if (static_cast<Index>(a) == channel_axis || shape[a] == 1) continue;
+        Axis axis{shape[a], {}};
+        for (std::size_t k = 0; k < operands.size(); ++k) axis.stride[k] = operands[k][a];
+        list.push(axis);
+    }
+    std::stable_sort(list.axes.begin(), list.axes.begin() + static_cast<std::ptrdiff_t>(list.size),
+                     [](const Axis& a, const Axis& b) {
+                         return std::abs(a.stride[0]) > std::abs(b.stride[0]);
+                     });
+    return list;
+}
+
+AxisList merged(const AxisList& list, std::size_t operands) {
+    AxisList result;
+    for (std::size_t i = 0; i < list.size; ++i) {
+        const Axis& axis = list[i];
+        bool nested = result.size > 0;
+        for (std::size_t k = 0; nested && k < operands; ++k) {
+            nested = result.back().stride[k] == axis.stride[k] * axis.extent;
+        }
+        if (nested) {
+            result.back().extent *= axis.extent;
+            result.back().stride = axis.stride;
+        } else {
+            result.push(axis);
+        }
+    }
+    return result;
+}
+
+bool all_equal_one(const std::array<Index, kMaxOperands>& stride, std::size_t operands) {
+    return std::all_of(stride.begin(), stride.begin() + static_cast<std::ptrdiff_t>(operands),
+                       [](Index s) { return s == 1; });
+}
+
+}  // namespace
+
+Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
+                     std::span<const AxisStrides> operands) {
+    const auto rank = static_cast<Index>(shape.size());
+    BNEXT_CHECK(rank >= 1 && shape.size() <= kMaxAxes, "x: expected 1 to 64 dimensions, got ",
+                rank);
+    BNEXT_CHECK(channel_axis >= 0 && channel_axis < rank, "channel_axis: expected 0 to ", rank - 1,
+                ", got ", channel_axis);
+    BNEXT_CHECK(!operands.empty() && operands.size() <= kMaxOperands,
+                "operands: expected 1 to 3, got ", operands.size());
+    for (const AxisStrides& strides : operands) {
+        BNEXT_CHECK(strides.size() == shape.size(), "strides: expected ", rank, ", got ",
+                    strides.size());
+    }
+
+    Description result;
+    Problem& problem = result.problem;
+    problem.dtype = dtype;
+    problem.channels = shape[static_cast<std::size_t>(channel_axis)];
+    const std::size_t n = operands.size();
+    std::array<Index, kMaxOperands> channel_stride{};
+    for (std::size_t k = 0; k < n; ++k) {
+        channel_stride[k] = operands[k][static_cast<std::size_t>(channel_axis)];
+    }
+
+    const AxisList axes = merged(batch_axes(shape, channel_axis, operands), n);
+    const bool empty = std::any_of(shape.begin(), shape.end(), [](Index e) { return e == 0; });
+    const bool unit_inner = axes.size > 0 && all_equal_one(axes[axes.size - 1].stride, n);
+
+    if (empty) {  // no element will be touched; only the extents matter
+        problem.outer = 1;
+        for (std::size_t i = 0; i < axes.size; ++i) problem.outer *= axes[i].extent;
+        return result;
+    }
+    const auto take = [&](const Axis* outer, const Axis* inner) {
+        problem.outer = outer != nullptr ? outer->extent : 1;
+        problem.inner = inner != nullptr ? inner->extent : 1;
+        for (std::size_t k = 0; k < n; ++k) {
+            result.strides[k] = {outer != nullptr ? outer->stride[k] : 0, channel_stride[k],
+                                 inner != nullptr ? inner->stride[k] : 1};
+        }
+    };
+    if (unit_inner && axes.size <= 2) {
+        problem.layout = Layout::planar;
+        take(axes.size == 2 ? &axes.axes[0] : nullptr, &axes.axes[axes.size - 1]);
+    } else if (axes.size <= 2 && (problem.channels == 1 || all_equal_one(channel_stride, n))) {
+        problem.layout = Layout::interleaved;
+        take(axes.size >= 1 ? &axes.axes[0] : nullptr, axes.size == 2 ? &axes.axes[1] : nullptr);
+    } else if (axes.size > 2) {
+        result.refusal = "the batch axes do not merge into an outer and an inner one";
+    } else {
+        result.refusal = "neither the innermost axis nor the channels are contiguous";
+    }
+    return result;
+}
+
+void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result) {
+    BNEXT_CHECK(shape.size() <= kMaxAxes && like.size() == shape.size() &&
+                    result.size() == shape.size(),
+                "strides: expected ", shape.size(), " of them");
+    std::array<std::size_t, kMaxAxes> order{};
+    const std::size_t rank = shape.size();
+    for (std::size_t a = 0; a < rank; ++a) order[a] = a;
+    std::stable_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
+                     [&](std::size_t a, std::size_t b) {
+                         return std::abs(like[a]) > std::abs(like[b]);
+                     });
+    Index stride = 1;
+    for (std::size_t i = rank; i-- > 0;) {
+        result[order[i]] = stride;
+        stride *= std::max<Index>(shape[order[i]], 1);
+    }
+}
+
+bool may_overlap_itself(std::span<const Index> shape, AxisStrides strides) {
+    std::array<std::size_t, kMaxAxes> order{};
+    std::size_t rank = 0;
+    for (std::size_t a = 0; a < shape.size(); ++a) {
+        if (shape[a] == 0) return false;
+        if (shape[a] > 1) order[rank++] = a;
+    }
+    std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
+              [&](std::size_t a, std::size_t b) {
+                  return std::abs(strides[a]) < std::abs(strides[b]);
+              });
+    Index reach = 0;  // distance from the first to the last element of the axes so far
+    for (std::size_t i = 0; i < rank; ++i) {
+        const Index stride = std::abs(strides[order[i]]);
+        if (stride <= reach) return true;
+        reach += stride * (shape[order[i]] - 1);
+    }
+    return false;
+}
+
+}  // namespace bnext

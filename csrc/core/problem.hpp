@@ -1,0 +1,69 @@
+// Problem: any array, of any rank and memory format, seen as outer x channels x inner.
+//
+//   planar       inner is contiguous:     NCHW (N, C, H*W), NCDHW, (N, C, L), Fortran-ordered (N, C)
+//   interleaved  channels are contiguous: NHWC (N*H*W, C, 1), NDHWC, (N, C)
+//
+// Axes that lie one inside the other in memory are merged; what is left must fit the three extents.
+// All arrays of a call (x and y; dy, x and dx) are described together, since axes merge only where
+// they merge in every one of them. Arrays that do not fit are refused with a reason, and the caller
+// copies them once.
+#pragma once
+
+#include <array>
+#include <span>
+
+#include "core/dtype.hpp"
+
+namespace bnext {
+
+enum class Layout : std::uint8_t { planar, interleaved };
+
+constexpr const char* name_of(Layout layout) {
+    return layout == Layout::planar ? "planar" : "interleaved";
+}
+
+struct Problem {
+    DType dtype = DType::float32;
+    Layout layout = Layout::planar;
+    Index outer = 1;
+    Index channels = 1;
+    Index inner = 1;
+
+    [[nodiscard]] Index count() const { return outer * inner; }  // values per channel
+    [[nodiscard]] Index elements() const { return outer * channels * inner; }
+    [[nodiscard]] Index bytes() const { return elements() * size_of(dtype); }
+};
+
+struct Strides {  // in elements
+    Index outer = 0;
+    Index channel = 0;
+    Index inner = 0;
+};
+
+constexpr std::size_t kMaxOperands = 3;
+constexpr std::size_t kMaxAxes = 64;  // NumPy's own limit
+
+using AxisStrides = std::span<const Index>;  // one per axis, in elements
+
+struct Description {
+    Problem problem;
+    std::array<Strides, kMaxOperands> strides{};
+    const char* refusal = nullptr;  // why the arrays need a copy; null if they do not
+
+    [[nodiscard]] bool accepted() const { return refusal == nullptr; }
+};
+
+// Describes one to three arrays of the same shape. The first one decides in which order the axes
+// are merged. Throws std::invalid_argument where shape, axis and strides contradict each other.
+Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
+                     std::span<const AxisStrides> operands);
+
+// Strides (in elements) of a dense array of `shape` whose axes lie in the same order in memory as
+// those of an array with strides `like`.
+void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result);
+
+// True where two different indices of the array may be the same element, so that it cannot be
+// written in parallel. (Exotic interleaved views that are free of overlap also answer true.)
+bool may_overlap_itself(std::span<const Index> shape, AxisStrides strides);
+
+}  // namespace bnext

@@ -1,0 +1,168 @@
+// backward_reduce, backward_apply, and both fused.
+#include <algorithm>
+
+#include "cpu/coefficients.hpp"
+#include "cpu/operation.hpp"
+#include "cpu/operations.hpp"
+#include "cpu/two_phase.hpp"
+
+namespace bnext::cpu {
+namespace {
+
+enum BackwardRow : std::size_t { kCenter, kSlope, kOffset, kScale, kBackwardRows };
+
+// The coefficients of kernels/backward_apply.inl.hpp, computed in double and rounded once.
+template <class T, class Rows>
+void set_backward_coefficients(Rows& rows, Index i, double mean, double rstd, double weight,
+                               double sum_dy, double sum_dy_xmu, double count) {
+    const auto center = static_cast<Compute<T>>(mean);
+    const double low = mean - static_cast<double>(center);
+    const double slope = -rstd * (rstd * (sum_dy_xmu / count));
+    *rows.row(kCenter, i) = center;
+    *rows.row(kSlope, i) = static_cast<Compute<T>>(slope);
+    *rows.row(kOffset, i) = static_cast<Compute<T>>(sum_dy / count + low * slope);
+    *rows.row(kScale, i) = static_cast<Compute<T>>(weight * rstd);
+}
+
+template <class T>
+double weight_of(const Param<T>* weight, Index c) {
+    return weight != nullptr ? static_cast<double>(weight[c]) : 1.0;
+}
+
+template <class T, class Rows>
+BackwardCoefficients<T> backward_coefficients(const Rows& rows, Index offset) {
+    return {rows.row(kCenter, offset), rows.row(kSlope, offset), rows.row(kOffset, offset),
+            rows.row(kScale, offset)};
+}
+
+// The first phase: two sums per channel.
+template <class T>
+struct Sums {
+    const Setting<T>& setting;
+    const View<const T>& dy;
+    const View<const T>& x;
+    const double* mean;
+    double* sum_dy;
+    double* sum_dy_xmu;
+
+    void reduce(const Region& region, double* a, double* b) const {
+        setting.kernels.backward_reduce(dy, x, region, mean + region.channels.begin, a, b);
+    }
+    void merge(Index, Index, Index channels, double* a, double* b, const double* more_a,
+               const double* more_b) const {
+        for (Index i = 0; i < channels; ++i) {
+            a[i] += more_a[i];
+            b[i] += more_b[i];
+        }
+    }
+    void keep(const ChannelRange& channels, const double* a, const double* b) const {
+        std::copy_n(a, channels.size(), sum_dy + channels.begin);
+        std::copy_n(b, channels.size(), sum_dy_xmu + channels.begin);
+    }
+};
+
+template <class T>
+struct BackwardReduce : Sums<T> {
+    template <Index Capacity>
+    struct Coefficients {
+        explicit Coefficients(Index = 0) {}
+    };
+
+    template <class Rows>
+    void finish(const ChannelRange& channels, const double* a, const double* b, Rows&,
+                Index) const {
+        this->keep(channels, a, b);
+    }
+    template <class Rows>
+    void apply(const Region&, const Rows&, Index) const {}
+};
+
+template <class T>
+struct Backward : Sums<T> {
+    const View<T>& dx;
+    const double* rstd;
+    const Param<T>* weight;
+    double count;
+
+    template <Index Capacity>
+    using Coefficients = CoefficientRows<Compute<T>, kBackwardRows, Capacity>;
+
+    template <class Rows>
+    void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
+                Index offset) const {
+        this->keep(channels, a, b);
+        for (Index i = 0; i < channels.size(); ++i) {
+            const Index c = channels.begin + i;
+            set_backward_coefficients<T>(rows, offset + i, this->mean[c], rstd[c],
+                                         weight_of<T>(weight, c), a[i], b[i], count);
+        }
+    }
+    template <class Rows>
+    void apply(const Region& region, const Rows& rows, Index offset) const {
+        this->setting.kernels.backward_apply(this->dy, this->x, dx, region,
+                                             backward_coefficients<T>(rows, offset),
+                                             this->setting.stores);
+    }
+};
+
+void set_empty(const Problem& problem, double* sum_dy, double* sum_dy_xmu) {
+    std::fill_n(sum_dy, problem.channels, 0.0);
+    std::fill_n(sum_dy_xmu, problem.channels, 0.0);
+}
+
+}  // namespace
+
+template <class T>
+void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+                     const double* mean, double* sum_dy, double* sum_dy_xmu) {
+    if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
+    const Setting<T> setting = prepare<T>(problem, 2);
+    run_two_phase(BackwardReduce<T>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}}, problem,
+                  setting.plan, setting.threads);
+}
+
+template <class T>
+void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+              const View<T>& dx, const double* mean, const double* rstd, const Param<T>* weight,
+              double* sum_dy, double* sum_dy_xmu) {
+    if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
+    const Setting<T> setting = prepare<T>(problem, 3);
+    const auto count = static_cast<double>(problem.count());
+    run_two_phase(
+        Backward<T>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}, dx, rstd, weight, count}, problem,
+        setting.plan, setting.threads);
+}
+
+template <class T>
+void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+                    const View<T>& dx, const double* mean, const double* rstd,
+                    const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
+                    double count) {
+    if (problem.elements() == 0) return;
+    const Setting<T> setting = prepare<T>(problem, 3);
+    CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels);
+    for (Index c = 0; c < problem.channels; ++c) {
+        set_backward_coefficients<T>(rows, c, mean[c], rstd[c], weight_of<T>(weight, c), sum_dy[c],
+                                     sum_dy_xmu[c], count);
+    }
+    run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
+        setting.kernels.backward_apply(dy, x, dx, region,
+                                       backward_coefficients<T>(rows, region.channels.begin),
+                                       setting.stores);
+    });
+}
+
+#define BNEXT_INSTANTIATE(T)                                                                      \
+    template void backward_reduce<T>(const Problem&, const View<const T>&, const View<const T>&,  \
+                                     const double*, double*, double*);                            \
+    template void backward<T>(const Problem&, const View<const T>&, const View<const T>&,         \
+                              const View<T>&, const double*, const double*, const Param<T>*,      \
+                              double*, double*);                                                  \
+    template void backward_apply<T>(const Problem&, const View<const T>&, const View<const T>&,   \
+                                    const View<T>&, const double*, const double*,                 \
+                                    const Param<T>*, const double*, const double*, double);
+BNEXT_INSTANTIATE(float)
+BNEXT_INSTANTIATE(double)
+#undef BNEXT_INSTANTIATE
+
+}  // namespace bnext::cpu

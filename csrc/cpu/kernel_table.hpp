@@ -1,0 +1,85 @@
+// What one instruction set offers: the four phases, for each dtype and layout.
+//
+// A kernel is a serial function over a Region. It knows nothing of threads, chunks of others, or
+// Python; operations.cpp decides who calls it on what. Per-channel arrays are indexed from the
+// region's first channel.
+#pragma once
+
+#include "core/plan.hpp"
+#include "cpu/view.hpp"
+
+namespace bnext::cpu {
+
+struct Region {
+    const Tiling* tiling;
+    TileRange tiles;
+    ChannelRange channels;
+};
+
+// y = (x - center) * scale + shift. center is the mean rounded to T; what the rounding lost is in
+// shift (computed in double), so that nothing cancels when mean/std is large.
+template <class T>
+struct NormCoefficients {
+    const Compute<T>* center;
+    const Compute<T>* scale;
+    const Compute<T>* shift;
+};
+
+// dx = ((x - center) * slope + (dy - offset)) * scale; slope is negative where dweight is positive
+template <class T>
+struct BackwardCoefficients {
+    const Compute<T>* center;
+    const Compute<T>* slope;
+    const Compute<T>* offset;
+    const Compute<T>* scale;
+};
+
+enum class Stores : std::uint8_t { cached, streaming };
+
+template <class T>
+struct Kernels {
+    // mean and m2 of the region's values
+    using CollectStats = void (*)(const View<const T>& x, const Region&, double* mean, double* m2);
+    using ApplyNorm = void (*)(const View<const T>& x, const View<T>& y, const Region&,
+                               const NormCoefficients<T>&, Stores);
+    // sum of dy and of dy * (x - mean) over the region's values
+    using BackwardReduce = void (*)(const View<const T>& dy, const View<const T>& x, const Region&,
+                                    const double* mean, double* sum_dy, double* sum_dy_xmu);
+    using BackwardApply = void (*)(const View<const T>& dy, const View<const T>& x,
+                                   const View<T>& dx, const Region&,
+                                   const BackwardCoefficients<T>&, Stores);
+
+    CollectStats collect_stats;
+    ApplyNorm apply_norm;
+    BackwardReduce backward_reduce;
+    BackwardApply backward_apply;
+};
+
+template <class T>
+struct LayoutKernels {
+    Kernels<T> planar;
+    Kernels<T> interleaved;
+
+    [[nodiscard]] const Kernels<T>& of(Layout layout) const {
+        return layout == Layout::planar ? planar : interleaved;
+    }
+};
+
+struct KernelTable {
+    const char* name;     // "avx2"
+    int vector_bytes;     // of the registers the kernels were compiled for
+    void (*mark_used)();  // compiled with the kernels: notes that this table ran
+    LayoutKernels<float> float32;
+    LayoutKernels<double> float64;
+
+    template <class T>
+    [[nodiscard]] const Kernels<T>& kernels(Layout layout) const {
+        if constexpr (DTypeOf<T>::value == DType::float32) {
+            return float32.of(layout);
+        } else {
+            return float64.of(layout);
+        }
+    }
+};
+
+}  // namespace bnext::cpu

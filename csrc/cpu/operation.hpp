@@ -1,0 +1,32 @@
+// What the operations of forward.cpp and backward.cpp have in common.
+#pragma once
+
+#include "core/plan.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/kernel_table.hpp"
+#include "cpu/machine.hpp"
+
+namespace bnext::cpu {
+
+// Everything that is decided before the first thread starts.
+template <class T>
+struct Setting {
+    Plan plan;
+    int threads;
+    const Kernels<T>& kernels;
+    Stores stores;
+};
+
+Plan plan_for(const Problem& problem, int operands, const Machine& machine);
+
+template <class T>
+Setting<T> prepare(const Problem& problem, int operands) {
+    const Machine machine = this_machine();
+    const KernelTable& table = active_table();
+    table.mark_used();
+    const Plan plan = plan_for(problem, operands, machine);
+    return {plan, machine.threads, table.kernels<T>(problem.layout),
+            plan.streams_output ? Stores::streaming : Stores::cached};
+}
+
+}  // namespace bnext::cpu

@@ -1,0 +1,57 @@
+// The operations: the four phases alone, and fused. No Python here; pointers and strides come
+// checked. All of them may be called from several threads at once.
+#pragma once
+
+#include "core/plan.hpp"
+#include "core/problem.hpp"
+#include "cpu/view.hpp"
+
+namespace bnext::cpu {
+
+template <class T>
+struct Affine {  // null where there is none: weight 1, bias 0
+    const Param<T>* weight;
+    const Param<T>* bias;
+};
+
+// mean (C,) and m2 (C,), of problem.count() values per channel; 0 where there are none.
+template <class T>
+void collect_stats(const Problem& problem, const View<const T>& x, double* mean, double* m2);
+
+// y = (x - mean) * rstd * weight + bias
+template <class T>
+void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
+                const double* mean, const double* rstd, const Affine<T>& affine);
+
+// sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
+template <class T>
+void backward_reduce(const Problem& problem, const View<const T>& dy,
+                     const View<const T>& x, const double* mean, double* sum_dy,
+                     double* sum_dy_xmu);
+
+// dx from sums over `count` values, which in a group are more than problem.count()
+template <class T>
+void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+                    const View<T>& dx, const double* mean, const double* rstd,
+                    const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
+                    double count);
+
+// collect_stats and apply_norm in one region; x comes from memory once where a slab stays in a
+// cache. var = m2 / count is the biased variance.
+template <class T>
+void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
+             const Affine<T>& affine, double eps, double* mean, double* m2);
+
+// backward_reduce and backward_apply in one region.
+template <class T>
+void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+              const View<T>& dx, const double* mean, const double* rstd,
+              const Param<T>* weight, double* sum_dy, double* sum_dy_xmu);
+
+// The plan that the calls above would follow, for show and for tests.
+Plan plan_of(const Problem& problem, int operands);
+
+// Private, for tests and benchmarks: every schedule gives the same bits.
+void force_schedule(const Schedule* schedule);  // null: choose
+
+}  // namespace bnext::cpu

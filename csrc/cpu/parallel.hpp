@@ -1,0 +1,71 @@
+// Threads. The only file that includes omp.h; without OpenMP every team has one member.
+#pragma once
+
+#include <atomic>
+
+#include "core/dtype.hpp"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace bnext::cpu {
+
+// How many threads a call may use: what set_num_threads said, else OpenMP's own default (which
+// OMP_NUM_THREADS, threadpoolctl and the process's affinity decide). 1 in a child of a fork that
+// came after the first parallel region: OpenMP's threads did not survive it, and waiting for them
+// would never end.
+int num_threads();
+void set_num_threads(int n);  // 0: back to the default
+bool is_forked_child();
+const char* openmp_version();  // "201511", or null
+
+struct Team {
+    int rank = 0;
+    int size = 1;
+
+    void barrier() const {
+#ifdef _OPENMP
+        if (size > 1) {
+#pragma omp barrier
+        }
+#endif
+    }
+
+    // This member's share of [0, n): contiguous, so that a second pass finds what its first read.
+    [[nodiscard]] Index share_begin(Index n) const { return n * rank / size; }
+    [[nodiscard]] Index share_end(Index n) const { return n * (rank + 1) / size; }
+};
+
+void note_parallel_region();
+
+// Runs body(team) on each of at most `threads` members. body must not throw.
+template <class Body>
+void parallel(int threads, const Body& body) {
+#ifdef _OPENMP
+    if (threads > 1) {
+        note_parallel_region();
+#pragma omp parallel num_threads(threads)
+        body(Team{omp_get_thread_num(), omp_get_num_threads()});
+        return;
+    }
+#endif
+    (void)threads;
+    body(Team{});
+}
+
+// Tasks 0..n-1, taken in order by whoever is free.
+class TaskCounter {
+public:
+    explicit TaskCounter(Index n) : n_(n) {}
+
+    bool take(Index& task) {
+        task = next_.fetch_add(1, std::memory_order_relaxed);
+        return task < n_;
+    }
+
+private:
+    Index n_;
+    std::atomic<Index> next_{0};
+};
+
+}  // namespace bnext::cpu

@@ -1,0 +1,137 @@
+// The two phases with the barrier between them, over the regions that a Plan cuts.
+//
+//   reduce every chunk | merge chunks in index order, finish | apply to every chunk
+//
+// An Operation keeps two double sums per channel, a and b, and provides
+//     reduce(region, a, b)                           one chunk's sums
+//     merge(done, more, channels, a, b, more_a, more_b)   merges those of `more` values behind
+//                                                    those of `done` values
+//     Coefficients<Capacity>                         what the second phase needs per channel
+//     finish(channels, a, b, coefficients, offset)   the sums are final: results and coefficients
+//     apply(region, coefficients, offset)            the second phase
+// where `offset` is the place of the first channel in the coefficients.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernel_table.hpp"
+#include "cpu/parallel.hpp"
+
+namespace bnext::cpu {
+
+// Channel block by channel block, both phases in a row. One task is a block.
+template <class Operation>
+void run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
+                     int threads) {
+    TaskCounter tasks(plan.blocks);
+    parallel(threads, [&](const Team&) {
+        double a[kMaxBlock], b[kMaxBlock], chunk_a[kMaxBlock], chunk_b[kMaxBlock];
+        typename Operation::template Coefficients<kMaxBlock> coefficients;
+        Index task = 0;
+        while (tasks.take(task)) {
+            const Index begin = task * plan.block;
+            const Index end = begin + plan.block;
+            const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
+            Index done = 0;
+            for (Index k = 0; k < plan.tiling.chunks(); ++k) {
+                const TileRange chunk = plan.tiling.chunk(k);
+                const Region region{&plan.tiling, chunk, channels};
+                const Index values = plan.tiling.values(chunk);
+                if (k == 0) {
+                    operation.reduce(region, a, b);
+                } else {
+                    operation.reduce(region, chunk_a, chunk_b);
+                    operation.merge(done, values, channels.size(), a, b, chunk_a, chunk_b);
+                }
+                done += values;
+            }
+            operation.finish(channels, a, b, coefficients, 0);
+            operation.apply(Region{&plan.tiling, plan.tiling.all(), channels}, coefficients, 0);
+        }
+    });
+}
+
+// All chunks of all channels shared out; partial sums in slots; a barrier; every member merges a
+// share of the channels; a barrier; the second phase, each member backwards over what it read.
+template <class Operation>
+void run_split(const Operation& operation, const Problem& problem, const Plan& plan, int threads) {
+    const Index chunks = plan.tiling.chunks();
+    const Index channels = problem.channels;
+    std::vector<double> slots(static_cast<std::size_t>(2 * chunks * channels));
+    const auto slot_a = [&](Index k) { return slots.data() + k * channels; };
+    const auto slot_b = [&](Index k) { return slots.data() + (chunks + k) * channels; };
+    typename Operation::template Coefficients<0> coefficients(channels);
+
+    // Planar tasks go channel by channel, interleaved ones row by row: neighbours in memory follow
+    // each other in both.
+    const Index tasks = plan.blocks * chunks;
+    const auto region_of = [&](Index task, Index& chunk) {
+        const bool planar = problem.layout == Layout::planar;
+        chunk = planar ? task % chunks : task / plan.blocks;
+        const Index begin = (planar ? task / chunks : task % plan.blocks) * plan.block;
+        const Index end = begin + plan.block;
+        return Region{&plan.tiling, plan.tiling.chunk(chunk),
+                      ChannelRange{begin, end < channels ? end : channels}};
+    };
+    parallel(threads, [&](const Team& team) {
+        const Index first = team.share_begin(tasks);
+        const Index last = team.share_end(tasks);
+        for (Index task = first; task < last; ++task) {
+            Index chunk = 0;
+            const Region region = region_of(task, chunk);
+            operation.reduce(region, slot_a(chunk) + region.channels.begin,
+                             slot_b(chunk) + region.channels.begin);
+        }
+        team.barrier();
+        const ChannelRange mine{team.share_begin(channels), team.share_end(channels)};
+        double* a = slot_a(0) + mine.begin;
+        double* b = slot_b(0) + mine.begin;
+        Index done = plan.tiling.values(plan.tiling.chunk(0));
+        for (Index k = 1; k < chunks; ++k) {
+            const Index values = plan.tiling.values(plan.tiling.chunk(k));
+            operation.merge(done, values, mine.size(), a, b, slot_a(k) + mine.begin,
+                            slot_b(k) + mine.begin);
+            done += values;
+        }
+        operation.finish(mine, a, b, coefficients, mine.begin);
+        team.barrier();
+        for (Index task = last; task-- > first;) {
+            Index chunk = 0;
+            const Region region = region_of(task, chunk);
+            operation.apply(region, coefficients, region.channels.begin);
+        }
+    });
+}
+
+template <class Operation>
+void run_two_phase(const Operation& operation, const Problem& problem, const Plan& plan,
+                   int threads) {
+    switch (plan.schedule) {
+        case Schedule::serial: return run_by_channels(operation, problem, plan, 1);
+        case Schedule::channels: return run_by_channels(operation, problem, plan, threads);
+        case Schedule::split: return run_split(operation, problem, plan, threads);
+    }
+}
+
+// One elementwise phase: apply(region) over all of the problem, in the order of memory. Regions span
+// all channels, unless the chunks alone are too few tasks.
+template <class Apply>
+void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Apply& apply) {
+    const Index chunks = plan.tiling.chunks();
+    const Index wanted = plan.schedule == Schedule::serial ? 1 : (4 * threads + chunks - 1) / chunks;
+    constexpr Index kGrain = 64;  // channels: whole cache lines
+    const Index block = ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
+    const Index blocks = (problem.channels + block - 1) / block;
+    TaskCounter tasks(chunks * blocks);
+    parallel(plan.schedule == Schedule::serial ? 1 : threads, [&](const Team&) {
+        Index task = 0;
+        while (tasks.take(task)) {
+            const Index begin = task % blocks * block;
+            const Index end = begin + block;
+            apply(Region{&plan.tiling, plan.tiling.chunk(task / blocks),
+                         ChannelRange{begin, end < problem.channels ? end : problem.channels}});
+        }
+    });
+}
+
+}  // namespace bnext::cpu

@@ -1,0 +1,42 @@
+"""Batch normalization at the price of a memory copy.
+
+Layers (`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `BatchNorm`) and functions
+(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`) over C++ kernels that read the
+data once, sum in a fixed order, and give the same bits for any number of threads.
+"""
+
+from bnext import cuda, functional
+from bnext._core import Saved, __version__
+from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
+from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.moments import Moments
+from bnext.runtime import (
+    apply_environment,
+    get_num_threads,
+    set_num_threads,
+    show_config,
+    use_isa,
+)
+
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Moments",
+    "Saved",
+    "__version__",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "cuda",
+    "functional",
+    "get_num_threads",
+    "moments",
+    "normalize",
+    "set_num_threads",
+    "show_config",
+    "use_isa",
+]
+
+apply_environment()
+del apply_environment

@@ -1,0 +1,98 @@
+from typing import Any, TypedDict, final
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+
+_Array = npt.NDArray[Any]
+_Float64 = npt.NDArray[np.float64]
+
+class _BuildConfig(TypedDict):
+    compiled_isas: list[str]
+    available_isas: list[str]
+    active_isa: str
+    vector_bytes: int
+    openmp: str | None
+    threads: int
+    l2_bytes: int
+    l3_bytes: int
+    compiler: str
+    build_type: str
+
+@final
+class Saved:
+    @property
+    def count(self) -> int: ...
+    @property
+    def mean(self) -> _Float64: ...
+    @property
+    def m2(self) -> _Float64: ...
+    @property
+    def var(self) -> _Float64: ...
+    @property
+    def rstd(self) -> _Float64: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def channel_axis(self) -> int: ...
+    @property
+    def batch_statistics(self) -> bool: ...
+
+def forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    momentum: float | None,
+    eps: float,
+    channel_axis: int,
+    out: _Array | None,
+) -> tuple[_Array, Saved]: ...
+def backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    saved: Saved,
+    weight: npt.ArrayLike | None,
+    out: _Array | None,
+) -> tuple[_Array, _Array, _Array]: ...
+def normalize(
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike | None,
+    var: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    eps: float,
+    channel_axis: int,
+    out: _Array | None,
+) -> tuple[_Array, Saved]: ...
+def moments(x: npt.ArrayLike, channel_axis: int) -> tuple[int, _Float64, _Float64]: ...
+def backward_reduce(
+    dy: npt.ArrayLike, x: npt.ArrayLike, saved: Saved
+) -> tuple[_Float64, _Float64]: ...
+def backward_apply(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    saved: Saved,
+    weight: npt.ArrayLike | None,
+    sum_dy: npt.ArrayLike,
+    sum_dy_xmu: npt.ArrayLike,
+    count: float,
+    out: _Array | None,
+) -> _Array: ...
+def as_array(x: npt.ArrayLike, name: str) -> _Array: ...
+def check_eps(eps: float) -> float: ...
+def check_momentum(momentum: float) -> float: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def set_isa(name: str) -> None: ...
+def active_isa() -> str: ...
+def last_isa() -> str: ...
+def force_schedule(name: str | None) -> None: ...
+def explain(x: _Array, channel_axis: int, operands: int) -> dict[str, Any]: ...
+def build_config() -> _BuildConfig: ...

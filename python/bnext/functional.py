@@ -1,0 +1,172 @@
+"""Batch normalization of arrays: arrays in, arrays out, no state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+from bnext import _core
+from bnext._core import Saved
+from bnext.moments import Moments
+
+__all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
+
+Array = npt.NDArray[Any]
+
+
+def batch_norm_forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    out: Array | None = None,
+) -> tuple[Array, Saved]:
+    """Normalize `x` by the mean and the biased variance of each of its channels.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...) with C at `channel_axis`
+        float32 or float64, of any rank. Dense arrays in either layout (NCHW, NHWC) and slices
+        along the outermost axis or the channels are read in place; others are copied once.
+    weight, bias : array, shape (C,), optional
+        Of the dtype of `x`; 1 and 0 if not given.
+    eps : float
+        Added to the variance, in the square of the unit of `x`.
+    channel_axis : int
+        Which axis of `x` has the channels; negative counts from the end.
+    out : array, shape of `x`, optional
+        Where to put `y`: of the dtype of `x`, with memory of its own.
+
+    Returns
+    -------
+    y : array, shape of `x`
+        ``(x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1), in
+        the memory order of `x`, or `out`. A channel whose variance and `eps` are both 0 gives
+        `bias`.
+    saved : Saved
+        The statistics, for `batch_norm_backward`.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
+        `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input.
+    TypeError
+        A dtype does not fit, or an argument is not an array.
+    """
+    return _core.forward(x, weight, bias, None, None, None, eps, channel_axis, out)
+
+
+def batch_norm_backward(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    saved: Saved,
+    weight: npt.ArrayLike | None = None,
+    *,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of `batch_norm_forward`, taken through the batch's mean and variance.
+
+    Parameters
+    ----------
+    dy : array, shape of `x`
+        Gradient of the loss by `y`; of the dtype of `x`.
+    x : array, shape (N, C, ...)
+        The input of the forward call, unchanged.
+    saved : Saved
+        What the forward call returned.
+    weight : array, shape (C,), optional
+        As in the forward call.
+    out : array, shape of `x`, optional
+        Where to put `dx`: of the dtype of `x`, with memory of its own.
+
+    Returns
+    -------
+    dx : array, shape of `x`
+        ``weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with ``xhat = (x - mean) * rstd`` and
+        E the mean over a channel's values (Ioffe and Szegedy 2015, section 3), or `out`.
+    dweight, dbias : array, shape (C,)
+        ``sum(dy * xhat)`` and ``sum(dy)``, of the dtype of `x`; also where no weight was given.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, `saved` is from another input, or `x` has changed since; `out` is
+        read-only or overlaps an input.
+    TypeError
+        A dtype does not fit, `saved` is something else, or an argument is not an array.
+    """
+    return _core.backward(dy, x, saved, weight, out)
+
+
+def normalize(
+    x: npt.ArrayLike,
+    mean: npt.ArrayLike,
+    var: npt.ArrayLike,
+    weight: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """Normalize `x` by given statistics, as inference does.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...) with C at `channel_axis`
+        float32 or float64, of any rank.
+    mean, var : array, shape (C,)
+        Of the dtype of `x`, or float64 (as `Moments` has them).
+    weight, bias : array, shape (C,), optional
+        Of the dtype of `x`; 1 and 0 if not given.
+    eps : float
+        Added to the variance, in the square of the unit of `x`.
+    channel_axis : int
+        Which axis of `x` has the channels; negative counts from the end.
+    out : array, shape of `x`, optional
+        Where to put `y`: of the dtype of `x`, with memory of its own.
+
+    Returns
+    -------
+    array, shape of `x`
+        ``(x - mean) / sqrt(var + eps) * weight + bias``, in the memory order of `x`, or `out`.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, `eps` is negative or not finite, `channel_axis` is not an axis of
+        `x`, `out` is read-only or overlaps an input.
+    TypeError
+        A dtype does not fit, or an argument is not an array.
+    """
+    return _core.normalize(x, mean, var, weight, bias, eps, channel_axis, out)[0]
+
+
+def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
+    """Count, mean and sum of squared deviations of each channel of `x`.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...) with C at `channel_axis`
+        float32 or float64, of any rank. Read once, never copied if dense.
+    channel_axis : int
+        Which axis of `x` has the channels; negative counts from the end.
+
+    Returns
+    -------
+    Moments
+        ``count`` (int), ``mean`` (C,) and ``m2`` (C,), float64; mergeable with ``+``
+        (Chan, Golub, LeVeque 1979, eq. 2.1).
+
+    Raises
+    ------
+    ValueError
+        `channel_axis` is not an axis of `x`.
+    TypeError
+        `x` is not float32 or float64, or not an array.
+    """
+    return Moments(*_core.moments(x, channel_axis))

@@ -1,0 +1,300 @@
+"""Batch-normalization layers: parameters, running statistics and modes over the functional calls.
+
+The conventions are those of ``torch.nn.BatchNorm1d/2d/3d``: constructor arguments, defaults, names
+in the state dict, update rules and messages.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext import _core
+from bnext.state import StateMixin
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+Array = npt.NDArray[Any]
+
+
+class BatchNorm(StateMixin):
+    """Batch normalization over every axis but the channels', for input of any rank.
+
+    In training mode, each channel is normalized by the mean and the biased variance of the batch,
+    and the running statistics move towards the batch's. In evaluation mode the running statistics
+    are used and stay as they are; a layer that tracks none goes on using the batch's.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C of the input.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    momentum : float or None
+        Weight of the new batch: ``running = (1 - momentum) * running + momentum * batch``. The
+        decay alpha of the literature is ``1 - momentum``. None keeps the cumulative average, which
+        is momentum = 1 / (number of batches so far).
+    affine : bool
+        Whether the layer has `weight` and `bias`.
+    track_running_stats : bool
+        Whether the layer has running statistics.
+    channel_axis : int
+        Which axis of the input has the channels: 1 for NCHW, -1 for NHWC.
+    dtype : dtype
+        float32 or float64: of the input, the parameters and the running statistics.
+
+    Attributes
+    ----------
+    weight, bias : array, shape (C,), or None
+        Parameters, initially 1 and 0.
+    weight_grad, bias_grad : array, shape (C,), or None
+        Set by `backward`; each call replaces them.
+    running_mean, running_var : array, shape (C,), or None
+        Running statistics, initially 0 and 1. The variance is the unbiased one.
+    num_batches_tracked : array of int64, shape (), or None
+        Batches seen in training mode, also empty ones.
+    training : bool
+        True after construction and `train`, False after `eval`.
+
+    Raises
+    ------
+    ValueError
+        `num_features` is negative, or `eps` is negative or not finite.
+    TypeError
+        `dtype` is not float32 or float64, or an argument is not a number.
+    """
+
+    _ranks: ClassVar[tuple[int, ...]] = ()  # which ranks of input are taken; empty: any
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        channel_axis: int = 1,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
+            got = type(num_features).__name__
+            raise TypeError(f"num_features: expected an integer, got {got}")
+        if num_features < 0:
+            raise ValueError(f"num_features: expected an integer >= 0, got {num_features}")
+        if not hasattr(channel_axis, "__index__"):
+            got = type(channel_axis).__name__
+            raise TypeError(f"channel_axis: expected an integer, got {got}")
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise TypeError(f"dtype: expected dtype float32 or float64, got {self.dtype}")
+        _core.check_eps(eps)
+        if momentum is not None:
+            _core.check_momentum(momentum)
+        self.num_features = int(num_features)
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.channel_axis = int(channel_axis)
+        self.training = True
+
+        self.weight: Array | None = None
+        self.bias: Array | None = None
+        self.weight_grad: Array | None = None
+        self.bias_grad: Array | None = None
+        self.running_mean: Array | None = None
+        self.running_var: Array | None = None
+        self.num_batches_tracked: npt.NDArray[np.int64] | None = None
+        if self.affine:
+            self.weight = np.ones(self.num_features, self.dtype)
+            self.bias = np.zeros(self.num_features, self.dtype)
+        if self.track_running_stats:
+            self.running_mean = np.zeros(self.num_features, self.dtype)
+            self.running_var = np.ones(self.num_features, self.dtype)
+            self.num_batches_tracked = np.zeros((), np.int64)
+        # The input of the latest forward call and what it saved, until backward consumes them.
+        self._latest: tuple[Array, _core.Saved] | None = None
+
+    # --- modes ------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Switch to training mode, or with ``mode=False`` to evaluation mode; returns the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> BatchNorm:
+        """Switch to evaluation mode; returns the layer."""
+        return self.train(False)
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the running variance to 1 and the counter to 0."""
+        if self.running_mean is not None:
+            self.running_mean[...] = 0
+        if self.running_var is not None:
+            self.running_var[...] = 1
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked[...] = 0
+
+    def reset_parameters(self) -> None:
+        """Reset the running statistics; set `weight` to 1 and `bias` to 0."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            self.weight[...] = 1
+        if self.bias is not None:
+            self.bias[...] = 0
+
+    # --- the two passes ---------------------------------------------------------------------------
+
+    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+        """Normalize `x`; the same as calling the layer.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, ...) with C at `channel_axis`
+            Of the layer's dtype. It is kept, not copied, until `backward` or the next call, and
+            must not change meanwhile.
+        out : array, shape of `x`, optional
+            Where to put the result.
+
+        Returns
+        -------
+        array, shape of `x`
+            In the memory order of `x`, or `out`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `x` has a wrong rank, number of channels or dtype, has one value per channel in
+            training, or what `bnext.batch_norm_forward` raises. The layer's state is then what it
+            was before.
+        """
+        x = self._checked(x)
+        use_batch = self.training or (self.running_mean is None and self.running_var is None)
+        if not use_batch:
+            for name in ("running_mean", "running_var"):
+                self._check_buffer(name)
+            y, saved = _core.normalize(
+                x, self.running_mean, self.running_var, self.weight, self.bias,
+                self.eps, self.channel_axis, out,
+            )  # fmt: skip
+        else:
+            update = self.training and self.track_running_stats
+            y, saved = _core.forward(
+                x, self.weight, self.bias,
+                self.running_mean if update else None, self.running_var if update else None,
+                self._momentum_of_this_batch() if update else None,
+                self.eps, self.channel_axis, out,
+            )  # fmt: skip
+            if update and self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        self._latest = (x, saved)
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array:
+        """Gradient by the input of the latest forward call, which it consumes.
+
+        In evaluation mode with running statistics these are constants, and ``dx`` is
+        ``dy * weight * rstd``.
+
+        Parameters
+        ----------
+        dy : array, shape of `x`
+            Gradient of the loss by the output; of the layer's dtype.
+        out : array, shape of `x`, optional
+            Where to put the result.
+
+        Returns
+        -------
+        array, shape of `x`
+            ``dx``. `weight_grad` and `bias_grad` are replaced by those of this call.
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward call, or its input was consumed by an earlier `backward`.
+        ValueError, TypeError
+            `dy` has another shape or dtype than the input, or the input has changed since.
+        """
+        if self._latest is None:
+            raise RuntimeError(
+                "backward: expected a forward call before it, since the latest one was consumed "
+                "or there was none"
+            )
+        x, saved = self._latest
+        dx, dweight, dbias = _core.backward(dy, x, saved, self.weight, out)
+        if self.weight is not None:
+            self.weight_grad = dweight
+        if self.bias is not None:
+            self.bias_grad = dbias
+        self._latest = None
+        return dx
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def _checked(self, x: npt.ArrayLike) -> Array:
+        # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
+        array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
+        rank = array.ndim
+        if self._ranks and rank not in self._ranks:
+            expected = " or ".join(f"{n}D" for n in self._ranks)
+            raise ValueError(f"expected {expected} input (got {rank}D input)")
+        if array.dtype != self.dtype:
+            raise TypeError(f"x: expected dtype {self.dtype}, got {array.dtype}")
+        axis = self.channel_axis
+        if -rank <= axis < rank and array.shape[axis] != self.num_features:
+            raise ValueError(
+                f"x: expected {self.num_features} channels at axis {axis}, got {array.shape[axis]}"
+            )
+        return array
+
+    def _check_buffer(self, name: str) -> None:
+        buffer = getattr(self, name)
+        expected = (self.num_features,)
+        if buffer is None:
+            raise TypeError(f"{name}: expected an array of shape {expected}, got None")
+        if buffer.shape != expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {buffer.shape}")
+        if buffer.dtype != self.dtype:
+            raise TypeError(f"{name}: expected dtype {self.dtype}, got {buffer.dtype}")
+
+    def _momentum_of_this_batch(self) -> float:
+        if self.momentum is not None:
+            return self.momentum
+        if self.num_batches_tracked is None:
+            return 0.0
+        return 1.0 / (int(self.num_batches_tracked) + 1)
+
+    def __repr__(self) -> str:
+        """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""
+        text = (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
+        )
+        if self.channel_axis != 1:
+            text += f", channel_axis={self.channel_axis}"
+        if self.dtype != np.float32:
+            text += f", dtype={self.dtype}"
+        return f"{type(self).__name__}({text})"
+
+
+class BatchNorm1d(BatchNorm):
+    """`BatchNorm` for input of shape (N, C) or (N, C, L); see there for the arguments."""
+
+    _ranks = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """`BatchNorm` for input of shape (N, C, H, W); see there for the arguments."""
+
+    _ranks = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """`BatchNorm` for input of shape (N, C, D, H, W); see there for the arguments."""
+
+    _ranks = (5,)

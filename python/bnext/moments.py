@@ -1,0 +1,149 @@
+"""Moments: the statistics of a batch as a value that can be merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Moments"]
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and sum of squared deviations of each channel.
+
+    Parameters
+    ----------
+    count : int
+        Values per channel, the same for all channels.
+    mean : array, shape (C,)
+        Mean of each channel. Kept as float64.
+    m2 : array, shape (C,)
+        Sum of squared deviations from the mean, of each channel. Kept as float64.
+
+    Raises
+    ------
+    ValueError
+        `count` is negative, or `mean` and `m2` are not vectors of one length.
+
+    Notes
+    -----
+    Two of them merge into the moments of both batches together (Chan, Golub, LeVeque 1979,
+    eq. 2.1): with ``delta = mean_b - mean_a``,
+
+        mean = mean_a + delta * n_b / (n_a + n_b)
+        m2 = m2_a + m2_b + delta**2 * n_a * n_b / (n_a + n_b)
+
+    Nothing cancels, as ``E[x**2] - mean**2`` would.
+    """
+
+    count: int
+    mean: Float64Array
+    m2: Float64Array
+
+    def __post_init__(self) -> None:
+        mean = np.array(self.mean, dtype=np.float64)
+        m2 = np.array(self.m2, dtype=np.float64)
+        if self.count < 0:
+            raise ValueError(f"count: expected an integer >= 0, got {self.count}")
+        if mean.ndim != 1:
+            raise ValueError(f"mean: expected shape (C,), got {mean.shape}")
+        if m2.shape != mean.shape:
+            raise ValueError(f"m2: expected shape {mean.shape}, got {m2.shape}")
+        for name, value in (("mean", mean), ("m2", m2)):
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def empty(cls, channels: int) -> Moments:
+        """Moments of no values: what merging starts from.
+
+        Parameters
+        ----------
+        channels : int
+            How many channels.
+
+        Returns
+        -------
+        Moments
+            With count 0, and zeros of shape (C,).
+        """
+        return cls(0, np.zeros(channels), np.zeros(channels))
+
+    @property
+    def channels(self) -> int:
+        """How many channels there are."""
+        return int(self.mean.shape[0])
+
+    @property
+    def var(self) -> Float64Array:
+        """Biased variance ``m2 / count``, shape (C,); NaN of an empty batch."""
+        return self._over(self.count)
+
+    @property
+    def unbiased_var(self) -> Float64Array:
+        """Variance with Bessel's correction, ``m2 / (count - 1)``, shape (C,); NaN below two."""
+        return self._over(self.count - 1)
+
+    def _over(self, divisor: int) -> Float64Array:
+        if divisor <= 0:
+            return np.full(self.channels, np.nan)
+        return self.m2 / divisor
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both batches together.
+
+        Parameters
+        ----------
+        other : Moments
+            Of as many channels.
+
+        Returns
+        -------
+        Moments
+            Neither operand changes.
+
+        Raises
+        ------
+        ValueError
+            `other` has another number of channels.
+        """
+        if other.channels != self.channels:
+            raise ValueError(f"other: expected {self.channels} channels, got {other.channels}")
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        count = self.count + other.count
+        share = other.count / count
+        delta = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * share,
+            self.m2 + (other.m2 + delta * delta * (self.count * share)),
+        )
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge, as an operator; `sum` works with ``start=Moments.empty(C)``."""
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return self.merge(other)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal counts, means and sums of squares, to the bit."""
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return (
+            self.count == other.count
+            and np.array_equal(self.mean, other.mean)
+            and np.array_equal(self.m2, other.m2)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle through the constructor, so that the arrays stay read-only."""
+        return (Moments, (self.count, self.mean, self.m2))
