@@ -8,10 +8,13 @@ namespace {
 // Planar: long enough that the two horizontal sums per tile vanish beside it, short enough that
 // float64's second look at it (collect_stats) finds it in the first-level cache.
 constexpr Index kPlanarTileValues = 4096;
-// Interleaved: 256 rows of a 64-byte column group are 16 KiB, for the same reason.
-constexpr Index kInterleavedTileRows = 256;
+// Interleaved: a tile is a chunk. At least so many rows, so that slots are few beside the data; for
+// float32 at most so many, since the pilot's bound on the error grows with them; for float64 never
+// more than the least, so that the second look finds them in the second-level cache.
+constexpr Index kMinTileRows = 256;
+constexpr Index kMaxTileRows = 4096;
 constexpr Index kLanes = 16;
-constexpr Index kMaxChunks = 64;
+constexpr Index kUsualChunks = 64;
 
 // Below this many elements one thread is done before a second one has woken up.
 constexpr Index kSerialElements = 32 * 1024;
@@ -30,17 +33,14 @@ struct Candidate {
     [[nodiscard]] Index slab_bytes(Index channels) const {
         return problem.count() * channels * size_of(problem.dtype) * operands;
     }
-    [[nodiscard]] Index cache_share() const {
-        return std::max(machine.l2_bytes, machine.l3_bytes / std::max(machine.threads, 1));
-    }
 };
 
 bool is_small(const Candidate& c) {
     return c.machine.threads == 1 || c.problem.elements() < kSerialElements;
 }
 
-// Columns of an interleaved block: wide rows are kinder to prefetchers and page tables, so the
-// widest whose slab stays in the second-level cache; else one of 256 bytes.
+// Columns of an interleaved block: the widest whose slab stays in the second-level cache and that
+// gives every thread two; at least 256 bytes.
 Index interleaved_block(const Candidate& c) {
     const Index narrow = 256 / size_of(c.problem.dtype);
     Index block = std::min(kMaxBlock, round_up(c.problem.channels, kLanes));
@@ -63,14 +63,15 @@ Index block_of(const Candidate& c) {
 }
 
 // Whole channels are worth handing out if they keep the threads evenly busy. Interleaved slabs must
-// also stay in the cache, since reading a narrow block of columns twice from memory wastes most of
-// each page; a planar slab is read in long runs anyway.
+// also stay in the second-level cache: a second visit to a narrow block of columns in memory costs
+// more than the barrier, since every row is another page. A planar slab is read in long runs.
 bool has_enough_channels(const Candidate& c) {
-    const Index blocks = divide_up(c.problem.channels, block_of(c));
+    const Index block = block_of(c);
+    const Index blocks = divide_up(c.problem.channels, block);
     const Index rounds = divide_up(blocks, c.machine.threads);
     const bool balanced = blocks * 4 >= rounds * c.machine.threads * 3;
-    const bool cached =
-        c.problem.layout == Layout::planar || c.slab_bytes(block_of(c)) <= c.cache_share() / 2;
+    const bool cached = c.problem.layout == Layout::planar ||
+                        c.slab_bytes(block) <= c.machine.l2_bytes / 2;
     return balanced && cached;
 }
 
@@ -102,12 +103,19 @@ Index split_block(const Candidate& c) {
     return std::max(narrow, round_up(divide_up(c.problem.channels, wanted), kLanes));
 }
 
+Index interleaved_tile_rows(const Problem& problem) {
+    const Index rows = problem.count();
+    if (problem.dtype == DType::float64) return kMinTileRows;
+    const Index most = std::max(kUsualChunks, divide_up(rows, kMaxTileRows));
+    return divide_up(rows, std::clamp<Index>(divide_up(rows, kMinTileRows), 1, most));
+}
+
 }  // namespace
 
 Tiling::Tiling(const Problem& problem) : outer_(problem.outer), inner_(problem.inner) {
     if (problem.count() == 0) return;
-    const Index target =
-        problem.layout == Layout::planar ? kPlanarTileValues : kInterleavedTileRows;
+    const bool planar = problem.layout == Layout::planar;
+    const Index target = planar ? kPlanarTileValues : interleaved_tile_rows(problem);
     if (inner_ > target) {
         piece_ = round_up(divide_up(inner_, divide_up(inner_, target)), kLanes);
         pieces_ = divide_up(inner_, piece_);
@@ -116,7 +124,7 @@ Tiling::Tiling(const Problem& problem) : outer_(problem.outer), inner_(problem.i
         runs_per_tile_ = std::max<Index>(target / inner_, 1);
         tiles_ = divide_up(outer_, runs_per_tile_);
     }
-    tiles_per_chunk_ = divide_up(tiles_, kMaxChunks);
+    tiles_per_chunk_ = planar ? divide_up(tiles_, kUsualChunks) : 1;
     chunks_ = divide_up(tiles_, tiles_per_chunk_);
 }
 

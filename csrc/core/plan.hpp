@@ -8,9 +8,9 @@
 //   Schedule  who takes which piece, in which order, with which stores. It may look at the machine
 //             and changes no bit.
 //
-// A tile is the unit that is summed about one pilot value (4096 values of a planar channel, 256
-// rows of an interleaved one). A chunk is a run of tiles whose partial result has a slot of its
-// own; there are at most 64 per channel, merged in index order.
+// A tile is the unit that is summed about one pilot value: 4096 values of a planar channel, 256 to
+// 4096 rows of an interleaved one. A chunk is a run of tiles (interleaved: one) whose partial result
+// has a slot of its own, merged in index order.
 #pragma once
 
 #include "core/inline.hpp"

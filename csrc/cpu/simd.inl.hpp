@@ -56,7 +56,7 @@ BNEXT_FORCE_INLINE void unrolled(F&& f) {
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> broadcast(C value) {
     Pack<C> r;
-    unrolled<Pack<C>::kParts>([&](auto i) { r.part[i] = Native<C>{} + value; });
+    unrolled<Pack<C>::kParts>([&](auto i) { r.part[i] = value - Native<C>{}; });  // keeps -0
     return r;
 }
 
@@ -237,38 +237,40 @@ BNEXT_FORCE_INLINE void store_first(C* p, int n, const Pack<C>& a) {
 
 // --- to double, and across lanes ----------------------------------------------------------------
 
-BNEXT_FORCE_INLINE Wide widen(const Wide& a) { return a; }
-
-BNEXT_FORCE_INLINE Wide widen(const Pack<float>& a) {
-    using Half = NativeOf<float>::half;
-    Wide r;
-    unrolled<Wide::kParts>([&](auto i) {
-        Half half;
-        __builtin_memcpy(&half, reinterpret_cast<const char*>(&a) + i * sizeof half, sizeof half);
-        r.part[i] = __builtin_convertvector(half, Native<double>);
-    });
-    return r;
+// As many floats as a part has doubles. (GCC 12 splits __builtin_convertvector in halves.)
+BNEXT_FORCE_INLINE Native<double> part_to_double(const float* p) {
+#if defined(__AVX512F__)
+    return (Native<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX__)
+    return (Native<double>)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+    NativeOf<float>::half half;
+    __builtin_memcpy(&half, p, sizeof half);
+    return __builtin_convertvector(half, Native<double>);
+#endif
 }
 
 // Straight from memory: the conversion reads half a register, nothing needs to be split.
 BNEXT_FORCE_INLINE Wide load_wide(const double* p) { return load(p); }
 BNEXT_FORCE_INLINE Wide load_wide(const float* p) {
-    using Half = NativeOf<float>::half;
     Wide r;
-    unrolled<Wide::kParts>([&](auto i) {
-        Half half;
-        __builtin_memcpy(&half, p + i * Wide::kPartLanes, sizeof half);
-        r.part[i] = __builtin_convertvector(half, Native<double>);
-    });
+    unrolled<Wide::kParts>([&](auto i) { r.part[i] = part_to_double(p + i * Wide::kPartLanes); });
     return r;
+}
+
+// The first n (0 < n < 16) lanes from p, the others from `fill`.
+template <class T>
+BNEXT_FORCE_INLINE Wide load_wide_first(const T* p, int n, T fill) {
+    T lanes[kLanes];
+    store(lanes, load_first(p, n, fill));
+    return load_wide(lanes);
 }
 
 // One tree, the same everywhere: halves are added until one lane is left.
 BNEXT_FORCE_INLINE double sum_lanes(const Wide& a) {
     double lane[kLanes];
     store(lane, a);
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    }
-    return lane[0];
+    unrolled<8>([&](auto i) { lane[i] += lane[i + 8]; });
+    unrolled<4>([&](auto i) { lane[i] += lane[i + 4]; });
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }

@@ -33,8 +33,8 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
                 for (; j + kLanes <= n; j += kLanes) add(load_wide(dy_run + j), load_wide(x_run + j));
                 if (j < n) {
                     const int rest = static_cast<int>(n - j);
-                    add(widen(load_first(dy_run + j, rest, T{0})),
-                        widen(load_first(x_run + j, rest, T{0})));
+                    add(load_wide_first(dy_run + j, rest, T{0}),
+                        load_wide_first(x_run + j, rest, T{0}));
                 }
             }
         }
@@ -43,37 +43,30 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
     }
 }
 
+// Adds rows of `G` packs of columns to their sums, which are in memory in between.
 template <int G, class T>
-BNEXT_FORCE_INLINE void interleaved_reduce_columns(const View<const T>& dy, const View<const T>& x,
-                                                   const Tile& tile, int columns, bool first,
-                                                   const double* mean, double* sum_dy,
-                                                   double* sum_dy_xmu) {
-    const auto row = [&](const View<const T>& view, Index o, Index i, int g) {
-        const T* p = at(view, o, 0, i) + g * kLanes;
-        return columns == 0 ? load_wide(p) : widen(load_first(p, columns, T{0}));
-    };
-    const auto get = [&](const double* p) {
-        return columns == 0 ? load(p) : load_first(p, columns, 0.0);
-    };
-    const auto put = [&](double* p, const Wide& value) {
-        columns == 0 ? store(p, value) : store_first(p, columns, value);
+BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* x, Index x_pitch,
+                                          Index rows, int columns, const double* mean,
+                                          double* sum_dy, double* sum_dy_xmu) {
+    const auto values = [&](const T* p) {
+        return columns == 0 ? load_wide(p) : load_wide_first(p, columns, T{0});
     };
     Wide center[G], s1[G], s2[G];
     unrolled<G>([&](auto g) {
-        center[g] = get(mean + g * kLanes);
-        s1[g] = first ? broadcast(0.0) : get(sum_dy + g * kLanes);
-        s2[g] = first ? broadcast(0.0) : get(sum_dy_xmu + g * kLanes);
+        center[g] = load_columns(mean + g * kLanes, columns);
+        s1[g] = load_columns(sum_dy + g * kLanes, columns);
+        s2[g] = load_columns(sum_dy_xmu + g * kLanes, columns);
     });
-    for_each_row(tile, [&](Index o, Index i) {
+    for (Index r = 0; r < rows; ++r) {
         unrolled<G>([&](auto g) {
-            const Wide grad = row(dy, o, i, g);
+            const Wide grad = values(dy + r * dy_pitch + g * kLanes);
             s1[g] = s1[g] + grad;
-            s2[g] = fma(grad, row(x, o, i, g) - center[g], s2[g]);
+            s2[g] = fma(grad, values(x + r * x_pitch + g * kLanes) - center[g], s2[g]);
         });
-    });
+    }
     unrolled<G>([&](auto g) {
-        put(sum_dy + g * kLanes, s1[g]);
-        put(sum_dy_xmu + g * kLanes, s2[g]);
+        store_columns(sum_dy + g * kLanes, columns, s1[g]);
+        store_columns(sum_dy_xmu + g * kLanes, columns, s2[g]);
     });
 }
 
@@ -81,20 +74,18 @@ template <class T>
 void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x,
                                  const Region& region, const double* mean, double* sum_dy,
                                  double* sum_dy_xmu) {
+    const Index width = region.channels.size();
+    for (Index c = 0; c < width; ++c) sum_dy[c] = sum_dy_xmu[c] = 0.0;
     for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
         const Tile tile = region.tiling->tile(t);
-        const Index width = region.channels.size();
-        Index c = 0;
-        const auto columns = [&](auto packs, int partial) {
-            const Index channel = region.channels.begin + c;
-            interleaved_reduce_columns<packs>(View<const T>{dy.data + channel, dy.stride},
-                                              View<const T>{x.data + channel, x.stride}, tile,
-                                              partial, t == region.tiles.begin, mean + c,
-                                              sum_dy + c, sum_dy_xmu + c);
-            c += packs * kLanes;
-        };
-        while (c + kColumnPacks * kLanes <= width) columns(Number<kColumnPacks>{}, 0);
-        while (c + kLanes <= width) columns(Number<1>{}, 0);
-        if (c < width) columns(Number<1>{}, static_cast<int>(width - c));
+        for_each_row_block(tile, width, [&](Index o, Index i, Index rows) {
+            const T* dy_row = at(dy, o, 0, i) + region.channels.begin;
+            const T* x_row = at(x, o, 0, i) + region.channels.begin;
+            for_each_column_group(width, [&](auto packs, Index c, int columns) {
+                add_gradient_rows<packs>(dy_row + c, row_pitch(dy, tile), x_row + c,
+                                         row_pitch(x, tile), rows, columns, mean + c, sum_dy + c,
+                                         sum_dy_xmu + c);
+            });
+        });
     }
 }

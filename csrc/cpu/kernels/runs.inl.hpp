@@ -1,5 +1,5 @@
-// Helpers that several phases share: walking the rows of an interleaved tile, and writing a run of
-// consecutive values with the stores that the plan chose.
+// Helpers that several phases share: walking the rows and columns of an interleaved region, and
+// writing a run of consecutive values with the stores that the plan chose.
 
 // Calls f(o, i) for every row of the tile, in index order.
 template <class F>
@@ -12,6 +12,54 @@ BNEXT_FORCE_INLINE void for_each_row(const Tile& tile, F&& f) {
 template <class T>
 BNEXT_FORCE_INLINE T* at(const View<T>& view, Index o, Index c, Index i) {
     return view.data + o * view.stride.outer + c * view.stride.channel + i * view.stride.inner;
+}
+
+// Rows of a tile are one pitch apart along inner, or along outer where there is no inner axis.
+BNEXT_FORCE_INLINE bool is_outer_only(const Tile& tile) {
+    return tile.inner_begin == 0 && tile.inner_end == 1;
+}
+
+template <class T>
+BNEXT_FORCE_INLINE Index row_pitch(const View<T>& view, const Tile& tile) {
+    return is_outer_only(tile) ? view.stride.outer : view.stride.inner;
+}
+
+// Calls f(o, i, rows) for blocks of consecutive rows. Where the region is wider than the sums that
+// fit registers, a block is short: its rows are then read side by side, each in the order of
+// memory, and the sums (in the second-level cache) are visited once per block.
+template <class F>
+BNEXT_FORCE_INLINE void for_each_row_block(const Tile& tile, Index width, F&& f) {
+    constexpr Index kShort = 16;
+    const bool outer_only = is_outer_only(tile);
+    const Index begin = outer_only ? tile.outer_begin : tile.inner_begin;
+    const Index end = outer_only ? tile.outer_end : tile.inner_end;
+    const Index step = width <= kColumnPacks * kLanes ? end - begin : kShort;
+    const Index outer_end = outer_only ? tile.outer_begin + 1 : tile.outer_end;
+    for (Index o = tile.outer_begin; o < outer_end; ++o) {
+        for (Index r = begin; r < end; r += step) {
+            const Index rows = r + step < end ? step : end - r;
+            outer_only ? f(r, 0, rows) : f(o, r, rows);
+        }
+    }
+}
+
+// Calls f(packs, c, columns) for groups of columns from c on: kColumnPacks packs while there are
+// so many, then single ones, then one of which only the first `columns` exist (else 0).
+template <class F>
+BNEXT_FORCE_INLINE void for_each_column_group(Index width, F&& f) {
+    Index c = 0;
+    for (; c + kColumnPacks * kLanes <= width; c += kColumnPacks * kLanes) {
+        f(Number<kColumnPacks>{}, c, 0);
+    }
+    for (; c + kLanes <= width; c += kLanes) f(Number<1>{}, c, 0);
+    if (c < width) f(Number<1>{}, c, static_cast<int>(width - c));
+}
+
+BNEXT_FORCE_INLINE Wide load_columns(const double* p, int columns) {
+    return columns == 0 ? load(p) : load_first(p, columns, 0.0);
+}
+BNEXT_FORCE_INLINE void store_columns(double* p, int columns, const Wide& value) {
+    columns == 0 ? store(p, value) : store_first(p, columns, value);
 }
 
 // Values before p reaches a 64-byte boundary (p is a multiple of sizeof(T)), at most n.
