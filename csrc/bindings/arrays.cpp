@@ -6,26 +6,19 @@
 namespace bnext::bindings {
 namespace {
 
-// NumPy's own functions are looked up once and kept until the process ends.
-const py::object& numpy(const char* name) {
-    struct Functions {
-        py::object asarray, copyto, shares_memory, masked_array;
+// NumPy's own functions, looked up once and kept until the process ends.
+struct NumPy {
+    py::object asarray, copyto, shares_memory, masked_array;
+};
+
+const NumPy& numpy() {
+    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<NumPy> storage;
+    const auto look_up = [] {
+        const auto np = py::module_::import("numpy");
+        return NumPy{np.attr("asarray"), np.attr("copyto"), np.attr("shares_memory"),
+                     np.attr("ma").attr("MaskedArray")};
     };
-    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Functions> storage;
-    const Functions& f = storage
-                             .call_once_and_store_result([] {
-                                 const auto np = py::module_::import("numpy");
-                                 return Functions{np.attr("asarray"), np.attr("copyto"),
-                                                  np.attr("shares_memory"),
-                                                  np.attr("ma").attr("MaskedArray")};
-                             })
-                             .get_stored();
-    switch (name[0]) {
-        case 'a': return f.asarray;
-        case 'c': return f.copyto;
-        case 's': return f.shares_memory;
-        default: return f.masked_array;
-    }
+    return storage.call_once_and_store_result(look_up).get_stored();
 }
 
 std::optional<DType> supported(const py::dtype& dtype) {
@@ -43,15 +36,15 @@ std::string number_text(double value) { return py::str(py::float_(value)); }
 void check_shape(const Array& array, const char* name, std::span<const Index> expected) {
     const auto shape = array.shape();
     if (!std::equal(shape.begin(), shape.end(), expected.begin(), expected.end())) {
-        value_error(concat(name, ": expected shape ", shape_text(expected), ", got ",
-                           shape_text(shape)));
+        value_error(
+            concat(name, ": expected shape ", shape_text(expected), ", got ", shape_text(shape)));
     }
 }
 
 void check_dtype(const Array& array, const char* name, DType expected) {
     if (array.dtype() != expected) {
-        type_error(concat(name, ": expected dtype ", name_of(expected), ", got ",
-                          array.dtype_text()));
+        type_error(
+            concat(name, ": expected dtype ", name_of(expected), ", got ", array.dtype_text()));
     }
 }
 
@@ -74,7 +67,7 @@ bool overlap(const py::array& a, const py::array& b) {
     // The bounds of two slices of one array may overlap without the slices doing so. The exact
     // answer can be slow to find in theory; past this much work it counts as an overlap.
     try {
-        return py::cast<bool>(numpy("shares_memory")(a, b, py::arg("max_work") = 10000));
+        return py::cast<bool>(numpy().shares_memory(a, b, py::arg("max_work") = 10000));
     } catch (py::error_already_set&) {
         return true;
     }
@@ -98,9 +91,9 @@ Array::Array(py::array array) : array_(std::move(array)) {
     BNEXT_CHECK(rank_ <= kMaxAxes, "x: expected at most 64 dimensions, got ", rank_);
     dtype_ = supported(array_.dtype());
     const Index item = array_.itemsize();
-    viewable_ = dtype_.has_value() && reinterpret_cast<std::uintptr_t>(array_.data()) %
-                                              static_cast<std::uintptr_t>(item) ==
-                                          0;
+    viewable_ =
+        dtype_.has_value() &&
+        reinterpret_cast<std::uintptr_t>(array_.data()) % static_cast<std::uintptr_t>(item) == 0;
     for (std::size_t a = 0; a < rank_; ++a) {
         const auto axis = static_cast<py::ssize_t>(a);
         shape_[a] = array_.shape(axis);
@@ -111,13 +104,13 @@ Array::Array(py::array array) : array_(std::move(array)) {
 
 py::array as_array(py::handle object, const char* name) {
     if (py::isinstance<py::array>(object)) {
-        if (py::isinstance(object, numpy("MaskedArray"))) {
+        if (py::isinstance(object, numpy().masked_array)) {
             type_error(concat(name, ": expected an array without a mask, got a MaskedArray"));
         }
         return py::reinterpret_borrow<py::array>(object);
     }
     try {
-        return py::reinterpret_steal<py::array>(numpy("asarray")(object).release());
+        return py::reinterpret_steal<py::array>(numpy().asarray(object).release());
     } catch (py::error_already_set& error) {
         if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw;
         py::raise_from(error, PyExc_TypeError,
@@ -199,8 +192,7 @@ std::vector<double> take_statistics(py::handle object, const char* name, Index c
     }
     const Array array(as_array(object, name));
     if (array.dtype() != dtype && array.dtype() != DType::float64) {
-        const char* expected =
-            dtype == DType::float64 ? "float64" : "float32 or float64";
+        const char* expected = dtype == DType::float64 ? "float64" : "float32 or float64";
         type_error(concat(name, ": expected dtype ", expected, ", got ", array.dtype_text()));
     }
     check_shape(array, name, std::array{channels});
@@ -277,16 +269,15 @@ Array empty_like(const Array& x) {
     const Index item = size_of(*x.dtype());
     for (std::size_t a = 0; a < x.rank(); ++a) strides[a] *= item;
     const auto shape = x.shape();
-    return Array(py::array(x.object().dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()),
-                           std::vector<py::ssize_t>(strides.begin(),
-                                                    strides.begin() +
-                                                        static_cast<std::ptrdiff_t>(x.rank()))));
+    return Array(
+        py::array(x.object().dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()),
+                  std::vector<py::ssize_t>(
+                      strides.begin(), strides.begin() + static_cast<std::ptrdiff_t>(x.rank()))));
 }
 
 Array copy_of(const Array& x) {
     const auto shape = x.shape();
-    Array copy(py::array(x.object().dtype(),
-                         std::vector<py::ssize_t>(shape.begin(), shape.end())));
+    Array copy(py::array(x.object().dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end())));
     copy_into(copy, x);
     return copy;
 }
@@ -298,7 +289,7 @@ Array copy_like(const Array& a, const Array& x) {
 }
 
 void copy_into(const Array& destination, const Array& source) {
-    numpy("copyto")(destination.object(), source.object());
+    numpy().copyto(destination.object(), source.object());
 }
 
 template Vector<float> take_parameter<float>(py::handle, const char*, Index);

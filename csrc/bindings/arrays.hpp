@@ -98,8 +98,8 @@ double take_eps(py::handle object);
 double take_momentum(py::handle object);
 Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-1
 
-Array empty_like(const Array& x);       // dense, in x's memory order
-Array copy_of(const Array& x);          // C order
+Array empty_like(const Array& x);                 // dense, in x's memory order
+Array copy_of(const Array& x);                    // C order
 Array copy_like(const Array& a, const Array& x);  // a's values, in x's memory order
 void copy_into(const Array& destination, const Array& source);
 

@@ -67,8 +67,8 @@ private:
     Index axis_;
 };
 
-// Where the result goes: `out` itself where its strides suit the kernels, else a fresh array that is
-// copied into `out` at the end; a fresh array where there is no `out`.
+// Where the result goes: `out` itself where its strides suit the kernels, else a fresh array that
+// is copied into `out` at the end; a fresh array where there is no `out`.
 class Destination {
 public:
     Destination(py::handle out, const Array& x, const Inputs& inputs,
@@ -259,8 +259,8 @@ py::tuple normalize(py::handle x_object, py::handle mean, py::handle var, py::ha
 
 const Saved& take_saved(py::handle object) {
     if (!py::isinstance<Saved>(object)) {
-        type_error(concat("saved: expected what batch_norm_forward returned, got ",
-                          type_name(object)));
+        type_error(
+            concat("saved: expected what batch_norm_forward returned, got ", type_name(object)));
     }
     return py::cast<const Saved&>(object);
 }
@@ -368,7 +368,7 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
         const auto weight = take_parameter<T>(weight_object, "weight", channels);
         const Inputs inputs(x, &dy, axis);
         Destination dx(out, x, inputs,
-                   {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
+                       {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
         const auto& strides = dx.description().strides;
         const auto x_view = x.view<T>(strides[0]);
         const auto dy_view = dy.view<T>(strides[1]);
@@ -376,8 +376,8 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
         {
             const py::gil_scoped_release no_gil;
             cpu::backward_apply<T>(dx.description().problem, dy_view, x_view, dx_view,
-                                   saved.mean.data(), saved.rstd.data(), weight.data,
-                                   sum_dy.data(), sum_dy_xmu.data(), count);
+                                   saved.mean.data(), saved.rstd.data(), weight.data, sum_dy.data(),
+                                   sum_dy_xmu.data(), count);
         }
         return dx.result();
     });
@@ -396,9 +396,9 @@ void register_operations(py::module_& m) {
           "y and Saved, from batch statistics; updates the running ones where they are given.");
     m.def("backward", &backward, py::arg("dy"), py::arg("x"), py::arg("saved"), py::arg("weight"),
           py::arg("out"), "dx, dweight, dbias.");
-    m.def("normalize", &normalize, py::arg("x"), py::arg("mean"), py::arg("var"),
-          py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("channel_axis"),
-          py::arg("out"), "y and Saved, from given statistics.");
+    m.def("normalize", &normalize, py::arg("x"), py::arg("mean"), py::arg("var"), py::arg("weight"),
+          py::arg("bias"), py::arg("eps"), py::arg("channel_axis"), py::arg("out"),
+          "y and Saved, from given statistics.");
     m.def("moments", &moments, py::arg("x"), py::arg("channel_axis"),
           "count, mean and m2 of each channel: the phase collect_stats.");
     m.def("backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("saved"),

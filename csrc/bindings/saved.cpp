@@ -55,8 +55,7 @@ void Saved::check_input(const Array& x) const {
                            name_of(*x.dtype())));
     }
     if (fingerprint_of(x) != fingerprint) {
-        value_error(
-            "saved: made from another x, or x was changed since (their elements differ)");
+        value_error("saved: made from another x, or x was changed since (their elements differ)");
     }
 }
 

@@ -17,9 +17,9 @@ std::string concat(const Parts&... parts) {
 
 }  // namespace bnext
 
-#define BNEXT_CHECK(condition, ...)                                      \
-    do {                                                                 \
-        if (!(condition)) {                                              \
-            throw std::invalid_argument(::bnext::concat(__VA_ARGS__));   \
-        }                                                                \
+#define BNEXT_CHECK(condition, ...)                                    \
+    do {                                                               \
+        if (!(condition)) {                                            \
+            throw std::invalid_argument(::bnext::concat(__VA_ARGS__)); \
+        }                                                              \
     } while (false)

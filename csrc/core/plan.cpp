@@ -18,7 +18,8 @@ constexpr Index kUsualChunks = 64;
 
 // Below this many elements one thread is done before a second one has woken up.
 constexpr Index kSerialElements = 32 * 1024;
-// A task should move at least this much, so that taking tasks from the shared counter costs nothing.
+// A task should move at least this much, so that taking tasks from the shared counter costs
+// nothing.
 constexpr Index kTaskBytes = 64 * 1024;
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
@@ -70,8 +71,8 @@ bool has_enough_channels(const Candidate& c) {
     const Index blocks = divide_up(c.problem.channels, block);
     const Index rounds = divide_up(blocks, c.machine.threads);
     const bool balanced = blocks * 4 >= rounds * c.machine.threads * 3;
-    const bool cached = c.problem.layout == Layout::planar ||
-                        c.slab_bytes(block) <= c.machine.l2_bytes / 2;
+    const bool cached =
+        c.problem.layout == Layout::planar || c.slab_bytes(block) <= c.machine.l2_bytes / 2;
     return balanced && cached;
 }
 

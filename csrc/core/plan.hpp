@@ -9,8 +9,8 @@
 //             and changes no bit.
 //
 // A tile is the unit that is summed about one pilot value: 4096 values of a planar channel, 256 to
-// 4096 rows of an interleaved one. A chunk is a run of tiles (interleaved: one) whose partial result
-// has a slot of its own, merged in index order.
+// 4096 rows of an interleaved one. A chunk is a run of tiles (interleaved: one) whose partial
+// result has a slot of its own, merged in index order.
 #pragma once
 
 #include "core/inline.hpp"
@@ -102,7 +102,7 @@ constexpr Index kMaxBlock = 256;  // channels of a block: what a task keeps on i
 struct Plan {
     Tiling tiling;
     Schedule schedule;
-    Index block;          // channels per task
+    Index block;  // channels per task
     Index blocks;
     bool streams_output;  // non-temporal stores
 };

@@ -33,10 +33,9 @@ AxisList batch_axes(std::span<const Index> shape, Index channel_axis,
         for (std::size_t k = 0; k < operands.size(); ++k) axis.stride[k] = operands[k][a];
         list.push(axis);
     }
-    std::stable_sort(list.axes.begin(), list.axes.begin() + static_cast<std::ptrdiff_t>(list.size),
-                     [](const Axis& a, const Axis& b) {
-                         return std::abs(a.stride[0]) > std::abs(b.stride[0]);
-                     });
+    std::stable_sort(
+        list.axes.begin(), list.axes.begin() + static_cast<std::ptrdiff_t>(list.size),
+        [](const Axis& a, const Axis& b) { return std::abs(a.stride[0]) > std::abs(b.stride[0]); });
     return list;
 }
 
@@ -121,16 +120,15 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
 }
 
 void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result) {
-    BNEXT_CHECK(shape.size() <= kMaxAxes && like.size() == shape.size() &&
-                    result.size() == shape.size(),
-                "strides: expected ", shape.size(), " of them");
+    BNEXT_CHECK(
+        shape.size() <= kMaxAxes && like.size() == shape.size() && result.size() == shape.size(),
+        "strides: expected ", shape.size(), " of them");
     std::array<std::size_t, kMaxAxes> order{};
     const std::size_t rank = shape.size();
     for (std::size_t a = 0; a < rank; ++a) order[a] = a;
-    std::stable_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
-                     [&](std::size_t a, std::size_t b) {
-                         return std::abs(like[a]) > std::abs(like[b]);
-                     });
+    std::stable_sort(
+        order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
+        [&](std::size_t a, std::size_t b) { return std::abs(like[a]) > std::abs(like[b]); });
     Index stride = 1;
     for (std::size_t i = rank; i-- > 0;) {
         result[order[i]] = stride;
@@ -145,10 +143,9 @@ bool may_overlap_itself(std::span<const Index> shape, AxisStrides strides) {
         if (shape[a] == 0) return false;
         if (shape[a] > 1) order[rank++] = a;
     }
-    std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
-              [&](std::size_t a, std::size_t b) {
-                  return std::abs(strides[a]) < std::abs(strides[b]);
-              });
+    std::sort(
+        order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
+        [&](std::size_t a, std::size_t b) { return std::abs(strides[a]) < std::abs(strides[b]); });
     Index reach = 0;  // distance from the first to the last element of the axes so far
     for (std::size_t i = 0; i < rank; ++i) {
         const Index stride = std::abs(strides[order[i]]);

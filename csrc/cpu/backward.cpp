@@ -128,9 +128,8 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
     if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
     const Setting<T> setting = prepare<T>(problem, 3);
     const auto count = static_cast<double>(problem.count());
-    run_two_phase(
-        Backward<T>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}, dx, rstd, weight, count}, problem,
-        setting.plan, setting.threads);
+    run_two_phase(Backward<T>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}, dx, rstd, weight, count},
+                  problem, setting.plan, setting.threads);
 }
 
 template <class T>
@@ -152,15 +151,15 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     });
 }
 
-#define BNEXT_INSTANTIATE(T)                                                                      \
-    template void backward_reduce<T>(const Problem&, const View<const T>&, const View<const T>&,  \
-                                     const double*, double*, double*);                            \
-    template void backward<T>(const Problem&, const View<const T>&, const View<const T>&,         \
-                              const View<T>&, const double*, const double*, const Param<T>*,      \
-                              double*, double*);                                                  \
-    template void backward_apply<T>(const Problem&, const View<const T>&, const View<const T>&,   \
-                                    const View<T>&, const double*, const double*,                 \
-                                    const Param<T>*, const double*, const double*, double);
+#define BNEXT_INSTANTIATE(T)                                                                       \
+    template void backward_reduce<T>(const Problem&, const View<const T>&, const View<const T>&,   \
+                                     const double*, double*, double*);                             \
+    template void backward<T>(const Problem&, const View<const T>&, const View<const T>&,          \
+                              const View<T>&, const double*, const double*, const Param<T>*,       \
+                              double*, double*);                                                   \
+    template void backward_apply<T>(const Problem&, const View<const T>&, const View<const T>&,    \
+                                    const View<T>&, const double*, const double*, const Param<T>*, \
+                                    const double*, const double*, double);
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)
 #undef BNEXT_INSTANTIATE

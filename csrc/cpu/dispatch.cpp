@@ -8,8 +8,8 @@
 
 namespace bnext::cpu {
 
-#define BNEXT_DECLARE_ISA(isa) \
-    namespace isa {            \
+#define BNEXT_DECLARE_ISA(isa)      \
+    namespace isa {                 \
     extern const KernelTable table; \
     }
 BNEXT_DECLARE_ISA(baseline)
@@ -79,9 +79,7 @@ const KernelTable& active_table() {
     return *table;
 }
 
-void set_active_table(const KernelTable& table) {
-    active.store(&table, std::memory_order_relaxed);
-}
+void set_active_table(const KernelTable& table) { active.store(&table, std::memory_order_relaxed); }
 
 const KernelTable* find_available(const char* name) {
     const TableList list = available_tables();

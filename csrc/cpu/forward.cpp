@@ -143,17 +143,16 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
                                  bias_of(affine, c));
     }
     run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
-        setting.kernels.apply_norm(x, y, region,
-                                   norm_coefficients<T>(rows, region.channels.begin),
+        setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, region.channels.begin),
                                    setting.stores);
     });
 }
 
-#define BNEXT_INSTANTIATE(T)                                                                     \
-    template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*);      \
-    template void forward<T>(const Problem&, const View<const T>&, const View<T>&,               \
-                             const Affine<T>&, double, double*, double*);                        \
-    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,            \
+#define BNEXT_INSTANTIATE(T)                                                                \
+    template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*); \
+    template void forward<T>(const Problem&, const View<const T>&, const View<T>&,          \
+                             const Affine<T>&, double, double*, double*);                   \
+    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,       \
                                 const double*, const double*, const Affine<T>&);
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)

@@ -46,8 +46,8 @@ struct Kernels {
     using BackwardReduce = void (*)(const View<const T>& dy, const View<const T>& x, const Region&,
                                     const double* mean, double* sum_dy, double* sum_dy_xmu);
     using BackwardApply = void (*)(const View<const T>& dy, const View<const T>& x,
-                                   const View<T>& dx, const Region&,
-                                   const BackwardCoefficients<T>&, Stores);
+                                   const View<T>& dx, const Region&, const BackwardCoefficients<T>&,
+                                   Stores);
 
     CollectStats collect_stats;
     ApplyNorm apply_norm;

@@ -25,9 +25,8 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
 
 // sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
 template <class T>
-void backward_reduce(const Problem& problem, const View<const T>& dy,
-                     const View<const T>& x, const double* mean, double* sum_dy,
-                     double* sum_dy_xmu);
+void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+                     const double* mean, double* sum_dy, double* sum_dy_xmu);
 
 // dx from sums over `count` values, which in a group are more than problem.count()
 template <class T>
@@ -45,8 +44,8 @@ void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
 // backward_reduce and backward_apply in one region.
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
-              const View<T>& dx, const double* mean, const double* rstd,
-              const Param<T>* weight, double* sum_dy, double* sum_dy_xmu);
+              const View<T>& dx, const double* mean, const double* rstd, const Param<T>* weight,
+              double* sum_dy, double* sum_dy_xmu);
 
 // The plan that the calls above would follow, for show and for tests.
 Plan plan_of(const Problem& problem, int operands);

@@ -60,12 +60,12 @@ BNEXT_FORCE_INLINE Pack<C> broadcast(C value) {
     return r;
 }
 
-#define BNEXT_PACK_OPERATOR(op)                                                              \
-    template <class C>                                                                       \
-    BNEXT_FORCE_INLINE Pack<C> operator op(const Pack<C>& a, const Pack<C>& b) {             \
-        Pack<C> r;                                                                           \
-        unrolled<Pack<C>::kParts>([&](auto i) { r.part[i] = a.part[i] op b.part[i]; });      \
-        return r;                                                                            \
+#define BNEXT_PACK_OPERATOR(op)                                                         \
+    template <class C>                                                                  \
+    BNEXT_FORCE_INLINE Pack<C> operator op(const Pack<C>& a, const Pack<C>& b) {        \
+        Pack<C> r;                                                                      \
+        unrolled<Pack<C>::kParts>([&](auto i) { r.part[i] = a.part[i] op b.part[i]; }); \
+        return r;                                                                       \
     }
 BNEXT_PACK_OPERATOR(+)
 BNEXT_PACK_OPERATOR(-)
@@ -76,9 +76,8 @@ BNEXT_PACK_OPERATOR(/)
 // Negative values become 0; NaN stays NaN.
 BNEXT_FORCE_INLINE Wide not_negative(const Wide& a) {
     Wide r;
-    unrolled<Wide::kParts>([&](auto i) {
-        r.part[i] = a.part[i] < 0.0 ? Native<double>{} : a.part[i];
-    });
+    unrolled<Wide::kParts>(
+        [&](auto i) { r.part[i] = a.part[i] < 0.0 ? Native<double>{} : a.part[i]; });
     return r;
 }
 
@@ -89,16 +88,16 @@ BNEXT_FORCE_INLINE Pack<C> fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>
     unrolled<Pack<C>::kParts>([&](auto i) {
 #if defined(__AVX512F__)
         if constexpr (sizeof(C) == 4) {
-            r.part[i] = (Native<C>)_mm512_fmadd_ps((__m512)a.part[i], (__m512)b.part[i],
-                                                   (__m512)c.part[i]);
+            r.part[i] =
+                (Native<C>)_mm512_fmadd_ps((__m512)a.part[i], (__m512)b.part[i], (__m512)c.part[i]);
         } else {
             r.part[i] = (Native<C>)_mm512_fmadd_pd((__m512d)a.part[i], (__m512d)b.part[i],
                                                    (__m512d)c.part[i]);
         }
 #elif defined(__FMA__)
         if constexpr (sizeof(C) == 4) {
-            r.part[i] = (Native<C>)_mm256_fmadd_ps((__m256)a.part[i], (__m256)b.part[i],
-                                                   (__m256)c.part[i]);
+            r.part[i] =
+                (Native<C>)_mm256_fmadd_ps((__m256)a.part[i], (__m256)b.part[i], (__m256)c.part[i]);
         } else {
             r.part[i] = (Native<C>)_mm256_fmadd_pd((__m256d)a.part[i], (__m256d)b.part[i],
                                                    (__m256d)c.part[i]);
@@ -162,10 +161,11 @@ alignas(64) inline constexpr int kMaskWindow[32] = {-1, -1, -1, -1, -1, -1, -1, 
 template <class C>
 BNEXT_FORCE_INLINE __m256i mask_of(int n, int part) {
     if constexpr (sizeof(C) == 4) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMaskWindow + 16 - n + part * 8));
+        return _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(kMaskWindow + 16 - n + part * 8));
     } else {
-        return _mm256_cvtepi32_epi64(_mm_loadu_si128(
-            reinterpret_cast<const __m128i*>(kMaskWindow + 16 - n + part * 4)));
+        return _mm256_cvtepi32_epi64(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(kMaskWindow + 16 - n + part * 4)));
     }
 }
 #endif
@@ -178,8 +178,8 @@ BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
     const unsigned mask = (1U << n) - 1U;
     unrolled<Pack<C>::kParts>([&](auto i) {
         if constexpr (sizeof(C) == 4) {
-            r.part[i] = (Native<C>)_mm512_mask_loadu_ps((__m512)r.part[i],
-                                                        static_cast<__mmask16>(mask), p);
+            r.part[i] =
+                (Native<C>)_mm512_mask_loadu_ps((__m512)r.part[i], static_cast<__mmask16>(mask), p);
         } else {
             r.part[i] = (Native<C>)_mm512_mask_loadu_pd(
                 (__m512d)r.part[i], static_cast<__mmask8>(mask >> (8 * i)), p + 8 * i);
@@ -191,13 +191,11 @@ BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
     unrolled<Pack<C>::kParts>([&](auto i) {
         const __m256i mask = mask_of<C>(n, i);
         if constexpr (sizeof(C) == 4) {
-            r.part[i] = (Native<C>)_mm256_blendv_ps((__m256)r.part[i],
-                                                    _mm256_maskload_ps(p + 8 * i, mask),
-                                                    _mm256_castsi256_ps(mask));
+            r.part[i] = (Native<C>)_mm256_blendv_ps(
+                (__m256)r.part[i], _mm256_maskload_ps(p + 8 * i, mask), _mm256_castsi256_ps(mask));
         } else {
-            r.part[i] = (Native<C>)_mm256_blendv_pd((__m256d)r.part[i],
-                                                    _mm256_maskload_pd(p + 4 * i, mask),
-                                                    _mm256_castsi256_pd(mask));
+            r.part[i] = (Native<C>)_mm256_blendv_pd(
+                (__m256d)r.part[i], _mm256_maskload_pd(p + 4 * i, mask), _mm256_castsi256_pd(mask));
         }
     });
     return r;

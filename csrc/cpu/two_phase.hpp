@@ -113,12 +113,13 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
     }
 }
 
-// One elementwise phase: apply(region) over all of the problem, in the order of memory. Regions span
-// all channels, unless the chunks alone are too few tasks.
+// One elementwise phase: apply(region) over all of the problem, in the order of memory. Regions
+// span all channels, unless the chunks alone are too few tasks.
 template <class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Apply& apply) {
     const Index chunks = plan.tiling.chunks();
-    const Index wanted = plan.schedule == Schedule::serial ? 1 : (4 * threads + chunks - 1) / chunks;
+    const Index wanted =
+        plan.schedule == Schedule::serial ? 1 : (4 * threads + chunks - 1) / chunks;
     constexpr Index kGrain = 64;  // channels: whole cache lines
     const Index block = ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
     const Index blocks = (problem.channels + block - 1) / block;

@@ -46,7 +46,7 @@ def demo(words: list[str]) -> int:
     options = read_options(parser, parser.parse_args(words))
     if missing := missing_extra():
         print(
-            f"python -m bnext: needs {' and '.join(missing)}, which is not installed: "
+            f"python -m bnext: expected {' and '.join(missing)}, not installed here: "
             "pip install 'bnext[demo]'",
             file=sys.stderr,
         )

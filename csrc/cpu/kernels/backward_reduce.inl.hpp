@@ -30,7 +30,8 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
                 const T* dy_run = at(dy, o, c, 0) + tile.inner_begin;
                 const T* x_run = at(x, o, c, 0) + tile.inner_begin;
                 Index j = 0;
-                for (; j + kLanes <= n; j += kLanes) add(load_wide(dy_run + j), load_wide(x_run + j));
+                for (; j + kLanes <= n; j += kLanes)
+                    add(load_wide(dy_run + j), load_wide(x_run + j));
                 if (j < n) {
                     const int rest = static_cast<int>(n - j);
                     add(load_wide_first(dy_run + j, rest, T{0}),

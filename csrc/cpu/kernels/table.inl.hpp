@@ -8,9 +8,9 @@
 #include <arm_neon.h>
 #endif
 
+#include "core/moments.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
-#include "core/moments.hpp"
 
 #define BNEXT_TEXT_(x) #x
 #define BNEXT_TEXT(x) BNEXT_TEXT_(x)
