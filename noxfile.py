@@ -1,0 +1,39 @@
+"""Development tasks: ``nox -l`` lists them."""
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.default_venv_backend = "venv"
+
+TORCH = "torch==2.13.0"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Every linter, on every file."""
+    session.install("pre-commit")
+    session.run("pre-commit", "run", "--all-files", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, as a user installs it; arguments go to pytest."""
+    session.install(".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def torch(session: nox.Session) -> None:
+    """The tests that compare with PyTorch, which must not be skipped."""
+    session.install(TORCH)
+    session.install(".[test]")
+    session.run("pytest", *session.posargs, env={"BNEXT_REQUIRE_TORCH": "1"})
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Accuracy and speed beside PyTorch."""
+    session.install(TORCH)
+    session.install(".[demo]")
+    session.run("python", "benchmarks/accuracy.py")
+    session.run("python", "benchmarks/compare.py", *session.posargs)
