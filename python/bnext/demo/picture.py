@@ -1,0 +1,136 @@
+"""The picture: loss curves, and the distribution of a hidden layer during training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bnext.demo.networks import DESCRIPTIONS, Kind
+from bnext.demo.training import CHANCE_LOSS, QUANTILES, Record
+
+Float64Array = npt.NDArray[np.float64]
+
+COLORS = {True: "#0072b2", False: "#d55e00"}  # told apart by the colour-blind too
+LABELS = {True: "with batch normalization", False: "without"}
+HIGHEST_LOSS = 1e3
+
+
+def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
+    """Draw all runs into the file at `path`, a row of four panels for each network.
+
+    On the left the losses, at the gentle and at the large learning rate; on the right the quantiles
+    of a hidden layer at the gentle rate, with and without normalization.
+    """
+    figure = Figure(figsize=(16, 4.6 * len(kinds)), layout="constrained")
+    rows = figure.subfigures(len(kinds), 1, squeeze=False)[:, 0]
+    for row, kind in zip(rows, kinds, strict=True):
+        row.suptitle(DESCRIPTIONS[kind], fontsize=14, fontweight="bold")
+        left, middle, with_bn, without_bn = row.subplots(1, 4)
+        # In the order of the runs: gentle with, gentle without, large with, large without.
+        runs = [record for record in records if record.case.kind == kind]
+        lowest = min(_smooth(record).min() for record in runs)
+        for panel, pair in ((left, runs[:2]), (middle, runs[2:])):
+            _draw_losses(panel, pair)
+            panel.set_ylim(lowest / 3, HIGHEST_LOSS)
+        limits = _quantile_limits(runs[0], runs[1])
+        for panel, record in ((with_bn, runs[0]), (without_bn, runs[1])):
+            _draw_quantiles(panel, record)
+            panel.set_ylim(*limits)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_losses(panel: Axes, pair: Sequence[Record]) -> None:
+    """Draw the losses of two runs: each mini-batch's faintly, their moving average on top."""
+    for record in pair:
+        color = COLORS[record.case.normalized]
+        losses = _finite_losses(record)
+        steps = np.arange(1, len(losses) + 1)
+        panel.plot(steps, losses, color=color, linewidth=0.5, alpha=0.4)
+        panel.plot(steps, _smooth(record), color=color, label=LABELS[record.case.normalized])
+        if record.diverged:
+            _mark_divergence(panel, record)
+    panel.axhline(CHANCE_LOSS, color="gray", linewidth=0.8, linestyle=":")
+    panel.annotate(
+        "chance",
+        (1, CHANCE_LOSS),
+        xycoords=panel.get_yaxis_transform(),
+        color="gray",
+        ha="right",
+        va="bottom",
+    )
+    panel.set_yscale("log")
+    panel.set_title(f"training loss, learning rate {pair[0].case.rate:g}")
+    panel.set_xlabel("step")
+    panel.set_xlim(0, max(len(record.losses) for record in pair))
+    panel.legend(loc="upper right", frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_divergence(panel: Axes, record: Record) -> None:
+    """Put a cross at the step, whatever the loss there, and the outcome beside it."""
+    panel.annotate(
+        f"✕ {record.outcome}",
+        (len(record.losses), 0.75),
+        xycoords=panel.get_xaxis_transform(),
+        color=COLORS[record.case.normalized],
+        va="center",
+    )
+
+
+def _draw_quantiles(panel: Axes, record: Record) -> None:
+    """Draw the quantiles over the steps of one run: two bands and the median."""
+    color = COLORS[record.case.normalized]
+    lowest, low, median, high, highest = _finite_quantiles(record).T
+    steps = np.arange(1, len(median) + 1)
+    panel.fill_between(steps, lowest, highest, color=color, alpha=0.2, linewidth=0)
+    panel.fill_between(steps, low, high, color=color, alpha=0.4, linewidth=0)
+    panel.plot(steps, median, color=color)
+    for share, value in zip(QUANTILES, (lowest, low, median, high, highest), strict=True):
+        panel.annotate(
+            f"{share:.0%}",
+            (steps[-1], value[-1]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            annotation_clip=True,
+        )
+    normalization = LABELS[record.case.normalized]
+    panel.set_title(
+        f"quantiles of the last ReLU's input,\nrate {record.case.rate:g}, {normalization}"
+    )
+    panel.set_xlabel("step")
+    panel.set_xlim(0, len(record.losses))
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _finite_losses(record: Record) -> Float64Array:
+    """List the losses, without the last one where it overflowed."""
+    return np.asarray(record.losses[:-1] if record.diverged else record.losses)
+
+
+def _smooth(record: Record) -> Float64Array:
+    """Centred moving geometric mean of the losses over a twentieth of them."""
+    logs = np.log(np.maximum(_finite_losses(record), 1e-12))
+    half = len(logs) // 40
+    padded = np.pad(logs, half, mode="edge")
+    return np.exp(np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid"))
+
+
+def _finite_quantiles(record: Record) -> Float64Array:
+    """Shape (steps, 5), up to where a quantile overflowed."""
+    quantiles = np.asarray(record.quantiles)
+    return quantiles[np.isfinite(quantiles).all(axis=1)]
+
+
+def _quantile_limits(normalized: Record, plain: Record) -> tuple[float, float]:
+    """Limits that hold both runs, unless the plain one is so wide that the other would vanish."""
+    reference = _finite_quantiles(normalized)
+    both = np.concatenate([reference, _finite_quantiles(plain)])
+    widest = 5 * np.abs(reference).max()
+    return max(both.min(), -widest) * 1.05, min(both.max(), widest) * 1.05

@@ -1,0 +1,103 @@
+"""What the demo shows in the terminal: progress bars, then a table for each network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bnext.demo.data import TEST_EXAMPLES, TRAIN_EXAMPLES
+from bnext.demo.networks import DESCRIPTIONS, Kind
+from bnext.demo.options import Options
+from bnext.demo.training import CHANCE_LOSS, Case, Record
+
+NORMALIZATION = {True: "with", False: "without"}
+
+
+def introduce(console: Console, options: Options) -> None:
+    """Say what is going to be trained, on what, and how the comparison is made fair."""
+    gentle, large = options.rates
+    console.print(
+        f"Training on {TRAIN_EXAMPLES} handwritten digits, {TEST_EXAMPLES} more held out. "
+        f"Mini-batches of {options.batch_size}, {options.epochs} epochs, learning rates "
+        f"{gentle:g} and {large:g}, seed {options.seed}. With and without batch normalization the "
+        "initial weights and the batches are the same; without it, each hidden layer has a bias "
+        "in its place.",
+        highlight=False,
+    )
+
+
+def progress_bars(console: Console) -> Progress:
+    """Open a context in which each run shows a bar with its steps, loss and time."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        console=console,
+        refresh_per_second=4,  # drawing takes time from the steps that are being measured
+    )
+
+
+def add_bar(bars: Progress, case: Case, steps: int) -> Callable[[float], None]:
+    """Add the bar of one run; the result moves it on by a step with the loss given."""
+    normalization = f"{NORMALIZATION[case.normalized]} BN"
+    task = bars.add_task(f"{case.kind:5} {case.rate:<4g} {normalization:10}", total=steps, loss="")
+
+    def advance(loss: float) -> None:
+        bars.update(task, advance=1, loss=_loss(loss))
+        if not math.isfinite(loss):
+            bars.stop_task(task)
+
+    return advance
+
+
+def table(kind: Kind, records: list[Record]) -> Table:
+    """Tabulate the results of one network, a row for each run."""
+    result = Table(title=DESCRIPTIONS[kind], box=box.SIMPLE_HEAD, pad_edge=False)
+    result.title_justify = "left"
+    result.add_column("rate")
+    result.add_column("BN")
+    for name in ("accuracy", "loss", "step", "in BN"):
+        result.add_column(name, justify="right")
+    result.add_column("outcome")
+    for record in records:
+        if record.case.kind == kind:
+            result.add_row(*_row(record), end_section=not record.case.normalized)
+    return result
+
+
+def explain(console: Console) -> None:
+    """Say what the columns of the tables are."""
+    console.print(
+        "Accuracy: on the held-out digits in inference mode, that is with running statistics. "
+        f"Loss: of training, mean of the last epoch; chance is {CHANCE_LOSS:.2f}. Step: median "
+        "time of forward, backward and update. In BN: the share of that in normalization.",
+        highlight=False,
+    )
+
+
+def _row(record: Record) -> list[str]:
+    seconds = float(np.median(record.step_seconds))
+    share = float(np.median(record.normalization_seconds)) / seconds
+    return [
+        f"{record.case.rate:g}",
+        NORMALIZATION[record.case.normalized],
+        "-" if record.diverged else f"{record.test_accuracy:.1%}",
+        _loss(record.final_loss),
+        f"{seconds * 1e3:.2f} ms",
+        f"{share:.0%}" if record.case.normalized else "-",
+        f"[{'green' if record.outcome == 'trained' else 'red'}]{record.outcome}",
+    ]
+
+
+def _loss(loss: float) -> str:
+    if not math.isfinite(loss):
+        return "overflow"
+    return f"{loss:.4f}" if loss < 100 else f"{loss:.1e}"

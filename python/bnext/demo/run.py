@@ -1,0 +1,53 @@
+"""The demo from beginning to end."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from bnext.demo import picture, report
+from bnext.demo.data import TRAIN_EXAMPLES, split_digits
+from bnext.demo.networks import build
+from bnext.demo.options import Options
+from bnext.demo.training import Case, Record, train
+
+
+def run(options: Options) -> None:
+    """Train every network in every way, then show the tables and draw the picture."""
+    console = Console()
+    digits = split_digits(options.seed)
+    report.introduce(console, options)
+    steps = options.epochs * (TRAIN_EXAMPLES // options.batch_size)
+    records: list[Record] = []
+    # Matrices as small as these gain nothing from a second BLAS thread, and on busy cores lose a
+    # lot to it: BLAS threads spin while they wait for each other. (threadpoolctl comes with
+    # scikit-learn.)
+    with threadpool_limits(1, user_api="blas"), report.progress_bars(console) as bars:
+        for case in _cases(options):
+            records.append(
+                train(
+                    build(case.kind, normalized=case.normalized, seed=options.seed),
+                    case,
+                    digits,
+                    epochs=options.epochs,
+                    batch_size=options.batch_size,
+                    seed=options.seed,
+                    on_step=report.add_bar(bars, case, steps),
+                )
+            )
+    for kind in options.kinds:
+        console.print(report.table(kind, records))
+    report.explain(console)
+    if options.output is not None:
+        picture.draw(records, options.kinds, options.output)
+        print(f"Picture: {options.output.absolute()}")
+
+
+def _cases(options: Options) -> list[Case]:
+    """Every network at every rate, with normalization and then without."""
+    return [
+        Case(kind, rate, normalized)
+        for kind in options.kinds
+        for rate in options.rates
+        for normalized in (True, False)
+    ]

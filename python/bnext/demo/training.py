@@ -1,0 +1,145 @@
+"""One training run by mini-batch gradient descent, and the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext.demo.data import Digits
+from bnext.demo.loss import accuracy, softmax_cross_entropy
+from bnext.demo.networks import CLASSES, Kind, Network
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CHANCE_LOSS = float(np.log(CLASSES))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What distinguishes one run from the others."""
+
+    kind: Kind
+    rate: float
+    normalized: bool
+
+
+@dataclass
+class Record:
+    """What was measured in one run; the lists have one entry per step.
+
+    Attributes
+    ----------
+    losses
+        Training loss of each mini-batch, the last one not finite if the run diverged.
+    quantiles
+        `QUANTILES` of the input of the last hidden sigma over the batch and all units.
+    step_seconds, normalization_seconds
+        Time of a whole step (forward, backward, update), and of its calls into bnext.
+    diverged : bool
+        The loss overflowed, which ended the run.
+    test_accuracy, test_loss : float
+        On the held-out images in inference mode; NaN if the run diverged.
+    """
+
+    case: Case
+    steps_per_epoch: int
+    losses: list[float] = field(default_factory=list)
+    quantiles: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    normalization_seconds: list[float] = field(default_factory=list)
+    diverged: bool = False
+    test_accuracy: float = float("nan")
+    test_loss: float = float("nan")
+
+    @property
+    def final_loss(self) -> float:
+        """Mean training loss of the last epoch; NaN if the run diverged."""
+        if self.diverged:
+            return float("nan")
+        return float(np.mean(self.losses[-self.steps_per_epoch :]))
+
+    @property
+    def outcome(self) -> str:
+        """What happened, in a few words."""
+        if self.diverged:
+            return f"diverged at step {len(self.losses)}"
+        if self.final_loss < 0.95 * CHANCE_LOSS:
+            return "trained"
+        if max(self.losses) > 10 * CHANCE_LOSS:
+            return "exploded, at chance"
+        return "stuck at chance"
+
+
+def batch_indices(
+    examples: int, batch_size: int, epochs: int, seed: int
+) -> Iterator[npt.NDArray[np.intp]]:
+    """Draw the examples of each mini-batch: a new order every epoch, decided by `seed`.
+
+    Examples that do not fill a batch sit out the epoch, so that all batches have one size.
+    """
+    generator = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = generator.permutation(examples)
+        for start in range(0, examples - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def train(
+    network: Network,
+    case: Case,
+    digits: Digits,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    on_step: Callable[[float], None],
+) -> Record:
+    """Train `network` on the training images and test it on the others.
+
+    Parameters
+    ----------
+    network : Network
+        With fresh weights; trained in place.
+    seed : int
+        Of the order of the examples: two runs of one seed see the same batches.
+    on_step : callable
+        Called after every step with its loss.
+    """
+    examples = len(digits.train_labels)
+    record = Record(case, steps_per_epoch=examples // batch_size)
+    network.train()
+    # A plain network at a large rate overflows. That is a result to be recorded, not a mistake to
+    # be warned of.
+    with np.errstate(all="ignore"):
+        for batch in batch_indices(examples, batch_size, epochs, seed):
+            _step(network, digits, batch, record)
+            on_step(record.losses[-1])
+            if not np.isfinite(record.losses[-1]):
+                record.diverged = True
+                return record
+        _test(network, digits, record)
+    return record
+
+
+def _step(network: Network, digits: Digits, batch: npt.NDArray[np.intp], record: Record) -> None:
+    """Forward, backward, update; the clock runs for these alone."""
+    x, labels = digits.train_images[batch], digits.train_labels[batch]
+    normalization_before = network.normalization_seconds()
+    start = perf_counter()
+    loss, dlogits = softmax_cross_entropy(network.forward(x), labels)
+    network.backward(dlogits)
+    network.descend(record.case.rate)
+    record.step_seconds.append(perf_counter() - start)
+    record.normalization_seconds.append(network.normalization_seconds() - normalization_before)
+    record.losses.append(loss)
+    record.quantiles.append(np.quantile(network.watched_output, QUANTILES))
+
+
+def _test(network: Network, digits: Digits, record: Record) -> None:
+    network.train(False)
+    logits = network.forward(digits.test_images)
+    record.test_loss, _ = softmax_cross_entropy(logits, digits.test_labels)
+    record.test_accuracy = accuracy(logits, digits.test_labels)

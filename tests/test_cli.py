@@ -1,0 +1,117 @@
+"""The command line, ``python -m bnext``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import bnext
+from bnext.__main__ import main
+from bnext.demo import options
+
+
+def exit_status(*words):
+    """Exit status of a command line, whether returned or raised."""
+    try:
+        return main(words)
+    except SystemExit as raised:
+        return raised.code
+
+
+@pytest.fixture
+def extra():
+    """Skip where the extra is not installed."""
+    for module in options.EXTRA.values():
+        pytest.importorskip(module)
+
+
+def test_runs_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "bnext", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"bnext {bnext.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["config"], ["bench"]])
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help(command, word, capsys):
+    assert exit_status(*command, word) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(" ".join(["usage: python -m bnext", *command]))
+
+
+def test_help_names_the_commands_and_every_option(capsys):
+    exit_status("--help")
+    output = capsys.readouterr().out
+    for word in ("config", "bench", "--network", "--epochs", "--batch-size", "--rates", "--seed"):
+        assert word in output
+
+
+def test_config_prints_what_show_config_does(capsys):
+    bnext.show_config()
+    expected = capsys.readouterr().out
+    assert exit_status("config") == 0
+    assert capsys.readouterr().out == expected
+    assert expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nonsense"], "unrecognized arguments: nonsense"),
+        (["config", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--network", "recurrent"], "argument --network: invalid choice: 'recurrent'"),
+        (["--epochs", "0"], "argument --epochs: expected an integer >= 1, got 0"),
+        (["--epochs", "many"], "argument --epochs: expected an integer >= 1, got many"),
+        (["--batch-size", "1"], "argument --batch-size: expected an integer >= 2, got 1"),
+        (["--batch-size", "1438"], "--batch-size: expected at most the 1437 training images"),
+        (["--rates", "1", "nan"], "argument --rates: expected a finite number > 0, got nan"),
+        (["--rates", "1"], "argument --rates: expected 2 arguments"),
+        (["--output", "x.bmp"], "--output: expected a name ending in .png, .svg or .pdf"),
+        (["--output", "no/such/x.png"], "--output: expected an existing folder"),
+    ],
+)
+def test_mistakes_are_named_and_exit_with_2(words, message, capsys):
+    assert exit_status(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(options, "EXTRA", {"json": "json", "scikit-learn": "no_such_module"})
+    assert exit_status() == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == (
+        "python -m bnext: expected scikit-learn, not installed here: pip install 'bnext[demo]'\n"
+    )
+
+
+def test_config_and_help_do_without_the_extra(monkeypatch):
+    monkeypatch.setattr(options, "EXTRA", {"scikit-learn": "no_such_module"})
+    assert exit_status("config") == 0
+    assert exit_status("--help") == 0
+
+
+@pytest.mark.usefixtures("extra")
+def test_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--network", "dense", "--epochs", "1", "--batch-size", "256", "--seed", "3"]
+    assert exit_status(*words) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert re.search(r"0\.1 +with +\d+\.\d% +\d", output.out)
+    assert output.out.endswith(f"Picture: {tmp_path / 'bnext-demo.png'}\n")
+    assert (tmp_path / "bnext-demo.png").is_file()
+
+
+@pytest.mark.usefixtures("extra")
+def test_demo_without_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--network", "conv", "--epochs", "1", "--batch-size", "512", "--no-picture"]
+    assert exit_status(*words) == 0
+    assert "Picture" not in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
