@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from bnext.demo import picture, report
 from bnext.demo.data import TRAIN_EXAMPLES, split_digits
