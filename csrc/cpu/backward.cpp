@@ -24,11 +24,6 @@ void set_backward_coefficients(Rows& rows, Index i, double mean, double rstd, do
     *rows.row(kScale, i) = static_cast<Compute<T>>(weight * rstd);
 }
 
-template <class T>
-double weight_of(const Param<T>* weight, Index c) {
-    return weight != nullptr ? static_cast<double>(weight[c]) : 1.0;
-}
-
 template <class T, class Rows>
 BackwardCoefficients<T> backward_coefficients(const Rows& rows, Index offset) {
     return {rows.row(kCenter, offset), rows.row(kSlope, offset), rows.row(kOffset, offset),
@@ -62,22 +57,6 @@ struct Sums {
 };
 
 template <class T>
-struct BackwardReduce : Sums<T> {
-    template <Index Capacity>
-    struct Coefficients {
-        explicit Coefficients(Index = 0) {}
-    };
-
-    template <class Rows>
-    void finish(const ChannelRange& channels, const double* a, const double* b, Rows&,
-                Index) const {
-        this->keep(channels, a, b);
-    }
-    template <class Rows>
-    void apply(const Region&, const Rows&, Index) const {}
-};
-
-template <class T>
 struct Backward : Sums<T> {
     const View<T>& dx;
     const double* rstd;
@@ -94,7 +73,7 @@ struct Backward : Sums<T> {
         for (Index i = 0; i < channels.size(); ++i) {
             const Index c = channels.begin + i;
             set_backward_coefficients<T>(rows, offset + i, this->mean[c], rstd[c],
-                                         weight_of<T>(weight, c), a[i], b[i], count);
+                                         value_or(weight, c, 1.0), a[i], b[i], count);
         }
     }
     template <class Rows>
@@ -117,7 +96,7 @@ void backward_reduce(const Problem& problem, const View<const T>& dy, const View
                      const double* mean, double* sum_dy, double* sum_dy_xmu) {
     if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
     const Setting<T> setting = prepare<T>(problem, 2);
-    run_two_phase(BackwardReduce<T>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}}, problem,
+    run_two_phase(FirstPhaseOnly<Sums<T>>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}}, problem,
                   setting.plan, setting.threads);
 }
 
@@ -141,7 +120,7 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     const Setting<T> setting = prepare<T>(problem, 3);
     CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels);
     for (Index c = 0; c < problem.channels; ++c) {
-        set_backward_coefficients<T>(rows, c, mean[c], rstd[c], weight_of<T>(weight, c), sum_dy[c],
+        set_backward_coefficients<T>(rows, c, mean[c], rstd[c], value_or(weight, c, 1.0), sum_dy[c],
                                      sum_dy_xmu[c], count);
     }
     run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {

@@ -37,4 +37,10 @@ private:
     std::vector<C> values_;
 };
 
+// What an optional parameter has for a channel.
+template <class P>
+double value_or(const P* values, Index c, double otherwise) {
+    return values != nullptr ? static_cast<double>(values[c]) : otherwise;
+}
+
 }  // namespace bnext::cpu

@@ -24,16 +24,6 @@ void set_norm_coefficients(Rows& rows, Index i, double mean, double rstd, double
     *rows.row(kShift, i) = static_cast<Compute<T>>(bias - low * scale);
 }
 
-template <class T>
-double weight_of(const Affine<T>& affine, Index c) {
-    return affine.weight != nullptr ? static_cast<double>(affine.weight[c]) : 1.0;
-}
-
-template <class T>
-double bias_of(const Affine<T>& affine, Index c) {
-    return affine.bias != nullptr ? static_cast<double>(affine.bias[c]) : 0.0;
-}
-
 template <class T, class Rows>
 NormCoefficients<T> norm_coefficients(const Rows& rows, Index offset) {
     return {rows.row(kCenter, offset), rows.row(kScale, offset), rows.row(kShift, offset)};
@@ -66,22 +56,6 @@ struct Statistics {
 };
 
 template <class T>
-struct CollectStats : Statistics<T> {
-    template <Index Capacity>
-    struct Coefficients {
-        explicit Coefficients(Index = 0) {}
-    };
-
-    template <class Rows>
-    void finish(const ChannelRange& channels, const double* a, const double* b, Rows&,
-                Index) const {
-        this->keep(channels, a, b);
-    }
-    template <class Rows>
-    void apply(const Region&, const Rows&, Index) const {}
-};
-
-template <class T>
 struct Forward : Statistics<T> {
     const View<T>& y;
     const Affine<T>& affine;
@@ -98,7 +72,8 @@ struct Forward : Statistics<T> {
         for (Index i = 0; i < channels.size(); ++i) {
             const Index c = channels.begin + i;
             set_norm_coefficients<T>(rows, offset + i, a[i], rstd_of(b[i] / count, eps),
-                                     weight_of(affine, c), bias_of(affine, c));
+                                     value_or(affine.weight, c, 1.0),
+                                     value_or(affine.bias, c, 0.0));
         }
     }
     template <class Rows>
@@ -119,7 +94,8 @@ template <class T>
 void collect_stats(const Problem& problem, const View<const T>& x, double* mean, double* m2) {
     if (problem.elements() == 0) return set_empty(problem, mean, m2);
     const Setting<T> setting = prepare<T>(problem, 1);
-    run_two_phase(CollectStats<T>{{setting, x, mean, m2}}, problem, setting.plan, setting.threads);
+    run_two_phase(FirstPhaseOnly<Statistics<T>>{{setting, x, mean, m2}}, problem, setting.plan,
+                  setting.threads);
 }
 
 template <class T>
@@ -139,8 +115,8 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
     const Setting<T> setting = prepare<T>(problem, 2);
     CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels);
     for (Index c = 0; c < problem.channels; ++c) {
-        set_norm_coefficients<T>(rows, c, mean[c], rstd[c], weight_of(affine, c),
-                                 bias_of(affine, c));
+        set_norm_coefficients<T>(rows, c, mean[c], rstd[c], value_or(affine.weight, c, 1.0),
+                                 value_or(affine.bias, c, 0.0));
     }
     run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
         setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, region.channels.begin),

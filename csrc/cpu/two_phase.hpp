@@ -9,7 +9,8 @@
 //     Coefficients<Capacity>                         what the second phase needs per channel
 //     finish(channels, a, b, coefficients, offset)   the sums are final: results and coefficients
 //     apply(region, coefficients, offset)            the second phase
-// where `offset` is the place of the first channel in the coefficients.
+// where `offset` is the place of the first channel in the coefficients. What only sums is wrapped
+// in FirstPhaseOnly, and provides keep(channels, a, b) in place of the last three.
 #pragma once
 
 #include <vector>
@@ -18,6 +19,22 @@
 #include "cpu/parallel.hpp"
 
 namespace bnext::cpu {
+
+template <class Sums>
+struct FirstPhaseOnly : Sums {
+    template <Index Capacity>
+    struct Coefficients {
+        explicit Coefficients(Index = 0) {}
+    };
+
+    template <class None>
+    void finish(const ChannelRange& channels, const double* a, const double* b, None&,
+                Index) const {
+        this->keep(channels, a, b);
+    }
+    template <class None>
+    void apply(const Region&, const None&, Index) const {}
+};
 
 // Channel block by channel block, both phases in a row. One task is a block.
 template <class Operation>
