@@ -6,7 +6,9 @@
 #include <limits>
 
 #include "bindings/arrays.hpp"
+#include "bindings/operands.hpp"
 #include "bindings/register.hpp"
+#include "bindings/running.hpp"
 #include "bindings/saved.hpp"
 #include "core/moments.hpp"
 #include "cpu/operations.hpp"
@@ -32,79 +34,6 @@ py::array_t<T> parameter_gradient(const std::vector<double>& sums, const double*
     return result;
 }
 
-// Inputs of one call, described together. An input that does not fit is replaced by a copy: x in C
-// order, the others in x's memory order.
-class Inputs {
-public:
-    Inputs(Array& x, Index axis) : Inputs(x, nullptr, axis) {}
-    Inputs(Array& x, Array* dy, Index axis) : x_(x), dy_(dy), axis_(axis) {
-        if (!x_.viewable() || !described({x_.strides()}).accepted()) x_ = copy_of(x_);
-        if (dy_ != nullptr && (!dy_->viewable() || !described(all()).accepted())) {
-            *dy_ = copy_like(*dy_, x_);
-        }
-    }
-
-    Description describe_inputs() const { return described(all()); }
-
-    // With an output, which must be viewable; refuses where its layout is another than x's.
-    Description describe_with(const Array& out) const {
-        auto strides = all();
-        strides.push_back(out.strides());
-        return described(strides);
-    }
-
-private:
-    std::vector<AxisStrides> all() const {
-        if (dy_ == nullptr) return {x_.strides()};
-        return {x_.strides(), dy_->strides()};
-    }
-    Description described(const std::vector<AxisStrides>& strides) const {
-        return describe(*x_.dtype(), x_.shape(), axis_, strides);
-    }
-
-    Array& x_;
-    Array* dy_;
-    Index axis_;
-};
-
-// Where the result goes: `out` itself where its strides suit the kernels, else a fresh array that
-// is copied into `out` at the end; a fresh array where there is no `out`.
-class Destination {
-public:
-    Destination(py::handle out, const Array& x, const Inputs& inputs,
-                std::initializer_list<Named> overlapping) {
-        if (!out.is_none()) {
-            wanted_ = take_out(out, x, overlapping);
-            if (wanted_->viewable()) {
-                description_ = inputs.describe_with(*wanted_);
-                if (description_.accepted()) {
-                    target_ = *wanted_;
-                    direct_ = true;
-                    return;
-                }
-            }
-        }
-        target_ = empty_like(x);
-        description_ = inputs.describe_with(target_);
-        BNEXT_CHECK(description_.accepted(), "out: ", description_.refusal);
-    }
-
-    [[nodiscard]] const Description& description() const { return description_; }
-    Array& target() { return target_; }
-
-    py::object result() {
-        if (!wanted_) return target_.object();
-        if (!direct_) copy_into(*wanted_, target_);
-        return wanted_->object();
-    }
-
-private:
-    std::optional<Array> wanted_;
-    Array target_;
-    bool direct_ = false;
-    Description description_;
-};
-
 void check_more_than_one(const Array& x, Index axis) {
     Index count = 1;
     for (std::size_t a = 0; a < x.rank(); ++a) {
@@ -129,38 +58,6 @@ Saved saved_for(const Array& x, Index axis, double eps, Index channels) {
     saved.rstd.resize(n);
     return saved;
 }
-
-// The running statistics of a layer, updated in place: both or neither.
-template <class T>
-struct Running {
-    Buffer<T> mean, var;
-    double momentum = 0;
-    bool given = false;
-
-    Running(py::handle mean_object, py::handle var_object, py::handle momentum_object,
-            Index channels) {
-        if (mean_object.is_none() && var_object.is_none()) return;
-        given = true;
-        mean = take_buffer<T>(mean_object, "running_mean", channels);
-        var = take_buffer<T>(var_object, "running_var", channels);
-        momentum = take_momentum(momentum_object);
-    }
-
-    // new = (1 - momentum) * old + momentum * batch; the variance with Bessel's correction.
-    void update(const Saved& saved) const {
-        if (!given || saved.count < 2) return;
-        const auto blend = [&](T old, double batch) {
-            return static_cast<T>((1.0 - momentum) * static_cast<double>(old) + momentum * batch);
-        };
-        const auto n = static_cast<double>(saved.count);
-        for (std::size_t c = 0; c < saved.mean.size(); ++c) {
-            T& running_mean = mean.data[static_cast<Index>(c) * mean.stride];
-            T& running_var = var.data[static_cast<Index>(c) * var.stride];
-            running_mean = blend(running_mean, saved.mean[c]);
-            running_var = blend(running_var, saved.m2[c] / (n - 1.0));
-        }
-    }
-};
 
 template <class T>
 py::tuple forward_typed(Array x, py::handle weight_object, py::handle bias_object,

@@ -1,0 +1,41 @@
+// A layer's running statistics, checked before the call and updated after it.
+#pragma once
+
+#include "bindings/arrays.hpp"
+#include "bindings/saved.hpp"
+
+namespace bnext::bindings {
+
+// The running statistics of a layer, updated in place: both or neither.
+template <class T>
+struct Running {
+    Buffer<T> mean, var;
+    double momentum = 0;
+    bool given = false;
+
+    Running(py::handle mean_object, py::handle var_object, py::handle momentum_object,
+            Index channels) {
+        if (mean_object.is_none() && var_object.is_none()) return;
+        given = true;
+        mean = take_buffer<T>(mean_object, "running_mean", channels);
+        var = take_buffer<T>(var_object, "running_var", channels);
+        momentum = take_momentum(momentum_object);
+    }
+
+    // new = (1 - momentum) * old + momentum * batch; the variance with Bessel's correction.
+    void update(const Saved& saved) const {
+        if (!given || saved.count < 2) return;
+        const auto blend = [&](T old, double batch) {
+            return static_cast<T>((1.0 - momentum) * static_cast<double>(old) + momentum * batch);
+        };
+        const auto n = static_cast<double>(saved.count);
+        for (std::size_t c = 0; c < saved.mean.size(); ++c) {
+            T& running_mean = mean.data[static_cast<Index>(c) * mean.stride];
+            T& running_var = var.data[static_cast<Index>(c) * var.stride];
+            running_mean = blend(running_mean, saved.mean[c]);
+            running_var = blend(running_var, saved.m2[c] / (n - 1.0));
+        }
+    }
+};
+
+}  // namespace bnext::bindings
