@@ -1,4 +1,4 @@
-"""Whether the package can compute on a GPU. This version cannot: it has kernels for the CPU only."""
+"""Whether the package can compute on a GPU. This version has kernels for the CPU only."""
 
 from __future__ import annotations
 

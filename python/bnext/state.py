@@ -73,9 +73,7 @@ class StateMixin:
             `state_dict` is not a mapping.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(
-                f"Expected state_dict to be dict-like, got {type(state_dict)}."
-            )
+            raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
         arrays = self._arrays()
         metadata = getattr(state_dict, "_metadata", None) or {}
         version = metadata.get("", {}).get("version")
@@ -94,7 +92,8 @@ class StateMixin:
                 values[name] = _converted(name, state_dict[name], array, errors)
         if errors:
             text = "\n\t".join(errors)
-            raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{text}")
+            name = type(self).__name__
+            raise RuntimeError(f"Error(s) in loading state_dict for {name}:\n\t{text}")
         for name, value in values.items():
             arrays[name][...] = value
         return IncompatibleKeys(missing, unexpected)
