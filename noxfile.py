@@ -24,7 +24,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def torch(session: nox.Session) -> None:
-    """The tests that compare with PyTorch, which must not be skipped."""
+    """All tests, also those that compare with PyTorch, none of which may be skipped."""
     session.install(TORCH)
     session.install(".[test]")
     session.run("pytest", *session.posargs, env={"BNEXT_REQUIRE_TORCH": "1"})

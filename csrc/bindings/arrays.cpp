@@ -185,8 +185,7 @@ Vector<T> take_parameter(py::handle object, const char* name, Index channels) {
     return vector;
 }
 
-std::vector<double> take_statistics(py::handle object, const char* name, Index channels,
-                                    DType dtype) {
+Statistics take_statistics(py::handle object, const char* name, Index channels, DType dtype) {
     if (object.is_none()) {
         type_error(concat(name, ": expected an array of shape (", channels, ",), got None"));
     }
@@ -204,7 +203,7 @@ std::vector<double> take_statistics(py::handle object, const char* name, Index c
             values[static_cast<std::size_t>(c)] = static_cast<double>(value);
         }
     });
-    return values;
+    return {array.object(), std::move(values)};
 }
 
 template <class T>

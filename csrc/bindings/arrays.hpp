@@ -80,8 +80,11 @@ struct Vector {
 template <class T>
 Vector<T> take_parameter(py::handle object, const char* name, Index channels);
 // None is not allowed; T or float64, given back in double.
-std::vector<double> take_statistics(py::handle object, const char* name, Index channels,
-                                    DType dtype);
+struct Statistics {
+    py::array array;
+    std::vector<double> values;
+};
+Statistics take_statistics(py::handle object, const char* name, Index channels, DType dtype);
 // A writeable vector of T that is updated in place (any stride).
 template <class T>
 struct Buffer {

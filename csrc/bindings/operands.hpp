@@ -18,6 +18,13 @@ public:
         }
     }
 
+    // For inputs that can be read where they are, but whose order no dense output can have:
+    // repeated or overlapping elements (broadcast_to, sliding windows).
+    void copy_all() {
+        x_ = copy_of(x_);
+        if (dy_ != nullptr) *dy_ = copy_like(*dy_, x_);
+    }
+
     Description describe_inputs() const { return described(all()); }
 
     // With an output, which must be viewable; refuses where its layout is another than x's.
@@ -45,7 +52,7 @@ private:
 // is copied into `out` at the end; a fresh array where there is no `out`.
 class Destination {
 public:
-    Destination(py::handle out, const Array& x, const Inputs& inputs,
+    Destination(py::handle out, const Array& x, Inputs& inputs,
                 std::initializer_list<Named> overlapping) {
         if (!out.is_none()) {
             wanted_ = take_out(out, x, overlapping);
@@ -60,6 +67,11 @@ public:
         }
         target_ = empty_like(x);
         description_ = inputs.describe_with(target_);
+        if (!description_.accepted()) {
+            inputs.copy_all();  // x is one of them
+            target_ = empty_like(x);
+            description_ = inputs.describe_with(target_);
+        }
         BNEXT_CHECK(description_.accepted(), "out: ", description_.refusal);
     }
 

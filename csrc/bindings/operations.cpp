@@ -71,7 +71,7 @@ py::tuple forward_typed(Array x, py::handle weight_object, py::handle bias_objec
     const py::array original = x.object();
     Saved saved = saved_for(x, axis, eps, channels);
     saved.fingerprint = fingerprint_of(x);
-    const Inputs inputs(x, axis);
+    Inputs inputs(x, axis);
     Destination y(out, x, inputs,
                   {{"x", &original},
                    {"weight", &weight.array},
@@ -111,22 +111,28 @@ py::tuple forward(py::handle x_object, py::handle weight, py::handle bias, py::h
 }
 
 template <class T>
-py::tuple normalize_typed(Array x, py::handle mean, py::handle var, py::handle weight_object,
-                          py::handle bias_object, double eps, Index axis, py::handle out) {
+py::tuple normalize_typed(Array x, py::handle mean_object, py::handle var_object,
+                          py::handle weight_object, py::handle bias_object, double eps, Index axis,
+                          py::handle out) {
     const Index channels = channels_of(x, axis);
     Saved saved = saved_for(x, axis, eps, channels);
     saved.batch_statistics = false;
-    saved.mean = take_statistics(mean, "mean", channels, *x.dtype());
-    saved.var = take_statistics(var, "var", channels, *x.dtype());
+    auto mean = take_statistics(mean_object, "mean", channels, *x.dtype());
+    auto var = take_statistics(var_object, "var", channels, *x.dtype());
+    saved.mean = std::move(mean.values);
+    saved.var = std::move(var.values);
     saved.m2.assign(saved.m2.size(), kNaN);
     const auto weight = take_parameter<T>(weight_object, "weight", channels);
     const auto bias = take_parameter<T>(bias_object, "bias", channels);
     const py::array original = x.object();
     saved.fingerprint = fingerprint_of(x);
-    const Inputs inputs(x, axis);
-    // mean and var were copied, so they may lie anywhere.
+    Inputs inputs(x, axis);
     Destination y(out, x, inputs,
-                  {{"x", &original}, {"weight", &weight.array}, {"bias", &bias.array}});
+                  {{"x", &original},
+                   {"mean", &mean.array},
+                   {"var", &var.array},
+                   {"weight", &weight.array},
+                   {"bias", &bias.array}});
     const Problem& problem = y.description().problem;
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
@@ -170,7 +176,7 @@ py::tuple backward_typed(Array dy, Array x, const Saved& saved, py::handle weigh
     const auto weight = take_parameter<T>(weight_object, "weight", channels);
     const py::array original_dy = dy.object();
     const py::array original_x = x.object();
-    const Inputs inputs(x, &dy, axis);
+    Inputs inputs(x, &dy, axis);
     Destination dx(out, x, inputs,
                    {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
     const Problem& problem = dx.description().problem;
@@ -213,7 +219,7 @@ py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_o
 py::tuple moments(py::handle x_object, py::handle channel_axis) {
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
-    const Inputs inputs(x, axis);
+    Inputs inputs(x, axis);
     const Description description = inputs.describe_inputs();
     const auto n = static_cast<std::size_t>(description.problem.channels);
     std::vector<double> mean(n), m2(n);
@@ -231,7 +237,7 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
     Array x = take_data(x_object, "x");
     saved.check_input(x);
     Array dy = take_like(dy_object, "dy", x);
-    const Inputs inputs(x, &dy, saved.channel_axis);
+    Inputs inputs(x, &dy, saved.channel_axis);
     const Description description = inputs.describe_inputs();
     std::vector<double> sum_dy(saved.mean.size()), sum_dy_xmu(saved.mean.size());
     with_dtype(*x.dtype(), [&](auto type) {
@@ -254,16 +260,16 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
     Array dy = take_like(dy_object, "dy", x);
     const Index axis = saved.channel_axis;
     const Index channels = channels_of(x, axis);
-    const auto sum_dy = take_statistics(sum_dy_object, "sum_dy", channels, DType::float64);
+    const auto sum_dy = take_statistics(sum_dy_object, "sum_dy", channels, DType::float64).values;
     const auto sum_dy_xmu =
-        take_statistics(sum_dy_xmu_object, "sum_dy_xmu", channels, DType::float64);
+        take_statistics(sum_dy_xmu_object, "sum_dy_xmu", channels, DType::float64).values;
     const double count = take_real(count_object, "count");
     const py::array original_dy = dy.object();
     const py::array original_x = x.object();
     return with_dtype(*x.dtype(), [&](auto type) -> py::object {
         using T = decltype(type);
         const auto weight = take_parameter<T>(weight_object, "weight", channels);
-        const Inputs inputs(x, &dy, axis);
+        Inputs inputs(x, &dy, axis);
         Destination dx(out, x, inputs,
                        {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
         const auto& strides = dx.description().strides;
