@@ -1,0 +1,136 @@
+"""The package itself: versions agree, stubs match the module, everything public is documented."""
+
+import ast
+import importlib.metadata
+import inspect
+import json
+import pathlib
+
+import pytest
+
+import bnext
+
+from .subprocesses import output_of
+
+ROOT = pathlib.Path(bnext.__file__).parent
+PUBLIC = sorted(bnext.__all__)
+FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(getattr(bnext, name))]
+CLASSES = [name for name in PUBLIC if inspect.isclass(getattr(bnext, name))]
+
+
+def test_versions_agree():
+    version = importlib.metadata.version("bnext")
+    assert bnext.__version__ == bnext._core.__version__ == version
+    assert bnext.show_config(mode="dicts")["version"] == version
+
+
+def test_typed_marker_is_installed():
+    assert (ROOT / "py.typed").is_file()
+    assert (ROOT / "_core.pyi").is_file()
+
+
+def names_in(body):
+    """The public names that the statements of a stub define."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign):
+            names.add(ast.unparse(node.target))
+        elif isinstance(node, ast.Assign):
+            names.update(ast.unparse(target) for target in node.targets)
+    return {name for name in names if is_public(name)}
+
+
+def is_public(name):
+    return not name.startswith("_") or name == "__version__"
+
+
+STUB = ast.parse((ROOT / "_core.pyi").read_text()).body
+
+
+def test_stub_names_what_the_module_has():
+    assert names_in(STUB) == {name for name in dir(bnext._core) if is_public(name)}
+
+
+def test_stub_names_what_its_classes_have():
+    classes = {n.name: n for n in STUB if isinstance(n, ast.ClassDef) and is_public(n.name)}
+    assert classes
+    for name, node in classes.items():
+        actual = {member for member in dir(getattr(bnext._core, name)) if is_public(member)}
+        inherited = {
+            member for base in getattr(bnext._core, name).__mro__[1:] for member in dir(base)
+        }
+        assert names_in(node.body) == actual - inherited, name
+
+
+def test_stub_gives_the_parameters_of_every_function():
+    """pybind11 puts the signature, with the parameters' names, into the docstring."""
+    for node in STUB:
+        if isinstance(node, ast.FunctionDef):
+            documented = getattr(bnext._core, node.name).__doc__.splitlines()[0]
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            for argument in arguments:
+                assert f"{argument.arg}:" in documented, (node.name, documented)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_documented(name):
+    function = getattr(bnext, name)
+    signature = inspect.signature(function)
+    assert function.__doc__
+    if signature.parameters:
+        assert "\n    Parameters\n    ----------\n" in function.__doc__
+        section = function.__doc__.split("Parameters\n")[1]
+        for parameter in signature.parameters:
+            assert parameter in section, parameter
+    returns = signature.return_annotation
+    assert returns is not inspect.Signature.empty, "public functions are typed"
+    if returns not in (None, "None"):
+        assert "\n    Returns\n    -------\n" in function.__doc__
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_are_documented(name):
+    for member_name, member in inspect.getmembers(getattr(bnext, name)):
+        if inspect.isfunction(member) and not member_name.startswith("_"):
+            assert inspect.getdoc(member), f"{name}.{member_name}"
+    assert getattr(bnext, name).__doc__.strip()
+
+
+def test_public_names_of_the_design():
+    expected = {
+        "batch_norm_forward", "batch_norm_backward", "moments", "normalize", "Moments", "Saved",
+        "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "set_num_threads",
+        "get_num_threads", "use_isa", "show_config", "cuda", "functional",
+    }  # fmt: skip
+    assert expected <= set(dir(bnext))
+    assert expected - {"cuda", "functional"} <= set(bnext.__all__)
+    assert all(hasattr(bnext, name) for name in bnext.__all__)
+
+
+def test_import_brings_in_numpy_and_no_framework():
+    program = """
+        import sys
+        import bnext
+        heavy = {"torch", "jax", "tensorflow", "mpi4py", "scipy", "matplotlib", "pytest"}
+        print(sorted(heavy & set(sys.modules)), "numpy" in sys.modules)
+    """
+    assert output_of(program) == "[] True"
+
+
+def test_configuration_is_plain_data():
+    config = bnext.show_config(mode="dicts")
+    assert json.loads(json.dumps(config)) == config
+    assert {"version", "isa", "threads", "cpu", "compiler", "cuda"} <= set(config)
+    assert config["threads"]["number"] == bnext.get_num_threads() >= 1
+    assert config["cuda"]["available"] is bnext.cuda.is_available() is False
+    assert config["cuda"]["reason"]
+
+
+def test_configuration_prints(capsys):
+    assert bnext.show_config() is None
+    printed = capsys.readouterr().out
+    config = bnext.show_config(mode="dicts")
+    for text in (config["version"], config["isa"]["active"], config["cuda"]["reason"]):
+        assert text in printed

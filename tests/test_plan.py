@@ -1,0 +1,112 @@
+"""How a call is planned: what is read in place and what is copied, layouts, tiles, schedules."""
+
+import math
+
+import numpy as np
+import pytest
+
+import bnext
+
+from .cases import CASES, named
+
+# Neither the innermost batch axis nor the channels are contiguous, or more than two batch axes are
+# left after those that lie one inside the other are merged. All others are read where they are.
+COPIED = {
+    "channels-every-second-NC",
+    "channels-every-second-NHWC",
+    "channels-every-second-stored-NHWC",
+    "channels-backwards-NC",
+    "inner-cropped",
+    "inner-every-third",
+    "inner-backwards",
+    "all-backwards",
+    "off-by-1-byte",
+    "off-by-1-byte-NC",
+}
+COPIED_FLOAT64 = {"off-by-4-bytes", "off-by-4-bytes-NC"}
+
+
+def explain(x, channel_axis=1):
+    return bnext._core.explain(x, channel_axis, 2)
+
+
+def test_only_what_fits_no_layout_is_copied(rng, case, dtype):
+    plan = explain(case.x(rng, dtype), case.channel_axis)
+    copied = COPIED | (COPIED_FLOAT64 if dtype is np.float64 else set())
+    assert plan["copied"] is (case.name in copied)
+    if not plan["copied"]:
+        assert plan["channels"] == case.channels
+        assert plan["outer"] * plan["inner"] == case.count
+
+
+def test_copied_cases_are_cases():
+    assert {case.name for case in CASES} >= COPIED | COPIED_FLOAT64
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "extents"),
+    [
+        ("NC", "interleaved", (64, 20, 1)),
+        ("NC-stored-CN", "planar", (1, 19, 53)),
+        ("NCL", "planar", (3, 17, 29)),
+        ("NCHW-7x7", "planar", (5, 50, 49)),
+        ("NCHW-one-example", "planar", (1, 6, 143)),
+        ("NCHW-inner-1", "interleaved", (33, 17, 1)),
+        ("NCDHW", "planar", (2, 6, 105)),
+        ("NHWC", "interleaved", (105, 50, 1)),
+        ("NDHWC", "interleaved", (210, 6, 1)),
+        ("NCHW-stored-NHWC", "interleaved", (105, 50, 1)),
+        ("NCHW-stored-CNHW", "planar", (1, 6, 315)),
+        ("NCHW-stored-WHCN", "planar", (63, 6, 5)),
+        ("C-first", "planar", (1, 3, 53)),
+        ("channels-inside-5d", "planar", (6, 5, 12)),
+        ("channels-3-to-20", "planar", (5, 17, 49)),
+        ("channels-3-to-20-NHWC", "interleaved", (105, 17, 1)),
+        ("batch-backwards-NC", "interleaved", (33, 19, 1)),
+    ],
+)
+def test_layouts(rng, name, layout, extents):
+    (case,) = named(name)
+    plan = explain(case.x(rng, np.float32), case.channel_axis)
+    assert plan["layout"] == layout
+    assert (plan["outer"], plan["channels"], plan["inner"]) == extents
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize(
+    "shape", [(64, 20), (8, 64, 56, 56), (20000, 32), (2, 3, 512, 512), (3, 5, 1)], ids=str
+)
+def test_what_fixes_the_bits_does_not_depend_on_threads(shape):
+    x = np.zeros(shape, np.float32)
+    fixed = set()
+    for threads in (1, 2, 7, 64):
+        bnext.set_num_threads(threads)
+        plan = explain(x)
+        fixed.add((plan["tiles"], plan["chunks"]))
+    assert len(fixed) == 1
+    tiles, chunks = fixed.pop()
+    assert 1 <= chunks <= min(tiles, 64)
+    assert tiles <= math.prod(shape)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_forced_schedule_is_taken(schedule, threads):
+    bnext.set_num_threads(threads)
+    assert explain(np.zeros((8, 64, 28, 28), np.float32))["schedule"] == schedule
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_small_problems_run_serially():
+    bnext.set_num_threads(8)
+    assert explain(np.zeros((64, 20), np.float32))["schedule"] == "serial"
+    assert explain(np.zeros((8, 64, 56, 56), np.float32))["schedule"] != "serial"
+
+
+def test_outputs_that_stay_in_the_cache_are_stored_through_it():
+    cache = bnext.show_config(mode="dicts")["cpu"]["l3_bytes"]
+    small = explain(np.zeros((64, 20), np.float32))
+    assert small["streams_output"] is False
+    if 0 < cache <= 2**26:
+        large = explain(np.zeros((1, 1, cache // 8 + 16), np.float32))
+        assert large["streams_output"] is True
