@@ -97,8 +97,9 @@ Array::Array(py::array array) : array_(std::move(array)) {
     for (std::size_t a = 0; a < rank_; ++a) {
         const auto axis = static_cast<py::ssize_t>(a);
         shape_[a] = array_.shape(axis);
-        viewable_ = viewable_ && (array_.strides(axis) % item == 0 || shape_[a] == 1);
-        strides_[a] = viewable_ ? array_.strides(axis) / item : 0;
+        byte_strides_[a] = array_.strides(axis);
+        viewable_ = viewable_ && (byte_strides_[a] % item == 0 || shape_[a] == 1);
+        strides_[a] = viewable_ ? byte_strides_[a] / item : 0;
     }
 }
 
@@ -150,12 +151,7 @@ Array take_out(py::handle object, const Array& x, std::initializer_list<Named> i
         }
     };
     // Strides in bytes, since an array that is not aligned has none in elements.
-    std::array<Index, kMaxAxes> bytes{};
-    for (std::size_t a = 0; a < out.rank(); ++a) {
-        const auto axis = static_cast<py::ssize_t>(a);
-        bytes[a] = out.object().strides(axis);
-    }
-    no_overlap(may_overlap_itself(out.shape(), {bytes.data(), out.rank()}), "itself");
+    no_overlap(may_overlap_itself(out.shape(), out.byte_strides()), "itself");
     for (const Named& input : inputs) {
         if (input.array != nullptr && input.array->ptr() != nullptr) {
             no_overlap(overlap(out.object(), *input.array), input.name);
@@ -264,7 +260,7 @@ Index take_axis(py::handle object, std::size_t rank) {
 
 Array empty_like(const Array& x) {
     std::array<Index, kMaxAxes> strides{};
-    dense_strides_like(x.shape(), x.strides(), {strides.data(), x.rank()});
+    dense_strides_like(x.shape(), x.byte_strides(), {strides.data(), x.rank()});
     const Index item = size_of(*x.dtype());
     for (std::size_t a = 0; a < x.rank(); ++a) strides[a] *= item;
     const auto shape = x.shape();
@@ -274,7 +270,9 @@ Array empty_like(const Array& x) {
                       strides.begin(), strides.begin() + static_cast<std::ptrdiff_t>(x.rank()))));
 }
 
-Array copy_of(const Array& x) {
+Array copy_of(const Array& x) { return copy_like(x, x); }
+
+Array c_ordered_copy_of(const Array& x) {
     const auto shape = x.shape();
     Array copy(py::array(x.object().dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end())));
     copy_into(copy, x);

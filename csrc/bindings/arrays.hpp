@@ -34,6 +34,9 @@ public:
     [[nodiscard]] const py::array& object() const { return array_; }
     [[nodiscard]] std::span<const Index> shape() const { return {shape_.data(), rank_}; }
     [[nodiscard]] std::span<const Index> strides() const { return {strides_.data(), rank_}; }
+    [[nodiscard]] std::span<const Index> byte_strides() const {
+        return {byte_strides_.data(), rank_};
+    }
     [[nodiscard]] std::size_t rank() const { return rank_; }
     [[nodiscard]] Index size() const { return array_.size(); }
     [[nodiscard]] bool viewable() const { return viewable_; }
@@ -53,6 +56,7 @@ private:
     py::array array_;
     std::size_t rank_ = 0;
     std::array<Index, kMaxAxes> shape_{};
+    std::array<Index, kMaxAxes> byte_strides_{};
     std::array<Index, kMaxAxes> strides_{};  // in elements, if viewable
     bool viewable_ = false;                  // aligned, strides multiples of the element
     std::optional<DType> dtype_;             // of the supported ones, in native byte order
@@ -101,8 +105,9 @@ double take_eps(py::handle object);
 double take_momentum(py::handle object);
 Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-1
 
-Array empty_like(const Array& x);                 // dense, in x's memory order
-Array copy_of(const Array& x);                    // C order
+Array empty_like(const Array& x);  // dense, in x's memory order
+Array copy_of(const Array& x);     // likewise
+Array c_ordered_copy_of(const Array& x);
 Array copy_like(const Array& a, const Array& x);  // a's values, in x's memory order
 void copy_into(const Array& destination, const Array& source);
 

@@ -6,13 +6,16 @@
 
 namespace bnext::bindings {
 
-// Inputs of one call, described together. An input that does not fit is replaced by a copy: x in C
-// order, the others in x's memory order.
+// Inputs of one call, described together. An input that does not fit is replaced by a copy: in x's
+// memory order if the kernels can walk that, else in C order.
 class Inputs {
 public:
     Inputs(Array& x, Index axis) : Inputs(x, nullptr, axis) {}
     Inputs(Array& x, Array* dy, Index axis) : x_(x), dy_(dy), axis_(axis) {
-        if (!x_.viewable() || !described({x_.strides()}).accepted()) x_ = copy_of(x_);
+        if (!x_.viewable() || !described({x_.strides()}).accepted()) {
+            x_ = copy_of(x_);
+            if (!described({x_.strides()}).accepted()) x_ = c_ordered_copy_of(x_);
+        }
         if (dy_ != nullptr && (!dy_->viewable() || !described(all()).accepted())) {
             *dy_ = copy_like(*dy_, x_);
         }
@@ -21,7 +24,7 @@ public:
     // For inputs that can be read where they are, but whose order no dense output can have:
     // repeated or overlapping elements (broadcast_to, sliding windows).
     void copy_all() {
-        x_ = copy_of(x_);
+        x_ = c_ordered_copy_of(x_);
         if (dy_ != nullptr) *dy_ = copy_like(*dy_, x_);
     }
 

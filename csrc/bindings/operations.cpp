@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/operands.hpp"
 #include "bindings/register.hpp"
 #include "bindings/running.hpp"
@@ -82,9 +83,8 @@ py::tuple forward_typed(Array x, py::handle weight_object, py::handle bias_objec
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
     saved.count = problem.count();
-    {
-        // Every Python object is unpacked; from here on there are only pointers.
-        const py::gil_scoped_release no_gil;
+    // Every Python object is unpacked; from here on there are only pointers.
+    without_gil([&] {
         cpu::forward<T>(problem, x_view, y_view, {weight.data, bias.data}, eps, saved.mean.data(),
                         saved.m2.data());
         const auto n = static_cast<double>(saved.count);
@@ -92,7 +92,7 @@ py::tuple forward_typed(Array x, py::handle weight_object, py::handle bias_objec
             saved.var[c] = saved.m2[c] / n;
             saved.rstd[c] = rstd_of(saved.var[c], eps);
         }
-    }
+    });
     py::object result = y.result();
     running.update(saved);
     return py::make_tuple(std::move(result), std::move(saved));
@@ -136,14 +136,13 @@ py::tuple normalize_typed(Array x, py::handle mean_object, py::handle var_object
     const Problem& problem = y.description().problem;
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
-    {
-        const py::gil_scoped_release no_gil;
+    without_gil([&] {
         for (std::size_t c = 0; c < saved.var.size(); ++c) {
             saved.rstd[c] = rstd_of(saved.var[c], eps);
         }
         cpu::apply_norm<T>(problem, x_view, y_view, saved.mean.data(), saved.rstd.data(),
                            {weight.data, bias.data});
-    }
+    });
     py::object result = y.result();
     return py::make_tuple(std::move(result), std::move(saved));
 }
@@ -186,8 +185,7 @@ py::tuple backward_typed(Array dy, Array x, const Saved& saved, py::handle weigh
     const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
     std::vector<double> sum_dy(static_cast<std::size_t>(channels));
     std::vector<double> sum_dy_xmu(static_cast<std::size_t>(channels));
-    {
-        const py::gil_scoped_release no_gil;
+    without_gil([&] {
         if (saved.batch_statistics) {
             cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.mean.data(),
                              saved.rstd.data(), weight.data, sum_dy.data(), sum_dy_xmu.data());
@@ -199,7 +197,7 @@ py::tuple backward_typed(Array dy, Array x, const Saved& saved, py::handle weigh
             cpu::apply_norm<T>(problem, dy_view, dx_view, zero.data(), saved.rstd.data(),
                                {weight.data, nullptr});
         }
-    }
+    });
     const double* rstd = problem.count() == 0 ? nullptr : saved.rstd.data();
     return py::make_tuple(dx.result(), parameter_gradient<T>(sum_dy_xmu, rstd),
                           parameter_gradient<T>(sum_dy, nullptr));
@@ -226,8 +224,8 @@ py::tuple moments(py::handle x_object, py::handle channel_axis) {
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
         const auto x_view = x.view<T>(description.strides[0]);
-        const py::gil_scoped_release no_gil;
-        cpu::collect_stats<T>(description.problem, x_view, mean.data(), m2.data());
+        without_gil(
+            [&] { cpu::collect_stats<T>(description.problem, x_view, mean.data(), m2.data()); });
     });
     return py::make_tuple(description.problem.count(), to_array(mean), to_array(m2));
 }
@@ -244,9 +242,10 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
         using T = decltype(type);
         const auto x_view = x.view<T>(description.strides[0]);
         const auto dy_view = dy.view<T>(description.strides[1]);
-        const py::gil_scoped_release no_gil;
-        cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean.data(),
-                                sum_dy.data(), sum_dy_xmu.data());
+        without_gil([&] {
+            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean.data(),
+                                    sum_dy.data(), sum_dy_xmu.data());
+        });
     });
     return py::make_tuple(to_array(sum_dy), to_array(sum_dy_xmu));
 }
@@ -276,12 +275,11 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
         const auto x_view = x.view<T>(strides[0]);
         const auto dy_view = dy.view<T>(strides[1]);
         const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
-        {
-            const py::gil_scoped_release no_gil;
+        without_gil([&] {
             cpu::backward_apply<T>(dx.description().problem, dy_view, x_view, dx_view,
                                    saved.mean.data(), saved.rstd.data(), weight.data, sum_dy.data(),
                                    sum_dy_xmu.data(), count);
-        }
+        });
         return dx.result();
     });
 }

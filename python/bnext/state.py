@@ -82,10 +82,10 @@ class StateMixin:
         unexpected = [k for k in state_dict if k not in arrays]
 
         errors: list[str] = []
-        if strict and unexpected:
-            errors.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}. ")
         if strict and missing:
             errors.append(f"Missing key(s) in state_dict: {_quoted(missing)}. ")
+        if strict and unexpected:
+            errors.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}. ")
         values: dict[str, Array] = {}
         for name, array in arrays.items():
             if name in state_dict:

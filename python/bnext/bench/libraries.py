@@ -1,0 +1,161 @@
+"""The same operations as each library offers them, on the same arrays.
+
+Each `*_calls` function maps (operation, pages) to a call. Pages are "warm" where the output goes to
+memory that is already mapped, and "fresh" where the library allocates it, as users have it out of
+the box. PyTorch is imported here, on demand, and nowhere else in the benchmark.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+
+import bnext
+from bnext.bench.cases import EPS, Array, Data
+from bnext.bench.timing import Call
+from bnext.bench.traffic import Operation
+
+Pages = Literal["warm", "fresh"]
+Calls = dict[tuple[Operation, Pages], Call]
+
+# Room that calls with warm pages need for what they allocate nevertheless, in arrays of the size of
+# `x`: PyTorch's backward has two at a time (`recycled_pages` says why they need twice as much).
+ROOM: dict[Operation, int] = {"backward": 4}
+
+
+def bnext_calls(data: Data) -> Calls:
+    """Prepare the calls of this package."""
+    x, dy, out, weight, bias = data.x, data.dy, data.out, data.weight, data.bias
+    saved = bnext.batch_norm_forward(x, weight, bias, eps=EPS, out=out)[1]
+    given = (x, data.mean, data.var, weight, bias)
+    return {
+        ("forward", "warm"): lambda: bnext.batch_norm_forward(x, weight, bias, eps=EPS, out=out),
+        ("forward", "fresh"): lambda: bnext.batch_norm_forward(x, weight, bias, eps=EPS),
+        ("backward", "warm"): lambda: bnext.batch_norm_backward(dy, x, saved, weight, out=out),
+        ("backward", "fresh"): lambda: bnext.batch_norm_backward(dy, x, saved, weight),
+        ("inference", "warm"): lambda: bnext.normalize(*given, eps=EPS, out=out),
+        ("inference", "fresh"): lambda: bnext.normalize(*given, eps=EPS),
+    }
+
+
+def numpy_calls(data: Data) -> Calls:
+    """Prepare the expressions that one writes in NumPy; each makes fresh arrays."""
+    x, dy = data.x, data.dy
+    axes = (0, *range(2, x.ndim))
+    column = (-1,) + (1,) * (x.ndim - 2)
+    weight, bias = data.weight.reshape(column), data.bias.reshape(column)
+
+    def normalize(mean: Array, var: Array) -> Array:
+        result: Array = (x - mean) / np.sqrt(var + np.float32(EPS)) * weight + bias
+        return result
+
+    def forward() -> Array:
+        return normalize(x.mean(axes, keepdims=True), x.var(axes, keepdims=True))
+
+    mean = x.mean(axes, keepdims=True)
+    rstd = 1 / np.sqrt(x.var(axes, keepdims=True) + np.float32(EPS))
+    n = x.size // x.shape[1]
+
+    def backward() -> tuple[Array, Array, Array]:
+        xhat = (x - mean) * rstd
+        dbias = dy.sum(axes, keepdims=True)
+        dweight = (dy * xhat).sum(axes, keepdims=True)
+        dx = weight * rstd * (dy - dbias / n - xhat * dweight / n)
+        return dx, dweight.ravel(), dbias.ravel()
+
+    given = data.mean.reshape(column), data.var.reshape(column)
+    return {
+        ("forward", "fresh"): forward,
+        ("backward", "fresh"): backward,
+        ("inference", "fresh"): lambda: normalize(*given),
+    }
+
+
+def import_torch() -> Any:
+    """Import PyTorch, or return None if it is not installed."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        return None
+
+
+def torch_calls(data: Data) -> Calls:
+    """Prepare PyTorch's operators on the CPU, without autograd.
+
+    Its backward operator has no variant that writes to given memory but one that copies there in
+    the end, which would count against it; so that the "warm" call is the plain one, and needs
+    `bnext.bench.heap.recycled_pages` to be warm.
+    """
+    torch = import_torch()
+    aten, batch_norm = torch.ops.aten, torch.nn.functional.batch_norm
+    x, dy, out = (torch.from_numpy(array) for array in (data.x, data.dy, data.out))
+    weight, bias = torch.from_numpy(data.weight), torch.from_numpy(data.bias)
+    mean, var = torch.from_numpy(data.mean), torch.from_numpy(data.var)
+    _, save_mean, save_rstd = aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, EPS)
+    scratch = {"save_mean": torch.empty_like(mean), "save_invstd": torch.empty_like(var)}
+
+    def into_out(training: bool) -> Call:
+        running = (None, None) if training else (mean, var)
+        arguments = (x, weight, bias, *running, training, 0.1, EPS)
+        return lambda: aten.native_batch_norm.out(*arguments, out=out, **scratch)
+
+    def backward() -> Any:
+        return aten.native_batch_norm_backward(
+            dy, x, weight, None, None, save_mean, save_rstd, True, EPS, [True, True, True]
+        )
+
+    return {
+        ("forward", "warm"): into_out(training=True),
+        ("forward", "fresh"): lambda: batch_norm(x, None, None, weight, bias, True, 0.1, EPS),
+        ("backward", "warm"): backward,
+        ("backward", "fresh"): backward,
+        ("inference", "warm"): into_out(training=False),
+        ("inference", "fresh"): lambda: batch_norm(x, mean, var, weight, bias, False, 0.1, EPS),
+    }
+
+
+class Copier:
+    """A copy of `x` to `out` by as many threads as the others have: what memory can do.
+
+    NumPy copies with one thread and without the interpreter's lock, so pieces are handed to a pool;
+    below a mebibyte a piece, handing over would cost more than it gains.
+    """
+
+    SMALLEST_PIECE = 1 << 20
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def call(self, data: Data) -> Call:
+        """Return a call that copies."""
+        source, target = (
+            data.case.in_memory_order(array).reshape(-1) for array in (data.x, data.out)
+        )
+        pieces = max(1, min(self._threads, source.nbytes // self.SMALLEST_PIECE))
+        if pieces == 1:
+            return lambda: np.copyto(target, source)
+        pairs = list(
+            zip(np.array_split(target, pieces), np.array_split(source, pieces), strict=True)
+        )
+        return lambda: [*self._pool.map(lambda pair: np.copyto(*pair), pairs)]
+
+
+LIBRARIES: dict[str, Callable[[Data], Calls]] = {
+    "bnext": bnext_calls,
+    "torch": torch_calls,
+    "numpy": numpy_calls,
+}
+
+
+def installed() -> tuple[str, ...]:
+    """List the libraries that can be measured here."""
+    return tuple(name for name in LIBRARIES if name != "torch" or import_torch() is not None)

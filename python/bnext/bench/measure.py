@@ -1,0 +1,132 @@
+"""Measurements: each library's time for one operation of one case, beside a copy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import bnext
+from bnext.bench.cases import Case, draw
+from bnext.bench.heap import recycled_pages
+from bnext.bench.libraries import LIBRARIES, ROOM, Copier, Pages, import_torch
+from bnext.bench.timing import Timing, alternate
+from bnext.bench.traffic import Operation, floor_bytes
+
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The times of one operation of one case, taken in turns on the same data."""
+
+    case: Case
+    nbytes: int
+    operation: Operation
+    pages: Pages
+    timings: dict[str, Timing]  # of each library
+    copy: Timing
+
+    def ratio(self, library: str) -> float:
+        """How many times as fast as `library` bnext is, by their medians; below 1 is a loss."""
+        return self.timings[library].median / self.timings["bnext"].median
+
+    def bandwidth(self, library: str) -> float:
+        """Floor bytes per second, not what the library really moves."""
+        return floor_bytes(self.operation, self.nbytes) / self.timings[library].median
+
+    @property
+    def copy_bandwidth(self) -> float:
+        """Bytes per second of the copy of an array of the same size: read and written."""
+        return floor_bytes("copy", self.nbytes) / self.copy.median
+
+    def share_of_copy(self, library: str) -> float:
+        """`bandwidth` as a share of the copy's: 1 where only the bytes take time."""
+        return self.bandwidth(library) / self.copy_bandwidth
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in what JSON can hold."""
+        return {
+            "case": self.case.name,
+            "shape": list(self.case.shape),
+            "channels_last": self.case.channels_last,
+            "dtype": "float32",
+            "operation": self.operation,
+            "pages": self.pages,
+            "floor_bytes": floor_bytes(self.operation, self.nbytes),
+            "seconds": {name: vars(timing) for name, timing in self.timings.items()},
+            "copy_seconds": vars(self.copy),
+            "copy_bytes_per_second": self.copy_bandwidth,
+            "bytes_per_second": {name: self.bandwidth(name) for name in self.timings},
+            "share_of_copy": {name: self.share_of_copy(name) for name in self.timings},
+            "ratio": {name: self.ratio(name) for name in self.timings if name != "bnext"},
+        }
+
+
+@contextlib.contextmanager
+def threads_set_to(number: int) -> Iterator[None]:
+    """Let bnext and PyTorch (NumPy has one anyway) use `number` threads."""
+    torch = import_torch()
+    before = bnext.get_num_threads(), torch.get_num_threads() if torch else 0
+    bnext.set_num_threads(number)
+    if torch:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        bnext.set_num_threads(before[0])
+        if torch:
+            torch.set_num_threads(before[1])
+
+
+def measure(
+    cases: Sequence[Case],
+    *,
+    pages: Pages,
+    libraries: Collection[str],
+    threads: int,
+    seconds: float,
+    operations: Collection[Operation] = OPERATIONS,
+) -> Iterator[Measurement]:
+    """Measure `operations` of each of the `cases`.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        What is measured, in this order.
+    pages : {"warm", "fresh"}
+        Whether outputs go to mapped memory or are allocated by the library. Measure "fresh" first:
+        afterwards the allocator is not quite what it was (`recycled_pages`).
+    libraries : collection of str
+        Names from `LIBRARIES`, "bnext" among them. One that does not have an operation with these
+        pages is left out of it.
+    threads : int
+        For each of them, and for the copy.
+    seconds : float
+        For each operation of each case, unless three turns take longer.
+    operations : collection of str
+        Which ones.
+
+    Yields
+    ------
+    Measurement
+        One for each case and operation, as soon as it is there.
+    """
+    with threads_set_to(threads), contextlib.closing(Copier(threads)) as copier:
+        for case in cases:
+            data = draw(case)
+            calls = {name: LIBRARIES[name](data) for name in libraries}
+            for operation in operations:
+                compared = {
+                    name: of_library[operation, pages]
+                    for name, of_library in calls.items()
+                    if (operation, pages) in of_library
+                }
+                compared["copy"] = copier.call(data)
+                nbytes = data.x.nbytes
+                room = ROOM.get(operation, 0) * nbytes if pages == "warm" else 0
+                with recycled_pages(room) if room else contextlib.nullcontext():
+                    timings = alternate(compared, seconds)
+                copy = timings.pop("copy")
+                yield Measurement(case, nbytes, operation, pages, timings, copy)

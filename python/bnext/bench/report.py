@@ -1,0 +1,126 @@
+"""The measurements as a table, with rich or in plain text."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from bnext.bench.measure import Measurement
+
+PEERS = {"torch": "PyTorch", "numpy": "NumPy"}
+
+TEXT_COLUMNS = 2  # at the left of each row; numbers follow
+
+EXPLANATION = (
+    "x PyTorch, x NumPy: how many times as fast bnext is, by medians; below 1 is a loss. "
+    "Pages: warm where the output goes to mapped memory, fresh where the library allocates it. "
+    "GB/s: bytes that the operation cannot avoid moving, by bnext's median. "
+    "Of copy: that as a share of what a copy of x reached in the same turns."
+)
+
+
+def introduction(environment: dict[str, Any]) -> str:
+    """Say what is compared with what, and on what."""
+    versions = environment["versions"]
+    torch = versions["torch"] or "not installed: compared with NumPy only"
+    return (
+        f"bnext {versions['bnext']} ({environment['isa']}), NumPy {versions['numpy']}, "
+        f"PyTorch {torch}, Python {versions['python']}\n"
+        f"{environment['processor']}, {environment['processors']} processors; "
+        f"{_threads(environment['threads'])} for bnext, PyTorch and the copy, 1 for NumPy; float32"
+    )
+
+
+def heading(measurement: Measurement) -> str:
+    """Name the case, and say what a copy of it reached."""
+    case = measurement.case
+    shape = ", ".join(map(str, case.shape))
+    return (
+        f"{case.name}: ({shape}), {measurement.nbytes / 1e6:.3g} MB, "
+        f"copied at {measurement.copy_bandwidth / 1e9:.1f} GB/s"
+    )
+
+
+def table(measurements: Sequence[Measurement]) -> list[list[str]]:
+    """Text of the header and the rows: ratios first, then times, then bytes per second."""
+    peers = [peer for peer in PEERS if any(peer in m.timings for m in measurements)]
+    header = [
+        *("operation", "pages"),
+        *(f"x {PEERS[peer]}" for peer in peers),
+        "bnext ms (p10-p90)",
+        *(f"{PEERS[peer]} ms" for peer in peers),
+        *("GB/s", "of copy"),
+    ]
+    return [header, *(_row(measurement, peers) for measurement in measurements)]
+
+
+def _row(measurement: Measurement, peers: Sequence[str]) -> list[str]:
+    timings = measurement.timings
+    ours = timings["bnext"]
+    return [
+        *(measurement.operation, measurement.pages),
+        *(f"{measurement.ratio(peer):.2f}" if peer in timings else "-" for peer in peers),
+        f"{_milliseconds(ours.median)} ({_milliseconds(ours.p10)}-{_milliseconds(ours.p90)})",
+        *(_milliseconds(timings[peer].median) if peer in timings else "-" for peer in peers),
+        f"{measurement.bandwidth('bnext') / 1e9:.1f}",
+        f"{measurement.share_of_copy('bnext'):.0%}",
+    ]
+
+
+def show(measurements: Sequence[Measurement], *, plain: bool = False) -> None:
+    """Print the measurements, a table for each case: with rich where it is installed."""
+    use_rich = not plain and importlib.util.find_spec("rich") is not None
+    for case in dict.fromkeys(measurement.case for measurement in measurements):
+        of_case = [measurement for measurement in measurements if measurement.case == case]
+        title, lines = heading(of_case[0]), table(of_case)
+        (_show_rich if use_rich else _show_plain)(title, lines)
+
+
+def _show_plain(title: str, lines: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"\n{title}")
+    for line in lines:
+        cells = [
+            cell.ljust(width) if column < TEXT_COLUMNS else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _show_rich(title: str, lines: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    header, *rows = lines
+    for column, name in enumerate(header):
+        result.add_column(name, justify="left" if column < TEXT_COLUMNS else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(
+            *(
+                _colored(cell) if name.startswith("x ") else cell
+                for name, cell in zip(header, row, strict=True)
+            )
+        )
+    # A number that is cut off is worse than a line that the terminal breaks.
+    console = Console()
+    unbounded = console.options.update(width=1000)
+    console.width = max(console.width, console.measure(result, options=unbounded).maximum)
+    console.print(result)
+
+
+def _colored(ratio: str) -> str:
+    if ratio == "-":
+        return ratio
+    return f"[{'green' if float(ratio) >= 1 else 'red'}]{ratio}[/]"
+
+
+def _milliseconds(seconds: float) -> str:
+    value = seconds * 1e3
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"

@@ -1,0 +1,80 @@
+"""Timing of several calls against each other, in turns."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Call = Callable[[], object]
+
+# Long enough for the clock, and for a call of microseconds to be repeated a few hundred times.
+SHORTEST_TURN = 2e-3
+FEWEST_TURNS = 3
+MOST_TURNS = 50
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median over the turns, and the 10th and 90th percentile."""
+
+    median: float
+    p10: float
+    p90: float
+    turns: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Summarize the seconds of each turn."""
+        p10, median, p90 = np.percentile(seconds, [10, 50, 90])
+        return cls(float(median), float(p10), float(p90), len(seconds))
+
+
+def alternate(calls: Mapping[str, Call], seconds: float) -> dict[str, Timing]:
+    """Time `calls` in turns, forwards and then backwards, so that a drift meets all of them.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        What is compared. A result is dropped inside the time that is taken.
+    seconds : float
+        To be spent in all, in equal shares. A call that has used up its share sits out, once it has
+        had three turns.
+
+    Returns
+    -------
+    dict of str to Timing
+        In the order of `calls`.
+    """
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    share = seconds / len(calls)
+    for turn in range(MOST_TURNS):
+        names = [name for name in calls if turn < FEWEST_TURNS or spent[name] < share]
+        if not names:
+            break
+        for name in names if turn % 2 == 0 else reversed(names):
+            took = _turn(calls[name], repeats[name])
+            spent[name] += took
+            samples[name].append(took / repeats[name])
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def _repeats(call: Call) -> int:
+    first = _turn(call, 1)  # may include what happens once: threads start, caches warm up
+    if first > 50 * SHORTEST_TURN:
+        return 1
+    return max(1, math.ceil(SHORTEST_TURN / _turn(call, 1)))
+
+
+def _turn(call: Call, repeats: int) -> float:
+    if repeats > 1:
+        call()  # short calls would feel the caches and the spinning threads of who came before
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return time.perf_counter() - begin
