@@ -47,6 +47,8 @@ class Tiling {
 public:
     explicit Tiling(const Problem& problem);
 
+    [[nodiscard]] BNEXT_FORCE_INLINE Index outer() const { return outer_; }
+    [[nodiscard]] BNEXT_FORCE_INLINE Index inner() const { return inner_; }
     [[nodiscard]] Index tiles() const { return tiles_; }
     [[nodiscard]] Index chunks() const { return chunks_; }
     [[nodiscard]] TileRange all() const { return {0, tiles_}; }

@@ -38,7 +38,7 @@ enum class Stores : std::uint8_t { cached, streaming };
 
 template <class T>
 struct Kernels {
-    // mean and m2 of the region's values
+    // m2 of the region's values, and their mean relative to the channel's origin (view.hpp)
     using CollectStats = void (*)(const View<const T>& x, const Region&, double* mean, double* m2);
     using ApplyNorm = void (*)(const View<const T>& x, const View<T>& y, const Region&,
                                const NormCoefficients<T>&, Stores);

@@ -7,8 +7,8 @@
 // (Ioffe and Szegedy 2015, section 3).
 //
 // Traffic: x and dy once each.
-// Order:   16 lanes over the region's values, then one lane tree (planar); rows in turn
-//          (interleaved). Fixed by tile and lane, never by thread arrival.
+// Order:   16 lanes over the region's values, then one lane tree (planar); blocks of 16
+//          rows (interleaved). Fixed by tile and lane, never by thread arrival.
 // Error:   everything in double, products of float32 values are exact: below float32's rounding.
 
 template <class T>
@@ -44,7 +44,7 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
     }
 }
 
-// Adds rows of `G` packs of columns to their sums, which are in memory in between.
+// Adds a block of rows of `G` packs of columns to their sums, which are in memory.
 template <int G, class T>
 BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* x, Index x_pitch,
                                           Index rows, int columns, const double* mean,
@@ -55,8 +55,7 @@ BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* 
     Wide center[G], s1[G], s2[G];
     unrolled<G>([&](auto g) {
         center[g] = load_columns(mean + g * kLanes, columns);
-        s1[g] = load_columns(sum_dy + g * kLanes, columns);
-        s2[g] = load_columns(sum_dy_xmu + g * kLanes, columns);
+        s1[g] = s2[g] = broadcast(0.0);
     });
     for (Index r = 0; r < rows; ++r) {
         unrolled<G>([&](auto g) {
@@ -66,8 +65,8 @@ BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* 
         });
     }
     unrolled<G>([&](auto g) {
-        store_columns(sum_dy + g * kLanes, columns, s1[g]);
-        store_columns(sum_dy_xmu + g * kLanes, columns, s2[g]);
+        add_columns(sum_dy + g * kLanes, columns, s1[g]);
+        add_columns(sum_dy_xmu + g * kLanes, columns, s2[g]);
     });
 }
 
@@ -79,7 +78,7 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
     for (Index c = 0; c < width; ++c) sum_dy[c] = sum_dy_xmu[c] = 0.0;
     for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
         const Tile tile = region.tiling->tile(t);
-        for_each_row_block(tile, width, [&](Index o, Index i, Index rows) {
+        for_each_row_block(tile, [&](Index o, Index i, Index rows) {
             const T* dy_row = at(dy, o, 0, i) + region.channels.begin;
             const T* x_row = at(x, o, 0, i) + region.channels.begin;
             for_each_column_group(width, [&](auto packs, Index c, int columns) {

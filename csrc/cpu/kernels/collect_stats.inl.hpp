@@ -2,14 +2,16 @@
 //
 // Within a tile of n values, with any pilot p and d = x - p in double,
 //     mean = p + (sum d) / n,    m2 = sum d^2 - (sum d)^2 / n
-// and tiles are merged as core/moments.hpp says. The pilot is the tile's first value. That is
+// and tiles are merged as core/moments.hpp says, their means relative to the channel's origin
+// (view.hpp). The pilot is the tile's first value. That is
 // enough even where this value is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and
 // the subtraction loses a factor of n <= 4096 at most, out of the 2^53 that double has. A constant
 // channel has d = 0, and so m2 = 0 exactly. For float64 data the loss would show, so there the tile
 // is looked at a second time, while a cache still has it, with its mean as pilot.
 //
 // Traffic: x once.
-// Order:   16 lanes, one lane tree per tile (planar) or rows in turn (interleaved); tiles in turn.
+// Order:   16 lanes, one lane tree per tile (planar), or blocks of 16 rows (interleaved); tiles in
+//          turn.
 // Error:   m2 within 4096 * 2^-53 = 5e-13 relative at worst for float32 data, a few 2^-53 for
 //          float64; whatever mean/std is.
 
@@ -44,6 +46,7 @@ BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tile&
 template <class T>
 void planar_collect_stats(const View<const T>& x, const Region& region, double* mean, double* m2) {
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
+        const double origin = origin_of(x, *region.tiling, c);
         Moments sum;
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
             const Tile tile = region.tiling->tile(t);
@@ -55,7 +58,8 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
             const TileSums s = planar_tile_sums<true>(x, tile, c, pilot);
             const double share = s.d / n;
             const double tile_m2 = s.d2 - s.d * share;
-            merge(sum, {n, static_cast<double>(pilot) + share, tile_m2 < 0.0 ? 0.0 : tile_m2});
+            const double tile_mean = (static_cast<double>(pilot) - origin) + share;
+            merge(sum, {n, tile_mean, tile_m2 < 0.0 ? 0.0 : tile_m2});
         }
         mean[c - region.channels.begin] = sum.mean;
         m2[c - region.channels.begin] = sum.m2;
@@ -69,7 +73,7 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
 template <class T>
 inline constexpr Index kStrip = sizeof(T) == 4 ? 1024 : 128;
 
-// Adds rows of `G` packs of columns to their sums of d (and d^2), which are in memory in between.
+// Adds a block of rows of `G` packs of columns to their sums of d (and d^2), which are in memory.
 // `columns` of a last pack exist (0: all).
 template <int G, bool kSquares, class T>
 BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, Index rows, int columns,
@@ -77,8 +81,7 @@ BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, Index rows, int column
     Wide pilot[G], d_sum[G], d2_sum[G];
     unrolled<G>([&](auto g) {
         pilot[g] = load_columns(pilots + g * kLanes, columns);
-        d_sum[g] = load_columns(d_sums + g * kLanes, columns);
-        if constexpr (kSquares) d2_sum[g] = load_columns(d2_sums + g * kLanes, columns);
+        d_sum[g] = d2_sum[g] = broadcast(0.0);
     });
     for (Index r = 0; r < rows; ++r) {
         unrolled<G>([&](auto g) {
@@ -90,8 +93,8 @@ BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, Index rows, int column
         });
     }
     unrolled<G>([&](auto g) {
-        store_columns(d_sums + g * kLanes, columns, d_sum[g]);
-        if constexpr (kSquares) store_columns(d2_sums + g * kLanes, columns, d2_sum[g]);
+        add_columns(d_sums + g * kLanes, columns, d_sum[g]);
+        if constexpr (kSquares) add_columns(d2_sums + g * kLanes, columns, d2_sum[g]);
     });
 }
 
@@ -104,7 +107,7 @@ BNEXT_FORCE_INLINE void strip_sums(const View<const T>& x, const Tile& tile, Ind
     if constexpr (kSquares) {
         for (Index c = 0; c < width; ++c) d2_sums[c] = 0.0;
     }
-    for_each_row_block(tile, width, [&](Index o, Index i, Index rows) {
+    for_each_row_block(tile, [&](Index o, Index i, Index rows) {
         const T* row = at(x, o, 0, i) + first;
         for_each_column_group(width, [&](auto packs, Index c, int columns) {
             add_rows<packs, kSquares>(row + c, row_pitch(x, tile), rows, columns, pilot + c,
@@ -134,7 +137,7 @@ void interleaved_collect_stats(const View<const T>& x, const Region& region, dou
         for (Index c = 0; c < width; ++c) {
             const double share = mean[c] / n;
             const double tile_m2 = m2[c] - mean[c] * share;
-            mean[c] = pilot[c] + share;
+            mean[c] = (pilot[c] - origin_of(x, *region.tiling, begin + c)) + share;
             m2[c] = tile_m2 < 0.0 ? 0.0 : tile_m2;
         }
         mean += width;

@@ -9,11 +9,6 @@ BNEXT_FORCE_INLINE void for_each_row(const Tile& tile, F&& f) {
     }
 }
 
-template <class T>
-BNEXT_FORCE_INLINE T* at(const View<T>& view, Index o, Index c, Index i) {
-    return view.data + o * view.stride.outer + c * view.stride.channel + i * view.stride.inner;
-}
-
 // Rows of a tile are one pitch apart along inner, or along outer where there is no inner axis.
 BNEXT_FORCE_INLINE bool is_outer_only(const Tile& tile) {
     return tile.inner_begin == 0 && tile.inner_end == 1;
@@ -24,20 +19,20 @@ BNEXT_FORCE_INLINE Index row_pitch(const View<T>& view, const Tile& tile) {
     return is_outer_only(tile) ? view.stride.outer : view.stride.inner;
 }
 
-// Calls f(o, i, rows) for blocks of consecutive rows. Where the region is wider than the sums that
-// fit registers, a block is short: its rows are then read side by side, each in the order of
-// memory, and the sums (in the second-level cache) are visited once per block.
+// Calls f(o, i, rows) for blocks of at most 16 consecutive rows. A block is summed by itself and
+// then added to the sums so far: its rows are read side by side, each in the order of memory, the
+// sums (in a cache) are visited once per block, and rounding errors grow with the root of 16 and of
+// the number of blocks rather than of all rows.
 template <class F>
-BNEXT_FORCE_INLINE void for_each_row_block(const Tile& tile, Index width, F&& f) {
-    constexpr Index kShort = 16;
+BNEXT_FORCE_INLINE void for_each_row_block(const Tile& tile, F&& f) {
+    constexpr Index kRows = 16;
     const bool outer_only = is_outer_only(tile);
     const Index begin = outer_only ? tile.outer_begin : tile.inner_begin;
     const Index end = outer_only ? tile.outer_end : tile.inner_end;
-    const Index step = width <= kColumnPacks * kLanes ? end - begin : kShort;
     const Index outer_end = outer_only ? tile.outer_begin + 1 : tile.outer_end;
     for (Index o = tile.outer_begin; o < outer_end; ++o) {
-        for (Index r = begin; r < end; r += step) {
-            const Index rows = r + step < end ? step : end - r;
+        for (Index r = begin; r < end; r += kRows) {
+            const Index rows = r + kRows < end ? kRows : end - r;
             outer_only ? f(r, 0, rows) : f(o, r, rows);
         }
     }
@@ -58,8 +53,9 @@ BNEXT_FORCE_INLINE void for_each_column_group(Index width, F&& f) {
 BNEXT_FORCE_INLINE Wide load_columns(const double* p, int columns) {
     return columns == 0 ? load(p) : load_first(p, columns, 0.0);
 }
-BNEXT_FORCE_INLINE void store_columns(double* p, int columns, const Wide& value) {
-    columns == 0 ? store(p, value) : store_first(p, columns, value);
+BNEXT_FORCE_INLINE void add_columns(double* p, int columns, const Wide& more) {
+    const Wide sum = load_columns(p, columns) + more;
+    columns == 0 ? store(p, sum) : store_first(p, columns, sum);
 }
 
 // Values before p reaches a 64-byte boundary (p is a multiple of sizeof(T)), at most n.
