@@ -23,6 +23,7 @@ constexpr Index kSerialElements = 128 * 1024;
 // A task should move at least this much, so that taking tasks from the shared counter costs
 // nothing.
 constexpr Index kTaskBytes = 64 * 1024;
+constexpr Index kPageBytes = 4096;
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
@@ -55,10 +56,15 @@ Index interleaved_block(const Candidate& c) {
     return block;
 }
 
+// Channels of a planar block: a task's worth, and enough small planes side by side to make a page
+// of consecutive memory, as long as their slab stays in the second-level cache.
 Index planar_block(const Candidate& c) {
     const Index slab = std::max<Index>(c.slab_bytes(1), 1);
+    const Index plane = std::max<Index>(c.problem.inner * size_of(c.problem.dtype), 1);
+    const Index wanted = std::max(kTaskBytes / slab, divide_up(kPageBytes, plane));
+    const Index cached = c.machine.l2_bytes / 2 / slab;
     const Index fair = divide_up(c.problem.channels, Index{4} * c.machine.threads);
-    return std::clamp<Index>(kTaskBytes / slab, 1, std::clamp<Index>(fair, 1, kMaxBlock));
+    return std::clamp<Index>(std::min({wanted, cached, fair}), 1, kMaxBlock);
 }
 
 Index block_of(const Candidate& c) {

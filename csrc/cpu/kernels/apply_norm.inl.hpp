@@ -13,24 +13,19 @@
 template <class T>
 void planar_apply_norm(const View<const T>& x, const View<T>& y, const Region& region,
                        const NormCoefficients<T>& coefficients, Stores stores) {
-    for (Index c = region.channels.begin; c < region.channels.end; ++c) {
+    for_each_run_backwards(region, [&](Index o, Index c, Index i, Index n) {
         const Index k = c - region.channels.begin;
         const auto center = broadcast(coefficients.center[k]);
         const auto scale = broadcast(coefficients.scale[k]);
         const auto shift = broadcast(coefficients.shift[k]);
-        for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
-            const Tile tile = region.tiling->tile(t);
-            for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
-                const T* run = at(x, o, c, 0) + tile.inner_begin;
-                write_run(
-                    at(y, o, c, 0) + tile.inner_begin, tile.inner_end - tile.inner_begin, stores,
-                    [&](Index j) { return fma(load(run + j) - center, scale, shift); },
-                    [&](Index j, int n) {
-                        return fma(load_first(run + j, n, T{0}) - center, scale, shift);
-                    });
-            }
-        }
-    }
+        const T* run = at(x, o, c, 0) + i;
+        write_run(
+            at(y, o, c, 0) + i, n, stores,
+            [&](Index j) { return fma(load(run + j) - center, scale, shift); },
+            [&](Index j, int m) {
+                return fma(load_first(run + j, m, T{0}) - center, scale, shift);
+            });
+    });
     if (stores == Stores::streaming) fence();
 }
 

@@ -13,31 +13,25 @@ template <class T>
 void planar_backward_apply(const View<const T>& dy, const View<const T>& x, const View<T>& dx,
                            const Region& region, const BackwardCoefficients<T>& coefficients,
                            Stores stores) {
-    for (Index c = region.channels.begin; c < region.channels.end; ++c) {
+    for_each_run_backwards(region, [&](Index o, Index c, Index i, Index n) {
         const Index k = c - region.channels.begin;
         const auto center = broadcast(coefficients.center[k]);
         const auto slope = broadcast(coefficients.slope[k]);
         const auto offset = broadcast(coefficients.offset[k]);
         const auto scale = broadcast(coefficients.scale[k]);
-        for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
-            const Tile tile = region.tiling->tile(t);
-            for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
-                const T* dy_run = at(dy, o, c, 0) + tile.inner_begin;
-                const T* x_run = at(x, o, c, 0) + tile.inner_begin;
-                write_run(
-                    at(dx, o, c, 0) + tile.inner_begin, tile.inner_end - tile.inner_begin, stores,
-                    [&](Index j) {
-                        return fma(load(x_run + j) - center, slope, load(dy_run + j) - offset) *
-                               scale;
-                    },
-                    [&](Index j, int n) {
-                        return fma(load_first(x_run + j, n, T{0}) - center, slope,
-                                   load_first(dy_run + j, n, T{0}) - offset) *
-                               scale;
-                    });
-            }
-        }
-    }
+        const T* dy_run = at(dy, o, c, 0) + i;
+        const T* x_run = at(x, o, c, 0) + i;
+        write_run(
+            at(dx, o, c, 0) + i, n, stores,
+            [&](Index j) {
+                return fma(load(x_run + j) - center, slope, load(dy_run + j) - offset) * scale;
+            },
+            [&](Index j, int m) {
+                return fma(load_first(x_run + j, m, T{0}) - center, slope,
+                           load_first(dy_run + j, m, T{0}) - offset) *
+                       scale;
+            });
+    });
     if (stores == Stores::streaming) fence();
 }
 

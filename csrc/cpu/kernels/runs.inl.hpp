@@ -1,11 +1,25 @@
-// Helpers that several phases share: walking the rows and columns of an interleaved region, and
-// writing a run of consecutive values with the stores that the plan chose.
+// Helpers that several phases share: walking the runs of a planar region, the rows and columns of
+// an interleaved one, and writing a run of consecutive values with the stores that the plan chose.
 
 // Calls f(o, i) for every row of the tile, in index order.
 template <class F>
 BNEXT_FORCE_INLINE void for_each_row(const Tile& tile, F&& f) {
     for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
         for (Index i = tile.inner_begin; i < tile.inner_end; ++i) f(o, i);
+    }
+}
+
+// Calls f(o, c, i, n) for every run of n consecutive values of a planar region, tiles from the last
+// to the first. Channels are innermost, since neighbouring planes are neighbours in memory.
+template <class F>
+BNEXT_FORCE_INLINE void for_each_run_backwards(const Region& region, F&& f) {
+    for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
+        const Tile tile = region.tiling->tile(t);
+        for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
+            for (Index c = region.channels.begin; c < region.channels.end; ++c) {
+                f(o, c, tile.inner_begin, tile.inner_end - tile.inner_begin);
+            }
+        }
     }
 }
 
