@@ -32,12 +32,6 @@ BNEXT_FORCE_INLINE void merge(Moments& a, const Moments& b) {
     a.count = count;
 }
 
-// What a + b lost when it was rounded to `sum` (Knuth's two-sum).
-inline double sum_error(double a, double b, double sum) {
-    const double b_part = sum - a;
-    return (a - (sum - b_part)) + (b - b_part);
-}
-
 // 1/sqrt(var + eps); 0 where both are 0, as PyTorch has it.
 inline double rstd_of(double var, double eps) {
     return (var == 0.0 && eps == 0.0) ? 0.0 : 1.0 / std::sqrt(var + eps);

@@ -12,13 +12,12 @@ namespace {
 
 enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
 
-// The coefficients of kernels/apply_norm.inl.hpp, computed in double and rounded once. mean_low is
-// what the double `mean` itself has lost.
+// The coefficients of kernels/apply_norm.inl.hpp, computed in double and rounded once.
 template <class T, class Rows>
-void set_norm_coefficients(Rows& rows, Index i, double mean, double mean_low, double rstd,
-                           double weight, double bias) {
+void set_norm_coefficients(Rows& rows, Index i, double mean, double rstd, double weight,
+                           double bias) {
     const auto center = static_cast<Compute<T>>(mean);
-    const double low = (mean - static_cast<double>(center)) + mean_low;
+    const double low = mean - static_cast<double>(center);
     const double scale = weight * rstd;
     *rows.row(kCenter, i) = center;
     *rows.row(kScale, i) = static_cast<Compute<T>>(scale);
@@ -76,9 +75,7 @@ struct Forward : Statistics<T> {
         this->keep(channels, a, b);
         for (Index i = 0; i < channels.size(); ++i) {
             const Index c = channels.begin + i;
-            const double mean_c = this->mean[c];
-            const double mean_low = sum_error(this->origin(c), a[i], mean_c);
-            set_norm_coefficients<T>(rows, offset + i, mean_c, mean_low, rstd_of(b[i] / count, eps),
+            set_norm_coefficients<T>(rows, offset + i, this->mean[c], rstd_of(b[i] / count, eps),
                                      value_or(affine.weight, c, 1.0),
                                      value_or(affine.bias, c, 0.0));
         }
@@ -122,7 +119,7 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
     const Setting<T> setting = prepare<T>(problem, 2);
     CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels);
     for (Index c = 0; c < problem.channels; ++c) {
-        set_norm_coefficients<T>(rows, c, mean[c], 0.0, rstd[c], value_or(affine.weight, c, 1.0),
+        set_norm_coefficients<T>(rows, c, mean[c], rstd[c], value_or(affine.weight, c, 1.0),
                                  value_or(affine.bias, c, 0.0));
     }
     run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
