@@ -221,3 +221,21 @@ FEW = named(
     "channels-every-second",
     "inner-cropped",
 )
+
+
+# Ways for one array of four axes to lie in memory, for tests that put several arrays together.
+MEMORIES_SHAPE = (3, 19, 5, 7)
+MEMORIES = {
+    "C": Memory(),
+    "NHWC": Memory(order=NHWC),
+    "CNHW": Memory(order=(1, 0, 2, 3)),
+    "F": Memory(order=(3, 2, 1, 0)),
+    "every-second-example": Memory(steps={0: 2}),
+    "every-second-channel": Memory(steps={1: 2}),
+    "channels-of-more": Memory(margins={1: (3, 5)}),
+    "channels-of-more-NHWC": Memory(order=NHWC, margins={1: (3, 5)}),
+    "backwards": Memory(steps={0: -1, 1: -1, 2: -1, 3: -1}),
+    "cropped": Memory(margins={0: (1, 0), 1: (2, 1), 2: (0, 1), 3: (1, 1)}),
+    "off-by-4-bytes": Memory(margins={0: (0, 1)}, offset=4),
+    "off-by-1-byte": Memory(margins={0: (0, 1)}, offset=1),
+}

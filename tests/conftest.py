@@ -10,6 +10,10 @@ import bnext
 from .cases import CASES, EMPTY
 
 AVAILABLE_ISAS = bnext.show_config(mode="dicts")["isa"]["available"]
+needs_openmp = pytest.mark.skipif(
+    bnext.show_config(mode="dicts")["threads"]["openmp"] is None, reason="built without OpenMP"
+)
+
 SCHEDULES = ("serial", "channels", "split")
 THREADS = (1, 2, 3, 7)
 

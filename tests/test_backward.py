@@ -6,7 +6,7 @@ import pytest
 import bnext
 
 from . import reference
-from .cases import FEW, Memory
+from .cases import FEW, MEMORIES, MEMORIES_SHAPE
 from .compare import (
     assert_are_gradients,
     assert_is_sum,
@@ -51,20 +51,11 @@ def test_eps_is_the_one_of_the_forward_pass(rng, case, dtype, eps):
     assert_are_gradients(bnext.batch_norm_backward(dy, x, saved), dy, x, eps=eps)
 
 
-MEMORIES = {
-    "C": Memory(),
-    "NHWC": Memory(order=(0, 2, 3, 1)),
-    "CNHW": Memory(order=(1, 0, 2, 3)),
-    "backwards": Memory(steps={0: -1, 3: -1}),
-    "cropped": Memory(margins={0: (1, 0), 1: (2, 1), 2: (0, 1), 3: (1, 1)}, offset=1),
-}
-
-
 @pytest.mark.parametrize("of_x", MEMORIES)
 def test_dy_may_lie_in_memory_otherwise_than_x(rng, dtype, of_x):
-    shape = (3, 19, 5, 7)
+    shape = MEMORIES_SHAPE
     x = MEMORIES[of_x].place(rng.normal(size=shape).astype(dtype))
-    weight = rng.normal(size=19).astype(dtype)
+    weight = rng.normal(size=shape[1]).astype(dtype)
     _, saved = bnext.batch_norm_forward(x, weight)
     for memory in MEMORIES.values():
         dy = memory.place(rng.normal(size=shape).astype(dtype))

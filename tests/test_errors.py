@@ -5,6 +5,7 @@ import pytest
 
 import bnext
 
+from .conftest import needs_openmp
 from .snapshots import raises_exactly
 
 F4, F8 = np.float32, np.float64
@@ -250,6 +251,7 @@ def test_number_of_threads_is_an_integer(number):
     assert bnext.get_num_threads() == before
 
 
+@needs_openmp
 @pytest.mark.usefixtures("restore_threads")
 def test_number_of_threads_is_kept():
     for number in (1, 5, 2):

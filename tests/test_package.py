@@ -128,6 +128,11 @@ def test_configuration_is_plain_data():
     assert config["cuda"]["reason"]
 
 
+def test_configuration_has_two_modes():
+    with pytest.raises(ValueError, match=r"^mode: expected 'stdout' or 'dicts', got 'json'$"):
+        bnext.show_config(mode="json")
+
+
 def test_configuration_prints(capsys):
     assert bnext.show_config() is None
     printed = capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 import bnext
 
 from .cases import CASES, named
+from .conftest import needs_openmp
 
 # Neither the innermost batch axis nor the channels are contiguous, or more than two batch axes are
 # left after those that lie one inside the other are merged. All others are read where they are.
@@ -96,6 +97,7 @@ def test_forced_schedule_is_taken(schedule, threads):
     assert explain(np.zeros((8, 64, 28, 28), np.float32))["schedule"] == schedule
 
 
+@needs_openmp
 @pytest.mark.usefixtures("restore_threads")
 def test_small_problems_run_serially():
     bnext.set_num_threads(8)

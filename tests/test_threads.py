@@ -199,7 +199,7 @@ FORK = """
 
 def test_forked_processes_compute_too():
     """OpenMP's threads do not survive a fork; a runtime that waits for them hangs for ever."""
-    assert output_of(FORK, timeout=120) == "done"
+    assert output_of(FORK, timeout=100) == "done"
 
 
 def test_the_process_ends_while_threads_compute():

@@ -93,7 +93,7 @@ def _measure_all(threads: int, *, quick: bool) -> list[Measurement]:
             pages=pages,
             libraries=installed(),
             threads=threads,
-            seconds=0.05 if quick else 0.4,
+            seconds=0.05 if quick else 0.3,
         ):
             found.append(measurement)
             _progress(f"{len(found)} of {len(cases) * len(OPERATIONS) * len(ORDER)} measured")

@@ -13,10 +13,10 @@ PEERS = {"torch": "PyTorch", "numpy": "NumPy"}
 TEXT_COLUMNS = 2  # at the left of each row; numbers follow
 
 EXPLANATION = (
-    "x PyTorch, x NumPy: how many times as fast bnext is, by medians; below 1 is a loss. "
-    "Pages: warm where the output goes to mapped memory, fresh where the library allocates it. "
-    "GB/s: bytes that the operation cannot avoid moving, by bnext's median. "
-    "Of copy: that as a share of what a copy of x reached in the same turns."
+    "Columns with an x: how many times as fast as that library bnext is, by medians; below 1 is a "
+    "loss. Pages: warm where the output goes to mapped memory, fresh where the library allocates "
+    "it. GB/s: bytes that the operation cannot avoid moving, by bnext's median. Of copy: that as a "
+    "share of what a copy of x reached in the same turns."
 )
 
 

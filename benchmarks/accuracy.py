@@ -1,0 +1,273 @@
+"""How far bnext and PyTorch's CPU batch norm are from the exact result, on the same input.
+
+    python benchmarks/accuracy.py
+
+Both do one training step with the same x, dy, weight and bias: forward, backward, and running
+statistics with momentum 1. An error is counted in units in the last place (ulp) of the data's
+dtype, at the largest magnitude in the channel (`exact` says of what). Shown is the largest error of
+all channels, as a mean over several draws of the data: the one largest of all draws is luck. The
+exact result is computed in float64 for float32 data, and in long double for float64 data (which is
+why the tests' reference is not used here).
+
+Exits with 1 if bnext is worse than PyTorch anywhere, and with 2 if it cannot compare.
+"""
+
+import argparse
+import importlib.util
+import math
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+import bnext
+
+# A result that is off by up to half a unit may well be the exact one, rounded, and how much of that
+# half the worst channel happens to show is chance. So a difference of half a unit between the two
+# says nothing; more is a loss.
+MARGIN = 0.5
+
+WIDER = {np.float32: np.float64, np.float64: np.longdouble}
+
+
+class Case(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    channels_last: bool = False
+
+
+CASES = (
+    Case("NCHW 28x28", (8, 16, 28, 28)),
+    Case("NHWC 28x28", (8, 16, 28, 28), channels_last=True),
+    Case("NCHW 7x7", (32, 64, 7, 7)),
+    Case("NHWC 7x7", (32, 64, 7, 7), channels_last=True),
+    Case("NCHW 224x224", (2, 4, 224, 224)),
+    Case("NC 64x20", (64, 20)),
+    Case("NC 8192x32", (8192, 32)),
+)
+
+
+class Inputs(NamedTuple):
+    x: np.ndarray
+    dy: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    eps: float
+
+
+class Results(NamedTuple):
+    """Of one training step. `exact` has a row for each channel in all of them."""
+
+    y: np.ndarray
+    dx: np.ndarray
+    dweight: np.ndarray
+    dbias: np.ndarray
+    running_mean: np.ndarray
+    running_var: np.ndarray
+
+
+def normal(mean, std):
+    """Every channel normal with about this mean and this standard deviation."""
+
+    def draw(rng, channels, count):
+        place = mean * rng.uniform(0.9, 1.1, (channels, 1)) * rng.choice([-1, 1], (channels, 1))
+        return rng.normal(place, std * rng.uniform(0.5, 2, (channels, 1)), (channels, count))
+
+    return draw
+
+
+def constant(rng, channels, count):
+    return np.repeat(rng.normal(0, 100, (channels, 1)), count, axis=1)
+
+
+def outlier_first(rng, channels, count):
+    values = normal(1, 1)(rng, channels, count)
+    values[:, 0] = 1e6
+    return values
+
+
+# Values to draw, and eps: at a scale of 1e-20 the usual one would be all of the denominator, and
+# PyTorch takes no 0.
+DATA = {
+    "ordinary": (normal(1, 1), 1e-5),
+    "mean/std = 1e4": (normal(1e4, 1), 1e-5),
+    "mean/std = 1e6": (normal(1e6, 1), 1e-5),
+    "constant channels": (constant, 1e-5),
+    "first value an outlier": (outlier_first, 1e-5),
+    "scale 1e-20": (normal(1e-20, 1e-20), 1e-42),
+    "scale 1e18": (normal(1e18, 1e18), 1e-5),
+}
+
+
+def draw(kind, case, dtype, seed):
+    rng = np.random.default_rng(seed)
+    values, eps = DATA[kind]
+    batch, channels, *inner = case.shape
+    count = batch * math.prod(inner)
+
+    def placed(table):
+        """A table with a row for each channel, as an array of the case's shape and layout."""
+        table = table.reshape((channels, batch, *inner))
+        axis = -1 if case.channels_last else 1
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(table, 0, axis), dtype), axis, 1)
+
+    return Inputs(
+        x=placed(values(rng, channels, count)),
+        dy=placed(rng.normal(0.25, 1, (channels, count))),
+        weight=rng.uniform(0.5, 2, channels).astype(dtype),
+        bias=rng.normal(size=channels).astype(dtype),
+        eps=eps,
+    )
+
+
+def rows(array):
+    """A row for each channel; of one value, where there is one value a channel."""
+    array = np.moveaxis(array, 1, 0) if array.ndim > 1 else array
+    return np.ascontiguousarray(array).reshape(len(array), -1)
+
+
+def walk(terms):
+    return np.sqrt(np.square(terms).sum(axis=1, keepdims=True))
+
+
+def exact(inputs):
+    """The results in the wider type; and for each the magnitude at which its unit is taken.
+
+    That is the largest magnitude in the channel: of the result; for a sum (dweight, dbias), of what
+    it passes through in whatever order, a random walk as long as the root of the sum of squares;
+    for a mean, of the deviation that it is compared with; and, for float64 data only, of what half
+    a unit in the mean makes of a result, since there is no wider type to keep a mean in. For
+    float32 data there is.
+    """
+    wider = WIDER[inputs.x.dtype.type]
+    x, dy, weight, bias = (rows(array).astype(wider) for array in inputs[:4])
+    n = x.shape[1]
+    mean = x.mean(axis=1, keepdims=True)
+    centred = x - mean
+    centred -= centred.mean(axis=1, keepdims=True)  # what rounding the mean lost
+    var = np.square(centred).mean(axis=1, keepdims=True)
+    rstd = 1 / np.sqrt(var + wider(inputs.eps))
+    xhat = centred * rstd
+    dbias = dy.sum(axis=1, keepdims=True)
+    dweight = (dy * xhat).sum(axis=1, keepdims=True)
+    dx = weight * rstd * (dy - dbias / n - xhat * dweight / n)
+    results = Results(xhat * weight + bias, dx, dweight, dbias, mean, var * n / (n - 1))
+
+    far = np.abs(mean * rstd) if wider is np.longdouble else np.zeros_like(mean)
+    far_dx = np.abs(weight * rstd / n) * far * np.maximum(np.abs(dweight), np.abs(xhat * dbias))
+    far_dweight = np.maximum(walk(dy * xhat), far * np.abs(dbias))
+    terms = (far * weight, far_dx, far_dweight, walk(dy), np.sqrt(var), var)
+    scales = [
+        np.maximum(np.abs(result).max(axis=1), np.abs(term).max(axis=1))
+        for result, term in zip(results, terms, strict=True)
+    ]
+    return results, scales
+
+
+def of_bnext(inputs):
+    x = inputs.x
+    layer = bnext.BatchNorm(x.shape[1], inputs.eps, momentum=1.0, dtype=x.dtype)
+    layer.weight[...], layer.bias[...] = inputs.weight, inputs.bias
+    y = layer(x)
+    dx = layer.backward(inputs.dy)
+    return Results(y, dx, layer.weight_grad, layer.bias_grad, layer.running_mean, layer.running_var)
+
+
+def of_torch(inputs):
+    import torch
+
+    x = torch.from_numpy(inputs.x).requires_grad_()
+    kind = torch.nn.BatchNorm1d if x.ndim == 2 else torch.nn.BatchNorm2d
+    layer = kind(x.shape[1], inputs.eps, momentum=1.0, dtype=x.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(inputs.weight))
+        layer.bias.copy_(torch.from_numpy(inputs.bias))
+    y = layer(x)
+    y.backward(torch.from_numpy(inputs.dy))
+    tensors = (y.detach(), x.grad, layer.weight.grad, layer.bias.grad)
+    return Results(*(t.numpy() for t in (*tensors, layer.running_mean, layer.running_var)))
+
+
+def errors(results, expected, scales):
+    """The largest error of each result over the channels, in units; infinite for a NaN."""
+    worst = []
+    for result, wanted, scale in zip(results, expected, scales, strict=True):
+        unit = np.spacing(scale.astype(result.dtype)).astype(wanted.dtype)[:, None]
+        off = np.abs(rows(result).astype(wanted.dtype) - wanted) / unit
+        worst.append(np.where(np.isnan(off), np.inf, off).max())
+    return Results(*worst)
+
+
+def typical_errors(kind, case, dtype, draws):
+    """The errors of bnext and of PyTorch, the mean over several draws of the data."""
+    ours, theirs = [], []
+    for seed in range(draws):
+        inputs = draw(kind, case, dtype, seed)
+        expected, scales = exact(inputs)
+        ours.append(errors(of_bnext(inputs), expected, scales))
+        theirs.append(errors(of_torch(inputs), expected, scales))
+    return Results(*np.mean(ours, axis=0)), Results(*np.mean(theirs, axis=0))
+
+
+def text(value):
+    if value > 1e9:  # of zeros, for instance, whose unit is the smallest number there is
+        return ">1e9"
+    return f"{value:.2f}" if value < 1000 else f"{value:.0e}"
+
+
+def compare(dtypes, draws):
+    """Print the table; return how many comparisons there were, and the losses among them."""
+    compared, losses = 0, []
+    names = "".join(f"{name:>17}" for name in Results._fields)
+    for kind in DATA:
+        for dtype in dtypes:
+            print(f"\n{kind}, {np.dtype(dtype)}\n{'':14}{names}")
+            for case in CASES:
+                pair = typical_errors(kind, case, dtype, draws)
+                cells = []
+                for name, ours, theirs in zip(Results._fields, *pair, strict=True):
+                    worse = ours > theirs + MARGIN
+                    cells.append(f"{text(ours)}{'!' if worse else ' '}/{text(theirs):>7}")
+                    if worse:
+                        losses.append(
+                            f"{kind}, {np.dtype(dtype)}, {case.name}, {name}: "
+                            f"{ours:.3g} where PyTorch has {theirs:.3g}"
+                        )
+                compared += len(cells)
+                print(f"  {case.name:12}{''.join(f'{cell:>17}' for cell in cells)}")
+    return compared, losses
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--draws", type=int, default=5, help="of the data of each row (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if importlib.util.find_spec("torch") is None:
+        print("accuracy.py: needs PyTorch to compare with", file=sys.stderr)
+        return 2
+    import torch
+
+    dtypes = list(WIDER)
+    if np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant:
+        print("long double is no wider than float64 here, so float64 data is left out")
+        dtypes.remove(np.float64)
+    print(
+        f"bnext {bnext.__version__} / PyTorch {torch.__version__}: largest error of all channels,\n"
+        f"in units in the last place, mean of {options.draws} draws of the data; "
+        f"! where bnext's is larger by more than {MARGIN}"
+    )
+    compared, losses = compare(dtypes, options.draws)
+    print()
+    for loss in losses:
+        print(f"worse: {loss}")
+    if losses:
+        print(f"Verdict: bnext is worse than PyTorch in {len(losses)} of {compared} comparisons.")
+        return 1
+    print(f"Verdict: bnext is no worse than PyTorch in any of {compared} comparisons.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

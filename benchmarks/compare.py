@@ -1,0 +1,89 @@
+"""bnext against PyTorch on large inputs, and whether the speed that is promised is there.
+
+    python benchmarks/compare.py [--threads N] [--check]
+
+Outputs go to memory that is already mapped, so that the kernels are compared and not the
+allocators. With --check it exits with 1 if a promise does not hold; it exits with 2 if it cannot
+compare.
+"""
+
+import argparse
+import sys
+
+from bnext.bench import report
+from bnext.bench.cases import PLANES_56, ROWS_256, ROWS_4096
+from bnext.bench.environment import environment
+from bnext.bench.libraries import installed
+from bnext.bench.measure import measure
+
+# How many times as fast as PyTorch, with two threads.
+PROMISES = {"forward": 2.5, "backward": 1.0}
+PROMISED_CASE = PLANES_56
+OTHER_CASES = (ROWS_256, ROWS_4096)
+
+# Work of others on the machine only ever adds to a median, be it bnext's or PyTorch's, so each is
+# taken at its best.
+ATTEMPTS = 3
+
+
+def compare(cases, threads):
+    return list(
+        measure(
+            cases,
+            pages="warm",
+            libraries=("bnext", "torch"),
+            threads=threads,
+            seconds=2.0,
+            operations=tuple(PROMISES),
+        )
+    )
+
+
+def best_ratios(measurements, threads):
+    """The ratio of the best medians, operation by operation; all again while one falls short."""
+    best = {}
+    for attempt in range(ATTEMPTS):
+        if attempt > 0:
+            measurements = compare([PROMISED_CASE], threads)
+        for m in measurements:
+            if m.case == PROMISED_CASE:
+                for library, timing in m.timings.items():
+                    key = m.operation, library
+                    best[key] = min(best.get(key, timing.median), timing.median)
+        ratios = {name: best[name, "torch"] / best[name, "bnext"] for name in PROMISES}
+        if all(ratios[name] >= promised for name, promised in PROMISES.items()):
+            break
+    return ratios
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"fail where the best medians of {ATTEMPTS} runs fall short",
+    )
+    options = parser.parse_args(arguments)
+    if "torch" not in installed():
+        print("compare.py: needs PyTorch to compare with", file=sys.stderr)
+        return 2
+
+    print(report.introduction(environment(options.threads)))
+    measurements = compare((PROMISED_CASE, *OTHER_CASES), options.threads)
+    report.show(measurements)
+    if not options.check:
+        return 0
+    kept = True
+    for operation, ratio in best_ratios(measurements, options.threads).items():
+        enough = ratio >= PROMISES[operation]
+        kept = kept and enough
+        print(
+            f"{'kept' if enough else 'NOT KEPT'}: {operation} of {PROMISED_CASE.name} "
+            f"{PROMISES[operation]} times as fast as PyTorch; it is {ratio:.2f} times"
+        )
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+// The arrays of one problem, with fresh random values and mapped pages.
+#pragma once
+
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <random>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "core/problem.hpp"
+#include "cpu/operations.hpp"
+#include "shapes.hpp"
+
+namespace bnext::benchmarks {
+
+// Memory on huge pages, where the system has them on request: NumPy asks for them as well.
+template <class T>
+class Buffer {
+public:
+    explicit Buffer(Index size) : size_(size) {
+        constexpr std::size_t kPage = std::size_t{2} << 20;
+        const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
+        const std::size_t rounded = (bytes + kPage - 1) / kPage * kPage;
+        data_.reset(static_cast<T*>(std::aligned_alloc(kPage, rounded)));
+        if (!data_) throw std::bad_alloc();
+#ifdef __linux__
+        madvise(data_.get(), rounded, MADV_HUGEPAGE);
+#endif
+    }
+
+    void fill(std::minstd_rand& random) {
+        constexpr auto kScale = 4.0 / static_cast<double>(std::minstd_rand::max());
+        for (Index i = 0; i < size_; ++i) {
+            data_.get()[i] = static_cast<T>(static_cast<double>(random()) * kScale - 1.0);
+        }
+    }
+
+    T* data() { return data_.get(); }
+
+private:
+    struct Free {
+        void operator()(T* p) const { std::free(p); }
+    };
+    Index size_;
+    std::unique_ptr<T, Free> data_;
+};
+
+inline Description describe_planes(const Shape& shape, Layout layout, DType dtype) {
+    const Index plane = shape.side * shape.side;
+    const Index c = shape.channels;
+    const std::array<Index, 4> extents{kBatch, c, shape.side, shape.side};
+    const std::array<Index, 4> nchw{c * plane, plane, shape.side, 1};
+    const std::array<Index, 4> nhwc{c * plane, 1, shape.side * c, c};
+    const AxisStrides strides(layout == Layout::planar ? nchw : nhwc);
+    const std::array<AxisStrides, kMaxOperands> operands{strides, strides, strides};
+    return describe(dtype, extents, 1, operands);
+}
+
+template <class T>
+struct Data {
+    Data(const Shape& shape, Layout layout)
+        : description(describe_planes(shape, layout, DTypeOf<T>::value)),
+          x_values(problem().elements()),
+          dy_values(problem().elements()),
+          out_values(problem().elements()) {
+        std::minstd_rand random(static_cast<unsigned>(shape.channels * shape.side));
+        x_values.fill(random);
+        dy_values.fill(random);
+        out_values.fill(random);
+        cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, mean.data(), m2.data());
+        for (double& value : rstd) value = 1.0;
+        cpu::backward_reduce<T>(problem(), dy(), x(), mean.data(), sum_dy.data(),
+                                sum_dy_xmu.data());
+    }
+
+    [[nodiscard]] const Problem& problem() const { return description.problem; }
+    cpu::View<const T> x() { return {x_values.data(), description.strides[0]}; }
+    cpu::View<const T> dy() { return {dy_values.data(), description.strides[0]}; }
+    cpu::View<T> out() { return {out_values.data(), description.strides[0]}; }
+    cpu::Affine<T> affine() { return {weight.data(), bias.data()}; }
+
+    Description description;
+    Buffer<T> x_values, dy_values, out_values;
+    std::size_t channels = static_cast<std::size_t>(description.problem.channels);
+    std::vector<Param<T>> weight = std::vector<Param<T>>(channels, Param<T>{1.5});
+    std::vector<Param<T>> bias = std::vector<Param<T>>(channels, Param<T>{0.5});
+    std::vector<double> mean = std::vector<double>(channels);
+    std::vector<double> m2 = std::vector<double>(channels);
+    std::vector<double> rstd = std::vector<double>(channels);
+    std::vector<double> sum_dy = std::vector<double>(channels);
+    std::vector<double> sum_dy_xmu = std::vector<double>(channels);
+};
+
+}  // namespace bnext::benchmarks

@@ -1,0 +1,146 @@
+#include "operations.hpp"
+
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "copy.hpp"
+#include "cpu/parallel.hpp"
+#include "data.hpp"
+
+namespace bnext::benchmarks {
+namespace {
+
+template <class T>
+struct Operation {
+    const char* name;
+    int arrays;  // of the problem's size that must be read or written: the floor
+    void (*run)(Data<T>& d);
+};
+
+// The phases alone, and fused.
+template <class T>
+constexpr Operation<T> kOperations[] = {
+    {"collect_stats", 1,
+     [](Data<T>& d) { cpu::collect_stats<T>(d.problem(), d.x(), d.mean.data(), d.m2.data()); }},
+    {"apply_norm", 2,
+     [](Data<T>& d) {
+         cpu::apply_norm<T>(d.problem(), d.x(), d.out(), d.mean.data(), d.rstd.data(), d.affine());
+     }},
+    {"forward", 2,
+     [](Data<T>& d) {
+         cpu::forward<T>(d.problem(), d.x(), d.out(), d.affine(), 1e-5, d.mean.data(), d.m2.data());
+     }},
+    {"backward_reduce", 2,
+     [](Data<T>& d) {
+         cpu::backward_reduce<T>(d.problem(), d.dy(), d.x(), d.mean.data(), d.sum_dy.data(),
+                                 d.sum_dy_xmu.data());
+     }},
+    {"backward_apply", 3,
+     [](Data<T>& d) {
+         cpu::backward_apply<T>(d.problem(), d.dy(), d.x(), d.out(), d.mean.data(), d.rstd.data(),
+                                d.weight.data(), d.sum_dy.data(), d.sum_dy_xmu.data(),
+                                static_cast<double>(d.problem().count()));
+     }},
+    {"backward", 3,
+     [](Data<T>& d) {
+         cpu::backward<T>(d.problem(), d.dy(), d.x(), d.out(), d.mean.data(), d.rstd.data(),
+                          d.weight.data(), d.sum_dy.data(), d.sum_dy_xmu.data());
+     }},
+};
+
+template <class T>
+constexpr Operation<T> kCopies[] = {
+    {"copy_with_memcpy", 2,
+     [](Data<T>& d) {
+         copy_with_memcpy(d.out_values.data(), d.x_values.data(), d.problem().bytes(),
+                          cpu::num_threads());
+     }},
+    {"copy_streaming", 2,
+     [](Data<T>& d) {
+         copy_streaming(d.out_values.data(), d.x_values.data(), d.problem().bytes(),
+                        cpu::num_threads());
+     }},
+};
+
+// The data of the latest shape. A benchmark is called several times until it knows how many
+// iterations it needs, and those of one shape follow each other: drawing anew would take longer
+// than they do.
+template <class T>
+Data<T>& data_of(const Shape& shape, Layout layout) {
+    static std::unique_ptr<Data<T>> data;
+    static const Shape* last_shape = nullptr;
+    static Layout last_layout = Layout::planar;
+    if (last_shape != &shape || last_layout != layout) {
+        data.reset();
+        data = std::make_unique<Data<T>>(shape, layout);
+        last_shape = &shape;
+        last_layout = layout;
+    }
+    return *data;
+}
+
+template <class T>
+void measure(benchmark::State& state, const Operation<T>& operation, Data<T>& data, int threads) {
+    using Clock = std::chrono::steady_clock;
+    operation.run(data);
+    double seconds = 0.0;
+    for (auto _ : state) {
+        const auto begin = Clock::now();
+        operation.run(data);
+        const std::chrono::duration<double> took = Clock::now() - begin;
+        state.SetIterationTime(took.count());
+        seconds += took.count();
+    }
+    const Index bytes = data.problem().bytes();
+    const Index floor = state.iterations() * operation.arrays * bytes;
+    state.SetBytesProcessed(floor);
+    state.counters["of_copy"] =
+        static_cast<double>(floor) / seconds /
+        copy_bandwidth(data.out_values.data(), data.x_values.data(), bytes, threads);
+}
+
+template <class T>
+void register_all(const Shape& shape, Layout layout, const std::vector<int>& threads) {
+    const std::string side = std::to_string(shape.side);
+    const std::string where = std::string("/") + name_of(DTypeOf<T>::value) + "/" +
+                              name_of(layout) + "/" + std::to_string(shape.channels) + "x" + side +
+                              "x" + side + "/threads:";
+    const auto add = [&](const char* name, int n, const auto& function) {
+        benchmark::RegisterBenchmark((name + where + std::to_string(n)).c_str(), function)
+            ->UseManualTime()
+            ->Unit(benchmark::kMillisecond);
+    };
+    for (const int n : threads) {
+        for (const Operation<T>& operation : kOperations<T>) {
+            add(operation.name, n, [&operation, &shape, layout, n](benchmark::State& state) {
+                cpu::set_num_threads(n);
+                Data<T>& data = data_of<T>(shape, layout);
+                measure(state, operation, data, n);
+                state.counters["layers"] = shape.layers;
+                state.SetLabel(name_of(cpu::plan_of(data.problem(), operation.arrays).schedule));
+            });
+        }
+        for (const Operation<T>& copy : kCopies<T>) {
+            add(copy.name, n, [&copy, &shape, layout, n](benchmark::State& state) {
+                cpu::set_num_threads(n);
+                measure(state, copy, data_of<T>(shape, layout), n);
+            });
+        }
+    }
+}
+
+}  // namespace
+
+void register_operations(const std::vector<int>& threads) {
+    for (const Shape& shape : kResNet50) {
+        for (const Layout layout : {Layout::planar, Layout::interleaved}) {
+            register_all<float>(shape, layout, threads);
+            if (shape.float64) register_all<double>(shape, layout, threads);
+        }
+    }
+}
+
+}  // namespace bnext::benchmarks
