@@ -241,7 +241,7 @@ def compare(dtypes, draws):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--draws", type=int, default=5, help="of the data of each row (default: %(default)s)"
+        "--draws", type=int, default=10, help="of the data of each row (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("torch") is None:
