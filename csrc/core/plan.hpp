@@ -107,6 +107,7 @@ struct Plan {
     Index block;  // channels per task
     Index blocks;
     bool streams_output;  // non-temporal stores
+    bool prefetches;      // under `channels`: the next block, while this one is written
 };
 
 // Takes the first schedule of a best-first list that accepts the problem, or `forced`.

@@ -77,10 +77,10 @@ struct Backward : Sums<T> {
         }
     }
     template <class Rows>
-    void apply(const Region& region, const Rows& rows, Index offset) const {
+    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
         this->setting.kernels.backward_apply(this->dy, this->x, dx, region,
                                              backward_coefficients<T>(rows, offset),
-                                             this->setting.stores);
+                                             {this->setting.stores, ahead});
     }
 };
 
@@ -126,7 +126,7 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
         setting.kernels.backward_apply(dy, x, dx, region,
                                        backward_coefficients<T>(rows, region.channels.begin),
-                                       setting.stores);
+                                       {setting.stores, 0});
     });
 }
 

@@ -81,9 +81,9 @@ struct Forward : Statistics<T> {
         }
     }
     template <class Rows>
-    void apply(const Region& region, const Rows& rows, Index offset) const {
+    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
         this->setting.kernels.apply_norm(this->x, y, region, norm_coefficients<T>(rows, offset),
-                                         this->setting.stores);
+                                         {this->setting.stores, ahead});
     }
 };
 
@@ -124,7 +124,7 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
     }
     run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
         setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, region.channels.begin),
-                                   setting.stores);
+                                   {setting.stores, 0});
     });
 }
 

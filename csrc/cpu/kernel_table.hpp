@@ -36,18 +36,26 @@ struct BackwardCoefficients {
 
 enum class Stores : std::uint8_t { cached, streaming };
 
+// How the second phase goes about memory; no result depends on it.
+struct Access {
+    Stores stores = Stores::cached;
+    // How many channels ahead the caller will go on with its first phase, or 0. Planar kernels
+    // prefetch those while they write, so that reads and writes overlap.
+    Index ahead = 0;
+};
+
 template <class T>
 struct Kernels {
     // m2 of the region's values, and their mean relative to the channel's origin (view.hpp)
     using CollectStats = void (*)(const View<const T>& x, const Region&, double* mean, double* m2);
     using ApplyNorm = void (*)(const View<const T>& x, const View<T>& y, const Region&,
-                               const NormCoefficients<T>&, Stores);
+                               const NormCoefficients<T>&, const Access&);
     // sum of dy and of dy * (x - mean) over the region's values
     using BackwardReduce = void (*)(const View<const T>& dy, const View<const T>& x, const Region&,
                                     const double* mean, double* sum_dy, double* sum_dy_xmu);
     using BackwardApply = void (*)(const View<const T>& dy, const View<const T>& x,
                                    const View<T>& dx, const Region&, const BackwardCoefficients<T>&,
-                                   Stores);
+                                   const Access&);
 
     CollectStats collect_stats;
     ApplyNorm apply_norm;

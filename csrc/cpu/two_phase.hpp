@@ -8,9 +8,10 @@
 //                                                    those of `done` values
 //     Coefficients<Capacity>                         what the second phase needs per channel
 //     finish(channels, a, b, coefficients, offset)   the sums are final: results and coefficients
-//     apply(region, coefficients, offset)            the second phase
-// where `offset` is the place of the first channel in the coefficients. What only sums is wrapped
-// in FirstPhaseOnly, and provides keep(channels, a, b) in place of the last three.
+//     apply(region, coefficients, offset, ahead)     the second phase
+// where `offset` is the place of the first channel in the coefficients, and `ahead` as in Access.
+// What only sums is wrapped in FirstPhaseOnly, and provides keep(channels, a, b) in place of the
+// last three.
 #pragma once
 
 #include <vector>
@@ -33,7 +34,7 @@ struct FirstPhaseOnly : Sums {
         this->keep(channels, a, b);
     }
     template <class None>
-    void apply(const Region&, const None&, Index) const {}
+    void apply(const Region&, const None&, Index, Index) const {}
 };
 
 // Channel block by channel block, both phases in a row. One task is a block.
@@ -45,7 +46,7 @@ void run_by_channels(const Operation& operation, const Problem& problem, const P
         double a[kMaxBlock], b[kMaxBlock], chunk_a[kMaxBlock], chunk_b[kMaxBlock];
         typename Operation::template Coefficients<kMaxBlock> coefficients;
         Index task = 0;
-        while (tasks.take(task)) {
+        for (bool taken = tasks.take(task); taken;) {
             const Index begin = task * plan.block;
             const Index end = begin + plan.block;
             const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
@@ -63,7 +64,15 @@ void run_by_channels(const Operation& operation, const Problem& problem, const P
                 done += values;
             }
             operation.finish(channels, a, b, coefficients, 0);
-            operation.apply(Region{&plan.tiling, plan.tiling.all(), channels}, coefficients, 0);
+            // The next task is taken now, so that it can be prefetched. The last block may be
+            // narrower: what lies behind it is not ours to touch.
+            Index next = 0;
+            taken = tasks.take(next);
+            const bool whole = taken && (next + 1) * plan.block <= problem.channels;
+            const Index ahead = plan.prefetches && whole ? (next - task) * plan.block : 0;
+            operation.apply(Region{&plan.tiling, plan.tiling.all(), channels}, coefficients, 0,
+                            ahead);
+            task = next;
         }
     });
 }
@@ -115,7 +124,7 @@ void run_split(const Operation& operation, const Problem& problem, const Plan& p
         for (Index task = last; task-- > first;) {
             Index chunk = 0;
             const Region region = region_of(task, chunk);
-            operation.apply(region, coefficients, region.channels.begin);
+            operation.apply(region, coefficients, region.channels.begin, 0);
         }
     });
 }

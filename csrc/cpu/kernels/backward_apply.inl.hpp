@@ -12,7 +12,7 @@
 template <class T>
 void planar_backward_apply(const View<const T>& dy, const View<const T>& x, const View<T>& dx,
                            const Region& region, const BackwardCoefficients<T>& coefficients,
-                           Stores stores) {
+                           const Access& access) {
     for_each_run_backwards(region, [&](Index o, Index c, Index i, Index n) {
         const Index k = c - region.channels.begin;
         const auto center = broadcast(coefficients.center[k]);
@@ -21,9 +21,13 @@ void planar_backward_apply(const View<const T>& dy, const View<const T>& x, cons
         const auto scale = broadcast(coefficients.scale[k]);
         const T* dy_run = at(dy, o, c, 0) + i;
         const T* x_run = at(x, o, c, 0) + i;
+        const T* next_dy = run_ahead(dy, region, access, o, c, i);
+        const T* next_x = run_ahead(x, region, access, o, c, i);
         write_run(
-            at(dx, o, c, 0) + i, n, stores,
+            at(dx, o, c, 0) + i, n, access.stores,
             [&](Index j) {
+                prefetch(next_dy + j);
+                prefetch(next_x + j);
                 return fma(load(x_run + j) - center, slope, load(dy_run + j) - offset) * scale;
             },
             [&](Index j, int m) {
@@ -32,13 +36,13 @@ void planar_backward_apply(const View<const T>& dy, const View<const T>& x, cons
                        scale;
             });
     });
-    if (stores == Stores::streaming) fence();
+    if (access.stores == Stores::streaming) fence();
 }
 
 template <class T>
 void interleaved_backward_apply(const View<const T>& dy, const View<const T>& x, const View<T>& dx,
                                 const Region& region, const BackwardCoefficients<T>& coefficients,
-                                Stores stores) {
+                                const Access& access) {
     const auto& [center, slope, offset, scale] = coefficients;
     const Index first = region.channels.begin;
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
@@ -46,7 +50,7 @@ void interleaved_backward_apply(const View<const T>& dy, const View<const T>& x,
             const T* dy_run = at(dy, o, 0, i) + first;
             const T* x_run = at(x, o, 0, i) + first;
             write_run(
-                at(dx, o, 0, i) + first, region.channels.size(), stores,
+                at(dx, o, 0, i) + first, region.channels.size(), access.stores,
                 [&](Index j) {
                     return fma(load(x_run + j) - load(center + j), load(slope + j),
                                load(dy_run + j) - load(offset + j)) *
@@ -61,5 +65,5 @@ void interleaved_backward_apply(const View<const T>& dy, const View<const T>& x,
                 });
         });
     }
-    if (stores == Stores::streaming) fence();
+    if (access.stores == Stores::streaming) fence();
 }

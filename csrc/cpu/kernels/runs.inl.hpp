@@ -23,6 +23,23 @@ BNEXT_FORCE_INLINE void for_each_run_backwards(const Region& region, F&& f) {
     }
 }
 
+// The run that the caller will read first when this one, among the last, is written: outer runs are
+// read upwards and written downwards. Without anything ahead, the run itself, which costs nothing.
+template <class T>
+BNEXT_FORCE_INLINE const T* run_ahead(const View<const T>& view, const Region& region,
+                                      const Access& access, Index o, Index c, Index i) {
+    const Index outer = access.ahead == 0 ? o : region.tiling->outer() - 1 - o;
+    return at(view, outer, c + access.ahead, 0) + i;
+}
+
+// A pack's worth of p, into the second-level cache.
+template <class T>
+BNEXT_FORCE_INLINE void prefetch(const T* p) {
+    constexpr int kBytes = kLanes * static_cast<int>(sizeof(T));
+    unrolled<kBytes / 64>(
+        [&](auto line) { __builtin_prefetch(reinterpret_cast<const char*>(p) + 64 * line, 0, 2); });
+}
+
 // Rows of a tile are one pitch apart along inner, or along outer where there is no inner axis.
 BNEXT_FORCE_INLINE bool is_outer_only(const Tile& tile) {
     return tile.inner_begin == 0 && tile.inner_end == 1;
