@@ -32,6 +32,14 @@ BNEXT_FORCE_INLINE const T* run_ahead(const View<const T>& view, const Region& r
     return at(view, outer, c + access.ahead, 0) + i;
 }
 
+// Where a channel's values go on after run o of the tile; the run itself, if they do not.
+template <class T>
+BNEXT_FORCE_INLINE const T* next_run(const View<const T>& view, const Tiling& tiling,
+                                     const Tile& tile, Index o, Index c) {
+    if (tile.inner_end < tiling.inner()) return at(view, o, c, 0) + tile.inner_end;
+    return at(view, o + 1 < tiling.outer() ? o + 1 : o, c, 0);
+}
+
 // A pack's worth of p, into the second-level cache.
 template <class T>
 BNEXT_FORCE_INLINE void prefetch(const T* p) {
