@@ -39,9 +39,7 @@ struct Candidate {
     }
 };
 
-bool is_small(const Candidate& c) {
-    return c.machine.threads == 1 || c.problem.elements() < kSerialElements;
-}
+bool is_small(const Candidate& c) { return c.problem.elements() < kSerialElements; }
 
 // Columns of an interleaved block: the widest whose slab stays in the second-level cache and that
 // gives every thread two; at least 256 bytes.
