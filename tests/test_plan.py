@@ -105,10 +105,15 @@ def test_small_problems_run_serially():
     assert explain(np.zeros((8, 64, 56, 56), np.float32))["schedule"] != "serial"
 
 
-def test_outputs_that_stay_in_the_cache_are_stored_through_it():
+@needs_openmp
+@pytest.mark.usefixtures("restore_threads")
+def test_only_many_threads_store_large_outputs_past_the_cache():
+    bnext.set_num_threads(8)
     cache = bnext.show_config(mode="dicts")["cpu"]["l3_bytes"]
     small = explain(np.zeros((64, 20), np.float32))
     assert small["streams_output"] is False
     if 0 < cache <= 2**26:
-        large = explain(np.zeros((1, 1, cache // 8 + 16), np.float32))
-        assert large["streams_output"] is True
+        large = np.zeros((1, 1, cache // 8 + 16), np.float32)
+        assert explain(large)["streams_output"] is True
+        bnext.set_num_threads(2)
+        assert explain(large)["streams_output"] is False

@@ -24,6 +24,7 @@ constexpr Index kSerialElements = 128 * 1024;
 // nothing.
 constexpr Index kTaskBytes = 64 * 1024;
 constexpr Index kPageBytes = 4096;
+constexpr int kCoresThatFillTheMemory = 8;
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
@@ -153,18 +154,18 @@ Plan make_plan(const Problem& problem, int operands, const Machine& machine,
     Index block = schedule == Schedule::split ? split_block(candidate) : block_of(candidate);
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
     // Past half of the last-level cache an output will not be there when the next layer wants it,
-    // and an ordinary store first reads the line that it is about to overwrite. Not under
-    // `channels`: there one core alternates between reading and writing, is bound by its own misses
-    // in flight, and was 7 to 10 % quicker with ordinary stores (ResNet-50's larger planes, forward
-    // and backward, two cores of a Xeon at 2.5 GHz).
-    const bool by_channels = schedule == Schedule::channels;
-    const bool streams =
-        !by_channels && machine.l3_bytes > 0 && problem.bytes() > machine.l3_bytes / 2;
+    // and an ordinary store first reads the line that it is about to overwrite: a third of the
+    // traffic. But few cores are bound by their misses in flight and not by the memory, and then
+    // streaming stores, which hold theirs longer, lost up to 14 % (forward, backward and inference
+    // in both layouts, two cores of a Xeon at 2.5 GHz). That many cores gain is a prediction.
+    const bool streams = machine.threads >= kCoresThatFillTheMemory && machine.l3_bytes > 0 &&
+                         problem.bytes() > machine.l3_bytes / 2;
     // Reading the next block while this one is written gained 5 to 8 % more (512 planes of 28x28,
     // same machine) where the inputs of both and the output fit the second-level cache, and lost 15
     // where they did not.
     const Index array = candidate.slab_bytes(block) / operands;
-    const bool prefetches = by_channels && (2 * operands - 1) * array <= machine.l2_bytes &&
+    const bool prefetches = schedule == Schedule::channels &&
+                            (2 * operands - 1) * array <= machine.l2_bytes &&
                             problem.bytes() > machine.l2_bytes;
     return {tiling, schedule, block, divide_up(problem.channels, block), streams, prefetches};
 }
