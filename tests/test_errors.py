@@ -222,6 +222,15 @@ def test_one_changed_element_of_a_small_x_is_noticed():
             bnext.batch_norm_backward(x, changed, saved)
 
 
+@pytest.mark.parametrize("rows", [5, 6, 7, 50])
+def test_the_last_element_of_x_is_looked_at(rows):
+    x = np.random.default_rng(4).normal(size=(rows, 2)).astype(F4)
+    _, saved = bnext.batch_norm_forward(x)
+    x[-1, -1] += 1
+    with pytest.raises(ValueError, match="saved: made from another x"):
+        bnext.batch_norm_backward(x, x, saved)
+
+
 def test_keyword_only_arguments():
     x = np.ones((4, 3), F4)
     for call in (

@@ -29,7 +29,7 @@ std::uint64_t fingerprint_of(const Array& x) {
     const auto* base = static_cast<const char*>(x.object().data());
     std::uint64_t hash = 1469598103934665603ULL;
     for (Index s = 0; s < kSamples; ++s) {
-        Index flat = size <= kSamples ? s % size : s * ((size - 1) / (kSamples - 1));
+        Index flat = size <= kSamples ? s % size : s * (size - 1) / (kSamples - 1);
         const char* p = base;
         for (std::size_t a = x.rank(); a-- > 0;) {
             const Index extent = x.shape()[a];
