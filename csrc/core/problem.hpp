@@ -1,7 +1,7 @@
 // Problem: any array, of any rank and memory format, seen as outer x channels x inner.
 //
-//   planar       inner is contiguous:     NCHW (N, C, H*W), NCDHW, (N, C, L), Fortran-ordered (N,
-//   C) interleaved  channels are contiguous: NHWC (N*H*W, C, 1), NDHWC, (N, C)
+//   - planar, inner is contiguous: NCHW (N, C, H*W), NCDHW, (N, C, L), Fortran-ordered (N, C)
+//   - interleaved, channels are contiguous: NHWC (N*H*W, C, 1), NDHWC, (N, C)
 //
 // Axes that lie one inside the other in memory are merged; what is left must fit the three extents.
 // All arrays of a call (x and y; dy, x and dx) are described together, since axes merge only where
