@@ -102,7 +102,7 @@ def test_public_names_of_the_design():
     expected = {
         "batch_norm_forward", "batch_norm_backward", "moments", "normalize", "Moments", "Saved",
         "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "set_num_threads",
-        "get_num_threads", "use_isa", "show_config", "cuda", "functional",
+        "get_num_threads", "use_isa", "show_config", "empty_cache", "cuda", "functional",
     }  # fmt: skip
     assert expected <= set(dir(bnext))
     assert expected - {"cuda", "functional"} <= set(bnext.__all__)
@@ -122,7 +122,7 @@ def test_import_brings_in_numpy_and_no_framework():
 def test_configuration_is_plain_data():
     config = bnext.show_config(mode="dicts")
     assert json.loads(json.dumps(config)) == config
-    assert {"version", "isa", "threads", "cpu", "compiler", "cuda"} <= set(config)
+    assert {"version", "isa", "threads", "cpu", "pool", "compiler", "cuda"} <= set(config)
     assert config["threads"]["number"] == bnext.get_num_threads() >= 1
     assert config["cuda"]["available"] is bnext.cuda.is_available() is False
     assert config["cuda"]["reason"]

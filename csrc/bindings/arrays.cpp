@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "bindings/pooled.hpp"
+
 namespace bnext::bindings {
 namespace {
 
@@ -71,6 +73,15 @@ bool overlap(const py::array& a, const py::array& b) {
     } catch (py::error_already_set&) {
         return true;
     }
+}
+
+// Not initialised; without strides, in C order.
+Array fresh(const Array& x, std::span<const Index> byte_strides) {
+    using Extents = std::vector<py::ssize_t>;
+    const auto shape = x.shape();
+    const FromPool from_pool(static_cast<std::size_t>(x.size() * size_of(*x.dtype())));
+    return Array(py::array(x.object().dtype(), Extents(shape.begin(), shape.end()),
+                           Extents(byte_strides.begin(), byte_strides.end())));
 }
 
 }  // namespace
@@ -263,18 +274,13 @@ Array empty_like(const Array& x) {
     dense_strides_like(x.shape(), x.byte_strides(), {strides.data(), x.rank()});
     const Index item = size_of(*x.dtype());
     for (std::size_t a = 0; a < x.rank(); ++a) strides[a] *= item;
-    const auto shape = x.shape();
-    return Array(
-        py::array(x.object().dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()),
-                  std::vector<py::ssize_t>(
-                      strides.begin(), strides.begin() + static_cast<std::ptrdiff_t>(x.rank()))));
+    return fresh(x, {strides.data(), x.rank()});
 }
 
 Array copy_of(const Array& x) { return copy_like(x, x); }
 
 Array c_ordered_copy_of(const Array& x) {
-    const auto shape = x.shape();
-    Array copy(py::array(x.object().dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end())));
+    Array copy = fresh(x, {});
     copy_into(copy, x);
     return copy;
 }

@@ -10,6 +10,7 @@
 #include "cpu/machine.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/pool.hpp"
 
 #define BNEXT_TEXT_(x) #x
 #define BNEXT_TEXT(x) BNEXT_TEXT_(x)
@@ -107,6 +108,17 @@ py::dict build_config() {
     return config;
 }
 
+py::dict pool_figures() {
+    const cpu::PoolFigures pool = cpu::pool_figures();
+    py::dict figures;
+    figures["limit_bytes"] = pool.limit_bytes;
+    figures["cached_bytes"] = pool.cached_bytes;
+    figures["in_use_bytes"] = pool.in_use_bytes;
+    figures["hits"] = pool.hits;
+    figures["misses"] = pool.misses;
+    return figures;
+}
+
 }  // namespace
 
 void register_runtime(py::module_& m) {
@@ -120,6 +132,10 @@ void register_runtime(py::module_& m) {
           "For tests: 'serial', 'channels', 'split', or None to let the plan choose.");
     m.def("explain", &explain, py::arg("x"), py::arg("channel_axis"), py::arg("operands"),
           "How a call on x would be planned.");
+    m.def("pool_figures", &pool_figures, "What the pool of blocks for results holds.");
+    m.def("pool_set_limit", &cpu::pool_set_limit, py::arg("bytes"),
+          "How much the pool may keep for later calls.");
+    m.def("pool_empty_cache", &cpu::pool_empty_cache, "Gives back whatever the pool keeps.");
     m.def("build_config", &build_config, "What was compiled, and what the machine offers.");
 }
 

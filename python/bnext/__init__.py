@@ -12,6 +12,7 @@ from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.moments import Moments
 from bnext.runtime import (
     apply_environment,
+    empty_cache,
     get_num_threads,
     set_num_threads,
     show_config,
@@ -29,6 +30,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "cuda",
+    "empty_cache",
     "functional",
     "get_num_threads",
     "moments",

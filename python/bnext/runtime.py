@@ -1,9 +1,10 @@
-"""Threads, instruction sets, and what the build and the machine are."""
+"""Threads, instruction sets, memory kept for results, and what the build and the machine are."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from types import TracebackType
 from typing import Any
@@ -12,9 +13,11 @@ import numpy as np
 
 from bnext import _core, cuda
 
-__all__ = ["get_num_threads", "set_num_threads", "show_config", "use_isa"]
+__all__ = ["empty_cache", "get_num_threads", "set_num_threads", "show_config", "use_isa"]
 
-ENVIRONMENT_VARIABLE = "BNEXT_ISA"
+ISA_VARIABLE = "BNEXT_ISA"
+POOL_VARIABLE = "BNEXT_POOL_LIMIT"
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _forced_by: str | None = None
 
 
@@ -96,23 +99,53 @@ class use_isa:  # noqa: N801  (reads as a function at the place of use)
         _core.set_isa(isa)
 
 
+def empty_cache() -> None:
+    """Give back to the system the memory that is kept for the results of later calls.
+
+    Results of 64 KiB and more get their memory from a pool, and return it when the array and its
+    last view are gone. The pool keeps at most ``BNEXT_POOL_LIMIT`` bytes for arrays to come: an
+    environment variable, read at import, such as ``300000000``, ``512M`` or ``2G``; ``0`` keeps
+    nothing. Unless it is set, 1 GiB, or an eighth of the memory that the process may have if that
+    is less. Arrays in use do not count, and are not touched.
+
+    Notes
+    -----
+    ``show_config(mode="dicts")["pool"]`` has the figures: ``limit_bytes``, ``cached_bytes`` (kept),
+    ``in_use_bytes`` (of arrays that live), ``hits`` and ``misses`` (results whose memory had been
+    kept, and had not).
+    """
+    _core.pool_empty_cache()
+
+
 def apply_environment() -> None:
-    """Force the instruction set that ``BNEXT_ISA`` names; called once, at import.
+    """Do what ``BNEXT_ISA`` and ``BNEXT_POOL_LIMIT`` say; called once, at import.
 
     Raises
     ------
     ImportError
-        This machine, or this build, does not have it.
+        This machine, or this build, does not have the instruction set, or the limit is not a
+        number of bytes.
     """
     global _forced_by
-    name = os.environ.get(ENVIRONMENT_VARIABLE)
-    if not name:
-        return
-    try:
-        _core.set_isa(name)
-    except ValueError as error:
-        raise ImportError(f"{ENVIRONMENT_VARIABLE}: {str(error).removeprefix('name: ')}") from None
-    _forced_by = ENVIRONMENT_VARIABLE
+    if limit := os.environ.get(POOL_VARIABLE):
+        _core.pool_set_limit(_bytes(limit))
+    if name := os.environ.get(ISA_VARIABLE):
+        try:
+            _core.set_isa(name)
+        except ValueError as error:
+            raise ImportError(f"{ISA_VARIABLE}: {str(error).removeprefix('name: ')}") from None
+        _forced_by = ISA_VARIABLE
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})([KMG]?)", text, re.IGNORECASE)
+    number = int(match[1]) * UNITS[match[2].upper()] if match else sys.maxsize
+    if number >= sys.maxsize:
+        raise ImportError(
+            f"{POOL_VARIABLE}: expected a number of bytes, such as 0, 300000000, 512M or 2G, "
+            f"got {text!r}"
+        )
+    return number
 
 
 def _config() -> dict[str, Any]:
@@ -133,6 +166,7 @@ def _config() -> dict[str, Any]:
             "l2_bytes": build["l2_bytes"],
             "l3_bytes": build["l3_bytes"],
         },
+        "pool": _core.pool_figures(),
         "compiler": {"name": build["compiler"], "build_type": build["build_type"]},
         "cuda": {"available": cuda.is_available(), "reason": cuda.reason()},
         "python": {"version": platform.python_version(), "numpy": np.__version__},
@@ -150,8 +184,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        With the keys ``version``, ``isa``, ``threads``, ``cpu``, ``compiler``, ``cuda`` and
-        ``python``; None if printed.
+        With the keys ``version``, ``isa``, ``threads``, ``cpu``, ``pool``, ``compiler``, ``cuda``
+        and ``python``; None if printed.
 
     Raises
     ------
