@@ -100,6 +100,27 @@ def test_replaced_arrays_are_checked_when_they_are_used(name, training):
         assert bn.num_batches_tracked == 0
 
 
+@pytest.mark.parametrize(
+    "value",
+    [0, np.int64(3), np.zeros((), np.int32), np.zeros((), F4), np.zeros(1, np.int64), "frozen"],
+    ids=repr,
+)
+def test_a_replaced_counter_is_checked_before_anything_changes(value):
+    bn = bnext.BatchNorm1d(3)
+    if isinstance(value, str):
+        value = np.zeros((), np.int64)
+        value.flags.writeable = False
+    bn.num_batches_tracked = value
+    x = np.arange(12, dtype=F4).reshape(4, 3)
+    text = f"num_batches_tracked: expected a writeable int64 array of shape (), got {value!r}"
+    with raises_exactly(TypeError, text, lambda: layer_state(bn)):
+        bn(x)
+    bn.eval()(x)  # where nothing is counted
+    bn.num_batches_tracked = None
+    bn.train()(x)
+    assert (bn.running_mean != 0).any()
+
+
 def _assign_and_call(bn, name, value, x):
     setattr(bn, name, value)
     bn(x)

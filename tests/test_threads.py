@@ -1,5 +1,6 @@
 """Python threads, forked processes, and the interpreter lock while a kernel runs."""
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,34 @@ def test_other_threads_run_during_a_call(operation):
         stop.set()
         clock.join()
     assert inside
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_small_calls_do_not_queue_for_the_lock():
+    """Whoever gives it up while another thread is busy gets it back an interval later."""
+    x = np.ones((64, 20), np.float32)
+    layer = bnext.BatchNorm1d(20)
+    stop = threading.Event()
+
+    def be_busy():
+        while not stop.is_set():
+            pass
+
+    busy = threading.Thread(target=be_busy)
+    interval = sys.getswitchinterval()
+    busy.start()
+    try:
+        sys.setswitchinterval(0.05)
+        begin = time.perf_counter()
+        for _ in range(100):
+            layer(x)
+            layer.backward(x)
+        took = time.perf_counter() - begin
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        busy.join()
+    assert took < 2  # and not 200 intervals
 
 
 FORK = """

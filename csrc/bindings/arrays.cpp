@@ -8,19 +8,33 @@
 namespace bnext::bindings {
 namespace {
 
-// NumPy's own functions, looked up once and kept until the process ends.
+// What is used of NumPy, looked up once and kept until the process ends.
 struct NumPy {
     py::object asarray, copyto, shares_memory, masked_array;
+    py::object float32, float64,
+        int64;  // the dtypes in native byte order, of which there is one each
+    const py::detail::npy_api& api;
 };
 
 const NumPy& numpy() {
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<NumPy> storage;
     const auto look_up = [] {
         const auto np = py::module_::import("numpy");
-        return NumPy{np.attr("asarray"), np.attr("copyto"), np.attr("shares_memory"),
-                     np.attr("ma").attr("MaskedArray")};
+        return NumPy{np.attr("asarray"),
+                     np.attr("copyto"),
+                     np.attr("shares_memory"),
+                     np.attr("ma").attr("MaskedArray"),
+                     py::dtype::of<float>(),
+                     py::dtype::of<double>(),
+                     py::dtype::of<std::int64_t>(),
+                     py::detail::npy_api::get()};
     };
     return storage.call_once_and_store_result(look_up).get_stored();
+}
+
+bool is_plain_array(py::handle object) {  // no subclass
+    return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) ==
+           reinterpret_cast<PyObject*>(numpy().api.PyArray_Type_);
 }
 
 std::optional<DType> supported(const py::dtype& dtype) {
@@ -31,6 +45,16 @@ std::optional<DType> supported(const py::dtype& dtype) {
         case py::detail::npy_api::NPY_DOUBLE_: return DType::float64;
         default: return std::nullopt;
     }
+}
+
+std::optional<DType> dtype_of(const PyObject* descr) {
+    if (descr == numpy().float32.ptr()) return DType::float32;
+    if (descr == numpy().float64.ptr()) return DType::float64;
+    return supported(py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descr)));
+}
+
+const py::object& descr_of(DType dtype) {
+    return dtype == DType::float32 ? numpy().float32 : numpy().float64;
 }
 
 std::string number_text(double value) { return py::str(py::float_(value)); }
@@ -50,19 +74,20 @@ void check_dtype(const Array& array, const char* name, DType expected) {
     }
 }
 
-// First and one past the last byte that the array can touch.
-std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
-    auto begin = reinterpret_cast<std::uintptr_t>(array.data());
-    auto end = begin + static_cast<std::uintptr_t>(array.itemsize());
-    for (py::ssize_t a = 0; a < array.ndim(); ++a) {
-        if (array.shape(a) == 0) return {begin, begin};
-        const py::ssize_t reach = array.strides(a) * (array.shape(a) - 1);
+// First and one past the last byte that the array, of a supported dtype, can touch.
+std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::object& object) {
+    const auto* array = py::detail::array_proxy(object.ptr());
+    auto begin = reinterpret_cast<std::uintptr_t>(array->data);
+    auto end = begin + static_cast<std::uintptr_t>(size_of(*dtype_of(array->descr)));
+    for (int a = 0; a < array->nd; ++a) {
+        if (array->dimensions[a] == 0) return {begin, begin};
+        const py::ssize_t reach = array->strides[a] * (array->dimensions[a] - 1);
         (reach < 0 ? begin : end) += static_cast<std::uintptr_t>(reach);
     }
     return {begin, end};
 }
 
-bool overlap(const py::array& a, const py::array& b) {
+bool overlap(const py::object& a, const py::object& b) {
     const auto [a_begin, a_end] = bounds(a);
     const auto [b_begin, b_end] = bounds(b);
     if (a_begin == a_end || b_begin == b_end || a_end <= b_begin || b_end <= a_begin) return false;
@@ -76,12 +101,36 @@ bool overlap(const py::array& a, const py::array& b) {
 }
 
 // Not initialised; without strides, in C order.
-Array fresh(const Array& x, std::span<const Index> byte_strides) {
-    using Extents = std::vector<py::ssize_t>;
-    const auto shape = x.shape();
-    const FromPool from_pool(static_cast<std::size_t>(x.size() * size_of(*x.dtype())));
-    return Array(py::array(x.object().dtype(), Extents(shape.begin(), shape.end()),
-                           Extents(byte_strides.begin(), byte_strides.end())));
+py::object fresh(DType dtype, std::span<const Index> shape, const Index* byte_strides) {
+    std::array<py::ssize_t, kMaxAxes> extents;
+    std::array<py::ssize_t, kMaxAxes> strides;
+    Index bytes = size_of(dtype);
+    for (std::size_t a = 0; a < shape.size(); ++a) {
+        extents[a] = static_cast<py::ssize_t>(shape[a]);
+        if (byte_strides != nullptr) strides[a] = static_cast<py::ssize_t>(byte_strides[a]);
+        bytes *= shape[a];
+    }
+    const NumPy& np = numpy();
+    const FromPool from_pool(static_cast<std::size_t>(bytes));
+    PyObject* array = np.api.PyArray_NewFromDescr_(
+        np.api.PyArray_Type_, py::object(descr_of(dtype)).release().ptr(),
+        static_cast<int>(shape.size()), extents.data(),
+        byte_strides != nullptr ? strides.data() : nullptr, nullptr, 0, nullptr);
+    if (array == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(array);
+}
+
+// The values of a vector of `size` elements of `dtype` if they lie as in C, one behind the other;
+// else null. What nearly every parameter is, told apart from the rest in a few instructions.
+void* plain_values(py::handle object, DType dtype, Index size) {
+    if (!is_plain_array(object)) return nullptr;
+    const auto* array = py::detail::array_proxy(object.ptr());
+    const Index item = size_of(dtype);
+    const bool plain =
+        array->descr == descr_of(dtype).ptr() && array->nd == 1 && array->dimensions[0] == size &&
+        (array->strides[0] == item || size <= 1) &&
+        reinterpret_cast<std::uintptr_t>(array->data) % static_cast<std::uintptr_t>(item) == 0;
+    return plain ? array->data : nullptr;
 }
 
 }  // namespace
@@ -97,24 +146,31 @@ std::string shape_text(std::span<const Index> shape) {
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
-Array::Array(py::array array) : array_(std::move(array)) {
-    rank_ = static_cast<std::size_t>(array_.ndim());
-    BNEXT_CHECK(rank_ <= kMaxAxes, "x: expected at most 64 dimensions, got ", rank_);
-    dtype_ = supported(array_.dtype());
-    const Index item = array_.itemsize();
-    viewable_ =
-        dtype_.has_value() &&
-        reinterpret_cast<std::uintptr_t>(array_.data()) % static_cast<std::uintptr_t>(item) == 0;
-    for (std::size_t a = 0; a < rank_; ++a) {
-        const auto axis = static_cast<py::ssize_t>(a);
-        shape_[a] = array_.shape(axis);
-        byte_strides_[a] = array_.strides(axis);
+Array::Array(py::object array) : array_(std::move(array)) {
+    const auto* of = proxy();
+    const auto rank = static_cast<std::size_t>(of->nd);
+    BNEXT_CHECK(rank <= kMaxAxes, "x: expected at most 64 dimensions, got ", rank);
+    dtype_ = dtype_of(of->descr);
+    const Index item = dtype_ ? size_of(*dtype_) : 1;
+    viewable_ = dtype_.has_value() &&
+                reinterpret_cast<std::uintptr_t>(of->data) % static_cast<std::uintptr_t>(item) == 0;
+    shape_ = byte_strides_ = strides_ = Axes(rank);
+    for (std::size_t a = 0; a < rank; ++a) {
+        shape_[a] = of->dimensions[a];
+        byte_strides_[a] = of->strides[a];
         viewable_ = viewable_ && (byte_strides_[a] % item == 0 || shape_[a] == 1);
         strides_[a] = viewable_ ? byte_strides_[a] / item : 0;
     }
 }
 
+Index Array::size() const {
+    Index product = 1;
+    for (const Index extent : shape()) product *= extent;
+    return product;
+}
+
 py::array as_array(py::handle object, const char* name) {
+    if (is_plain_array(object)) return py::reinterpret_borrow<py::array>(object);
     if (py::isinstance<py::array>(object)) {
         if (py::isinstance(object, numpy().masked_array)) {
             type_error(concat(name, ": expected an array without a mask, got a MaskedArray"));
@@ -148,11 +204,11 @@ Array take_like(py::handle object, const char* name, const Array& x) {
 }
 
 Array take_out(py::handle object, const Array& x, std::initializer_list<Named> inputs) {
-    if (!py::isinstance<py::array>(object)) {
+    if (!is_plain_array(object) && !py::isinstance<py::array>(object)) {
         type_error(concat("out: expected a numpy array, got ", type_name(object)));
     }
     Array out = take_like(object, "out", x);
-    if (!out.object().writeable()) {
+    if (!out.writeable()) {
         value_error("out: expected a writeable array, got a read-only one");
     }
     const auto no_overlap = [](bool overlaps, const char* what) {
@@ -162,7 +218,7 @@ Array take_out(py::handle object, const Array& x, std::initializer_list<Named> i
         }
     };
     // Strides in bytes, since an array that is not aligned has none in elements.
-    no_overlap(may_overlap_itself(out.shape(), out.byte_strides()), "itself");
+    no_overlap(!out.contiguous() && may_overlap_itself(out.shape(), out.byte_strides()), "itself");
     for (const Named& input : inputs) {
         if (input.array != nullptr && input.array->ptr() != nullptr) {
             no_overlap(overlap(out.object(), *input.array), input.name);
@@ -175,42 +231,48 @@ template <class T>
 Vector<T> take_parameter(py::handle object, const char* name, Index channels) {
     Vector<T> vector;
     if (object.is_none()) return vector;
+    if (const void* values = plain_values(object, DTypeOf<T>::value, channels)) {
+        vector.array = py::reinterpret_borrow<py::object>(object);
+        vector.data = static_cast<const T*>(values);
+        return vector;
+    }
     const Array array(as_array(object, name));
     check_dtype(array, name, DTypeOf<T>::value);
     check_shape(array, name, std::array{channels});
     vector.array = array.object();
     const bool contiguous = array.viewable() && (channels <= 1 || array.strides()[0] == 1);
     if (contiguous) {
-        vector.data = static_cast<const T*>(array.object().data());
+        vector.data = static_cast<const T*>(array.data());
         return vector;
     }
     vector.copy.resize(static_cast<std::size_t>(channels));
     for (Index c = 0; c < channels; ++c) {
-        std::memcpy(&vector.copy[static_cast<std::size_t>(c)], array.object().data(c), sizeof(T));
+        std::memcpy(&vector.copy[static_cast<std::size_t>(c)], array.data(c), sizeof(T));
     }
     vector.data = vector.copy.data();
     return vector;
 }
 
-Statistics take_statistics(py::handle object, const char* name, Index channels, DType dtype) {
+py::object take_statistics(py::handle object, const char* name, DType dtype, DType other,
+                           std::span<double> values) {
+    const auto channels = static_cast<Index>(values.size());
     if (object.is_none()) {
         type_error(concat(name, ": expected an array of shape (", channels, ",), got None"));
     }
     const Array array(as_array(object, name));
-    if (array.dtype() != dtype && array.dtype() != DType::float64) {
-        const char* expected = dtype == DType::float64 ? "float64" : "float32 or float64";
-        type_error(concat(name, ": expected dtype ", expected, ", got ", array.dtype_text()));
+    if (array.dtype() != dtype && array.dtype() != other) {
+        type_error(concat(name, ": expected dtype ", name_of(dtype), other != dtype ? " or " : "",
+                          other != dtype ? name_of(other) : "", ", got ", array.dtype_text()));
     }
     check_shape(array, name, std::array{channels});
-    std::vector<double> values(static_cast<std::size_t>(channels));
     with_dtype(*array.dtype(), [&](auto type) {
         for (Index c = 0; c < channels; ++c) {
             decltype(type) value;
-            std::memcpy(&value, array.object().data(c), sizeof value);
+            std::memcpy(&value, array.data(c), sizeof value);
             values[static_cast<std::size_t>(c)] = static_cast<double>(value);
         }
     });
-    return {array.object(), std::move(values)};
+    return array.object();
 }
 
 template <class T>
@@ -219,14 +281,28 @@ Buffer<T> take_buffer(py::handle object, const char* name, Index channels) {
         type_error(concat(name, ": expected an array of shape (", channels, ",), got ",
                           object.is_none() ? "None" : type_name(object)));
     }
-    Array array(py::reinterpret_borrow<py::array>(object));
+    Array array(py::reinterpret_borrow<py::object>(object));
     check_dtype(array, name, DTypeOf<T>::value);
     check_shape(array, name, std::array{channels});
-    if (!array.object().writeable() || !array.viewable()) {
+    if (!array.writeable() || !array.viewable()) {
         value_error(concat(name, ": expected a writeable, aligned array, got one that is not"));
     }
     T* data = array.mutable_view<T>({}).data;
     return {data, array.strides()[0], array.object()};
+}
+
+std::int64_t* take_count(py::handle object) {
+    if (py::isinstance<py::array>(object)) {
+        auto* array = py::detail::array_proxy(object.ptr());
+        constexpr int wanted =
+            py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+        if (array->nd == 0 && array->descr == numpy().int64.ptr() &&
+            (array->flags & wanted) == wanted) {
+            return reinterpret_cast<std::int64_t*>(array->data);
+        }
+    }
+    type_error(concat("num_batches_tracked: expected a writeable int64 array of shape (), got ",
+                      std::string(py::repr(object))));
 }
 
 double take_real(py::handle object, const char* name) {
@@ -269,18 +345,26 @@ Index take_axis(py::handle object, std::size_t rank) {
     return axis < 0 ? axis + n : axis;
 }
 
-Array empty_like(const Array& x) {
-    std::array<Index, kMaxAxes> strides{};
-    dense_strides_like(x.shape(), x.byte_strides(), {strides.data(), x.rank()});
+py::object empty_vector(DType dtype, Index size) { return fresh(dtype, std::array{size}, nullptr); }
+
+Axes dense_strides(const Array& x) {
+    Axes strides(x.rank());
+    dense_strides_like(x.shape(), x.byte_strides(), strides.span());
+    return strides;
+}
+
+Array empty_like(const Array& x) { return empty_like(x, dense_strides(x)); }
+
+Array empty_like(const Array& x, Axes strides) {
     const Index item = size_of(*x.dtype());
-    for (std::size_t a = 0; a < x.rank(); ++a) strides[a] *= item;
-    return fresh(x, {strides.data(), x.rank()});
+    for (Index& stride : strides.span()) stride *= item;
+    return Array(fresh(*x.dtype(), x.shape(), strides.span().data()));
 }
 
 Array copy_of(const Array& x) { return copy_like(x, x); }
 
 Array c_ordered_copy_of(const Array& x) {
-    Array copy = fresh(x, {});
+    Array copy(fresh(*x.dtype(), x.shape(), nullptr));
     copy_into(copy, x);
     return copy;
 }

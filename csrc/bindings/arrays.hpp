@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <optional>
@@ -25,41 +26,83 @@ namespace py = pybind11;
 std::string shape_text(std::span<const Index> shape);  // as Python prints a tuple
 std::string type_name(py::handle object);
 
-// A NumPy array with its shape and strides at hand.
+// As many numbers as an array has axes. The rest of the room is neither cleared nor copied.
+class Axes {
+public:
+    Axes() = default;
+    explicit Axes(std::size_t size) : size_(size) {}
+    Axes(const Axes& other) : size_(other.size_) { copy(other); }
+    Axes& operator=(const Axes& other) {
+        size_ = other.size_;
+        copy(other);
+        return *this;
+    }
+    ~Axes() = default;
+
+    Index& operator[](std::size_t a) { return values_[a]; }
+    const Index& operator[](std::size_t a) const { return values_[a]; }
+    [[nodiscard]] std::size_t size() const { return size_; }
+    [[nodiscard]] std::span<Index> span() { return {values_.data(), size_}; }
+    [[nodiscard]] std::span<const Index> span() const { return {values_.data(), size_}; }
+
+private:
+    void copy(const Axes& other) { std::copy_n(other.values_.begin(), size_, values_.begin()); }
+
+    std::size_t size_ = 0;
+    std::array<Index, kMaxAxes> values_;  // NOLINT: not initialised on purpose
+};
+
+// A NumPy array with its shape and strides at hand. (The object is kept as py::object: a py::array
+// that is constructed empty is an array, which takes longer to make than a small call to compute.)
 class Array {
 public:
     Array() = default;
-    explicit Array(py::array array);
+    explicit Array(py::object array);  // of ndarray, or of a subclass
 
-    [[nodiscard]] const py::array& object() const { return array_; }
-    [[nodiscard]] std::span<const Index> shape() const { return {shape_.data(), rank_}; }
-    [[nodiscard]] std::span<const Index> strides() const { return {strides_.data(), rank_}; }
-    [[nodiscard]] std::span<const Index> byte_strides() const {
-        return {byte_strides_.data(), rank_};
-    }
-    [[nodiscard]] std::size_t rank() const { return rank_; }
-    [[nodiscard]] Index size() const { return array_.size(); }
+    [[nodiscard]] const py::object& object() const { return array_; }
+    [[nodiscard]] const void* data() const { return proxy()->data; }
+    // The element with that index along the first axis.
+    [[nodiscard]] const void* data(Index i) const { return proxy()->data + i * byte_strides_[0]; }
+    [[nodiscard]] std::span<const Index> shape() const { return shape_.span(); }
+    [[nodiscard]] std::span<const Index> strides() const { return strides_.span(); }
+    [[nodiscard]] std::span<const Index> byte_strides() const { return byte_strides_.span(); }
+    [[nodiscard]] std::size_t rank() const { return shape_.size(); }
+    [[nodiscard]] Index size() const;
     [[nodiscard]] bool viewable() const { return viewable_; }
+    [[nodiscard]] bool writeable() const {
+        return (proxy()->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
+    }
+    [[nodiscard]] bool contiguous() const {  // in C or in Fortran order
+        constexpr int either = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
+                               py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
+        return (proxy()->flags & either) != 0;
+    }
+    [[nodiscard]] bool c_contiguous() const {
+        return (proxy()->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
+    }
     [[nodiscard]] std::optional<DType> dtype() const { return dtype_; }
-    [[nodiscard]] std::string dtype_text() const { return py::str(array_.dtype()); }
+    [[nodiscard]] std::string dtype_text() const { return py::str(py::handle(proxy()->descr)); }
 
     template <class T>
     [[nodiscard]] cpu::View<const T> view(const Strides& strides) const {
-        return {static_cast<const T*>(array_.data()), strides};
+        return {static_cast<const T*>(data()), strides};
     }
     template <class T>
     [[nodiscard]] cpu::View<T> mutable_view(const Strides& strides) {
-        return {static_cast<T*>(array_.mutable_data()), strides};
+        return {reinterpret_cast<T*>(proxy()->data), strides};
     }
 
 private:
-    py::array array_;
-    std::size_t rank_ = 0;
-    std::array<Index, kMaxAxes> shape_{};
-    std::array<Index, kMaxAxes> byte_strides_{};
-    std::array<Index, kMaxAxes> strides_{};  // in elements, if viewable
-    bool viewable_ = false;                  // aligned, strides multiples of the element
-    std::optional<DType> dtype_;             // of the supported ones, in native byte order
+    [[nodiscard]] const py::detail::PyArray_Proxy* proxy() const {
+        return py::detail::array_proxy(array_.ptr());
+    }
+
+    py::object array_;
+    Axes shape_;
+    Axes byte_strides_;
+    Axes strides_;                // in elements, if viewable
+    bool viewable_ = false;       // aligned, strides multiples of the element
+    std::optional<DType> dtype_;  // of the supported ones, in native byte order
 };
 
 // x: anything that numpy.asarray takes without changing its precision.
@@ -69,35 +112,34 @@ Array take_like(py::handle object, const char* name, const Array& x);
 // The destination: a NumPy array, writeable, free of overlap with itself and with `inputs`.
 struct Named {
     const char* name;
-    const py::array* array;  // null: not given
+    const py::object* array;  // a null object: not given
 };
 Array take_out(py::handle object, const Array& x, std::initializer_list<Named> inputs);
 
 // A per-channel vector: a pointer to contiguous values, copied only where they are not.
 template <class T>
 struct Vector {
-    py::array array;
+    py::object array;  // null: None was given
     std::vector<T> copy;
-    const T* data = nullptr;  // null: None was given
+    const T* data = nullptr;
 };
 // None is allowed. dtype must be T.
 template <class T>
 Vector<T> take_parameter(py::handle object, const char* name, Index channels);
-// None is not allowed; T or float64, given back in double.
-struct Statistics {
-    py::array array;
-    std::vector<double> values;
-};
-Statistics take_statistics(py::handle object, const char* name, Index channels, DType dtype);
+// None is not allowed; `dtype` or `other`. The values go to `values`, whose size is expected.
+py::object take_statistics(py::handle object, const char* name, DType dtype, DType other,
+                           std::span<double> values);
 // A writeable vector of T that is updated in place (any stride).
 template <class T>
 struct Buffer {
     T* data = nullptr;
     Index stride = 0;  // in elements
-    py::array array;
+    py::object array;
 };
 template <class T>
 Buffer<T> take_buffer(py::handle object, const char* name, Index channels);
+
+std::int64_t* take_count(py::handle object);  // a writeable int64 array of shape ()
 
 py::array as_array(py::handle object, const char* name);
 double take_real(py::handle object, const char* name);
@@ -105,7 +147,10 @@ double take_eps(py::handle object);
 double take_momentum(py::handle object);
 Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-1
 
-Array empty_like(const Array& x);  // dense, in x's memory order
+py::object empty_vector(DType dtype, Index size);
+Axes dense_strides(const Array& x);  // in elements, of an array in x's memory order
+Array empty_like(const Array& x, Axes strides);
+Array empty_like(const Array& x);  // with those
 Array copy_of(const Array& x);     // likewise
 Array c_ordered_copy_of(const Array& x);
 Array copy_like(const Array& a, const Array& x);  // a's values, in x's memory order

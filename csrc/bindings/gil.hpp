@@ -12,6 +12,8 @@
 #include <cxxabi.h>
 #endif
 
+#include "core/dtype.hpp"
+
 namespace bnext::bindings {
 
 inline void take_gil_back(PyThreadState* state) {
@@ -26,9 +28,15 @@ inline void take_gil_back(PyThreadState* state) {
 #endif
 }
 
-// f must not touch Python objects.
+// A computation over fewer elements than this, some microseconds, keeps the GIL: to give it away
+// and take it back costs a tenth of a microsecond if nobody wants it, and if another thread does,
+// milliseconds (sys.getswitchinterval) until that one gives it back.
+constexpr Index kWorthTheGil = 16384;
+
+// f, over that many elements, must not touch Python objects.
 template <class F>
-void without_gil(const F& f) {
+void without_gil(Index elements, const F& f) {
+    if (elements < kWorthTheGil) return f();
     PyThreadState* state = PyEval_SaveThread();
     try {
         f();

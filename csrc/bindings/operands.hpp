@@ -6,17 +6,38 @@
 
 namespace bnext::bindings {
 
-// Inputs of one call, described together. An input that does not fit is replaced by a copy: in x's
-// memory order if the kernels can walk that, else in C order.
+// Inputs of one call, described together. Nothing is copied until it is asked for.
 class Inputs {
 public:
     Inputs(Array& x, Index axis) : Inputs(x, nullptr, axis) {}
-    Inputs(Array& x, Array* dy, Index axis) : x_(x), dy_(dy), axis_(axis) {
-        if (!x_.viewable() || !described({x_.strides()}).accepted()) {
-            x_ = copy_of(x_);
-            if (!described({x_.strides()}).accepted()) x_ = c_ordered_copy_of(x_);
+    Inputs(Array& x, Array* dy, Index axis) : x_(x), dy_(dy), axis_(axis) {}
+
+    [[nodiscard]] bool viewable() const {
+        return x_.viewable() && (dy_ == nullptr || dy_->viewable());
+    }
+
+    // By themselves; replaced by copies first if the kernels cannot walk them.
+    Description describe_inputs() {
+        if (viewable()) {
+            const Description description = described({});
+            if (description.accepted()) return description;
         }
-        if (dy_ != nullptr && (!dy_->viewable() || !described(all()).accepted())) {
+        make_walkable();
+        return described({});
+    }
+
+    // With an output of those strides. All inputs must be viewable; refuses
+    // where the output's layout is another than x's.
+    [[nodiscard]] Description describe_with(AxisStrides out) const { return described(out); }
+
+    // An input that does not fit is replaced by a copy: in x's memory order if the kernels can walk
+    // that, else in C order.
+    void make_walkable() {
+        if (!x_.viewable() || !describe_x().accepted()) {
+            x_ = copy_of(x_);
+            if (!describe_x().accepted()) x_ = c_ordered_copy_of(x_);
+        }
+        if (dy_ != nullptr && (!dy_->viewable() || !described({}).accepted())) {
             *dy_ = copy_like(*dy_, x_);
         }
     }
@@ -28,22 +49,17 @@ public:
         if (dy_ != nullptr) *dy_ = copy_like(*dy_, x_);
     }
 
-    Description describe_inputs() const { return described(all()); }
-
-    // With an output, which must be viewable; refuses where its layout is another than x's.
-    Description describe_with(const Array& out) const {
-        auto strides = all();
-        strides.push_back(out.strides());
-        return described(strides);
-    }
-
 private:
-    std::vector<AxisStrides> all() const {
-        if (dy_ == nullptr) return {x_.strides()};
-        return {x_.strides(), dy_->strides()};
-    }
-    Description described(const std::vector<AxisStrides>& strides) const {
+    [[nodiscard]] Description describe_x() const {
+        const std::array strides{x_.strides()};
         return describe(*x_.dtype(), x_.shape(), axis_, strides);
+    }
+    [[nodiscard]] Description described(AxisStrides out) const {
+        std::array<AxisStrides, kMaxOperands> strides{x_.strides()};
+        std::size_t n = 1;
+        if (dy_ != nullptr) strides[n++] = dy_->strides();
+        if (!out.empty()) strides[n++] = out;
+        return describe(*x_.dtype(), x_.shape(), axis_, {strides.data(), n});
     }
 
     Array& x_;
@@ -57,39 +73,41 @@ class Destination {
 public:
     Destination(py::handle out, const Array& x, Inputs& inputs,
                 std::initializer_list<Named> overlapping) {
-        if (!out.is_none()) {
-            wanted_ = take_out(out, x, overlapping);
-            if (wanted_->viewable()) {
-                description_ = inputs.describe_with(*wanted_);
-                if (description_.accepted()) {
-                    target_ = *wanted_;
-                    direct_ = true;
-                    return;
-                }
-            }
-        }
-        target_ = empty_like(x);
-        description_ = inputs.describe_with(target_);
-        if (!description_.accepted()) {
-            inputs.copy_all();  // x is one of them
-            target_ = empty_like(x);
-            description_ = inputs.describe_with(target_);
+        if (!out.is_none()) wanted_.emplace(take_out(out, x, overlapping));
+        if (inputs.viewable() && (wanted_ ? fits_wanted(inputs) : fits_fresh(inputs, x))) return;
+        inputs.make_walkable();  // x is one of them
+        if (wanted_ && fits_wanted(inputs)) return;
+        if (!fits_fresh(inputs, x)) {
+            inputs.copy_all();
+            fits_fresh(inputs, x);
         }
         BNEXT_CHECK(description_.accepted(), "out: ", description_.refusal);
     }
 
     [[nodiscard]] const Description& description() const { return description_; }
-    Array& target() { return target_; }
+    Array& target() { return direct_ ? *wanted_ : fresh_; }
 
     py::object result() {
-        if (!wanted_) return target_.object();
-        if (!direct_) copy_into(*wanted_, target_);
+        if (!wanted_) return fresh_.object();
+        if (!direct_) copy_into(*wanted_, fresh_);
         return wanted_->object();
     }
 
 private:
+    bool fits_wanted(const Inputs& inputs) {
+        if (!wanted_->viewable()) return false;
+        description_ = inputs.describe_with(wanted_->strides());
+        return direct_ = description_.accepted();
+    }
+    bool fits_fresh(const Inputs& inputs, const Array& x) {
+        const Axes strides = dense_strides(x);
+        description_ = inputs.describe_with(strides.span());
+        if (description_.accepted()) fresh_ = empty_like(x, strides);
+        return description_.accepted();
+    }
+
     std::optional<Array> wanted_;
-    Array target_;
+    Array fresh_;
     bool direct_ = false;
     Description description_;
 };

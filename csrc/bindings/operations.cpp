@@ -3,6 +3,7 @@
 // state changes, before the checks are through.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "bindings/arrays.hpp"
@@ -21,16 +22,12 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 Index channels_of(const Array& x, Index axis) { return x.shape()[static_cast<std::size_t>(axis)]; }
 
-py::array_t<double> to_array(const std::vector<double>& values) {
-    return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
 template <class T>
-py::array_t<T> parameter_gradient(const std::vector<double>& sums, const double* factor) {
-    py::array_t<T> result(static_cast<py::ssize_t>(sums.size()));
-    T* out = result.mutable_data();
-    for (std::size_t c = 0; c < sums.size(); ++c) {
-        out[c] = static_cast<T>(factor != nullptr ? sums[c] * factor[c] : sums[c]);
+py::object to_array(const std::vector<double>& values, const double* factor = nullptr) {
+    py::object result = empty_vector(DTypeOf<T>::value, static_cast<Index>(values.size()));
+    T* out = reinterpret_cast<T*>(py::detail::array_proxy(result.ptr())->data);
+    for (std::size_t c = 0; c < values.size(); ++c) {
+        out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
     }
     return result;
 }
@@ -46,31 +43,23 @@ void check_more_than_one(const Array& x, Index axis) {
     }
 }
 
-Saved saved_for(const Array& x, Index axis, double eps, Index channels) {
-    Saved saved;
-    saved.dtype = *x.dtype();
-    saved.shape.assign(x.shape().begin(), x.shape().end());
-    saved.channel_axis = axis;
-    saved.eps = eps;
-    const auto n = static_cast<std::size_t>(channels);
-    saved.mean.resize(n);
-    saved.m2.resize(n);
-    saved.var.resize(n);
-    saved.rstd.resize(n);
-    return saved;
+void set_rstd(Saved& saved) {
+    const auto var = saved.var(), rstd = saved.rstd();
+    for (std::size_t c = 0; c < var.size(); ++c) rstd[c] = rstd_of(var[c], saved.eps);
 }
 
 template <class T>
-py::tuple forward_typed(Array x, py::handle weight_object, py::handle bias_object,
+py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_object,
                         py::handle running_mean, py::handle running_var, py::handle momentum,
-                        double eps, Index axis, py::handle out) {
+                        py::handle num_batches_tracked, double eps, Index axis, py::handle out) {
     const Index channels = channels_of(x, axis);
     const auto weight = take_parameter<T>(weight_object, "weight", channels);
     const auto bias = take_parameter<T>(bias_object, "bias", channels);
     const Running<T> running(running_mean, running_var, momentum, channels);
+    const Counter counter(num_batches_tracked);
     check_more_than_one(x, axis);
-    const py::array original = x.object();
-    Saved saved = saved_for(x, axis, eps, channels);
+    const py::object original = x.object();
+    Saved saved(x, axis, eps);
     saved.fingerprint = fingerprint_of(x);
     Inputs inputs(x, axis);
     Destination y(out, x, inputs,
@@ -84,79 +73,97 @@ py::tuple forward_typed(Array x, py::handle weight_object, py::handle bias_objec
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
     saved.count = problem.count();
     // Every Python object is unpacked; from here on there are only pointers.
-    without_gil([&] {
-        cpu::forward<T>(problem, x_view, y_view, {weight.data, bias.data}, eps, saved.mean.data(),
-                        saved.m2.data());
+    without_gil(x.size(), [&] {
+        cpu::forward<T>(problem, x_view, y_view, {weight.data, bias.data}, eps, saved.mean().data(),
+                        saved.m2().data());
         const auto n = static_cast<double>(saved.count);
-        for (std::size_t c = 0; c < saved.var.size(); ++c) {
-            saved.var[c] = saved.m2[c] / n;
-            saved.rstd[c] = rstd_of(saved.var[c], eps);
-        }
+        const auto m2 = saved.m2(), var = saved.var();
+        for (std::size_t c = 0; c < var.size(); ++c) var[c] = m2[c] / n;
+        set_rstd(saved);
     });
     py::object result = y.result();
     running.update(saved);
+    counter.increment();
     return py::make_tuple(std::move(result), std::move(saved));
 }
 
 py::tuple forward(py::handle x_object, py::handle weight, py::handle bias, py::handle running_mean,
-                  py::handle running_var, py::handle momentum, py::handle eps_object,
-                  py::handle channel_axis, py::handle out) {
+                  py::handle running_var, py::handle momentum, py::handle num_batches_tracked,
+                  py::handle eps_object, py::handle channel_axis, py::handle out) {
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
     const double eps = take_eps(eps_object);
     return with_dtype(*x.dtype(), [&](auto type) {
-        return forward_typed<decltype(type)>(std::move(x), weight, bias, running_mean, running_var,
-                                             momentum, eps, axis, out);
+        return forward_typed<decltype(type)>(x, weight, bias, running_mean, running_var, momentum,
+                                             num_batches_tracked, eps, axis, out);
     });
 }
 
+// Statistics that are given: what errors call them, and which dtype they may have besides x's.
+struct Given {
+    const char* mean;
+    const char* var;
+    DType other;
+};
+
 template <class T>
-py::tuple normalize_typed(Array x, py::handle mean_object, py::handle var_object,
-                          py::handle weight_object, py::handle bias_object, double eps, Index axis,
-                          py::handle out) {
+py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
+                          py::handle var_object, py::handle weight_object, py::handle bias_object,
+                          double eps, Index axis, py::handle out) {
     const Index channels = channels_of(x, axis);
-    Saved saved = saved_for(x, axis, eps, channels);
+    Saved saved(x, axis, eps);
     saved.batch_statistics = false;
-    auto mean = take_statistics(mean_object, "mean", channels, *x.dtype());
-    auto var = take_statistics(var_object, "var", channels, *x.dtype());
-    saved.mean = std::move(mean.values);
-    saved.var = std::move(var.values);
-    saved.m2.assign(saved.m2.size(), kNaN);
+    const py::object mean =
+        take_statistics(mean_object, given.mean, *x.dtype(), given.other, saved.mean());
+    const py::object var =
+        take_statistics(var_object, given.var, *x.dtype(), given.other, saved.var());
+    std::ranges::fill(saved.m2(), kNaN);
     const auto weight = take_parameter<T>(weight_object, "weight", channels);
     const auto bias = take_parameter<T>(bias_object, "bias", channels);
-    const py::array original = x.object();
+    const py::object original = x.object();
     saved.fingerprint = fingerprint_of(x);
     Inputs inputs(x, axis);
     Destination y(out, x, inputs,
                   {{"x", &original},
-                   {"mean", &mean.array},
-                   {"var", &var.array},
+                   {given.mean, &mean},
+                   {given.var, &var},
                    {"weight", &weight.array},
                    {"bias", &bias.array}});
     const Problem& problem = y.description().problem;
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
-    without_gil([&] {
-        for (std::size_t c = 0; c < saved.var.size(); ++c) {
-            saved.rstd[c] = rstd_of(saved.var[c], eps);
-        }
-        cpu::apply_norm<T>(problem, x_view, y_view, saved.mean.data(), saved.rstd.data(),
+    without_gil(x.size(), [&] {
+        set_rstd(saved);
+        cpu::apply_norm<T>(problem, x_view, y_view, saved.mean().data(), saved.rstd().data(),
                            {weight.data, bias.data});
     });
     py::object result = y.result();
     return py::make_tuple(std::move(result), std::move(saved));
 }
 
-py::tuple normalize(py::handle x_object, py::handle mean, py::handle var, py::handle weight,
-                    py::handle bias, py::handle eps_object, py::handle channel_axis,
-                    py::handle out) {
+py::tuple normalize_by(py::handle x_object, const char* mean_name, py::handle mean,
+                       const char* var_name, py::handle var, bool or_float64, py::handle weight,
+                       py::handle bias, py::handle eps_object, py::handle channel_axis,
+                       py::handle out) {
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
     const double eps = take_eps(eps_object);
+    const Given given{mean_name, var_name, or_float64 ? DType::float64 : *x.dtype()};
     return with_dtype(*x.dtype(), [&](auto type) {
-        return normalize_typed<decltype(type)>(std::move(x), mean, var, weight, bias, eps, axis,
-                                               out);
+        return normalize_typed<decltype(type)>(x, given, mean, var, weight, bias, eps, axis, out);
     });
+}
+
+py::tuple normalize(py::handle x, py::handle mean, py::handle var, py::handle weight,
+                    py::handle bias, py::handle eps, py::handle channel_axis, py::handle out) {
+    return normalize_by(x, "mean", mean, "var", var, true, weight, bias, eps, channel_axis, out);
+}
+
+py::tuple normalize_by_running(py::handle x, py::handle mean, py::handle var, py::handle weight,
+                               py::handle bias, py::handle eps, py::handle channel_axis,
+                               py::handle out) {
+    return normalize_by(x, "running_mean", mean, "running_var", var, false, weight, bias, eps,
+                        channel_axis, out);
 }
 
 const Saved& take_saved(py::handle object) {
@@ -168,13 +175,13 @@ const Saved& take_saved(py::handle object) {
 }
 
 template <class T>
-py::tuple backward_typed(Array dy, Array x, const Saved& saved, py::handle weight_object,
+py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle weight_object,
                          py::handle out) {
     const Index axis = saved.channel_axis;
     const Index channels = channels_of(x, axis);
     const auto weight = take_parameter<T>(weight_object, "weight", channels);
-    const py::array original_dy = dy.object();
-    const py::array original_x = x.object();
+    const py::object original_dy = dy.object();
+    const py::object original_x = x.object();
     Inputs inputs(x, &dy, axis);
     Destination dx(out, x, inputs,
                    {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
@@ -185,22 +192,21 @@ py::tuple backward_typed(Array dy, Array x, const Saved& saved, py::handle weigh
     const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
     std::vector<double> sum_dy(static_cast<std::size_t>(channels));
     std::vector<double> sum_dy_xmu(static_cast<std::size_t>(channels));
-    without_gil([&] {
+    without_gil(x.size(), [&] {
         if (saved.batch_statistics) {
-            cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.mean.data(),
-                             saved.rstd.data(), weight.data, sum_dy.data(), sum_dy_xmu.data());
+            cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.mean().data(),
+                             saved.rstd().data(), weight.data, sum_dy.data(), sum_dy_xmu.data());
         } else {
             // The statistics are constants: dx = dy * weight * rstd, which is apply_norm of dy.
-            cpu::backward_reduce<T>(problem, dy_view, x_view, saved.mean.data(), sum_dy.data(),
+            cpu::backward_reduce<T>(problem, dy_view, x_view, saved.mean().data(), sum_dy.data(),
                                     sum_dy_xmu.data());
-            const std::vector<double> zero(saved.mean.size(), 0.0);
-            cpu::apply_norm<T>(problem, dy_view, dx_view, zero.data(), saved.rstd.data(),
+            const std::vector<double> zero(saved.mean().size(), 0.0);
+            cpu::apply_norm<T>(problem, dy_view, dx_view, zero.data(), saved.rstd().data(),
                                {weight.data, nullptr});
         }
     });
-    const double* rstd = problem.count() == 0 ? nullptr : saved.rstd.data();
-    return py::make_tuple(dx.result(), parameter_gradient<T>(sum_dy_xmu, rstd),
-                          parameter_gradient<T>(sum_dy, nullptr));
+    const double* rstd = problem.count() == 0 ? nullptr : saved.rstd().data();
+    return py::make_tuple(dx.result(), to_array<T>(sum_dy_xmu, rstd), to_array<T>(sum_dy));
 }
 
 py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_object,
@@ -210,7 +216,7 @@ py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_o
     saved.check_input(x);
     Array dy = take_like(dy_object, "dy", x);
     return with_dtype(*x.dtype(), [&](auto type) {
-        return backward_typed<decltype(type)>(std::move(dy), std::move(x), saved, weight, out);
+        return backward_typed<decltype(type)>(dy, x, saved, weight, out);
     });
 }
 
@@ -224,10 +230,12 @@ py::tuple moments(py::handle x_object, py::handle channel_axis) {
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
         const auto x_view = x.view<T>(description.strides[0]);
-        without_gil(
-            [&] { cpu::collect_stats<T>(description.problem, x_view, mean.data(), m2.data()); });
+        without_gil(x.size(), [&] {
+            cpu::collect_stats<T>(description.problem, x_view, mean.data(), m2.data());
+        });
     });
-    return py::make_tuple(description.problem.count(), to_array(mean), to_array(m2));
+    return py::make_tuple(description.problem.count(), to_array<double>(mean),
+                          to_array<double>(m2));
 }
 
 py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle saved_object) {
@@ -237,17 +245,17 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
     Array dy = take_like(dy_object, "dy", x);
     Inputs inputs(x, &dy, saved.channel_axis);
     const Description description = inputs.describe_inputs();
-    std::vector<double> sum_dy(saved.mean.size()), sum_dy_xmu(saved.mean.size());
+    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
         const auto x_view = x.view<T>(description.strides[0]);
         const auto dy_view = dy.view<T>(description.strides[1]);
-        without_gil([&] {
-            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean.data(),
+        without_gil(x.size(), [&] {
+            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean().data(),
                                     sum_dy.data(), sum_dy_xmu.data());
         });
     });
-    return py::make_tuple(to_array(sum_dy), to_array(sum_dy_xmu));
+    return py::make_tuple(to_array<double>(sum_dy), to_array<double>(sum_dy_xmu));
 }
 
 py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle saved_object,
@@ -259,12 +267,12 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
     Array dy = take_like(dy_object, "dy", x);
     const Index axis = saved.channel_axis;
     const Index channels = channels_of(x, axis);
-    const auto sum_dy = take_statistics(sum_dy_object, "sum_dy", channels, DType::float64).values;
-    const auto sum_dy_xmu =
-        take_statistics(sum_dy_xmu_object, "sum_dy_xmu", channels, DType::float64).values;
+    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
+    take_statistics(sum_dy_object, "sum_dy", DType::float64, DType::float64, sum_dy);
+    take_statistics(sum_dy_xmu_object, "sum_dy_xmu", DType::float64, DType::float64, sum_dy_xmu);
     const double count = take_real(count_object, "count");
-    const py::array original_dy = dy.object();
-    const py::array original_x = x.object();
+    const py::object original_dy = dy.object();
+    const py::object original_x = x.object();
     return with_dtype(*x.dtype(), [&](auto type) -> py::object {
         using T = decltype(type);
         const auto weight = take_parameter<T>(weight_object, "weight", channels);
@@ -275,10 +283,10 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
         const auto x_view = x.view<T>(strides[0]);
         const auto dy_view = dy.view<T>(strides[1]);
         const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
-        without_gil([&] {
+        without_gil(x.size(), [&] {
             cpu::backward_apply<T>(dx.description().problem, dy_view, x_view, dx_view,
-                                   saved.mean.data(), saved.rstd.data(), weight.data, sum_dy.data(),
-                                   sum_dy_xmu.data(), count);
+                                   saved.mean().data(), saved.rstd().data(), weight.data,
+                                   sum_dy.data(), sum_dy_xmu.data(), count);
         });
         return dx.result();
     });
@@ -292,14 +300,18 @@ void register_operations(py::module_& m) {
     m.def("check_eps", &take_eps, py::arg("eps"), "eps, if it is a finite number >= 0.");
     m.def("check_momentum", &take_momentum, py::arg("momentum"), "momentum, if it is finite.");
     m.def("forward", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
-          py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"), py::arg("eps"),
-          py::arg("channel_axis"), py::arg("out"),
+          py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
+          py::arg("num_batches_tracked"), py::arg("eps"), py::arg("channel_axis"), py::arg("out"),
           "y and Saved, from batch statistics; updates the running ones where they are given.");
     m.def("backward", &backward, py::arg("dy"), py::arg("x"), py::arg("saved"), py::arg("weight"),
           py::arg("out"), "dx, dweight, dbias.");
     m.def("normalize", &normalize, py::arg("x"), py::arg("mean"), py::arg("var"), py::arg("weight"),
           py::arg("bias"), py::arg("eps"), py::arg("channel_axis"), py::arg("out"),
           "y and Saved, from given statistics.");
+    m.def("normalize_by_running", &normalize_by_running, py::arg("x"), py::arg("running_mean"),
+          py::arg("running_var"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+          py::arg("channel_axis"), py::arg("out"),
+          "The same, from a layer's statistics, which are of the dtype of x.");
     m.def("moments", &moments, py::arg("x"), py::arg("channel_axis"),
           "count, mean and m2 of each channel: the phase collect_stats.");
     m.def("backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("saved"),

@@ -29,13 +29,27 @@ struct Running {
             return static_cast<T>((1.0 - momentum) * static_cast<double>(old) + momentum * batch);
         };
         const auto n = static_cast<double>(saved.count);
-        for (std::size_t c = 0; c < saved.mean.size(); ++c) {
+        const std::span<const double> batch_mean = saved.mean(), batch_m2 = saved.m2();
+        for (std::size_t c = 0; c < batch_mean.size(); ++c) {
             T& running_mean = mean.data[static_cast<Index>(c) * mean.stride];
             T& running_var = var.data[static_cast<Index>(c) * var.stride];
-            running_mean = blend(running_mean, saved.mean[c]);
-            running_var = blend(running_var, saved.m2[c] / (n - 1.0));
+            running_mean = blend(running_mean, batch_mean[c]);
+            running_var = blend(running_var, batch_m2[c] / (n - 1.0));
         }
     }
+};
+
+// A layer's count of batches: an int64 array of shape (), or None.
+class Counter {
+public:
+    explicit Counter(py::handle object) : value_(object.is_none() ? nullptr : take_count(object)) {}
+
+    void increment() const {
+        if (value_ != nullptr) ++*value_;
+    }
+
+private:
+    std::int64_t* value_;  // of an array that the layer holds
 };
 
 }  // namespace bnext::bindings

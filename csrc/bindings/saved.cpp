@@ -9,15 +9,14 @@
 namespace bnext::bindings {
 namespace {
 
-py::array_t<double> read_only(const std::vector<double>& values, const py::object& owner) {
-    py::array_t<double> array(static_cast<py::ssize_t>(values.size()), values.data(), owner);
+using Row = std::span<const double> (Saved::*)() const;
+
+template <Row Of>
+py::array_t<double> row_property(const py::object& self) {
+    const auto values = (py::cast<const Saved&>(self).*Of)();
+    py::array_t<double> array(static_cast<py::ssize_t>(values.size()), values.data(), self);
     array.attr("setflags")(py::arg("write") = false);
     return array;
-}
-
-template <std::vector<double> Saved::* Member>
-py::array_t<double> vector_property(const py::object& self) {
-    return read_only(py::cast<const Saved&>(self).*Member, self);
 }
 
 }  // namespace
@@ -26,23 +25,33 @@ std::uint64_t fingerprint_of(const Array& x) {
     constexpr Index kSamples = 8;
     const Index size = x.size();
     if (size == 0) return 0;
-    const auto* base = static_cast<const char*>(x.object().data());
+    const auto* base = static_cast<const char*>(x.data());
+    const Index item = size_of(*x.dtype());
+    const bool in_order = x.c_contiguous();
     std::uint64_t hash = 1469598103934665603ULL;
     for (Index s = 0; s < kSamples; ++s) {
         Index flat = size <= kSamples ? s % size : s * (size - 1) / (kSamples - 1);
-        const char* p = base;
-        for (std::size_t a = x.rank(); a-- > 0;) {
+        const char* p = base + (in_order ? flat * item : 0);
+        for (std::size_t a = in_order ? 0 : x.rank(); a-- > 0;) {
             const Index extent = x.shape()[a];
-            p += (flat % extent) * x.object().strides(static_cast<py::ssize_t>(a));
+            p += (flat % extent) * x.byte_strides()[a];
             flat /= extent;
         }
         std::uint64_t bits = 0;
-        std::memcpy(&bits, p, static_cast<std::size_t>(size_of(*x.dtype())));
+        std::memcpy(&bits, p, static_cast<std::size_t>(item));
         hash = (hash ^ bits) * 1099511628211ULL;
         hash ^= hash >> 29;
     }
     return hash;
 }
+
+Saved::Saved(const Array& x, Index axis, double epsilon)
+    : dtype(*x.dtype()),
+      channel_axis(axis),
+      eps(epsilon),
+      shape(x.shape().begin(), x.shape().end()),
+      channels_(x.shape()[static_cast<std::size_t>(axis)]),
+      rows_(std::make_unique_for_overwrite<double[]>(4 * static_cast<std::size_t>(channels_))) {}
 
 void Saved::check_input(const Array& x) const {
     const auto x_shape = x.shape();
@@ -64,10 +73,10 @@ void register_saved(py::module_& m) {
                       "What a forward call leaves for its backward call: the statistics of each\n"
                       "channel, and what is needed to notice another input. Read-only.")
         .def_property_readonly("count", [](const Saved& s) { return s.count; })
-        .def_property_readonly("mean", vector_property<&Saved::mean>)
-        .def_property_readonly("m2", vector_property<&Saved::m2>)
-        .def_property_readonly("var", vector_property<&Saved::var>)
-        .def_property_readonly("rstd", vector_property<&Saved::rstd>)
+        .def_property_readonly("mean", row_property<&Saved::mean>)
+        .def_property_readonly("m2", row_property<&Saved::m2>)
+        .def_property_readonly("var", row_property<&Saved::var>)
+        .def_property_readonly("rstd", row_property<&Saved::rstd>)
         .def_property_readonly("eps", [](const Saved& s) { return s.eps; })
         .def_property_readonly("shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); })
         .def_property_readonly("dtype", [](const Saved& s) { return py::dtype(name_of(s.dtype)); })

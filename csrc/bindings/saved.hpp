@@ -4,6 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "bindings/arrays.hpp"
@@ -11,18 +14,39 @@
 
 namespace bnext::bindings {
 
-struct Saved {
+class Saved {
+public:
     DType dtype = DType::float32;
-    std::vector<Index> shape;
+    bool batch_statistics = true;  // false: mean and var were given, and are constants
     Index channel_axis = 0;
     double eps = 0;
-    bool batch_statistics = true;  // false: mean and var were given, and are constants
-    Index count = 0;               // values per channel behind mean and m2; 0 if they were given
-    std::vector<double> mean, m2, var, rstd;
+    Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
+    std::vector<Index> shape;
+
+    // For an input like x; the statistics are not initialised.
+    Saved(const Array& x, Index axis, double epsilon);
+
+    [[nodiscard]] Index channels() const { return channels_; }
+    [[nodiscard]] std::span<double> mean() { return row(0); }
+    [[nodiscard]] std::span<double> m2() { return row(1); }
+    [[nodiscard]] std::span<double> var() { return row(2); }
+    [[nodiscard]] std::span<double> rstd() { return row(3); }
+    [[nodiscard]] std::span<const double> mean() const { return row(0); }
+    [[nodiscard]] std::span<const double> m2() const { return row(1); }
+    [[nodiscard]] std::span<const double> var() const { return row(2); }
+    [[nodiscard]] std::span<const double> rstd() const { return row(3); }
 
     // Throws unless x may be the input this was made from.
     void check_input(const Array& x) const;
+
+private:
+    [[nodiscard]] std::span<double> row(Index number) const {
+        return {rows_.get() + number * channels_, static_cast<std::size_t>(channels_)};
+    }
+
+    Index channels_ = 0;
+    std::unique_ptr<double[]> rows_;  // four of channels_ each: one allocation
 };
 
 // A hash of eight elements of x and where they are: enough to notice another array, or that x was

@@ -22,6 +22,16 @@ struct AxisList {
     [[nodiscard]] const Axis& operator[](std::size_t i) const { return axes[i]; }
 };
 
+// Stable, and unlike std::stable_sort it allocates nothing; axes are few.
+template <class T, class Before>
+void insertion_sort(std::span<T> items, const Before& before) {
+    for (std::size_t i = 1; i < items.size(); ++i) {
+        for (std::size_t j = i; j > 0 && before(items[j], items[j - 1]); --j) {
+            std::swap(items[j], items[j - 1]);
+        }
+    }
+}
+
 // The axes other than the channels', without those of extent 1 (their strides mean nothing), from
 // the slowest to the quickest in the first operand's memory.
 AxisList batch_axes(std::span<const Index> shape, Index channel_axis,
@@ -33,9 +43,9 @@ AxisList batch_axes(std::span<const Index> shape, Index channel_axis,
         for (std::size_t k = 0; k < operands.size(); ++k) axis.stride[k] = operands[k][a];
         list.push(axis);
     }
-    std::stable_sort(
-        list.axes.begin(), list.axes.begin() + static_cast<std::ptrdiff_t>(list.size),
-        [](const Axis& a, const Axis& b) { return std::abs(a.stride[0]) > std::abs(b.stride[0]); });
+    insertion_sort(std::span(list.axes).first(list.size), [](const Axis& a, const Axis& b) {
+        return std::abs(a.stride[0]) > std::abs(b.stride[0]);
+    });
     return list;
 }
 
@@ -123,12 +133,12 @@ void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::spa
     BNEXT_CHECK(
         shape.size() <= kMaxAxes && like.size() == shape.size() && result.size() == shape.size(),
         "strides: expected ", shape.size(), " of them");
-    std::array<std::size_t, kMaxAxes> order{};
+    std::array<std::size_t, kMaxAxes> order;
     const std::size_t rank = shape.size();
     for (std::size_t a = 0; a < rank; ++a) order[a] = a;
-    std::stable_sort(
-        order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
-        [&](std::size_t a, std::size_t b) { return std::abs(like[a]) > std::abs(like[b]); });
+    insertion_sort(std::span(order).first(rank), [&](std::size_t a, std::size_t b) {
+        return std::abs(like[a]) > std::abs(like[b]);
+    });
     Index stride = 1;
     for (std::size_t i = rank; i-- > 0;) {
         result[order[i]] = stride;
@@ -137,7 +147,7 @@ void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::spa
 }
 
 bool may_overlap_itself(std::span<const Index> shape, AxisStrides strides) {
-    std::array<std::size_t, kMaxAxes> order{};
+    std::array<std::size_t, kMaxAxes> order;
     std::size_t rank = 0;
     for (std::size_t a = 0; a < shape.size(); ++a) {
         if (shape[a] == 0) return false;

@@ -57,7 +57,7 @@ def batch_norm_forward(
     TypeError
         A dtype does not fit, or an argument is not an array.
     """
-    return _core.forward(x, weight, bias, None, None, None, eps, channel_axis, out)
+    return _core.forward(x, weight, bias, None, None, None, None, eps, channel_axis, out)
 
 
 def batch_norm_backward(

@@ -172,24 +172,24 @@ class BatchNorm(StateMixin):
             was before.
         """
         x = self._checked(x)
-        use_batch = self.training or (self.running_mean is None and self.running_var is None)
-        if not use_batch:
-            for name in ("running_mean", "running_var"):
-                self._check_buffer(name)
-            y, saved = _core.normalize(
-                x, self.running_mean, self.running_var, self.weight, self.bias,
+        mean, var = self.running_mean, self.running_var
+        if self.training and self.track_running_stats:
+            momentum = self.momentum
+            if momentum is None:
+                momentum = self._momentum_of_the_average()
+            y, saved = _core.forward(
+                x, self.weight, self.bias, mean, var, momentum, self.num_batches_tracked,
+                self.eps, self.channel_axis, out,
+            )  # fmt: skip
+        elif self.training or (mean is None and var is None):
+            y, saved = _core.forward(
+                x, self.weight, self.bias, None, None, None, None,
                 self.eps, self.channel_axis, out,
             )  # fmt: skip
         else:
-            update = self.training and self.track_running_stats
-            y, saved = _core.forward(
-                x, self.weight, self.bias,
-                self.running_mean if update else None, self.running_var if update else None,
-                self._momentum_of_this_batch() if update else None,
-                self.eps, self.channel_axis, out,
-            )  # fmt: skip
-            if update and self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
+            y, saved = _core.normalize_by_running(
+                x, mean, var, self.weight, self.bias, self.eps, self.channel_axis, out
+            )
         self._latest = (x, saved)
         return y
 
@@ -239,32 +239,21 @@ class BatchNorm(StateMixin):
     def _checked(self, x: npt.ArrayLike) -> Array:
         # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
         array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
-        rank = array.ndim
-        if self._ranks and rank not in self._ranks:
-            expected = " or ".join(f"{n}D" for n in self._ranks)
+        shape, dtype, ranks, axis = array.shape, array.dtype, self._ranks, self.channel_axis
+        rank = len(shape)
+        if ranks and rank not in ranks:
+            expected = " or ".join(f"{n}D" for n in ranks)
             raise ValueError(f"expected {expected} input (got {rank}D input)")
-        if array.dtype != self.dtype:
-            raise TypeError(f"x: expected dtype {self.dtype}, got {array.dtype}")
-        axis = self.channel_axis
-        if -rank <= axis < rank and array.shape[axis] != self.num_features:
+        # Usually there is one object for each dtype; to compare what they say takes longer.
+        if dtype is not self.dtype and dtype != self.dtype:
+            raise TypeError(f"x: expected dtype {self.dtype}, got {dtype}")
+        if -rank <= axis < rank and shape[axis] != self.num_features:
             raise ValueError(
-                f"x: expected {self.num_features} channels at axis {axis}, got {array.shape[axis]}"
+                f"x: expected {self.num_features} channels at axis {axis}, got {shape[axis]}"
             )
         return array
 
-    def _check_buffer(self, name: str) -> None:
-        buffer = getattr(self, name)
-        expected = (self.num_features,)
-        if buffer is None:
-            raise TypeError(f"{name}: expected an array of shape {expected}, got None")
-        if buffer.shape != expected:
-            raise ValueError(f"{name}: expected shape {expected}, got {buffer.shape}")
-        if buffer.dtype != self.dtype:
-            raise TypeError(f"{name}: expected dtype {self.dtype}, got {buffer.dtype}")
-
-    def _momentum_of_this_batch(self) -> float:
-        if self.momentum is not None:
-            return self.momentum
+    def _momentum_of_the_average(self) -> float:
         if self.num_batches_tracked is None:
             return 0.0
         return 1.0 / (int(self.num_batches_tracked) + 1)
