@@ -26,8 +26,8 @@ public:
         return described({});
     }
 
-    // With an output of those strides. All inputs must be viewable; refuses
-    // where the output's layout is another than x's.
+    // With an output of those strides. All inputs must be viewable; refuses where the output's
+    // layout is another than x's.
     [[nodiscard]] Description describe_with(AxisStrides out) const { return described(out); }
 
     // An input that does not fit is replaced by a copy: in x's memory order if the kernels can walk

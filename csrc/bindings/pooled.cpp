@@ -13,7 +13,7 @@ namespace {
 namespace py = pybind11;
 
 // From this size on, in bytes. A block of the pool costs a quarter of a microsecond, a twentieth of
-// such a call; what it saves is six times the call's own time from 128 KiB on, where malloc maps
+// such a call; what it saves is five times the call's own time from 128 KiB on, where malloc maps
 // memory anew for each array that does not follow the death of another.
 constexpr std::size_t kWorthIt = std::size_t{64} << 10;
 
