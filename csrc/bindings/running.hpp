@@ -42,14 +42,17 @@ struct Running {
 // A layer's count of batches: an int64 array of shape (), or None.
 class Counter {
 public:
-    explicit Counter(py::handle object) : value_(object.is_none() ? nullptr : take_count(object)) {}
+    explicit Counter(py::handle object)
+        : array_(py::reinterpret_borrow<py::object>(object)),
+          value_(object.is_none() ? nullptr : take_count(object)) {}
 
     void increment() const {
         if (value_ != nullptr) ++*value_;
     }
 
 private:
-    std::int64_t* value_;  // of an array that the layer holds
+    py::object array_;  // the layer may get another one while this call computes
+    std::int64_t* value_;
 };
 
 }  // namespace bnext::bindings
