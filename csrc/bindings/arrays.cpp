@@ -11,8 +11,8 @@ namespace {
 // What is used of NumPy, looked up once and kept until the process ends.
 struct NumPy {
     py::object asarray, copyto, shares_memory, masked_array;
-    py::object float32, float64,
-        int64;  // the dtypes in native byte order, of which there is one each
+    // the dtypes in native byte order, of which there is one each
+    py::object float16, float32, float64, int64;
     const py::detail::npy_api& api;
 };
 
@@ -20,13 +20,10 @@ const NumPy& numpy() {
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<NumPy> storage;
     const auto look_up = [] {
         const auto np = py::module_::import("numpy");
-        return NumPy{np.attr("asarray"),
-                     np.attr("copyto"),
-                     np.attr("shares_memory"),
-                     np.attr("ma").attr("MaskedArray"),
-                     py::dtype::of<float>(),
-                     py::dtype::of<double>(),
-                     py::dtype::of<std::int64_t>(),
+        return NumPy{np.attr("asarray"),          np.attr("copyto"),
+                     np.attr("shares_memory"),    np.attr("ma").attr("MaskedArray"),
+                     np.attr("dtype")("float16"), py::dtype::of<float>(),
+                     py::dtype::of<double>(),     py::dtype::of<std::int64_t>(),
                      py::detail::npy_api::get()};
     };
     return storage.call_once_and_store_result(look_up).get_stored();
@@ -37,24 +34,40 @@ bool is_plain_array(py::handle object) {  // no subclass
            reinterpret_cast<PyObject*>(numpy().api.PyArray_Type_);
 }
 
+// NumPy has no bfloat16. The package ml_dtypes registers one, which JAX and others use; it is here
+// as soon as somebody has such an array, and null before.
+py::object& known_bfloat16() {
+    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
+    return storage.call_once_and_store_result([] { return py::object(); }).get_stored();
+}
+
+bool is_bfloat16(const py::dtype& dtype) {
+    if (dtype.itemsize() != 2 || dtype.num() < 256) return false;  // NumPy's own are below
+    if (py::cast<std::string>(dtype.attr("name")) != "bfloat16") return false;
+    known_bfloat16() = dtype;
+    return true;
+}
+
 std::optional<DType> supported(const py::dtype& dtype) {
+    constexpr int kHalf = 23;  // NPY_HALF, which pybind11 does not name
     const char order = dtype.byteorder();
     if (order != '=' && order != '|') return std::nullopt;
     switch (dtype.num()) {
         case py::detail::npy_api::NPY_FLOAT_: return DType::float32;
         case py::detail::npy_api::NPY_DOUBLE_: return DType::float64;
-        default: return std::nullopt;
+        case kHalf: return DType::float16;
+        default: break;
     }
+    if (is_bfloat16(dtype)) return DType::bfloat16;
+    return std::nullopt;
 }
 
 std::optional<DType> dtype_of(const PyObject* descr) {
     if (descr == numpy().float32.ptr()) return DType::float32;
     if (descr == numpy().float64.ptr()) return DType::float64;
+    if (descr == numpy().float16.ptr()) return DType::float16;
+    if (descr == known_bfloat16().ptr()) return DType::bfloat16;
     return supported(py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descr)));
-}
-
-const py::object& descr_of(DType dtype) {
-    return dtype == DType::float32 ? numpy().float32 : numpy().float64;
 }
 
 std::string number_text(double value) { return py::str(py::float_(value)); }
@@ -135,6 +148,18 @@ void* plain_values(py::handle object, DType dtype, Index size) {
 
 }  // namespace
 
+const py::object& descr_of(DType dtype) {
+    switch (dtype) {
+        case DType::float32: return numpy().float32;
+        case DType::float64: return numpy().float64;
+        case DType::float16: return numpy().float16;
+        case DType::bfloat16: break;
+    }
+    return known_bfloat16();
+}
+
+bool is_data_dtype(const py::dtype& dtype) { return dtype_of(dtype.ptr()).has_value(); }
+
 std::string shape_text(std::span<const Index> shape) {
     std::string text = "(";
     for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -190,7 +215,8 @@ py::array as_array(py::handle object, const char* name) {
 Array take_data(py::handle object, const char* name) {
     Array array(as_array(object, name));
     if (!array.dtype()) {
-        type_error(concat(name, ": expected dtype float32 or float64, got ", array.dtype_text()));
+        type_error(concat(name, ": expected dtype float16, bfloat16, float32 or float64, got ",
+                          array.dtype_text()));
     }
     if (array.rank() == 0) value_error(concat(name, ": expected at least 1 dimension, got 0"));
     return array;

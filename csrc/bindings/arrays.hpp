@@ -25,6 +25,8 @@ namespace py = pybind11;
 
 std::string shape_text(std::span<const Index> shape);  // as Python prints a tuple
 std::string type_name(py::handle object);
+bool is_data_dtype(const py::dtype& dtype);
+const py::object& descr_of(DType dtype);  // NumPy's; of bfloat16, once an array of it was taken
 
 // As many numbers as an array has axes. The rest of the room is neither cleared nor copied.
 class Axes {

@@ -43,19 +43,14 @@ void check_more_than_one(const Array& x, Index axis) {
     }
 }
 
-void set_rstd(Saved& saved) {
-    const auto var = saved.var(), rstd = saved.rstd();
-    for (std::size_t c = 0; c < var.size(); ++c) rstd[c] = rstd_of(var[c], saved.eps);
-}
-
 template <class T>
 py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_object,
                         py::handle running_mean, py::handle running_var, py::handle momentum,
                         py::handle num_batches_tracked, double eps, Index axis, py::handle out) {
     const Index channels = channels_of(x, axis);
-    const auto weight = take_parameter<T>(weight_object, "weight", channels);
-    const auto bias = take_parameter<T>(bias_object, "bias", channels);
-    const Running<T> running(running_mean, running_var, momentum, channels);
+    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
+    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
+    const Running<Param<T>> running(running_mean, running_var, momentum, channels);
     const Counter counter(num_batches_tracked);
     check_more_than_one(x, axis);
     const py::object original = x.object();
@@ -74,12 +69,9 @@ py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_obje
     saved.count = problem.count();
     // Every Python object is unpacked; from here on there are only pointers.
     without_gil(x.size(), [&] {
-        cpu::forward<T>(problem, x_view, y_view, {weight.data, bias.data}, eps, saved.mean().data(),
-                        saved.m2().data());
-        const auto n = static_cast<double>(saved.count);
-        const auto m2 = saved.m2(), var = saved.var();
-        for (std::size_t c = 0; c < var.size(); ++c) var[c] = m2[c] / n;
-        set_rstd(saved);
+        cpu::forward<T>(
+            problem, x_view, y_view, {weight.data, bias.data}, eps,
+            {saved.mean().data(), saved.m2().data(), saved.var().data(), saved.rstd().data()});
     });
     py::object result = y.result();
     running.update(saved);
@@ -99,7 +91,8 @@ py::tuple forward(py::handle x_object, py::handle weight, py::handle bias, py::h
     });
 }
 
-// Statistics that are given: what errors call them, and which dtype they may have besides x's.
+// Statistics that are given: what errors call them, and which dtype they may have besides the
+// parameters'.
 struct Given {
     const char* mean;
     const char* var;
@@ -113,13 +106,13 @@ py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
     const Index channels = channels_of(x, axis);
     Saved saved(x, axis, eps);
     saved.batch_statistics = false;
-    const py::object mean =
-        take_statistics(mean_object, given.mean, *x.dtype(), given.other, saved.mean());
+    const py::object mean = take_statistics(mean_object, given.mean, param_dtype(*x.dtype()),
+                                            given.other, saved.mean());
     const py::object var =
-        take_statistics(var_object, given.var, *x.dtype(), given.other, saved.var());
+        take_statistics(var_object, given.var, param_dtype(*x.dtype()), given.other, saved.var());
     std::ranges::fill(saved.m2(), kNaN);
-    const auto weight = take_parameter<T>(weight_object, "weight", channels);
-    const auto bias = take_parameter<T>(bias_object, "bias", channels);
+    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
+    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
     const py::object original = x.object();
     saved.fingerprint = fingerprint_of(x);
     Inputs inputs(x, axis);
@@ -133,9 +126,8 @@ py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
     without_gil(x.size(), [&] {
-        set_rstd(saved);
-        cpu::apply_norm<T>(problem, x_view, y_view, saved.mean().data(), saved.rstd().data(),
-                           {weight.data, bias.data});
+        cpu::apply_norm<T>(problem, x_view, y_view, saved.mean().data(), saved.var().data(), eps,
+                           saved.rstd().data(), {weight.data, bias.data});
     });
     py::object result = y.result();
     return py::make_tuple(std::move(result), std::move(saved));
@@ -148,7 +140,7 @@ py::tuple normalize_by(py::handle x_object, const char* mean_name, py::handle me
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
     const double eps = take_eps(eps_object);
-    const Given given{mean_name, var_name, or_float64 ? DType::float64 : *x.dtype()};
+    const Given given{mean_name, var_name, or_float64 ? DType::float64 : param_dtype(*x.dtype())};
     return with_dtype(*x.dtype(), [&](auto type) {
         return normalize_typed<decltype(type)>(x, given, mean, var, weight, bias, eps, axis, out);
     });
@@ -179,7 +171,7 @@ py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle wei
                          py::handle out) {
     const Index axis = saved.channel_axis;
     const Index channels = channels_of(x, axis);
-    const auto weight = take_parameter<T>(weight_object, "weight", channels);
+    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
     const py::object original_dy = dy.object();
     const py::object original_x = x.object();
     Inputs inputs(x, &dy, axis);
@@ -201,12 +193,15 @@ py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle wei
             cpu::backward_reduce<T>(problem, dy_view, x_view, saved.mean().data(), sum_dy.data(),
                                     sum_dy_xmu.data());
             const std::vector<double> zero(saved.mean().size(), 0.0);
-            cpu::apply_norm<T>(problem, dy_view, dx_view, zero.data(), saved.rstd().data(),
-                               {weight.data, nullptr});
+            std::vector<double> var(saved.var().begin(), saved.var().end());
+            std::vector<double> rstd(zero.size());
+            cpu::apply_norm<T>(problem, dy_view, dx_view, zero.data(), var.data(), saved.eps,
+                               rstd.data(), {weight.data, nullptr});
         }
     });
     const double* rstd = problem.count() == 0 ? nullptr : saved.rstd().data();
-    return py::make_tuple(dx.result(), to_array<T>(sum_dy_xmu, rstd), to_array<T>(sum_dy));
+    return py::make_tuple(dx.result(), to_array<Param<T>>(sum_dy_xmu, rstd),
+                          to_array<Param<T>>(sum_dy));
 }
 
 py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_object,
@@ -275,7 +270,7 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
     const py::object original_x = x.object();
     return with_dtype(*x.dtype(), [&](auto type) -> py::object {
         using T = decltype(type);
-        const auto weight = take_parameter<T>(weight_object, "weight", channels);
+        const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
         Inputs inputs(x, &dy, axis);
         Destination dx(out, x, inputs,
                        {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
@@ -297,6 +292,7 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
 void register_operations(py::module_& m) {
     m.def("as_array", &as_array, py::arg("x"), py::arg("name"),
           "numpy.asarray, with an error that names the argument.");
+    m.def("is_data_dtype", &is_data_dtype, py::arg("dtype"), "Whether x may be of this dtype.");
     m.def("check_eps", &take_eps, py::arg("eps"), "eps, if it is a finite number >= 0.");
     m.def("check_momentum", &take_momentum, py::arg("momentum"), "momentum, if it is finite.");
     m.def("forward", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"),

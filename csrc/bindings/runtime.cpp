@@ -99,6 +99,7 @@ py::dict build_config() {
     config["threads"] = machine.threads;
     config["l2_bytes"] = machine.l2_bytes;
     config["l3_bytes"] = machine.l3_bytes;
+    config["zen"] = machine.zen;
     config["compiler"] = compiler();
 #ifdef NDEBUG
     config["build_type"] = "release";

@@ -79,7 +79,7 @@ void register_saved(py::module_& m) {
         .def_property_readonly("rstd", row_property<&Saved::rstd>)
         .def_property_readonly("eps", [](const Saved& s) { return s.eps; })
         .def_property_readonly("shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); })
-        .def_property_readonly("dtype", [](const Saved& s) { return py::dtype(name_of(s.dtype)); })
+        .def_property_readonly("dtype", [](const Saved& s) { return descr_of(s.dtype); })
         .def_property_readonly("channel_axis", [](const Saved& s) { return s.channel_axis; })
         .def_property_readonly("batch_statistics",
                                [](const Saved& s) { return s.batch_statistics; })

@@ -6,3 +6,6 @@
 #pragma once
 
 #define BNEXT_FORCE_INLINE [[gnu::always_inline]] inline
+// Between a lambda's parameters and its body. Where lambdas are inlined late, GCC keeps the packs
+// that they capture in memory.
+#define BNEXT_INLINE_LAMBDA __attribute__((always_inline))

@@ -11,7 +11,7 @@ constexpr Index kPlanarTileValues = 4096;
 // Interleaved: a tile is a chunk. At least so many rows, so that slots are few beside the data; for
 // float32 at most so many, since the pilot's bound on the error grows with them; for float64 never
 // more than the least, so that the second look finds them in the second-level cache.
-constexpr Index kMinTileRows = 256;
+constexpr Index kMinTileRows = 128;
 constexpr Index kMaxTileRows = 4096;
 constexpr Index kLanes = 16;
 constexpr Index kUsualChunks = 64;
@@ -24,7 +24,6 @@ constexpr Index kSerialElements = 128 * 1024;
 // nothing.
 constexpr Index kTaskBytes = 64 * 1024;
 constexpr Index kPageBytes = 4096;
-constexpr int kCoresThatFillTheMemory = 8;
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
@@ -42,19 +41,6 @@ struct Candidate {
 
 bool is_small(const Candidate& c) { return c.problem.elements() < kSerialElements; }
 
-// Columns of an interleaved block: the widest whose slab stays in the second-level cache and that
-// gives every thread two; at least 256 bytes.
-Index interleaved_block(const Candidate& c) {
-    const Index narrow = 256 / size_of(c.problem.dtype);
-    Index block = std::min(kMaxBlock, round_up(c.problem.channels, kLanes));
-    while (block > narrow &&
-           (c.slab_bytes(block) > c.machine.l2_bytes / 2 ||
-            divide_up(c.problem.channels, block) < Index{2} * c.machine.threads)) {
-        block = std::max(narrow, round_up(block / 2, kLanes));
-    }
-    return block;
-}
-
 // Channels of a planar block: a task's worth, and enough small planes side by side to make a page
 // of consecutive memory, as long as their slab stays in the second-level cache.
 Index planar_block(const Candidate& c) {
@@ -67,23 +53,44 @@ Index planar_block(const Candidate& c) {
 }
 
 Index block_of(const Candidate& c) {
-    return c.problem.layout == Layout::planar ? planar_block(c) : interleaved_block(c);
+    return c.problem.layout == Layout::planar ? planar_block(c) : kMaxBlock;
 }
 
-// Whole channels are worth handing out if they keep the threads evenly busy. Interleaved slabs must
-// also stay in the second-level cache: a second visit to a narrow block of columns in memory costs
-// more than the barrier, since every row is another page. A planar slab is read in long runs.
+// Whole planar channels are worth handing out if they keep the threads evenly busy. Interleaved
+// ones never are: a block of columns touches every row, often in the same few sets of a cache and
+// always in other pages. Three times as long on (1024, 1024), where all of it fits the second-level
+// cache; and where nothing does, panels of 16 to 256 columns with barriers between them, to visit
+// rows a second time while the last-level cache holds them, won nothing either.
 bool has_enough_channels(const Candidate& c) {
-    const Index block = block_of(c);
-    const Index blocks = divide_up(c.problem.channels, block);
+    if (c.problem.layout == Layout::interleaved) return false;
+    const Index blocks = divide_up(c.problem.channels, planar_block(c));
     const Index rounds = divide_up(blocks, c.machine.threads);
-    const bool balanced = blocks * 4 >= rounds * c.machine.threads * 3;
-    const bool cached =
-        c.problem.layout == Layout::planar || c.slab_bytes(block) <= c.machine.l2_bytes / 2;
-    return balanced && cached;
+    return blocks * 4 >= rounds * c.machine.threads * 3;
 }
 
 bool anything(const Candidate&) { return true; }
+
+// Where the call's arrays do not fit the last-level cache together, the output drives the inputs
+// out of it, and an ordinary store first reads the line that it is about to overwrite: a third of
+// the traffic. On two cores of a Zen 4, streaming stores gained 10 to 90 % in all three operations
+// and both layouts. Two cores of a Xeon (Cascade Lake) are bound by their misses in flight and not
+// by the memory; streaming stores, which hold theirs longer, lost up to 14 % there. That many cores
+// of it gain is a prediction.
+bool streams_output(const Candidate& c) {
+    constexpr int kCoresThatFillTheMemory = 8;
+    return (c.machine.zen || c.machine.threads >= kCoresThatFillTheMemory) &&
+           c.machine.l3_bytes > 0 && c.operands * c.problem.bytes() > c.machine.l3_bytes / 4 * 3;
+}
+
+// Reading the next block while this one is written overlaps reads with writes. On a Zen 4 it gained
+// 10 to 50 % whatever the size, since its last-level cache catches what the second-level cache
+// cannot hold; on a Xeon 5 to 8 % where the inputs of both blocks and the output fit the
+// second-level cache, and it lost 15 % where they did not.
+bool prefetches_next(const Candidate& c, Index block) {
+    if (c.problem.bytes() <= c.machine.l2_bytes) return false;
+    const Index array = c.slab_bytes(block) / c.operands;
+    return c.machine.zen || (2 * c.operands - 1) * array <= c.machine.l2_bytes;
+}
 
 struct Choice {
     Schedule schedule;
@@ -106,14 +113,14 @@ Schedule choose(const Candidate& candidate) {
 // they are cut into blocks only where the chunks alone are too few.
 Index split_block(const Candidate& c) {
     if (c.problem.layout == Layout::planar) return 1;
-    const Index wanted = divide_up(Index{4} * c.machine.threads, c.tiling.chunks());
+    const Index wanted = divide_up(Index{2} * c.machine.threads, c.tiling.chunks());
     const Index narrow = 256 / size_of(c.problem.dtype);
     return std::max(narrow, round_up(divide_up(c.problem.channels, wanted), kLanes));
 }
 
 Index interleaved_tile_rows(const Problem& problem) {
     const Index rows = problem.count();
-    if (problem.dtype == DType::float64) return kMinTileRows;
+    if (problem.dtype == DType::float64) return Index{2} * kMinTileRows;
     const Index most = std::max(kUsualChunks, divide_up(rows, kMaxTileRows));
     return divide_up(rows, std::clamp<Index>(divide_up(rows, kMinTileRows), 1, most));
 }
@@ -153,20 +160,8 @@ Plan make_plan(const Problem& problem, int operands, const Machine& machine,
     const Schedule schedule = forced != nullptr ? *forced : choose(candidate);
     Index block = schedule == Schedule::split ? split_block(candidate) : block_of(candidate);
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
-    // Past half of the last-level cache an output will not be there when the next layer wants it,
-    // and an ordinary store first reads the line that it is about to overwrite: a third of the
-    // traffic. But few cores are bound by their misses in flight and not by the memory, and then
-    // streaming stores, which hold theirs longer, lost up to 14 % (forward, backward and inference
-    // in both layouts, two cores of a Xeon at 2.5 GHz). That many cores gain is a prediction.
-    const bool streams = machine.threads >= kCoresThatFillTheMemory && machine.l3_bytes > 0 &&
-                         problem.bytes() > machine.l3_bytes / 2;
-    // Reading the next block while this one is written gained 5 to 8 % more (512 planes of 28x28,
-    // same machine) where the inputs of both and the output fit the second-level cache, and lost 15
-    // where they did not.
-    const Index array = candidate.slab_bytes(block) / operands;
-    const bool prefetches = schedule == Schedule::channels &&
-                            (2 * operands - 1) * array <= machine.l2_bytes &&
-                            problem.bytes() > machine.l2_bytes;
+    const bool streams = streams_output(candidate);
+    const bool prefetches = schedule == Schedule::channels && prefetches_next(candidate, block);
     return {tiling, schedule, block, divide_up(problem.channels, block), streams, prefetches};
 }
 

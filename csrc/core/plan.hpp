@@ -96,7 +96,8 @@ constexpr const char* name_of(Schedule schedule) {
 struct Machine {
     int threads = 1;
     Index l2_bytes = 0;  // of one core
-    Index l3_bytes = 0;  // of one socket, shared
+    Index l3_bytes = 0;  // shared by several
+    bool zen = false;    // an AMD Zen, whose memory system wants other choices (plan.cpp)
 };
 
 constexpr Index kMaxBlock = 256;  // channels of a block: what a task keeps on its stack

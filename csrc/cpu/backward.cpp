@@ -11,17 +11,18 @@ namespace {
 
 enum BackwardRow : std::size_t { kCenter, kSlope, kOffset, kScale, kBackwardRows };
 
-// The coefficients of kernels/backward_apply.inl.hpp, computed in double and rounded once.
+// `sum_dy` and `sum_dy_xmu` are those of the range; `mean`, `rstd` and `weight`, of all channels.
 template <class T, class Rows>
-void set_backward_coefficients(Rows& rows, Index i, double mean, double rstd, double weight,
-                               double sum_dy, double sum_dy_xmu, double count) {
-    const auto center = static_cast<Compute<T>>(mean);
-    const double low = mean - static_cast<double>(center);
-    const double slope = -rstd * (rstd * (sum_dy_xmu / count));
-    *rows.row(kCenter, i) = center;
-    *rows.row(kSlope, i) = static_cast<Compute<T>>(slope);
-    *rows.row(kOffset, i) = static_cast<Compute<T>>(sum_dy / count + low * slope);
-    *rows.row(kScale, i) = static_cast<Compute<T>>(weight * rstd);
+void set_backward_coefficients(const Kernels<T>& kernels, const ChannelRange& channels,
+                               const double* mean, const double* rstd, const Param<T>* weight,
+                               const double* sum_dy, const double* sum_dy_xmu, double count,
+                               Rows& rows, Index offset) {
+    const Index c = channels.begin;
+    kernels.backward_coefficients(channels.size(), mean + c, rstd + c,
+                                  weight != nullptr ? weight + c : nullptr, sum_dy, sum_dy_xmu,
+                                  count, rows.row(kCenter, offset), rows.row(kSlope, offset),
+                                  rows.row(kOffset, offset), rows.row(kScale, offset));
+    rows.set_wrap(offset, channels.size());
 }
 
 template <class T, class Rows>
@@ -70,17 +71,14 @@ struct Backward : Sums<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        for (Index i = 0; i < channels.size(); ++i) {
-            const Index c = channels.begin + i;
-            set_backward_coefficients<T>(rows, offset + i, this->mean[c], rstd[c],
-                                         value_or(weight, c, 1.0), a[i], b[i], count);
-        }
+        set_backward_coefficients(this->setting.kernels, channels, this->mean, rstd, weight, a, b,
+                                  count, rows, offset);
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
         this->setting.kernels.backward_apply(this->dy, this->x, dx, region,
                                              backward_coefficients<T>(rows, offset),
-                                             {this->setting.stores, ahead});
+                                             {this->setting.stores, ahead, this->setting.wraps()});
     }
 };
 
@@ -119,15 +117,18 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     if (problem.elements() == 0) return;
     const Setting<T> setting = prepare<T>(problem, 3);
     CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels);
-    for (Index c = 0; c < problem.channels; ++c) {
-        set_backward_coefficients<T>(rows, c, mean[c], rstd[c], value_or(weight, c, 1.0), sum_dy[c],
-                                     sum_dy_xmu[c], count);
-    }
-    run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
-        setting.kernels.backward_apply(dy, x, dx, region,
-                                       backward_coefficients<T>(rows, region.channels.begin),
-                                       {setting.stores, 0});
-    });
+    run_elementwise(
+        problem, setting.plan, setting.threads,
+        [&](const ChannelRange& channels) {
+            const Index c = channels.begin;
+            set_backward_coefficients(setting.kernels, channels, mean, rstd, weight, sum_dy + c,
+                                      sum_dy_xmu + c, count, rows, c);
+        },
+        [&](const Region& region) {
+            setting.kernels.backward_apply(dy, x, dx, region,
+                                           backward_coefficients<T>(rows, region.channels.begin),
+                                           {setting.stores, 0, true});
+        });
 }
 
 #define BNEXT_INSTANTIATE(T)                                                                       \
@@ -141,6 +142,8 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                                     const double*, const double*, double);
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)
+BNEXT_INSTANTIATE(float16)
+BNEXT_INSTANTIATE(bfloat16)
 #undef BNEXT_INSTANTIATE
 
 }  // namespace bnext::cpu

@@ -2,8 +2,9 @@
 // On the stack for a block of channels (Capacity > 0), on the heap for all of them (Capacity 0).
 #pragma once
 
+#include <algorithm>
 #include <array>
-#include <vector>
+#include <memory>
 
 #include "core/dtype.hpp"
 
@@ -17,6 +18,8 @@ public:
         return &values_[r * kCapacity] + offset;
     }
 
+    void set_wrap(Index, Index) {}
+
 private:
     static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity);
     std::array<C, Rows * kCapacity> values_;
@@ -26,21 +29,27 @@ template <class C, std::size_t Rows>
 class CoefficientRows<C, Rows, 0> {
 public:
     explicit CoefficientRows(Index channels)
-        : channels_(static_cast<std::size_t>(channels)), values_(Rows * channels_) {}
-    C* row(std::size_t r, Index offset) { return values_.data() + r * channels_ + offset; }
+        : channels_(channels),
+          stride_(static_cast<std::size_t>(channels + kWrap)),
+          values_(new C[Rows * stride_]) {}
+    C* row(std::size_t r, Index offset) { return values_.get() + r * stride_ + offset; }
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
-        return values_.data() + r * channels_ + offset;
+        return values_.get() + r * stride_ + offset;
+    }
+    // To be called when [offset, offset + size) of all rows is set. Streaming kernels write the
+    // line that one row of channels ends in and the next begins in: rows go on as they began.
+    void set_wrap(Index offset, Index size) {
+        const Index end = std::min(offset + size, kWrap);
+        for (std::size_t r = 0; r < Rows; ++r) {
+            for (Index c = offset; c < end; ++c) *row(r, channels_ + c) = *row(r, c);
+        }
     }
 
 private:
-    std::size_t channels_;
-    std::vector<C> values_;
+    static constexpr Index kWrap = 64;  // a line of the smallest elements and two packs
+    Index channels_;
+    std::size_t stride_;
+    std::unique_ptr<C[]> values_;
 };
-
-// What an optional parameter has for a channel.
-template <class P>
-double value_or(const P* values, Index c, double otherwise) {
-    return values != nullptr ? static_cast<double>(values[c]) : otherwise;
-}
 
 }  // namespace bnext::cpu

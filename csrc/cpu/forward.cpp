@@ -12,16 +12,16 @@ namespace {
 
 enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
 
-// The coefficients of kernels/apply_norm.inl.hpp, computed in double and rounded once.
 template <class T, class Rows>
-void set_norm_coefficients(Rows& rows, Index i, double mean, double rstd, double weight,
-                           double bias) {
-    const auto center = static_cast<Compute<T>>(mean);
-    const double low = mean - static_cast<double>(center);
-    const double scale = weight * rstd;
-    *rows.row(kCenter, i) = center;
-    *rows.row(kScale, i) = static_cast<Compute<T>>(scale);
-    *rows.row(kShift, i) = static_cast<Compute<T>>(bias - low * scale);
+void set_norm_coefficients(const Kernels<T>& kernels, const ChannelRange& channels,
+                           const double* mean, const double* rstd, const Affine<T>& affine,
+                           Rows& rows, Index offset) {
+    const Index c = channels.begin;
+    kernels.norm_coefficients(
+        channels.size(), mean + c, rstd + c, affine.weight != nullptr ? affine.weight + c : nullptr,
+        affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, offset),
+        rows.row(kScale, offset), rows.row(kShift, offset));
+    rows.set_wrap(offset, channels.size());
 }
 
 template <class T, class Rows>
@@ -43,12 +43,8 @@ struct Statistics {
     }
     void merge(Index done, Index more, Index channels, double* a, double* b, const double* more_a,
                const double* more_b) const {
-        for (Index i = 0; i < channels; ++i) {
-            Moments sum{static_cast<double>(done), a[i], b[i]};
-            bnext::merge(sum, {static_cast<double>(more), more_a[i], more_b[i]});
-            a[i] = sum.mean;
-            b[i] = sum.m2;
-        }
+        const MergeShares shares(static_cast<double>(done), static_cast<double>(more));
+        for (Index i = 0; i < channels; ++i) bnext::merge(a[i], b[i], more_a[i], more_b[i], shares);
     }
     [[nodiscard]] double origin(Index c) const { return origin_of(x, setting.plan.tiling, c); }
     void keep(const ChannelRange& channels, const double* a, const double* b) const {
@@ -65,6 +61,8 @@ struct Forward : Statistics<T> {
     const Affine<T>& affine;
     double eps;
     double count;
+    double* var;
+    double* rstd;
 
     template <Index Capacity>
     using Coefficients = CoefficientRows<Compute<T>, kNormRows, Capacity>;
@@ -73,17 +71,15 @@ struct Forward : Statistics<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        for (Index i = 0; i < channels.size(); ++i) {
-            const Index c = channels.begin + i;
-            set_norm_coefficients<T>(rows, offset + i, this->mean[c], rstd_of(b[i] / count, eps),
-                                     value_or(affine.weight, c, 1.0),
-                                     value_or(affine.bias, c, 0.0));
-        }
+        this->setting.finish_statistics(channels.size(), b, count, eps, var + channels.begin,
+                                        rstd + channels.begin);
+        set_norm_coefficients(this->setting.kernels, channels, this->mean, rstd, affine, rows,
+                              offset);
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
         this->setting.kernels.apply_norm(this->x, y, region, norm_coefficients<T>(rows, offset),
-                                         {this->setting.stores, ahead});
+                                         {this->setting.stores, ahead, this->setting.wraps()});
     }
 };
 
@@ -104,38 +100,53 @@ void collect_stats(const Problem& problem, const View<const T>& x, double* mean,
 
 template <class T>
 void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
-             const Affine<T>& affine, double eps, double* mean, double* m2) {
-    if (problem.elements() == 0) return set_empty(problem, mean, m2);
-    const Setting<T> setting = prepare<T>(problem, 2);
+             const Affine<T>& affine, double eps, const StatisticsOut& out) {
     const auto count = static_cast<double>(problem.count());
-    run_two_phase(Forward<T>{{setting, x, mean, m2}, y, affine, eps, count}, problem, setting.plan,
-                  setting.threads);
+    if (problem.elements() == 0) {
+        set_empty(problem, out.mean, out.m2);
+        active_table().finish_statistics(problem.channels, out.m2, count, eps, out.var, out.rstd);
+        return;
+    }
+    const Setting<T> setting = prepare<T>(problem, 2);
+    run_two_phase(
+        Forward<T>{{setting, x, out.mean, out.m2}, y, affine, eps, count, out.var, out.rstd},
+        problem, setting.plan, setting.threads);
 }
 
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
-                const double* mean, const double* rstd, const Affine<T>& affine) {
-    if (problem.elements() == 0) return;
+                const double* mean, double* var, double eps, double* rstd,
+                const Affine<T>& affine) {
+    if (problem.elements() == 0) {
+        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, var, rstd);
+        return;
+    }
     const Setting<T> setting = prepare<T>(problem, 2);
     CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels);
-    for (Index c = 0; c < problem.channels; ++c) {
-        set_norm_coefficients<T>(rows, c, mean[c], rstd[c], value_or(affine.weight, c, 1.0),
-                                 value_or(affine.bias, c, 0.0));
-    }
-    run_elementwise(problem, setting.plan, setting.threads, [&](const Region& region) {
-        setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, region.channels.begin),
-                                   {setting.stores, 0});
-    });
+    run_elementwise(
+        problem, setting.plan, setting.threads,
+        [&](const ChannelRange& channels) {
+            const Index c = channels.begin;
+            setting.finish_statistics(channels.size(), nullptr, 0.0, eps, var + c, rstd + c);
+            set_norm_coefficients(setting.kernels, channels, mean, rstd, affine, rows, c);
+        },
+        [&](const Region& region) {
+            setting.kernels.apply_norm(x, y, region,
+                                       norm_coefficients<T>(rows, region.channels.begin),
+                                       {setting.stores, 0, true});
+        });
 }
 
 #define BNEXT_INSTANTIATE(T)                                                                \
     template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*); \
     template void forward<T>(const Problem&, const View<const T>&, const View<T>&,          \
-                             const Affine<T>&, double, double*, double*);                   \
+                             const Affine<T>&, double, const StatisticsOut&);               \
     template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,       \
-                                const double*, const double*, const Affine<T>&);
+                                const double*, double*, double, double*, const Affine<T>&);
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)
+BNEXT_INSTANTIATE(float16)
+BNEXT_INSTANTIATE(bfloat16)
 #undef BNEXT_INSTANTIATE
 
 }  // namespace bnext::cpu

@@ -42,6 +42,8 @@ struct Access {
     // How many channels ahead the caller will go on with its first phase, or 0. Planar kernels
     // prefetch those while they write, so that reads and writes overlap.
     Index ahead = 0;
+    // Whether coefficients go on behind the region's last channel as they began (coefficients.hpp).
+    bool wraps = false;
 };
 
 template <class T>
@@ -57,10 +59,22 @@ struct Kernels {
                                    const View<T>& dx, const Region&, const BackwardCoefficients<T>&,
                                    const Access&);
 
+    // the coefficients above from statistics and sums; weight and bias may be null
+    using MakeNormCoefficients = void (*)(Index channels, const double* mean, const double* rstd,
+                                          const Param<T>* weight, const Param<T>* bias,
+                                          Compute<T>* center, Compute<T>* scale, Compute<T>* shift);
+    using MakeBackwardCoefficients = void (*)(Index channels, const double* mean,
+                                              const double* rstd, const Param<T>* weight,
+                                              const double* sum_dy, const double* sum_dy_xmu,
+                                              double count, Compute<T>* center, Compute<T>* slope,
+                                              Compute<T>* offset, Compute<T>* scale);
+
     CollectStats collect_stats;
     ApplyNorm apply_norm;
     BackwardReduce backward_reduce;
     BackwardApply backward_apply;
+    MakeNormCoefficients norm_coefficients;
+    MakeBackwardCoefficients backward_coefficients;
 };
 
 template <class T>
@@ -77,15 +91,25 @@ struct KernelTable {
     const char* name;     // "avx2"
     int vector_bytes;     // of the registers the kernels were compiled for
     void (*mark_used)();  // compiled with the kernels: notes that this table ran
+    // rstd of each channel, and var from m2 (null: var is given)
+    void (*finish_statistics)(Index channels, const double* m2, double count, double eps,
+                              double* var, double* rstd);
     LayoutKernels<float> float32;
     LayoutKernels<double> float64;
+    LayoutKernels<bnext::float16> float16;
+    LayoutKernels<bnext::bfloat16> bfloat16;
 
     template <class T>
     [[nodiscard]] const Kernels<T>& kernels(Layout layout) const {
-        if constexpr (DTypeOf<T>::value == DType::float32) {
+        constexpr DType dtype = DTypeOf<T>::value;
+        if constexpr (dtype == DType::float32) {
             return float32.of(layout);
-        } else {
+        } else if constexpr (dtype == DType::float64) {
             return float64.of(layout);
+        } else if constexpr (dtype == DType::float16) {
+            return float16.of(layout);
+        } else {
+            return bfloat16.of(layout);
         }
     }
 };

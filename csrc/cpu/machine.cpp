@@ -2,6 +2,9 @@
 
 #include <unistd.h>
 
+#include <fstream>
+#include <string>
+
 #include "cpu/parallel.hpp"
 
 namespace bnext::cpu {
@@ -11,8 +14,29 @@ namespace {
 constexpr Index kUsualL2 = Index{1} << 20;
 constexpr Index kUsualL3 = Index{16} << 20;
 
-Index cache_bytes([[maybe_unused]] int level) {
-    long bytes = 0;
+// Linux describes each cache of the first processor in a folder. (sysconf counts the L3 of all
+// sockets and complexes of an AMD processor together, and under some hypervisors of all the
+// host's.)
+Index cache_bytes_of_linux(int level) {
+    const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index";
+    for (int index = 0; index < 8; ++index) {
+        const std::string place = folder + std::to_string(index);
+        int found = 0;
+        std::string type;
+        if (!(std::ifstream(place + "/level") >> found)) return 0;
+        std::ifstream(place + "/type") >> type;
+        if (found != level || type == "Instruction") continue;
+        Index size = 0;
+        char unit = ' ';
+        std::ifstream(place + "/size") >> size >> unit;
+        return unit == 'K' ? size << 10 : unit == 'M' ? size << 20 : size;
+    }
+    return 0;
+}
+
+Index cache_bytes(int level) {
+    if (const Index bytes = cache_bytes_of_linux(level); bytes > 0) return bytes;
+    [[maybe_unused]] long bytes = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
     bytes = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
 #endif
@@ -20,12 +44,21 @@ Index cache_bytes([[maybe_unused]] int level) {
     return level == 2 ? kUsualL2 : kUsualL3;
 }
 
+bool is_zen() {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx2");
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 Machine this_machine() {
     static const Index l2 = cache_bytes(2);
     static const Index l3 = cache_bytes(3);
-    return {num_threads(), l2, l3};
+    static const bool zen = is_zen();
+    return {num_threads(), l2, l3, zen};
 }
 
 }  // namespace bnext::cpu

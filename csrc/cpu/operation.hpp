@@ -14,7 +14,11 @@ struct Setting {
     Plan plan;
     int threads;
     const Kernels<T>& kernels;
+    decltype(KernelTable::finish_statistics) finish_statistics;
     Stores stores;
+
+    // Only coefficients of all channels go on behind the last as they began.
+    [[nodiscard]] bool wraps() const { return plan.schedule == Schedule::split; }
 };
 
 Plan plan_for(const Problem& problem, int operands, const Machine& machine);
@@ -25,7 +29,7 @@ Setting<T> prepare(const Problem& problem, int operands) {
     const KernelTable& table = active_table();
     table.mark_used();
     const Plan plan = plan_for(problem, operands, machine);
-    return {plan, machine.threads, table.kernels<T>(problem.layout),
+    return {plan, machine.threads, table.kernels<T>(problem.layout), table.finish_statistics,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 

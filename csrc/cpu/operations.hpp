@@ -18,10 +18,10 @@ struct Affine {  // null where there is none: weight 1, bias 0
 template <class T>
 void collect_stats(const Problem& problem, const View<const T>& x, double* mean, double* m2);
 
-// y = (x - mean) * rstd * weight + bias
+// y = (x - mean) * rstd * weight + bias, with rstd (C,) from var, which is not changed
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
-                const double* mean, const double* rstd, const Affine<T>& affine);
+                const double* mean, double* var, double eps, double* rstd, const Affine<T>& affine);
 
 // sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
 template <class T>
@@ -35,11 +35,18 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                     const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
                     double count);
 
+struct StatisticsOut {  // (C,) each; var = m2 / count is the biased variance
+    double* mean;
+    double* m2;
+    double* var;
+    double* rstd;
+};
+
 // collect_stats and apply_norm in one region; x comes from memory once where a slab stays in a
-// cache. var = m2 / count is the biased variance.
+// cache.
 template <class T>
 void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
-             const Affine<T>& affine, double eps, double* mean, double* m2);
+             const Affine<T>& affine, double eps, const StatisticsOut& out);
 
 // backward_reduce and backward_apply in one region.
 template <class T>

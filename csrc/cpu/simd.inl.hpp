@@ -28,6 +28,10 @@ template <>
 struct NativeOf<double> {
     typedef double type __attribute__((vector_size(kNativeBytes)));
 };
+template <>
+struct NativeOf<std::uint32_t> {
+    typedef std::uint32_t type __attribute__((vector_size(kNativeBytes)));
+};
 
 template <class C>
 using Native = typename NativeOf<C>::type;
@@ -56,16 +60,18 @@ BNEXT_FORCE_INLINE void unrolled(F&& f) {
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> broadcast(C value) {
     Pack<C> r;
-    unrolled<Pack<C>::kParts>([&](auto i) { r.part[i] = value - Native<C>{}; });  // keeps -0
+    unrolled<Pack<C>::kParts>(
+        [&](auto i) BNEXT_INLINE_LAMBDA { r.part[i] = value - Native<C>{}; });  // keeps -0
     return r;
 }
 
-#define BNEXT_PACK_OPERATOR(op)                                                         \
-    template <class C>                                                                  \
-    BNEXT_FORCE_INLINE Pack<C> operator op(const Pack<C>& a, const Pack<C>& b) {        \
-        Pack<C> r;                                                                      \
-        unrolled<Pack<C>::kParts>([&](auto i) { r.part[i] = a.part[i] op b.part[i]; }); \
-        return r;                                                                       \
+#define BNEXT_PACK_OPERATOR(op)                                                       \
+    template <class C>                                                                \
+    BNEXT_FORCE_INLINE Pack<C> operator op(const Pack<C>& a, const Pack<C>& b) {      \
+        Pack<C> r;                                                                    \
+        unrolled<Pack<C>::kParts>(                                                    \
+            [&](auto i) BNEXT_INLINE_LAMBDA { r.part[i] = a.part[i] op b.part[i]; }); \
+        return r;                                                                     \
     }
 BNEXT_PACK_OPERATOR(+)
 BNEXT_PACK_OPERATOR(-)
@@ -85,7 +91,7 @@ BNEXT_FORCE_INLINE Wide not_negative(const Wide& a) {
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>& c) {
     Pack<C> r;
-    unrolled<Pack<C>::kParts>([&](auto i) {
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
 #if defined(__AVX512F__)
         if constexpr (sizeof(C) == 4) {
             r.part[i] =
@@ -120,21 +126,31 @@ BNEXT_FORCE_INLINE Pack<C> fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>
 // --- memory -------------------------------------------------------------------------------------
 
 template <class C>
+    requires(sizeof(C) >= 4)
 BNEXT_FORCE_INLINE Pack<C> load(const C* p) {
     Pack<C> r;
-    __builtin_memcpy(&r, p, sizeof r);
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+        Native<C> part;  // of its own: GCC copies larger structures through memory
+        __builtin_memcpy(&part, p + i * Pack<C>::kPartLanes, sizeof part);
+        r.part[i] = part;
+    });
     return r;
 }
 
 template <class C>
+    requires(sizeof(C) >= 4)
 BNEXT_FORCE_INLINE void store(C* p, const Pack<C>& a) {
-    __builtin_memcpy(p, &a, sizeof a);
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+        const Native<C> part = a.part[i];
+        __builtin_memcpy(p + i * Pack<C>::kPartLanes, &part, sizeof part);
+    });
 }
 
 // Non-temporal; p is 64-byte aligned. fence() before anybody else reads.
 template <class C>
+    requires(sizeof(C) >= 4)
 BNEXT_FORCE_INLINE void stream(C* p, const Pack<C>& a) {
-    unrolled<Pack<C>::kParts>([&](auto i) {
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
         C* q = p + i * Pack<C>::kPartLanes;
 #if defined(__AVX512F__)
         _mm512_stream_ps(reinterpret_cast<float*>(q), (__m512)a.part[i]);
@@ -172,11 +188,12 @@ BNEXT_FORCE_INLINE __m256i mask_of(int n, int part) {
 
 // The first n (0 < n < 16) lanes from p, the others from `fill`; nothing past p[n-1] is touched.
 template <class C>
+    requires(sizeof(C) >= 4)
 BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
 #if defined(__AVX512F__)
     Pack<C> r = broadcast(fill);
     const unsigned mask = (1U << n) - 1U;
-    unrolled<Pack<C>::kParts>([&](auto i) {
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
         if constexpr (sizeof(C) == 4) {
             r.part[i] =
                 (Native<C>)_mm512_mask_loadu_ps((__m512)r.part[i], static_cast<__mmask16>(mask), p);
@@ -188,7 +205,7 @@ BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
     return r;
 #elif defined(__AVX2__)
     Pack<C> r = broadcast(fill);
-    unrolled<Pack<C>::kParts>([&](auto i) {
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
         const __m256i mask = mask_of<C>(n, i);
         if constexpr (sizeof(C) == 4) {
             r.part[i] = (Native<C>)_mm256_blendv_ps(
@@ -207,10 +224,11 @@ BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
 }
 
 template <class C>
+    requires(sizeof(C) >= 4)
 BNEXT_FORCE_INLINE void store_first(C* p, int n, const Pack<C>& a) {
 #if defined(__AVX512F__)
     const unsigned mask = (1U << n) - 1U;
-    unrolled<Pack<C>::kParts>([&](auto i) {
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
         if constexpr (sizeof(C) == 4) {
             _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), (__m512)a.part[i]);
         } else {
@@ -219,7 +237,7 @@ BNEXT_FORCE_INLINE void store_first(C* p, int n, const Pack<C>& a) {
         }
     });
 #elif defined(__AVX2__)
-    unrolled<Pack<C>::kParts>([&](auto i) {
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
         if constexpr (sizeof(C) == 4) {
             _mm256_maskstore_ps(p + 8 * i, mask_of<C>(n, i), (__m256)a.part[i]);
         } else {
@@ -252,23 +270,105 @@ BNEXT_FORCE_INLINE Native<double> part_to_double(const float* p) {
 BNEXT_FORCE_INLINE Wide load_wide(const double* p) { return load(p); }
 BNEXT_FORCE_INLINE Wide load_wide(const float* p) {
     Wide r;
-    unrolled<Wide::kParts>([&](auto i) { r.part[i] = part_to_double(p + i * Wide::kPartLanes); });
+    unrolled<Wide::kParts>(
+        [&](auto i) BNEXT_INLINE_LAMBDA { r.part[i] = part_to_double(p + i * Wide::kPartLanes); });
     return r;
 }
 
-// The first n (0 < n < 16) lanes from p, the others from `fill`.
-template <class T>
-BNEXT_FORCE_INLINE Wide load_wide_first(const T* p, int n, T fill) {
-    T lanes[kLanes];
-    store(lanes, load_first(p, n, fill));
-    return load_wide(lanes);
+// From registers, for sums of floats that are carried on in double.
+BNEXT_FORCE_INLINE Wide widen(const Wide& a) { return a; }
+BNEXT_FORCE_INLINE Wide widen(const Pack<float>& a) {
+    Wide r;
+#if defined(__AVX512F__)
+    const auto all = (__m512)a.part[0];
+    r.part[0] = (Native<double>)_mm512_cvtps_pd(_mm512_castps512_ps256(all));
+    r.part[1] = (Native<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps(all, 1));
+#elif defined(__AVX__)
+    unrolled<2>([&](auto i) BNEXT_INLINE_LAMBDA {
+        const auto all = (__m256)a.part[i];
+        r.part[2 * i] = (Native<double>)_mm256_cvtps_pd(_mm256_castps256_ps128(all));
+        r.part[2 * i + 1] = (Native<double>)_mm256_cvtps_pd(_mm256_extractf128_ps(all, 1));
+    });
+#else
+    float lanes[kLanes];
+    store(lanes, a);
+    r = load_wide(lanes);
+#endif
+    return r;
+}
+
+// The other way, rounded to nearest even.
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> round_to(const Wide& a) {
+    if constexpr (sizeof(C) == 8) {
+        return a;
+    } else {
+        Pack<C> r;
+#if defined(__AVX512F__)
+        const __m256 low = _mm512_cvtpd_ps((__m512d)a.part[0]);
+        const __m256 high = _mm512_cvtpd_ps((__m512d)a.part[1]);
+        r.part[0] = (Native<C>)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+#elif defined(__AVX__)
+        unrolled<2>([&](auto i) BNEXT_INLINE_LAMBDA {
+            r.part[i] = (Native<C>)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)a.part[2 * i + 1]),
+                                                   _mm256_cvtpd_ps((__m256d)a.part[2 * i]));
+        });
+#else
+        double lanes[kLanes];
+        C rounded[kLanes];
+        store(lanes, a);
+        for (int i = 0; i < kLanes; ++i) rounded[i] = static_cast<C>(lanes[i]);
+        r = load(static_cast<const C*>(rounded));
+#endif
+        return r;
+    }
+}
+
+BNEXT_FORCE_INLINE Wide square_root(const Wide& a) {
+    Wide r;
+    unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+#if defined(__AVX512F__)
+        r.part[i] = (Native<double>)_mm512_sqrt_pd((__m512d)a.part[i]);
+#elif defined(__AVX__)
+        r.part[i] = (Native<double>)_mm256_sqrt_pd((__m256d)a.part[i]);
+#elif defined(__SSE2__)
+        r.part[i] = (Native<double>)_mm_sqrt_pd((__m128d)a.part[i]);
+#elif defined(__aarch64__)
+        r.part[i] = (Native<double>)vsqrtq_f64((float64x2_t)a.part[i]);
+#else
+        for (int k = 0; k < Wide::kPartLanes; ++k) r.part[i][k] = __builtin_sqrt(a.part[i][k]);
+#endif
+    });
+    return r;
+}
+
+// Where `test` is 0, `otherwise`.
+BNEXT_FORCE_INLINE Wide where_not_zero(const Wide& test, const Wide& a, const Wide& otherwise) {
+    Wide r;
+    unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+        r.part[i] = test.part[i] == 0.0 ? otherwise.part[i] : a.part[i];
+    });
+    return r;
+}
+
+// The middle one of three, lane by lane; where one is NaN, any of them.
+BNEXT_FORCE_INLINE Wide median(const Wide& a, const Wide& b, const Wide& c) {
+    Wide r;
+    unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+        const Native<double> x = a.part[i], y = b.part[i], z = c.part[i];
+        const Native<double> low = x < y ? x : y;
+        const Native<double> high = x < y ? y : x;
+        const Native<double> top = high < z ? high : z;
+        r.part[i] = low < top ? top : low;
+    });
+    return r;
 }
 
 // One tree, the same everywhere: halves are added until one lane is left.
 BNEXT_FORCE_INLINE double sum_lanes(const Wide& a) {
     double lane[kLanes];
     store(lane, a);
-    unrolled<8>([&](auto i) { lane[i] += lane[i + 8]; });
-    unrolled<4>([&](auto i) { lane[i] += lane[i + 4]; });
+    unrolled<8>([&](auto i) BNEXT_INLINE_LAMBDA { lane[i] += lane[i + 8]; });
+    unrolled<4>([&](auto i) BNEXT_INLINE_LAMBDA { lane[i] += lane[i + 4]; });
     return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }

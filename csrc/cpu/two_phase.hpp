@@ -139,18 +139,22 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
     }
 }
 
-// One elementwise phase: apply(region) over all of the problem, in the order of memory. Regions
-// span all channels, unless the chunks alone are too few tasks.
-template <class Apply>
-void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Apply& apply) {
+// One elementwise phase: prepare(channels) for shares of them, a barrier, then apply(region) over
+// all of the problem, in the order of memory. Regions span all channels, unless the chunks alone
+// are too few tasks.
+template <class Prepare, class Apply>
+void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
+                     const Apply& apply) {
     const Index chunks = plan.tiling.chunks();
     const Index wanted =
-        plan.schedule == Schedule::serial ? 1 : (4 * threads + chunks - 1) / chunks;
+        plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
     constexpr Index kGrain = 64;  // channels: whole cache lines
     const Index block = ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
     const Index blocks = (problem.channels + block - 1) / block;
     TaskCounter tasks(chunks * blocks);
-    parallel(plan.schedule == Schedule::serial ? 1 : threads, [&](const Team&) {
+    parallel(plan.schedule == Schedule::serial ? 1 : threads, [&](const Team& team) {
+        prepare(ChannelRange{team.share_begin(problem.channels), team.share_end(problem.channels)});
+        team.barrier();
         Index task = 0;
         while (tasks.take(task)) {
             const Index begin = task % blocks * block;

@@ -245,8 +245,9 @@ class BatchNorm(StateMixin):
             expected = " or ".join(f"{n}D" for n in ranks)
             raise ValueError(f"expected {expected} input (got {rank}D input)")
         # Usually there is one object for each dtype; to compare what they say takes longer.
-        if dtype is not self.dtype and dtype != self.dtype:
-            raise TypeError(f"x: expected dtype {self.dtype}, got {dtype}")
+        if dtype is not self.dtype and dtype != self.dtype and not self._takes(dtype):
+            also = ", float16 or bfloat16" if self.dtype == np.float32 else ""
+            raise TypeError(f"x: expected dtype {self.dtype}{also}, got {dtype}")
         if -rank <= axis < rank and shape[axis] != self.num_features:
             raise ValueError(
                 f"x: expected {self.num_features} channels at axis {axis}, got {shape[axis]}"
@@ -257,6 +258,10 @@ class BatchNorm(StateMixin):
         if self.num_batches_tracked is None:
             return 0.0
         return 1.0 / (int(self.num_batches_tracked) + 1)
+
+    def _takes(self, dtype: np.dtype[Any]) -> bool:
+        """Whether x may be of a dtype other than the layer's: 16 bits under float32 parameters."""
+        return self.dtype == np.float32 and dtype.itemsize == 2 and _core.is_data_dtype(dtype)
 
     def __repr__(self) -> str:
         """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""

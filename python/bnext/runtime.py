@@ -165,6 +165,7 @@ def _config() -> dict[str, Any]:
             "processors": os.cpu_count(),
             "l2_bytes": build["l2_bytes"],
             "l3_bytes": build["l3_bytes"],
+            "zen": build["zen"],
         },
         "pool": _core.pool_figures(),
         "compiler": {"name": build["compiler"], "build_type": build["build_type"]},

@@ -22,36 +22,55 @@ void planar_apply_norm(const View<const T>& x, const View<T>& y, const Region& r
         const T* next = run_ahead(x, region, access, o, c, i);
         write_run(
             at(y, o, c, 0) + i, n, access.stores,
-            [&](Index j) {
-                prefetch(next + j);
-                return fma(load(run + j) - center, scale, shift);
-            },
+            [&](Index j) { return fma(load(run + j) - center, scale, shift); },
             [&](Index j, int m) {
-                return fma(load_first(run + j, m, T{0}) - center, scale, shift);
-            });
+                return fma(load_first(run + j, m, Compute<T>{0}) - center, scale, shift);
+            },
+            [&](Index j) { prefetch_packs<2>(next + j); });
     });
     if (access.stores == Stores::streaming) fence();
 }
 
+// The coefficients of G packs of columns from c on (of a last one, the first `columns`), and where
+// the values of these columns are.
+template <int G, class T>
+class NormGroup {
+public:
+    BNEXT_FORCE_INLINE NormGroup(const View<const T>& x, const Tile& tile, Index first,
+                                 const NormCoefficients<T>& all, Index c, int columns)
+        : x_(x), pitch_(row_pitch(x, tile)), column_(first + c), columns_(columns) {
+        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+            center_[g] = load_columns(all.center + c + g * kLanes, columns);
+            scale_[g] = load_columns(all.scale + c + g * kLanes, columns);
+            shift_[g] = load_columns(all.shift + c + g * kLanes, columns);
+        });
+    }
+    BNEXT_FORCE_INLINE void row(Index o, Index i) { row_ = at(x_, o, 0, i) + column_; }
+    BNEXT_FORCE_INLINE void ahead(Index r) const { prefetch_packs<G>(row_ + r * pitch_); }
+    BNEXT_FORCE_INLINE Pack<Compute<T>> pack(Index r, int g) const {
+        const auto values = load_columns(row_ + r * pitch_ + g * kLanes, columns_);
+        return fma(values - center_[g], scale_[g], shift_[g]);
+    }
+
+private:
+    const View<const T>& x_;
+    Index pitch_, column_;
+    int columns_;
+    const T* row_ = nullptr;
+    Pack<Compute<T>> center_[G], scale_[G], shift_[G];
+};
+
 template <class T>
 void interleaved_apply_norm(const View<const T>& x, const View<T>& y, const Region& region,
                             const NormCoefficients<T>& coefficients, const Access& access) {
-    const auto& [center, scale, shift] = coefficients;
     const Index first = region.channels.begin;
+    const bool dense = access.wraps && is_dense(x, y, region);
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
-        for_each_row(region.tiling->tile(t), [&](Index o, Index i) {
-            const T* run = at(x, o, 0, i) + first;
-            write_run(
-                at(y, o, 0, i) + first, region.channels.size(), access.stores,
-                [&](Index j) {
-                    return fma(load(run + j) - load(center + j), load(scale + j), load(shift + j));
-                },
-                [&](Index j, int n) {
-                    constexpr Compute<T> zero = 0;
-                    return fma(load_first(run + j, n, T{0}) - load_first(center + j, n, zero),
-                               load_first(scale + j, n, zero), load_first(shift + j, n, zero));
-                });
-        });
+        const Tile tile = region.tiling->tile(t);
+        write_rows(y, tile, first, region.channels.size(), dense, access.stores,
+                   [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+                       return NormGroup<packs, T>(x, tile, first, coefficients, c, columns);
+                   });
     }
     if (access.stores == Stores::streaming) fence();
 }

@@ -1,19 +1,27 @@
 // collect_stats: per channel, the mean and m2 = sum of (x - mean)^2 of a region's values.
 //
-// Within a tile of n values, with any pilot p and d = x - p in double,
+// Within a tile of n values, with a pilot p and d = x - p,
 //     mean = p + (sum d) / n,    m2 = sum d^2 - (sum d)^2 / n
 // and tiles are merged as core/moments.hpp says, their means relative to the channel's origin
-// (view.hpp). The pilot is the tile's first value. That is
-// enough even where this value is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and
-// the subtraction loses a factor of n <= 4096 at most, out of the 2^53 that double has. A constant
-// channel has d = 0, and so m2 = 0 exactly. For float64 data the loss would show, so there the tile
-// is looked at a second time, while a cache still has it, with its mean as pilot.
+// (view.hpp). The subtraction cancels where p is far from the tile's mean, so p is the mean of the
+// tile's first values, and where that turns out to be more than one standard deviation off (an
+// outlier among them, a trend), the tile is looked at again, while a cache still has it, with its
+// mean as pilot. A constant channel has d = 0, and so m2 = 0 exactly.
 //
 // Traffic: x once.
-// Order:   16 lanes, one lane tree per tile (planar), or blocks of 16 rows (interleaved); tiles in
+// Order:   16 lanes over groups of at most 16 values per lane, then groups, one lane tree per tile
+//          (planar); or a lane for each channel, over blocks of 16 rows (interleaved); tiles in
 //          turn.
-// Error:   m2 within 4096 * 2^-53 = 5e-13 relative at worst for float32 data, a few 2^-53 for
-//          float64; whatever mean/std is.
+// Error:   float32 and float64 in double: m2 within a few 2^-53 relative, whatever mean/std is.
+// 16-bit
+//          data in float32 within a group, in double from there on: the mean within 2^-24 standard
+//          deviations, m2 within 2^-21 relative, where |x - mean| lies between 1e-18 and 1e18.
+
+// Whether a pilot lies farther from the mean than a standard deviation: n (p - mean)^2 > m2, which
+// is what half of the sum of d^2 consists of then.
+BNEXT_FORCE_INLINE bool is_far(double sum_d, double sum_d2, double share_of_one) {
+    return 2.0 * (sum_d * (sum_d * share_of_one)) > sum_d2;
+}
 
 // --- planar -------------------------------------------------------------------------------------
 
@@ -22,40 +30,105 @@ struct TileSums {
     double d2 = 0;
 };
 
-template <bool kSquares, class T>
-BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tile& tile, Index c,
-                                             T pilot) {
-    const Wide shift = broadcast(static_cast<double>(pilot));
+inline constexpr Index kGroup = 16 * kLanes;  // values: 8 per lane and accumulator
+inline constexpr Index kPilotValues = 64;
+
+template <class T>
+BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tiling& tiling,
+                                             const Tile& tile, Index c, Sum<T> pilot) {
+    using C = Sum<T>;
+    const Pack<C> shift = broadcast(pilot);
     Wide d_sum = broadcast(0.0);
     Wide d2_sum = broadcast(0.0);
-    const Index n = tile.inner_end - tile.inner_begin;
-    const auto add = [&](const Wide& value) {
-        const Wide d = value - shift;
-        d_sum = d_sum + d;
-        if constexpr (kSquares) d2_sum = fma(d, d, d2_sum);
+    Pack<C> even = broadcast(C{0}), odd = broadcast(C{0});  // of every other pack
+    Pack<C> even2 = broadcast(C{0}), odd2 = broadcast(C{0});
+    const auto add = [&](const Pack<C>& value, Pack<C>& sum, Pack<C>& sum2) BNEXT_INLINE_LAMBDA {
+        const Pack<C> d = value - shift;
+        sum = sum + d;
+        sum2 = fma(d, d, sum2);
     };
+    const auto flush = [&]() BNEXT_INLINE_LAMBDA {
+        d_sum = d_sum + (widen(even) + widen(odd));
+        d2_sum = d2_sum + (widen(even2) + widen(odd2));
+        even = broadcast(C{0});
+        odd = broadcast(C{0});
+        even2 = broadcast(C{0});
+        odd2 = broadcast(C{0});
+    };
+    const Index n = tile.inner_end - tile.inner_begin;
+    Index pending = 0;
     for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
         const T* run = at(x, o, c, 0) + tile.inner_begin;
+        const Lookahead<T> next(x, tiling, tile, o, c);
         Index j = 0;
-        for (; j + kLanes <= n; j += kLanes) add(load_wide(run + j));
-        if (j < n) add(load_wide_first(run + j, static_cast<int>(n - j), pilot));
+        const auto pair = [&]() BNEXT_INLINE_LAMBDA {
+            next.prefetch_pair(j);
+            add(load_sum(run + j), even, even2);
+            add(load_sum(run + j + kLanes), odd, odd2);
+            j += 2 * kLanes;
+        };
+        while (j + kGroup <= n) {
+            for (const Index end = j + kGroup; j < end;) pair();
+            flush();
+        }
+        const Index rest = n - j;
+        while (j + 2 * kLanes <= n) pair();
+        if (j + kLanes <= n) {
+            add(load_sum(run + j), even, even2);
+            j += kLanes;
+        }
+        if (j < n) {
+            add(load_sum(run + j, static_cast<int>(n - j), pilot), odd, odd2);
+        }
+        pending += rest;
+        if (pending >= kGroup) {
+            flush();
+            pending = 0;
+        }
     }
-    return {sum_lanes(d_sum), kSquares ? sum_lanes(d2_sum) : 0.0};
+    flush();
+    return {sum_lanes(d_sum), sum_lanes(d2_sum)};
+}
+
+// Of the compute type's values, so that it can stand in for values that are not there.
+template <class T>
+BNEXT_FORCE_INLINE Sum<T> pilot_near(double mean) {
+    return static_cast<Sum<T>>(static_cast<Compute<T>>(mean));
+}
+
+// Near the mean of the tile's first values, found by their deviations from the very first.
+template <class T>
+BNEXT_FORCE_INLINE Sum<T> planar_pilot(const View<const T>& x, const Tile& tile, Index c) {
+    using C = Sum<T>;
+    const T* run = at(x, tile.outer_begin, c, 0) + tile.inner_begin;
+    const Index most = tile.inner_end - tile.inner_begin;
+    const Index n = most < kPilotValues ? most : kPilotValues;
+    const C first = static_cast<C>(*run);
+    Pack<C> sum = broadcast(C{0});
+    Index j = 0;
+    for (; j + kLanes <= n; j += kLanes) sum = sum + (load_sum(run + j) - broadcast(first));
+    if (j < n) {
+        sum = sum + (load_sum(run + j, static_cast<int>(n - j), first) - broadcast(first));
+    }
+    const double mean = static_cast<double>(first) + sum_lanes(widen(sum)) / static_cast<double>(n);
+    return pilot_near<T>(mean);
 }
 
 template <class T>
 void planar_collect_stats(const View<const T>& x, const Region& region, double* mean, double* m2) {
+    const Tiling& tiling = *region.tiling;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
-        const double origin = origin_of(x, *region.tiling, c);
+        const double origin = origin_of(x, tiling, c);
         Moments sum;
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
-            const Tile tile = region.tiling->tile(t);
+            const Tile tile = tiling.tile(t);
             const auto n = static_cast<double>(tile.values());
-            T pilot = *(at(x, tile.outer_begin, c, 0) + tile.inner_begin);
-            if constexpr (sizeof(T) == 8) {
-                pilot += planar_tile_sums<false>(x, tile, c, pilot).d / n;
+            Sum<T> pilot = planar_pilot(x, tile, c);
+            TileSums s = planar_tile_sums(x, tiling, tile, c, pilot);
+            if (is_far(s.d, s.d2, 1.0 / n)) {
+                pilot = pilot_near<T>(static_cast<double>(pilot) + s.d / n);
+                s = planar_tile_sums(x, tiling, tile, c, pilot);
             }
-            const TileSums s = planar_tile_sums<true>(x, tile, c, pilot);
             const double share = s.d / n;
             const double tile_m2 = s.d2 - s.d * share;
             const double tile_mean = (static_cast<double>(pilot) - origin) + share;
@@ -68,78 +141,144 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
 
 // --- interleaved --------------------------------------------------------------------------------
 
-// Columns that are summed together: their pilots lie on the stack. For float64, 256 rows of a strip
-// are 256 KiB, which the second look finds in the second-level cache.
-template <class T>
-inline constexpr Index kStrip = sizeof(T) == 4 ? 1024 : 128;
+// Columns summed together: 10 KiB on the stack, and in the first-level cache beside the rows.
+inline constexpr Index kStrip = 512;
 
-// Adds a block of rows of `G` packs of columns to their sums of d (and d^2), which are in memory.
-// `columns` of a last pack exist (0: all).
-template <int G, bool kSquares, class T>
-BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, Index rows, int columns,
-                                 const double* pilots, double* d_sums, double* d2_sums) {
-    Wide pilot[G], d_sum[G], d2_sum[G];
-    unrolled<G>([&](auto g) {
-        pilot[g] = load_columns(pilots + g * kLanes, columns);
-        d_sum[g] = d2_sum[g] = broadcast(0.0);
+template <class C>
+struct StripSums {
+    C pilot[kStrip + 16];  // the arrays are no power of two apart, so that places do not collide
+    double d_sum[kStrip + 16];
+    double d2_sum[kStrip];
+};
+
+// Adds a block of rows of G packs of columns from c on to their sums.
+template <int G, class T>
+BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, Index rows, Index c, int columns,
+                                 StripSums<Sum<T>>& sums) {
+    using C = Sum<T>;
+    Pack<C> pilot[G], d_sum[G], d2_sum[G];
+    unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+        pilot[g] = load(sums.pilot + c + g * kLanes);
+        d_sum[g] = broadcast(C{0});
+        d2_sum[g] = broadcast(C{0});
     });
     for (Index r = 0; r < rows; ++r) {
-        unrolled<G>([&](auto g) {
-            const T* p = x + r * pitch + g * kLanes;
-            const Wide value = columns == 0 ? load_wide(p) : load_wide_first(p, columns, T{0});
-            const Wide d = value - pilot[g];
+        const T* const row = x + r * pitch;
+        prefetch_packs<G>(row + kSummedRows * pitch);
+        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+            const Pack<C> d = load_sum(row + g * kLanes, columns, C{0}) - pilot[g];
             d_sum[g] = d_sum[g] + d;
-            if constexpr (kSquares) d2_sum[g] = fma(d, d, d2_sum[g]);
+            d2_sum[g] = fma(d, d, d2_sum[g]);
         });
     }
-    unrolled<G>([&](auto g) {
-        add_columns(d_sums + g * kLanes, columns, d_sum[g]);
-        if constexpr (kSquares) add_columns(d2_sums + g * kLanes, columns, d2_sum[g]);
+    unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+        double* const d = sums.d_sum + c + g * kLanes;
+        double* const d2 = sums.d2_sum + c + g * kLanes;
+        store(d, load(d) + widen(d_sum[g]));
+        store(d2, load(d2) + widen(d2_sum[g]));
     });
 }
 
-// Sums of d and d^2 of columns [first, first + width) of a tile.
-template <bool kSquares, class T>
-BNEXT_FORCE_INLINE void strip_sums(const View<const T>& x, const Tile& tile, Index first,
-                                   Index width, const double* pilot, double* d_sums,
-                                   double* d2_sums) {
-    for (Index c = 0; c < width; ++c) d_sums[c] = 0.0;
-    if constexpr (kSquares) {
-        for (Index c = 0; c < width; ++c) d2_sums[c] = 0.0;
-    }
-    for_each_row_block(tile, [&](Index o, Index i, Index rows) {
-        const T* row = at(x, o, 0, i) + first;
-        for_each_column_group(width, [&](auto packs, Index c, int columns) {
-            add_rows<packs, kSquares>(row + c, row_pitch(x, tile), rows, columns, pilot + c,
-                                      d_sums + c, d2_sums + c);
+// Sums of columns [first, first + width) of a tile about the pilots.
+template <class T>
+BNEXT_FORCE_INLINE void sum_tile(const View<const T>& x, const Tile& tile, Index first, Index width,
+                                 StripSums<Sum<T>>& sums) {
+    for (Index c = 0; c < kStrip; ++c) sums.d_sum[c] = sums.d2_sum[c] = 0.0;
+    const Index pitch = row_pitch(x, tile);
+    for_each_row_block<kSummedRows>(tile, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
+        const T* const row = at(x, o, 0, i) + first;
+        for_each_column_group(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+            add_rows<packs>(row + c, pitch, rows, c, columns, sums);
         });
     });
 }
 
-// An interleaved chunk is one tile (Tiling sees to that), so there is nothing to merge here. mean
-// and m2 hold the sums of d and d^2 until the last row is in.
+// The means of the tile's first rows, by their deviations from the very first.
+template <class T>
+BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Index first,
+                                   Index width, StripSums<Sum<T>>& sums) {
+    using C = Sum<T>;
+    const T* row = at(x, tile.outer_begin, 0, tile.inner_begin) + first;
+    const Index most =
+        is_outer_only(tile) ? tile.outer_end - tile.outer_begin : tile.inner_end - tile.inner_begin;
+    const Index rows = most < kRowBlock ? most : kRowBlock;
+    const Pack<C> share = broadcast(C{1} / static_cast<C>(rows));
+    const Index pitch = row_pitch(x, tile);
+    for_each_column_group(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+        Pack<C> start[packs], sum[packs];
+        unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
+            start[g] = load_sum(row + c + g * kLanes, columns, C{0});
+            sum[g] = broadcast(C{0});
+        });
+        for (Index r = 1; r < rows; ++r) {
+            unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
+                const T* const p = row + r * pitch + c + g * kLanes;
+                sum[g] = sum[g] + (load_sum(p, columns, C{0}) - start[g]);
+            });
+        }
+        unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
+            store(sums.pilot + c + g * kLanes, fma(sum[g], share, start[g]));
+        });
+    });
+}
+
+// Whether a pilot was far from the mean; those that were are moved there.
+template <class C>
+BNEXT_FORCE_INLINE bool improve_pilots(Index width, double share_of_one, StripSums<C>& sums) {
+    bool any = false;  // looked at first by itself: a loop without branches
+    for (Index c = 0; c < width; ++c) any |= is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one);
+    if (!any) return false;
+    for (Index c = 0; c < width; ++c) {
+        if (is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one)) {
+            const double mean = static_cast<double>(sums.pilot[c]) + sums.d_sum[c] * share_of_one;
+            sums.pilot[c] = static_cast<C>(mean);
+        }
+    }
+    return true;
+}
+
+// Where the values of the channel's origin (view.hpp) are, for all columns from `first` on.
+template <class T>
+class OriginRows {
+public:
+    BNEXT_FORCE_INLINE OriginRows(const View<const T>& x, const Tiling& tiling, Index first)
+        : first_(at(x, 0, first, 0)),
+          middle_(at(x, tiling.outer() / 2, first, tiling.inner() / 2)),
+          last_(at(x, tiling.outer() - 1, first, tiling.inner() - 1)) {}
+    BNEXT_FORCE_INLINE Wide load(Index c, int columns) const {
+        return median(widen(load_columns(first_ + c, columns)),
+                      widen(load_columns(middle_ + c, columns)),
+                      widen(load_columns(last_ + c, columns)));
+    }
+
+private:
+    const T* first_;
+    const T* middle_;
+    const T* last_;
+};
+
+// An interleaved chunk is one tile (Tiling sees to that), so there is nothing to merge here.
 template <class T>
 void interleaved_collect_stats(const View<const T>& x, const Region& region, double* mean,
                                double* m2) {
     const Tile tile = region.tiling->tile(region.tiles.begin);
-    const auto n = static_cast<double>(tile.values());
-    for (Index begin = region.channels.begin; begin < region.channels.end; begin += kStrip<T>) {
+    const double share_of_one = 1.0 / static_cast<double>(tile.values());
+    StripSums<Sum<T>> sums;
+    for (Index begin = region.channels.begin; begin < region.channels.end; begin += kStrip) {
         const Index left = region.channels.end - begin;
-        const Index width = left < kStrip<T> ? left : kStrip<T>;
-        const T* first_row = at(x, tile.outer_begin, 0, tile.inner_begin) + begin;
-        double pilot[kStrip<T>];
-        for (Index c = 0; c < width; ++c) pilot[c] = static_cast<double>(first_row[c]);
-        if constexpr (sizeof(T) == 8) {
-            strip_sums<false>(x, tile, begin, width, pilot, mean, m2);
-            for (Index c = 0; c < width; ++c) pilot[c] += mean[c] / n;
-        }
-        strip_sums<true>(x, tile, begin, width, pilot, mean, m2);
-        for (Index c = 0; c < width; ++c) {
-            const double share = mean[c] / n;
-            const double tile_m2 = m2[c] - mean[c] * share;
-            mean[c] = (pilot[c] - origin_of(x, *region.tiling, begin + c)) + share;
-            m2[c] = tile_m2 < 0.0 ? 0.0 : tile_m2;
-        }
+        const Index width = left < kStrip ? left : kStrip;
+        set_pilots(x, tile, begin, width, sums);
+        sum_tile(x, tile, begin, width, sums);
+        if (improve_pilots(width, share_of_one, sums)) sum_tile(x, tile, begin, width, sums);
+        const OriginRows<T> origins(x, *region.tiling, begin);
+        const Wide one = broadcast(share_of_one);
+        for_each_pack(width, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+            const Wide sum = load(sums.d_sum + c);
+            const Wide share = sum * one;
+            const Wide pilot = widen(load(sums.pilot + c));
+            store_columns(mean + c, columns, (pilot - origins.load(c, columns)) + share);
+            store_columns(m2 + c, columns, not_negative(load(sums.d2_sum + c) - sum * share));
+        });
         mean += width;
         m2 += width;
     }

@@ -34,10 +34,11 @@ struct NumbersUpTo<0, I...> {
 
 #include "cpu/simd.inl.hpp"
 
-// Packs of columns that an interleaved reduction keeps in registers (three double packs each).
-inline constexpr int kColumnPacks = kNativeBytes == 64 ? 4 : 1;
+#include "cpu/simd16.inl.hpp"
 
 #include "cpu/kernels/runs.inl.hpp"
+
+#include "cpu/kernels/coefficients.inl.hpp"
 
 #include "cpu/kernels/collect_stats.inl.hpp"
 
@@ -49,10 +50,11 @@ inline constexpr int kColumnPacks = kNativeBytes == 64 ? 4 : 1;
 
 template <class T>
 constexpr LayoutKernels<T> kernels_of() {
-    return {{planar_collect_stats<T>, planar_apply_norm<T>, planar_backward_reduce<T>,
-             planar_backward_apply<T>},
-            {interleaved_collect_stats<T>, interleaved_apply_norm<T>,
-             interleaved_backward_reduce<T>, interleaved_backward_apply<T>}};
+    return {
+        {planar_collect_stats<T>, planar_apply_norm<T>, planar_backward_reduce<T>,
+         planar_backward_apply<T>, norm_coefficients<T>, backward_coefficients<T>},
+        {interleaved_collect_stats<T>, interleaved_apply_norm<T>, interleaved_backward_reduce<T>,
+         interleaved_backward_apply<T>, norm_coefficients<T>, backward_coefficients<T>}};
 }
 
 void mark_used() { note_used(BNEXT_TEXT(BNEXT_ISA)); }
@@ -60,7 +62,8 @@ void mark_used() { note_used(BNEXT_TEXT(BNEXT_ISA)); }
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {BNEXT_TEXT(BNEXT_ISA), kNativeBytes, mark_used, kernels_of<float>(),
-                           kernels_of<double>()};
+const KernelTable table = {BNEXT_TEXT(BNEXT_ISA), kNativeBytes,          mark_used,
+                           finish_statistics,     kernels_of<float>(),   kernels_of<double>(),
+                           kernels_of<float16>(), kernels_of<bfloat16>()};
 
 }  // namespace bnext::cpu::BNEXT_ISA

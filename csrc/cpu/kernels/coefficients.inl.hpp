@@ -1,0 +1,67 @@
+// Between the phases, per channel: from sums to statistics, and to the coefficients of the second
+// phase. Everything in double, rounded once in the end.
+//
+//     var = m2 / n,  rstd = 1 / sqrt(var + eps), and 0 where both are 0, as PyTorch has it
+//
+// Division and square root are rounded correctly everywhere, and nothing is fused, so all
+// instruction sets give the same bits. A thousand channels are common, and 20,000 occur: done one
+// by one, this would take as long as the phases.
+
+inline void finish_statistics(Index channels, const double* m2, double count, double eps,
+                              double* var, double* rstd) {
+    const Wide n = broadcast(count), e = broadcast(eps), one = broadcast(1.0);
+    for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        const Wide v =
+            m2 != nullptr ? load_columns(m2 + c, columns) / n : load_columns(var + c, columns);
+        const Wide sum = v + e;
+        const Wide root = square_root(where_not_zero(sum, sum, one));
+        if (m2 != nullptr) store_columns(var + c, columns, v);
+        store_columns(rstd + c, columns, where_not_zero(sum, one / root, broadcast(0.0)));
+    });
+}
+
+// What an optional parameter has for a pack of channels.
+template <class P>
+BNEXT_FORCE_INLINE Wide parameter(const P* values, Index c, int columns, double otherwise) {
+    return values != nullptr ? widen(load_columns(values + c, columns)) : broadcast(otherwise);
+}
+
+// Of kernel_table.hpp's y = (x - center) * scale + shift.
+template <class T>
+void norm_coefficients(Index channels, const double* mean, const double* rstd,
+                       const Param<T>* weight, const Param<T>* bias, Compute<T>* center,
+                       Compute<T>* scale, Compute<T>* shift) {
+    using C = Compute<T>;
+    for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        const Wide exact = load_columns(mean + c, columns);
+        const Pack<C> rounded = round_to<C>(exact);
+        const Wide low = exact - widen(rounded);
+        const Wide factor = parameter(weight, c, columns, 1.0) * load_columns(rstd + c, columns);
+        store_columns(center + c, columns, rounded);
+        store_columns(scale + c, columns, round_to<C>(factor));
+        store_columns(shift + c, columns,
+                      round_to<C>(parameter(bias, c, columns, 0.0) - low * factor));
+    });
+}
+
+// Of kernel_table.hpp's dx = ((x - center) * slope + (dy - offset)) * scale.
+template <class T>
+void backward_coefficients(Index channels, const double* mean, const double* rstd,
+                           const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
+                           double count, Compute<T>* center, Compute<T>* slope, Compute<T>* offset,
+                           Compute<T>* scale) {
+    using C = Compute<T>;
+    const Wide n = broadcast(count), zero = broadcast(0.0);
+    for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        const Wide exact = load_columns(mean + c, columns);
+        const Wide r = load_columns(rstd + c, columns);
+        const Pack<C> rounded = round_to<C>(exact);
+        const Wide low = exact - widen(rounded);
+        const Wide tilt = (zero - r) * (r * (load_columns(sum_dy_xmu + c, columns) / n));
+        store_columns(center + c, columns, rounded);
+        store_columns(slope + c, columns, round_to<C>(tilt));
+        store_columns(offset + c, columns,
+                      round_to<C>(load_columns(sum_dy + c, columns) / n + low * tilt));
+        store_columns(scale + c, columns, round_to<C>(parameter(weight, c, columns, 1.0) * r));
+    });
+}
