@@ -27,6 +27,7 @@ OTHERS = (
     ("volume", (8, 64, 16, 56, 56), True),
     ("large planes", (2, 64, 1024, 1024), True),
     ("few channels", (256, 3, 224, 224), True),
+    ("tiny planes", (3200, 64, 4, 4), True),
     ("50 channels", (32, 50, 28, 28), True),
     ("257 channels", (32, 257, 14, 14), True),
     ("rows of 50", (20_000, 50), False),
@@ -38,9 +39,9 @@ MISALIGNED = (
     ("rows of 256, misaligned", (8192, 256), False),
 )
 
-# About 10^3 to 10^8 elements in half-decades. The batch grows, as it does for who has more data.
-GROWTH_PLANES = (1, 3, 10, 32, 100, 320, 1000, 3200, 10_000, 32_000, 100_000)  # x 64 planes of 4x4
-GROWTH_ROWS = (8, 25, 80, 250, 800, 2500, 8000, 25_000, 80_000, 250_000, 800_000)  # of 128
+# 10^3 to 10^8 elements in half-decades: (16, 64, S, S) and (N, 128).
+GROWTH_SIDES = (1, 2, 3, 6, 10, 18, 32, 56, 100, 178, 316)
+GROWTH_ROWS = (8, 25, 80, 250, 800, 2500, 8000, 25_000, 80_000, 250_000, 800_000)
 
 ALL_DTYPES = ("float32", "float64", "bfloat16", "float16")
 THREADS = (1, 2)
@@ -88,7 +89,6 @@ def several(table, **properties):
 
 
 EVERYBODY = ("torch", "compile", "onednn", "onednn_best", "numpy")
-ONEDNN = ("torch", "onednn", "onednn_best")
 HALF = ("bfloat16", "float16")
 
 GROUPS = (
@@ -150,10 +150,13 @@ GROUPS = (
         "growth",
         "Growth with size",
         (
-            *(Case(f"planes {64 * 16 * n}", (n, 64, 4, 4)) for n in GROWTH_PLANES),
-            *(Case(f"rows {128 * n}", (n, 128)) for n in GROWTH_ROWS),
+            *(Case(f"planes of {s}x{s}", (16, 64, s, s)) for s in GROWTH_SIDES),
+            *(Case(f"{n} rows of 128", (n, 128)) for n in GROWTH_ROWS),
         ),
-        (Pass(("float32",), peers=(*ONEDNN, "numpy")),),
+        (
+            Pass(("float32",), pages=("fresh",), peers=("torch", "numpy")),
+            Pass(("float32",), pages=("warm",)),
+        ),
         ("forward", "backward"),
     ),
     Group(

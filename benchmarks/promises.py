@@ -45,7 +45,7 @@ class OfSum:
     def text(self):
         return (
             f"{self.dtype}, {self.layout}, ResNet-50 at batch 32: {self.operation}, "
-            f"{self.pages} pages, of {NAMES[self.peer]}'s time"
+            f"{self.pages} pages, against {NAMES[self.peer]}"
         )
 
     def verdict(self, results):
@@ -85,6 +85,7 @@ class OfEach:
         return Verdict(self.text, self.least, worst, where)
 
 
+# As sentences have them; peers.TITLES is for tables.
 NAMES = {"torch": "PyTorch", "onednn": "oneDNN", "onednn_best": "oneDNN's best layout"}
 
 
@@ -117,16 +118,19 @@ PROMISES = (
         for peer, least in (("torch", 1.4), ("onednn", 1.2))
     ),
     OfEach(
-        "float32 rows (8192, 4096) and (140000, 256), forward and backward", 1.5, _both, WIDE_ROWS
+        "float32 rows (8192, 4096) and (140000, 256): forward and backward, warm pages, against PyTorch",
+        1.5,
+        _both,
+        WIDE_ROWS,
     ),
     OfEach(
-        "float32 rows (100000, 32), (1024, 1024), (64, 512) and (256, 1000), forward and backward",
+        "float32 rows (100000, 32), (1024, 1024), (64, 512), (256, 1000): the same",
         1.15,
         _both,
         OTHER_ROWS,
     ),
     OfEach(
-        "float32 (7, 20000), (256, 3, 224, 224) and (2, 64, 1024, 1024), planar, forward",
+        "float32 (7, 20000), (256, 3, 224, 224), (2, 64, 1024, 1024), planar: forward, the same",
         3.0,
         lambda row: _kernels("forward")(row) and not row.channels_last,
         CLIFFS,
@@ -137,22 +141,27 @@ PROMISES = (
         for operation, least in (("forward", 2.0), ("backward", 1.8))
     ),
     OfEach(
-        "inference, every shape, warm pages",
+        "inference, every shape and dtype: warm pages, against PyTorch",
         TOLERATED,
         lambda row: row.operation == "inference" and row.pages == "warm",
     ),
     OfEach(
-        "inference, fresh pages, tensors of 50 MB and more",
+        "inference, tensors of 50 MB and more: fresh pages, against PyTorch",
         3.0,
         lambda row: row.operation == "inference" and row.pages == "fresh" and row.nbytes >= LARGE,
     ),
     OfEach(
-        "(64, 20): the function with out=",
+        "(64, 20): the function with out=, against PyTorch's operator with out=",
         1.0,
         lambda row: _kernels("forward")(row) and row.group == "rows",
         ((64, 20),),
     ),
-    OfEach("(64, 20): the layer", 1.0, lambda row: row.operation == "layer", ((64, 20),)),
+    OfEach(
+        "(64, 20): the layer in training, against PyTorch's",
+        1.0,
+        lambda row: row.operation == "layer",
+        ((64, 20),),
+    ),
 )
 
 

@@ -10,6 +10,10 @@ from benchmarks.results import Row
 from bnext.bench.traffic import floor_bytes
 
 NO_VALUE = "-"
+TEXTS = (
+    *("promise", "where", "case", "dtype", "layout", "operation", "pages", "cause", "data", ""),
+    *("group", "library", "reason"),
+)
 ERRORS = ("y", "dx", "dweight", "running_var")  # of accuracy.Results, in the report
 
 
@@ -21,17 +25,7 @@ def markdown(header, rows):
 
 
 def _is_text(name):
-    return name in (
-        "promise",
-        "where",
-        "case",
-        "dtype",
-        "layout",
-        "operation",
-        "pages",
-        "cause",
-        "",
-    )
+    return name in TEXTS
 
 
 def ratio(value):

@@ -36,7 +36,8 @@ public:
     void fill(std::minstd_rand& random) {
         constexpr auto kScale = 4.0 / static_cast<double>(std::minstd_rand::max());
         for (Index i = 0; i < size_; ++i) {
-            data_.get()[i] = static_cast<T>(static_cast<double>(random()) * kScale - 1.0);
+            data_.get()[i] =
+                static_cast<T>(static_cast<float>(static_cast<double>(random()) * kScale - 1.0));
         }
     }
 
@@ -50,25 +51,24 @@ private:
     std::unique_ptr<T, Free> data_;
 };
 
-inline Description describe_planes(const Shape& shape, Layout layout, DType dtype) {
-    const Index plane = shape.side * shape.side;
+inline Description describe(const Shape& shape, Layout layout, DType dtype) {
     const Index c = shape.channels;
-    const std::array<Index, 4> extents{kBatch, c, shape.side, shape.side};
-    const std::array<Index, 4> nchw{c * plane, plane, shape.side, 1};
-    const std::array<Index, 4> nhwc{c * plane, 1, shape.side * c, c};
-    const AxisStrides strides(layout == Layout::planar ? nchw : nhwc);
+    const std::array<Index, 3> extents{shape.batch, c, shape.inner};
+    const std::array<Index, 3> planar{c * shape.inner, shape.inner, 1};
+    const std::array<Index, 3> interleaved{c * shape.inner, 1, c};
+    const AxisStrides strides(layout == Layout::planar ? planar : interleaved);
     const std::array<AxisStrides, kMaxOperands> operands{strides, strides, strides};
-    return describe(dtype, extents, 1, operands);
+    return bnext::describe(dtype, extents, 1, operands);
 }
 
 template <class T>
 struct Data {
     Data(const Shape& shape, Layout layout)
-        : description(describe_planes(shape, layout, DTypeOf<T>::value)),
+        : description(describe(shape, layout, DTypeOf<T>::value)),
           x_values(problem().elements()),
           dy_values(problem().elements()),
           out_values(problem().elements()) {
-        std::minstd_rand random(static_cast<unsigned>(shape.channels * shape.side));
+        std::minstd_rand random(static_cast<unsigned>(shape.channels + shape.inner));
         x_values.fill(random);
         dy_values.fill(random);
         out_values.fill(random);
