@@ -57,10 +57,15 @@ def run(words):
     for name in wanted:
         path = parts / f"{name}.json"
         if options.again or not _is_done(path, options):
-            command = [sys.executable, "-m", "benchmarks", "part", name, str(path), *words]
-            subprocess.run(command, cwd=ROOT, check=True)
+            _start(name, path, words)
     there = [parts / f"{name}.json" for name in names if _is_done(parts / f"{name}.json", options)]
     return _finish([results.read(path) for path in there], out, options.check)
+
+
+def _start(name, path, words):
+    """Measure a group in a process of its own: what one leaves behind is not the next one's."""
+    command = [sys.executable, "-m", "benchmarks", "part", name, str(path), *words]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def part(words):

@@ -13,7 +13,7 @@ from bnext.bench.libraries import import_torch
 
 def environment(threads):
     """A dictionary that JSON can hold; call it when everybody has been loaded."""
-    found = basic_environment(max(threads))
+    found = basic_environment(max(threads, default=1))
     config = bnext.show_config(mode="dicts")
     torch = import_torch()
     versions = found["versions"]

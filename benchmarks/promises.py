@@ -118,7 +118,7 @@ PROMISES = (
         for peer, least in (("torch", 1.4), ("onednn", 1.2))
     ),
     OfEach(
-        "float32 rows (8192, 4096) and (140000, 256): forward and backward, warm pages, against PyTorch",
+        "float32 rows (8192, 4096), (140000, 256): forward and backward, against PyTorch",
         1.5,
         _both,
         WIDE_ROWS,

@@ -24,6 +24,14 @@ TINY = (
 )
 
 
+OTHERS = (
+    Case("rows of float64", (12, 5), dtype="float64"),
+    Case("planes of bfloat16", (3, 5, 4, 6), channels_last=True, dtype="bfloat16"),
+    Case("volume of float16", (3, 5, 4, 6, 2), dtype="float16"),
+    Case("misaligned planes", (3, 5, 4, 6), aligned=False),
+    Case("misaligned rows of float64", (12, 5), dtype="float64", aligned=False),
+    Case("misaligned float16", (3, 5, 4, 6), True, "float16", aligned=False),
+)
 GIGABYTE = Case("a gigabyte", (10**6, 250))
 
 
@@ -66,11 +74,20 @@ def test_traffic():
     assert sizes == [200, 300, 200, 200]
 
 
+@pytest.mark.parametrize("case", TINY + OTHERS, ids=lambda case: case.name)
 def test_cases_lie_in_memory_as_they_say(case):
     data = draw(case)
     for array in (data.x, data.dy, data.out):
         assert array.shape == case.shape
+        assert array.dtype == case.dtype
+        assert array.nbytes == case.nbytes
         assert case.in_memory_order(array).flags.c_contiguous
+        assert array.flags.aligned
+        if not case.aligned:
+            assert array.ctypes.data % 64 == max(4, array.itemsize)
+    assert data.weight.dtype == data.mean.dtype == ("float64" if "64" in case.dtype else "float32")
+    values = np.asarray(case.in_memory_order(data.x).reshape(-1), np.float64)
+    assert len(np.unique(values)) > values.size / 4
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
