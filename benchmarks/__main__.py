@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks import cases, exactness, promises, results
-from benchmarks.environment import environment
+from benchmarks.environment import build, environment
 from benchmarks.peers import TITLES
 from benchmarks.report import write_report
 from benchmarks.running import Choice, run_group
@@ -149,9 +149,9 @@ def _is_done(path, options):
 
 
 def _terms(options):
-    """What the options make of a group."""
+    """What a group's results depend on: the kernels and the options."""
     names = ("quick", "threads", "dtypes", "operations", "peers", "pages", "seconds")
-    terms = {name: getattr(options, name) for name in names}
+    terms = {"build": build(), **{name: getattr(options, name) for name in names}}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in terms.items() if v}
 
 

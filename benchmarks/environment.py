@@ -1,8 +1,10 @@
 """What the results depend on: the machine, the versions, the compiler, the OpenMP runtimes."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
+import subprocess
 from pathlib import Path
 
 import bnext
@@ -31,6 +33,8 @@ def environment(threads):
         "caches": caches(),
         "caches_as_bnext_has_them": {k: config["cpu"][k] for k in ("l2_bytes", "l3_bytes")},
         "threads": list(threads),
+        "commit": commit(),
+        "build": build(),
         "system": platform.platform(),
         "compiler": config["compiler"]["name"],
         "compiler_of_the_suite": shared_libraries.compiler_version(),
@@ -39,6 +43,21 @@ def environment(threads):
         "torch_config": torch.__config__.show() if torch else None,
         "torch_parallel": torch.__config__.parallel_info() if torch else None,
     }
+
+
+def build():
+    """What tells one build of the kernels from another: a hash of the extension module."""
+    return hashlib.sha256(Path(bnext._core.__file__).read_bytes()).hexdigest()[:16]
+
+
+def commit():
+    """The commit of the checkout, marked where files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=shared_libraries.ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
 
 def caches():

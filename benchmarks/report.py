@@ -64,6 +64,7 @@ def _introduction(environment, rows):
         ("Processor", f"{environment['processor']}, {environment['processors']} processors"),
         ("Caches", caches),
         ("Versions", ", ".join(f"{name} {v[name]}" for name in v if v[name])),
+        ("Commit", f"{environment['commit']}, build {environment['build']}"),
         ("Instruction set", environment["isa"]),
         ("Compilers", f"{environment['compiler']}; {environment['compiler_of_the_suite']}"),
         ("OpenMP", ", ".join(environment["openmp_runtimes"]) or "none"),

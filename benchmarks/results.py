@@ -90,15 +90,17 @@ def document(environment, **lists):
 
 
 def merge(documents):
-    """One document of several; the environment is that of the first, or its dates a span."""
+    """One document of several; the environment is that of the first, its dates a span."""
     documents = list(documents)
     if not documents:
         raise ValueError("no results to merge")
-    dates = sorted(d["environment"]["date"] for d in documents)
-    environment = {**documents[0]["environment"], "date": dates[0], "finished": dates[-1]}
+    about = [d["environment"] for d in documents]
+    begun = min(e["date"] for e in about)
+    finished = max(e.get("finished", e["date"]) for e in about)
+    environment = {**about[0], "date": begun, "finished": finished}
     for other in documents[1:]:
-        for key in ("processor", "versions"):
-            if other["environment"][key] != environment[key]:
+        for key in ("processor", "versions", "build"):
+            if other["environment"].get(key) != environment.get(key):
                 raise ValueError(f"{key}: results of different runs cannot be merged")
     return document(
         environment, **{name: [item for d in documents for item in d[name]] for name in LISTS}

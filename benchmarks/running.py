@@ -1,5 +1,6 @@
 """Runs groups of cases, and keeps what was measured and what was not."""
 
+import itertools
 import sys
 from dataclasses import dataclass, replace
 
@@ -37,47 +38,59 @@ def _left(all_of_them, wanted):
     return tuple(x for x in all_of_them if wanted is None or x in wanted)
 
 
-def run_group(group, choice):
-    """Measure one group in this process; return its document.
+@dataclass
+class Notes:
+    """What is told beside the rows."""
 
-    Fresh pages come before warm ones: afterwards the allocator is not quite what it was
-    (`bnext.bench.heap`).
-    """
-    rows, skipped, layouts = [], [], []
-    passes = [choice.of_pass(one) for one in group.passes]
+    skipped: list
+    layouts: list
+
+
+def run_group(group, choice):
+    """Measure one group in this process; return its document."""
+    rows, notes = [], Notes([], [])
     operations = _left(group.operations, choice.operations)
-    for pages in ("fresh", "warm"):
-        for one in passes:
-            if pages not in one.pages or not operations:
-                continue
-            for dtype in one.dtypes:
-                if reason := refusal(dtype):
-                    _note(skipped, dtype=dtype, reason=f"bnext: {reason}")
-                    continue
-                for threads in one.threads:
-                    rows += _run_pass(
-                        group, one, operations, pages, dtype, threads, skipped, layouts
-                    )
+    for terms, one in planned(group, choice).items():
+        pages, dtype, threads = terms
+        if reason := refusal(dtype):
+            _note(notes.skipped, dtype=dtype, reason=f"bnext: {reason}")
+        elif operations:
+            rows += _run_pass(group, one, operations, pages, dtype, threads, notes)
     _progress("")
-    everybody = environment(sorted({row.threads for row in rows} or {1}))
     return document(
-        everybody,
+        environment(sorted({row.threads for row in rows} or {1})),
         rows=[row.as_dict() for row in rows],
-        skipped=[{"group": group.name, **item} for item in skipped],
-        layouts=[{"group": group.name, **item} for item in layouts],
+        skipped=[{"group": group.name, **item} for item in notes.skipped],
+        layouts=[{"group": group.name, **item} for item in notes.layouts],
         groups=[{"name": group.name, "title": group.title}],
     )
 
 
-def _run_pass(group, one, operations, pages, dtype, threads, skipped, layouts):
+def planned(group, choice):
+    """The pass that each (pages, dtype, threads) is measured in, in the order of measuring.
+
+    Fresh pages come before warm ones: afterwards the allocator is not quite what it was
+    (`bnext.bench.heap`). Where several passes have the same terms, the first one counts.
+    """
+    passes = [choice.of_pass(one) for one in group.passes]
+    found = {}
+    for pages in ("fresh", "warm"):
+        for one in passes:
+            if pages in one.pages:
+                for dtype, threads in itertools.product(one.dtypes, one.threads):
+                    found.setdefault((pages, dtype, threads), one)
+    return found
+
+
+def _run_pass(group, one, operations, pages, dtype, threads, notes):
     chosen = []
     libraries = {
-        name: prepared(name, operations, skipped, chosen) for name in ("bnext", *one.peers)
+        name: prepared(name, operations, notes.skipped, chosen) for name in ("bnext", *one.peers)
     }
     rows = []
     for case in (replace(case, dtype=dtype) for case in group.cases):
         if not fits_memory(case):
-            _note(skipped, case=case.name, dtype=dtype, reason="not enough memory")
+            _note(notes.skipped, case=case.name, dtype=dtype, reason="not enough memory")
             continue
         for measurement in measure(
             [case],
@@ -90,7 +103,7 @@ def _run_pass(group, one, operations, pages, dtype, threads, skipped, layouts):
         ):
             rows.append(Row(group.name, threads, measurement))
             _progress(f"{group.name}, {pages}, {dtype}, {threads} threads: {case.name}")
-    layouts += [{**item, "pages": pages, "threads": threads} for item in chosen]
+    notes.layouts += [{**item, "pages": pages, "threads": threads} for item in chosen]
     return rows
 
 

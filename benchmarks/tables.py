@@ -93,21 +93,24 @@ def rows_table(rows):
 
 
 def losses_table(rows):
-    return _slow_table(losses(rows), "x PyTorch", lambda row: ratio(row.ratio("torch")))
+    return _slow_table(losses(rows), ("x PyTorch",), lambda row: (ratio(row.ratio("torch")),))
 
 
 def low_share_table(rows):
-    return _slow_table(low_shares(rows), "of copy", lambda row: f"{row.share_of_copy('bnext'):.0%}")
+    def figures(row):
+        return f"{row.share_of_copy('bnext'):.0%}", f"{row.copy_bandwidth / 1e9:.0f}"
+
+    return _slow_table(low_shares(rows), ("of copy", "copy GB/s"), figures)
 
 
-def _slow_table(rows, name, figure):
+def _slow_table(rows, names, figures):
     if not rows:
         return "None.\n"
-    header = ("case", "layout", "dtype", "operation", "pages", name, "bnext ms", "GB/s", "cause")
+    header = ("case", "layout", "dtype", "operation", "pages", *names, "bnext ms", "GB/s", "cause")
     lines = [
         (
             *(f"{row.group}: {row.name}", row.layout, row.dtype, row.operation, row.pages),
-            *(figure(row), milliseconds(row.timings["bnext"].median)),
+            *(*figures(row), milliseconds(row.timings["bnext"].median)),
             *(f"{row.bandwidth('bnext') / 1e9:.1f}", causes.cause(row)),
         )
         for row in rows
