@@ -116,7 +116,7 @@ class BestCopier(Copier):
         case = data.case
         source, target = (case.in_memory_order(array) for array in (data.x, data.out))
         try:
-            library = shared_libraries.copies()
+            library = shared_libraries.machine()
         except UnavailableError:
             return super().calls(data)
         given = (target.ctypes.data, source.ctypes.data, case.nbytes, self._threads)

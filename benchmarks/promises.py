@@ -82,6 +82,8 @@ class OfEach:
             return Verdict(self.text, self.least, None)
         worst, row = min(figures, key=lambda pair: pair[0])
         where = f"{row.label}, {row.dtype}, {row.operation}, {row.pages}"
+        if row.handover_ns:
+            where += f", hand-over {row.handover_ns:.0f} ns"
         return Verdict(self.text, self.least, worst, where)
 
 

@@ -71,6 +71,7 @@ def _introduction(environment, rows):
         ("Huge pages", environment["huge_pages"] or "unknown"),
         ("System", environment["system"]),
         ("Copy bandwidth", _copy_range(rows, max(environment["caches"].values(), default=0))),
+        ("Hand-over", _handovers(rows)),
     ]
     body = "\n".join(f"| {name} | {value} |" for name, value in lines)
     return (
@@ -92,6 +93,19 @@ def _copy_range(rows, last_cache):
     return (
         f"{found[len(found) // 2]:.0f} GB/s in the median of the rows with {THREADS} threads and "
         f"tensors beyond the last cache, from {found[0]:.0f} to {found[-1]:.0f}"
+    )
+
+
+def _handovers(rows):
+    """How far apart the two processors were: on a virtual machine that may change at any time."""
+    found = sorted(row.handover_ns for row in rows if row.handover_ns)
+    if not found:
+        return "not measured"
+    tenth = len(found) // 10
+    return (
+        f"a word from one thread to another takes {found[len(found) // 2]:.0f} ns in the median of "
+        f"the rows, {found[tenth]:.0f} in the 10th percentile and {found[-1 - tenth]:.0f} in the "
+        "90th; where it jumps, the system has moved the processors, and all times are others"
     )
 
 

@@ -14,11 +14,15 @@ LISTS = ("rows", "skipped", "layouts", "accuracy", "groups")
 
 @dataclass(frozen=True)
 class Row:
-    """One operation of one case, with its group and the number of threads."""
+    """One operation of one case, with its group and the number of threads.
+
+    `handover_ns` is how far two threads were from each other (`handover_nanoseconds`) right after.
+    """
 
     group: str
     threads: int
     measurement: Measurement
+    handover_ns: float | None = None
 
     def __getattr__(self, name):
         """What the measurement, and its case, have."""
@@ -56,6 +60,7 @@ class Row:
             "threads": self.threads,
             "seconds": {name: _packed(timing) for name, timing in self.timings.items()},
             "copy_seconds": _packed(self.copy),
+            "handover_ns": self.handover_ns,
         }
 
     @classmethod
@@ -71,7 +76,7 @@ class Row:
         timings = {name: Timing(*packed) for name, packed in values["seconds"].items()}
         copy = Timing(*values["copy_seconds"])
         measurement = Measurement(case, values["operation"], values["pages"], timings, copy)
-        return cls(values["group"], values["threads"], measurement)
+        return cls(values["group"], values["threads"], measurement, values["handover_ns"])
 
 
 def _packed(timing):

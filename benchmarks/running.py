@@ -8,6 +8,7 @@ from benchmarks.cases import fits_memory, refusal
 from benchmarks.environment import environment
 from benchmarks.peers import BestCopier, prepared
 from benchmarks.results import Row, document
+from benchmarks.shared_libraries import handover_nanoseconds
 from bnext.bench.measure import measure
 
 
@@ -101,7 +102,8 @@ def _run_pass(group, one, operations, pages, dtype, threads, notes):
             operations=operations,
             copier=BestCopier,
         ):
-            rows.append(Row(group.name, threads, measurement))
+            handover = handover_nanoseconds() if threads > 1 else None
+            rows.append(Row(group.name, threads, measurement, handover))
             _progress(f"{group.name}, {pages}, {dtype}, {threads} threads: {case.name}")
     notes.layouts += [{**item, "pages": pages, "threads": threads} for item in chosen]
     return rows

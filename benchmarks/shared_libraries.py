@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "suite"
 FLAGS = ["-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fopenmp"]
 ONEDNN_HEADERS, ONEDNN_LIBRARY = "onednn-devel-cpu-gomp", "onednn-cpu-gomp"  # distributions
+HANDOVERS = 2000
 
 
 class UnavailableError(Exception):
@@ -57,15 +58,42 @@ def build(name, sources, headers=(), flags=()):
 
 
 @functools.cache
-def copies():
-    """The copies of benchmarks/cpp: `copy_with_memcpy` and `copy_streaming`."""
-    sources = ("benchmarks/native/copy.cpp", "benchmarks/cpp/copy.cpp", "csrc/cpu/parallel.cpp")
+def machine():
+    """What tells of the machine: copies, and the distance between two threads."""
+    sources = (
+        *("benchmarks/native/copy.cpp", "benchmarks/native/handover.cpp"),
+        *("benchmarks/cpp/copy.cpp", "csrc/cpu/parallel.cpp"),
+    )
     headers = ("benchmarks/cpp/copy.hpp", "csrc/cpu/parallel.hpp", "csrc/core/dtype.hpp")
-    library = ctypes.CDLL(str(build("copy", sources, headers, [f"-I{ROOT / 'csrc'}"])))
+    library = ctypes.CDLL(str(build("machine", sources, headers, [f"-I{ROOT / 'csrc'}"])))
     for function in (library.copy_with_memcpy, library.copy_streaming):
         function.restype = None
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    library.handover_seconds.restype = ctypes.c_double
+    library.handover_seconds.argtypes = [ctypes.c_int]
     return library
+
+
+def handover_nanoseconds():
+    """What handing a word from one thread to another takes just now; None if that is unknown.
+
+    Virtual machines move: two processors that share a cache in one minute may not in the next, and
+    then every time is another.
+    """
+    if _processors() < 2:  # the threads would wait for each other's turn
+        return None
+    try:
+        seconds = machine().handover_seconds(HANDOVERS)
+    except (UnavailableError, OSError):
+        return None
+    return round(seconds * 1e9, 1) or None
+
+
+def _processors():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 def onednn_folders():

@@ -106,16 +106,23 @@ def low_share_table(rows):
 def _slow_table(rows, names, figures):
     if not rows:
         return "None.\n"
-    header = ("case", "layout", "dtype", "operation", "pages", *names, "bnext ms", "GB/s", "cause")
+    header = (
+        *("case", "layout", "dtype", "operation", "pages", *names, "bnext ms", "GB/s"),
+        *("hand-over ns", "cause"),
+    )
     lines = [
         (
             *(f"{row.group}: {row.name}", row.layout, row.dtype, row.operation, row.pages),
             *(*figures(row), milliseconds(row.timings["bnext"].median)),
-            *(f"{row.bandwidth('bnext') / 1e9:.1f}", causes.cause(row)),
+            *(f"{row.bandwidth('bnext') / 1e9:.1f}", _handover(row), causes.cause(row)),
         )
         for row in rows
     ]
     return markdown(header, lines)
+
+
+def _handover(row):
+    return NO_VALUE if row.handover_ns is None else f"{row.handover_ns:.0f}"
 
 
 def accuracy_tables(rows):
@@ -170,7 +177,7 @@ def as_csv(rows: list[Row]):
             *("group", "case", "shape", "layout", "dtype", "operation", "pages", "threads"),
             *(f"ratio_{p}" for p in peers),
             *("bnext_ms", "bnext_p10_ms", "bnext_p90_ms", "floor_bytes", "gb_per_s"),
-            *("copy_gb_per_s", "share_of_copy"),
+            *("copy_gb_per_s", "share_of_copy", "handover_ns"),
             *(f"{p}_ms" for p in peers),
         )
     )
@@ -186,6 +193,7 @@ def as_csv(rows: list[Row]):
                 f"{row.bandwidth('bnext') / 1e9:.2f}",
                 f"{row.copy_bandwidth / 1e9:.2f}",
                 f"{row.share_of_copy('bnext'):.3f}",
+                "" if row.handover_ns is None else row.handover_ns,
                 *(f"{row.timings[p].median * 1e3:.4g}" if p in row.timings else "" for p in peers),
             )
         )

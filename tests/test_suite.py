@@ -85,7 +85,7 @@ def row(case, operation="forward", pages="warm", *, group="rows", copy=0.5, thre
 
 def test_rows_survive_json(tmp_path):
     case = Case("volume", (2, 3, 2, 3, 4), True, "bfloat16", False)
-    rows = [row(case, bnext=0.5, torch=1.0, onednn=1.25)]
+    rows = [replace(row(case, bnext=0.5, torch=1.0, onednn=1.25), handover_ns=27.5)]
     environment = {"date": "2000-01-01", "processor": "", "versions": {}}
     document = results.document(environment, rows=[r.as_dict() for r in rows])
     results.write(document, tmp_path / "results.json")

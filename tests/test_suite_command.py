@@ -74,6 +74,7 @@ def test_the_command_measures_merges_and_resumes(tiny_suite, tmp_path, capsys, m
     assert {r.threads for r in rows} == {2}
     assert {r.pages for r in rows if r.group == "others"} == {"warm", "fresh"}
     assert all("bnext" in r.timings for r in rows)
+    assert all(r.handover_ns is None or r.handover_ns > 1 for r in rows)
     assert document["environment"]["versions"]["bnext"] == bnext.__version__
     report = (out / "report.md").read_text()
     for name in re.findall(r"\]\((.*\.png)\)", report):
