@@ -32,8 +32,8 @@ def torch(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Accuracy and speed beside PyTorch."""
+    """Accuracy and speed beside others; arguments go to the suite."""
     session.install(TORCH)
-    session.install(".[demo]")
+    session.install(".[bench]")
     session.run("python", "benchmarks/accuracy.py")
-    session.run("python", "benchmarks/compare.py", *session.posargs)
+    session.run("python", "-m", "benchmarks", *(session.posargs or ("--quick",)))

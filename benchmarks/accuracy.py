@@ -6,8 +6,9 @@ Both do one training step with the same x, dy, weight and bias: forward, backwar
 statistics with momentum 1. An error is counted in units in the last place (ulp) of the data's
 dtype, at the largest magnitude in the channel (`exact` says of what). Shown is the largest error of
 all channels, as a mean over several draws of the data: the one largest of all draws is luck. The
-exact result is computed in float64 for float32 data, and in long double for float64 data (which is
-why the tests' reference is not used here).
+exact result is computed in long double for float64 data, and in float64 for the others (which is
+why the tests' reference is not used here). 16-bit data has float32 parameters and statistics: half
+a unit in y and dx is what rounding once, at the end, costs.
 
 Exits with 1 if bnext is worse than PyTorch anywhere, and with 2 if it cannot compare.
 """
@@ -21,13 +22,20 @@ from typing import NamedTuple
 import numpy as np
 
 import bnext
+from bnext.bench.cases import dtype_of
+from bnext.bench.libraries import as_tensor
 
 # A result that is off by up to half a unit may well be the exact one, rounded, and how much of that
 # half the worst channel happens to show is chance. So a difference of half a unit between the two
 # says nothing; more is a loss.
 MARGIN = 0.5
 
-WIDER = {np.float32: np.float64, np.float64: np.longdouble}
+WIDER = {
+    "float32": np.float64,
+    "float64": np.longdouble,
+    "bfloat16": np.float64,
+    "float16": np.float64,
+}
 
 
 class Case(NamedTuple):
@@ -98,10 +106,17 @@ DATA = {
     "scale 1e18": (normal(1e18, 1e18), 1e-5),
 }
 
+# For float16, which ends at 65504 and at 6e-8: values are drawn this much smaller, or not at all.
+SMALLER_FOR_FLOAT16 = {"mean/std = 1e6": 100, "first value an outlier": 100}
+NOT_FOR_FLOAT16 = ("scale 1e-20", "scale 1e18")
+
 
 def draw(kind, case, dtype, seed):
+    """Inputs of one step; weight and bias are float32 at least."""
     rng = np.random.default_rng(seed)
     values, eps = DATA[kind]
+    smaller = SMALLER_FOR_FLOAT16.get(kind, 1) if dtype == np.float16 else 1
+    parameter = np.promote_types(dtype, np.float32)
     batch, channels, *inner = case.shape
     count = batch * math.prod(inner)
 
@@ -109,13 +124,13 @@ def draw(kind, case, dtype, seed):
         """A table with a row for each channel, as an array of the case's shape and layout."""
         table = table.reshape((channels, batch, *inner))
         axis = -1 if case.channels_last else 1
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(table, 0, axis), dtype), axis, 1)
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(table, 0, axis)).astype(dtype), axis, 1)
 
     return Inputs(
-        x=placed(values(rng, channels, count)),
+        x=placed(values(rng, channels, count) / smaller),
         dy=placed(rng.normal(0.25, 1, (channels, count))),
-        weight=rng.uniform(0.5, 2, channels).astype(dtype),
-        bias=rng.normal(size=channels).astype(dtype),
+        weight=rng.uniform(0.5, 2, channels).astype(parameter),
+        bias=rng.normal(size=channels).astype(parameter),
         eps=eps,
     )
 
@@ -137,9 +152,9 @@ def exact(inputs):
     it passes through in whatever order, a random walk as long as the root of the sum of squares;
     for a mean, of the deviation that it is compared with; and, for float64 data only, of what half
     a unit in the mean makes of a result, since there is no wider type to keep a mean in. For
-    float32 data there is.
+    the others there is.
     """
-    wider = WIDER[inputs.x.dtype.type]
+    wider = WIDER[inputs.x.dtype.name]
     x, dy, weight, bias = (rows(array).astype(wider) for array in inputs[:4])
     n = x.shape[1]
     mean = x.mean(axis=1, keepdims=True)
@@ -165,27 +180,42 @@ def exact(inputs):
 
 
 def of_bnext(inputs):
-    x = inputs.x
-    layer = bnext.BatchNorm(x.shape[1], inputs.eps, momentum=1.0, dtype=x.dtype)
-    layer.weight[...], layer.bias[...] = inputs.weight, inputs.bias
+    x, dy, weight, bias, eps = inputs
+    if x.dtype != weight.dtype:  # a layer's dtype is that of its parameters
+        y, saved = bnext.batch_norm_forward(x, weight, bias, eps=eps)
+        dx, dweight, dbias = bnext.batch_norm_backward(dy, x, saved, weight)
+        statistics = saved.mean, saved.m2 / (saved.count - 1)
+        return Results(y, dx, dweight, dbias, *(s.astype(weight.dtype) for s in statistics))
+    layer = bnext.BatchNorm(x.shape[1], eps, momentum=1.0, dtype=x.dtype)
+    layer.weight[...], layer.bias[...] = weight, bias
     y = layer(x)
-    dx = layer.backward(inputs.dy)
+    dx = layer.backward(dy)
     return Results(y, dx, layer.weight_grad, layer.bias_grad, layer.running_mean, layer.running_var)
 
 
 def of_torch(inputs):
     import torch
 
-    x = torch.from_numpy(inputs.x).requires_grad_()
+    x, dy, weight, bias = map(as_tensor, inputs[:4])
+    x.requires_grad_()
     kind = torch.nn.BatchNorm1d if x.ndim == 2 else torch.nn.BatchNorm2d
-    layer = kind(x.shape[1], inputs.eps, momentum=1.0, dtype=x.dtype)
+    layer = kind(x.shape[1], inputs.eps, momentum=1.0, dtype=weight.dtype)
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(inputs.weight))
-        layer.bias.copy_(torch.from_numpy(inputs.bias))
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
     y = layer(x)
-    y.backward(torch.from_numpy(inputs.dy))
+    y.backward(dy)
+
+    def array(tensor):
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(inputs.x.dtype)
+        return tensor.numpy()
+
     tensors = (y.detach(), x.grad, layer.weight.grad, layer.bias.grad)
-    return Results(*(t.numpy() for t in (*tensors, layer.running_mean, layer.running_var)))
+    return Results(*map(array, (*tensors, layer.running_mean, layer.running_var)))
+
+
+LIBRARIES = {"bnext": of_bnext, "torch": of_torch}
 
 
 def errors(results, expected, scales):
@@ -198,15 +228,58 @@ def errors(results, expected, scales):
     return Results(*worst)
 
 
-def typical_errors(kind, case, dtype, draws):
-    """The errors of bnext and of PyTorch, the mean over several draws of the data."""
-    ours, theirs = [], []
+def typical_errors(kind, case, dtype, draws, libraries):
+    """The errors of each library that has results, the mean over several draws of the data."""
+    found = {name: [] for name in libraries}
     for seed in range(draws):
         inputs = draw(kind, case, dtype, seed)
         expected, scales = exact(inputs)
-        ours.append(errors(of_bnext(inputs), expected, scales))
-        theirs.append(errors(of_torch(inputs), expected, scales))
-    return Results(*np.mean(ours, axis=0)), Results(*np.mean(theirs, axis=0))
+        for name, results_of in libraries.items():
+            if (results := results_of(inputs)) is not None:
+                found[name].append(errors(results, expected, scales))
+    return {name: Results(*np.mean(each, axis=0)) for name, each in found.items() if each}
+
+
+def collect(dtypes, draws, libraries, cases=CASES):
+    """A dictionary for each kind of data, dtype and case, as JSON has it.
+
+    `libraries` maps names to functions of Inputs that return Results, or None for what they do not
+    have. "worse" lists the results in which bnext's error is above PyTorch's by more than MARGIN.
+    """
+    for kind in DATA:
+        for dtype in map(dtype_of, dtypes):
+            if dtype == np.float16 and kind in NOT_FOR_FLOAT16:
+                continue
+            for case in cases:
+                found = typical_errors(kind, case, dtype, draws, libraries)
+                theirs = found.get("torch", found["bnext"])
+                worse = [
+                    name
+                    for name, a, b in zip(Results._fields, found["bnext"], theirs, strict=True)
+                    if a > b + MARGIN
+                ]
+                yield {
+                    "kind": kind,
+                    "dtype": dtype.name,
+                    "case": case.name,
+                    "errors": {name: tuple(map(float, each)) for name, each in found.items()},
+                    "worse": worse,
+                }
+
+
+def dtypes_here():
+    """The dtypes that can be compared, and why the others cannot."""
+    accepted, refused = [], {}
+    for name, wider in WIDER.items():
+        if name == "float64" and np.finfo(wider).nmant <= np.finfo(np.float64).nmant:
+            refused[name] = "long double is no wider here"
+            continue
+        try:
+            bnext.batch_norm_forward(np.zeros((2, 1), dtype_of(name)))
+            accepted.append(name)
+        except (TypeError, ImportError) as error:
+            refused[name] = str(error)
+    return accepted, refused
 
 
 def text(value):
@@ -217,24 +290,24 @@ def text(value):
 
 def compare(dtypes, draws):
     """Print the table; return how many comparisons there were, and the losses among them."""
-    compared, losses = 0, []
+    compared, losses, heading = 0, [], None
     names = "".join(f"{name:>17}" for name in Results._fields)
-    for kind in DATA:
-        for dtype in dtypes:
-            print(f"\n{kind}, {np.dtype(dtype)}\n{'':14}{names}")
-            for case in CASES:
-                pair = typical_errors(kind, case, dtype, draws)
-                cells = []
-                for name, ours, theirs in zip(Results._fields, *pair, strict=True):
-                    worse = ours > theirs + MARGIN
-                    cells.append(f"{text(ours)}{'!' if worse else ' '}/{text(theirs):>7}")
-                    if worse:
-                        losses.append(
-                            f"{kind}, {np.dtype(dtype)}, {case.name}, {name}: "
-                            f"{ours:.3g} where PyTorch has {theirs:.3g}"
-                        )
-                compared += len(cells)
-                print(f"  {case.name:12}{''.join(f'{cell:>17}' for cell in cells)}")
+    for row in collect(dtypes, draws, LIBRARIES):
+        if heading != (row["kind"], row["dtype"]):
+            heading = row["kind"], row["dtype"]
+            print(f"\n{', '.join(heading)}\n{'':14}{names}")
+        cells = []
+        pairs = zip(row["errors"]["bnext"], row["errors"]["torch"], strict=True)
+        for name, (ours, theirs) in zip(Results._fields, pairs, strict=True):
+            worse = name in row["worse"]
+            cells.append(f"{text(ours)}{'!' if worse else ' '}/{text(theirs):>7}")
+            if worse:
+                losses.append(
+                    f"{', '.join(heading)}, {row['case']}, {name}: "
+                    f"{ours:.3g} where PyTorch has {theirs:.3g}"
+                )
+        compared += len(cells)
+        print(f"  {row['case']:12}{''.join(f'{cell:>17}' for cell in cells)}")
     return compared, losses
 
 
@@ -249,10 +322,9 @@ def main(arguments=None):
         return 2
     import torch
 
-    dtypes = list(WIDER)
-    if np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant:
-        print("long double is no wider than float64 here, so float64 data is left out")
-        dtypes.remove(np.float64)
+    dtypes, refused = dtypes_here()
+    for name, reason in refused.items():
+        print(f"{name} is left out: {reason}")
     print(
         f"bnext {bnext.__version__} / PyTorch {torch.__version__}: largest error of all channels,\n"
         f"in units in the last place, mean of {options.draws} draws of the data; "

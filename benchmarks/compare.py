@@ -14,7 +14,7 @@ from statistics import median
 from bnext.bench import report
 from bnext.bench.cases import PLANES_56, ROWS_256, ROWS_4096
 from bnext.bench.environment import environment
-from bnext.bench.libraries import installed
+from bnext.bench.libraries import LIBRARIES, installed
 from bnext.bench.measure import measure
 
 # How many times as fast as PyTorch, with two threads.
@@ -32,7 +32,7 @@ def compare(cases, threads):
         measure(
             cases,
             pages="warm",
-            libraries=("bnext", "torch"),
+            libraries={name: LIBRARIES[name] for name in ("bnext", "torch")},
             threads=threads,
             seconds=2.0,
             operations=tuple(PROMISES),

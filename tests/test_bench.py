@@ -24,6 +24,17 @@ TINY = (
 )
 
 
+OTHERS = (
+    Case("rows of float64", (12, 5), dtype="float64"),
+    Case("planes of bfloat16", (3, 5, 4, 6), channels_last=True, dtype="bfloat16"),
+    Case("volume of float16", (3, 5, 4, 6, 2), dtype="float16"),
+    Case("misaligned planes", (3, 5, 4, 6), aligned=False),
+    Case("misaligned rows of float64", (12, 5), dtype="float64", aligned=False),
+    Case("misaligned float16", (3, 5, 4, 6), True, "float16", aligned=False),
+)
+GIGABYTE = Case("a gigabyte", (10**6, 250))
+
+
 @pytest.fixture(params=TINY, ids=lambda case: case.name)
 def case(request):
     return request.param
@@ -48,7 +59,7 @@ def timing(median):
 def measurement(**medians):
     """A forward pass over 1 GB that a copy takes 0.5 seconds for."""
     timings = {name: timing(median) for name, median in medians.items()}
-    return Measurement(TINY[0], 10**9, "forward", "fresh", timings, timing(0.5))
+    return Measurement(GIGABYTE, "forward", "fresh", timings, timing(0.5))
 
 
 def as_arrays(result):
@@ -63,11 +74,20 @@ def test_traffic():
     assert sizes == [200, 300, 200, 200]
 
 
+@pytest.mark.parametrize("case", TINY + OTHERS, ids=lambda case: case.name)
 def test_cases_lie_in_memory_as_they_say(case):
     data = draw(case)
     for array in (data.x, data.dy, data.out):
         assert array.shape == case.shape
+        assert array.dtype == case.dtype
+        assert array.nbytes == case.nbytes
         assert case.in_memory_order(array).flags.c_contiguous
+        assert array.flags.aligned
+        if not case.aligned:
+            assert array.ctypes.data % 64 == max(4, array.itemsize)
+    assert data.weight.dtype == data.mean.dtype == ("float64" if "64" in case.dtype else "float32")
+    values = np.asarray(case.in_memory_order(data.x).reshape(-1), np.float64)
+    assert len(np.unique(values)) > values.size / 4
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -103,9 +123,11 @@ def test_copy(case, threads, monkeypatch):
     monkeypatch.setattr(libraries.Copier, "SMALLEST_PIECE", 16)
     data = draw(case)
     copier = libraries.Copier(threads)
-    copier.call(data)()
+    for copy in copier.calls(data).values():
+        data.out[...] = 0
+        copy()
+        np.testing.assert_array_equal(data.out, data.x)
     copier.close()
-    np.testing.assert_array_equal(data.out, data.x)
 
 
 def test_calls_take_turns_forwards_and_backwards():
@@ -236,7 +258,7 @@ def test_measure_only_what_is_asked_for():
     found = measure(
         TINY[:1],
         pages="warm",
-        libraries=("bnext",),
+        libraries={"bnext": libraries.bnext_calls},
         threads=1,
         seconds=0.0,
         operations=("backward",),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 
@@ -31,18 +32,21 @@ void stream_lines(char* to, const char* from, Index bytes) {
 }
 #endif
 
-// Calls copy(to, from, bytes) on each thread's share, in whole lines; `to` begins with a line.
+// Calls copy(to, from, bytes) on each thread's share: whole lines of `to`, the ends apart.
 template <class Copy>
 void share_out(void* to, const void* from, Index bytes, int threads, const Copy& copy) {
     auto* target = static_cast<char*>(to);
     const auto* source = static_cast<const char*>(from);
-    const Index lines = bytes / kLine;
+    const auto past_line = static_cast<Index>(reinterpret_cast<std::uintptr_t>(to) % kLine);
+    const Index head = std::min(bytes, (kLine - past_line) % kLine);
+    const Index lines = (bytes - head) / kLine;
     cpu::parallel(threads, [&](const cpu::Team& team) {
-        const Index begin = team.share_begin(lines) * kLine;
-        const Index end = team.share_end(lines) * kLine;
+        const Index begin = head + team.share_begin(lines) * kLine;
+        const Index end = head + team.share_end(lines) * kLine;
         copy(target + begin, source + begin, end - begin);
     });
-    const Index rest = lines * kLine;
+    const Index rest = head + lines * kLine;
+    std::memcpy(target, source, static_cast<std::size_t>(head));
     std::memcpy(target + rest, source + rest, static_cast<std::size_t>(bytes - rest));
 }
 

@@ -36,7 +36,8 @@ public:
     void fill(std::minstd_rand& random) {
         constexpr auto kScale = 4.0 / static_cast<double>(std::minstd_rand::max());
         for (Index i = 0; i < size_; ++i) {
-            data_.get()[i] = static_cast<T>(static_cast<double>(random()) * kScale - 1.0);
+            data_.get()[i] =
+                static_cast<T>(static_cast<float>(static_cast<double>(random()) * kScale - 1.0));
         }
     }
 
@@ -50,30 +51,28 @@ private:
     std::unique_ptr<T, Free> data_;
 };
 
-inline Description describe_planes(const Shape& shape, Layout layout, DType dtype) {
-    const Index plane = shape.side * shape.side;
+inline Description describe(const Shape& shape, Layout layout, DType dtype) {
     const Index c = shape.channels;
-    const std::array<Index, 4> extents{kBatch, c, shape.side, shape.side};
-    const std::array<Index, 4> nchw{c * plane, plane, shape.side, 1};
-    const std::array<Index, 4> nhwc{c * plane, 1, shape.side * c, c};
-    const AxisStrides strides(layout == Layout::planar ? nchw : nhwc);
+    const std::array<Index, 3> extents{shape.batch, c, shape.inner};
+    const std::array<Index, 3> planar{c * shape.inner, shape.inner, 1};
+    const std::array<Index, 3> interleaved{c * shape.inner, 1, c};
+    const AxisStrides strides(layout == Layout::planar ? planar : interleaved);
     const std::array<AxisStrides, kMaxOperands> operands{strides, strides, strides};
-    return describe(dtype, extents, 1, operands);
+    return bnext::describe(dtype, extents, 1, operands);
 }
 
 template <class T>
 struct Data {
     Data(const Shape& shape, Layout layout)
-        : description(describe_planes(shape, layout, DTypeOf<T>::value)),
+        : description(describe(shape, layout, DTypeOf<T>::value)),
           x_values(problem().elements()),
           dy_values(problem().elements()),
           out_values(problem().elements()) {
-        std::minstd_rand random(static_cast<unsigned>(shape.channels * shape.side));
+        std::minstd_rand random(static_cast<unsigned>(shape.channels + shape.inner));
         x_values.fill(random);
         dy_values.fill(random);
         out_values.fill(random);
-        cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, mean.data(), m2.data());
-        for (double& value : rstd) value = 1.0;
+        cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, statistics());
         cpu::backward_reduce<T>(problem(), dy(), x(), mean.data(), sum_dy.data(),
                                 sum_dy_xmu.data());
     }
@@ -82,6 +81,7 @@ struct Data {
     cpu::View<const T> x() { return {x_values.data(), description.strides[0]}; }
     cpu::View<const T> dy() { return {dy_values.data(), description.strides[0]}; }
     cpu::View<T> out() { return {out_values.data(), description.strides[0]}; }
+    cpu::StatisticsOut statistics() { return {mean.data(), m2.data(), var.data(), rstd.data()}; }
     cpu::Affine<T> affine() { return {weight.data(), bias.data()}; }
 
     Description description;
@@ -91,6 +91,7 @@ struct Data {
     std::vector<Param<T>> bias = std::vector<Param<T>>(channels, Param<T>{0.5});
     std::vector<double> mean = std::vector<double>(channels);
     std::vector<double> m2 = std::vector<double>(channels);
+    std::vector<double> var = std::vector<double>(channels);
     std::vector<double> rstd = std::vector<double>(channels);
     std::vector<double> sum_dy = std::vector<double>(channels);
     std::vector<double> sum_dy_xmu = std::vector<double>(channels);

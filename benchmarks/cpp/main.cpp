@@ -1,4 +1,5 @@
-// bnext_benchmarks [--isa=NAME] [--threads=N[,N...]] [Google Benchmark's own options]
+// bnext_benchmarks [--isa=NAME[,NAME...] | --isa=all] [--threads=N[,N...]]
+//                  [Google Benchmark's own options]
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -23,22 +24,39 @@ using namespace bnext;
     std::exit(2);
 }
 
-void force_isa(const std::string& name) {
-    if (const cpu::KernelTable* table = cpu::find_available(name.c_str())) {
-        return cpu::set_active_table(*table);
-    }
+std::vector<std::string> split(const std::string& text) {
+    std::vector<std::string> words;
+    std::istringstream stream(text);
+    for (std::string word; std::getline(stream, word, ',');) words.push_back(word);
+    return words;
+}
+
+// The tables of this machine that `text` names: some, all, or the best one if it is empty.
+std::vector<const cpu::KernelTable*> parse_isas(const std::string& text) {
+    if (text.empty()) return {&cpu::active_table()};
+    std::vector<const cpu::KernelTable*> all, found;
     std::string known;
     const cpu::TableList list = cpu::available_tables();
     for (auto table = std::begin(list.table); *table != nullptr; ++table) {
+        all.push_back(*table);
         known += std::string(known.empty() ? "" : ", ") + (*table)->name;
     }
-    refuse("--isa: expected one of " + known + ", got " + name);
+    if (text == "all") return all;
+    for (const std::string& name : split(text)) {
+        found.push_back(cpu::find_available(name.c_str()));
+        if (found.back() == nullptr)
+            refuse("--isa: expected all or some of " + known + ", got " + name);
+    }
+    return found;
 }
 
 std::vector<int> parse_threads(const std::string& text) {
+    if (text.empty()) {
+        const int all = cpu::num_threads();
+        return all > 1 ? std::vector<int>{1, all} : std::vector<int>{1};
+    }
     std::vector<int> numbers;
-    std::istringstream stream(text);
-    for (std::string word; std::getline(stream, word, ',');) {
+    for (const std::string& word : split(text)) {
         char* end = nullptr;
         const long n = std::strtol(word.c_str(), &end, 10);
         if (*end != '\0' || n < 1 || n > 4096) {
@@ -46,7 +64,6 @@ std::vector<int> parse_threads(const std::string& text) {
         }
         numbers.push_back(static_cast<int>(n));
     }
-    if (numbers.empty()) refuse("--threads: expected integers >= 1, got nothing");
     return numbers;
 }
 
@@ -67,16 +84,15 @@ std::string take_option(const std::string& name, int& argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (const std::string isa = take_option("isa", argc, argv); !isa.empty()) force_isa(isa);
-    std::vector<int> threads{1};
-    if (cpu::num_threads() > 1) threads.push_back(cpu::num_threads());
-    if (const std::string text = take_option("threads", argc, argv); !text.empty()) {
-        threads = parse_threads(text);
-    }
+    const auto tables = parse_isas(take_option("isa", argc, argv));
+    const auto threads = parse_threads(take_option("threads", argc, argv));
     benchmark::Initialize(&argc, argv);
     if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-    benchmark::AddCustomContext("isa", cpu::active_table().name);
-    benchmarks::register_operations(threads);
+    std::vector<benchmarks::Runtime> runtimes;
+    for (const int n : threads) {
+        for (const auto* table : tables) runtimes.push_back({table, n, table == tables.front()});
+    }
+    benchmarks::register_operations(runtimes);
     benchmark::RunSpecifiedBenchmarks();
     benchmark::Shutdown();
     return 0;

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "copy.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/kernel_table.hpp"
 #include "cpu/parallel.hpp"
 #include "data.hpp"
 
@@ -27,11 +29,12 @@ constexpr Operation<T> kOperations[] = {
      [](Data<T>& d) { cpu::collect_stats<T>(d.problem(), d.x(), d.mean.data(), d.m2.data()); }},
     {"apply_norm", 2,
      [](Data<T>& d) {
-         cpu::apply_norm<T>(d.problem(), d.x(), d.out(), d.mean.data(), d.rstd.data(), d.affine());
+         cpu::apply_norm<T>(d.problem(), d.x(), d.out(), d.mean.data(), d.var.data(), 1e-5,
+                            d.rstd.data(), d.affine());
      }},
     {"forward", 2,
      [](Data<T>& d) {
-         cpu::forward<T>(d.problem(), d.x(), d.out(), d.affine(), 1e-5, d.mean.data(), d.m2.data());
+         cpu::forward<T>(d.problem(), d.x(), d.out(), d.affine(), 1e-5, d.statistics());
      }},
     {"backward_reduce", 2,
      [](Data<T>& d) {
@@ -102,43 +105,58 @@ void measure(benchmark::State& state, const Operation<T>& operation, Data<T>& da
         copy_bandwidth(data.out_values.data(), data.x_values.data(), bytes, threads);
 }
 
+// Every operation, each of which runs the kernels of one table.
 template <class T>
-void register_all(const Shape& shape, Layout layout, const std::vector<int>& threads) {
-    const std::string side = std::to_string(shape.side);
+void register_all(const Shape& shape, Layout layout, const Runtime& runtime) {
     const std::string where = std::string("/") + name_of(DTypeOf<T>::value) + "/" +
-                              name_of(layout) + "/" + std::to_string(shape.channels) + "x" + side +
-                              "x" + side + "/threads:";
-    const auto add = [&](const char* name, int n, const auto& function) {
-        benchmark::RegisterBenchmark((name + where + std::to_string(n)).c_str(), function)
+                              name_of(layout) + "/" + shape.name +
+                              "/threads:" + std::to_string(runtime.threads);
+    const auto add = [&](const std::string& name, const auto& function) {
+        benchmark::RegisterBenchmark(name.c_str(), function)
             ->UseManualTime()
             ->Unit(benchmark::kMillisecond);
     };
-    for (const int n : threads) {
-        for (const Operation<T>& operation : kOperations<T>) {
-            add(operation.name, n, [&operation, &shape, layout, n](benchmark::State& state) {
-                cpu::set_num_threads(n);
-                Data<T>& data = data_of<T>(shape, layout);
-                measure(state, operation, data, n);
-                state.counters["layers"] = shape.layers;
-                state.SetLabel(name_of(cpu::plan_of(data.problem(), operation.arrays).schedule));
-            });
-        }
-        for (const Operation<T>& copy : kCopies<T>) {
-            add(copy.name, n, [&copy, &shape, layout, n](benchmark::State& state) {
-                cpu::set_num_threads(n);
-                measure(state, copy, data_of<T>(shape, layout), n);
-            });
-        }
+    for (const Operation<T>& operation : kOperations<T>) {
+        const auto run = [&operation, &shape, layout, runtime](benchmark::State& state) {
+            cpu::set_active_table(*runtime.table);
+            cpu::set_num_threads(runtime.threads);
+            Data<T>& data = data_of<T>(shape, layout);
+            measure(state, operation, data, runtime.threads);
+            if (shape.layers > 0) state.counters["layers"] = shape.layers;
+            state.SetLabel(name_of(cpu::plan_of(data.problem(), operation.arrays).schedule));
+        };
+        add(operation.name + where + "/isa:" + runtime.table->name, run);
+    }
+    if (!runtime.with_copies) return;
+    for (const Operation<T>& copy : kCopies<T>) {
+        add(copy.name + where, [&copy, &shape, layout, runtime](benchmark::State& state) {
+            cpu::set_num_threads(runtime.threads);
+            measure(state, copy, data_of<T>(shape, layout), runtime.threads);
+        });
     }
 }
 
+// float32 with every shape, the others where the shape says so.
+template <class First, class... Others>
+struct Types {
+    static void register_all(const Shape& shape, Layout layout, const Runtime& runtime) {
+        benchmarks::register_all<First>(shape, layout, runtime);
+        if (shape.all_dtypes) {
+            (benchmarks::register_all<Others>(shape, layout, runtime), ...);
+        }
+    }
+};
+
+// One word for each element type of core/dtype.hpp.
+using Measured = Types<float, double, float16, bfloat16>;
+
 }  // namespace
 
-void register_operations(const std::vector<int>& threads) {
-    for (const Shape& shape : kResNet50) {
+void register_operations(std::span<const Runtime> runtimes) {
+    for (const Shape& shape : kShapes) {
         for (const Layout layout : {Layout::planar, Layout::interleaved}) {
-            register_all<float>(shape, layout, threads);
-            if (shape.float64) register_all<double>(shape, layout, threads);
+            if (shape.inner == 1 && layout == Layout::planar) continue;
+            for (const Runtime& runtime : runtimes) Measured::register_all(shape, layout, runtime);
         }
     }
 }

@@ -1,10 +1,21 @@
-// Registers a benchmark for each operation, shape, layout, dtype and number of threads.
+// Registers a benchmark for each operation, shape, layout, dtype and runtime.
 #pragma once
 
-#include <vector>
+#include <span>
+
+namespace bnext::cpu {
+struct KernelTable;
+}
 
 namespace bnext::benchmarks {
 
-void register_operations(const std::vector<int>& threads);
+// What runs: the kernels of one instruction set, on a number of threads.
+struct Runtime {
+    const cpu::KernelTable* table;
+    int threads;
+    bool with_copies;  // which are the same for every table
+};
+
+void register_operations(std::span<const Runtime> runtimes);
 
 }  // namespace bnext::benchmarks

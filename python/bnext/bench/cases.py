@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,28 +15,62 @@ Array = npt.NDArray[Any]
 EPS = 1e-5
 
 
+# Where a misaligned array begins: this many bytes, or one element, after a multiple of ALIGNMENT.
+OFFSET = 4
+ALIGNMENT = 64
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Find the dtype of this name; NumPy has bfloat16 from the package ml_dtypes."""
+    if name == "bfloat16":
+        importlib.import_module("ml_dtypes")
+    return np.dtype(name)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A float32 problem with its channels at axis 1.
+    """A problem with its channels at axis 1.
 
     `channels_last` says how an image lies in memory: its channels are then contiguous (NHWC), and
-    the array is a transposed view with the shape NCHW.
+    the array is a transposed view with the shape NCHW. Arrays that are not `aligned` begin a few
+    bytes after an address that vectors and cache lines like.
     """
 
     name: str
     shape: tuple[int, ...]
     channels_last: bool = False
+    dtype: str = "float32"
+    aligned: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Size of one array."""
+        return math.prod(self.shape) * dtype_of(self.dtype).itemsize
+
+    @property
+    def parameter_dtype(self) -> np.dtype[Any]:
+        """The dtype of weight, bias and statistics: float32 at least."""
+        return np.promote_types(dtype_of(self.dtype), np.float32)
 
     def in_memory_order(self, array: Array) -> Array:
         """View `array` with its axes as they lie in memory, the slowest first."""
         return np.moveaxis(array, 1, -1) if self.channels_last else array
 
-    def empty(self) -> Array:
-        """Allocate an array that lies in memory as the case says."""
-        if not self.channels_last:
-            return np.empty(self.shape, np.float32)
+    def empty(self, dtype: np.dtype[Any] | None = None) -> Array:
+        """Allocate an array that lies in memory as the case says, of its dtype or another."""
+        dtype = dtype or dtype_of(self.dtype)
         n, c, *inner = self.shape
-        return np.moveaxis(np.empty((n, *inner, c), np.float32), -1, 1)
+        if self.channels_last:
+            return np.moveaxis(self._dense((n, *inner, c), dtype), -1, 1)
+        return self._dense(self.shape, dtype)
+
+    def _dense(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        if self.aligned:
+            return np.empty(shape, dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        raw = np.empty(nbytes + 2 * ALIGNMENT, np.uint8)
+        begin = -raw.ctypes.data % ALIGNMENT + max(OFFSET, dtype.itemsize)
+        return raw[begin : begin + nbytes].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -57,7 +93,7 @@ def draw(case: Case, seed: int = 0) -> Data:
     Parameters
     ----------
     case : Case
-        The shape and the layout.
+        The shape, the layout and the dtype.
     seed : int
         Of the random numbers.
 
@@ -69,26 +105,30 @@ def draw(case: Case, seed: int = 0) -> Data:
     rng = np.random.default_rng(seed)
     channels = case.shape[1]
     column = (channels,) + (1,) * (len(case.shape) - 2)
-    low = rng.normal(size=channels).astype(np.float32)
-    width = rng.uniform(1, 4, channels).astype(np.float32)
+    parameter = case.parameter_dtype
+    low = rng.normal(size=channels).astype(parameter)
+    width = rng.uniform(1, 4, channels).astype(parameter)
 
-    def uniform() -> Array:
+    def uniform(width: Array, low: Array) -> Array:
         values = case.empty()
-        rng.random(dtype=np.float32, out=case.in_memory_order(values))
+        # The generator knows no 16-bit types.
+        wide = values if values.dtype == parameter else case.empty(parameter)
+        rng.random(dtype=parameter.type, out=case.in_memory_order(wide))
+        wide *= width
+        wide += low
+        if wide is not values:
+            values[...] = wide
         return values
 
-    x, dy, out = uniform(), uniform(), case.empty()
-    x *= width.reshape(column)
-    x += low.reshape(column)
-    dy -= np.float32(0.4)
+    out = case.empty()
     out[...] = 0
     return Data(
         case=case,
-        x=x,
-        dy=dy,
+        x=uniform(width.reshape(column), low.reshape(column)),
+        dy=uniform(np.ones((), parameter), np.asarray(-0.4, parameter)),
         out=out,
-        weight=rng.uniform(0.5, 1.5, channels).astype(np.float32),
-        bias=rng.normal(size=channels).astype(np.float32),
+        weight=rng.uniform(0.5, 1.5, channels).astype(parameter),
+        bias=rng.normal(size=channels).astype(parameter),
         mean=low + width / 2,
         var=np.square(width) / 12,
     )

@@ -21,6 +21,7 @@ from bnext.bench.traffic import Operation
 
 Pages = Literal["warm", "fresh"]
 Calls = dict[tuple[Operation, Pages], Call]
+Prepare = Callable[[Data], Calls]
 
 # Room that calls with warm pages need for what they allocate nevertheless, in arrays of the size of
 # `x`: PyTorch's backward has two at a time (`recycled_pages` says why they need twice as much).
@@ -43,35 +44,45 @@ def bnext_calls(data: Data) -> Calls:
 
 
 def numpy_calls(data: Data) -> Calls:
-    """Prepare the expressions that one writes in NumPy; each makes fresh arrays."""
-    x, dy = data.x, data.dy
-    axes = (0, *range(2, x.ndim))
-    column = (-1,) + (1,) * (x.ndim - 2)
-    weight, bias = data.weight.reshape(column), data.bias.reshape(column)
+    """Prepare the expressions that one writes in NumPy; each makes fresh arrays.
 
-    def normalize(mean: Array, var: Array) -> Array:
-        result: Array = (x - mean) / np.sqrt(var + np.float32(EPS)) * weight + bias
-        return result
+    16-bit data is converted to float32 and back, since there is no arithmetic for it.
+    """
+    dtype, wide = data.x.dtype, data.weight.dtype
+    axes = (0, *range(2, data.x.ndim))
+    column = (-1,) + (1,) * (data.x.ndim - 2)
+    weight, bias = data.weight.reshape(column), data.bias.reshape(column)
+    eps = wide.type(EPS)
+
+    def normalize(x: Array, mean: Array, var: Array) -> Array:
+        result: Array = (x - mean) / np.sqrt(var + eps) * weight + bias
+        return result.astype(dtype, copy=False)
 
     def forward() -> Array:
-        return normalize(x.mean(axes, keepdims=True), x.var(axes, keepdims=True))
-
-    mean = x.mean(axes, keepdims=True)
-    rstd = 1 / np.sqrt(x.var(axes, keepdims=True) + np.float32(EPS))
-    n = x.size // x.shape[1]
+        x = data.x.astype(wide, copy=False)
+        return normalize(x, x.mean(axes, keepdims=True), x.var(axes, keepdims=True))
 
     def backward() -> tuple[Array, Array, Array]:
+        x, dy = data.x.astype(wide, copy=False), data.dy.astype(wide, copy=False)
         xhat = (x - mean) * rstd
         dbias = dy.sum(axes, keepdims=True)
         dweight = (dy * xhat).sum(axes, keepdims=True)
         dx = weight * rstd * (dy - dbias / n - xhat * dweight / n)
-        return dx, dweight.ravel(), dbias.ravel()
+        return dx.astype(dtype, copy=False), dweight.ravel(), dbias.ravel()
+
+    def inference() -> Array:
+        return normalize(data.x.astype(wide, copy=False), *given)
 
     given = data.mean.reshape(column), data.var.reshape(column)
+    x = data.x.astype(wide, copy=False)
+    mean = x.mean(axes, keepdims=True)
+    rstd = 1 / np.sqrt(x.var(axes, keepdims=True) + eps)
+    n = x.size // x.shape[1]
+    del x
     return {
         ("forward", "fresh"): forward,
         ("backward", "fresh"): backward,
-        ("inference", "fresh"): lambda: normalize(*given),
+        ("inference", "fresh"): inference,
     }
 
 
@@ -83,6 +94,14 @@ def import_torch() -> Any:
         return None
 
 
+def as_tensor(array: Array) -> Any:
+    """View an array as a tensor on the same memory; PyTorch takes bfloat16 only as other bits."""
+    torch = import_torch()
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def torch_calls(data: Data) -> Calls:
     """Prepare PyTorch's operators on the CPU, without autograd.
 
@@ -92,9 +111,9 @@ def torch_calls(data: Data) -> Calls:
     """
     torch = import_torch()
     aten, batch_norm = torch.ops.aten, torch.nn.functional.batch_norm
-    x, dy, out = (torch.from_numpy(array) for array in (data.x, data.dy, data.out))
-    weight, bias = torch.from_numpy(data.weight), torch.from_numpy(data.bias)
-    mean, var = torch.from_numpy(data.mean), torch.from_numpy(data.var)
+    x, dy, out = map(as_tensor, (data.x, data.dy, data.out))
+    weight, bias = as_tensor(data.weight), as_tensor(data.bias)
+    mean, var = as_tensor(data.mean), as_tensor(data.var)
     _, save_mean, save_rstd = aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, EPS)
     scratch = {"save_mean": torch.empty_like(mean), "save_invstd": torch.empty_like(var)}
 
@@ -135,27 +154,31 @@ class Copier:
         """End the threads."""
         self._pool.shutdown()
 
-    def call(self, data: Data) -> Call:
-        """Return a call that copies."""
+    def calls(self, data: Data) -> dict[str, Call]:
+        """Return calls that copy, by name; the fastest counts."""
         source, target = (
             data.case.in_memory_order(array).reshape(-1) for array in (data.x, data.out)
         )
         pieces = max(1, min(self._threads, source.nbytes // self.SMALLEST_PIECE))
         if pieces == 1:
-            return lambda: np.copyto(target, source)
+            return {"copy": lambda: np.copyto(target, source)}
         pairs = list(
             zip(np.array_split(target, pieces), np.array_split(source, pieces), strict=True)
         )
-        return lambda: [*self._pool.map(lambda pair: np.copyto(*pair), pairs)]
+        return {"copy": lambda: [*self._pool.map(lambda pair: np.copyto(*pair), pairs)]}
 
 
-LIBRARIES: dict[str, Callable[[Data], Calls]] = {
+LIBRARIES: dict[str, Prepare] = {
     "bnext": bnext_calls,
     "torch": torch_calls,
     "numpy": numpy_calls,
 }
 
 
-def installed() -> tuple[str, ...]:
-    """List the libraries that can be measured here."""
-    return tuple(name for name in LIBRARIES if name != "torch" or import_torch() is not None)
+def installed() -> dict[str, Prepare]:
+    """Give the libraries that can be measured here."""
+    return {
+        name: prepare
+        for name, prepare in LIBRARIES.items()
+        if name != "torch" or import_torch() is not None
+    }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import bnext
 from bnext.bench.cases import Case, draw
 from bnext.bench.heap import recycled_pages
-from bnext.bench.libraries import LIBRARIES, ROOM, Copier, Pages, import_torch
+from bnext.bench.libraries import ROOM, Copier, Pages, Prepare, import_torch
 from bnext.bench.timing import Timing, alternate
 from bnext.bench.traffic import Operation, floor_bytes
 
@@ -22,11 +22,15 @@ class Measurement:
     """The times of one operation of one case, taken in turns on the same data."""
 
     case: Case
-    nbytes: int
     operation: Operation
     pages: Pages
     timings: dict[str, Timing]  # of each library
     copy: Timing
+
+    @property
+    def nbytes(self) -> int:
+        """Size of `x`, and of `y`."""
+        return self.case.nbytes
 
     def ratio(self, library: str) -> float:
         """How many times as fast as `library` bnext is, by their medians; below 1 is a loss."""
@@ -51,7 +55,8 @@ class Measurement:
             "case": self.case.name,
             "shape": list(self.case.shape),
             "channels_last": self.case.channels_last,
-            "dtype": "float32",
+            "dtype": self.case.dtype,
+            "aligned": self.case.aligned,
             "operation": self.operation,
             "pages": self.pages,
             "floor_bytes": floor_bytes(self.operation, self.nbytes),
@@ -84,10 +89,11 @@ def measure(
     cases: Sequence[Case],
     *,
     pages: Pages,
-    libraries: Collection[str],
+    libraries: Mapping[str, Prepare],
     threads: int,
     seconds: float,
     operations: Collection[Operation] = OPERATIONS,
+    copier: type[Copier] = Copier,
 ) -> Iterator[Measurement]:
     """Measure `operations` of each of the `cases`.
 
@@ -98,35 +104,36 @@ def measure(
     pages : {"warm", "fresh"}
         Whether outputs go to mapped memory or are allocated by the library. Measure "fresh" first:
         afterwards the allocator is not quite what it was (`recycled_pages`).
-    libraries : collection of str
-        Names from `LIBRARIES`, "bnext" among them. One that does not have an operation with these
-        pages is left out of it.
+    libraries : mapping of str to callable
+        What prepares the calls of each, as in `bnext.bench.libraries.LIBRARIES`; "bnext" is among
+        them. One that does not have an operation with these pages is left out of it.
     threads : int
         For each of them, and for the copy.
     seconds : float
         For each operation of each case, unless three turns take longer.
     operations : collection of str
         Which ones.
+    copier : type
+        What knows how to copy.
 
     Yields
     ------
     Measurement
         One for each case and operation, as soon as it is there.
     """
-    with threads_set_to(threads), contextlib.closing(Copier(threads)) as copier:
+    with threads_set_to(threads), contextlib.closing(copier(threads)) as yardstick:
         for case in cases:
             data = draw(case)
-            calls = {name: LIBRARIES[name](data) for name in libraries}
+            copies = yardstick.calls(data)
+            calls = {name: prepare(data) for name, prepare in libraries.items()}
             for operation in operations:
                 compared = {
                     name: of_library[operation, pages]
                     for name, of_library in calls.items()
                     if (operation, pages) in of_library
                 }
-                compared["copy"] = copier.call(data)
-                nbytes = data.x.nbytes
-                room = ROOM.get(operation, 0) * nbytes if pages == "warm" else 0
+                room = ROOM.get(operation, 0) * case.nbytes if pages == "warm" else 0
                 with recycled_pages(room) if room else contextlib.nullcontext():
-                    timings = alternate(compared, seconds)
-                copy = timings.pop("copy")
-                yield Measurement(case, nbytes, operation, pages, timings, copy)
+                    timings = alternate({**compared, **copies}, seconds)
+                copy = min((timings.pop(name) for name in copies), key=lambda t: t.median)
+                yield Measurement(case, operation, pages, timings, copy)

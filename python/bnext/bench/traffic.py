@@ -13,6 +13,8 @@ ARRAYS_MOVED: dict[str, int] = {
     "forward": 2,  # read x, write y
     "backward": 3,  # read dy and x, write dx
     "inference": 2,  # read x, write y
+    "layer": 2,  # forward, as a layer in training does it
+    "layer inference": 2,
     "copy": 2,  # read one, write the other
 }
 
@@ -22,8 +24,8 @@ def floor_bytes(operation: str, nbytes: int) -> int:
 
     Parameters
     ----------
-    operation : {"forward", "backward", "inference", "copy"}
-        What is done. Parameters and statistics, of one value a channel, are not counted.
+    operation : str
+        A key of `ARRAYS_MOVED`. Parameters and statistics, of one value a channel, are not counted.
     nbytes : int
         Size of `x`.
 

@@ -1,0 +1,164 @@
+"""Everybody whom bnext is measured beside, under the names that the results have."""
+
+import bnext
+from benchmarks import onednn, shared_libraries
+from benchmarks.shared_libraries import UnavailableError
+from bnext.bench.cases import EPS
+from bnext.bench.libraries import LIBRARIES, Copier, as_tensor, import_torch
+
+# In the order of the tables.
+TITLES = {
+    "torch": "PyTorch",
+    "torch_no_grad": "PyTorch, no_grad",
+    "compile": "torch.compile",
+    "onednn": "oneDNN",
+    "onednn_best": "oneDNN, best layout",
+    "numpy": "NumPy",
+}
+
+
+def torch_calls(data):
+    """PyTorch's operators, or the reason why not."""
+    _torch()
+    return LIBRARIES["torch"](data)
+
+
+def _torch():
+    torch = import_torch()
+    if torch is None:
+        raise UnavailableError("PyTorch is not installed")
+    return torch
+
+
+def bnext_layers(data):
+    """This package's layers, in training and in evaluation mode, on parameters as they come."""
+    kind = getattr(bnext, f"BatchNorm{max(data.x.ndim - 2, 1)}d")
+    return _layer_calls(kind(data.x.shape[1], EPS), kind(data.x.shape[1], EPS), data.x)
+
+
+def torch_layers(data):
+    """PyTorch's layers as they come: they record what backward needs, as this package's do."""
+    kind = getattr(_torch().nn, f"BatchNorm{max(data.x.ndim - 2, 1)}d")
+    x = as_tensor(data.x)
+    return _layer_calls(kind(x.shape[1], EPS), kind(x.shape[1], EPS), x)
+
+
+def torch_layers_no_grad(data):
+    """PyTorch's layers without the recording."""
+    torch = _torch()
+
+    def without(call):
+        def quietly():
+            with torch.no_grad():
+                return call()
+
+        return quietly
+
+    return {key: without(call) for key, call in torch_layers(data).items()}
+
+
+def _layer_calls(training, still, x):
+    still.eval()
+    return {
+        ("layer", "fresh"): lambda: training(x),
+        ("layer inference", "fresh"): lambda: still(x),
+    }
+
+
+def compile_calls(data):
+    """What torch.compile makes of PyTorch's operators; it allocates its outputs.
+
+    Compiled here, once for each case and with static shapes, and never inside the time.
+    """
+    torch = _torch()
+    aten = torch.ops.aten
+    x, dy, weight, bias, mean, var = map(
+        as_tensor, (data.x, data.dy, data.weight, data.bias, data.mean, data.var)
+    )
+    torch.compiler.reset()
+
+    def forward(x, weight, bias):
+        return aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, EPS)
+
+    def backward(dy, x, weight, mean, rstd):
+        return aten.native_batch_norm_backward(
+            dy, x, weight, None, None, mean, rstd, True, EPS, [True, True, True]
+        )
+
+    def inference(x, mean, var, weight, bias):
+        return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.1, EPS)
+
+    _, saved_mean, saved_rstd = forward(x, weight, bias)
+    arguments = {
+        forward: (x, weight, bias),
+        backward: (dy, x, weight, saved_mean, saved_rstd),
+        inference: (x, mean, var, weight, bias),
+    }
+    calls = {}
+    for function, given in arguments.items():
+        compiled = torch.compile(function, dynamic=False)
+        try:
+            compiled(*given)
+        except Exception as error:  # whatever the compiler below it may say
+            raise UnavailableError(
+                f"torch.compile: {str(error).strip().splitlines()[0]}"
+            ) from error
+        for pages in ("fresh", "warm"):
+            calls[function.__name__, pages] = lambda f=compiled, given=given: f(*given)
+    return calls
+
+
+class BestCopier(Copier):
+    """The best of NumPy's copy, `memcpy` by pieces and streaming stores, in as many threads."""
+
+    def calls(self, data):
+        """The Python copies, and those of native/copy.cpp where it can be built."""
+        case = data.case
+        source, target = (case.in_memory_order(array) for array in (data.x, data.out))
+        try:
+            library = shared_libraries.machine()
+        except UnavailableError:
+            return super().calls(data)
+        given = (target.ctypes.data, source.ctypes.data, case.nbytes, self._threads)
+        calls = {"copy with memcpy": lambda: library.copy_with_memcpy(*given)}
+        if case.nbytes < self.SMALLEST_PIECE:  # one thread may be quicker, and no stream
+            return {**calls, **super().calls(data)}
+        return {**calls, "copy, streaming": lambda: library.copy_streaming(*given)}
+
+
+FUNCTIONS = {
+    "bnext": LIBRARIES["bnext"],
+    "torch": torch_calls,
+    "compile": compile_calls,
+    "onednn": onednn.onednn_calls,
+    "onednn_best": onednn.best_calls,
+    "numpy": LIBRARIES["numpy"],
+}
+LAYERS = {"bnext": bnext_layers, "torch": torch_layers, "torch_no_grad": torch_layers_no_grad}
+
+
+def prepared(name, operations, skipped, chosen):
+    """What prepares the calls of a peer; refusals are noted in `skipped`, and it is left out.
+
+    `chosen` takes a note of the layout that oneDNN found best, for each case and operation.
+    """
+    prepare = (LAYERS if operations[0].startswith("layer") else FUNCTIONS)[name]
+
+    def carefully(data):
+        about = {"case": data.case.name, "dtype": data.case.dtype, "peer": name}
+        about["channels_last"] = data.case.channels_last
+        try:
+            if name == "onednn_best":
+                return prepare(
+                    data,
+                    lambda operation, layout, code: chosen.append(
+                        {**about, "operation": operation, "layout": layout, "code": code}
+                    ),
+                )
+            return prepare(data)
+        except UnavailableError as reason:
+            if {**about, "reason": str(reason)} not in skipped:
+                skipped.append({**about, "reason": str(reason)})
+            return {}
+
+    return carefully

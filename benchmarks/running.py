@@ -1,0 +1,119 @@
+"""Runs groups of cases, and keeps what was measured and what was not."""
+
+import itertools
+import sys
+from dataclasses import dataclass, replace
+
+from benchmarks.cases import fits_memory, refusal
+from benchmarks.environment import environment
+from benchmarks.peers import BestCopier, prepared
+from benchmarks.results import Row, document
+from benchmarks.shared_libraries import handover_nanoseconds
+from bnext.bench.measure import measure
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line leaves of the passes; None leaves all."""
+
+    threads: tuple | None = None
+    dtypes: tuple | None = None
+    operations: tuple | None = None
+    peers: tuple | None = None
+    pages: tuple | None = None
+    seconds: float | None = None
+
+    def of_pass(self, one):
+        """The pass with what is left of it; threads that were asked for replace its own."""
+        return replace(
+            one,
+            dtypes=_left(one.dtypes, self.dtypes),
+            threads=one.threads if self.threads is None else self.threads,
+            pages=_left(one.pages, self.pages),
+            peers=_left(one.peers, self.peers),
+            seconds=one.seconds if self.seconds is None else self.seconds,
+        )
+
+
+def _left(all_of_them, wanted):
+    return tuple(x for x in all_of_them if wanted is None or x in wanted)
+
+
+@dataclass
+class Notes:
+    """What is told beside the rows."""
+
+    skipped: list
+    layouts: list
+
+
+def run_group(group, choice):
+    """Measure one group in this process; return its document."""
+    rows, notes = [], Notes([], [])
+    operations = _left(group.operations, choice.operations)
+    for terms, one in planned(group, choice).items():
+        pages, dtype, threads = terms
+        if reason := refusal(dtype):
+            _note(notes.skipped, dtype=dtype, reason=f"bnext: {reason}")
+        elif operations:
+            rows += _run_pass(group, one, operations, pages, dtype, threads, notes)
+    _progress("")
+    return document(
+        environment(sorted({row.threads for row in rows} or {1})),
+        rows=[row.as_dict() for row in rows],
+        skipped=[{"group": group.name, **item} for item in notes.skipped],
+        layouts=[{"group": group.name, **item} for item in notes.layouts],
+        groups=[{"name": group.name, "title": group.title}],
+    )
+
+
+def planned(group, choice):
+    """The pass that each (pages, dtype, threads) is measured in, in the order of measuring.
+
+    Fresh pages come before warm ones: afterwards the allocator is not quite what it was
+    (`bnext.bench.heap`). Where several passes have the same terms, the first one counts.
+    """
+    passes = [choice.of_pass(one) for one in group.passes]
+    found = {}
+    for pages in ("fresh", "warm"):
+        for one in passes:
+            if pages in one.pages:
+                for dtype, threads in itertools.product(one.dtypes, one.threads):
+                    found.setdefault((pages, dtype, threads), one)
+    return found
+
+
+def _run_pass(group, one, operations, pages, dtype, threads, notes):
+    chosen = []
+    libraries = {
+        name: prepared(name, operations, notes.skipped, chosen) for name in ("bnext", *one.peers)
+    }
+    rows = []
+    for case in (replace(case, dtype=dtype) for case in group.cases):
+        if not fits_memory(case):
+            _note(notes.skipped, case=case.name, dtype=dtype, reason="not enough memory")
+            continue
+        for measurement in measure(
+            [case],
+            pages=pages,
+            libraries=libraries,
+            threads=threads,
+            seconds=one.seconds,
+            operations=operations,
+            copier=BestCopier,
+        ):
+            handover = handover_nanoseconds() if threads > 1 else None
+            rows.append(Row(group.name, threads, measurement, handover))
+            _progress(f"{group.name}, {pages}, {dtype}, {threads} threads: {case.name}")
+    notes.layouts += [{**item, "pages": pages, "threads": threads} for item in chosen]
+    return rows
+
+
+def _note(skipped, **item):
+    if item not in skipped:
+        skipped.append(item)
+
+
+def _progress(text):
+    if sys.stderr.isatty():
+        print(f"\r{text:78}", end="" if text else "\r", file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""The shared libraries of native/: built when they are needed, by one call of the compiler."""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "suite"
+FLAGS = ["-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fopenmp"]
+ONEDNN_HEADERS, ONEDNN_LIBRARY = "onednn-devel-cpu-gomp", "onednn-cpu-gomp"  # distributions
+HANDOVERS = 2000
+
+
+class UnavailableError(Exception):
+    """Something cannot be measured here; the message says why."""
+
+
+def compiler():
+    """The C++ compiler: $CXX, or the usual names."""
+    for name in (*shlex.split(os.environ.get("CXX", ""))[:1], "c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return path
+    raise UnavailableError("no C++ compiler was found (set CXX)")
+
+
+def compiler_version():
+    """What the compiler calls itself, or None."""
+    try:
+        command = [compiler(), "--version"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
+    except (UnavailableError, OSError, IndexError):
+        return None
+
+
+def build(name, sources, headers=(), flags=()):
+    """Compile `sources` to a shared library, unless that has been done; return its path."""
+    paths = [ROOT / source for source in sources]
+    command = [compiler(), *FLAGS, *map(str, paths), *flags]
+    read = [path.read_text() for path in (*paths, *(ROOT / header for header in headers))]
+    content = "\0".join([*command, *read])
+    library = BUILD / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    BUILD.mkdir(parents=True, exist_ok=True)
+    unfinished = library.with_suffix(f".{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+    if done.returncode != 0:
+        first = (done.stderr.strip() or "no message").splitlines()[0]
+        raise UnavailableError(f"{name} does not compile: {first}")
+    unfinished.replace(library)
+    return library
+
+
+@functools.cache
+def machine():
+    """What tells of the machine: copies, and the distance between two threads."""
+    sources = (
+        *("benchmarks/native/copy.cpp", "benchmarks/native/handover.cpp"),
+        *("benchmarks/cpp/copy.cpp", "csrc/cpu/parallel.cpp"),
+    )
+    headers = ("benchmarks/cpp/copy.hpp", "csrc/cpu/parallel.hpp", "csrc/core/dtype.hpp")
+    library = ctypes.CDLL(str(build("machine", sources, headers, [f"-I{ROOT / 'csrc'}"])))
+    for function in (library.copy_with_memcpy, library.copy_streaming):
+        function.restype = None
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    library.handover_seconds.restype = ctypes.c_double
+    library.handover_seconds.argtypes = [ctypes.c_int]
+    return library
+
+
+def handover_nanoseconds():
+    """What handing a word from one thread to another takes just now; None if that is unknown.
+
+    Virtual machines move: two processors that share a cache in one minute may not in the next, and
+    then every time is another.
+    """
+    if _processors() < 2:  # the threads would wait for each other's turn
+        return None
+    try:
+        seconds = machine().handover_seconds(HANDOVERS)
+    except (UnavailableError, OSError):
+        return None
+    return round(seconds * 1e9, 1) or None
+
+
+def _processors():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def onednn_folders():
+    """Where the installed distributions have the headers and the library."""
+
+    def folder_of(distribution, ending):
+        try:
+            files = importlib.metadata.files(distribution) or []
+        except importlib.metadata.PackageNotFoundError:
+            raise UnavailableError(f"{distribution} is not installed") from None
+        for file in files:
+            if str(file).endswith(ending):
+                return Path(file.locate()).resolve().parent
+        raise UnavailableError(f"{distribution} lacks {ending}")
+
+    headers = folder_of(ONEDNN_HEADERS, "oneapi/dnnl/dnnl.hpp")
+    return headers.parents[1], folder_of(ONEDNN_LIBRARY, "libdnnl.so")
+
+
+@functools.cache
+def onednn():
+    """oneDNN behind the C interface of native/onednn.cpp."""
+    include, folder = onednn_folders()
+    flags = ["-isystem", str(include), f"-L{folder}", f"-Wl,-rpath,{folder}", "-ldnnl"]
+    library = ctypes.CDLL(str(build("onednn", ("benchmarks/native/onednn.cpp",), (), flags)))
+    layer, pointer = ctypes.c_void_p, ctypes.c_void_p
+    integer, text = ctypes.c_int, ctypes.c_char_p
+    for name, result, arguments in (
+        ("error", text, []),
+        ("version", text, []),
+        ("set_threads", integer, [integer]),
+        ("create", layer, [pointer, integer, text, text, ctypes.c_float]),
+        ("destroy", None, [layer]),
+        ("bytes", ctypes.c_size_t, [layer]),
+        ("implementation", text, [layer, integer]),
+        ("bind", integer, [layer, pointer]),
+        ("run", integer, [layer, integer]),
+        ("run_fresh", integer, [layer, integer]),
+        ("reorder", integer, [layer, pointer, pointer, integer, integer]),
+    ):
+        function = getattr(library, f"onednn_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,125 @@
+"""python -m benchmarks, on tiny cases: it measures, resumes, merges and reports."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+import bnext
+from benchmarks import __main__ as command
+from benchmarks import cases, exactness, results
+
+from .optional import import_torch
+from .suite import TINY, require_onednn
+
+
+@pytest.fixture(scope="module")
+def onednn_is_here():
+    require_onednn()
+
+
+@pytest.mark.usefixtures("onednn_is_here")
+def test_accuracy_of_everybody(monkeypatch):
+    import_torch()
+    monkeypatch.setattr(exactness, "CASES", exactness.CASES[:2])
+    rows, _ = exactness.measure(dtypes=("float32",), draws=1)
+    ordinary = [r for r in rows if r["kind"] == "ordinary"]
+    assert [r["case"] for r in ordinary] == ["NCHW 28x28", "NHWC 28x28"]
+    for r in ordinary:
+        assert set(r["errors"]) == {"bnext", "torch", "onednn"}
+        assert max(r["errors"]["bnext"]) < 4
+        assert max(r["errors"]["onednn"]) < 1000
+
+
+@pytest.fixture
+def tiny_suite(monkeypatch, tmp_path):
+    """Groups of tiny cases, measured in this process, with parts in a temporary folder."""
+    passes = (cases.Pass(("float32", "int32"), peers=("torch", "onednn", "numpy"), seconds=0.0),)
+    call = replace(cases.GROUPS[-1].passes[0], seconds=0.0)
+    groups = (
+        cases.Group("growth", "Growth", TINY[:1] + TINY[2:3], passes),
+        cases.Group("others", "Others", TINY, passes),
+        replace(cases.GROUPS[-1], passes=(call,)),
+    )
+    monkeypatch.setattr(cases, "GROUPS", groups)
+    monkeypatch.setattr(exactness, "CASES", exactness.CASES[:1])
+    monkeypatch.setattr(exactness, "DRAWS", 1)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    ran = []
+
+    def here(name, path, words):
+        ran.append(name)
+        assert command.main(["part", name, str(path), *words]) == 0
+
+    monkeypatch.setattr(command, "_start", here)
+    return ran
+
+
+def test_the_command_measures_merges_and_resumes(tiny_suite, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    words = ["--out", str(out), "--threads", "2", "--dtypes", "float32"]
+    assert command.main([*words, "--only", "growth|call"]) == 0
+    assert command.main(words) == 0
+    assert tiny_suite == ["growth", "call", "others", "accuracy"]
+    assert "no shape slower than PyTorch" in capsys.readouterr().out
+    document = results.read(out / "results.json")
+    assert [group["name"] for group in document["groups"]] == [
+        "growth",
+        "others",
+        "call",
+        "accuracy",
+    ]
+    rows = results.rows_of(document)
+    assert {r.threads for r in rows} == {2}
+    assert {r.pages for r in rows if r.group == "others"} == {"warm", "fresh"}
+    assert all("bnext" in r.timings for r in rows)
+    assert all(r.handover_ns is None or r.handover_ns > 1 for r in rows)
+    assert document["environment"]["versions"]["bnext"] == bnext.__version__
+    report = (out / "report.md").read_text()
+    for name in re.findall(r"\]\((.*\.png)\)", report):
+        assert 0 < (out / name).stat().st_size < 150_000
+    assert "## Accuracy" in report
+    lines = (out / "rows.csv").read_text().splitlines()
+    assert len(lines) == len(rows) + 1
+    assert tiny_suite.count("growth") == 1
+    # The same again from the file alone.
+    assert command.main(["report", str(out / "results.json"), "--out", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "b" / "report.md").read_text() == report
+    # Another build of the kernels is measured anew.
+    monkeypatch.setattr(command, "build", lambda: "another")
+    monkeypatch.setattr(command, "write_report", lambda merged, out: out)
+    assert command.main([*words, "--only", "growth"]) == 0
+    assert tiny_suite.count("growth") == 2
+
+
+def test_refused_dtypes_are_said(tiny_suite, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cases, "ALL_DTYPES", ("float32", "int32"))
+    pytest.importorskip("matplotlib")
+    words = ["--out", str(tmp_path / "out"), "--only", "growth", "--dtypes", "int32"]
+    assert command.main(words) == 0
+    assert "skipped:  int32: bnext: x: expected" in capsys.readouterr().out
+    assert tiny_suite == ["growth"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "no such group"], "--only: expected a pattern for some of resnet50-b32"),
+        (["--threads", "0"], "--threads: expected integers >= 1, got 0"),
+        (["--dtypes", "float99"], "--dtypes: expected some of float32, float64"),
+        (["--peers", "torch,me"], "got me"),
+    ],
+)
+def test_wrong_options(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.replace("argument ", "")
+
+
+def test_list(capsys):
+    assert command.main(["--list", "--only", "resnet50-b.*"]) == 0
+    assert capsys.readouterr().out.split() == [
+        f"resnet50-b{batch}" for batch in (32, 1, 8, 64, 256)
+    ]
