@@ -76,10 +76,15 @@ bool anything(const Candidate&) { return true; }
 // and both layouts. Two cores of a Xeon (Cascade Lake) are bound by their misses in flight and not
 // by the memory; streaming stores, which hold theirs longer, lost up to 14 % there. That many cores
 // of it gain is a prediction.
+// Planes end in the middle of a line, which has to go through the cache: of short ones that is too much.
 bool streams_output(const Candidate& c) {
     constexpr int kCoresThatFillTheMemory = 8;
-    return (c.machine.zen || c.machine.threads >= kCoresThatFillTheMemory) &&
-           c.machine.l3_bytes > 0 && c.operands * c.problem.bytes() > c.machine.l3_bytes / 4 * 3;
+    constexpr Index kLongPlane = 2048;  // bytes
+    const bool planar = c.problem.layout == Layout::planar;
+    if (!c.machine.zen && c.machine.threads < kCoresThatFillTheMemory) return false;
+    if (planar && c.problem.inner * size_of(c.problem.dtype) < kLongPlane) return false;
+    const Index room = planar ? c.machine.l3_bytes : c.machine.l3_bytes / 4 * 3;
+    return room > 0 && c.operands * c.problem.bytes() > room;
 }
 
 // Reading the next block while this one is written overlaps reads with writes. On a Zen 4 it gained

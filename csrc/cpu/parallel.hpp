@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 
 #include "core/dtype.hpp"
 #ifdef _OPENMP
@@ -53,19 +54,37 @@ void parallel(int threads, const Body& body) {
     body(Team{});
 }
 
-// Tasks 0..n-1, taken in order by whoever is free.
-class TaskCounter {
+// Tasks 0..n-1, to each member its own run of neighbours, in order; who is through helps the others.
+// Tasks that share lines, or that hardware prefetches for each other, so stay with one core: where two
+// cores are far apart, taking every other task by turns cost up to 60 % (56x56 planes, Zen 4).
+class TaskShares {
 public:
-    explicit TaskCounter(Index n) : n_(n) {}
+    TaskShares(Index n, int members)
+        : n_(n), members_(members), next_(new Share[static_cast<std::size_t>(members)]) {
+        for (int m = 0; m < members; ++m) share(m).next.store(begin(m), std::memory_order_relaxed);
+    }
 
-    bool take(Index& task) {
-        task = next_.fetch_add(1, std::memory_order_relaxed);
-        return task < n_;
+    bool take(int rank, Index& task) {
+        for (int k = 0; k < members_; ++k) {
+            const int m = (rank + k) % members_;
+            if (share(m).next.load(std::memory_order_relaxed) >= begin(m + 1)) continue;
+            task = share(m).next.fetch_add(1, std::memory_order_relaxed);
+            if (task < begin(m + 1)) return true;
+        }
+        return false;
     }
 
 private:
+    struct alignas(64) Share {  // a line of its own
+        std::atomic<Index> next{0};
+    };
+
+    [[nodiscard]] Index begin(int m) const { return n_ * m / members_; }
+    Share& share(int m) { return next_[static_cast<std::size_t>(m)]; }
+
     Index n_;
-    std::atomic<Index> next_{0};
+    int members_;
+    std::unique_ptr<Share[]> next_;
 };
 
 }  // namespace bnext::cpu

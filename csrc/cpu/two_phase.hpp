@@ -41,12 +41,12 @@ struct FirstPhaseOnly : Sums {
 template <class Operation>
 void run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
                      int threads) {
-    TaskCounter tasks(plan.blocks);
-    parallel(threads, [&](const Team&) {
+    TaskShares tasks(plan.blocks, threads);
+    parallel(threads, [&](const Team& team) {
         double a[kMaxBlock], b[kMaxBlock], chunk_a[kMaxBlock], chunk_b[kMaxBlock];
         typename Operation::template Coefficients<kMaxBlock> coefficients;
         Index task = 0;
-        for (bool taken = tasks.take(task); taken;) {
+        for (bool taken = tasks.take(team.rank, task); taken;) {
             const Index begin = task * plan.block;
             const Index end = begin + plan.block;
             const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
@@ -67,7 +67,7 @@ void run_by_channels(const Operation& operation, const Problem& problem, const P
             // The next task is taken now, so that it can be prefetched. The last block may be
             // narrower: what lies behind it is not ours to touch.
             Index next = 0;
-            taken = tasks.take(next);
+            taken = tasks.take(team.rank, next);
             const bool whole = taken && (next + 1) * plan.block <= problem.channels;
             const Index ahead = plan.prefetches && whole ? (next - task) * plan.block : 0;
             operation.apply(Region{&plan.tiling, plan.tiling.all(), channels}, coefficients, 0,
@@ -149,17 +149,20 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
     constexpr Index kGrain = 64;  // channels: whole cache lines
-    const Index block = ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
+    const bool long_planes = problem.layout == Layout::planar && chunks > problem.outer;
+    const Index block =
+        long_planes ? 1 : ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
     const Index blocks = (problem.channels + block - 1) / block;
-    TaskCounter tasks(chunks * blocks);
-    parallel(plan.schedule == Schedule::serial ? 1 : threads, [&](const Team& team) {
+    const int members = plan.schedule == Schedule::serial ? 1 : threads;
+    TaskShares tasks(chunks * blocks, members);
+    parallel(members, [&](const Team& team) {
         prepare(ChannelRange{team.share_begin(problem.channels), team.share_end(problem.channels)});
         team.barrier();
         Index task = 0;
-        while (tasks.take(task)) {
-            const Index begin = task % blocks * block;
+        while (tasks.take(team.rank, task)) {
+            const Index begin = (long_planes ? task / chunks : task % blocks) * block;
             const Index end = begin + block;
-            apply(Region{&plan.tiling, plan.tiling.chunk(task / blocks),
+            apply(Region{&plan.tiling, plan.tiling.chunk(long_planes ? task % chunks : task / blocks),
                          ChannelRange{begin, end < problem.channels ? end : problem.channels}});
         }
     });

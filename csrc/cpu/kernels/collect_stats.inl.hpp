@@ -3,10 +3,14 @@
 // Within a tile of n values, with a pilot p and d = x - p,
 //     mean = p + (sum d) / n,    m2 = sum d^2 - (sum d)^2 / n
 // and tiles are merged as core/moments.hpp says, their means relative to the channel's origin
-// (view.hpp). The subtraction cancels where p is far from the tile's mean, so p is the mean of the
-// tile's first values, and where that turns out to be more than one standard deviation off (an
-// outlier among them, a trend), the tile is looked at again, while a cache still has it, with its
-// mean as pilot. A constant channel has d = 0, and so m2 = 0 exactly.
+// (view.hpp). The subtraction cancels where p is far from the tile's mean.
+//   - float32 data, summed in double: p is the tile's first value. That is enough even where this
+//     value is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and the subtraction loses a
+//     factor of n <= 4096 at most, out of the 2^53 that double has.
+//   - others, for which sums have no bits to spare: p is near the mean of the tile's first values, and
+//     where that turns out to be more than one standard deviation off (an outlier among them, a
+//     trend), the tile is looked at again, while a cache still has it, with its mean as pilot.
+// A constant channel has d = 0, and so m2 = 0 exactly.
 //
 // Traffic: x once.
 // Order:   16 lanes over groups of at most 16 values per lane, then groups, one lane tree per tile
@@ -16,6 +20,9 @@
 // 16-bit
 //          data in float32 within a group, in double from there on: the mean within 2^-24 standard
 //          deviations, m2 within 2^-21 relative, where |x - mean| lies between 1e-18 and 1e18.
+
+template <class T>
+inline constexpr bool kAnyPilotWillDo = sizeof(T) == 4;
 
 // Whether a pilot lies farther from the mean than a standard deviation: n (p - mean)^2 > m2, which
 // is what half of the sum of d^2 consists of then.
@@ -104,6 +111,7 @@ BNEXT_FORCE_INLINE Sum<T> planar_pilot(const View<const T>& x, const Tile& tile,
     const Index most = tile.inner_end - tile.inner_begin;
     const Index n = most < kPilotValues ? most : kPilotValues;
     const C first = static_cast<C>(*run);
+    if constexpr (kAnyPilotWillDo<T>) return first;
     Pack<C> sum = broadcast(C{0});
     Index j = 0;
     for (; j + kLanes <= n; j += kLanes) sum = sum + (load_sum(run + j) - broadcast(first));
@@ -125,7 +133,7 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
             const auto n = static_cast<double>(tile.values());
             Sum<T> pilot = planar_pilot(x, tile, c);
             TileSums s = planar_tile_sums(x, tiling, tile, c, pilot);
-            if (is_far(s.d, s.d2, 1.0 / n)) {
+            if (!kAnyPilotWillDo<T> && is_far(s.d, s.d2, 1.0 / n)) {
                 pilot = pilot_near<T>(static_cast<double>(pilot) + s.d / n);
                 s = planar_tile_sums(x, tiling, tile, c, pilot);
             }
@@ -201,7 +209,7 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
     const T* row = at(x, tile.outer_begin, 0, tile.inner_begin) + first;
     const Index most =
         is_outer_only(tile) ? tile.outer_end - tile.outer_begin : tile.inner_end - tile.inner_begin;
-    const Index rows = most < kRowBlock ? most : kRowBlock;
+    const Index rows = kAnyPilotWillDo<T> ? 1 : (most < kRowBlock ? most : kRowBlock);
     const Pack<C> share = broadcast(C{1} / static_cast<C>(rows));
     const Index pitch = row_pitch(x, tile);
     for_each_column_group(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
@@ -269,7 +277,9 @@ void interleaved_collect_stats(const View<const T>& x, const Region& region, dou
         const Index width = left < kStrip ? left : kStrip;
         set_pilots(x, tile, begin, width, sums);
         sum_tile(x, tile, begin, width, sums);
-        if (improve_pilots(width, share_of_one, sums)) sum_tile(x, tile, begin, width, sums);
+        if (!kAnyPilotWillDo<T> && improve_pilots(width, share_of_one, sums)) {
+            sum_tile(x, tile, begin, width, sums);
+        }
         const OriginRows<T> origins(x, *region.tiling, begin);
         const Wide one = broadcast(share_of_one);
         for_each_pack(width, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
