@@ -151,16 +151,29 @@ BNEXT_FORCE_INLINE Pack<float> load(const T* p) {
     return decode(p);
 }
 
-template <class T>
-    requires kIs16Bit<T>
-BNEXT_FORCE_INLINE void store(T* p, const Pack<float>& a) {
-    encode(a, p);
+
+#if defined(__AVX512F__)
+BNEXT_FORCE_INLINE __m256i encoded(const Pack<float>& a, const float16*) {
+    return _mm512_cvtps_ph((__m512)a.part[0], _MM_FROUND_TO_NEAREST_INT);
 }
+BNEXT_FORCE_INLINE __m256i encoded(const Pack<float>& a, const bfloat16*) {
+    const auto value = (__m512)a.part[0];
+    const __m512i word = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
+    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_or_si512(word, _mm512_set1_epi32(0x400000));
+    const __m512i sum = _mm512_mask_mov_epi32(_mm512_add_epi32(word, bias), nan, quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+}
+#endif
 
 template <class T>
     requires kIs16Bit<T>
 BNEXT_FORCE_INLINE void stream(T* p, const Pack<float>& a) {
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__AVX512F__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), encoded(a, p));
+#elif defined(__AVX2__)
     T lanes[kLanes];
     encode(a, lanes);
     __m256i all;
@@ -177,6 +190,35 @@ BNEXT_FORCE_INLINE void stream(T* p, const Pack<float>& a) {
 #else
     encode(a, p);
 #endif
+}
+
+template <class T>
+    requires kIs16Bit<T>
+BNEXT_FORCE_INLINE void store(T* p, const Pack<float>& a) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), encoded(a, p));
+#else
+    encode(a, p);
+#endif
+}
+
+// Two packs in a row, at p on a 64-byte boundary: a whole line at once where registers are as wide.
+template <class T>
+    requires kIs16Bit<T>
+BNEXT_FORCE_INLINE void stream_pair(T* p, const Pack<float>& a, const Pack<float>& b) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p),
+                        _mm512_inserti64x4(_mm512_castsi256_si512(encoded(a, p)), encoded(b, p), 1));
+#else
+    stream(p, a);
+    stream(p + kLanes, b);
+#endif
+}
+template <class T>
+    requires(sizeof(T) >= 4)
+BNEXT_FORCE_INLINE void stream_pair(T* p, const Pack<T>& a, const Pack<T>& b) {
+    stream(p, a);
+    stream(p + kLanes, b);
 }
 
 template <class T>

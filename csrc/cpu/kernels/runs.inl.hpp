@@ -168,8 +168,7 @@ BNEXT_FORCE_INLINE void write_run(T* out, Index n, Stores stores, Whole&& whole,
         }
         for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
             ahead(j);
-            stream(out + j, whole(j));
-            stream(out + j + kLanes, whole(j + kLanes));
+            stream_pair(out + j, whole(j), whole(j + kLanes));
         }
     } else {
         for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
@@ -233,9 +232,17 @@ BNEXT_FORCE_INLINE void stream_rows(T* out, Index pitch, Index o, Index i, Index
         inputs.row(o, i);
         for (Index r = 0; r < rows; ++r) {
             inputs.ahead(r + kRowBlock);
-            unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-                stream(out + r * pitch + c + g * kLanes, inputs.pack(r, g));
-            });
+            T* const p = out + r * pitch + c;
+            if constexpr (packs % 2 == 0) {
+                unrolled<packs / 2>([&](auto h) BNEXT_INLINE_LAMBDA {
+                    constexpr int g = 2 * h;
+                    stream_pair(p + g * kLanes, inputs.pack(r, g), inputs.pack(r, g + 1));
+                });
+            } else {
+                unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
+                    stream(p + g * kLanes, inputs.pack(r, g));
+                });
+            }
         }
     });
 }
