@@ -44,7 +44,7 @@ def assert_same_bits(actual, expected, what="result"):
     """The two arrays have the same dtype, shape and bits: signs of zeros and NaNs too."""
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, not {expected.dtype}"
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
-    if actual.dtype.kind == "f":
+    if actual.dtype.kind == "f" or actual.dtype.name == "bfloat16":
         integers = np.dtype(f"u{actual.dtype.itemsize}")
         one, other = (np.ascontiguousarray(array).view(integers) for array in (actual, expected))
     else:

@@ -66,13 +66,13 @@ def test_nothing_beside_a_dense_output_is_touched(rng, dtype, operation, shape):
         assert (whole == GUARD).all()
 
 
-LARGE = {  # past half of the last-level cache, where outputs bypass it
+LARGE = {  # with its output past the last-level cache, where outputs bypass it
     "NCHW": lambda n: ((-(-n // (3 * 5001)), 3, 5001), Memory()),
-    "NCHW-7x7": lambda n: ((-(-n // (67 * 49)), 67, 7, 7), Memory()),
+    "NCHW-29x29": lambda n: ((-(-n // (67 * 841)), 67, 29, 29), Memory()),
     "NC": lambda n: ((-(-n // 517), 517), Memory()),
     "NHWC-few": lambda n: ((-(-n // 3), 3), Memory()),
-    "off-by-4-bytes": lambda n: ((-(-n // (67 * 49)), 67, 7, 7), Memory(offset=4)),
-    "off-by-1-byte": lambda n: ((-(-n // (67 * 49)), 67, 7, 7), Memory(offset=1)),
+    "off-by-4-bytes": lambda n: ((-(-n // (67 * 841)), 67, 29, 29), Memory(offset=4)),
+    "off-by-1-byte": lambda n: ((-(-n // (67 * 841)), 67, 29, 29), Memory(offset=1)),
     "off-by-1-byte-NC": lambda n: ((-(-n // 517), 517), Memory(offset=1)),
     "channels-of-more": lambda n: ((-(-n // 517), 517), Memory(margins={1: (1, 2)})),
 }

@@ -57,12 +57,12 @@ def test_channel_axis_of_another_rank():
 @pytest.mark.parametrize(
     ("x", "text"),
     [
-        (np.ones((4, 3)), "x: expected dtype float32, got float64"),
-        (np.ones((4, 3), np.int64), "x: expected dtype float32, got int64"),
-        (np.ones((4, 3), np.float16), "x: expected dtype float32, got float16"),
+        (np.ones((4, 3)), "x: expected dtype float32, float16 or bfloat16, got float64"),
+        (np.ones((4, 3), np.int64), "x: expected dtype float32, float16 or bfloat16, got int64"),
+        (np.ones((4, 3), ">f2"), "x: expected dtype float32, float16 or bfloat16, got >f2"),
         (np.ma.ones((4, 3), F4), "x: expected an array without a mask, got a MaskedArray"),
     ],
-    ids=["float64", "int64", "float16", "masked"],
+    ids=["float64", "int64", "big-endian", "masked"],
 )
 def test_wrong_dtype(x, text, training):
     bn = bnext.BatchNorm1d(3).train(training)

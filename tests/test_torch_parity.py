@@ -8,7 +8,10 @@ import pytest
 import bnext
 
 from . import reference
+from .compare import largest
 from .optional import import_torch
+from .sixteen import TYPES, units
+from .sixteen import name_of as name_of_16bit
 from .tolerances import TORCH
 
 SHAPES = [(16, 5), (7, 5, 11), (3, 5, 7, 9), (2, 5, 3, 7, 5), (1, 5, 4, 1)]
@@ -190,3 +193,37 @@ def test_torch_s_memory_formats(rng, dtype, memory_format):
     expected = torch.nn.functional.batch_norm(x, None, None, training=True)
     assert torch.from_numpy(y).stride() == expected.stride()
     assert_close(y, expected, "y")
+
+
+def numpy_of(tensor):
+    """A 16-bit tensor's values; NumPy knows bfloat16 by ml_dtypes only, so its bits cross."""
+    torch = import_torch()
+    dtype = TYPES[tensor.dtype == torch.bfloat16]
+    return tensor.detach().view(torch.int16).numpy().view(dtype)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", TYPES, ids=name_of_16bit)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("shape", [*SHAPES[:4], (64, 5, 14, 14)], ids=str)
+def test_16_bits(rng, dtype, training, shape):
+    """Data of 16 bits under float32 parameters; y and dx within a unit in the last place."""
+    torch = import_torch()
+    ours, theirs = pair(shape, np.float32, rng)
+    ours.train(training)
+    theirs.train(training)
+    kind = getattr(torch, name_of_16bit(dtype))
+    leaf = torch.tensor(rng.normal(1, 2, shape)).to(kind).requires_grad_()
+    dy = torch.tensor(rng.normal(size=shape)).to(kind)
+    expected = theirs(leaf)
+    expected.backward(dy)
+    y = ours(numpy_of(leaf))
+    dx = ours.backward(numpy_of(dy))
+    for actual, tensor, what in ((y, expected, "y"), (dx, leaf.grad, "dx")):
+        exact = reference.per_channel(numpy_of(tensor))
+        off = np.abs(reference.per_channel(actual) - exact)
+        assert actual.dtype == dtype
+        assert (off <= units(largest(exact), dtype)[:, None]).all(), what
+    assert_close(ours.weight_grad, theirs.weight.grad, "weight_grad", dy.numel())
+    assert_close(ours.bias_grad, theirs.bias.grad, "bias_grad", dy.numel())
+    assert_same_buffers(ours, theirs)

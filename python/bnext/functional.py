@@ -1,4 +1,9 @@
-"""Batch normalization of arrays: arrays in, arrays out, no state."""
+"""Batch normalization of arrays: arrays in, arrays out, no state.
+
+Data are float32, float64, or 16 bits wide: NumPy's float16, and bfloat16 as ``ml_dtypes`` has it
+(the extra ``bnext[bfloat16]`` installs it). For 16-bit data, parameters and their gradients are
+float32, arithmetic is in float32 at least, and nothing but `y` and `dx` is rounded to 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +34,11 @@ def batch_norm_forward(
     Parameters
     ----------
     x : array, shape (N, C, ...) with C at `channel_axis`
-        float32 or float64, of any rank. Dense arrays in either layout (NCHW, NHWC) and slices
-        along the outermost axis or the channels are read in place; others are copied once.
+        float32, float64, float16 or bfloat16, of any rank. Dense arrays in either layout (NCHW,
+        NHWC) and slices along the outermost axis or the channels are read in place; others are
+        copied once.
     weight, bias : array, shape (C,), optional
-        Of the dtype of `x`; 1 and 0 if not given.
+        Of the dtype of `x`, float32 for 16-bit data; 1 and 0 if not given.
     eps : float
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
@@ -89,7 +95,8 @@ def batch_norm_backward(
         ``weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with ``xhat = (x - mean) * rstd`` and
         E the mean over a channel's values (Ioffe and Szegedy 2015, section 3), or `out`.
     dweight, dbias : array, shape (C,)
-        ``sum(dy * xhat)`` and ``sum(dy)``, of the dtype of `x`; also where no weight was given.
+        ``sum(dy * xhat)`` and ``sum(dy)``, of the dtype of `x`, float32 for 16-bit data; also where
+        no weight was given.
 
     Raises
     ------
@@ -118,11 +125,11 @@ def normalize(
     Parameters
     ----------
     x : array, shape (N, C, ...) with C at `channel_axis`
-        float32 or float64, of any rank.
+        float32, float64, float16 or bfloat16, of any rank.
     mean, var : array, shape (C,)
-        Of the dtype of `x`, or float64 (as `Moments` has them).
+        Of the dtype of `x`, float32 for 16-bit data; or float64 (as `Moments` has them).
     weight, bias : array, shape (C,), optional
-        Of the dtype of `x`; 1 and 0 if not given.
+        Of the dtype of `x`, float32 for 16-bit data; 1 and 0 if not given.
     eps : float
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
@@ -152,7 +159,7 @@ def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
     Parameters
     ----------
     x : array, shape (N, C, ...) with C at `channel_axis`
-        float32 or float64, of any rank. Read once, never copied if dense.
+        float32, float64, float16 or bfloat16, of any rank. Read once, never copied if dense.
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end.
 
@@ -167,6 +174,6 @@ def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
     ValueError
         `channel_axis` is not an axis of `x`.
     TypeError
-        `x` is not float32 or float64, or not an array.
+        `x` is not of one of these dtypes, or not an array.
     """
     return Moments(*_core.moments(x, channel_axis))

@@ -43,7 +43,9 @@ class BatchNorm(StateMixin):
     channel_axis : int
         Which axis of the input has the channels: 1 for NCHW, -1 for NHWC.
     dtype : dtype
-        float32 or float64: of the input, the parameters and the running statistics.
+        float32 or float64: of the parameters and the running statistics. The input has it as well;
+        a float32 layer also takes float16 and bfloat16 (as ``ml_dtypes`` has it), and answers with
+        what it was given.
 
     Attributes
     ----------
@@ -154,15 +156,15 @@ class BatchNorm(StateMixin):
         Parameters
         ----------
         x : array, shape (N, C, ...) with C at `channel_axis`
-            Of the layer's dtype. It is kept, not copied, until `backward` or the next call, and
-            must not change meanwhile.
+            Of the layer's dtype; for a float32 layer also float16 or bfloat16. It is kept, not
+            copied, until `backward` or the next call, and must not change meanwhile.
         out : array, shape of `x`, optional
             Where to put the result.
 
         Returns
         -------
         array, shape of `x`
-            In the memory order of `x`, or `out`.
+            Of the dtype and in the memory order of `x`, or `out`.
 
         Raises
         ------
@@ -204,7 +206,7 @@ class BatchNorm(StateMixin):
         Parameters
         ----------
         dy : array, shape of `x`
-            Gradient of the loss by the output; of the layer's dtype.
+            Gradient of the loss by the output; of the dtype of `x`.
         out : array, shape of `x`, optional
             Where to put the result.
 

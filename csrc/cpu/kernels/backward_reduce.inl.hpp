@@ -102,7 +102,7 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
                 while (j + 2 * kLanes <= n) pair();
                 for (; j + kLanes <= n; j += kLanes) sums.add(dy_run + j, x_run + j);
                 if (j < n) sums.add_first(dy_run + j, x_run + j, static_cast<int>(n - j));
-                pending += rest;
+                pending += in_group(rest);
                 if (pending >= kGroup) {
                     sums.end_of_group();
                     pending = 0;

@@ -42,6 +42,12 @@ struct TileSums {
 inline constexpr Index kGroup = 16 * kLanes;  // values: 8 per lane and accumulator
 inline constexpr Index kPilotValues = 64;
 
+// What a run's rest counts for in a group: its last pack adds to a lane however few values it has,
+// so that of runs of two or three values no more follow each other in one lane than of longer ones.
+BNEXT_FORCE_INLINE Index in_group(Index rest) {
+    return rest > 0 && rest < kLanes ? Index{kLanes} : rest;
+}
+
 template <class T>
 BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tiling& tiling,
                                              const Tile& tile, Index c, Sum<T> pilot) {
@@ -89,7 +95,7 @@ BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tilin
         if (j < n) {
             add(load_sum(run + j, static_cast<int>(n - j), pilot), odd, odd2);
         }
-        pending += rest;
+        pending += in_group(rest);
         if (pending >= kGroup) {
             flush();
             pending = 0;

@@ -1,0 +1,94 @@
+"""Arrays larger than the caches, which are written around them: the same bits, and no others.
+
+The reference is the same call on slices along the batch, small enough to be written through the
+caches. On machines where the plan does not stream, both go through them.
+"""
+
+import functools
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import bnext
+from bnext import _core
+
+from .cases import NHWC, Case, Memory
+from .compare import assert_same_bits
+
+TOTAL = 26 << 20  # bytes of the input and the output together
+GUARD = 7.0
+PIECES = 8
+
+# (shape behind the batch, channel axis, memory): C is a multiple of packs and lines, or not.
+LAYOUTS = {
+    "NC-64": Case("", (1, 64)),
+    "NC-40": Case("", (1, 40)),
+    "NC-128-of-more": Case("", (1, 128), memory=Memory(margins={1: (64, 64)})),
+    "NC-72-of-more": Case("", (1, 72), memory=Memory(margins={1: (8, 48)})),
+    "stored-NHWC-50": Case("", (1, 50, 17, 19), memory=Memory(order=NHWC)),
+    "NHWC-cropped-96": Case(
+        "", (1, 17, 19, 96), channel_axis=3, memory=Memory(margins={2: (1, 1)})
+    ),
+    "NCHW-7x7": Case("", (1, 67, 7, 7)),
+    "NCHW-56x56": Case("", (1, 5, 56, 56)),
+}
+OFFSETS = {2: (0, 2), 4: (0, 4, 16, 36), 8: (8,)}
+
+
+@functools.lru_cache(maxsize=1)
+def data(dtype):
+    """Random x and dy, in one dimension, enough for every shape here."""
+    rng = np.random.default_rng(3)
+    size = TOTAL // 2 // np.dtype(dtype).itemsize + (1 << 17)
+    return [rng.standard_normal(size, np.float32).astype(dtype) for _ in range(2)]
+
+
+def guarded(case, shape, dtype, offset):
+    """All memory, filled with `GUARD`, and an output that lies in it with elements around it."""
+    memory = case.memory
+    margins = {0: (1, 1)} | dict(memory.margins)
+    return Memory(memory.order, memory.steps, margins, offset).allocate(shape, dtype, GUARD)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, np.float64, np.float16, ml_dtypes.bfloat16],
+    ids=lambda d: np.dtype(d).name,
+)
+def test_large_outputs(layout, dtype):
+    case = LAYOUTS[layout]
+    item = np.dtype(dtype).itemsize
+    examples = TOTAL // 2 // item // int(np.prod(case.shape)) + 1
+    shape = (examples, *case.shape[1:])
+    axis, channels = case.channel_axis, case.channels
+    parameter = np.float64 if item == 8 else np.float32
+    rng = np.random.default_rng(4)
+    weight, bias = rng.normal(size=(2, channels)).astype(parameter)
+
+    size = int(np.prod(shape))
+    x, dy = (case.memory.place(values[:size].reshape(shape)) for values in data(dtype))
+    whole, out = guarded(case, shape, dtype, 0)  # sums follow the layout of the output as well
+    _, saved = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, out=out)
+    sums = _core.backward_reduce(dy, x, saved)
+    expected_y, expected_dx = np.empty_like(x), np.empty_like(x)
+    step = -(-examples // PIECES)
+    for first in range(0, examples, step):
+        part = slice(first, first + step)
+        given = x[part], saved.mean, saved.var, weight, bias, saved.eps, axis
+        _, part_saved = _core.normalize(*given, expected_y[part])
+        some = dy[part], x[part], part_saved, weight, *sums, saved.count
+        _core.backward_apply(*some, expected_dx[part])
+    for offset in OFFSETS[item]:
+        what = f"{offset} bytes off"
+        whole, out = guarded(case, shape, dtype, offset)
+        bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, out=out)
+        assert_same_bits(out, expected_y, f"y, {what}")
+        bnext.batch_norm_backward(dy, x, saved, weight, out=out)
+        assert_same_bits(out, expected_dx, f"dx, {what}")
+        out[...] = GUARD
+        assert (whole == np.asarray(GUARD, dtype)).all(), f"written beyond the output, {what}"
+    bnext.normalize(x, saved.mean, saved.var, weight, bias, channel_axis=axis, out=out)
+    assert_same_bits(out, expected_y, "normalize")
