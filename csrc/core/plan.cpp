@@ -76,7 +76,8 @@ bool anything(const Candidate&) { return true; }
 // and both layouts. Two cores of a Xeon (Cascade Lake) are bound by their misses in flight and not
 // by the memory; streaming stores, which hold theirs longer, lost up to 14 % there. That many cores
 // of it gain is a prediction.
-// Planes end in the middle of a line, which has to go through the cache: of short ones that is too much.
+// Planes end in the middle of a line, which has to go through the cache: of short ones that is too
+// much.
 bool streams_output(const Candidate& c) {
     constexpr int kCoresThatFillTheMemory = 8;
     constexpr Index kLongPlane = 2048;  // bytes

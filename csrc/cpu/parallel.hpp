@@ -54,9 +54,10 @@ void parallel(int threads, const Body& body) {
     body(Team{});
 }
 
-// Tasks 0..n-1, to each member its own run of neighbours, in order; who is through helps the others.
-// Tasks that share lines, or that hardware prefetches for each other, so stay with one core: where two
-// cores are far apart, taking every other task by turns cost up to 60 % (56x56 planes, Zen 4).
+// Tasks 0..n-1, to each member its own run of neighbours, in order; who is through helps the
+// others. Tasks that share lines, or that hardware prefetches for each other, so stay with one
+// core: where two cores are far apart, taking every other task by turns cost up to 60 % (56x56
+// planes, Zen 4).
 class TaskShares {
 public:
     TaskShares(Index n, int members)

@@ -151,7 +151,6 @@ BNEXT_FORCE_INLINE Pack<float> load(const T* p) {
     return decode(p);
 }
 
-
 #if defined(__AVX512F__)
 BNEXT_FORCE_INLINE __m256i encoded(const Pack<float>& a, const float16*) {
     return _mm512_cvtps_ph((__m512)a.part[0], _MM_FROUND_TO_NEAREST_INT);
@@ -207,8 +206,9 @@ template <class T>
     requires kIs16Bit<T>
 BNEXT_FORCE_INLINE void stream_pair(T* p, const Pack<float>& a, const Pack<float>& b) {
 #if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p),
-                        _mm512_inserti64x4(_mm512_castsi256_si512(encoded(a, p)), encoded(b, p), 1));
+    _mm512_stream_si512(
+        reinterpret_cast<__m512i*>(p),
+        _mm512_inserti64x4(_mm512_castsi256_si512(encoded(a, p)), encoded(b, p), 1));
 #else
     stream(p, a);
     stream(p + kLanes, b);

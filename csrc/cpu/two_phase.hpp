@@ -162,7 +162,8 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
         while (tasks.take(team.rank, task)) {
             const Index begin = (long_planes ? task / chunks : task % blocks) * block;
             const Index end = begin + block;
-            apply(Region{&plan.tiling, plan.tiling.chunk(long_planes ? task % chunks : task / blocks),
+            apply(Region{&plan.tiling,
+                         plan.tiling.chunk(long_planes ? task % chunks : task / blocks),
                          ChannelRange{begin, end < problem.channels ? end : problem.channels}});
         }
     });

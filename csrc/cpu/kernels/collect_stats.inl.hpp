@@ -5,9 +5,10 @@
 // and tiles are merged as core/moments.hpp says, their means relative to the channel's origin
 // (view.hpp). The subtraction cancels where p is far from the tile's mean.
 //   - float32 data, summed in double: p is the tile's first value. That is enough even where this
-//     value is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and the subtraction loses a
-//     factor of n <= 4096 at most, out of the 2^53 that double has.
-//   - others, for which sums have no bits to spare: p is near the mean of the tile's first values, and
+//     value is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and the subtraction loses
+//     a factor of n <= 4096 at most, out of the 2^53 that double has.
+//   - others, for which sums have no bits to spare: p is near the mean of the tile's first values,
+//   and
 //     where that turns out to be more than three standard deviations off (an outlier among them, a
 //     trend), the tile is looked at again, while a cache still has it, with its mean as pilot.
 // A constant channel has d = 0, and so m2 = 0 exactly.
@@ -24,10 +25,10 @@
 template <class T>
 inline constexpr bool kAnyPilotWillDo = sizeof(T) == 4;
 
-// Whether a pilot lies farther from the mean than three standard deviations: with s = (sum d)^2 / n,
-// which is n (p - mean)^2, and m2 = sum d^2 - s, whether s > 9 m2. The mean of eight values of ordinary
-// data is so far off never; one in two hundred would be by a single deviation, and then a strip of
-// columns was nearly always looked at twice.
+// Whether a pilot lies farther from the mean than three standard deviations: with s = (sum d)^2 /
+// n, which is n (p - mean)^2, and m2 = sum d^2 - s, whether s > 9 m2. The mean of eight values of
+// ordinary data is so far off never; one in two hundred would be by a single deviation, and then a
+// strip of columns was nearly always looked at twice.
 BNEXT_FORCE_INLINE bool is_far(double sum_d, double sum_d2, double share_of_one) {
     return 10.0 * (sum_d * (sum_d * share_of_one)) > 9.0 * sum_d2;
 }

@@ -239,9 +239,8 @@ BNEXT_FORCE_INLINE void stream_rows(T* out, Index pitch, Index o, Index i, Index
                     stream_pair(p + g * kLanes, inputs.pack(r, g), inputs.pack(r, g + 1));
                 });
             } else {
-                unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-                    stream(p + g * kLanes, inputs.pack(r, g));
-                });
+                unrolled<packs>(
+                    [&](auto g) BNEXT_INLINE_LAMBDA { stream(p + g * kLanes, inputs.pack(r, g)); });
             }
         }
     });
