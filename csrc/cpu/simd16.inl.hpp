@@ -5,13 +5,6 @@
 
 using Words = Pack<std::uint32_t>;
 
-BNEXT_FORCE_INLINE Words broadcast_word(std::uint32_t value) {
-    Words r;
-    unrolled<Words::kParts>(
-        [&](auto i) BNEXT_INLINE_LAMBDA { r.part[i] = value - Native<std::uint32_t>{}; });
-    return r;
-}
-
 BNEXT_FORCE_INLINE Words words_of(const Pack<float>& a) {
     Words r;
     unrolled<Words::kParts>(
@@ -32,8 +25,6 @@ BNEXT_FORCE_INLINE Words map_words(const Words& a, F&& f) {
     unrolled<Words::kParts>([&](auto i) BNEXT_INLINE_LAMBDA { r.part[i] = f(a.part[i]); });
     return r;
 }
-
-typedef std::uint16_t Shorts __attribute__((vector_size(32)));  // 16 of them, in memory order
 
 BNEXT_FORCE_INLINE Words widen_shorts(const std::uint16_t* p) {
     Words r;

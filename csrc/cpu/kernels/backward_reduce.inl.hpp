@@ -9,9 +9,9 @@
 // Traffic: x and dy once each.
 // Order:   16 lanes over the region's values, then one lane tree (planar); blocks of 16
 //          rows (interleaved). Fixed by tile and lane, never by thread arrival.
-// Error:   everything in double, products of float32 values are exact: below float32's rounding. For
-//          16-bit data, groups of some 16 values are summed in float32, about the rounded mean; what
-//          the rounding lost is put right afterwards.
+// Error:   everything in double, products of float32 values are exact: below float32's rounding.
+//          For 16-bit data, groups of some 16 values are summed in float32, about the rounded
+//          mean; what the rounding lost is put right afterwards.
 
 // The two sums of a run of packs: in double for float32 and float64 data; for 16-bit data, whose
 // float32 products are nearly exact beside it, in float32 for a while.
