@@ -24,27 +24,26 @@ CACHED = (
 )
 
 CAUSES = (
-    ("*/*/channels-last/*/forward", TWICE),
-    ("*/*/channels-last/*/backward", TWICE),
-    ("rows/*/forward", TWICE),
-    ("rows/*/backward", TWICE),
-    ("growth/*rows*/*", TWICE),
+    ("*/*/channels last/*/forward", TWICE),
+    ("*/*/channels last/*/backward", TWICE),
+    ("*/*/rows/*/forward", TWICE),
+    ("*/*/rows/*/backward", TWICE),
     ("*/*x14x14/planar/*", SHORT_PLANES),
-    ("*/*x7x7/planar/*", SHORT_PLANES),
-    ("*/*x4x4/planar/*", SHORT_PLANES),
-    ("*/*224*/planar/*", LONG_SLABS),
-    ("*/*1024x1024*/planar/*", LONG_SLABS),
+    ("*/*x7x7*/planar/*", SHORT_PLANES),
+    ("*/tiny planes/planar/*", SHORT_PLANES),
+    ("*/few channels/planar/*", LONG_SLABS),
+    ("*/large planes/planar/*", LONG_SLABS),
 )
 
 
 def cause(row):
     """The cause, in words."""
+    if row.nbytes < SMALL:
+        return "small: the call and the caches' latency, not the bytes, take the time"
     key = f"{row.group}/{row.name}/{row.layout}/{row.dtype}/{row.operation}"
     for pattern, words in CAUSES:
         if fnmatchcase(key, pattern):
             return words
-    if row.nbytes < SMALL:
-        return "small: the call and the caches' latency, not the bytes, take the time"
     if row.nbytes < LAST_LEVEL:
         return CACHED
     return "not explained"
