@@ -10,6 +10,7 @@
 //   - others, for which sums have no bits to spare: p is near the mean of the tile's first values.
 //     Where that turns out to be more than three standard deviations off (an outlier among them, a
 //     trend), the tile is looked at again, while a cache still has it, with its mean as pilot.
+//     float64 data always are.
 // A constant channel has d = 0, and so m2 = 0 exactly.
 //
 // Traffic: x once.
@@ -23,6 +24,8 @@
 
 template <class T>
 inline constexpr bool kAnyPilotWillDo = sizeof(T) == 4;
+template <class T>
+inline constexpr bool kLooksTwice = sizeof(T) == 8;  // whatever the pilot
 
 // Whether a pilot lies farther from the mean than three standard deviations: with s = (sum d)^2 /
 // n, which is n (p - mean)^2, and m2 = sum d^2 - s, whether s > 9 m2. The mean of eight values of
@@ -141,7 +144,7 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
             const auto n = static_cast<double>(tile.values());
             Sum<T> pilot = planar_pilot(x, tile, c);
             TileSums s = planar_tile_sums(x, tiling, tile, c, pilot);
-            if (!kAnyPilotWillDo<T> && is_far(s.d, s.d2, 1.0 / n)) {
+            if (kLooksTwice<T> || (!kAnyPilotWillDo<T> && is_far(s.d, s.d2, 1.0 / n))) {
                 pilot = pilot_near<T>(static_cast<double>(pilot) + s.d / n);
                 s = planar_tile_sums(x, tiling, tile, c, pilot);
             }
@@ -239,13 +242,13 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
 }
 
 // Whether a pilot was far from the mean; those that were are moved there.
-template <class C>
+template <bool kAll, class C>
 BNEXT_FORCE_INLINE bool improve_pilots(Index width, double share_of_one, StripSums<C>& sums) {
-    bool any = false;  // looked at first by itself: a loop without branches
+    bool any = kAll;  // looked at first by itself: a loop without branches
     for (Index c = 0; c < width; ++c) any |= is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one);
     if (!any) return false;
     for (Index c = 0; c < width; ++c) {
-        if (is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one)) {
+        if (kAll || is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one)) {
             const double mean = static_cast<double>(sums.pilot[c]) + sums.d_sum[c] * share_of_one;
             sums.pilot[c] = static_cast<C>(mean);
         }
@@ -285,7 +288,7 @@ void interleaved_collect_stats(const View<const T>& x, const Region& region, dou
         const Index width = left < kStrip ? left : kStrip;
         set_pilots(x, tile, begin, width, sums);
         sum_tile(x, tile, begin, width, sums);
-        if (!kAnyPilotWillDo<T> && improve_pilots(width, share_of_one, sums)) {
+        if (!kAnyPilotWillDo<T> && improve_pilots<kLooksTwice<T>>(width, share_of_one, sums)) {
             sum_tile(x, tile, begin, width, sums);
         }
         const OriginRows<T> origins(x, *region.tiling, begin);
