@@ -32,7 +32,7 @@ MARGIN = 0.5
 
 
 def margin(dtype, name):
-    """What says nothing. Parameters' gradients of 16-bit data are float32, and summed in it first."""
+    """What says nothing. Parameters' gradients of 16-bit data are first summed in float32."""
     sums = np.dtype(dtype).itemsize == 2 and name in ("dweight", "dbias")
     return 2.0 if sums else MARGIN
 

@@ -149,9 +149,7 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
     constexpr Index kGrain = 64;  // channels: whole cache lines
-    const bool long_planes = problem.layout == Layout::planar && chunks > problem.outer;
-    const Index block =
-        long_planes ? 1 : ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
+    const Index block = ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
     const Index blocks = (problem.channels + block - 1) / block;
     const int members = plan.schedule == Schedule::serial ? 1 : threads;
     TaskShares tasks(chunks * blocks, members);
@@ -160,10 +158,9 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
         team.barrier();
         Index task = 0;
         while (tasks.take(team.rank, task)) {
-            const Index begin = (long_planes ? task / chunks : task % blocks) * block;
+            const Index begin = task % blocks * block;
             const Index end = begin + block;
-            apply(Region{&plan.tiling,
-                         plan.tiling.chunk(long_planes ? task % chunks : task / blocks),
+            apply(Region{&plan.tiling, plan.tiling.chunk(task / blocks),
                          ChannelRange{begin, end < problem.channels ? end : problem.channels}});
         }
     });
