@@ -11,7 +11,7 @@ from .cases import NHWC, Case, Memory
 from .compare import assert_same_bits, assert_within
 from .conftest import AVAILABLE_ISAS, SCHEDULES, THREADS
 from .operations import everything
-from .sixteen import TYPES, assert_is_rounded, name_of
+from .sixteen import TYPES, assert_is_rounded, is_nan, name_of
 
 F4 = np.float32
 CASES = [
@@ -194,6 +194,27 @@ def test_layers(rng, isa, momentum, dtype):
     dx = bn.backward(dy)
     expected = reference.backward_constant(dy, x, *statistics, bn.weight)
     assert_is_rounded(dx, expected.dx, "dx")
+
+
+@pytest.mark.usefixtures("isa")
+def test_nan_stays_nan_whatever_its_bits(rng, dtype):
+    """All bits set is the NaN that rounding to the upper half could carry over into a zero."""
+    every_bit = np.array([0xFFFFFFFF, 0x7FFFFFFF, 0x7F800001], np.uint32).view(F4)
+    x, dy, weight, bias = drawn(Case("planes", (3, 6, 7, 7)), dtype, rng)
+    weight[:3] = every_bit
+    bias[3:] = every_bit
+    x_nan = np.array([0x7FFF, 0xFFFF, 0x7F81], np.uint16).view(dtype)
+    y, saved = bnext.batch_norm_forward(x, weight, bias)
+    assert is_nan(y).all()
+    dx, _, _ = bnext.batch_norm_backward(dy, x, saved, weight)
+    assert is_nan(dx[:, :3]).all()
+    assert not is_nan(dx[:, 3:]).any()
+    mean, var = every_bit.repeat(2), np.ones(6, F4)
+    assert is_nan(bnext.normalize(x, mean, var)).all()
+    x[0, :3, 0, 0] = x_nan
+    y, _ = bnext.batch_norm_forward(x)
+    assert is_nan(y[:, :3]).all()
+    assert not is_nan(y[:, 3:]).any()
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])

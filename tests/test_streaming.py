@@ -16,7 +16,7 @@ from bnext import _core
 from .cases import NHWC, Case, Memory
 from .compare import assert_same_bits
 
-TOTAL = 26 << 20  # bytes of the input and the output together
+TOTAL = 34 << 20  # bytes of the input and the output together
 GUARD = 7.0
 PIECES = 8
 
@@ -31,7 +31,10 @@ LAYOUTS = {
         "", (1, 17, 19, 96), channel_axis=3, memory=Memory(margins={2: (1, 1)})
     ),
     "NCHW-7x7": Case("", (1, 67, 7, 7)),
+    "NCHW-13x13": Case("", (1, 50, 13, 13)),
+    "NCHW-2x2": Case("", (1, 50, 2, 2)),
     "NCHW-56x56": Case("", (1, 5, 56, 56)),
+    "NCHW-67x67": Case("", (1, 5, 67, 67)),
 }
 OFFSETS = {2: (0, 2), 4: (0, 4, 16, 36), 8: (8,)}
 

@@ -53,6 +53,9 @@ public:
     [[nodiscard]] Index chunks() const { return chunks_; }
     [[nodiscard]] TileRange all() const { return {0, tiles_}; }
     [[nodiscard]] TileRange chunk(Index k) const;
+    // About as large, but whole inner runs: for what only writes, and keeps nothing per chunk.
+    [[nodiscard]] Index plane_chunks() const;
+    [[nodiscard]] TileRange plane_chunk(Index k) const;
     [[nodiscard]] Index values(const TileRange& range) const;
 
     [[nodiscard]] BNEXT_FORCE_INLINE Tile tile(Index t) const {
@@ -68,6 +71,8 @@ public:
     }
 
 private:
+    [[nodiscard]] Index tiles_per_plane_chunk() const;
+
     Index outer_;
     Index inner_;
     Index runs_per_tile_ = 1;  // whole inner runs in a tile, where they are short

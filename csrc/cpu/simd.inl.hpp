@@ -123,6 +123,21 @@ BNEXT_FORCE_INLINE Pack<C> fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>
     return r;
 }
 
+// x - center, by the multiplier: Zen cores add with two of their four pipes and multiply with the
+// other two, and sums keep the adding ones busy.
+template <class C>
+class Deviation {
+public:
+    BNEXT_FORCE_INLINE explicit Deviation(const Pack<C>& center)
+        : one_(broadcast(C{1})), minus_center_(broadcast(C{0}) - center) {}
+    BNEXT_FORCE_INLINE Pack<C> operator()(const Pack<C>& x) const {
+        return fma(x, one_, minus_center_);
+    }
+
+private:
+    Pack<C> one_, minus_center_;
+};
+
 // --- memory -------------------------------------------------------------------------------------
 
 template <class C>

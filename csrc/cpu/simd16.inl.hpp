@@ -94,15 +94,19 @@ BNEXT_FORCE_INLINE Pack<float> decode(const float16* p) {
 #endif
 }
 
+// The upper half of each word is the value rounded to nearest even. A NaN stays one, since those of
+// arithmetic are quiet and have no bits set at the far end: those of data are 16 bits long, and
+// coefficients carry no payload (store_coefficients, coefficients.inl.hpp).
+BNEXT_FORCE_INLINE Words rounded_words(const Pack<float>& a) {
+    return map_words(words_of(a), [](auto word) BNEXT_INLINE_LAMBDA {
+        return word + 0x7fffU + ((word >> 16) & 1U);
+    });
+}
+
 BNEXT_FORCE_INLINE void encode(const Pack<float>& a, bfloat16* p) {
-    narrow_to_shorts(map_words(words_of(a),
-                               [](auto word) {
-                                   const auto rounded =
-                                       (word + 0x7fffU + ((word >> 16) & 1U)) >> 16;
-                                   const auto quiet = (word >> 16) | 0x40U;
-                                   return (word & 0x7fffffffU) > 0x7f800000U ? quiet : rounded;
-                               }),
-                     &p->bits);
+    narrow_to_shorts(
+        map_words(rounded_words(a), [](auto word) BNEXT_INLINE_LAMBDA { return word >> 16; }),
+        &p->bits);
 }
 
 BNEXT_FORCE_INLINE void encode(const Pack<float>& a, float16* p) {
@@ -147,14 +151,7 @@ BNEXT_FORCE_INLINE __m256i encoded(const Pack<float>& a, const float16*) {
     return _mm512_cvtps_ph((__m512)a.part[0], _MM_FROUND_TO_NEAREST_INT);
 }
 BNEXT_FORCE_INLINE __m256i encoded(const Pack<float>& a, const bfloat16*) {
-    const auto value = (__m512)a.part[0];
-    const __m512i word = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
-    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    const __m512i quiet = _mm512_or_si512(word, _mm512_set1_epi32(0x400000));
-    const __m512i sum = _mm512_mask_mov_epi32(_mm512_add_epi32(word, bias), nan, quiet);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded_words(a).part[0], 16));
 }
 #endif
 
@@ -205,13 +202,6 @@ BNEXT_FORCE_INLINE void stream_pair(T* p, const Pack<float>& a, const Pack<float
     stream(p + kLanes, b);
 #endif
 }
-template <class T>
-    requires(sizeof(T) >= 4)
-BNEXT_FORCE_INLINE void stream_pair(T* p, const Pack<T>& a, const Pack<T>& b) {
-    stream(p, a);
-    stream(p + kLanes, b);
-}
-
 template <class T>
     requires kIs16Bit<T>
 BNEXT_FORCE_INLINE Pack<float> load_first(const T* p, int n, float fill) {

@@ -140,12 +140,12 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
 }
 
 // One elementwise phase: prepare(channels) for shares of them, a barrier, then apply(region) over
-// all of the problem, in the order of memory. Regions span all channels, unless the chunks alone
-// are too few tasks.
+// all of the problem, in the order of memory. Regions have whole planes and span all channels,
+// unless these alone are too few tasks.
 template <class Prepare, class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
                      const Apply& apply) {
-    const Index chunks = plan.tiling.chunks();
+    const Index chunks = plan.tiling.plane_chunks();
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
     constexpr Index kGrain = 64;  // channels: whole cache lines
@@ -160,7 +160,7 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
         while (tasks.take(team.rank, task)) {
             const Index begin = task % blocks * block;
             const Index end = begin + block;
-            apply(Region{&plan.tiling, plan.tiling.chunk(task / blocks),
+            apply(Region{&plan.tiling, plan.tiling.plane_chunk(task / blocks),
                          ChannelRange{begin, end < problem.channels ? end : problem.channels}});
         }
     });

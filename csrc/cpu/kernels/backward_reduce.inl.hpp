@@ -22,6 +22,10 @@ struct GradientSums {
 
     BNEXT_FORCE_INLINE explicit GradientSums(double mean)
         : s1(broadcast(0.0)), s2(broadcast(0.0)), center(broadcast(mean)) {}
+    BNEXT_FORCE_INLINE void add_pair(const T* dy, const T* x) {
+        add(dy, x);
+        add(dy + kLanes, x + kLanes);
+    }
     BNEXT_FORCE_INLINE void add(const T* dy, const T* x) {
         const Wide grad = load_wide(dy);
         s1 = s1 + grad;
@@ -40,33 +44,45 @@ struct GradientSums {
 template <class T>
     requires kIs16Bit<T>
 struct GradientSums<T> {
-    Pack<float> g1, g2, center;
+    Pack<float> g1[2], g2[2], center;
     Pack<double> s1, s2;
     double low;  // what rounding the mean lost
 
     BNEXT_FORCE_INLINE explicit GradientSums(double mean)
-        : g1(broadcast(0.0F)),
-          g2(broadcast(0.0F)),
-          center(broadcast(static_cast<float>(mean))),
+        : center(broadcast(static_cast<float>(mean))),
           s1(broadcast(0.0)),
           s2(broadcast(0.0)),
-          low(mean - static_cast<double>(static_cast<float>(mean))) {}
-    BNEXT_FORCE_INLINE void add(const Pack<float>& grad, const Pack<float>& value) {
-        g1 = g1 + grad;
-        g2 = fma(grad, value - center, g2);
+          low(mean - static_cast<double>(static_cast<float>(mean))) {
+        clear();
     }
-    BNEXT_FORCE_INLINE void add(const T* dy, const T* x) { add(load(dy), load(x)); }
+    BNEXT_FORCE_INLINE void add_pair(const T* dy, const T* x) {
+        add(Number<0>{}, load_of_unit<0>(dy), load_of_unit<0>(x));
+        add(Number<1>{}, load_of_unit<1>(dy), load_of_unit<1>(x));
+    }
+    BNEXT_FORCE_INLINE void add(const T* dy, const T* x) { add(Number<0>{}, load(dy), load(x)); }
     BNEXT_FORCE_INLINE void add_first(const T* dy, const T* x, int n) {
-        add(load_first(dy, n, 0.0F), load_first(x, n, 0.0F));
+        add(Number<1>{}, load_first(dy, n, 0.0F), load_first(x, n, 0.0F));
     }
     BNEXT_FORCE_INLINE void end_of_group() {
-        s1 = s1 + widen(g1);
-        s2 = s2 + widen(g2);
-        g1 = broadcast(0.0F);
-        g2 = broadcast(0.0F);
+        s1 = s1 + widen(g1[0] + g1[1]);
+        s2 = s2 + widen(g2[0] + g2[1]);
+        clear();
     }
     BNEXT_FORCE_INLINE double sum_dy() const { return sum_lanes(s1); }
     BNEXT_FORCE_INLINE double sum_dy_xmu() const { return sum_lanes(s2) - low * sum_lanes(s1); }
+
+private:
+    template <int I>
+    BNEXT_FORCE_INLINE void add(Number<I>, const Pack<float>& grad, const Pack<float>& value) {
+        g1[I] = g1[I] + grad;
+        g2[I] = fma(grad, value - center, g2[I]);
+    }
+    BNEXT_FORCE_INLINE void clear() {
+        unrolled<2>([&](auto i) BNEXT_INLINE_LAMBDA {
+            g1[i] = broadcast(0.0F);
+            g2[i] = broadcast(0.0F);
+        });
+    }
 };
 
 template <class T>
@@ -89,8 +105,7 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
                 const auto pair = [&]() BNEXT_INLINE_LAMBDA {
                     next_dy.prefetch_pair(j);
                     next_x.prefetch_pair(j);
-                    sums.add(dy_run + j, x_run + j);
-                    sums.add(dy_run + j + kLanes, x_run + j + kLanes);
+                    sums.add_pair(dy_run + j, x_run + j);
                     j += 2 * kLanes;
                 };
                 while (j + kGroup <= n) {
@@ -126,26 +141,28 @@ struct GradientStrip {
 // Adds a block of rows of G packs of columns from c on to their sums.
 template <int G, class T>
 BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* x, Index x_pitch,
-                                          Index rows, Index c, int columns,
+                                          Index width, Index rows, Index c, int columns,
                                           GradientStrip<Sum<T>>& sums) {
     using S = Sum<T>;
     Pack<S> center[G], s1[G], s2[G];
+    load_per_column<T>(sums.center + c, center);
     unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-        center[g] = load(sums.center + c + g * kLanes);
         s1[g] = broadcast(S{0});
         s2[g] = broadcast(S{0});
     });
     for (Index r = 0; r < rows; ++r) {
-        const T* const dy_row = dy + r * dy_pitch;
-        const T* const x_row = x + r * x_pitch;
-        prefetch_packs<G>(dy_row + kSummedRows * dy_pitch);
-        prefetch_packs<G>(x_row + kSummedRows * x_pitch);
+        prefetch_next_block<G, kSummedRows>(dy, dy_pitch, dy_pitch == width, r, c);
+        prefetch_next_block<G, kSummedRows>(x, x_pitch, x_pitch == width, r, c);
+        Pack<S> grad[G], value[G];
+        load_row<T>(dy + r * dy_pitch + c, columns, grad);
+        load_row<T>(x + r * x_pitch + c, columns, value);
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            const Pack<S> grad = load_sum(dy_row + g * kLanes, columns, S{0});
-            s1[g] = s1[g] + grad;
-            s2[g] = fma(grad, load_sum(x_row + g * kLanes, columns, S{0}) - center[g], s2[g]);
+            s1[g] = s1[g] + grad[g];
+            s2[g] = fma(grad[g], value[g] - center[g], s2[g]);
         });
     }
+    order_per_column<T>(s1);
+    order_per_column<T>(s2);
     unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
         double* const sum_dy = sums.sum_dy + c + g * kLanes;
         double* const sum_dy_xmu = sums.sum_dy_xmu + c + g * kLanes;
@@ -174,9 +191,9 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
                 tile, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
                     const T* const dy_row = at(dy, o, 0, i) + first;
                     const T* const x_row = at(x, o, 0, i) + first;
-                    for_each_column_group(
+                    for_each_column_group<kGroupPacks>(
                         width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
-                            add_gradient_rows<packs>(dy_row + c, dy_pitch, x_row + c, x_pitch, rows,
+                            add_gradient_rows<packs>(dy_row, dy_pitch, x_row, x_pitch, width, rows,
                                                      c, columns, sums);
                         });
                 });

@@ -26,6 +26,22 @@ BNEXT_FORCE_INLINE Wide parameter(const P* values, Index c, int columns, double 
     return values != nullptr ? widen(load_columns(values + c, columns)) : broadcast(otherwise);
 }
 
+// Rounds and stores coefficients. Those of 16-bit data are NaN without payload: what arithmetic
+// makes of that, and of data's own NaN, survives the rounding of rounded_words (simd16.inl.hpp).
+template <class T>
+BNEXT_FORCE_INLINE void store_coefficients(Compute<T>* p, int columns, const Wide& values) {
+    if constexpr (kIs16Bit<T>) {
+        Wide plain;
+        unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+            const Native<double> part = values.part[i];
+            plain.part[i] = part == part ? part : __builtin_nan("") + Native<double>{};
+        });
+        store_columns(p, columns, round_to<Compute<T>>(plain));
+    } else {
+        store_columns(p, columns, round_to<Compute<T>>(values));
+    }
+}
+
 // Of kernel_table.hpp's y = (x - center) * scale + shift.
 template <class T>
 void norm_coefficients(Index channels, const double* mean, const double* rstd,
@@ -37,10 +53,9 @@ void norm_coefficients(Index channels, const double* mean, const double* rstd,
         const Pack<C> rounded = round_to<C>(exact);
         const Wide low = exact - widen(rounded);
         const Wide factor = parameter(weight, c, columns, 1.0) * load_columns(rstd + c, columns);
-        store_columns(center + c, columns, rounded);
-        store_columns(scale + c, columns, round_to<C>(factor));
-        store_columns(shift + c, columns,
-                      round_to<C>(parameter(bias, c, columns, 0.0) - low * factor));
+        store_coefficients<T>(center + c, columns, exact);
+        store_coefficients<T>(scale + c, columns, factor);
+        store_coefficients<T>(shift + c, columns, parameter(bias, c, columns, 0.0) - low * factor);
     });
 }
 
@@ -58,10 +73,10 @@ void backward_coefficients(Index channels, const double* mean, const double* rst
         const Pack<C> rounded = round_to<C>(exact);
         const Wide low = exact - widen(rounded);
         const Wide tilt = (zero - r) * (r * (load_columns(sum_dy_xmu + c, columns) / n));
-        store_columns(center + c, columns, rounded);
-        store_columns(slope + c, columns, round_to<C>(tilt));
-        store_columns(offset + c, columns,
-                      round_to<C>(load_columns(sum_dy + c, columns) / n + low * tilt));
-        store_columns(scale + c, columns, round_to<C>(parameter(weight, c, columns, 1.0) * r));
+        store_coefficients<T>(center + c, columns, exact);
+        store_coefficients<T>(slope + c, columns, tilt);
+        store_coefficients<T>(offset + c, columns,
+                              load_columns(sum_dy + c, columns) / n + low * tilt);
+        store_coefficients<T>(scale + c, columns, parameter(weight, c, columns, 1.0) * r);
     });
 }

@@ -55,19 +55,19 @@ template <class T>
 BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tiling& tiling,
                                              const Tile& tile, Index c, Sum<T> pilot) {
     using C = Sum<T>;
-    const Pack<C> shift = broadcast(pilot);
+    const Deviation<C> from_pilot(broadcast(pilot));
     Wide d_sum = broadcast(0.0);
     Wide d2_sum = broadcast(0.0);
     Pack<C> even = broadcast(C{0}), odd = broadcast(C{0});  // of every other pack
     Pack<C> even2 = broadcast(C{0}), odd2 = broadcast(C{0});
     const auto add = [&](const Pack<C>& value, Pack<C>& sum, Pack<C>& sum2) BNEXT_INLINE_LAMBDA {
-        const Pack<C> d = value - shift;
+        const Pack<C> d = from_pilot(value);
         sum = sum + d;
         sum2 = fma(d, d, sum2);
     };
     const auto flush = [&]() BNEXT_INLINE_LAMBDA {
-        d_sum = d_sum + (widen(even) + widen(odd));
-        d2_sum = d2_sum + (widen(even2) + widen(odd2));
+        d_sum = d_sum + widen(even + odd);
+        d2_sum = d2_sum + widen(even2 + odd2);
         even = broadcast(C{0});
         odd = broadcast(C{0});
         even2 = broadcast(C{0});
@@ -81,8 +81,8 @@ BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tilin
         Index j = 0;
         const auto pair = [&]() BNEXT_INLINE_LAMBDA {
             next.prefetch_pair(j);
-            add(load_sum(run + j), even, even2);
-            add(load_sum(run + j + kLanes), odd, odd2);
+            add(load_sum_of_pair<0>(run + j), even, even2);
+            add(load_sum_of_pair<1>(run + j), odd, odd2);
             j += 2 * kLanes;
         };
         while (j + kGroup <= n) {
@@ -172,24 +172,27 @@ struct StripSums {
 
 // Adds a block of rows of G packs of columns from c on to their sums.
 template <int G, class T>
-BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, Index rows, Index c, int columns,
-                                 StripSums<Sum<T>>& sums) {
+BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, bool dense, Index rows, Index c,
+                                 int columns, StripSums<Sum<T>>& sums) {
     using C = Sum<T>;
     Pack<C> pilot[G], d_sum[G], d2_sum[G];
+    load_per_column<T>(sums.pilot + c, pilot);
     unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-        pilot[g] = load(sums.pilot + c + g * kLanes);
         d_sum[g] = broadcast(C{0});
         d2_sum[g] = broadcast(C{0});
     });
     for (Index r = 0; r < rows; ++r) {
-        const T* const row = x + r * pitch;
-        prefetch_packs<G>(row + kSummedRows * pitch);
+        prefetch_next_block<G, kSummedRows>(x, pitch, dense, r, c);
+        Pack<C> values[G];
+        load_row<T>(x + r * pitch + c, columns, values);
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            const Pack<C> d = load_sum(row + g * kLanes, columns, C{0}) - pilot[g];
+            const Pack<C> d = values[g] - pilot[g];
             d_sum[g] = d_sum[g] + d;
             d2_sum[g] = fma(d, d, d2_sum[g]);
         });
     }
+    order_per_column<T>(d_sum);
+    order_per_column<T>(d2_sum);
     unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
         double* const d = sums.d_sum + c + g * kLanes;
         double* const d2 = sums.d2_sum + c + g * kLanes;
@@ -206,9 +209,10 @@ BNEXT_FORCE_INLINE void sum_tile(const View<const T>& x, const Tile& tile, Index
     const Index pitch = row_pitch(x, tile);
     for_each_row_block<kSummedRows>(tile, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
         const T* const row = at(x, o, 0, i) + first;
-        for_each_column_group(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
-            add_rows<packs>(row + c, pitch, rows, c, columns, sums);
-        });
+        for_each_column_group<kGroupPacks>(
+            width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+                add_rows<packs>(row, pitch, pitch == width, rows, c, columns, sums);
+            });
     });
 }
 
@@ -223,7 +227,7 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
     const Index rows = kAnyPilotWillDo<T> ? 1 : (most < kRowBlock ? most : kRowBlock);
     const Pack<C> share = broadcast(C{1} / static_cast<C>(rows));
     const Index pitch = row_pitch(x, tile);
-    for_each_column_group(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+    for_each_column_group<1>(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
         Pack<C> start[packs], sum[packs];
         unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
             start[g] = load_sum(row + c + g * kLanes, columns, C{0});

@@ -36,7 +36,11 @@ struct NumbersUpTo<0, I...> {
 
 #include "cpu/simd16.inl.hpp"
 
+#include "cpu/units.inl.hpp"
+
 #include "cpu/kernels/runs.inl.hpp"
+
+#include "cpu/kernels/writing.inl.hpp"
 
 #include "cpu/kernels/coefficients.inl.hpp"
 
