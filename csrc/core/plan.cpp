@@ -105,8 +105,7 @@ bool streams_output(const Candidate& c, Index block) {
     if (!c.machine.zen && c.machine.threads < kCoresThatFillTheMemory) return false;
     const Index plane = plane_bytes(c);
     if (planar && (plane < kUnitBytes || block * plane < kLongPiece)) return false;
-    const Index room = planar ? c.machine.l3_bytes : c.machine.l3_bytes / 4 * 3;
-    return room > 0 && c.operands * c.problem.bytes() > room;
+    return c.machine.l3_bytes > 0 && c.operands * c.problem.bytes() > c.machine.l3_bytes;
 }
 
 // Reading the next block while this one is written overlaps reads with writes. On a Zen 4 it gained

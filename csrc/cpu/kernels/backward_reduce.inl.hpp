@@ -144,31 +144,35 @@ BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* 
                                           Index width, Index rows, Index c, int columns,
                                           GradientStrip<Sum<T>>& sums) {
     using S = Sum<T>;
-    Pack<S> center[G], s1[G], s2[G];
+    Pack<S> center[G];
     load_per_column<T>(sums.center + c, center);
-    unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-        s1[g] = broadcast(S{0});
-        s2[g] = broadcast(S{0});
-    });
-    for (Index r = 0; r < rows; ++r) {
-        prefetch_next_block<G, kSummedRows>(dy, dy_pitch, dy_pitch == width, r, c);
-        prefetch_next_block<G, kSummedRows>(x, x_pitch, x_pitch == width, r, c);
-        Pack<S> grad[G], value[G];
-        load_row<T>(dy + r * dy_pitch + c, columns, grad);
-        load_row<T>(x + r * x_pitch + c, columns, value);
+    for (Index begin = 0; begin < rows; begin += kSummedRows) {
+        const Index end = begin + kSummedRows < rows ? begin + kSummedRows : rows;
+        Pack<S> s1[G], s2[G];
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            s1[g] = s1[g] + grad[g];
-            s2[g] = fma(grad[g], value[g] - center[g], s2[g]);
+            s1[g] = broadcast(S{0});
+            s2[g] = broadcast(S{0});
+        });
+        for (Index r = begin; r < end; ++r) {
+            prefetch_next_block<G>(dy, dy_pitch, dy_pitch == width, rows, r, c);
+            prefetch_next_block<G>(x, x_pitch, x_pitch == width, rows, r, c);
+            Pack<S> grad[G], value[G];
+            load_row<T>(dy + r * dy_pitch + c, columns, grad);
+            load_row<T>(x + r * x_pitch + c, columns, value);
+            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                s1[g] = s1[g] + grad[g];
+                s2[g] = fma(grad[g], value[g] - center[g], s2[g]);
+            });
+        }
+        order_per_column<T>(s1);
+        order_per_column<T>(s2);
+        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+            double* const sum_dy = sums.sum_dy + c + g * kLanes;
+            double* const sum_dy_xmu = sums.sum_dy_xmu + c + g * kLanes;
+            store(sum_dy, load(sum_dy) + widen(s1[g]));
+            store(sum_dy_xmu, load(sum_dy_xmu) + widen(s2[g]));
         });
     }
-    order_per_column<T>(s1);
-    order_per_column<T>(s2);
-    unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-        double* const sum_dy = sums.sum_dy + c + g * kLanes;
-        double* const sum_dy_xmu = sums.sum_dy_xmu + c + g * kLanes;
-        store(sum_dy, load(sum_dy) + widen(s1[g]));
-        store(sum_dy_xmu, load(sum_dy_xmu) + widen(s2[g]));
-    });
 }
 
 template <class T>
@@ -182,13 +186,16 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
         const Index width = left < kGradientStrip ? left : kGradientStrip;
         const Index first = region.channels.begin + begin;
         for (Index c = 0; c < width; ++c) sums.center[c] = static_cast<S>(mean[begin + c]);
-        for (Index c = 0; c < kGradientStrip; ++c) sums.sum_dy[c] = sums.sum_dy_xmu[c] = 0.0;
+        for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
+            sums.sum_dy[c] = sums.sum_dy_xmu[c] = 0.0;
+        }
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
             const Tile tile = region.tiling->tile(t);
             const Index dy_pitch = row_pitch(dy, tile);
             const Index x_pitch = row_pitch(x, tile);
-            for_each_row_block<kSummedRows>(
-                tile, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
+            for_each_row_block(
+                tile, rows_of_block<T>(width, x_pitch),
+                [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
                     const T* const dy_row = at(dy, o, 0, i) + first;
                     const T* const x_row = at(x, o, 0, i) + first;
                     for_each_column_group<kGroupPacks>(

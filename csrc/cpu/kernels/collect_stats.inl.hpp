@@ -43,7 +43,7 @@ struct TileSums {
 };
 
 inline constexpr Index kGroup = 16 * kLanes;  // values: 8 per lane and accumulator
-inline constexpr Index kPilotValues = 64;
+inline constexpr Index kPilotValues = 64, kPilotRows = 8;
 
 // What a run's rest counts for in a group: its last pack adds to a lane however few values it has,
 // so that of runs of two or three values no more follow each other in one lane than of longer ones.
@@ -175,39 +175,46 @@ template <int G, class T>
 BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, bool dense, Index rows, Index c,
                                  int columns, StripSums<Sum<T>>& sums) {
     using C = Sum<T>;
-    Pack<C> pilot[G], d_sum[G], d2_sum[G];
+    Pack<C> pilot[G];
     load_per_column<T>(sums.pilot + c, pilot);
-    unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-        d_sum[g] = broadcast(C{0});
-        d2_sum[g] = broadcast(C{0});
-    });
-    for (Index r = 0; r < rows; ++r) {
-        prefetch_next_block<G, kSummedRows>(x, pitch, dense, r, c);
-        Pack<C> values[G];
-        load_row<T>(x + r * pitch + c, columns, values);
+    for (Index begin = 0; begin < rows; begin += kSummedRows) {
+        const Index end = begin + kSummedRows < rows ? begin + kSummedRows : rows;
+        Pack<C> d_sum[G], d2_sum[G];
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            const Pack<C> d = values[g] - pilot[g];
-            d_sum[g] = d_sum[g] + d;
-            d2_sum[g] = fma(d, d, d2_sum[g]);
+            d_sum[g] = broadcast(C{0});
+            d2_sum[g] = broadcast(C{0});
+        });
+        for (Index r = begin; r < end; ++r) {
+            prefetch_next_block<G>(x, pitch, dense, rows, r, c);
+            Pack<C> values[G];
+            load_row<T>(x + r * pitch + c, columns, values);
+            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                const Pack<C> d = values[g] - pilot[g];
+                d_sum[g] = d_sum[g] + d;
+                d2_sum[g] = fma(d, d, d2_sum[g]);
+            });
+        }
+        order_per_column<T>(d_sum);
+        order_per_column<T>(d2_sum);
+        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+            double* const d = sums.d_sum + c + g * kLanes;
+            double* const d2 = sums.d2_sum + c + g * kLanes;
+            store(d, load(d) + widen(d_sum[g]));
+            store(d2, load(d2) + widen(d2_sum[g]));
         });
     }
-    order_per_column<T>(d_sum);
-    order_per_column<T>(d2_sum);
-    unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-        double* const d = sums.d_sum + c + g * kLanes;
-        double* const d2 = sums.d2_sum + c + g * kLanes;
-        store(d, load(d) + widen(d_sum[g]));
-        store(d2, load(d2) + widen(d2_sum[g]));
-    });
 }
 
 // Sums of columns [first, first + width) of a tile about the pilots.
 template <class T>
 BNEXT_FORCE_INLINE void sum_tile(const View<const T>& x, const Tile& tile, Index first, Index width,
                                  StripSums<Sum<T>>& sums) {
-    for (Index c = 0; c < kStrip; ++c) sums.d_sum[c] = sums.d2_sum[c] = 0.0;
+    for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
+        sums.d_sum[c] = sums.d2_sum[c] = 0.0;
+    }
     const Index pitch = row_pitch(x, tile);
-    for_each_row_block<kSummedRows>(tile, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
+    const Index block = rows_of_block<T>(width, pitch);
+    for_each_row_block(tile, block, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
         const T* const row = at(x, o, 0, i) + first;
         for_each_column_group<kGroupPacks>(
             width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
@@ -224,7 +231,7 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
     const T* row = at(x, tile.outer_begin, 0, tile.inner_begin) + first;
     const Index most =
         is_outer_only(tile) ? tile.outer_end - tile.outer_begin : tile.inner_end - tile.inner_begin;
-    const Index rows = kAnyPilotWillDo<T> ? 1 : (most < kRowBlock ? most : kRowBlock);
+    const Index rows = kAnyPilotWillDo<T> ? 1 : (most < kPilotRows ? most : kPilotRows);
     const Pack<C> share = broadcast(C{1} / static_cast<C>(rows));
     const Index pitch = row_pitch(x, tile);
     for_each_column_group<1>(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {

@@ -63,26 +63,33 @@ BNEXT_FORCE_INLINE Index row_pitch(const View<T>& view, const Tile& tile) {
     return is_outer_only(tile) ? view.stride.outer : view.stride.inner;
 }
 
-// Calls f(o, i, rows) for blocks of at most kRows consecutive rows, which are gone through by
+// Calls f(o, i, rows) for blocks of at most `most` consecutive rows, which are gone through by
 // groups of columns: what belongs to the columns (sums, coefficients) stays in registers meanwhile.
 // The rows that will come next are prefetched, since hardware prefetchers do not follow such a
-// path; without that, and with 16 rows, this took up to twice as long (two cores, Zen 4, rows of 1
-// to 16 KiB).
-inline constexpr Index kRowBlock = 8;
-inline constexpr Index kSummedRows = 16;  // in a reduction, whose sums are visited after each block
-
-template <Index kRows, class F>
-BNEXT_FORCE_INLINE void for_each_row_block(const Tile& tile, F&& f) {
+// path; without that this took up to twice as long (two cores, Zen 4, rows of 1 to 16 KiB).
+template <class F>
+BNEXT_FORCE_INLINE void for_each_row_block(const Tile& tile, Index most, F&& f) {
     const bool outer_only = is_outer_only(tile);
     const Index begin = outer_only ? tile.outer_begin : tile.inner_begin;
     const Index end = outer_only ? tile.outer_end : tile.inner_end;
     const Index outer_end = outer_only ? tile.outer_begin + 1 : tile.outer_end;
     for (Index o = tile.outer_begin; o < outer_end; ++o) {
-        for (Index r = begin; r < end; r += kRows) {
-            const Index rows = r + kRows < end ? kRows : end - r;
+        for (Index r = begin; r < end; r += most) {
+            const Index rows = r + most < end ? most : end - r;
             outer_only ? f(r, 0, rows) : f(o, r, rows);
         }
     }
+}
+
+// Rows of a block of a reduction: 32 KiB where rows are one piece of memory (with 16, large arrays
+// were read a tenth slower), else few, since far strides cost translations.
+inline constexpr Index kSummedRows = 16;  // for so many, sums stay in registers
+
+template <class T>
+BNEXT_FORCE_INLINE Index rows_of_block(Index width, Index pitch) {
+    constexpr Index kBlockBytes = 32 * 1024;
+    const Index rows = pitch == width ? kBlockBytes / (width * static_cast<Index>(sizeof(T))) : 0;
+    return rows < kSummedRows ? kSummedRows : rows / kSummedRows * kSummedRows;
 }
 
 // Packs of columns that are gone through together, with up to four packs of sums or coefficients
@@ -101,18 +108,14 @@ BNEXT_FORCE_INLINE void for_each_column_group(Index width, F&& f) {
     if (c < width) f(Number<1>{}, c, static_cast<int>(width - c));
 }
 
-// While G packs of columns from c on of row r are gone through, in a block of kRows rows that
+// While G packs of columns from c on of row r are gone through, in a block of `rows` rows that
 // begins at p: a piece of the next block. Where that is one piece of memory, its lines are asked
-// for in their order there, and early enough even if rows are short.
-template <int G, Index kRows, class T>
-BNEXT_FORCE_INLINE void prefetch_next_block(const T* p, Index pitch, bool dense, Index r, Index c) {
-    constexpr Index kEarly = 8192 / static_cast<Index>(sizeof(T));
-    const Index block = kRows * pitch;
-    if (dense) {
-        prefetch_packs<G>(p + (block < kEarly ? kEarly : block) + c * kRows + r * (G * kLanes));
-    } else {
-        prefetch_packs<G>(p + block + r * pitch + c);
-    }
+// for in their order there.
+template <int G, class T>
+BNEXT_FORCE_INLINE void prefetch_next_block(const T* p, Index pitch, bool dense, Index rows,
+                                            Index r, Index c) {
+    const T* const next = p + rows * pitch;
+    prefetch_packs<G>(dense ? next + c * rows + r * (G * kLanes) : next + r * pitch + c);
 }
 
 // Calls f(c, columns) for every pack of columns; `columns` of a last one exist (else 0).

@@ -164,8 +164,8 @@ struct RowsInput {
         return first + r * pitch + c;
     }
     template <int G>
-    BNEXT_FORCE_INLINE void prefetch(Index r, Index c) const {
-        prefetch_next_block<G, kRowBlock>(first, pitch, dense, r, c);
+    BNEXT_FORCE_INLINE void prefetch(Index rows, Index r, Index c) const {
+        prefetch_next_block<G>(first, pitch, dense, rows, r, c);
     }
 };
 
@@ -222,11 +222,13 @@ BNEXT_FORCE_INLINE void stream_rows(T* out, Index pitch, Index rows, Index begin
             const Index c = begin + k;
             const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
             for (Index r = 0; r < rows; ++r) {
-                (in.template prefetch<packs>(r, c), ...);
+                (in.template prefetch<packs>(rows, r, c), ...);
                 write_group<true>(out + r * pitch + c, formulas, r, c, 0, in...);
             }
         });
 }
+
+inline constexpr Index kWrittenRows = 16;  // of a block
 
 // Rows of a tile, the columns [0, width) from column `first` on.
 //
@@ -242,7 +244,7 @@ BNEXT_FORCE_INLINE void write_rows(const View<T>& view, const Tile& tile, Index 
     const bool streams = stores == Stores::streaming && width >= 2 * kLanes &&
                          pitch * static_cast<Index>(sizeof(T)) % 64 == 0;
     const bool wraps = streams && dense && outer_only;
-    for_each_row_block<kRowBlock>(tile, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
+    for_each_row_block(tile, kWrittenRows, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
         T* const out = at(view, o, 0, i) + first;
         const auto input = [&](const View<const T>& in, Index r) BNEXT_INLINE_LAMBDA {
             const Index in_pitch = row_pitch(in, tile);
