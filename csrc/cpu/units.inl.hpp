@@ -63,6 +63,9 @@ BNEXT_FORCE_INLINE int lanes_of_first(int n, int h) {
     return left < 0 ? 0 : (left < kLanes ? left : kLanes);
 }
 
+template <class C>
+inline constexpr C kPlaces[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 // The first n lanes of a, the others of b.
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> blend(int n, const Pack<C>& a, const Pack<C>& b) {
@@ -80,12 +83,12 @@ BNEXT_FORCE_INLINE Pack<C> blend(int n, const Pack<C>& a, const Pack<C>& b) {
     });
     return r;
 #else
-    C lanes[2 * kLanes];  // b's lanes, over which a's are laid
-    store(lanes, a);
-    store(lanes + kLanes, b);
-    C chosen[kLanes];
-    for (int i = 0; i < kLanes; ++i) chosen[i] = lanes[i < n ? i : kLanes + i];
-    return load(static_cast<const C*>(chosen));
+    const Pack<C> places = load(kPlaces<C>), end = broadcast(static_cast<C>(n));
+    Pack<C> r;
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+        r.part[i] = places.part[i] < end.part[i] ? a.part[i] : b.part[i];
+    });
+    return r;
 #endif
 }
 

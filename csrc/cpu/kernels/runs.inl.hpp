@@ -1,14 +1,6 @@
 // Helpers that several phases share: walking the rows and columns of an interleaved region,
 // prefetching what comes next, and loading values as they are summed.
 
-// Calls f(o, i) for every row of the tile, in index order.
-template <class F>
-BNEXT_FORCE_INLINE void for_each_row(const Tile& tile, F&& f) {
-    for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
-        for (Index i = tile.inner_begin; i < tile.inner_end; ++i) f(o, i);
-    }
-}
-
 // One line, into the second-level cache. Not __builtin_prefetch: GCC takes a function that does
 // nothing else for one without effect, and drops the call.
 BNEXT_FORCE_INLINE void prefetch_line(const void* p) {

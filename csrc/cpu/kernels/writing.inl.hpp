@@ -124,8 +124,9 @@ BNEXT_FORCE_INLINE void write_planar(const View<T>& out, const Region& region,
                 write(o, region.channels.begin, region.channels.size(), 0, n);
                 continue;
             }
-            for (Index c = region.channels.begin; c < region.channels.end; ++c)
+            for (Index c = region.channels.begin; c < region.channels.end; ++c) {
                 write(o, c, 1, i, n);
+            }
         }
     }
     if (access.stores == Stores::streaming) fence();
@@ -193,7 +194,7 @@ BNEXT_FORCE_INLINE void write_group(T* out, const FormulaGroup<Formula, T, G>& f
 // `rows` rows, columns [begin, end), through the cache: four rows at a time, unit by unit. Data
 // that a cache has want neither prefetches nor far strides.
 template <class Formula, class T, class... In>
-BNEXT_FORCE_INLINE void write_rows_cached(T* out, Index pitch, Index rows, Index begin, Index end,
+BNEXT_NO_INLINE void write_rows_cached(T* out, Index pitch, Index rows, Index begin, Index end,
                                           const typename Formula::Coefficients& all,
                                           const In&... in) {
     constexpr int kPacks = kColumnsByUnits ? kUnitPacks<T> : 1;
@@ -208,14 +209,16 @@ BNEXT_FORCE_INLINE void write_rows_cached(T* out, Index pitch, Index rows, Index
         });
     };
     Index r = 0;
-    for (; r + 4 <= rows; r += 4) some_rows(Number<4>{}, r);
+    if constexpr (kNativeBytes > 16) {  // else a pack alone takes four registers or more
+        for (; r + 4 <= rows; r += 4) some_rows(Number<4>{}, r);
+    }
     for (; r < rows; ++r) some_rows(Number<1>{}, r);
 }
 
 // Around the caches: groups of columns, and prefetches, as in a reduction. `begin` is where lines
 // begin.
 template <class Formula, class T, class... In>
-BNEXT_FORCE_INLINE void stream_rows(T* out, Index pitch, Index rows, Index begin, Index end,
+BNEXT_NO_INLINE void stream_rows(T* out, Index pitch, Index rows, Index begin, Index end,
                                     const typename Formula::Coefficients& all, const In&... in) {
     for_each_column_group<kGroupPacks>(
         end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
