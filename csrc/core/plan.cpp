@@ -17,9 +17,12 @@ constexpr Index kMaxTileRows = 4096;
 constexpr Index kLanes = 16;
 constexpr Index kUsualChunks = 64;
 
-// Below this many elements one thread does it all. Two would save 50 us at best (150 against 100 at
-// 131,072 float32 elements, two cores at 2.5 GHz), and cost milliseconds where another library's
-// threads still spin on the cores: the join waits for a thread that the system has not let run yet.
+// Below this many elements, times what is done to each, one thread does it all. A fork and a join
+// cost 5 us (two cores, Zen 4), and milliseconds where another library's threads still spin on the
+// cores: the join waits for a thread that the system has not let run yet.
+constexpr Index kSerialWork = 256 * 1024;
+// Interleaved: below so many elements. What there is for each channel goes from core to core, and
+// that costs as much as a few rows: (96, 1024) took 60 us in place of 41 on two cores.
 constexpr Index kSerialElements = 128 * 1024;
 // A task should move at least this much, so that taking tasks from the shared counter costs
 // nothing.
@@ -33,15 +36,19 @@ constexpr Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
 struct Candidate {
     const Problem& problem;
     const Tiling& tiling;
-    int operands;
+    Work work;
     const Machine& machine;
 
     [[nodiscard]] Index slab_bytes(Index channels) const {
-        return problem.count() * channels * size_of(problem.dtype) * operands;
+        return problem.count() * channels * size_of(problem.dtype) * work.operands;
     }
 };
 
-bool is_small(const Candidate& c) { return c.problem.elements() < kSerialElements; }
+bool is_small(const Candidate& c) {
+    const Index elements = c.problem.elements();
+    if (c.problem.layout == Layout::interleaved) return elements < kSerialElements;
+    return elements * c.work.operands * c.work.phases < kSerialWork;
+}
 
 Index plane_bytes(const Candidate& c) {
     return std::max<Index>(c.problem.inner * size_of(c.problem.dtype), 1);
@@ -105,7 +112,7 @@ bool streams_output(const Candidate& c, Index block) {
     if (!c.machine.zen && c.machine.threads < kCoresThatFillTheMemory) return false;
     const Index plane = plane_bytes(c);
     if (planar && (plane < kUnitBytes || block * plane < kLongPiece)) return false;
-    return c.machine.l3_bytes > 0 && c.operands * c.problem.bytes() > c.machine.l3_bytes;
+    return c.machine.l3_bytes > 0 && c.work.operands * c.problem.bytes() > c.machine.l3_bytes;
 }
 
 // Reading the next block while this one is written overlaps reads with writes. On a Zen 4 it gained
@@ -114,8 +121,8 @@ bool streams_output(const Candidate& c, Index block) {
 // second-level cache, and it lost 15 % where they did not.
 bool prefetches_next(const Candidate& c, Index block) {
     if (c.problem.bytes() <= c.machine.l2_bytes) return false;
-    const Index array = c.slab_bytes(block) / c.operands;
-    return c.machine.zen || (2 * c.operands - 1) * array <= c.machine.l2_bytes;
+    const Index array = c.slab_bytes(block) / c.work.operands;
+    return c.machine.zen || (2 * c.work.operands - 1) * array <= c.machine.l2_bytes;
 }
 
 struct Choice {
@@ -188,10 +195,10 @@ Index Tiling::values(const TileRange& range) const {
     return sum;
 }
 
-Plan make_plan(const Problem& problem, int operands, const Machine& machine,
+Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
                const Schedule* forced) {
     Tiling tiling(problem);
-    const Candidate candidate{problem, tiling, operands, machine};
+    const Candidate candidate{problem, tiling, work, machine};
     const Schedule schedule = forced != nullptr ? *forced : choose(candidate);
     Index block = schedule == Schedule::split ? split_block(candidate) : block_of(candidate);
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));

@@ -116,9 +116,14 @@ struct Plan {
     bool prefetches;      // under `channels`: the next block, while this one is written
 };
 
+// What a call does: how many arrays of the problem's size it moves, and in how many phases.
+struct Work {
+    int operands;
+    int phases;
+};
+
 // Takes the first schedule of a best-first list that accepts the problem, or `forced`.
-// `operands` is how many arrays of the problem's size the call moves.
-Plan make_plan(const Problem& problem, int operands, const Machine& machine,
+Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
                const Schedule* forced = nullptr);
 
 }  // namespace bnext

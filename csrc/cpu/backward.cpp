@@ -93,7 +93,7 @@ template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const double* mean, double* sum_dy, double* sum_dy_xmu) {
     if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
-    const Setting<T> setting = prepare<T>(problem, 2);
+    const Setting<T> setting = prepare<T>(problem, {2, 1});
     run_two_phase(FirstPhaseOnly<Sums<T>>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}}, problem,
                   setting.plan, setting.threads);
 }
@@ -103,7 +103,7 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
               const View<T>& dx, const double* mean, const double* rstd, const Param<T>* weight,
               double* sum_dy, double* sum_dy_xmu) {
     if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
-    const Setting<T> setting = prepare<T>(problem, 3);
+    const Setting<T> setting = prepare<T>(problem, {3, 2});
     const auto count = static_cast<double>(problem.count());
     run_two_phase(Backward<T>{{setting, dy, x, mean, sum_dy, sum_dy_xmu}, dx, rstd, weight, count},
                   problem, setting.plan, setting.threads);
@@ -115,7 +115,7 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                     const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
                     double count) {
     if (problem.elements() == 0) return;
-    const Setting<T> setting = prepare<T>(problem, 3);
+    const Setting<T> setting = prepare<T>(problem, {3, 1});
     CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels);
     run_elementwise(
         problem, setting.plan, setting.threads,

@@ -1,5 +1,8 @@
 // Per-channel arrays of coefficients for the second phase: Rows arrays in the data's compute type.
 // On the stack for a block of channels (Capacity > 0), on the heap for all of them (Capacity 0).
+//
+// kWrap values more can be read behind the last channel. Those of all channels go on there as they
+// began, for kernels that write the line which one row of channels ends in and the next begins in.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +12,8 @@
 #include "core/dtype.hpp"
 
 namespace bnext::cpu {
+
+constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
 
 template <class C, std::size_t Rows, Index Capacity>
 class CoefficientRows {
@@ -21,7 +26,7 @@ public:
     void set_wrap(Index, Index) {}
 
 private:
-    static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity);
+    static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity + kWrap);
     std::array<C, Rows * kCapacity> values_;
 };
 
@@ -36,17 +41,19 @@ public:
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
         return values_.get() + r * stride_ + offset;
     }
-    // To be called when [offset, offset + size) of all rows is set. Streaming kernels write the
-    // line that one row of channels ends in and the next begins in: rows go on as they began.
+    // To be called when [offset, offset + size) of all rows is set.
     void set_wrap(Index offset, Index size) {
-        const Index end = std::min(offset + size, kWrap);
+        const Index repeated = std::min(offset + size, kWrap);
         for (std::size_t r = 0; r < Rows; ++r) {
-            for (Index c = offset; c < end; ++c) *row(r, channels_ + c) = *row(r, c);
+            for (Index c = offset; c < repeated; ++c) {
+                for (Index k = c + channels_; k < channels_ + kWrap; k += channels_) {
+                    *row(r, k) = *row(r, c);
+                }
+            }
         }
     }
 
 private:
-    static constexpr Index kWrap = 64;  // a line of the smallest elements and two packs
     Index channels_;
     std::size_t stride_;
     std::unique_ptr<C[]> values_;

@@ -93,7 +93,7 @@ void set_empty(const Problem& problem, double* mean, double* m2) {
 template <class T>
 void collect_stats(const Problem& problem, const View<const T>& x, double* mean, double* m2) {
     if (problem.elements() == 0) return set_empty(problem, mean, m2);
-    const Setting<T> setting = prepare<T>(problem, 1);
+    const Setting<T> setting = prepare<T>(problem, {1, 1});
     run_two_phase(FirstPhaseOnly<Statistics<T>>{{setting, x, mean, m2}}, problem, setting.plan,
                   setting.threads);
 }
@@ -107,7 +107,7 @@ void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
         active_table().finish_statistics(problem.channels, out.m2, count, eps, out.var, out.rstd);
         return;
     }
-    const Setting<T> setting = prepare<T>(problem, 2);
+    const Setting<T> setting = prepare<T>(problem, {2, 2});
     run_two_phase(
         Forward<T>{{setting, x, out.mean, out.m2}, y, affine, eps, count, out.var, out.rstd},
         problem, setting.plan, setting.threads);
@@ -121,7 +121,7 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
         active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, var, rstd);
         return;
     }
-    const Setting<T> setting = prepare<T>(problem, 2);
+    const Setting<T> setting = prepare<T>(problem, {2, 1});
     CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels);
     run_elementwise(
         problem, setting.plan, setting.threads,

@@ -21,12 +21,12 @@ void force_schedule(const Schedule* schedule) {
     forced.store(kept, std::memory_order_relaxed);
 }
 
-Plan plan_for(const Problem& problem, int operands, const Machine& machine) {
-    return make_plan(problem, operands, machine, forced.load(std::memory_order_relaxed));
+Plan plan_for(const Problem& problem, const Work& work, const Machine& machine) {
+    return make_plan(problem, work, machine, forced.load(std::memory_order_relaxed));
 }
 
 Plan plan_of(const Problem& problem, int operands) {
-    return plan_for(problem, operands, this_machine());
+    return plan_for(problem, {operands, 2}, this_machine());
 }
 
 }  // namespace bnext::cpu

@@ -21,14 +21,14 @@ struct Setting {
     [[nodiscard]] bool wraps() const { return plan.schedule == Schedule::split; }
 };
 
-Plan plan_for(const Problem& problem, int operands, const Machine& machine);
+Plan plan_for(const Problem& problem, const Work& work, const Machine& machine);
 
 template <class T>
-Setting<T> prepare(const Problem& problem, int operands) {
+Setting<T> prepare(const Problem& problem, const Work& work) {
     const Machine machine = this_machine();
     const KernelTable& table = active_table();
     table.mark_used();
-    const Plan plan = plan_for(problem, operands, machine);
+    const Plan plan = plan_for(problem, work, machine);
     return {plan, machine.threads, table.kernels<T>(problem.layout), table.finish_statistics,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }

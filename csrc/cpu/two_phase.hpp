@@ -14,7 +14,7 @@
 // last three.
 #pragma once
 
-#include <vector>
+#include <memory>
 
 #include "cpu/kernel_table.hpp"
 #include "cpu/parallel.hpp"
@@ -83,9 +83,11 @@ template <class Operation>
 void run_split(const Operation& operation, const Problem& problem, const Plan& plan, int threads) {
     const Index chunks = plan.tiling.chunks();
     const Index channels = problem.channels;
-    std::vector<double> slots(static_cast<std::size_t>(2 * chunks * channels));
-    const auto slot_a = [&](Index k) { return slots.data() + k * channels; };
-    const auto slot_b = [&](Index k) { return slots.data() + (chunks + k) * channels; };
+    // Not set to zero: that would take every line of it to this thread's core.
+    const std::unique_ptr<double[]> slots(
+        new double[static_cast<std::size_t>(2 * chunks * channels)]);
+    const auto slot_a = [&](Index k) { return slots.get() + k * channels; };
+    const auto slot_b = [&](Index k) { return slots.get() + (chunks + k) * channels; };
     typename Operation::template Coefficients<0> coefficients(channels);
 
     // Planar tasks go channel by channel, interleaved ones row by row: neighbours in memory follow
@@ -139,8 +141,8 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
     }
 }
 
-// One elementwise phase: prepare(channels) for shares of them, a barrier, then apply(region) over
-// all of the problem, in the order of memory. Regions have whole planes and span all channels,
+// One elementwise phase: prepare(channels) for all of them, a barrier, then apply(region) over all of
+// the problem, in the order of memory. Regions have whole planes and span all channels,
 // unless these alone are too few tasks.
 template <class Prepare, class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
@@ -148,20 +150,27 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     const Index chunks = plan.tiling.plane_chunks();
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
-    constexpr Index kGrain = 64;  // channels: whole cache lines
-    const Index block = ((problem.channels + wanted - 1) / wanted + kGrain - 1) / kGrain * kGrain;
+    // Channels: where they lie side by side, whole lines.
+    const Index grain = problem.layout == Layout::planar ? 1 : 64;
+    const Index block = ((problem.channels + wanted - 1) / wanted + grain - 1) / grain * grain;
     const Index blocks = (problem.channels + block - 1) / block;
     const int members = plan.schedule == Schedule::serial ? 1 : threads;
     TaskShares tasks(chunks * blocks, members);
+    // With one chunk, coefficients are wanted where they are made.
+    const bool apart = chunks == 1;
     parallel(members, [&](const Team& team) {
-        prepare(ChannelRange{team.share_begin(problem.channels), team.share_end(problem.channels)});
-        team.barrier();
+        if (!apart) {
+            prepare(ChannelRange{team.share_begin(problem.channels),
+                                 team.share_end(problem.channels)});
+            team.barrier();
+        }
         Index task = 0;
         while (tasks.take(team.rank, task)) {
             const Index begin = task % blocks * block;
             const Index end = begin + block;
-            apply(Region{&plan.tiling, plan.tiling.plane_chunk(task / blocks),
-                         ChannelRange{begin, end < problem.channels ? end : problem.channels}});
+            const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
+            if (apart) prepare(channels);
+            apply(Region{&plan.tiling, plan.tiling.plane_chunk(task / blocks), channels});
         }
     });
 }

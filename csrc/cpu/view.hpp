@@ -27,8 +27,10 @@ BNEXT_FORCE_INLINE double origin_of(const View<T>& x, const Tiling& tiling, Inde
     const auto first = static_cast<double>(*at(x, 0, c, 0));
     const auto middle = static_cast<double>(*at(x, outer / 2, c, inner / 2));
     const auto last = static_cast<double>(*at(x, outer - 1, c, inner - 1));
-    if (first < middle) return middle < last ? middle : (first < last ? last : first);
-    return first < last ? first : (middle < last ? last : middle);
+    const double low = first < middle ? first : middle;  // as median() of packs has it
+    const double high = first < middle ? middle : first;
+    const double top = high < last ? high : last;
+    return low < top ? top : low;
 }
 
 }  // namespace bnext::cpu
