@@ -11,6 +11,11 @@ from benchmarks.results import Row, document
 from benchmarks.shared_libraries import handover_nanoseconds
 from bnext.bench.measure import measure
 
+# Threads hand over within 200 ns wherever their cores are. More says that one of them was not on a
+# core, since the system, or the machine below it, gave that to somebody else: once more, then.
+TAKEN_AWAY = 2000
+TRIES = 3
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -93,20 +98,31 @@ def _run_pass(group, one, operations, pages, dtype, threads, notes):
         if not fits_memory(case):
             _note(notes.skipped, case=case.name, dtype=dtype, reason="not enough memory")
             continue
-        for measurement in measure(
-            [case],
-            pages=pages,
-            libraries=libraries,
-            threads=threads,
-            seconds=one.seconds,
-            operations=operations,
-            copier=BestCopier,
-        ):
-            handover = handover_nanoseconds() if threads > 1 else None
-            rows.append(Row(group.name, threads, measurement, handover))
-            _progress(f"{group.name}, {pages}, {dtype}, {threads} threads: {case.name}")
+        for _ in range(TRIES):
+            found = _measured(group.name, case, libraries, one, operations, pages, threads)
+            if not any(row.handover_ns and row.handover_ns > TAKEN_AWAY for row in found):
+                break
+        rows += found
+        _progress(f"{group.name}, {pages}, {dtype}, {threads} threads: {case.name}")
     notes.layouts += [{**item, "pages": pages, "threads": threads} for item in chosen]
     return rows
+
+
+def _measured(group, case, libraries, one, operations, pages, threads):
+    """The rows of one case, each with how far the threads were from each other right after."""
+    measurements = measure(
+        [case],
+        pages=pages,
+        libraries=libraries,
+        threads=threads,
+        seconds=one.seconds,
+        operations=operations,
+        copier=BestCopier,
+    )
+    return [
+        Row(group, threads, measurement, handover_nanoseconds() if threads > 1 else None)
+        for measurement in measurements
+    ]
 
 
 def _note(skipped, **item):

@@ -24,6 +24,8 @@ PIECES = 8
 LAYOUTS = {
     "NC-64": Case("", (1, 64)),
     "NC-40": Case("", (1, 40)),
+    "NC-3": Case("", (1, 3)),
+    "NC-257": Case("", (1, 257)),
     "NC-128-of-more": Case("", (1, 128), memory=Memory(margins={1: (64, 64)})),
     "NC-72-of-more": Case("", (1, 72), memory=Memory(margins={1: (8, 48)})),
     "stored-NHWC-50": Case("", (1, 50, 17, 19), memory=Memory(order=NHWC)),

@@ -6,7 +6,8 @@
 #pragma once
 
 #define BNEXT_FORCE_INLINE [[gnu::always_inline]] inline
-// What is called seldom and from several places, large as it is: it takes most of the time to compile.
+// What is called seldom and from several places, large as it is: it takes most of the time to
+// compile.
 #define BNEXT_NO_INLINE [[gnu::noinline]]
 // Between a lambda's parameters and its body. Where lambdas are inlined late, GCC keeps the packs
 // that they capture in memory.

@@ -59,16 +59,16 @@ Index plane_bytes(const Candidate& c) {
 // begin where lines do, if that is possible: what is written in the middle of a line has to go
 // through the cache.
 //
-// A channel too large for the second-level cache comes back from the last-level one, and then
-// several together are better, as long as that holds them: phases are longer, and so are runs of
-// memory (56x56 planes of float32, batch 32, on two cores of a Zen 4: up to 20 % in forward, 8 % in
-// backward).
+// A channel that fills much of the second-level cache with one phase comes back from the last-level
+// one, and then several together are better, as long as that holds them: phases are longer, and so
+// are runs of memory (float32 on two cores of a Zen 4: 56x56 planes at batch 32 up to 20 % in
+// forward, 8 % in backward; 28x28 planes at batch 64, 25 to 35 % in both).
 Index planar_block(const Candidate& c) {
     constexpr Index kTogether = 3 << 20;  // bytes
     const Index slab = std::max<Index>(c.slab_bytes(1), 1);
     const Index plane = plane_bytes(c);
     const Index fair = divide_up(c.problem.channels, Index{4} * c.machine.threads);
-    if (c.machine.zen && slab > c.machine.l2_bytes / 4 * 3) {
+    if (c.machine.zen && slab > c.machine.l2_bytes / 8 * 3) {
         const Index room = std::min(kTogether, c.machine.l3_bytes / (4 * c.machine.threads));
         return std::clamp<Index>(std::min(room / slab, fair), 1, kMaxBlock);
     }

@@ -141,9 +141,9 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
     }
 }
 
-// One elementwise phase: prepare(channels) for all of them, a barrier, then apply(region) over all of
-// the problem, in the order of memory. Regions have whole planes and span all channels,
-// unless these alone are too few tasks.
+// One elementwise phase: prepare(channels) for all of them, a barrier, then apply(region) over all
+// of the problem, in the order of memory. Regions have whole planes and span all channels, unless
+// these alone are too few tasks.
 template <class Prepare, class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
                      const Apply& apply) {
@@ -160,8 +160,8 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     const bool apart = chunks == 1;
     parallel(members, [&](const Team& team) {
         if (!apart) {
-            prepare(ChannelRange{team.share_begin(problem.channels),
-                                 team.share_end(problem.channels)});
+            prepare(
+                ChannelRange{team.share_begin(problem.channels), team.share_end(problem.channels)});
             team.barrier();
         }
         Index task = 0;

@@ -6,7 +6,7 @@
 // cancel when mean/std is large.
 //
 // Traffic: x once, y once (written without being read first where stores are streaming).
-// Order:   as writing.inl.hpp goes; elementwise, so no bit depends on it.
+// Order:   as write_*.inl.hpp go; elementwise, so no bit depends on it.
 // Error:   three roundings: of x - center, of scale, of the fused multiply-add.
 
 template <class T>

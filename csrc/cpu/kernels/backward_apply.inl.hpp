@@ -6,7 +6,7 @@
 // every intermediate in range down to std = 1e-38.
 //
 // Traffic: x and dy once each, dx once.
-// Order:   as writing.inl.hpp goes; elementwise.
+// Order:   as write_*.inl.hpp go; elementwise.
 // Error:   of x - center, slope, the fused multiply-add, dy - offset, scale, the product.
 
 template <class T>

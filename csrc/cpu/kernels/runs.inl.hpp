@@ -13,6 +13,14 @@ BNEXT_FORCE_INLINE void prefetch_line(const void* p) {
 #endif
 }
 
+// Values before p reaches a 64-byte boundary (p is a multiple of sizeof(T)), at most n.
+template <class T>
+BNEXT_FORCE_INLINE int values_to_boundary(const T* p, Index n) {
+    const auto past = static_cast<Index>(reinterpret_cast<std::uintptr_t>(p) % 64);
+    const Index head = (past == 0 ? 0 : 64 - past) / static_cast<Index>(sizeof(T));
+    return static_cast<int>(head < n ? head : n);
+}
+
 // The lines of N packs from p on.
 template <int N, class T>
 BNEXT_FORCE_INLINE void prefetch_packs(const T* p) {

@@ -40,7 +40,9 @@ struct NumbersUpTo<0, I...> {
 
 #include "cpu/kernels/runs.inl.hpp"
 
-#include "cpu/kernels/writing.inl.hpp"
+#include "cpu/kernels/write_planar.inl.hpp"
+
+#include "cpu/kernels/write_interleaved.inl.hpp"
 
 #include "cpu/kernels/coefficients.inl.hpp"
 
