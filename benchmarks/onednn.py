@@ -39,15 +39,15 @@ class Layer:
     """
 
     def __init__(self, data, format):
-        self.library, self.data, self.format = onednn(), data, format
+        self.native, self.data, self.format = onednn(), data, format
         case = data.case
         threads = bnext.get_num_threads()
-        if (used := self.library.onednn_set_threads(threads)) != threads:
+        if (used := self.native.onednn_set_threads(threads)) != threads:
             raise UnavailableError(
                 f"oneDNN's OpenMP gives {used} threads where {threads} were asked for"
             )
         shape = (ctypes.c_int64 * len(case.shape))(*case.shape)
-        self.layer = self.library.onednn_create(
+        self.layer = self.native.onednn_create(
             shape, len(case.shape), case.dtype.encode(), format.encode(), EPS
         )
         if not self.layer:
@@ -68,24 +68,24 @@ class Layer:
             given_var=data.var.ctypes.data,
             **{n: getattr(self, n).ctypes.data for n in ("mean", "var", "dweight", "dbias")},
         )
-        self._check(self.library.onednn_bind(self.layer, ctypes.byref(bound)))
-        self._check(self.library.onednn_run(self.layer, 0))  # backward needs the statistics
+        self._check(self.native.onednn_bind(self.layer, ctypes.byref(bound)))
+        self._check(self.native.onednn_run(self.layer, 0))  # backward needs the statistics
 
     def __del__(self):
         if getattr(self, "layer", None):
-            self.library.onednn_destroy(self.layer)
+            self.native.onednn_destroy(self.layer)
 
     def error(self):
-        return self.library.onednn_error().decode()
+        return self.native.onednn_error().decode()
 
     def implementation(self, operation):
         """What oneDNN calls the code that it chose."""
         index = OPERATIONS.index(operation)
-        return self.library.onednn_implementation(self.layer, index).decode()
+        return self.native.onednn_implementation(self.layer, index).decode()
 
     def call(self, operation, pages):
         """A call of no arguments."""
-        run = self.library.onednn_run if pages == "warm" else self.library.onednn_run_fresh
+        run = self.native.onednn_run if pages == "warm" else self.native.onednn_run_fresh
         index = OPERATIONS.index(operation)
         # The closure keeps `self`, and with it the arrays, alive.
         return lambda: run(self.layer, index) or self._check(0)
@@ -102,7 +102,7 @@ class Layer:
 
     def _empty(self):
         """An array for this layer's format, as well aligned as oneDNN can wish."""
-        nbytes = self.library.onednn_bytes(self.layer)
+        nbytes = self.native.onednn_bytes(self.layer)
         raw = np.empty(nbytes + ALIGNMENT, np.uint8)
         begin = -raw.ctypes.data % ALIGNMENT
         return raw[begin : begin + nbytes]
@@ -110,7 +110,7 @@ class Layer:
     def _reorder(self, source, target, *, back):
         last = own_format(self.data.case) == "channels last"
         pointers = source.ctypes.data, target.ctypes.data
-        self._check(self.library.onednn_reorder(self.layer, *pointers, last, back))
+        self._check(self.native.onednn_reorder(self.layer, *pointers, last, back))
 
 
 def own_format(case):

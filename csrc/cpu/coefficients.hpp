@@ -1,8 +1,8 @@
 // Per-channel arrays of coefficients for the second phase: Rows arrays in the data's compute type.
 // On the stack for a block of channels (Capacity > 0), on the heap for all of them (Capacity 0).
 //
-// kWrap values more can be read behind the last channel. Those of all channels go on there as they
-// began, for kernels that write the line which one row of channels ends in and the next begins in.
+// Those of all channels go on behind the last one as they began, for kWrap values: for kernels that
+// write the line which one row of channels ends in and the next begins in.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ public:
     void set_wrap(Index, Index) {}
 
 private:
-    static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity + kWrap);
+    static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity);
     std::array<C, Rows * kCapacity> values_;
 };
 

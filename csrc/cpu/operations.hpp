@@ -54,7 +54,7 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
               const View<T>& dx, const double* mean, const double* rstd, const Param<T>* weight,
               double* sum_dy, double* sum_dy_xmu);
 
-// The plan that the calls above would follow, for show and for tests.
+// The plan that a call of both phases would follow, for show and for tests.
 Plan plan_of(const Problem& problem, int operands);
 
 // Private, for tests and benchmarks: every schedule gives the same bits.
