@@ -11,8 +11,8 @@ from benchmarks.results import Row, document
 from benchmarks.shared_libraries import handover_nanoseconds
 from bnext.bench.measure import measure
 
-# Threads hand over within some 200 ns wherever their cores are. Thousands say that one of them was not on a
-# core, since the system, or the machine below it, gave that to somebody else: once more, then.
+# Threads hand over within some 200 ns wherever their cores are. Thousands say that one of them was
+# not on a core, since the system, or the machine below it, gave that to somebody else: once more.
 TAKEN_AWAY = 2000
 TRIES = 3
 
