@@ -1,5 +1,6 @@
 """What the tests use where it is installed."""
 
+import importlib
 import os
 
 import pytest
@@ -7,8 +8,15 @@ import pytest
 
 def import_torch():
     """torch, or a skipped test; with BNEXT_REQUIRE_TORCH=1 its absence is a failure."""
-    if os.environ.get("BNEXT_REQUIRE_TORCH") == "1":
-        import torch
+    return _imported("torch", "BNEXT_REQUIRE_TORCH")
 
-        return torch
-    return pytest.importorskip("torch")
+
+def import_jax():
+    """jax, or a skipped test; with BNEXT_REQUIRE_JAX=1 its absence is a failure."""
+    return _imported("jax", "BNEXT_REQUIRE_JAX")
+
+
+def _imported(name, required):
+    if os.environ.get(required) == "1":
+        return importlib.import_module(name)
+    return pytest.importorskip(name)

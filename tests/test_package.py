@@ -124,8 +124,8 @@ def test_configuration_is_plain_data():
     assert json.loads(json.dumps(config)) == config
     assert {"version", "isa", "threads", "cpu", "pool", "compiler", "cuda"} <= set(config)
     assert config["threads"]["number"] == bnext.get_num_threads() >= 1
-    assert config["cuda"]["available"] is bnext.cuda.is_available() is False
-    assert config["cuda"]["reason"]
+    assert config["cuda"]["available"] is bnext.cuda.is_available()
+    assert bool(config["cuda"]["reason"]) is not config["cuda"]["available"]
 
 
 def test_configuration_has_two_modes():

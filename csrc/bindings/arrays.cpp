@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bindings/dlpack.hpp"
 #include "bindings/pooled.hpp"
 
 namespace bnext::bindings {
@@ -27,6 +28,12 @@ const NumPy& numpy() {
                      py::detail::npy_api::get()};
     };
     return storage.call_once_and_store_result(look_up).get_stored();
+}
+
+void check_is_on_the_cpu(py::handle object, const char* name) {
+    if (const auto where = dlpack::elsewhere(object)) {
+        type_error(concat(name, ": expected an array on the CPU, like x, got one on ", *where));
+    }
 }
 
 bool is_plain_array(py::handle object) {  // no subclass
@@ -202,6 +209,7 @@ py::array as_array(py::handle object, const char* name) {
         }
         return py::reinterpret_borrow<py::array>(object);
     }
+    check_is_on_the_cpu(object, name);
     try {
         return py::reinterpret_steal<py::array>(numpy().asarray(object).release());
     } catch (py::error_already_set& error) {
@@ -231,6 +239,7 @@ Array take_like(py::handle object, const char* name, const Array& x) {
 
 Array take_out(py::handle object, const Array& x, std::initializer_list<Named> inputs) {
     if (!is_plain_array(object) && !py::isinstance<py::array>(object)) {
+        check_is_on_the_cpu(object, "out");
         type_error(concat("out: expected a numpy array, got ", type_name(object)));
     }
     Array out = take_like(object, "out", x);
@@ -304,6 +313,7 @@ py::object take_statistics(py::handle object, const char* name, DType dtype, DTy
 template <class T>
 Buffer<T> take_buffer(py::handle object, const char* name, Index channels) {
     if (!py::isinstance<py::array>(object)) {
+        check_is_on_the_cpu(object, name);
         type_error(concat(name, ": expected an array of shape (", channels, ",), got ",
                           object.is_none() ? "None" : type_name(object)));
     }

@@ -4,6 +4,7 @@
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Batch-normalization kernels on the CPU.";
     bnext::bindings::prepare_pool();
+    bnext::bindings::register_dlpack(m);
     bnext::bindings::register_saved(m);
     bnext::bindings::register_operations(m);
     bnext::bindings::register_runtime(m);

@@ -5,6 +5,7 @@
 
 namespace bnext::bindings {
 
+void register_dlpack(pybind11::module_& m);
 void register_saved(pybind11::module_& m);
 void register_operations(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);

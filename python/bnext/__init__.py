@@ -7,6 +7,7 @@ data once, sum in a fixed order, and give the same bits for any number of thread
 
 from bnext import cuda, functional
 from bnext._core import Saved, __version__
+from bnext.devices import DeviceSaved
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
 from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.moments import Moments
@@ -24,6 +25,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "DeviceSaved",
     "Moments",
     "Saved",
     "__version__",

@@ -44,6 +44,24 @@ class Saved:
     @property
     def batch_statistics(self) -> bool: ...
 
+@final
+class Exported:
+    def __init__(self, array: npt.ArrayLike) -> None: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def from_dlpack(capsule: Any, name: str = "x") -> _Array: ...
+def describe_dlpack(
+    capsule: Any, name: str = "x"
+) -> tuple[int, tuple[int, ...], tuple[int, ...], str, int, int, bool, Any]: ...
+def device_name(device_type: int, device_id: int) -> str: ...
 def forward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,

@@ -3,16 +3,25 @@
 Data are float32, float64, or 16 bits wide: NumPy's float16, and bfloat16 as ``ml_dtypes`` has it
 (the extra ``bnext[bfloat16]`` installs it). For 16-bit data, parameters and their gradients are
 float32, arithmetic is in float32 at least, and nothing but `y` and `dx` is rounded to 16 bits.
+
+Arrays may be of another library that speaks DLPack (PyTorch, JAX, CuPy): results are arrays of the
+library of `x`, where `x` is. On the CPU nothing is copied, NumPy arrays may stand beside the
+others, and what a library holds immutable (JAX) cannot be `out`. On a GPU all arrays of a call are
+of one library and on one device (parameters too), work is put on the stream on which the library
+works at the time, and nothing waits for it. bnext records nothing for autograd: tensors that
+require gradients are refused.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
 from bnext._core import Saved
+from bnext.devices import DeviceSaved, engine_of
 from bnext.moments import Moments
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
@@ -28,7 +37,7 @@ def batch_norm_forward(
     eps: float = 1e-5,
     channel_axis: int = 1,
     out: Array | None = None,
-) -> tuple[Array, Saved]:
+) -> tuple[Array, Saved | DeviceSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
     Parameters
@@ -52,8 +61,9 @@ def batch_norm_forward(
         ``(x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1), in
         the memory order of `x`, or `out`. A channel whose variance and `eps` are both 0 gives
         `bias`.
-    saved : Saved
-        The statistics, for `batch_norm_backward`.
+    saved : Saved or DeviceSaved
+        The statistics, for `batch_norm_backward`: NumPy arrays, or if `x` is on a GPU, arrays
+        there.
 
     Raises
     ------
@@ -61,15 +71,21 @@ def batch_norm_forward(
         A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input.
     TypeError
-        A dtype does not fit, or an argument is not an array.
+        A dtype does not fit, an argument is not an array, or not where `x` is.
+    RuntimeError
+        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
-    return _core.forward(x, weight, bias, None, None, None, None, eps, channel_axis, out)
+    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+    result: tuple[Array, Saved | DeviceSaved] = engine.forward(
+        x, weight, bias, None, None, None, None, eps, channel_axis, out
+    )
+    return result
 
 
 def batch_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
-    saved: Saved,
+    saved: Saved | DeviceSaved,
     weight: npt.ArrayLike | None = None,
     *,
     out: Array | None = None,
@@ -82,7 +98,7 @@ def batch_norm_backward(
         Gradient of the loss by `y`; of the dtype of `x`.
     x : array, shape (N, C, ...)
         The input of the forward call, unchanged.
-    saved : Saved
+    saved : Saved or DeviceSaved
         What the forward call returned.
     weight : array, shape (C,), optional
         As in the forward call.
@@ -101,12 +117,17 @@ def batch_norm_backward(
     Raises
     ------
     ValueError
-        A shape does not fit, `saved` is from another input, or `x` has changed since; `out` is
-        read-only or overlaps an input.
+        A shape does not fit, `saved` is from another input, or `x` has changed since (which is
+        noticed on the CPU only); `out` is read-only or overlaps an input.
     TypeError
-        A dtype does not fit, `saved` is something else, or an argument is not an array.
+        A dtype does not fit, `saved` is something else, an argument is not an array, or not where
+        `x` is.
+    RuntimeError
+        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
-    return _core.backward(dy, x, saved, weight, out)
+    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+    result: tuple[Array, Array, Array] = engine.backward(dy, x, saved, weight, out)
+    return result
 
 
 def normalize(
@@ -148,9 +169,13 @@ def normalize(
         A shape does not fit, `eps` is negative or not finite, `channel_axis` is not an axis of
         `x`, `out` is read-only or overlaps an input.
     TypeError
-        A dtype does not fit, or an argument is not an array.
+        A dtype does not fit, an argument is not an array, or not where `x` is.
+    RuntimeError
+        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
-    return _core.normalize(x, mean, var, weight, bias, eps, channel_axis, out)[0]
+    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+    y: Array = engine.normalize(x, mean, var, weight, bias, eps, channel_axis, out)[0]
+    return y
 
 
 def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
@@ -167,7 +192,7 @@ def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
     -------
     Moments
         ``count`` (int), ``mean`` (C,) and ``m2`` (C,), float64; mergeable with ``+``
-        (Chan, Golub, LeVeque 1979, eq. 2.1).
+        (Chan, Golub, LeVeque 1979, eq. 2.1). NumPy arrays, or if `x` is on a GPU, arrays there.
 
     Raises
     ------
@@ -175,5 +200,8 @@ def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
         `channel_axis` is not an axis of `x`.
     TypeError
         `x` is not of one of these dtypes, or not an array.
+    RuntimeError
+        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
-    return Moments(*_core.moments(x, channel_axis))
+    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+    return Moments(*engine.moments(x, channel_axis))

@@ -12,11 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
+from bnext.devices import engine_of
+from bnext.devices.libraries import library_of, to_numpy
 from bnext.state import StateMixin
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 Array = npt.NDArray[Any]
+
+ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running_var")
 
 
 class BatchNorm(StateMixin):
@@ -59,6 +63,9 @@ class BatchNorm(StateMixin):
         Batches seen in training mode, also empty ones.
     training : bool
         True after construction and `train`, False after `eval`.
+
+    A new layer's arrays are NumPy's. They serve input of any library on the CPU; for input on a
+    GPU they must be there as well, and `to` moves them. The counter stays on the CPU.
 
     Raises
     ------
@@ -118,7 +125,7 @@ class BatchNorm(StateMixin):
             self.running_var = np.ones(self.num_features, self.dtype)
             self.num_batches_tracked = np.zeros((), np.int64)
         # The input of the latest forward call and what it saved, until backward consumes them.
-        self._latest: tuple[Array, _core.Saved] | None = None
+        self._latest: tuple[Any, Any] | None = None
 
     # --- modes ------------------------------------------------------------------------------------
 
@@ -148,6 +155,46 @@ class BatchNorm(StateMixin):
         if self.bias is not None:
             self.bias[...] = 0
 
+    def to(self, like: Any) -> BatchNorm:
+        """Move parameters, their gradients and the running statistics to where an array is.
+
+        Parameters
+        ----------
+        like : array
+            Of the library and on the device that the layer's arrays are to have; a NumPy array
+            brings them back. The counter of batches stays on the CPU.
+
+        Returns
+        -------
+        BatchNorm
+            The layer. A forward call before is forgotten, as if `backward` had consumed it.
+
+        Raises
+        ------
+        TypeError
+            `like` is no array, or of a library whose arrays cannot be written: on the CPU, NumPy
+            arrays serve that library as well.
+        RuntimeError
+            `like` is on a device on which bnext cannot compute.
+        """
+        library = library_of(like)
+        if library is None and not isinstance(like, np.ndarray):
+            raise TypeError(f"like: expected an array, got {type(like).__name__}")
+        if library is not None and library.immutable:
+            raise TypeError(
+                f"like: expected an array that can be written, got one of {library.name}; on the "
+                "CPU a layer of NumPy arrays takes those"
+            )
+        engine_of(like, "like")
+        moved = {}
+        for name in ARRAYS:
+            if (array := getattr(self, name)) is not None:
+                values = to_numpy(array)
+                moved[name] = values if library is None else library.from_numpy(values, like)
+        vars(self).update(moved)
+        self._latest = None
+        return self
+
     # --- the two passes ---------------------------------------------------------------------------
 
     def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
@@ -156,8 +203,8 @@ class BatchNorm(StateMixin):
         Parameters
         ----------
         x : array, shape (N, C, ...) with C at `channel_axis`
-            Of the layer's dtype; for a float32 layer also float16 or bfloat16. It is kept, not
-            copied, until `backward` or the next call, and must not change meanwhile.
+            Of any library. Of the layer's dtype; for a float32 layer also float16 or bfloat16. It
+            is kept, not copied, until `backward` or the next call, and must not change meanwhile.
         out : array, shape of `x`, optional
             Where to put the result.
 
@@ -172,28 +219,37 @@ class BatchNorm(StateMixin):
             `x` has a wrong rank, number of channels or dtype, has one value per channel in
             training, or what `bnext.batch_norm_forward` raises. The layer's state is then what it
             was before.
+        RuntimeError
+            `x` is on a device on which bnext cannot compute.
         """
-        x = self._checked(x)
+        engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+        x = self._checked(x) if engine is _core else self._checked_elsewhere(x, engine)
         mean, var = self.running_mean, self.running_var
-        if self.training and self.track_running_stats:
-            momentum = self.momentum
-            if momentum is None:
-                momentum = self._momentum_of_the_average()
-            y, saved = _core.forward(
-                x, self.weight, self.bias, mean, var, momentum, self.num_batches_tracked,
-                self.eps, self.channel_axis, out,
-            )  # fmt: skip
-        elif self.training or (mean is None and var is None):
-            y, saved = _core.forward(
-                x, self.weight, self.bias, None, None, None, None,
-                self.eps, self.channel_axis, out,
-            )  # fmt: skip
-        else:
-            y, saved = _core.normalize_by_running(
-                x, mean, var, self.weight, self.bias, self.eps, self.channel_axis, out
-            )
+        try:
+            if self.training and self.track_running_stats:
+                momentum = self.momentum
+                if momentum is None:
+                    momentum = self._momentum_of_the_average()
+                y, saved = engine.forward(
+                    x, self.weight, self.bias, mean, var, momentum, self.num_batches_tracked,
+                    self.eps, self.channel_axis, out,
+                )  # fmt: skip
+            elif self.training or (mean is None and var is None):
+                y, saved = engine.forward(
+                    x, self.weight, self.bias, None, None, None, None,
+                    self.eps, self.channel_axis, out,
+                )  # fmt: skip
+            else:
+                y, saved = engine.normalize_by_running(
+                    x, mean, var, self.weight, self.bias, self.eps, self.channel_axis, out
+                )
+        except TypeError:
+            if engine is not _core:
+                self._check_places(engine)
+            raise
         self._latest = (x, saved)
-        return y
+        result: Array = y
+        return result
 
     __call__ = forward
 
@@ -228,13 +284,15 @@ class BatchNorm(StateMixin):
                 "or there was none"
             )
         x, saved = self._latest
-        dx, dweight, dbias = _core.backward(dy, x, saved, self.weight, out)
+        engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+        dx, dweight, dbias = engine.backward(dy, x, saved, self.weight, out)
         if self.weight is not None:
             self.weight_grad = dweight
         if self.bias is not None:
             self.bias_grad = dbias
         self._latest = None
-        return dx
+        result: Array = dx
+        return result
 
     # --- checks -----------------------------------------------------------------------------------
 
@@ -244,17 +302,45 @@ class BatchNorm(StateMixin):
         shape, dtype, ranks, axis = array.shape, array.dtype, self._ranks, self.channel_axis
         rank = len(shape)
         if ranks and rank not in ranks:
-            expected = " or ".join(f"{n}D" for n in ranks)
-            raise ValueError(f"expected {expected} input (got {rank}D input)")
+            raise self._wrong_rank(rank)
         # Usually there is one object for each dtype; to compare what they say takes longer.
         if dtype is not self.dtype and dtype != self.dtype and not self._takes(dtype):
-            also = ", float16 or bfloat16" if self.dtype == np.float32 else ""
-            raise TypeError(f"x: expected dtype {self.dtype}{also}, got {dtype}")
+            raise self._wrong_dtype(dtype)
         if -rank <= axis < rank and shape[axis] != self.num_features:
-            raise ValueError(
-                f"x: expected {self.num_features} channels at axis {axis}, got {shape[axis]}"
-            )
+            raise self._wrong_channels(shape[axis])
         return array
+
+    def _checked_elsewhere(self, x: Any, engine: Any) -> Any:
+        """Check an array of another library."""
+        shape, dtype = engine.inspect(x)
+        rank, axis = len(shape), self.channel_axis
+        if self._ranks and rank not in self._ranks:
+            raise self._wrong_rank(rank)
+        is_wide = self.dtype == np.float32
+        if dtype != self.dtype.name and not (is_wide and dtype in ("float16", "bfloat16")):
+            raise self._wrong_dtype(dtype)
+        if -rank <= axis < rank and shape[axis] != self.num_features:
+            raise self._wrong_channels(shape[axis])
+        return x
+
+    def _check_places(self, engine: Any) -> None:
+        """Say which of the layer's arrays is not where x is, if a call has failed for that."""
+        for name in ARRAYS:
+            array = getattr(self, name)
+            if array is not None and (problem := engine.misplaced(array)):
+                raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
+
+    def _wrong_rank(self, rank: int) -> ValueError:
+        expected = " or ".join(f"{n}D" for n in self._ranks)
+        return ValueError(f"expected {expected} input (got {rank}D input)")
+
+    def _wrong_dtype(self, dtype: Any) -> TypeError:
+        also = ", float16 or bfloat16" if self.dtype == np.float32 else ""
+        return TypeError(f"x: expected dtype {self.dtype}{also}, got {dtype}")
+
+    def _wrong_channels(self, got: int) -> ValueError:
+        expected, axis = self.num_features, self.channel_axis
+        return ValueError(f"x: expected {expected} channels at axis {axis}, got {got}")
 
     def _momentum_of_the_average(self) -> float:
         if self.num_batches_tracked is None:

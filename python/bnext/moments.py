@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bnext.devices.libraries import library_of
 
 __all__ = ["Moments"]
 
@@ -25,6 +28,9 @@ class Moments:
         Mean of each channel. Kept as float64.
     m2 : array, shape (C,)
         Sum of squared deviations from the mean, of each channel. Kept as float64.
+
+    On the CPU they become NumPy arrays. Those on a GPU stay as they are, and what is computed
+    from them is there too.
 
     Raises
     ------
@@ -47,16 +53,14 @@ class Moments:
     m2: Float64Array
 
     def __post_init__(self) -> None:
-        mean = np.array(self.mean, dtype=np.float64)
-        m2 = np.array(self.m2, dtype=np.float64)
+        mean, m2 = _float64(self.mean, "mean"), _float64(self.m2, "m2")
         if self.count < 0:
             raise ValueError(f"count: expected an integer >= 0, got {self.count}")
         if mean.ndim != 1:
-            raise ValueError(f"mean: expected shape (C,), got {mean.shape}")
+            raise ValueError(f"mean: expected shape (C,), got {tuple(mean.shape)}")
         if m2.shape != mean.shape:
-            raise ValueError(f"m2: expected shape {mean.shape}, got {m2.shape}")
+            raise ValueError(f"m2: expected shape {tuple(mean.shape)}, got {tuple(m2.shape)}")
         for name, value in (("mean", mean), ("m2", m2)):
-            value.flags.writeable = False
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -91,9 +95,7 @@ class Moments:
         return self._over(self.count - 1)
 
     def _over(self, divisor: int) -> Float64Array:
-        if divisor <= 0:
-            return np.full(self.channels, np.nan)
-        return self.m2 / divisor
+        return self.m2 / divisor if divisor > 0 else self.m2 * math.nan
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both batches together.
@@ -112,11 +114,16 @@ class Moments:
         ------
         ValueError
             `other` has another number of channels.
+        TypeError
+            `other` lies elsewhere, and neither is of no values.
         """
         if other.channels != self.channels:
             raise ValueError(f"other: expected {self.channels} channels, got {other.channels}")
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
+        if _place(other.mean) != _place(self.mean):
+            mine, others = _place(self.mean), _place(other.mean)
+            raise TypeError(f"other: expected moments in arrays of {mine}, got {others}")
         count = self.count + other.count
         share = other.count / count
         delta = other.mean - self.mean
@@ -133,13 +140,13 @@ class Moments:
         return self.merge(other)
 
     def __eq__(self, other: object) -> bool:
-        """Equal counts, means and sums of squares, to the bit."""
+        """Compare counts, means and sums of squares, to the bit; waits for a GPU that has them."""
         if not isinstance(other, Moments):
             return NotImplemented
         return (
             self.count == other.count
-            and np.array_equal(self.mean, other.mean)
-            and np.array_equal(self.m2, other.m2)
+            and _equal(self.mean, other.mean)
+            and _equal(self.m2, other.m2)
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
@@ -147,3 +154,28 @@ class Moments:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle through the constructor, so that the arrays stay read-only."""
         return (Moments, (self.count, self.mean, self.m2))
+
+
+def _float64(values: Any, name: str) -> Any:
+    """Copy, read-only, on the CPU; what is on a GPU stays as it is, or is converted there."""
+    library = library_of(values)
+    if library is None or library.where(values).kind == "cpu":
+        array = np.array(values if library is None else library.adopt(values, name), np.float64)
+        array.flags.writeable = False
+        return array
+    wide = library.view(values, name).dtype == "float64"
+    return values if wide else library.converted(values, "float64")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    library = library_of(one)
+    if library is not library_of(other) or one.shape != other.shape:
+        return False
+    if library is None:
+        return np.array_equal(one, other)
+    return library.where(one) == library.where(other) and bool((one == other).all())
+
+
+def _place(array: Any) -> str:
+    library = library_of(array)
+    return "NumPy" if library is None else f"{library.name} on {library.where(array)}"

@@ -169,7 +169,7 @@ def _config() -> dict[str, Any]:
         },
         "pool": _core.pool_figures(),
         "compiler": {"name": build["compiler"], "build_type": build["build_type"]},
-        "cuda": {"available": cuda.is_available(), "reason": cuda.reason()},
+        "cuda": cuda._config(),
         "python": {"version": platform.python_version(), "numpy": np.__version__},
     }
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bnext.devices.libraries import library_of, to_numpy
+
 __all__ = ["IncompatibleKeys", "StateDict", "StateMixin"]
 
 Array = npt.NDArray[Any]
@@ -33,6 +35,8 @@ class IncompatibleKeys(NamedTuple):
 class StateMixin:
     """`state_dict` and `load_state_dict` of a layer whose arrays have the names in `NAMES`."""
 
+    dtype: np.dtype[Any]
+
     def state_dict(self) -> StateDict:
         """Parameters and running statistics by name.
 
@@ -40,9 +44,10 @@ class StateMixin:
         -------
         StateDict
             Copies of `weight`, `bias`, `running_mean`, `running_var` (shape (C,), the layer's
-            dtype) and `num_batches_tracked` (shape (), int64), as far as the layer has them.
+            dtype) and `num_batches_tracked` (shape (), int64), as far as the layer has them; each
+            where the layer's own is.
         """
-        state = StateDict((name, array.copy()) for name, array in self._arrays().items())
+        state = StateDict((name, _copy(array)) for name, array in self._arrays().items())
         state._metadata = {"": {"version": VERSION}}
         return state
 
@@ -53,9 +58,10 @@ class StateMixin:
 
         Parameters
         ----------
-        state_dict : mapping of str to array or CPU tensor
-            From `state_dict`, or from a PyTorch layer. Values are converted to the layer's dtype,
-            as PyTorch does. A checkpoint from before the counter existed keeps the current one.
+        state_dict : mapping of str to array
+            From `state_dict`, or from a PyTorch layer, of any library and on any device. Values are
+            converted to the layer's dtype, as PyTorch does. A checkpoint from before the counter
+            existed keeps the current one.
         strict : bool
             Whether missing and unexpected names are errors.
 
@@ -89,13 +95,20 @@ class StateMixin:
         values: dict[str, Array] = {}
         for name, array in arrays.items():
             if name in state_dict:
-                values[name] = _converted(name, state_dict[name], array, errors)
+                # Arrays of other libraries have the layer's dtype; NumPy's may have been replaced.
+                dtype = array.dtype if isinstance(array, np.ndarray) else self.dtype
+                shape = tuple(array.shape)
+                values[name] = _converted(name, state_dict[name], shape, dtype, errors)
         if errors:
             text = "\n\t".join(errors)
             name = type(self).__name__
             raise RuntimeError(f"Error(s) in loading state_dict for {name}:\n\t{text}")
         for name, value in values.items():
-            arrays[name][...] = value
+            array, library = arrays[name], library_of(arrays[name])
+            if library is None:
+                array[...] = value
+            else:
+                library.copy_into(array, library.from_numpy(value, array))
         return IncompatibleKeys(missing, unexpected)
 
     def _arrays(self) -> dict[str, Array]:
@@ -103,26 +116,32 @@ class StateMixin:
         return {name: array for name, array in named if array is not None}
 
 
+def _copy(array: Any) -> Any:
+    library = library_of(array)
+    return array.copy() if library is None else library.copied(array)
+
+
 def _quoted(names: list[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
-def _converted(name: str, value: Any, into: Array, errors: list[str]) -> Array:
+def _converted(
+    name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], errors: list[str]
+) -> Array:
     try:
-        array = np.asarray(value.detach() if hasattr(value, "detach") else value)
+        array = to_numpy(value)
     except Exception as error:  # whatever the library that the value is from raises
         errors.append(f'While copying the parameter named "{name}", got: {error}')
-        return into
-    if array.shape != into.shape:
+        return np.empty(shape, dtype)
+    if array.shape != shape:
         errors.append(
             f"size mismatch for {name}: copying a param with shape {array.shape} from checkpoint, "
-            f"the shape in current model is {into.shape}."
+            f"the shape in current model is {shape}."
         )
-    elif not np.can_cast(array.dtype, into.dtype, "same_kind"):
+    elif not np.can_cast(array.dtype, dtype, "same_kind"):
         errors.append(
-            f'While copying the parameter named "{name}", expected dtype {into.dtype}, '
-            f"got {array.dtype}"
+            f'While copying the parameter named "{name}", expected dtype {dtype}, got {array.dtype}'
         )
     else:
-        return array.astype(into.dtype)
-    return into
+        return array.astype(dtype)
+    return array

@@ -1,0 +1,104 @@
+"""The command line: ``python -m benchmarks.gpu --out FOLDER``."""
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu import bars, cases, results, tables
+from benchmarks.results import write
+from bnext.bench.libraries import import_torch
+
+DESCRIPTION = """\
+Measure bnext on a GPU beside PyTorch (as it chooses, without cuDNN, compiled), cuDNN and a copy, by
+replaying CUDA graphs. The folder gets results.json, report.md, and the short table that is printed
+last."""
+
+
+def main(arguments=None):
+    """Measure, or report what has been measured."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.report:
+        found = json.loads(options.report.read_text())
+        return _finish(found, options.out or options.report.parent, options.check)
+    if options.out is None:
+        parser.error("--out: expected a folder for the results")
+    reason = _why_not()
+    if reason:
+        print(f"python -m benchmarks.gpu: {reason}", file=sys.stderr)
+        return 2
+    groups = chosen(options.only, options.dtypes)
+    if not groups:
+        names = ", ".join(dict.fromkeys(g.name for g in cases.GROUPS))
+        parser.error(f"--only: expected a pattern for some of {names}")
+
+    # Here, so that options can be read, and reports written, without PyTorch.
+    from benchmarks.gpu.environment import environment
+    from benchmarks.gpu.measure import accuracy_rows, measure
+
+    deadline = time.monotonic() + options.seconds
+    run = int(time.time()) if options.run is None else options.run
+    about = environment(run)
+    errors = [] if options.only else accuracy_rows(("float32", "bfloat16"))
+    rows, skipped = measure(groups, about["device"], run=run, deadline=deadline, log=_log)
+    found = results.document(about, rows, errors, skipped)
+    return _finish(found, options.out, options.check)
+
+
+def chosen(only, dtypes):
+    """The groups whose whole names match, with those of their dtypes that are wanted."""
+    found = []
+    for group in cases.GROUPS:
+        wanted = tuple(d for d in group.dtypes if dtypes is None or d in dtypes)
+        if wanted and (only is None or re.fullmatch(only, group.name)):
+            found.append(cases.replace(group, dtypes=wanted))
+    return found
+
+
+def _finish(found, out, check):
+    """Write everything to the folder and print the short table; 1 if something is wrong."""
+    rows, skipped, about = results.rows_of(found), found["skipped"], found["environment"]
+    out.mkdir(parents=True, exist_ok=True)
+    write(found, out / "results.json")
+    (out / "report.md").write_text(tables.report(rows, about, found["accuracy"], skipped))
+    failed = [item for item in skipped if item.get("failed")]
+    lines = [f"FAILED: {item['group']}: {item['case']}: {item['reason']}" for item in failed]
+    table = "\n".join([*lines, tables.short(rows, about, skipped)])
+    (out / "table.txt").write_text(table + "\n")
+    print(table)
+    broken = any(v.word == "NOT KEPT" for v in bars.verdicts(rows, about["device"]))
+    return 1 if failed or bars.wrong(rows) or not rows or (check and broken) else 0
+
+
+def _why_not():
+    """Why nothing can be measured here; empty if it can."""
+    torch = import_torch()
+    if torch is None or not torch.cuda.is_available():
+        return "needs PyTorch with CUDA, and a GPU"
+    import bnext
+
+    return "" if bnext.cuda.is_available() else f"bnext has no GPU: {bnext.cuda.reason()}"
+
+
+def _log(text):
+    print(text, flush=True)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FOLDER", help="for the results")
+    add("--seconds", type=float, default=240.0, help="after which no case is begun (240)")
+    add("--only", metavar="REGEX", help="groups whose whole name matches")
+    add("--dtypes", type=lambda text: text.split(","), metavar="NAME[,NAME]")
+    add("--run", type=int, metavar="N", help="the number to draw data with; the time by default")
+    add("--check", action="store_true", help="exit with 1 as well if a promise is not kept")
+    add("--report", type=Path, metavar="FILE", help="write the report of results again")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

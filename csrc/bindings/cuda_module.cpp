@@ -1,0 +1,207 @@
+// The CUDA kernels as Python sees them: plans and launches over addresses. Arrays are
+// bnext.devices' business. Nothing here takes long, so the GIL is kept.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+
+#include "core/errors.hpp"
+#include "cuda/coverage.hpp"
+#include "cuda/launch.hpp"
+
+#define BNEXT_STRING_OF(name) #name
+#define BNEXT_STRING(name) BNEXT_STRING_OF(name)
+
+namespace py = pybind11;
+
+namespace bnext::bindings {
+namespace {
+
+using cuda::LaunchPlan;
+using cuda::Limits;
+
+template <class T, class All>
+T named(const std::string& name, const All& all, const char* argument) {
+    std::string names;
+    for (const T value : all) {
+        if (name == name_of(value)) return value;
+        names += (names.empty() ? "" : ", ") + std::string(name_of(value));
+    }
+    throw py::value_error(concat(argument, ": expected one of ", names, ", got '", name, "'"));
+}
+
+constexpr std::array kDTypes{DType::float32, DType::float64, DType::float16, DType::bfloat16};
+
+LaunchPlan plan(const std::string& operation_name, const std::string& dtype_name,
+                const std::vector<Index>& shape, const std::vector<std::vector<Index>>& strides,
+                const std::vector<std::uint64_t>& addresses, Index channel_axis,
+                const Limits& limits, const std::optional<std::string>& path_name) {
+    const auto operation = named<cuda::Operation>(operation_name, cuda::kOperations, "operation");
+    const auto dtype = named<DType>(dtype_name, kDTypes, "dtype");
+    BNEXT_CHECK(strides.size() == cuda::operands_of(operation), "strides: expected ",
+                cuda::operands_of(operation), " arrays, got ", strides.size());
+    std::optional<cuda::Path> path;
+    if (path_name) path = named<cuda::Path>(*path_name, cuda::paths_of(operation), "path");
+    const std::vector<AxisStrides> operands(strides.begin(), strides.end());
+    const Description description = describe(dtype, shape, channel_axis, operands);
+    return cuda::make_launch_plan(operation, description, addresses, limits, path);
+}
+
+void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uintptr_t x,
+            std::uintptr_t y, std::uintptr_t dy, std::uintptr_t dx, std::uintptr_t weight,
+            std::uintptr_t bias, std::uintptr_t mean, std::uintptr_t var,
+            std::uintptr_t running_mean, std::uintptr_t running_var, std::uintptr_t statistics,
+            std::uintptr_t sums, std::uintptr_t dweight, std::uintptr_t dbias,
+            std::uintptr_t workspace, double eps, double momentum, double count,
+            bool wide_statistics) {
+    const auto at = [](std::uintptr_t address) { return reinterpret_cast<void*>(address); };
+    const auto doubles = [&](std::uintptr_t address) { return static_cast<double*>(at(address)); };
+    const cuda::Addresses addresses{at(x),
+                                    at(y),
+                                    at(dy),
+                                    at(dx),
+                                    at(weight),
+                                    at(bias),
+                                    at(mean),
+                                    at(var),
+                                    at(running_mean),
+                                    at(running_var),
+                                    doubles(statistics),
+                                    doubles(sums),
+                                    at(dweight),
+                                    at(dbias),
+                                    at(workspace)};
+    cuda::launch(plan, addresses, {eps, momentum, count, wide_statistics}, device, at(stream));
+}
+
+Limits limits_of(std::pair<int, int> compute_capability, int multiprocessors,
+                 Index shared_per_block, Index shared_per_multiprocessor,
+                 int threads_per_multiprocessor, Index l2_bytes, int cluster, bool cooperative) {
+    return {compute_capability.first,
+            compute_capability.second,
+            multiprocessors,
+            shared_per_block,
+            shared_per_multiprocessor,
+            threads_per_multiprocessor,
+            l2_bytes,
+            cluster,
+            cooperative};
+}
+
+std::vector<std::string> architectures() {
+    std::vector<std::string> result;
+    std::istringstream words(cuda::runtime::architectures());
+    for (std::string word; words >> word;) result.push_back(word);
+    return result;
+}
+
+std::vector<std::string> names_of_operations() {
+    std::vector<std::string> names;
+    for (const auto operation : cuda::kOperations) names.emplace_back(name_of(operation));
+    return names;
+}
+
+std::vector<std::string> names_of_paths(const std::string& operation) {
+    std::vector<std::string> names;
+    for (const auto path :
+         cuda::paths_of(named<cuda::Operation>(operation, cuda::kOperations, "operation"))) {
+        names.emplace_back(name_of(path));
+    }
+    return names;
+}
+
+py::dict launch_of(const cuda::Launch& launch) {
+    py::dict d;
+    d["grid"] = launch.grid;
+    d["block"] = launch.cut.threads;
+    d["cluster"] = launch.cluster;
+    d["cooperative"] = launch.cooperative;
+    d["shared_bytes"] = launch.shared_bytes;
+    d["slabs"] = launch.cut.slabs;
+    d["groups"] = launch.cut.groups;
+    d["parts"] = launch.cut.parts;
+    d["positions"] = launch.cut.positions;
+    d["columns"] = launch.cut.columns;
+    d["unit"] = launch.cut.unit;
+    d["kept"] = launch.kept;
+    return d;
+}
+
+// (Of this module alone: the emulated kernels may be loaded beside the real ones.)
+void register_plan(py::module_& m) {
+    py::class_<Limits>(m, "Limits", py::module_local(),
+                       "What a GPU has, as far as launches depend on it.")
+        .def(py::init(&limits_of), py::kw_only(), py::arg("compute_capability"),
+             py::arg("multiprocessors"), py::arg("shared_per_block"),
+             py::arg("shared_per_multiprocessor"), py::arg("threads_per_multiprocessor"),
+             py::arg("l2_bytes"), py::arg("cluster"), py::arg("cooperative"))
+        .def_property_readonly("compute_capability",
+                               [](const Limits& l) { return std::pair(l.major, l.minor); })
+        .def_readonly("multiprocessors", &Limits::multiprocessors)
+        .def_readonly("shared_per_block", &Limits::shared_per_block)
+        .def_readonly("shared_per_multiprocessor", &Limits::shared_per_multiprocessor)
+        .def_readonly("threads_per_multiprocessor", &Limits::threads_per_multiprocessor)
+        .def_readonly("l2_bytes", &Limits::l2_bytes)
+        .def_readonly("cluster", &Limits::cluster)
+        .def_readonly("cooperative", &Limits::cooperative);
+    py::class_<LaunchPlan>(m, "Plan", py::module_local(), "How one call is launched.")
+        .def_property_readonly("operation",
+                               [](const LaunchPlan& p) { return name_of(p.operation); })
+        .def_property_readonly("path", [](const LaunchPlan& p) { return name_of(p.path); })
+        .def_property_readonly("layout",
+                               [](const LaunchPlan& p) { return name_of(p.problem.layout); })
+        .def_readonly("vectors", &LaunchPlan::vectors)
+        .def_readonly("workspace_bytes", &LaunchPlan::workspace_bytes)
+        .def_property_readonly("launches",
+                               [](const LaunchPlan& p) {
+                                   py::list launches;
+                                   launches.append(launch_of(p.first));
+                                   if (p.second.grid > 0) launches.append(launch_of(p.second));
+                                   return launches;
+                               })
+        .def(
+            "coverage",
+            [](const LaunchPlan& p, std::size_t launch) {
+                const std::vector<std::uint8_t> times =
+                    cuda::coverage(p, launch == 0 ? p.first : p.second);
+                return py::bytes(reinterpret_cast<const char*>(times.data()), times.size());
+            },
+            py::arg("launch") = 0,
+            "How often each element (outer, channel, inner) is read by a phase, as bytes.");
+}
+
+}  // namespace
+}  // namespace bnext::bindings
+
+PYBIND11_MODULE(BNEXT_MODULE, m) {
+    using namespace bnext;  // NOLINT: of a module's body
+    namespace runtime = cuda::runtime;
+    m.doc() = "The CUDA kernels of bnext: plans and launches over addresses.";
+    m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
+    bindings::register_plan(m);
+    m.def("device_count", &runtime::device_count, "GPUs; 0 where there is no driver.");
+    m.def("unavailable_reason", &runtime::unavailable_reason, "Why there are none, else ''.");
+    m.def("device_name", &runtime::device_name, py::arg("device"));
+    m.def("device_problem", &runtime::device_problem, py::arg("device"),
+          "Why kernels cannot run on a device, else ''.");
+    m.def(
+        "device_of",
+        [](std::uintptr_t address) {
+            return runtime::device_of(reinterpret_cast<const void*>(address));
+        },
+        py::arg("address"), "The device whose memory that is; -1 for memory of the host.");
+    m.def("limits", &runtime::limits, py::arg("device"));
+    m.def("architectures", &bindings::architectures, "What there is code for.");
+    m.def("operations", &bindings::names_of_operations);
+    m.def("paths", &bindings::names_of_paths, py::arg("operation"), "Best first.");
+    m.def("plan", &bindings::plan, py::arg("operation"), py::arg("dtype"), py::arg("shape"),
+          py::arg("strides"), py::arg("addresses"), py::arg("channel_axis"), py::arg("limits"),
+          py::arg("path") = py::none());
+    m.def("launch", &bindings::launch, py::arg("plan"), py::arg("device"), py::arg("stream"),
+          py::kw_only(), py::arg("x") = 0, py::arg("y") = 0, py::arg("dy") = 0, py::arg("dx") = 0,
+          py::arg("weight") = 0, py::arg("bias") = 0, py::arg("mean") = 0, py::arg("var") = 0,
+          py::arg("running_mean") = 0, py::arg("running_var") = 0, py::arg("statistics") = 0,
+          py::arg("sums") = 0, py::arg("dweight") = 0, py::arg("dbias") = 0,
+          py::arg("workspace") = 0, py::arg("eps") = 0.0, py::arg("momentum") = 0.0,
+          py::arg("count") = 0.0, py::arg("wide_statistics") = false);
+}

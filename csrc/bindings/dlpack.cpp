@@ -1,0 +1,285 @@
+#include "bindings/dlpack.hpp"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <vector>
+
+#include "bindings/arrays.hpp"
+#include "bindings/register.hpp"
+
+namespace bnext::bindings {
+namespace dlpack {
+
+std::string device_name(std::int32_t type, std::int32_t id) {
+    switch (type) {
+        case kCPU:
+        case kCUDAHost:
+        case kROCmHost: return "the CPU";
+        case kCUDA:
+        case kCUDAManaged: return concat("cuda:", id);
+        case kMetal: return concat("metal:", id);
+        case kROCm: return concat("rocm:", id);
+        case kOneAPI: return concat("oneapi:", id);
+        default: return concat("a device of DLPack's type ", type);
+    }
+}
+
+namespace {
+
+bool read_by_the_cpu(std::int32_t type) {
+    return type == kCPU || type == kCUDAHost || type == kROCmHost;
+}
+
+std::optional<DType> supported(DataType type) {
+    if (type.lanes != 1) return std::nullopt;
+    if (type.code == kBfloat && type.bits == 16) return DType::bfloat16;
+    if (type.code != kFloat) return std::nullopt;
+    switch (type.bits) {
+        case 16: return DType::float16;
+        case 32: return DType::float32;
+        case 64: return DType::float64;
+        default: return std::nullopt;
+    }
+}
+
+DataType type_of(DType dtype) {
+    const auto code = static_cast<std::uint8_t>(dtype == DType::bfloat16 ? kBfloat : kFloat);
+    return {code, static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
+}
+
+std::string text_of(DataType type) {
+    const auto name = [&]() -> std::string {
+        switch (type.code) {
+            case kInt: return "int";
+            case kUInt: return "uint";
+            case kFloat: return "float";
+            case kBfloat: return "bfloat";
+            case kComplex: return "complex";
+            case kBool: return "bool";
+            default: return concat("DLPack's type ", static_cast<int>(type.code), " of ");
+        }
+    }();
+    const std::string bits = type.code == kBool ? "" : std::to_string(type.bits);
+    return name + bits + (type.lanes == 1 ? "" : concat(" in lanes of ", type.lanes));
+}
+
+// What a capsule described, taken over from it.
+struct Taken {
+    Tensor tensor;
+    bool read_only;
+    py::object keepalive;  // gives the memory back when it dies
+
+    [[nodiscard]] std::span<const Index> shape() const {
+        return {tensor.shape, static_cast<std::size_t>(tensor.ndim)};
+    }
+    [[nodiscard]] void* data() const {
+        return tensor.data != nullptr ? static_cast<char*>(tensor.data) + tensor.byte_offset
+                                      : nullptr;
+    }
+    [[nodiscard]] std::vector<Index> strides() const {
+        const auto rank = static_cast<std::size_t>(tensor.ndim);
+        if (tensor.strides != nullptr) return {tensor.strides, tensor.strides + rank};
+        std::vector<Index> strides(rank);
+        Index stride = 1;
+        for (std::size_t a = rank; a-- > 0;) {
+            strides[a] = stride;
+            stride *= tensor.shape[a];
+        }
+        return strides;
+    }
+};
+
+template <class Form>
+Taken take_form(py::handle capsule, const std::string& name, const Tensor& tensor, bool read_only) {
+    if (tensor.ndim < 0 || static_cast<std::size_t>(tensor.ndim) > kMaxAxes) {
+        value_error(concat(name, ": expected at most 64 dimensions, got ", tensor.ndim));
+    }
+    auto* managed = static_cast<Form*>(PyCapsule_GetPointer(capsule.ptr(), Form::kName));
+    py::capsule keepalive(static_cast<void*>(managed), [](void* pointer) {
+        auto* held = static_cast<Form*>(pointer);
+        if (held->deleter != nullptr) held->deleter(held);
+    });
+    PyCapsule_SetName(capsule.ptr(), Form::kUsed);
+    return {tensor, read_only, std::move(keepalive)};
+}
+
+Taken take(py::handle capsule, const std::string& name) {
+    if (PyCapsule_IsValid(capsule.ptr(), ManagedVersioned::kName) != 0) {
+        const auto* managed = static_cast<const ManagedVersioned*>(
+            PyCapsule_GetPointer(capsule.ptr(), ManagedVersioned::kName));
+        if (managed->version.major != ManagedVersioned::kVersion.major) {
+            throw py::buffer_error(concat(name, ": expected version 1 of DLPack, got ",
+                                          managed->version.major, ".", managed->version.minor));
+        }
+        const bool read_only = (managed->flags & ManagedVersioned::kReadOnly) != 0;
+        return take_form<ManagedVersioned>(capsule, name, managed->tensor, read_only);
+    }
+    if (PyCapsule_IsValid(capsule.ptr(), Managed::kName) != 0) {
+        const auto* managed =
+            static_cast<const Managed*>(PyCapsule_GetPointer(capsule.ptr(), Managed::kName));
+        return take_form<Managed>(capsule, name, managed->tensor, false);
+    }
+    type_error(concat(name, ": expected a DLPack capsule that nobody has used, got ",
+                      std::string(py::repr(capsule))));
+}
+
+py::object descr_for(DType dtype, const std::string& name) {
+    if (dtype == DType::bfloat16 && descr_of(dtype).ptr() == nullptr) {
+        try {
+            const auto scalar = py::module_::import("ml_dtypes").attr("bfloat16");
+            is_data_dtype(py::dtype::from_args(scalar));  // from here on it is known
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_ImportError)) throw;
+            py::raise_from(error, PyExc_ImportError,
+                           concat(name,
+                                  ": bfloat16 on the CPU needs ml_dtypes, not installed "
+                                  "here: pip install 'bnext[bfloat16]'")
+                               .c_str());
+            throw py::error_already_set();
+        }
+    }
+    return descr_of(dtype);
+}
+
+py::object from_dlpack(py::handle capsule, const std::string& name) {
+    const Taken taken = take(capsule, name);
+    if (!read_by_the_cpu(taken.tensor.device.type)) {
+        type_error(concat(name, ": expected an array on the CPU, got one on ",
+                          device_name(taken.tensor.device.type, taken.tensor.device.id)));
+    }
+    const auto dtype = supported(taken.tensor.dtype);
+    if (!dtype) {
+        type_error(concat(name, ": expected dtype float16, bfloat16, float32 or float64, got ",
+                          text_of(taken.tensor.dtype)));
+    }
+    const py::object descr = descr_for(*dtype, name);
+    std::vector<Index> strides = taken.strides();
+    for (Index& stride : strides) stride *= size_of(*dtype);
+    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
+    py::array array(py::reinterpret_borrow<py::dtype>(descr), shape, strides, taken.data(),
+                    taken.keepalive);
+    if (taken.read_only) array.attr("setflags")(py::arg("write") = false);
+    return array;
+}
+
+py::tuple describe_dlpack(py::handle capsule, const std::string& name) {
+    const Taken taken = take(capsule, name);
+    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
+    return py::make_tuple(reinterpret_cast<std::uintptr_t>(taken.data()),
+                          py::tuple(py::cast(shape)), py::tuple(py::cast(taken.strides())),
+                          text_of(taken.tensor.dtype), taken.tensor.device.type,
+                          taken.tensor.device.id, taken.read_only, taken.keepalive);
+}
+
+// A NumPy array as others take it over: the description, and a reference to the array, for as long
+// as they keep the memory.
+template <class Form>
+struct Lent {
+    Form managed{};
+    PyObject* array = nullptr;
+    std::vector<std::int64_t> shape, strides;
+
+    // By whoever took the description over: in any thread, with or without the GIL.
+    static void give_back(Form* managed) {
+        auto* lent = static_cast<Lent*>(managed->context);
+        if (Py_IsInitialized() == 0) return;  // nobody is left to free it for
+        const py::gil_scoped_acquire gil;
+        Py_XDECREF(lent->array);
+        delete lent;
+    }
+};
+
+template <class Form>
+py::object lend(const Array& array) {
+    auto lent = std::make_unique<Lent<Form>>();
+    lent->shape.assign(array.shape().begin(), array.shape().end());
+    lent->strides.assign(array.strides().begin(), array.strides().end());
+    Tensor& tensor = lent->managed.tensor;
+    tensor.data = const_cast<void*>(array.data());
+    tensor.device = {kCPU, 0};
+    tensor.ndim = static_cast<std::int32_t>(array.rank());
+    tensor.dtype = type_of(*array.dtype());
+    tensor.shape = lent->shape.data();
+    tensor.strides = lent->strides.data();
+    lent->managed.context = lent.get();
+    lent->managed.deleter = &Lent<Form>::give_back;
+    if constexpr (std::is_same_v<Form, ManagedVersioned>) {
+        lent->managed.version = ManagedVersioned::kVersion;
+        lent->managed.flags = array.writeable() ? 0 : ManagedVersioned::kReadOnly;
+    }
+    PyObject* capsule = PyCapsule_New(&lent->managed, Form::kName, [](PyObject* self) {
+        if (PyCapsule_IsValid(self, Form::kName) == 0) return;  // somebody took it over
+        auto* managed = static_cast<Form*>(PyCapsule_GetPointer(self, Form::kName));
+        managed->deleter(managed);
+    });
+    if (capsule == nullptr) throw py::error_already_set();
+    lent->array = py::object(array.object()).release().ptr();
+    lent.release();  // NOLINT: give_back deletes it
+    return py::reinterpret_steal<py::object>(capsule);
+}
+
+// A producer, as the standard means it, of a NumPy array of any dtype that data can have: NumPy
+// itself has no word for bfloat16.
+class Exported {
+public:
+    explicit Exported(py::handle array) : array_(as_array(array, "array")) {
+        if (!array_.dtype()) {
+            type_error(concat("array: expected dtype float16, bfloat16, float32 or float64, got ",
+                              array_.dtype_text()));
+        }
+    }
+
+    [[nodiscard]] py::object capsule(const py::object& stream, const py::object& max_version,
+                                     const py::object& dl_device, const py::object& copy) const {
+        if (!stream.is_none()) refuse("the CPU has no streams: expected stream=None");
+        if (!dl_device.is_none() && !py::make_tuple(kCPU + 0, 0).equal(dl_device)) {
+            refuse("the array is on the CPU: expected dl_device=(1, 0)");
+        }
+        if (!copy.is_none() && py::cast<bool>(copy)) refuse("expected copy=False");
+        if (!array_.viewable()) refuse("expected elements at multiples of their size");
+        const bool versioned =
+            !max_version.is_none() && py::cast<std::pair<int, int>>(max_version).first >= 1;
+        if (versioned) return lend<ManagedVersioned>(array_);
+        if (!array_.writeable()) refuse("the array is read-only: expected max_version=(1, 0)");
+        return lend<Managed>(array_);
+    }
+
+private:
+    [[noreturn]] static void refuse(const char* why) { throw py::buffer_error(why); }
+
+    Array array_;
+};
+
+}  // namespace
+
+std::optional<std::string> elsewhere(py::handle object) {
+    if (py::hasattr(object, "__dlpack_device__")) {
+        const auto where = py::cast<std::pair<int, int>>(object.attr("__dlpack_device__")());
+        if (read_by_the_cpu(where.first)) return std::nullopt;
+        return device_name(where.first, where.second);
+    }
+    if (py::hasattr(object, "__cuda_array_interface__")) return "a CUDA device";
+    return std::nullopt;
+}
+
+}  // namespace dlpack
+
+void register_dlpack(py::module_& m) {
+    using dlpack::Exported;
+    m.def("from_dlpack", &dlpack::from_dlpack, py::arg("capsule"), py::arg("name") = "x",
+          "A NumPy array on the memory that the capsule describes, which it uses up.");
+    m.def("describe_dlpack", &dlpack::describe_dlpack, py::arg("capsule"), py::arg("name") = "x",
+          "address, shape, strides in elements, dtype, device type, device, read-only, and what\n"
+          "keeps the memory; of any device. Uses the capsule up.");
+    m.def("device_name", &dlpack::device_name, py::arg("device_type"), py::arg("device_id"),
+          "What errors call a device of DLPack's.");
+    py::class_<Exported>(m, "Exported", "A NumPy array as a DLPack producer, also of bfloat16.")
+        .def(py::init<py::handle>(), py::arg("array"))
+        .def("__dlpack__", &Exported::capsule, py::kw_only(), py::arg("stream") = py::none(),
+             py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
+             py::arg("copy") = py::none())
+        .def("__dlpack_device__", [](const Exported&) { return py::make_tuple(1, 0); });
+}
+
+}  // namespace bnext::bindings

@@ -1,0 +1,84 @@
+// DLPack: the exchange of arrays between libraries, without a copy. A producer hands out a capsule
+// with a description of its memory and a function that gives the memory back; whoever takes the
+// description over renames the capsule. Two forms are in use, with and without a version.
+//
+// The structures are those of the standard's binary interface (dmlc.github.io/dlpack), version 1.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace bnext::bindings::dlpack {
+
+enum DeviceType : std::int32_t {
+    kCPU = 1,
+    kCUDA = 2,
+    kCUDAHost = 3,  // the CPU's memory, pinned
+    kMetal = 8,
+    kROCm = 10,
+    kROCmHost = 11,
+    kCUDAManaged = 13,
+    kOneAPI = 14,
+};
+
+struct Device {
+    std::int32_t type;
+    std::int32_t id;
+};
+
+enum TypeCode : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex, kBool };
+
+struct DataType {
+    std::uint8_t code;
+    std::uint8_t bits;
+    std::uint16_t lanes;
+};
+
+struct Tensor {
+    void* data;
+    Device device;
+    std::int32_t ndim;
+    DataType dtype;
+    std::int64_t* shape;
+    std::int64_t* strides;  // in elements; null: in C order
+    std::uint64_t byte_offset;
+};
+
+struct Managed {
+    static constexpr const char* kName = "dltensor";
+    static constexpr const char* kUsed = "used_dltensor";
+
+    Tensor tensor;
+    void* context;
+    void (*deleter)(Managed*);
+};
+
+struct Version {
+    std::uint32_t major;
+    std::uint32_t minor;
+};
+
+struct ManagedVersioned {
+    static constexpr const char* kName = "dltensor_versioned";
+    static constexpr const char* kUsed = "used_dltensor_versioned";
+    static constexpr Version kVersion = {1, 0};  // what is written here; any 1.x is read
+    static constexpr std::uint64_t kReadOnly = 1;
+
+    Version version;
+    void* context;
+    void (*deleter)(ManagedVersioned*);
+    std::uint64_t flags;
+    Tensor tensor;
+};
+
+// "cuda:0", say.
+std::string device_name(std::int32_t type, std::int32_t id);
+
+// Where the array lies, if that is not memory that the CPU reads; also for objects that have only
+// __cuda_array_interface__.
+std::optional<std::string> elsewhere(pybind11::handle object);
+
+}  // namespace bnext::bindings::dlpack

@@ -1,0 +1,58 @@
+// What a launch hands to its kernel: one value, whatever the operation, so that all kernels have
+// one type. Pointers that an operation has no use for are null.
+#pragma once
+
+#include "cuda/partition.hpp"
+
+namespace bnext::cuda {
+
+// An array of the problem's size. Strides in elements; `along` is what the next position of a run
+// is away.
+struct Operand {
+    void* data = nullptr;
+    Index outer = 0;
+    Index channel = 0;
+    Index along = 0;
+};
+
+// How the blocks of a slab find each other's sums.
+enum class Exchange : int {
+    none,     // one block a slab
+    cluster,  // shared memory of the blocks of a cluster
+    grid,     // workspace and a counter a slab; all blocks are resident
+};
+
+// Where the second phase's statistics come from.
+enum class Statistics : int {
+    saved,   // float64: mean, m2, var, rstd of an earlier phase
+    given,   // mean and var, of the parameters' type
+    wide,    // mean and var, float64
+    absent,  // constants: mean counts as 0, rstd is a saved one
+};
+
+struct Arguments {
+    Cut cut;
+    Operand x, dy, out;  // out: y or dx
+    int kept;            // batches of a part that stay in shared memory between the phases
+    Exchange exchange;
+    Statistics source;
+    const void* weight;
+    const void* bias;
+    const void* mean;  // given ones
+    const void* var;
+    void* running_mean;
+    void* running_var;
+    double* statistics;  // rows of `channels`: mean, m2, var, rstd
+    double* sums;        // rows of `channels`: of dy, and of dy * (x - mean)
+    void* dweight;
+    void* dbias;
+    double* partials;    // workspace: kPartialValues a channel of a part
+    unsigned* counters;  // workspace, 0: one a slab
+    double eps;
+    double momentum;
+    double count;  // values per channel behind the statistics or sums
+};
+
+using Kernel = void (*)(Arguments);
+
+}  // namespace bnext::cuda

@@ -1,0 +1,139 @@
+// Backward: sums of dy and of dy * (x - mean) of each channel, and
+//     dx = weight * rstd * (dy - E[dy] - xhat * E[dy * xhat]),  xhat = (x - mean) * rstd
+//
+// Sums: up to 32 products at a time in the arithmetic's type (float32 for 16-bit data), then in
+// double; scaled where they overflow. With mean = center + low, the low part is taken off once, at
+// the end. Coefficients: as on the CPU,
+//     dx = ((x - center) * slope + (dy - offset)) * scale
+// Error: that of a batch's float32 sums; four roundings in dx.
+#pragma once
+
+#include "cuda/forward.hpp"
+
+namespace bnext::cuda {
+
+template <class K>
+struct Backward {
+    using C = typename K::C;
+
+    class Accumulator {
+    public:
+        BNEXT_DEVICE Accumulator(const Arguments& a, Index channel, bool active) {
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                center_[c] = active ? static_cast<C>(a.statistics[channel + c]) : C{0};
+            }
+        }
+
+        BNEXT_DEVICE void add(const Batch<K> (&in)[K::kInputs], unsigned, bool) {
+            // A second time where a channel's products overflow, with both factors scaled.
+            C scale[K::kChannels];
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) scale[c] = C{1};
+            for (bool again = false;; again = true) {
+                C sum[K::kChannels] = {}, products[K::kChannels] = {};
+                for_each_value<K>([&](int u, int v, int c) {
+                    const C value = device::widened(in[0][u].value[v]);
+                    const C d = device::fma_of(value, scale[c], -center_[c] * scale[c]);
+                    const C dy = device::widened(in[1][u].value[v]) * scale[c];  // 0: there is none
+                    sum[c] += dy;
+                    products[c] = device::fma_of(dy, d, products[c]);
+                });
+                bool ordinary = true;
+                BNEXT_UNROLL
+                for (int c = 0; c < K::kChannels; ++c) {
+                    ordinary = ordinary && is_ordinary(sum[c], products[c]);
+                }
+                if (again || ordinary) {
+                    BNEXT_UNROLL
+                    for (int c = 0; c < K::kChannels; ++c) {
+                        const double back = 1.0 / static_cast<double>(scale[c]);
+                        first_[c] += static_cast<double>(sum[c]) * back;
+                        second_[c] += static_cast<double>(products[c]) * (back * back);
+                    }
+                    return;
+                }
+                BNEXT_UNROLL
+                for (int c = 0; c < K::kChannels; ++c) {
+                    if (!is_ordinary(sum[c], products[c])) scale[c] = C{0x1p-70F};
+                }
+            }
+        }
+
+        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels]) const {
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) sums[c] = {0.0, first_[c], second_[c], 0.0};
+        }
+
+    private:
+        BNEXT_DEVICE static bool is_ordinary(C sum, C products) {
+            if constexpr (sizeof(C) == 8) {
+                return true;
+            } else {
+                constexpr C kMost = C{1e37F};
+                return sum < kMost && sum > -kMost && products < kMost && products > -kMost;
+            }
+        }
+
+        C center_[K::kChannels];
+        double first_[K::kChannels] = {}, second_[K::kChannels] = {};
+    };
+
+    BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
+                                         double* coefficients) {
+        using P = typename K::P;
+        const double mean = a.statistics[channel];
+        const double low = mean - static_cast<double>(static_cast<C>(mean));
+        const double sum_dy = total.first;
+        const double sum_dy_xmu = total.second - low * total.first;
+        if (coefficients != nullptr) set(a, channel, sum_dy, sum_dy_xmu, coefficients);
+        if (!writes) return;
+        if (a.sums != nullptr) {
+            a.sums[channel] = sum_dy;
+            a.sums[a.cut.channels + channel] = sum_dy_xmu;
+        }
+        if (a.dweight != nullptr) {
+            const double rstd = a.statistics[3 * a.cut.channels + channel];
+            static_cast<P*>(a.dweight)[channel] = static_cast<P>(sum_dy_xmu * rstd);
+            static_cast<P*>(a.dbias)[channel] = static_cast<P>(sum_dy);
+        }
+    }
+
+    BNEXT_DEVICE static void set(const Arguments& a, Index channel, double sum_dy,
+                                 double sum_dy_xmu, double* coefficients) {
+        using P = typename K::P;
+        const double mean = a.statistics[channel];
+        const double rstd = a.statistics[3 * a.cut.channels + channel];
+        const double center = static_cast<double>(static_cast<C>(mean));
+        const double tilt = -rstd * (rstd * (sum_dy_xmu / a.count));
+        coefficients[0] = center;
+        coefficients[1] = tilt;
+        coefficients[2] = sum_dy / a.count + (mean - center) * tilt;
+        coefficients[3] = parameter<P>(a.weight, channel, 1.0) * rstd;
+    }
+
+    BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool,
+                                             double* coefficients) {
+        set(a, channel, a.sums[channel], a.sums[a.cut.channels + channel], coefficients);
+    }
+
+    // dx of a value.
+    class Formula {
+    public:
+        BNEXT_DEVICE explicit Formula(const double* coefficients)
+            : center_(static_cast<C>(coefficients[0])),
+              slope_(static_cast<C>(coefficients[1])),
+              offset_(static_cast<C>(coefficients[2])),
+              scale_(static_cast<C>(coefficients[3])) {}
+        BNEXT_DEVICE C operator()(const Batch<K> (&in)[K::kInputs], int u, int v) const {
+            const C d = device::widened(in[0][u].value[v]) - center_;
+            const C g = device::widened(in[1][u].value[v]) - offset_;
+            return device::fma_of(d, slope_, g) * scale_;
+        }
+
+    private:
+        C center_, slope_, offset_, scale_;
+    };
+};
+
+}  // namespace bnext::cuda

@@ -1,0 +1,172 @@
+// What kernels need of the device, in one place: who they are, how threads wait for each other and
+// see each other's values, loads and stores with their hints. Kernels use nothing else of CUDA, so
+// that the same source also runs on a CPU, thread by thread (emulation/device.hpp), where tests
+// compare it with the reference on machines without a GPU.
+#pragma once
+
+#if defined(BNEXT_CUDA_EMULATION)
+#include "cuda/emulation/device.hpp"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "core/dtype.hpp"
+#include "cuda/annotations.hpp"
+
+namespace bnext::cuda::device {
+
+BNEXT_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+BNEXT_DEVICE int threads() { return static_cast<int>(blockDim.x); }
+BNEXT_DEVICE Index block() { return static_cast<Index>(blockIdx.x); }
+BNEXT_DEVICE Index blocks() { return static_cast<Index>(gridDim.x); }
+
+BNEXT_DEVICE unsigned char* shared_memory() {
+    extern __shared__ __align__(16) unsigned char bytes[];
+    return bytes;
+}
+
+BNEXT_DEVICE void block_barrier() { __syncthreads(); }
+
+template <class T>
+BNEXT_DEVICE T shuffle(T value, int lane) {
+    return __shfl_sync(0xffffffffU, value, lane);
+}
+template <class T>
+BNEXT_DEVICE T shuffle_xor(T value, int lanes) {
+    return __shfl_xor_sync(0xffffffffU, value, lanes);
+}
+
+// Clusters of blocks: compute capability 9.0 and later. Elsewhere a block is alone, and no plan
+// says otherwise.
+BNEXT_DEVICE void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+#endif
+}
+
+// The same place of shared memory, in block `rank` of the cluster.
+template <class T>
+BNEXT_DEVICE const T* of_cluster_rank(T* place, int rank) {
+#if __CUDA_ARCH__ >= 900
+    return static_cast<const T*>(__cluster_map_shared_rank(place, static_cast<unsigned>(rank)));
+#else
+    return place;
+#endif
+}
+
+// One more has come to `counter`; what this thread wrote before is visible to whoever sees that.
+// Returns how many had come before.
+BNEXT_DEVICE unsigned arrive(unsigned* counter) {
+    __threadfence();
+    const unsigned before = atomicAdd(counter, 1U);
+    __threadfence();
+    return before;
+}
+BNEXT_DEVICE void wait_for(const unsigned* counter, unsigned arrivals) {
+    unsigned seen = 0;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    } while (seen < arrivals);
+    __threadfence();
+}
+
+// Written by other blocks of this launch: not from the first-level cache, which may be older.
+BNEXT_DEVICE double load_fresh(const double* p) { return __ldcg(p); }
+
+// --- data ----------------------------------------------------------------------------------------
+
+// Read once: first to go from the caches. (Values of up to 16 bytes, as one access.)
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+    using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+    using type = unsigned;
+};
+template <>
+struct WordOf<8> {
+    using type = uint2;
+};
+template <>
+struct WordOf<16> {
+    using type = uint4;
+};
+
+template <class V>
+BNEXT_DEVICE V load_once(const V* p) {
+    using Word = typename WordOf<sizeof(V)>::type;
+    const Word word = __ldcs(reinterpret_cast<const Word*>(p));
+    return reinterpret_cast<const V&>(word);
+}
+template <class V>
+BNEXT_DEVICE V load_again(const V* p) {
+    using Word = typename WordOf<sizeof(V)>::type;
+    const Word word = __ldg(reinterpret_cast<const Word*>(p));
+    return reinterpret_cast<const V&>(word);
+}
+template <class V>
+BNEXT_DEVICE void store_once(V* p, const V& value) {
+    using Word = typename WordOf<sizeof(V)>::type;
+    __stcs(reinterpret_cast<Word*>(p), reinterpret_cast<const Word&>(value));
+}
+
+// A copy to shared memory that goes on while the thread does: 4, 8 or 16 bytes. It has arrived once
+// the group it was committed with has; only the thread that asked may rely on that.
+template <class V>
+inline constexpr bool kCopiesAsync = sizeof(V) >= 4;
+
+template <class V>
+BNEXT_DEVICE void copy_async(V* shared, const V* p) {
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    if constexpr (sizeof(V) == 16) {  // .cg: not by way of the first-level cache
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(p) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(p),
+                     "n"(static_cast<int>(sizeof(V)))
+                     : "memory");
+    }
+}
+BNEXT_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All groups but the last kPending.
+template <int kPending>
+BNEXT_DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+BNEXT_DEVICE float widened(float value) { return value; }
+BNEXT_DEVICE double widened(double value) { return value; }
+BNEXT_DEVICE float widened(float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+BNEXT_DEVICE float widened(bfloat16 value) {
+    return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+
+// Rounded to nearest even.
+template <class T>
+BNEXT_DEVICE T narrowed(Compute<T> value) {
+    if constexpr (DTypeOf<T>::value == DType::float16) {
+        T result;
+        result.bits = __half_as_ushort(__float2half_rn(value));
+        return result;
+    } else if constexpr (DTypeOf<T>::value == DType::bfloat16) {
+        T result;
+        result.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+        return result;
+    } else {
+        return value;
+    }
+}
+
+BNEXT_DEVICE float fma_of(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+BNEXT_DEVICE double fma_of(double a, double b, double c) { return __fma_rn(a, b, c); }
+BNEXT_DEVICE double square_root(double a) { return __dsqrt_rn(a); }
+BNEXT_DEVICE double not_a_number() { return __longlong_as_double(0x7ff8000000000000LL); }
+
+}  // namespace bnext::cuda::device
+
+#endif

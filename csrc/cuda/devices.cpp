@@ -1,0 +1,158 @@
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "core/errors.hpp"
+#include "cuda/instances.hpp"
+#include "cuda/runtime.hpp"
+
+#define BNEXT_TEXT_OF(...) #__VA_ARGS__
+#define BNEXT_TEXT(...) BNEXT_TEXT_OF(__VA_ARGS__)
+
+namespace bnext::cuda::runtime {
+namespace {
+
+// The error is not left behind for the next call of whoever uses CUDA in this process.
+void check(cudaError_t status, const char* what) {
+    if (status == cudaSuccess) return;
+    (void)cudaGetLastError();
+    throw std::runtime_error(concat("CUDA: ", what, ": ", cudaGetErrorString(status), " (",
+                                    cudaGetErrorName(status), ")"));
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+    return value;
+}
+
+Kernel any_kernel() { return fused_forward<float>(Layout::planar, false); }
+
+}  // namespace
+
+int device_count() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    return count;
+}
+
+std::string unavailable_reason() {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    (void)cudaGetLastError();
+    if (status != cudaSuccess) return cudaGetErrorString(status);
+    return count == 0 ? "no CUDA device" : "";
+}
+
+std::string device_name(int device) {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    return properties.name;
+}
+
+std::string device_problem(int device) {
+    const CurrentDevice current(device);
+    cudaFuncAttributes attributes{};
+    const cudaError_t status =
+        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(any_kernel()));
+    if (status == cudaSuccess) return "";
+    (void)cudaGetLastError();
+    const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+    const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+    return concat(device_name(device), " has compute capability ", major, ".", minor,
+                  ", and this build has code for ", architectures(), ": ",
+                  cudaGetErrorString(status));
+}
+
+int device_of(const void* address) {
+    cudaPointerAttributes attributes{};
+    check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
+    const bool there =
+        attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+    return there ? attributes.device : -1;
+}
+
+Limits limits(int device) {
+    Limits limits;
+    limits.major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+    limits.minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+    limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+    limits.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    limits.shared_per_multiprocessor =
+        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    limits.threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device);
+    limits.l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
+    limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
+    // Sizes up to 8 are portable; 16, which some devices have, is for slabs that nothing else on
+    // chip takes, and the cooperative path takes those too.
+    limits.cluster = limits.major >= 9 && attribute(cudaDevAttrClusterLaunch, device) != 0 ? 8 : 1;
+    return limits;
+}
+
+std::string architectures() {
+    // Such as 800,900,1000,1200; what the compiler was given, as it says it.
+    std::string text = BNEXT_TEXT(BNEXT_CUDA_ARCHITECTURES);
+    std::ranges::replace(text, ',', ' ');
+    return text;
+}
+
+CurrentDevice::CurrentDevice(int device) {
+    int current = -1;
+    check(cudaGetDevice(&current), "cudaGetDevice");
+    if (current == device) return;
+    check(cudaSetDevice(device), "cudaSetDevice");
+    before_ = current;
+}
+CurrentDevice::~CurrentDevice() {
+    if (before_ >= 0) (void)cudaSetDevice(before_);
+}
+
+void zero(void* memory, Index bytes, Stream stream) {
+    check(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(bytes),
+                          static_cast<cudaStream_t>(stream)),
+          "cudaMemsetAsync");
+}
+
+void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
+    const void* const function = reinterpret_cast<const void*>(kernel);
+    constexpr Index kWithoutAsking = 48 * 1024;
+    if (launch.shared_bytes > kWithoutAsking) {
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(launch.shared_bytes)),
+              "cudaFuncSetAttribute");
+        // Else the driver may leave more to the first-level cache, and a second block has no room.
+        check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared),
+              "cudaFuncSetAttribute");
+    }
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (launch.cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count].val.clusterDim.x = static_cast<unsigned>(launch.cluster);
+        attributes[count].val.clusterDim.y = 1;
+        attributes[count].val.clusterDim.z = 1;
+        ++count;
+    }
+    if (launch.cooperative) {
+        attributes[count].id = cudaLaunchAttributeCooperative;
+        attributes[count].val.cooperative = 1;
+        ++count;
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(launch.grid));
+    config.blockDim = dim3(static_cast<unsigned>(launch.cut.threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(launch.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes;
+    config.numAttrs = count;
+    Arguments copy = arguments;
+    void* parameters[] = {&copy};
+    check(cudaLaunchKernelExC(&config, function, parameters), "cudaLaunchKernelExC");
+}
+
+}  // namespace bnext::cuda::runtime

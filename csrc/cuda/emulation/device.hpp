@@ -1,0 +1,87 @@
+// device.hpp for a CPU: every thread of a launch is a fiber, run in turn until it waits for others.
+// For tests on machines without a GPU; slow, and free of the device's races.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "core/dtype.hpp"
+#include "cuda/annotations.hpp"
+
+namespace bnext::cuda::device {
+
+int thread();
+int threads();
+Index block();
+Index blocks();
+unsigned char* shared_memory();
+void block_barrier();
+void cluster_barrier();
+unsigned char* shared_memory_of_rank(int rank);
+unsigned arrive(unsigned* counter);
+void wait_for(const unsigned* counter, unsigned arrivals);
+// Hands over `size` bytes and takes those of `lane`.
+void exchange(void* value, int size, int lane);
+int lane();
+
+template <class T>
+T shuffle(T value, int from) {
+    exchange(&value, sizeof value, from);
+    return value;
+}
+template <class T>
+T shuffle_xor(T value, int lanes) {
+    exchange(&value, sizeof value, lane() ^ lanes);
+    return value;
+}
+template <class T>
+const T* of_cluster_rank(T* place, int rank) {
+    const auto offset = reinterpret_cast<unsigned char*>(place) - shared_memory();
+    return reinterpret_cast<const T*>(shared_memory_of_rank(rank) + offset);
+}
+
+inline double load_fresh(const double* p) { return *p; }
+
+template <class V>
+V load_once(const V* p) {
+    return *p;
+}
+template <class V>
+V load_again(const V* p) {
+    return *p;
+}
+template <class V>
+void store_once(V* p, const V& value) {
+    *p = value;
+}
+
+// What is copied arrives as late as a device may let it.
+template <class V>
+inline constexpr bool kCopiesAsync = sizeof(V) >= 4;
+void copy_later(void* shared, const void* p, int size);
+void commit_copies();
+void finish_copies(int pending);
+template <class V>
+void copy_async(V* shared, const V* p) {
+    copy_later(shared, p, sizeof(V));
+}
+template <int kPending>
+void wait_for_copies() {
+    finish_copies(kPending);
+}
+
+inline float widened(float value) { return value; }
+inline double widened(double value) { return value; }
+inline float widened(float16 value) { return static_cast<float>(value); }
+inline float widened(bfloat16 value) { return static_cast<float>(value); }
+template <class T>
+T narrowed(Compute<T> value) {
+    return static_cast<T>(value);
+}
+
+inline float fma_of(float a, float b, float c) { return std::fma(a, b, c); }
+inline double fma_of(double a, double b, double c) { return std::fma(a, b, c); }
+inline double square_root(double a) { return std::sqrt(a); }
+inline double not_a_number() { return std::numeric_limits<double>::quiet_NaN(); }
+
+}  // namespace bnext::cuda::device

@@ -1,0 +1,224 @@
+#include "cuda/emulation/launches.hpp"
+
+#include <ucontext.h>
+
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/device.hpp"
+#include "cuda/kernel_shape.hpp"
+
+namespace bnext::cuda {
+namespace {
+
+constexpr std::size_t kStackBytes = 64 * 1024;
+constexpr std::size_t kMostValue = 16;  // bytes that lanes exchange
+
+// Threads that come and wait until all of them have; again and again.
+struct Meeting {
+    unsigned arrived = 0;
+    unsigned rounds = 0;
+};
+
+struct Block {
+    Index index = 0;
+    int rank = 0;  // in its cluster
+    std::vector<unsigned char> shared;
+    Meeting meeting;
+    std::vector<Meeting> warps;
+    // What each lane shows; two, since some read the last while others show the next.
+    std::vector<unsigned char> shown[2];
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    int size;
+};
+
+struct Fiber {
+    ucontext_t context{};
+    std::unique_ptr<unsigned char[]> stack;
+    Block* block = nullptr;
+    int thread = 0;
+    unsigned exchanges = 0;
+    std::deque<std::vector<Copy>> committed;  // groups
+    std::vector<Copy> asked;
+    bool done = false;
+};
+
+// The blocks that run together.
+struct Team {
+    Kernel kernel = nullptr;
+    const Arguments* arguments = nullptr;
+    int threads = 0;
+    Index grid = 0;
+    std::vector<Block> blocks;
+    std::vector<Fiber> fibers;
+    Meeting meeting;
+    ucontext_t scheduler{};
+    Fiber* current = nullptr;
+    bool progress = false;
+};
+
+Team* team = nullptr;  // of the launch that is running; there is one at a time
+
+void yield() { swapcontext(&team->current->context, &team->scheduler); }
+
+template <class Condition>
+void wait_until(Condition&& fulfilled) {
+    while (!fulfilled()) yield();
+    team->progress = true;
+}
+
+void meet(Meeting& meeting, unsigned size) {
+    const unsigned round = meeting.rounds;
+    team->progress = true;
+    if (++meeting.arrived == size) {
+        meeting.arrived = 0;
+        ++meeting.rounds;
+        return;
+    }
+    wait_until([&] { return meeting.rounds != round; });
+}
+
+void body() {
+    Fiber* const self = team->current;
+    team->kernel(*team->arguments);
+    self->done = true;
+    team->progress = true;
+    yield();
+}
+
+void run_team() {
+    const std::size_t count = team->fibers.size();
+    std::size_t left = count;
+    while (left > 0) {
+        team->progress = false;
+        for (Fiber& fiber : team->fibers) {
+            if (fiber.done) continue;
+            team->current = &fiber;
+            swapcontext(&team->scheduler, &fiber.context);
+            if (fiber.done) --left;
+        }
+        if (!team->progress) {
+            throw std::runtime_error("emulated launch: all threads wait, and nobody will come");
+        }
+    }
+}
+
+}  // namespace
+
+namespace device {
+
+int thread() { return team->current->thread; }
+int threads() { return team->threads; }
+Index block() { return team->current->block->index; }
+Index blocks() { return team->grid; }
+int lane() { return thread() % kWarp; }
+unsigned char* shared_memory() { return team->current->block->shared.data(); }
+unsigned char* shared_memory_of_rank(int rank) {
+    return team->blocks.at(static_cast<std::size_t>(rank)).shared.data();
+}
+
+void block_barrier() { meet(team->current->block->meeting, static_cast<unsigned>(team->threads)); }
+void cluster_barrier() { meet(team->meeting, static_cast<unsigned>(team->fibers.size())); }
+
+void exchange(void* value, int size, int from) {
+    Fiber& self = *team->current;
+    Block& own = *self.block;
+    std::vector<unsigned char>& shown = own.shown[self.exchanges++ % 2];
+    const int warp = self.thread / kWarp;
+    std::memcpy(&shown[static_cast<std::size_t>(self.thread) * kMostValue], value,
+                static_cast<std::size_t>(size));
+    meet(own.warps[static_cast<std::size_t>(warp)], kWarp);
+    const auto other = static_cast<std::size_t>(warp * kWarp + from);
+    std::memcpy(value, &shown[other * kMostValue], static_cast<std::size_t>(size));
+}
+
+void copy_later(void* shared, const void* p, int size) {
+    team->current->asked.push_back({shared, p, size});
+}
+void commit_copies() {
+    Fiber& self = *team->current;
+    self.committed.push_back(std::move(self.asked));
+    self.asked.clear();
+}
+void finish_copies(int pending) {
+    auto& committed = team->current->committed;
+    for (; committed.size() > static_cast<std::size_t>(pending); committed.pop_front()) {
+        for (const Copy& copy : committed.front()) {
+            std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.size));
+        }
+    }
+}
+
+unsigned arrive(unsigned* counter) {
+    team->progress = true;
+    return (*counter)++;
+}
+void wait_for(const unsigned* counter, unsigned arrivals) {
+    wait_until([&] { return *counter >= arrivals; });
+}
+
+}  // namespace device
+
+namespace emulation {
+namespace {
+
+// (By itself: what getcontext returns into must not hold the caller's variables.)
+void begin(Fiber& fiber, Block& block, int thread) {
+    if (!fiber.stack) fiber.stack = std::make_unique<unsigned char[]>(kStackBytes);
+    fiber.block = &block;
+    fiber.thread = thread;
+    fiber.exchanges = 0;
+    fiber.committed.clear();
+    fiber.asked.clear();
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, body, 0);
+}
+
+}  // namespace
+
+void run(Kernel kernel, const Arguments& arguments, const Shape& shape) {
+    const Index together = shape.cooperative ? shape.grid : shape.cluster;
+    Team launch;
+    launch.kernel = kernel;
+    launch.arguments = &arguments;
+    launch.threads = shape.threads;
+    launch.grid = shape.grid;
+    launch.blocks.resize(static_cast<std::size_t>(together));
+    launch.fibers.resize(static_cast<std::size_t>(together * shape.threads));
+    team = &launch;
+    for (Index first = 0; first < shape.grid; first += together) {
+        launch.meeting = {};
+        std::size_t f = 0;
+        for (std::size_t b = 0; b < launch.blocks.size(); ++b) {
+            Block& block = launch.blocks[b];
+            block.index = first + static_cast<Index>(b);
+            block.rank = static_cast<int>(b);
+            // What shared memory begins with is not 0 on a device either.
+            block.shared.assign(shape.shared_bytes, 0xff);
+            block.meeting = {};
+            block.warps.assign(static_cast<std::size_t>(shape.threads / kWarp), {});
+            for (auto& shown : block.shown) {
+                shown.assign(static_cast<std::size_t>(shape.threads) * kMostValue, 0xff);
+            }
+            for (int t = 0; t < shape.threads; ++t, ++f) {
+                begin(launch.fibers[f], block, t);
+            }
+        }
+        run_team();
+    }
+    team = nullptr;
+}
+
+}  // namespace emulation
+}  // namespace bnext::cuda

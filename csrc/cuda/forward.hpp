@@ -1,0 +1,220 @@
+// Forward: mean and variance of each channel, and y = (x - mean) * rstd * weight + bias.
+//
+// Sums: of x - pilot and its square, up to 32 values at a time in the arithmetic's type (float32
+// for 16-bit data), then in double. Where squares of such a batch overflow or vanish, they are
+// scaled. Coefficients: as on the CPU. With mean = center + low, center rounded to the arithmetic's
+// type,
+//     y = (x - center) * scale + shift,  scale = weight * rstd,  shift = bias - low * scale
+// Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.
+#pragma once
+
+#include "cuda/sums.hpp"
+
+namespace bnext::cuda {
+
+// A parameter, or what stands for it where there is none.
+template <class P>
+BNEXT_DEVICE double parameter(const void* values, Index channel, double otherwise) {
+    return values == nullptr ? otherwise
+                             : static_cast<double>(static_cast<const P*>(values)[channel]);
+}
+
+BNEXT_DEVICE double rstd_of(double var, double eps) {
+    const double sum = var + eps;
+    return sum == 0.0 ? 0.0
+                      : 1.0 / device::square_root(sum);  // 0 where both are, as PyTorch has it
+}
+
+BNEXT_DEVICE bool is_finite(double a) { return a - a == 0.0; }
+
+template <class K>
+struct Forward {
+    using C = typename K::C;
+
+    // What a thread sums of its channels.
+    class Accumulator {
+    public:
+        BNEXT_DEVICE Accumulator(const Arguments&, Index, bool) {}
+
+        BNEXT_DEVICE void add(const Batch<K> (&in)[K::kInputs], unsigned exists, bool first_batch) {
+            if (first_batch) choose_pilots(in[0], exists);
+            units_ += units_of(exists);
+            // A second time where a channel's squares overflow or vanish, with its values scaled.
+            C scale[K::kChannels];
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) scale[c] = C{1};
+            for (bool again = false;; again = true) {
+                C sum[K::kChannels] = {}, squares[K::kChannels] = {};
+                for_each_value<K>([&](int u, int v, int c) {
+                    const C value = device::widened(in[0][u].value[v]);
+                    C d = device::fma_of(value, scale[c], -pilot_[c] * scale[c]);
+                    d = (exists >> u & 1U) != 0 ? d : C{0};
+                    sum[c] += d;
+                    squares[c] = device::fma_of(d, d, squares[c]);
+                });
+                bool ordinary = true;
+                BNEXT_UNROLL
+                for (int c = 0; c < K::kChannels; ++c)
+                    ordinary = ordinary && is_ordinary(squares[c]);
+                if (again || ordinary) {
+                    BNEXT_UNROLL
+                    for (int c = 0; c < K::kChannels; ++c) {
+                        const double back = 1.0 / static_cast<double>(scale[c]);
+                        first_[c] += static_cast<double>(sum[c]) * back;
+                        second_[c] += static_cast<double>(squares[c]) * (back * back);
+                    }
+                    return;
+                }
+                BNEXT_UNROLL
+                for (int c = 0; c < K::kChannels; ++c) {
+                    if (is_ordinary(squares[c])) continue;
+                    // (So far from 0, float32 values that differ at all differ by more.)
+                    const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
+                    scale[c] = squares[c] < C{1} ? (near_zero ? kUp : C{1}) : kDown;
+                }
+            }
+        }
+
+        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels]) const {
+            const double n = static_cast<double>(units_) * K::kPerChannel;
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                sums[c] = {n, first_[c], second_[c], static_cast<double>(pilot_[c])};
+            }
+        }
+
+    private:
+        BNEXT_DEVICE static int units_of(unsigned exists) {
+            int units = 0;
+            BNEXT_UNROLL
+            for (int u = 0; u < K::kBatch; ++u) units += static_cast<int>(exists >> u & 1U);
+            return units;
+        }
+        // The middle one of the means of the first three units, so that no outlier comes near it.
+        // The mean of all, where there are fewer (then no other batch follows). 0 where that is not
+        // a number.
+        BNEXT_DEVICE void choose_pilots(const Batch<K>& x, unsigned exists) {
+            static_assert(K::kBatch >= 3);
+            C sum[3][K::kChannels] = {};
+            for_each_value<K>([&](int u, int v, int c) {
+                if (u < 3) sum[u][c] += device::widened(x[u].value[v]);  // 0: there is none
+            });
+            const int units = units_of(exists);
+            const C n = static_cast<C>((units > 0 && units < 3 ? units : 1) * K::kPerChannel);
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                const C p = sum[0][c], q = sum[1][c], r = sum[2][c];
+                const C low = p < q ? p : q, high = p < q ? q : p;
+                const C top = high < r ? high : r;
+                const C middle = low < top ? top : low;
+                const C pilot = (units < 3 ? p + q : middle) / n;
+                pilot_[c] = pilot - pilot == C{0} ? pilot : C{0};
+            }
+        }
+
+        // Whether float32 squares neither overflow nor vanish. (Those of a constant do vanish, and
+        // are looked at twice.)
+        BNEXT_DEVICE static bool is_ordinary(C squares) {
+            if constexpr (sizeof(C) == 8) {
+                return true;
+            } else {
+                return squares < C{1e37F} && squares > C{1e-30F};
+            }
+        }
+        static constexpr C kUp = C{0x1p70F}, kDown = C{0x1p-70F};
+
+        C pilot_[K::kChannels] = {};
+        double first_[K::kChannels] = {}, second_[K::kChannels] = {};
+        int units_ = 0;  // below kLongestPart
+    };
+
+    // From the sums of a whole channel to its statistics; written once, by the block that `writes`.
+    BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
+                                         double* coefficients) {
+        using P = typename K::P;
+        const double mean = total.pilot + total.first / total.n;
+        double m2 = total.second - total.first * (total.first / total.n);
+        m2 = m2 < 0.0 ? 0.0 : m2;
+        const double var = m2 / total.n;
+        const double rstd = rstd_of(var, a.eps);
+        if (coefficients != nullptr) set(a, channel, mean, rstd, coefficients);
+        if (!writes) return;
+        if (a.statistics != nullptr) {
+            double* const row = a.statistics + channel;
+            row[0] = mean;
+            row[a.cut.channels] = m2;
+            row[2 * a.cut.channels] = var;
+            row[3 * a.cut.channels] = rstd;
+        }
+        if (a.running_mean != nullptr && total.n > 1.0) {
+            blend(static_cast<P*>(a.running_mean)[channel], mean, a.momentum);
+            blend(static_cast<P*>(a.running_var)[channel], m2 / (total.n - 1.0), a.momentum);
+        }
+    }
+
+    BNEXT_DEVICE static void set(const Arguments& a, Index channel, double mean, double rstd,
+                                 double* coefficients) {
+        using P = typename K::P;
+        const double center = static_cast<double>(static_cast<C>(mean));
+        const double scale = parameter<P>(a.weight, channel, 1.0) * rstd;
+        coefficients[0] = center;
+        coefficients[1] = scale;
+        coefficients[2] = parameter<P>(a.bias, channel, 0.0) - (mean - center) * scale;
+    }
+
+    // The second phase alone: coefficients from statistics of an earlier launch, or from given
+    // ones.
+    BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool writes,
+                                             double* coefficients) {
+        using P = typename K::P;
+        const double* const row = a.statistics + channel;
+        if (a.source == Statistics::saved) {
+            return set(a, channel, row[0], row[3 * a.cut.channels], coefficients);
+        }
+        if (a.source == Statistics::absent) {
+            return set(a, channel, 0.0, row[3 * a.cut.channels], coefficients);
+        }
+        double mean = 0, var = 0;
+        if (a.source == Statistics::wide) {
+            mean = static_cast<const double*>(a.mean)[channel];
+            var = static_cast<const double*>(a.var)[channel];
+        } else {
+            mean = static_cast<double>(static_cast<const P*>(a.mean)[channel]);
+            var = static_cast<double>(static_cast<const P*>(a.var)[channel]);
+        }
+        const double rstd = rstd_of(var, a.eps);
+        set(a, channel, mean, rstd, coefficients);
+        if (writes && a.statistics != nullptr) {
+            double* const saved = a.statistics + channel;
+            saved[0] = mean;
+            saved[a.cut.channels] = device::not_a_number();  // there is no m2
+            saved[2 * a.cut.channels] = var;
+            saved[3 * a.cut.channels] = rstd;
+        }
+    }
+
+    // y of a value.
+    class Formula {
+    public:
+        BNEXT_DEVICE explicit Formula(const double* coefficients)
+            : center_(static_cast<C>(coefficients[0])),
+              scale_(static_cast<C>(coefficients[1])),
+              shift_(static_cast<C>(coefficients[2])) {}
+        BNEXT_DEVICE C operator()(const Batch<K> (&in)[K::kInputs], int u, int v) const {
+            return device::fma_of(device::widened(in[0][u].value[v]) - center_, scale_, shift_);
+        }
+
+    private:
+        C center_, scale_, shift_;
+    };
+
+private:
+    // new = (1 - momentum) * old + momentum * batch
+    template <class P>
+    BNEXT_DEVICE static void blend(P& running, double batch, double momentum) {
+        running =
+            static_cast<P>((1.0 - momentum) * static_cast<double>(running) + momentum * batch);
+    }
+};
+
+}  // namespace bnext::cuda

@@ -1,0 +1,18 @@
+// Which kernel a launch runs. Explicit instances are in instances/*.cu, one file for each data type
+// and direction, so that several compilers can work on them.
+#pragma once
+
+#include "cuda/arguments.hpp"
+
+namespace bnext::cuda {
+
+template <class T>
+Kernel fused_forward(Layout layout, bool vectors);
+template <class T>
+Kernel fused_backward(Layout layout, bool vectors);
+
+enum class Phase { collect_stats, apply_norm, backward_reduce, backward_apply };
+template <class T>
+Kernel phase_kernel(Phase phase, Layout layout, bool vectors);
+
+}  // namespace bnext::cuda

@@ -1,0 +1,3 @@
+#include "cuda/instances.inl.hpp"
+
+template bnext::cuda::Kernel bnext::cuda::phase_kernel<bnext::bfloat16>(Phase, Layout, bool);

@@ -1,0 +1,31 @@
+// One call, from a plan and addresses to what is enqueued on a stream.
+#pragma once
+
+#include "cuda/runtime.hpp"
+
+namespace bnext::cuda {
+
+// Addresses on the device; null where something is not given.
+struct Addresses {
+    void *x = nullptr, *y = nullptr, *dy = nullptr, *dx = nullptr;
+    const void *weight = nullptr, *bias = nullptr;
+    const void *mean = nullptr, *var = nullptr;  // given statistics
+    void *running_mean = nullptr, *running_var = nullptr;
+    double* statistics = nullptr;
+    double* sums = nullptr;
+    void *dweight = nullptr, *dbias = nullptr;
+    void* workspace = nullptr;
+};
+
+struct Scalars {
+    double eps = 0;
+    double momentum = 0;
+    double count = 0;              // values per channel behind sums; 0: those of the problem
+    bool wide_statistics = false;  // given ones are float64
+};
+
+// Throws std::invalid_argument where an address is missing that the operation needs.
+void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& scalars, int device,
+            runtime::Stream stream);
+
+}  // namespace bnext::cuda

@@ -1,0 +1,373 @@
+#include "cuda/plan.hpp"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/errors.hpp"
+#include "cuda/kernel_shape.hpp"
+#include "cuda/tuning.hpp"
+
+namespace bnext::cuda {
+
+const char* name_of(Operation operation) {
+    switch (operation) {
+        case Operation::forward: return "forward";
+        case Operation::normalize: return "normalize";
+        case Operation::collect_stats: return "collect_stats";
+        case Operation::backward: return "backward";
+        case Operation::backward_fixed: return "backward_fixed";
+        case Operation::backward_reduce: return "backward_reduce";
+        case Operation::backward_apply: return "backward_apply";
+    }
+    return "?";
+}
+
+std::size_t operands_of(Operation operation) {
+    switch (operation) {
+        case Operation::collect_stats: return 1;
+        case Operation::forward:
+        case Operation::normalize:
+        case Operation::backward_reduce: return 2;
+        default: return 3;
+    }
+}
+
+const char* name_of(Path path) {
+    switch (path) {
+        case Path::block: return "block";
+        case Path::cluster: return "cluster";
+        case Path::cooperative: return "cooperative";
+        case Path::chunked: return "chunked";
+        case Path::two_kernels: return "two_kernels";
+        case Path::one_phase: return "one_phase";
+    }
+    return "?";
+}
+
+std::vector<Path> paths_of(Operation operation) {
+    switch (operation) {
+        case Operation::forward:
+        case Operation::backward:
+            return {Path::block, Path::cluster, Path::cooperative, Path::chunked,
+                    Path::two_kernels};
+        case Operation::backward_fixed: return {Path::two_kernels};
+        default: return {Path::one_phase};
+    }
+}
+
+namespace {
+
+constexpr Index kMostBlocks = 0x7fffffff;  // of a grid
+
+Index divided_up(Index a, Index b) { return (a + b - 1) / b; }
+Index power_of_two_from(Index n) {
+    return static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(std::max<Index>(n, 1))));
+}
+
+// Whether all arrays can be read and written as vectors.
+bool takes_vectors(const Description& description, std::span<const std::uint64_t> addresses) {
+    const Problem& p = description.problem;
+    const Index unit = vector_of(p.dtype, p.layout);
+    const auto bytes = static_cast<std::uint64_t>(unit * size_of(p.dtype));
+    const bool planar = p.layout == Layout::planar;
+    if ((planar ? p.inner : p.channels) % unit != 0) return false;
+    for (std::size_t k = 0; k < addresses.size(); ++k) {
+        if (addresses[k] % bytes != 0) return false;
+        const Strides& s = description.strides[k];
+        if (p.outer > 1 && s.outer % unit != 0) return false;
+        if (planar && p.channels > 1 && s.channel % unit != 0) return false;
+        if (!planar && p.inner > 1 && s.inner % unit != 0) return false;
+    }
+    return true;
+}
+
+// The cut into slabs, still with one part.
+class Cutter {
+public:
+    Cutter(const Problem& problem, bool vectors, int inputs)
+        : shape_(kernel_shape(problem.dtype, problem.layout, vectors, inputs)) {
+        cut_.unit = shape_.unit;
+        cut_.unit_channels = shape_.unit_channels;
+        cut_.channels = problem.channels;
+        const bool planar = problem.layout == Layout::planar;
+        cut_.run = planar ? problem.inner / shape_.unit : problem.inner;
+        cut_.positions = problem.outer * cut_.run;
+        const Index units = divided_up(problem.channels, shape_.unit_channels);
+        const Index most = tuning::kColumnBytes / shape_.unit_bytes;
+        cut_.columns =
+            planar ? 1 : static_cast<int>(std::min<Index>({power_of_two_from(units), most, kWarp}));
+        cut_.slabs = divided_up(units, cut_.columns);
+        cut_.groups = cut_.slabs;
+        cut_.parts = 1;
+        cut_.threads = kMostThreads;
+        cut_.batch = shape_.batch;
+        cut_.complete();
+    }
+
+    [[nodiscard]] const Cut& whole() const { return cut_; }
+    [[nodiscard]] Index slab_bytes() const {
+        return cut_.positions * cut_.columns * shape_.unit_bytes;
+    }
+    // Bytes of a batch of all threads, of one input.
+    [[nodiscard]] Index batch_bytes(const Cut& cut) const {
+        return Index{cut.threads} * shape_.batch * shape_.unit_bytes;
+    }
+    // In `parts`, by blocks that have no more threads than work.
+    [[nodiscard]] Cut in_parts(Index parts) const {
+        Cut cut = cut_;
+        parts = std::max(parts, divided_up(cut_.positions, kLongestPart));
+        cut.parts =
+            static_cast<int>(std::clamp<Index>(parts, 1, std::min(cut_.positions, kMostBlocks)));
+        const Index units = cut.part_end(0) * cut.columns;
+        const Index wanted = power_of_two_from(divided_up(units, shape_.batch));
+        cut.threads =
+            static_cast<int>(std::clamp<Index>(wanted, tuning::kFewestThreads, kMostThreads));
+        cut.complete();
+        return cut;
+    }
+
+private:
+    KernelShape shape_;
+    Cut cut_{};
+};
+
+// Shared memory of a block, where so many of them share a multiprocessor.
+Index shared_of_block(const Limits& limits, int blocks) {
+    return std::min(limits.shared_per_block,
+                    limits.shared_per_multiprocessor / blocks - tuning::kReservedShared);
+}
+
+class Planner {
+public:
+    Planner(const Cutter& cutter, int inputs, const Limits& limits)
+        : cutter_(cutter), inputs_(inputs), limits_(limits) {}
+
+    // Null, or why not.
+    const char* fused(Path path, Launch& launch) const {
+        const Index resident = Index{kBlocksPerProcessor} * limits_.multiprocessors;
+        const Index room = shared_of_block(limits_, kBlocksPerProcessor);
+        const Index slabs = cutter_.whole().slabs;
+        switch (path) {
+            case Path::block: {
+                if (const Index parts = parts_that_fit(room); parts != 1) {
+                    const Index alone = shared_of_block(limits_, 1);
+                    if (parts_that_fit(alone) != 1) return "a slab exceeds a block's shared memory";
+                    if (limits_.cluster > 1) return "a cluster leaves room for a second block";
+                }
+                return set_up(launch, 1, slabs, Exchange::none);
+            }
+            case Path::cluster: {
+                if (limits_.cluster < 2) return "the device has no clusters";
+                if (cutter_.whole().positions < 2) return "there is one value a channel";
+                const Index parts = cluster_parts(room, 2);
+                if (parts == 0) return "a slab exceeds the shared memory of a cluster";
+                return set_up(launch, parts, slabs, Exchange::cluster);
+            }
+            case Path::cooperative: {
+                if (!limits_.cooperative) return "the device has no cooperative launches";
+                const Index fit = parts_that_fit(room);
+                if (fit == 0 || fit > resident) return "a slab exceeds all shared memory";
+                const Index groups = std::min(slabs, resident / fit);
+                return set_up(launch, resident / groups, groups, Exchange::grid);
+            }
+            case Path::chunked: {
+                if (!limits_.cooperative) return "the device has no cooperative launches";
+                // Channels that lie in the same rows are read together; planes one by one, so that
+                // the second-level cache has more of each.
+                const bool rows = cutter_.whole().run == 1 || cutter_.whole().columns > 1;
+                const Index fewest = cutter_.in_parts(1).parts;
+                if (fewest > resident) return "a slab is longer than all blocks together count";
+                const Index groups = rows ? std::min(slabs, resident / fewest) : 1;
+                return set_up(launch, resident / groups, groups, Exchange::grid);
+            }
+            default: return "there are two kernels";
+        }
+    }
+
+    // Whether a path that would do should be taken: the ones before it leave more of the device
+    // idle.
+    [[nodiscard]] bool fills(const Launch& launch) const {
+        const Index wanted = Index{kBlocksPerProcessor} * limits_.multiprocessors;
+        return launch.grid >= wanted / 2 ||
+               cutter_.slab_bytes() / launch.cut.parts <= 2 * tuning::kSmallestPart;
+    }
+
+    [[nodiscard]] Launch reduce() const {
+        const Index blocks = tuning::kReduceWaves * limits_.multiprocessors;
+        const Index smallest = std::max<Index>(1, cutter_.slab_bytes() / tuning::kSmallestPart);
+        const Index parts = std::min(std::max<Index>(1, blocks / cutter_.whole().slabs), smallest);
+        return plain(cutter_.in_parts(parts));
+    }
+    [[nodiscard]] Launch apply() const {
+        const Cut& whole = cutter_.whole();
+        const Index of_block = Index{whole.rows} * whole.batch * tuning::kAppliedBatches;
+        const Index most = std::max<Index>(1, kMostBlocks / whole.slabs);
+        return plain(cutter_.in_parts(std::min(divided_up(whole.positions, of_block), most)));
+    }
+
+private:
+    static Launch plain(const Cut& cut) {
+        Launch launch;
+        launch.cut = cut;
+        launch.grid = cut.slabs * cut.parts;
+        launch.shared_bytes = shared_bytes_of_sums(cut);
+        return launch;
+    }
+    [[nodiscard]] Index bytes_to_keep(const Cut& cut) const {
+        return cut.batches * cutter_.batch_bytes(cut) * inputs_;
+    }
+    [[nodiscard]] bool fits(Index parts, Index room) const {
+        const Cut cut = cutter_.in_parts(parts);
+        return bytes_to_keep(cut) + shared_bytes_of_sums(cut) <= room;
+    }
+    // The fewest parts that fit; 0 where not even single positions do.
+    [[nodiscard]] Index parts_that_fit(Index room) const {
+        Index high = std::min(cutter_.whole().positions, kMostBlocks);
+        if (!fits(high, room)) return 0;
+        Index low = 1;
+        while (low < high) {
+            const Index middle = low + (high - low) / 2;
+            fits(middle, room) ? high = middle : low = middle + 1;
+        }
+        return low;
+    }
+    // A power of two from `fewest` on: what fits, and more where the device would be idle. 0: none.
+    [[nodiscard]] Index cluster_parts(Index room, Index fewest) const {
+        const Cut& whole = cutter_.whole();
+        const Index most = std::min<Index>(limits_.cluster, whole.positions);
+        Index parts = fewest;
+        while (parts <= most && !fits(parts, room)) parts *= 2;
+        if (parts > most) return 0;
+        const Index wanted = Index{kBlocksPerProcessor} * limits_.multiprocessors;
+        while (2 * parts <= std::min<Index>(most, tuning::kPortableCluster) &&
+               2 * parts * whole.slabs <= wanted &&
+               cutter_.slab_bytes() / (2 * parts) >= tuning::kSmallestPart) {
+            parts *= 2;
+        }
+        return parts;
+    }
+    const char* set_up(Launch& launch, Index parts, Index groups, Exchange exchange) const {
+        launch.cut = cutter_.in_parts(parts);
+        launch.cut.groups = groups;
+        launch.exchange = exchange;
+        launch.grid = groups * launch.cut.parts;
+        if (launch.grid > kMostBlocks) return "the grid would have too many blocks";
+        launch.cluster = exchange == Exchange::cluster ? launch.cut.parts : 1;
+        launch.cooperative = exchange == Exchange::grid;
+        const Index sums = shared_bytes_of_sums(launch.cut);
+        const int blocks =
+            exchange == Exchange::none &&
+                    bytes_to_keep(launch.cut) + sums > shared_of_block(limits_, kBlocksPerProcessor)
+                ? 1
+                : kBlocksPerProcessor;
+        const Index room = shared_of_block(limits_, blocks) - sums;
+        const Index batch = cutter_.batch_bytes(launch.cut) * inputs_;
+        launch.kept =
+            static_cast<int>(std::min(launch.cut.batches, std::max<Index>(0, room / batch)));
+        launch.shared_bytes = launch.kept * batch + sums;
+        if (launch.shared_bytes > limits_.shared_per_block) return "a block has too little memory";
+        return nullptr;
+    }
+
+    const Cutter& cutter_;
+    int inputs_;
+    const Limits& limits_;
+};
+
+Index aligned(Index bytes) { return divided_up(bytes, 256) * 256; }
+
+void lay_out_workspace(LaunchPlan& plan) {
+    const auto partials = [](const Launch& launch) {
+        return launch.cut.slabs * launch.cut.parts * launch.cut.slab_channels() * kPartialBytes;
+    };
+    const bool counts =
+        plan.first.exchange == Exchange::grid ||
+        (plan.first.exchange == Exchange::none && plan.first.cut.parts > 1 &&
+         plan.operation != Operation::normalize && plan.operation != Operation::backward_apply);
+    Index end = 0;
+    if (counts) {
+        plan.counters_bytes = aligned(plan.first.cut.slabs * static_cast<Index>(sizeof(unsigned)));
+        plan.partials_at = plan.counters_bytes;
+        end = plan.partials_at + aligned(partials(plan.first));
+    }
+    if (plan.path == Path::two_kernels && plan.operation != Operation::forward) {
+        plan.sums_at = end;
+        end += aligned(2 * plan.problem.channels * static_cast<Index>(sizeof(double)));
+    }
+    plan.workspace_bytes = end;
+}
+
+// Arrays that are read to make sums, or to write.
+int inputs_of(Operation operation) {
+    return operation == Operation::forward || operation == Operation::normalize ||
+                   operation == Operation::collect_stats
+               ? 1
+               : 2;
+}
+
+bool reduces_alone(Operation operation) {
+    return operation == Operation::collect_stats || operation == Operation::backward_reduce;
+}
+
+}  // namespace
+
+LaunchPlan make_launch_plan(Operation operation, const Description& description,
+                            std::span<const std::uint64_t> addresses, const Limits& limits,
+                            std::optional<Path> forced) {
+    BNEXT_CHECK(description.accepted(), "layout: ", description.refusal);
+    BNEXT_CHECK(addresses.size() == operands_of(operation), "addresses: expected ",
+                operands_of(operation), ", got ", addresses.size());
+    BNEXT_CHECK(description.problem.elements() > 0, "x: expected elements, got none");
+    BNEXT_CHECK(limits.multiprocessors > 0 && limits.shared_per_block > 0 &&
+                    limits.shared_per_multiprocessor >= limits.shared_per_block,
+                "limits: expected those of a device");
+    LaunchPlan plan;
+    plan.operation = operation;
+    plan.problem = description.problem;
+    plan.strides = description.strides;
+    plan.vectors = takes_vectors(description, addresses);
+    const int inputs = inputs_of(operation);
+    const Cutter cutter(plan.problem, plan.vectors, inputs);
+    const Planner planner(cutter, inputs, limits);
+    // Where statistics are constants, dx is written from dy alone.
+    const int last_inputs = operation == Operation::backward_fixed ? 1 : inputs;
+    const Cutter last_cutter(plan.problem, plan.vectors, last_inputs);
+    const Planner second(last_cutter, last_inputs, limits);
+
+    const std::vector<Path> paths = paths_of(operation);
+    BNEXT_CHECK(!forced || std::ranges::find(paths, *forced) != paths.end(),
+                "path: ", name_of(operation), " has no path ", forced ? name_of(*forced) : "");
+    // The first path that leaves none of the device idle, else the first that will do.
+    const char* refusal = nullptr;
+    bool found = false;
+    for (const Path path : forced ? std::vector{*forced} : paths) {
+        if (path == Path::two_kernels || path == Path::one_phase) {
+            if (found) break;
+            const bool reduces = path == Path::two_kernels || reduces_alone(operation);
+            plan.path = path;
+            plan.first = reduces ? planner.reduce() : planner.apply();
+            if (path == Path::two_kernels) plan.second = second.apply();
+            found = true;
+            break;
+        }
+        Launch launch;
+        if (const char* why = planner.fused(path, launch); why != nullptr) {
+            refusal = why;
+            continue;
+        }
+        const bool fills = planner.fills(launch);
+        if (!found || fills) {
+            plan.path = path;
+            plan.first = launch;
+        }
+        found = true;
+        if (fills) break;
+    }
+    BNEXT_CHECK(found, "path: ", name_of(*forced), " cannot do this: ", refusal);
+    BNEXT_CHECK(plan.first.grid <= kMostBlocks && plan.second.grid <= kMostBlocks,
+                "x: too many channels for a launch");
+    lay_out_workspace(plan);
+    return plan;
+}
+
+}  // namespace bnext::cuda

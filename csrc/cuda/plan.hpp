@@ -1,0 +1,90 @@
+// How a call is launched: a function of the operation, the problem, where its arrays lie, and what
+// the device has. Nothing here needs a device, so that tests can look at every choice without one.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/problem.hpp"
+#include "cuda/arguments.hpp"
+
+namespace bnext::cuda {
+
+// What a GPU has, as far as plans depend on it.
+struct Limits {
+    int major = 0;  // of the compute capability
+    int minor = 0;
+    int multiprocessors = 0;
+    Index shared_per_block = 0;
+    Index shared_per_multiprocessor = 0;
+    int threads_per_multiprocessor = 0;
+    Index l2_bytes = 0;
+    int cluster = 1;  // the most blocks of a cluster
+    bool cooperative = false;
+};
+
+enum class Operation {
+    forward,
+    normalize,
+    collect_stats,
+    backward,
+    backward_fixed,  // the statistics are constants
+    backward_reduce,
+    backward_apply,
+};
+inline constexpr std::array kOperations{
+    Operation::forward,        Operation::normalize,      Operation::collect_stats,
+    Operation::backward,       Operation::backward_fixed, Operation::backward_reduce,
+    Operation::backward_apply,
+};
+const char* name_of(Operation operation);
+std::size_t operands_of(Operation operation);  // data arrays, in the order x, dy, output
+
+// Ways to do both phases, best first, and the two that have one.
+enum class Path {
+    block,        // a slab in one block's shared memory
+    cluster,      // in that of a cluster's blocks
+    cooperative,  // in that of blocks all over the device
+    chunked,      // the same, but a part of it has to be read again
+    two_kernels,  // one launch for each phase
+    one_phase,
+};
+const char* name_of(Path path);
+std::vector<Path> paths_of(Operation operation);
+
+// One kernel's launch.
+struct Launch {
+    Cut cut{};
+    Exchange exchange = Exchange::none;
+    int kept = 0;
+    Index grid = 0;
+    int cluster = 1;
+    Index shared_bytes = 0;
+    bool cooperative = false;
+};
+
+struct LaunchPlan {
+    Operation operation{};
+    Path path{};
+    Problem problem;
+    std::array<Strides, kMaxOperands> strides{};
+    bool vectors = false;  // units of 16 bytes, else single values
+    Launch first;          // both phases, or the only one, or the first
+    Launch second;         // of two kernels; grid 0 otherwise
+    // Workspace, in bytes from its beginning: counters, partial sums, sums between two kernels.
+    Index counters_bytes = 0;
+    Index partials_at = 0;
+    Index sums_at = 0;
+    Index workspace_bytes = 0;
+};
+
+// Throws std::invalid_argument: "layout: ..." where the arrays have to be copied first, "path: ..."
+// where a forced path cannot do this.
+LaunchPlan make_launch_plan(Operation operation, const Description& description,
+                            std::span<const std::uint64_t> addresses, const Limits& limits,
+                            std::optional<Path> forced = {});
+
+}  // namespace bnext::cuda

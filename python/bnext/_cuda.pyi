@@ -1,0 +1,102 @@
+"""The CUDA kernels: plans and launches over addresses. `bnext.devices` has the arrays."""
+
+from collections.abc import Sequence
+from typing import final
+
+__version__: str
+
+@final
+class Limits:
+    """What a GPU has, as far as launches depend on it; `limits` reads it off a device."""
+
+    def __init__(
+        self,
+        *,
+        compute_capability: tuple[int, int],
+        multiprocessors: int,
+        shared_per_block: int,
+        shared_per_multiprocessor: int,
+        threads_per_multiprocessor: int,
+        l2_bytes: int,
+        cluster: int,
+        cooperative: bool,
+    ) -> None: ...
+    @property
+    def compute_capability(self) -> tuple[int, int]: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def shared_per_block(self) -> int: ...
+    @property
+    def shared_per_multiprocessor(self) -> int: ...
+    @property
+    def threads_per_multiprocessor(self) -> int: ...
+    @property
+    def l2_bytes(self) -> int: ...
+    @property
+    def cluster(self) -> int: ...
+    @property
+    def cooperative(self) -> bool: ...
+
+@final
+class Plan:
+    """How one call is launched."""
+
+    @property
+    def operation(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def vectors(self) -> bool: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def launches(self) -> list[dict[str, int]]: ...
+    def coverage(self, launch: int = 0) -> bytes: ...
+
+def device_count() -> int: ...
+def unavailable_reason() -> str: ...
+def device_name(device: int) -> str: ...
+def device_problem(device: int) -> str: ...
+def device_of(address: int) -> int: ...
+def limits(device: int) -> Limits: ...
+def architectures() -> list[str]: ...
+def operations() -> list[str]: ...
+def paths(operation: str) -> list[str]: ...
+def plan(
+    operation: str,
+    dtype: str,
+    shape: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    addresses: Sequence[int],
+    channel_axis: int,
+    limits: Limits,
+    path: str | None = None,
+) -> Plan: ...
+def launch(
+    plan: Plan,
+    device: int,
+    stream: int,
+    *,
+    x: int = 0,
+    y: int = 0,
+    dy: int = 0,
+    dx: int = 0,
+    weight: int = 0,
+    bias: int = 0,
+    mean: int = 0,
+    var: int = 0,
+    running_mean: int = 0,
+    running_var: int = 0,
+    statistics: int = 0,
+    sums: int = 0,
+    dweight: int = 0,
+    dbias: int = 0,
+    workspace: int = 0,
+    eps: float = 0.0,
+    momentum: float = 0.0,
+    count: float = 0.0,
+    wide_statistics: bool = False,
+) -> None: ...

@@ -1,0 +1,39 @@
+"""Arrays of other libraries: where they lie, and what computes on them.
+
+Every engine has the calls of `bnext._core`, with the same arguments, checks and messages:
+`_core` itself for NumPy's arrays and whatever NumPy reads, `HostEngine` for arrays of another
+library on the CPU, `CudaEngine` for arrays on a GPU. No library is imported here: whoever has such
+an array has imported it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bnext import _core
+from bnext.devices.cuda_engine import CudaEngine
+from bnext.devices.host_engine import HostEngine
+from bnext.devices.libraries import library_of
+from bnext.devices.saved import DeviceSaved
+
+__all__ = ["DeviceSaved", "engine_of"]
+
+
+def engine_of(x: Any, name: str = "x") -> Any:
+    """Find what computes on `x`, which errors call `name`; RuntimeError if nothing does."""
+    library = library_of(x)
+    if library is None:
+        return _core
+    where = library.where(x)
+    if where.kind == "cpu":
+        return HostEngine(library)
+    if where.kind == "cuda" and library.immutable:
+        raise RuntimeError(
+            f"{name}: expected an array on the CPU, got one on {where}; there bnext would have to "
+            f"write to arrays of {library.name}, which cannot be written"
+        )
+    if where.kind == "cuda":
+        return CudaEngine(library, x, where, name)
+    raise RuntimeError(
+        f"{name}: expected an array on the CPU or on a CUDA device, got one on {where}"
+    )

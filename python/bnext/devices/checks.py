@@ -1,0 +1,44 @@
+"""Checks of what is no array on a GPU, in the words of csrc/bindings/arrays.cpp."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+__all__ = ["axis_of", "check_count", "check_more_than_one"]
+
+
+def axis_of(channel_axis: Any, rank: int) -> int:
+    """Count the axis from the front."""
+    try:
+        axis = operator.index(channel_axis)
+    except TypeError:
+        got = type(channel_axis).__name__
+        raise TypeError(f"channel_axis: expected an integer, got {got}") from None
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"channel_axis: expected an axis of a {rank}-dimensional array ({-rank} to "
+            f"{rank - 1}), got {channel_axis}"
+        )
+    return axis % rank
+
+
+def check_count(count: Any) -> None:
+    """Check a layer's count of batches, which is on the CPU wherever its arrays are."""
+    if count is None:
+        return
+    fits = isinstance(count, np.ndarray) and count.shape == () and count.dtype == np.int64
+    if not fits or not count.flags.behaved:
+        raise TypeError(
+            f"num_batches_tracked: expected a writeable int64 array of shape (), got {count!r}"
+        )
+
+
+def check_more_than_one(shape: tuple[int, ...], count: int) -> None:
+    """Refuse one value per channel, which has no variance."""
+    if count == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {shape}"
+        )

@@ -1,0 +1,112 @@
+"""Arrays of other libraries on the CPU: the CPU's kernels on their memory, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bnext import _core
+from bnext.devices.libraries import Library, library_of
+
+__all__ = ["HostEngine"]
+
+
+class HostEngine:
+    """The calls of `_core` on arrays of one library; NumPy's may stand among them.
+
+    Nothing is copied: inputs are seen through DLPack, results are memory of bnext's pool that the
+    library takes over. Statistics (`Saved`, `Moments`) are NumPy's float64 arrays.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def inspect(self, x: Any) -> tuple[tuple[int, ...], str]:
+        """Give shape and name of the dtype."""
+        array = self._taken(x, "x")
+        return array.shape, array.dtype.name
+
+    def misplaced(self, array: Any) -> str:
+        """Say what is wrong with another array of such a call; empty if nothing is."""
+        library = library_of(array)
+        if library is None:
+            return ""
+        if library is not self._library:
+            name = self._library.name
+            return f"expected an array of {name}, like x, or of NumPy, got one of {library.name}"
+        where = library.where(array)
+        return (
+            ""
+            if where.kind == "cpu"
+            else f"expected an array on the CPU, like x, got one on {where}"
+        )
+
+    def _taken(self, array: Any, name: str) -> Any:
+        if type(array) is np.ndarray or array is None:
+            return array
+        if problem := self.misplaced(array):
+            raise TypeError(f"{name}: {problem}")
+        return array if library_of(array) is None else self._library.adopt(array, name)
+
+    def _taken_to_write(self, array: Any, name: str) -> Any:
+        if self._library.immutable and library_of(array) is self._library:
+            raise TypeError(
+                f"{name}: expected an array that can be written, got one of {self._library.name}"
+            )
+        return self._taken(array, name)
+
+    def _result(self, array: Any, out: Any) -> Any:
+        return self._library.wrap(array) if out is None else out
+
+    def forward(
+        self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
+        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
+    ) -> tuple[Any, _core.Saved]:  # fmt: skip
+        """As `_core.forward`."""
+        y, saved = _core.forward(
+            self._taken(x, "x"), self._taken(weight, "weight"), self._taken(bias, "bias"),
+            self._taken_to_write(running_mean, "running_mean"),
+            self._taken_to_write(running_var, "running_var"),
+            momentum, num_batches_tracked, eps, channel_axis, self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        return self._result(y, out), saved
+
+    def backward(self, dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
+        """As `_core.backward`; gradients of parameters are of the library of `weight`, if given."""
+        dx, *of_parameters = _core.backward(
+            self._taken(dy, "dy"), self._taken(x, "x"), saved, self._taken(weight, "weight"),
+            self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        if weight is None or library_of(weight) is not None:
+            of_parameters = [self._library.wrap(array) for array in of_parameters]
+        dweight, dbias = of_parameters
+        return self._result(dx, out), dweight, dbias
+
+    def normalize(
+        self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any,
+        out: Any,
+    ) -> tuple[Any, _core.Saved]:  # fmt: skip
+        """As `_core.normalize`."""
+        y, saved = _core.normalize(
+            self._taken(x, "x"), self._taken(mean, "mean"), self._taken(var, "var"),
+            self._taken(weight, "weight"), self._taken(bias, "bias"), eps, channel_axis,
+            self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        return self._result(y, out), saved
+
+    def normalize_by_running(
+        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any,
+        channel_axis: Any, out: Any,
+    ) -> tuple[Any, _core.Saved]:  # fmt: skip
+        """As `_core.normalize_by_running`."""
+        y, saved = _core.normalize_by_running(
+            self._taken(x, "x"), self._taken(running_mean, "running_mean"),
+            self._taken(running_var, "running_var"), self._taken(weight, "weight"),
+            self._taken(bias, "bias"), eps, channel_axis, self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        return self._result(y, out), saved
+
+    def moments(self, x: Any, channel_axis: Any) -> tuple[int, Any, Any]:
+        """As `_core.moments`."""
+        return _core.moments(self._taken(x, "x"), channel_axis)

@@ -1,0 +1,70 @@
+"""What a forward call on a GPU leaves for its backward call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["DeviceSaved"]
+
+
+class DeviceSaved:
+    """What a forward call on a GPU leaves for its backward call: as `Saved`, on the device.
+
+    `mean`, `m2`, `var` and `rstd` are float64 arrays of the library and on the device of the
+    input. Whether `x` has changed since is not noticed here, as it is on the CPU: to look at its
+    elements would mean to wait for the device.
+    """
+
+    __slots__ = (
+        "_device", "_dtype_name", "_statistics", "batch_statistics", "channel_axis", "count",
+        "dtype", "eps", "shape",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        statistics: Any,
+        device: str,
+        *,
+        count: int,
+        eps: float,
+        shape: tuple[int, ...],
+        dtype: Any,
+        dtype_name: str,
+        channel_axis: int,
+        batch_statistics: bool,
+    ) -> None:
+        self._statistics = statistics  # (4, C): mean, m2, var, rstd
+        self._device = device
+        self._dtype_name = dtype_name
+        self.count = count
+        self.eps = eps
+        self.shape = shape
+        self.dtype = dtype
+        self.channel_axis = channel_axis
+        self.batch_statistics = batch_statistics
+
+    @property
+    def mean(self) -> Any:
+        """Mean of each channel."""
+        return self._statistics[0, :]
+
+    @property
+    def m2(self) -> Any:
+        """Sum of squared deviations from the mean; NaN where the statistics were given."""
+        return self._statistics[1, :]
+
+    @property
+    def var(self) -> Any:
+        """Biased variance of each channel."""
+        return self._statistics[2, :]
+
+    @property
+    def rstd(self) -> Any:
+        """``1 / sqrt(var + eps)`` of each channel."""
+        return self._statistics[3, :]
+
+    def __repr__(self) -> str:
+        return (
+            f"<bnext.DeviceSaved of a {self._dtype_name} input of shape {self.shape} "
+            f"on {self._device}>"
+        )

@@ -1,0 +1,210 @@
+"""What `bnext._cuda` promises, done by NumPy at the addresses that it is given.
+
+So the way from an array to a launch and back can be tested where there is neither a GPU nor a build
+with kernels. Values come from tests/reference.py; nothing is shared with the kernels.
+"""
+
+import math
+import types
+
+import ml_dtypes
+import numpy as np
+
+from .. import reference
+
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16")}
+DTYPES |= {name: np.dtype(name) for name in ("float32", "float64")}
+OPERANDS = {
+    "forward": "x y", "collect_stats": "x", "normalize": "x y", "backward": "x dy dx",
+    "backward_fixed": "x dy dx", "backward_reduce": "x dy", "backward_apply": "x dy dx",
+}  # fmt: skip
+OPERANDS = {operation: names.split() for operation, names in OPERANDS.items()}
+
+
+class _Memory:
+    def __init__(self, interface):
+        self.__array_interface__ = interface
+
+
+def at(address, shape, dtype, strides=None):
+    """The array of that dtype at that address; strides in elements."""
+    dtype = DTYPES[dtype]
+    steps = None if strides is None else tuple(stride * dtype.itemsize for stride in strides)
+    # NumPy's protocol has no word for bfloat16: as bits first.
+    bits = f"<u{dtype.itemsize}"
+    interface = {"version": 3, "typestr": bits, "shape": tuple(shape), "strides": steps}
+    return np.asarray(_Memory(interface | {"data": (address, False)})).view(dtype)
+
+
+def refusal(shape, operands, channel_axis):
+    """Why the operands do not fit without a copy, as csrc/core/problem.hpp has it; or None."""
+    axes = [axis for axis in range(len(shape)) if axis != channel_axis and shape[axis] != 1]
+    axes.sort(key=lambda axis: -abs(operands[0][axis]))
+    merged = []  # extent, and a stride for each operand
+    for axis in axes:
+        extent, steps = shape[axis], [strides[axis] for strides in operands]
+        if merged and merged[-1][1] == [step * extent for step in steps]:
+            merged[-1] = (merged[-1][0] * extent, steps)
+        else:
+            merged.append((extent, steps))
+    if len(merged) > 2:
+        return "layout: the batch axes do not merge into an outer and an inner one"
+    contiguous = bool(merged) and all(step == 1 for step in merged[-1][1])
+    of_channels = [strides[channel_axis] for strides in operands]
+    if contiguous or shape[channel_axis] == 1 or all(step == 1 for step in of_channels):
+        return None
+    return "layout: neither the innermost axis nor the channels are contiguous"
+
+
+class StandIn:
+    """The functions of `bnext._cuda`; `launches` has what was launched on which stream."""
+
+    def __init__(self, devices=1, problems=(), workspace_bytes=1000):
+        self.devices = devices
+        self.problems = dict(problems)
+        self.workspace_bytes = workspace_bytes
+        self.launches = []
+        self.plans = []
+
+    def device_count(self):
+        return self.devices
+
+    def unavailable_reason(self):
+        return "" if self.devices else "no CUDA driver was found"
+
+    def device_name(self, device):
+        return f"stand-in {device}"
+
+    def device_problem(self, device):
+        return self.problems.get(device, "")
+
+    def device_of(self, address):
+        assert address
+        return 0
+
+    def limits(self, device):
+        return f"limits of {device}"
+
+    def architectures(self):
+        return ["sm_00"]
+
+    def operations(self):
+        return list(OPERANDS)
+
+    def paths(self, operation):
+        return ["two_kernels"] if operation == "collect_stats" else ["resident", "two_kernels"]
+
+    def plan(self, operation, dtype, shape, strides, addresses, channel_axis, limits, path=None):
+        assert math.prod(shape) > 0
+        assert 0 <= channel_axis < len(shape)
+        assert len(strides) == len(addresses) == len(OPERANDS[operation])
+        assert all(address % DTYPES[dtype].itemsize == 0 for address in addresses)
+        assert path is None or path in self.paths(operation)
+        if why := refusal(shape, strides, channel_axis):
+            raise ValueError(why)
+        plan = types.SimpleNamespace(
+            operation=operation, dtype=dtype, shape=tuple(shape), channel_axis=channel_axis,
+            strides=dict(zip(OPERANDS[operation], strides, strict=True)), limits=limits,
+            addresses=dict(zip(OPERANDS[operation], addresses, strict=True)), path=path,
+            workspace_bytes=self.workspace_bytes,
+        )  # fmt: skip
+        self.plans.append(plan)
+        return plan
+
+    def launch(self, plan, device, stream, *, workspace=0, eps=0.0, **given):
+        assert plan.limits == f"limits of {device}"
+        assert plan.addresses == {name: given[name] for name in plan.addresses}
+        assert bool(workspace) == bool(self.workspace_bytes)
+        assert workspace % 256 == 0
+        self.launches.append((plan.operation, device, stream))
+        if workspace:
+            at(workspace, (self.workspace_bytes // 4,), "float32")[...] = np.nan
+        with np.errstate(all="ignore"):
+            _Launch(plan, eps, given).run()
+
+
+class _Launch:
+    def __init__(self, plan, eps, given):
+        self.plan, self.eps, self.given = plan, eps, given
+        self.axis, self.channels = plan.channel_axis, plan.shape[plan.channel_axis]
+        self.kind = "float64" if plan.dtype == "float64" else "float32"
+
+    def data(self, name):
+        return at(self.given[name], self.plan.shape, self.plan.dtype, self.plan.strides[name])
+
+    def vector(self, name, dtype=None):
+        address = self.given.get(name, 0)
+        return at(address, (self.channels,), dtype or self.kind) if address else None
+
+    def rows(self, name, count):
+        return at(self.given[name], (count, self.channels), "float64")
+
+    def write(self, name, values):
+        self.data(name)[...] = values
+
+    def run(self):
+        getattr(self, self.plan.operation)()
+
+    def moments(self):
+        x = np.asarray(self.data("x"), np.float64)
+        batch = reference.moments(x, self.axis)
+        rstd = reference.rstd(batch.var, self.eps)
+        self.rows("statistics", 4)[...] = batch.mean, batch.m2, batch.var, rstd
+        return batch
+
+    def collect_stats(self):
+        self.moments()
+
+    def normalized(self, mean, var):
+        weight, bias = self.vector("weight"), self.vector("bias")
+        options = {"eps": self.eps, "channel_axis": self.axis}
+        x = np.asarray(self.data("x"), np.float64)
+        self.write("y", reference.normalize(x, mean, var, weight, bias, **options))
+
+    def forward(self):
+        batch = self.moments()
+        self.normalized(batch.mean, batch.var)
+        if (mean := self.vector("running_mean")) is not None:
+            var = self.vector("running_var")
+            new = reference.update_running((mean, var), batch, self.given["momentum"])
+            mean[...], var[...] = new
+
+    def normalize(self):
+        kind = "float64" if self.given["wide_statistics"] else self.kind
+        mean, var = self.vector("mean", kind), self.vector("var", kind)
+        self.normalized(mean, var)
+        if self.given.get("statistics"):
+            rows = self.rows("statistics", 4)
+            rows[...] = mean, np.full(self.channels, np.nan), var, reference.rstd(var, self.eps)
+
+    def gradients(self, function, *given):
+        x, dy = (np.asarray(self.data(name), np.float64) for name in ("x", "dy"))
+        options = {"eps": self.eps, "channel_axis": self.axis}
+        gradients = function(dy, x, *given, self.vector("weight"), **options)
+        self.write("dx", gradients.dx)
+        self.vector("dweight")[...] = gradients.dweight
+        self.vector("dbias")[...] = gradients.dbias
+
+    def backward(self):
+        self.gradients(reference.backward)
+
+    def backward_fixed(self):
+        mean, _, var, _ = self.rows("statistics", 4)
+        self.gradients(reference.backward_constant, mean, var)
+
+    def centred(self):
+        mean, _, _, rstd = self.rows("statistics", 4)
+        x, dy = (reference.per_channel(self.data(name), self.axis) for name in ("x", "dy"))
+        return dy, x - mean[:, None], rstd[:, None]
+
+    def backward_reduce(self):
+        dy, xmu, _ = self.centred()
+        self.rows("sums", 2)[...] = dy.sum(axis=1), (dy * xmu).sum(axis=1)
+
+    def backward_apply(self):
+        dy, xmu, rstd = self.centred()
+        sum_dy, sum_dy_xmu = self.rows("sums", 2)[:, :, None]
+        n = self.given["count"]
+        weight = reference.column(self.vector("weight"), self.channels, 1.0)
+        rows = weight * rstd * (dy - sum_dy / n - xmu * rstd**2 * sum_dy_xmu / n)
+        self.write("dx", reference.in_place_of(self.data("x"), rows, self.axis))

@@ -1,0 +1,23 @@
+"""What compute-sanitizer runs on a GPU, `benchmarks/gpu/sanitize.py`, with emulated kernels."""
+
+import importlib
+
+import pytest
+
+from benchmarks.gpu import sanitize
+
+from ..optional import import_torch
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    import_torch()
+    try:
+        return importlib.import_module("bnext._cuda_emulated")
+    except ImportError as error:
+        pytest.skip(f"this build has no emulated kernels: {error}")
+
+
+def test_every_operation_on_every_path(kernels, capsys):
+    passed = sanitize.launch_all(kernels, "cpu", kernels.limits(0), ("float32",), 90) == 0
+    assert passed, capsys.readouterr().out
