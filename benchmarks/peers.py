@@ -65,17 +65,9 @@ def _layer_calls(training, still, x):
     }
 
 
-def compile_calls(data):
-    """What torch.compile makes of PyTorch's operators; it allocates its outputs.
-
-    Compiled here, once for each case and with static shapes, and never inside the time.
-    """
-    torch = _torch()
+def operators(torch):
+    """PyTorch's operators as functions that torch.compile takes: forward, backward, inference."""
     aten = torch.ops.aten
-    x, dy, weight, bias, mean, var = map(
-        as_tensor, (data.x, data.dy, data.weight, data.bias, data.mean, data.var)
-    )
-    torch.compiler.reset()
 
     def forward(x, weight, bias):
         return aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, EPS)
@@ -88,6 +80,20 @@ def compile_calls(data):
     def inference(x, mean, var, weight, bias):
         return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.1, EPS)
 
+    return forward, backward, inference
+
+
+def compile_calls(data):
+    """What torch.compile makes of PyTorch's operators; it allocates its outputs.
+
+    Compiled here, once for each case and with static shapes, and never inside the time.
+    """
+    torch = _torch()
+    x, dy, weight, bias, mean, var = map(
+        as_tensor, (data.x, data.dy, data.weight, data.bias, data.mean, data.var)
+    )
+    torch.compiler.reset()
+    forward, backward, inference = operators(torch)
     _, saved_mean, saved_rstd = forward(x, weight, bias)
     arguments = {
         forward: (x, weight, bias),

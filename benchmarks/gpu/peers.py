@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import bnext
+from benchmarks.peers import operators
 from bnext.bench.cases import EPS
 from bnext.bench.libraries import import_torch
 
@@ -146,22 +147,10 @@ def cudnn_calls(sets):
 def compile_calls(sets):
     """What torch.compile makes of the operators, with static shapes; compiled here, not timed."""
     torch = import_torch()
-    aten = torch.ops.aten
     torch.compiler.reset()
-
-    def forward(x, weight, bias):
-        return aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, EPS)
-
-    def backward(dy, x, weight, mean, rstd):
-        return aten.native_batch_norm_backward(
-            dy, x, weight, None, None, mean, rstd, True, EPS, [True, True, True]
-        )
-
-    def inference(x, mean, var, weight, bias):
-        return torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.1, EPS)
-
-    compiled = {f.__name__: torch.compile(f, dynamic=False) for f in (forward, backward, inference)}
-    saved = {id(s): forward(s.x, s.weight, s.bias)[1:] for s in sets}
+    functions = {function.__name__: function for function in operators(torch)}
+    compiled = {name: torch.compile(f, dynamic=False) for name, f in functions.items()}
+    saved = {id(s): functions["forward"](s.x, s.weight, s.bias)[1:] for s in sets}
     return {
         "forward": lambda s: compiled["forward"](s.x, s.weight, s.bias),
         "backward": lambda s: compiled["backward"](s.dy, s.x, s.weight, *saved[id(s)]),

@@ -123,6 +123,7 @@ py::dict launch_of(const cuda::Launch& launch) {
     d["positions"] = launch.cut.positions;
     d["columns"] = launch.cut.columns;
     d["unit"] = launch.cut.unit;
+    d["batches"] = launch.cut.batches;
     d["kept"] = launch.kept;
     return d;
 }
@@ -150,7 +151,7 @@ void register_plan(py::module_& m) {
         .def_property_readonly("path", [](const LaunchPlan& p) { return name_of(p.path); })
         .def_property_readonly("layout",
                                [](const LaunchPlan& p) { return name_of(p.problem.layout); })
-        .def_readonly("vectors", &LaunchPlan::vectors)
+        .def_property_readonly("unit", [](const LaunchPlan& p) { return p.first.cut.unit; })
         .def_readonly("workspace_bytes", &LaunchPlan::workspace_bytes)
         .def_property_readonly("launches",
                                [](const LaunchPlan& p) {

@@ -34,6 +34,8 @@ struct Arguments {
     Cut cut;
     Operand x, dy, out;  // out: y or dx
     int kept;            // batches of a part that stay in shared memory between the phases
+    int slots;           // for batches there: those, and a ring for the others where there are any
+    bool shares;         // parts merge a share of the channels each, and take the others' results
     Exchange exchange;
     Statistics source;
     const void* weight;
@@ -46,8 +48,9 @@ struct Arguments {
     double* sums;        // rows of `channels`: of dy, and of dy * (x - mean)
     void* dweight;
     void* dbias;
-    double* partials;    // workspace: kPartialValues a channel of a part
-    unsigned* counters;  // workspace, 0: one a slab
+    double* partials;    // workspace: kSumsValues a channel of a part
+    double* totals;      // workspace: kSumsValues a channel, where parts share the merging
+    unsigned* counters;  // workspace, 0: two a slab
     double eps;
     double momentum;
     double count;  // values per channel behind the statistics or sums

@@ -47,7 +47,7 @@ struct Backward {
                 if (again || ordinary) {
                     BNEXT_UNROLL
                     for (int c = 0; c < K::kChannels; ++c) {
-                        const double back = 1.0 / static_cast<double>(scale[c]);
+                        const double back = back_of(scale[c]);
                         first_[c] += static_cast<double>(sum[c]) * back;
                         second_[c] += static_cast<double>(products[c]) * (back * back);
                     }
@@ -55,7 +55,7 @@ struct Backward {
                 }
                 BNEXT_UNROLL
                 for (int c = 0; c < K::kChannels; ++c) {
-                    if (!is_ordinary(sum[c], products[c])) scale[c] = C{0x1p-70F};
+                    if (!is_ordinary(sum[c], products[c])) scale[c] = C{kScaleDown};
                 }
             }
         }

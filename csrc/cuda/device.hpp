@@ -78,7 +78,7 @@ BNEXT_DEVICE double load_fresh(const double* p) { return __ldcg(p); }
 
 // --- data ----------------------------------------------------------------------------------------
 
-// Read once: first to go from the caches. (Values of up to 16 bytes, as one access.)
+// Values of up to 16 bytes, as one access.
 template <int kBytes>
 struct WordOf;
 template <>
@@ -99,17 +99,12 @@ struct WordOf<16> {
 };
 
 template <class V>
-BNEXT_DEVICE V load_once(const V* p) {
-    using Word = typename WordOf<sizeof(V)>::type;
-    const Word word = __ldcs(reinterpret_cast<const Word*>(p));
-    return reinterpret_cast<const V&>(word);
-}
-template <class V>
-BNEXT_DEVICE V load_again(const V* p) {
+BNEXT_DEVICE V load(const V* p) {
     using Word = typename WordOf<sizeof(V)>::type;
     const Word word = __ldg(reinterpret_cast<const Word*>(p));
     return reinterpret_cast<const V&>(word);
 }
+// First to go from the caches: nobody here reads it again.
 template <class V>
 BNEXT_DEVICE void store_once(V* p, const V& value) {
     using Word = typename WordOf<sizeof(V)>::type;

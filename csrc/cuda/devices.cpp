@@ -1,7 +1,10 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <mutex>
+#include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "core/errors.hpp"
 #include "cuda/instances.hpp"
@@ -27,7 +30,7 @@ int attribute(cudaDeviceAttr which, int device) {
     return value;
 }
 
-Kernel any_kernel() { return fused_forward<float>(Layout::planar, false); }
+Kernel any_kernel() { return fused_forward<float>(Layout::planar, 1); }
 
 }  // namespace
 
@@ -87,9 +90,15 @@ Limits limits(int device) {
     limits.threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device);
     limits.l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
     limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
-    // Sizes up to 8 are portable; 16, which some devices have, is for slabs that nothing else on
-    // chip takes, and the cooperative path takes those too.
-    limits.cluster = limits.major >= 9 && attribute(cudaDevAttrClusterLaunch, device) != 0 ? 8 : 1;
+    // Sizes up to 8 are portable; 16, which some devices have, is for slabs that the cooperative
+    // path takes as well. What was compiled for less than 9.0 has no clusters, whatever it runs on.
+    const CurrentDevice current(device);
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(any_kernel())),
+          "cudaFuncGetAttributes");
+    const bool clusters = limits.major >= 9 && attributes.ptxVersion >= 90 &&
+                          attribute(cudaDevAttrClusterLaunch, device) != 0;
+    limits.cluster = clusters ? 8 : 1;
     return limits;
 }
 
@@ -117,18 +126,31 @@ void zero(void* memory, Index bytes, Stream stream) {
           "cudaMemsetAsync");
 }
 
+namespace {
+
+// Once for each kernel and device: all the shared memory that a block may have, and no less of it
+// for the multiprocessor, or a second block has no room.
+void prepare(const void* function) {
+    static std::mutex mutex;
+    static std::set<std::pair<const void*, int>> prepared;
+    int device = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    const std::scoped_lock lock(mutex);
+    if (prepared.contains({function, device})) return;
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
+          "cudaFuncSetAttribute");
+    check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          "cudaFuncSetAttribute");
+    prepared.emplace(function, device);
+}
+
+}  // namespace
+
 void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
     const void* const function = reinterpret_cast<const void*>(kernel);
-    constexpr Index kWithoutAsking = 48 * 1024;
-    if (launch.shared_bytes > kWithoutAsking) {
-        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(launch.shared_bytes)),
-              "cudaFuncSetAttribute");
-        // Else the driver may leave more to the first-level cache, and a second block has no room.
-        check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                   cudaSharedmemCarveoutMaxShared),
-              "cudaFuncSetAttribute");
-    }
+    prepare(function);
     cudaLaunchAttribute attributes[2] = {};
     unsigned count = 0;
     if (launch.cluster > 1) {

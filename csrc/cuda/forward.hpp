@@ -25,7 +25,13 @@ BNEXT_DEVICE double rstd_of(double var, double eps) {
                       : 1.0 / device::square_root(sum);  // 0 where both are, as PyTorch has it
 }
 
-BNEXT_DEVICE bool is_finite(double a) { return a - a == 0.0; }
+// What values are multiplied by, where their squares would overflow or vanish in float32; and what
+// undoes it, without dividing.
+inline constexpr float kScaleUp = 0x1p70F, kScaleDown = 0x1p-70F;
+template <class C>
+BNEXT_DEVICE double back_of(C scale) {
+    return scale == C{1} ? 1.0 : (scale > C{1} ? 0x1p-70 : 0x1p70);
+}
 
 template <class K>
 struct Forward {
@@ -59,7 +65,7 @@ struct Forward {
                 if (again || ordinary) {
                     BNEXT_UNROLL
                     for (int c = 0; c < K::kChannels; ++c) {
-                        const double back = 1.0 / static_cast<double>(scale[c]);
+                        const double back = back_of(scale[c]);
                         first_[c] += static_cast<double>(sum[c]) * back;
                         second_[c] += static_cast<double>(squares[c]) * (back * back);
                     }
@@ -70,7 +76,7 @@ struct Forward {
                     if (is_ordinary(squares[c])) continue;
                     // (So far from 0, float32 values that differ at all differ by more.)
                     const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
-                    scale[c] = squares[c] < C{1} ? (near_zero ? kUp : C{1}) : kDown;
+                    scale[c] = squares[c] < C{1} ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
                 }
             }
         }
@@ -121,7 +127,6 @@ struct Forward {
                 return squares < C{1e37F} && squares > C{1e-30F};
             }
         }
-        static constexpr C kUp = C{0x1p70F}, kDown = C{0x1p-70F};
 
         C pilot_[K::kChannels] = {};
         double first_[K::kChannels] = {}, second_[K::kChannels] = {};

@@ -7,12 +7,12 @@
 namespace bnext::cuda {
 
 template <class T>
-Kernel fused_forward(Layout layout, bool vectors);
+Kernel fused_forward(Layout layout, int unit);
 template <class T>
-Kernel fused_backward(Layout layout, bool vectors);
+Kernel fused_backward(Layout layout, int unit);
 
 enum class Phase { collect_stats, apply_norm, backward_reduce, backward_apply };
 template <class T>
-Kernel phase_kernel(Phase phase, Layout layout, bool vectors);
+Kernel phase_kernel(Phase phase, Layout layout, int unit);
 
 }  // namespace bnext::cuda

@@ -6,44 +6,52 @@
 
 namespace bnext::cuda {
 
-// Calls f with the Kind of that layout, for I inputs, in vectors or single values.
+// Calls f with the Kind of that layout and unit, for I inputs.
+template <class T, Layout L, int I, class F>
+Kernel with_unit(int unit, F&& f) {
+    Kernel kernel = nullptr;
+    const auto try_unit = [&]<int V>() {
+        if constexpr (has_unit(DTypeOf<T>::value, L, V)) {
+            if (unit == V) kernel = f(Kind<T, L, V, I>{});
+        }
+    };
+    try_unit.template operator()<1>();
+    try_unit.template operator()<2>();
+    try_unit.template operator()<4>();
+    try_unit.template operator()<8>();
+    return kernel;
+}
 template <class T, int I, class F>
-Kernel with_kind(Layout layout, bool vectors, F&& f) {
-    constexpr DType kType = DTypeOf<T>::value;
-    constexpr Layout kPlanar = Layout::planar, kInterleaved = Layout::interleaved;
-    if (layout == kPlanar) {
-        return vectors ? f(Kind<T, kPlanar, vector_of(kType, kPlanar), I>{})
-                       : f(Kind<T, kPlanar, 1, I>{});
-    }
-    return vectors ? f(Kind<T, kInterleaved, vector_of(kType, kInterleaved), I>{})
-                   : f(Kind<T, kInterleaved, 1, I>{});
+Kernel with_kind(Layout layout, int unit, F&& f) {
+    return layout == Layout::planar ? with_unit<T, Layout::planar, I>(unit, f)
+                                    : with_unit<T, Layout::interleaved, I>(unit, f);
 }
 
 template <class T>
-Kernel fused_forward(Layout layout, bool vectors) {
-    return with_kind<T, 1>(layout, vectors, [](auto kind) -> Kernel {
+Kernel fused_forward(Layout layout, int unit) {
+    return with_kind<T, 1>(layout, unit, [](auto kind) -> Kernel {
         using K = decltype(kind);
         return &fused<K, Forward<K>>;
     });
 }
 
 template <class T>
-Kernel fused_backward(Layout layout, bool vectors) {
-    return with_kind<T, 2>(layout, vectors, [](auto kind) -> Kernel {
+Kernel fused_backward(Layout layout, int unit) {
+    return with_kind<T, 2>(layout, unit, [](auto kind) -> Kernel {
         using K = decltype(kind);
         return &fused<K, Backward<K>>;
     });
 }
 
 template <class T>
-Kernel phase_kernel(Phase phase, Layout layout, bool vectors) {
+Kernel phase_kernel(Phase phase, Layout layout, int unit) {
     if (phase == Phase::collect_stats || phase == Phase::apply_norm) {
-        return with_kind<T, 1>(layout, vectors, [phase](auto kind) -> Kernel {
+        return with_kind<T, 1>(layout, unit, [phase](auto kind) -> Kernel {
             using K = decltype(kind);
             return phase == Phase::collect_stats ? &reduce<K, Forward<K>> : &apply<K, Forward<K>>;
         });
     }
-    return with_kind<T, 2>(layout, vectors, [phase](auto kind) -> Kernel {
+    return with_kind<T, 2>(layout, unit, [phase](auto kind) -> Kernel {
         using K = decltype(kind);
         return phase == Phase::backward_reduce ? &reduce<K, Backward<K>> : &apply<K, Backward<K>>;
     });

@@ -8,36 +8,47 @@ namespace bnext::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMostThreads = 256;  // of a block
-inline constexpr int kBlocksPerProcessor =
-    2;  // so many must be able to run: 128 registers a thread
+// So many blocks must be able to run on a multiprocessor: 128 registers a thread.
+inline constexpr int kBlocksPerProcessor = 2;
 
-// Values of a unit that is read as a vector: 16 bytes of a plane. Of channels 4 at most, since each
-// has sums of its own in registers.
-constexpr int vector_of(DType dtype, Layout layout) {
-    const int values = static_cast<int>(16 / size_of(dtype));
-    return layout == Layout::planar || values < 4 ? values : 4;
+// Whether there are kernels for units of so many values: 16 bytes of a plane, of 16-bit planes 8 as
+// well; of channels 4 values at most, since each has sums of its own in registers; and single ones.
+constexpr bool has_unit(DType dtype, Layout layout, int values) {
+    const auto most = static_cast<int>(16 / size_of(dtype));
+    if (values == 1) return true;
+    if (layout == Layout::interleaved) return values == (most < 4 ? most : 4);
+    return values == most || (most == 8 && values == 4);
+}
+inline constexpr int kUnits[] = {8, 4, 2, 1};  // the widest first
+
+// Units of a batch: what a thread loads, sums and writes together. As many as leave no register of
+// a kernel to be spilled, which is seen when it is compiled.
+constexpr int batch_of(DType dtype, Layout layout, int unit, int inputs) {
+    const bool planar = layout == Layout::planar;
+    if (unit == 1) return planar && inputs == 1 ? 12 : 8;
+    const int batch = inputs == 1 ? 4 : 2;
+    return planar && unit * size_of(dtype) < 16 ? 2 * batch : batch;
 }
 
-// Units that a thread asks for before it uses the first: vectors, or single values. As many as
-// leave no register of a kernel to be spilled, which is seen when it is compiled.
-constexpr int batch_of(DType dtype, Layout layout, bool vectors, int inputs) {
-    const bool planar = layout == Layout::planar;
-    if (!vectors) return planar && inputs == 1 ? 12 : 8;
-    if (inputs == 1) return 4;
-    if (planar) return size_of(dtype) == 2 ? 2 : 4;
-    return 2;
+// Batches that are on their way while one is used: 32 KiB of them, so that two blocks have more in
+// flight than a multiprocessor's share of the memory's latency times its bandwidth.
+constexpr int ahead_of(Index batch_bytes, int inputs) {
+    const Index batches = 32 * 1024 / (kMostThreads * batch_bytes * inputs);
+    return static_cast<int>(batches < 2 ? 2 : (batches > 4 ? 4 : batches));
 }
 
 struct KernelShape {
     int unit;           // values
     int unit_channels;  // 1, or as many
     int batch;          // units
+    int ahead;          // batches
     Index unit_bytes;
 };
-constexpr KernelShape kernel_shape(DType dtype, Layout layout, bool vectors, int inputs) {
-    const int unit = vectors ? vector_of(dtype, layout) : 1;
-    return {unit, layout == Layout::planar ? 1 : unit, batch_of(dtype, layout, vectors, inputs),
-            unit * size_of(dtype)};
+constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inputs) {
+    const int batch = batch_of(dtype, layout, unit, inputs);
+    const Index unit_bytes = unit * size_of(dtype);
+    return {unit, layout == Layout::planar ? 1 : unit, batch, ahead_of(batch * unit_bytes, inputs),
+            unit_bytes};
 }
 
 // Sums of a channel, in registers and in shared memory (sums.hpp), and as doubles in the workspace.
@@ -51,11 +62,15 @@ inline constexpr int kSumsValues = 4;
 inline constexpr Index kPartialBytes = kSumsValues * static_cast<Index>(sizeof(double));
 inline constexpr int kCoefficients = 4;  // of a channel, as doubles
 
-// Behind what is kept: a row of sums for every warp, two for the block, and the coefficients.
+// Shared memory behind the data: the coefficients, then where there are sums, two rows of them for
+// the block and one for every warp.
+BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut) {
+    return cut.slab_channels() * kCoefficients * static_cast<Index>(sizeof(double));
+}
 BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut) {
     const Index rows = cut.threads / kWarp + 2;
-    return cut.slab_channels() * (rows * static_cast<Index>(sizeof(Sums)) +
-                                  kCoefficients * static_cast<Index>(sizeof(double)));
+    return shared_bytes_of_coefficients(cut) +
+           cut.slab_channels() * rows * static_cast<Index>(sizeof(Sums));
 }
 
 }  // namespace bnext::cuda

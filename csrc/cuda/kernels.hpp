@@ -16,71 +16,81 @@
 
 namespace bnext::cuda {
 
-template <class K, bool kAgain>
-BNEXT_DEVICE unsigned load_inputs(Batch<K> (&in)[K::kInputs], const Arguments& a, Index channel,
-                                  const Walk& walk, bool active) {
-    const unsigned exists = load_batch<K, kAgain>(in[0], a.x, channel * a.x.channel, walk, active);
-    if constexpr (K::kInputs == 2) {
-        load_batch<K, kAgain>(in[1], a.dy, channel * a.dy.channel, walk, active);
-    }
-    return exists;
+template <class K, class F>
+BNEXT_DEVICE void for_each_input(const Arguments& a, F&& f) {
+    f(0, a.x);
+    if constexpr (K::kInputs == 2) f(1, a.dy);
 }
 
-// A part's batches for the first phase. Those that are kept come by way of shared memory, several
-// asked for before the first is used; the others through registers.
-template <class K>
-class Fetcher {
+// A part's batches one after the other, by way of shared memory, several asked for before the first
+// is used: those that are kept, to slots of their own; the others through a ring of slots. Where
+// units are too small to be copied that way, the others are loaded when they are used.
+//
+// Upwards from the first batch, or downwards from the last, when the ring has what was read last.
+template <class K, bool kUpwards>
+class Batches {
 public:
-    BNEXT_DEVICE Fetcher(const Arguments& a, const Walk& walk, unsigned char* kept, Index channel,
+    // `walk` is at the part's beginning, or behind its end.
+    BNEXT_DEVICE Batches(const Arguments& a, const Walk& walk, unsigned char* shared, Index channel,
                          bool active)
-        : a_(a), kept_(kept), channel_(channel), active_(active), ahead_(walk) {
+        : a_(a),
+          shared_(shared),
+          channel_(channel),
+          active_(active),
+          ahead_(walk),
+          next_(kUpwards ? 0 : a.cut.batches - 1) {
         if constexpr (kAsync) {
             BNEXT_UNROLL_BY(1)
-            for (int i = 0; i < kAhead; ++i) fetch_next();
+            for (int i = 0; i < K::kAhead; ++i) fetch_next(!kUpwards);
         }
     }
 
+    // Batch b, the next one; `walk` is there.
     BNEXT_DEVICE unsigned take(Batch<K> (&in)[K::kInputs], const Walk& walk, Index b) {
         const bool keeps = b < a_.kept;
-        if constexpr (kAsync) {
-            if (keeps) {
-                device::wait_for_copies<kAhead - 1>();
-                BNEXT_UNROLL
-                for (int i = 0; i < K::kInputs; ++i) recall_batch<K>(in[i], kept_, i, b);
-                fetch_next();
-                return units_of_batch<K>(walk, active_);
-            }
-        }
-        const unsigned exists = load_inputs<K, true>(in, a_, channel_, walk, active_);
-        if (!kAsync && keeps) {
+        if (kAsync || (keeps && !kUpwards)) {
+            if constexpr (kAsync) device::wait_for_copies<K::kAhead - 1>();
+            const int slot = slot_of_batch(b);
             BNEXT_UNROLL
-            for (int i = 0; i < K::kInputs; ++i) keep_batch<K>(in[i], kept_, i, b);
+            for (int i = 0; i < K::kInputs; ++i) recall_batch<K>(in[i], shared_, i, slot);
+            if constexpr (kAsync) fetch_next(false);
+            return units_of_batch<K>(walk, active_);
         }
+        unsigned exists = 0;
+        for_each_input<K>(a_, [&](int i, const Operand& operand) {
+            exists = load_batch<K>(in[i], operand, channel_ * operand.channel, walk, active_);
+            if (keeps) keep_batch<K>(in[i], shared_, i, static_cast<int>(b));
+        });
         return exists;
     }
 
 private:
     static constexpr bool kAsync = device::kCopiesAsync<typename K::U>;
-    static constexpr int kAhead = 4;
 
-    BNEXT_DEVICE void fetch_next() {
-        if (next_ < a_.kept) {
-            fetch_batch<K>(a_.x, channel_ * a_.x.channel, ahead_, active_, kept_, 0, next_);
-            if constexpr (K::kInputs == 2) {
-                fetch_batch<K>(a_.dy, channel_ * a_.dy.channel, ahead_, active_, kept_, 1, next_);
-            }
-            ahead_.next_batch();
-            ++next_;
+    BNEXT_DEVICE int slot_of_batch(Index b) const {
+        return static_cast<int>(b < a_.kept ? b : a_.kept + (b - a_.kept) % K::kAhead);
+    }
+    // Downwards, what is kept and what the ring has already is not asked for.
+    BNEXT_DEVICE void fetch_next(bool has_it) {
+        if (!kUpwards) ahead_.previous_batch();
+        if (kUpwards ? next_ < a_.cut.batches : (next_ >= a_.kept && !has_it)) {
+            const int slot = slot_of_batch(next_);
+            for_each_input<K>(a_, [&](int i, const Operand& operand) {
+                fetch_batch<K>(operand, channel_ * operand.channel, ahead_, active_, shared_, i,
+                               slot);
+            });
         }
+        if (kUpwards) ahead_.next_batch();
+        next_ += kUpwards ? 1 : -1;
         device::commit_copies();  // an empty group too: waiting counts them
     }
 
     const Arguments& a_;
-    unsigned char* kept_;
+    unsigned char* shared_;
     Index channel_;
     bool active_;
     Walk ahead_;
-    int next_ = 0;
+    Index next_;
 };
 
 template <class K, class Operation>
@@ -107,8 +117,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     const Cut& cut = a.cut;
     const Place place = place_of(cut, device::block());
     const int column = device::thread() % cut.columns;
-    unsigned char* const kept = device::shared_memory();
-    const SharedPlaces shared = shared_places(cut, kept + kept_bytes<K>(device::threads(), a.kept));
+    unsigned char* const data = device::shared_memory();
+    const SharedPlaces shared =
+        shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     Walk walk(cut, place.part, device::thread());
     const Index batches = cut.batches;
     int turn = 0;
@@ -119,9 +130,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
         Sums own[K::kChannels];
         {
             typename Operation::Accumulator sums(a, channel, active);
-            Fetcher<K> fetcher(a, walk, kept, channel, active);
+            Batches<K, true> upwards(a, walk, data, channel, active);
             for (Index b = 0; b < batches; ++b) {
-                const unsigned exists = fetcher.take(in, walk, b);
+                const unsigned exists = upwards.take(in, walk, b);
                 sums.add(in, exists, b == 0);
                 walk.next_batch();
             }
@@ -150,16 +161,10 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
         device::block_barrier();
         const double* const coefficients =
             shared.coefficients + column * K::kChannels * kCoefficients;
+        Batches<K, false> downwards(a, walk, data, channel, active);
         for (Index b = batches; b-- > 0;) {
             walk.previous_batch();
-            if (b < a.kept) {
-                BNEXT_UNROLL
-                for (int i = 0; i < K::kInputs; ++i) {
-                    recall_batch<K>(in[i], kept, i, b);
-                }
-            } else {
-                load_inputs<K, false>(in, a, channel, walk, active);
-            }
+            downwards.take(in, walk, b);
             write_output<K, Operation>(in, a, coefficients, channel, walk, active);
         }
     }
@@ -174,13 +179,15 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     const Index slab = place.group;
     const Index channel = cut.channel(slab, device::thread() % cut.columns);
     const bool active = channel < cut.channels;
-    const SharedPlaces shared = shared_places(cut, device::shared_memory());
+    unsigned char* const data = device::shared_memory();
+    const SharedPlaces shared =
+        shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     Walk walk(cut, place.part, device::thread());
     Batch<K> in[K::kInputs];
     typename Operation::Accumulator sums(a, channel, active);
-    const Index batches = cut.batches;
-    for (Index b = 0; b < batches; ++b) {
-        const unsigned exists = load_inputs<K, true>(in, a, channel, walk, active);
+    Batches<K, true> upwards(a, walk, data, channel, active);
+    for (Index b = 0; b < cut.batches; ++b) {
+        const unsigned exists = upwards.take(in, walk, b);
         sums.add(in, exists, b == 0);
         walk.next_batch();
     }
@@ -204,30 +211,31 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
 template <class K, class Operation>
 BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply(BNEXT_CONSTANT Arguments a) {
     const Cut& cut = a.cut;
-    const Place place = place_of(cut, device::block());
+    // Backwards: the caches have the end of what came before.
+    const Place place = place_of(cut, cut.slabs * cut.parts - 1 - device::block());
     const Index slab = place.group;
     const int column = device::thread() % cut.columns;
     const Index channel = cut.channel(slab, column);
     const bool active = channel < cut.channels;
-    const SharedPlaces shared = shared_places(cut, device::shared_memory());
+    unsigned char* const data = device::shared_memory();
+    auto* const coefficients =
+        reinterpret_cast<double*>(data + bytes_of_slots<K>(device::threads(), a.slots));
     for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
         const Index of_problem = cut.channel(slab, 0) + c;
         if (of_problem < cut.channels) {
             Operation::coefficients_of(a, of_problem, place.part == 0,
-                                       shared.coefficients + c * kCoefficients);
+                                       coefficients + c * kCoefficients);
         }
     }
     device::block_barrier();
     Walk walk(cut, place.part, device::thread());
-    const Index batches = cut.batches;
-    for (Index b = 0; b < batches; ++b) walk.next_batch();
-    for (Index b = batches; b-- > 0;) {  // backwards: the caches have the end of what came before
-        walk.previous_batch();
-        Batch<K> in[K::kInputs];
-        load_inputs<K, false>(in, a, channel, walk, active);
-        write_output<K, Operation>(in, a,
-                                   shared.coefficients + column * K::kChannels * kCoefficients,
+    Batch<K> in[K::kInputs];
+    Batches<K, true> upwards(a, walk, data, channel, active);
+    for (Index b = 0; b < cut.batches; ++b) {
+        upwards.take(in, walk, b);
+        write_output<K, Operation>(in, a, coefficients + column * K::kChannels * kCoefficients,
                                    channel, walk, active);
+        walk.next_batch();
     }
 }
 

@@ -32,6 +32,7 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     if (plan.counters_bytes > 0) {
         a.counters = reinterpret_cast<unsigned*>(workspace);
         a.partials = reinterpret_cast<double*>(workspace + plan.partials_at);
+        a.totals = reinterpret_cast<double*>(workspace + plan.totals_at);
     }
     return a;
 }
@@ -42,19 +43,20 @@ Kernel first_kernel(const LaunchPlan& plan) {
     const bool fused = plan.path != Path::two_kernels;
     switch (plan.operation) {
         case Operation::forward:
-            return fused ? fused_forward<T>(layout, plan.vectors)
-                         : phase_kernel<T>(Phase::collect_stats, layout, plan.vectors);
+            return fused ? fused_forward<T>(layout, plan.first.cut.unit)
+                         : phase_kernel<T>(Phase::collect_stats, layout, plan.first.cut.unit);
         case Operation::backward:
-            return fused ? fused_backward<T>(layout, plan.vectors)
-                         : phase_kernel<T>(Phase::backward_reduce, layout, plan.vectors);
+            return fused ? fused_backward<T>(layout, plan.first.cut.unit)
+                         : phase_kernel<T>(Phase::backward_reduce, layout, plan.first.cut.unit);
         case Operation::collect_stats:
-            return phase_kernel<T>(Phase::collect_stats, layout, plan.vectors);
-        case Operation::normalize: return phase_kernel<T>(Phase::apply_norm, layout, plan.vectors);
+            return phase_kernel<T>(Phase::collect_stats, layout, plan.first.cut.unit);
+        case Operation::normalize:
+            return phase_kernel<T>(Phase::apply_norm, layout, plan.first.cut.unit);
         case Operation::backward_fixed:
         case Operation::backward_reduce:
-            return phase_kernel<T>(Phase::backward_reduce, layout, plan.vectors);
+            return phase_kernel<T>(Phase::backward_reduce, layout, plan.first.cut.unit);
         case Operation::backward_apply:
-            return phase_kernel<T>(Phase::backward_apply, layout, plan.vectors);
+            return phase_kernel<T>(Phase::backward_apply, layout, plan.first.cut.unit);
     }
     return nullptr;
 }
@@ -114,12 +116,15 @@ void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& sc
     if (plan.counters_bytes > 0) runtime::zero(a.counters, plan.counters_bytes, stream);
     a.cut = plan.first.cut;
     a.kept = plan.first.kept;
+    a.slots = plan.first.slots;
+    a.shares = plan.first.shares;
     a.exchange = plan.first.exchange;
     runtime::run(first_kernel<T>(plan), plan.first, a, stream);
     if (plan.second.grid == 0) return;
 
     a.cut = plan.second.cut;
     a.kept = 0;
+    a.slots = plan.second.slots;
     a.exchange = Exchange::none;
     Phase phase = forward ? Phase::apply_norm : Phase::backward_apply;
     if (plan.operation == Operation::backward_fixed) {
@@ -129,7 +134,8 @@ void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& sc
         a.bias = nullptr;
         a.source = Statistics::absent;
     }
-    runtime::run(phase_kernel<T>(phase, plan.problem.layout, plan.vectors), plan.second, a, stream);
+    runtime::run(phase_kernel<T>(phase, plan.problem.layout, plan.first.cut.unit), plan.second, a,
+                 stream);
 }
 
 }  // namespace

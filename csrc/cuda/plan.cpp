@@ -64,28 +64,38 @@ Index power_of_two_from(Index n) {
     return static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(std::max<Index>(n, 1))));
 }
 
-// Whether all arrays can be read and written as vectors.
-bool takes_vectors(const Description& description, std::span<const std::uint64_t> addresses) {
+bool takes_unit(Index values, const Description& description,
+                std::span<const std::uint64_t> addresses) {
     const Problem& p = description.problem;
-    const Index unit = vector_of(p.dtype, p.layout);
-    const auto bytes = static_cast<std::uint64_t>(unit * size_of(p.dtype));
+    const auto bytes = static_cast<std::uint64_t>(values * size_of(p.dtype));
     const bool planar = p.layout == Layout::planar;
-    if ((planar ? p.inner : p.channels) % unit != 0) return false;
+    if ((planar ? p.inner : p.channels) % values != 0) return false;
     for (std::size_t k = 0; k < addresses.size(); ++k) {
         if (addresses[k] % bytes != 0) return false;
         const Strides& s = description.strides[k];
-        if (p.outer > 1 && s.outer % unit != 0) return false;
-        if (planar && p.channels > 1 && s.channel % unit != 0) return false;
-        if (!planar && p.inner > 1 && s.inner % unit != 0) return false;
+        if (p.outer > 1 && s.outer % values != 0) return false;
+        if (planar && p.channels > 1 && s.channel % values != 0) return false;
+        if (!planar && p.inner > 1 && s.inner % values != 0) return false;
     }
     return true;
+}
+
+// The widest unit in which all arrays can be read and written.
+int widest_unit(const Description& description, std::span<const std::uint64_t> addresses) {
+    for (const int values : kUnits) {
+        if (has_unit(description.problem.dtype, description.problem.layout, values) &&
+            takes_unit(values, description, addresses)) {
+            return values;
+        }
+    }
+    return 1;
 }
 
 // The cut into slabs, still with one part.
 class Cutter {
 public:
-    Cutter(const Problem& problem, bool vectors, int inputs)
-        : shape_(kernel_shape(problem.dtype, problem.layout, vectors, inputs)) {
+    Cutter(const Problem& problem, int unit, int inputs)
+        : shape_(kernel_shape(problem.dtype, problem.layout, unit, inputs)) {
         cut_.unit = shape_.unit;
         cut_.unit_channels = shape_.unit_channels;
         cut_.channels = problem.channels;
@@ -112,16 +122,25 @@ public:
     [[nodiscard]] Index batch_bytes(const Cut& cut) const {
         return Index{cut.threads} * shape_.batch * shape_.unit_bytes;
     }
-    // In `parts`, by blocks that have no more threads than work.
+    // Slots of the ring for batches that are not kept: none where units cannot be copied
+    // asynchronously.
+    [[nodiscard]] int ring() const { return shape_.unit_bytes >= 4 ? shape_.ahead : 0; }
+    // Blocks of so many threads at most.
+    void limit_threads(int most) {
+        cut_.threads = most;
+        cut_.complete();
+    }
+    // In `parts`, by blocks small enough that every thread has several batches to ask for.
     [[nodiscard]] Cut in_parts(Index parts) const {
         Cut cut = cut_;
         parts = std::max(parts, divided_up(cut_.positions, kLongestPart));
         cut.parts =
             static_cast<int>(std::clamp<Index>(parts, 1, std::min(cut_.positions, kMostBlocks)));
         const Index units = cut.part_end(0) * cut.columns;
-        const Index wanted = power_of_two_from(divided_up(units, shape_.batch));
+        const Index wanted =
+            power_of_two_from(divided_up(units, tuning::kBatchesOfThread * shape_.batch));
         cut.threads =
-            static_cast<int>(std::clamp<Index>(wanted, tuning::kFewestThreads, kMostThreads));
+            static_cast<int>(std::clamp<Index>(wanted, tuning::kFewestThreads, cut_.threads));
         cut.complete();
         return cut;
     }
@@ -140,7 +159,16 @@ Index shared_of_block(const Limits& limits, int blocks) {
 class Planner {
 public:
     Planner(const Cutter& cutter, int inputs, const Limits& limits)
-        : cutter_(cutter), inputs_(inputs), limits_(limits) {}
+        : cutter_(cutter), inputs_(inputs), limits_(limits) {
+        // Where shared memory is scarce, blocks are smaller: what is on its way must have room.
+        const Index room = shared_of_block(limits, kBlocksPerProcessor);
+        while (cutter_.whole().threads > tuning::kFewestThreads &&
+               cutter_.ring() * cutter_.batch_bytes(cutter_.whole()) * inputs +
+                       shared_bytes_of_sums(cutter_.whole()) >
+                   room) {
+            cutter_.limit_threads(cutter_.whole().threads / 2);
+        }
+    }
 
     // Null, or why not.
     const char* fused(Path path, Launch& launch) const {
@@ -167,7 +195,7 @@ public:
                 if (!limits_.cooperative) return "the device has no cooperative launches";
                 const Index fit = parts_that_fit(room);
                 if (fit == 0 || fit > resident) return "a slab exceeds all shared memory";
-                const Index groups = std::min(slabs, resident / fit);
+                const Index groups = even_groups(resident / fit);
                 return set_up(launch, resident / groups, groups, Exchange::grid);
             }
             case Path::chunked: {
@@ -177,7 +205,7 @@ public:
                 const bool rows = cutter_.whole().run == 1 || cutter_.whole().columns > 1;
                 const Index fewest = cutter_.in_parts(1).parts;
                 if (fewest > resident) return "a slab is longer than all blocks together count";
-                const Index groups = rows ? std::min(slabs, resident / fewest) : 1;
+                const Index groups = rows ? even_groups(resident / fewest) : 1;
                 return set_up(launch, resident / groups, groups, Exchange::grid);
             }
             default: return "there are two kernels";
@@ -195,23 +223,35 @@ public:
     [[nodiscard]] Launch reduce() const {
         const Index blocks = tuning::kReduceWaves * limits_.multiprocessors;
         const Index smallest = std::max<Index>(1, cutter_.slab_bytes() / tuning::kSmallestPart);
-        const Index parts = std::min(std::max<Index>(1, blocks / cutter_.whole().slabs), smallest);
-        return plain(cutter_.in_parts(parts));
+        // The last block merges all channels of all parts: where there are several, of fewer.
+        const bool wide = cutter_.whole().slab_channels() > 1;
+        const Index most = (wide ? kBlocksPerProcessor * limits_.multiprocessors : blocks);
+        const Index parts = std::min(std::max<Index>(1, most / cutter_.whole().slabs), smallest);
+        return plain(cutter_.in_parts(parts), true);
     }
     [[nodiscard]] Launch apply() const {
         const Cut& whole = cutter_.whole();
         const Index of_block = Index{whole.rows} * whole.batch * tuning::kAppliedBatches;
         const Index most = std::max<Index>(1, kMostBlocks / whole.slabs);
-        return plain(cutter_.in_parts(std::min(divided_up(whole.positions, of_block), most)));
+        const Index parts = std::min(divided_up(whole.positions, of_block), most);
+        return plain(cutter_.in_parts(parts), false);
     }
 
 private:
-    static Launch plain(const Cut& cut) {
+    [[nodiscard]] Launch plain(const Cut& cut, bool sums) const {
         Launch launch;
         launch.cut = cut;
         launch.grid = cut.slabs * cut.parts;
-        launch.shared_bytes = shared_bytes_of_sums(cut);
+        launch.slots = cutter_.ring();
+        launch.shared_bytes =
+            launch.slots * cutter_.batch_bytes(cut) * inputs_ +
+            (sums ? shared_bytes_of_sums(cut) : shared_bytes_of_coefficients(cut));
         return launch;
+    }
+    // As many groups as take the same number of slabs, of so many that could run.
+    [[nodiscard]] Index even_groups(Index most) const {
+        const Index slabs = cutter_.whole().slabs;
+        return divided_up(slabs, divided_up(slabs, std::min(slabs, most)));
     }
     [[nodiscard]] Index bytes_to_keep(const Cut& cut) const {
         return cut.batches * cutter_.batch_bytes(cut) * inputs_;
@@ -260,16 +300,20 @@ private:
                     bytes_to_keep(launch.cut) + sums > shared_of_block(limits_, kBlocksPerProcessor)
                 ? 1
                 : kBlocksPerProcessor;
-        const Index room = shared_of_block(limits_, blocks) - sums;
         const Index batch = cutter_.batch_bytes(launch.cut) * inputs_;
-        launch.kept =
-            static_cast<int>(std::min(launch.cut.batches, std::max<Index>(0, room / batch)));
-        launch.shared_bytes = launch.kept * batch + sums;
+        const Index room = (shared_of_block(limits_, blocks) - sums) / batch;  // in slots
+        const bool all = launch.cut.batches <= room;
+        if (!all && room < cutter_.ring()) return "a block has too little shared memory";
+        launch.slots = static_cast<int>(all ? launch.cut.batches : room);
+        launch.kept = all ? launch.slots : launch.slots - cutter_.ring();
+        launch.shares = exchange == Exchange::grid && launch.cut.slab_channels() > 1 &&
+                        launch.cut.parts > tuning::kPartsReadByAll;
+        launch.shared_bytes = launch.slots * batch + sums;
         if (launch.shared_bytes > limits_.shared_per_block) return "a block has too little memory";
         return nullptr;
     }
 
-    const Cutter& cutter_;
+    Cutter cutter_;
     int inputs_;
     const Limits& limits_;
 };
@@ -286,9 +330,12 @@ void lay_out_workspace(LaunchPlan& plan) {
          plan.operation != Operation::normalize && plan.operation != Operation::backward_apply);
     Index end = 0;
     if (counts) {
-        plan.counters_bytes = aligned(plan.first.cut.slabs * static_cast<Index>(sizeof(unsigned)));
+        const Cut& cut = plan.first.cut;
+        plan.counters_bytes = aligned(2 * cut.slabs * static_cast<Index>(sizeof(unsigned)));
         plan.partials_at = plan.counters_bytes;
-        end = plan.partials_at + aligned(partials(plan.first));
+        plan.totals_at = plan.partials_at + aligned(partials(plan.first));
+        end = plan.totals_at;
+        if (plan.first.shares) end += aligned(cut.slabs * cut.slab_channels() * kPartialBytes);
     }
     if (plan.path == Path::two_kernels && plan.operation != Operation::forward) {
         plan.sums_at = end;
@@ -325,13 +372,13 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
     plan.operation = operation;
     plan.problem = description.problem;
     plan.strides = description.strides;
-    plan.vectors = takes_vectors(description, addresses);
+    const int unit = widest_unit(description, addresses);
     const int inputs = inputs_of(operation);
-    const Cutter cutter(plan.problem, plan.vectors, inputs);
+    const Cutter cutter(plan.problem, unit, inputs);
     const Planner planner(cutter, inputs, limits);
     // Where statistics are constants, dx is written from dy alone.
     const int last_inputs = operation == Operation::backward_fixed ? 1 : inputs;
-    const Cutter last_cutter(plan.problem, plan.vectors, last_inputs);
+    const Cutter last_cutter(plan.problem, unit, last_inputs);
     const Planner second(last_cutter, last_inputs, limits);
 
     const std::vector<Path> paths = paths_of(operation);

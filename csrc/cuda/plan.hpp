@@ -60,6 +60,8 @@ struct Launch {
     Cut cut{};
     Exchange exchange = Exchange::none;
     int kept = 0;
+    int slots = 0;
+    bool shares = false;
     Index grid = 0;
     int cluster = 1;
     Index shared_bytes = 0;
@@ -71,12 +73,13 @@ struct LaunchPlan {
     Path path{};
     Problem problem;
     std::array<Strides, kMaxOperands> strides{};
-    bool vectors = false;  // units of 16 bytes, else single values
-    Launch first;          // both phases, or the only one, or the first
-    Launch second;         // of two kernels; grid 0 otherwise
-    // Workspace, in bytes from its beginning: counters, partial sums, sums between two kernels.
+    Launch first;   // both phases, or the only one, or the first
+    Launch second;  // of two kernels; grid 0 otherwise
+    // Workspace, in bytes from its beginning: counters, partial sums, merged ones, sums between two
+    // kernels.
     Index counters_bytes = 0;
     Index partials_at = 0;
+    Index totals_at = 0;
     Index sums_at = 0;
     Index workspace_bytes = 0;
 };

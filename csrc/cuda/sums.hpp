@@ -34,18 +34,15 @@ BNEXT_DEVICE void add(Sums& total, const Sums& more) {
     total.second += s.second;
 }
 
-// What a block's threads share, behind the kept batches; shared_bytes_of_sums says how large.
+// What a block's threads share, behind the data; shared_bytes_of_sums says how large.
 struct SharedPlaces {
-    Sums* scratch;         // a row of slab_channels for every warp
-    Sums* of_block;        // two rows: others of the cluster read one while the next is made
     double* coefficients;  // kCoefficients a channel
+    Sums* of_block;        // two rows: others of the cluster read one while the next is made
+    Sums* scratch;         // a row of slab_channels for every warp
 };
-BNEXT_DEVICE SharedPlaces shared_places(const Cut& cut, unsigned char* after_kept) {
-    auto* const sums = reinterpret_cast<Sums*>(after_kept);
-    const int row = cut.slab_channels();
-    const int warps = cut.threads / kWarp;
-    Sums* const of_block = sums + warps * row;
-    return {sums, of_block, reinterpret_cast<double*>(of_block + 2 * row)};
+BNEXT_DEVICE SharedPlaces shared_places(const Cut& cut, unsigned char* behind_data) {
+    auto* const sums = reinterpret_cast<Sums*>(behind_data + shared_bytes_of_coefficients(cut));
+    return {reinterpret_cast<double*>(behind_data), sums, sums + 2 * cut.slab_channels()};
 }
 
 // Lanes that are `columns` apart (a power of two up to 32) have sums of the same channel: added by
@@ -85,18 +82,37 @@ BNEXT_DEVICE void merge_block(const Cut& cut, const Sums (&own)[kChannels], Sums
     }
 }
 
+BNEXT_DEVICE void write_sums(double* p, const Sums& sums) {
+    p[0] = sums.n;
+    p[1] = sums.first;
+    p[2] = sums.second;
+    p[3] = sums.pilot;
+}
+BNEXT_DEVICE Sums read_sums(const double* p) {
+    return {device::load_fresh(p), device::load_fresh(p + 1), device::load_fresh(p + 2),
+            device::load_fresh(p + 3)};
+}
+
 BNEXT_DEVICE double* partial_of(const Arguments& a, Index slab, int part, int channel) {
     const Index row = slab * a.cut.parts + part;
     return a.partials + (row * a.cut.slab_channels() + channel) * kSumsValues;
 }
 BNEXT_DEVICE void write_partials(const Arguments& a, Index slab, int part, const Sums* sums) {
     for (int c = device::thread(); c < a.cut.slab_channels(); c += device::threads()) {
-        double* const p = partial_of(a, slab, part, c);
-        p[0] = sums[c].n;
-        p[1] = sums[c].first;
-        p[2] = sums[c].second;
-        p[3] = sums[c].pilot;
+        write_sums(partial_of(a, slab, part, c), sums[c]);
     }
+}
+
+// The sums of a channel over the parts first, first + stride ...
+BNEXT_DEVICE Sums merge_some_parts(const Arguments& a, Index slab, int channel, int first,
+                                   int stride) {
+    Sums total;
+    for (int part = first; part < a.cut.parts; part += stride) {
+        const Sums next = read_sums(partial_of(a, slab, part, channel));
+        if (part == first) total.pilot = next.pilot;
+        add(total, next);
+    }
+    return total;
 }
 
 // All parts' sums of a slab, from the workspace, by the whole block: thread t reads channel
@@ -104,15 +120,7 @@ BNEXT_DEVICE void write_partials(const Arguments& a, Index slab, int part, const
 BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, Sums* result) {
     const int width = a.cut.slab_channels();
     const int t = device::thread(), threads = device::threads();
-    Sums own;
-    const int stride = threads / width;
-    for (int part = t / width; part < a.cut.parts; part += stride) {
-        const double* const p = partial_of(a, slab, part, t % width);
-        const Sums next{device::load_fresh(p), device::load_fresh(p + 1), device::load_fresh(p + 2),
-                        device::load_fresh(p + 3)};
-        if (part == t / width) own.pilot = next.pilot;
-        add(own, next);
-    }
+    Sums own = merge_some_parts(a, slab, t % width, t / width, threads / width);
     int rows = threads / width;
     if (width < kWarp) {
         own = merge_lanes(own, width);
@@ -125,18 +133,35 @@ BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, 
     for (int c = t; c < width; c += threads) result[c] = merge_rows(scratch + c, rows, width);
 }
 
+// Waits until every part of the slab has come to that counter. All of them must be running.
+BNEXT_DEVICE void meet(const Arguments& a, unsigned* counter) {
+    device::block_barrier();
+    if (device::thread() == 0) {
+        device::arrive(counter);
+        device::wait_for(counter, static_cast<unsigned>(a.cut.parts));
+    }
+    device::block_barrier();
+}
+
 // The sums of the slab's channels over all its parts, in `of_block`, which had this part's. Every
-// block of the slab calls this, and gets the same bits. All of them must be running.
+// block of the slab calls this, and gets the same bits. Where it were much to read all parts' sums
+// of all channels in every block, each merges a share of the channels, and reads the results.
 BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part, Sums* of_block,
                                      Sums* scratch) {
     write_partials(a, slab, part, of_block);
-    device::block_barrier();
-    if (device::thread() == 0) {
-        device::arrive(a.counters + slab);
-        device::wait_for(a.counters + slab, static_cast<unsigned>(a.cut.parts));
+    meet(a, a.counters + slab);
+    if (!a.shares) return merge_partials(a, slab, scratch, of_block);
+    const int lane = device::thread() % kWarp, warp = device::thread() / kWarp;
+    const int warps = device::threads() / kWarp, width = a.cut.slab_channels();
+    double* const totals = a.totals + slab * width * kSumsValues;
+    for (int c = part + a.cut.parts * warp; c < width; c += a.cut.parts * warps) {
+        const Sums total = merge_lanes(merge_some_parts(a, slab, c, lane, kWarp), 1);
+        if (lane == 0) write_sums(totals + c * kSumsValues, total);
     }
-    device::block_barrier();
-    merge_partials(a, slab, scratch, of_block);
+    meet(a, a.counters + a.cut.slabs + slab);
+    for (int c = device::thread(); c < width; c += device::threads()) {
+        of_block[c] = read_sums(totals + c * kSumsValues);
+    }
 }
 
 // Whether all other parts of the slab have written their sums: true in one block of them.

@@ -9,15 +9,22 @@ namespace bnext::cuda::tuning {
 // What the system takes of a block's shared memory.
 inline constexpr Index kReservedShared = 1024;
 inline constexpr int kFewestThreads = 64;
+// Batches that a thread should have, so that as many are on their way at once as can be: fewer
+// threads and more blocks of small slabs, which wait for their sums at different times.
+inline constexpr Index kBatchesOfThread = 4;
 // Bytes of a row that a group of channels covers: a whole line of the first-level cache.
 inline constexpr Index kColumnBytes = 128;
 // Fewer bytes are not worth a block of their own: waiting for the others takes longer.
 inline constexpr Index kSmallestPart = 8 * 1024;
 // Clusters of more than that need the attribute for sizes that not every device has.
 inline constexpr int kPortableCluster = 8;
-// Batches that a block of the second phase writes: enough to pay for its coefficients.
+// Parts of several channels whose sums every block reads by itself. More, and each block merges a
+// share and reads the results: another wait, but not the square of the parts in bytes.
+inline constexpr int kPartsReadByAll = 32;
+// Batches that a thread of the second phase writes: enough to pay for its coefficients.
 inline constexpr Index kAppliedBatches = 4;
-// Blocks for each multiprocessor in a first phase alone: several waves hide uneven ends.
+// Blocks for each multiprocessor in a first phase alone, over planes: several waves hide uneven
+// ends.
 inline constexpr Index kReduceWaves = 8;
 
 }  // namespace bnext::cuda::tuning

@@ -13,8 +13,7 @@ struct alignas(sizeof(T) * V) Unit {
     T value[V];
 };
 
-// What a kernel is made for. Values are float64, float32 or 16 bits wide; V is 1, or
-// vector_of; I arrays are read.
+// What a kernel is made for: units of V values, I arrays that are read.
 template <class T_, Layout L, int V_, int I>
 struct Kind {
     using T = T_;
@@ -25,7 +24,9 @@ struct Kind {
     static constexpr int kInputs = I;
     static constexpr int kChannels = L == Layout::planar ? 1 : V;  // of a unit
     static constexpr int kPerChannel = V / kChannels;              // values of it, in a unit
-    static constexpr int kBatch = batch_of(DTypeOf<T>::value, L, V > 1, I);  // units
+    static constexpr KernelShape kShape = kernel_shape(DTypeOf<T>::value, L, V, I);
+    static constexpr int kBatch = kShape.batch;  // units
+    static constexpr int kAhead = kShape.ahead;  // batches
 };
 
 template <class K>
@@ -50,8 +51,8 @@ BNEXT_DEVICE unsigned units_of_batch(const Walk& walk, bool active) {
     return exists;
 }
 
-// Which units of a batch exist, as bits; the others are 0. kAgain: they will be read again.
-template <class K, bool kAgain>
+// Which units of a batch exist, as bits; the others are 0.
+template <class K>
 BNEXT_DEVICE unsigned load_batch(Batch<K>& batch, const Operand& operand, Index first,
                                  const Walk& walk, bool active) {
     const auto* const data = static_cast<const typename K::T*>(operand.data) + first;
@@ -59,8 +60,7 @@ BNEXT_DEVICE unsigned load_batch(Batch<K>& batch, const Operand& operand, Index 
     walk.units<K::kBatch>(operand.outer, operand.along, [&](int u, bool inside, Index offset) {
         batch[u] = typename K::U{};
         if (active && inside) {
-            const auto* const p = reinterpret_cast<const typename K::U*>(data + offset);
-            batch[u] = kAgain ? device::load_again(p) : device::load_once(p);
+            batch[u] = device::load(reinterpret_cast<const typename K::U*>(data + offset));
             exists |= 1U << u;
         }
     });
@@ -78,25 +78,31 @@ BNEXT_DEVICE void store_batch(const Batch<K>& batch, const Operand& operand, Ind
     });
 }
 
-// What a thread keeps of batch b between the phases: its own place in shared memory, which no other
-// thread touches, so that nothing has to be waited for.
+// A thread's place in shared memory for a batch, by the slot's number. No other thread touches it,
+// so that nothing has to be waited for.
 template <class K>
-BNEXT_DEVICE typename K::U* kept_batch(unsigned char* shared, int input, Index b) {
+BNEXT_DEVICE typename K::U* slot_of(unsigned char* shared, int input, int slot) {
     auto* const units = reinterpret_cast<typename K::U*>(shared);
-    return units + ((b * K::kInputs + input) * K::kBatch) * device::threads() + device::thread();
+    return units + ((slot * K::kInputs + input) * K::kBatch) * device::threads() + device::thread();
 }
 template <class K>
-BNEXT_DEVICE void keep_batch(const Batch<K>& batch, unsigned char* shared, int input, Index b) {
-    typename K::U* const place = kept_batch<K>(shared, input, b);
+BNEXT_DEVICE void keep_batch(const Batch<K>& batch, unsigned char* shared, int input, int slot) {
+    typename K::U* const place = slot_of<K>(shared, input, slot);
     BNEXT_UNROLL
     for (int u = 0; u < K::kBatch; ++u) place[u * device::threads()] = batch[u];
 }
-// The same straight from memory, still under way: wait_for_copies.
+template <class K>
+BNEXT_DEVICE void recall_batch(Batch<K>& batch, unsigned char* shared, int input, int slot) {
+    const typename K::U* const place = slot_of<K>(shared, input, slot);
+    BNEXT_UNROLL
+    for (int u = 0; u < K::kBatch; ++u) batch[u] = place[u * device::threads()];
+}
+// From memory to its slot, still under way: wait_for_copies.
 template <class K>
 BNEXT_DEVICE void fetch_batch(const Operand& operand, Index first, const Walk& walk, bool active,
-                              unsigned char* shared, int input, Index b) {
+                              unsigned char* shared, int input, int slot) {
     const auto* const data = static_cast<const typename K::T*>(operand.data) + first;
-    typename K::U* const place = kept_batch<K>(shared, input, b);
+    typename K::U* const place = slot_of<K>(shared, input, slot);
     walk.units<K::kBatch, false>(
         operand.outer, operand.along, [&](int u, bool inside, Index offset) {
             typename K::U* const to = place + u * device::threads();
@@ -107,16 +113,11 @@ BNEXT_DEVICE void fetch_batch(const Operand& operand, Index first, const Walk& w
             }
         });
 }
-template <class K>
-BNEXT_DEVICE void recall_batch(Batch<K>& batch, unsigned char* shared, int input, Index b) {
-    const typename K::U* const place = kept_batch<K>(shared, input, b);
-    BNEXT_UNROLL
-    for (int u = 0; u < K::kBatch; ++u) batch[u] = place[u * device::threads()];
-}
 
 template <class K>
-BNEXT_DEVICE Index kept_bytes(int threads, Index batches) {
-    return batches * K::kInputs * K::kBatch * threads * static_cast<Index>(sizeof(typename K::U));
+BNEXT_DEVICE Index bytes_of_slots(int threads, int slots) {
+    return Index{slots} * K::kInputs * K::kBatch * threads *
+           static_cast<Index>(sizeof(typename K::U));
 }
 
 }  // namespace bnext::cuda

@@ -45,10 +45,14 @@ def reason() -> str:
         kernels = _load()
     except ImportError as error:
         return str(error)
-    problems = [_problem_of(kernels, device) for device in range(kernels.device_count())]
-    if not problems:
-        return str(kernels.unavailable_reason()) or "no GPU was found"
-    return "" if "" in problems else problems[0]
+    first = ""
+    # Not all of them: to be asked, a device gets a context, which takes its memory.
+    for device in range(kernels.device_count()):
+        problem = _problem_of(kernels, device)
+        if not problem:
+            return ""
+        first = first or problem
+    return first or str(kernels.unavailable_reason()) or "no GPU was found"
 
 
 def device_count() -> int:

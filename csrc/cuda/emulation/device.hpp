@@ -43,11 +43,7 @@ const T* of_cluster_rank(T* place, int rank) {
 inline double load_fresh(const double* p) { return *p; }
 
 template <class V>
-V load_once(const V* p) {
-    return *p;
-}
-template <class V>
-V load_again(const V* p) {
+V load(const V* p) {
     return *p;
 }
 template <class V>

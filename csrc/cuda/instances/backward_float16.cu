@@ -1,3 +1,3 @@
 #include "cuda/instances.inl.hpp"
 
-template bnext::cuda::Kernel bnext::cuda::fused_backward<bnext::float16>(Layout, bool);
+template bnext::cuda::Kernel bnext::cuda::fused_backward<bnext::float16>(Layout, int);

@@ -1,3 +1,3 @@
 #include "cuda/instances.inl.hpp"
 
-template bnext::cuda::Kernel bnext::cuda::phase_kernel<bnext::bfloat16>(Phase, Layout, bool);
+template bnext::cuda::Kernel bnext::cuda::phase_kernel<bnext::bfloat16>(Phase, Layout, int);
