@@ -14,6 +14,13 @@ import numpy.typing as npt
 from bnext import _core
 from bnext._core import Saved
 from bnext.moments import Moments
+from bnext.sync.group import Group
+from bnext.sync.phases import (
+    SyncSaved,
+    check_parameter_gradients,
+    synchronized_backward,
+    synchronized_forward,
+)
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
 
@@ -27,8 +34,9 @@ def batch_norm_forward(
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: Array | None = None,
-) -> tuple[Array, Saved]:
+) -> tuple[Array, Saved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
     Parameters
@@ -43,6 +51,9 @@ def batch_norm_forward(
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end.
+    group : bnext.sync.Group, optional
+        `x` is the caller's shard of a batch that all members of the group hold; mean and variance
+        are the whole batch's, and all members call this together. A shard may be empty.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
 
@@ -52,7 +63,7 @@ def batch_norm_forward(
         ``(x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1), in
         the memory order of `x`, or `out`. A channel whose variance and `eps` are both 0 gives
         `bias`.
-    saved : Saved
+    saved : Saved, or bnext.sync.SyncSaved with a group
         The statistics, for `batch_norm_backward`.
 
     Raises
@@ -62,16 +73,22 @@ def batch_norm_forward(
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input.
     TypeError
         A dtype does not fit, or an argument is not an array.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
+    if group is not None:
+        return synchronized_forward(x, weight, bias, eps, channel_axis, out, group)
     return _core.forward(x, weight, bias, None, None, None, None, eps, channel_axis, out)
 
 
 def batch_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
-    saved: Saved,
+    saved: Saved | SyncSaved,
     weight: npt.ArrayLike | None = None,
     *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of `batch_norm_forward`, taken through the batch's mean and variance.
@@ -86,6 +103,11 @@ def batch_norm_backward(
         What the forward call returned.
     weight : array, shape (C,), optional
         As in the forward call.
+    group : bnext.sync.Group, optional
+        That of the forward call, which `saved` knows: not needed.
+    parameter_gradients : {"local", "total"}
+        In a group: whether `dweight` and `dbias` are sums over the caller's shard, as the averaging
+        of gradients expects them, or over the whole batch.
     out : array, shape of `x`, optional
         Where to put `dx`: of the dtype of `x`, with memory of its own.
 
@@ -105,7 +127,14 @@ def batch_norm_backward(
         read-only or overlaps an input.
     TypeError
         A dtype does not fit, `saved` is something else, or an argument is not an array.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
+    if isinstance(saved, SyncSaved):
+        return synchronized_backward(dy, x, saved, weight, out, group, parameter_gradients)
+    if group is not None:
+        raise ValueError("group: expected None, since the forward call had no group")
+    check_parameter_gradients(parameter_gradients)
     return _core.backward(dy, x, saved, weight, out)
 
 

@@ -13,6 +13,14 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.state import StateMixin
+from bnext.sync.group import Group
+from bnext.sync.phases import (
+    SyncSaved,
+    check_group,
+    check_parameter_gradients,
+    layer_backward,
+    layer_forward,
+)
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -46,6 +54,14 @@ class BatchNorm(StateMixin):
         float32 or float64: of the parameters and the running statistics. The input has it as well;
         a float32 layer also takes float16 and bfloat16 (as ``ml_dtypes`` has it), and answers with
         what it was given.
+    group : bnext.sync.Group, optional
+        In training, the input is a member's shard of a batch that the whole group holds: all
+        members call the layer together, and statistics are the whole batch's. In evaluation mode
+        nothing is exchanged. Threads may share the layer, or have a replica each.
+    parameter_gradients : {"local", "total"}
+        In a group: whether gradients of parameters are sums over the member's shard, as the
+        averaging of gradients expects them, or over the whole batch. Those of a layer that threads
+        share are always the total.
 
     Attributes
     ----------
@@ -80,6 +96,8 @@ class BatchNorm(StateMixin):
         *,
         channel_axis: int = 1,
         dtype: npt.DTypeLike = np.float32,
+        group: Group | None = None,
+        parameter_gradients: str = "local",
     ) -> None:
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             got = type(num_features).__name__
@@ -95,6 +113,9 @@ class BatchNorm(StateMixin):
         _core.check_eps(eps)
         if momentum is not None:
             _core.check_momentum(momentum)
+        check_group(group)
+        self.group = group
+        self.parameter_gradients = check_parameter_gradients(parameter_gradients)
         self.num_features = int(num_features)
         self.eps = eps
         self.momentum = momentum
@@ -119,6 +140,10 @@ class BatchNorm(StateMixin):
             self.num_batches_tracked = np.zeros((), np.int64)
         # The input of the latest forward call and what it saved, until backward consumes them.
         self._latest: tuple[Array, _core.Saved] | None = None
+        # The same in a group, of each member by its rank; and for which of the group's exchanges
+        # the running statistics have moved.
+        self._latest_of: dict[int | None, tuple[Array, _core.Saved | SyncSaved]] = {}
+        self._moved_at: tuple[Group, int] | None = None
 
     # --- modes ------------------------------------------------------------------------------------
 
@@ -172,7 +197,11 @@ class BatchNorm(StateMixin):
             `x` has a wrong rank, number of channels or dtype, has one value per channel in
             training, or what `bnext.batch_norm_forward` raises. The layer's state is then what it
             was before.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
+        if self.group is not None and self.training:
+            return layer_forward(self, x, out)
         x = self._checked(x)
         mean, var = self.running_mean, self.running_var
         if self.training and self.track_running_stats:
@@ -192,7 +221,10 @@ class BatchNorm(StateMixin):
             y, saved = _core.normalize_by_running(
                 x, mean, var, self.weight, self.bias, self.eps, self.channel_axis, out
             )
-        self._latest = (x, saved)
+        if self.group is not None:
+            self._latest_of[self.group.rank_or_none] = (x, saved)
+        else:
+            self._latest = (x, saved)
         return y
 
     __call__ = forward
@@ -221,7 +253,11 @@ class BatchNorm(StateMixin):
             There was no forward call, or its input was consumed by an earlier `backward`.
         ValueError, TypeError
             `dy` has another shape or dtype than the input, or the input has changed since.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
+        if self.group is not None:
+            return layer_backward(self, dy, out)
         if self._latest is None:
             raise RuntimeError(
                 "backward: expected a forward call before it, since the latest one was consumed "
@@ -271,6 +307,8 @@ class BatchNorm(StateMixin):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.affine}, track_running_stats={self.track_running_stats}"
         )
+        if self.group is not None:
+            text += f", group={self.group!r}"
         if self.channel_axis != 1:
             text += f", channel_axis={self.channel_axis}"
         if self.dtype != np.float32:
