@@ -25,6 +25,7 @@ const char* name_of(Direction direction) {
 }
 
 std::string call_text(const Header& header) {
+    if (header.step < 0) return "entering the group";
     const std::string layer =
         header.layer < 0 ? "a call without a layer" : concat("layer ", header.layer);
     return concat(layer, ", step ", header.step, ", ", name_of(header.direction));
@@ -107,7 +108,7 @@ ThreadGroup::Slot& ThreadGroup::slot_of(Index rank) {
 Ticket ThreadGroup::enter(Index rank) {
     Slot& slot = slot_of(rank);
     const std::lock_guard lock(mutex_);
-    if (broken_) throw GroupFailure({}, broken_rank_, reason_);
+    if (broken_) throw GroupFailure({-1, -1}, broken_rank_, reason_);
     BNEXT_CHECK(slot.ticket == 0, "rank: expected one that is free, got ", rank,
                 ", which another thread has");
     ++slot.entered;

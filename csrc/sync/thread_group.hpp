@@ -34,7 +34,7 @@ enum class Direction : std::uint8_t { forward, backward };
 // they share, or each a replica of its own.
 struct Header {
     Index layer = -1;  // -1: a call without a layer
-    Index step = 0;
+    Index step = 0;    // -1, in a failure: no call, but entering
     Direction direction = Direction::forward;
     Index channels = 0;
     DType dtype = DType::float32;

@@ -15,6 +15,9 @@ from bnext.sync.group import Calls, Float64Array, Group, GroupError, Header, Mer
 
 __all__ = ["ThreadGroup"]
 
+# How often `run` looks for signals that another thread received, and for errors; in seconds.
+POLL = 0.25
+
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")
 
@@ -184,7 +187,7 @@ class ThreadGroup(Group):
             self._wait_for(threads, ended, errors)
         except BaseException as error:
             self._barrier.fail(-1, 0, f"run {error_text(error)}")
-            self._wait_for(threads, ended, errors, failed=True)
+            self._wait_for(threads, ended, errors, seconds=1.0)
             raise
         if errors:
             rank, first = errors[0]
@@ -202,18 +205,20 @@ class ThreadGroup(Group):
         threads: dict[int, threading.Thread],
         ended: queue.SimpleQueue[int],
         errors: list[tuple[int, BaseException]],
-        failed: bool = False,
+        seconds: float | None = None,
     ) -> None:
-        """Until all threads have ended; after an error, for the time-out at most."""
-        deadline = None
+        """Wait until all threads have ended, for `seconds`, or the time-out after an error."""
+        deadline = None if seconds is None else time.monotonic() + seconds
         while threads:
-            if deadline is None and (failed or errors):
+            if deadline is None and errors:
                 deadline = time.monotonic() + self.timeout
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                rank = ended.get(timeout=wait)
-            except queue.Empty:
+            left = POLL if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 return
+            try:
+                rank = ended.get(timeout=min(left, POLL))
+            except queue.Empty:
+                continue
             threads.pop(rank).join()
 
     def reset(self) -> None:
@@ -328,5 +333,9 @@ def converted(failure: _core.GroupFailure) -> GroupError:
     """Make the error that users get from that of the C++ barrier."""
     message, layer, step, rank, reason = failure.args
     return GroupError(
-        message, layer=layer, step=step, rank=None if rank < 0 else rank, reason=reason
+        message,
+        layer=None if step < 0 else layer,
+        step=None if step < 0 else step,
+        rank=None if rank < 0 else rank,
+        reason=reason,
     )
