@@ -9,16 +9,12 @@
 namespace bnext::sync {
 namespace {
 
-// About 20 microseconds: less than it takes to put a thread to sleep and to wake it.
-constexpr int kSpins = 500;
-
-void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
+// A waiting member first looks again and again, and lets others have the core in between: to be put
+// to sleep and woken takes longer than most waits. 4 threads on 2 cores, 256 channels, from Python:
+// 12 to 15 microseconds per exchange instead of 42. With many more threads than cores they only
+// keep each other from working.
+constexpr std::chrono::microseconds kLook{50};
+constexpr Index kLookPerCore = 4;
 
 const char* name_of(Direction direction) {
     return direction == Direction::forward ? "forward" : "backward";
@@ -86,7 +82,7 @@ GroupFailure::GroupFailure(const Header& at, Index who, const std::string& why)
 
 ThreadGroup::ThreadGroup(Index size, double timeout_seconds)
     : timeout_(timeout_seconds),
-      spins_(size <= static_cast<Index>(std::thread::hardware_concurrency()) ? kSpins : 0) {
+      looks_(size <= kLookPerCore * static_cast<Index>(std::thread::hardware_concurrency())) {
     BNEXT_CHECK(size >= 1, "size: expected an integer >= 1, got ", size);
     // A year: what clocks can add to a point in time without overflow.
     BNEXT_CHECK(timeout_ > 0 && timeout_ <= 3.2e7,
@@ -155,6 +151,14 @@ void ThreadGroup::break_group(Index rank, const std::string& reason) {
         reason_ = reason;
         broken_ = true;
     }
+    wake_all();
+}
+
+void ThreadGroup::wake_all() {
+    // Whoever has looked, and found that it has to wait, is asleep once this is locked.
+    {
+        const std::lock_guard asleep(sleep_);
+    }
     wake_.notify_all();
 }
 
@@ -216,7 +220,7 @@ Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brou
     if (++arrived_ == size()) {
         merge_all();
         lock.unlock();
-        wake_.notify_all();
+        wake_all();
     } else {
         const Index generation = generation_;
         lock.unlock();
@@ -231,30 +235,35 @@ Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brou
 void ThreadGroup::wait(Index rank, Index generation, Clock::time_point deadline, Waiter& waiter) {
     const Waiting waiting(waiter);
     const auto over = [&] { return generation_ != generation || broken_; };
-    for (int i = 0; i < spins_ && !over(); ++i) relax();
+    if (looks_) {
+        const auto until = Clock::now() + kLook;
+        while (!over() && Clock::now() < until) std::this_thread::yield();
+    }
     if (generation_ != generation) return;
     auto next_poll = Clock::now() + kPoll;
     bool polls = true;
-    std::unique_lock lock(mutex_);
-    // What was merged is good, whatever broke afterwards: this member is through.
-    while (generation_ == generation) {
-        const Header& header = slot_of(rank).brought.header;
-        if (broken_) throw GroupFailure(header, broken_rank_, reason_);
+    std::unique_lock asleep(sleep_);
+    while (!over()) {
         const auto now = Clock::now();
-        if (now >= deadline) {
-            const auto [who, names] = missing();
-            break_and_throw(header, who,
-                            concat("time-out after ", timeout_, " s: ", names, " missing"));
-        }
+        if (now >= deadline) break;
         if (polls && now >= next_poll) {
-            lock.unlock();
+            asleep.unlock();
             polls = poll(rank, generation, waiter);
             next_poll = Clock::now() + kPoll;
-            lock.lock();
+            asleep.lock();
             continue;
         }
-        wake_.wait_until(lock, polls ? std::min(deadline, next_poll) : deadline);
+        wake_.wait_until(asleep, polls ? std::min(deadline, next_poll) : deadline);
     }
+    asleep.unlock();
+    // What was merged is good, whatever broke afterwards: this member is through.
+    if (generation_ != generation) return;
+    const std::lock_guard lock(mutex_);
+    if (generation_ != generation) return;
+    const Header& header = slot_of(rank).brought.header;
+    if (broken_) throw GroupFailure(header, broken_rank_, reason_);
+    const auto [who, names] = missing();
+    break_and_throw(header, who, concat("time-out after ", timeout_, " s: ", names, " missing"));
 }
 
 bool ThreadGroup::poll(Index rank, Index generation, Waiter& waiter) {

@@ -117,6 +117,7 @@ private:
     using Clock = std::chrono::steady_clock;
 
     Slot& slot_of(Index rank);
+    void wake_all();
     void break_group(Index rank, const std::string& reason);
     [[noreturn]] void break_and_throw(const Header& at, Index rank, const std::string& reason);
     void check_header(Index rank, const Header& header);
@@ -132,6 +133,8 @@ private:
     const double timeout_;
     const int spins_;
     mutable std::mutex mutex_;
+    // Sleepers have a lock of their own: while they wake, members come to the next exchange.
+    std::mutex sleep_;
     std::condition_variable wake_;
     std::vector<Slot> slots_;
     Index arrived_ = 0;
