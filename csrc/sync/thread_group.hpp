@@ -4,9 +4,9 @@
 // Order:   the last to arrive merges, in the order of ranks, so the result depends on nobody's
 // speed
 //          and is the same to the bit for all.
-// Waiting: a short spin where every member can have a core, then sleep. Nobody waits for longer
-// than
-//          the time-out, and nobody waits at all for what is known never to come.
+// Waiting: members look again and again for some microseconds, unless they are many more than
+//          there are cores, and then sleep. Nobody waits for longer than the time-out, and nobody
+//          waits at all for what is known never to come.
 // Faults:  whatever goes wrong breaks the group: members that wait, and those that come later, get
 //          the same reason at once, until reset().
 // Memory:  rows are read where their owner has them, for the owner waits meanwhile; the merged rows
@@ -131,7 +131,7 @@ private:
     [[nodiscard]] std::pair<Index, std::string> missing() const;
 
     const double timeout_;
-    const int spins_;
+    const bool looks_;  // before it sleeps, a member looks whether it has to
     mutable std::mutex mutex_;
     // Sleepers have a lock of their own: while they wake, members come to the next exchange.
     std::mutex sleep_;
