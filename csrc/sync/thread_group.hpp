@@ -2,8 +2,7 @@
 // until all have come; everybody gets the merged rows.
 //
 // Order:   the last to arrive merges, in the order of ranks, so the result depends on nobody's
-// speed
-//          and is the same to the bit for all.
+//          speed and is the same to the bit for all.
 // Waiting: members look again and again for some microseconds, unless they are many more than
 //          there are cores, and then sleep. Nobody waits for longer than the time-out, and nobody
 //          waits at all for what is known never to come.
