@@ -1,4 +1,5 @@
-"""What one process of a group does: python -m tests.sync.worker ENGINE PROGRAM FOLDER [RANK SIZE]
+"""What one process of a group does: python -m tests.sync.worker ENGINE PROGRAM FOLDER ROUNDS
+[RANK SIZE]
 
 It writes what it computed, or the error that it got, to FOLDER.
 """
@@ -49,6 +50,10 @@ def train(layers, rank, size):
     return results
 
 
+def folder_of_this():
+    return pathlib.Path(sys.argv[3])
+
+
 def with_fault(group, kind, culprit):
     """One process does something wrong in the second step."""
     first, second = (bnext.BatchNorm1d(4, group=group) for _ in range(2))
@@ -58,6 +63,7 @@ def with_fault(group, kind, culprit):
             if kind == "raises":
                 raise KeyError("mine")
             if kind == "dies":
+                (folder_of_this() / f"{group.rank}.json").write_text("[]")
                 os._exit(0)
             if kind == "leaves":
                 return
@@ -78,46 +84,56 @@ def with_fault(group, kind, culprit):
         second(x)
 
 
-def main():
-    engine, program, folder, *where = sys.argv[1:]
-    folder = pathlib.Path(folder)
-    timeout = 2.0 if program in ("late", "leaves", "dies") else 30.0
+def new_group_of(engine, folder, where, timeout):
+    """A function that makes one group after the other; all ranks call it together."""
     if engine == "mpi":
         from mpi4py import MPI
 
-        group = bnext.sync.MPIGroup(MPI.COMM_WORLD, timeout=timeout)
-    else:
-        import torch.distributed as dist
+        return lambda: bnext.sync.MPIGroup(MPI.COMM_WORLD, timeout=timeout)
+    import torch.distributed as dist
 
-        rank, size = map(int, where)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
-            timeout=datetime.timedelta(seconds=60),
-        )  # fmt: skip
-        group = bnext.sync.TorchDistributedGroup(timeout=timeout)
+    rank, size = map(int, where)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
+        timeout=datetime.timedelta(seconds=60),
+    )  # fmt: skip
+    return lambda: bnext.sync.TorchDistributedGroup(dist.new_group(), timeout=timeout)
+
+
+def outcome_of(group, kind):
+    """What came of a fault that the last rank makes."""
+    began = time.monotonic()
+    error = None
+    try:
+        with group:
+            with_fault(group, kind, group.size - 1)
+    except Exception as caught:
+        error = caught
+    return {
+        "type": type(error).__name__, "text": str(error), "rank": getattr(error, "rank", None),
+        "seconds": time.monotonic() - began,
+    }  # fmt: skip
+
+
+def main():
+    engine, program, folder, rounds, *where = sys.argv[1:]
+    folder = pathlib.Path(folder)
+    timeout = 1.0 if program in ("late", "leaves") else 30.0
+    new_group = new_group_of(engine, folder, where, timeout)
+    group = new_group()
     out = folder / str(group.rank)
     if program == "train":
         np.savez(out, **train(layers_of(group), group.rank, group.size))
-    else:
-        began = time.monotonic()
-        try:
-            with group:
-                with_fault(group, program, group.size - 1)
-            error = None
-        except Exception as caught:
-            error = caught
-        result = {
-            "type": type(error).__name__, "text": str(error), "rank": getattr(error, "rank", None),
-            "seconds": time.monotonic() - began,
-        }  # fmt: skip
-        out.with_suffix(".json").write_text(json.dumps(result))
-        # Engines wait in their end for messages that were never answered.
-        deadline = time.monotonic() + 20
-        while len(list(folder.glob("*.json"))) < group.size - (program == "dies"):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.01)
-        os._exit(0)
+        return
+    outcomes = [outcome_of(new_group(), program) for _ in range(int(rounds))]
+    out.with_suffix(".part").write_text(json.dumps(outcomes))
+    out.with_suffix(".part").rename(out.with_suffix(".json"))
+    # Engines wait in their end for messages that were never answered: it is cut short, once all
+    # others are through.
+    deadline = time.monotonic() + 20
+    while len(list(folder.glob("*.json"))) < group.size and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os._exit(0)
 
 
 if __name__ == "__main__":
