@@ -46,7 +46,7 @@ def test_constructor_is_torch_s(layer):
     assert [(p.name, p.default) for p in parameters] == [
         ("num_features", inspect.Parameter.empty), ("eps", 1e-5), ("momentum", 0.1),
         ("affine", True), ("track_running_stats", True), ("channel_axis", 1),
-        ("dtype", np.float32),
+        ("dtype", np.float32), ("group", None), ("parameter_gradients", "local"),
     ]  # fmt: skip
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[5:])
 

@@ -102,10 +102,10 @@ def test_public_names_of_the_design():
     expected = {
         "batch_norm_forward", "batch_norm_backward", "moments", "normalize", "Moments", "Saved",
         "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "set_num_threads",
-        "get_num_threads", "use_isa", "show_config", "empty_cache", "cuda", "functional",
+        "get_num_threads", "use_isa", "show_config", "empty_cache", "cuda", "functional", "sync",
     }  # fmt: skip
     assert expected <= set(dir(bnext))
-    assert expected - {"cuda", "functional"} <= set(bnext.__all__)
+    assert expected - {"cuda", "functional", "sync"} <= set(bnext.__all__)
     assert all(hasattr(bnext, name) for name in bnext.__all__)
 
 

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_saved(m);
     bnext::bindings::register_operations(m);
     bnext::bindings::register_runtime(m);
+    bnext::bindings::register_sync(m);
 }

@@ -9,5 +9,6 @@ void register_dlpack(pybind11::module_& m);
 void register_saved(pybind11::module_& m);
 void register_operations(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
+void register_sync(pybind11::module_& m);
 
 }  // namespace bnext::bindings

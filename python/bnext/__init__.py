@@ -5,7 +5,7 @@ Layers (`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `BatchNorm`) and functions
 data once, sum in a fixed order, and give the same bits for any number of threads.
 """
 
-from bnext import cuda, functional
+from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext.devices import DeviceSaved
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
@@ -39,6 +39,7 @@ __all__ = [
     "normalize",
     "set_num_threads",
     "show_config",
+    "sync",
     "use_isa",
 ]
 

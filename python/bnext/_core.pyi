@@ -62,6 +62,36 @@ def describe_dlpack(
     capsule: Any, name: str = "x"
 ) -> tuple[int, tuple[int, ...], tuple[int, ...], str, int, int, bool, Any]: ...
 def device_name(device_type: int, device_id: int) -> str: ...
+
+class GroupFailure(RuntimeError): ...  # noqa: N818
+
+@final
+class ThreadGroup:
+    def __init__(self, size: int, timeout: float) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def broken(self) -> str: ...
+    def enter(self, rank: int) -> int: ...
+    def leave(self, rank: int, ticket: int) -> None: ...
+    def fail(self, rank: int, ticket: int, message: str) -> None: ...
+    def reset(self) -> None: ...
+    def exchange(
+        self,
+        rank: int,
+        ticket: int,
+        layer: int,
+        step: int,
+        backward: bool,
+        dtype: str,
+        owner: int,
+        count: int,
+        first: _Float64,
+        second: _Float64,
+    ) -> tuple[int, _Float64, _Float64, int, bool]: ...
+
 def forward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,

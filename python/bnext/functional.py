@@ -23,6 +23,13 @@ from bnext import _core
 from bnext._core import Saved
 from bnext.devices import DeviceSaved, engine_of
 from bnext.moments import Moments
+from bnext.sync.group import Group
+from bnext.sync.phases import (
+    SyncSaved,
+    check_parameter_gradients,
+    synchronized_backward,
+    synchronized_forward,
+)
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
 
@@ -36,8 +43,9 @@ def batch_norm_forward(
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: Array | None = None,
-) -> tuple[Array, Saved | DeviceSaved]:
+) -> tuple[Array, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
     Parameters
@@ -52,6 +60,9 @@ def batch_norm_forward(
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end.
+    group : bnext.sync.Group, optional
+        `x` is the caller's shard of a batch that all members of the group hold; mean and variance
+        are the whole batch's, and all members call this together. A shard may be empty.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
 
@@ -61,7 +72,7 @@ def batch_norm_forward(
         ``(x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1), in
         the memory order of `x`, or `out`. A channel whose variance and `eps` are both 0 gives
         `bias`.
-    saved : Saved or DeviceSaved
+    saved : Saved, DeviceSaved, or bnext.sync.SyncSaved with a group
         The statistics, for `batch_norm_backward`: NumPy arrays, or if `x` is on a GPU, arrays
         there.
 
@@ -74,7 +85,11 @@ def batch_norm_forward(
         A dtype does not fit, an argument is not an array, or not where `x` is.
     RuntimeError
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
+    if group is not None:
+        return synchronized_forward(x, weight, bias, eps, channel_axis, out, group)
     engine: Any = _core if type(x) is np.ndarray else engine_of(x)
     result: tuple[Array, Saved | DeviceSaved] = engine.forward(
         x, weight, bias, None, None, None, None, eps, channel_axis, out
@@ -85,9 +100,11 @@ def batch_norm_forward(
 def batch_norm_backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
-    saved: Saved | DeviceSaved,
+    saved: Saved | DeviceSaved | SyncSaved,
     weight: npt.ArrayLike | None = None,
     *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of `batch_norm_forward`, taken through the batch's mean and variance.
@@ -102,6 +119,11 @@ def batch_norm_backward(
         What the forward call returned.
     weight : array, shape (C,), optional
         As in the forward call.
+    group : bnext.sync.Group, optional
+        That of the forward call, which `saved` knows: not needed.
+    parameter_gradients : {"local", "total"}
+        In a group: whether `dweight` and `dbias` are sums over the caller's shard, as the averaging
+        of gradients expects them, or over the whole batch.
     out : array, shape of `x`, optional
         Where to put `dx`: of the dtype of `x`, with memory of its own.
 
@@ -124,7 +146,14 @@ def batch_norm_backward(
         `x` is.
     RuntimeError
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
+    if isinstance(saved, SyncSaved):
+        return synchronized_backward(dy, x, saved, weight, out, group, parameter_gradients)
+    if group is not None:
+        raise ValueError("group: expected None, since the forward call had no group")
+    check_parameter_gradients(parameter_gradients)
     engine: Any = _core if type(x) is np.ndarray else engine_of(x)
     result: tuple[Array, Array, Array] = engine.backward(dy, x, saved, weight, out)
     return result

@@ -15,6 +15,13 @@ from bnext import _core
 from bnext.devices import engine_of
 from bnext.devices.libraries import library_of, to_numpy
 from bnext.state import StateMixin
+from bnext.sync.group import Group
+from bnext.sync.phases import (
+    check_group,
+    check_parameter_gradients,
+    layer_backward,
+    layer_forward,
+)
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -50,6 +57,14 @@ class BatchNorm(StateMixin):
         float32 or float64: of the parameters and the running statistics. The input has it as well;
         a float32 layer also takes float16 and bfloat16 (as ``ml_dtypes`` has it), and answers with
         what it was given.
+    group : bnext.sync.Group, optional
+        In training, the input is a member's shard of a batch that the whole group holds: all
+        members call the layer together, and statistics are the whole batch's. In evaluation mode
+        nothing is exchanged. Threads may share the layer, or have a replica each.
+    parameter_gradients : {"local", "total"}
+        In a group: whether gradients of parameters are sums over the member's shard, as the
+        averaging of gradients expects them, or over the whole batch. Those of a layer that threads
+        share are always the total.
 
     Attributes
     ----------
@@ -87,6 +102,8 @@ class BatchNorm(StateMixin):
         *,
         channel_axis: int = 1,
         dtype: npt.DTypeLike = np.float32,
+        group: Group | None = None,
+        parameter_gradients: str = "local",
     ) -> None:
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             got = type(num_features).__name__
@@ -102,6 +119,9 @@ class BatchNorm(StateMixin):
         _core.check_eps(eps)
         if momentum is not None:
             _core.check_momentum(momentum)
+        check_group(group)
+        self.group = group
+        self.parameter_gradients = check_parameter_gradients(parameter_gradients)
         self.num_features = int(num_features)
         self.eps = eps
         self.momentum = momentum
@@ -126,6 +146,10 @@ class BatchNorm(StateMixin):
             self.num_batches_tracked = np.zeros((), np.int64)
         # The input of the latest forward call and what it saved, until backward consumes them.
         self._latest: tuple[Any, Any] | None = None
+        # The same in a group, of each member by its rank; and for which of the group's exchanges
+        # the running statistics have moved.
+        self._latest_of: dict[int | None, tuple[Any, Any]] = {}
+        self._moved_at: tuple[Group, int] | None = None
 
     # --- modes ------------------------------------------------------------------------------------
 
@@ -193,6 +217,7 @@ class BatchNorm(StateMixin):
                 moved[name] = values if library is None else library.from_numpy(values, like)
         vars(self).update(moved)
         self._latest = None
+        self._latest_of.clear()
         return self
 
     # --- the two passes ---------------------------------------------------------------------------
@@ -221,7 +246,11 @@ class BatchNorm(StateMixin):
             was before.
         RuntimeError
             `x` is on a device on which bnext cannot compute.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
+        if self.group is not None and self.training:
+            return layer_forward(self, x, out)
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
         x = self._checked(x) if engine is _core else self._checked_elsewhere(x, engine)
         mean, var = self.running_mean, self.running_var
@@ -247,7 +276,10 @@ class BatchNorm(StateMixin):
             if engine is not _core:
                 self._check_places(engine)
             raise
-        self._latest = (x, saved)
+        if self.group is not None:
+            self._latest_of[self.group.rank_or_none] = (x, saved)
+        else:
+            self._latest = (x, saved)
         result: Array = y
         return result
 
@@ -277,7 +309,11 @@ class BatchNorm(StateMixin):
             There was no forward call, or its input was consumed by an earlier `backward`.
         ValueError, TypeError
             `dy` has another shape or dtype than the input, or the input has changed since.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
+        if self.group is not None:
+            return layer_backward(self, dy, out)
         if self._latest is None:
             raise RuntimeError(
                 "backward: expected a forward call before it, since the latest one was consumed "
@@ -357,6 +393,8 @@ class BatchNorm(StateMixin):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.affine}, track_running_stats={self.track_running_stats}"
         )
+        if self.group is not None:
+            text += f", group={self.group!r}"
         if self.channel_axis != 1:
             text += f", channel_axis={self.channel_axis}"
         if self.dtype != np.float32:

@@ -1,0 +1,112 @@
+// The barrier of threads as Python calls it. A member that comes last, and so does not wait, keeps
+// the GIL; the others let go of it before they wait and take it back after.
+#include <string>
+
+#include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
+#include "bindings/register.hpp"
+#include "sync/thread_group.hpp"
+
+namespace bnext::bindings {
+namespace {
+
+using sync::Direction;
+using sync::ThreadGroup;
+using Float64 = py::array_t<double, py::array::c_style>;
+
+struct Interrupted {};  // the Python error is set
+
+bool in_main_thread() {
+    const auto main = py::module_::import("threading").attr("main_thread")().attr("ident");
+    return py::cast<unsigned long>(main) == PyThread_get_thread_ident();
+}
+
+// Waiting without the GIL. Python's signal handlers, and so KeyboardInterrupt, run in the main
+// thread alone; the others need not wake for them.
+class WithoutGil final : public sync::Waiter {
+public:
+    void begin() override { state_ = PyEval_SaveThread(); }
+    void end() noexcept override { take_gil_back(state_); }
+    bool poll() override {
+        take_gil_back(state_);
+        const bool interrupted = PyErr_CheckSignals() != 0;
+        const bool again = !interrupted && in_main_thread();
+        state_ = PyEval_SaveThread();
+        if (interrupted) throw Interrupted{};
+        return again;
+    }
+
+private:
+    PyThreadState* state_ = nullptr;
+};
+
+DType dtype_named(const std::string& name) {
+    for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+        if (name == name_of(dtype)) return dtype;
+    }
+    value_error(concat("dtype: expected float32, float64, float16 or bfloat16, got ", name));
+}
+
+const double* take_row(const Float64& row, const char* name, Index channels) {
+    if (row.ndim() != 1 || row.shape(0) != channels) {
+        value_error(concat(name, ": expected shape (", channels, ",), got ",
+                           py::cast<std::string>(py::str(row.attr("shape")))));
+    }
+    return row.data();
+}
+
+py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index layer, Index step,
+                   bool backward, const std::string& dtype, std::uintptr_t owner, Index count,
+                   const Float64& first, const Float64& second) {
+    if (count < 0) value_error(concat("count: expected an integer >= 0, got ", count));
+    const Index channels = first.size();
+    const sync::Contribution brought{
+        {layer, step, backward ? Direction::backward : Direction::forward, channels,
+         dtype_named(dtype), owner},
+        count,
+        take_row(first, "first", channels),
+        take_row(second, "second", channels)};
+    py::array_t<double> merged_first(channels), merged_second(channels);
+    double* const into_first = merged_first.mutable_data();
+    double* const into_second = merged_second.mutable_data();
+    WithoutGil waiter;
+    try {
+        const sync::Merged merged =
+            group.exchange(rank, ticket, brought, into_first, into_second, waiter);
+        return py::make_tuple(merged.count, std::move(merged_first), std::move(merged_second),
+                              merged.generation, merged.shared);
+    } catch (const Interrupted&) {
+        throw py::error_already_set();
+    }
+}
+
+}  // namespace
+
+void register_sync(py::module_& m) {
+    // Its arguments: the whole text, layer, step and rank (-1: none), and the reason alone.
+    static py::exception<sync::GroupFailure> failure(m, "GroupFailure", PyExc_RuntimeError);
+    py::register_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer) std::rethrow_exception(pointer);
+        } catch (const sync::GroupFailure& error) {
+            const py::tuple arguments = py::make_tuple(error.what(), error.header.layer,
+                                                       error.header.step, error.rank, error.reason);
+            PyErr_SetObject(failure.ptr(), arguments.ptr());
+        }
+    });
+    py::class_<ThreadGroup>(m, "ThreadGroup", "The barrier of threads; bnext.sync wraps it.")
+        .def(py::init<Index, double>(), py::arg("size"), py::arg("timeout"))
+        .def_property_readonly("size", &ThreadGroup::size)
+        .def_property_readonly("timeout", &ThreadGroup::timeout)
+        .def_property_readonly("broken", &ThreadGroup::broken)
+        .def("enter", &ThreadGroup::enter, py::arg("rank"))
+        .def("leave", &ThreadGroup::leave, py::arg("rank"), py::arg("ticket"))
+        .def("fail", &ThreadGroup::fail, py::arg("rank"), py::arg("ticket"), py::arg("message"))
+        .def("reset", &ThreadGroup::reset, py::call_guard<py::gil_scoped_release>())
+        .def("exchange", &exchange, py::arg("rank"), py::arg("ticket"), py::arg("layer"),
+             py::arg("step"), py::arg("backward"), py::arg("dtype"), py::arg("owner"),
+             py::arg("count"), py::arg("first").noconvert(), py::arg("second").noconvert(),
+             "count, both rows, the number of the exchange, whether the layer is shared.");
+}
+
+}  // namespace bnext::bindings

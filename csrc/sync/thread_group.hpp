@@ -1,0 +1,152 @@
+// The barrier of threads that hold parts of one batch: each brings two rows of doubles and waits
+// until all have come; everybody gets the merged rows.
+//
+// Order:   the last to arrive merges, in the order of ranks, so the result depends on nobody's
+//          speed and is the same to the bit for all.
+// Waiting: members look again and again for some microseconds, unless they are many more than
+//          there are cores, and then sleep. Nobody waits for longer than the time-out, and nobody
+//          waits at all for what is known never to come.
+// Faults:  whatever goes wrong breaks the group: members that wait, and those that come later, get
+//          the same reason at once, until reset().
+// Memory:  rows are read where their owner has them, for the owner waits meanwhile; the merged rows
+//          have one buffer, which grows but never shrinks. It is written again only after everybody
+//          has come back, that is, has copied what was in it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/dtype.hpp"
+
+namespace bnext::sync {
+
+enum class Direction : std::uint8_t { forward, backward };
+
+// What must agree among members. `owner` tells layer objects apart: members bring one object that
+// they share, or each a replica of its own.
+struct Header {
+    Index layer = -1;  // -1: a call without a layer
+    Index step = 0;    // -1, in a failure: no call, but entering
+    Direction direction = Direction::forward;
+    Index channels = 0;
+    DType dtype = DType::float32;
+    std::uintptr_t owner = 0;
+};
+
+// Forward: mean and m2 of `count` values a channel. Backward: two sums. Of a count of 0, rows are
+// not looked at.
+struct Contribution {
+    Header header;
+    Index count = 0;
+    const double* first = nullptr;
+    const double* second = nullptr;
+};
+
+struct Merged {
+    Index count = 0;
+    Index generation = 0;  // which exchange of the group this was
+    bool shared = false;   // whether all members brought the same layer object
+};
+
+// Why an exchange failed, as the member that gets it sees it.
+class GroupFailure : public std::runtime_error {
+public:
+    GroupFailure(const Header& at, Index rank, const std::string& reason);
+
+    Header header;  // of the call that failed
+    Index rank;     // who is to blame; -1: no member
+    std::string reason;
+};
+
+// What a member does beside waiting. No function is called with a lock held.
+class Waiter {
+public:
+    Waiter() = default;
+    Waiter(const Waiter&) = delete;
+    Waiter& operator=(const Waiter&) = delete;
+    virtual ~Waiter() = default;
+
+    virtual void begin() {}                // before the wait
+    virtual void end() noexcept {}         // after it, also where it failed
+    virtual bool poll() { return false; }  // every kPoll; may throw. false: not again
+};
+
+using Ticket = std::uint64_t;
+
+class ThreadGroup {
+public:
+    static constexpr std::chrono::milliseconds kPoll{50};
+
+    ThreadGroup(Index size, double timeout_seconds);
+
+    [[nodiscard]] Index size() const { return static_cast<Index>(slots_.size()); }
+    [[nodiscard]] double timeout() const { return timeout_; }
+    [[nodiscard]] std::string broken() const;  // the reason; empty if the group works
+
+    // The calling thread becomes the member `rank` until leave(). Throws GroupFailure if the group
+    // is broken, std::invalid_argument if the rank does not exist or is taken.
+    Ticket enter(Index rank);
+    // A member that leaves in good order. Whoever waits for it, having entered no more often, is
+    // told; so all ranks are to be entered equally often.
+    void leave(Index rank, Ticket ticket);
+    // A member announces that it cannot go on; rank -1: somebody else does.
+    void fail(Index rank, Ticket ticket, const std::string& message);
+    // Forgets all members and the fault. Those still waiting get an error.
+    void reset();
+
+    // Brings rows of header.channels each and gets the merged ones into `first` and `second`.
+    Merged exchange(Index rank, Ticket ticket, const Contribution& brought, double* first,
+                    double* second, Waiter& waiter);
+
+private:
+    struct Slot {
+        Ticket ticket = 0;   // of the thread that has this rank; 0: nobody
+        Index entered = 0;   // how often the rank was taken
+        Index finished = 0;  // how many of these have ended
+        bool arrived = false;
+        Contribution brought;
+    };
+    using Clock = std::chrono::steady_clock;
+
+    Slot& slot_of(Index rank);
+    void wake_all();
+    void break_group(Index rank, const std::string& reason);
+    [[noreturn]] void break_and_throw(const Header& at, Index rank, const std::string& reason);
+    void check_header(Index rank, const Header& header);
+    void check_presence(Index rank, const Header& header);
+    void wait(Index rank, Index generation, Clock::time_point deadline, Waiter& waiter);
+    bool poll(Index rank, Index generation, Waiter& waiter);
+    void merge_all();
+    void merge_moments(std::size_t channels);
+    void add_sums(std::size_t channels);
+    // The first rank that has not arrived, and all of them in words.
+    [[nodiscard]] std::pair<Index, std::string> missing() const;
+
+    const double timeout_;
+    const bool looks_;  // before it sleeps, a member looks whether it has to
+    mutable std::mutex mutex_;
+    // Sleepers have a lock of their own: while they wake, members come to the next exchange.
+    std::mutex sleep_;
+    std::condition_variable wake_;
+    std::vector<Slot> slots_;
+    Index arrived_ = 0;
+    Index first_arrived_ = 0;  // who the others are compared with
+    bool sharing_ = false;     // whether those that have arrived brought one layer object
+    Ticket tickets_ = 0;
+    Merged merged_;
+    std::vector<double> merged_first_, merged_second_;
+    std::atomic<Index> generation_{0};
+    std::atomic<bool> broken_{false};
+    Index broken_rank_ = -1;
+    std::string reason_;
+    std::atomic<Index> inside_{0};  // calls of exchange that have not returned
+};
+
+}  // namespace bnext::sync

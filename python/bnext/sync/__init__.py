@@ -1,0 +1,26 @@
+"""Groups: the statistics of one batch that is held by many threads or processes.
+
+A group is given to a layer (``BatchNorm2d(64, group=group)``) or to a call. Every member then
+normalizes its shard of the batch by the statistics of the whole batch, with one exchange of O(C)
+numbers in the forward pass and one in the backward pass. Shards may be of any size, also empty.
+
+`ThreadGroup` is for threads of this process, `MPIGroup` and `TorchDistributedGroup` for processes;
+these two import their engine when they are made.
+"""
+
+from bnext.sync.group import Group, GroupError, Header, Merged
+from bnext.sync.mpi import MPIGroup
+from bnext.sync.phases import SyncSaved
+from bnext.sync.threads import ThreadGroup
+from bnext.sync.torch_distributed import TorchDistributedGroup
+
+__all__ = [
+    "Group",
+    "GroupError",
+    "Header",
+    "MPIGroup",
+    "Merged",
+    "SyncSaved",
+    "ThreadGroup",
+    "TorchDistributedGroup",
+]

@@ -1,0 +1,196 @@
+"""What every group is: members with ranks, who merge what they know of one batch."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Calls", "Group", "GroupError", "Header", "Merged", "announcing"]
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class GroupError(RuntimeError):
+    """An exchange among members that cannot come to an end, and why.
+
+    Every member gets it that waits for the exchange, or comes to one later.
+
+    Parameters
+    ----------
+    message : str
+        The whole text: the call that failed, and the reason.
+    layer : int, optional
+        Number of the layer that was called, in the order in which the member first called them;
+        -1 for a call of a function.
+    step : int, optional
+        How many forward calls of this layer came before.
+    rank : int, optional
+        The member that is missing or differed.
+    reason : str
+        The reason alone, the same for all members.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        layer: int | None = None,
+        step: int | None = None,
+        rank: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.step = step
+        self.rank = rank
+        self.reason = reason or message
+
+
+class Header(NamedTuple):
+    """What travels with the data of an exchange and must agree among members.
+
+    `owner` is the identity of the layer object: members of one process bring one object that they
+    share, or each a replica of its own.
+    """
+
+    layer: int
+    step: int
+    direction: Literal["forward", "backward"]
+    channels: int
+    dtype: str
+    owner: int = 0
+
+
+class Merged(NamedTuple):
+    """What every member gets from an exchange: the same bits.
+
+    `first` and `second` are mean and m2 of `total_count` values a channel, or the two sums of the
+    backward pass. `generation` numbers the exchanges of the group. `shared` says whether all
+    members brought the same layer object.
+    """
+
+    total_count: int
+    first: Float64Array
+    second: Float64Array
+    generation: int
+    shared: bool
+
+
+class Calls:
+    """How one member numbers its layers, by their first call, and the steps of each."""
+
+    def __init__(self) -> None:
+        self._layers: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+        self._of_functions = 0
+
+    def begin(self, layer: Any) -> tuple[int, int, bool]:
+        """Count a forward call: its layer's number, its step, and whether it is the first."""
+        if layer is None:
+            self._of_functions += 1
+            return -1, self._of_functions - 1, False
+        entry = self._layers.get(layer)
+        if entry is None:
+            number = len(self._layers)
+            self._layers[layer] = [number, 1]
+            return number, 0, True
+        entry[1] += 1
+        return entry[0], entry[1] - 1, False
+
+
+class Group(abc.ABC):
+    """Members that each hold a shard of one batch.
+
+    Subclasses say how rows of numbers get from member to member. All members call the same layers
+    in the same order; each call is one exchange.
+    """
+
+    def __init__(self) -> None:
+        # Members of one process that share a layer take turns in what must happen once.
+        self.lock = threading.Lock()
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """How many members there are."""
+
+    @property
+    @abc.abstractmethod
+    def rank(self) -> int:
+        """Which member the caller is, from 0 to size - 1."""
+
+    @property
+    def rank_or_none(self) -> int | None:
+        """The same; None where the caller is no member."""
+        return self.rank
+
+    @abc.abstractmethod
+    def begin(self, layer: Any) -> tuple[int, int]:
+        """Count a forward call of `layer` (None: of a function): the layer's number, the step."""
+
+    @abc.abstractmethod
+    def merge_moments(
+        self, header: Header, count: int, mean: Float64Array, m2: Float64Array
+    ) -> Merged:
+        """Merge the Moments of the shards into those of the whole batch.
+
+        Parameters
+        ----------
+        header : Header
+            The call that this is part of.
+        count : int
+            Values per channel of the member's shard; 0 contributes nothing.
+        mean, m2 : array of float64, shape (C,)
+            Mean and sum of squared deviations of each channel.
+
+        Returns
+        -------
+        Merged
+            The same to the bit for all members, whoever came first.
+
+        Raises
+        ------
+        GroupError
+            A member is missing, has failed, or brought another header.
+        """
+
+    @abc.abstractmethod
+    def merge_sums(
+        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
+    ) -> Merged:
+        """Add up the two sums of the backward pass; otherwise as `merge_moments`."""
+
+    @abc.abstractmethod
+    def fail(self, message: str) -> None:
+        """Tell the other members that the caller cannot go on; they get a `GroupError`."""
+
+    def __copy__(self) -> Group:
+        """Itself: copies of a layer belong to the same group."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        """Itself."""
+        return self
+
+
+def error_text(error: BaseException) -> str:
+    """How the members are told of an error of one of them."""
+    return f"raised {type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def announcing(group: Group) -> Iterator[None]:
+    """Tells the group of errors in the body, so that nobody waits for this member."""
+    try:
+        yield
+    except GroupError:
+        raise
+    except BaseException as error:
+        group.fail(error_text(error))
+        raise

@@ -1,0 +1,75 @@
+"""Processes of a torch.distributed process group (gloo)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext.sync.group import Float64Array
+from bnext.sync.processes import ProcessGroup
+
+__all__ = ["TorchDistributedGroup"]
+
+
+class TorchDistributedGroup(ProcessGroup):
+    """The processes of `process_group`, each with a shard of the batch and a replica of the layers.
+
+    Parameters
+    ----------
+    process_group : torch.distributed.ProcessGroup, optional
+        One that takes tensors of the CPU, such as gloo's; the default group if not given.
+        ``torch.distributed.new_group`` gives sub-groups.
+    timeout : float
+        For how many seconds a member waits for the others.
+
+    Raises
+    ------
+    RuntimeError
+        torch.distributed has not been initialized.
+    ValueError
+        This process is no member of `process_group`, or `timeout` is not above 0.
+    """
+
+    def __init__(self, process_group: Any = None, *, timeout: float = 60.0) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            raise RuntimeError(
+                "process_group: expected torch.distributed.init_process_group to have been called"
+            )
+        super().__init__(timeout)
+        self._torch: Any = torch
+        self._dist: Any = dist
+        self._group = process_group
+        self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if self._rank < 0:
+            raise ValueError("process_group: expected one that this process is a member of")
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return int(self._size)
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return int(self._rank)
+
+    def _start_sum(self, buffer: Float64Array) -> Any:
+        tensor = self._torch.from_numpy(buffer)
+        return self._dist.all_reduce(tensor, group=self._group, async_op=True)
+
+    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
+        into = [self._torch.from_numpy(each) for each in rows]
+        return self._dist.all_gather(
+            into, self._torch.from_numpy(row), group=self._group, async_op=True
+        )
+
+    def _is_done(self, request: Any) -> bool:
+        if not request.is_completed():
+            return False
+        request.wait()  # raises what went wrong
+        return True
