@@ -167,6 +167,11 @@ const py::object& descr_of(DType dtype) {
 
 bool is_data_dtype(const py::dtype& dtype) { return dtype_of(dtype.ptr()).has_value(); }
 
+void prepare_arrays() {
+    numpy();
+    known_bfloat16();
+}
+
 std::string shape_text(std::span<const Index> shape) {
     std::string text = "(";
     for (std::size_t i = 0; i < shape.size(); ++i) {
