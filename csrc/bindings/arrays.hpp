@@ -23,9 +23,9 @@ namespace py = pybind11;
 [[noreturn]] inline void type_error(const std::string& text) { throw py::type_error(text); }
 [[noreturn]] inline void value_error(const std::string& text) { throw py::value_error(text); }
 
-// Looks up what is used of NumPy; called once, at import. Threads that came here together later would
-// wait for each other without the GIL, and one that asks for it back while the interpreter ends does
-// not survive that (gil.hpp).
+// Looks up what is used of NumPy; called once, at import. Threads that came here together later
+// would wait for each other without the GIL, and one that asks for it back while the interpreter
+// ends does not survive that (gil.hpp).
 void prepare_arrays();
 
 std::string shape_text(std::span<const Index> shape);  // as Python prints a tuple
