@@ -40,9 +40,15 @@ def environment(threads):
         "compiler_of_the_suite": shared_libraries.compiler_version(),
         "openmp_runtimes": openmp_runtimes(),
         "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "torch_config": torch.__config__.show() if torch else None,
+        "torch_config": _torch_config(torch) if torch else None,
         "torch_parallel": torch.__config__.parallel_info() if torch else None,
     }
+
+
+def _torch_config(torch):
+    """What PyTorch was built with, without the flags and folders of those who built it."""
+    lines = torch.__config__.show().splitlines()
+    return "\n".join(line for line in lines if "Build settings" not in line)
 
 
 def build():

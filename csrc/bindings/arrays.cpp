@@ -11,7 +11,7 @@ namespace {
 
 // What is used of NumPy, looked up once and kept until the process ends.
 struct NumPy {
-    py::object asarray, copyto, shares_memory, masked_array;
+    py::object asarray, copyto, shares_memory;
     // the dtypes in native byte order, of which there is one each
     py::object float16, float32, float64, int64;
     const py::detail::npy_api& api;
@@ -21,10 +21,13 @@ const NumPy& numpy() {
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<NumPy> storage;
     const auto look_up = [] {
         const auto np = py::module_::import("numpy");
-        return NumPy{np.attr("asarray"),          np.attr("copyto"),
-                     np.attr("shares_memory"),    np.attr("ma").attr("MaskedArray"),
-                     np.attr("dtype")("float16"), py::dtype::of<float>(),
-                     py::dtype::of<double>(),     py::dtype::of<std::int64_t>(),
+        return NumPy{np.attr("asarray"),
+                     np.attr("copyto"),
+                     np.attr("shares_memory"),
+                     np.attr("dtype")("float16"),
+                     py::dtype::of<float>(),
+                     py::dtype::of<double>(),
+                     py::dtype::of<std::int64_t>(),
                      py::detail::npy_api::get()};
     };
     return storage.call_once_and_store_result(look_up).get_stored();
@@ -39,6 +42,11 @@ void check_is_on_the_cpu(py::handle object, const char* name) {
 bool is_plain_array(py::handle object) {  // no subclass
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) ==
            reinterpret_cast<PyObject*>(numpy().api.PyArray_Type_);
+}
+
+// Of a subclass; whose module is imported here, since most programs do without it.
+bool is_masked(py::handle object) {
+    return py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"));
 }
 
 // NumPy has no bfloat16. The package ml_dtypes registers one, which JAX and others use; it is here
@@ -209,7 +217,7 @@ Index Array::size() const {
 py::array as_array(py::handle object, const char* name) {
     if (is_plain_array(object)) return py::reinterpret_borrow<py::array>(object);
     if (py::isinstance<py::array>(object)) {
-        if (py::isinstance(object, numpy().masked_array)) {
+        if (is_masked(object)) {
             type_error(concat(name, ": expected an array without a mask, got a MaskedArray"));
         }
         return py::reinterpret_borrow<py::array>(object);

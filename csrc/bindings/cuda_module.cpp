@@ -75,15 +75,13 @@ void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uint
 }
 
 Limits limits_of(std::pair<int, int> compute_capability, int multiprocessors,
-                 Index shared_per_block, Index shared_per_multiprocessor,
-                 int threads_per_multiprocessor, Index l2_bytes, int cluster, bool cooperative) {
+                 Index shared_per_block, Index shared_per_multiprocessor, int cluster,
+                 bool cooperative) {
     return {compute_capability.first,
             compute_capability.second,
             multiprocessors,
             shared_per_block,
             shared_per_multiprocessor,
-            threads_per_multiprocessor,
-            l2_bytes,
             cluster,
             cooperative};
 }
@@ -134,15 +132,12 @@ void register_plan(py::module_& m) {
                        "What a GPU has, as far as launches depend on it.")
         .def(py::init(&limits_of), py::kw_only(), py::arg("compute_capability"),
              py::arg("multiprocessors"), py::arg("shared_per_block"),
-             py::arg("shared_per_multiprocessor"), py::arg("threads_per_multiprocessor"),
-             py::arg("l2_bytes"), py::arg("cluster"), py::arg("cooperative"))
+             py::arg("shared_per_multiprocessor"), py::arg("cluster"), py::arg("cooperative"))
         .def_property_readonly("compute_capability",
                                [](const Limits& l) { return std::pair(l.major, l.minor); })
         .def_readonly("multiprocessors", &Limits::multiprocessors)
         .def_readonly("shared_per_block", &Limits::shared_per_block)
         .def_readonly("shared_per_multiprocessor", &Limits::shared_per_multiprocessor)
-        .def_readonly("threads_per_multiprocessor", &Limits::threads_per_multiprocessor)
-        .def_readonly("l2_bytes", &Limits::l2_bytes)
         .def_readonly("cluster", &Limits::cluster)
         .def_readonly("cooperative", &Limits::cooperative);
     py::class_<LaunchPlan>(m, "Plan", py::module_local(), "How one call is launched.")

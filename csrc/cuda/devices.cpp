@@ -87,8 +87,6 @@ Limits limits(int device) {
     limits.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     limits.shared_per_multiprocessor =
         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-    limits.threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device);
-    limits.l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
     limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
     // Sizes up to 8 are portable; 16, which some devices have, is for slabs that the cooperative
     // path takes as well. What was compiled for less than 9.0 has no clusters, whatever it runs on.

@@ -95,17 +95,18 @@ int widest_unit(const Description& description, std::span<const std::uint64_t> a
 class Cutter {
 public:
     Cutter(const Problem& problem, int unit, int inputs)
-        : shape_(kernel_shape(problem.dtype, problem.layout, unit, inputs)) {
+        : shape_(kernel_shape(problem.dtype, problem.layout, unit, inputs)),
+          planar_(problem.layout == Layout::planar) {
         cut_.unit = shape_.unit;
         cut_.unit_channels = shape_.unit_channels;
         cut_.channels = problem.channels;
-        const bool planar = problem.layout == Layout::planar;
-        cut_.run = planar ? problem.inner / shape_.unit : problem.inner;
+        cut_.run = planar_ ? problem.inner / shape_.unit : problem.inner;
         cut_.positions = problem.outer * cut_.run;
         const Index units = divided_up(problem.channels, shape_.unit_channels);
         const Index most = tuning::kColumnBytes / shape_.unit_bytes;
         cut_.columns =
-            planar ? 1 : static_cast<int>(std::min<Index>({power_of_two_from(units), most, kWarp}));
+            planar_ ? 1
+                    : static_cast<int>(std::min<Index>({power_of_two_from(units), most, kWarp}));
         cut_.slabs = divided_up(units, cut_.columns);
         cut_.groups = cut_.slabs;
         cut_.parts = 1;
@@ -115,6 +116,7 @@ public:
     }
 
     [[nodiscard]] const Cut& whole() const { return cut_; }
+    [[nodiscard]] bool planar() const { return planar_; }
     [[nodiscard]] Index slab_bytes() const {
         return cut_.positions * cut_.columns * shape_.unit_bytes;
     }
@@ -147,6 +149,7 @@ public:
 
 private:
     KernelShape shape_;
+    bool planar_;
     Cut cut_{};
 };
 
@@ -202,10 +205,9 @@ public:
                 if (!limits_.cooperative) return "the device has no cooperative launches";
                 // Channels that lie in the same rows are read together; planes one by one, so that
                 // the second-level cache has more of each.
-                const bool rows = cutter_.whole().run == 1 || cutter_.whole().columns > 1;
                 const Index fewest = cutter_.in_parts(1).parts;
                 if (fewest > resident) return "a slab is longer than all blocks together count";
-                const Index groups = rows ? even_groups(resident / fewest) : 1;
+                const Index groups = cutter_.planar() ? 1 : even_groups(resident / fewest);
                 return set_up(launch, resident / groups, groups, Exchange::grid);
             }
             default: return "there are two kernels";

@@ -20,8 +20,6 @@ struct Limits {
     int multiprocessors = 0;
     Index shared_per_block = 0;
     Index shared_per_multiprocessor = 0;
-    int threads_per_multiprocessor = 0;
-    Index l2_bytes = 0;
     int cluster = 1;  // the most blocks of a cluster
     bool cooperative = false;
 };

@@ -16,8 +16,6 @@ class Limits:
         multiprocessors: int,
         shared_per_block: int,
         shared_per_multiprocessor: int,
-        threads_per_multiprocessor: int,
-        l2_bytes: int,
         cluster: int,
         cooperative: bool,
     ) -> None: ...
@@ -29,10 +27,6 @@ class Limits:
     def shared_per_block(self) -> int: ...
     @property
     def shared_per_multiprocessor(self) -> int: ...
-    @property
-    def threads_per_multiprocessor(self) -> int: ...
-    @property
-    def l2_bytes(self) -> int: ...
     @property
     def cluster(self) -> int: ...
     @property

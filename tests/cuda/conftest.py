@@ -18,10 +18,10 @@ def tolerances_there(monkeypatch):
 @pytest.fixture(params=gpu.LIBRARIES)
 def library(request):
     """Each library with arrays on the GPU; skipped with the reason where there is none."""
-    return gpu.library_with_a_gpu(request.param)
+    return gpu.with_a_gpu(request.param)
 
 
 @pytest.fixture
 def tensors():
     """PyTorch's, for what only it has."""
-    return gpu.library_with_a_gpu("tensor")
+    return gpu.with_a_gpu("tensor")

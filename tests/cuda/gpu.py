@@ -101,7 +101,7 @@ LIBRARIES = {library.name: library for library in (Tensors, CuPyArrays)}
 _made = {}
 
 
-def library_with_a_gpu(name):
+def with_a_gpu(name):
     """One of `LIBRARIES`, or a skipped test with the reason."""
     if not bnext.cuda.is_available():
         pytest.skip(f"no GPU for bnext: {bnext.cuda.reason()}")

@@ -66,7 +66,7 @@ def test_two_devices(tensors):
 
 
 def test_two_libraries():
-    tensors, cupy = (gpu.library_with_a_gpu(name) for name in gpu.LIBRARIES)
+    tensors, cupy = (gpu.with_a_gpu(name) for name in gpu.LIBRARIES)
     text = r"^weight: expected an array of torch, like x, got one of cupy$"
     with pytest.raises(TypeError, match=text):
         bnext.batch_norm_forward(tensors.put(X), cupy.put(VECTOR))

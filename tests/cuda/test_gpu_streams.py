@@ -78,8 +78,8 @@ def test_a_layer_does_not_wait(tensors, data):
 
 
 def test_cupy_s_stream(data):
-    cupy = gpu.library_with_a_gpu("cupy").xp
-    library = gpu.library_with_a_gpu("cupy")
+    cupy = gpu.with_a_gpu("cupy").xp
+    library = gpu.with_a_gpu("cupy")
     x, dy = map(library.put, data)
     late = cupy.zeros_like(x)
     both_passes(x, dy)
@@ -173,7 +173,7 @@ class Unknown:
     device = property(lambda self: self.tensor.device)
 
     def __array_namespace__(self):
-        torch = gpu.library_with_a_gpu("tensor").xp
+        torch = gpu.with_a_gpu("tensor").xp
         return types.SimpleNamespace(
             __name__="unknown", float32=torch.float32, float64=torch.float64,
             empty=lambda *given, **named: type(self)(torch.empty(*given, **named)),
@@ -219,7 +219,7 @@ def test_arrays_of_an_unknown_library(tensors, data, kind):
 def test_two_libraries_agree(data):
     results = []
     for name in gpu.LIBRARIES:
-        library = gpu.library_with_a_gpu(name)
+        library = gpu.with_a_gpu(name)
         x, dy = map(library.put, data)
         results.append([library.get(result) for result in both_passes(x, dy)])
     for one, other in zip(*results, strict=True):

@@ -126,7 +126,7 @@ def drawn(name, dtype):
     rng = np.random.default_rng(zlib.crc32(f"{name} {np.dtype(dtype)}".encode()))
     kind = np.float64 if dtype is np.float64 else np.float32
     values = case.x(rng, dtype), case.dy(rng, dtype), case.weight(rng, kind), case.bias(rng, kind)
-    tensors = gpu.library_with_a_gpu("tensor")
+    tensors = gpu.with_a_gpu("tensor")
     arrays = [tensors.put(array) for array in values]
     return *arrays, gpu_reference.expected(tensors.xp, *arrays, case.channel_axis)
 

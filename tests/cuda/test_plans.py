@@ -21,28 +21,28 @@ KIB = 1024
 DEVICES = {
     "A100": {
         "compute_capability": (8, 0), "multiprocessors": 108, "shared_per_block": 163 * KIB,
-        "shared_per_multiprocessor": 164 * KIB, "l2_bytes": 40 * KIB**2, "cluster": 1,
+        "shared_per_multiprocessor": 164 * KIB, "cluster": 1,
     },
     "H200": {
         "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "l2_bytes": 50 * KIB**2, "cluster": 8,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 8,
     },
     "B200": {
         "compute_capability": (10, 0), "multiprocessors": 148, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "l2_bytes": 126 * KIB**2, "cluster": 8,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 8,
     },
     "RTX 5090": {
         "compute_capability": (12, 0), "multiprocessors": 170, "shared_per_block": 99 * KIB,
-        "shared_per_multiprocessor": 100 * KIB, "l2_bytes": 96 * KIB**2, "cluster": 8,
+        "shared_per_multiprocessor": 100 * KIB, "cluster": 8,
     },
     "without cooperative launches": {
         "compute_capability": (8, 0), "multiprocessors": 40, "shared_per_block": 48 * KIB,
-        "shared_per_multiprocessor": 64 * KIB, "l2_bytes": 2 * KIB**2, "cluster": 1,
+        "shared_per_multiprocessor": 64 * KIB, "cluster": 1,
         "cooperative": False,
     },
     "tiny": {
         "compute_capability": (9, 0), "multiprocessors": 3, "shared_per_block": 24 * KIB,
-        "shared_per_multiprocessor": 50 * KIB, "l2_bytes": KIB**2, "cluster": 4,
+        "shared_per_multiprocessor": 50 * KIB, "cluster": 4,
     },
 }  # fmt: skip
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
@@ -61,9 +61,7 @@ MOST_BLOCKS = 2**31 - 1
 
 
 def limits_of(device):
-    return kernels.Limits(
-        **({"threads_per_multiprocessor": 2048, "cooperative": True} | DEVICES[device])
-    )
+    return kernels.Limits(**({"cooperative": True} | DEVICES[device]))
 
 
 def dense_strides(shape, layout):

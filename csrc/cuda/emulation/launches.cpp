@@ -25,7 +25,6 @@ struct Meeting {
 
 struct Block {
     Index index = 0;
-    int rank = 0;  // in its cluster
     std::vector<unsigned char> shared;
     Meeting meeting;
     std::vector<Meeting> warps;
@@ -203,7 +202,6 @@ void run(Kernel kernel, const Arguments& arguments, const Shape& shape) {
         for (std::size_t b = 0; b < launch.blocks.size(); ++b) {
             Block& block = launch.blocks[b];
             block.index = first + static_cast<Index>(b);
-            block.rank = static_cast<int>(b);
             // What shared memory begins with is not 0 on a device either.
             block.shared.assign(shape.shared_bytes, 0xff);
             block.meeting = {};

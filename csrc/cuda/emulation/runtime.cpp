@@ -20,7 +20,7 @@ std::string architectures() { return "emulation"; }
 // Device 0 is small, so that small problems exceed it; device 1 so large that none does.
 Limits limits(int device) {
     const Index shared = device == 0 ? 24 * 1024 : 8 * 1024 * 1024;
-    return {9, 0, 3, shared, 2 * shared + 2 * 1024, 2048, 1024 * 1024, 8, true};
+    return {9, 0, 3, shared, 2 * shared + 2 * 1024, 8, true};
 }
 
 CurrentDevice::CurrentDevice(int) {}

@@ -11,8 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 from bnext import _core
-from bnext.devices.cuda_engine import CudaEngine
-from bnext.devices.host_engine import HostEngine
 from bnext.devices.libraries import library_of
 from bnext.devices.saved import DeviceSaved
 
@@ -25,7 +23,10 @@ def engine_of(x: Any, name: str = "x") -> Any:
     if library is None:
         return _core
     where = library.where(x)
+    # Engines are imported when such an array comes: most programs have none.
     if where.kind == "cpu":
+        from bnext.devices.host_engine import HostEngine
+
         return HostEngine(library)
     if where.kind == "cuda" and library.immutable:
         raise RuntimeError(
@@ -33,6 +34,8 @@ def engine_of(x: Any, name: str = "x") -> Any:
             f"write to arrays of {library.name}, which cannot be written"
         )
     if where.kind == "cuda":
+        from bnext.devices.cuda_engine import CudaEngine
+
         return CudaEngine(library, x, where, name)
     raise RuntimeError(
         f"{name}: expected an array on the CPU or on a CUDA device, got one on {where}"
