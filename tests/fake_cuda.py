@@ -85,6 +85,11 @@ def _namespace(kind):
         values = np.full(math.prod(shape) * dtype.itemsize, 0xFF, np.uint8)
         return kind(values.view(dtype).reshape(shape), device)
 
+    def zeros(shape, *, dtype=None, device=0):
+        made_of = empty(shape, dtype=dtype, device=device)
+        made_of.values[...] = 0
+        return made_of
+
     def empty_like(x):
         order = sorted(range(x.ndim), key=lambda axis: -abs(x.values.strides[axis]))
         values = empty([x.shape[axis] for axis in order], dtype=x.dtype).values
@@ -103,7 +108,7 @@ def _namespace(kind):
         assert device == "cpu"
         return x.values
 
-    functions = (empty, empty_like, asarray, astype, stack, from_dlpack)
+    functions = (empty, zeros, empty_like, asarray, astype, stack, from_dlpack)
     return types.SimpleNamespace(
         __name__=f"fake_{kind.__name__.lower()}", **{f.__name__: f for f in functions}, **DTYPES
     )

@@ -123,10 +123,10 @@ def backward_constant(dy, x, mean, var, weight=None, *, eps=1e-5, channel_axis=1
     return Gradients(dx, (rows * xhat).sum(axis=1), rows.sum(axis=1))
 
 
-def update_running(running, batch, momentum):
-    """The running mean and variance after one batch; the variance takes the unbiased one."""
+def update_running(running, batch, momentum, correction=1):
+    """The running mean and variance after one batch; by default the variance is unbiased."""
     running_mean, running_var = (np.asarray(value, np.float64) for value in running)
     return (
         (1 - momentum) * running_mean + momentum * batch.mean,
-        (1 - momentum) * running_var + momentum * batch.m2 / (batch.count - 1),
+        (1 - momentum) * running_var + momentum * batch.m2 / (batch.count - correction),
     )

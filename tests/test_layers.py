@@ -1,6 +1,8 @@
 """The layers: parameters, running statistics, modes, and what an error leaves alone."""
 
+import copy
 import inspect
+import pickle
 
 import numpy as np
 import pytest
@@ -47,8 +49,25 @@ def test_constructor_is_torch_s(layer):
         ("num_features", inspect.Parameter.empty), ("eps", 1e-5), ("momentum", 0.1),
         ("affine", True), ("track_running_stats", True), ("channel_axis", 1),
         ("dtype", np.float32), ("group", None), ("parameter_gradients", "local"),
+        ("decay", None), ("estimator", None),
     ]  # fmt: skip
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[5:])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))]
+)
+def test_copies_have_had_no_call(rng, copied):
+    bn = bnext.BatchNorm1d(5)
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    bn(x)
+    other = copied(bn)
+    for name, value in bn.state_dict().items():
+        assert_same_bits(getattr(other, name), value, name)
+    with pytest.raises(RuntimeError, match="expected a forward call before it"):
+        other.backward(x)
+    assert_same_bits(other(x), bn(x))
+    bn.backward(x)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -243,11 +243,15 @@ Array take_data(py::handle object, const char* name) {
     return array;
 }
 
-Array take_like(py::handle object, const char* name, const Array& x) {
+Array take_like(py::handle object, const char* name, DType dtype, std::span<const Index> shape) {
     Array array(as_array(object, name));
-    check_dtype(array, name, *x.dtype());
-    check_shape(array, name, x.shape());
+    check_dtype(array, name, dtype);
+    check_shape(array, name, shape);
     return array;
+}
+
+Array take_like(py::handle object, const char* name, const Array& x) {
+    return take_like(object, name, *x.dtype(), x.shape());
 }
 
 Array take_out(py::handle object, const Array& x, std::initializer_list<Named> inputs) {
@@ -345,8 +349,13 @@ std::int64_t* take_count(py::handle object) {
         auto* array = py::detail::array_proxy(object.ptr());
         constexpr int wanted =
             py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-        if (array->nd == 0 && array->descr == numpy().int64.ptr() &&
-            (array->flags & wanted) == wanted) {
+        // Arrays that come out of a pickle have a dtype object of their own.
+        const auto is_int64 = [&] {
+            return array->descr == numpy().int64.ptr() ||
+                   py::detail::npy_api::get().PyArray_EquivTypes_(array->descr,
+                                                                  numpy().int64.ptr());
+        };
+        if (array->nd == 0 && (array->flags & wanted) == wanted && is_int64()) {
             return reinterpret_cast<std::int64_t*>(array->data);
         }
     }

@@ -116,6 +116,7 @@ private:
 Array take_data(py::handle object, const char* name);
 // Another array that must agree with x in dtype and shape.
 Array take_like(py::handle object, const char* name, const Array& x);
+Array take_like(py::handle object, const char* name, DType dtype, std::span<const Index> shape);
 // The destination: a NumPy array, writeable, free of overlap with itself and with `inputs`.
 struct Named {
     const char* name;

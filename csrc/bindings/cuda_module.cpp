@@ -52,7 +52,7 @@ void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uint
             std::uintptr_t bias, std::uintptr_t mean, std::uintptr_t var,
             std::uintptr_t running_mean, std::uintptr_t running_var, std::uintptr_t statistics,
             std::uintptr_t sums, std::uintptr_t dweight, std::uintptr_t dbias,
-            std::uintptr_t workspace, double eps, double momentum, double count,
+            std::uintptr_t workspace, double eps, double momentum, double correction, double count,
             bool wide_statistics) {
     const auto at = [](std::uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto doubles = [&](std::uintptr_t address) { return static_cast<double*>(at(address)); };
@@ -71,7 +71,8 @@ void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uint
                                     at(dweight),
                                     at(dbias),
                                     at(workspace)};
-    cuda::launch(plan, addresses, {eps, momentum, count, wide_statistics}, device, at(stream));
+    cuda::launch(plan, addresses, {eps, momentum, correction, count, wide_statistics}, device,
+                 at(stream));
 }
 
 Limits limits_of(std::pair<int, int> compute_capability, int multiprocessors,
@@ -199,5 +200,5 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
           py::arg("running_mean") = 0, py::arg("running_var") = 0, py::arg("statistics") = 0,
           py::arg("sums") = 0, py::arg("dweight") = 0, py::arg("dbias") = 0,
           py::arg("workspace") = 0, py::arg("eps") = 0.0, py::arg("momentum") = 0.0,
-          py::arg("count") = 0.0, py::arg("wide_statistics") = false);
+          py::arg("correction") = 1.0, py::arg("count") = 0.0, py::arg("wide_statistics") = false);
 }

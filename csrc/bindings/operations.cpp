@@ -46,11 +46,12 @@ void check_more_than_one(const Array& x, Index axis) {
 template <class T>
 py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_object,
                         py::handle running_mean, py::handle running_var, py::handle momentum,
-                        py::handle num_batches_tracked, double eps, Index axis, py::handle out) {
+                        py::handle num_batches_tracked, double eps, Index axis, py::handle out,
+                        bool bessel) {
     const Index channels = channels_of(x, axis);
     const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
     const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
-    const Running<Param<T>> running(running_mean, running_var, momentum, channels);
+    const Running<Param<T>> running(running_mean, running_var, momentum, bessel, channels);
     const Counter counter(num_batches_tracked);
     check_more_than_one(x, axis);
     const py::object original = x.object();
@@ -81,13 +82,13 @@ py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_obje
 
 py::tuple forward(py::handle x_object, py::handle weight, py::handle bias, py::handle running_mean,
                   py::handle running_var, py::handle momentum, py::handle num_batches_tracked,
-                  py::handle eps_object, py::handle channel_axis, py::handle out) {
+                  py::handle eps_object, py::handle channel_axis, py::handle out, bool bessel) {
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
     const double eps = take_eps(eps_object);
     return with_dtype(*x.dtype(), [&](auto type) {
         return forward_typed<decltype(type)>(x, weight, bias, running_mean, running_var, momentum,
-                                             num_batches_tracked, eps, axis, out);
+                                             num_batches_tracked, eps, axis, out, bessel);
     });
 }
 
@@ -166,6 +167,17 @@ const Saved& take_saved(py::handle object) {
     return py::cast<const Saved&>(object);
 }
 
+// dx = dy * weight * rstd where the statistics are constants: apply_norm of dy.
+template <class T>
+void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
+                    const Saved& saved, const Param<T>* weight) {
+    const std::vector<double> zero(saved.mean().size(), 0.0);
+    std::vector<double> var(saved.var().begin(), saved.var().end());
+    std::vector<double> rstd(zero.size());
+    cpu::apply_norm<T>(problem, dy, dx, zero.data(), var.data(), saved.eps, rstd.data(),
+                       {weight, nullptr});
+}
+
 template <class T>
 py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle weight_object,
                          py::handle out) {
@@ -189,14 +201,9 @@ py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle wei
             cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.mean().data(),
                              saved.rstd().data(), weight.data, sum_dy.data(), sum_dy_xmu.data());
         } else {
-            // The statistics are constants: dx = dy * weight * rstd, which is apply_norm of dy.
             cpu::backward_reduce<T>(problem, dy_view, x_view, saved.mean().data(), sum_dy.data(),
                                     sum_dy_xmu.data());
-            const std::vector<double> zero(saved.mean().size(), 0.0);
-            std::vector<double> var(saved.var().begin(), saved.var().end());
-            std::vector<double> rstd(zero.size());
-            cpu::apply_norm<T>(problem, dy_view, dx_view, zero.data(), var.data(), saved.eps,
-                               rstd.data(), {weight.data, nullptr});
+            scale_gradient<T>(problem, dy_view, dx_view, saved, weight.data);
         }
     });
     const double* rstd = problem.count() == 0 ? nullptr : saved.rstd().data();
@@ -212,6 +219,29 @@ py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_o
     Array dy = take_like(dy_object, "dy", x);
     return with_dtype(*x.dtype(), [&](auto type) {
         return backward_typed<decltype(type)>(dy, x, saved, weight, out);
+    });
+}
+
+py::object backward_constant(py::handle dy_object, py::handle saved_object,
+                             py::handle weight_object, py::handle out) {
+    const Saved& saved = take_saved(saved_object);
+    if (saved.batch_statistics) {
+        value_error("saved: expected given statistics, which are constants, got a batch's");
+    }
+    Array dy = take_like(dy_object, "dy", saved.dtype, saved.shape);
+    return with_dtype(saved.dtype, [&](auto type) -> py::object {
+        using T = decltype(type);
+        const auto weight = take_parameter<Param<T>>(weight_object, "weight", saved.channels());
+        const py::object original = dy.object();
+        Inputs inputs(dy, saved.channel_axis);
+        Destination dx(out, dy, inputs, {{"dy", &original}, {"weight", &weight.array}});
+        const auto& strides = dx.description().strides;
+        const auto dy_view = dy.view<T>(strides[0]);
+        const auto dx_view = dx.target().template mutable_view<T>(strides[1]);
+        without_gil(dy.size(), [&] {
+            scale_gradient<T>(dx.description().problem, dy_view, dx_view, saved, weight.data);
+        });
+        return dx.result();
     });
 }
 
@@ -298,9 +328,13 @@ void register_operations(py::module_& m) {
     m.def("forward", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
           py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
           py::arg("num_batches_tracked"), py::arg("eps"), py::arg("channel_axis"), py::arg("out"),
+          py::arg("bessel") = true,
           "y and Saved, from batch statistics; updates the running ones where they are given.");
     m.def("backward", &backward, py::arg("dy"), py::arg("x"), py::arg("saved"), py::arg("weight"),
           py::arg("out"), "dx, dweight, dbias.");
+    m.def("backward_constant", &backward_constant, py::arg("dy"), py::arg("saved"),
+          py::arg("weight"), py::arg("out"),
+          "dx alone, where the statistics were given: it needs no x.");
     m.def("normalize", &normalize, py::arg("x"), py::arg("mean"), py::arg("var"), py::arg("weight"),
           py::arg("bias"), py::arg("eps"), py::arg("channel_axis"), py::arg("out"),
           "y and Saved, from given statistics.");

@@ -11,10 +11,12 @@ template <class T>
 struct Running {
     Buffer<T> mean, var;
     double momentum = 0;
+    double correction = 1;  // Bessel's; 0 leaves the variance biased
     bool given = false;
 
-    Running(py::handle mean_object, py::handle var_object, py::handle momentum_object,
-            Index channels) {
+    Running(py::handle mean_object, py::handle var_object, py::handle momentum_object, bool bessel,
+            Index channels)
+        : correction(bessel ? 1.0 : 0.0) {
         if (mean_object.is_none() && var_object.is_none()) return;
         given = true;
         mean = take_buffer<T>(mean_object, "running_mean", channels);
@@ -22,7 +24,7 @@ struct Running {
         momentum = take_momentum(momentum_object);
     }
 
-    // new = (1 - momentum) * old + momentum * batch; the variance with Bessel's correction.
+    // new = (1 - momentum) * old + momentum * batch
     void update(const Saved& saved) const {
         if (!given || saved.count < 2) return;
         const auto blend = [&](T old, double batch) {
@@ -34,7 +36,7 @@ struct Running {
             T& running_mean = mean.data[static_cast<Index>(c) * mean.stride];
             T& running_var = var.data[static_cast<Index>(c) * var.stride];
             running_mean = blend(running_mean, batch_mean[c]);
-            running_var = blend(running_var, batch_m2[c] / (n - 1.0));
+            running_var = blend(running_var, batch_m2[c] / (n - correction));
         }
     }
 };

@@ -53,7 +53,8 @@ struct Arguments {
     unsigned* counters;  // workspace, 0: two a slab
     double eps;
     double momentum;
-    double count;  // values per channel behind the statistics or sums
+    double correction;  // of the variance that is kept: 1, or 0 to leave it biased
+    double count;       // values per channel behind the statistics or sums
 };
 
 using Kernel = void (*)(Arguments);

@@ -153,7 +153,8 @@ struct Forward {
         }
         if (a.running_mean != nullptr && total.n > 1.0) {
             blend(static_cast<P*>(a.running_mean)[channel], mean, a.momentum);
-            blend(static_cast<P*>(a.running_var)[channel], m2 / (total.n - 1.0), a.momentum);
+            blend(static_cast<P*>(a.running_var)[channel], m2 / (total.n - a.correction),
+                  a.momentum);
         }
     }
 

@@ -26,6 +26,7 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     a.dbias = at.dbias;
     a.eps = scalars.eps;
     a.momentum = scalars.momentum;
+    a.correction = scalars.correction;
     a.count = scalars.count > 0 ? scalars.count : static_cast<double>(plan.problem.count());
     a.source = Statistics::saved;
     auto* const workspace = static_cast<unsigned char*>(at.workspace);

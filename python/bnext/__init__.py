@@ -8,6 +8,7 @@ data once, sum in a fixed order, and give the same bits for any number of thread
 from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext.devices import DeviceSaved
+from bnext.estimators import Cumulative, DebiasedExponential, Estimator, Exponential
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
 from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.moments import Moments
@@ -25,7 +26,11 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Cumulative",
+    "DebiasedExponential",
     "DeviceSaved",
+    "Estimator",
+    "Exponential",
     "Moments",
     "Saved",
     "__version__",

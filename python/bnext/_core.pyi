@@ -103,6 +103,7 @@ def forward(
     eps: float,
     channel_axis: int,
     out: _Array | None,
+    bessel: bool = True,
 ) -> tuple[_Array, Saved]: ...
 def backward(
     dy: npt.ArrayLike,
@@ -111,6 +112,9 @@ def backward(
     weight: npt.ArrayLike | None,
     out: _Array | None,
 ) -> tuple[_Array, _Array, _Array]: ...
+def backward_constant(
+    dy: npt.ArrayLike, saved: Saved, weight: npt.ArrayLike | None, out: _Array | None
+) -> _Array: ...
 def normalize(
     x: npt.ArrayLike,
     mean: npt.ArrayLike | None,

@@ -91,6 +91,7 @@ def launch(
     workspace: int = 0,
     eps: float = 0.0,
     momentum: float = 0.0,
+    correction: float = 1.0,
     count: float = 0.0,
     wide_statistics: bool = False,
 ) -> None: ...

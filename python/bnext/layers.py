@@ -6,14 +6,19 @@ in the state dict, update rules and messages.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
-from bnext.devices import engine_of
+from bnext.devices import DeviceSaved, engine_of
+from bnext.devices.checks import check_more_than_one
 from bnext.devices.libraries import library_of, to_numpy
+from bnext.estimators import DEFAULT_MOMENTUM, Cumulative, Estimator, Exponential, chosen
+from bnext.layer_checks import ARRAYS, ChecksMixin
+from bnext.modes import ModesMixin
+from bnext.running import move_running
 from bnext.state import StateMixin
 from bnext.sync.group import Group
 from bnext.sync.phases import (
@@ -27,10 +32,8 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 Array = npt.NDArray[Any]
 
-ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running_var")
 
-
-class BatchNorm(StateMixin):
+class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     """Batch normalization over every axis but the channels', for input of any rank.
 
     In training mode, each channel is normalized by the mean and the biased variance of the batch,
@@ -44,9 +47,9 @@ class BatchNorm(StateMixin):
     eps : float
         Added to the variance, in the square of the unit of the input.
     momentum : float or None
-        Weight of the new batch: ``running = (1 - momentum) * running + momentum * batch``. The
-        decay alpha of the literature is ``1 - momentum``. None keeps the cumulative average, which
-        is momentum = 1 / (number of batches so far).
+        Weight of the new batch: ``running = (1 - momentum) * running + momentum * batch``. None
+        keeps the cumulative average, which is momentum = 1 / (number of batches so far). At most
+        one of `momentum`, `decay` and `estimator` may be given.
     affine : bool
         Whether the layer has `weight` and `bias`.
     track_running_stats : bool
@@ -65,6 +68,11 @@ class BatchNorm(StateMixin):
         In a group: whether gradients of parameters are sums over the member's shard, as the
         averaging of gradients expects them, or over the whole batch. Those of a layer that threads
         share are always the total.
+    decay : float, optional
+        The alpha of the literature, ``1 - momentum``.
+    estimator : bnext.Estimator, optional
+        How the running statistics are estimated: `bnext.Exponential`, `bnext.Cumulative` or
+        `bnext.DebiasedExponential`, each with or without Bessel's correction of the variance.
 
     Attributes
     ----------
@@ -73,11 +81,22 @@ class BatchNorm(StateMixin):
     weight_grad, bias_grad : array, shape (C,), or None
         Set by `backward`; each call replaces them.
     running_mean, running_var : array, shape (C,), or None
-        Running statistics, initially 0 and 1. The variance is the unbiased one.
+        Running statistics, initially 0 and 1. The variance is the unbiased one, unless the
+        estimator leaves it biased.
     num_batches_tracked : array of int64, shape (), or None
         Batches seen in training mode, also empty ones.
     training : bool
         True after construction and `train`, False after `eval`.
+    use_running_stats : bool or None
+        Whether calls normalize by the running statistics, if the layer has any, rather than by the
+        batch's. None: in evaluation mode.
+    update_running_stats : bool or None
+        Whether calls move the running statistics, if the layer tracks them. None: in training mode.
+        Calls that use and move them use what they were before.
+    train_affine : bool
+        Whether `backward` computes the gradients of `weight` and `bias`.
+    estimator : bnext.Estimator
+        May be replaced at any time; `momentum` and `decay` read it and replace it.
 
     A new layer's arrays are NumPy's. They serve input of any library on the CPU; for input on a
     GPU they must be there as well, and `to` moves them. The counter stays on the CPU.
@@ -85,18 +104,17 @@ class BatchNorm(StateMixin):
     Raises
     ------
     ValueError
-        `num_features` is negative, or `eps` is negative or not finite.
+        `num_features` is negative, `eps` is negative or not finite, or more than one of
+        `momentum`, `decay` and `estimator` was given.
     TypeError
         `dtype` is not float32 or float64, or an argument is not a number.
     """
-
-    _ranks: ClassVar[tuple[int, ...]] = ()  # which ranks of input are taken; empty: any
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float | None = 0.1,
+        momentum: float | None = DEFAULT_MOMENTUM,
         affine: bool = True,
         track_running_stats: bool = True,
         *,
@@ -104,6 +122,8 @@ class BatchNorm(StateMixin):
         dtype: npt.DTypeLike = np.float32,
         group: Group | None = None,
         parameter_gradients: str = "local",
+        decay: float | None = None,
+        estimator: Estimator | None = None,
     ) -> None:
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             got = type(num_features).__name__
@@ -117,18 +137,19 @@ class BatchNorm(StateMixin):
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype: expected dtype float32 or float64, got {self.dtype}")
         _core.check_eps(eps)
-        if momentum is not None:
-            _core.check_momentum(momentum)
+        self.estimator = chosen(momentum, decay, estimator)
         check_group(group)
         self.group = group
         self.parameter_gradients = check_parameter_gradients(parameter_gradients)
         self.num_features = int(num_features)
         self.eps = eps
-        self.momentum = momentum
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.channel_axis = int(channel_axis)
         self.training = True
+        self.use_running_stats: bool | None = None
+        self.update_running_stats: bool | None = None
+        self.train_affine = True
 
         self.weight: Array | None = None
         self.bias: Array | None = None
@@ -151,16 +172,7 @@ class BatchNorm(StateMixin):
         self._latest_of: dict[int | None, tuple[Any, Any]] = {}
         self._moved_at: tuple[Group, int] | None = None
 
-    # --- modes ------------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> BatchNorm:
-        """Switch to training mode, or with ``mode=False`` to evaluation mode; returns the layer."""
-        self.training = bool(mode)
-        return self
-
-    def eval(self) -> BatchNorm:
-        """Switch to evaluation mode; returns the layer."""
-        return self.train(False)
+    # --- state ------------------------------------------------------------------------------------
 
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the counter to 0."""
@@ -249,41 +261,54 @@ class BatchNorm(StateMixin):
         bnext.sync.GroupError
             A member of the group is missing, has failed, or called something else.
         """
-        if self.group is not None and self.training:
-            return layer_forward(self, x, out)
+        uses, moves = self._statistics_of_call()
+        if self.group is not None and not uses:
+            return layer_forward(self, x, out, moves)
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
         x = self._checked(x) if engine is _core else self._checked_elsewhere(x, engine)
-        mean, var = self.running_mean, self.running_var
         try:
-            if self.training and self.track_running_stats:
-                momentum = self.momentum
-                if momentum is None:
-                    momentum = self._momentum_of_the_average()
-                y, saved = engine.forward(
-                    x, self.weight, self.bias, mean, var, momentum, self.num_batches_tracked,
-                    self.eps, self.channel_axis, out,
-                )  # fmt: skip
-            elif self.training or (mean is None and var is None):
-                y, saved = engine.forward(
-                    x, self.weight, self.bias, None, None, None, None,
-                    self.eps, self.channel_axis, out,
-                )  # fmt: skip
+            if uses:
+                y, latest = self._by_running(engine, x, out, moves)
             else:
-                y, saved = engine.normalize_by_running(
-                    x, mean, var, self.weight, self.bias, self.eps, self.channel_axis, out
-                )
+                y, latest = self._by_batch(engine, x, out, moves)
         except TypeError:
             if engine is not _core:
                 self._check_places(engine)
             raise
         if self.group is not None:
-            self._latest_of[self.group.rank_or_none] = (x, saved)
+            self._latest_of[self.group.rank_or_none] = latest
         else:
-            self._latest = (x, saved)
+            self._latest = latest
         result: Array = y
         return result
 
     __call__ = forward
+
+    def _by_batch(self, engine: Any, x: Any, out: Any, moves: bool) -> tuple[Any, Any]:
+        """Normalize by the batch's statistics; y, and what backward needs."""
+        options = (self.eps, self.channel_axis, out)
+        if moves:
+            y, saved = engine.forward(
+                x, self.weight, self.bias, self.running_mean, self.running_var,
+                self._weight_of_batch(), self.num_batches_tracked, *options, self.estimator.bessel,
+            )  # fmt: skip
+        else:
+            y, saved = engine.forward(x, self.weight, self.bias, None, None, None, None, *options)
+        return y, (x, saved)
+
+    def _by_running(self, engine: Any, x: Any, out: Any, moves: bool) -> tuple[Any, Any]:
+        """Normalize by the running statistics, and move them after if asked to."""
+        if moves:
+            count, mean, m2 = engine.moments(x, self.channel_axis)
+            check_more_than_one(tuple(x.shape), count)
+        y, saved = engine.normalize_by_running(
+            x, self.running_mean, self.running_var, self.weight, self.bias,
+            self.eps, self.channel_axis, out,
+        )  # fmt: skip
+        if moves:
+            move_running(self, count, mean, m2)
+        # Gradients of parameters are all that x would be needed for.
+        return y, (x if self._needs_gradients_of_parameters() else None, saved)
 
     def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Gradient by the input of the latest forward call, which it consumes.
@@ -319,78 +344,39 @@ class BatchNorm(StateMixin):
                 "backward: expected a forward call before it, since the latest one was consumed "
                 "or there was none"
             )
-        x, saved = self._latest
-        engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-        dx, dweight, dbias = engine.backward(dy, x, saved, self.weight, out)
-        if self.weight is not None:
-            self.weight_grad = dweight
-        if self.bias is not None:
-            self.bias_grad = dbias
+        dx, *of_parameters = self._gradients(dy, *self._latest, out)
+        self._keep_gradients(*of_parameters)
         self._latest = None
         result: Array = dx
         return result
 
-    # --- checks -----------------------------------------------------------------------------------
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
+        """Give dx, dweight and dbias outside of groups; without x, dx alone."""
+        engine: Any
+        if x is None:
+            if isinstance(saved, DeviceSaved):
+                engine = engine_of(saved.var)
+            else:
+                engine = _core if type(dy) is np.ndarray else engine_of(dy, "dy")
+            return engine.backward_constant(dy, saved, self.weight, out), None, None
+        engine = _core if type(x) is np.ndarray else engine_of(x)
+        gradients: tuple[Any, Any, Any] = engine.backward(dy, x, saved, self.weight, out)
+        return gradients
 
-    def _checked(self, x: npt.ArrayLike) -> Array:
-        # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
-        array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
-        shape, dtype, ranks, axis = array.shape, array.dtype, self._ranks, self.channel_axis
-        rank = len(shape)
-        if ranks and rank not in ranks:
-            raise self._wrong_rank(rank)
-        # Usually there is one object for each dtype; to compare what they say takes longer.
-        if dtype is not self.dtype and dtype != self.dtype and not self._takes(dtype):
-            raise self._wrong_dtype(dtype)
-        if -rank <= axis < rank and shape[axis] != self.num_features:
-            raise self._wrong_channels(shape[axis])
-        return array
+    def _keep_gradients(self, dweight: Any, dbias: Any) -> None:
+        if self.train_affine and self.weight is not None:
+            self.weight_grad = dweight
+        if self.train_affine and self.bias is not None:
+            self.bias_grad = dbias
 
-    def _checked_elsewhere(self, x: Any, engine: Any) -> Any:
-        """Check an array of another library."""
-        shape, dtype = engine.inspect(x)
-        rank, axis = len(shape), self.channel_axis
-        if self._ranks and rank not in self._ranks:
-            raise self._wrong_rank(rank)
-        is_wide = self.dtype == np.float32
-        if dtype != self.dtype.name and not (is_wide and dtype in ("float16", "bfloat16")):
-            raise self._wrong_dtype(dtype)
-        if -rank <= axis < rank and shape[axis] != self.num_features:
-            raise self._wrong_channels(shape[axis])
-        return x
-
-    def _check_places(self, engine: Any) -> None:
-        """Say which of the layer's arrays is not where x is, if a call has failed for that."""
-        for name in ARRAYS:
-            array = getattr(self, name)
-            if array is not None and (problem := engine.misplaced(array)):
-                raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
-
-    def _wrong_rank(self, rank: int) -> ValueError:
-        expected = " or ".join(f"{n}D" for n in self._ranks)
-        return ValueError(f"expected {expected} input (got {rank}D input)")
-
-    def _wrong_dtype(self, dtype: Any) -> TypeError:
-        also = ", float16 or bfloat16" if self.dtype == np.float32 else ""
-        return TypeError(f"x: expected dtype {self.dtype}{also}, got {dtype}")
-
-    def _wrong_channels(self, got: int) -> ValueError:
-        expected, axis = self.num_features, self.channel_axis
-        return ValueError(f"x: expected {expected} channels at axis {axis}, got {got}")
-
-    def _momentum_of_the_average(self) -> float:
-        if self.num_batches_tracked is None:
-            return 0.0
-        return 1.0 / (int(self.num_batches_tracked) + 1)
-
-    def _takes(self, dtype: np.dtype[Any]) -> bool:
-        """Whether x may be of a dtype other than the layer's: 16 bits under float32 parameters."""
-        return self.dtype == np.float32 and dtype.itemsize == 2 and _core.is_data_dtype(dtype)
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the latest call: a copy, or what comes out of a pickle, has had none."""
+        return vars(self) | {"_latest": None, "_latest_of": {}, "_moved_at": None}
 
     def __repr__(self) -> str:
         """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""
         text = (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"{self.num_features}, eps={self.eps}, {self._estimator_text()}, "
             f"affine={self.affine}, track_running_stats={self.track_running_stats}"
         )
         if self.group is not None:
@@ -399,7 +385,14 @@ class BatchNorm(StateMixin):
             text += f", channel_axis={self.channel_axis}"
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
+        if self.frozen:
+            text += ", frozen"
         return f"{type(self).__name__}({text})"
+
+    def _estimator_text(self) -> str:
+        estimator = self.estimator
+        is_torch_s = type(estimator) in (Exponential, Cumulative) and estimator.bessel
+        return f"momentum={self.momentum}" if is_torch_s else f"estimator={estimator}"
 
 
 class BatchNorm1d(BatchNorm):

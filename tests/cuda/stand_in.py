@@ -166,7 +166,8 @@ class _Launch:
         self.normalized(batch.mean, batch.var)
         if (mean := self.vector("running_mean")) is not None:
             var = self.vector("running_var")
-            new = reference.update_running((mean, var), batch, self.given["momentum"])
+            moves = self.given["momentum"], self.given["correction"]
+            new = reference.update_running((mean, var), batch, *moves)
             mean[...], var[...] = new
 
     def normalize(self):

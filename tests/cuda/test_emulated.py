@@ -4,7 +4,9 @@ Each test runs over a stand-in written in NumPy, and where the build has it over
 `bnext._cuda_emulated`, the kernels of `bnext._cuda` compiled for the CPU.
 """
 
+import copy
 import importlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -245,6 +247,42 @@ def test_layer(kernels, make, dtype, rng, momentum, affine):
         if not name.endswith("_grad"):
             assert_same_bits(getattr(bn, name), value, name)
     assert_is_y(bn(x), x, mean, var, weight)
+
+
+def test_biased_variance_is_kept_where_asked_for(kernels, make, dtype, rng):
+    bn = bnext.BatchNorm2d(5, dtype=dtype, estimator=bnext.DebiasedExponential(0.2, bessel=False))
+    bn.to(make(np.empty(0)))
+    x = rng.normal(3, 2, (2, 5, 7, 3)).astype(dtype)
+    bn(make(x))
+    rtol = 16 * np.finfo(dtype).eps
+    np.testing.assert_allclose(values_of(bn.running_var), reference.moments(x).var, rtol=rtol)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_frozen_layer(kernels, make, dtype, rng, affine):
+    bn = bnext.BatchNorm2d(5, affine=affine, dtype=dtype)
+    bn.running_mean[...], bn.running_var[...] = rng.normal(size=5), rng.uniform(0.5, 2, 5)
+    if affine:
+        bn.weight[...] = rng.normal(size=5)
+    on_the_cpu = copy.deepcopy(bn).freeze()
+    bn.to(make(np.empty(0))).freeze()
+    x, dy = rng.normal(size=(2, 3, 5, 7, 9)).astype(dtype)
+    y = bn(make(x))
+    weight = on_the_cpu.weight
+    assert_is_y(values_of(y), x, on_the_cpu.running_mean, on_the_cpu.running_var, weight)
+    on_the_cpu(x)
+    rtol = 16 * np.finfo(dtype).eps
+    expected = on_the_cpu.backward(dy)
+    np.testing.assert_allclose(values_of(bn.backward(make(dy))), expected, rtol=rtol)
+    assert bn.weight_grad is None
+    bn(make(x))
+    with pytest.raises(ValueError, match=re.escape("dy: expected shape (3, 5, 7, 9), got (2,")):
+        bn.backward(make(dy[:2]))
+    with pytest.raises(TypeError, match=r"dy: expected .* got one"):
+        bn.backward(dy)
+    empty = make(np.empty((0, 5, 7, 9), dtype))
+    bn(empty)
+    assert bn.backward(empty).shape == empty.shape
 
 
 def test_layer_with_16_bit_data(kernels, rng):

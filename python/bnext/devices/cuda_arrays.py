@@ -169,11 +169,7 @@ class CudaArrays:
 
     def _taken_back(self, dy: Any, x: Any, saved: Any) -> tuple[View, View, int]:
         """View x and dy, both as `saved` says; with the axis of the channels."""
-        if isinstance(saved, _core.Saved):
-            raise TypeError(f"saved: made from an input on the CPU, got x on {self._where}")
-        if not isinstance(saved, DeviceSaved):
-            got = type(saved).__name__
-            raise TypeError(f"saved: expected what batch_norm_forward returned, got {got}")
+        self._check_saved(saved, "x")
         data = self._data(x)
         if saved.shape != data.shape:
             raise ValueError(
@@ -181,9 +177,17 @@ class CudaArrays:
             )
         if saved._dtype_name != data.dtype:
             raise ValueError(f"saved: made from a {saved._dtype_name} input, got x of {data.dtype}")
+        return data, self._like(dy, "dy", data), saved.channel_axis
+
+    def _check_saved(self, saved: Any, name: str) -> None:
+        """TypeError unless `saved` is of this library and device, as the array `name` is."""
+        if isinstance(saved, _core.Saved):
+            raise TypeError(f"saved: made from an input on the CPU, got {name} on {self._where}")
+        if not isinstance(saved, DeviceSaved):
+            got = type(saved).__name__
+            raise TypeError(f"saved: expected what batch_norm_forward returned, got {got}")
         if problem := self.misplaced(saved._statistics):
             raise TypeError(f"saved: {problem}")
-        return data, self._like(dy, "dy", data), saved.channel_axis
 
     # --- memory -----------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class CudaEngine(CudaArrays):
 
     def forward(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
-        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
+        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any, bessel: bool = True,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.forward`."""
         data = self._data(x)
@@ -53,7 +53,8 @@ class CudaEngine(CudaArrays):
             statistics = self._empty((4, channels), "float64", data)
             views |= {"x": data, "y": target}
             views["statistics"] = self._library.view(statistics, "statistics")
-            self._launch(plan, data, views, eps=eps, momentum=momentum or 0.0)
+            moves = {"momentum": momentum or 0.0, "correction": float(bessel)}
+            self._launch(plan, data, views, eps=eps, **moves)
             y = self._result(wanted, target)
         if num_batches_tracked is not None:
             num_batches_tracked += 1  # the layer's array, in place
@@ -124,6 +125,27 @@ class CudaEngine(CudaArrays):
         views["statistics"] = self._library.view(saved._statistics, "saved")
         self._launch(plan, data, views, eps=saved.eps)
         return self._result(wanted, target), *of_parameters
+
+    def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any:
+        """As `_core.backward_constant`: dy is normalized about 0."""
+        self._check_saved(saved, "dy")
+        if saved.batch_statistics:
+            raise ValueError("saved: expected given statistics, which are constants, got a batch's")
+        gradient = self._view(dy, "dy")
+        check_dtype(gradient, "dy", saved._dtype_name)
+        check_shape(gradient, "dy", saved.shape)
+        axis = saved.channel_axis
+        channels = gradient.shape[axis]
+        views = self._parameters(gradient, channels, weight=weight)
+        wanted = self._out(out, gradient, {"dy": gradient, **views})
+        if math.prod(gradient.shape) == 0:
+            return self._like_view(gradient).array if wanted is None else wanted.array
+        plan, (gradient, target) = self._fitted("normalize", [gradient], axis, wanted)
+        zero = self._library.zeros((channels,), "float64", gradient.array)
+        views |= {"x": gradient, "y": target, "mean": self._library.view(zero, "mean")}
+        views["var"] = self._library.view(saved.var, "saved")
+        self._launch(plan, gradient, views, eps=saved.eps, wide_statistics=True)
+        return self._result(wanted, target)
 
     def moments(self, x: Any, channel_axis: Any) -> tuple[int, Any, Any]:
         """As `_core.moments`."""

@@ -61,7 +61,7 @@ class HostEngine:
 
     def forward(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
-        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
+        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any, bessel: bool = True,
     ) -> tuple[Any, _core.Saved]:  # fmt: skip
         """As `_core.forward`."""
         y, saved = _core.forward(
@@ -69,6 +69,7 @@ class HostEngine:
             self._taken_to_write(running_mean, "running_mean"),
             self._taken_to_write(running_var, "running_var"),
             momentum, num_batches_tracked, eps, channel_axis, self._taken_to_write(out, "out"),
+            bessel,
         )  # fmt: skip
         return self._result(y, out), saved
 
@@ -82,6 +83,14 @@ class HostEngine:
             of_parameters = [self._library.wrap(array) for array in of_parameters]
         dweight, dbias = of_parameters
         return self._result(dx, out), dweight, dbias
+
+    def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any:
+        """As `_core.backward_constant`."""
+        dx = _core.backward_constant(
+            self._taken(dy, "dy"), saved, self._taken(weight, "weight"),
+            self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        return self._result(dx, out)
 
     def normalize(
         self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any,

@@ -116,6 +116,11 @@ class Library:
         xp = self._namespace()
         return xp.empty(shape, dtype=getattr(xp, dtype), device=like.device)
 
+    def zeros(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Make an array of zeros in C order, where `like` is."""
+        xp = self._namespace()
+        return xp.zeros(shape, dtype=getattr(xp, dtype), device=like.device)
+
     def empty_like(self, array: Any) -> Any:
         """Make an array in the memory order of `array`, as far as the library keeps it."""
         return self._namespace().empty_like(array)
@@ -229,6 +234,10 @@ class CuPy(Library):
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         with like.device:
             return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        with like.device:
+            return self.xp.zeros(shape, dtype)
 
     def empty_like(self, array: Any) -> Any:
         with array.device:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
-from bnext.devices import engine_of
 from bnext.devices.libraries import library_of
+from bnext.running import move_running
 from bnext.sync.group import Float64Array, Group, Header, Merged, announcing
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def synchronized_backward(
 # --- layers ---------------------------------------------------------------------------------------
 
 
-def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None) -> Array:
-    """Run the forward pass of a layer in training that has a group."""
+def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None, moves: bool) -> Array:
+    """Run a forward pass by the statistics of the group's batch, and move the running ones."""
     group = layer.group
     assert group is not None
     y, saved = synchronized_forward(
@@ -203,31 +203,12 @@ def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None) -> Arra
         # Of members that share the layer, the first to come here does it; none goes on before.
         this = (group, saved._generation)
         if layer._moved_at != this:
-            move_running(layer, saved)
+            if moves:
+                move_running(layer, saved.count, saved.mean, saved.m2)
             layer._moved_at = this
     array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
     layer._latest_of[group.rank] = (array, saved)
     return y
-
-
-def move_running(layer: BatchNorm, saved: SyncSaved) -> None:
-    """Move the running statistics as a call without a group does: in float64, rounded once."""
-    if not layer.track_running_stats:
-        return
-    momentum = layer.momentum
-    if momentum is None:
-        momentum = layer._momentum_of_the_average()
-    momentum = _core.check_momentum(momentum)
-    if saved.count >= 2:
-        batch = (saved.mean, saved.m2 / (saved.count - 1))
-        with np.errstate(all="ignore"):
-            for running, value in zip(
-                (layer.running_mean, layer.running_var), batch, strict=True
-            ):  # fmt: skip
-                if running is not None:
-                    running[...] = (1.0 - momentum) * running.astype(np.float64) + momentum * value
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked[...] += 1
 
 
 def layer_backward(layer: BatchNorm, dy: npt.ArrayLike, out: Array | None) -> Array:
@@ -248,12 +229,8 @@ def layer_backward(layer: BatchNorm, dy: npt.ArrayLike, out: Array | None) -> Ar
             sums = "total" if total else "local"
             gradients = synchronized_backward(dy, x, saved, layer.weight, out, None, sums)
         else:
-            engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-            gradients = engine.backward(dy, x, saved, layer.weight, out)
+            gradients = layer._gradients(dy, x, saved, out)
     dx, dweight, dbias = gradients
-    if layer.weight is not None:
-        layer.weight_grad = dweight
-    if layer.bias is not None:
-        layer.bias_grad = dbias
+    layer._keep_gradients(dweight, dbias)
     del layer._latest_of[member]
     return dx

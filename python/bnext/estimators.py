@@ -1,0 +1,218 @@
+"""How a layer estimates, batch by batch, the statistics that inference uses.
+
+Each estimator moves the running statistics by a weight w of the new batch,
+
+    running = (1 - w) * running + w * batch,
+
+and says what w is for the t-th batch. No estimator has state of its own: the layer's arrays and its
+counter are all there is, so that state dicts are PyTorch's whatever the estimator.
+
+What is exact for trained parameters needs the data again: `bnext.update_statistics`.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnext import _core
+
+__all__ = ["DEFAULT_MOMENTUM", "Cumulative", "DebiasedExponential", "Estimator", "Exponential"]
+
+
+class _Default(float):
+    """A number that can be told from the same one given by a caller."""
+
+
+DEFAULT_MOMENTUM: float = _Default(0.1)
+
+
+class Estimator(abc.ABC):
+    """What the running statistics of a layer are; `Exponential` is the default.
+
+    Attributes
+    ----------
+    momentum : float or None
+        Weight of the new batch in an exponential average; None in a cumulative one.
+    bessel : bool
+        Whether the variance that is kept has Bessel's correction, ``m2 / (n - 1)``, as PyTorch and
+        Chainer keep it, or is the biased ``m2 / n``, as Keras, Flax and ONNX do.
+    """
+
+    __slots__ = ()
+    momentum: float | None
+    bessel: bool
+
+    @abc.abstractmethod
+    def weight(self, batch: int) -> float:
+        """Weight of a new batch.
+
+        Parameters
+        ----------
+        batch : int
+            Its number, from 1.
+
+        Returns
+        -------
+        float
+            w of ``running = (1 - w) * running + w * batch``.
+        """
+
+    @property
+    def decay(self) -> float | None:
+        """``1 - momentum``, the alpha of the literature; None in a cumulative average."""
+        return None if self.momentum is None else 1.0 - self.momentum
+
+    def with_momentum(self, momentum: float | None) -> Estimator:
+        """Give the same estimator with another momentum; None for the cumulative average."""
+        return Cumulative(bessel=self.bessel) if momentum is None else self._exponential(momentum)
+
+    def with_decay(self, decay: float) -> Estimator:
+        """Give the same estimator with another decay."""
+        return self._exponential(_momentum_of(None, decay))
+
+    def _exponential(self, momentum: float) -> Exponential:
+        kind = type(self) if isinstance(self, Exponential) else Exponential
+        return kind(momentum, bessel=self.bessel)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Exponential(Estimator):
+    """Exponential average: w is `momentum`, for every batch.
+
+    Parameters
+    ----------
+    momentum : float, optional
+        Weight of the new batch; 0.1 if neither it nor `decay` is given. Exactly one of them may be.
+    decay : float, optional
+        Weight of the old average, ``1 - momentum``.
+    bessel : bool
+        Whether the variance has Bessel's correction.
+
+    Raises
+    ------
+    ValueError
+        Both were given, or the number is not finite.
+    TypeError
+        It is no number.
+    """
+
+    momentum: float
+    bessel: bool
+
+    def __init__(
+        self, momentum: float | None = None, *, decay: float | None = None, bessel: bool = True
+    ) -> None:
+        object.__setattr__(self, "momentum", _momentum_of(momentum, decay))
+        object.__setattr__(self, "bessel", bool(bessel))
+
+    def weight(self, batch: int) -> float:
+        """`momentum`."""
+        return self.momentum
+
+    def __repr__(self) -> str:
+        """As one would write it."""
+        return f"{type(self).__name__}(momentum={self.momentum}{_repr_of(self.bessel)})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class DebiasedExponential(Exponential):
+    """Exponential average without the bias towards where it began.
+
+    After t batches an exponential average still has ``decay**t`` of the initial 0 and 1. Divided by
+    ``1 - decay**t`` (Kingma and Ba 2015, section 3), it is an average of batches alone; which is to
+    move by
+
+        w = momentum / (1 - decay**t),
+
+    1 for the first batch and soon `momentum`. The parameters are those of `Exponential`, with
+    ``0 < momentum <= 1``.
+    """
+
+    def __init__(
+        self, momentum: float | None = None, *, decay: float | None = None, bessel: bool = True
+    ) -> None:
+        super().__init__(momentum, decay=decay, bessel=bessel)
+        if not 0.0 < self.momentum <= 1.0:
+            raise ValueError(
+                f"momentum: expected a number above 0 and at most 1, got {self.momentum}"
+            )
+
+    def weight(self, batch: int) -> float:
+        """``momentum / (1 - decay**batch)``."""
+        if self.momentum == 1.0:
+            return 1.0
+        # 1 - decay**t cancels where momentum is small.
+        return self.momentum / -math.expm1(batch * math.log1p(-self.momentum))
+
+
+@dataclass(frozen=True, repr=False)
+class Cumulative(Estimator):
+    """Plain average of all batches so far: w is 1/t.
+
+    Parameters
+    ----------
+    bessel : bool
+        Whether the variance has Bessel's correction.
+    """
+
+    momentum: ClassVar[None] = None  # type: ignore[misc]  # narrower on purpose
+    bessel: bool = True
+
+    def weight(self, batch: int) -> float:
+        """``1 / batch``."""
+        return 1.0 / batch
+
+    def __repr__(self) -> str:
+        """As one would write it."""
+        return f"Cumulative({_repr_of(self.bessel).removeprefix(', ')})"
+
+
+def _repr_of(bessel: bool) -> str:
+    return "" if bessel else ", bessel=False"
+
+
+def _momentum_of(momentum: float | None, decay: float | None) -> float:
+    if decay is None:
+        return _core.check_momentum(DEFAULT_MOMENTUM if momentum is None else momentum)
+    if momentum is not None:
+        raise ValueError(
+            f"decay: expected it or momentum, which is 1 - decay, got decay={decay} and "
+            f"momentum={momentum}"
+        )
+    if isinstance(decay, bool) or not hasattr(decay, "__float__"):
+        raise TypeError(f"decay: expected a number, got {type(decay).__name__}")
+    if not math.isfinite(decay):
+        raise ValueError(f"decay: expected a finite number, got {decay}")
+    return 1.0 - float(decay)
+
+
+def chosen(momentum: float | None, decay: float | None, estimator: Estimator | None) -> Estimator:
+    """Make of a layer's arguments, of which at most one may be given, the estimator.
+
+    A momentum that is not `DEFAULT_MOMENTUM` itself counts as given; None is the cumulative one.
+    """
+    given = {
+        name: value
+        for name, value, default in (
+            ("momentum", momentum, DEFAULT_MOMENTUM),
+            ("decay", decay, None),
+            ("estimator", estimator, None),
+        )
+        if value is not default
+    }
+    if len(given) > 1:
+        text = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(
+            f"{[*given][1]}: expected one of momentum, decay and estimator, got {text}"
+        )
+    if estimator is not None:
+        if not isinstance(estimator, Estimator):
+            got = type(estimator).__name__
+            raise TypeError(f"estimator: expected one such as bnext.Exponential(), got {got}")
+        return estimator
+    if momentum is None:
+        return Cumulative()
+    return Exponential(momentum if decay is None else None, decay=decay)
