@@ -7,8 +7,10 @@ data once, sum in a fixed order, and give the same bits for any number of thread
 
 from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
+from bnext.conventions import from_convention, to_convention
 from bnext.devices import DeviceSaved
 from bnext.estimators import Cumulative, DebiasedExponential, Estimator, Exponential
+from bnext.folding import Affine, fold, fold_into_next
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
 from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.moments import Moments
@@ -20,8 +22,10 @@ from bnext.runtime import (
     show_config,
     use_isa,
 )
+from bnext.statistics import micro_batches, update_statistics
 
 __all__ = [
+    "Affine",
     "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -38,13 +42,19 @@ __all__ = [
     "batch_norm_forward",
     "cuda",
     "empty_cache",
+    "fold",
+    "fold_into_next",
+    "from_convention",
     "functional",
     "get_num_threads",
+    "micro_batches",
     "moments",
     "normalize",
     "set_num_threads",
     "show_config",
     "sync",
+    "to_convention",
+    "update_statistics",
     "use_isa",
 ]
 

@@ -16,6 +16,7 @@ from bnext.devices import DeviceSaved, engine_of
 from bnext.devices.checks import check_more_than_one
 from bnext.devices.libraries import library_of, to_numpy
 from bnext.estimators import DEFAULT_MOMENTUM, Cumulative, Estimator, Exponential, chosen
+from bnext.folding import Affine, affine_of
 from bnext.layer_checks import ARRAYS, ChecksMixin
 from bnext.modes import ModesMixin
 from bnext.running import move_running
@@ -231,6 +232,22 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         self._latest = None
         self._latest_of.clear()
         return self
+
+    def as_affine(self) -> Affine:
+        """Give what the layer is in inference: ``scale * x + shift`` for each channel.
+
+        Returns
+        -------
+        Affine
+            ``scale = weight / sqrt(running_var + eps)`` and
+            ``shift = bias - running_mean * scale``, NumPy's float64 arrays of shape (C,).
+
+        Raises
+        ------
+        ValueError
+            The layer has no running statistics.
+        """
+        return affine_of(self)
 
     # --- the two passes ---------------------------------------------------------------------------
 

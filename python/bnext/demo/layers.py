@@ -7,6 +7,7 @@ place, in the plain ones a `Bias` layer stands where the normalization would.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from time import perf_counter
@@ -92,7 +93,7 @@ class Conv2d(Layer):
     def backward(self, dy: Array) -> Array:
         """``weight_grad`` from the columns, ``dx`` by adding the columns' gradients up."""
         examples, _, height, width = dy.shape
-        dy_rows = dy.reshape(examples, -1, height * width)
+        dy_rows = dy.reshape(examples, len(self.weight), height * width)
         per_example = dy_rows @ self._columns.transpose(0, 2, 1)
         self.weight_grad = per_example.sum(axis=0).reshape(self.weight.shape)
         return self._overlap_add(self._matrix().T @ dy_rows, height, width)
@@ -127,7 +128,7 @@ class Flatten(Layer):
     def forward(self, x: Array) -> Array:
         """Lay each example out in a row."""
         self._shape = x.shape
-        return x.reshape(len(x), -1)
+        return x.reshape(len(x), math.prod(x.shape[1:]))
 
     def backward(self, dy: Array) -> Array:
         """Restore the shape of `x`."""

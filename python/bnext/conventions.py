@@ -1,0 +1,204 @@
+"""Statistics and hyperparameters in the words of other libraries.
+
+All normalize by ``weight * (x - mean) / sqrt(var + eps) + bias`` with the variance that they have
+stored, so nothing has to be changed for inference to stay the same. What differs is what names
+mean, and what training goes on to store:
+
+============ ============ ================= ============= ============== =================
+convention   momentum is  stored variance   channels at   default decay  default eps
+============ ============ ================= ============= ============== =================
+"pytorch"    1 - decay    m2 / (n - 1)      axis 1        0.9            1e-5
+"keras"      decay        m2 / n            the last axis 0.99           1e-3
+"flax"       decay        m2 / n            the last axis 0.99           1e-5
+"onnx"       decay        m2 / n            axis 1        0.9            1e-5
+============ ============ ================= ============= ============== =================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnext.devices.libraries import to_numpy
+from bnext.estimators import Cumulative, Exponential
+from bnext.layers import BatchNorm
+
+__all__ = ["from_convention", "to_convention"]
+
+
+class _Convention(NamedTuple):
+    names: tuple[str, str, str, str]  # of weight, bias, running_mean, running_var
+    eps: str
+    momentum_is_decay: bool
+    bessel: bool
+    channel_axis: int
+    decay: float
+    default_eps: float
+
+
+CONVENTIONS = {
+    "pytorch": _Convention(
+        ("weight", "bias", "running_mean", "running_var"), "eps", False, True, 1, 0.9, 1e-5
+    ),
+    "keras": _Convention(
+        ("gamma", "beta", "moving_mean", "moving_variance"), "epsilon", True, False, -1, 0.99, 1e-3
+    ),
+    "flax": _Convention(("scale", "bias", "mean", "var"), "epsilon", True, False, -1, 0.99, 1e-5),
+    "onnx": _Convention(
+        ("scale", "B", "input_mean", "input_var"), "epsilon", True, False, 1, 0.9, 1e-5
+    ),
+}
+COUNTER = "num_batches_tracked"
+
+
+def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -> dict[str, Any]:
+    """Give a layer's arrays and hyperparameters as another library has them.
+
+    Parameters
+    ----------
+    bn : BatchNorm
+        With running statistics.
+    convention : {"pytorch", "keras", "flax", "onnx"}
+        Whose.
+    count : int, optional
+        Values per channel of the batches that the variance was estimated from. If given, the
+        variance is multiplied by ``(count - 1) / count``, or the inverse, where one side has
+        Bessel's correction and the other has not: it is then what that library would have stored.
+        Without it the variance stays, and so does what the layer computes in inference.
+
+    Returns
+    -------
+    dict
+        NumPy arrays, copied, under the names of the convention's parameters and statistics;
+        ``momentum`` in its meaning, and ``eps`` or ``epsilon``. Parameters that the layer does not
+        have are left out, but for ONNX, which asks for them: 1 and 0.
+
+    Raises
+    ------
+    ValueError
+        There is no such convention, it has no cumulative average, the layer has no running
+        statistics, or `count` is less than 2.
+    """
+    words = _convention_of(convention)
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError(
+            "bn: expected a layer with running statistics, got one with "
+            f"track_running_stats={bn.track_running_stats}"
+        )
+    weight, bias, mean, var = words.names
+    arrays = {weight: bn.weight, bias: bn.bias, mean: bn.running_mean, var: bn.running_var}
+    values: dict[str, Any] = {k: to_numpy(v) for k, v in arrays.items() if v is not None}
+    if convention == "onnx":
+        values.setdefault(weight, np.ones(bn.num_features, bn.dtype))
+        values.setdefault(bias, np.zeros(bn.num_features, bn.dtype))
+    values[var] = _corrected(values[var], bn.estimator.bessel, words.bessel, count)
+    momentum = bn.momentum
+    if momentum is None and words.momentum_is_decay:
+        raise ValueError(
+            f"bn: expected an exponential average, as {convention}'s, got a cumulative"
+        )
+    values["momentum"] = bn.decay if words.momentum_is_decay else momentum
+    values[words.eps] = bn.eps
+    if convention == "pytorch" and bn.num_batches_tracked is not None:
+        values[COUNTER] = np.array(bn.num_batches_tracked)
+    return values
+
+
+def from_convention(
+    convention: str,
+    values: Mapping[str, Any],
+    *,
+    channel_axis: int | None = None,
+    count: int | None = None,
+) -> BatchNorm:
+    """Make a layer from another library's arrays and hyperparameters.
+
+    Parameters
+    ----------
+    convention : {"pytorch", "keras", "flax", "onnx"}
+        Whose.
+    values : mapping
+        Arrays of any library under the names of the convention's statistics and, if it has them,
+        parameters; ``momentum`` in its meaning, and ``eps`` or ``epsilon``, or else the
+        convention's defaults.
+    channel_axis : int, optional
+        Which axis of the input has the channels; the convention's default if not given.
+    count : int, optional
+        Values per channel of the batches that the variance was estimated from. If given, the
+        variance gets Bessel's correction where it has none. Without it the variance stays as it is,
+        and the layer's estimator goes on as the convention does.
+
+    Returns
+    -------
+    BatchNorm
+        Of the dtype of the statistics, float32 if they are narrower; in training mode, as a new
+        layer.
+
+    Raises
+    ------
+    ValueError
+        There is no such convention, a name is missing or unknown, shapes differ, or `count` is less
+        than 2.
+    """
+    words = _convention_of(convention)
+    known = {*words.names, "momentum", words.eps} | (
+        {COUNTER} if convention == "pytorch" else set()
+    )
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"values: expected names among {sorted(known)}, got {unknown}")
+    weight, bias, mean, var = words.names
+    if missing := [name for name in (mean, var) if name not in values]:
+        raise ValueError(f"values: expected {' and '.join(missing)}, got {sorted(values)}")
+    arrays = {name: to_numpy(values[name]) for name in words.names if name in values}
+    features = arrays[mean].size
+    for name, array in arrays.items():
+        if array.shape != (features,):
+            raise ValueError(f"{name}: expected shape ({features},), got {array.shape}")
+    bn = BatchNorm(
+        features,
+        eps=float(values.get(words.eps, words.default_eps)),
+        affine=weight in arrays or bias in arrays,
+        channel_axis=words.channel_axis if channel_axis is None else channel_axis,
+        dtype=np.float64 if arrays[mean].dtype == np.float64 else np.float32,
+        estimator=_estimator_of(words, values, words.bessel or count is not None),
+    )
+    arrays[var] = _corrected(arrays[var], words.bessel, bn.estimator.bessel, count)
+    for name, ours in zip(
+        words.names, ("weight", "bias", "running_mean", "running_var"), strict=True
+    ):
+        if name in arrays:
+            getattr(bn, ours)[...] = arrays[name]
+    if COUNTER in values and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked[...] = to_numpy(values[COUNTER])
+    return bn
+
+
+def _estimator_of(
+    words: _Convention, values: Mapping[str, Any], bessel: bool
+) -> Exponential | Cumulative:
+    if "momentum" not in values:
+        return Exponential(decay=words.decay, bessel=bessel)
+    momentum = values["momentum"]
+    if words.momentum_is_decay:
+        return Exponential(decay=momentum, bessel=bessel)
+    return Cumulative(bessel=bessel) if momentum is None else Exponential(momentum, bessel=bessel)
+
+
+def _corrected(var: Any, bessel: bool, wanted: bool, count: int | None) -> Any:
+    if count is None:
+        return var
+    if count < 2:
+        raise ValueError(f"count: expected at least 2 values per channel, got {count}")
+    if bessel == wanted:
+        return var
+    factor = count / (count - 1) if wanted else (count - 1) / count
+    return (var.astype(np.float64) * factor).astype(var.dtype)
+
+
+def _convention_of(name: str) -> _Convention:
+    if name not in CONVENTIONS:
+        expected = ", ".join(map(repr, CONVENTIONS))
+        raise ValueError(f"convention: expected one of {expected}, got {name!r}")
+    return CONVENTIONS[name]

@@ -1,0 +1,283 @@
+"""Batch normalization in inference is one multiplication and one addition: away with it.
+
+With the running statistics, ``y = scale * x + shift`` per channel, where
+
+    scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale.
+
+A linear layer or convolution before it takes both into its own weight and bias; one after it does
+where that is exact.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext import _core
+from bnext.devices.libraries import library_of, to_numpy
+
+if TYPE_CHECKING:
+    from bnext.layers import BatchNorm
+
+__all__ = ["Affine", "affine_of", "fold", "fold_into_next"]
+
+Array = npt.NDArray[Any]
+Float64Array = npt.NDArray[np.float64]
+
+
+class Affine(NamedTuple):
+    """What a layer does to each channel in inference: ``scale * x + shift``.
+
+    Both are float64 arrays of shape (C,).
+    """
+
+    scale: Float64Array
+    shift: Float64Array
+
+
+def affine_of(bn: BatchNorm) -> Affine:
+    """Make `Affine` of a layer; see `BatchNorm.as_affine`."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError(
+            "bn: expected a layer with running statistics, got one with "
+            f"track_running_stats={bn.track_running_stats}"
+        )
+    mean, var = (to_numpy(a).astype(np.float64) for a in (bn.running_mean, bn.running_var))
+    root = np.sqrt(var + bn.eps)
+    scale = np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)  # 0 as rstd is
+    shift = -mean * scale
+    if bn.weight is not None:
+        weight = to_numpy(bn.weight).astype(np.float64)
+        scale, shift = weight * scale, weight * shift
+    if bn.bias is not None:
+        shift = shift + to_numpy(bn.bias).astype(np.float64)
+    return Affine(scale, shift)
+
+
+def fold(
+    weight: Any,
+    bias: Any,
+    bn: BatchNorm,
+    *,
+    axis: int | tuple[int, ...] = 0,
+    groups: int = 1,
+) -> tuple[Any, Any]:
+    """Fold `bn` into the linear layer or convolution before it.
+
+    ``bn(W x + b)`` in inference is ``W' x + b'`` with ``W' = scale * W`` along the outputs and
+    ``b' = scale * b + shift``. This is exact for every padding and stride.
+
+    Parameters
+    ----------
+    weight : array
+        Of any library; its outputs are along `axis`.
+    bias : array, shape (C,), or None
+        C outputs.
+    bn : BatchNorm
+        With running statistics, over C channels.
+    axis : int or tuple of int
+        Where `weight` has its outputs: 0 for PyTorch's Linear (out, in) and Conv (out, in/groups,
+        ...); -1 for weights (in, out), and (..., in, out) of convolutions as Keras and Flax have
+        them; 1 for PyTorch's ConvTranspose (in, out/groups, ...). Outputs that lie along two axes
+        (depthwise kernels of Keras, (..., in, multiplier)) are given as both, the slower first.
+    groups : int
+        Groups of a transposed convolution, whose weight has only out/groups along `axis`, and the
+        group along axis 0. Otherwise 1, as convolutions with groups have all their outputs along
+        one axis.
+
+    Returns
+    -------
+    weight, bias : array
+        Of the library and dtype of `weight`, which may not be changed; computed in float64 and
+        rounded once.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit, or `bn` has no running statistics.
+    """
+    scale, shift = affine_of(bn)
+    values = _values_of(weight, "weight")
+    axes = _axes_of(axis, "axis", values.ndim)
+    _check_groups(groups, values.shape, 0)
+    if groups > 1 and (len(axes) > 1 or axes == (0,)):
+        raise ValueError(f"groups: expected 1 with outputs along axis {axis}, got {groups}")
+    count = math.prod(values.shape[a] for a in axes) * groups
+    if count != len(scale):
+        raise ValueError(
+            f"weight: expected {len(scale)} outputs, as bn has channels, got {count} "
+            f"(shape {values.shape}, axis {axis}, {groups} group(s))"
+        )
+    folded = values * _spread(scale, values.shape, axes, groups, 0)
+    offset = 0.0 if bias is None else _vector(bias, len(scale))
+    return _like(folded, weight), _like(scale * offset + shift, weight if bias is None else bias)
+
+
+def fold_into_next(
+    bn: BatchNorm,
+    weight: Any,
+    bias: Any,
+    *,
+    axis: int = 1,
+    output_axis: int = 0,
+    groups: int = 1,
+    padded: bool = False,
+    transposed: bool = False,
+) -> tuple[Any, Any]:
+    """Fold `bn` into the linear layer or convolution after it, where that is exact.
+
+    ``W bn(x) + b`` is ``W' x + b'`` with ``W' = W * scale`` along the inputs and
+    ``b' = b + W shift``, the latter summed over the inputs and the positions of the kernel.
+
+    Parameters
+    ----------
+    bn : BatchNorm
+        With running statistics, over as many channels as the next layer has inputs; nothing but
+        linear steps may stand between the two.
+    weight : array
+        Of any library; its inputs are along `axis`, its outputs along `output_axis`.
+    bias : array, shape (C,), or None
+        C outputs.
+    axis, output_axis : int
+        1 and 0 for PyTorch's Linear (out, in) and Conv (out, in/groups, ...); 0 and 1 for weights
+        (in, out) and for ConvTranspose (in, out/groups, ...); -2 and -1 for (..., in, out).
+    groups : int
+        Groups of the convolution.
+    padded : bool
+        Whether the convolution pads its input with zeros. It pads what `bn` gives, so zeros there
+        are no zeros before it, and folding is exact only where `shift` is 0.
+    transposed : bool
+        Whether the convolution is a transposed one. At its borders, and between strides, not every
+        position of the kernel takes part, so that the same holds, unless the kernel has a single
+        position.
+
+    Returns
+    -------
+    weight, bias : array
+        As those of `fold`.
+
+    Raises
+    ------
+    ValueError
+        Folding is not exact here, the shapes do not fit, or `bn` has no running statistics.
+    """
+    scale, shift = affine_of(bn)
+    values = _values_of(weight, "weight")
+    (inputs,) = _axes_of(axis, "axis", values.ndim)
+    (outputs,) = _axes_of(output_axis, "output_axis", values.ndim)
+    if inputs == outputs:
+        raise ValueError(f"output_axis: expected another than axis, got {output_axis} for both")
+    positions = values.size // max(values.shape[inputs] * values.shape[outputs], 1)
+    if (padded or (transposed and positions > 1)) and np.any(shift != 0):
+        what = "a padded convolution" if padded else "a transposed convolution"
+        raise ValueError(
+            f"bn: expected a shift of 0 before {what}, where folding is not exact otherwise, got "
+            f"one of up to {np.max(np.abs(shift)):.3g}"
+        )
+    # The axis along which groups lie has all channels of its side, the other those of one group.
+    whole = inputs if transposed else outputs
+    _check_groups(groups, values.shape, whole)
+    groups_of_inputs = 1 if transposed else groups
+    count = values.shape[inputs] * groups_of_inputs
+    if count != len(scale):
+        raise ValueError(
+            f"weight: expected {len(scale)} inputs, as bn has channels, got {count} "
+            f"(shape {values.shape}, axis {axis}, {groups} group(s))"
+        )
+    factor, addend = (
+        _spread(vector, values.shape, (inputs,), groups_of_inputs, outputs)
+        for vector in (scale, shift)
+    )
+    rest = tuple(a for a in range(values.ndim) if a not in (inputs, outputs))
+    through = (values * addend).sum(axis=rest, keepdims=True)
+    through = np.moveaxis(through, (inputs, outputs), (0, 1))
+    if transposed:  # each group of inputs has outputs of its own
+        through = through.reshape(groups, -1, values.shape[outputs]).sum(axis=1)
+    else:
+        through = through.reshape(values.shape[inputs], -1).sum(axis=0)
+    of_outputs = through.reshape(-1)
+    offset = 0.0 if bias is None else _vector(bias, len(of_outputs))
+    return (
+        _like(values * factor, weight),
+        _like(offset + of_outputs, weight if bias is None else bias),
+    )
+
+
+def _spread(
+    vector: Float64Array,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    groups: int,
+    group_axis: int,
+) -> Float64Array:
+    """Lay a vector of channels along `axes`, to be broadcast against `shape`.
+
+    With groups, `axes` is one axis with the channels of one group, and `group_axis` tells which.
+    """
+    if groups > 1:
+        (axis,) = axes
+        rows = vector.reshape(groups, shape[axis])
+        rows = rows.repeat(shape[group_axis] // groups, axis=0)
+        vector, axes = rows, (group_axis, axis)
+    sizes = [shape[axis] for axis in axes]
+    in_order: Float64Array = vector.reshape(sizes).transpose(np.argsort(axes))
+    return in_order.reshape([n if a in axes else 1 for a, n in enumerate(shape)])
+
+
+def _axes_of(axis: Any, name: str, rank: int) -> tuple[int, ...]:
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    try:
+        counted = [operator.index(a) for a in axes]
+    except TypeError:
+        raise TypeError(f"{name}: expected integers, got {axis!r}") from None
+    if any(not -rank <= a < rank for a in counted) or len({a % rank for a in counted}) < len(axes):
+        raise ValueError(
+            f"{name}: expected different axes of a {rank}-dimensional array, got {axis}"
+        )
+    return tuple(a % rank for a in counted)
+
+
+def _check_groups(groups: Any, shape: tuple[int, ...], axis: int) -> None:
+    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+        raise TypeError(f"groups: expected an integer, got {type(groups).__name__}")
+    if groups < 1 or shape[axis] % groups:
+        raise ValueError(
+            f"groups: expected a divisor of the {shape[axis]} channels along axis {axis} of "
+            f"weight, got {groups}"
+        )
+
+
+def _values_of(array: Any, name: str) -> Float64Array:
+    """Copy to NumPy's float64."""
+    library = library_of(array)
+    if library is not None and str(array.dtype).endswith("bfloat16"):  # which NumPy may not read
+        array = library.converted(array, "float32")
+    values = to_numpy(array)
+    if not _core.is_data_dtype(values.dtype):
+        raise TypeError(
+            f"{name}: expected dtype float16, bfloat16, float32 or float64, got {values.dtype}"
+        )
+    wide: Float64Array = values.astype(np.float64)
+    return wide
+
+
+def _vector(bias: Any, count: int) -> Float64Array:
+    values = _values_of(bias, "bias")
+    if values.shape != (count,):
+        raise ValueError(f"bias: expected shape ({count},), got {values.shape}")
+    return values
+
+
+def _like(values: Float64Array, like: Any) -> Any:
+    """Round to the dtype of `like`, in its library and where it is."""
+    library = library_of(like)
+    if library is None:
+        return values.astype(np.asarray(like).dtype)
+    name = str(like.dtype).rpartition(".")[2]
+    if name == "bfloat16":
+        return library.converted(library.from_numpy(values.astype(np.float32), like), name)
+    return library.from_numpy(values.astype(name), like)

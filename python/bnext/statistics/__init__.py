@@ -1,0 +1,12 @@
+"""Statistics for inference, from the data; exact statistics of batches that come in pieces.
+
+replay          a group whose members take turns in one thread
+update          `update_statistics`: running statistics made anew from a data set
+micro_batches   `micro_batches`: gradient accumulation with the statistics of the whole batch
+progress        the bar
+"""
+
+from bnext.statistics.micro_batches import micro_batches
+from bnext.statistics.update import Update, update_statistics
+
+__all__ = ["Update", "micro_batches", "update_statistics"]

@@ -1,0 +1,90 @@
+"""Statistics by their definition: layer after layer, each over the whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bnext.moments import Moments
+from bnext.statistics.layers import Estimate, lent, not_reached
+from bnext.statistics.progress import Watch
+from bnext.statistics.replay import ReplayGroup, Turn
+from bnext.sync.group import Group
+
+if TYPE_CHECKING:
+    from bnext.layers import BatchNorm
+
+__all__ = ["exact"]
+
+
+def exact(
+    network: Callable[[Any], Any],
+    batches: Iterable[Any],
+    layers: list[BatchNorm],
+    group: Group | None,
+    keep: int,
+    watch: Watch,
+) -> tuple[list[Estimate], list[int]]:
+    """Estimates of each layer, and of every pass how many batches it went through."""
+    replay = ReplayGroup(layers, group, once=True)
+    sizes: list[int] = []  # of the data set, in each pass
+    held: list[Turn] = []
+    with lent(layers, replay):
+        try:
+            while len(replay.points) < len(layers):
+                words = f"layer {len(replay.points) + 1} of {len(layers)}"
+                if held:
+                    held, _ = _round(watch(held, words), keep)
+                else:
+                    turns = (Turn(replay, partial(network, x)) for x in watch(batches, words))
+                    held, size = _round(turns, keep)
+                    sizes.append(size)
+                    _check_sizes(sizes)
+                if not replay.end_round():
+                    raise not_reached({point.header.layer for point in replay.points}, layers)
+                if replay.points[-1].merged.total_count == 0:
+                    raise ValueError("batches: expected at least one with data, got none")
+            # One batch to its end, where a second call of the last layer would show.
+            last = held[0] if held else Turn(replay, partial(network, next(iter(batches))))
+            last.go_on(hold=False)
+        finally:
+            for turn in held:
+                turn.drop()
+    estimates = {
+        point.header.layer: Estimate.of(
+            Moments(point.merged.total_count, point.merged.first, point.merged.second),
+            layers[point.header.layer].estimator.bessel,
+        )
+        for point in replay.points
+    }
+    return [estimates[place] for place in range(len(layers))], sizes
+
+
+def _round(turns: Iterable[Turn], keep: int) -> tuple[list[Turn], int]:
+    """Let each batch come one layer further; give those that are held there, all or none."""
+    held: list[Turn] = []
+    number = 0
+    size = 0
+    for turn in turns:
+        number += 1
+        turn.go_on(hold=keep > 0)
+        size += turn.bytes
+        if keep == 0:
+            continue
+        held.append(turn)
+        if size > keep:
+            for each in held:
+                each.drop()
+            held, keep = [], 0
+    return held, number
+
+
+def _check_sizes(sizes: list[int]) -> None:
+    if sizes[0] == 0:
+        raise ValueError("batches: expected at least one, got none")
+    if sizes[-1] != sizes[0]:
+        raise ValueError(
+            f"batches: expected the same in every pass, got {sizes[0]} batches in the first and "
+            f"{sizes[-1]} in pass {len(sizes)}"
+        )
