@@ -88,6 +88,7 @@ def called_twice(place: int) -> ValueError:
 def not_reached(reached: set[int], layers: Sequence[BatchNorm]) -> ValueError:
     """Give the error for the first layer that is not among those that were `reached`."""
     place = next(place for place in range(len(layers)) if place not in reached)
+    name = f"{type(layers[place]).__name__}({layers[place].num_features})"
     return ValueError(
-        f"layers[{place}]: expected the network to call it, got no call of {layers[place]!r}"
+        f"layers[{place}]: expected the network to call it, got no call of this {name}"
     )
