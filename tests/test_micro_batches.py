@@ -64,11 +64,11 @@ def batch(rng, dtype):
 
 
 def accumulated(network, pieces):
-    total = None
+    parts = []
     with bnext.micro_batches(layers_of(network)) as union:
         for gradients in union.run(step_of(network, EXAMPLES), pieces):
-            total = gradients if total is None else [a + b for a, b in zip(total, gradients)]
-    return total, union
+            parts.append(gradients)
+    return [sum(each) for each in zip(*parts, strict=True)], union
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
