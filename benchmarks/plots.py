@@ -17,7 +17,7 @@ OPERATIONS = ("forward", "backward", "inference")
 DPI = 90
 
 
-def _pyplot():
+def pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,12 +26,12 @@ def _pyplot():
     return plt
 
 
-def _save(figure, path):
+def save(figure, path):
     """With a palette: a plot has few colours, and repositories keep every version."""
     from PIL import Image
 
     figure.savefig(path, dpi=DPI)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(64)
     small.save(path, optimize=True)
@@ -75,7 +75,7 @@ def shares(rows, title, path):
 
 def _dots(rows, libraries, figure_of, prepare, title, x_label, path):
     """A line for each case, an axis for each operation, a mark for each library."""
-    plt = _pyplot()
+    plt = pyplot()
     operations = [op for op in OPERATIONS if any(row.operation == op for row in rows)]
     names = list(dict.fromkeys(row.name for row in rows))
     size = 3.2 * len(operations) + 1.4, 0.29 * len(names) + 1.6
@@ -104,7 +104,7 @@ def _dots(rows, libraries, figure_of, prepare, title, x_label, path):
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     figure.supxlabel(x_label, fontsize=10)
     _legend(figure, axes, title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _legend(figure, axes, title):
@@ -119,7 +119,7 @@ def _legend(figure, axes, title):
 
 def growth(rows, caches, title, path):
     """GB/s on floor bytes against the number of elements, over five orders of magnitude."""
-    plt = _pyplot()
+    plt = pyplot()
     kinds = [k for k in ("planar", "rows") if any(row.layout == k for row in rows)]
     operations = [op for op in OPERATIONS if any(row.operation == op for row in rows)]
     figure, axes = plt.subplots(
@@ -157,7 +157,7 @@ def growth(rows, caches, title, path):
     for line in axes:
         line[0].set_ylabel("GB/s on floor bytes")
     _legend(figure, axes, title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _growth_lines(axis, rows):

@@ -1,0 +1,156 @@
+"""The command line: ``python -m benchmarks.barrier --out FOLDER``."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.barrier import cases, jitter, processes, results, threads
+from benchmarks.barrier.prediction import Assumptions
+from benchmarks.barrier.report import write_report
+from benchmarks.environment import environment
+from benchmarks.results import write
+
+DESCRIPTION = """\
+Measure what the barrier costs: exchanges and training steps in threads, and in processes over MPI
+and gloo, beside what one would write with NumPy and beside one call with the whole batch. A model
+fitted to that predicts its share of a ResNet-50 step for 8 to 16,384 ranks. The folder gets
+results.json, report.md and model.png; the prediction is printed last."""
+
+PARTS = ("threads", *cases.ENGINES, "model")
+ASSUMED = {
+    "latency_us": "between machines",
+    "bandwidth_gbs": "between machines",
+    "tcp_latency_us": "between machines, pessimistic",
+    "tcp_bandwidth_gbs": "between machines, pessimistic",
+    "ranks_per_node": "on each machine",
+    "tflops": "sustained by a GPU-like rank",
+    "images": "of each GPU-like rank in a step",
+    "cpu_tflops": "sustained by a CPU-like rank",
+    "cpu_images": "of each CPU-like rank in a step",
+}
+
+
+def main(arguments=None):
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    given = {name: getattr(options, name) for name in ASSUMED}
+    if options.check:
+        return 0 if threads.check() else 1
+    if options.report:
+        found = results.read(options.report)
+        found["assumptions"] = Assumptions.of(found["assumptions"], **given).as_dict()
+        return _finish(found, options.out or options.report.parent)
+    if options.out is None:
+        parser.error("--out: expected a folder for the results")
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = [options.only] if options.only else PARTS
+    scale_name = "QUICK" if options.quick else "FULL"
+    return _finish(measure(parts, scale_name, Assumptions.of({}, **given)), options.out)
+
+
+def measure(parts, scale_name, assumptions):
+    """Measure the parts; a results document."""
+    scale = getattr(cases, scale_name)
+    found = {name: [] for name in results.LISTS}
+    engines, load = {}, _load()
+    begun = time.perf_counter()
+
+    def log(text):
+        print(f"{time.perf_counter() - begun:5.0f} s  {text}", flush=True)
+
+    # Alone first: later nobody knows what else is still running.
+    addition = None
+    if "model" in parts:
+        log("equal work, over and over")
+        found["jitter"] = jitter.measure(scale.jitter_seconds)
+        addition = jitter.addition()
+    if "threads" in parts:
+        found["rows"] += threads.measure(scale, log)
+    for name in cases.ENGINES:
+        if name in parts:
+            _measure_engine(name, scale_name, scale, log, found, engines)
+    about = environment([])  # when everybody has been loaded
+    about |= {
+        "usable_processors": results.usable_processors(),
+        "engines": engines,
+        "load": f"{load}, {_load()}",
+        "quick": scale_name == "QUICK",
+    }
+    log("done")
+    document = results.document(about, assumptions.as_dict(), **found)
+    return {**document, "addition_seconds_per_byte": addition}
+
+
+def _measure_engine(name, scale_name, scale, log, found, engines):
+    item = {"part": name}
+    if reason := processes.reason_against(name):
+        found["skipped"].append({**item, "reason": reason})
+        return
+    try:
+        rows, messages, version = processes.measure(name, scale_name, scale, log)
+    except RuntimeError as error:
+        found["skipped"].append({**item, "reason": str(error), "failed": True})
+        return
+    found["rows"] += rows
+    found["messages"] += messages
+    engines[name] = version
+
+
+def _finish(found, out):
+    """Write everything to the folder and print the prediction; 1 if something failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    write(found, out / "results.json")
+    print(f"\n{write_report(found, out)}")
+    failed = [item for item in found["skipped"] if item.get("failed")]
+    for item in failed:
+        print(f"FAILED: {item['part']}: {item['reason']}")
+    return 1 if failed else 0
+
+
+def _load():
+    return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def _positive(kind):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        return value
+
+    return parse
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.barrier", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FOLDER", help="for the results")
+    add("--quick", action="store_true", help="fewer of everything, in half a minute")
+    add("--only", choices=PARTS, help="one part; model: the jitter that it needs")
+    add("--report", type=Path, metavar="FILE", help="write the report of results again")
+    add(
+        "--check",
+        action="store_true",
+        help="only see whether 4 threads exchange 256 channels in half the time of "
+        "threading.Barrier with NumPy; exit with 1 if not",
+    )
+    assumed = parser.add_argument_group("assumptions of the prediction")
+    defaults = Assumptions()
+    for name, text in ASSUMED.items():
+        default = getattr(defaults, name)
+        assumed.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_positive(type(default)),
+            metavar="N",
+            help=f"{text} ({default:g})",
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
