@@ -78,6 +78,7 @@ def with_fault(group, kind, culprit):
             if kind == "other-dtype":
                 first.dtype = np.dtype(np.float64)
                 first.weight, first.bias = np.ones(4), np.zeros(4)
+                first.running_mean, first.running_var = np.zeros(4), np.ones(4)
                 first(x.astype(np.float64))
         first(x)
         first.backward(x)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -66,6 +65,11 @@ class Header(NamedTuple):
     channels: int
     dtype: str
     owner: int = 0
+
+    def of_backward(self) -> Header:
+        """Give that of the backward call that follows."""
+        layer, step, _, channels, dtype, owner = self
+        return Header(layer, step, "backward", channels, dtype, owner)
 
 
 class Merged(NamedTuple):
@@ -184,13 +188,22 @@ def error_text(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {error}"
 
 
-@contextlib.contextmanager
-def announcing(group: Group) -> Iterator[None]:
+class announcing:  # noqa: N801 - read as `with announcing(group):`
     """Tells the group of errors in the body, so that nobody waits for this member."""
-    try:
-        yield
-    except GroupError:
-        raise
-    except BaseException as error:
-        group.fail(error_text(error))
-        raise
+
+    __slots__ = ("_group",)
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, GroupError):
+            self._group.fail(error_text(error))
