@@ -101,14 +101,11 @@ def _namespace(kind):
     def astype(x, dtype):
         return made(x.values.astype(dtype), x)
 
-    def stack(arrays):
-        return made(np.stack([array.values for array in arrays]), arrays[0])
-
     def from_dlpack(x, *, device):
         assert device == "cpu"
         return x.values
 
-    functions = (empty, zeros, empty_like, asarray, astype, stack, from_dlpack)
+    functions = (empty, zeros, empty_like, asarray, astype, from_dlpack)
     return types.SimpleNamespace(
         __name__=f"fake_{kind.__name__.lower()}", **{f.__name__: f for f in functions}, **DTYPES
     )

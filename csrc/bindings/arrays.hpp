@@ -74,6 +74,7 @@ public:
     [[nodiscard]] std::span<const Index> strides() const { return strides_.span(); }
     [[nodiscard]] std::span<const Index> byte_strides() const { return byte_strides_.span(); }
     [[nodiscard]] std::size_t rank() const { return shape_.size(); }
+    [[nodiscard]] Index extent(Index axis) const { return shape_[static_cast<std::size_t>(axis)]; }
     [[nodiscard]] Index size() const;
     [[nodiscard]] bool viewable() const { return viewable_; }
     [[nodiscard]] bool writeable() const {
@@ -156,6 +157,16 @@ double take_momentum(py::handle object);
 Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-1
 
 py::object empty_vector(DType dtype, Index size);
+// The values, each times its factor if there are any, rounded once.
+template <class T>
+py::object vector_of(std::span<const double> values, const double* factor = nullptr) {
+    py::object result = empty_vector(DTypeOf<T>::value, static_cast<Index>(values.size()));
+    T* out = reinterpret_cast<T*>(py::detail::array_proxy(result.ptr())->data);
+    for (std::size_t c = 0; c < values.size(); ++c) {
+        out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
+    }
+    return result;
+}
 Axes dense_strides(const Array& x);  // in elements, of an array in x's memory order
 Array empty_like(const Array& x, Axes strides);
 Array empty_like(const Array& x);  // with those

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_dlpack(m);
     bnext::bindings::register_saved(m);
     bnext::bindings::register_operations(m);
+    bnext::bindings::register_phases(m);
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);
 }

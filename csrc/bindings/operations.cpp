@@ -12,25 +12,12 @@
 #include "bindings/register.hpp"
 #include "bindings/running.hpp"
 #include "bindings/saved.hpp"
-#include "core/moments.hpp"
 #include "cpu/operations.hpp"
 
 namespace bnext::bindings {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-Index channels_of(const Array& x, Index axis) { return x.shape()[static_cast<std::size_t>(axis)]; }
-
-template <class T>
-py::object to_array(const std::vector<double>& values, const double* factor = nullptr) {
-    py::object result = empty_vector(DTypeOf<T>::value, static_cast<Index>(values.size()));
-    T* out = reinterpret_cast<T*>(py::detail::array_proxy(result.ptr())->data);
-    for (std::size_t c = 0; c < values.size(); ++c) {
-        out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
-    }
-    return result;
-}
 
 void check_more_than_one(const Array& x, Index axis) {
     Index count = 1;
@@ -48,7 +35,7 @@ py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_obje
                         py::handle running_mean, py::handle running_var, py::handle momentum,
                         py::handle num_batches_tracked, double eps, Index axis, py::handle out,
                         bool bessel) {
-    const Index channels = channels_of(x, axis);
+    const Index channels = x.extent(axis);
     const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
     const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
     const Running<Param<T>> running(running_mean, running_var, momentum, bessel, channels);
@@ -104,7 +91,7 @@ template <class T>
 py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
                           py::handle var_object, py::handle weight_object, py::handle bias_object,
                           double eps, Index axis, py::handle out) {
-    const Index channels = channels_of(x, axis);
+    const Index channels = x.extent(axis);
     Saved saved(x, axis, eps);
     saved.batch_statistics = false;
     const py::object mean = take_statistics(mean_object, given.mean, param_dtype(*x.dtype()),
@@ -159,14 +146,6 @@ py::tuple normalize_by_running(py::handle x, py::handle mean, py::handle var, py
                         channel_axis, out);
 }
 
-const Saved& take_saved(py::handle object) {
-    if (!py::isinstance<Saved>(object)) {
-        type_error(
-            concat("saved: expected what batch_norm_forward returned, got ", type_name(object)));
-    }
-    return py::cast<const Saved&>(object);
-}
-
 // dx = dy * weight * rstd where the statistics are constants: apply_norm of dy.
 template <class T>
 void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
@@ -182,7 +161,7 @@ template <class T>
 py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle weight_object,
                          py::handle out) {
     const Index axis = saved.channel_axis;
-    const Index channels = channels_of(x, axis);
+    const Index channels = x.extent(axis);
     const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
     const py::object original_dy = dy.object();
     const py::object original_x = x.object();
@@ -207,8 +186,8 @@ py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle wei
         }
     });
     const double* rstd = problem.count() == 0 ? nullptr : saved.rstd().data();
-    return py::make_tuple(dx.result(), to_array<Param<T>>(sum_dy_xmu, rstd),
-                          to_array<Param<T>>(sum_dy));
+    return py::make_tuple(dx.result(), vector_of<Param<T>>(sum_dy_xmu, rstd),
+                          vector_of<Param<T>>(sum_dy));
 }
 
 py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_object,
@@ -245,78 +224,6 @@ py::object backward_constant(py::handle dy_object, py::handle saved_object,
     });
 }
 
-py::tuple moments(py::handle x_object, py::handle channel_axis) {
-    Array x = take_data(x_object, "x");
-    const Index axis = take_axis(channel_axis, x.rank());
-    Inputs inputs(x, axis);
-    const Description description = inputs.describe_inputs();
-    const auto n = static_cast<std::size_t>(description.problem.channels);
-    std::vector<double> mean(n), m2(n);
-    with_dtype(*x.dtype(), [&](auto type) {
-        using T = decltype(type);
-        const auto x_view = x.view<T>(description.strides[0]);
-        without_gil(x.size(), [&] {
-            cpu::collect_stats<T>(description.problem, x_view, mean.data(), m2.data());
-        });
-    });
-    return py::make_tuple(description.problem.count(), to_array<double>(mean),
-                          to_array<double>(m2));
-}
-
-py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle saved_object) {
-    const Saved& saved = take_saved(saved_object);
-    Array x = take_data(x_object, "x");
-    saved.check_input(x);
-    Array dy = take_like(dy_object, "dy", x);
-    Inputs inputs(x, &dy, saved.channel_axis);
-    const Description description = inputs.describe_inputs();
-    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
-    with_dtype(*x.dtype(), [&](auto type) {
-        using T = decltype(type);
-        const auto x_view = x.view<T>(description.strides[0]);
-        const auto dy_view = dy.view<T>(description.strides[1]);
-        without_gil(x.size(), [&] {
-            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean().data(),
-                                    sum_dy.data(), sum_dy_xmu.data());
-        });
-    });
-    return py::make_tuple(to_array<double>(sum_dy), to_array<double>(sum_dy_xmu));
-}
-
-py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle saved_object,
-                          py::handle weight_object, py::handle sum_dy_object,
-                          py::handle sum_dy_xmu_object, py::handle count_object, py::handle out) {
-    const Saved& saved = take_saved(saved_object);
-    Array x = take_data(x_object, "x");
-    saved.check_input(x);
-    Array dy = take_like(dy_object, "dy", x);
-    const Index axis = saved.channel_axis;
-    const Index channels = channels_of(x, axis);
-    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
-    take_statistics(sum_dy_object, "sum_dy", DType::float64, DType::float64, sum_dy);
-    take_statistics(sum_dy_xmu_object, "sum_dy_xmu", DType::float64, DType::float64, sum_dy_xmu);
-    const double count = take_real(count_object, "count");
-    const py::object original_dy = dy.object();
-    const py::object original_x = x.object();
-    return with_dtype(*x.dtype(), [&](auto type) -> py::object {
-        using T = decltype(type);
-        const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
-        Inputs inputs(x, &dy, axis);
-        Destination dx(out, x, inputs,
-                       {{"dy", &original_dy}, {"x", &original_x}, {"weight", &weight.array}});
-        const auto& strides = dx.description().strides;
-        const auto x_view = x.view<T>(strides[0]);
-        const auto dy_view = dy.view<T>(strides[1]);
-        const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
-        without_gil(x.size(), [&] {
-            cpu::backward_apply<T>(dx.description().problem, dy_view, x_view, dx_view,
-                                   saved.mean().data(), saved.rstd().data(), weight.data,
-                                   sum_dy.data(), sum_dy_xmu.data(), count);
-        });
-        return dx.result();
-    });
-}
-
 }  // namespace
 
 void register_operations(py::module_& m) {
@@ -342,13 +249,6 @@ void register_operations(py::module_& m) {
           py::arg("running_var"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
           py::arg("channel_axis"), py::arg("out"),
           "The same, from a layer's statistics, which are of the dtype of x.");
-    m.def("moments", &moments, py::arg("x"), py::arg("channel_axis"),
-          "count, mean and m2 of each channel: the phase collect_stats.");
-    m.def("backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("saved"),
-          "sum of dy, and of dy * (x - mean), of each channel.");
-    m.def("backward_apply", &backward_apply, py::arg("dy"), py::arg("x"), py::arg("saved"),
-          py::arg("weight"), py::arg("sum_dy"), py::arg("sum_dy_xmu"), py::arg("count"),
-          py::arg("out"), "dx from sums over `count` values per channel.");
 }
 
 }  // namespace bnext::bindings

@@ -8,6 +8,7 @@ namespace bnext::bindings {
 void register_dlpack(pybind11::module_& m);
 void register_saved(pybind11::module_& m);
 void register_operations(pybind11::module_& m);
+void register_phases(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_sync(pybind11::module_& m);
 

@@ -68,6 +68,14 @@ void Saved::check_input(const Array& x) const {
     }
 }
 
+const Saved& take_saved(py::handle object) {
+    if (!py::isinstance<Saved>(object)) {
+        type_error(
+            concat("saved: expected what batch_norm_forward returned, got ", type_name(object)));
+    }
+    return py::cast<const Saved&>(object);
+}
+
 void register_saved(py::module_& m) {
     py::class_<Saved>(m, "Saved",
                       "What a forward call leaves for its backward call: the statistics of each\n"

@@ -49,6 +49,8 @@ private:
     std::unique_ptr<double[]> rows_;  // four of channels_ each: one allocation
 };
 
+const Saved& take_saved(py::handle object);
+
 // A hash of eight elements of x and where they are: enough to notice another array, or that x was
 // overwritten since, at the price of eight reads.
 std::uint64_t fingerprint_of(const Array& x);

@@ -136,8 +136,43 @@ def normalize_by_running(
     out: _Array | None,
 ) -> tuple[_Array, Saved]: ...
 def moments(x: npt.ArrayLike, channel_axis: int) -> tuple[int, _Float64, _Float64]: ...
+def collect_stats(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    momentum: float | None,
+    num_batches_tracked: npt.NDArray[np.int64] | None,
+    eps: float,
+    channel_axis: int,
+    out: _Array | None,
+) -> tuple[int, _Float64, _Float64, str]: ...
+def apply_norm(
+    x: npt.ArrayLike,
+    count: int,
+    mean: _Float64,
+    m2: _Float64,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    eps: float,
+    channel_axis: int,
+    out: _Array | None,
+) -> tuple[_Array, Saved]: ...
+def move_running(
+    saved: Saved,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    momentum: float | None,
+    num_batches_tracked: npt.NDArray[np.int64] | None,
+    bessel: bool = True,
+) -> None: ...
 def backward_reduce(
-    dy: npt.ArrayLike, x: npt.ArrayLike, saved: Saved
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    saved: Saved,
+    weight: npt.ArrayLike | None = None,
+    out: _Array | None = None,
 ) -> tuple[_Float64, _Float64]: ...
 def backward_apply(
     dy: npt.ArrayLike,
@@ -149,6 +184,9 @@ def backward_apply(
     count: float,
     out: _Array | None,
 ) -> _Array: ...
+def parameter_gradients(
+    saved: Saved, weight: Any, sum_dy: npt.ArrayLike, sum_dy_xmu: npt.ArrayLike
+) -> tuple[_Array, _Array]: ...
 def as_array(x: npt.ArrayLike, name: str) -> _Array: ...
 def is_data_dtype(dtype: np.dtype[Any]) -> bool: ...
 def check_eps(eps: float) -> float: ...

@@ -27,6 +27,8 @@ from bnext.sync.phases import (
     check_parameter_gradients,
     layer_backward,
     layer_forward,
+    layer_moments,
+    move_by_group,
 )
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -315,15 +317,20 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
 
     def _by_running(self, engine: Any, x: Any, out: Any, moves: bool) -> tuple[Any, Any]:
         """Normalize by the running statistics, and move them after if asked to."""
-        if moves:
-            count, mean, m2 = engine.moments(x, self.channel_axis)
-            check_more_than_one(tuple(x.shape), count)
+        merged = batch = None
+        if moves and self.group is not None:
+            merged = layer_moments(self, engine, x)
+        elif moves:
+            batch = engine.moments(x, self.channel_axis)
+            check_more_than_one(tuple(x.shape), batch[0])
         y, saved = engine.normalize_by_running(
             x, self.running_mean, self.running_var, self.weight, self.bias,
             self.eps, self.channel_axis, out,
         )  # fmt: skip
-        if moves:
-            move_running(self, count, mean, m2)
+        if merged is not None:
+            move_by_group(self, merged)
+        elif batch is not None:
+            move_running(self, *batch)
         # Gradients of parameters are all that x would be needed for.
         return y, (x if self._needs_gradients_of_parameters() else None, saved)
 

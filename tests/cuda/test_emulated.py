@@ -144,22 +144,36 @@ def test_16_bits(kernels, case, dtype, rng):
 
 
 def test_four_phases(kernels, make, case, dtype, rng):
-    """Collect, merge, apply; reduce, merge, apply: as a group of two would, of itself alone."""
+    """Those that a group calls, with what it exchanges on the host; here a group of one."""
     x, dy, weight = case.x(rng, dtype), case.dy(rng, dtype), case.weight(rng, dtype)
     x_there, dy_there, weight_there = made(make, x, dy, weight)
     axis = case.channel_axis
+    engine = engine_of(x_there)
+    nothing = [None] * 5
+    count, mean, m2, name = engine.collect_stats(
+        x_there, weight_there, *nothing, 1e-5, axis, None
+    )  # fmt: skip
+    assert name == np.dtype(dtype).name
     moments = bnext.moments(x_there, channel_axis=axis)
+    assert_same_bits(mean, values_of(moments.mean))
+    assert_same_bits(m2, values_of(moments.m2))
     y = bnext.normalize(x_there, moments.mean, moments.var, weight_there, channel_axis=axis)
     assert_is_forward(values_of(y), x, weight, channel_axis=axis)
-    _, saved = bnext.batch_norm_forward(x_there, weight_there, channel_axis=axis)
-    engine = engine_of(x_there)
-    sums = engine.backward_reduce(dy_there, x_there, saved)
-    dx = engine.backward_apply(
-        dy_there, x_there, saved, weight_there, *sums, moments.count, None
+    again, saved = engine.apply_norm(
+        x_there, count, mean, m2, weight_there, None, 1e-5, axis, None
     )  # fmt: skip
-    dweight, dbias = sums[1] * saved.rstd, sums[0]
-    gradients = values_of(dx), values_of(dweight).astype(dtype), values_of(dbias).astype(dtype)
-    assert_are_gradients(gradients, dy, x, weight, channel_axis=axis)
+    assert_same_bits(values_of(again), y.values)
+    on_the_cpu = bnext._core.apply_norm(x, count, mean, m2, weight, None, 1e-5, axis, None)[1]
+    assert saved.count == on_the_cpu.count == case.count
+    for row in ("mean", "m2", "var", "rstd"):
+        assert_same_bits(values_of(getattr(saved, row)), getattr(on_the_cpu, row), row)
+    sums = engine.backward_reduce(dy_there, x_there, saved, weight_there)
+    assert all(type(each) is np.ndarray and each.dtype == np.float64 for each in sums)
+    dx = engine.backward_apply(
+        dy_there, x_there, saved, weight_there, *sums, count, None
+    )  # fmt: skip
+    gradients = dx, *engine.parameter_gradients(saved, weight_there, *sums)
+    assert_are_gradients(list(map(values_of, gradients)), dy, x, weight, channel_axis=axis)
 
 
 @pytest.mark.parametrize(("case", "out_case"), OUTS, ids=str)

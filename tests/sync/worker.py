@@ -78,6 +78,7 @@ def with_fault(group, kind, culprit):
             if kind == "other-dtype":
                 first.dtype = np.dtype(np.float64)
                 first.weight, first.bias = np.ones(4), np.zeros(4)
+                first.running_mean, first.running_var = np.zeros(4), np.ones(4)
                 first(x.astype(np.float64))
         first(x)
         first.backward(x)
@@ -90,8 +91,11 @@ def new_group_of(engine, folder, where, timeout):
         from mpi4py import MPI
 
         return lambda: bnext.sync.MPIGroup(MPI.COMM_WORLD, timeout=timeout)
+    import torch
     import torch.distributed as dist
 
+    if engine == "staged":  # as with NCCL, over copies, which gloo adds up
+        bnext.sync.torch_distributed.device_of = lambda *_: torch.device("cpu")
     rank, size = map(int, where)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,

@@ -4,6 +4,11 @@ Every engine has the calls of `bnext._core`, with the same arguments, checks and
 `_core` itself for NumPy's arrays and whatever NumPy reads, `HostEngine` for arrays of another
 library on the CPU, `CudaEngine` for arrays on a GPU. No library is imported here: whoever has such
 an array has imported it.
+
+Two sets of calls are of whole passes and of the phases that they are made of. Between the phases
+stands what a group exchanges, on the host and in float64 wherever the data is: ``collect_stats |
+apply_norm`` and ``backward_reduce | backward_apply``, with `move_running` and `parameter_gradients`
+for what else a pass leaves.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["axis_of", "check_count", "check_more_than_one"]
+__all__ = ["axis_of", "check_count", "check_more_than_one", "check_sums"]
 
 
 def axis_of(channel_axis: Any, rank: int) -> int:
@@ -42,3 +42,12 @@ def check_more_than_one(shape: tuple[int, ...], count: int) -> None:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {shape}"
         )
+
+
+def check_sums(sums: Any, name: str, channels: int) -> None:
+    """Check sums of a group, which are on the CPU wherever its arrays are."""
+    array = np.asarray(sums)
+    if array.dtype != np.float64:
+        raise TypeError(f"{name}: expected dtype float64, got {array.dtype}")
+    if array.shape != (channels,):
+        raise ValueError(f"{name}: expected shape {(channels,)}, got {array.shape}")

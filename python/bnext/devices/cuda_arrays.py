@@ -109,14 +109,14 @@ class CudaArrays:
             if array is None:
                 continue
             view = self._view(array, name)
-            check_dtype(view, name, parameter_dtype(x))
+            check_dtype(view, name, parameter_dtype(x.dtype))
             check_shape(view, name, (channels,))
             views[name] = view if is_contiguous(view) else self._copied(view)
         return views
 
     def _statistics(self, x: View, channels: int, wide: bool, **arrays: Any) -> dict[str, View]:
         """View given statistics: of the parameters' dtype, or if `wide` of float64; both of one."""
-        expected = dict.fromkeys((parameter_dtype(x), *(("float64",) if wide else ())))
+        expected = dict.fromkeys((parameter_dtype(x.dtype), *(("float64",) if wide else ())))
         views = {}
         for name, array in arrays.items():
             if array is None:
@@ -133,7 +133,7 @@ class CudaArrays:
                     )
         return views
 
-    def _running(self, x: View, channels: int, **arrays: Any) -> dict[str, View]:
+    def _running(self, x_dtype: str, channels: int, **arrays: Any) -> dict[str, View]:
         """View the running statistics, which are written in place: both or neither."""
         if all(array is None for array in arrays.values()):
             return {}
@@ -142,7 +142,7 @@ class CudaArrays:
             if array is None:
                 raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
             view = self._view(array, name)
-            check_dtype(view, name, parameter_dtype(x))
+            check_dtype(view, name, parameter_dtype(x_dtype))
             check_shape(view, name, (channels,))
             if view.read_only or not is_contiguous(view):
                 raise ValueError(
@@ -270,17 +270,21 @@ class CudaArrays:
         self._library.copy_into(out.array, target.array)
         return out.array
 
-    def _saved(self, statistics: Any, x: View, axis: int, eps: float, *, of_batch: bool) -> Any:
+    def _saved(
+        self, statistics: Any, x: View, axis: int, eps: float, *, count: int | None,
+        of_group: _core.Saved | None = None,
+    ) -> DeviceSaved:  # fmt: skip
+        """Make what backward needs; a count of None says that the statistics are constants."""
         return DeviceSaved(
-            statistics, str(self._where), count=count_of(x.shape, axis) if of_batch else 0, eps=eps,
-            shape=x.shape, dtype=x.array.dtype, dtype_name=x.dtype, channel_axis=axis,
-            batch_statistics=of_batch,
+            statistics, str(self._where), count=count or 0, eps=eps, shape=x.shape,
+            dtype=x.array.dtype, dtype_name=x.dtype, channel_axis=axis,
+            batch_statistics=count is not None, of_group=of_group,
         )  # fmt: skip
 
 
-def parameter_dtype(x: View) -> str:
-    """Name the dtype of parameters beside such data."""
-    return "float64" if x.dtype == "float64" else "float32"
+def parameter_dtype(x_dtype: str) -> str:
+    """Name the dtype of parameters beside data of that dtype."""
+    return "float64" if x_dtype == "float64" else "float32"
 
 
 def count_of(shape: tuple[int, ...], axis: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnext import _core
-from bnext.devices.checks import axis_of, check_count, check_more_than_one
+from bnext.devices.checks import axis_of, check_count, check_more_than_one, check_sums
 from bnext.devices.cuda_arrays import (
     CudaArrays,
     check_dtype,
@@ -34,19 +34,16 @@ class CudaEngine(CudaArrays):
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any, bessel: bool = True,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.forward`."""
-        data = self._data(x)
-        axis = axis_of(channel_axis, len(data.shape))
-        eps = _core.check_eps(eps)
+        data, axis, views, wanted = self._taken_forward(
+            x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps,
+            channel_axis, out,
+        )  # fmt: skip
+        eps, count = float(eps), count_of(data.shape, axis)
+        check_more_than_one(data.shape, count)
         channels = data.shape[axis]
-        views = self._parameters(data, channels, weight=weight, bias=bias)
-        views |= self._running(data, channels, running_mean=running_mean, running_var=running_var)
-        if "running_mean" in views:
-            momentum = _core.check_momentum(momentum)
-        check_count(num_batches_tracked)
-        check_more_than_one(data.shape, count_of(data.shape, axis))
-        wanted = self._out(out, data, {"x": data, **views})
         if math.prod(data.shape) == 0:
-            statistics = self._library.from_numpy(_of_nothing(data.shape, axis, eps), data.array)
+            nothing = _of_nothing(data.shape, axis, eps)
+            statistics = self._library.from_numpy(_rows(nothing), data.array)
             y = self._like_view(data).array if wanted is None else wanted.array
         else:
             plan, (data, target) = self._fitted("forward", [data], axis, wanted)
@@ -58,7 +55,25 @@ class CudaEngine(CudaArrays):
             y = self._result(wanted, target)
         if num_batches_tracked is not None:
             num_batches_tracked += 1  # the layer's array, in place
-        return y, self._saved(statistics, data, axis, eps, of_batch=True)
+        return y, self._saved(statistics, data, axis, eps, count=count)
+
+    def _taken_forward(
+        self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
+        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
+    ) -> tuple[View, int, dict[str, View], View | None]:  # fmt: skip
+        """View and check what `forward` takes: x, the axis, parameters, and what to write to."""
+        data = self._data(x)
+        axis = axis_of(channel_axis, len(data.shape))
+        _core.check_eps(eps)
+        channels = data.shape[axis]
+        views = self._parameters(data, channels, weight=weight, bias=bias)
+        views |= self._running(
+            data.dtype, channels, running_mean=running_mean, running_var=running_var
+        )
+        if "running_mean" in views:
+            _core.check_momentum(momentum)
+        check_count(num_batches_tracked)
+        return data, axis, views, self._out(out, data, {"x": data, **views})
 
     def normalize(
         self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any,
@@ -78,7 +93,7 @@ class CudaEngine(CudaArrays):
         y, data, axis, written = self._normalize(
             x, statistics, False, weight, bias, eps, channel_axis, out
         )
-        return y, self._saved(written, data, axis, eps, of_batch=False)
+        return y, self._saved(written, data, axis, eps, count=None)
 
     def _normalize(
         self, x: Any, given: Mapping[str, Any], wide: bool, weight: Any, bias: Any, eps: Any,
@@ -113,13 +128,15 @@ class CudaEngine(CudaArrays):
         views = self._parameters(data, channels, weight=weight)
         wanted = self._out(out, data, {"dy": gradient, "x": data, **views})
         if math.prod(data.shape) == 0:
-            zeros = np.zeros(channels, parameter_dtype(data))
+            zeros = np.zeros(channels, parameter_dtype(data.dtype))
             dweight, dbias = (self._library.from_numpy(zeros, data.array) for _ in range(2))
             dx = self._like_view(data).array if wanted is None else wanted.array
             return dx, dweight, dbias
         operation = "backward" if saved.batch_statistics else "backward_fixed"
         plan, (data, gradient, target) = self._fitted(operation, [data, gradient], axis, wanted)
-        of_parameters = [self._empty((channels,), parameter_dtype(data), data) for _ in range(2)]
+        of_parameters = [
+            self._empty((channels,), parameter_dtype(data.dtype), data) for _ in range(2)
+        ]
         dweight, dbias = (self._library.view(array, "out") for array in of_parameters)
         views |= {"x": data, "dy": gradient, "dx": target, "dweight": dweight, "dbias": dbias}
         views["statistics"] = self._library.view(saved._statistics, "saved")
@@ -151,30 +168,89 @@ class CudaEngine(CudaArrays):
         """As `_core.moments`."""
         data = self._data(x)
         axis = axis_of(channel_axis, len(data.shape))
-        channels = data.shape[axis]
         if math.prod(data.shape) == 0:
-            statistics = self._library.from_numpy(np.zeros((4, channels)), data.array)
+            statistics = self._library.from_numpy(np.zeros((2, data.shape[axis])), data.array)
         else:
-            plan, (data,) = self._fitted("collect_stats", [data], axis, writes=False)
-            statistics = self._empty((4, channels), "float64", data)
-            written = self._library.view(statistics, "statistics")
-            self._launch(plan, data, {"x": data, "statistics": written}, eps=1.0)
+            statistics = self._collected(data, axis)
         return count_of(data.shape, axis), statistics[0, :], statistics[1, :]
 
-    def backward_reduce(self, dy: Any, x: Any, saved: Any) -> tuple[Any, Any]:
+    def _collected(self, data: View, axis: int) -> Any:
+        plan, (data,) = self._fitted("collect_stats", [data], axis, writes=False)
+        statistics = self._empty((4, data.shape[axis]), "float64", data)
+        written = self._library.view(statistics, "statistics")
+        self._launch(plan, data, {"x": data, "statistics": written}, eps=1.0)
+        return statistics
+
+    # --- the phases by themselves -----------------------------------------------------------------
+
+    # What is exchanged is copied to the host, for which the stream of x is waited for, and comes
+    # back before anything else is put on that stream.
+
+    def collect_stats(
+        self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
+        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
+    ) -> tuple[int, Any, Any, str]:  # fmt: skip
+        """As `_core.collect_stats`."""
+        data, axis, *_ = self._taken_forward(
+            x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps,
+            channel_axis, out,
+        )  # fmt: skip
+        if math.prod(data.shape) == 0:
+            mean, m2 = np.zeros((2, data.shape[axis]))
+        else:
+            mean, m2 = self._library.to_numpy(self._collected(data, axis)[0:2, :])
+        return count_of(data.shape, axis), mean, m2, data.dtype
+
+    def apply_norm(
+        self, x: Any, count: int, mean: Any, m2: Any, weight: Any, bias: Any, eps: Any,
+        channel_axis: Any, out: Any,
+    ) -> tuple[Any, DeviceSaved]:  # fmt: skip
+        """As `_core.apply_norm`."""
+        data = self._data(x)
+        # Var and rstd from the same code as on the CPU, for members there have them as well.
+        nothing = np.empty((0, len(mean)), parameter_dtype(data.dtype))
+        _, of_group = _core.apply_norm(nothing, count, mean, m2, None, None, eps, 1, None)
+        statistics = self._library.from_numpy(_rows(of_group), data.array)
+        both = {"mean": statistics[0, :], "var": statistics[2, :]}
+        y, data, axis, _ = self._normalize(x, both, True, weight, bias, eps, channel_axis, out)
+        return y, self._saved(statistics, data, axis, of_group.eps, count=count, of_group=of_group)
+
+    def move_running(
+        self, saved: Any, running_mean: Any, running_var: Any, momentum: Any,
+        num_batches_tracked: Any, bessel: bool = True,
+    ) -> None:  # fmt: skip
+        """As `_core.move_running`; on the device, without waiting for it."""
+        check_count(num_batches_tracked)
+        running = self._running(
+            saved._dtype_name, saved.shape[saved.channel_axis],
+            running_mean=running_mean, running_var=running_var,
+        )  # fmt: skip
+        if running and saved.count >= 2:
+            momentum = _core.check_momentum(momentum)
+            self._library.blend(running_mean, momentum, saved.mean, 1)
+            self._library.blend(running_var, momentum, saved.m2, saved.count - bessel)
+        if num_batches_tracked is not None:
+            num_batches_tracked += 1
+
+    def backward_reduce(
+        self, dy: Any, x: Any, saved: Any, weight: Any = None, out: Any = None
+    ) -> tuple[Any, Any]:
         """As `_core.backward_reduce`."""
         data, gradient, axis = self._taken_back(dy, x, saved)
         channels = data.shape[axis]
+        views = self._parameters(data, channels, weight=weight)
+        self._out(out, data, {"dy": gradient, "x": data, **views})
         if math.prod(data.shape) == 0:
-            sums = self._library.from_numpy(np.zeros((2, channels)), data.array)
-            return sums[0, :], sums[1, :]
+            sum_dy, sum_dy_xmu = np.zeros((2, channels))
+            return sum_dy, sum_dy_xmu
         operands = [data, gradient]
         plan, (data, gradient) = self._fitted("backward_reduce", operands, axis, writes=False)
         sums = self._empty((2, channels), "float64", data)
         arrays = {"statistics": saved._statistics, "sums": sums}
         views = {name: self._library.view(array, name) for name, array in arrays.items()}
         self._launch(plan, data, views | {"x": data, "dy": gradient}, eps=saved.eps)
-        return sums[0, :], sums[1, :]
+        sum_dy, sum_dy_xmu = self._library.to_numpy(sums)
+        return sum_dy, sum_dy_xmu
 
     def backward_apply(
         self, dy: Any, x: Any, saved: Any, weight: Any, sum_dy: Any, sum_dy_xmu: Any, count: Any,
@@ -183,26 +259,35 @@ class CudaEngine(CudaArrays):
         """As `_core.backward_apply`."""
         data, gradient, axis = self._taken_back(dy, x, saved)
         channels = data.shape[axis]
-        both = {"sum_dy": sum_dy, "sum_dy_xmu": sum_dy_xmu}
-        for name, array in both.items():
-            view = self._view(array, name)
-            check_dtype(view, name, "float64")
-            check_shape(view, name, (channels,))
+        for name, sums in {"sum_dy": sum_dy, "sum_dy_xmu": sum_dy_xmu}.items():
+            check_sums(sums, name, channels)
         views = self._parameters(data, channels, weight=weight)
         wanted = self._out(out, data, {"dy": gradient, "x": data, **views})
         if math.prod(data.shape) == 0:
             return self._like_view(data).array if wanted is None else wanted.array
+        both = self._library.from_numpy(np.stack([sum_dy, sum_dy_xmu]), data.array)
         operands = [data, gradient]
         plan, (data, gradient, target) = self._fitted("backward_apply", operands, axis, wanted)
-        arrays = {"statistics": saved._statistics, "sums": self._library.stacked([*both.values()])}
+        arrays = {"statistics": saved._statistics, "sums": both}
         views |= {name: self._library.view(array, name) for name, array in arrays.items()}
         views |= {"x": data, "dy": gradient, "dx": target}
         self._launch(plan, data, views, eps=saved.eps, count=float(count))
         return self._result(wanted, target)
 
+    def parameter_gradients(
+        self, saved: Any, weight: Any, sum_dy: Any, sum_dy_xmu: Any
+    ) -> tuple[Any, ...]:
+        """As `_core.parameter_gradients`, of what `apply_norm` has saved; computed on the host."""
+        gradients = _core.parameter_gradients(saved._of_group, None, sum_dy, sum_dy_xmu)
+        return tuple(self._library.from_numpy(each, saved._statistics) for each in gradients)
 
-def _of_nothing(shape: tuple[int, ...], axis: int, eps: float) -> Any:
-    """Give the statistics of an empty input, as the CPU has them."""
+
+def _of_nothing(shape: tuple[int, ...], axis: int, eps: float) -> _core.Saved:
+    """Give what is saved of an empty input on the CPU."""
     x = np.empty(shape, np.float32)
-    saved = _core.forward(x, None, None, None, None, None, None, eps, axis, None)[1]
+    return _core.forward(x, None, None, None, None, None, None, eps, axis, None)[1]
+
+
+def _rows(saved: _core.Saved) -> Any:
+    """Stack the statistics as kernels have them."""
     return np.stack([saved.mean, saved.m2, saved.var, saved.rstd])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,12 @@ class HostEngine:
             self._taken(dy, "dy"), self._taken(x, "x"), saved, self._taken(weight, "weight"),
             self._taken_to_write(out, "out"),
         )  # fmt: skip
+        return self._result(dx, out), *self._like_weight(weight, of_parameters)
+
+    def _like_weight(self, weight: Any, arrays: Iterable[Any]) -> tuple[Any, ...]:
         if weight is None or library_of(weight) is not None:
-            of_parameters = [self._library.wrap(array) for array in of_parameters]
-        dweight, dbias = of_parameters
-        return self._result(dx, out), dweight, dbias
+            arrays = map(self._library.wrap, arrays)
+        return tuple(arrays)
 
     def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any:
         """As `_core.backward_constant`."""
@@ -119,3 +122,66 @@ class HostEngine:
     def moments(self, x: Any, channel_axis: Any) -> tuple[int, Any, Any]:
         """As `_core.moments`."""
         return _core.moments(self._taken(x, "x"), channel_axis)
+
+    # --- the phases by themselves -----------------------------------------------------------------
+
+    def collect_stats(
+        self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
+        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
+    ) -> tuple[int, Any, Any, str]:  # fmt: skip
+        """As `_core.collect_stats`."""
+        return _core.collect_stats(
+            self._taken(x, "x"), self._taken(weight, "weight"), self._taken(bias, "bias"),
+            self._taken_to_write(running_mean, "running_mean"),
+            self._taken_to_write(running_var, "running_var"),
+            momentum, num_batches_tracked, eps, channel_axis, self._taken_to_write(out, "out"),
+        )  # fmt: skip
+
+    def apply_norm(
+        self, x: Any, count: int, mean: Any, m2: Any, weight: Any, bias: Any, eps: Any,
+        channel_axis: Any, out: Any,
+    ) -> tuple[Any, _core.Saved]:  # fmt: skip
+        """As `_core.apply_norm`."""
+        y, saved = _core.apply_norm(
+            self._taken(x, "x"), count, mean, m2, self._taken(weight, "weight"),
+            self._taken(bias, "bias"), eps, channel_axis, self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        return self._result(y, out), saved
+
+    def move_running(
+        self, saved: Any, running_mean: Any, running_var: Any, momentum: Any,
+        num_batches_tracked: Any, bessel: bool = True,
+    ) -> None:  # fmt: skip
+        """As `_core.move_running`."""
+        _core.move_running(
+            saved, self._taken_to_write(running_mean, "running_mean"),
+            self._taken_to_write(running_var, "running_var"), momentum, num_batches_tracked,
+            bessel,
+        )  # fmt: skip
+
+    def backward_reduce(
+        self, dy: Any, x: Any, saved: Any, weight: Any = None, out: Any = None
+    ) -> tuple[Any, Any]:
+        """As `_core.backward_reduce`."""
+        return _core.backward_reduce(
+            self._taken(dy, "dy"), self._taken(x, "x"), saved, self._taken(weight, "weight"),
+            self._taken_to_write(out, "out"),
+        )  # fmt: skip
+
+    def backward_apply(
+        self, dy: Any, x: Any, saved: Any, weight: Any, sum_dy: Any, sum_dy_xmu: Any, count: Any,
+        out: Any,
+    ) -> Any:  # fmt: skip
+        """As `_core.backward_apply`."""
+        dx = _core.backward_apply(
+            self._taken(dy, "dy"), self._taken(x, "x"), saved, self._taken(weight, "weight"),
+            sum_dy, sum_dy_xmu, count, self._taken_to_write(out, "out"),
+        )  # fmt: skip
+        return self._result(dx, out)
+
+    def parameter_gradients(
+        self, saved: Any, weight: Any, sum_dy: Any, sum_dy_xmu: Any
+    ) -> tuple[Any, ...]:
+        """As `_core.parameter_gradients`; of the library that `backward` gives them in."""
+        gradients = _core.parameter_gradients(saved, None, sum_dy, sum_dy_xmu)
+        return self._like_weight(weight, gradients)

@@ -135,14 +135,19 @@ class Library:
         self.copy_into(copy, array)
         return copy
 
-    def stacked(self, arrays: Sequence[Any]) -> Any:
-        """Copy vectors into the rows of one array."""
-        return self._namespace().stack(list(arrays))
-
     def converted(self, array: Any, dtype: str) -> Any:
         """Copy to another dtype."""
         xp = self._namespace()
         return xp.astype(array, getattr(xp, dtype))
+
+    def blend(self, target: Any, momentum: float, values: Any, divisor: int) -> None:
+        """Make `target` ``(1 - momentum) * target + momentum * (values / divisor)``.
+
+        `values` are float64, and so is the arithmetic; the result is rounded once.
+        """
+        moved = self.converted(target, "float64") * (1.0 - momentum)
+        moved = moved + (values / divisor) * momentum
+        self.copy_into(target, self.converted(moved, self.view(target, "target").dtype))
 
     def from_numpy(self, values: npt.NDArray[Any], like: Any) -> Any:
         """Copy a NumPy array to where `like` is."""
@@ -247,20 +252,21 @@ class CuPy(Library):
         with target.device:
             target[...] = source
 
-    def stacked(self, arrays: Sequence[Any]) -> Any:
-        with arrays[0].device:
-            return self.xp.stack(list(arrays))
-
     def converted(self, array: Any, dtype: str) -> Any:
         with array.device:
             return array.astype(dtype)
+
+    def blend(self, target: Any, momentum: float, values: Any, divisor: int) -> None:
+        with target.device:
+            super().blend(target, momentum, values, divisor)
 
     def from_numpy(self, values: npt.NDArray[Any], like: Any) -> Any:
         with like.device:
             return self.xp.array(values)
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
-        host: npt.NDArray[Any] = array.get()
+        with array.device:  # whose current stream it is that is waited for
+            host: npt.NDArray[Any] = array.get()
         return host
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnext import _core
 
 __all__ = ["DeviceSaved"]
 
@@ -16,8 +19,8 @@ class DeviceSaved:
     """
 
     __slots__ = (
-        "_device", "_dtype_name", "_statistics", "batch_statistics", "channel_axis", "count",
-        "dtype", "eps", "shape",
+        "_device", "_dtype_name", "_of_group", "_statistics", "batch_statistics", "channel_axis",
+        "count", "dtype", "eps", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -32,8 +35,10 @@ class DeviceSaved:
         dtype_name: str,
         channel_axis: int,
         batch_statistics: bool,
+        of_group: _core.Saved | None = None,
     ) -> None:
         self._statistics = statistics  # (4, C): mean, m2, var, rstd
+        self._of_group = of_group  # the same statistics on the host, where a group merged them
         self._device = device
         self._dtype_name = dtype_name
         self.count = count

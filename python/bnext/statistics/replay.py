@@ -60,6 +60,8 @@ class ReplayGroup(Group):
         Whether a layer that a piece calls twice is an error.
     """
 
+    recalls = True
+
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
         super().__init__()
         self.points: list[Point] = []

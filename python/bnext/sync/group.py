@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -67,6 +66,11 @@ class Header(NamedTuple):
     dtype: str
     owner: int = 0
 
+    def of_backward(self) -> Header:
+        """Give that of the backward call that follows."""
+        layer, step, _, channels, dtype, owner = self
+        return Header(layer, step, "backward", channels, dtype, owner)
+
 
 class Merged(NamedTuple):
     """What every member gets from an exchange: the same bits.
@@ -110,6 +114,9 @@ class Group(abc.ABC):
     Subclasses say how rows of numbers get from member to member. All members call the same layers
     in the same order; each call is one exchange.
     """
+
+    # Whether `recalled` may know what an exchange gives before anything is brought to it.
+    recalls = False
 
     def __init__(self) -> None:
         # Members of one process that share a layer take turns in what must happen once.
@@ -166,6 +173,10 @@ class Group(abc.ABC):
     ) -> Merged:
         """Add up the two sums of the backward pass; otherwise as `merge_moments`."""
 
+    def recalled(self, header: Header) -> Merged | None:
+        """Give what a forward exchange gives, if that is known already; then it counts as made."""
+        return None
+
     @abc.abstractmethod
     def fail(self, message: str) -> None:
         """Tell the other members that the caller cannot go on; they get a `GroupError`."""
@@ -184,13 +195,22 @@ def error_text(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {error}"
 
 
-@contextlib.contextmanager
-def announcing(group: Group) -> Iterator[None]:
+class announcing:  # noqa: N801 - read as `with announcing(group):`
     """Tells the group of errors in the body, so that nobody waits for this member."""
-    try:
-        yield
-    except GroupError:
-        raise
-    except BaseException as error:
-        group.fail(error_text(error))
-        raise
+
+    __slots__ = ("_group",)
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, GroupError):
+            self._group.fail(error_text(error))

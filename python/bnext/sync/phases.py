@@ -7,13 +7,15 @@ of the two sums | backward_apply. Whatever goes wrong in one member is announced
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
-from bnext.devices.libraries import library_of
+from bnext.devices import engine_of
+from bnext.devices.checks import axis_of
 from bnext.running import move_running
 from bnext.sync.group import Float64Array, Group, Header, Merged, announcing
 
@@ -26,11 +28,17 @@ __all__ = [
     "check_parameter_gradients",
     "layer_backward",
     "layer_forward",
+    "layer_moments",
+    "move_by_group",
     "synchronized_backward",
     "synchronized_forward",
 ]
 
 Array = npt.NDArray[Any]
+
+# Running mean and variance, the momentum and the counter, as calls of engines take them.
+Running = tuple[Any, Any, float | None, Any]
+NO_RUNNING: Running = (None, None, None, None)
 
 
 class SyncSaved:
@@ -41,67 +49,81 @@ class SyncSaved:
     count : int
         Values per channel of the whole batch.
     mean, m2, var, rstd : array of float64, shape (C,)
-        The whole batch's; read-only.
+        The whole batch's, the same to the bit for all members. Read-only NumPy arrays, or if `x` is
+        on a GPU, arrays there.
     shape, dtype, channel_axis, eps
         Of the forward call.
     group : Group
         Where the statistics are from; backward merges its sums there.
     """
 
+    __slots__ = ("_generation", "_header", "_local", "_own_count", "_shared", "group")
+
     batch_statistics = True
 
-    def __init__(self, local: _core.Saved, group: Group, header: Header, merged: Merged) -> None:
-        self._local = local
+    def __init__(
+        self, local: Any, group: Group, header: Header, own_count: int, merged: Merged
+    ) -> None:
+        self._local = local  # what the engine has saved, with the whole batch's statistics in it
         self._header = header
+        self._own_count = own_count
         self._generation = merged.generation
         self._shared = merged.shared
         self.group = group
-        self.count = merged.total_count
-        self.m2 = merged.second
-        self.m2.flags.writeable = False
+
+    @property
+    def count(self) -> int:
+        """Values per channel of the whole batch."""
+        return int(self._local.count)
 
     @property
     def mean(self) -> Float64Array:
         """Mean of each channel."""
-        return self._local.mean
+        mean: Float64Array = self._local.mean
+        return mean
+
+    @property
+    def m2(self) -> Float64Array:
+        """Sum of squared deviations from the mean."""
+        m2: Float64Array = self._local.m2
+        return m2
 
     @property
     def var(self) -> Float64Array:
         """Biased variance of each channel; 0 for an empty batch."""
-        return self._local.var
+        var: Float64Array = self._local.var
+        return var
 
     @property
     def rstd(self) -> Float64Array:
         """``1 / sqrt(var + eps)``, and 0 where both are 0."""
-        if math.prod(self.shape) > 0:
-            return self._local.rstd
-        # Nothing was normalized, so that nothing computed it.
-        root = np.sqrt(self.var + self.eps)
-        return np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)
+        rstd: Float64Array = self._local.rstd
+        return rstd
 
     @property
     def eps(self) -> float:
         """What was added to the variance."""
-        return self._local.eps
+        return float(self._local.eps)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the member's shard."""
-        return self._local.shape
+        shape: tuple[int, ...] = self._local.shape
+        return shape
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> Any:
         """Of the input."""
         return self._local.dtype
 
     @property
     def channel_axis(self) -> int:
         """Which axis has the channels."""
-        return self._local.channel_axis
+        return int(self._local.channel_axis)
 
     def __repr__(self) -> str:
         """As that of `Saved`, with the group."""
-        shard = f"a {self.dtype} shard of shape {self.shape}"
+        shard = f"a {self._header.dtype} shard of shape {self.shape}"
         return f"<bnext.sync.SyncSaved of {shard} in {self.group!r}>"
 
 
@@ -126,33 +148,61 @@ def synchronized_forward(
     channel_axis: int,
     out: Array | None,
     group: Group,
-    layer: BatchNorm | None = None,
 ) -> tuple[Array, SyncSaved]:
     """`batch_norm_forward` of a shard by the statistics of the whole batch."""
     check_group(group)
-    number, step = group.begin(layer)
+    number, step = group.begin(None)
     with announcing(group):
-        if type(x) is not np.ndarray and (library := library_of(x)) is not None:
-            raise TypeError(f"x: expected a NumPy array in a group, got one of {library.name}")
-        if layer is not None:
-            x = layer._checked(x)
-        array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
-        _core.check_eps(eps)
-        count, mean, m2 = _core.moments(array, channel_axis)
-        owner = 0 if layer is None else id(layer)
-        header = Header(number, step, "forward", mean.size, array.dtype.name, owner)
-        merged = group.merge_moments(header, count, mean, m2)
-    if merged.total_count == 1:  # all members know, and all raise
+        engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+        if engine is _core:
+            x = _core.as_array(x, "x")
+        call = Call(group, engine, number, step, 0)
+        merged, header, count = exchanged(call, x, weight, bias, NO_RUNNING, eps, channel_axis, out)
+    check_more_than_one(merged, group, engine, x)
+    with announcing(group):
+        y, local = engine.apply_norm(x, *merged[:3], weight, bias, eps, channel_axis, out)
+    return y, SyncSaved(local, group, header, count, merged)
+
+
+class Call(NamedTuple):
+    """Which call of which member it is, and what computes."""
+
+    group: Group
+    engine: Any
+    layer: int
+    step: int
+    owner: int
+
+
+def exchanged(
+    call: Call, x: Any, weight: Any, bias: Any, running: Running, eps: Any, channel_axis: Any,
+    out: Any,
+) -> tuple[Merged, Header, int]:  # fmt: skip
+    """Collect the shard's Moments and exchange them; also the header, and the shard's count.
+
+    Where the group knows what will come of it, nothing is collected.
+    """
+    group, engine, layer, step, owner = call
+    if group.recalls:
+        shape, dtype = (x.shape, x.dtype.name) if engine is _core else engine.inspect(x)
+        axis = axis_of(channel_axis, len(shape))
+        header = Header(layer, step, "forward", shape[axis], dtype, owner)
+        merged = group.recalled(header)
+        if merged is not None:
+            return merged, header, math.prod(shape[:axis] + shape[axis + 1 :])
+    count, mean, m2, dtype = engine.collect_stats(x, weight, bias, *running, eps, channel_axis, out)
+    header = Header(layer, step, "forward", len(mean), dtype, owner)
+    return group.merge_moments(header, count, mean, m2), header, count
+
+
+def check_more_than_one(merged: Merged, group: Group, engine: Any, x: Any) -> None:
+    """ValueError for one value per channel: all members know of it, and all raise it."""
+    if merged.total_count == 1:
+        shape = x.shape if engine is _core else engine.inspect(x)[0]
         raise ValueError(
             f"Expected more than 1 value per channel when training, got 1 in the whole batch of "
-            f"{group.size} shards (input size {array.shape} here)"
+            f"{group.size} shards (input size {shape} here)"
         )
-    with announcing(group):
-        var = merged.second / max(merged.total_count, 1)
-        y, local = _core.normalize(
-            array, merged.first, var, weight, bias, eps, channel_axis, out
-        )  # fmt: skip
-    return y, SyncSaved(local, group, header, merged)
 
 
 def synchronized_backward(
@@ -170,45 +220,98 @@ def synchronized_backward(
         raise ValueError(
             f"group: expected that of the forward call, {saved.group!r}, got {group!r}"
         )
-    group = saved.group
-    with announcing(group):
-        check_parameter_gradients(parameter_gradients)
-        local = saved._local
-        sum_dy, sum_dy_xmu = _core.backward_reduce(dy, x, local)
-        axis = local.channel_axis
-        count = math.prod(local.shape[:axis] + local.shape[axis + 1 :])
-        header = saved._header._replace(direction="backward")
-        merged = group.merge_sums(header, count, sum_dy, sum_dy_xmu)
-        dx = _core.backward_apply(
-            dy, x, local, weight, merged.first, merged.second, max(merged.total_count, 1), out
-        )
-    if parameter_gradients == "total":
-        sum_dy, sum_dy_xmu = merged.first, merged.second
-    dtype = np.float64 if local.dtype == np.float64 else np.float32
-    with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
-        return dx, (sum_dy_xmu * saved.rstd).astype(dtype), sum_dy.astype(dtype)
+    with announcing(saved.group):
+        total = check_parameter_gradients(parameter_gradients) == "total"
+        engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+        return backward_through(engine, dy, x, saved, weight, out, total)
+
+
+def backward_through(
+    engine: Any, dy: Any, x: Any, saved: SyncSaved, weight: Any, out: Any, total: bool
+) -> tuple[Array, Array, Array]:
+    """Run it; gradients of parameters are those of the shard, or if `total`, of the batch."""
+    local = saved._local
+    sums = engine.backward_reduce(dy, x, local, weight, out)
+    merged = saved.group.merge_sums(saved._header.of_backward(), saved._own_count, *sums)
+    count, *of_all = merged[:3]
+    # First, since on a GPU the sums are there at once before there is work to wait for.
+    gradients = engine.parameter_gradients(local, weight, *(of_all if total else sums))
+    dx = engine.backward_apply(dy, x, local, weight, *of_all, max(count, 1), out)
+    return dx, *gradients
 
 
 # --- layers ---------------------------------------------------------------------------------------
 
 
 def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None, moves: bool) -> Array:
-    """Run a forward pass by the statistics of the group's batch, and move the running ones."""
+    """Run a forward pass by the statistics of the group's batch; move the running ones, or not."""
     group = layer.group
     assert group is not None
-    y, saved = synchronized_forward(
-        x, layer.weight, layer.bias, layer.eps, layer.channel_axis, out, group, layer
-    )
-    with announcing(group), group.lock:
-        # Of members that share the layer, the first to come here does it; none goes on before.
-        this = (group, saved._generation)
+    number, step = group.begin(layer)
+    weight, bias, eps, channel_axis = layer.weight, layer.bias, layer.eps, layer.channel_axis
+    with announcing(group):
+        engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+        x = layer._checked(x) if engine is _core else layer._checked_elsewhere(x, engine)
+        running = running_of(layer) if moves else NO_RUNNING
+        call = Call(group, engine, number, step, id(layer))
+        try:
+            merged, header, count = exchanged(
+                call, x, weight, bias, running, eps, channel_axis, out
+            )
+        except TypeError:
+            if engine is not _core:
+                layer._check_places(engine)
+            raise
+    check_more_than_one(merged, group, engine, x)
+    with announcing(group):
+        y, local = engine.apply_norm(x, *merged[:3], weight, bias, eps, channel_axis, out)
+        if moves:
+            bessel = layer.estimator.bessel
+            _once(layer, merged, lambda: engine.move_running(local, *running, bessel))
+    layer._latest_of[group.rank] = (x, SyncSaved(local, group, header, count, merged))
+    result: Array = y
+    return result
+
+
+def layer_moments(layer: BatchNorm, engine: Any, x: Any) -> Merged:
+    """Give the Moments of the group's batch, for a layer that does not normalize by them."""
+    group = layer.group
+    assert group is not None
+    number, step = group.begin(layer)
+    with announcing(group):
+        call = Call(group, engine, number, step, id(layer))
+        merged, _, _ = exchanged(
+            call, x, None, None, NO_RUNNING, layer.eps, layer.channel_axis, None
+        )
+    check_more_than_one(merged, group, engine, x)
+    return merged
+
+
+def move_by_group(layer: BatchNorm, merged: Merged) -> None:
+    """Move the running statistics by those of the group's batch."""
+    group = layer.group
+    assert group is not None
+    with announcing(group):
+        _once(layer, merged, lambda: move_running(layer, *merged[:3]))
+
+
+def _once(layer: BatchNorm, merged: Merged, move: Callable[[], None]) -> None:
+    """Of members that share the layer, the first to come here does it; none goes on before."""
+    group = layer.group
+    assert group is not None
+    this = (group, merged.generation)
+    with group.lock:
         if layer._moved_at != this:
-            if moves:
-                move_running(layer, saved.count, saved.mean, saved.m2)
+            move()
             layer._moved_at = this
-    array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
-    layer._latest_of[group.rank] = (array, saved)
-    return y
+
+
+def running_of(layer: BatchNorm) -> Running:
+    """Give the running statistics, the momentum and the counter, as calls of engines take them."""
+    if not layer.track_running_stats:
+        return NO_RUNNING
+    counter = layer.num_batches_tracked
+    return layer.running_mean, layer.running_var, layer._weight_of_batch(), counter
 
 
 def layer_backward(layer: BatchNorm, dy: npt.ArrayLike, out: Array | None) -> Array:
@@ -225,9 +328,9 @@ def layer_backward(layer: BatchNorm, dy: npt.ArrayLike, out: Array | None) -> Ar
             )
         x, saved = latest
         if isinstance(saved, SyncSaved):
+            engine: Any = _core if type(x) is np.ndarray else engine_of(x)
             total = saved._shared or layer.parameter_gradients == "total"
-            sums = "total" if total else "local"
-            gradients = synchronized_backward(dy, x, saved, layer.weight, out, None, sums)
+            gradients = backward_through(engine, dy, x, saved, layer.weight, out, total)
         else:
             gradients = layer._gradients(dy, x, saved, out)
     dx, dweight, dbias = gradients

@@ -1,7 +1,8 @@
-"""Processes of a torch.distributed process group (gloo)."""
+"""Processes of a torch.distributed process group: gloo, MPI, NCCL."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class TorchDistributedGroup(ProcessGroup):
     Parameters
     ----------
     process_group : torch.distributed.ProcessGroup, optional
-        One that takes tensors of the CPU, such as gloo's; the default group if not given.
+        One that takes tensors of the CPU or of CUDA devices; the default group if not given.
         ``torch.distributed.new_group`` gives sub-groups.
     timeout : float
         For how many seconds a member waits for the others.
@@ -29,7 +30,18 @@ class TorchDistributedGroup(ProcessGroup):
     RuntimeError
         torch.distributed has not been initialized.
     ValueError
-        This process is no member of `process_group`, or `timeout` is not above 0.
+        This process is no member of `process_group`, which takes tensors of neither, or `timeout`
+        is not above 0.
+
+    Notes
+    -----
+    Data may lie anywhere, whatever the backend: what is exchanged is small, and in the memory of
+    the host. A backend that takes it there is used as it is: gloo, MPI, and of
+    ``"cpu:gloo,cuda:nccl"`` the first. With NCCL alone it goes through a CUDA device, by the
+    current stream there: the device that `process_group` is bound to (`device_id` of
+    ``init_process_group``), else the one that is current when the group is made; so call
+    ``torch.cuda.set_device`` before. Sums are float64 with any of them, and the same to the bit for
+    all ranks as far as those of the backend are.
     """
 
     def __init__(self, process_group: Any = None, *, timeout: float = 60.0) -> None:
@@ -47,6 +59,7 @@ class TorchDistributedGroup(ProcessGroup):
         self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self._rank < 0:
             raise ValueError("process_group: expected one that this process is a member of")
+        self._device = device_of(torch, dist, process_group)
 
     @property
     def size(self) -> int:
@@ -59,17 +72,60 @@ class TorchDistributedGroup(ProcessGroup):
         return int(self._rank)
 
     def _start_sum(self, buffer: Float64Array) -> Any:
-        tensor = self._torch.from_numpy(buffer)
-        return self._dist.all_reduce(tensor, group=self._group, async_op=True)
+        here = self._torch.from_numpy(buffer)
+        there = self._brought(here)
+        work = self._dist.all_reduce(there, group=self._group, async_op=True)
+        return work if there is here else Staged(work, [(here, there)])
 
     def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        into = [self._torch.from_numpy(each) for each in rows]
-        return self._dist.all_gather(
-            into, self._torch.from_numpy(row), group=self._group, async_op=True
-        )
+        here = [self._torch.from_numpy(each) for each in rows]
+        there = [self._brought(each) for each in here]
+        own = self._brought(self._torch.from_numpy(row))
+        work = self._dist.all_gather(there, own, group=self._group, async_op=True)
+        return work if self._device is None else Staged(work, zip(here, there, strict=True))
+
+    def _brought(self, tensor: Any) -> Any:
+        """Copy to where the backend takes tensors, unless that is the host."""
+        return tensor if self._device is None else tensor.to(self._device, copy=True)
 
     def _is_done(self, request: Any) -> bool:
         if not request.is_completed():
             return False
         request.wait()  # raises what went wrong
         return True
+
+
+class Staged:
+    """A collective over copies on a device, in the way of a Work of torch.distributed.
+
+    Once it `is_completed`, which the device is asked for without waiting, `wait` fetches them.
+    """
+
+    def __init__(self, work: Any, copies: Iterable[tuple[Any, Any]]) -> None:
+        self._work = work
+        self._copies = list(copies)
+
+    def is_completed(self) -> bool:
+        """Whether the device has done it."""
+        return bool(self._work.is_completed())
+
+    def wait(self) -> None:
+        """Raise what went wrong, or copy the results back."""
+        self._work.wait()  # and let the current stream wait for that of the collective
+        for here, there in self._copies:
+            here.copy_(there)
+
+
+def device_of(torch: Any, dist: Any, process_group: Any) -> Any:
+    """Find the device that the backend takes tensors of; None for the host, if that is one."""
+    config = dist.get_backend_config(process_group)  # "cpu:gloo,cuda:nccl"
+    kinds = [pair.partition(":")[0] for pair in config.split(",")]
+    if "cpu" in kinds:
+        return None
+    if "cuda" not in kinds:
+        raise ValueError(
+            "process_group: expected one that takes tensors of the CPU or of CUDA devices, got one "
+            f"of {config}"
+        )
+    bound = getattr(process_group or dist.group.WORLD, "bound_device_id", None)
+    return bound or torch.device("cuda", torch.cuda.current_device())
