@@ -76,7 +76,30 @@ const Saved& take_saved(py::handle object) {
     return py::cast<const Saved&>(object);
 }
 
+namespace {
+
+// What forward would leave, from the rows that it has left before.
+Saved restored(py::handle x_object, const py::array_t<double, py::array::c_style>& rows,
+               py::handle eps, py::handle channel_axis) {
+    const Array x = take_data(x_object, "x");
+    const Index axis = take_axis(channel_axis, x.rank());
+    Saved saved(x, axis, take_eps(eps));
+    if (rows.ndim() != 2 || rows.shape(0) != 4 || rows.shape(1) != saved.channels()) {
+        value_error(concat("rows: expected shape (4, ", saved.channels(), "), got ",
+                           py::cast<std::string>(py::str(rows.attr("shape")))));
+    }
+    std::copy_n(rows.data(), rows.size(), saved.mean().data());  // which the others follow
+    saved.count = saved.channels() == 0 ? 0 : static_cast<Index>(x.size()) / saved.channels();
+    saved.fingerprint = fingerprint_of(x);
+    return saved;
+}
+
+}  // namespace
+
 void register_saved(py::module_& m) {
+    m.def("restored", &restored, py::arg("x"), py::arg("rows").noconvert(), py::arg("eps"),
+          py::arg("channel_axis"),
+          "Saved, from x and its rows mean, m2, var and rstd as an array of float64.");
     py::class_<Saved>(m, "Saved",
                       "What a forward call leaves for its backward call: the statistics of each\n"
                       "channel, and what is needed to notice another input. Read-only.")

@@ -1,10 +1,16 @@
 """Fixtures of the tests of arrays on a GPU, with and without one."""
 
+import importlib
+
 import numpy as np
 import pytest
 
+import bnext
+
 from .. import compare, tolerances
+from ..fake_cuda import Array, InterfaceArray
 from . import compare_there, gpu
+from .stand_in import StandIn
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +31,23 @@ def library(request):
 def tensors():
     """PyTorch's, for what only it has."""
     return gpu.with_a_gpu("tensor")
+
+
+@pytest.fixture(params=["stand-in", "emulated"])
+def kernels(request, monkeypatch):
+    """What is loaded in place of `bnext._cuda`."""
+    if request.param == "stand-in":
+        module = StandIn()
+    else:
+        try:
+            module = importlib.import_module("bnext._cuda_emulated")
+        except ImportError as error:
+            pytest.skip(f"this build has no emulated kernels: {error}")
+    monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
+    return module
+
+
+@pytest.fixture(params=[Array, InterfaceArray], ids=["dlpack", "interface"])
+def make(request):
+    """Makes an array that is on a GPU, of the one or the other kind."""
+    return request.param

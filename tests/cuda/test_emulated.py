@@ -5,7 +5,6 @@ Each test runs over a stand-in written in NumPy, and where the build has it over
 """
 
 import copy
-import importlib
 import re
 
 import ml_dtypes
@@ -25,10 +24,9 @@ from ..compare import (
     assert_same_bits,
     assert_same_memory_order,
 )
-from ..fake_cuda import Array, InterfaceArray
+from ..fake_cuda import Array
 from ..sixteen import assert_is_rounded
 from .compare_there import assert_are_moments_there
-from .stand_in import StandIn
 
 SHAPES = FEW + named(
     "NC-one-channel", "C-first", "NCL-inner-1", "NCHW-257", "NCDHW", "channels-inside-5d", "NHWC",
@@ -38,26 +36,6 @@ SHAPES = FEW + named(
 OUTS = [(x, out) for x in FEW for out in FEW if len(x.shape) == len(out.shape)]
 SIXTEEN = [np.float16, ml_dtypes.bfloat16]
 ARRAYS = ("weight", "bias", "running_mean", "running_var")
-
-
-@pytest.fixture(params=["stand-in", "emulated"])
-def kernels(request, monkeypatch):
-    """What is loaded in place of `bnext._cuda`."""
-    if request.param == "stand-in":
-        module = StandIn()
-    else:
-        try:
-            module = importlib.import_module("bnext._cuda_emulated")
-        except ImportError as error:
-            pytest.skip(f"this build has no emulated kernels: {error}")
-    monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
-    return module
-
-
-@pytest.fixture(params=[Array, InterfaceArray], ids=["dlpack", "interface"])
-def make(request):
-    """Makes an array that is on a GPU, of the one or the other kind."""
-    return request.param
 
 
 @pytest.fixture(params=SHAPES, ids=str)

@@ -19,11 +19,6 @@ def kernels(monkeypatch):
     return module
 
 
-@pytest.fixture(params=[Array, InterfaceArray], ids=["dlpack", "interface"])
-def make(request):
-    return request.param
-
-
 def moved(value, make):
     """The argument of a test of the CPU, if it is one of those, on the GPU."""
     return make(value) if type(value) is np.ndarray else value

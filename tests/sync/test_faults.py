@@ -197,7 +197,7 @@ def test_layers_called_in_another_order_are_noticed_in_the_first_step():
     assert "calls layer 0 where layer 1 is next" in group.broken
 
 
-@pytest.mark.parametrize("what", ["weight", "x", "dy", "out"])
+@pytest.mark.parametrize("what", ["weight", "x", "dy", "out", "backward's out"])
 def test_an_error_of_the_call_itself_is_announced(what):
     group = new_group(2, 60.0)
     x = np.ones((4, CHANNELS), np.float32)
@@ -205,15 +205,19 @@ def test_an_error_of_the_call_itself_is_announced(what):
     def member(rank):
         bad = what if rank == 1 else None
         weight = np.ones(CHANNELS + (bad == "weight"), np.float32)
-        out = np.empty((4, 1), np.float32) if bad == "out" else None
         for _ in range(2):
+            out = np.empty((4, 1), np.float32) if bad == "out" else None
             _, saved = bnext.batch_norm_forward(
                 x[:, 0] if bad == "x" else x, weight, group=group, out=out
             )
-            bnext.batch_norm_backward(x[:2] if bad == "dy" else x, x, saved, weight)
+            out = np.empty((4, 1), np.float32) if bad == "backward's out" else None
+            bnext.batch_norm_backward(x[:2] if bad == "dy" else x, x, saved, weight, out=out)
 
     survivor, culprit = members(group, member, patience=10.0)
     assert isinstance(survivor, GroupError)
+    # In the exchange of that very pass, before anybody has written anything.
+    assert (survivor.step, survivor.layer) == (0, -1)
+    assert ("backward:" if what in ("dy", "backward's out") else "forward:") in str(survivor)
     assert "rank 1 raised ValueError" in survivor.reason
     assert isinstance(culprit, ValueError)
     assert not isinstance(culprit, GroupError)

@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 import bnext
+from bnext.devices.libraries import to_numpy
 
 CHANNELS = {"narrow": 5, "wide": 1300}  # the second needs more than a block of a sum
 STEPS = 3
@@ -34,20 +35,31 @@ def layers_of(group):
     }
 
 
-def train(layers, rank, size):
-    """Steps of both layers; arrays by name. Rank -1 has the whole batch."""
+def train(layers, rank, size, put=np.asarray):
+    """Steps of both layers; arrays by name. Rank -1 has the whole batch.
+
+    `put` brings arrays to where they are to be.
+    """
     results = {}
+    for layer in layers.values():
+        layer.to(put(np.zeros(1)))
     for step in range(STEPS):
         for name, layer in layers.items():
             x, dy, cuts = batch(name, step, size)
             if rank >= 0:
                 x, dy = np.split(x, cuts)[rank], np.split(dy, cuts)[rank]
-            results[f"y-{name}-{step}"] = layer(x)
-            results[f"dx-{name}-{step}"] = layer.backward(dy)
+            results[f"y-{name}-{step}"] = layer(put(x))
+            results[f"dx-{name}-{step}"] = layer.backward(put(dy))
     for name, layer in layers.items():
         for what in ("running_mean", "running_var", "weight_grad", "bias_grad"):
             results[f"{what}-{name}"] = getattr(layer, what)
-    return results
+    return {name: to_numpy(array) for name, array in results.items()}
+
+
+def to_the_gpu(array):
+    import torch
+
+    return torch.from_numpy(array).cuda()
 
 
 def folder_of_this():
@@ -97,8 +109,11 @@ def new_group_of(engine, folder, where, timeout):
     if engine == "staged":  # as with NCCL, over copies, which gloo adds up
         bnext.sync.torch_distributed.device_of = lambda *_: torch.device("cpu")
     rank, size = map(int, where)
+    backend = {"staged": "gloo", "nccl-there": "nccl"}.get(engine, engine)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
+        backend, init_method=f"file://{folder}/store", rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=60),
     )  # fmt: skip
     return lambda: bnext.sync.TorchDistributedGroup(dist.new_group(), timeout=timeout)
@@ -127,7 +142,12 @@ def main():
     group = new_group()
     out = folder / str(group.rank)
     if program == "train":
-        np.savez(out, **train(layers_of(group), group.rank, group.size))
+        put = to_the_gpu if engine == "nccl-there" else np.asarray
+        np.savez(out, **train(layers_of(group), group.rank, group.size, put))
+        if "nccl" in engine:  # which warns where that is left to the end of the process
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
         return
     outcomes = [outcome_of(new_group(), program) for _ in range(int(rounds))]
     out.with_suffix(".part").write_text(json.dumps(outcomes))

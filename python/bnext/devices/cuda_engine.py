@@ -181,6 +181,16 @@ class CudaEngine(CudaArrays):
         self._launch(plan, data, {"x": data, "statistics": written}, eps=1.0)
         return statistics
 
+    def restored(self, x: Any, rows: Any, eps: Any, channel_axis: Any) -> DeviceSaved:
+        """As `_core.restored`; `rows` are on the device, and are kept."""
+        data = self._data(x)
+        axis = axis_of(channel_axis, len(data.shape))
+        view = self._view(rows, "rows")
+        check_dtype(view, "rows", "float64")
+        check_shape(view, "rows", (4, data.shape[axis]))
+        count = count_of(data.shape, axis)
+        return self._saved(rows, data, axis, _core.check_eps(eps), count=count)
+
     # --- the phases by themselves -----------------------------------------------------------------
 
     # What is exchanged is copied to the host, for which the stream of x is waited for, and comes

@@ -123,6 +123,10 @@ class HostEngine:
         """As `_core.moments`."""
         return _core.moments(self._taken(x, "x"), channel_axis)
 
+    def restored(self, x: Any, rows: Any, eps: Any, channel_axis: Any) -> _core.Saved:
+        """As `_core.restored`."""
+        return _core.restored(self._taken(x, "x"), self._taken(rows, "rows"), eps, channel_axis)
+
     # --- the phases by themselves -----------------------------------------------------------------
 
     def collect_stats(

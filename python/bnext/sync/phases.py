@@ -6,6 +6,7 @@ of the two sums | backward_apply. Whatever goes wrong in one member is announced
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +31,7 @@ __all__ = [
     "layer_forward",
     "layer_moments",
     "move_by_group",
+    "move_once",
     "synchronized_backward",
     "synchronized_forward",
 ]
@@ -55,71 +57,73 @@ class SyncSaved:
         Of the forward call.
     group : Group
         Where the statistics are from; backward merges its sums there.
+    generation : int
+        Which exchange of the group they are from.
     """
 
-    __slots__ = ("_generation", "_header", "_local", "_own_count", "_shared", "group")
+    __slots__ = ("_header", "_own_count", "_shared", "generation", "group", "local")
 
     batch_statistics = True
 
     def __init__(
         self, local: Any, group: Group, header: Header, own_count: int, merged: Merged
     ) -> None:
-        self._local = local  # what the engine has saved, with the whole batch's statistics in it
+        self.local = local  # what the engine has saved, with the whole batch's statistics in it
         self._header = header
         self._own_count = own_count
-        self._generation = merged.generation
+        self.generation = merged.generation
         self._shared = merged.shared
         self.group = group
 
     @property
     def count(self) -> int:
         """Values per channel of the whole batch."""
-        return int(self._local.count)
+        return int(self.local.count)
 
     @property
     def mean(self) -> Float64Array:
         """Mean of each channel."""
-        mean: Float64Array = self._local.mean
+        mean: Float64Array = self.local.mean
         return mean
 
     @property
     def m2(self) -> Float64Array:
         """Sum of squared deviations from the mean."""
-        m2: Float64Array = self._local.m2
+        m2: Float64Array = self.local.m2
         return m2
 
     @property
     def var(self) -> Float64Array:
         """Biased variance of each channel; 0 for an empty batch."""
-        var: Float64Array = self._local.var
+        var: Float64Array = self.local.var
         return var
 
     @property
     def rstd(self) -> Float64Array:
         """``1 / sqrt(var + eps)``, and 0 where both are 0."""
-        rstd: Float64Array = self._local.rstd
+        rstd: Float64Array = self.local.rstd
         return rstd
 
     @property
     def eps(self) -> float:
         """What was added to the variance."""
-        return float(self._local.eps)
+        return float(self.local.eps)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the member's shard."""
-        shape: tuple[int, ...] = self._local.shape
+        shape: tuple[int, ...] = self.local.shape
         return shape
 
     @property
     def dtype(self) -> Any:
         """Of the input."""
-        return self._local.dtype
+        return self.local.dtype
 
     @property
     def channel_axis(self) -> int:
         """Which axis has the channels."""
-        return int(self._local.channel_axis)
+        return int(self.local.channel_axis)
 
     def __repr__(self) -> str:
         """As that of `Saved`, with the group."""
@@ -148,15 +152,16 @@ def synchronized_forward(
     channel_axis: int,
     out: Array | None,
     group: Group,
+    layer: Any = None,
 ) -> tuple[Array, SyncSaved]:
     """`batch_norm_forward` of a shard by the statistics of the whole batch."""
     check_group(group)
-    number, step = group.begin(None)
+    number, step = group.begin(layer)
     with announcing(group):
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
         if engine is _core:
             x = _core.as_array(x, "x")
-        call = Call(group, engine, number, step, 0)
+        call = Call(group, engine, number, step, 0 if layer is None else id(layer))
         merged, header, count = exchanged(call, x, weight, bias, NO_RUNNING, eps, channel_axis, out)
     check_more_than_one(merged, group, engine, x)
     with announcing(group):
@@ -230,7 +235,7 @@ def backward_through(
     engine: Any, dy: Any, x: Any, saved: SyncSaved, weight: Any, out: Any, total: bool
 ) -> tuple[Array, Array, Array]:
     """Run it; gradients of parameters are those of the shard, or if `total`, of the batch."""
-    local = saved._local
+    local = saved.local
     sums = engine.backward_reduce(dy, x, local, weight, out)
     merged = saved.group.merge_sums(saved._header.of_backward(), saved._own_count, *sums)
     count, *of_all = merged[:3]
@@ -267,7 +272,8 @@ def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None, moves: 
         y, local = engine.apply_norm(x, *merged[:3], weight, bias, eps, channel_axis, out)
         if moves:
             bessel = layer.estimator.bessel
-            _once(layer, merged, lambda: engine.move_running(local, *running, bessel))
+            move = functools.partial(engine.move_running, local, *running, bessel)
+            move_once(layer, group, merged.generation, move)
     layer._latest_of[group.rank] = (x, SyncSaved(local, group, header, count, merged))
     result: Array = y
     return result
@@ -292,14 +298,13 @@ def move_by_group(layer: BatchNorm, merged: Merged) -> None:
     group = layer.group
     assert group is not None
     with announcing(group):
-        _once(layer, merged, lambda: move_running(layer, *merged[:3]))
+        move = functools.partial(move_running, layer, *merged[:3])
+        move_once(layer, group, merged.generation, move)
 
 
-def _once(layer: BatchNorm, merged: Merged, move: Callable[[], None]) -> None:
+def move_once(layer: Any, group: Group, generation: int, move: Callable[[], None]) -> None:
     """Of members that share the layer, the first to come here does it; none goes on before."""
-    group = layer.group
-    assert group is not None
-    this = (group, merged.generation)
+    this = (group, generation)
     with group.lock:
         if layer._moved_at != this:
             move()

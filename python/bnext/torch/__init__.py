@@ -1,0 +1,31 @@
+"""PyTorch's batch normalization over bnext's kernels.
+
+``bnext.torch.convert(model)`` exchanges the layers of a model, in one line; `revert` undoes it. The
+layers are subclasses of `torch.nn`'s, and do what those do: same arguments, state dicts, modes and
+errors. So does `functional.batch_norm`. This package is the only place of bnext that imports
+PyTorch, and bnext's compiled parts know nothing of it.
+
+kernels      tensors to kernels and back
+gradients    forward and backward as autograd functions: what runs eagerly
+formulas     the backward passes written in PyTorch, for gradients of gradients
+operators    the same as registered operators: what torch.compile and torch.export see
+functional   which of these a call takes
+modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
+sync         SyncBatchNorm
+conversion   convert, revert
+"""
+
+from bnext.torch import functional
+from bnext.torch.conversion import convert, revert
+from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.torch.sync import SyncBatchNorm
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "SyncBatchNorm",
+    "convert",
+    "functional",
+    "revert",
+]

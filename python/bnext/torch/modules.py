@@ -1,0 +1,63 @@
+"""`torch.nn.BatchNorm1d/2d/3d` over bnext's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnext.torch.functional import batch_norm, is_recomputed
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
+
+
+class Forward(_BatchNorm):
+    """The forward pass of PyTorch's layers, with its kernels exchanged.
+
+    It differs in two ways: a call that ends in an error has not been counted, and one that autograd
+    repeats (activation checkpointing) is not counted again.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input`, as PyTorch's layer does."""
+        self._check_input_dim(input)
+        running_mean, running_var = self.running_mean, self.running_var
+        training = self.training
+        moves = training and self.track_running_stats
+        counter = self.num_batches_tracked if moves else None
+        momentum = self._weight_of_batch(counter)
+        if not training:
+            by_batch = running_mean is None and running_var is None
+        else:
+            by_batch = True
+            if not moves:
+                running_mean = running_var = None
+        y = batch_norm(
+            input, running_mean, running_var, self.weight, self.bias, by_batch, momentum, self.eps
+        )
+        if counter is not None and not is_recomputed():
+            counter.add_(1)
+        return y
+
+    def _weight_of_batch(self, counter: Tensor | None) -> float:
+        if self.momentum is not None:
+            return self.momentum
+        if counter is None:
+            return 0.0
+        # Traced, the count stays a tensor: to read it would break the graph.
+        following: Any = counter + 1 if torch.compiler.is_compiling() else int(counter) + 1
+        return 1.0 / following
+
+
+class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d`, for input of shape (N, C) or (N, C, L)."""
+
+
+class BatchNorm2d(Forward, torch.nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d`, for input of shape (N, C, H, W)."""
+
+
+class BatchNorm3d(Forward, torch.nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d`, for input of shape (N, C, D, H, W)."""

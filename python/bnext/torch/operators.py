@@ -1,0 +1,174 @@
+"""The two passes as registered operators: what torch.compile, torch.export and dispatch modes see.
+
+``bnext::batch_norm``           x, weight, bias, eps -> y, statistics
+``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
+
+`statistics` has mean, m2, biased variance and rstd of each channel as rows, in float64. The
+operators are functional: running statistics are moved from these, by operations that a compiler can
+fuse. The backward operator has a backward pass in turn, by `formulas`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnext.torch import formulas, kernels
+
+__all__ = ["batch_norm", "takes"]
+
+DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def takes(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> bool:
+    """Whether a traced call is one for the operators; PyTorch says what is wrong with others."""
+    if x.dtype not in DATA or x.dim() < 2 or x.device.type not in ("cpu", "cuda"):
+        return False
+    if (running_mean is None) != (running_var is None):
+        return False
+    channels = x.size(1)
+    for tensor in (running_mean, running_var, weight, bias):
+        if tensor is None:
+            continue
+        if tensor.dim() != 1 or tensor.size(0) != channels or tensor.device != x.device:
+            return False
+        if tensor.dtype not in (x.dtype, parameter_dtype(x)):
+            return False
+    return True
+
+
+def parameter_dtype(x: Tensor) -> torch.dtype:
+    """Name the dtype that kernels have parameters of."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Normalize by the batch and move the running statistics, as operators that can be traced."""
+    functional: Any = torch.nn.functional
+    functional._verify_batch_size(x.size())
+    dtype = parameter_dtype(x)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    y, statistics = torch.ops.bnext.batch_norm(x, weight, bias, eps)
+    count = math.prod(x.shape) // max(x.shape[1], 1)
+    if running_mean is not None and running_var is not None and count > 1:
+        with torch.no_grad():
+            mean, m2, _, _ = statistics.detach().unbind()
+            _move(running_mean, mean, momentum)
+            _move(running_var, m2 / (count - 1), momentum)
+    result: Tensor = y
+    return result
+
+
+def _move(running: Tensor, batch: Tensor, momentum: float) -> None:
+    running.copy_((1 - momentum) * running.double() + momentum * batch)
+
+
+# Types are spelled as PyTorch's schemas are read from them.
+
+
+@torch.library.custom_op("bnext::batch_norm", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    y, saved = kernels.forward(x, weight, bias, None, eps)
+    return _like(y, x), kernels.rows_of(saved)
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((4, x.size(1)), dtype=torch.float64)
+
+
+@torch.library.custom_op("bnext::batch_norm_backward", mutates_args=())
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    saved = kernels.saved_of(x, statistics, eps)
+    dx, dweight, dbias = kernels.backward(dy, x, saved, weight)
+    return _like(dx, x), dweight, dbias
+
+
+@_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight, dbias = (x.new_empty(x.size(1), dtype=parameter_dtype(x)) for _ in range(2))
+    return torch.empty_like(x), dweight, dbias
+
+
+def _like(result: Tensor, x: Tensor) -> Tensor:
+    """In the strides that PyTorch gives to what is like x, and has told the compiler."""
+    expected = torch.empty_like(x, device="meta").stride()
+    if result.stride() == expected:
+        return result
+    return torch.empty_like(x).copy_(result)
+
+
+def _keep_forward(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, eps = inputs
+    _, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.save_for_backward(x, weight, statistics)
+    ctx.eps = eps
+
+
+def _through_forward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, weight, statistics = ctx.saved_tensors
+    wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)
+    wanted = zip(gradients, (wants_x, wants_weight, wants_bias), strict=True)
+    return *(gradient if wants else None for gradient, wants in wanted), None
+
+
+_forward.register_autograd(_through_forward, setup_context=_keep_forward)
+
+
+def _keep_backward(ctx: Any, inputs: Any, output: Any) -> None:
+    dy, x, weight, _, eps = inputs
+    ctx.save_for_backward(dy, x, weight)
+    ctx.eps = eps
+
+
+def _through_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    dy, x, weight = ctx.saved_tensors
+
+    def again(dy: Tensor, x: Tensor, weight: Tensor | None = None) -> Any:
+        return formulas.backward(dy, x, weight, ctx.eps)
+
+    given = (dy, x) if weight is None else (dy, x, weight)
+    vjp: Any = torch.func.vjp
+    outputs, pull_back = vjp(again, *given)
+    filled = tuple(
+        torch.zeros_like(output) if gradient is None else gradient
+        for output, gradient in zip(outputs, gradients, strict=True)
+    )
+    of_dy, of_x, *of_weight = pull_back(filled)
+    return of_dy, of_x, (of_weight[0] if of_weight else None), None, None
+
+
+_backward.register_autograd(_through_backward, setup_context=_keep_backward)
