@@ -114,8 +114,8 @@ void move_running(py::handle saved_object, py::handle running_mean, py::handle r
     const Saved& saved = take_saved(saved_object);
     const Counter counter(num_batches_tracked);
     with_dtype(saved.dtype, [&](auto type) {
-        const Running<Param<decltype(type)>> running(running_mean, running_var, momentum,
-                                                     bessel, saved.channels());
+        const Running<Param<decltype(type)>> running(running_mean, running_var, momentum, bessel,
+                                                     saved.channels());
         running.update(saved);
     });
     counter.increment();
@@ -212,7 +212,8 @@ void register_phases(py::module_& m) {
           py::arg("out"), "y and Saved, from Moments of a batch that x is a part of.");
     m.def("move_running", &move_running, py::arg("saved"), py::arg("running_mean"),
           py::arg("running_var"), py::arg("momentum"), py::arg("num_batches_tracked"),
-          py::arg("bessel") = true, "Updates running statistics by those of a batch, as `forward` does.");
+          py::arg("bessel") = true,
+          "Updates running statistics by those of a batch, as `forward` does.");
     m.def("backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("saved"),
           py::arg("weight") = py::none(), py::arg("out") = py::none(),
           "sum of dy, and of dy * (x - mean), of each channel, after a look at all that "
