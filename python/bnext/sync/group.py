@@ -181,7 +181,8 @@ class Group(abc.ABC):
 
 def error_text(error: BaseException) -> str:
     """How the members are told of an error of one of them."""
-    return f"raised {type(error).__name__}: {error}"
+    text = str(error)
+    return f"raised {type(error).__name__}" + (f": {text}" if text else "")
 
 
 @contextlib.contextmanager

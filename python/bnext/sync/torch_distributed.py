@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,12 @@ import numpy.typing as npt
 
 from bnext.sync.group import Float64Array
 from bnext.sync.processes import ProcessGroup
+from bnext.sync.store_board import StoreBoard
 
 __all__ = ["TorchDistributedGroup"]
+
+# How many groups each process group has: their notes are kept apart.
+_made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class TorchDistributedGroup(ProcessGroup):
@@ -20,7 +25,7 @@ class TorchDistributedGroup(ProcessGroup):
     ----------
     process_group : torch.distributed.ProcessGroup, optional
         One that takes tensors of the CPU, such as gloo's; the default group if not given.
-        ``torch.distributed.new_group`` gives sub-groups.
+        ``torch.distributed.new_group`` gives sub-groups. All of its ranks make the group together.
     timeout : float
         For how many seconds a member waits for the others.
 
@@ -47,6 +52,17 @@ class TorchDistributedGroup(ProcessGroup):
         self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self._rank < 0:
             raise ValueError("process_group: expected one that this process is a member of")
+        self._board = self._new_board()
+
+    def _new_board(self) -> StoreBoard | None:
+        """Make a board in the store of the process group, where it has one."""
+        process_group = self._group or self._dist.group.WORLD
+        number = _made[process_group] = _made.get(process_group, 0) + 1
+        try:
+            store = process_group.get_group_store()
+        except (AttributeError, RuntimeError):
+            return None
+        return StoreBoard(store, f"bnext-{number}", self.rank, self.size)
 
     @property
     def size(self) -> int:
