@@ -16,7 +16,6 @@ from ..sixteen import assert_is_rounded
 from ..sync.support import CUTS, batch_axis, layer_step, members, new_group, shards_of, whole
 from ..sync.test_processes import KINDS, run
 from ..sync.worker import layers_of, train
-from . import gpu
 
 pytestmark = pytest.mark.gpu
 
