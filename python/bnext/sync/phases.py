@@ -47,7 +47,7 @@ class SyncSaved:
         Where the statistics are from; backward merges its sums there.
     """
 
-    __slots__ = ("_generation", "_header", "_local", "_own_count", "_shared", "group")
+    __slots__ = ("_header", "_local", "_own_count", "_shared", "group")
 
     batch_statistics = True
 
@@ -57,7 +57,6 @@ class SyncSaved:
         self._local = local  # what the engine has saved, with the whole batch's statistics in it
         self._header = header
         self._own_count = own_count
-        self._generation = merged.generation
         self._shared = merged.shared
         self.group = group
 
