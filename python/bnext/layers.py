@@ -66,7 +66,8 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     group : bnext.sync.Group, optional
         In training, the input is a member's shard of a batch that the whole group holds: all
         members call the layer together, and statistics are the whole batch's. In evaluation mode
-        nothing is exchanged. Threads may share the layer, or have a replica each.
+        nothing is exchanged. Threads may share the layer, or have a replica each: on GPUs, one
+        where its shards are.
     parameter_gradients : {"local", "total"}
         In a group: whether gradients of parameters are sums over the member's shard, as the
         averaging of gradients expects them, or over the whole batch. Those of a layer that threads
