@@ -1,4 +1,4 @@
-"""Errors of members of a group whose shards are on a GPU: by their text, announced, nothing launched.
+"""Errors of members whose shards are on a GPU: by their text, announced, nothing launched.
 
 Over the stand-in's kernels.
 """

@@ -70,6 +70,8 @@ class TorchDistributedGroup(ProcessGroup):
     def _new_board(self) -> StoreBoard | None:
         """Make a board in the store of the process group, where it has one."""
         process_group = self._group or self._dist.group.WORLD
+        if process_group is None:
+            return None
         number = _made[process_group] = _made.get(process_group, 0) + 1
         try:
             store = process_group.get_group_store()
