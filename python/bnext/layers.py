@@ -282,7 +282,9 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
             A member of the group is missing, has failed, or called something else.
         """
         uses, moves = self._statistics_of_call()
-        if self.group is not None and not uses:
+        # In evaluation a layer without running statistics uses those of its own shard.
+        meets = self.training or self.use_running_stats is False
+        if self.group is not None and not uses and meets:
             return layer_forward(self, x, out, moves)
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
         x = self._checked(x) if engine is _core else self._checked_elsewhere(x, engine)
