@@ -19,6 +19,8 @@ LOOKS = 50  # how often who must know looks for a message in vain; a microsecond
 class MPIGroup(ProcessGroup):
     """The processes of `comm`, each with a shard of the batch and a replica of the layers.
 
+    ``with group:`` tells the others of an error in its body, and that this process leaves.
+
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm

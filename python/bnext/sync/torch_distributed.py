@@ -22,13 +22,16 @@ _made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 class TorchDistributedGroup(ProcessGroup):
     """The processes of `process_group`, each with a shard of the batch and a replica of the layers.
 
+    ``with group:`` tells the others of an error in its body, and that this process leaves.
+
     Parameters
     ----------
     process_group : torch.distributed.ProcessGroup, optional
         One that takes tensors of the CPU or of CUDA devices; the default group if not given.
         ``torch.distributed.new_group`` gives sub-groups. All of its ranks make the group together.
     timeout : float
-        For how many seconds a member waits for the others.
+        For how many seconds a member waits for the others. Who is missing is found out by the store
+        of `process_group`; where that is lost as well, the error names nobody.
 
     Raises
     ------
@@ -69,7 +72,7 @@ class TorchDistributedGroup(ProcessGroup):
 
     def _new_board(self) -> StoreBoard | None:
         """Make a board in the store of the process group, where it has one."""
-        process_group = self._group or self._dist.group.WORLD
+        process_group = self._dist.group.WORLD if self._group is None else self._group
         if process_group is None:
             return None
         number = _made[process_group] = _made.get(process_group, 0) + 1
