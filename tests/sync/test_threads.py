@@ -264,6 +264,7 @@ def test_group_of_one(rng):
 INTERRUPTED_IN_RUN = """
     import signal, threading, time
     import numpy as np, bnext
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the tests may run without
     group = bnext.sync.ThreadGroup(3, timeout=60)
     x, told = np.ones((2, 3), np.float32), []
     def fn(rank, shard):
@@ -284,6 +285,7 @@ INTERRUPTED_IN_RUN = """
 INTERRUPTED_MEMBER = """
     import signal, threading, time
     import numpy as np, bnext
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the tests may run without
     group = bnext.sync.ThreadGroup(3, timeout=60)
     x, told = np.ones((2, 3), np.float32), []
     def other():

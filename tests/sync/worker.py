@@ -108,6 +108,7 @@ def do_wrong(group, kind, first, second, x):
     if kind == "freezes":
         os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "interrupted":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run without
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     if kind == "late":
         time.sleep(group.timeout * 1.5)
