@@ -13,12 +13,16 @@ functional   which of these a call takes
 modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
 sync         SyncBatchNorm
 conversion   convert, revert
+threads      one pool of threads for both
 """
 
 from bnext.torch import functional
 from bnext.torch.conversion import convert, revert
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.sync import SyncBatchNorm
+from bnext.torch.threads import share_threads
+
+share_threads()
 
 __all__ = [
     "BatchNorm1d",
