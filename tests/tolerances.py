@@ -53,3 +53,7 @@ FINITE_DIFFERENCE = 1e-7
 # Against torch, which rounds as well: on a CPU it computes x * scale + shift, so that an error is
 # relative to x * scale, and its sums for float32 gradients are in float32.
 TORCH = {np.float32: 16.0, np.float64: 32.0}
+
+# The same for data of 16 bits. Ours round once, from float32; PyTorch also rounds the mean and rstd
+# that it keeps for the backward pass, where parameters have 16 bits.
+TORCH_16_BITS = 4.0

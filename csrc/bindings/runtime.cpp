@@ -96,6 +96,8 @@ py::dict build_config() {
     config["vector_bytes"] = cpu::active_table().vector_bytes;
     const char* openmp = cpu::openmp_version();
     config["openmp"] = openmp != nullptr ? py::object(py::str(openmp)) : py::none();
+    const char* file = cpu::openmp_file();
+    config["openmp_file"] = file != nullptr ? py::object(py::str(file)) : py::none();
     config["threads"] = machine.threads;
     config["l2_bytes"] = machine.l2_bytes;
     config["l3_bytes"] = machine.l3_bytes;
@@ -126,6 +128,8 @@ void register_runtime(py::module_& m) {
     m.attr("__version__") = BNEXT_TEXT(BNEXT_VERSION);
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "At most this many threads per call.");
     m.def("get_num_threads", &cpu::num_threads, "How many threads a call may use.");
+    m.def("share_openmp", &cpu::share_openmp, py::arg("library"),
+          "Runs on the OpenMP runtime of a loaded library; False if it has none.");
     m.def("set_isa", &set_isa, py::arg("name"), "Forces an instruction set, process-wide.");
     m.def("active_isa", [] { return cpu::active_table().name; }, "The set that calls will use.");
     m.def("last_isa", &cpu::last_used, "The set that the latest call used, as its kernels say.");

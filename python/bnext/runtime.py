@@ -159,7 +159,11 @@ def _config() -> dict[str, Any]:
             "forced_by": _forced_by,
             "vector_bytes": build["vector_bytes"],
         },
-        "threads": {"number": _core.get_num_threads(), "openmp": build["openmp"]},
+        "threads": {
+            "number": _core.get_num_threads(),
+            "openmp": build["openmp"],
+            "openmp_file": build["openmp_file"],
+        },
         "cpu": {
             "machine": platform.machine(),
             "processors": os.cpu_count(),

@@ -5,6 +5,7 @@ layers are subclasses of `torch.nn`'s, and do what those do: same arguments, sta
 errors. So does `functional.batch_norm`. This package is the only place of bnext that imports
 PyTorch, and bnext's compiled parts know nothing of it.
 
+context      what is at work around a call: compilers, modes, transforms, repetitions
 kernels      tensors to kernels and back
 gradients    forward and backward as autograd functions: what runs eagerly
 formulas     the backward passes written in PyTorch, for gradients of gradients
@@ -13,12 +14,27 @@ functional   which of these a call takes
 modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
 sync         SyncBatchNorm
 conversion   convert, revert
+threads      one pool of threads for both
 """
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "bnext.torch: expected PyTorch 2.6 or later to be installed (pip install torch), found "
+        "none; the rest of bnext does without",
+        name="torch",
+    ) from None
 
 from bnext.torch import functional
 from bnext.torch.conversion import convert, revert
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.sync import SyncBatchNorm
+from bnext.torch.threads import share_threads
+
+share_threads()
 
 __all__ = [
     "BatchNorm1d",

@@ -52,8 +52,9 @@ def convert(model: torch.nn.Module, sync: Group | Any = None) -> torch.nn.Module
     for module in model.modules():
         kind = type(module)
         if sync is not None and (kind in OURS or kind in THEIRS):
-            if not issubclass(kind, torch.nn.SyncBatchNorm):
-                module._was = kind if kind in OURS else THEIRS[kind]
+            if "_was" not in vars(module):
+                group = getattr(module, "process_group", None)
+                module._was = (THEIRS.get(kind, kind), group)
             module.__class__ = SyncBatchNorm
             module.process_group = None if sync is True else sync
         elif kind in OURS:
@@ -84,19 +85,26 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
     """
     _check(model)
     modules: list[Any] = [module for module in model.modules() if type(module) in THEIRS]
-    for module in modules:
-        was_made_here = type(module) is SyncBatchNorm and "_was" not in vars(module)
-        if was_made_here and isinstance(module.process_group, Group):
-            raise ValueError(
-                "model: expected layers that PyTorch has as well, got a SyncBatchNorm in "
-                f"{module.process_group!r}"
-            )
-    for module in modules:
-        kind = vars(module).pop("_was", THEIRS[type(module)])
-        if type(module) is SyncBatchNorm and not issubclass(kind, torch.nn.SyncBatchNorm):
-            del module.process_group
+    befores = [_before(module) for module in modules]
+    for module, (kind, group) in zip(modules, befores, strict=True):
+        vars(module).pop("_was", None)
+        if type(module) is SyncBatchNorm:
+            module.process_group = group
+            if kind is not torch.nn.SyncBatchNorm:
+                del module.process_group
         module.__class__ = kind
     return model
+
+
+def _before(module: Any) -> tuple[type, Any]:
+    """Find what a layer of ours was, or is nearest to, and in which group."""
+    group = getattr(module, "process_group", None)
+    kind, group = vars(module).get("_was", (THEIRS[type(module)], group))
+    if isinstance(group, Group):
+        raise ValueError(
+            f"model: expected layers that PyTorch has as well, got a SyncBatchNorm in {group!r}"
+        )
+    return kind, group
 
 
 def _check(model: Any) -> None:

@@ -36,8 +36,8 @@ def backward(
     dims = [d for d in range(x.dim()) if d != 1]
     g, xs = wide(dy), wide(x)
     centred = xs - xs.mean(dims, keepdim=True)
-    xhat = centred * rstd_of((centred * centred).mean(dims, keepdim=True), eps)
     rstd = rstd_of((centred * centred).mean(dims, keepdim=True), eps)
+    xhat = centred * rstd
     scaled = g if weight is None else g * per_channel(wide(weight), x)
     inner = scaled - scaled.mean(dims, keepdim=True)
     dx = rstd * (inner - xhat * (scaled * xhat).mean(dims, keepdim=True))

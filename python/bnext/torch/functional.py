@@ -3,10 +3,11 @@
 Kernels by autograd functions    what runs eagerly on plain tensors
 Registered operators             what is traced (torch.compile, torch.export), or watched by a
                                  dispatch mode, and normalizes by the batch
-PyTorch's own                    all the rest: dtypes and devices without kernels, transforms of
-                                 functions (vmap, jvp), subclasses of tensors, inference that is
-                                 compiled (where PyTorch fuses it with what is around), and what
-                                 is wrong, so that the errors are PyTorch's
+PyTorch's own                    all the rest: dtypes and devices without kernels, tensors with
+                                 nothing in them, transforms of functions (vmap, jvp), subclasses
+                                 of tensors, inference that is compiled (where PyTorch fuses it
+                                 with what is around), and what is wrong, so that the errors are
+                                 PyTorch's
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from bnext.torch import gradients, kernels, operators
+from bnext.torch.context import PLAIN, is_recomputed, is_traced, is_transformed
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "counted_batch_norm"]
 
-PLAIN = (Tensor, torch.nn.Parameter, type(None))
-NARROW = (torch.float16, torch.bfloat16)
+NUMBERS = (float, int)
 
 
 def batch_norm(
@@ -68,39 +69,62 @@ def batch_norm(
     Where autograd runs a forward pass again, as activation checkpointing does, running statistics
     are not moved a second time.
     """
+    return counted_batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps, None
+    )
+
+
+def counted_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: Any,
+    eps: float,
+    counter: Tensor | None,
+) -> Tensor:
+    """Do `batch_norm`, and add one to the `counter` of a layer whose running statistics move."""
     tensors = (input, running_mean, running_var, weight, bias)
-    if torch.compiler.is_compiling() or _is_watched():
-        if training and operators.takes(*tensors):
-            return operators.batch_norm(*tensors, momentum, eps)
-    elif all(type(tensor) in PLAIN for tensor in tensors) and not _is_transformed():
-        try:
-            if kernels.takes(input):
-                return _by_kernels(*tensors, training, momentum, eps)
-        except (TypeError, ValueError):
-            pass  # nothing was changed; PyTorch says it in its own words, or takes it
-    return torch.nn.functional.batch_norm(
-        input, running_mean, running_var, weight, bias, training, float(momentum), eps
+    y = None
+    if is_traced():
+        if training is True and eps > 0 and operators.takes(*tensors):
+            return operators.batch_norm(*tensors, momentum, eps, counter)
+        if isinstance(momentum, Tensor):  # made from a count that is traced
+            momentum = float(momentum)
+    elif not is_transformed() and _are_plain(*tensors) and _are_numbers(training, momentum, eps):
+        y = _by_kernels(*tensors, training, momentum, eps)
+    if y is None:
+        if is_recomputed():  # copies, which may move; autograd is to keep as much as it did before
+            running_mean, running_var = _copied(running_mean), _copied(running_var)
+        y = torch.nn.functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    if counter is not None and not is_recomputed():
+        counter.add_(1)
+    return y
+
+
+def _copied(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else buffer.clone()
+
+
+def _are_plain(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether these are ordinary tensors, all in a place where there are kernels."""
+    if type(input) not in PLAIN or not kernels.takes(input) or input.numel() == 0:
+        return False
+    device = input.device
+    return all(
+        tensor is None or (type(tensor) in PLAIN and tensor.device == device) for tensor in others
     )
 
 
-def _is_watched() -> bool:
-    """Whether a dispatch mode wants to see operators: fake tensors, counters of operations."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
-def _is_transformed() -> bool:
-    """Whether functorch or forward-mode differentiation is at work, or a tracer of TorchScript."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-    )
-
-
-def is_recomputed() -> bool:
-    """Whether this forward pass runs within a backward pass, where it is a repetition."""
-    # A compiler repeats no mutation, and would not know of the task.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+def _are_numbers(training: bool, momentum: float, eps: float) -> bool:
+    """Whether these are of types and values that PyTorch takes."""
+    if type(training) is not bool or not isinstance(momentum, NUMBERS):
+        return False
+    return isinstance(eps, NUMBERS) and eps > 0
 
 
 def _by_kernels(
@@ -112,32 +136,33 @@ def _by_kernels(
     training: bool,
     momentum: float,
     eps: float,
-) -> Tensor:
-    if x.dtype in NARROW:  # kernels compute with float32 parameters; casts are autograd's
-        weight, bias = widened(weight), widened(bias)
-    if (running_mean is None) != (running_var is None):
-        raise TypeError("running_var: expected it with running_mean")
-    if not training:
+) -> Tensor | None:
+    """Normalize; None if something is wrong, which PyTorch then says in its own words."""
+    if not kernels.agree(x, running_mean, running_var, weight, bias):
+        return None
+    weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
+    try:
         if running_mean is None or running_var is None:
-            raise TypeError("running_mean: expected a tensor, got None")
-        if x.dtype in NARROW:
-            running_mean, running_var = running_mean.float(), running_var.float()
-        return gradients.normalize_by_running(x, running_mean, running_var, weight, bias, eps)
-    if running_mean is None or running_var is None or is_recomputed():
-        return gradients.normalize_by_batch(x, weight, bias, None, eps)
-    wide_mean, wide_var = running_mean, running_var
-    if x.dtype in NARROW:
-        wide_mean, wide_var = running_mean.float(), running_var.float()
-    running = kernels.Running(wide_mean, wide_var, momentum)
-    y = gradients.normalize_by_batch(x, weight, bias, running, eps)
-    for buffer, value in ((running_mean, wide_mean), (running_var, wide_var)):
-        if value is not buffer:
-            buffer.copy_(value)
-        elif not buffer.is_inference():
-            torch.autograd.graph.increment_version(buffer)  # a kernel has written to it
+            if not training or running_mean is not running_var:
+                return None
+            return gradients.normalize_by_batch(x, weight, bias, None, eps)
+        if not _are_buffers(running_mean, running_var, gradients.records(x, weight, bias)):
+            return None
+        mean, var = kernels.widened(x, running_mean), kernels.widened(x, running_var)
+        if not training:
+            return gradients.normalize_by_running(x, mean, var, weight, bias, eps)
+        if is_recomputed():
+            return gradients.normalize_by_batch(x, weight, bias, None, eps)
+        running = kernels.Running(mean, var, momentum)
+        y = gradients.normalize_by_batch(x, weight, bias, running, eps)
+    except kernels.KernelRefusal:
+        return None
+    kernels.bring_back((running_mean, running_var), (mean, var))
     return y
 
 
-def widened(tensor: Tensor | None) -> Any:
-    """Cast parameters to what kernels have beside 16-bit data."""
-    return None if tensor is None else tensor.float()
+def _are_buffers(mean: Tensor, var: Tensor, recorded: bool) -> bool:
+    """Whether PyTorch takes these as running statistics; in a recorded call it would keep them."""
+    if mean.requires_grad or var.requires_grad:
+        return False
+    return not recorded or not (mean.is_inference() or var.is_inference())

@@ -2,8 +2,8 @@
 
 Statistics are kept as the kernels left them; x and weight go through `save_for_backward`, so that
 autograd notices what has changed meanwhile, and hooks on saved tensors (activation checkpointing,
-offloading) have them. Where gradients of gradients are wanted, the backward pass is made of
-PyTorch's own operations (`formulas`).
+offloading) have them. Where gradients of gradients are wanted, or those of many outputs at once
+(``is_grads_batched``), the backward pass is made of PyTorch's own operations (`formulas`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bnext.torch import formulas, kernels
+from bnext.torch.context import PLAIN, is_batched, is_transformed
 
 __all__ = ["normalize_by_batch", "normalize_by_running", "records"]
 
@@ -54,6 +55,23 @@ def records(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def _by_formulas(dy: Tensor) -> bool:
+    """Whether the backward pass is to be one that autograd or functorch can look into."""
+    if torch.is_grad_enabled() or type(dy) not in PLAIN:
+        return True
+    return is_transformed() or is_batched(dy)
+
+
+def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradients:
+    """Give dx, if it is wanted, and the gradients of the parameters."""
+    saved = ctx.statistics
+    if x.data_ptr() != ctx.address:  # what hooks made of x may be close to it, and not the same
+        saved = kernels.saved_of(x, kernels.rows_of(saved), ctx.eps)
+    if ctx.needs_input_grad[0]:
+        return kernels.backward(dy, x, saved, weight)
+    return None, *kernels.backward_of_parameters(dy, x, saved)
+
+
 class _ByBatch(torch.autograd.Function):
     """y of x, weight and bias by the batch's statistics."""
 
@@ -68,28 +86,19 @@ class _ByBatch(torch.autograd.Function):
     ) -> Tensor:
         y, ctx.statistics = kernels.forward(x, weight, bias, running, eps)
         ctx.save_for_backward(x, weight)
-        ctx.eps = eps
+        ctx.address, ctx.eps = x.data_ptr(), eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        dx: Tensor | None
-        if torch.is_grad_enabled():
-            dx, dweight, dbias = formulas.backward(dy, x, weight, ctx.eps)
-        elif wants_x:
-            dx, dweight, dbias = kernels.backward(dy, x, ctx.statistics, weight)
+        gradients: Gradients
+        if _by_formulas(dy):
+            gradients = formulas.backward(dy, x, weight, ctx.eps)
         else:
-            dx = None
-            dweight, dbias = kernels.backward_of_parameters(dy, x, ctx.statistics)
-        return (
-            dx if wants_x else None,
-            dweight if wants_weight else None,
-            dbias if wants_bias else None,
-            None,
-            None,
-        )
+            gradients = _by_kernels(ctx, dy, x, weight)
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient if wants else None for gradient, wants in wanted), None, None
 
 
 class _ByRunning(torch.autograd.Function):
@@ -106,11 +115,10 @@ class _ByRunning(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         y, ctx.statistics = kernels.inference(x, mean, var, weight, bias, eps)
-        # Without gradients of parameters x is not kept, unless somebody differentiates twice; then
-        # dx is a function of dy and weight alone.
+        # Only gradients of parameters take x; it is not kept for dx, a function of dy and weight.
         ctx.needs_x = any(ctx.needs_input_grad[3:5])
         ctx.save_for_backward(x if ctx.needs_x else None, weight)
-        ctx.eps = eps
+        ctx.address, ctx.eps = x.data_ptr(), eps
         return y
 
     @staticmethod
@@ -119,19 +127,14 @@ class _ByRunning(torch.autograd.Function):
         wants_x, _, _, wants_weight, wants_bias, _ = ctx.needs_input_grad
         dx: Tensor | None
         dweight = dbias = None
-        if torch.is_grad_enabled():
-            _, _, var, _ = rows = kernels.rows_of(ctx.statistics)
-            mean = rows[0]
-            dx, dweight, dbias = formulas.backward_constant(
-                dy, dy if x is None else x, mean, var, weight, ctx.eps
-            )
-        elif not ctx.needs_x:
-            dx = kernels.backward_constant(dy, ctx.statistics, weight)
-        elif wants_x:
-            dx, dweight, dbias = kernels.backward(dy, x, ctx.statistics, weight)
+        if _by_formulas(dy):
+            mean, _, var, _ = kernels.rows_of(ctx.statistics)
+            like_x = dy if x is None else x
+            dx, dweight, dbias = formulas.backward_constant(dy, like_x, mean, var, weight, ctx.eps)
+        elif ctx.needs_x:
+            dx, dweight, dbias = _by_kernels(ctx, dy, x, weight)
         else:
-            dx = None
-            dweight, dbias = kernels.backward_of_parameters(dy, x, ctx.statistics)
+            dx = kernels.backward_constant(dy, ctx.statistics, weight)
         return (
             dx if wants_x else None,
             None,

@@ -1,7 +1,8 @@
-"""Tensors to kernels and back: no autograd here, and no checks but the kernels' own.
+"""Tensors to kernels and back: no autograd here, and few checks but the kernels' own.
 
 On the CPU results are memory of bnext's pool, which tensors take over: fresh pages would cost more
-than the kernels do. On a GPU they are PyTorch's, on its current stream.
+than the kernels do. On a GPU they are PyTorch's, on its current stream. Either way they are in the
+memory format in which PyTorch's operators have theirs.
 """
 
 from __future__ import annotations
@@ -14,15 +15,22 @@ from torch import Tensor
 
 from bnext import _core
 from bnext.devices import DeviceSaved, engine_of
+from bnext.torch.context import count_write
 
 __all__ = [
-    "Running", "backward", "backward_constant", "backward_of_parameters", "forward", "inference",
-    "rows_of", "saved_of", "takes",
+    "KernelRefusal", "Running", "agree", "backward", "backward_constant", "backward_of_parameters",
+    "bring_back", "format_of", "formatted", "forward", "inference", "rows_of", "saved_of", "takes",
+    "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
 OF_NUMPY = (torch.float32, torch.float64, torch.float16)
 DATA = (*OF_NUMPY, torch.bfloat16)
+NARROW = (torch.float16, torch.bfloat16)
+
+
+class KernelRefusal(Exception):  # noqa: N818
+    """The kernels do not take the arguments of a forward call, and have changed nothing."""
 
 
 class Running(NamedTuple):
@@ -33,17 +41,52 @@ class Running(NamedTuple):
     momentum: float
 
 
+# --- what kernels take ----------------------------------------------------------------------------
+
+
 def takes(x: Tensor) -> bool:
     """Whether there are kernels for a tensor of this dtype and place."""
-    if x.dtype not in DATA or x.layout is not torch.strided:
+    if x.dtype not in DATA or x.layout is not torch.strided or x.is_nested:
         return False
     return x.device.type == "cpu" or (x.device.type == "cuda" and _has_cuda())
 
 
 def _has_cuda() -> bool:
-    from bnext import cuda
+    if not _FOUND:  # asked for once: where there is none, to look costs more than a small call
+        from bnext import cuda
 
-    return cuda.is_available()
+        _FOUND.append(cuda.is_available())
+    return _FOUND[0]
+
+
+_FOUND: list[bool] = []
+# As torch.compiler.assume_constant_result has it, which would import all of the compiler.
+_has_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def agree(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether parameters and running statistics have the one dtype that they may have beside x."""
+    dtypes = {tensor.dtype for tensor in others if tensor is not None}
+    if len(dtypes) != 1:
+        return not dtypes
+    return x.dtype in dtypes or (x.dtype in NARROW and torch.float32 in dtypes)
+
+
+def widened(x: Tensor, tensor: Tensor | None) -> Any:
+    """Cast to what kernels compute with beside x: float32 beside 16 bits."""
+    return tensor if tensor is None or x.dtype not in NARROW else tensor.float()
+
+
+def bring_back(buffers: tuple[Tensor, ...], wide: tuple[Tensor, ...]) -> None:
+    """Bring running statistics from where kernels wrote them to where a layer has them."""
+    for buffer, written in zip(buffers, wide, strict=True):
+        if written is buffer:
+            count_write(buffer)
+        else:
+            buffer.copy_(written)
+
+
+# --- calls ----------------------------------------------------------------------------------------
 
 
 def forward(
@@ -51,31 +94,38 @@ def forward(
 ) -> tuple[Tensor, Any]:
     """Normalize by the batch: y, and what backward needs besides x and weight."""
     mean, var, momentum = (None, None, None) if running is None else running
-    if x.dtype in OF_NUMPY and not x.is_cuda:
-        y, saved = _core.forward(
-            _array(x), _array(weight), _array(bias), _array(mean), _array(var), momentum, None, eps,
-            1, None,
+    try:
+        if x.dtype in OF_NUMPY and not x.is_cuda:
+            y, saved = _core.forward(
+                _array(x), _array(weight), _array(bias), _written(mean), _written(var), momentum,
+                None, eps, 1, None,
+            )  # fmt: skip
+            return formatted(torch.from_numpy(y), x), saved
+        y, saved = engine_of(x).forward(
+            _plain(x), _plain(weight), _plain(bias), _plain(mean), _plain(var), momentum, None,
+            eps, 1, None,
         )  # fmt: skip
-        return torch.from_numpy(y), saved
-    result: tuple[Tensor, Any] = engine_of(x).forward(
-        _plain(x), _plain(weight), _plain(bias), mean, var, momentum, None, eps, 1, None
-    )
-    return result
+    except (TypeError, ValueError) as refusal:
+        raise KernelRefusal(str(refusal)) from refusal
+    return formatted(y, x), saved
 
 
 def inference(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Any]:
     """Normalize by running statistics; otherwise as `forward`."""
-    if x.dtype in OF_NUMPY and not x.is_cuda:
-        y, saved = _core.normalize_by_running(
-            _array(x), _array(mean), _array(var), _array(weight), _array(bias), eps, 1, None
+    try:
+        if x.dtype in OF_NUMPY and not x.is_cuda:
+            y, saved = _core.normalize_by_running(
+                _array(x), _array(mean), _array(var), _array(weight), _array(bias), eps, 1, None
+            )
+            return formatted(torch.from_numpy(y), x), saved
+        y, saved = engine_of(x).normalize_by_running(
+            _plain(x), _plain(mean), _plain(var), _plain(weight), _plain(bias), eps, 1, None
         )
-        return torch.from_numpy(y), saved
-    result: tuple[Tensor, Any] = engine_of(x).normalize_by_running(
-        _plain(x), _plain(mean), _plain(var), _plain(weight), _plain(bias), eps, 1, None
-    )
-    return result
+    except (TypeError, ValueError) as refusal:
+        raise KernelRefusal(str(refusal)) from refusal
+    return formatted(y, x), saved
 
 
 def backward(
@@ -83,12 +133,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias."""
     if x.dtype in OF_NUMPY and not x.is_cuda:
-        dx, dweight, dbias = _core.backward(_array(dy), _array(x), saved, _array(weight), None)
-        return torch.from_numpy(dx), torch.from_numpy(dweight), torch.from_numpy(dbias)
-    result: tuple[Tensor, Tensor, Tensor] = engine_of(x).backward(
-        _plain(dy), _plain(x), saved, _plain(weight), None
-    )
-    return result
+        arrays = _core.backward(_array(dy), _array(x), saved, _array(weight), None)
+        dx, dweight, dbias = map(torch.from_numpy, arrays)
+    else:
+        dx, dweight, dbias = engine_of(x).backward(
+            _plain(dy), _plain(x), saved, _plain(weight), None
+        )
+    return formatted(dx, x), dweight, dbias
 
 
 def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
@@ -101,6 +152,18 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
         sums = engine_of(x).backward_reduce(_plain(dy), _plain(x), saved)
     dweight, dbias = _core.parameter_gradients(saved, None, *sums)
     return torch.from_numpy(dweight), torch.from_numpy(dbias)
+
+
+def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
+    """Give dx where the statistics are constants, which takes no x."""
+    if dy.dtype in OF_NUMPY and not dy.is_cuda:
+        dx = _core.backward_constant(_array(dy), saved, _array(weight), None)
+        return formatted(torch.from_numpy(dx), dy)
+    dx = engine_of(dy, "dy").backward_constant(_plain(dy), saved, _plain(weight), None)
+    return formatted(dx, dy)
+
+
+# --- what forward leaves --------------------------------------------------------------------------
 
 
 def rows_of(saved: Any) -> Tensor:
@@ -120,12 +183,7 @@ def saved_of(x: Tensor, rows: Tensor, eps: float) -> Any:
     return engine_of(x).restored(_plain(x), _array(rows), eps, 1)
 
 
-def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
-    """Give dx where the statistics are constants, which takes no x."""
-    if dy.dtype in OF_NUMPY and not dy.is_cuda:
-        return torch.from_numpy(_core.backward_constant(_array(dy), saved, _array(weight), None))
-    dx: Tensor = engine_of(dy, "dy").backward_constant(_plain(dy), saved, _plain(weight), None)
-    return dx
+# --- tensors and arrays ---------------------------------------------------------------------------
 
 
 def _array(tensor: Tensor | None) -> Any:
@@ -133,5 +191,50 @@ def _array(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.numpy(force=True)
 
 
+def _written(tensor: Tensor | None) -> Any:
+    if tensor is not None and tensor.is_neg():
+        raise TypeError(
+            "expected a tensor that is in memory as it is, got one that is to be negated"
+        )
+    return _array(tensor)
+
+
 def _plain(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.detach()
+
+
+def formatted(result: Tensor, x: Tensor) -> Tensor:
+    """Give the result of kernels, which is ordered as x is, the format that PyTorch's would have.
+
+    They are the same, but for the strides of axes of one element, and for an x of which neither
+    the planes nor the channels follow each other: a transposed one, say.
+    """
+    strides = result.stride()
+    if strides == x.stride() and x.is_contiguous():
+        return result
+    expected = torch.empty_like(x, device="meta", memory_format=format_of(x)).stride()
+    if strides == expected:
+        return result
+    if all(a == b or n == 1 for a, b, n in zip(strides, expected, x.shape, strict=True)):
+        return result.as_strided(x.shape, expected)
+    return torch.empty_strided(x.shape, expected, dtype=x.dtype, device=x.device).copy_(result)
+
+
+def format_of(x: Tensor) -> torch.memory_format:
+    """Name the format in which PyTorch's operator has its result.
+
+    It is that in which x is dense. Otherwise strides decide by themselves: channels, then the axes
+    from the last to the first; as c10's MemoryFormat.h has it.
+    """
+    if x.dim() not in (4, 5) or x.stride(1) == 0:
+        return torch.contiguous_format
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    if x.is_contiguous(memory_format=last) and not x.is_contiguous():
+        return last
+    least = 0
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        stride, extent = x.stride(axis), x.size(axis)
+        if extent == 0 or stride < least or (axis == 0 and least == x.stride(1)):
+            return torch.contiguous_format
+        least = stride * extent
+    return last

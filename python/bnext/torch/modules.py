@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnext.torch.functional import batch_norm, is_recomputed
+from bnext.torch.functional import counted_batch_norm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
 
@@ -22,6 +23,8 @@ class Forward(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
+        if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
+            return self._traced(input)
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
         training = self.training
@@ -34,12 +37,10 @@ class Forward(_BatchNorm):
             by_batch = True
             if not moves:
                 running_mean = running_var = None
-        y = batch_norm(
-            input, running_mean, running_var, self.weight, self.bias, by_batch, momentum, self.eps
-        )
-        if counter is not None and not is_recomputed():
-            counter.add_(1)
-        return y
+        return counted_batch_norm(
+            input, running_mean, running_var, self.weight, self.bias, by_batch, momentum, self.eps,
+            counter,
+        )  # fmt: skip
 
     def _weight_of_batch(self, counter: Tensor | None) -> float:
         if self.momentum is not None:
@@ -47,8 +48,19 @@ class Forward(_BatchNorm):
         if counter is None:
             return 0.0
         # Traced, the count stays a tensor: to read it would break the graph.
-        following: Any = counter + 1 if torch.compiler.is_compiling() else int(counter) + 1
-        return 1.0 / following
+        count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
+        return 1.0 / (count + 1)
+
+    def _traced(self, input: torch.fx.Proxy) -> Any:
+        """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+
+    def __prepare_scriptable__(self) -> _BatchNorm:
+        """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
+        layer: Any = copy.copy(self)
+        layer.__class__ = next(kind for kind in type(self).__mro__ if not issubclass(kind, Forward))
+        return layer
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):

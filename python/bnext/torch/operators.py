@@ -1,11 +1,12 @@
 """The two passes as registered operators: what torch.compile, torch.export and dispatch modes see.
 
-``bnext::batch_norm``           x, weight, bias, eps -> y, statistics
+``bnext::batch_norm``           x, weight, bias, eps -> y, statistics, first
 ``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
 
 `statistics` has mean, m2, biased variance and rstd of each channel as rows, in float64. The
 operators are functional: running statistics are moved from these, by operations that a compiler can
-fuse. The backward operator has a backward pass in turn, by `formulas`.
+fuse. `first` is the integer 1, or 0 where the pass repeats one in a backward pass: what is compiled
+finds that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import torch
 from torch import Tensor
 
 from bnext.torch import formulas, kernels
+from bnext.torch.context import is_recomputed
 
 __all__ = ["batch_norm", "takes"]
-
-DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def takes(
@@ -31,19 +31,17 @@ def takes(
     bias: Tensor | None,
 ) -> bool:
     """Whether a traced call is one for the operators; PyTorch says what is wrong with others."""
-    if x.dtype not in DATA or x.dim() < 2 or x.device.type not in ("cpu", "cuda"):
+    others = (running_mean, running_var, weight, bias)
+    if not kernels.takes(x) or x.dim() < 2 or not kernels.agree(x, *others):
         return False
     if (running_mean is None) != (running_var is None):
         return False
-    channels = x.size(1)
-    for tensor in (running_mean, running_var, weight, bias):
-        if tensor is None:
-            continue
-        if tensor.dim() != 1 or tensor.size(0) != channels or tensor.device != x.device:
-            return False
-        if tensor.dtype not in (x.dtype, parameter_dtype(x)):
-            return False
-    return True
+    if any(buffer is not None and buffer.requires_grad for buffer in others[:2]):
+        return False
+    shape = (x.size(1),)
+    return all(
+        tensor is None or (tensor.shape == shape and tensor.device == x.device) for tensor in others
+    )
 
 
 def parameter_dtype(x: Tensor) -> torch.dtype:
@@ -57,28 +55,31 @@ def batch_norm(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    momentum: float,
+    momentum: Any,
     eps: float,
+    counter: Tensor | None,
 ) -> Tensor:
-    """Normalize by the batch and move the running statistics, as operators that can be traced."""
+    """Normalize by the batch, move running statistics and a counter, in ways that can be traced."""
     functional: Any = torch.nn.functional
     functional._verify_batch_size(x.size())
-    dtype = parameter_dtype(x)
-    weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    y, statistics = torch.ops.bnext.batch_norm(x, weight, bias, eps)
-    count = math.prod(x.shape) // max(x.shape[1], 1)
-    if running_mean is not None and running_var is not None and count > 1:
+    weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
+    y, statistics, first = torch.ops.bnext.batch_norm(x, weight, bias, eps)
+    if not is_recomputed():
         with torch.no_grad():
-            mean, m2, _, _ = statistics.detach().unbind()
-            _move(running_mean, mean, momentum)
-            _move(running_var, m2 / (count - 1), momentum)
+            count = math.prod(x.shape) // max(x.shape[1], 1)
+            if running_mean is not None and running_var is not None and count > 1:
+                mean, m2, _, _ = statistics.detach().unbind()
+                _move(running_mean, mean, momentum, first)
+                _move(running_var, m2 / (count - 1), momentum, first)
+            if counter is not None:
+                counter.add_(first)
     result: Tensor = y
     return result
 
 
-def _move(running: Tensor, batch: Tensor, momentum: float) -> None:
-    running.copy_((1 - momentum) * running.double() + momentum * batch)
+def _move(running: Tensor, batch: Tensor, momentum: Any, first: Tensor) -> None:
+    moved = (1 - momentum) * running.double() + momentum * batch
+    running.copy_(torch.where(first > 0, moved, running))
 
 
 # Types are spelled as PyTorch's schemas are read from them.
@@ -90,14 +91,18 @@ def _forward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     y, saved = kernels.forward(x, weight, bias, None, eps)
-    return _like(y, x), kernels.rows_of(saved)
+    first = torch.full((), 0 if is_recomputed() else 1, device=x.device)
+    return y, kernels.rows_of(saved), first
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((4, x.size(1)), dtype=torch.float64)
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty((4, x.size(1)), dtype=torch.float64)
+    return _like(x), statistics, x.new_empty((), dtype=torch.int64)
 
 
 @torch.library.custom_op("bnext::batch_norm_backward", mutates_args=())
@@ -109,8 +114,7 @@ def _backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     saved = kernels.saved_of(x, statistics, eps)
-    dx, dweight, dbias = kernels.backward(dy, x, saved, weight)
-    return _like(dx, x), dweight, dbias
+    return kernels.backward(dy, x, saved, weight)
 
 
 @_backward.register_fake
@@ -118,26 +122,23 @@ def _(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dweight, dbias = (x.new_empty(x.size(1), dtype=parameter_dtype(x)) for _ in range(2))
-    return torch.empty_like(x), dweight, dbias
+    return _like(x), dweight, dbias
 
 
-def _like(result: Tensor, x: Tensor) -> Tensor:
-    """In the strides that PyTorch gives to what is like x, and has told the compiler."""
-    expected = torch.empty_like(x, device="meta").stride()
-    if result.stride() == expected:
-        return result
-    return torch.empty_like(x).copy_(result)
+def _like(x: Tensor) -> Tensor:
+    """Lie where results of the kernels do."""
+    return torch.empty_like(x, memory_format=kernels.format_of(x))
 
 
 def _keep_forward(ctx: Any, inputs: Any, output: Any) -> None:
     x, weight, _, eps = inputs
-    _, statistics = output
-    ctx.mark_non_differentiable(statistics)
+    _, statistics, first = output
+    ctx.mark_non_differentiable(statistics, first)
     ctx.save_for_backward(x, weight, statistics)
     ctx.eps = eps
 
 
-def _through_forward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _through_forward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, statistics = ctx.saved_tensors
     wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
     gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from bnext.sync import Group, TorchDistributedGroup
 from bnext.sync.group import announcing
 from bnext.sync.phases import move_once, synchronized_backward, synchronized_forward
 from bnext.torch import gradients, kernels
-from bnext.torch.functional import NARROW, is_recomputed, widened
+from bnext.torch.context import is_recomputed
 from bnext.torch.modules import Forward
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
@@ -46,17 +45,28 @@ class SyncBatchNorm(Forward, torch.nn.SyncBatchNorm):
 
     _moved_at: tuple[Group, int] | None = None
 
-    @torch._dynamo.disable  # what waits for others is no part of a graph
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
-        self._check_input_dim(input)
-        self._check_non_zero_input_channels(input)
-        group = group_of(self.process_group) if self.training else None
-        if group is None or not kernels.takes(input):
+        if type(input) is Tensor:
+            self._check_input_dim(input)
+            self._check_non_zero_input_channels(input)
+        if not self.training or not has_others(self.process_group):
             return super().forward(input)
-        weight, bias = self.weight, self.bias
-        if input.dtype in NARROW:  # kernels compute with float32 parameters
-            weight, bias = widened(weight), widened(bias)
+        if torch.compiler.is_compiling():  # what waits for others is no part of a graph
+            return _outside_of_graphs()(self, input)
+        return self._in_group(input)
+
+    def _in_group(self, input: Tensor) -> Tensor:
+        group = group_of(self.process_group)
+        if not kernels.takes(input):
+            if group is not self.process_group:
+                return torch.nn.SyncBatchNorm.forward(self, input)
+            with announcing(group):
+                raise TypeError(
+                    "input: expected a dense float32, float64, float16 or bfloat16 tensor where "
+                    f"bnext has kernels, got {input.layout} {input.dtype} on {input.device}"
+                )
+        weight, bias = kernels.widened(input, self.weight), kernels.widened(input, self.bias)
         call = _Call(group, self, self.eps)
         if gradients.records(input, weight, bias):
             y: Tensor = _InGroup.apply(input, weight, bias, call)
@@ -102,17 +112,13 @@ class _Call:
             x, weight, bias, self.eps, 1, None, self.group, self.layer
         )
         y, self.saved = result
-        return y
+        return kernels.formatted(y, x)
 
     def move(self, mean: Tensor, var: Tensor, momentum: float) -> None:
         """Move running statistics by those of the batch."""
-        wide = [buffer if buffer.dtype not in NARROW else buffer.float() for buffer in (mean, var)]
-        engine_of(wide[0]).move_running(self.saved.local, *wide, momentum, None)
-        for buffer, value in zip((mean, var), wide, strict=True):
-            if value is not buffer:
-                buffer.copy_(value)
-            elif not buffer.is_inference():
-                torch.autograd.graph.increment_version(buffer)
+        wide = kernels.widened(mean, mean), kernels.widened(var, var)
+        engine_of(mean).move_running(self.saved.local, *wide, momentum, None)
+        kernels.bring_back((mean, var), wide)
 
 
 class _InGroup(torch.autograd.Function):
@@ -139,14 +145,17 @@ class _InGroup(torch.autograd.Function):
         return *(gradient if wants else None for gradient, wants in wanted), None
 
 
-_GROUPS: weakref.WeakKeyDictionary[Any, TorchDistributedGroup] = weakref.WeakKeyDictionary()
+# One for each process group, since layers are told apart by the order of their calls in it.
+_GROUPS: dict[Any, TorchDistributedGroup] = {}
 
 
 def check_group(group: Any, name: str) -> None:
     """TypeError unless it is a group of bnext's, a process group of PyTorch's, or None."""
     if group is None or isinstance(group, Group):
         return
-    if dist.is_available() and isinstance(group, dist.ProcessGroup):
+    if dist.is_available() and (
+        isinstance(group, dist.ProcessGroup) or group == dist.GroupMember.NON_GROUP_MEMBER
+    ):
         return
     raise TypeError(
         f"{name}: expected a bnext.sync group or a torch.distributed.ProcessGroup, got "
@@ -154,16 +163,34 @@ def check_group(group: Any, name: str) -> None:
     )
 
 
-def group_of(group: Any) -> Group | None:
-    """Find who is to be waited for; None if there is nobody."""
+def has_others(group: Any) -> bool:
+    """Whether there is anybody to wait for in a group of either kind (None: PyTorch's default)."""
+    if isinstance(group, Group):
+        return True
+    # -1 where this process is no member.
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def group_of(group: Any) -> Group:
+    """Find the group of bnext's that is a process group, or is it already."""
     if isinstance(group, Group):
         return group
-    if not dist.is_available() or not dist.is_initialized():
-        return None
     group = dist.group.WORLD if group is None else group
-    if dist.get_world_size(group) == 1:
-        return None
     made = _GROUPS.get(group)
     if made is None:
+        for known in [known for known in _GROUPS if _is_destroyed(known)]:
+            del _GROUPS[known]
         made = _GROUPS[group] = TorchDistributedGroup(group)
     return made
+
+
+def _is_destroyed(group: Any) -> bool:
+    try:
+        dist.get_rank(group)
+    except (RuntimeError, ValueError):
+        return True
+    return False
+
+
+def _outside_of_graphs() -> Any:
+    return torch._dynamo.disable(SyncBatchNorm._in_group)

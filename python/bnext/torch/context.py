@@ -1,0 +1,65 @@
+"""What is at work around a call: compilers, modes, transforms of functions, repetitions.
+
+PyTorch has no public names for some of it. These are all looked up here; where a version lacks one,
+what follows is the way that is right without: operators that can be traced, or PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PLAIN", "count_write", "is_batched", "is_recomputed", "is_traced", "is_transformed"]
+
+# Tensors of which nothing is known to be special; subclasses may do anything with what they get.
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _known(module: Any, name: str, otherwise: Any) -> Any:
+    return getattr(module, name, otherwise)
+
+
+_dispatch_modes = _known(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_has_transforms = _known(torch._C, "_are_functorch_transforms_active", lambda: True)
+_is_batch = _known(
+    getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False
+)
+_is_scripted = _known(torch._C, "_is_tracing", lambda: True)
+_backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
+_increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
+
+
+def is_traced() -> bool:
+    """Whether a compiler or an exporter traces, or a dispatch mode wants to see operators.
+
+    Such modes are fake tensors, counters of operations, selective activation checkpointing.
+    """
+    return torch.compiler.is_compiling() or _dispatch_modes() > 0
+
+
+def is_transformed() -> bool:
+    """Whether functorch or forward-mode differentiation is at work, or a tracer of TorchScript."""
+    return (
+        _has_transforms()
+        or getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+        or _is_scripted()
+    )
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for a batch of tensors, as under ``is_grads_batched``."""
+    return bool(_is_batch(tensor))
+
+
+def is_recomputed() -> bool:
+    """Whether this forward pass runs within a backward pass, where it is a repetition."""
+    # A compiler repeats no mutation, and would not know of the task.
+    return not torch.compiler.is_compiling() and _backward_task() != -1
+
+
+def count_write(tensor: Tensor) -> None:
+    """Let autograd know that a kernel has written to `tensor`."""
+    if not tensor.is_inference():  # which autograd does not count
+        _increment_version(tensor)

@@ -1,0 +1,101 @@
+"""Regions on the OpenMP runtime of another library, so that a process has one pool of threads."""
+
+import ctypes.util
+import shutil
+
+import pytest
+
+import bnext
+
+from .conftest import needs_openmp
+from .optional import import_torch
+from .subprocesses import output_of
+
+pytestmark = needs_openmp
+
+ANOTHER = """
+    import ctypes, sys
+    import numpy as np
+    import bnext
+
+    rng = np.random.default_rng(0)
+    # Of each layout; with 3 threads the plan has one schedule for the first and one for the others.
+    shapes = (64, 20), (8, 33, 20, 20), (2, 3, 300, 300), (20_000, 33)
+    arrays = [rng.normal(size=(2, *shape)).astype(np.float32) for shape in shapes]
+
+    def compute():
+        for x, dy in arrays:
+            y, saved = bnext.batch_norm_forward(x)
+            yield y.tobytes()
+            yield from (a.tobytes() for a in bnext.batch_norm_backward(dy, x, saved))
+            yield bnext.normalize(x, saved.mean, saved.var).tobytes()
+
+    expected = list(compute())
+    other = ctypes.CDLL(sys.argv[1])
+    assert bnext._core.share_openmp(sys.argv[1])
+    for threads in (1, 2, 3, 7):
+        other.omp_set_num_threads(threads)
+        assert bnext.get_num_threads() == threads  # its default is ours
+        for schedule in ("serial", "channels", "split", None):
+            bnext._core.force_schedule(schedule)
+            assert list(compute()) == expected, (threads, schedule)
+    assert bnext._core.share_openmp(sys.argv[1])
+    print(bnext.show_config(mode="dicts")["threads"]["openmp_file"])
+"""
+
+
+def test_another_runtime_runs_the_same_code(tmp_path):
+    """A copy of the library is another runtime, with threads of its own."""
+    own = bnext.show_config(mode="dicts")["threads"]["openmp_file"]
+    copy = shutil.copy(own, tmp_path / "libanother.so")
+    program = ANOTHER.replace("sys.argv[1]", repr(str(copy)))
+    assert output_of(program, timeout=100) == str(copy)
+
+
+def test_a_library_without_a_runtime_is_none():
+    before = bnext.show_config(mode="dicts")["threads"]
+    assert not bnext._core.share_openmp("no such library")
+    assert not bnext._core.share_openmp(ctypes.util.find_library("c"))
+    assert bnext.show_config(mode="dicts")["threads"] == before
+
+
+@pytest.mark.parametrize("first", ["bnext", "torch"])
+def test_one_runtime_with_torch(first):
+    """Whoever is imported first: what sets the threads of one sets those of the other."""
+    import_torch()
+    program = f"""
+        import {first}
+        import torch, bnext.torch
+
+        for threads in (3, 1, 2):
+            torch.set_num_threads(threads)
+            print(bnext.get_num_threads())
+    """
+    assert output_of(program).split() == ["3", "1", "2"]
+
+
+def test_forked_processes_compute_after_torch_did():
+    """Threads of the one pool do not survive a fork, also if only PyTorch has used them."""
+    import_torch()
+    program = """
+        import multiprocessing, warnings
+        import numpy as np
+        import torch, bnext.torch
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads
+        torch.set_num_threads(2)
+        x = torch.randn(64, 64, 32, 32)
+        torch.relu(x)
+
+        def child(pipe):
+            y = bnext.torch.BatchNorm2d(64)(x).detach().numpy()
+            pipe.send(bool(np.isfinite(y).all()))  # PyTorch itself would hang
+
+        context = multiprocessing.get_context("fork")
+        ends = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(ends[1],))
+        process.start()
+        print(ends[0].recv() if ends[0].poll(30) else "the child hangs")
+        process.kill()
+    """
+    assert output_of(program, timeout=100) == "True"

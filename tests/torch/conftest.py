@@ -1,0 +1,52 @@
+"""Fixtures of the tests of `bnext.torch`: random numbers, and proof that the kernels ran."""
+
+import zlib
+from collections import Counter
+
+import pytest
+
+import bnext
+
+from ..optional import import_torch
+
+PASSES = ("forward", "inference", "backward", "backward_constant", "backward_of_parameters")
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """PyTorch's random numbers, the same in every run of a test."""
+    import_torch().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(restore_threads):
+    """Most data here is tiny: teams of threads that wait for each other would take all the time."""
+    torch = import_torch()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    bnext.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """How often each pass of the kernels was run to its end, by name.
+
+    Without it a layer that left everything to PyTorch would pass the other tests.
+    """
+    from bnext.torch import kernels
+
+    calls = Counter()
+
+    def counted(name, run):
+        def call(*arguments):
+            result = run(*arguments)
+            calls[name] += 1
+            return result
+
+        return call
+
+    for name in PASSES:
+        monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
+    return calls
