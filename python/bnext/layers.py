@@ -320,20 +320,19 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
 
     def _by_running(self, engine: Any, x: Any, out: Any, moves: bool) -> tuple[Any, Any]:
         """Normalize by the running statistics, and move them after if asked to."""
-        merged = batch = None
-        if moves and self.group is not None:
-            merged = layer_moments(self, engine, x)
-        elif moves:
+        batch = None
+        if moves and self.group is None:
             batch = engine.moments(x, self.channel_axis)
             check_more_than_one(tuple(x.shape), batch[0])
         y, saved = engine.normalize_by_running(
             x, self.running_mean, self.running_var, self.weight, self.bias,
             self.eps, self.channel_axis, out,
         )  # fmt: skip
-        if merged is not None:
-            move_by_group(self, merged)
-        elif batch is not None:
+        if batch is not None:
             move_running(self, *batch)
+        elif moves:
+            # Only now: members that share the layer move it when all have normalized.
+            move_by_group(self, layer_moments(self, engine, x))
         # Gradients of parameters are all that x would be needed for.
         return y, (x if self._needs_gradients_of_parameters() else None, saved)
 
