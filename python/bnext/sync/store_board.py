@@ -82,8 +82,9 @@ class StoreBoard(Board):
                 return
             self._requests.append(request)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, daemon=True)
+                thread.start()
+                self._thread = thread  # only now: Ctrl-C may come at any point
 
     def _work(self) -> None:
         while True:
