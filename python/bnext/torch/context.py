@@ -31,21 +31,24 @@ _backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
 _increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
 
 
+def is_transformed() -> bool:
+    """Whether functorch or forward-mode differentiation is at work, or a tracer of TorchScript.
+
+    They know PyTorch's operators, and would lose derivatives at ours.
+    """
+    return (
+        _has_transforms()
+        or getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+        or (not torch.compiler.is_compiling() and _is_scripted())
+    )
+
+
 def is_traced() -> bool:
     """Whether a compiler or an exporter traces, or a dispatch mode wants to see operators.
 
     Such modes are fake tensors, counters of operations, selective activation checkpointing.
     """
     return torch.compiler.is_compiling() or _dispatch_modes() > 0
-
-
-def is_transformed() -> bool:
-    """Whether functorch or forward-mode differentiation is at work, or a tracer of TorchScript."""
-    return (
-        _has_transforms()
-        or getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
-        or _is_scripted()
-    )
 
 
 def is_batched(tensor: Tensor) -> bool:

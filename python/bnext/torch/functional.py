@@ -88,14 +88,16 @@ def counted_batch_norm(
     """Do `batch_norm`, and add one to the `counter` of a layer whose running statistics move."""
     tensors = (input, running_mean, running_var, weight, bias)
     y = None
-    if is_traced():
+    if is_transformed():
+        pass
+    elif is_traced():
         if training is True and eps > 0 and operators.takes(*tensors):
             return operators.batch_norm(*tensors, momentum, eps, counter)
-        if isinstance(momentum, Tensor):  # made from a count that is traced
-            momentum = float(momentum)
-    elif not is_transformed() and _are_plain(*tensors) and _are_numbers(training, momentum, eps):
+    elif _are_plain(*tensors) and _are_numbers(training, momentum, eps):
         y = _by_kernels(*tensors, training, momentum, eps)
     if y is None:
+        if torch.compiler.is_compiling() and isinstance(momentum, Tensor):
+            momentum = float(momentum)  # made from a count that is traced
         if is_recomputed():  # copies, which may move; autograd is to keep as much as it did before
             running_mean, running_var = _copied(running_mean), _copied(running_var)
         y = torch.nn.functional.batch_norm(
