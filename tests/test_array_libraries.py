@@ -8,6 +8,8 @@ import copy
 import gc
 import pickle
 import sys
+import threading
+import time
 import types
 
 import ml_dtypes
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 import bnext
+from bnext.devices import libraries
 
 from . import fake_cuda
 from .compare import assert_same_bits
@@ -371,6 +374,38 @@ def test_namespaces_that_array_api_compat_knows(monkeypatch):
     assert type(bnext.batch_norm_forward(Known(x))[0]) is Small
     monkeypatch.setitem(sys.modules, "array_api_compat", None)
     assert type(bnext.batch_norm_forward(Another(x))[0]) is np.ndarray
+
+
+def test_threads_find_one_library(monkeypatch):
+    """Also if they come at once, with the first arrays of it."""
+    together = threading.Barrier(4)
+
+    class Slow(libraries.Library):
+        def __init__(self, *of):
+            time.sleep(0.05)
+            super().__init__(*of)
+
+    class Known(Producer):
+        def __array_namespace__(self):
+            return namespace
+
+    namespace = types.SimpleNamespace(__name__="slow")
+    monkeypatch.setattr(libraries, "Library", Slow)
+    kinds = [Known, type("Another", (Known,), {})]
+    found = [None] * 4
+
+    def find(number):
+        array = kinds[number % 2](np.ones(3))
+        together.wait()
+        found[number] = libraries.library_of(array)
+
+    threads = [threading.Thread(target=find, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0].xp is namespace
+    assert all(library is found[0] for library in found)
 
 
 def test_lists_are_numpy_s():

@@ -36,7 +36,7 @@ def test_runs_as_a_module():
     assert result.stdout == f"bnext {bnext.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["config"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["config"], ["bench"], ["statistics"]])
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help(command, word, capsys):
     assert exit_status(*command, word) == 0
@@ -47,7 +47,9 @@ def test_help(command, word, capsys):
 def test_help_names_the_commands_and_every_option(capsys):
     exit_status("--help")
     output = capsys.readouterr().out
-    for word in ("config", "bench", "--network", "--epochs", "--batch-size", "--rates", "--seed"):
+    for word in ("config", "bench", "statistics", "--network", "--epochs", "--seed", "--output"):
+        assert word in output
+    for word in ("--batch-size", "--rates", "--no-picture"):
         assert word in output
 
 
@@ -94,6 +96,7 @@ def test_config_and_help_do_without_the_extra(monkeypatch):
     monkeypatch.setattr(options, "EXTRA", {"scikit-learn": "no_such_module"})
     assert exit_status("config") == 0
     assert exit_status("--help") == 0
+    assert exit_status("statistics", "--help") == 0
 
 
 @pytest.mark.usefixtures("extra")

@@ -23,6 +23,32 @@ def test_forward_is_its_two_phases(rng, isa, schedule, case, dtype):
     assert_same_bits(y, bnext.normalize(x, moments.mean, moments.var, weight, bias, **axis))
 
 
+def test_forward_of_a_group_of_one(rng, isa, schedule, case, dtype):
+    """The phases as groups call them, with the running statistics that move last."""
+    x = case.x(rng, dtype)
+    parameters = case.weight(rng, dtype), case.bias(rng, dtype)
+    running = [rng.uniform(0.5, 2, (2, case.channels)).astype(dtype)] * 2
+    (mean, var), (moved_mean, moved_var) = (rows.copy() for rows in running)
+    counts = np.zeros((), np.int64), np.zeros((), np.int64)
+    options = (1e-5, case.channel_axis, None)
+    y, saved = _core.forward(x, *parameters, mean, var, 0.3, counts[0], *options)
+    count, *rows, name = _core.collect_stats(
+        x, *parameters, moved_mean, moved_var, 0.3, counts[1], *options
+    )  # fmt: skip
+    assert name == np.dtype(dtype).name
+    assert_same_bits(moved_mean, running[0][0])
+    again, of_group = _core.apply_norm(x, count, *rows, *parameters, *options)
+    assert_same_bits(again, y)
+    assert of_group.batch_statistics
+    assert of_group.count == saved.count
+    for row in ("mean", "m2", "var", "rstd"):
+        assert_same_bits(getattr(of_group, row), getattr(saved, row), row)
+    _core.move_running(of_group, moved_mean, moved_var, 0.3, counts[1])
+    assert_same_bits(moved_mean, mean)
+    assert_same_bits(moved_var, var)
+    assert counts[0] == counts[1] == 1
+
+
 def test_backward_is_its_two_phases(rng, isa, schedule, case, dtype):
     x, dy = case.x(rng, dtype), case.dy(rng, dtype)
     weight = case.weight(rng, dtype)
@@ -31,6 +57,9 @@ def test_backward_is_its_two_phases(rng, isa, schedule, case, dtype):
     sum_dy, sum_dy_xmu = _core.backward_reduce(dy, x, saved)
     assert_same_bits(dbias, sum_dy.astype(dtype))
     assert_same_bits(dweight, (sum_dy_xmu * saved.rstd).astype(dtype))
+    of_parameters = _core.parameter_gradients(saved, weight, sum_dy, sum_dy_xmu)
+    assert_same_bits(of_parameters[0], dweight)
+    assert_same_bits(of_parameters[1], dbias)
     arguments = (dy, x, saved, weight, sum_dy, sum_dy_xmu, saved.count)
     out = np.full_like(dx, np.nan)
     assert _core.backward_apply(*arguments, out) is out

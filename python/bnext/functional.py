@@ -10,6 +10,11 @@ others, and what a library holds immutable (JAX) cannot be `out`. On a GPU all a
 of one library and on one device (parameters too), work is put on the stream on which the library
 works at the time, and nothing waits for it. bnext records nothing for autograd: tensors that
 require gradients are refused.
+
+All of this holds for each member of a group, whose shards may be of different libraries and on
+different devices, if their dtypes agree. What a group exchanges is float64 on the host, and never
+an element of `x` or `dy`: from a GPU, the two numbers a channel of each pass are copied to the
+host, for which the stream of `x` is waited for, and no other; what was merged is copied back.
 """
 
 from __future__ import annotations
@@ -62,7 +67,8 @@ def batch_norm_forward(
         Which axis of `x` has the channels; negative counts from the end.
     group : bnext.sync.Group, optional
         `x` is the caller's shard of a batch that all members of the group hold; mean and variance
-        are the whole batch's, and all members call this together. A shard may be empty.
+        are the whole batch's, and all members call this together. A shard may be empty, of any
+        library and on any device.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
 

@@ -66,7 +66,8 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     group : bnext.sync.Group, optional
         In training, the input is a member's shard of a batch that the whole group holds: all
         members call the layer together, and statistics are the whole batch's. In evaluation mode
-        nothing is exchanged. Threads may share the layer, or have a replica each.
+        nothing is exchanged. Threads may share the layer, or have a replica each: on GPUs, one
+        where its shards are.
     parameter_gradients : {"local", "total"}
         In a group: whether gradients of parameters are sums over the member's shard, as the
         averaging of gradients expects them, or over the whole batch. Those of a layer that threads
@@ -281,7 +282,9 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
             A member of the group is missing, has failed, or called something else.
         """
         uses, moves = self._statistics_of_call()
-        if self.group is not None and not uses:
+        # In evaluation a layer without running statistics uses those of its own shard.
+        meets = self.training or self.use_running_stats is False
+        if self.group is not None and not uses and meets:
             return layer_forward(self, x, out, moves)
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
         x = self._checked(x) if engine is _core else self._checked_elsewhere(x, engine)

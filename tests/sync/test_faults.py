@@ -140,6 +140,7 @@ def test_every_survivor_is_told(kind):
             continue  # with this time-out even good members may be late
         for actual, wanted in zip(members(group, Program(group)), good[size], strict=True):
             assert_same_bits(actual, wanted)
+        group.reset()  # layers are numbered from 0 again
 
 
 def members_of_broken(group):

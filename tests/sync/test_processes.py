@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -35,32 +37,44 @@ def engine(request):
     return request.param
 
 
-def run(engine, program, size, folder, rounds=1):
-    """Processes that run a program of `worker.py`; they must end by themselves."""
+def run(engine, program, size, folder, rounds=1, **more):
+    """Processes that run a program of `worker.py`; they must end by themselves.
+
+    Returns what they said, and their exit statuses.
+    """
     package = pathlib.Path(bnext.__file__).parents[1]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)]), "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR",
     }  # fmt: skip
-    worker = [sys.executable, "-m", "tests.sync.worker", engine, program, str(folder), str(rounds)]
+    task = {"engine": engine, "program": program, "folder": str(folder), "rounds": rounds, **more}
+    worker = [sys.executable, "-m", "tests.sync.worker"]
     options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE,
                "stderr": subprocess.STDOUT, "text": True}  # fmt: skip
     if engine == "mpi":
-        commands = [[MPIEXEC, "-n", str(size), *worker]]
+        commands = [[MPIEXEC, "-n", str(size), *worker, json.dumps(task)]]
     else:
-        commands = [[*worker, str(rank), str(size)] for rank in range(size)]
+        tasks = [task | {"rank": rank, "size": size} for rank in range(size)]
+        commands = [[*worker, json.dumps(each)] for each in tasks]
     processes = [subprocess.Popen(command, **options) for command in commands]
     try:
         said = [process.communicate(timeout=60 + 3 * rounds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return said
+    return said, [process.returncode for process in processes]
+
+
+def outcomes_of(folder, rank, said):
+    file = folder / f"{rank}.json"
+    assert file.exists(), said
+    return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_learn_what_one_with_the_whole_batch_learns(engine, size, tmp_path):
-    said = run(engine, "train", size, tmp_path)
+    said, statuses = run(engine, "train", size, tmp_path)
+    assert set(statuses) == {0}, said
     files = [tmp_path / f"{rank}.npz" for rank in range(size)]
     assert all(file.exists() for file in files), said
     ranks = [dict(np.load(file)) for file in files]
@@ -79,16 +93,25 @@ def test_processes_learn_what_one_with_the_whole_batch_learns(engine, size, tmp_
     assert batch("wide", 0, size)[0].shape[1] == CHANNELS["wide"]
 
 
-# What the others are told.
+# What the others are told, and what becomes of the culprit, if not the same.
 KINDS = {
-    "raises": "rank {culprit} raised KeyError: 'mine'",
-    "other-layer": "layer 1 instead of layer 0",
-    "other-direction": "forward instead of backward",
-    "other-channels": "3 channels instead of 4 channels",
-    "other-dtype": "float64 instead of float32",
-    "late": "time-out after 1 s: not all ranks have come",
-    "leaves": "time-out after 1 s: not all ranks have come",
-    "dies": "",
+    "raises": ("rank {culprit} raised KeyError: 'mine'", "KeyError"),
+    "other-layer": ("rank {culprit} differs from rank 0: layer 1 instead of layer 0", ""),
+    "other-direction": (
+        "rank {culprit} differs from rank 0: step 2 instead of step 1, forward instead of backward",
+        "",
+    ),
+    "other-channels": ("3 channels instead of 4 channels", ""),
+    "other-dtype": ("float64 instead of float32", ""),
+    "late": ("time-out after 1 s: rank {culprit} is missing", ""),
+    "leaves": ("rank {culprit} has left the group", "NoneType"),
+    "goes": ("time-out after 1 s: rank {culprit} is missing", "NoneType"),
+    "raises-and-one-is-late": (
+        "rank {culprit} raised KeyError: 'mine'; time-out after 1 s: rank {before} is missing",
+        "KeyError",
+    ),
+    "interrupted": ("rank {culprit} raised KeyboardInterrupt", "KeyboardInterrupt"),
+    "dies": ("the exchange failed: rank {culprit} is missing", None),
 }
 
 
@@ -96,18 +119,72 @@ KINDS = {
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_survivor_is_told(engine, kind, size, tmp_path):
+    """All of them, which rank it is because of, and without waiting for a time-out of 30 s."""
     if (engine, kind) == ("mpi", "dies"):
         pytest.skip("mpiexec ends the others itself")
-    rounds = 1 if kind == "dies" else FAULTS
-    said = run(engine, kind, size, tmp_path, rounds)
-    for rank in range(size - 1):
-        file = tmp_path / f"{rank}.json"
-        assert file.exists(), said
-        outcomes = json.loads(file.read_text())
-        assert len(outcomes) == rounds
-        for result in outcomes:
+    said, _ = run(engine, kind, size, tmp_path, FAULTS)
+    culprit = size - 1
+    text, of_the_culprit = KINDS[kind]
+    text = text.format(culprit=culprit, before=culprit - 1)
+    outcomes = [outcomes_of(tmp_path, rank, said) for rank in range(size)]
+    assert [len(of_rank) for of_rank in outcomes] == [FAULTS] * size
+    for results in zip(*outcomes, strict=True):
+        if of_the_culprit != "":
+            results, its = results[:-1], results[-1]
+            assert its is of_the_culprit is None or its["type"] == of_the_culprit
+        for result in results:
             assert result["type"] == "GroupError", result
-            assert KINDS[kind].format(culprit=size - 1) in result["text"]
-            assert result["seconds"] < 15, "not after the time-out of 30 s"
-            if kind not in ("late", "leaves", "dies"):
-                assert result["rank"] == size - 1
+            assert text in result["text"]
+            assert result["rank"] == culprit
+            assert result["seconds"] < 10, result
+        assert len({result["reason"] for result in results}) == 1
+
+
+def test_who_is_waited_for_and_comes_is_not_missing(engine, tmp_path):
+    """The roll has been called then, and things go on."""
+    said, _ = run(engine, "slow", 2, tmp_path, 2)
+    for rank in range(2):
+        assert [result["type"] for result in outcomes_of(tmp_path, rank, said)] == ["NoneType"] * 2
+
+
+def test_mpiexec_ends_all_when_one_dies(tmp_path):
+    if not ENGINES["mpi"] and not REQUIRED:
+        pytest.skip("mpi is not installed")
+    said, statuses = run("mpi", "dies", 3, tmp_path)
+    assert statuses != [0], said
+    pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in range(3)]
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
+    assert not (tmp_path / "2.json").exists()
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("dies", "the exchange failed, as when a rank dies: "),
+        ("freezes", "time-out after 1 s: not all ranks have come"),
+    ],
+)
+def test_where_the_store_is_lost_with_a_rank_nobody_is_named_and_nobody_hangs(kind, text, tmp_path):
+    if not ENGINES["gloo"] and not REQUIRED:
+        pytest.skip("gloo is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        store = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    said, _ = run("gloo", kind, 3, tmp_path, store=store, culprit=0)
+    for rank in (1, 2):
+        (result,) = outcomes_of(tmp_path, rank, said)
+        assert result["type"] == "GroupError"
+        assert text in result["text"]
+        assert result["rank"] is None
+        assert result["seconds"] < 10

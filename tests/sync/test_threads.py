@@ -1,6 +1,7 @@
 """ThreadGroup: members, run, executors, reset, interrupts; and the literal case of the issue."""
 
 import copy
+import gc
 import os
 import threading
 import time
@@ -263,6 +264,7 @@ def test_group_of_one(rng):
 INTERRUPTED_IN_RUN = """
     import signal, threading, time
     import numpy as np, bnext
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the tests may run without
     group = bnext.sync.ThreadGroup(3, timeout=60)
     x, told = np.ones((2, 3), np.float32), []
     def fn(rank, shard):
@@ -283,6 +285,7 @@ INTERRUPTED_IN_RUN = """
 INTERRUPTED_MEMBER = """
     import signal, threading, time
     import numpy as np, bnext
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the tests may run without
     group = bnext.sync.ThreadGroup(3, timeout=60)
     x, told = np.ones((2, 3), np.float32), []
     def other():
@@ -316,3 +319,20 @@ def test_keyboard_interrupt_while_waiting(program, expected):
     result = run_python(program)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(expected), result.stdout
+
+
+def test_a_layer_that_died_leaves_its_number_to_nobody():
+    group = new_group(2)
+    x = np.ones((3, 4), np.float32)
+    kept = [bnext.BatchNorm1d(4, group=group) for _ in range(2)]
+
+    def member(rank):
+        passing = bnext.BatchNorm1d(4, group=group)
+        passing(x)
+        kept[rank](x)
+        del passing
+        gc.collect()
+        new = bnext.BatchNorm1d(4, group=group)
+        return [group.begin(layer)[0] for layer in (kept[rank], new)]
+
+    assert members(group, member) == [[1, 2]] * 2

@@ -193,7 +193,7 @@ def test_torch_ranks_are_told_apart_over_the_device(monkeypatch):
 def test_torch_processes_over_copies(tmp_path):
     """Two real ones, whose every sum goes over copies; as those that need none."""
     import_torch()
-    said = run("staged", "train", 2, tmp_path)
+    said, _ = run("staged", "train", 2, tmp_path)
     files = [tmp_path / f"{rank}.npz" for rank in range(2)]
     assert all(file.exists() for file in files), said
     ranks = [dict(np.load(file)) for file in files]
@@ -209,9 +209,9 @@ def test_torch_processes_over_copies(tmp_path):
 @pytest.mark.parametrize("kind", ["raises", "other-channels"])
 def test_torch_faults_over_copies(kind, tmp_path):
     import_torch()
-    said = run("staged", kind, 2, tmp_path)
+    said, _ = run("staged", kind, 2, tmp_path)
     file = tmp_path / "0.json"
     assert file.exists(), said
     (result,) = json.loads(file.read_text())
     assert result["type"] == "GroupError", result
-    assert KINDS[kind].format(culprit=1) in result["text"]
+    assert KINDS[kind][0].format(culprit=1) in result["text"]

@@ -1,15 +1,18 @@
-"""What one process of a group does: python -m tests.sync.worker ENGINE PROGRAM FOLDER ROUNDS
-[RANK SIZE]
+"""What one process of a group does: python -m tests.sync.worker '{"engine": ...}', see `Task`.
 
-It writes what it computed, or the error that it got, to FOLDER.
+It writes what it computed, or the errors that it got, to a folder.
 """
 
+import contextlib
 import datetime
 import json
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
+import typing
 
 import numpy as np
 
@@ -18,6 +21,21 @@ from bnext.devices.libraries import to_numpy
 
 CHANNELS = {"narrow": 5, "wide": 1300}  # the second needs more than a block of a sum
 STEPS = 3
+# Where somebody is waited for in vain, or nearly; all others must know without it.
+SHORT, LONG = 1.0, 30.0
+WAITS = ("late", "slow", "goes", "raises-and-one-is-late", "freezes")
+
+
+class Task(typing.NamedTuple):
+    engine: str
+    program: str
+    folder: str
+    rounds: int = 1
+    culprit: int = -1  # -1: the last
+    # For gloo; for MPI, mpiexec says.
+    rank: int = -1
+    size: int = -1
+    store: str = ""  # where members find each other: "tcp://...", or a file
 
 
 def batch(name, step, size):
@@ -62,101 +80,147 @@ def to_the_gpu(array):
     return torch.from_numpy(array).cuda()
 
 
-def folder_of_this():
-    return pathlib.Path(sys.argv[3])
-
-
 def with_fault(group, kind, culprit):
     """One process does something wrong in the second step."""
     first, second = (bnext.BatchNorm1d(4, group=group) for _ in range(2))
     x = np.ones((3, 4), np.float32) * group.rank
     for step in range(3):
-        if step == 1 and group.rank == culprit:
-            if kind == "raises":
-                raise KeyError("mine")
-            if kind == "dies":
-                (folder_of_this() / f"{group.rank}.json").write_text("[]")
-                os._exit(0)
-            if kind == "leaves":
+        if step == 1:
+            if group.rank == culprit:
+                do_wrong(group, kind, first, second, x)
+            elif kind == "interrupted" and group.rank == 0:
+                time.sleep(0.4)  # so that the others wait
+            elif kind == "raises-and-one-is-late" and group.rank == culprit - 1:
+                time.sleep(group.timeout * 1.5)
+            if kind in ("leaves", "goes") and group.rank == culprit:
                 return
-            if kind == "late":
-                time.sleep(group.timeout * 2)
-            if kind == "other-layer":
-                second(x)
-            if kind == "other-direction":
-                first(x)
-            if kind == "other-channels":
-                bnext.batch_norm_forward(x[:, :3], group=group)
-            if kind == "other-dtype":
-                first.dtype = np.dtype(np.float64)
-                first.weight, first.bias = np.ones(4), np.zeros(4)
-                first.running_mean, first.running_var = np.zeros(4), np.ones(4)
-                first(x.astype(np.float64))
         first(x)
         first.backward(x)
         second(x)
 
 
-def new_group_of(engine, folder, where, timeout):
+def do_wrong(group, kind, first, second, x):
+    """What the culprit does before its next call."""
+    if kind.startswith("raises"):
+        raise KeyError("mine")
+    if kind == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "freezes":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if kind == "interrupted":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run without
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    if kind == "late":
+        time.sleep(group.timeout * 1.5)
+    if kind == "slow":  # the roll is called, and then it comes
+        time.sleep(group.timeout * 0.6)
+    if kind == "other-layer":
+        second(x)
+    if kind == "other-direction":
+        first(x)
+    if kind == "other-channels":
+        bnext.batch_norm_forward(x[:, :3], group=group)
+    if kind == "other-dtype":
+        first.dtype = np.dtype(np.float64)
+        first.weight, first.bias = np.ones(4), np.zeros(4)
+        first.running_mean, first.running_var = np.zeros(4), np.ones(4)
+        first(x.astype(np.float64))
+
+
+def new_group_of(task, timeout):
     """A function that makes one group after the other; all ranks call it together."""
-    if engine == "mpi":
+    if task.engine == "mpi":
         from mpi4py import MPI
 
         return lambda: bnext.sync.MPIGroup(MPI.COMM_WORLD, timeout=timeout)
     import torch
     import torch.distributed as dist
 
-    if engine == "staged":  # as with NCCL, over copies, which gloo adds up
+    if task.engine == "staged":  # as with NCCL, over copies, which gloo adds up
         bnext.sync.torch_distributed.device_of = lambda *_: torch.device("cpu")
-    rank, size = map(int, where)
-    backend = {"staged": "gloo", "nccl-there": "nccl"}.get(engine, engine)
+    backend = {"staged": "gloo", "nccl-there": "nccl"}.get(task.engine, task.engine)
     if "nccl" in backend:
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(task.rank)
     dist.init_process_group(
-        backend, init_method=f"file://{folder}/store", rank=rank, world_size=size,
-        timeout=datetime.timedelta(seconds=60),
+        backend, init_method=task.store or f"file://{task.folder}/store",
+        rank=task.rank, world_size=task.size, timeout=datetime.timedelta(seconds=60),
     )  # fmt: skip
     return lambda: bnext.sync.TorchDistributedGroup(dist.new_group(), timeout=timeout)
 
 
-def outcome_of(group, kind):
-    """What came of a fault that the last rank makes."""
+def outcome_of(group, task):
+    """What came of the fault."""
+    culprit = task.culprit % group.size
     began = time.monotonic()
     error = None
     try:
-        with group:
-            with_fault(group, kind, group.size - 1)
-    except Exception as caught:
+        # Who only goes tells nobody.
+        silent = task.program == "goes" and group.rank == culprit
+        with contextlib.nullcontext() if silent else group:
+            with_fault(group, task.program, culprit)
+    except BaseException as caught:
         error = caught
     return {
-        "type": type(error).__name__, "text": str(error), "rank": getattr(error, "rank", None),
-        "seconds": time.monotonic() - began,
+        "type": type(error).__name__, "text": str(error), "seconds": time.monotonic() - began,
+        "rank": getattr(error, "rank", None), "reason": getattr(error, "reason", None),
     }  # fmt: skip
 
 
+def write_whole(path, text):
+    path.with_suffix(".part").write_text(text)
+    path.with_suffix(".part").rename(path)
+
+
+def in_children(task):
+    """Each round in processes of its own, which have what takes long from their parent."""
+    import torch.distributed  # noqa: F401
+
+    folder = pathlib.Path(task.folder)
+    outcomes = []
+    for number in range(task.rounds):
+        child = os.fork()
+        if child == 0:
+            new_group = new_group_of(task._replace(store=f"file://{folder}/store-{number}"), LONG)
+            said = outcome_of(new_group(), task)
+            write_whole(folder / f"{task.rank}-{number}.json", json.dumps(said))
+            os._exit(0)
+        os.waitpid(child, 0)
+        said = folder / f"{task.rank}-{number}.json"
+        outcomes.append(json.loads(said.read_text()) if said.exists() else None)
+    write_whole(folder / f"{task.rank}.json", json.dumps(outcomes))
+
+
 def main():
-    engine, program, folder, rounds, *where = sys.argv[1:]
-    folder = pathlib.Path(folder)
-    timeout = 1.0 if program in ("late", "leaves") else 30.0
-    new_group = new_group_of(engine, folder, where, timeout)
+    task = Task(**json.loads(sys.argv[1]))
+    if task.engine == "gloo" and task.program == "dies" and not task.store:
+        in_children(task)
+        return
+    folder = pathlib.Path(task.folder)
+    new_group = new_group_of(task, SHORT if task.program in WAITS else LONG)
     group = new_group()
-    out = folder / str(group.rank)
-    if program == "train":
-        put = to_the_gpu if engine == "nccl-there" else np.asarray
-        np.savez(out, **train(layers_of(group), group.rank, group.size, put))
-        if "nccl" in engine:  # which warns where that is left to the end of the process
+    write_whole(folder / f"{group.rank}.pid", str(os.getpid()))
+    if task.program == "train":
+        put = to_the_gpu if task.engine == "nccl-there" else np.asarray
+        with group:
+            arrays = train(layers_of(group), group.rank, group.size, put)
+            np.savez(folder / str(group.rank), **arrays)
+        if "nccl" in task.engine:  # which warns where that is left to the end of the process
             import torch.distributed as dist
 
             dist.destroy_process_group()
         return
-    outcomes = [outcome_of(new_group(), program) for _ in range(int(rounds))]
-    out.with_suffix(".part").write_text(json.dumps(outcomes))
-    out.with_suffix(".part").rename(out.with_suffix(".json"))
+    outcomes = [outcome_of(new_group(), task) for _ in range(task.rounds)]
+    write_whole(folder / f"{group.rank}.json", json.dumps(outcomes))
     # Engines wait in their end for messages that were never answered: it is cut short, once all
     # others are through.
+    gone = {task.culprit % group.size} if task.program in ("dies", "freezes") else set()
+    others = [folder / f"{rank}.json" for rank in range(group.size) if rank not in gone]
     deadline = time.monotonic() + 20
-    while len(list(folder.glob("*.json"))) < group.size and time.monotonic() < deadline:
+    while not all(map(pathlib.Path.exists, others)) and time.monotonic() < deadline:
         time.sleep(0.01)
+    if task.program == "freezes":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((folder / f"{task.culprit}.pid").read_text()), signal.SIGKILL)
     os._exit(0)
 
 

@@ -42,7 +42,7 @@ REFUSED = {
     "one axis, evaluation": lambda: ((x_of(4), one(), one()), {}),
     "one value": lambda: ((x_of(1, 4), None, None), {"training": True}),
     "one value of five axes": lambda: ((x_of(1, 4, 1, 1, 1), None, None), {"training": True}),
-    "no channels": lambda: ((x_of(2, 0, 3, 3), None, None), {"training": True}),
+    "no channels": lambda: ((x_of(2, 0), None, None, one(0).requires_grad_()), {"training": True}),
     "no statistics": lambda: ((x_of(), None, None), {}),
     "no variance, training": lambda: ((x_of(), one(), None), {"training": True}),
     "no mean, training": lambda: ((x_of(), None, one()), {"training": True}),
@@ -77,7 +77,9 @@ REFUSED = {
     "statistics from inference mode": lambda: (
         (x_of(requires_grad=True), *of_inference(one(), one())), {"training": True}
     ),
-    "x from inference mode": lambda: ((of_inference(x_of()), one(), one(), wanting_gradients()), {}),
+    "x from inference mode": lambda: (
+        (of_inference(x_of()), one(), one(), wanting_gradients()), {}
+    ),
     "eps 0": lambda: ((x_of(), None, None), {"training": True, "eps": 0.0}),
     "eps below 0": lambda: ((x_of(), None, None), {"training": True, "eps": -1}),
     "eps below 0, evaluation": lambda: ((x_of(), one(), one()), {"eps": -1.0}),
@@ -144,7 +146,9 @@ TAKEN = {
     "momentum a tensor": lambda: (
         (x_of(), one(), one()), {"training": True, "momentum": torch.tensor(0.25)}
     ),
-    "momentum a truth value": lambda: ((x_of(), one(), one()), {"training": True, "momentum": True}),
+    "momentum a truth value": lambda: (
+        (x_of(), one(), one()), {"training": True, "momentum": True}
+    ),
     "of no memory": lambda: ((x_of(device="meta"), one(device="meta"), one(device="meta")), {}),
 }  # fmt: skip
 

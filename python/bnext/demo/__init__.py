@@ -11,4 +11,5 @@ report      progress bars, and the table at the end                  (needs rich
 picture     loss curves and the distribution of a hidden layer       (needs matplotlib)
 options     the options of the command line, and the check for the extra
 run         all of it in order
+statistics  ``python -m bnext statistics``: the statistics for inference
 """

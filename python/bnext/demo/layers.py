@@ -80,10 +80,13 @@ class Conv2d(Layer):
         """Multiply the weight, one row per output channel, with the columns."""
         kernel = self.weight.shape[-1]
         pad = kernel // 2
-        padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        examples, channels, rows, columns = x.shape
+        # As np.pad, which takes several times as long for a few images.
+        padded = np.zeros((examples, channels, rows + 2 * pad, columns + 2 * pad), x.dtype)
+        padded[:, :, pad : pad + rows, pad : pad + columns] = x
         windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
         windows = windows[:, :, :: self.stride, :: self.stride].transpose(0, 1, 4, 5, 2, 3)
-        examples, channels, _, _, height, width = windows.shape
+        height, width = windows.shape[-2:]
         # (N, in·K·K, H'·W'): this reshape is the copy that im2col is.
         self._columns = windows.reshape(examples, channels * kernel * kernel, height * width)
         self._shape = x.shape

@@ -69,14 +69,15 @@ class Network:
 
     def train(self, mode: bool = True) -> None:
         """Normalize by the statistics of the batch, or else by the running ones."""
-        for layer in self._normalizations():
+        for layer in self.normalizations():
             layer.bn.train(mode)
 
     def normalization_seconds(self) -> float:
         """Time spent in normalization so far."""
-        return sum(layer.seconds for layer in self._normalizations())
+        return sum(layer.seconds for layer in self.normalizations())
 
-    def _normalizations(self) -> Iterator[Normalization]:
+    def normalizations(self) -> Iterator[Normalization]:
+        """Go through the normalizing layers, from the input to the output."""
         return (layer for layer in self.layers if isinstance(layer, Normalization))
 
 

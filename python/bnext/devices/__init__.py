@@ -5,10 +5,9 @@ Every engine has the calls of `bnext._core`, with the same arguments, checks and
 library on the CPU, `CudaEngine` for arrays on a GPU. No library is imported here: whoever has such
 an array has imported it.
 
-Two sets of calls are of whole passes and of the phases that they are made of. Between the phases
-stands what a group exchanges, on the host and in float64 wherever the data is: ``collect_stats |
-apply_norm`` and ``backward_reduce | backward_apply``, with `move_running` and `parameter_gradients`
-for what else a pass leaves.
+Some are whole passes, the others are what groups make passes of: ``collect_stats | apply_norm`` and
+``backward_reduce | backward_apply``, with `move_running` and `parameter_gradients` for what else a
+pass leaves. What a group exchanges in between is in NumPy arrays of float64, wherever the data is.
 """
 
 from __future__ import annotations

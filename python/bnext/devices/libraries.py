@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -282,6 +283,9 @@ class Jax(Library):
 
 _KNOWN: dict[type, Library | None] = {}
 _TORCH_AND_CUPY: dict[str, Library] = {}
+_FINDING = (
+    threading.Lock()
+)  # threads that bring the first array of a library at once get one object
 
 
 def library_of(array: Any) -> Library | None:
@@ -290,8 +294,10 @@ def library_of(array: Any) -> Library | None:
     try:
         return _KNOWN[kind]
     except KeyError:
-        library = _KNOWN[kind] = _found(array)
-        return library
+        with _FINDING:
+            if kind not in _KNOWN:
+                _KNOWN[kind] = _found(array)
+        return _KNOWN[kind]
 
 
 def _found(array: Any) -> Library | None:

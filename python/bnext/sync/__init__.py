@@ -5,7 +5,8 @@ normalizes its shard of the batch by the statistics of the whole batch, with one
 numbers in the forward pass and one in the backward pass. Shards may be of any size, also empty.
 
 `ThreadGroup` is for threads of this process, `MPIGroup` and `TorchDistributedGroup` for processes;
-these two import their engine when they are made.
+these two import their engine when they are made. With any of them, shards are arrays of NumPy, of
+another library on the CPU, or of one on a GPU, as calls without a group take them.
 """
 
 from bnext.sync.group import Group, GroupError, Header, Merged

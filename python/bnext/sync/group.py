@@ -92,6 +92,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._layers: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+        self._next = 0  # no number is given twice, also where layers have died
         self._of_functions = 0
 
     def begin(self, layer: Any) -> tuple[int, int, bool]:
@@ -101,7 +102,8 @@ class Calls:
             return -1, self._of_functions - 1, False
         entry = self._layers.get(layer)
         if entry is None:
-            number = len(self._layers)
+            number = self._next
+            self._next += 1
             self._layers[layer] = [number, 1]
             return number, 0, True
         entry[1] += 1
@@ -192,7 +194,8 @@ class Group(abc.ABC):
 
 def error_text(error: BaseException) -> str:
     """How the members are told of an error of one of them."""
-    return f"raised {type(error).__name__}: {error}"
+    text = str(error)
+    return f"raised {type(error).__name__}" + (f": {text}" if text else "")
 
 
 class announcing:  # noqa: N801 - read as `with announcing(group):`

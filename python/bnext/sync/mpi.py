@@ -9,12 +9,17 @@ import numpy.typing as npt
 
 from bnext.sync.group import Float64Array
 from bnext.sync.processes import ProcessGroup
+from bnext.sync.roll_call import Board
 
 __all__ = ["MPIGroup"]
+
+LOOKS = 50  # how often who must know looks for a message in vain; a microsecond each
 
 
 class MPIGroup(ProcessGroup):
     """The processes of `comm`, each with a shard of the batch and a replica of the layers.
+
+    ``with group:`` tells the others of an error in its body, and that this process leaves.
 
     Parameters
     ----------
@@ -42,6 +47,7 @@ class MPIGroup(ProcessGroup):
         self._mpi: Any = MPI
         self._comm: Any = comm.Dup()
         self._rank, self._size = int(comm.rank), int(comm.size)
+        self._board = MessageBoard(self._comm, MPI.ANY_SOURCE)
 
     @property
     def size(self) -> int:
@@ -61,3 +67,37 @@ class MPIGroup(ProcessGroup):
 
     def _is_done(self, request: Any) -> bool:
         return bool(request.Test())
+
+
+class MessageBoard(Board):
+    """Notes sent to each of the others. Messages between two ranks are not mixed up with sums."""
+
+    def __init__(self, comm: Any, any_source: int) -> None:
+        self._comm = comm
+        self._any_source = any_source
+        self._notes: dict[int, str] = {}
+        self._sent: list[Any] = []
+
+    def write(self, note: str, bell: str) -> None:
+        """See `Board`; nobody has to listen for what comes by itself."""
+        rank, size = self._comm.rank, self._comm.size
+        to = [other for other in range(size) if other != rank]
+        self._sent += [self._comm.isend((rank, note), other) for other in to]
+
+    def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
+        """See `Board`."""
+        # MPI does its work while it is asked: the first answers may be too early.
+        looks = LOOKS if patience else 1
+        while looks:
+            if self._comm.iprobe(self._any_source):
+                rank, note = self._comm.recv(source=self._any_source)
+                self._notes[rank] = note
+            else:
+                looks -= 1
+        self.is_settled()
+        return self._notes
+
+    def is_settled(self, patience: float = 0.0) -> bool:
+        """See `Board`. Short messages leave at once, whether or not anybody takes them."""
+        self._sent = [request for request in self._sent if not request.test()[0]]
+        return True

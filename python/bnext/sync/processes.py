@@ -12,11 +12,16 @@ ranks see it alike, and add up once more about the mean that they have just foun
 The header is a few small integers, each with its square: their sums are those of equal numbers only
 if all are equal. Blocks have one size, whatever the header says, so that ranks that call different
 things still meet. Only who calls a layer of more channels than a block has adds up the rest after.
+
+What does not come to an end is for `roll_call.py`.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
+import math
+import os
 import time
 from types import TracebackType
 from typing import Any
@@ -25,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.sync.group import Calls, Float64Array, Group, GroupError, Header, Merged, error_text
+from bnext.sync.roll_call import PATIENCE, Board, RollCall
 
 __all__ = ["ProcessGroup"]
 
@@ -37,6 +43,11 @@ TEXT = 512  # bytes of what a rank says where something is wrong
 # m2 has lost 10 of 53 bits where N D**2 is as much larger.
 CANCELLED = 1024.0
 
+let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+# What engines may still write to, of exchanges that did not end: also when their group is gone.
+_abandoned: list[Any] = []
+
 
 class ProcessGroup(Group):
     """A group whose members are processes; subclasses say how numbers are added up among them."""
@@ -47,13 +58,20 @@ class ProcessGroup(Group):
             raise ValueError(f"timeout: expected seconds above 0, got {timeout}")
         self.timeout = float(timeout)
         self.broken = ""
+        self._broken_rank: int | None = None
+        self._board: Board | None = None  # engines that have one set it
         self._block = block
         self._calls = Calls()
         self._exchanges = 0
         self._shifts: dict[tuple[int, int], Float64Array] = {}
         self._at = Header(-1, 0, "forward", 0, "float32")
         self._message = ""
-        self._pending: list[Any] = []  # what an engine may still write to
+        self._stuck = False  # whether the engine has an exchange that did not end
+        self._began = time.monotonic()  # the latest exchange
+
+    @functools.cached_property
+    def _roll(self) -> RollCall:
+        return RollCall(self.rank, self.size, self.timeout, self._board)
 
     @abc.abstractmethod
     def _start_sum(self, buffer: Float64Array) -> Any:
@@ -78,25 +96,30 @@ class ProcessGroup(Group):
         self, header: Header, count: int, mean: Float64Array, m2: Float64Array
     ) -> Merged:
         """Merge Moments of the whole batch; see `Group`."""
+        self._open(header)
         key = (header.layer, header.channels)
         shift = self._shifts.get(key)
         if shift is None:
             shift = np.zeros(header.channels)
-        for last in (False, True):
-            first, second = np.zeros(header.channels), np.zeros(header.channels)
-            with np.errstate(all="ignore"):  # of NaN and infinities in the data
+        with np.errstate(all="ignore"):  # of NaN and infinities in the data
+            for last in (False, True):
                 if count:
                     d = mean - shift
-                    first, second = count * d, m2 + count * d * d
+                    first = count * d
+                    second = first * d
+                    second += m2
+                else:
+                    first = second = np.zeros(header.channels)
                 total, s1, s2 = self._sum(header, count, first, second)
                 drift = s1 / max(total, 1)
-                merged_m2 = np.maximum(s2 - s1 * drift, 0.0)
+                lost = s1 * drift
+                merged_m2 = np.maximum(s2 - lost, 0.0)
                 merged_mean = shift + drift
-                if last or not (s1 * drift > CANCELLED * merged_m2).any():
+                if last or not (lost > CANCELLED * merged_m2).any():
                     break
-            shift = np.where(np.isfinite(merged_mean), merged_mean, 0.0)
-        if total:
-            self._shifts[key] = np.where(np.isfinite(merged_mean), merged_mean, 0.0)
+                shift = finite(merged_mean)
+            if total:
+                self._shifts[key] = finite(merged_mean)
         self._exchanges += 1
         return Merged(total, merged_mean, merged_m2, self._exchanges, self.size == 1)
 
@@ -104,6 +127,7 @@ class ProcessGroup(Group):
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
     ) -> Merged:
         """Add up sums over the whole batch; see `Group`."""
+        self._open(header)
         if count == 0:
             sum_dy, sum_dy_xmu = np.zeros(header.channels), np.zeros(header.channels)
         total, first, second = self._sum(header, count, sum_dy, sum_dy_xmu)
@@ -115,19 +139,29 @@ class ProcessGroup(Group):
 
         It waits for them, for the time-out at most.
         """
-        if self.broken or self._pending:  # nobody would understand another message
+        if self.broken:  # nobody would understand another message
             return
         self._message = message
-        buffer = np.zeros(HEAD + 2 * self._block)
-        buffer[HEAD - 2] = 1.0
+        why: tuple[str, int | None] = f"rank {self.rank} {message}", self.rank
         try:
-            self._finish(self._start_sum(buffer), buffer)
-            self._say_what_is_wrong()
-        except Exception as error:  # nobody came: this member's own error says why
-            self.broken = self.broken or str(error)
+            if self._stuck:  # as after Ctrl-C: the engine takes nothing more, but the board does
+                why = self._roll.decide(*why)
+                return
+            self._began = time.monotonic()
+            self._roll.cannot_go_on(message)
+            buffer = np.zeros(HEAD + 2 * self._block)
+            buffer[HEAD - 2] = 1.0
+            self._run(self._start_sum, buffer)
+            why = self._say_what_is_wrong()
+        except GroupError:  # not all have come: this member's own error says enough
+            pass
+        finally:
+            if not self.broken:
+                self.broken, self._broken_rank = why
 
     def __enter__(self) -> ProcessGroup:
-        """Announce errors of the body to the other ranks."""
+        """Announce errors of the body to the other ranks, and that this one leaves."""
+        self._roll.enter()
         return self
 
     def __exit__(
@@ -138,65 +172,86 @@ class ProcessGroup(Group):
     ) -> None:
         if error is not None and not isinstance(error, GroupError):
             self.fail(error_text(error))
+        self._roll.leave(self._exchanges, tell=error is None and not self.broken)
 
     # --- sums -------------------------------------------------------------------------------------
+
+    def _open(self, header: Header) -> None:
+        """Begin an exchange, unless the others have given it up."""
+        self._at = header
+        if self.broken:
+            raise self._error(self.broken, self._broken_rank)
+        now = time.monotonic()
+        # They cannot have waited for longer than since this rank came to the latest one.
+        if now - self._began > self._roll.grace:
+            verdict = self._roll.look(self._exchanges + 1, 0.0, PATIENCE)
+            if verdict is not None:
+                raise self._error(*verdict)
+        self._began = now
 
     def _sum(
         self, header: Header, count: int, first: Float64Array, second: Float64Array
     ) -> tuple[int, Float64Array, Float64Array]:
-        self._at = header
-        if self.broken:
-            raise self._error(self.broken)
-        channels, block = header.channels, min(header.channels, self._block)
-        fields = numbers_of(header)
+        block = min(header.channels, self._block)
+        numbers = numbers_of(header)
+        numbers += [number * number for number in numbers]
         buffer = np.zeros(HEAD + 2 * self._block)
-        buffer[0 : HEAD - 2 : 2] = fields
-        buffer[1 : HEAD - 2 : 2] = fields**2
-        buffer[HEAD - 1] = count
-        buffer[HEAD : HEAD + block] = first[:block]
-        buffer[HEAD + self._block : HEAD + self._block + block] = second[:block]
+        buffer[:HEAD] = [*numbers, 0, count]
+        parts = [buffer[at : at + block] for at in (HEAD, HEAD + self._block)]
+        parts[0][:], parts[1][:] = first[:block], second[:block]
         self._run(self._start_sum, buffer)
-        agree = np.array_equal(buffer[0 : HEAD - 2 : 2], self.size * fields) and np.array_equal(
-            buffer[1 : HEAD - 2 : 2], self.size * fields**2
-        )
-        if buffer[HEAD - 2] > 0 or not agree:
+        *sums, failed, total = buffer[:HEAD].tolist()
+        if failed or sums != [self.size * number for number in numbers]:
             raise self._error(*self._say_what_is_wrong())
-        total = int(buffer[HEAD - 1])
-        parts = [
-            buffer[HEAD : HEAD + block].copy(),
-            buffer[HEAD + self._block : HEAD + self._block + block].copy(),
-        ]
-        if channels > block:
+        if header.channels > block:
             rest = np.concatenate([first[block:], second[block:]])
             self._run(self._start_sum, rest)
-            parts = [np.concatenate(pair) for pair in zip(parts, np.split(rest, 2), strict=True)]
-        return total, parts[0], parts[1]
+            rests = rest[: header.channels - block], rest[header.channels - block :]
+            parts = [np.concatenate(pair) for pair in zip(parts, rests, strict=True)]
+        return int(total), parts[0], parts[1]
 
     def _run(self, start: Any, *arrays: Any) -> None:
-        """Start and finish a collective; whatever goes wrong is a `GroupError`."""
+        """Start a collective, and wait for it; whatever goes wrong is a `GroupError`."""
+        request = None
         try:
-            self._finish(start(*arrays), *arrays)
-        except GroupError:
-            raise
-        except Exception as error:  # whatever the engine raises: a rank that died, mostly
-            raise self._error(f"the exchange failed, as when a rank dies: {error}") from error
-
-    def _finish(self, request: Any, *arrays: Any) -> None:
-        began = time.monotonic()
-        try:
+            request = start(*arrays)
+            began = time.monotonic()
+            next_look = self._began + self._roll.interval
             while not self._is_done(request):
-                waited = time.monotonic() - began
-                if waited > self.timeout:
-                    raise self._error(f"time-out after {self.timeout:g} s: not all ranks have come")
-                # Messages among processes of one machine take microseconds: look at first.
-                if waited > 0.002:
-                    time.sleep(min(0.001, waited / 20))
-        except BaseException:
-            self._pending.append((request, arrays))
-            raise
+                now = time.monotonic()
+                if now > next_look:
+                    verdict = self._roll.look(self._exchanges + 1, now - self._began)
+                    if verdict is not None:
+                        raise self._error(*verdict)
+                    next_look = now + self._roll.interval
+                # Messages among processes of one machine take microseconds: look at first, and
+                # let others have the core, who may be those that this one waits for.
+                if now - began > 0.002:
+                    time.sleep(min(0.001, (now - began) / 20))
+                elif now - began > 20e-6:
+                    let_others_run()
+        except BaseException as error:
+            self._stuck = True
+            _abandoned.append((request, arrays))
+            if isinstance(error, GroupError) or not isinstance(error, Exception):
+                raise
+            # Whatever the engine raises: a rank that died, mostly.
+            raise self._failure(str(error)) from error
+
+    def _failure(self, text: str) -> GroupError:
+        """Find out who it is because of that the engine failed with this text."""
+        failed = time.monotonic()
+        while True:
+            now = time.monotonic()
+            verdict = self._roll.look_after_failure(
+                self._exchanges + 1, now - self._began, now - failed, text
+            )
+            if verdict is not None:
+                return self._error(*verdict)
+            time.sleep(0.005)
 
     def _say_what_is_wrong(self) -> tuple[str, int | None]:
-        """Reason and rank, from what each rank was about; all ranks come here together."""
+        """Find reason and rank in what each rank was about; all ranks come here together."""
         row = np.zeros(TEXT, np.uint8)
         numbers = " ".join(str(int(n)) for n in numbers_of(self._at))
         text = f"{numbers}|{self._message}".encode()[:TEXT]
@@ -215,11 +270,11 @@ class ProcessGroup(Group):
                     got = difference(numbers.split(), said[0][0].split())
                     reason, who = f"rank {rank} differs from rank 0: {got}", rank
                     break
-        self.broken = reason
         return reason, who
 
     def _error(self, reason: str, rank: int | None = None) -> GroupError:
-        self.broken = self.broken or reason
+        if not self.broken:
+            self.broken, self._broken_rank = reason, rank
         layer, step, direction, *_ = self._at
         call = "a call without a layer" if layer < 0 else f"layer {layer}"
         text = f"{call}, step {step}, {direction}: {reason}"
@@ -231,12 +286,20 @@ class ProcessGroup(Group):
         return f"<bnext.sync.{type(self).__name__}: rank {self.rank} of {self.size}{broken}>"
 
 
-def numbers_of(header: Header) -> Float64Array:
+def finite(values: Float64Array) -> Float64Array:
+    """Copy `values`, with 0 in place of NaN and infinity."""
+    result = np.array(values)
+    if not math.isfinite(values @ values):  # the cheapest way to see whether there are any
+        result[~np.isfinite(values)] = 0.0
+    return result
+
+
+def numbers_of(header: Header) -> list[int]:
     """Give the fields of a header as numbers, small enough that sums of their squares are exact."""
     backward = int(header.direction == "backward")
     dtype = DTYPES.index(header.dtype)
     numbers = (header.layer + 1, header.step, backward, header.channels, dtype)
-    return np.array([number % MODULUS for number in numbers], np.float64)
+    return [number % MODULUS for number in numbers]
 
 
 def difference(got: list[str], expected: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,20 +11,27 @@ import numpy.typing as npt
 
 from bnext.sync.group import Float64Array
 from bnext.sync.processes import ProcessGroup
+from bnext.sync.store_board import StoreBoard
 
 __all__ = ["TorchDistributedGroup"]
+
+# How many groups each process group has: their notes are kept apart.
+_made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class TorchDistributedGroup(ProcessGroup):
     """The processes of `process_group`, each with a shard of the batch and a replica of the layers.
 
+    ``with group:`` tells the others of an error in its body, and that this process leaves.
+
     Parameters
     ----------
     process_group : torch.distributed.ProcessGroup, optional
         One that takes tensors of the CPU or of CUDA devices; the default group if not given.
-        ``torch.distributed.new_group`` gives sub-groups.
+        ``torch.distributed.new_group`` gives sub-groups. All of its ranks make the group together.
     timeout : float
-        For how many seconds a member waits for the others.
+        For how many seconds a member waits for the others. Who is missing is found out by the store
+        of `process_group`; where that is lost as well, the error names nobody.
 
     Raises
     ------
@@ -60,6 +68,19 @@ class TorchDistributedGroup(ProcessGroup):
         if self._rank < 0:
             raise ValueError("process_group: expected one that this process is a member of")
         self._device = device_of(torch, dist, process_group)
+        self._board = self._new_board()
+
+    def _new_board(self) -> StoreBoard | None:
+        """Make a board in the store of the process group, where it has one."""
+        process_group = self._dist.group.WORLD if self._group is None else self._group
+        if process_group is None:
+            return None
+        number = _made[process_group] = _made.get(process_group, 0) + 1
+        try:
+            store = process_group.get_group_store()
+        except (AttributeError, RuntimeError):
+            return None
+        return StoreBoard(store, f"bnext-{number}", self.rank, self.size)
 
     @property
     def size(self) -> int:

@@ -85,8 +85,8 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
     """
     _check(model)
     modules: list[Any] = [module for module in model.modules() if type(module) in THEIRS]
-    befores = [_before(module) for module in modules]
-    for module, (kind, group) in zip(modules, befores, strict=True):
+    before = [_before(module) for module in modules]
+    for module, (kind, group) in zip(modules, before, strict=True):
         vars(module).pop("_was", None)
         if type(module) is SyncBatchNorm:
             module.process_group = group

@@ -1,0 +1,140 @@
+"""One training run, and what each method makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import bnext
+from bnext.demo.data import Digits
+from bnext.demo.layers import Array, Layer, Normalization
+from bnext.demo.loss import accuracy, softmax_cross_entropy
+from bnext.demo.networks import Kind, Network, build
+from bnext.demo.statistics.distance import Distance, distance
+from bnext.demo.statistics.following import Following, Statistics
+from bnext.demo.statistics.methods import EXACT, Method
+from bnext.demo.training import batch_indices
+
+
+@dataclass(frozen=True)
+class Case:
+    """What distinguishes one training run from the others."""
+
+    kind: Kind
+    batch_size: int
+    rate: float
+    epochs: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the statistics of one method are worth after one run.
+
+    Attributes
+    ----------
+    accuracy, loss : float
+        On the held-out images, in inference mode.
+    distances : tuple of Distance
+        From the exact statistics, of each layer.
+    """
+
+    case: Case
+    method: Method
+    accuracy: float
+    loss: float
+    distances: tuple[Distance, ...]
+
+    @property
+    def distance(self) -> float:
+        """Distance of the layer that is farthest off."""
+        return float(np.max([each.total for each in self.distances]))  # NaN, if there is one
+
+
+def run_case(case: Case, digits: Digits, methods: Sequence[Method]) -> list[Outcome]:
+    """Train a network and test it with the statistics of each method."""
+    network = build(case.kind, normalized=True, seed=case.seed)
+    # At too large a rate the loss overflows, which is a result like others.
+    with np.errstate(all="ignore"):
+        following = train(network, case, digits, [m.estimator for m in methods if not m.from_data])
+        parts = in_batches(digits.train_images, case.batch_size)
+        found = {method: _statistics(method, network, following, parts) for method in methods}
+        return [_test(case, method, network, found, digits) for method in methods]
+
+
+def train(
+    network: Network, case: Case, digits: Digits, estimators: Sequence[bnext.Estimator]
+) -> list[Following]:
+    """Train `network`; give what the estimators have of each layer at the end."""
+    following = {
+        layer: Following(estimators, layer.bn.num_features) for layer in network.normalizations()
+    }
+
+    def observe(layer: Layer, x: Array) -> None:
+        if isinstance(layer, Normalization):
+            following[layer].observe(x)
+
+    examples = len(digits.train_labels)
+    for batch in batch_indices(examples, case.batch_size, case.epochs, case.seed):
+        logits = forward(network, digits.train_images[batch], observe)
+        _, dlogits = softmax_cross_entropy(logits, digits.train_labels[batch])
+        network.backward(dlogits)
+        network.descend(case.rate)
+    return list(following.values())
+
+
+def forward(network: Network, x: Array, visit: Callable[[Layer, Array], None]) -> Array:
+    """Give the logits of `x`, and show each layer with its input before it is called."""
+    for layer in network.layers:
+        visit(layer, x)
+        x = layer.forward(x)
+    return x
+
+
+def in_batches(images: Array, batch_size: int) -> list[Array]:
+    """Divide all `images` into batches of nearly that size, the least of them of two."""
+    number = min(round(len(images) / batch_size), len(images) // 2)
+    return np.array_split(images, max(1, number))
+
+
+def _statistics(
+    method: Method, network: Network, following: list[Following], parts: list[Array]
+) -> list[Statistics]:
+    """Give each layer's statistics by a method."""
+    if method.from_data is None:
+        return [each.statistics()[method.estimator] for each in following]
+    layers = [layer.bn for layer in network.normalizations()]
+    for bn in layers:
+        bn.estimator = method.estimator
+    bnext.update_statistics(network.forward, parts, layers, method.from_data)
+    return [_running(bn) for bn in layers]
+
+
+def _test(
+    case: Case,
+    method: Method,
+    network: Network,
+    found: dict[Method, list[Statistics]],
+    digits: Digits,
+) -> Outcome:
+    layers = [layer.bn for layer in network.normalizations()]
+    distances = []
+    for bn, estimate, exact in zip(layers, found[method], found[EXACT], strict=True):
+        for array, values in zip((bn.running_mean, bn.running_var), estimate, strict=True):
+            assert array is not None
+            array[...] = values
+        distances.append(distance(_running(bn), exact, bn.eps))
+    network.train(False)
+    logits = network.forward(digits.test_images)
+    loss, _ = softmax_cross_entropy(logits, digits.test_labels)
+    correct = accuracy(logits, digits.test_labels)
+    return Outcome(case, method, correct, loss, tuple(distances))
+
+
+def _running(bn: bnext.BatchNorm) -> Statistics:
+    """Copy a layer's running statistics."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    return Statistics(bn.running_mean.astype(np.float64), bn.running_var.astype(np.float64))

@@ -1,0 +1,76 @@
+"""The ways to get at statistics for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import bnext
+
+FromData = Literal["exact", "pooled", "average"]
+FROM_DATA: tuple[FromData, ...] = ("exact", "pooled", "average")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way: from the data by `bnext.update_statistics`, or by an estimator during training.
+
+    Attributes
+    ----------
+    estimator : bnext.Estimator
+        That of the layers. What is made from the data asks it for Bessel's correction alone.
+    from_data : str or None
+        Method of `bnext.update_statistics`; None for a running average.
+    """
+
+    estimator: bnext.Estimator
+    from_data: FromData | None = None
+
+    @property
+    def bessel(self) -> bool:
+        """Whether the variance has Bessel's correction."""
+        return self.estimator.bessel
+
+    @property
+    def family(self) -> str:
+        """Name, without the decay and the correction."""
+        if self.from_data is not None:
+            return self.from_data
+        names = {
+            bnext.Cumulative: "cumulative",
+            bnext.Exponential: "exponential",
+            bnext.DebiasedExponential: "debiased",
+        }
+        return names[type(self.estimator)]
+
+    @property
+    def decay(self) -> float | None:
+        """Decay of an exponential average, None of others."""
+        return self.estimator.decay if self.from_data is None else None
+
+    @property
+    def name(self) -> str:
+        """Name in tables and pictures."""
+        decay = "" if self.decay is None else f" {self.decay:g}"
+        return f"{self.family}{decay}{'' if self.bessel else ', biased'}"
+
+
+EXACT = Method(bnext.Exponential(), "exact")
+
+
+def methods(decays: Iterable[float]) -> list[Method]:
+    """List every method, with Bessel's correction and without."""
+    decays = list(decays)
+    both = (True, False)
+    return [
+        *(Method(bnext.Exponential(bessel=b), from_data) for from_data in FROM_DATA for b in both),
+        *(Method(bnext.Cumulative(bessel=b)) for b in both),
+        *(Method(bnext.Exponential(decay=d, bessel=b)) for d in decays for b in both),
+        *(Method(bnext.DebiasedExponential(decay=d, bessel=b)) for d in decays for b in both),
+    ]
+
+
+def shown(all_methods: Iterable[Method]) -> list[Method]:
+    """Choose those for tables: where the correction is missing, the average stands for all."""
+    return [m for m in all_methods if m.bessel or m.from_data == "average"]

@@ -1,0 +1,205 @@
+"""Who is missing: what processes find out about each other when an exchange does not end.
+
+An engine that adds up numbers knows nothing then but that it is not through. So members have a
+board beside it, where each has one note that all others can read:
+
+    waits   an exchange for which it waits, or for which another rank has called the roll
+    failed  what it says of the error that keeps it from going on
+    left    which ``with group:`` it has left, and how many exchanges it had been through
+    over    the verdict, once it has given up: the reason, and the rank
+
+Some time before the time-out, who waits writes so: that calls the roll, and all others that wait
+answer. Who has not answered at the time-out is missing. That is the verdict; who reads it gives up
+too, so that all give one reason, and who comes late reads it before it waits. As long as exchanges
+end soon nobody looks at the board.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+from typing import Any, NamedTuple
+
+__all__ = ["Board", "RollCall", "Verdict"]
+
+ROLL = "roll"
+PATIENCE = 0.25  # seconds that somebody who must know waits for the board
+
+
+class Verdict(NamedTuple):
+    """Why an exchange is given up, and the rank that it is because of."""
+
+    reason: str
+    rank: int | None
+
+
+class Board(abc.ABC):
+    """One note for each rank. Who uses it has a time-out to keep: nothing here may take long."""
+
+    @abc.abstractmethod
+    def write(self, note: str, bell: str) -> None:
+        """Replace this rank's note, and ring a bell for those who listen to it."""
+
+    @abc.abstractmethod
+    def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
+        """Give the notes of the others, as far as they are known by now.
+
+        They are asked for if one of `bells` has been rung. `patience` is for how many seconds an
+        answer may be waited for; without it, it may be that of the call before.
+        """
+
+    @abc.abstractmethod
+    def is_settled(self, patience: float = 0.0) -> bool:
+        """Whether all that was written is there to be read, within so many seconds."""
+
+    broken = False  # whether it has failed, for good
+
+
+class RollCall:
+    """One member's part in it."""
+
+    def __init__(self, rank: int, size: int, timeout: float, board: Board | None) -> None:
+        self.timeout = timeout
+        # For how long before the time-out the roll is called; how often who waits looks.
+        self.grace = min(1.0, timeout / 2)
+        self.interval = min(0.05, self.grace / 8)
+        self.verdict: Verdict | None = None
+        self._rank = rank
+        self._others = [other for other in range(size) if other != rank]
+        self._board = board if self._others else None
+        self._mine: dict[str, Any] = {"waits": 0}
+        self._notes: dict[int, dict[str, Any]] = {}
+        self._entered = self._depth = 0
+
+    # --- a wait that takes long -------------------------------------------------------------------
+
+    def look(self, exchange: int, waited: float, patience: float = 0.0) -> Verdict | None:
+        """Say what is to become of an exchange that was waited for so long; None: to wait on."""
+        self._read(exchange, patience)
+        called = max((note["waits"] for note in self._notes.values()), default=0)
+        if waited > self.timeout - self.grace or called > self._mine["waits"]:
+            self._answer(max(exchange, called))
+        if self.verdict is None and waited > self.timeout:
+            reason = f"time-out after {self.timeout:g} s"
+            self._read(exchange, PATIENCE)
+            if not self._works():
+                self.verdict = Verdict(f"{reason}: not all ranks have come", None)
+            else:
+                self._find_missing(exchange, reason)
+        return self.verdict
+
+    def look_after_failure(
+        self, exchange: int, waited: float, lasted: float, text: str
+    ) -> Verdict | None:
+        """Do the same where the engine has failed, `lasted` seconds ago, and said `text`.
+
+        Ranks that are alive answer when they come. One that never will is known when all others
+        have; two, at the time-out.
+        """
+        self._answer(exchange)
+        self._read(exchange, PATIENCE)
+        if self.verdict is None:
+            missing = self._missing(exchange)
+            enough = lasted > self.grace / 2 or waited > self.timeout
+            if not self._works():
+                if enough or self._board is None or self._board.broken:
+                    reason = f"the exchange failed, as when a rank dies: {text}"
+                    self.verdict = Verdict(reason, None)
+            elif not missing:
+                self.decide(f"the exchange failed: {text}", None)
+            elif (enough and len(missing) == 1) or waited > self.timeout:
+                self._find_missing(exchange, "the exchange failed")
+        return self.verdict
+
+    def decide(self, reason: str, rank: int | None) -> Verdict:
+        """Give up, and let the others know; what one of them has decided before stands."""
+        if self.verdict is None:
+            notes = {**self._notes, self._rank: self._mine}
+            failed = [who for who in sorted(notes) if "failed" in notes[who]]
+            if failed:  # what came first, or what is known for certain
+                rank = failed[0]
+                reason = f"rank {rank} {notes[rank]['failed']}; {reason}"
+            self.verdict = Verdict(reason, rank)
+            self._write(ROLL, over=self.verdict)
+            if self._board is not None:
+                self._board.is_settled(PATIENCE)
+        return self.verdict
+
+    def cannot_go_on(self, text: str) -> None:
+        """Remember what the others are told when they call the roll."""
+        self._mine["failed"] = text
+
+    # --- `with group:` ----------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Count it, unless it is within another one."""
+        self._entered += self._depth == 0
+        self._depth += 1
+
+    def leave(self, exchanges: int, *, tell: bool) -> None:
+        """Let others know, in case they wait for this rank; it has been through `exchanges`."""
+        self._depth -= 1
+        if tell and self._depth == 0 and self.verdict is None:
+            self._write(bell_of_leaving(self._entered), left=(self._entered, exchanges))
+            if self._board is not None:
+                self._board.is_settled(PATIENCE)
+
+    # --- the board --------------------------------------------------------------------------------
+
+    def _read(self, exchange: int, patience: float = 0.0) -> None:
+        if self._board is None or self.verdict is not None:
+            return
+        block = self._entered if self._depth else 0
+        bells = [ROLL, bell_of_leaving(block)] if block else [ROLL]
+        notes = self._board.read(bells, patience)
+        self._notes = {rank: json.loads(notes[rank]) for rank in sorted(notes)}
+        for note in self._notes.values():
+            if "over" in note:
+                self.verdict = Verdict(*note["over"])
+                return
+        # Who has left, and entered no more often than this member, has no part in its exchange; but
+        # in the one before, which may not have ended here.
+        left = [
+            rank
+            for rank, note in self._notes.items()
+            if block and "left" in note and note["left"][0] >= block and note["left"][1] < exchange
+        ]
+        if left:
+            has = "has" if len(left) == 1 else "have"
+            self.decide(f"{names_of(left)} {has} left the group", left[0])
+
+    def _write(self, bell: str, **changes: Any) -> None:
+        self._mine |= changes
+        if self._board is not None:
+            self._board.write(json.dumps(self._mine), bell)
+
+    def _answer(self, call: int) -> None:
+        if self.verdict is None and call > self._mine["waits"]:
+            self._write(ROLL, waits=call)
+
+    def _works(self) -> bool:
+        return self._board is not None and not self._board.broken and self._board.is_settled()
+
+    def _missing(self, exchange: int) -> list[int]:
+        notes = self._notes
+        return [r for r in self._others if r not in notes or notes[r]["waits"] < exchange]
+
+    def _find_missing(self, exchange: int, reason: str) -> None:
+        if self.verdict is not None:
+            return
+        missing = self._missing(exchange)
+        if missing:
+            are = "is" if len(missing) == 1 else "are"
+            self.decide(f"{reason}: {names_of(missing)} {are} missing", missing[0])
+        else:
+            self.decide(f"{reason}, though all ranks have come", None)
+
+
+def bell_of_leaving(block: int) -> str:
+    """Who waits in the n-th ``with group:`` listens to those who leave theirs."""
+    return f"left-{block}"
+
+
+def names_of(ranks: list[int]) -> str:
+    """``rank 1``, or ``ranks 1, 2``."""
+    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
