@@ -37,8 +37,8 @@ def engine(request):
     return request.param
 
 
-def run(engine, program, size, folder, rounds=1, **more):
-    """Processes that run a program of `worker.py`; they must end by themselves.
+def run(engine, program, size, folder, rounds=1, module="tests.sync.worker", **more):
+    """Processes that run a program of `module`; they must end by themselves.
 
     Returns what they said, and their exit statuses.
     """
@@ -48,7 +48,7 @@ def run(engine, program, size, folder, rounds=1, **more):
         "GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR",
     }  # fmt: skip
     task = {"engine": engine, "program": program, "folder": str(folder), "rounds": rounds, **more}
-    worker = [sys.executable, "-m", "tests.sync.worker"]
+    worker = [sys.executable, "-m", module]
     options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE,
                "stderr": subprocess.STDOUT, "text": True}  # fmt: skip
     if engine == "mpi":

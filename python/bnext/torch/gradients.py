@@ -68,10 +68,21 @@ def _by_formulas(dy: Tensor) -> bool:
 
 def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradients:
     """Give dx, if it is wanted, and the gradients of the parameters."""
-    saved = ctx.statistics
-    if x.data_ptr() != ctx.address:  # what hooks made of x may be close to it, and not the same
-        saved = kernels.saved_of(x, kernels.rows_of(saved), ctx.eps)
-    if ctx.needs_input_grad[0]:
+    wants_x = ctx.needs_input_grad[0]
+    try:
+        return _by_kernels_from(ctx.statistics, dy, x, weight, wants_x)
+    except ValueError:
+        if x.data_ptr() == ctx.address:  # it has changed, by ways that autograd does not see
+            raise
+    # What hooks have made of x may be close to it, and not the same.
+    saved = kernels.saved_beside(x, ctx.statistics, ctx.eps)
+    return _by_kernels_from(saved, dy, x, weight, wants_x)
+
+
+def _by_kernels_from(
+    saved: Any, dy: Tensor, x: Tensor, weight: Tensor | None, wants_x: bool
+) -> Gradients:
+    if wants_x:
         return kernels.backward(dy, x, saved, weight)
     return None, *kernels.backward_of_parameters(dy, x, saved)
 

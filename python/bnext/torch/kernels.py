@@ -19,8 +19,8 @@ from bnext.torch.context import count_write
 
 __all__ = [
     "KernelRefusal", "Running", "agree", "backward", "backward_constant", "backward_of_parameters",
-    "bring_back", "format_of", "formatted", "forward", "inference", "rows_of", "saved_of", "takes",
-    "widened",
+    "bring_back", "format_of", "formatted", "forward", "inference", "rows_of", "saved_beside",
+    "saved_of", "takes", "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
@@ -192,6 +192,15 @@ def saved_of(x: Tensor, rows: Tensor, eps: float) -> Any:
     if x.dtype in OF_NUMPY:
         return _core.restored(_array(x), _array(rows), eps, 1)
     return engine_of(x).restored(_plain(x), _array(rows), eps, 1)
+
+
+def saved_beside(x: Tensor, saved: Any, eps: float) -> Any:
+    """Make what the kernels would have left of another x with the same statistics."""
+    rows = rows_of(saved)
+    if saved.batch_statistics:
+        return saved_of(x, rows, eps)
+    mean, _, var, _ = rows if x.dtype == torch.float64 else rows.float()  # as they were given
+    return inference(x, mean, var, None, None, eps)[1]
 
 
 # --- tensors and arrays ---------------------------------------------------------------------------

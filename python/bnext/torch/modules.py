@@ -60,11 +60,11 @@ class Forward(_BatchNorm):
         tracer: Any = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
-    def __prepare_scriptable__(self) -> _BatchNorm:
+    def __prepare_scriptable__(self) -> torch.nn.Module:
         """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
-        layer: Any = copy.copy(self)
-        layer.__class__ = next(kind for kind in type(self).__mro__ if not issubclass(kind, Forward))
-        return layer
+        from bnext.torch.conversion import revert
+
+        return revert(copy.copy(self))
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):

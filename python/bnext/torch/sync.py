@@ -19,8 +19,10 @@ from bnext.torch.modules import Forward
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
+THEIRS: Any = torch.nn.SyncBatchNorm
 
-class SyncBatchNorm(Forward, torch.nn.SyncBatchNorm):
+
+class SyncBatchNorm(Forward):
     """`torch.nn.SyncBatchNorm`, also on the CPU, and in groups of bnext's.
 
     In training every member normalizes its shard by the statistics of the whole batch, and its
@@ -31,40 +33,65 @@ class SyncBatchNorm(Forward, torch.nn.SyncBatchNorm):
 
     Parameters
     ----------
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
+        As those of PyTorch's layer, and in its order.
     process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
-        The others are those of PyTorch's layer. Here:
         Who has the shards; PyTorch's default group if not given. Without torch.distributed, or in a
         group of one process, the layer normalizes by itself.
 
     Notes
     -----
+    It is no subclass of `torch.nn.SyncBatchNorm`, only of what that is one of: on the CPU
+    `DistributedDataParallel` refuses all models that have an instance of it. State dicts are the
+    same.
+
     Threads of a `bnext.sync.ThreadGroup` may share the layer, or have a replica each. PyTorch's
     autograd runs the backward pass of a CPU in the thread that asked for it, which is then the
     member.
     """
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        **more: Any,
+    ) -> None:
+        check_group(process_group, "process_group")
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
+        )
+        self.process_group = process_group
+
     _moved_at: tuple[Group, int] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
+        if self.training and has_others(self.process_group):
+            if torch.compiler.is_compiling():  # what waits for others is no part of a graph
+                return _outside_of_graphs()(self, input)
+            return self._in_group(input)
         if type(input) is Tensor:
             self._check_input_dim(input)
             self._check_non_zero_input_channels(input)
-        if not self.training or not has_others(self.process_group):
-            return super().forward(input)
-        if torch.compiler.is_compiling():  # what waits for others is no part of a graph
-            return _outside_of_graphs()(self, input)
-        return self._in_group(input)
+        return super().forward(input)
 
     def _in_group(self, input: Tensor) -> Tensor:
         group = group_of(self.process_group)
-        if not kernels.takes(input):
-            if group is not self.process_group:
-                return torch.nn.SyncBatchNorm.forward(self, input)
-            with announcing(group):
+        with announcing(group):
+            self._check_input_dim(input)
+            self._check_non_zero_input_channels(input)
+            if not kernels.takes(input):
+                if group is not self.process_group:  # which PyTorch's layer knows as well
+                    return THEIRS.forward(self, input)
                 raise TypeError(
                     "input: expected a dense float32, float64, float16 or bfloat16 tensor where "
-                    f"bnext has kernels, got {input.layout} {input.dtype} on {input.device}"
+                    f"bnext has kernels, got {input.layout}, {input.dtype} on {input.device}"
                 )
         weight, bias = kernels.widened(input, self.weight), kernels.widened(input, self.bias)
         call = _Call(group, self, self.eps)
@@ -84,6 +111,24 @@ class SyncBatchNorm(Forward, torch.nn.SyncBatchNorm):
             call.move(mean, var, momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+    _check_input_dim = THEIRS._check_input_dim
+    _check_non_zero_input_channels = THEIRS._check_non_zero_input_channels
+
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: torch.nn.Module, process_group: Any = None
+    ) -> torch.nn.Module:
+        """Do what PyTorch's layer does under this name, with layers of this class.
+
+        `bnext.torch.convert` does it without making new modules.
+        """
+        converted: torch.nn.Module = THEIRS.convert_sync_batchnorm(module, process_group)
+        layer: Any
+        for layer in converted.modules():
+            if type(layer) is THEIRS:
+                layer.__class__ = cls
+        return converted
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what a call has left."""
