@@ -26,9 +26,22 @@ _has_transforms = _known(torch._C, "_are_functorch_transforms_active", lambda: T
 _is_batch = _known(
     getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False
 )
+_forward_ad = torch.autograd.forward_ad
 _is_scripted = _known(torch._C, "_is_tracing", lambda: True)
 _backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
 _increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
+
+
+def is_ordinary() -> bool:
+    """Whether nothing of what follows is at work."""
+    return not (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _has_transforms()
+        or getattr(_forward_ad, "_current_level", 0) >= 0
+        or _is_scripted()
+        or _backward_task() != -1
+    )
 
 
 def is_transformed() -> bool:
@@ -38,7 +51,7 @@ def is_transformed() -> bool:
     """
     return (
         _has_transforms()
-        or getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+        or getattr(_forward_ad, "_current_level", 0) >= 0
         or (not torch.compiler.is_compiling() and _is_scripted())
     )
 
@@ -66,3 +79,24 @@ def count_write(tensor: Tensor) -> None:
     """Let autograd know that a kernel has written to `tensor`."""
     if not tensor.is_inference():  # which autograd does not count
         _increment_version(tensor)
+
+
+def count_writes(*tensors: Tensor) -> None:
+    """Do `count_write` for several."""
+    if _COUNTS_SEVERAL:
+        _increment_version(tensors)
+        return
+    for tensor in tensors:
+        count_write(tensor)
+
+
+def _counts_several() -> bool:
+    """Whether this PyTorch counts writes to several tensors in one call."""
+    try:
+        _increment_version((torch.empty(()),))
+    except (TypeError, AttributeError, RuntimeError):
+        return False
+    return True
+
+
+_COUNTS_SEVERAL = _counts_several()

@@ -50,9 +50,13 @@ def normalize_by_running(
     return y
 
 
-def records(*tensors: Tensor | None) -> bool:
+def records(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether autograd wants to know of a call."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    )
 
 
 def _by_formulas(dy: Tensor) -> bool:
@@ -108,8 +112,15 @@ class _ByBatch(torch.autograd.Function):
             gradients = formulas.backward(dy, x, weight, ctx.eps)
         else:
             gradients = _by_kernels(ctx, dy, x, weight)
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None, None
+        dx, dweight, dbias = gradients
+        wants_x, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
+        return (
+            dx if wants_x else None,
+            dweight if wants_weight else None,
+            dbias if wants_bias else None,
+            None,
+            None,
+        )
 
 
 class _ByRunning(torch.autograd.Function):

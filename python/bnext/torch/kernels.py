@@ -34,11 +34,15 @@ class KernelRefusal(Exception):  # noqa: N818
 
 
 class Running(NamedTuple):
-    """Running statistics that a call moves, and by how much."""
+    """Running statistics that a call moves, by how much, and a count of such calls."""
 
     mean: Tensor
     var: Tensor
     momentum: float
+    counter: Tensor | None = None
+
+
+NOT_RUNNING = (None, None, None, None)
 
 
 # --- what kernels take ----------------------------------------------------------------------------
@@ -77,9 +81,11 @@ def widened(x: Tensor, tensor: Tensor | None) -> Any:
     return tensor if tensor is None or x.dtype not in NARROW else tensor.float()
 
 
-def bring_back(buffers: tuple[Tensor, ...], wide: tuple[Tensor, ...]) -> None:
+def bring_back(buffers: tuple[Tensor | None, ...], wide: tuple[Tensor | None, ...]) -> None:
     """Bring running statistics from where kernels wrote them to where a layer has them."""
     for buffer, written in zip(buffers, wide, strict=True):
+        if buffer is None or written is None:
+            continue
         if written is buffer:
             count_write(buffer)
         else:
@@ -93,18 +99,21 @@ def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
 ) -> tuple[Tensor, Any]:
     """Normalize by the batch: y, and what backward needs besides x and weight."""
-    mean, var, momentum = (None, None, None) if running is None else running
+    mean, var, momentum, counter = NOT_RUNNING if running is None else running
     try:
         if x.dtype in OF_NUMPY and not x.is_cuda:
             y, saved = _core.forward(
-                _array(x), _array(weight), _array(bias), _written(mean), _written(var), momentum,
-                None, eps, 1, None,
+                x.numpy(force=True), _array(weight), _array(bias), _written(mean), _written(var),
+                momentum, _written(counter), eps, 1, None,
             )  # fmt: skip
             return formatted(torch.from_numpy(y), x), saved
+        on_host = None if x.is_cuda else _written(counter)
         y, saved = engine_of(x).forward(
-            _plain(x), _plain(weight), _plain(bias), _plain(mean), _plain(var), momentum, None,
+            _plain(x), _plain(weight), _plain(bias), _plain(mean), _plain(var), momentum, on_host,
             eps, 1, None,
         )  # fmt: skip
+        if counter is not None and on_host is None:
+            counter.add_(1)
     except (TypeError, ValueError) as refusal:
         raise KernelRefusal(str(refusal)) from refusal
     return formatted(y, x), saved
@@ -133,7 +142,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias."""
     if x.dtype in OF_NUMPY and not x.is_cuda:
-        arrays = _core.backward(_array(dy), _array(x), saved, _array(weight), None)
+        arrays = _core.backward(
+            dy.numpy(force=True), x.numpy(force=True), saved, _array(weight), None
+        )
         dx, dweight, dbias = map(torch.from_numpy, arrays)
     else:
         dx, dweight, dbias = engine_of(x).backward(
@@ -201,11 +212,12 @@ def _array(tensor: Tensor | None) -> Any:
 
 
 def _written(tensor: Tensor | None) -> Any:
-    if tensor is not None and tensor.is_neg():
-        raise TypeError(
-            "expected a tensor that is in memory as it is, got one that is to be negated"
-        )
-    return _array(tensor)
+    if tensor is None:
+        return None
+    try:
+        return tensor.numpy()
+    except RuntimeError as error:  # it is to be negated, say: that would be a copy
+        raise TypeError(str(error)) from error
 
 
 def _plain(tensor: Tensor | None) -> Any:
