@@ -1,4 +1,4 @@
-"""torch.export: our operator in training, PyTorch's in evaluation, and the results of eager calls."""
+"""torch.export: our operator in training, PyTorch's in evaluation; results as of eager calls."""
 
 import copy
 
