@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 
-import bnext.torch
-
 from .support import MEMORIES, assert_same_format, name_of_dtype, torch
 
 opcheck = torch.library.opcheck
