@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 
+import bnext
+
 from .support import MEMORIES, assert_same_format, name_of_dtype, torch
 
 opcheck = torch.library.opcheck
