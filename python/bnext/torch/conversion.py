@@ -87,7 +87,8 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
     modules: list[Any] = [module for module in model.modules() if type(module) in THEIRS]
     before = [_before(module) for module in modules]
     for module, (kind, group) in zip(modules, before, strict=True):
-        vars(module).pop("_was", None)
+        for name in ("_was", "_moved_at"):
+            vars(module).pop(name, None)
         if type(module) is SyncBatchNorm:
             module.process_group = group
             if kind is not torch.nn.SyncBatchNorm:

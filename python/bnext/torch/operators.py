@@ -64,15 +64,14 @@ def batch_norm(
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
     y, statistics, first = torch.ops.bnext.batch_norm(x, weight, bias, eps)
-    if not is_recomputed():
-        with torch.no_grad():
-            count = math.prod(x.shape) // max(x.shape[1], 1)
-            if running_mean is not None and running_var is not None and count > 1:
-                mean, m2, _, _ = statistics.detach().unbind()
-                _move(running_mean, mean, momentum, first)
-                _move(running_var, m2 / (count - 1), momentum, first)
-            if counter is not None:
-                counter.add_(first)
+    if not is_recomputed():  # none of it is differentiated, since neither output of the operator is
+        count = math.prod(x.shape) // max(x.shape[1], 1)
+        if running_mean is not None and running_var is not None and count > 1:
+            mean, m2, _, _ = statistics.unbind()
+            _move(running_mean, mean, momentum, first)
+            _move(running_var, m2 / (count - 1), momentum, first)
+        if counter is not None:
+            counter.add_(first)
     result: Tensor = y
     return result
 

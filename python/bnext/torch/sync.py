@@ -72,13 +72,14 @@ class SyncBatchNorm(Forward):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
+        if not isinstance(input, Tensor):
+            return super().forward(input)
         if self.training and has_others(self.process_group):
             if torch.compiler.is_compiling():  # what waits for others is no part of a graph
                 return _outside_of_graphs()(self, input)
             return self._in_group(input)
-        if type(input) is Tensor:
-            self._check_input_dim(input)
-            self._check_non_zero_input_channels(input)
+        self._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
         return super().forward(input)
 
     def _in_group(self, input: Tensor) -> Tensor:
