@@ -93,9 +93,11 @@ def test_torch_compile_of_transposed_input():
 
 def test_torch_compile_with_dynamic_shapes(kernel_calls):
     """One compilation for batches of any size."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     _, layer = layers("BatchNorm2d")
     reference = copy.deepcopy(layer)
-    counter = torch._dynamo.testing.CompileCounterWithBackend(GRAPHS)
+    counter = CompileCounterWithBackend(GRAPHS)
     call = compiled(layer, counter, dynamic=True)
     compilations = []
     for size in (4, 7, 2, 11):
