@@ -1,0 +1,31 @@
+"""Measuring a case: the time of a step, the memory, what of both is batch normalization's."""
+
+import dataclasses
+import functools
+
+from benchmarks.models import memory
+from benchmarks.models.timing import in_turns
+from benchmarks.models.training import LAYERS, Training, normalizations
+from bnext.bench.measure import threads_set_to
+
+
+def case_row(case, threads, seconds, log=functools.partial(print, flush=True)):
+    """What JSON holds of a case."""
+    log(case.title)
+    with threads_set_to(threads):
+        trainings = {layers: Training(case, layers) for layers in LAYERS}
+        counted = len(normalizations(trainings["torch"].network))
+        turns = in_turns({name: t.finished_step for name, t in trainings.items()}, seconds)
+    del trainings
+    row = {
+        **dataclasses.asdict(case),
+        "title": case.title,
+        "threads": threads,
+        "normalizations": counted,
+        "seconds": turns.packed(),
+        "ratio": turns.ratio("torch", "bnext"),
+        "shares": {name: round(turns.saved_share(name, "none"), 4) for name in ("torch", "bnext")},
+        "memory": {name: memory.measure(case, name, threads) for name in ("torch", "bnext")},
+    }
+    log(f"  {row['ratio'][0]:.3f} times as fast")
+    return row

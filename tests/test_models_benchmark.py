@@ -1,0 +1,205 @@
+"""The benchmark of whole models: networks, what is trained, what is compared, the report."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks.models import __main__ as command
+from benchmarks.models.cases import FULL, LOSSES, QUICK, Case
+
+from .optional import import_torch
+
+TINY = Case("resnet18", 4, 64)
+MLP = Case("mlp", 6, 28)
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return import_torch()
+
+
+@pytest.fixture
+def training(torch):
+    from benchmarks.models import training
+
+    return training
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "layers"),
+    [("resnet18", 11_689_512, 20), ("resnet50", 25_557_032, 53), ("mlp", 100_010, 3)],
+)
+def test_torch_networks_are_the_published_ones(torch, training, name, parameters, layers):
+    from benchmarks.models.networks import BUILDERS
+
+    network = BUILDERS[name]().eval()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert len(training.normalizations(network)) == layers
+    case = Case(name, 2, 64)
+    assert network(torch.zeros(case.shape)).shape == (2, 10 if name == "mlp" else 1000)
+
+
+@pytest.mark.parametrize(("name", "expansion"), [("resnet18", 1), ("resnet50", 4)])
+def test_torch_extents_halve_from_stage_to_stage(torch, name, expansion):
+    """As table 1 has them, for images of 224 x 224."""
+    from benchmarks.models.networks import BUILDERS, WIDTHS
+
+    with torch.device("meta"):  # shapes alone
+        network = BUILDERS[name]().eval()
+        y = network.stem(torch.empty(1, 3, 224, 224))
+        assert y.shape == (1, 64, 56, 56)
+        extents = {}
+        for block in network.stages:
+            y = block(y)
+            extents[y.shape[1]] = y.shape[2]
+    channels = [expansion * width for width in WIDTHS]
+    assert extents == dict(zip(channels, (56, 28, 14, 7), strict=True))
+
+
+def test_torch_layers_are_those_that_are_asked_for(torch, training):
+    import bnext.torch
+
+    for layers, expected in (
+        ("torch", {torch.nn.BatchNorm2d}),
+        ("bnext", {bnext.torch.BatchNorm2d}),
+        ("none", set()),
+    ):
+        found = training.normalizations(training.Training(TINY, layers).network)
+        assert {type(module) for module in found} == expected
+        assert len(found) == (20 if expected else 0)
+
+
+@pytest.mark.parametrize("case", [TINY, dataclasses.replace(TINY, channels_last=True), MLP], ids=str)
+def test_torch_first_losses_agree(torch, case):
+    from benchmarks.models import losses
+
+    found = losses.measure(case, "float64", 3)
+    assert losses.agree(found)
+    assert max(losses.differences(found, found["bnext"])) < 1e-9
+    assert len(set(found["torch"])) == 3  # something is learned
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_first_losses_agree_within_rounding(torch, dtype):
+    from benchmarks.models import losses
+
+    assert losses.agree(losses.measure(dataclasses.replace(TINY, dtype=dtype), dtype, 2))
+
+
+def test_torch_losses_that_differ_are_told(torch):
+    from benchmarks.models import losses
+
+    found = losses.measure(MLP, "float32", 4)
+    assert losses.agree(found)
+    for step, factor in ((0, 1 + 1e-5), (3, 1 + 1e-4), (2, float("nan"))):
+        wrong = copy.deepcopy(found)
+        wrong["bnext"][step] *= factor
+        assert not losses.agree(wrong)
+
+
+def test_torch_memory_is_that_of_training(torch):
+    from benchmarks.models import memory
+
+    found = memory.measure(TINY, "bnext", 1)
+    if found is not None:  # where the system tells: gradients and momentum at least
+        assert found["most"] - found["before"] > 2 * 4 * 11_689_512
+
+
+def test_torch_memory_says_what_went_wrong(torch):
+    from benchmarks.models import memory
+
+    with pytest.raises(RuntimeError, match=r"memory of .*, bnext: [\s\S]*KeyError: 'vgg'"):
+        memory.measure(SimpleCase("vgg", 1, 64), "bnext", 1)
+
+
+class SimpleCase(Case):
+    """Of a network that there is not."""
+
+    title = "a network that there is not"
+
+
+def test_torch_turns(torch):
+    from benchmarks.models.timing import Turns, in_turns
+
+    found = Turns({"a": [2.0, 4.0, 8.0], "b": [1.0, 2.0, 2.0]})
+    assert found.ratio("a", "b")[0] == 2.0
+    assert found.saved_share("a", "b") == 0.5
+    assert found.packed()["b"] == [2.0, 1.2, 2.0, 3]
+    calls = []
+    in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0)
+    assert {"a", "b"} == set(calls)
+
+
+def test_torch_promises_are_measured_twice_before_they_are_broken(torch, monkeypatch):
+    from benchmarks.models import promises
+
+    figures = iter([0.9, 1.1, 0.8, 0.7, 5.0])
+    made = [(text, 1.0, lambda: next(figures)) for text in ("second", "neither", "first")]
+    monkeypatch.setattr(promises, "PROMISES", made)
+    found = [(v.text, v.figure, v.word) for v in promises.verdicts()]
+    assert found == [("second", 1.1, "kept"), ("neither", 0.8, "NOT KEPT"), ("first", 5.0, "kept")]
+    assert next(figures, None) is None
+
+
+def test_torch_command_measures_and_reports(torch, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "QUICK", (MLP,))
+    monkeypatch.setattr(command, "LOSSES", (MLP,))
+    words = ["--quick", "--steps", "2", "--seconds", "0", "--threads", "1", "--batch", "5"]
+    assert command.main([*words, "--out", str(tmp_path)]) == 0
+    assert "agree" in capsys.readouterr().out
+    document = command.read(tmp_path / "results.json")
+    (row,) = document["rows"]
+    assert (row["batch"], row["threads"], row["normalizations"]) == (5, 1, 3)
+    assert set(row["seconds"]) == {"torch", "bnext", "none"}
+    assert all(0 < p10 <= median <= p90 for median, p10, p90, _ in row["seconds"].values())
+    assert [found["dtype"] for found in document["losses"]] == ["float32", "float64"]
+    report = (tmp_path / "report.md").read_text()
+    # The same again from the file alone; and losses that differ fail.
+    again, file = tmp_path / "again", tmp_path / "results.json"
+    assert command.main(["--report", str(file), "--out", str(again)]) == 0
+    assert (again / "report.md").read_text() == report
+    document["losses"][0]["bnext"][1] += 1
+    (tmp_path / "wrong.json").write_text(json.dumps(document))
+    assert command.main(["--report", str(tmp_path / "wrong.json"), "--out", str(again)]) == 1
+    assert "**DIFFER**" in (again / "report.md").read_text()
+
+
+def test_options_change_cases():
+    parse = command._parser().parse_args
+    words = ["--batch", "3", "--size", "40", "--channels-last", "--networks", "resnet18,mlp"]
+    found = command.cases(parse(words))
+    assert Case("resnet18", 3, 40, channels_last=True) in found
+    assert Case("mlp", 3, 28) in found  # whose images are what they are
+    assert len(found) == len(set(found)) == 3  # one of them in bfloat16
+    assert command.cases(parse([])) == list(FULL)
+    assert command.chosen(LOSSES, parse([])) == list(LOSSES)
+    assert command.cases(parse(["--quick"])) == list(QUICK)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--networks", "resnet18,vgg"], "expected some of resnet18, resnet50, mlp, got vgg"),
+        (["--batch", "0"], "expected an integer >= 1, got 0"),
+        (["--dtype", "float16"], "invalid choice: 'float16'"),
+    ],
+)
+def test_wrong_options(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected results of whole models, version 1"):
+        command.read(tmp_path / "other.json")
+
+
+def test_torch_devices_that_are_missing_are_said(torch, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(["--device", "cuda", "--check"]) == 2
+    assert "--device cuda: PyTorch finds no GPU" in capsys.readouterr().err
