@@ -71,7 +71,9 @@ def test_torch_layers_are_those_that_are_asked_for(torch, training):
         assert len(found) == (20 if expected else 0)
 
 
-@pytest.mark.parametrize("case", [TINY, dataclasses.replace(TINY, channels_last=True), MLP], ids=str)
+@pytest.mark.parametrize(
+    "case", [TINY, dataclasses.replace(TINY, channels_last=True), MLP], ids=str
+)
 def test_torch_first_losses_agree(torch, case):
     from benchmarks.models import losses
 

@@ -1,7 +1,6 @@
 """Measuring a case: the time of a step, the memory, what of both is batch normalization's."""
 
 import dataclasses
-import functools
 
 from benchmarks.models import memory
 from benchmarks.models.timing import in_turns
@@ -9,9 +8,9 @@ from benchmarks.models.training import LAYERS, Training, normalizations
 from bnext.bench.measure import threads_set_to
 
 
-def case_row(case, threads, seconds, log=functools.partial(print, flush=True)):
+def case_row(case, threads, seconds):
     """What JSON holds of a case."""
-    log(case.title)
+    print(case.title, flush=True)
     with threads_set_to(threads):
         trainings = {layers: Training(case, layers) for layers in LAYERS}
         counted = len(normalizations(trainings["torch"].network))
@@ -27,5 +26,5 @@ def case_row(case, threads, seconds, log=functools.partial(print, flush=True)):
         "shares": {name: round(turns.saved_share(name, "none"), 4) for name in ("torch", "bnext")},
         "memory": {name: memory.measure(case, name, threads) for name in ("torch", "bnext")},
     }
-    log(f"  {row['ratio'][0]:.3f} times as fast")
+    print(f"  {row['ratio'][0]:.3f} times as fast", flush=True)
     return row

@@ -120,8 +120,10 @@ def _path(found):
     ours, allowed = differences(found, found["bnext"]), limits(found)
     controls = [differences(found, control) for control in found["controls"]]
     lines = [
-        (str(k + 1), f"{found['torch'][k]:.6g}", f"{ours[k]:.1e}", f"{allowed[k]:.1e}")
-        + tuple(f"{control[k]:.1e}" for control in controls)
+        (
+            *(str(k + 1), f"{found['torch'][k]:.6g}", f"{ours[k]:.1e}", f"{allowed[k]:.1e}"),
+            *(f"{control[k]:.1e}" for control in controls),
+        )
         for k in range(len(ours))
     ]
     names = (f"control {k + 1}" for k in range(len(controls)))

@@ -59,6 +59,20 @@ private:
     std::array<Index, kMaxAxes> values_;  // NOLINT: not initialised on purpose
 };
 
+// Where the elements of an array of one of the supported dtypes are, whoever's array it is.
+struct Strided {
+    const void* data;
+    DType dtype;
+    std::span<const Index> shape, byte_strides;
+    bool c_contiguous;
+
+    [[nodiscard]] Index size() const {
+        Index product = 1;
+        for (const Index extent : shape) product *= extent;
+        return product;
+    }
+};
+
 // A NumPy array with its shape and strides at hand. (The object is kept as py::object: a py::array
 // that is constructed empty is an array, which takes longer to make than a small call to compute.)
 class Array {
@@ -89,6 +103,9 @@ public:
         return (proxy()->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
     }
     [[nodiscard]] std::optional<DType> dtype() const { return dtype_; }
+    [[nodiscard]] Strided strided() const {  // of a supported dtype
+        return {data(), *dtype_, shape(), byte_strides(), c_contiguous()};
+    }
     [[nodiscard]] std::string dtype_text() const { return py::str(py::handle(proxy()->descr)); }
 
     template <class T>

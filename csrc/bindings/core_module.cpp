@@ -12,4 +12,5 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_phases(m);
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);
+    bnext::bindings::register_tensors(m);
 }

@@ -25,12 +25,6 @@ std::string device_name(std::int32_t type, std::int32_t id) {
     }
 }
 
-namespace {
-
-bool read_by_the_cpu(std::int32_t type) {
-    return type == kCPU || type == kCUDAHost || type == kROCmHost;
-}
-
 std::optional<DType> supported(DataType type) {
     if (type.lanes != 1) return std::nullopt;
     if (type.code == kBfloat && type.bits == 16) return DType::bfloat16;
@@ -46,6 +40,42 @@ std::optional<DType> supported(DataType type) {
 DataType type_of(DType dtype) {
     const auto code = static_cast<std::uint8_t>(dtype == DType::bfloat16 ? kBfloat : kFloat);
     return {code, static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
+}
+
+py::object descr_for(DType dtype, const std::string& name) {
+    if (dtype == DType::bfloat16 && descr_of(dtype).ptr() == nullptr) {
+        try {
+            const auto scalar = py::module_::import("ml_dtypes").attr("bfloat16");
+            is_data_dtype(py::dtype::from_args(scalar));  // from here on it is known
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_ImportError)) throw;
+            py::raise_from(error, PyExc_ImportError,
+                           concat(name,
+                                  ": bfloat16 on the CPU needs ml_dtypes, not installed "
+                                  "here: pip install 'bnext[bfloat16]'")
+                               .c_str());
+            throw py::error_already_set();
+        }
+    }
+    return descr_of(dtype);
+}
+
+const ExchangeTable* exchange_table(const py::type& type) {
+    if (!py::hasattr(type, ExchangeTable::kAttribute)) return nullptr;
+    const py::object capsule = type.attr(ExchangeTable::kAttribute);
+    if (PyCapsule_IsValid(capsule.ptr(), ExchangeTable::kName) == 0) return nullptr;
+    const auto* table = static_cast<const ExchangeTable*>(
+        PyCapsule_GetPointer(capsule.ptr(), ExchangeTable::kName));
+    while (table != nullptr && table->version.major != ManagedVersioned::kVersion.major) {
+        table = table->older;
+    }
+    return table != nullptr && table->describe != nullptr ? table : nullptr;
+}
+
+namespace {
+
+bool read_by_the_cpu(std::int32_t type) {
+    return type == kCPU || type == kCUDAHost || type == kROCmHost;
 }
 
 std::string text_of(DataType type) {
@@ -122,24 +152,6 @@ Taken take(py::handle capsule, const std::string& name) {
     }
     type_error(concat(name, ": expected a DLPack capsule that nobody has used, got ",
                       std::string(py::repr(capsule))));
-}
-
-py::object descr_for(DType dtype, const std::string& name) {
-    if (dtype == DType::bfloat16 && descr_of(dtype).ptr() == nullptr) {
-        try {
-            const auto scalar = py::module_::import("ml_dtypes").attr("bfloat16");
-            is_data_dtype(py::dtype::from_args(scalar));  // from here on it is known
-        } catch (py::error_already_set& error) {
-            if (!error.matches(PyExc_ImportError)) throw;
-            py::raise_from(error, PyExc_ImportError,
-                           concat(name,
-                                  ": bfloat16 on the CPU needs ml_dtypes, not installed "
-                                  "here: pip install 'bnext[bfloat16]'")
-                               .c_str());
-            throw py::error_already_set();
-        }
-    }
-    return descr_of(dtype);
 }
 
 py::object from_dlpack(py::handle capsule, const std::string& name) {

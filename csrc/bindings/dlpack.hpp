@@ -11,6 +11,8 @@
 #include <optional>
 #include <string>
 
+#include "core/dtype.hpp"
+
 namespace bnext::bindings::dlpack {
 
 enum DeviceType : std::int32_t {
@@ -73,6 +75,31 @@ struct ManagedVersioned {
     std::uint64_t flags;
     Tensor tensor;
 };
+
+// A library's table of C functions (version 1.3), which do what Python's calls of the protocol do.
+// All of them want the GIL.
+struct ExchangeTable {
+    static constexpr const char* kAttribute = "__dlpack_c_exchange_api__";
+    static constexpr const char* kName = "dlpack_exchange_api";
+
+    Version version;
+    ExchangeTable* older;
+    int (*allocate)(Tensor*, ManagedVersioned**, void*, void (*)(void*, const char*, const char*));
+    int (*export_owned)(void* object, ManagedVersioned** tensor);
+    int (*import_owned)(ManagedVersioned* tensor, void** object);  // takes it over
+    int (*describe)(void* object, Tensor* tensor);  // lends; null where a library cannot
+    int (*current_stream)(std::int32_t type, std::int32_t id, void** stream);
+};
+
+// That of a type of tensors; null where it has none, or one of another major version.
+const ExchangeTable* exchange_table(const pybind11::type& type);
+
+// Which of the supported dtypes it is, and the other way round.
+std::optional<DType> supported(DataType type);
+DataType type_of(DType dtype);
+
+// NumPy's dtype. Of bfloat16 it is that of ml_dtypes; where that is missing, an error names `name`.
+pybind11::object descr_for(DType dtype, const std::string& name);
 
 // "cuda:0", say.
 std::string device_name(std::int32_t type, std::int32_t id);

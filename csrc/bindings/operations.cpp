@@ -3,9 +3,6 @@
 // state changes, before the checks are through.
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <limits>
-
 #include "bindings/arrays.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/operands.hpp"
@@ -16,8 +13,6 @@
 
 namespace bnext::bindings {
 namespace {
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 void check_more_than_one(const Array& x, Index axis) {
     Index count = 1;
@@ -42,8 +37,8 @@ py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_obje
     const Counter counter(num_batches_tracked);
     check_more_than_one(x, axis);
     const py::object original = x.object();
-    Saved saved(x, axis, eps);
-    saved.fingerprint = fingerprint_of(x);
+    Saved saved(x.strided(), axis, eps);
+    saved.fingerprint = fingerprint_of(x.strided());
     Inputs inputs(x, axis);
     Destination y(out, x, inputs,
                   {{"x", &original},
@@ -92,17 +87,16 @@ py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
                           py::handle var_object, py::handle weight_object, py::handle bias_object,
                           double eps, Index axis, py::handle out) {
     const Index channels = x.extent(axis);
-    Saved saved(x, axis, eps);
-    saved.batch_statistics = false;
+    Saved saved(x.strided(), axis, eps);
+    saved.has_given_statistics();
     const py::object mean = take_statistics(mean_object, given.mean, param_dtype(*x.dtype()),
                                             given.other, saved.mean());
     const py::object var =
         take_statistics(var_object, given.var, param_dtype(*x.dtype()), given.other, saved.var());
-    std::ranges::fill(saved.m2(), kNaN);
     const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
     const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
     const py::object original = x.object();
-    saved.fingerprint = fingerprint_of(x);
+    saved.fingerprint = fingerprint_of(x.strided());
     Inputs inputs(x, axis);
     Destination y(out, x, inputs,
                   {{"x", &original},
@@ -194,7 +188,7 @@ py::tuple backward(py::handle dy_object, py::handle x_object, py::handle saved_o
                    py::handle weight, py::handle out) {
     const Saved& saved = take_saved(saved_object);
     Array x = take_data(x_object, "x");
-    saved.check_input(x);
+    saved.check_input(x.strided());
     Array dy = take_like(dy_object, "dy", x);
     return with_dtype(*x.dtype(), [&](auto type) {
         return backward_typed<decltype(type)>(dy, x, saved, weight, out);

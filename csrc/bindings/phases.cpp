@@ -97,11 +97,11 @@ py::tuple apply_norm(py::handle x_object, Index count, py::handle mean, py::hand
                      py::handle out) {
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
-    Saved saved(x, axis, take_eps(eps));
+    Saved saved(x.strided(), axis, take_eps(eps));
     take_statistics(mean, "mean", DType::float64, DType::float64, saved.mean());
     take_statistics(m2, "m2", DType::float64, DType::float64, saved.m2());
     saved.count = count;
-    saved.fingerprint = fingerprint_of(x);
+    saved.fingerprint = fingerprint_of(x.strided());
     const double n = static_cast<double>(std::max<Index>(count, 1));
     std::ranges::transform(saved.m2(), saved.var().begin(), [=](double each) { return each / n; });
     return with_dtype(*x.dtype(), [&](auto type) {
@@ -133,7 +133,7 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
                           py::handle weight, py::handle out) {
     const Saved& saved = take_saved(saved_object);
     Array x = take_data(x_object, "x");
-    saved.check_input(x);
+    saved.check_input(x.strided());
     Array dy = take_like(dy_object, "dy", x);
     std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
     with_dtype(*x.dtype(), [&](auto type) {
@@ -156,7 +156,7 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
                           py::handle sum_dy_xmu_object, py::handle count_object, py::handle out) {
     const Saved& saved = take_saved(saved_object);
     Array x = take_data(x_object, "x");
-    saved.check_input(x);
+    saved.check_input(x.strided());
     Array dy = take_like(dy_object, "dy", x);
     const Index axis = saved.channel_axis;
     const Index channels = x.extent(axis);

@@ -12,11 +12,6 @@ namespace {
 
 namespace py = pybind11;
 
-// From this size on, in bytes. A block of the pool costs a quarter of a microsecond, a twentieth of
-// such a call; what it saves is five times the call's own time from 128 KiB on, where malloc maps
-// memory anew for each array that does not follow the death of another.
-constexpr std::size_t kWorthIt = std::size_t{64} << 10;
-
 // NumPy's PyDataMem_Handler, version 1 (numpy/ndarraytypes.h). Its layout and the places in the
 // table of functions are part of NumPy's binary interface since 1.22.
 struct Handler {
@@ -66,7 +61,7 @@ void prepare_pool() {
 }
 
 FromPool::FromPool(std::size_t bytes) {
-    if (bytes < kWorthIt) return;
+    if (bytes < kWorthPooling) return;
     before_ = py::reinterpret_steal<py::object>(set_handler(handler_object));
     if (!before_) throw py::error_already_set();
 }

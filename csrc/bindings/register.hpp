@@ -11,5 +11,6 @@ void register_operations(pybind11::module_& m);
 void register_phases(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_sync(pybind11::module_& m);
+void register_tensors(pybind11::module_& m);
 
 }  // namespace bnext::bindings

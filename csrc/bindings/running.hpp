@@ -14,6 +14,7 @@ struct Running {
     double correction = 1;  // Bessel's; 0 leaves the variance biased
     bool given = false;
 
+    Running() = default;
     Running(py::handle mean_object, py::handle var_object, py::handle momentum_object, bool bessel,
             Index channels)
         : correction(bessel ? 1.0 : 0.0) {

@@ -25,7 +25,7 @@ public:
     std::vector<Index> shape;
 
     // For an input like x; the statistics are not initialised.
-    Saved(const Array& x, Index axis, double epsilon);
+    Saved(const Strided& x, Index axis, double epsilon);
 
     [[nodiscard]] Index channels() const { return channels_; }
     [[nodiscard]] std::span<double> mean() { return row(0); }
@@ -37,8 +37,11 @@ public:
     [[nodiscard]] std::span<const double> var() const { return row(2); }
     [[nodiscard]] std::span<const double> rstd() const { return row(3); }
 
+    // mean and var are given, and constants; m2 there is none.
+    void has_given_statistics();
+
     // Throws unless x may be the input this was made from.
-    void check_input(const Array& x) const;
+    void check_input(const Strided& x) const;
 
 private:
     [[nodiscard]] std::span<double> row(Index number) const {
@@ -53,6 +56,6 @@ const Saved& take_saved(py::handle object);
 
 // A hash of eight elements of x and where they are: enough to notice another array, or that x was
 // overwritten since, at the price of eight reads.
-std::uint64_t fingerprint_of(const Array& x);
+std::uint64_t fingerprint_of(const Strided& x);
 
 }  // namespace bnext::bindings

@@ -93,6 +93,27 @@ class ThreadGroup:
         second: _Float64,
     ) -> tuple[int, _Float64, _Float64, int, bool]: ...
 
+@final
+class TensorCalls:
+    def __init__(self, type: type, other: type) -> None: ...
+    def forward(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        momentum: float,
+        num_batches_tracked: Any,
+        eps: float,
+    ) -> tuple[Any, Saved] | None: ...
+    def normalize_by_running(
+        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
+    ) -> tuple[Any, Saved] | None: ...
+    def backward(
+        self, dy: Any, x: Any, saved: Saved, weight: Any
+    ) -> tuple[Any, Any, Any] | None: ...
+
 def forward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,

@@ -9,7 +9,14 @@ import bnext
 
 from ..optional import import_torch
 
-PASSES = ("forward", "inference", "backward", "backward_constant", "backward_of_parameters")
+PASSES = {
+    "forward": "forward",
+    "forward_plain": "forward",
+    "inference": "inference",
+    "backward": "backward",
+    "backward_constant": "backward_constant",
+    "backward_of_parameters": "backward_of_parameters",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +54,6 @@ def kernel_calls(monkeypatch):
 
         return call
 
-    for name in PASSES:
-        monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
+    for function, name in PASSES.items():
+        monkeypatch.setattr(kernels, function, counted(name, getattr(kernels, function)))
     return calls

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PLAIN", "count_write", "is_batched", "is_recomputed", "is_traced", "is_transformed"]
+__all__ = [
+    "PLAIN", "count_write", "is_batched", "is_recomputed", "is_traced", "is_transformed",
+    "is_wrapped",
+]  # fmt: skip
 
 # Tensors of which nothing is known to be special; subclasses may do anything with what they get.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -25,6 +28,9 @@ _dispatch_modes = _known(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _has_transforms = _known(torch._C, "_are_functorch_transforms_active", lambda: True)
 _is_batch = _known(
     getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False
+)
+_is_wrapped = _known(
+    getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda t: True
 )
 _forward_ad = torch.autograd.forward_ad
 _is_scripted = _known(torch._C, "_is_tracing", lambda: True)
@@ -67,6 +73,11 @@ def is_traced() -> bool:
 def is_batched(tensor: Tensor) -> bool:
     """Whether it stands for a batch of tensors, as under ``is_grads_batched``."""
     return bool(_is_batch(tensor))
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is of a transform of functions, be it one that has ended."""
+    return bool(_is_wrapped(tensor))
 
 
 def is_recomputed() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from bnext.torch import formulas, kernels
 from bnext.torch.context import PLAIN, is_batched, is_transformed
 
-__all__ = ["normalize_by_batch", "normalize_by_running", "records"]
+__all__ = ["normalize_by_batch", "normalize_by_running", "normalize_plain", "records"]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -32,6 +32,26 @@ def normalize_by_batch(
     if not records(x, weight, bias):
         return kernels.forward(x, weight, bias, running, eps)[0]
     y: Tensor = _ByBatch.apply(x, weight, bias, running, eps)
+    return y
+
+
+def normalize_plain(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: kernels.Running,
+    eps: float,
+) -> Tensor:
+    """Do `normalize_by_batch` of plain tensors alone, that no transform of functions has wrapped.
+
+    Raises
+    ------
+    KernelRefusal
+        If one of them is not plain.
+    """
+    if not records(x, weight, bias):
+        return kernels.forward_plain(x, weight, bias, running, eps)[0]
+    y: Tensor = _apply_plain(x, weight, bias, running, eps)
     return y
 
 
@@ -87,6 +107,16 @@ def _by_kernels_from(
     return None, *kernels.backward_of_parameters(dy, x, saved)
 
 
+def _leave(
+    ctx: Any, done: tuple[Tensor, Any], x: Tensor, weight: Tensor | None, eps: float
+) -> Tensor:
+    """Leave for the backward pass what it needs; y."""
+    y, ctx.statistics = done
+    ctx.save_for_backward(x, weight)
+    ctx.address, ctx.eps = x.data_ptr(), eps
+    return y
+
+
 class _ByBatch(torch.autograd.Function):
     """y of x, weight and bias by the batch's statistics."""
 
@@ -99,10 +129,7 @@ class _ByBatch(torch.autograd.Function):
         running: kernels.Running | None,
         eps: float,
     ) -> Tensor:
-        y, ctx.statistics = kernels.forward(x, weight, bias, running, eps)
-        ctx.save_for_backward(x, weight)
-        ctx.address, ctx.eps = x.data_ptr(), eps
-        return y
+        return _leave(ctx, kernels.forward(x, weight, bias, running, eps), x, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
@@ -121,6 +148,25 @@ class _ByBatch(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _ByBatchPlain(_ByBatch):
+    """The same, on the short way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Any,
+        eps: float,
+    ) -> Tensor:
+        return _leave(ctx, kernels.forward_plain(x, weight, bias, running, eps), x, weight, eps)
+
+
+# What `Function.apply` does for transforms of functions is a quarter of a small call.
+_apply_plain: Any = super(torch.autograd.Function, _ByBatchPlain).apply
 
 
 class _ByRunning(torch.autograd.Function):

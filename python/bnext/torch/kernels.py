@@ -19,14 +19,23 @@ from bnext.torch.context import count_write
 
 __all__ = [
     "KernelRefusal", "Running", "agree", "backward", "backward_constant", "backward_of_parameters",
-    "bring_back", "format_of", "formatted", "forward", "inference", "rows_of", "saved_beside",
-    "saved_of", "takes", "widened",
+    "bring_back", "format_of", "formatted", "forward", "forward_plain", "inference", "rows_of",
+    "saved_beside", "saved_of", "takes", "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
 OF_NUMPY = (torch.float32, torch.float64, torch.float16)
 DATA = (*OF_NUMPY, torch.bfloat16)
 NARROW = (torch.float16, torch.bfloat16)
+
+
+# What is plain crosses by DLPack's table of C functions, which PyTorch has had for some versions.
+# The rest, and the whole of older ones, goes by arrays.
+_CALLS = (
+    _core.TensorCalls(Tensor, torch.nn.Parameter)
+    if hasattr(Tensor, "__dlpack_c_exchange_api__")
+    else None
+)
 
 
 class KernelRefusal(Exception):  # noqa: N818
@@ -42,7 +51,7 @@ class Running(NamedTuple):
     counter: Tensor | None = None
 
 
-NOT_RUNNING = (None, None, None, None)
+NOT_RUNNING = (None, None, 0.0, None)
 
 
 # --- what kernels take ----------------------------------------------------------------------------
@@ -95,11 +104,28 @@ def bring_back(buffers: tuple[Tensor | None, ...], wide: tuple[Tensor | None, ..
 # --- calls ----------------------------------------------------------------------------------------
 
 
+def forward_plain(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, eps: float
+) -> tuple[Tensor, Any]:
+    """Do `forward` of plain tensors on the CPU, and refuse all others."""
+    done = None
+    if _CALLS is not None:
+        mean, var, momentum, counter = running
+        done = _CALLS.forward(x, weight, bias, mean, var, momentum, counter, eps)
+    if done is None:
+        raise KernelRefusal
+    return done
+
+
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None, eps: float
 ) -> tuple[Tensor, Any]:
     """Normalize by the batch: y, and what backward needs besides x and weight."""
     mean, var, momentum, counter = NOT_RUNNING if running is None else running
+    if _CALLS is not None:
+        done = _CALLS.forward(x, weight, bias, mean, var, momentum, counter, eps)
+        if done is not None:
+            return done
     try:
         if x.dtype in OF_NUMPY and not x.is_cuda:
             y, saved = _core.forward(
@@ -123,6 +149,10 @@ def inference(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Any]:
     """Normalize by running statistics; otherwise as `forward`."""
+    if _CALLS is not None:
+        done = _CALLS.normalize_by_running(x, mean, var, weight, bias, eps)
+        if done is not None:
+            return done
     try:
         if x.dtype in OF_NUMPY and not x.is_cuda:
             y, saved = _core.normalize_by_running(
@@ -141,6 +171,10 @@ def backward(
     dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias."""
+    if _CALLS is not None and not x.is_cuda:
+        done = _CALLS.backward(dy, x, saved, weight)
+        if done is not None:
+            return done
     if x.dtype in OF_NUMPY and not x.is_cuda:
         arrays = _core.backward(
             dy.numpy(force=True), x.numpy(force=True), saved, _array(weight), None

@@ -1,0 +1,255 @@
+"""The two ways on which tensors reach the kernels: DLPack's table of C functions, and arrays."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import bnext
+
+from .support import DTYPES, name_of_dtype, torch
+
+from bnext.torch import kernels  # isort: skip - of which there is nothing without PyTorch
+
+CALLS = kernels._CALLS
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="a PyTorch without the table"
+)
+
+SHAPES = [(7, 3), (2, 1), (5, 300), (3, 5, 11), (4, 17, 5, 3), (33, 64, 9, 7), (2, 3, 2, 5, 3)]
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def arguments(shape, dtype):
+    """x, weight, bias, running mean and variance, and a counter."""
+    param = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(shape).to(dtype)
+    vectors = [torch.randn(shape[1]).to(param) for _ in range(3)]
+    return x, *vectors, torch.rand(shape[1]).to(param), torch.tensor(5)
+
+
+def by_arrays(monkeypatch):
+    monkeypatch.setattr(kernels, "_CALLS", None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        *((shape, False) for shape in SHAPES),
+        *((shape, True) for shape in SHAPES if len(shape) in FORMATS),
+    ],
+    ids=str,
+)
+def test_torch_both_ways_give_the_same_bits(shape, dtype, last, monkeypatch):
+    x, w, b, mean, var, counter = arguments(shape, dtype)
+    dy = torch.randn(shape).to(dtype)
+    if last:
+        x, dy = (t.to(memory_format=FORMATS[len(shape)]) for t in (x, dy))
+
+    def everything():
+        running = kernels.Running(mean.clone(), var.clone(), 0.3, counter.clone())
+        y, saved = kernels.forward(x, w, b, running, 1e-3)
+        gradients = kernels.backward(dy, x, saved, w)
+        inference, constant = kernels.inference(x, mean, var, w, b, 1e-3)
+        rows = [kernels.rows_of(s) for s in (saved, constant)]
+        tensors = [y, inference, *gradients, *rows, running.mean, running.var, running.counter]
+        return tensors, (saved.count, saved.eps, saved.shape, constant.batch_statistics)
+
+    ours, facts = everything()
+    by_arrays(monkeypatch)
+    theirs, expected_facts = everything()
+    assert facts == expected_facts
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        assert a.stride() == b.stride()
+        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    assert ours[-1] == 6
+
+
+def test_torch_parameters_that_are_missing():
+    x = torch.randn(9, 4)
+    y, saved = CALLS.forward(x, None, None, None, None, 0.0, None, 1e-5)
+    expected = torch.nn.functional.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(y, expected)
+    dx, dweight, dbias = CALLS.backward(x, x, saved, None)
+    assert dx.shape == x.shape
+    assert dweight.shape == dbias.shape == (4,)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def not_plain():
+    """Arguments of which one is not plain, each by what is the matter with it."""
+    x, w, b, mean, var, counter = plain = arguments((4, 6, 3, 5), torch.float32)
+    columns = torch.randn(6, 2)[:, 0]
+    for name, position, wrong in [
+        ("transposed", 0, x.transpose(2, 3)),
+        ("every other", 0, torch.randn(4, 12, 3, 5)[:, ::2]),
+        ("expanded", 0, torch.randn(4, 6, 1, 1).expand(4, 6, 3, 5)),
+        ("integers", 0, torch.ones(4, 6, 3, 5, dtype=torch.int32)),
+        ("complex", 0, torch.ones(4, 6, 3, 5, dtype=torch.complex64)),
+        ("sparse", 0, x.to_sparse()),
+        ("of no device", 0, x.to("meta")),
+        ("subclass", 0, x.as_subclass(Subclass)),
+        ("an array", 0, x.numpy()),
+        ("one axis", 0, torch.randn(6)),
+        ("nine axes", 0, torch.randn(4, 6, *[1] * 7)),
+        ("empty", 0, torch.empty(0, 6, 3, 5)),
+        ("one value per channel", 0, torch.randn(1, 6)),
+        ("wide weight", 1, w.double()),
+        ("short weight", 1, w[:5]),
+        ("weight of steps", 1, columns),
+        ("weight of two axes", 1, w[None]),
+        ("bias of another dtype", 2, b.half()),
+        ("mean of another dtype", 3, mean.double()),
+        ("no mean beside a variance", 3, None),
+        ("variance of steps", 4, columns),
+        ("long variance", 4, torch.rand(7)),
+        ("counter of 32 bits", 5, counter.int()),
+        ("counter with an axis", 5, counter[None]),
+    ]:
+        yield pytest.param(
+            tuple(wrong if k == position else t for k, t in enumerate(plain)), id=name
+        )
+
+
+@pytest.mark.parametrize("arguments", list(not_plain()))
+def test_torch_what_is_not_plain_is_left_alone(arguments):
+    x, w, b, mean, var, counter = arguments
+    buffers = [t for t in (mean, var, counter) if t is not None]
+    before = [t.clone() for t in buffers]
+    assert CALLS.forward(x, w, b, mean, var, 0.1, counter, 1e-5) is None
+    assert all(map(torch.equal, buffers, before))
+    if counter.dtype == torch.int64 and counter.dim() == 0:
+        assert CALLS.normalize_by_running(x, mean, var, w, b, 1e-5) is None
+
+
+@pytest.mark.parametrize(
+    ("momentum", "eps"), [(float("nan"), 1e-5), (float("inf"), 1e-5), (0.1, -1.0), (0.1, float("nan"))]
+)
+def test_torch_numbers_that_are_wrong_are_left_alone(momentum, eps):
+    x, w, b, mean, var, counter = arguments((4, 6), torch.float32)
+    before = mean.clone()
+    assert CALLS.forward(x, w, b, mean, var, momentum, counter, eps) is None
+    assert torch.equal(mean, before)
+    assert counter == 5
+
+
+def test_torch_gradients_that_are_not_plain_are_left_alone():
+    x = torch.randn(4, 6, 3, 5)
+    _, saved = CALLS.forward(x, None, None, None, None, 0.0, None, 1e-5)
+    last = torch.randn(4, 6, 3, 5).to(memory_format=torch.channels_last)
+    for dy in (last, x.double(), x[:2], x.transpose(0, 1), torch.ones(()).expand(4, 6, 3, 5)):
+        assert CALLS.backward(dy, x, saved, None) is None
+    # Constants have another backward pass.
+    _, given = CALLS.normalize_by_running(x, torch.zeros(6), torch.ones(6), None, None, 1e-5)
+    assert CALLS.backward(x, x, given, None) is None
+
+
+def test_torch_another_x_is_noticed():
+    x = torch.randn(4, 6, 3, 5)
+    _, saved = CALLS.forward(x, None, None, None, None, 0.0, None, 1e-5)
+    with pytest.raises(ValueError, match="saved: made from another x, or x was changed since"):
+        CALLS.backward(x, x + 1, saved, None)
+    with pytest.raises(ValueError, match=r"saved: made from an input of shape \(4, 6, 3, 5\)"):
+        CALLS.backward(x[:2], x[:2], saved, None)
+    with pytest.raises(TypeError, match="saved: expected what batch_norm_forward returned"):
+        CALLS.backward(x, x, None, None)
+
+
+def test_torch_types_without_the_table_are_refused():
+    with pytest.raises(TypeError, match="type: expected one with DLPack's table of C functions"):
+        bnext._core.TensorCalls(dict, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize("shape", [(64, 20), (64, 32, 16, 16)], ids=["small", "pooled"])
+def test_torch_results_lie_on_lines_and_are_given_back(shape):
+    """Also by threads that know nothing of Python's lock."""
+    x = torch.randn(shape)
+    in_use = bnext._core.pool_figures()["in_use_bytes"]
+    results = [CALLS.forward(x, None, None, None, None, 0.0, None, 1e-5)[0] for _ in range(8)]
+    assert all(y.data_ptr() % 64 == 0 for y in results)
+    assert len({y.data_ptr() for y in results}) == 8
+    thread = threading.Thread(target=results.clear)
+    thread.start()
+    thread.join()
+    assert bnext._core.pool_figures()["in_use_bytes"] == in_use
+
+
+def test_torch_small_calls_leave_nothing_behind():
+    x, w, b, mean, var, counter = arguments((64, 20), torch.float32)
+    tensors = (x, w, b, mean, var, counter)
+
+    def calls(number):
+        for _ in range(number):
+            _, saved = CALLS.forward(x, w, b, mean, var, 0.1, counter, 1e-5)
+            CALLS.backward(x, x, saved, w)
+
+    calls(100)
+    references, before = [sys.getrefcount(t) for t in tensors], resident()
+    calls(20_000)  # 15 KB each: 300 MB, if nothing were given back
+    assert [sys.getrefcount(t) for t in tensors] == references
+    if before is not None:
+        assert resident() - before < 30e6
+
+
+def resident():
+    """Bytes of this process in memory; None where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+    except OSError:
+        return None
+
+
+def test_torch_bfloat16_is_trained_without_ml_dtypes():
+    script = """
+import sys
+sys.modules["ml_dtypes"] = None
+import torch, bnext.torch
+from bnext.torch import kernels
+x = torch.randn(8, 5, 7, 3).bfloat16().requires_grad_()
+ours, theirs = bnext.torch.BatchNorm2d(5), torch.nn.BatchNorm2d(5)
+forward, ran = kernels._CALLS.forward, []
+class Watched:
+    def __getattr__(self, name):
+        def call(*arguments):
+            result = getattr(calls, name)(*arguments)
+            ran.append((name, result is not None))
+            return result
+        return call
+calls, kernels._CALLS = kernels._CALLS, Watched()
+found = []
+for layer in (ours, theirs):
+    x.grad = None
+    y = layer(x)
+    y.float().square().sum().backward()
+    found.append((y.detach(), x.grad, layer.weight.grad, layer.running_var))
+for a, b in zip(*found):
+    torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+assert ran == [("forward", True), ("backward", True)], ran
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_layers_without_the_table(monkeypatch, kernel_calls):
+    """As with versions of PyTorch that have none."""
+    by_arrays(monkeypatch)
+    x = torch.randn(6, 4, 5, 3, requires_grad=True)
+    ours, theirs = bnext.torch.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+    for training in (True, False):
+        found = []
+        for layer in (ours, theirs):
+            x.grad = None
+            y = layer.train(training)(x)
+            y.square().sum().backward()
+            found.append((y.detach(), x.grad, layer.weight.grad, layer.running_var.clone()))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
+    assert kernel_calls["forward"] == kernel_calls["inference"] == 1
