@@ -16,6 +16,9 @@ constexpr Index kMinTileRows = 128;
 constexpr Index kMaxTileRows = 4096;
 constexpr Index kLanes = 16;
 constexpr Index kUsualChunks = 64;
+// Planes of at most so many values are walked as columns of rows. By themselves they fill half a
+// pack at best.
+constexpr Index kMostColumns = 8;
 
 // Below this many elements, times what is done to each, one thread does it all. A fork and a join
 // cost 5 us (two cores, Zen 4), and milliseconds where another library's threads still spin on the
@@ -39,6 +42,7 @@ struct Candidate {
     Work work;
     const Machine& machine;
 
+    [[nodiscard]] bool by_rows() const { return tiling.walk() == Layout::interleaved; }
     [[nodiscard]] Index slab_bytes(Index channels) const {
         return problem.count() * channels * size_of(problem.dtype) * work.operands;
     }
@@ -46,7 +50,7 @@ struct Candidate {
 
 bool is_small(const Candidate& c) {
     const Index elements = c.problem.elements();
-    if (c.problem.layout == Layout::interleaved) return elements < kSerialElements;
+    if (c.by_rows()) return elements < kSerialElements;
     return elements * c.work.operands * c.work.phases < kSerialWork;
 }
 
@@ -80,7 +84,8 @@ Index planar_block(const Candidate& c) {
 }
 
 Index block_of(const Candidate& c) {
-    return c.problem.layout == Layout::planar ? planar_block(c) : kMaxBlock;
+    if (!c.by_rows()) return planar_block(c);
+    return std::max<Index>(kMaxBlock / c.tiling.columns() / kLanes, 1) * kLanes;
 }
 
 // Whole planar channels are worth handing out if they keep the threads evenly busy. Interleaved
@@ -89,7 +94,7 @@ Index block_of(const Candidate& c) {
 // cache; and where nothing does, panels of 16 to 256 columns with barriers between them, to visit
 // rows a second time while the last-level cache holds them, won nothing either.
 bool has_enough_channels(const Candidate& c) {
-    if (c.problem.layout == Layout::interleaved) return false;
+    if (c.by_rows()) return false;
     const Index blocks = divide_up(c.problem.channels, planar_block(c));
     const Index rounds = divide_up(blocks, c.machine.threads);
     return blocks * 8 >= rounds * c.machine.threads * 7;
@@ -108,7 +113,7 @@ bool anything(const Candidate&) { return true; }
 bool streams_output(const Candidate& c, Index block) {
     constexpr int kCoresThatFillTheMemory = 8;
     constexpr Index kUnitBytes = 128, kLongPiece = 2048;
-    const bool planar = c.problem.layout == Layout::planar;
+    const bool planar = !c.by_rows();
     if (!c.machine.zen && c.machine.threads < kCoresThatFillTheMemory) return false;
     const Index plane = plane_bytes(c);
     if (planar && (plane < kUnitBytes || block * plane < kLongPiece)) return false;
@@ -145,25 +150,37 @@ Schedule choose(const Candidate& candidate) {
 // Under `split`, tasks are (block, chunk) pairs. Interleaved rows are written best in one piece, so
 // they are cut into blocks only where the chunks alone are too few.
 Index split_block(const Candidate& c) {
-    if (c.problem.layout == Layout::planar) return 1;
+    if (!c.by_rows()) return 1;
     const Index wanted = divide_up(Index{2} * c.machine.threads, c.tiling.chunks());
-    const Index narrow = 256 / size_of(c.problem.dtype);
+    const Index narrow = 256 / (size_of(c.problem.dtype) * c.tiling.columns());
     return std::max(narrow, round_up(divide_up(c.problem.channels, wanted), kLanes));
 }
 
-Index interleaved_tile_rows(const Problem& problem) {
-    const Index rows = problem.count();
-    if (problem.dtype == DType::float64) return Index{2} * kMinTileRows;
-    const Index most = std::max(kUsualChunks, divide_up(rows, kMaxTileRows));
+Index rows_of_tile(DType dtype, Index rows, Index columns) {
+    if (dtype == DType::float64) return Index{2} * kMinTileRows;
+    const Index most = std::max(kUsualChunks, divide_up(rows, kMaxTileRows / columns));
     return divide_up(rows, std::clamp<Index>(divide_up(rows, kMinTileRows), 1, most));
+}
+
+bool has_columns(const Problem& problem) {
+    return problem.layout == Layout::planar && problem.adjoining && problem.inner <= kMostColumns;
 }
 
 }  // namespace
 
-Tiling::Tiling(const Problem& problem) : outer_(problem.outer), inner_(problem.inner) {
+Tiling::Tiling(const Problem& problem)
+    : outer_(problem.outer), inner_(problem.inner), walk_(problem.layout) {
     if (problem.count() == 0) return;
+    if (has_columns(problem)) {
+        walk_ = Layout::interleaved;
+        columns_ = inner_;
+        runs_per_tile_ = rows_of_tile(problem.dtype, outer_, columns_);
+        tiles_ = chunks_ = divide_up(outer_, runs_per_tile_);
+        return;
+    }
     const bool planar = problem.layout == Layout::planar;
-    const Index target = planar ? kPlanarTileValues : interleaved_tile_rows(problem);
+    const Index target =
+        planar ? kPlanarTileValues : rows_of_tile(problem.dtype, problem.count(), 1);
     if (inner_ > target) {
         piece_ = round_up(divide_up(inner_, divide_up(inner_, target)), kLanes);
         pieces_ = divide_up(inner_, piece_);

@@ -118,6 +118,10 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
     if (unit_inner && axes.size <= 2) {
         problem.layout = Layout::planar;
         take(axes.size == 2 ? &axes.axes[0] : nullptr, &axes.axes[axes.size - 1]);
+        problem.adjoining = problem.channels == 1 ||
+                            std::all_of(channel_stride.begin(),
+                                        channel_stride.begin() + static_cast<std::ptrdiff_t>(n),
+                                        [&](Index s) { return s == problem.inner; });
     } else if (axes.size <= 2 && (problem.channels == 1 || all_equal_one(channel_stride, n))) {
         problem.layout = Layout::interleaved;
         take(axes.size >= 1 ? &axes.axes[0] : nullptr, axes.size == 2 ? &axes.axes[1] : nullptr);

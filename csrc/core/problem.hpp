@@ -28,6 +28,7 @@ struct Problem {
     Index outer = 1;
     Index channels = 1;
     Index inner = 1;
+    bool adjoining = false;  // planar: in every array, a plane begins where its neighbour ends
 
     [[nodiscard]] Index count() const { return outer * inner; }  // values per channel
     [[nodiscard]] Index elements() const { return outer * channels * inner; }

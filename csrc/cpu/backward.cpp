@@ -13,16 +13,19 @@ enum BackwardRow : std::size_t { kCenter, kSlope, kOffset, kScale, kBackwardRows
 
 // `sum_dy` and `sum_dy_xmu` are those of the range; `mean`, `rstd` and `weight`, of all channels.
 template <class T, class Rows>
-void set_backward_coefficients(const Kernels<T>& kernels, const ChannelRange& channels,
+void set_backward_coefficients(const Setting<T>& setting, const ChannelRange& channels,
                                const double* mean, const double* rstd, const Param<T>* weight,
                                const double* sum_dy, const double* sum_dy_xmu, double count,
                                Rows& rows, Index offset) {
     const Index c = channels.begin;
-    kernels.backward_coefficients(channels.size(), mean + c, rstd + c,
-                                  weight != nullptr ? weight + c : nullptr, sum_dy, sum_dy_xmu,
-                                  count, rows.row(kCenter, offset), rows.row(kSlope, offset),
-                                  rows.row(kOffset, offset), rows.row(kScale, offset));
-    rows.set_wrap(offset, channels.size());
+    const Index columns = setting.plan.tiling.columns();
+    const Index made = made_at(offset, channels.size(), columns);
+    setting.kernels.backward_coefficients(channels.size(), mean + c, rstd + c,
+                                          weight != nullptr ? weight + c : nullptr, sum_dy,
+                                          sum_dy_xmu, count, rows.row(kCenter, made),
+                                          rows.row(kSlope, made), rows.row(kOffset, made),
+                                          rows.row(kScale, made));
+    rows.complete(offset, channels.size(), columns);
 }
 
 template <class T, class Rows>
@@ -71,7 +74,7 @@ struct Backward : Sums<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        set_backward_coefficients(this->setting.kernels, channels, this->mean, rstd, weight, a, b,
+        set_backward_coefficients(this->setting, channels, this->mean, rstd, weight, a, b,
                                   count, rows, offset);
     }
     template <class Rows>
@@ -116,17 +119,19 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                     double count) {
     if (problem.elements() == 0) return;
     const Setting<T> setting = prepare<T>(problem, {3, 1});
-    CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels);
+    const Index columns = setting.plan.tiling.columns();
+    CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels * columns);
     run_elementwise(
         problem, setting.plan, setting.threads,
         [&](const ChannelRange& channels) {
             const Index c = channels.begin;
-            set_backward_coefficients(setting.kernels, channels, mean, rstd, weight, sum_dy + c,
-                                      sum_dy_xmu + c, count, rows, c);
+            set_backward_coefficients(setting, channels, mean, rstd, weight, sum_dy + c,
+                                      sum_dy_xmu + c, count, rows, c * columns);
         },
         [&](const Region& region) {
             setting.kernels.backward_apply(dy, x, dx, region,
-                                           backward_coefficients<T>(rows, region.channels.begin),
+                                           backward_coefficients<T>(
+                                               rows, region.channels.begin * columns),
                                            {setting.stores, 0, true});
         });
 }

@@ -1,8 +1,11 @@
-// Per-channel arrays of coefficients for the second phase: Rows arrays in the data's compute type.
-// On the stack for a block of channels (Capacity > 0), on the heap for all of them (Capacity 0).
+// Arrays of coefficients for the second phase, one value for each column (Tiling; most channels have
+// one): Rows arrays in the data's compute type. On the stack for a block of channels (Capacity > 0),
+// on the heap for all of them (Capacity 0).
 //
-// Those of all channels go on behind the last one as they began, for kWrap values: for kernels that
-// write the line which one row of channels ends in and the next begins in.
+// What is made channel by channel goes to the end of the channels' room, from `made_at` on;
+// `complete` spreads it over the room. Those of all channels go on behind the last one as they began,
+// for kWrap values: for kernels that write the line which one row of channels ends in and the next
+// begins in.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +18,30 @@ namespace bnext::cpu {
 
 constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
 
+// Where the values of so many channels are to be written for spread().
+constexpr Index made_at(Index offset, Index channels, Index columns) {
+    return offset + channels * (columns - 1);
+}
+
+// Gives each of the last `channels` of channels * columns values to `columns` of these. Upwards: a
+// value's new places end before the next value, or are its own. Eight at a time while that holds for
+// eight, since a loop over a few columns costs more.
+template <class C>
+void spread(C* values, Index channels, Index columns) {
+    if (columns == 1) return;
+    constexpr Index kAtOnce = 8;
+    const C* const made = values + made_at(0, channels, columns);
+    for (Index k = 0; k < channels; ++k) {
+        const C value = made[k];
+        C* const room = values + k * columns;
+        if (columns <= kAtOnce && (channels - k) * (columns - 1) >= kAtOnce) {
+            for (Index i = 0; i < kAtOnce; ++i) room[i] = value;
+        } else {
+            for (Index i = 0; i < columns; ++i) room[i] = value;
+        }
+    }
+}
+
 template <class C, std::size_t Rows, Index Capacity>
 class CoefficientRows {
 public:
@@ -22,8 +49,9 @@ public:
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
         return &values_[r * kCapacity] + offset;
     }
-
-    void set_wrap(Index, Index) {}
+    void complete(Index offset, Index channels, Index columns) {
+        for (std::size_t r = 0; r < Rows; ++r) spread(row(r, offset), channels, columns);
+    }
 
 private:
     static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity);
@@ -33,20 +61,20 @@ private:
 template <class C, std::size_t Rows>
 class CoefficientRows<C, Rows, 0> {
 public:
-    explicit CoefficientRows(Index channels)
-        : channels_(channels),
-          stride_(static_cast<std::size_t>(channels + kWrap)),
+    explicit CoefficientRows(Index columns)
+        : columns_(columns),
+          stride_(static_cast<std::size_t>(columns + kWrap)),
           values_(new C[Rows * stride_]) {}
     C* row(std::size_t r, Index offset) { return values_.get() + r * stride_ + offset; }
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
         return values_.get() + r * stride_ + offset;
     }
-    // To be called when [offset, offset + size) of all rows is set.
-    void set_wrap(Index offset, Index size) {
-        const Index repeated = std::min(offset + size, kWrap);
+    void complete(Index offset, Index channels, Index columns) {
+        const Index repeated = std::min(offset + channels * columns, kWrap);
         for (std::size_t r = 0; r < Rows; ++r) {
+            spread(row(r, offset), channels, columns);
             for (Index c = offset; c < repeated; ++c) {
-                for (Index k = c + channels_; k < channels_ + kWrap; k += channels_) {
+                for (Index k = c + columns_; k < columns_ + kWrap; k += columns_) {
                     *row(r, k) = *row(r, c);
                 }
             }
@@ -54,7 +82,7 @@ public:
     }
 
 private:
-    Index channels_;
+    Index columns_;
     std::size_t stride_;
     std::unique_ptr<C[]> values_;
 };

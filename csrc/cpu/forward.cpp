@@ -13,15 +13,17 @@ namespace {
 enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
 
 template <class T, class Rows>
-void set_norm_coefficients(const Kernels<T>& kernels, const ChannelRange& channels,
+void set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channels,
                            const double* mean, const double* rstd, const Affine<T>& affine,
                            Rows& rows, Index offset) {
     const Index c = channels.begin;
-    kernels.norm_coefficients(
+    const Index columns = setting.plan.tiling.columns();
+    const Index made = made_at(offset, channels.size(), columns);
+    setting.kernels.norm_coefficients(
         channels.size(), mean + c, rstd + c, affine.weight != nullptr ? affine.weight + c : nullptr,
-        affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, offset),
-        rows.row(kScale, offset), rows.row(kShift, offset));
-    rows.set_wrap(offset, channels.size());
+        affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, made),
+        rows.row(kScale, made), rows.row(kShift, made));
+    rows.complete(offset, channels.size(), columns);
 }
 
 template <class T, class Rows>
@@ -73,8 +75,7 @@ struct Forward : Statistics<T> {
         this->keep(channels, a, b);
         this->setting.finish_statistics(channels.size(), b, count, eps, var + channels.begin,
                                         rstd + channels.begin);
-        set_norm_coefficients(this->setting.kernels, channels, this->mean, rstd, affine, rows,
-                              offset);
+        set_norm_coefficients(this->setting, channels, this->mean, rstd, affine, rows, offset);
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
@@ -122,17 +123,18 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
         return;
     }
     const Setting<T> setting = prepare<T>(problem, {2, 1});
-    CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels);
+    const Index columns = setting.plan.tiling.columns();
+    CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels * columns);
     run_elementwise(
         problem, setting.plan, setting.threads,
         [&](const ChannelRange& channels) {
             const Index c = channels.begin;
             setting.finish_statistics(channels.size(), nullptr, 0.0, eps, var + c, rstd + c);
-            set_norm_coefficients(setting.kernels, channels, mean, rstd, affine, rows, c);
+            set_norm_coefficients(setting, channels, mean, rstd, affine, rows, c * columns);
         },
         [&](const Region& region) {
             setting.kernels.apply_norm(x, y, region,
-                                       norm_coefficients<T>(rows, region.channels.begin),
+                                       norm_coefficients<T>(rows, region.channels.begin * columns),
                                        {setting.stores, 0, true});
         });
 }

@@ -16,6 +16,8 @@ struct Region {
     ChannelRange channels;
 };
 
+// One value for each column (Tiling) of the region.
+//
 // y = (x - center) * scale + shift. center is the mean rounded to T; what the rounding lost is in
 // shift (computed in double), so that nothing cancels when mean/std is large.
 template <class T>

@@ -29,7 +29,7 @@ Setting<T> prepare(const Problem& problem, const Work& work) {
     const KernelTable& table = active_table();
     table.mark_used();
     const Plan plan = plan_for(problem, work, machine);
-    return {plan, machine.threads, table.kernels<T>(problem.layout), table.finish_statistics,
+    return {plan, machine.threads, table.kernels<T>(plan.tiling.walk()), table.finish_statistics,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 

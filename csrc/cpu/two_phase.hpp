@@ -9,7 +9,8 @@
 //     Coefficients<Capacity>                         what the second phase needs per channel
 //     finish(channels, a, b, coefficients, offset)   the sums are final: results and coefficients
 //     apply(region, coefficients, offset, ahead)     the second phase
-// where `offset` is the place of the first channel in the coefficients, and `ahead` as in Access.
+// where `offset` is the place of the first channel's in the coefficients, of which there is one for
+// each of its columns (Tiling), and `ahead` as in Access.
 // What only sums is wrapped in FirstPhaseOnly, and provides keep(channels, a, b) in place of the
 // last three.
 #pragma once
@@ -88,13 +89,14 @@ void run_split(const Operation& operation, const Problem& problem, const Plan& p
         new double[static_cast<std::size_t>(2 * chunks * channels)]);
     const auto slot_a = [&](Index k) { return slots.get() + k * channels; };
     const auto slot_b = [&](Index k) { return slots.get() + (chunks + k) * channels; };
-    typename Operation::template Coefficients<0> coefficients(channels);
+    const Index columns = plan.tiling.columns();
+    typename Operation::template Coefficients<0> coefficients(channels * columns);
 
     // Planar tasks go channel by channel, interleaved ones row by row: neighbours in memory follow
     // each other in both.
     const Index tasks = plan.blocks * chunks;
     const auto region_of = [&](Index task, Index& chunk) {
-        const bool planar = problem.layout == Layout::planar;
+        const bool planar = plan.tiling.walk() == Layout::planar;
         chunk = planar ? task % chunks : task / plan.blocks;
         const Index begin = (planar ? task / chunks : task % plan.blocks) * plan.block;
         const Index end = begin + plan.block;
@@ -121,12 +123,12 @@ void run_split(const Operation& operation, const Problem& problem, const Plan& p
                             slot_b(k) + mine.begin);
             done += values;
         }
-        operation.finish(mine, a, b, coefficients, mine.begin);
+        operation.finish(mine, a, b, coefficients, mine.begin * columns);
         team.barrier();
         for (Index task = last; task-- > first;) {
             Index chunk = 0;
             const Region region = region_of(task, chunk);
-            operation.apply(region, coefficients, region.channels.begin, 0);
+            operation.apply(region, coefficients, region.channels.begin * columns, 0);
         }
     });
 }
@@ -151,7 +153,7 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
     // Channels: where they lie side by side, whole lines.
-    const Index grain = problem.layout == Layout::planar ? 1 : 64;
+    const Index grain = plan.tiling.walk() == Layout::planar ? 1 : 64;
     const Index block = ((problem.channels + wanted - 1) / wanted + grain - 1) / grain * grain;
     const Index blocks = (problem.channels + block - 1) / block;
     const int members = plan.schedule == Schedule::serial ? 1 : threads;

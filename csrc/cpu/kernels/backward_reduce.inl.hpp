@@ -180,17 +180,23 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
                                  const Region& region, const double* mean, double* sum_dy,
                                  double* sum_dy_xmu) {
     using S = Sum<T>;
+    const Index columns = region.tiling->columns();
+    const Index strip = channels_of_strip(kGradientStrip, columns);
     GradientStrip<S> sums;
-    for (Index begin = 0; begin < region.channels.size(); begin += kGradientStrip) {
+    for (Index begin = 0; begin < region.channels.size(); begin += strip) {
         const Index left = region.channels.size() - begin;
-        const Index width = left < kGradientStrip ? left : kGradientStrip;
-        const Index first = region.channels.begin + begin;
-        for (Index c = 0; c < width; ++c) sums.center[c] = static_cast<S>(mean[begin + c]);
+        const Index channels = left < strip ? left : strip;
+        const Index width = channels * columns;
+        const Index first = (region.channels.begin + begin) * columns;
+        for (Index c = 0; c < channels; ++c) {
+            const S center = static_cast<S>(mean[begin + c]);
+            for (Index i = 0; i < columns; ++i) sums.center[c * columns + i] = center;
+        }
         for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
             sums.sum_dy[c] = sums.sum_dy_xmu[c] = 0.0;
         }
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
-            const Tile tile = region.tiling->tile(t);
+            const Tile tile = rows_of_tile(*region.tiling, t);
             const Index dy_pitch = row_pitch(dy, tile);
             const Index x_pitch = row_pitch(x, tile);
             for_each_row_block(
@@ -199,14 +205,18 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
                     const T* const dy_row = at(dy, o, 0, i) + first;
                     const T* const x_row = at(x, o, 0, i) + first;
                     for_each_column_group<kGroupPacks>(
-                        width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+                        width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
                             add_gradient_rows<packs>(dy_row, dy_pitch, x_row, x_pitch, width, rows,
-                                                     c, columns, sums);
+                                                     c, some, sums);
                         });
                 });
         }
-        for (Index c = 0; c < width; ++c) {
-            const double low = mean[begin + c] - static_cast<double>(sums.center[c]);
+        if (columns > 1) {
+            sum_columns(sums.sum_dy, channels, columns);
+            sum_columns(sums.sum_dy_xmu, channels, columns);
+        }
+        for (Index c = 0; c < channels; ++c) {
+            const double low = mean[begin + c] - static_cast<double>(static_cast<S>(mean[begin + c]));
             sum_dy[begin + c] = sums.sum_dy[c];
             sum_dy_xmu[begin + c] = sums.sum_dy_xmu[c] - low * sums.sum_dy[c];
         }

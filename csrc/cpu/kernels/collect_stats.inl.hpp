@@ -267,51 +267,97 @@ BNEXT_FORCE_INLINE bool improve_pilots(Index width, double share_of_one, StripSu
     return true;
 }
 
-// Where the values of the channel's origin (view.hpp) are, for all columns from `first` on.
+// A pilot for all columns of a channel: the first one's, which for float32 is the channel's first
+// value.
+template <class C>
+BNEXT_FORCE_INLINE void share_pilots(Index channels, Index columns, StripSums<C>& sums) {
+    for (Index k = 0; k < channels; ++k) sums.pilot[k] = sums.pilot[k * columns];
+}
+template <class C>
+BNEXT_FORCE_INLINE void spread_pilots(Index channels, Index columns, StripSums<C>& sums) {
+    for (Index k = channels; k-- > 0;) {
+        const C pilot = sums.pilot[k];
+        for (Index i = 0; i < columns; ++i) sums.pilot[k * columns + i] = pilot;
+    }
+}
+
+// Sums of a tile about the pilots of its channels, which both then are: one value a channel.
+template <class T>
+BNEXT_FORCE_INLINE void sum_channels(const View<const T>& x, const Tile& rows, Index first,
+                                     Index channels, Index columns, StripSums<Sum<T>>& sums) {
+    if (columns > 1) spread_pilots(channels, columns, sums);
+    sum_tile(x, rows, first * columns, channels * columns, sums);
+    if (columns == 1) return;
+    sum_columns(sums.d_sum, channels, columns);
+    sum_columns(sums.d2_sum, channels, columns);
+    share_pilots(channels, columns, sums);
+}
+
+// Where the values of the channel's origin (view.hpp) are, for all channels from `first` on.
 template <class T>
 class OriginRows {
 public:
     BNEXT_FORCE_INLINE OriginRows(const View<const T>& x, const Tiling& tiling, Index first)
-        : first_(at(x, 0, first, 0)),
+        : step_(tiling.columns()),
+          first_(at(x, 0, first, 0)),
           middle_(at(x, tiling.outer() / 2, first, tiling.inner() / 2)),
           last_(at(x, tiling.outer() - 1, first, tiling.inner() - 1)) {}
-    BNEXT_FORCE_INLINE Wide load(Index c, int columns) const {
-        return median(widen(load_columns(first_ + c, columns)),
-                      widen(load_columns(middle_ + c, columns)),
-                      widen(load_columns(last_ + c, columns)));
+    BNEXT_FORCE_INLINE Wide load(Index c, int channels) const {
+        if (step_ > 1) return load_apart(c, channels);
+        return median(widen(load_columns(first_ + c, channels)),
+                      widen(load_columns(middle_ + c, channels)),
+                      widen(load_columns(last_ + c, channels)));
     }
 
 private:
+    BNEXT_NO_INLINE Wide load_apart(Index c, int channels) const {
+        double first[kLanes] = {}, middle[kLanes] = {}, last[kLanes] = {};
+        const Index n = channels == 0 ? Index{kLanes} : channels;
+        for (Index i = 0; i < n; ++i) {
+            const Index place = (c + i) * step_;
+            first[i] = static_cast<double>(first_[place]);
+            middle[i] = static_cast<double>(middle_[place]);
+            last[i] = static_cast<double>(last_[place]);
+        }
+        return median(load_wide(first), load_wide(middle), load_wide(last));
+    }
+
+    Index step_;  // columns of a channel
     const T* first_;
     const T* middle_;
     const T* last_;
 };
 
-// An interleaved chunk is one tile (Tiling sees to that), so there is nothing to merge here.
+// A chunk that is walked by rows is one tile (Tiling sees to that), so there is nothing to merge
+// here.
 template <class T>
 void interleaved_collect_stats(const View<const T>& x, const Region& region, double* mean,
                                double* m2) {
-    const Tile tile = region.tiling->tile(region.tiles.begin);
-    const double share_of_one = 1.0 / static_cast<double>(tile.values());
+    const Tiling& tiling = *region.tiling;
+    const Tile rows = rows_of_tile(tiling, region.tiles.begin);
+    const Index columns = tiling.columns();
+    const Index strip = channels_of_strip(kStrip, columns);
+    const double share_of_one = 1.0 / static_cast<double>(rows.values() * columns);
     StripSums<Sum<T>> sums;
-    for (Index begin = region.channels.begin; begin < region.channels.end; begin += kStrip) {
+    for (Index begin = region.channels.begin; begin < region.channels.end; begin += strip) {
         const Index left = region.channels.end - begin;
-        const Index width = left < kStrip ? left : kStrip;
-        set_pilots(x, tile, begin, width, sums);
-        sum_tile(x, tile, begin, width, sums);
-        if (!kAnyPilotWillDo<T> && improve_pilots<kLooksTwice<T>>(width, share_of_one, sums)) {
-            sum_tile(x, tile, begin, width, sums);
+        const Index channels = left < strip ? left : strip;
+        set_pilots(x, rows, begin * columns, channels * columns, sums);
+        if (columns > 1) share_pilots(channels, columns, sums);
+        sum_channels(x, rows, begin, channels, columns, sums);
+        if (!kAnyPilotWillDo<T> && improve_pilots<kLooksTwice<T>>(channels, share_of_one, sums)) {
+            sum_channels(x, rows, begin, channels, columns, sums);
         }
-        const OriginRows<T> origins(x, *region.tiling, begin);
+        const OriginRows<T> origins(x, tiling, begin);
         const Wide one = broadcast(share_of_one);
-        for_each_pack(width, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        for_each_pack(channels, [&](Index c, int some) BNEXT_INLINE_LAMBDA {
             const Wide sum = load(sums.d_sum + c);
             const Wide share = sum * one;
             const Wide pilot = widen(load(sums.pilot + c));
-            store_columns(mean + c, columns, (pilot - origins.load(c, columns)) + share);
-            store_columns(m2 + c, columns, not_negative(load(sums.d2_sum + c) - sum * share));
+            store_columns(mean + c, some, (pilot - origins.load(c, some)) + share);
+            store_columns(m2 + c, some, not_negative(load(sums.d2_sum + c) - sum * share));
         });
-        mean += width;
-        m2 += width;
+        mean += channels;
+        m2 += channels;
     }
 }

@@ -234,7 +234,8 @@ template <class Formula, class T, class... In>
 BNEXT_FORCE_INLINE void write_interleaved(const View<T>& out, const Region& region,
                                           const typename Formula::Coefficients& all,
                                           const Access& access, const In&... in) {
-    const Index width = region.channels.size();
+    const Index columns = region.tiling->columns();
+    const Index width = region.channels.size() * columns;
     const bool dense =
         access.wraps && out.stride.outer == width && ((in.stride.outer == width) && ...);
     const bool in_order = dense && InOrder<Formula, T>::pays(
@@ -246,13 +247,13 @@ BNEXT_FORCE_INLINE void write_interleaved(const View<T>& out, const Region& regi
             : write_in_order<false, Formula>(at(out, o, c, 0), n, width, all, at(in, o, c, 0)...);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
-        const Tile tile = region.tiling->tile(t);
+        const Tile tile = rows_of_tile(*region.tiling, t);
         if (in_order && is_outer_only(tile)) {
             write(tile.outer_begin, (tile.outer_end - tile.outer_begin) * width);
             continue;
         }
-        write_rows<Formula>(out, tile, region.channels.begin, width, dense, access.stores, all,
-                            in...);
+        write_rows<Formula>(out, tile, region.channels.begin * columns, width, dense, access.stores,
+                            all, in...);
     }
     if (access.stores == Stores::streaming) fence();
 }
