@@ -24,6 +24,10 @@ CASES = [
     Case("NHWC-50", (3, 7, 5, 50), channel_axis=-1),
     Case("stored-NHWC-48", (3, 48, 5, 7), memory=Memory(order=NHWC)),
     Case("planes-of-2", (301, 3, 2)),
+    Case("planes-of-4", (19, 131, 2, 2)),
+    Case("planes-of-9", (131, 17, 3, 3)),
+    Case("planes-of-15-of-more", (35, 17, 15), memory=Memory(margins={1: (1, 2)})),
+    Case("planes-of-4-off-by-2-bytes", (35, 17, 2, 2), memory=Memory(offset=2)),
     Case("planes-of-17", (40, 5, 17)),
     Case("planes-of-33", (40, 5, 33)),
     Case("planes-of-257", (3, 5, 257)),
@@ -121,7 +125,7 @@ def test_large(rng, runtime, case, dtype):
     assert_is_rounded(dx, reference.backward(dy, x, weight, channel_axis=axis).dx, "dx", axis)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[6], *LARGE], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[6], CASES[9], *LARGE], ids=str)
 def test_phases(rng, isa, schedule, case, dtype):
     x, dy, weight, bias = drawn(case, dtype, rng)
     axis = {"channel_axis": case.channel_axis}

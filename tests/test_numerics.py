@@ -18,7 +18,10 @@ from .tolerances import VARIANCE_FAR_FROM_ZERO
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
-BOTH_LAYOUTS = named("NC", "NC-many-rows", "NCHW-7x7", "NCHW-many-chunks", "NCHW-stored-NHWC")
+BOTH_LAYOUTS = named(
+    "NC", "NC-many-rows", "NCHW-7x7", "NCHW-2x2", "NCL-2-many-chunks", "NCHW-3x3-many-chunks",
+    "NCHW-many-chunks", "NCHW-stored-NHWC",
+)  # fmt: skip
 
 
 @pytest.fixture(params=BOTH_LAYOUTS, ids=str)

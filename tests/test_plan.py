@@ -24,7 +24,7 @@ COPIED = {
     "off-by-1-byte",
     "off-by-1-byte-NC",
 }
-COPIED_FLOAT64 = {"off-by-4-bytes", "off-by-4-bytes-NC"}
+COPIED_FLOAT64 = {"off-by-4-bytes", "off-by-4-bytes-NC", "off-by-4-bytes-2x2"}
 
 
 def explain(x, channel_axis=1):
@@ -73,9 +73,49 @@ def test_layouts(rng, name, layout, extents):
     assert (plan["outer"], plan["channels"], plan["inner"]) == extents
 
 
+@pytest.mark.parametrize("values", [2, 4, 9, 15])
+def test_small_planes_that_adjoin_are_walked_as_rows(values):
+    """They are tiled by rows, of 128 or so, and not by 4096 values."""
+    x = np.zeros((1200, 6, values), np.float32)
+    rows = explain(x.reshape(1200, -1))["tiles"]
+    assert rows == 10
+    assert explain(x)["layout"] == "planar"
+    assert (
+        explain(x)["tiles"] == explain(x[:, 1:4])["tiles"] == explain(x[::2])["tiles"] * 2 == rows
+    )
+    assert explain(x[:, ::2])["tiles"] == math.ceil(1200 / (4096 // values)) < rows
+    larger = np.zeros((1200, 6, 16), np.float32)
+    assert explain(larger)["tiles"] == math.ceil(1200 / (4096 // 16))
+
+
+@pytest.mark.parametrize("values", [2, 3, 4, 7, 9, 15])
+@pytest.mark.parametrize("rows", [10**5, 10**6 + 1])
+def test_no_tile_of_small_planes_has_more_than_4096_values(values, rows):
+    """The error bound of collect_stats counts on it."""
+    x = np.broadcast_to(np.float32(0), (2 * rows, 1, values))[::2]
+    x = np.lib.stride_tricks.as_strided(x, strides=(2 * values * 4, values * 4, 4))
+    plan = explain(x)
+    assert (plan["outer"], plan["inner"], plan["copied"]) == (rows, values, False)
+    assert rows * values <= 4096 * plan["tiles"]
+
+
+@needs_openmp
+@pytest.mark.usefixtures("restore_threads")
+def test_small_planes_go_by_channels_where_a_block_of_them_fits_half_the_cache():
+    bnext.set_num_threads(2)
+    cpu = bnext.show_config(mode="dicts")["cpu"]
+    assert explain(np.zeros((2, 512, 2, 2), np.float32))["schedule"] == "serial"
+    if cpu["l2_bytes"] >= 2**19:
+        assert explain(np.zeros((64, 512, 2, 2), np.float32))["schedule"] == "channels"
+    rows = cpu["l2_bytes"] // 2 // 1024 + 1  # of 256 columns, in two arrays
+    assert explain(np.zeros((rows, 512, 2, 2), np.float32))["schedule"] == "split"
+
+
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize(
-    "shape", [(64, 20), (8, 64, 56, 56), (20000, 32), (2, 3, 512, 512), (3, 5, 1)], ids=str
+    "shape",
+    [(64, 20), (600, 64, 2, 2), (8, 64, 56, 56), (20000, 32), (2, 3, 512, 512), (3, 5, 1)],
+    ids=str,
 )
 def test_what_fixes_the_bits_does_not_depend_on_threads(shape):
     x = np.zeros(shape, np.float32)

@@ -35,6 +35,9 @@ LAYOUTS = {
     "NCHW-7x7": Case("", (1, 67, 7, 7)),
     "NCHW-13x13": Case("", (1, 50, 13, 13)),
     "NCHW-2x2": Case("", (1, 50, 2, 2)),
+    "NCHW-2x2-of-more": Case("", (1, 48, 2, 2), memory=Memory(margins={1: (8, 8)})),
+    "NCL-3": Case("", (1, 3, 3)),
+    "NCL-15": Case("", (1, 64, 15)),
     "NCHW-56x56": Case("", (1, 5, 56, 56)),
     "NCHW-67x67": Case("", (1, 5, 67, 67)),
 }

@@ -9,16 +9,18 @@ namespace {
 // Planar: long enough that the two horizontal sums per tile vanish beside it, short enough that
 // float64's second look at it (collect_stats) finds it in the first-level cache.
 constexpr Index kPlanarTileValues = 4096;
-// Interleaved: a tile is a chunk. At least so many rows, so that slots are few beside the data; for
-// float32 at most so many, since the pilot's bound on the error grows with them; for float64 never
-// more than the least, so that the second look finds them in the second-level cache.
+// By rows: a tile is a chunk. At least so many rows, so that slots are few beside the data; for
+// float32 at most so many values, since the pilot's bound on the error grows with them; for float64
+// never more than the least, so that the second look finds them in the second-level cache.
 constexpr Index kMinTileRows = 128;
-constexpr Index kMaxTileRows = 4096;
+constexpr Index kMostTileValues = 4096;
 constexpr Index kLanes = 16;
 constexpr Index kUsualChunks = 64;
-// Planes of at most so many values are walked as columns of rows. By themselves they fill half a
-// pack at best.
-constexpr Index kMostColumns = 8;
+// Planes of at most so many values, less than a pack, are columns of rows. By themselves they leave
+// lanes empty: 5 to 14 times as long with 2 values, twice with 12 (float32, AVX-512, 16 to 256
+// examples). With 16 there is little to win, and with few examples something to lose.
+constexpr Index kMostColumns = kLanes - 1;
+static_assert(kMostColumns * kLanes <= kMaxBlock);
 
 // Below this many elements, times what is done to each, one thread does it all. A fork and a join
 // cost 5 us (two cores, Zen 4), and milliseconds where another library's threads still spin on the
@@ -50,7 +52,7 @@ struct Candidate {
 
 bool is_small(const Candidate& c) {
     const Index elements = c.problem.elements();
-    if (c.by_rows()) return elements < kSerialElements;
+    if (c.problem.layout == Layout::interleaved) return elements < kSerialElements;
     return elements * c.work.operands * c.work.phases < kSerialWork;
 }
 
@@ -92,10 +94,13 @@ Index block_of(const Candidate& c) {
 // ones never are: a block of columns touches every row, often in the same few sets of a cache and
 // always in other pages. Three times as long on (1024, 1024), where all of it fits the second-level
 // cache; and where nothing does, panels of 16 to 256 columns with barriers between them, to visit
-// rows a second time while the last-level cache holds them, won nothing either.
+// rows a second time while the last-level cache holds them, won nothing either. Columns of small
+// planes are, where rows are few: without barriers forward and backward took 10 to 25 % less on
+// (16, 1024, 2, 2) to (128, 512, 2, 2) (two cores, Zen 4).
 bool has_enough_channels(const Candidate& c) {
-    if (c.by_rows()) return false;
-    const Index blocks = divide_up(c.problem.channels, planar_block(c));
+    if (c.problem.layout == Layout::interleaved) return false;
+    if (c.by_rows() && c.slab_bytes(block_of(c)) > c.machine.l2_bytes / 2) return false;
+    const Index blocks = divide_up(c.problem.channels, block_of(c));
     const Index rounds = divide_up(blocks, c.machine.threads);
     return blocks * 8 >= rounds * c.machine.threads * 7;
 }
@@ -158,7 +163,7 @@ Index split_block(const Candidate& c) {
 
 Index rows_of_tile(DType dtype, Index rows, Index columns) {
     if (dtype == DType::float64) return Index{2} * kMinTileRows;
-    const Index most = std::max(kUsualChunks, divide_up(rows, kMaxTileRows / columns));
+    const Index most = std::max(kUsualChunks, divide_up(rows, kMostTileValues / columns));
     return divide_up(rows, std::clamp<Index>(divide_up(rows, kMinTileRows), 1, most));
 }
 

@@ -8,9 +8,9 @@
 //   Schedule  who takes which piece, in which order, with which stores. It may look at the machine
 //             and changes no bit.
 //
-// A tile is the unit that is summed about one pilot value: 4096 values of a planar channel, 128 to
-// 4096 values of one that is walked by rows. A chunk is a run of tiles (of rows: one) whose partial
-// result has a slot of its own, merged in index order.
+// A tile is the unit that is summed about one pilot value: 4096 values of a planar channel, 256 to
+// 4096 of one that is walked by rows. A chunk is a run of tiles (of rows: one) whose partial result
+// has a slot of its own, merged in index order.
 #pragma once
 
 #include "core/inline.hpp"
@@ -49,9 +49,9 @@ public:
 
     [[nodiscard]] BNEXT_FORCE_INLINE Index outer() const { return outer_; }
     [[nodiscard]] BNEXT_FORCE_INLINE Index inner() const { return inner_; }
-    // Which kernels walk the problem. Those for rows (interleaved) also walk small planes that
-    // adjoin: an example's planes are a row, of which each channel has as many columns as a plane
-    // has values. A channel of an interleaved problem has one.
+    // Whose kernels walk the problem. Those of interleaved ones, which go by rows, also walk small
+    // planes that adjoin: all of an example are a row, of which a channel has as many columns as a
+    // plane has values. Else a channel has one.
     [[nodiscard]] Layout walk() const { return walk_; }
     [[nodiscard]] BNEXT_FORCE_INLINE Index columns() const { return columns_; }
     [[nodiscard]] Index tiles() const { return tiles_; }
@@ -81,7 +81,7 @@ private:
     Index outer_;
     Index inner_;
     Layout walk_;
-    Index columns_ = 1;  // of a channel in a row, where rows are walked
+    Index columns_ = 1;
     Index runs_per_tile_ = 1;  // whole inner runs in a tile, where they are short
     Index pieces_ = 1;         // tiles in an inner run, where it is long
     Index piece_ = 0;          // values in such a tile

@@ -19,12 +19,11 @@ void set_backward_coefficients(const Setting<T>& setting, const ChannelRange& ch
                                Rows& rows, Index offset) {
     const Index c = channels.begin;
     const Index columns = setting.plan.tiling.columns();
-    const Index made = made_at(offset, channels.size(), columns);
-    setting.kernels.backward_coefficients(channels.size(), mean + c, rstd + c,
-                                          weight != nullptr ? weight + c : nullptr, sum_dy,
-                                          sum_dy_xmu, count, rows.row(kCenter, made),
-                                          rows.row(kSlope, made), rows.row(kOffset, made),
-                                          rows.row(kScale, made));
+    const Index made = offset + made_at(channels.size(), columns);
+    setting.kernels.backward_coefficients(
+        channels.size(), mean + c, rstd + c, weight != nullptr ? weight + c : nullptr, sum_dy,
+        sum_dy_xmu, count, rows.row(kCenter, made), rows.row(kSlope, made), rows.row(kOffset, made),
+        rows.row(kScale, made));
     rows.complete(offset, channels.size(), columns);
 }
 
@@ -74,8 +73,8 @@ struct Backward : Sums<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        set_backward_coefficients(this->setting, channels, this->mean, rstd, weight, a, b,
-                                  count, rows, offset);
+        set_backward_coefficients(this->setting, channels, this->mean, rstd, weight, a, b, count,
+                                  rows, offset);
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
@@ -129,10 +128,9 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                                       sum_dy_xmu + c, count, rows, c * columns);
         },
         [&](const Region& region) {
-            setting.kernels.backward_apply(dy, x, dx, region,
-                                           backward_coefficients<T>(
-                                               rows, region.channels.begin * columns),
-                                           {setting.stores, 0, true});
+            setting.kernels.backward_apply(
+                dy, x, dx, region, backward_coefficients<T>(rows, region.channels.begin * columns),
+                {setting.stores, 0, true});
         });
 }
 

@@ -1,11 +1,10 @@
-// Arrays of coefficients for the second phase, one value for each column (Tiling; most channels have
-// one): Rows arrays in the data's compute type. On the stack for a block of channels (Capacity > 0),
-// on the heap for all of them (Capacity 0).
+// Arrays of coefficients for the second phase, one value for each column (Tiling; most channels
+// have one): Rows arrays in the data's compute type. On the stack for a block of channels (Capacity
+// > 0), on the heap for all of them (Capacity 0).
 //
-// What is made channel by channel goes to the end of the channels' room, from `made_at` on;
-// `complete` spreads it over the room. Those of all channels go on behind the last one as they began,
-// for kWrap values: for kernels that write the line which one row of channels ends in and the next
-// begins in.
+// They are made channel by channel, at the end of these channels' room (made_at), and `complete`
+// spreads them. Those of all channels go on behind the last one as they began, for kWrap values:
+// for kernels that write the line which one row of channels ends in and the next begins in.
 #pragma once
 
 #include <algorithm>
@@ -13,33 +12,15 @@
 #include <memory>
 
 #include "core/dtype.hpp"
+#include "cpu/columns.hpp"
 
 namespace bnext::cpu {
 
 constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
 
-// Where the values of so many channels are to be written for spread().
-constexpr Index made_at(Index offset, Index channels, Index columns) {
-    return offset + channels * (columns - 1);
-}
-
-// Gives each of the last `channels` of channels * columns values to `columns` of these. Upwards: a
-// value's new places end before the next value, or are its own. Eight at a time while that holds for
-// eight, since a loop over a few columns costs more.
 template <class C>
-void spread(C* values, Index channels, Index columns) {
-    if (columns == 1) return;
-    constexpr Index kAtOnce = 8;
-    const C* const made = values + made_at(0, channels, columns);
-    for (Index k = 0; k < channels; ++k) {
-        const C value = made[k];
-        C* const room = values + k * columns;
-        if (columns <= kAtOnce && (channels - k) * (columns - 1) >= kAtOnce) {
-            for (Index i = 0; i < kAtOnce; ++i) room[i] = value;
-        } else {
-            for (Index i = 0; i < columns; ++i) room[i] = value;
-        }
-    }
+void spread_row(C* room, Index channels, Index columns) {
+    if (columns > 1) spread(room + made_at(channels, columns), room, channels, columns);
 }
 
 template <class C, std::size_t Rows, Index Capacity>
@@ -50,7 +31,7 @@ public:
         return &values_[r * kCapacity] + offset;
     }
     void complete(Index offset, Index channels, Index columns) {
-        for (std::size_t r = 0; r < Rows; ++r) spread(row(r, offset), channels, columns);
+        for (std::size_t r = 0; r < Rows; ++r) spread_row(row(r, offset), channels, columns);
     }
 
 private:
@@ -72,7 +53,7 @@ public:
     void complete(Index offset, Index channels, Index columns) {
         const Index repeated = std::min(offset + channels * columns, kWrap);
         for (std::size_t r = 0; r < Rows; ++r) {
-            spread(row(r, offset), channels, columns);
+            spread_row(row(r, offset), channels, columns);
             for (Index c = offset; c < repeated; ++c) {
                 for (Index k = c + columns_; k < columns_ + kWrap; k += columns_) {
                     *row(r, k) = *row(r, c);

@@ -18,7 +18,7 @@ void set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channe
                            Rows& rows, Index offset) {
     const Index c = channels.begin;
     const Index columns = setting.plan.tiling.columns();
-    const Index made = made_at(offset, channels.size(), columns);
+    const Index made = offset + made_at(channels.size(), columns);
     setting.kernels.norm_coefficients(
         channels.size(), mean + c, rstd + c, affine.weight != nullptr ? affine.weight + c : nullptr,
         affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, made),

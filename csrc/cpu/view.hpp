@@ -17,20 +17,27 @@ BNEXT_FORCE_INLINE T* at(const View<T>& view, Index o, Index c, Index i) {
     return view.data + o * view.stride.outer + c * view.stride.channel + i * view.stride.inner;
 }
 
-// The channel's origin: the median of its first, middle and last value, so that one outlier is not
-// chosen. Means are kept relative to it until they are final; where mean/std is large they would
-// otherwise lose, each time they are rounded, what separates one chunk's mean from another's.
+// The median of the first, middle and last value of a channel in a tile, so that one outlier is not
+// chosen.
 template <class T>
-BNEXT_FORCE_INLINE double origin_of(const View<T>& x, const Tiling& tiling, Index c) {
-    const Index outer = tiling.outer();
-    const Index inner = tiling.inner();
-    const auto first = static_cast<double>(*at(x, 0, c, 0));
-    const auto middle = static_cast<double>(*at(x, outer / 2, c, inner / 2));
-    const auto last = static_cast<double>(*at(x, outer - 1, c, inner - 1));
+BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index c) {
+    const Index middle_outer = (tile.outer_begin + tile.outer_end) / 2;
+    const Index middle_inner = (tile.inner_begin + tile.inner_end) / 2;
+    const auto first = static_cast<double>(*at(x, tile.outer_begin, c, tile.inner_begin));
+    const auto middle = static_cast<double>(*at(x, middle_outer, c, middle_inner));
+    const auto last = static_cast<double>(*at(x, tile.outer_end - 1, c, tile.inner_end - 1));
     const double low = first < middle ? first : middle;  // as median() of packs has it
     const double high = first < middle ? middle : first;
     const double top = high < last ? high : last;
     return low < top ? top : low;
+}
+
+// The channel's origin. Means are kept relative to it until they are final; where mean/std is large
+// they would otherwise lose, each time they are rounded, what separates one chunk's mean from
+// another's.
+template <class T>
+BNEXT_FORCE_INLINE double origin_of(const View<T>& x, const Tiling& tiling, Index c) {
+    return usual_value(x, Tile{0, tiling.outer(), 0, tiling.inner()}, c);
 }
 
 }  // namespace bnext::cpu

@@ -7,8 +7,9 @@
 // (Ioffe and Szegedy 2015, section 3).
 //
 // Traffic: x and dy once each.
-// Order:   16 lanes over the region's values, then one lane tree (planar); blocks of 16
-//          rows (interleaved). Fixed by tile and lane, never by thread arrival.
+// Order:   16 lanes over the region's values, then one lane tree (planar); blocks of 16 rows, then
+//          the columns of a channel (interleaved, and small planes). Fixed by tile and lane, never
+//          by thread arrival.
 // Error:   everything in double, products of float32 values are exact: below float32's rounding.
 //          For 16-bit data, groups of some 16 values are summed in float32, about the rounded
 //          mean; what the rounding lost is put right afterwards.
@@ -135,7 +136,8 @@ template <class S>
 struct GradientStrip {
     S center[kGradientStrip + 16];  // no powers of two apart, as in collect_stats
     double sum_dy[kGradientStrip + 16];
-    double sum_dy_xmu[kGradientStrip];
+    double sum_dy_xmu[kGradientStrip + 16];
+    S shared[kGradientStrip / 2];  // centers of channels that have several columns
 };
 
 // Adds a block of rows of G packs of columns from c on to their sums.
@@ -188,10 +190,9 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
         const Index channels = left < strip ? left : strip;
         const Index width = channels * columns;
         const Index first = (region.channels.begin + begin) * columns;
-        for (Index c = 0; c < channels; ++c) {
-            const S center = static_cast<S>(mean[begin + c]);
-            for (Index i = 0; i < columns; ++i) sums.center[c * columns + i] = center;
-        }
+        S* const centers = columns == 1 ? sums.center : sums.shared;
+        for (Index c = 0; c < channels; ++c) centers[c] = static_cast<S>(mean[begin + c]);
+        if (columns > 1) spread(centers, sums.center, channels, columns);
         for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
             sums.sum_dy[c] = sums.sum_dy_xmu[c] = 0.0;
         }
@@ -211,12 +212,10 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
                         });
                 });
         }
-        if (columns > 1) {
-            sum_columns(sums.sum_dy, channels, columns);
-            sum_columns(sums.sum_dy_xmu, channels, columns);
-        }
+        sum_columns(sums.sum_dy, channels, columns);
+        sum_columns(sums.sum_dy_xmu, channels, columns);
         for (Index c = 0; c < channels; ++c) {
-            const double low = mean[begin + c] - static_cast<double>(static_cast<S>(mean[begin + c]));
+            const double low = mean[begin + c] - static_cast<double>(centers[c]);
             sum_dy[begin + c] = sums.sum_dy[c];
             sum_dy_xmu[begin + c] = sums.sum_dy_xmu[c] - low * sums.sum_dy[c];
         }

@@ -4,19 +4,19 @@
 //     mean = p + (sum d) / n,    m2 = sum d^2 - (sum d)^2 / n
 // and tiles are merged as core/moments.hpp says, their means relative to the channel's origin
 // (view.hpp). The subtraction cancels where p is far from the tile's mean.
-//   - float32 data, summed in double: p is the tile's first value. That is enough even where this
-//     value is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and the subtraction loses
-//     a factor of n <= 4096 at most, out of the 2^53 that double has.
-//   - others, for which sums have no bits to spare: p is near the mean of the tile's first values.
-//     Where that turns out to be more than three standard deviations off (an outlier among them, a
-//     trend), the tile is looked at again, while a cache still has it, with its mean as pilot.
-//     float64 data always are.
+//   - float32 data, summed in double: p is one of the tile's values, the first or a usual one. That
+//     is enough even where it is an outlier: it is one of the n, so n (p - mean)^2 <= n m2, and the
+//     subtraction loses a factor of n <= 4096 at most, out of the 2^53 that double has.
+//   - others, for which sums have no bits to spare: p is near the mean of the tile's first values,
+//     or a usual one of them (small planes, columns.inl.hpp). Where that turns out to be more than
+//     three standard deviations off (an outlier among them, a trend), the tile is looked at again,
+//     while a cache still has it, with its mean as pilot. float64 data always are.
 // A constant channel has d = 0, and so m2 = 0 exactly.
 //
 // Traffic: x once.
 // Order:   16 lanes over groups of some 16 values per lane, then groups, one lane tree per tile
-//          (planar); or a lane for each channel, over blocks of 16 rows (interleaved); tiles in
-//          turn.
+//          (planar); or a lane for each column, over blocks of 16 rows, then the columns of a
+//          channel (interleaved, and small planes); tiles in turn.
 // Error:   float32: m2 within 4096 * 2^-53 = 5e-13 relative at worst; float64: a few 2^-53; both
 //          whatever mean/std is. 16-bit data in float32 within a group, in double from there on:
 //          the mean within 2^-24 standard deviations, m2 within 2^-18 relative, where |x - mean|
@@ -158,7 +158,7 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
     }
 }
 
-// --- interleaved --------------------------------------------------------------------------------
+// --- interleaved, and small planes ---------------------------------------------------------------
 
 // Columns summed together: 10 KiB on the stack, and in the first-level cache beside the rows.
 inline constexpr Index kStrip = 512;
@@ -167,7 +167,8 @@ template <class C>
 struct StripSums {
     C pilot[kStrip + 16];  // the arrays are no power of two apart, so that places do not collide
     double d_sum[kStrip + 16];
-    double d2_sum[kStrip];
+    double d2_sum[kStrip + 16];
+    C shared[kStrip / 2];  // pilots of channels that have several columns
 };
 
 // Adds a block of rows of G packs of columns from c on to their sums.
@@ -254,75 +255,45 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
 
 // Whether a pilot was far from the mean; those that were are moved there.
 template <bool kAll, class C>
-BNEXT_FORCE_INLINE bool improve_pilots(Index width, double share_of_one, StripSums<C>& sums) {
+BNEXT_FORCE_INLINE bool improve_pilots(Index channels, double share_of_one,
+                                       const StripSums<C>& sums, C* pilots) {
     bool any = kAll;  // looked at first by itself: a loop without branches
-    for (Index c = 0; c < width; ++c) any |= is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one);
+    for (Index c = 0; c < channels; ++c) any |= is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one);
     if (!any) return false;
-    for (Index c = 0; c < width; ++c) {
+    for (Index c = 0; c < channels; ++c) {
         if (kAll || is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one)) {
-            const double mean = static_cast<double>(sums.pilot[c]) + sums.d_sum[c] * share_of_one;
-            sums.pilot[c] = static_cast<C>(mean);
+            const double mean = static_cast<double>(pilots[c]) + sums.d_sum[c] * share_of_one;
+            pilots[c] = static_cast<C>(mean);
         }
     }
     return true;
 }
 
-// A pilot for all columns of a channel: the first one's, which for float32 is the channel's first
-// value.
-template <class C>
-BNEXT_FORCE_INLINE void share_pilots(Index channels, Index columns, StripSums<C>& sums) {
-    for (Index k = 0; k < channels; ++k) sums.pilot[k] = sums.pilot[k * columns];
-}
-template <class C>
-BNEXT_FORCE_INLINE void spread_pilots(Index channels, Index columns, StripSums<C>& sums) {
-    for (Index k = channels; k-- > 0;) {
-        const C pilot = sums.pilot[k];
-        for (Index i = 0; i < columns; ++i) sums.pilot[k * columns + i] = pilot;
-    }
-}
-
-// Sums of a tile about the pilots of its channels, which both then are: one value a channel.
+// Sums of a tile, one value a channel.
 template <class T>
 BNEXT_FORCE_INLINE void sum_channels(const View<const T>& x, const Tile& rows, Index first,
                                      Index channels, Index columns, StripSums<Sum<T>>& sums) {
-    if (columns > 1) spread_pilots(channels, columns, sums);
+    if (columns > 1) spread(sums.shared, sums.pilot, channels, columns);
     sum_tile(x, rows, first * columns, channels * columns, sums);
-    if (columns == 1) return;
     sum_columns(sums.d_sum, channels, columns);
     sum_columns(sums.d2_sum, channels, columns);
-    share_pilots(channels, columns, sums);
 }
 
-// Where the values of the channel's origin (view.hpp) are, for all channels from `first` on.
+// Where the values of the channel's origin (view.hpp) are, for all columns from `first` on.
 template <class T>
 class OriginRows {
 public:
     BNEXT_FORCE_INLINE OriginRows(const View<const T>& x, const Tiling& tiling, Index first)
-        : step_(tiling.columns()),
-          first_(at(x, 0, first, 0)),
+        : first_(at(x, 0, first, 0)),
           middle_(at(x, tiling.outer() / 2, first, tiling.inner() / 2)),
           last_(at(x, tiling.outer() - 1, first, tiling.inner() - 1)) {}
-    BNEXT_FORCE_INLINE Wide load(Index c, int channels) const {
-        if (step_ > 1) return load_apart(c, channels);
-        return median(widen(load_columns(first_ + c, channels)),
-                      widen(load_columns(middle_ + c, channels)),
-                      widen(load_columns(last_ + c, channels)));
+    BNEXT_FORCE_INLINE Wide load(Index c, int columns) const {
+        return median(widen(load_columns(first_ + c, columns)),
+                      widen(load_columns(middle_ + c, columns)),
+                      widen(load_columns(last_ + c, columns)));
     }
 
 private:
-    BNEXT_NO_INLINE Wide load_apart(Index c, int channels) const {
-        double first[kLanes] = {}, middle[kLanes] = {}, last[kLanes] = {};
-        const Index n = channels == 0 ? Index{kLanes} : channels;
-        for (Index i = 0; i < n; ++i) {
-            const Index place = (c + i) * step_;
-            first[i] = static_cast<double>(first_[place]);
-            middle[i] = static_cast<double>(middle_[place]);
-            last[i] = static_cast<double>(last_[place]);
-        }
-        return median(load_wide(first), load_wide(middle), load_wide(last));
-    }
-
-    Index step_;  // columns of a channel
     const T* first_;
     const T* middle_;
     const T* last_;
@@ -334,18 +305,24 @@ template <class T>
 void interleaved_collect_stats(const View<const T>& x, const Region& region, double* mean,
                                double* m2) {
     const Tiling& tiling = *region.tiling;
+    const Tile tile = tiling.tile(region.tiles.begin);
     const Tile rows = rows_of_tile(tiling, region.tiles.begin);
     const Index columns = tiling.columns();
     const Index strip = channels_of_strip(kStrip, columns);
-    const double share_of_one = 1.0 / static_cast<double>(rows.values() * columns);
+    const double share_of_one = 1.0 / static_cast<double>(tile.values());
     StripSums<Sum<T>> sums;
     for (Index begin = region.channels.begin; begin < region.channels.end; begin += strip) {
         const Index left = region.channels.end - begin;
         const Index channels = left < strip ? left : strip;
-        set_pilots(x, rows, begin * columns, channels * columns, sums);
-        if (columns > 1) share_pilots(channels, columns, sums);
+        Sum<T>* const pilots = columns == 1 ? sums.pilot : sums.shared;
+        if (columns == 1) {
+            set_pilots(x, rows, begin, channels, sums);
+        } else {
+            set_usual_values(x, tile, begin, channels, sums.shared);
+        }
         sum_channels(x, rows, begin, channels, columns, sums);
-        if (!kAnyPilotWillDo<T> && improve_pilots<kLooksTwice<T>>(channels, share_of_one, sums)) {
+        if (!kAnyPilotWillDo<T> &&
+            improve_pilots<kLooksTwice<T>>(channels, share_of_one, sums, pilots)) {
             sum_channels(x, rows, begin, channels, columns, sums);
         }
         const OriginRows<T> origins(x, tiling, begin);
@@ -353,8 +330,10 @@ void interleaved_collect_stats(const View<const T>& x, const Region& region, dou
         for_each_pack(channels, [&](Index c, int some) BNEXT_INLINE_LAMBDA {
             const Wide sum = load(sums.d_sum + c);
             const Wide share = sum * one;
-            const Wide pilot = widen(load(sums.pilot + c));
-            store_columns(mean + c, some, (pilot - origins.load(c, some)) + share);
+            const Wide pilot = widen(load(pilots + c));
+            const Wide origin = columns == 1 ? origins.load(c, some)
+                                             : origins_apart(x, tiling, begin + c, channels - c);
+            store_columns(mean + c, some, (pilot - origin) + share);
             store_columns(m2 + c, some, not_negative(load(sums.d2_sum + c) - sum * share));
         });
         mean += channels;

@@ -58,27 +58,6 @@ BNEXT_FORCE_INLINE bool is_outer_only(const Tile& tile) {
     return tile.inner_begin == 0 && tile.inner_end == 1;
 }
 
-// A tile whose channels have several columns (Tiling) as rows of these.
-BNEXT_FORCE_INLINE Tile rows_of_tile(const Tiling& tiling, Index t) {
-    const Tile tile = tiling.tile(t);
-    return tiling.columns() == 1 ? tile : Tile{tile.outer_begin, tile.outer_end, 0, 1};
-}
-
-// As many channels as have at most `most` columns (a multiple of 16), whole packs of them unless
-// columns are too many.
-BNEXT_FORCE_INLINE Index channels_of_strip(Index most, Index columns) {
-    return columns == 1 ? most : most / (columns * kLanes) * kLanes;
-}
-
-// Adds up what each channel's columns have.
-BNEXT_FORCE_INLINE void sum_columns(double* values, Index channels, Index columns) {
-    for (Index k = 0; k < channels; ++k) {
-        double sum = values[k * columns];
-        for (Index i = 1; i < columns; ++i) sum += values[k * columns + i];
-        values[k] = sum;
-    }
-}
-
 template <class T>
 BNEXT_FORCE_INLINE Index row_pitch(const View<T>& view, const Tile& tile) {
     return is_outer_only(tile) ? view.stride.outer : view.stride.inner;

@@ -9,6 +9,7 @@
 #endif
 
 #include "core/moments.hpp"
+#include "cpu/columns.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 
@@ -39,6 +40,8 @@ struct NumbersUpTo<0, I...> {
 #include "cpu/units.inl.hpp"
 
 #include "cpu/kernels/runs.inl.hpp"
+
+#include "cpu/kernels/columns.inl.hpp"
 
 #include "cpu/kernels/write_planar.inl.hpp"
 

@@ -1,4 +1,4 @@
-// How the second phase writes interleaved regions, by formulas as in write_planar.inl.hpp: rows
+// How the second phase writes what is walked by rows, by formulas as in write_planar.inl.hpp: rows
 // without gaps as one piece in the order of memory; others by groups of columns, around the caches
 // or through them.
 
