@@ -320,10 +320,10 @@ void interleaved_collect_stats(const View<const T>& x, const Region& region, dou
         } else {
             set_usual_values(x, tile, begin, channels, sums.shared);
         }
-        sum_channels(x, rows, begin, channels, columns, sums);
-        if (!kAnyPilotWillDo<T> &&
-            improve_pilots<kLooksTwice<T>>(channels, share_of_one, sums, pilots)) {
+        for (bool again = false;; again = true) {  // a loop, so that it is compiled once
             sum_channels(x, rows, begin, channels, columns, sums);
+            if (kAnyPilotWillDo<T> || again) break;
+            if (!improve_pilots<kLooksTwice<T>>(channels, share_of_one, sums, pilots)) break;
         }
         const OriginRows<T> origins(x, tiling, begin);
         const Wide one = broadcast(share_of_one);
