@@ -58,7 +58,7 @@ PROMISES = (
         1 / 1.3,
         lambda: layer_ratio(SMALL, 1.0),
     ),
-    (f"a training step, {STEP.title}: times as fast", 1.0, lambda: step_ratio(8.0)),
+    (f"a training step, {STEP.title}: times as fast", 1.0, lambda: step_ratio(15.0)),
 )
 
 

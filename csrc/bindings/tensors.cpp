@@ -28,7 +28,8 @@ using dlpack::ExchangeTable;
 constexpr std::size_t kMaxRank = 8;
 constexpr Index kChannelAxis = 1;
 
-// --- Tensors that come in. ------------------------------------------------------------------------
+// --- Tensors that come in.
+// ------------------------------------------------------------------------
 
 // A tensor on the CPU, as the library describes it. Its extents are the tensor's own memory, which
 // is its library's to change once the GIL is given away.
@@ -75,7 +76,8 @@ Order order_of(const TensorView& x) {
     return strides[0] == expected ? Order::channels_last : Order::none;
 }
 
-// --- Tensors that go out. -------------------------------------------------------------------------
+// --- Tensors that go out.
+// -------------------------------------------------------------------------
 
 // Memory of a result, and its description. Its owner gives it back in whatever thread, with or
 // without the GIL, at any time: nothing of Python is touched.
@@ -155,7 +157,8 @@ Description described(const TensorView& x, std::size_t operands) {
     return describe(x.dtype, x.shape(), kChannelAxis, {strides.data(), operands});
 }
 
-// --- The calls. -----------------------------------------------------------------------------------
+// --- The calls.
+// -----------------------------------------------------------------------------------
 
 class TensorCalls {
 public:
@@ -237,8 +240,7 @@ private:
     T* take_vector(py::handle object, Index channels) const {
         TensorView view;
         if (!take(object, view) || view.rank() != 1 || view.shape()[0] != channels ||
-            view.strides()[0] != 1 ||
-            dlpack::supported(view.tensor.dtype) != DTypeOf<T>::value ||
+            view.strides()[0] != 1 || dlpack::supported(view.tensor.dtype) != DTypeOf<T>::value ||
             !view.aligned_to(sizeof(T))) {
             return nullptr;
         }
@@ -326,8 +328,7 @@ private:
         const Param<T>*weight, *bias;
         const Param<T>* mean = take_vector<Param<T>>(mean_object, channels);
         const Param<T>* var = take_vector<Param<T>>(var_object, channels);
-        if (mean == nullptr || var == nullptr ||
-            !take_parameter(weight_object, channels, weight) ||
+        if (mean == nullptr || var == nullptr || !take_parameter(weight_object, channels, weight) ||
             !take_parameter(bias_object, channels, bias)) {
             return py::none();
         }
@@ -363,10 +364,9 @@ private:
             cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.mean().data(),
                              saved.rstd().data(), weight, sum_dy.data(), sum_dy_xmu.data());
         });
-        return py::make_tuple(
-            given(std::move(dx)),
-            given(vector_result<Param<T>>(sum_dy_xmu, saved.rstd().data())),
-            given(vector_result<Param<T>>(sum_dy)));
+        return py::make_tuple(given(std::move(dx)),
+                              given(vector_result<Param<T>>(sum_dy_xmu, saved.rstd().data())),
+                              given(vector_result<Param<T>>(sum_dy)));
     }
 
     py::type type_, other_;

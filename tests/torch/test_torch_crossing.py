@@ -85,7 +85,7 @@ class Subclass(torch.Tensor):
 
 def not_plain():
     """Arguments of which one is not plain, each by what is the matter with it."""
-    x, w, b, mean, var, counter = plain = arguments((4, 6, 3, 5), torch.float32)
+    x, w, b, mean, _, counter = plain = arguments((4, 6, 3, 5), torch.float32)
     columns = torch.randn(6, 2)[:, 0]
     for name, position, wrong in [
         ("transposed", 0, x.transpose(2, 3)),
@@ -130,7 +130,8 @@ def test_torch_what_is_not_plain_is_left_alone(arguments):
 
 
 @pytest.mark.parametrize(
-    ("momentum", "eps"), [(float("nan"), 1e-5), (float("inf"), 1e-5), (0.1, -1.0), (0.1, float("nan"))]
+    ("momentum", "eps"),
+    [(float("nan"), 1e-5), (float("inf"), 1e-5), (0.1, -1.0), (0.1, float("nan"))],
 )
 def test_torch_numbers_that_are_wrong_are_left_alone(momentum, eps):
     x, w, b, mean, var, counter = arguments((4, 6), torch.float32)

@@ -1,8 +1,10 @@
 """Tensors to kernels and back: no autograd here, and few checks but the kernels' own.
 
-On the CPU results are memory of bnext's pool, which tensors take over: fresh pages would cost more
-than the kernels do. On a GPU they are PyTorch's, on its current stream. Either way they are in the
-memory format in which PyTorch's operators have theirs.
+On the CPU results are memory of bnext's pool, which tensors take over: with PyTorch's allocator,
+whose memory is mapped anew for each large tensor, forward and backward of a layer took 1.8 to 3
+times as long from 1 MB on, and below 64 KiB, where the pool has no part, the same. A ResNet-18 step
+took the same with either. On a GPU results are PyTorch's, on its current stream. Either way they
+are in the memory format in which PyTorch's operators have theirs.
 """
 
 from __future__ import annotations
