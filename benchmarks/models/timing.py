@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 FEWEST_TURNS, MOST_TURNS = 5, 60
-SHORTEST_TURN = 5e-3  # seconds: shorter calls are repeated
+SHORTEST_TURN = 5e-3  # seconds: shorter calls are repeated more often than
+FEWEST_CALLS = 2
 DIGITS = 4  # more would be noise
 
 
@@ -38,6 +39,8 @@ class Turns:
 def in_turns(calls, seconds):
     """Time `calls` in turns, forwards and then backwards, until `seconds` are spent.
 
+    A turn is several calls, and one before them that is not timed.
+
     Parameters
     ----------
     calls : mapping of str to callable
@@ -55,15 +58,14 @@ def in_turns(calls, seconds):
         if turn >= FEWEST_TURNS and time.perf_counter() > end:
             break
         for name in calls if turn % 2 == 0 else reversed(calls):
-            if repeats[name] > 1:
-                calls[name]()  # a short call would feel what came before
+            calls[name]()  # the first one feels what came before
             samples[name].append(_turn(calls[name], repeats[name]))
     return Turns(samples)
 
 
 def _repeats(call):
     call()  # what happens once: memory, caches, the choice of algorithms
-    return max(1, round(SHORTEST_TURN / min(_turn(call, 1), _turn(call, 1))))
+    return max(FEWEST_CALLS, round(SHORTEST_TURN / min(_turn(call, 1), _turn(call, 1))))
 
 
 def _turn(call, repeats):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "PLAIN", "count_write", "is_batched", "is_recomputed", "is_traced", "is_transformed",
-    "is_wrapped",
+    "PLAIN", "count_write", "count_writes", "is_ordinary", "is_recomputed", "is_traced",
+    "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Tensors of which nothing is known to be special; subclasses may do anything with what they get.
@@ -29,6 +29,7 @@ _has_transforms = _known(torch._C, "_are_functorch_transforms_active", lambda: T
 _is_batch = _known(
     getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False
 )
+# Also of a transform that has ended.
 _is_wrapped = _known(
     getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda t: True
 )
@@ -38,12 +39,13 @@ _backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
 _increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
 
 
-def is_ordinary() -> bool:
-    """Whether nothing of what follows is at work."""
+def is_ordinary(tensor: Tensor) -> bool:
+    """Whether nothing of what follows is at work, nor has been on a tensor."""
     return not (
         torch.compiler.is_compiling()
         or _dispatch_modes() > 0
         or _has_transforms()
+        or _is_wrapped(tensor)
         or getattr(_forward_ad, "_current_level", 0) >= 0
         or _is_scripted()
         or _backward_task() != -1
@@ -70,14 +72,17 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or _dispatch_modes() > 0
 
 
-def is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for a batch of tensors, as under ``is_grads_batched``."""
-    return bool(_is_batch(tensor))
+def is_watched(dy: Tensor) -> bool:
+    """Whether something of `is_transformed` looks at a backward pass.
 
-
-def is_wrapped(tensor: Tensor) -> bool:
-    """Whether it is of a transform of functions, be it one that has ended."""
-    return bool(_is_wrapped(tensor))
+    Or it is of many outputs at once, and a gradient stands for a batch (``is_grads_batched``).
+    """
+    return bool(
+        _has_transforms()
+        or getattr(_forward_ad, "_current_level", 0) >= 0
+        or (_is_scripted() and not torch.compiler.is_compiling())
+        or _is_batch(dy)
+    )
 
 
 def is_recomputed() -> bool:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bnext.torch import formulas, kernels
-from bnext.torch.context import PLAIN, is_batched, is_transformed
+from bnext.torch.context import PLAIN, is_watched
 
-__all__ = ["normalize_by_batch", "normalize_by_running", "normalize_plain", "records"]
+__all__ = ["normalize_by_batch", "normalize_by_running", "record_plain", "records"]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -32,26 +32,6 @@ def normalize_by_batch(
     if not records(x, weight, bias):
         return kernels.forward(x, weight, bias, running, eps)[0]
     y: Tensor = _ByBatch.apply(x, weight, bias, running, eps)
-    return y
-
-
-def normalize_plain(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running: kernels.Running,
-    eps: float,
-) -> Tensor:
-    """Do `normalize_by_batch` of plain tensors alone, that no transform of functions has wrapped.
-
-    Raises
-    ------
-    KernelRefusal
-        If one of them is not plain.
-    """
-    if not records(x, weight, bias):
-        return kernels.forward_plain(x, weight, bias, running, eps)[0]
-    y: Tensor = _apply_plain(x, weight, bias, running, eps)
     return y
 
 
@@ -81,14 +61,11 @@ def records(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 def _by_formulas(dy: Tensor) -> bool:
     """Whether the backward pass is to be one that autograd or functorch can look into."""
-    if torch.is_grad_enabled() or type(dy) not in PLAIN:
-        return True
-    return is_transformed() or is_batched(dy)
+    return torch.is_grad_enabled() or type(dy) not in PLAIN or is_watched(dy)
 
 
-def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradients:
+def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, wants_x: bool) -> Gradients:
     """Give dx, if it is wanted, and the gradients of the parameters."""
-    wants_x = ctx.needs_input_grad[0]
     try:
         return _by_kernels_from(ctx.statistics, dy, x, weight, wants_x)
     except ValueError:
@@ -107,16 +84,6 @@ def _by_kernels_from(
     return None, *kernels.backward_of_parameters(dy, x, saved)
 
 
-def _leave(
-    ctx: Any, done: tuple[Tensor, Any], x: Tensor, weight: Tensor | None, eps: float
-) -> Tensor:
-    """Leave for the backward pass what it needs; y."""
-    y, ctx.statistics = done
-    ctx.save_for_backward(x, weight)
-    ctx.address, ctx.eps = x.data_ptr(), eps
-    return y
-
-
 class _ByBatch(torch.autograd.Function):
     """y of x, weight and bias by the batch's statistics."""
 
@@ -129,18 +96,21 @@ class _ByBatch(torch.autograd.Function):
         running: kernels.Running | None,
         eps: float,
     ) -> Tensor:
-        return _leave(ctx, kernels.forward(x, weight, bias, running, eps), x, weight, eps)
+        y, ctx.statistics = kernels.forward(x, weight, bias, running, eps)
+        ctx.save_for_backward(x, weight)
+        ctx.address, ctx.eps = x.data_ptr(), eps
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
         gradients: Gradients
         if _by_formulas(dy):
             gradients = formulas.backward(dy, x, weight, ctx.eps)
         else:
-            gradients = _by_kernels(ctx, dy, x, weight)
+            gradients = _by_kernels(ctx, dy, x, weight, wants_x)
         dx, dweight, dbias = gradients
-        wants_x, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
         return (
             dx if wants_x else None,
             dweight if wants_weight else None,
@@ -151,7 +121,7 @@ class _ByBatch(torch.autograd.Function):
 
 
 class _ByBatchPlain(_ByBatch):
-    """The same, on the short way."""
+    """The same for plain tensors, on the short way (`usual`)."""
 
     @staticmethod
     def forward(
@@ -162,11 +132,19 @@ class _ByBatchPlain(_ByBatch):
         running: Any,
         eps: float,
     ) -> Tensor:
-        return _leave(ctx, kernels.forward_plain(x, weight, bias, running, eps), x, weight, eps)
+        mean, var, momentum, counter = running
+        done = kernels.forward_plain(x, weight, bias, mean, var, momentum, counter, eps)
+        if done is None:
+            raise kernels.KernelRefusal
+        y, ctx.statistics = done
+        ctx.save_for_backward(x, weight)
+        ctx.address, ctx.eps = x.data_ptr(), eps
+        return y
 
 
-# What `Function.apply` does for transforms of functions is a quarter of a small call.
-_apply_plain: Any = super(torch.autograd.Function, _ByBatchPlain).apply
+# y of plain tensors, for autograd to know of, or a KernelRefusal. What `Function.apply` does
+# besides, for transforms of functions, is a quarter of a small call.
+record_plain: Any = super(torch.autograd.Function, _ByBatchPlain).apply
 
 
 class _ByRunning(torch.autograd.Function):
@@ -200,7 +178,7 @@ class _ByRunning(torch.autograd.Function):
             like_x = dy if x is None else x
             dx, dweight, dbias = formulas.backward_constant(dy, like_x, mean, var, weight, ctx.eps)
         elif ctx.needs_x:
-            dx, dweight, dbias = _by_kernels(ctx, dy, x, weight)
+            dx, dweight, dbias = _by_kernels(ctx, dy, x, weight, wants_x)
         else:
             dx = kernels.backward_constant(dy, ctx.statistics, weight)
         return (

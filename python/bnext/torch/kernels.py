@@ -40,6 +40,10 @@ _CALLS = (
 )
 
 
+# `forward` of plain tensors on the CPU, with what is in `Running` one by one; None for all others.
+forward_plain: Any = _CALLS.forward if _CALLS is not None else lambda *arguments: None
+
+
 class KernelRefusal(Exception):  # noqa: N818
     """The kernels do not take the arguments of a forward call, and have changed nothing."""
 
@@ -104,19 +108,6 @@ def bring_back(buffers: tuple[Tensor | None, ...], wide: tuple[Tensor | None, ..
 
 
 # --- calls ----------------------------------------------------------------------------------------
-
-
-def forward_plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, eps: float
-) -> tuple[Tensor, Any]:
-    """Do `forward` of plain tensors on the CPU, and refuse all others."""
-    done = None
-    if _CALLS is not None:
-        mean, var, momentum, counter = running
-        done = _CALLS.forward(x, weight, bias, mean, var, momentum, counter, eps)
-    if done is None:
-        raise KernelRefusal
-    return done
 
 
 def forward(

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from bnext.torch import gradients, kernels
-from bnext.torch.context import count_writes, is_ordinary, is_wrapped
+from bnext.torch.context import count_writes, is_ordinary
 
 __all__ = ["batch_norm"]
 
@@ -24,7 +24,7 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
 
     Shapes, and what else kernels check, are not looked at here.
     """
-    if not (is_ordinary() and layer.training and layer.track_running_stats):
+    if not (type(x) is Tensor and is_ordinary(x) and layer.training and layer.track_running_stats):
         return None
     # Not by their names as attributes: those that the layer does not have itself are looked up by
     # a function in Python, five times.
@@ -41,12 +41,16 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
         return None
     if mean.requires_grad or var.requires_grad or mean.is_inference() or var.is_inference():
         return None
-    if is_wrapped(x):
-        return None
-    running = kernels.Running(mean, var, momentum, counter)
-    try:
-        y = gradients.normalize_plain(x, parameters["weight"], parameters["bias"], running, eps)
-    except kernels.KernelRefusal:
-        return None
+    weight, bias = parameters["weight"], parameters["bias"]
+    if gradients.records(x, weight, bias):
+        try:
+            y: Tensor = gradients.record_plain(x, weight, bias, (mean, var, momentum, counter), eps)
+        except kernels.KernelRefusal:
+            return None
+    else:
+        done = kernels.forward_plain(x, weight, bias, mean, var, momentum, counter, eps)
+        if done is None:
+            return None
+        y = done[0]
     count_writes(mean, var, counter)
     return y
