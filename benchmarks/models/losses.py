@@ -2,11 +2,12 @@
 
 Training is chaotic: what two roundings differ by grows from step to step. So the yardstick is
 measured as well. Controls have PyTorch's layers and one more rounding: each output of a layer of
-batch normalization is moved by up to a unit in the last place, at random. With bnext's layers
-losses may leave PyTorch's path as far as that takes the farthest of the controls, times `FACTOR`;
-and the first loss, which nothing has amplified, by a few units alone. Once a control has left by
-more than `PARTED`, paths have little to do with each other any more, and nothing is compared. In
-float64 that comes later.
+batch normalization is moved, at random, by up to a unit in the last place of the largest one: what
+is summed and centred before it is scaled is no more exact than that, whoever does it. With bnext's
+layers losses may leave PyTorch's path as far as that takes the farthest of the controls, times
+`FACTOR`; and the first loss, which nothing has amplified, by a few units alone. Once a control has
+left by more than `PARTED`, paths have little to do with each other any more, and nothing is
+compared. In float64 that comes later.
 """
 
 import math
@@ -74,9 +75,9 @@ def _disturb(network, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def rounded(layer, inputs, y):
-        noise = torch.rand(y.shape, generator=generator, dtype=torch.float64) - 0.5
-        moved = y.double() * (1 + torch.finfo(y.dtype).eps * noise.to(y.device))
-        return moved.to(y.dtype)
+        noise = 2 * torch.rand(y.shape, generator=generator, dtype=torch.float64) - 1
+        unit = torch.finfo(y.dtype).eps * float(y.detach().abs().max())
+        return (y.double() + unit * noise.to(y.device)).to(y.dtype)
 
     for layer in normalizations(network):
         layer.register_forward_hook(rounded)

@@ -22,7 +22,8 @@ HOW = f"""\
   resident (with the blocks that bnext's pool keeps), on a GPU what PyTorch has allocated. So it
   has activations, gradients and momentum.
 - Losses: from step to step rounding is amplified. The controls, {CONTROLS} of them, have PyTorch's
-  layers, of which every output is moved by up to a unit in the last place at random. What bnext's
+  layers, of which every output is moved at random, by up to a unit in the last place of the layer's
+  largest one. What bnext's
   differ by from PyTorch's may be {FACTOR} times what the farthest control has differed by so far.
   Once a control has left by more than {PARTED:.0%}, nothing is compared.
 """
