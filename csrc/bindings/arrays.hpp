@@ -176,12 +176,15 @@ Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-
 py::object empty_vector(DType dtype, Index size);
 // The values, each times its factor if there are any, rounded once.
 template <class T>
-py::object vector_of(std::span<const double> values, const double* factor = nullptr) {
-    py::object result = empty_vector(DTypeOf<T>::value, static_cast<Index>(values.size()));
-    T* out = reinterpret_cast<T*>(py::detail::array_proxy(result.ptr())->data);
+void round_each(std::span<const double> values, const double* factor, T* out) {
     for (std::size_t c = 0; c < values.size(); ++c) {
         out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
     }
+}
+template <class T>
+py::object vector_of(std::span<const double> values, const double* factor = nullptr) {
+    py::object result = empty_vector(DTypeOf<T>::value, static_cast<Index>(values.size()));
+    round_each(values, factor, reinterpret_cast<T*>(py::detail::array_proxy(result.ptr())->data));
     return result;
 }
 Axes dense_strides(const Array& x);  // in elements, of an array in x's memory order

@@ -31,11 +31,14 @@ constexpr Index kChannelAxis = 1;
 // --- Tensors that come in.
 // ------------------------------------------------------------------------
 
+enum class Order : std::uint8_t { none, c, channels_last };
+
 // A tensor on the CPU, as the library describes it. Its extents are the tensor's own memory, which
 // is its library's to change once the GIL is given away.
 struct TensorView {
     dlpack::Tensor tensor;
     DType dtype = DType::float32;
+    Order order = Order::none;  // in which it is dense
     std::array<Index, kMaxRank> byte_strides{};
 
     [[nodiscard]] std::size_t rank() const { return static_cast<std::size_t>(tensor.ndim); }
@@ -47,12 +50,10 @@ struct TensorView {
     [[nodiscard]] bool aligned_to(Index bytes) const {
         return reinterpret_cast<std::uintptr_t>(data()) % static_cast<std::uintptr_t>(bytes) == 0;
     }
-    [[nodiscard]] Strided strided(bool c_contiguous) const {
-        return {data(), dtype, shape(), {byte_strides.data(), rank()}, c_contiguous};
+    [[nodiscard]] Strided strided() const {
+        return {data(), dtype, shape(), {byte_strides.data(), rank()}, order == Order::c};
     }
 };
-
-enum class Order : std::uint8_t { none, c, channels_last };
 
 // In which order a tensor is dense, with the strides that an allocator would give it: where an axis
 // has one element, others would do as well, but results would have to be given them back.
@@ -135,10 +136,7 @@ template <class T>
 OwnedResult vector_result(std::span<const double> values, const double* factor = nullptr) {
     const auto size = static_cast<Index>(values.size());
     OwnedResult result = new_result(DTypeOf<T>::value, std::array{size}, std::array<Index, 1>{1});
-    auto* out = static_cast<T*>(result->managed.tensor.data);
-    for (std::size_t c = 0; c < values.size(); ++c) {
-        out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
-    }
+    round_each(values, factor, static_cast<T*>(result->managed.tensor.data));
     return result;
 }
 
@@ -197,10 +195,10 @@ public:
         TensorView x, dy;
         if (!saved.batch_statistics || !take_data(x_object, x) || !take_data(dy_object, dy) ||
             dy.dtype != x.dtype || !std::ranges::equal(dy.shape(), x.shape()) ||
-            order_of(dy) != order_of(x)) {
+            dy.order != x.order) {
             return py::none();
         }
-        saved.check_input(x.strided(order_of(x) == Order::c));
+        saved.check_input(x.strided());
         return with_dtype(x.dtype, [&](auto type) {
             return backward_typed<decltype(type)>(dy, x, saved, weight);
         });
@@ -232,7 +230,8 @@ private:
             view.byte_strides[a] = view.strides()[a] * size_of(*dtype);
             size *= view.shape()[a];
         }
-        return size > view.shape()[kChannelAxis] && order_of(view) != Order::none;
+        view.order = order_of(view);
+        return size > view.shape()[kChannelAxis] && view.order != Order::none;
     }
 
     // A vector of T, one behind the other. Null: it is another.
@@ -302,8 +301,8 @@ private:
             !take_counter(num_batches_tracked, counter)) {
             return py::none();
         }
-        Saved saved(x.strided(order_of(x) == Order::c), kChannelAxis, eps);
-        saved.fingerprint = fingerprint_of(x.strided(order_of(x) == Order::c));
+        Saved saved(x.strided(), kChannelAxis, eps);
+        saved.fingerprint = fingerprint_of(x.strided());
         const Description description = described(x, 2);
         const Problem& problem = description.problem;
         saved.count = problem.count();
@@ -332,11 +331,11 @@ private:
             !take_parameter(bias_object, channels, bias)) {
             return py::none();
         }
-        Saved saved(x.strided(order_of(x) == Order::c), kChannelAxis, eps);
+        Saved saved(x.strided(), kChannelAxis, eps);
         saved.has_given_statistics();
         std::copy_n(mean, channels, saved.mean().begin());
         std::copy_n(var, channels, saved.var().begin());
-        saved.fingerprint = fingerprint_of(x.strided(order_of(x) == Order::c));
+        saved.fingerprint = fingerprint_of(x.strided());
         const Description description = described(x, 2);
         OwnedResult y = like(x);
         const auto x_view = view_of<T>(x, description.strides[0]);

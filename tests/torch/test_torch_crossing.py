@@ -169,6 +169,22 @@ def test_torch_types_without_the_table_are_refused():
         bnext._core.TensorCalls(dict, torch.nn.Parameter)
 
 
+def test_torch_import_with_another_table():
+    """One of a later version of DLPack is left alone, not an error at import."""
+    script = """
+import ctypes, torch
+new = ctypes.pythonapi.PyCapsule_New
+new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+table = (ctypes.c_uint64 * 8)(2)  # major version 2, with no older one behind it
+torch.Tensor.__dlpack_c_exchange_api__ = new(ctypes.addressof(table), b"dlpack_exchange_api", None)
+import bnext.torch
+assert bnext.torch.kernels._CALLS is None
+assert bnext.torch.BatchNorm1d(3)(torch.randn(5, 3)).shape == (5, 3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("shape", [(64, 20), (64, 32, 16, 16)], ids=["small", "pooled"])
 def test_torch_results_lie_on_lines_and_are_given_back(shape):
     """Also by threads that know nothing of Python's lock."""

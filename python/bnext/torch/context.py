@@ -77,6 +77,8 @@ def is_watched(dy: Tensor) -> bool:
 
     Or it is of many outputs at once, and a gradient stands for a batch (``is_grads_batched``).
     """
+    # Not by `is_transformed`, which asks for the compiler first, as the compiler needs when it
+    # traces a forward pass: here that is two functions of Python, to save mostly one of C.
     return bool(
         _has_transforms()
         or getattr(_forward_ad, "_current_level", 0) >= 0

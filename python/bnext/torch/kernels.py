@@ -31,14 +31,16 @@ DATA = (*OF_NUMPY, torch.bfloat16)
 NARROW = (torch.float16, torch.bfloat16)
 
 
-# What is plain crosses by DLPack's table of C functions, which PyTorch has had for some versions.
-# The rest, and the whole of older ones, goes by arrays.
-_CALLS = (
-    _core.TensorCalls(Tensor, torch.nn.Parameter)
-    if hasattr(Tensor, "__dlpack_c_exchange_api__")
-    else None
-)
+def _calls() -> _core.TensorCalls | None:
+    try:
+        return _core.TensorCalls(Tensor, torch.nn.Parameter)
+    except TypeError:  # a PyTorch without the table, or with one that is not known here
+        return None
 
+
+# What is plain crosses by DLPack's table of C functions. The rest, and all where PyTorch has none,
+# goes by arrays.
+_CALLS = _calls()
 
 # `forward` of plain tensors on the CPU, with what is in `Running` one by one; None for all others.
 forward_plain: Any = _CALLS.forward if _CALLS is not None else lambda *arguments: None
