@@ -40,7 +40,7 @@ void share_out(void* to, const void* from, Index bytes, int threads, const Copy&
     const auto past_line = static_cast<Index>(reinterpret_cast<std::uintptr_t>(to) % kLine);
     const Index head = std::min(bytes, (kLine - past_line) % kLine);
     const Index lines = (bytes - head) / kLine;
-    cpu::parallel(threads, [&](const cpu::Team& team) {
+    cpu::parallel(threads, bytes, [&](const cpu::Team& team) {
         const Index begin = head + team.share_begin(lines) * kLine;
         const Index end = head + team.share_end(lines) * kLine;
         copy(target + begin, source + begin, end - begin);

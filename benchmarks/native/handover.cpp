@@ -9,7 +9,7 @@ extern "C" __attribute__((visibility("default"))) double handover_seconds(int ti
     using Clock = std::chrono::steady_clock;
     alignas(64) std::atomic<int> word{0};
     double seconds = 0.0;
-    bnext::cpu::parallel(2, [&](const bnext::cpu::Team& team) {
+    bnext::cpu::parallel(2, 0, [&](const bnext::cpu::Team& team) {
         if (team.size < 2) return;
         team.barrier();
         const auto begin = Clock::now();

@@ -9,8 +9,9 @@
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
 #include "cpu/operations.hpp"
-#include "cpu/parallel.hpp"
+#include "cpu/openmp.hpp"
 #include "cpu/pool.hpp"
+#include "cpu/team_size.hpp"
 
 #define BNEXT_TEXT_(x) #x
 #define BNEXT_TEXT(x) BNEXT_TEXT_(x)
@@ -122,12 +123,29 @@ py::dict pool_figures() {
     return figures;
 }
 
+py::dict team_figures() {
+    const cpu::TeamFigures team = cpu::team_figures();
+    py::dict figures;
+    figures["number"] = team.limit;
+    figures["now"] = team.now;
+    figures["fixed"] = team.fixed;
+    figures["allowed_processors"] = team.allowed;
+    figures["quota"] = team.quota > 0 ? py::object(py::float_(team.quota)) : py::none();
+    figures["regions"] = team.regions;
+    figures["lost_regions"] = team.lost_regions;
+    figures["lost_seconds"] = 1e-9 * static_cast<double>(team.lost);
+    return figures;
+}
+
 }  // namespace
 
 void register_runtime(py::module_& m) {
     m.attr("__version__") = BNEXT_TEXT(BNEXT_VERSION);
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "At most this many threads per call.");
     m.def("get_num_threads", &cpu::num_threads, "How many threads a call may use.");
+    m.def("fix_team", &cpu::fix_team, py::arg("fixed"),
+          "Whether every call gets as many threads as it may have, whatever they wait.");
+    m.def("team_figures", &team_figures, "How many threads calls get, and what they waited.");
     m.def("share_openmp", &cpu::share_openmp, py::arg("library"),
           "Runs on the OpenMP runtime of a loaded library; False if it has none.");
     m.def("set_isa", &set_isa, py::arg("name"), "Forces an instruction set, process-wide.");

@@ -23,9 +23,10 @@ constexpr Index kMostColumns = kLanes - 1;
 static_assert(kMostColumns * kLanes <= kMaxBlock);
 
 // Below this many elements, times what is done to each, one thread does it all. A fork and a join
-// cost 5 us (two cores, Zen 4), and milliseconds where another library's threads still spin on the
-// cores: the join waits for a thread that the system has not let run yet.
-constexpr Index kSerialWork = 256 * 1024;
+// cost 5 us (two cores, Zen 4), and more where cores are farther apart: two threads took 1.1 of one
+// thread's time for 65,536 elements forward and 1.2 for 131,072 in inference, and 0.9 for 65,536
+// backward (two cores of a Xeon, Sapphire Rapids).
+constexpr Index kSerialWork = 320 * 1024;
 // Interleaved: below so many elements. What there is for each channel goes from core to core, and
 // that costs as much as a few rows: (96, 1024) took 60 us in place of 41 on two cores.
 constexpr Index kSerialElements = 128 * 1024;
@@ -220,8 +221,12 @@ Index Tiling::values(const TileRange& range) const {
 Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
                const Schedule* forced) {
     Tiling tiling(problem);
-    const Candidate candidate{problem, tiling, work, machine};
-    const Schedule schedule = forced != nullptr ? *forced : choose(candidate);
+    const Candidate any{problem, tiling, work, machine};
+    const Schedule schedule = forced != nullptr ? *forced : choose(any);
+    // What one thread does alone is cut as for one thread: smaller blocks took a tenth longer.
+    Machine used = machine;
+    if (schedule == Schedule::serial) used.threads = 1;
+    const Candidate candidate{problem, tiling, work, used};
     Index block = schedule == Schedule::split ? split_block(candidate) : block_of(candidate);
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
     const bool streams = streams_output(candidate, block);

@@ -5,7 +5,7 @@
 #include <fstream>
 #include <string>
 
-#include "cpu/parallel.hpp"
+#include "cpu/team_size.hpp"
 
 namespace bnext::cpu {
 namespace {

@@ -5,6 +5,7 @@
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
+#include "cpu/team_size.hpp"
 
 namespace bnext::cpu {
 
@@ -25,10 +26,16 @@ Plan plan_for(const Problem& problem, const Work& work, const Machine& machine);
 
 template <class T>
 Setting<T> prepare(const Problem& problem, const Work& work) {
-    const Machine machine = this_machine();
+    Machine machine = this_machine();
     const KernelTable& table = active_table();
     table.mark_used();
-    const Plan plan = plan_for(problem, work, machine);
+    Plan plan = plan_for(problem, work, machine);
+    if (plan.schedule != Schedule::serial) {
+        // Small calls do not ask: it would take as long as they do.
+        const int limit = machine.threads;
+        machine.threads = free_threads(limit, problem.bytes());
+        if (machine.threads < limit) plan = plan_for(problem, work, machine);
+    }
     return {plan, machine.threads, table.kernels<T>(plan.tiling.walk()), table.finish_statistics,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }

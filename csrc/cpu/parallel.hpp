@@ -1,61 +1,74 @@
-// Threads. The only file that includes omp.h; without OpenMP every team has one member.
+// Teams of threads: regions, their barrier, and tasks that are shared out.
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "core/dtype.hpp"
+#include "core/float_mode.hpp"
+#include "cpu/openmp.hpp"
+#include "cpu/team_size.hpp"
+#include "cpu/waiting.hpp"
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 namespace bnext::cpu {
 
-// How many threads a call may use: what set_num_threads said, else OpenMP's own default (which
-// OMP_NUM_THREADS, threadpoolctl and the process's affinity decide). 1 in a child of a fork that
-// came after the first parallel region: OpenMP's threads did not survive it, and waiting for them
-// would never end.
-int num_threads();
-void set_num_threads(int n);  // 0: back to the default
-bool is_forked_child();
-const char* openmp_version();  // "201511", or null
+// Where the members of one region wait for each other: by looking for some microseconds, then
+// asleep. OpenMP's own barriers look for milliseconds, which keeps the core from the very thread
+// that is waited for where cores are few.
+class Meeting {
+public:
+    explicit Meeting(RegionInUse& region) : region_(region) {}
 
-// An OpenMP runtime by the entry points that GCC's code calls; those of LLVM and Intel have them
-// too.
-struct Runtime {
-    void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
-    void (*barrier)() = nullptr;
-    int (*thread_num)() = nullptr;
-    int (*num_threads)() = nullptr;
-    int (*max_threads)() = nullptr;
+    // All that the members wrote before is seen by all after.
+    void barrier(int rank, int size) {
+        const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+            arrived_.store(0, std::memory_order_relaxed);
+            generation_.store(generation + 1, std::memory_order_release);
+            generation_.notify_all();
+            return;
+        }
+        wait(rank, generation_, generation);
+    }
+
+    // The end of a member's part. The first one waits here, where it can be measured, and finds the
+    // others at the end of OpenMP's region when it comes there.
+    void finish(int rank, int size) {
+        if (rank != 0) {
+            if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == size - 1) {
+                all_finished_.store(1, std::memory_order_release);
+                all_finished_.notify_one();
+            }
+            return;
+        }
+        wait(rank, all_finished_, 0);
+        region_.finished = now();
+    }
+
+private:
+    void wait(int rank, std::atomic<std::uint32_t>& value, std::uint32_t old) {
+        const Nanoseconds waited = wait_while(value, old);
+        if (rank == 0) region_.waited += waited;
+    }
+
+    RegionInUse& region_;
+    alignas(64) std::atomic<int> arrived_{0};
+    std::atomic<int> finished_{0};
+    alignas(64) std::atomic<std::uint32_t> generation_{0};
+    std::atomic<std::uint32_t> all_finished_{0};
 };
-
-// Lets regions run on the runtime of a library that the process has loaded, given by its path, and
-// takes that one's default number of threads. False if the library has none, or is not loaded.
-//
-// Threads of a pool go on looking for work for milliseconds after a region, in case there is more.
-// The threads of two pools, used in turns, so find their cores taken: a training step of ResNet-18
-// took 2.8 times as long on two cores, and ReLU and a normalization by turns four times. With the
-// other library's own runtime there is one pool. Usually there is only one anyway: two libraries
-// that ask for "libgomp.so.1" get the same.
-//
-// From then on forks are noted as after a parallel region: that library may have had one.
-bool share_openmp(const char* library);
-const Runtime* shared_runtime();  // null: the one that bnext is linked with
-const char* openmp_file();        // of the runtime in use, or null
 
 struct Team {
     int rank = 0;
     int size = 1;
-    const Runtime* runtime = nullptr;  // whose team this is; null: that bnext is linked with
+    Meeting* meeting = nullptr;
 
     void barrier() const {
-#ifdef _OPENMP
-        if (runtime != nullptr) return runtime->barrier();
-        if (size > 1) {
-#pragma omp barrier
-        }
-#endif
+        if (size > 1) meeting->barrier(rank, size);
     }
 
     // This member's share of [0, n): contiguous, so that a second pass finds what its first read.
@@ -63,36 +76,47 @@ struct Team {
     [[nodiscard]] Index share_end(Index n) const { return n * (rank + 1) / size; }
 };
 
-void note_parallel_region();
-
-// What compilers make of a region, for a runtime that this code is not linked with.
-template <class Body>
-void parallel_on(const Runtime& runtime, int threads, const Body& body) {
-    struct Shared {
-        const Runtime& runtime;
-        const Body& body;
-    } shared{runtime, body};
-    const auto member = [](void* data) {
-        const Shared& mine = *static_cast<const Shared*>(data);
-        mine.body(Team{mine.runtime.thread_num(), mine.runtime.num_threads(), &mine.runtime});
-    };
-    runtime.parallel(member, &shared, static_cast<unsigned>(threads), 0);
-}
-
-// Runs body(team) on each of at most `threads` members. body must not throw.
-template <class Body>
-void parallel(int threads, const Body& body) {
+// One region of OpenMP: member(rank, size) on each of at most `threads` threads.
+template <class Member>
+void run_region(int threads, const Member& member) {
 #ifdef _OPENMP
-    if (threads > 1) {
-        note_parallel_region();
-        if (const Runtime* runtime = shared_runtime()) return parallel_on(*runtime, threads, body);
-#pragma omp parallel num_threads(threads)
-        body(Team{omp_get_thread_num(), omp_get_num_threads()});
+    note_parallel_region();
+    if (const Runtime* runtime = shared_runtime()) {  // what compilers make of the lines below
+        struct Shared {
+            const Runtime& runtime;
+            const Member& member;
+        } shared{*runtime, member};
+        runtime->parallel(
+            [](void* data) {
+                const Shared& mine = *static_cast<const Shared*>(data);
+                mine.member(mine.runtime.thread_num(), mine.runtime.num_threads());
+            },
+            &shared, static_cast<unsigned>(threads), 0);
         return;
     }
-#endif
+#pragma omp parallel num_threads(threads)
+    member(omp_get_thread_num(), omp_get_num_threads());
+#else
     (void)threads;
-    body(Team{});
+    member(0, 1);
+#endif
+}
+
+// Runs body(team) on each of at most `threads` members, over arrays of so many bytes. body must not
+// throw.
+template <class Body>
+void parallel(int threads, Index bytes, const Body& body) {
+    if (threads <= 1) {
+        const FloatMode mode;
+        return body(Team{});
+    }
+    RegionInUse region(threads, bytes);
+    Meeting meeting(region);
+    run_region(threads, [&](int rank, int size) {
+        const FloatMode mode;
+        body(Team{rank, size, &meeting});
+        if (size > 1) meeting.finish(rank, size);
+    });
 }
 
 // Tasks 0..n-1, to each member its own run of neighbours, in order; who is through helps the

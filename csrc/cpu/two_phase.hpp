@@ -43,7 +43,7 @@ template <class Operation>
 void run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
                      int threads) {
     TaskShares tasks(plan.blocks, threads);
-    parallel(threads, [&](const Team& team) {
+    parallel(threads, problem.bytes(), [&](const Team& team) {
         double a[kMaxBlock], b[kMaxBlock], chunk_a[kMaxBlock], chunk_b[kMaxBlock];
         typename Operation::template Coefficients<kMaxBlock> coefficients;
         Index task = 0;
@@ -103,7 +103,7 @@ void run_split(const Operation& operation, const Problem& problem, const Plan& p
         return Region{&plan.tiling, plan.tiling.chunk(chunk),
                       ChannelRange{begin, end < channels ? end : channels}};
     };
-    parallel(threads, [&](const Team& team) {
+    parallel(threads, problem.bytes(), [&](const Team& team) {
         const Index first = team.share_begin(tasks);
         const Index last = team.share_end(tasks);
         for (Index task = first; task < last; ++task) {
@@ -160,7 +160,7 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     TaskShares tasks(chunks * blocks, members);
     // With one chunk, coefficients are wanted where they are made.
     const bool apart = chunks == 1;
-    parallel(members, [&](const Team& team) {
+    parallel(members, problem.bytes(), [&](const Team& team) {
         if (!apart) {
             prepare(
                 ChannelRange{team.share_begin(problem.channels), team.share_end(problem.channels)});

@@ -1,0 +1,71 @@
+// How many threads a call gets: no more than it may, and no more than the machine has free.
+//
+// A member of a team that the system does not let run makes the others wait for a time slice, some
+// milliseconds; a call of a quarter of a millisecond then takes ten. No bit of a result depends on
+// the size of a team, so it follows what is there:
+//
+//   the processors that the calling thread may run on now (its affinity mask)
+//   the processors that the process's control groups grant (their CPU quota, rounded up)
+//   other calls of this process that are in a region at the moment
+//   how long earlier regions have waited for their members
+//
+// The last is kept as a debt. A region loses what its first member waited for the others, less what
+// the others did meanwhile, which one thread would have had to do: (size - 1) times what the first
+// member did. A region that gains pays back, and so does the time, a fiftieth of it. While there is
+// a debt, teams are half as large, and half again with every further loss, down to one; once it is
+// paid, they double from call to call. So waiting costs at most a fiftieth of the time, however long
+// the cores are taken, and a machine that is free again is used within fifty times of what the last
+// attempt lost. Calls of about the same size have an account of their own: where large calls gain,
+// small ones may lose a hundred times of what they take.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.hpp"
+
+namespace bnext::cpu {
+
+// The limit: what set_num_threads said, else OpenMP's own default; 1 in a forked child whose threads
+// did not survive the fork.
+int num_threads();
+void set_num_threads(int n);  // 0: back to the default
+
+// How many of `limit` threads a region over arrays of so many bytes should have now. At least 1.
+int free_threads(int limit, Index bytes);
+
+// For tests, and to measure a number of threads: teams are as large as the limit, whatever waits.
+void fix_team(bool fixed);
+
+using Nanoseconds = std::int64_t;
+Nanoseconds now();
+
+// A region over arrays of so many bytes, while it lives.
+class RegionInUse {
+public:
+    RegionInUse(int threads, Index bytes);
+    ~RegionInUse();
+    RegionInUse(const RegionInUse&) = delete;
+    RegionInUse& operator=(const RegionInUse&) = delete;
+
+    Nanoseconds waited = 0;    // the first member, for the others
+    Nanoseconds finished = 0;  // when all were through; what follows is OpenMP's own wait
+
+private:
+    int threads_;
+    Index bytes_;
+    Nanoseconds begin_;
+};
+
+struct TeamFigures {
+    int limit;        // num_threads()
+    int allowed;      // processors that the calling thread may run on
+    double quota;     // processors that control groups grant; 0: no limit
+    int now;          // size of a team that started now
+    bool fixed;       // by fix_team
+    std::int64_t regions;
+    std::int64_t lost_regions;  // which took longer than one thread would have
+    Nanoseconds lost;           // by how much, in all
+};
+TeamFigures team_figures();
+
+}  // namespace bnext::cpu
