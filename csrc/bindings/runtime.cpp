@@ -1,10 +1,12 @@
 // Threads, instruction sets, and what the build and the machine are.
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <string>
 
 #include "bindings/arrays.hpp"
 #include "bindings/register.hpp"
+#include "cpu/control_group.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
@@ -130,11 +132,20 @@ py::dict team_figures() {
     figures["now"] = team.now;
     figures["fixed"] = team.fixed;
     figures["allowed_processors"] = team.allowed;
-    figures["quota"] = team.quota > 0 ? py::object(py::float_(team.quota)) : py::none();
+    figures["quota"] = std::isinf(team.quota) ? py::object(py::none()) : py::float_(team.quota);
     figures["regions"] = team.regions;
     figures["lost_regions"] = team.lost_regions;
     figures["lost_seconds"] = 1e-9 * static_cast<double>(team.lost);
     return figures;
+}
+
+py::tuple control_limits(const std::string& groups, const std::string& mounts) {
+    const cpu::ControlLimits none;
+    const cpu::ControlLimits limits = cpu::control_limits(groups.c_str(), mounts.c_str());
+    return py::make_tuple(
+        limits.memory_bytes == none.memory_bytes ? py::object(py::none())
+                                                 : py::int_(limits.memory_bytes),
+        limits.cores == none.cores ? py::object(py::none()) : py::float_(limits.cores));
 }
 
 }  // namespace
@@ -159,6 +170,10 @@ void register_runtime(py::module_& m) {
     m.def("pool_set_limit", &cpu::pool_set_limit, py::arg("bytes"),
           "How much the pool may keep for later calls.");
     m.def("pool_empty_cache", &cpu::pool_empty_cache, "Gives back whatever the pool keeps.");
+    m.def(
+        "control_limits", &control_limits, py::arg("groups"), py::arg("mounts"),
+        "For tests: the memory and the cores that control groups leave a process, by files in the "
+        "places of /proc/self/cgroup and /proc/self/mountinfo.");
     m.def("build_config", &build_config, "What was compiled, and what the machine offers.");
 }
 

@@ -5,8 +5,10 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <mutex>
 
+#include "cpu/control_group.hpp"
 #include "cpu/openmp.hpp"
 #if defined(__linux__)
 #include <sched.h>
@@ -100,9 +102,16 @@ int allowed_processors(int otherwise) {
     return otherwise;
 }
 
-// The processors' worth of time that control groups grant, read once in a while; 0: no limit.
-double cpu_quota() {
-    return 0;
+// The cores that control groups grant, read again once in a while: it takes as long as a region.
+double recent_quota() {
+    static std::atomic<double> quota{std::numeric_limits<double>::infinity()};
+    static std::atomic<Nanoseconds> next{0};
+    const Nanoseconds time = now();
+    if (Nanoseconds due = next.load(std::memory_order_relaxed);
+        time >= due && next.compare_exchange_strong(due, time + kQuotaAge)) {
+        quota.store(cpu_quota(), std::memory_order_relaxed);
+    }
+    return quota.load(std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -126,9 +135,8 @@ void fix_team(bool wanted) { fixed.store(wanted, std::memory_order_relaxed); }
 int free_threads(int limit, Index bytes) {
     if (limit <= 1 || fixed.load(std::memory_order_relaxed)) return limit;
     int threads = std::min(limit, allowed_processors(limit));
-    if (const double quota = cpu_quota(); quota > 0) {
-        threads = std::min(threads, static_cast<int>(std::ceil(std::min(quota, 1e6))));
-    }
+    const double granted = std::ceil(recent_quota());
+    if (granted < threads) threads = static_cast<int>(granted);
     threads /= 1 + regions_in_use.load(std::memory_order_relaxed);
     return threads <= 1 ? 1 : account_of(bytes).most(threads);
 }
@@ -152,7 +160,7 @@ TeamFigures team_figures() {
     TeamFigures figures{};
     figures.limit = num_threads();
     figures.allowed = allowed_processors(figures.limit);
-    figures.quota = cpu_quota();
+    figures.quota = recent_quota();
     figures.now = free_threads(figures.limit, 0);
     figures.fixed = fixed.load(std::memory_order_relaxed);
     figures.regions = regions.load(std::memory_order_relaxed);

@@ -59,7 +59,7 @@ private:
 struct TeamFigures {
     int limit;        // num_threads()
     int allowed;      // processors that the calling thread may run on
-    double quota;     // processors that control groups grant; 0: no limit
+    double quota;     // cores that control groups grant; infinite: no limit
     int now;          // size of a team that started now
     bool fixed;       // by fix_team
     std::int64_t regions;
