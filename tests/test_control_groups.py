@@ -52,7 +52,11 @@ class Machine:
             f"23 22 0:20 / {self.root} rw,nosuid shared:2 - tmpfs cgroup rw,mode=755,memory",
         ]
         mounts.write_text("".join(f"{line}\n" for line in [*others, *self.mounts]))
-        return _core.control_limits(str(groups), str(mounts))
+        return _core.control_limits(str(groups), str(mounts))[:2]
+
+    def throttled(self):
+        self.limits()
+        return _core.control_limits(str(self.root / "cgroup"), str(self.root / "mountinfo"))[2]
 
 
 @pytest.fixture
@@ -275,7 +279,7 @@ def test_a_last_line_without_an_end(machine):
     machine.limits()
     (machine.root / "cgroup").write_text("3:devices:/\n0::/job")
     files = machine.root / "cgroup", machine.root / "mountinfo"
-    assert _core.control_limits(*map(str, files)) == (300, None)
+    assert _core.control_limits(*map(str, files)) == (300, None, 0)
 
 
 @pytest.mark.parametrize("missing", ["cgroup", "mountinfo", "both"])
@@ -288,10 +292,22 @@ def test_missing_files_are_no_limit(tmp_path, machine, missing):
         str(tmp_path / ("nothing" if missing in (name, "both") else name))
         for name in ("cgroup", "mountinfo")
     ]
-    assert _core.control_limits(*files) == (None, None)
+    assert _core.control_limits(*files) == (None, None, 0)
 
 
 def test_this_processs_limits_can_be_read():
-    memory, cores = _core.control_limits("/proc/self/cgroup", "/proc/self/mountinfo")
+    memory, cores = _core.control_limits("/proc/self/cgroup", "/proc/self/mountinfo")[:2]
     assert memory is None or memory > 0
     assert cores is None or cores > 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_throttled_periods_of_all_groups_above(machine, version):
+    controllers = "cpu,cpuacct" if version == 1 else ""
+    machine.group("/a/b", controllers)
+    machine.mount("cpu", controllers)
+    machine.set("cpu/a/b/cpu.stat", "nr_periods 40\nnr_throttled 7\nthrottled_time 12345")
+    machine.set("cpu/a/cpu.stat", "usage_usec 9\nnr_throttled 5")
+    assert machine.throttled() == 12
+    machine.set("cpu/a/cpu.stat", "usage_usec 9")
+    assert machine.throttled() == 7

@@ -145,7 +145,8 @@ py::tuple control_limits(const std::string& groups, const std::string& mounts) {
     return py::make_tuple(
         limits.memory_bytes == none.memory_bytes ? py::object(py::none())
                                                  : py::int_(limits.memory_bytes),
-        limits.cores == none.cores ? py::object(py::none()) : py::float_(limits.cores));
+        limits.cores == none.cores ? py::object(py::none()) : py::float_(limits.cores),
+        limits.throttled_periods);
 }
 
 }  // namespace

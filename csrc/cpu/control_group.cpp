@@ -304,13 +304,33 @@ double cpu_quota(const char* groups, const char* mounts) {
     return cores;
 }
 
+std::uint64_t throttled_periods(const char* groups, const char* mounts) {
+    std::uint64_t sum = 0;
+    const auto add = [&](Path& folder) {
+        const std::size_t size = folder.view().size();
+        if (folder.append("/cpu.stat")) {
+            Lines lines(folder.c_str());
+            for (string_view line; lines.next(line);) {
+                std::uint64_t periods = 0;
+                if (take(line, ' ') == "nr_throttled" && take_number(line, periods)) sum += periods;
+            }
+        }
+        folder.cut(size);
+    };
+    for_each_group(groups, mounts, Version::two, "cpu", add);
+    for_each_group(groups, mounts, Version::one, "cpu", add);
+    return sum;
+}
+
 }  // namespace
 
 std::size_t memory_limit() { return memory_limit(kGroups, kMounts); }
 double cpu_quota() { return cpu_quota(kGroups, kMounts); }
+std::uint64_t throttled_periods() { return throttled_periods(kGroups, kMounts); }
 
 ControlLimits control_limits(const char* groups, const char* mounts) {
-    return {memory_limit(groups, mounts), cpu_quota(groups, mounts)};
+    return {memory_limit(groups, mounts), cpu_quota(groups, mounts),
+            throttled_periods(groups, mounts)};
 }
 
 }  // namespace bnext::cpu

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 
 namespace bnext::cpu {
@@ -20,13 +21,17 @@ namespace bnext::cpu {
 struct ControlLimits {
     std::size_t memory_bytes = std::numeric_limits<std::size_t>::max();  // the largest: no limit
     double cores = std::numeric_limits<double>::infinity();              // the same
+    std::uint64_t throttled_periods = 0;
 };
 
 // How much memory the process may have, and how many cores' time: 0.5 is half of one.
 std::size_t memory_limit();
 double cpu_quota();
 
-// Both, from files in the places of /proc/self/cgroup and /proc/self/mountinfo. For tests.
+// In how many periods so far the processes of these groups had spent their quota, and stood still.
+std::uint64_t throttled_periods();
+
+// All of these, from files in the places of /proc/self/cgroup and /proc/self/mountinfo. For tests.
 ControlLimits control_limits(const char* groups, const char* mounts);
 
 }  // namespace bnext::cpu

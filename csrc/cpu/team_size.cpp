@@ -23,6 +23,8 @@ constexpr Nanoseconds kTolerated = 200'000;
 constexpr Nanoseconds kMostCredit = 5'000'000;
 constexpr double kPaidBack = 0.02;  // of the time that passes
 constexpr Nanoseconds kQuotaAge = 1'000'000'000;
+constexpr Index kBurstBytes = 8 << 20;
+constexpr Nanoseconds kShortestStop = 1'000'000;
 
 std::atomic<int> requested{0};
 std::atomic<bool> fixed{false};
@@ -114,6 +116,14 @@ double recent_quota() {
     return quota.load(std::memory_order_relaxed);
 }
 
+// Whether the process has spent its quota since this was asked last. It then stood still with all of
+// its threads, which a smaller team would not have changed.
+bool has_stood_still() {
+    static std::atomic<std::uint64_t> known{0};
+    const std::uint64_t periods = throttled_periods();
+    return known.exchange(periods, std::memory_order_relaxed) != periods;
+}
+
 }  // namespace
 
 Nanoseconds now() {
@@ -135,8 +145,10 @@ void fix_team(bool wanted) { fixed.store(wanted, std::memory_order_relaxed); }
 int free_threads(int limit, Index bytes) {
     if (limit <= 1 || fixed.load(std::memory_order_relaxed)) return limit;
     int threads = std::min(limit, allowed_processors(limit));
-    const double granted = std::ceil(recent_quota());
-    if (granted < threads) threads = static_cast<int>(granted);
+    if (bytes < kBurstBytes) {
+        const double granted = std::ceil(recent_quota());
+        if (granted < threads) threads = static_cast<int>(granted);
+    }
     threads /= 1 + regions_in_use.load(std::memory_order_relaxed);
     return threads <= 1 ? 1 : account_of(bytes).most(threads);
 }
@@ -153,7 +165,9 @@ RegionInUse::~RegionInUse() {
     const Nanoseconds end = now();
     const Nanoseconds all_waited = waited + (end - finished);
     const Nanoseconds done = (end - begin_) - all_waited;
-    account_of(bytes_).add(all_waited - (threads_ - 1) * done, threads_);
+    const Nanoseconds lost = all_waited - (threads_ - 1) * done;
+    if (lost > kShortestStop && recent_quota() < threads_ && has_stood_still()) return;
+    account_of(bytes_).add(lost, threads_);
 }
 
 TeamFigures team_figures() {
