@@ -27,6 +27,14 @@ def runtimes():
     return [(best, 1), (best, 3), *((isa, (3, 1)[i % 2]) for i, isa in enumerate(others))]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def fixed_team():
+    """As many threads as a test asks for, whatever the machine is doing meanwhile."""
+    bnext._core.fix_team(True)
+    yield
+    bnext._core.fix_team(False)
+
+
 @pytest.fixture
 def rng(request):
     """Random numbers of the test's own, the same in every run."""

@@ -49,7 +49,7 @@ def test_another_runtime_runs_the_same_code(tmp_path):
     own = bnext.show_config(mode="dicts")["threads"]["openmp_file"]
     copy = shutil.copy(own, tmp_path / "libanother.so")
     program = ANOTHER.replace("sys.argv[1]", repr(str(copy)))
-    assert output_of(program, timeout=100) == str(copy)
+    assert output_of(program, BNEXT_TEAM="fixed", timeout=100) == str(copy)
 
 
 def test_a_library_without_a_runtime_is_none():
@@ -99,3 +99,75 @@ def test_forked_processes_compute_after_torch_did():
         process.kill()
     """
     assert output_of(program, timeout=100) == "True"
+
+
+CHILD_ALONE = """
+    import os, sys
+    import torch
+    {import_before}
+    torch.set_num_threads(2)
+    torch.randn(4_000_000).exp().sum()  # a region of PyTorch's, of which bnext knows nothing
+
+    pid = os.fork()
+    if pid == 0:
+        import numpy as np, bnext
+        x = np.random.default_rng(0).normal(size=(64, 64, 32, 32)).astype(np.float32)
+        y, _ = bnext.batch_norm_forward(x)
+        os._exit(0 if np.isfinite(y).all() and bnext.get_num_threads() == 1 else 3)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("import_before", ["import bnext", ""], ids=["before", "in-the-child"])
+def test_forked_processes_compute_after_torch_alone_did(import_before):
+    """bnext gets PyTorch's runtime, and never ran a region before the fork, or was not even there."""
+    import_torch()
+    program = CHILD_ALONE.format(import_before=import_before)
+    assert output_of(program, timeout=100) == "0"
+
+
+def test_a_fork_before_any_region_costs_no_threads():
+    """Where only bnext uses its runtime, and has not yet, a child has all of its threads."""
+    program = """
+        import os
+        import bnext
+
+        bnext.set_num_threads(2)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(bnext.get_num_threads())
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """
+    assert output_of(program) == "2"
+
+
+def test_flushed_subnormals_of_one_thread_change_no_bit():
+    """PyTorch sets the mode of the calling thread alone; so do libraries built with -ffast-math."""
+    import_torch()
+    program = """
+        import numpy as np
+        import torch
+        import bnext
+
+        rng = np.random.default_rng(0)
+        large = rng.normal(size=(64, 64, 32, 32))
+        small = large[:8, :20, 0, 0]
+        cases = [
+            ((values * 1e-40).astype(np.float32), None) for values in (large, small)
+        ] + [
+            (values.astype(np.float32), np.full(values.shape[1], 1e-38, np.float32))
+            for values in (large, small)
+        ]
+
+        def compute(threads):
+            bnext.set_num_threads(threads)
+            for x, weight in cases:
+                y, saved = bnext.batch_norm_forward(x, weight)
+                yield y.tobytes()
+                yield from (a.tobytes() for a in bnext.batch_norm_backward(x, x, saved, weight))
+
+        expected = list(compute(2))
+        assert torch.set_flush_denormal(True)
+        print(all(list(compute(threads)) == expected for threads in (1, 2, 3)))
+    """
+    assert output_of(program, BNEXT_TEAM="fixed", timeout=100) == "True"

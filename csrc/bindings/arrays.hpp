@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "core/float_mode.hpp"
 #include "core/errors.hpp"
 #include "core/problem.hpp"
 #include "cpu/view.hpp"
@@ -177,6 +178,7 @@ py::object empty_vector(DType dtype, Index size);
 // The values, each times its factor if there are any, rounded once.
 template <class T>
 void round_each(std::span<const double> values, const double* factor, T* out) {
+    const FloatMode mode;
     for (std::size_t c = 0; c < values.size(); ++c) {
         out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
     }

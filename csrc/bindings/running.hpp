@@ -3,6 +3,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/saved.hpp"
+#include "core/float_mode.hpp"
 
 namespace bnext::bindings {
 
@@ -28,6 +29,7 @@ struct Running {
     // new = (1 - momentum) * old + momentum * batch
     void update(const Saved& saved) const {
         if (!given || saved.count < 2) return;
+        const FloatMode mode;
         const auto blend = [&](T old, double batch) {
             return static_cast<T>((1.0 - momentum) * static_cast<double>(old) + momentum * batch);
         };

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/errors.hpp"
+#include "core/float_mode.hpp"
 #include "core/moments.hpp"
 
 namespace bnext::sync {
@@ -315,6 +316,7 @@ void ThreadGroup::merge_all() {
 
 // Means are merged relative to the first one: what is rounded is then as small as they differ.
 void ThreadGroup::merge_moments(std::size_t channels) {
+    const FloatMode mode;  // whichever thread comes last
     const double* pilot = nullptr;
     double* const mean = merged_first_.data();
     double* const m2 = merged_second_.data();
