@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 import re
 import sys
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -35,8 +37,15 @@ def set_num_threads(n: int) -> None:
         `n` is below 1.
     TypeError
         `n` is not an integer.
+
+    Warns
+    -----
+    RuntimeWarning
+        `n` is above 1 and bnext was built without OpenMP: calls keep to one thread.
     """
     _core.set_num_threads(n)
+    if operator.index(n) > 1 and (without := without_openmp()):
+        warnings.warn(f"n: got {n}, but bnext was {without}", RuntimeWarning, stacklevel=2)
 
 
 def get_num_threads() -> int:
@@ -148,6 +157,17 @@ def _bytes(text: str) -> int:
     return number
 
 
+def without_openmp() -> str | None:
+    """Say that bnext was built without OpenMP, and what to do; None where it has OpenMP."""
+    remedy = _core.build_config()["openmp_remedy"]
+    if remedy is None:
+        return None
+    return (
+        "built without OpenMP, so that every call runs on one thread; "
+        f"to use more threads, {remedy}"
+    )
+
+
 def _config() -> dict[str, Any]:
     build = _core.build_config()
     return {
@@ -163,6 +183,7 @@ def _config() -> dict[str, Any]:
             "number": _core.get_num_threads(),
             "openmp": build["openmp"],
             "openmp_file": build["openmp_file"],
+            "openmp_remedy": build["openmp_remedy"],
         },
         "cpu": {
             "machine": platform.machine(),
@@ -202,6 +223,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     config = _config()
     if mode == "dicts":
         return config
+    del config["threads"]["openmp_remedy"]
+    if without := without_openmp():
+        config["threads"]["openmp"] = f"none ({without})"
     lines = [f"bnext {config.pop('version')}"]
     for section, values in config.items():
         lines.append(f"{section}:")
