@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import bnext
+from bnext.bench import report
+from bnext.bench.environment import environment
 
 from .subprocesses import output_of
 
@@ -83,6 +85,16 @@ def test_one_thread_and_what_is_refused_warn_of_nothing(wrong, error):
 
     assert warnings_of(lambda: bnext.set_num_threads(1)) == []
     assert warnings_of(refused) == []
+
+
+def test_the_benchmark_says_whether_this_build_has_openmp():
+    introduction = report.introduction(environment(1))
+    assert (f"\nbnext was {WITHOUT}" in introduction) is not HAS_OPENMP
+
+
+@pytest.mark.usefixtures("lacking")
+def test_the_benchmark_says_what_to_do():
+    assert report.introduction(environment(1)).endswith(f"\nbnext was {WITHOUT}{REMEDY}")
 
 
 def test_import_warns_of_nothing():
