@@ -2,6 +2,7 @@
 
 import ctypes.util
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -44,12 +45,19 @@ ANOTHER = """
 """
 
 
+def another_runtime(folder):
+    """A runtime that this process has not loaded, with threads of its own."""
+    own = Path(bnext.show_config(mode="dicts")["threads"]["openmp_file"])
+    if "gomp" in own.name:
+        return shutil.copy(own, folder / "libanother.so")
+    # LLVM's ends a process that loads a copy of it.
+    return ctypes.util.find_library("gomp") or pytest.skip("needs GCC's OpenMP beside LLVM's")
+
+
 def test_another_runtime_runs_the_same_code(tmp_path):
-    """A copy of the library is another runtime, with threads of its own."""
-    own = bnext.show_config(mode="dicts")["threads"]["openmp_file"]
-    copy = shutil.copy(own, tmp_path / "libanother.so")
-    program = ANOTHER.replace("sys.argv[1]", repr(str(copy)))
-    assert output_of(program, BNEXT_TEAM="fixed", timeout=100) == str(copy)
+    other = another_runtime(tmp_path)
+    program = ANOTHER.replace("sys.argv[1]", repr(str(other)))
+    assert Path(output_of(program, BNEXT_TEAM="fixed", timeout=100)).name == Path(other).name
 
 
 def test_a_library_without_a_runtime_is_none():

@@ -90,6 +90,9 @@ std::string compiler() {
 #endif
 }
 
+// What to do about a build without OpenMP, as cmake/compiler.cmake says.
+constexpr const char* kOpenmpRemedy = BNEXT_OPENMP_REMEDY;
+
 py::dict build_config() {
     const Machine machine = cpu::this_machine();
     py::dict config;
@@ -101,6 +104,7 @@ py::dict build_config() {
     config["openmp"] = openmp != nullptr ? py::object(py::str(openmp)) : py::none();
     const char* file = cpu::openmp_file();
     config["openmp_file"] = file != nullptr ? py::object(py::str(file)) : py::none();
+    config["openmp_remedy"] = openmp != nullptr ? py::none() : py::object(py::str(kOpenmpRemedy));
     config["threads"] = machine.threads;
     config["l2_bytes"] = machine.l2_bytes;
     config["l3_bytes"] = machine.l3_bytes;

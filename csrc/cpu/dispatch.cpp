@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/kernel_table.hpp"
+#include "cpu/x86_features.hpp"
 
 namespace bnext::cpu {
 
@@ -22,19 +23,6 @@ BNEXT_DECLARE_ISA(avx512)
 namespace {
 
 bool always() { return true; }
-
-#if defined(__x86_64__)
-// __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
-}
-
-bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
 
 struct Candidate {
     const KernelTable* table;

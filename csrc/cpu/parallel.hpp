@@ -23,6 +23,10 @@ class Meeting {
 public:
     explicit Meeting(RegionInUse& region) : region_(region) {}
 
+    void start(int rank) {
+        if (rank == 0) region_.started = now();
+    }
+
     // All that the members wrote before is seen by all after.
     void barrier(int rank, int size) {
         const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
@@ -114,6 +118,7 @@ void parallel(int threads, Index bytes, const Body& body) {
     Meeting meeting(region);
     run_region(threads, [&](int rank, int size) {
         const FloatMode mode;
+        meeting.start(rank);
         body(Team{rank, size, &meeting});
         if (size > 1) meeting.finish(rank, size);
     });

@@ -163,7 +163,7 @@ RegionInUse::~RegionInUse() {
     regions_in_use.fetch_sub(1, std::memory_order_relaxed);
     if (finished == 0) return;  // OpenMP gave one thread
     const Nanoseconds end = now();
-    const Nanoseconds all_waited = waited + (end - finished);
+    const Nanoseconds all_waited = (started - begin_) + waited + (end - finished);
     const Nanoseconds done = (end - begin_) - all_waited;
     const Nanoseconds lost = all_waited - (threads_ - 1) * done;
     if (lost > kShortestStop && recent_quota() < threads_ && has_stood_still()) return;

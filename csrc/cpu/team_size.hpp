@@ -51,8 +51,10 @@ public:
     RegionInUse(const RegionInUse&) = delete;
     RegionInUse& operator=(const RegionInUse&) = delete;
 
-    Nanoseconds waited = 0;    // the first member, for the others
-    Nanoseconds finished = 0;  // when all were through; what follows is OpenMP's own wait
+    // Of the first member. Before it started and after all had finished, OpenMP waits for threads.
+    Nanoseconds started = 0;
+    Nanoseconds waited = 0;
+    Nanoseconds finished = 0;
 
 private:
     int threads_;

@@ -27,7 +27,7 @@ public:
     CurrentDevice& operator=(const CurrentDevice&) = delete;
 
 private:
-    int before_ = -1;
+    [[maybe_unused]] int before_ = -1;  // the emulation has one device, and nothing to restore
 };
 
 // Both on the current device, and both only enqueued.

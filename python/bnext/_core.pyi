@@ -15,6 +15,7 @@ class _BuildConfig(TypedDict):
     vector_bytes: int
     openmp: str | None
     openmp_file: str | None
+    openmp_remedy: str | None
     threads: int
     l2_bytes: int
     l3_bytes: int

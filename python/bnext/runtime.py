@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 import re
 import sys
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -38,15 +40,22 @@ def set_num_threads(n: int) -> None:
     TypeError
         `n` is not an integer.
 
+    Warns
+    -----
+    RuntimeWarning
+        `n` is above 1 and bnext was built without OpenMP: calls keep to one thread.
+
     Notes
     -----
-    A call takes fewer threads where it is small, and where the machine has fewer free: processors that
-    the calling thread may run on, cores that control groups grant, other calls of this process, and
-    cores that other processes take, as far as earlier calls had to wait for their threads. Waiting
-    costs at most about a fiftieth of the time so. ``show_config()`` has the figures. The environment
-    variable ``BNEXT_TEAM=fixed``, read at import, turns this off; the default is ``adaptive``.
+    A call takes fewer threads where it is small, and where fewer processors are free: by the affinity
+    mask of the calling thread, the quota of control groups, other calls of this process, and by how
+    long earlier calls had to wait for threads that other processes kept from running. Waiting then
+    costs about a fiftieth of the time. ``show_config()`` has the figures. The environment variable
+    ``BNEXT_TEAM=fixed``, read at import, turns this off; the default is ``adaptive``.
     """
     _core.set_num_threads(n)
+    if operator.index(n) > 1 and (without := without_openmp()):
+        warnings.warn(f"n: got {n}, but bnext was {without}", RuntimeWarning, stacklevel=2)
 
 
 def get_num_threads() -> int:
@@ -163,6 +172,17 @@ def _bytes(text: str) -> int:
     return number
 
 
+def without_openmp() -> str | None:
+    """Say that bnext was built without OpenMP, and what to do; None where it has OpenMP."""
+    remedy = _core.build_config()["openmp_remedy"]
+    if remedy is None:
+        return None
+    return (
+        "built without OpenMP, so that every call runs on one thread; "
+        f"to use more threads, {remedy}"
+    )
+
+
 def _config() -> dict[str, Any]:
     build = _core.build_config()
     return {
@@ -178,6 +198,7 @@ def _config() -> dict[str, Any]:
             **_core.team_figures(),
             "openmp": build["openmp"],
             "openmp_file": build["openmp_file"],
+            "openmp_remedy": build["openmp_remedy"],
         },
         "cpu": {
             "machine": platform.machine(),
@@ -217,6 +238,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     config = _config()
     if mode == "dicts":
         return config
+    del config["threads"]["openmp_remedy"]
+    if without := without_openmp():
+        config["threads"]["openmp"] = f"none ({without})"
     lines = [f"bnext {config.pop('version')}"]
     for section, values in config.items():
         lines.append(f"{section}:")

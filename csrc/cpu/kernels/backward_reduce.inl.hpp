@@ -110,7 +110,8 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
                     j += 2 * kLanes;
                 };
                 while (j + kGroup <= n) {
-                    for (const Index end = j + kGroup; j < end;) pair();
+                    const Index end = j + kGroup;
+                    while (j < end) pair();
                     sums.end_of_group();
                 }
                 const Index rest = n - j;

@@ -86,7 +86,8 @@ BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tilin
             j += 2 * kLanes;
         };
         while (j + kGroup <= n) {
-            for (const Index end = j + kGroup; j < end;) pair();
+            const Index end = j + kGroup;
+            while (j < end) pair();
             flush();
         }
         const Index rest = n - j;

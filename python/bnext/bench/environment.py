@@ -10,6 +10,7 @@ import numpy as np
 
 import bnext
 from bnext.bench.libraries import import_torch
+from bnext.runtime import without_openmp
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def environment(threads: int) -> dict[str, Any]:
     config = bnext.show_config(mode="dicts") or {}
     return {
         "threads": threads,
+        "without_openmp": without_openmp(),
         "isa": config["isa"]["active"],
         "processor": _processor(),
         "processors": config["cpu"]["processors"],

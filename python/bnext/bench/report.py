@@ -24,11 +24,13 @@ def introduction(environment: dict[str, Any]) -> str:
     """Say what is compared with what, and on what."""
     versions = environment["versions"]
     torch = versions["torch"] or "not installed: compared with NumPy only"
+    without = environment["without_openmp"]
     return (
         f"bnext {versions['bnext']} ({environment['isa']}), NumPy {versions['numpy']}, "
         f"PyTorch {torch}, Python {versions['python']}\n"
         f"{environment['processor']}, {environment['processors']} processors; "
         f"{_threads(environment['threads'])} for bnext, PyTorch and the copy, 1 for NumPy; float32"
+        + (f"\nbnext was {without}" if without else "")
     )
 
 
