@@ -30,6 +30,7 @@ void prepare_arrays();
 
 std::string shape_text(std::span<const Index> shape);  // as Python prints a tuple
 std::string type_name(py::handle object);
+bool is_tracer(py::handle object);  // what JAX gives functions that it transforms
 bool is_data_dtype(const py::dtype& dtype);
 const py::object& descr_of(DType dtype);  // NumPy's; of bfloat16, once an array of it was taken
 
@@ -149,12 +150,13 @@ struct Vector {
     std::vector<T> copy;
     const T* data = nullptr;
 };
-// None is allowed. dtype must be T.
+// None is allowed. dtype must be T. Given the shape of x, errors name the axis that would fit.
 template <class T>
-Vector<T> take_parameter(py::handle object, const char* name, Index channels);
+Vector<T> take_parameter(py::handle object, const char* name, Index channels,
+                         std::span<const Index> x = {});
 // None is not allowed; `dtype` or `other`. The values go to `values`, whose size is expected.
 py::object take_statistics(py::handle object, const char* name, DType dtype, DType other,
-                           std::span<double> values);
+                           std::span<double> values, std::span<const Index> x = {});
 // A writeable vector of T that is updated in place (any stride).
 template <class T>
 struct Buffer {
@@ -165,7 +167,8 @@ struct Buffer {
 template <class T>
 Buffer<T> take_buffer(py::handle object, const char* name, Index channels);
 
-std::int64_t* take_count(py::handle object);  // a writeable int64 array of shape ()
+// A writeable int64 array of shape (), whose number can be counted on.
+std::int64_t* take_count(py::handle object);
 
 py::array as_array(py::handle object, const char* name);
 double take_real(py::handle object, const char* name);
