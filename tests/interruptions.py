@@ -9,7 +9,7 @@ PACKAGE = str(Path(bnext.__file__).parent)
 
 
 def interrupted(act):
-    """Call `act` again and again, with KeyboardInterrupt at the entry of its 1st, 2nd, ... function.
+    """Call `act` again and again, with KeyboardInterrupt where its 1st, 2nd, ... function begins.
 
     Signal handlers run where a function begins: functions of the package and of the standard
     library count, C's do not. Yields after each call that was interrupted, and ends with the first

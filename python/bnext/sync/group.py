@@ -214,6 +214,7 @@ def engine_module(module: str, name: str, extra: str) -> Any:
     """Import what a kind of group needs; the error names the group, and how to install it."""
     package = module.partition(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package:  # it is there, and something that it needs is not
