@@ -1,6 +1,5 @@
 #include "bindings/arrays.hpp"
 
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -45,30 +44,6 @@ bool is_plain_array(py::handle object) {  // no subclass
            reinterpret_cast<PyObject*>(numpy().api.PyArray_Type_);
 }
 
-// A masked array, or a list with one in it: NumPy would drop the mask. Where nobody has imported
-// the module, there is none.
-bool has_mask(py::handle object) {
-    const auto ma = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("numpy.ma").ptr()));
-    if (!ma) {
-        PyErr_Clear();
-        return false;
-    }
-    const py::object kind = ma.attr("MaskedArray");
-    const auto look = [&](const auto& self, py::handle each) -> bool {
-        if (PyList_Check(each.ptr()) != 0 || PyTuple_Check(each.ptr()) != 0) {
-            return std::ranges::any_of(each, [&](py::handle item) { return self(self, item); });
-        }
-        return py::isinstance(each, kind);
-    };
-    return look(look, object);
-}
-
-void refuse_mask(py::handle object, const char* name) {
-    if (!has_mask(object)) return;
-    type_error(concat(name, ": expected an array without a mask, got a MaskedArray (", name,
-                      ".filled(value) has none)"));
-}
-
 // NumPy has no bfloat16. The package ml_dtypes registers one, which JAX and others use; it is here
 // as soon as somebody has such an array, and null before.
 py::object& known_bfloat16() {
@@ -104,8 +79,6 @@ std::optional<DType> dtype_of(const PyObject* descr) {
     if (descr == known_bfloat16().ptr()) return DType::bfloat16;
     return supported(py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descr)));
 }
-
-std::string number_text(double value) { return py::str(py::float_(value)); }
 
 void check_shape(const Array& array, const char* name, std::span<const Index> expected,
                  const std::string& remedy = {}) {
@@ -211,25 +184,6 @@ void prepare_arrays() {
     known_bfloat16();
 }
 
-std::string shape_text(std::span<const Index> shape) {
-    std::string text = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) {
-        if (i > 0) text += ", ";
-        text += std::to_string(shape[i]);
-    }
-    return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
-
-bool is_tracer(py::handle object) {
-    const py::object base = py::type::of(object).attr("__mro__");
-    return std::ranges::any_of(base, [](py::handle type) {
-        return py::cast<std::string>(type.attr("__name__")) == "Tracer" &&
-               py::cast<std::string>(py::str(type.attr("__module__"))).starts_with("jax");
-    });
-}
-
 Array::Array(py::object array) : array_(std::move(array)) {
     const auto* of = proxy();
     const auto rank = static_cast<std::size_t>(of->nd);
@@ -268,7 +222,8 @@ py::array as_array(py::handle object, const char* name) {
                 : concat("a tracer of JAX (", type_name(object),
                          "), which has no values: call bnext outside of jax.jit, jax.grad and "
                          "jax.vmap, or inside of them by jax.pure_callback");
-        py::raise_from(error, PyExc_TypeError, concat(name, ": expected an array, got ", got).c_str());
+        py::raise_from(error, PyExc_TypeError,
+                       concat(name, ": expected an array, got ", got).c_str());
         throw py::error_already_set();
     }
 }
@@ -414,51 +369,6 @@ std::int64_t* take_count(py::handle object) {
     }
     type_error(concat("num_batches_tracked: expected a writeable int64 array of shape (), got ",
                       std::string(py::repr(object))));
-}
-
-double take_real(py::handle object, const char* name) {
-    // NumPy's complex128, which is Python's as well, would become its real part.
-    if (PyFloat_Check(object.ptr()) == 0 &&
-        (PyComplex_Check(object.ptr()) != 0 || has_mask(object))) {
-        type_error(concat(name, ": expected a real number, got ", type_name(object)));
-    }
-    const double value = PyFloat_AsDouble(object.ptr());
-    if (value == -1.0 && PyErr_Occurred() != nullptr) {
-        PyErr_Clear();
-        type_error(concat(name, ": expected a real number, got ", type_name(object)));
-    }
-    return value;
-}
-
-double take_eps(py::handle object) {
-    const double eps = take_real(object, "eps");
-    if (!(eps >= 0.0) || std::isinf(eps)) {
-        value_error(concat("eps: expected a finite number >= 0, got ", number_text(eps)));
-    }
-    return eps;
-}
-
-double take_momentum(py::handle object) {
-    const double momentum = take_real(object, "momentum");
-    if (!std::isfinite(momentum)) {
-        value_error(
-            concat("momentum: expected a finite number or None, got ", number_text(momentum)));
-    }
-    return momentum;
-}
-
-Index take_axis(py::handle object, std::size_t rank) {
-    if (PyIndex_Check(object.ptr()) == 0) {
-        type_error(concat("channel_axis: expected an integer, got ", type_name(object)));
-    }
-    // Out of range for a C long clips, and is out of range here too.
-    const auto axis = static_cast<Index>(PyNumber_AsSsize_t(object.ptr(), nullptr));
-    const auto n = static_cast<Index>(rank);
-    if (axis < -n || axis >= n) {
-        value_error(concat("channel_axis: expected an axis of a ", n, "-dimensional array (", -n,
-                           " to ", n - 1, "), got ", std::string(py::str(object))));
-    }
-    return axis < 0 ? axis + n : axis;
 }
 
 py::object empty_vector(DType dtype, Index size) { return fresh(dtype, std::array{size}, nullptr); }

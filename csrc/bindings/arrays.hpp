@@ -12,25 +12,18 @@
 #include <string>
 #include <vector>
 
+#include "bindings/arguments.hpp"
 #include "core/errors.hpp"
 #include "core/problem.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::bindings {
 
-namespace py = pybind11;
-
-[[noreturn]] inline void type_error(const std::string& text) { throw py::type_error(text); }
-[[noreturn]] inline void value_error(const std::string& text) { throw py::value_error(text); }
-
 // Looks up what is used of NumPy; called once, at import. Threads that came here together later
 // would wait for each other without the GIL, and one that asks for it back while the interpreter
 // ends does not survive that (gil.hpp).
 void prepare_arrays();
 
-std::string shape_text(std::span<const Index> shape);  // as Python prints a tuple
-std::string type_name(py::handle object);
-bool is_tracer(py::handle object);  // what JAX gives functions that it transforms
 bool is_data_dtype(const py::dtype& dtype);
 const py::object& descr_of(DType dtype);  // NumPy's; of bfloat16, once an array of it was taken
 
@@ -171,10 +164,6 @@ Buffer<T> take_buffer(py::handle object, const char* name, Index channels);
 std::int64_t* take_count(py::handle object);
 
 py::array as_array(py::handle object, const char* name);
-double take_real(py::handle object, const char* name);
-double take_eps(py::handle object);
-double take_momentum(py::handle object);
-Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-1
 
 py::object empty_vector(DType dtype, Index size);
 // The values, each times its factor if there are any, rounded once.

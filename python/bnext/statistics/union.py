@@ -128,8 +128,8 @@ class MicroBatches:
             There are no micro-batches, they differ from round to round, or do not call the same
             layers; or all have one value per channel together.
         RuntimeError
-            The context is not open, or has been left; a step runs it again with the same layers.
-        TypeError
+            The context is not open, or has been left; or a step begins another run of its layers.
+        ValueError, TypeError
             A running statistic that is to move cannot be written.
 
         Notes
