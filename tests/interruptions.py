@@ -1,5 +1,6 @@
 """Ctrl-C at every place of a call where Python lets signal handlers run."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -34,10 +35,12 @@ class _interruption:  # noqa: N801 - read as `with _interruption(number):`
 
     def __enter__(self):
         self.before = sys.gettrace()
+        gc.disable()  # other garbage's finalizers are not part of the call
         sys.settrace(self.look)
 
     def __exit__(self, *_):
         sys.settrace(self.before)
+        gc.enable()
 
     def look(self, frame, event, _):
         name = frame.f_code.co_filename
