@@ -21,6 +21,12 @@ WRONG_INPUTS = [
     (bnext.BatchNorm1d, (5, 32), "x: expected 3 channels at axis 1, got 32"),
     (bnext.BatchNorm2d, (2, 1, 4, 4), "x: expected 3 channels at axis 1, got 1"),
     (bnext.BatchNorm2d, (3, 4, 2, 2), "x: expected 3 channels at axis 1, got 4"),
+    (
+        bnext.BatchNorm2d,
+        (2, 4, 4, 3),
+        "x: expected 3 channels at axis 1, got 4 (axis -1 has 3: a layer for that order is made "
+        "with channel_axis=-1)",
+    ),
     (bnext.BatchNorm, (4, 5), "x: expected 3 channels at axis 1, got 5"),
 ]
 
@@ -57,10 +63,25 @@ def test_channel_axis_of_another_rank():
 @pytest.mark.parametrize(
     ("x", "text"),
     [
-        (np.ones((4, 3)), "x: expected dtype float32, float16 or bfloat16, got float64"),
-        (np.ones((4, 3), np.int64), "x: expected dtype float32, float16 or bfloat16, got int64"),
-        (np.ones((4, 3), ">f2"), "x: expected dtype float32, float16 or bfloat16, got >f2"),
-        (np.ma.ones((4, 3), F4), "x: expected an array without a mask, got a MaskedArray"),
+        (
+            np.ones((4, 3)),
+            "x: expected dtype float32, float16 or bfloat16, got float64 (convert x to float32, as "
+            "x.astype(np.float32), or make the layer with dtype=np.float64)",
+        ),
+        (
+            np.ones((4, 3), np.int64),
+            "x: expected dtype float32, float16 or bfloat16, got int64 (convert x to float32, as "
+            "x.astype(np.float32))",
+        ),
+        (
+            np.ones((4, 3), ">f2"),
+            "x: expected dtype float32, float16 or bfloat16, got >f2 (convert x to float32, as "
+            "x.astype(np.float32))",
+        ),
+        (
+            np.ma.ones((4, 3), F4),
+            "x: expected an array without a mask, got a MaskedArray (x.filled(value) has none)",
+        ),
     ],
     ids=["float64", "int64", "big-endian", "masked"],
 )
@@ -68,6 +89,31 @@ def test_wrong_dtype(x, text, training):
     bn = bnext.BatchNorm1d(3).train(training)
     with raises_exactly(TypeError, text, lambda: layer_state(bn)):
         bn(x)
+
+
+def test_the_remedies_for_float64_work(rng):
+    """The first line of a NumPy user."""
+    x = rng.normal(size=(8, 4))
+    with pytest.raises(TypeError, match=r"x\.astype\(np\.float32\), or make .* dtype=np\.float64"):
+        bnext.BatchNorm1d(4)(x)
+    assert bnext.BatchNorm1d(4)(x.astype(np.float32)).dtype == np.float32
+    assert bnext.BatchNorm1d(4, dtype=np.float64)(x).dtype == np.float64
+    wide = bnext.BatchNorm1d(4, dtype=np.float64)
+    with pytest.raises(TypeError, match=r"x\.astype\(np\.float64\), or make .* dtype=np\.float32"):
+        wide(x.astype(np.float32))
+
+
+def test_the_remedy_for_channels_elsewhere_works(rng):
+    rows, planes = rng.normal(size=(2, 5, 6, 3)), rng.normal(size=(2, 3, 5, 6))
+    last = bnext.BatchNorm2d(3, dtype=np.float64, channel_axis=-1)
+    with pytest.raises(ValueError, match=r"axis 1 has 3: .* channel_axis=1"):
+        last(planes)
+    assert last(rows).shape == rows.shape
+    with pytest.raises(ValueError, match=r"axis -1 of x has 3: channel_axis=-1"):
+        bnext.batch_norm_forward(rows, np.ones(3))
+    with pytest.raises(ValueError, match=r"axis -1 of x has 3: channel_axis=-1"):
+        bnext.normalize(rows, np.ones(3), np.ones(3))
+    assert bnext.batch_norm_forward(rows, np.ones(3), channel_axis=-1)[0].shape == rows.shape
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,10 +1,13 @@
 """The package itself: versions agree, stubs match the module, everything public is documented."""
 
 import ast
+import importlib
 import importlib.metadata
 import inspect
 import json
 import pathlib
+import pkgutil
+import types
 
 import pytest
 
@@ -27,6 +30,31 @@ def test_versions_agree():
 def test_typed_marker_is_installed():
     assert (ROOT / "py.typed").is_file()
     assert (ROOT / "_core.pyi").is_file()
+
+
+def modules_of(package):
+    """Every module of a package, at any depth, that can be imported here."""
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if found.name in ("bnext._core", "bnext._cuda", "bnext.__main__"):
+            continue
+        try:
+            module = importlib.import_module(found.name)
+        except ImportError:  # PyTorch, matplotlib and others may be missing
+            continue
+        yield package, found.name.rpartition(".")[2], module
+        if found.ispkg:
+            yield from modules_of(module)
+
+
+def test_nothing_hides_a_module():
+    """An attribute of a package that is named like a module in it is that module."""
+    seen = []
+    for package, name, module in modules_of(bnext):
+        seen.append(module.__name__)
+        attribute = getattr(package, name)
+        assert attribute is module, f"{package.__name__}.{name} is {attribute!r}"
+    assert {"bnext.functional", "bnext.sync.threads", "bnext.statistics.update"} <= set(seen)
+    assert isinstance(bnext.functional, types.ModuleType)
 
 
 def names_in(body):

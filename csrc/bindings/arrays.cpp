@@ -1,7 +1,7 @@
 #include "bindings/arrays.hpp"
 
-#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "bindings/dlpack.hpp"
 #include "bindings/pooled.hpp"
@@ -44,11 +44,6 @@ bool is_plain_array(py::handle object) {  // no subclass
            reinterpret_cast<PyObject*>(numpy().api.PyArray_Type_);
 }
 
-// Of a subclass; whose module is imported here, since most programs do without it.
-bool is_masked(py::handle object) {
-    return py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"));
-}
-
 // NumPy has no bfloat16. The package ml_dtypes registers one, which JAX and others use; it is here
 // as soon as somebody has such an array, and null before.
 py::object& known_bfloat16() {
@@ -85,14 +80,23 @@ std::optional<DType> dtype_of(const PyObject* descr) {
     return supported(py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descr)));
 }
 
-std::string number_text(double value) { return py::str(py::float_(value)); }
-
-void check_shape(const Array& array, const char* name, std::span<const Index> expected) {
+void check_shape(const Array& array, const char* name, std::span<const Index> expected,
+                 const std::string& remedy = {}) {
     const auto shape = array.shape();
     if (!std::equal(shape.begin(), shape.end(), expected.begin(), expected.end())) {
-        value_error(
-            concat(name, ": expected shape ", shape_text(expected), ", got ", shape_text(shape)));
+        value_error(concat(name, ": expected shape ", shape_text(expected), ", got ",
+                           shape_text(shape), remedy));
     }
+}
+
+// For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
+std::string remedy_of(const Array& vector, std::span<const Index> x) {
+    if (vector.rank() != 1 || x.empty()) return {};
+    const Index size = vector.extent(0);
+    const bool last = x.back() == size;
+    if (!last && (x.size() < 2 || x[1] != size)) return {};
+    const char* axis = last ? "-1" : "1";
+    return concat(" (axis ", axis, " of x has ", size, ": channel_axis=", axis, ")");
 }
 
 void check_dtype(const Array& array, const char* name, DType expected) {
@@ -180,17 +184,6 @@ void prepare_arrays() {
     known_bfloat16();
 }
 
-std::string shape_text(std::span<const Index> shape) {
-    std::string text = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) {
-        if (i > 0) text += ", ";
-        text += std::to_string(shape[i]);
-    }
-    return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
-
 Array::Array(py::object array) : array_(std::move(array)) {
     const auto* of = proxy();
     const auto rank = static_cast<std::size_t>(of->nd);
@@ -216,19 +209,21 @@ Index Array::size() const {
 
 py::array as_array(py::handle object, const char* name) {
     if (is_plain_array(object)) return py::reinterpret_borrow<py::array>(object);
-    if (py::isinstance<py::array>(object)) {
-        if (is_masked(object)) {
-            type_error(concat(name, ": expected an array without a mask, got a MaskedArray"));
-        }
-        return py::reinterpret_borrow<py::array>(object);
-    }
+    refuse_mask(object, name);
+    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
     check_is_on_the_cpu(object, name);
     try {
         return py::reinterpret_steal<py::array>(numpy().asarray(object).release());
     } catch (py::error_already_set& error) {
         if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw;
+        const std::string got =
+            !is_tracer(object)
+                ? type_name(object)
+                : concat("a tracer of JAX (", type_name(object),
+                         "), which has no values: call bnext outside of jax.jit, jax.grad and "
+                         "jax.vmap, or inside of them by jax.pure_callback");
         py::raise_from(error, PyExc_TypeError,
-                       concat(name, ": expected an array, got ", type_name(object)).c_str());
+                       concat(name, ": expected an array, got ", got).c_str());
         throw py::error_already_set();
     }
 }
@@ -280,7 +275,8 @@ Array take_out(py::handle object, const Array& x, std::initializer_list<Named> i
 }
 
 template <class T>
-Vector<T> take_parameter(py::handle object, const char* name, Index channels) {
+Vector<T> take_parameter(py::handle object, const char* name, Index channels,
+                         std::span<const Index> x) {
     Vector<T> vector;
     if (object.is_none()) return vector;
     if (const void* values = plain_values(object, DTypeOf<T>::value, channels)) {
@@ -290,7 +286,7 @@ Vector<T> take_parameter(py::handle object, const char* name, Index channels) {
     }
     const Array array(as_array(object, name));
     check_dtype(array, name, DTypeOf<T>::value);
-    check_shape(array, name, std::array{channels});
+    check_shape(array, name, std::array{channels}, remedy_of(array, x));
     vector.array = array.object();
     const bool contiguous = array.viewable() && (channels <= 1 || array.strides()[0] == 1);
     if (contiguous) {
@@ -306,7 +302,7 @@ Vector<T> take_parameter(py::handle object, const char* name, Index channels) {
 }
 
 py::object take_statistics(py::handle object, const char* name, DType dtype, DType other,
-                           std::span<double> values) {
+                           std::span<double> values, std::span<const Index> x) {
     const auto channels = static_cast<Index>(values.size());
     if (object.is_none()) {
         type_error(concat(name, ": expected an array of shape (", channels, ",), got None"));
@@ -316,7 +312,7 @@ py::object take_statistics(py::handle object, const char* name, DType dtype, DTy
         type_error(concat(name, ": expected dtype ", name_of(dtype), other != dtype ? " or " : "",
                           other != dtype ? name_of(other) : "", ", got ", array.dtype_text()));
     }
-    check_shape(array, name, std::array{channels});
+    check_shape(array, name, std::array{channels}, remedy_of(array, x));
     with_dtype(*array.dtype(), [&](auto type) {
         for (Index c = 0; c < channels; ++c) {
             decltype(type) value;
@@ -334,18 +330,24 @@ Buffer<T> take_buffer(py::handle object, const char* name, Index channels) {
         type_error(concat(name, ": expected an array of shape (", channels, ",), got ",
                           object.is_none() ? "None" : type_name(object)));
     }
+    if (!is_plain_array(object)) refuse_mask(object, name);
     Array array(py::reinterpret_borrow<py::object>(object));
     check_dtype(array, name, DTypeOf<T>::value);
     check_shape(array, name, std::array{channels});
-    if (!array.writeable() || !array.viewable()) {
-        value_error(concat(name, ": expected a writeable, aligned array, got one that is not"));
+    if (!array.writeable()) {
+        value_error(concat(name, ": expected a writeable array, got a read-only one (", name,
+                           ".copy() is writeable)"));
+    }
+    if (!array.viewable()) {
+        value_error(concat(name, ": expected an aligned array, got one that is not (", name,
+                           ".copy() is aligned)"));
     }
     T* data = array.mutable_view<T>({}).data;
     return {data, array.strides()[0], array.object()};
 }
 
 std::int64_t* take_count(py::handle object) {
-    if (py::isinstance<py::array>(object)) {
+    if (is_plain_array(object) || (py::isinstance<py::array>(object) && !has_mask(object))) {
         auto* array = py::detail::array_proxy(object.ptr());
         constexpr int wanted =
             py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
@@ -356,51 +358,17 @@ std::int64_t* take_count(py::handle object) {
                                                                   numpy().int64.ptr());
         };
         if (array->nd == 0 && (array->flags & wanted) == wanted && is_int64()) {
-            return reinterpret_cast<std::int64_t*>(array->data);
+            auto* count = reinterpret_cast<std::int64_t*>(array->data);
+            constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max() - 1;
+            if (*count < 0 || *count > largest) {
+                value_error(concat("num_batches_tracked: expected a count of batches from 0 to ",
+                                   largest, ", got ", *count));
+            }
+            return count;
         }
     }
     type_error(concat("num_batches_tracked: expected a writeable int64 array of shape (), got ",
                       std::string(py::repr(object))));
-}
-
-double take_real(py::handle object, const char* name) {
-    const double value = PyFloat_AsDouble(object.ptr());
-    if (value == -1.0 && PyErr_Occurred() != nullptr) {
-        PyErr_Clear();
-        type_error(concat(name, ": expected a real number, got ", type_name(object)));
-    }
-    return value;
-}
-
-double take_eps(py::handle object) {
-    const double eps = take_real(object, "eps");
-    if (!(eps >= 0.0) || std::isinf(eps)) {
-        value_error(concat("eps: expected a finite number >= 0, got ", number_text(eps)));
-    }
-    return eps;
-}
-
-double take_momentum(py::handle object) {
-    const double momentum = take_real(object, "momentum");
-    if (!std::isfinite(momentum)) {
-        value_error(
-            concat("momentum: expected a finite number or None, got ", number_text(momentum)));
-    }
-    return momentum;
-}
-
-Index take_axis(py::handle object, std::size_t rank) {
-    if (PyIndex_Check(object.ptr()) == 0) {
-        type_error(concat("channel_axis: expected an integer, got ", type_name(object)));
-    }
-    // Out of range for a C long clips, and is out of range here too.
-    const auto axis = static_cast<Index>(PyNumber_AsSsize_t(object.ptr(), nullptr));
-    const auto n = static_cast<Index>(rank);
-    if (axis < -n || axis >= n) {
-        value_error(concat("channel_axis: expected an axis of a ", n, "-dimensional array (", -n,
-                           " to ", n - 1, "), got ", std::string(py::str(object))));
-    }
-    return axis < 0 ? axis + n : axis;
 }
 
 py::object empty_vector(DType dtype, Index size) { return fresh(dtype, std::array{size}, nullptr); }
@@ -437,8 +405,10 @@ void copy_into(const Array& destination, const Array& source) {
     numpy().copyto(destination.object(), source.object());
 }
 
-template Vector<float> take_parameter<float>(py::handle, const char*, Index);
-template Vector<double> take_parameter<double>(py::handle, const char*, Index);
+template Vector<float> take_parameter<float>(py::handle, const char*, Index,
+                                             std::span<const Index>);
+template Vector<double> take_parameter<double>(py::handle, const char*, Index,
+                                               std::span<const Index>);
 template Buffer<float> take_buffer<float>(py::handle, const char*, Index);
 template Buffer<double> take_buffer<double>(py::handle, const char*, Index);
 

@@ -12,25 +12,19 @@
 #include <string>
 #include <vector>
 
-#include "core/float_mode.hpp"
+#include "bindings/arguments.hpp"
 #include "core/errors.hpp"
+#include "core/float_mode.hpp"
 #include "core/problem.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::bindings {
-
-namespace py = pybind11;
-
-[[noreturn]] inline void type_error(const std::string& text) { throw py::type_error(text); }
-[[noreturn]] inline void value_error(const std::string& text) { throw py::value_error(text); }
 
 // Looks up what is used of NumPy; called once, at import. Threads that came here together later
 // would wait for each other without the GIL, and one that asks for it back while the interpreter
 // ends does not survive that (gil.hpp).
 void prepare_arrays();
 
-std::string shape_text(std::span<const Index> shape);  // as Python prints a tuple
-std::string type_name(py::handle object);
 bool is_data_dtype(const py::dtype& dtype);
 const py::object& descr_of(DType dtype);  // NumPy's; of bfloat16, once an array of it was taken
 
@@ -150,12 +144,13 @@ struct Vector {
     std::vector<T> copy;
     const T* data = nullptr;
 };
-// None is allowed. dtype must be T.
+// None is allowed. dtype must be T. Given the shape of x, errors name the axis that would fit.
 template <class T>
-Vector<T> take_parameter(py::handle object, const char* name, Index channels);
+Vector<T> take_parameter(py::handle object, const char* name, Index channels,
+                         std::span<const Index> x = {});
 // None is not allowed; `dtype` or `other`. The values go to `values`, whose size is expected.
 py::object take_statistics(py::handle object, const char* name, DType dtype, DType other,
-                           std::span<double> values);
+                           std::span<double> values, std::span<const Index> x = {});
 // A writeable vector of T that is updated in place (any stride).
 template <class T>
 struct Buffer {
@@ -166,13 +161,10 @@ struct Buffer {
 template <class T>
 Buffer<T> take_buffer(py::handle object, const char* name, Index channels);
 
-std::int64_t* take_count(py::handle object);  // a writeable int64 array of shape ()
+// A writeable int64 array of shape (), whose number can be counted on.
+std::int64_t* take_count(py::handle object);
 
 py::array as_array(py::handle object, const char* name);
-double take_real(py::handle object, const char* name);
-double take_eps(py::handle object);
-double take_momentum(py::handle object);
-Index take_axis(py::handle object, std::size_t rank);  // normalised to 0..rank-1
 
 py::object empty_vector(DType dtype, Index size);
 // The values, each times its factor if there are any, rounded once.

@@ -31,8 +31,8 @@ py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_obje
                         py::handle num_batches_tracked, double eps, Index axis, py::handle out,
                         bool bessel) {
     const Index channels = x.extent(axis);
-    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
-    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
+    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels, x.shape());
+    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels, x.shape());
     const Running<Param<T>> running(running_mean, running_var, momentum, bessel, channels);
     const Counter counter(num_batches_tracked);
     check_more_than_one(x, axis);
@@ -89,12 +89,13 @@ py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
     const Index channels = x.extent(axis);
     Saved saved(x.strided(), axis, eps);
     saved.has_given_statistics();
-    const py::object mean = take_statistics(mean_object, given.mean, param_dtype(*x.dtype()),
-                                            given.other, saved.mean());
+    const DType dtype = param_dtype(*x.dtype());
+    const py::object mean =
+        take_statistics(mean_object, given.mean, dtype, given.other, saved.mean(), x.shape());
     const py::object var =
-        take_statistics(var_object, given.var, param_dtype(*x.dtype()), given.other, saved.var());
-    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
-    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
+        take_statistics(var_object, given.var, dtype, given.other, saved.var(), x.shape());
+    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels, x.shape());
+    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels, x.shape());
     const py::object original = x.object();
     saved.fingerprint = fingerprint_of(x.strided());
     Inputs inputs(x, axis);
@@ -223,6 +224,7 @@ py::object backward_constant(py::handle dy_object, py::handle saved_object,
 void register_operations(py::module_& m) {
     m.def("as_array", &as_array, py::arg("x"), py::arg("name"),
           "numpy.asarray, with an error that names the argument.");
+    m.def("is_tracer", &is_tracer, py::arg("x"), "Whether x is a tracer of JAX.");
     m.def("is_data_dtype", &is_data_dtype, py::arg("dtype"), "Whether x may be of this dtype.");
     m.def("check_eps", &take_eps, py::arg("eps"), "eps, if it is a finite number >= 0.");
     m.def("check_momentum", &take_momentum, py::arg("momentum"), "momentum, if it is finite.");

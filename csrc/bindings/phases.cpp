@@ -43,8 +43,8 @@ void check_forward(const Array& x, py::handle weight_object, py::handle bias_obj
                    py::handle running_mean, py::handle running_var, py::handle momentum,
                    py::handle num_batches_tracked, Index axis, py::handle out) {
     const Index channels = x.extent(axis);
-    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels);
-    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels);
+    const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels, x.shape());
+    const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels, x.shape());
     const Running<Param<T>> running(running_mean, running_var, momentum, true, channels);
     const Counter counter(num_batches_tracked);
     if (out.is_none()) return;

@@ -101,6 +101,36 @@ Saved restored(py::handle x_object, const py::array_t<double, py::array::c_style
     return saved;
 }
 
+// What a pickle has of it; nothing of the memory of this process.
+py::tuple state_of(const Saved& s) {
+    return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count,
+                          s.fingerprint, s.shape,
+                          py::array_t<double>(static_cast<py::ssize_t>(4 * s.channels()),
+                                              s.mean().data()));  // which the others follow
+}
+
+Saved of_state(const py::tuple& state) {
+    if (state.size() != 8) value_error("state: expected that of a pickled Saved");
+    const auto name = py::cast<std::string>(state[0]);
+    const auto shape = py::cast<std::vector<Index>>(state[6]);
+    const auto axis = py::cast<Index>(state[2]);
+    const auto rows = py::cast<py::array_t<double, py::array::c_style>>(state[7]);
+    for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
+        if (name != name_of(dtype)) continue;
+        if (axis < 0 || axis >= static_cast<Index>(shape.size()) ||
+            rows.size() != 4 * shape[static_cast<std::size_t>(axis)]) {
+            break;
+        }
+        Saved saved({nullptr, dtype, shape, {}, true}, axis, take_eps(state[3]));
+        saved.batch_statistics = py::cast<bool>(state[1]);
+        saved.count = py::cast<Index>(state[4]);
+        saved.fingerprint = py::cast<std::uint64_t>(state[5]);
+        std::copy_n(rows.data(), rows.size(), saved.mean().data());
+        return saved;
+    }
+    value_error("state: expected that of a pickled Saved");
+}
+
 }  // namespace
 
 void register_saved(py::module_& m) {
@@ -122,6 +152,12 @@ void register_saved(py::module_& m) {
         .def_property_readonly("channel_axis", [](const Saved& s) { return s.channel_axis; })
         .def_property_readonly("batch_statistics",
                                [](const Saved& s) { return s.batch_statistics; })
+        .def(py::pickle(&state_of, &of_state))
+        // It cannot change, and is a copy of itself.
+        .def("__copy__", [](const py::object& self) { return self; })
+        .def(
+            "__deepcopy__", [](const py::object& self, const py::object&) { return self; },
+            py::arg("memo"))
         .def("__repr__", [](const Saved& s) {
             return concat("<bnext.Saved of a ", name_of(s.dtype), " input of shape ",
                           shape_text(s.shape), ">");

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnext.devices.libraries import to_numpy
+from bnext.arguments import count_of, counter_of, values_of
 from bnext.estimators import Cumulative, Exponential
 from bnext.layers import BatchNorm
 
@@ -80,6 +80,8 @@ def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -
     ValueError
         There is no such convention, it has no cumulative average, the layer has no running
         statistics, or `count` is less than 2.
+    TypeError
+        `count` is not an integer.
     """
     words = _convention_of(convention)
     if bn.running_mean is None or bn.running_var is None:
@@ -89,7 +91,7 @@ def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -
         )
     weight, bias, mean, var = words.names
     arrays = {weight: bn.weight, bias: bn.bias, mean: bn.running_mean, var: bn.running_var}
-    values: dict[str, Any] = {k: to_numpy(v) for k, v in arrays.items() if v is not None}
+    values: dict[str, Any] = {k: values_of(v, k) for k, v in arrays.items() if v is not None}
     if convention == "onnx":
         values.setdefault(weight, np.ones(bn.num_features, bn.dtype))
         values.setdefault(bias, np.zeros(bn.num_features, bn.dtype))
@@ -139,8 +141,10 @@ def from_convention(
     Raises
     ------
     ValueError
-        There is no such convention, a name is missing or unknown, shapes differ, or `count` is less
-        than 2.
+        There is no such convention, a name is missing or unknown, shapes differ, the counter is
+        negative or no whole number, or `count` is less than 2.
+    TypeError
+        An array is not of real numbers, or has a mask; `count` is not an integer.
     """
     words = _convention_of(convention)
     known = {*words.names, "momentum", words.eps} | (
@@ -151,11 +155,13 @@ def from_convention(
     weight, bias, mean, var = words.names
     if missing := [name for name in (mean, var) if name not in values]:
         raise ValueError(f"values: expected {' and '.join(missing)}, got {sorted(values)}")
-    arrays = {name: to_numpy(values[name]) for name in words.names if name in values}
+    arrays = {name: values_of(values[name], name) for name in words.names if name in values}
     features = arrays[mean].size
     for name, array in arrays.items():
         if array.shape != (features,):
             raise ValueError(f"{name}: expected shape ({features},), got {array.shape}")
+        if not np.can_cast(array.dtype, np.float64, "same_kind"):
+            raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
     bn = BatchNorm(
         features,
         eps=float(values.get(words.eps, words.default_eps)),
@@ -164,14 +170,16 @@ def from_convention(
         dtype=np.float64 if arrays[mean].dtype == np.float64 else np.float32,
         estimator=_estimator_of(words, values, words.bessel or count is not None),
     )
-    arrays[var] = _corrected(arrays[var], words.bessel, bn.estimator.bessel, count)
+    wide = arrays[var].astype(np.float64)  # rounded once, where the layer has it
+    arrays[var] = _corrected(wide, words.bessel, bn.estimator.bessel, count)
     for name, ours in zip(
         words.names, ("weight", "bias", "running_mean", "running_var"), strict=True
     ):
         if name in arrays:
-            getattr(bn, ours)[...] = arrays[name]
+            with np.errstate(all="ignore"):  # rounding says nothing of overflow
+                getattr(bn, ours)[...] = arrays[name]
     if COUNTER in values and bn.num_batches_tracked is not None:
-        bn.num_batches_tracked[...] = to_numpy(values[COUNTER])
+        bn.num_batches_tracked[...] = counter_of(values[COUNTER], COUNTER)
     return bn
 
 
@@ -189,12 +197,14 @@ def _estimator_of(
 def _corrected(var: Any, bessel: bool, wanted: bool, count: int | None) -> Any:
     if count is None:
         return var
+    count = count_of(count, "count")
     if count < 2:
         raise ValueError(f"count: expected at least 2 values per channel, got {count}")
     if bessel == wanted:
         return var
     factor = count / (count - 1) if wanted else (count - 1) / count
-    return (var.astype(np.float64) * factor).astype(var.dtype)
+    with np.errstate(all="ignore"):  # NaN and infinity are values like others
+        return (var.astype(np.float64) * factor).astype(var.dtype)
 
 
 def _convention_of(name: str) -> _Convention:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnext import _core
+from bnext.arguments import count_of
 
 __all__ = ["DEFAULT_MOMENTUM", "Cumulative", "DebiasedExponential", "Estimator", "Exponential"]
 
@@ -58,6 +59,13 @@ class Estimator(abc.ABC):
         -------
         float
             w of ``running = (1 - w) * running + w * batch``.
+
+        Raises
+        ------
+        TypeError
+            `batch` is not an integer.
+        ValueError
+            It is less than 1.
         """
 
     @property
@@ -145,7 +153,8 @@ class DebiasedExponential(Exponential):
         if self.momentum == 1.0:
             return 1.0
         # 1 - decay**t cancels where momentum is small.
-        return self.momentum / -math.expm1(batch * math.log1p(-self.momentum))
+        number = count_of(batch, "batch", 1)
+        return self.momentum / -math.expm1(number * math.log1p(-self.momentum))
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,7 +172,7 @@ class Cumulative(Estimator):
 
     def weight(self, batch: int) -> float:
         """``1 / batch``."""
-        return 1.0 / batch
+        return 1.0 / count_of(batch, "batch", 1)
 
     def __repr__(self) -> str:
         """As one would write it."""

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
-from bnext.devices.libraries import library_of, to_numpy
+from bnext.arguments import index_of, values_of
+from bnext.devices.libraries import library_of
 
 if TYPE_CHECKING:
     from bnext.layers import BatchNorm
@@ -46,15 +47,17 @@ def affine_of(bn: BatchNorm) -> Affine:
             "bn: expected a layer with running statistics, got one with "
             f"track_running_stats={bn.track_running_stats}"
         )
-    mean, var = (to_numpy(a).astype(np.float64) for a in (bn.running_mean, bn.running_var))
-    root = np.sqrt(var + bn.eps)
-    scale = np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)  # 0 as rstd is
-    shift = -mean * scale
-    if bn.weight is not None:
-        weight = to_numpy(bn.weight).astype(np.float64)
-        scale, shift = weight * scale, weight * shift
-    if bn.bias is not None:
-        shift = shift + to_numpy(bn.bias).astype(np.float64)
+    mean = _of_layer(bn.running_mean, "running_mean")
+    var = _of_layer(bn.running_var, "running_var")
+    with np.errstate(under="ignore"):
+        root = np.sqrt(var + bn.eps)
+        scale = np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)  # 0 as rstd is
+        shift = -mean * scale
+        if bn.weight is not None:
+            weight = _of_layer(bn.weight, "weight")
+            scale, shift = weight * scale, weight * shift
+        if bn.bias is not None:
+            shift = shift + _of_layer(bn.bias, "bias")
     return Affine(scale, shift)
 
 
@@ -112,9 +115,11 @@ def fold(
             f"weight: expected {len(scale)} outputs, as bn has channels, got {count} "
             f"(shape {values.shape}, axis {axis}, {groups} group(s))"
         )
-    folded = values * _spread(scale, values.shape, axes, groups, 0)
     offset = 0.0 if bias is None else _vector(bias, len(scale))
-    return _like(folded, weight), _like(scale * offset + shift, weight if bias is None else bias)
+    with np.errstate(under="ignore"):
+        folded = values * _spread(scale, values.shape, axes, groups, 0)
+        of_outputs = scale * offset + shift
+    return _like(folded, weight), _like(of_outputs, weight if bias is None else bias)
 
 
 def fold_into_next(
@@ -193,7 +198,9 @@ def fold_into_next(
         for vector in (scale, shift)
     )
     rest = tuple(a for a in range(values.ndim) if a not in (inputs, outputs))
-    through = (values * addend).sum(axis=rest, keepdims=True)
+    with np.errstate(under="ignore"):
+        through = (values * addend).sum(axis=rest, keepdims=True)
+        values = values * factor
     through = np.moveaxis(through, (inputs, outputs), (0, 1))
     if transposed:  # each group of inputs has outputs of its own
         through = through.reshape(groups, -1, values.shape[outputs]).sum(axis=1)
@@ -202,7 +209,7 @@ def fold_into_next(
     of_outputs = through.reshape(-1)
     offset = 0.0 if bias is None else _vector(bias, len(of_outputs))
     return (
-        _like(values * factor, weight),
+        _like(values, weight),
         _like(offset + of_outputs, weight if bias is None else bias),
     )
 
@@ -242,9 +249,7 @@ def _axes_of(axis: Any, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _check_groups(groups: Any, shape: tuple[int, ...], axis: int) -> None:
-    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
-        raise TypeError(f"groups: expected an integer, got {type(groups).__name__}")
-    if groups < 1 or shape[axis] % groups:
+    if index_of(groups, "groups") < 1 or shape[axis] % groups:
         raise ValueError(
             f"groups: expected a divisor of the {shape[axis]} channels along axis {axis} of "
             f"weight, got {groups}"
@@ -256,12 +261,17 @@ def _values_of(array: Any, name: str) -> Float64Array:
     library = library_of(array)
     if library is not None and str(array.dtype).endswith("bfloat16"):  # which NumPy may not read
         array = library.converted(array, "float32")
-    values = to_numpy(array)
+    values = values_of(array, name)
     if not _core.is_data_dtype(values.dtype):
         raise TypeError(
             f"{name}: expected dtype float16, bfloat16, float32 or float64, got {values.dtype}"
         )
     wide: Float64Array = values.astype(np.float64)
+    return wide
+
+
+def _of_layer(array: Any, name: str) -> Float64Array:
+    wide: Float64Array = values_of(array, name).astype(np.float64)
     return wide
 
 
@@ -275,9 +285,11 @@ def _vector(bias: Any, count: int) -> Float64Array:
 def _like(values: Float64Array, like: Any) -> Any:
     """Round to the dtype of `like`, in its library and where it is."""
     library = library_of(like)
-    if library is None:
-        return values.astype(np.asarray(like).dtype)
-    name = str(like.dtype).rpartition(".")[2]
-    if name == "bfloat16":
-        return library.converted(library.from_numpy(values.astype(np.float32), like), name)
-    return library.from_numpy(values.astype(name), like)
+    with np.errstate(under="ignore"):
+        if library is None:
+            return values.astype(np.asarray(like).dtype)
+        name = str(like.dtype).rpartition(".")[2]
+        through_float32 = name == "bfloat16"  # which NumPy may not have
+        rounded = values.astype(np.float32 if through_float32 else name)
+    array = library.from_numpy(rounded, like)
+    return library.converted(array, name) if through_float32 else array

@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext._core import Saved
+from bnext._moments import Moments
 from bnext.devices import DeviceSaved, engine_of
-from bnext.moments import Moments
 from bnext.sync.group import Group
 from bnext.sync.phases import (
     SyncSaved,

@@ -35,7 +35,7 @@ class ChecksMixin:
         if dtype is not self.dtype and dtype != self.dtype and not self._takes(dtype):
             raise self._wrong_dtype(dtype)
         if -rank <= axis < rank and shape[axis] != self.num_features:
-            raise self._wrong_channels(shape[axis])
+            raise self._wrong_channels(shape)
         return array
 
     def _checked_elsewhere(self, x: Any, engine: Any) -> Any:
@@ -48,7 +48,7 @@ class ChecksMixin:
         if dtype != self.dtype.name and not (is_wide and dtype in ("float16", "bfloat16")):
             raise self._wrong_dtype(dtype)
         if -rank <= axis < rank and shape[axis] != self.num_features:
-            raise self._wrong_channels(shape[axis])
+            raise self._wrong_channels(shape)
         return x
 
     def _check_places(self, engine: Any) -> None:
@@ -64,11 +64,22 @@ class ChecksMixin:
 
     def _wrong_dtype(self, dtype: Any) -> TypeError:
         also = ", float16 or bfloat16" if self.dtype == np.float32 else ""
-        return TypeError(f"x: expected dtype {self.dtype}{also}, got {dtype}")
+        remedy = f"convert x to {self.dtype}, as x.astype(np.{self.dtype})"
+        if str(dtype) in ("float32", "float64"):
+            remedy += f", or make the layer with dtype=np.{dtype}"
+        return TypeError(f"x: expected dtype {self.dtype}{also}, got {dtype} ({remedy})")
 
-    def _wrong_channels(self, got: int) -> ValueError:
+    def _wrong_channels(self, shape: tuple[int, ...]) -> ValueError:
         expected, axis = self.num_features, self.channel_axis
-        return ValueError(f"x: expected {expected} channels at axis {axis}, got {got}")
+        text = f"x: expected {expected} channels at axis {axis}, got {shape[axis]}"
+        for other in (-1, 1):  # where libraries have them
+            if -len(shape) <= other < len(shape) and shape[other] == expected:
+                text += (
+                    f" (axis {other} has {expected}: a layer for that order is made with "
+                    f"channel_axis={other})"
+                )
+                break
+        return ValueError(text)
 
     def _takes(self, dtype: np.dtype[Any]) -> bool:
         """Whether x may be of a dtype other than the layer's: 16 bits under float32 parameters."""

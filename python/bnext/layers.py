@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
+from bnext.arguments import index_of
 from bnext.devices import DeviceSaved, engine_of
 from bnext.devices.checks import check_more_than_one
-from bnext.devices.libraries import library_of, to_numpy
 from bnext.estimators import DEFAULT_MOMENTUM, Cumulative, Estimator, Exponential, chosen
 from bnext.folding import Affine, affine_of
-from bnext.layer_checks import ARRAYS, ChecksMixin
+from bnext.layer_checks import ChecksMixin
 from bnext.modes import ModesMixin
-from bnext.running import move_running
+from bnext.running import check_movable, prepare_move
 from bnext.state import StateMixin
 from bnext.sync.group import Group
 from bnext.sync.phases import (
@@ -30,6 +30,7 @@ from bnext.sync.phases import (
     layer_moments,
     move_by_group,
 )
+from bnext.writes import Writes
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -62,7 +63,9 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     dtype : dtype
         float32 or float64: of the parameters and the running statistics. The input has it as well;
         a float32 layer also takes float16 and bfloat16 (as ``ml_dtypes`` has it), and answers with
-        what it was given.
+        what it was given. Nothing is converted silently, and the dtype does not follow the first
+        input, since an optimizer may hold the parameters already: for NumPy's float64 make a layer
+        with ``dtype=np.float64``, or pass ``x.astype(np.float32)``.
     group : bnext.sync.Group, optional
         In training, the input is a member's shard of a batch that the whole group holds: all
         members call the layer together, and statistics are the whole batch's. In evaluation mode
@@ -129,14 +132,10 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         decay: float | None = None,
         estimator: Estimator | None = None,
     ) -> None:
-        if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
-            got = type(num_features).__name__
-            raise TypeError(f"num_features: expected an integer, got {got}")
-        if num_features < 0:
+        self.num_features = index_of(num_features, "num_features")
+        if self.num_features < 0:
             raise ValueError(f"num_features: expected an integer >= 0, got {num_features}")
-        if not hasattr(channel_axis, "__index__"):
-            got = type(channel_axis).__name__
-            raise TypeError(f"channel_axis: expected an integer, got {got}")
+        self.channel_axis = index_of(channel_axis, "channel_axis")
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype: expected dtype float32 or float64, got {self.dtype}")
@@ -145,11 +144,9 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         check_group(group)
         self.group = group
         self.parameter_gradients = check_parameter_gradients(parameter_gradients)
-        self.num_features = int(num_features)
         self.eps = eps
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.channel_axis = int(channel_axis)
         self.training = True
         self.use_running_stats: bool | None = None
         self.update_running_stats: bool | None = None
@@ -175,66 +172,6 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         # the running statistics have moved.
         self._latest_of: dict[int | None, tuple[Any, Any]] = {}
         self._moved_at: tuple[Group, int] | None = None
-
-    # --- state ------------------------------------------------------------------------------------
-
-    def reset_running_stats(self) -> None:
-        """Set the running mean to 0, the running variance to 1 and the counter to 0."""
-        if self.running_mean is not None:
-            self.running_mean[...] = 0
-        if self.running_var is not None:
-            self.running_var[...] = 1
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked[...] = 0
-
-    def reset_parameters(self) -> None:
-        """Reset the running statistics; set `weight` to 1 and `bias` to 0."""
-        self.reset_running_stats()
-        if self.weight is not None:
-            self.weight[...] = 1
-        if self.bias is not None:
-            self.bias[...] = 0
-
-    def to(self, like: Any) -> BatchNorm:
-        """Move parameters, their gradients and the running statistics to where an array is.
-
-        Parameters
-        ----------
-        like : array
-            Of the library and on the device that the layer's arrays are to have; a NumPy array
-            brings them back. The counter of batches stays on the CPU.
-
-        Returns
-        -------
-        BatchNorm
-            The layer. A forward call before is forgotten, as if `backward` had consumed it.
-
-        Raises
-        ------
-        TypeError
-            `like` is no array, or of a library whose arrays cannot be written: on the CPU, NumPy
-            arrays serve that library as well.
-        RuntimeError
-            `like` is on a device on which bnext cannot compute.
-        """
-        library = library_of(like)
-        if library is None and not isinstance(like, np.ndarray):
-            raise TypeError(f"like: expected an array, got {type(like).__name__}")
-        if library is not None and library.immutable:
-            raise TypeError(
-                f"like: expected an array that can be written, got one of {library.name}; on the "
-                "CPU a layer of NumPy arrays takes those"
-            )
-        engine_of(like, "like")
-        moved = {}
-        for name in ARRAYS:
-            if (array := getattr(self, name)) is not None:
-                values = to_numpy(array)
-                moved[name] = values if library is None else library.from_numpy(values, like)
-        vars(self).update(moved)
-        self._latest = None
-        self._latest_of.clear()
-        return self
 
     def as_affine(self) -> Affine:
         """Give what the layer is in inference: ``scale * x + shift`` for each channel.
@@ -320,16 +257,20 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
 
     def _by_running(self, engine: Any, x: Any, out: Any, moves: bool) -> tuple[Any, Any]:
         """Normalize by the running statistics, and move them after if asked to."""
-        batch = None
+        moving = None
         if moves and self.group is None:
             batch = engine.moments(x, self.channel_axis)
             check_more_than_one(tuple(x.shape), batch[0])
+            moving = Writes()
+            prepare_move(moving, self, *batch)
+        elif moves:
+            check_movable(self)
         y, saved = engine.normalize_by_running(
             x, self.running_mean, self.running_var, self.weight, self.bias,
             self.eps, self.channel_axis, out,
         )  # fmt: skip
-        if batch is not None:
-            move_running(self, *batch)
+        if moving is not None:
+            moving.commit()
         elif moves:
             # Only now: members that share the layer move it when all have normalized.
             move_by_group(self, layer_moments(self, engine, x))
@@ -394,10 +335,6 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
             self.weight_grad = dweight
         if self.train_affine and self.bias is not None:
             self.bias_grad = dbias
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the latest call: a copy, or what comes out of a pickle, has had none."""
-        return vars(self) | {"_latest": None, "_latest_of": {}, "_moved_at": None}
 
     def __repr__(self) -> str:
         """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""

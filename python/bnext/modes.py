@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnext.devices.checks import check_count
 from bnext.estimators import Estimator, Exponential
 
 __all__ = ["ModesMixin"]
@@ -67,16 +68,15 @@ class ModesMixin:
                 "freeze: expected a layer with running statistics, got one with "
                 f"track_running_stats={self.track_running_stats}"
             )
-        self.use_running_stats, self.update_running_stats = True, False
+        switches: dict[str, Any] = {"use_running_stats": True, "update_running_stats": False}
         if affine:
-            self.train_affine = False
-            self.weight_grad = self.bias_grad = None
+            switches |= {"train_affine": False, "weight_grad": None, "bias_grad": None}
+        vars(self).update(switches)  # all of them at once
         return self
 
     def unfreeze(self) -> Any:
         """Undo `freeze`: the mode decides again, and parameters train; returns the layer."""
-        self.use_running_stats = self.update_running_stats = None
-        self.train_affine = True
+        vars(self).update(use_running_stats=None, update_running_stats=None, train_affine=True)
         return self
 
     @property
@@ -117,11 +117,17 @@ class ModesMixin:
     def decay(self, value: float) -> None:
         self.estimator = self.estimator.with_decay(value)
 
-    def _weight_of_batch(self) -> float:
-        """Weight that the estimator gives to the batch that is to come."""
+    def _weight_of_batch(self, tracked: int | None = None) -> float:
+        """Weight that the estimator gives to the batch that is to come.
+
+        `tracked` is the number of batches before it, the layer's counter if not given.
+        """
         estimator = self.estimator
         if type(estimator) is Exponential:
             return estimator.momentum  # whatever the counter is, which the kernels check
         if self.num_batches_tracked is None:
             return 0.0  # as PyTorch: an average that cannot count stays
-        return estimator.weight(int(self.num_batches_tracked) + 1)
+        if tracked is None:
+            check_count(self.num_batches_tracked)
+            tracked = int(self.num_batches_tracked)
+        return estimator.weight(tracked + 1)

@@ -209,7 +209,8 @@ def test_layer_s_checks_of_x(kernels, make):
         (np.ones((4, 5), F4), ValueError, "x: expected 3 channels at axis 1, got 5"),
         (np.ones(3, F4), ValueError, "expected 2D or 3D input (got 1D input)"),
         (np.ones((4, 3)), TypeError,
-         "x: expected dtype float32, float16 or bfloat16, got float64"),
+         "x: expected dtype float32, float16 or bfloat16, got float64 (convert x to float32, as "
+         "x.astype(np.float32), or make the layer with dtype=np.float64)"),
         (np.ones((1, 3), F4), ValueError,
          "Expected more than 1 value per channel when training, got input size (1, 3)"),
     ):  # fmt: skip

@@ -25,14 +25,17 @@ def axis_of(channel_axis: Any, rank: int) -> int:
     return axis % rank
 
 
-def check_count(count: Any) -> None:
+def check_count(count: Any, name: str = "num_batches_tracked") -> None:
     """Check a layer's count of batches, which is on the CPU wherever its arrays are."""
     if count is None:
         return
     fits = isinstance(count, np.ndarray) and count.shape == () and count.dtype == np.int64
-    if not fits or not count.flags.behaved:
-        raise TypeError(
-            f"num_batches_tracked: expected a writeable int64 array of shape (), got {count!r}"
+    if not fits or isinstance(count, np.ma.MaskedArray) or not count.flags.behaved:
+        raise TypeError(f"{name}: expected a writeable int64 array of shape (), got {count!r}")
+    if not 0 <= count < np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{name}: expected a count of batches from 0 to {np.iinfo(np.int64).max - 1}, got "
+            f"{count}"
         )
 
 

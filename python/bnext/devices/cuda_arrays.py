@@ -110,7 +110,7 @@ class CudaArrays:
                 continue
             view = self._view(array, name)
             check_dtype(view, name, parameter_dtype(x.dtype))
-            check_shape(view, name, (channels,))
+            check_shape(view, name, (channels,), x.shape)
             views[name] = view if is_contiguous(view) else self._copied(view)
         return views
 
@@ -123,7 +123,7 @@ class CudaArrays:
                 raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
             view = self._view(array, name)
             check_dtype(view, name, *expected)
-            check_shape(view, name, (channels,))
+            check_shape(view, name, (channels,), x.shape)
             views[name] = view if is_contiguous(view) else self._copied(view)
         if len({view.dtype for view in views.values()}) > 1:
             for name, view in views.items():
@@ -298,7 +298,13 @@ def check_dtype(view: View, name: str, *expected: str) -> None:
         raise TypeError(f"{name}: expected dtype {' or '.join(expected)}, got {view.dtype}")
 
 
-def check_shape(view: View, name: str, expected: tuple[int, ...]) -> None:
-    """Refuse other shapes."""
-    if view.shape != expected:
-        raise ValueError(f"{name}: expected shape {expected}, got {view.shape}")
+def check_shape(view: View, name: str, expected: tuple[int, ...], x: tuple[int, ...] = ()) -> None:
+    """Refuse other shapes; for a vector of channels, name the axis of `x` that it would fit."""
+    if view.shape == expected:
+        return
+    text = f"{name}: expected shape {expected}, got {view.shape}"
+    for axis in (-1, 1):
+        if x[axis : axis + 1 or None] == view.shape:
+            text += f" (axis {axis} of x has {view.shape[0]}: channel_axis={axis})"
+            break
+    raise ValueError(text)

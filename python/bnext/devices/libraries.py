@@ -280,6 +280,14 @@ class Jax(Library):
         # A tracer has no memory: it is refused where that is asked for.
         return super().where(array) if hasattr(array, "__dlpack_device__") else CPU
 
+    def adopt(self, array: Any, name: str) -> npt.NDArray[Any]:
+        try:
+            return super().adopt(array, name)
+        except TypeError:
+            if _core.is_tracer(array):
+                _core.as_array(array, name)  # whose error says what to do
+            raise
+
 
 _KNOWN: dict[type, Library | None] = {}
 _TORCH_AND_CUPY: dict[str, Library] = {}

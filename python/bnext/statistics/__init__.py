@@ -2,11 +2,11 @@
 
 replay          a group whose members take turns in one thread
 update          `update_statistics`: running statistics made anew from a data set
-micro_batches   `micro_batches`: gradient accumulation with the statistics of the whole batch
+union           `micro_batches`: gradient accumulation with the statistics of the whole batch
 progress        the bar
 """
 
-from bnext.statistics.micro_batches import micro_batches
+from bnext.statistics.union import micro_batches
 from bnext.statistics.update import Update, update_statistics
 
 __all__ = ["Update", "micro_batches", "update_statistics"]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bnext.moments import Moments
-from bnext.statistics.layers import Estimate, lent, not_reached
+from bnext._moments import Moments
+from bnext.statistics.layers import Estimate, Loan, not_reached
 from bnext.statistics.progress import Watch
-from bnext.statistics.replay import ReplayGroup, Turn
+from bnext.statistics.replay import ReplayGroup, Turn, drop
 from bnext.sync.group import Group
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def exact(
     replay = ReplayGroup(layers, group, once=True)
     sizes: list[int] = []  # of the data set, in each pass
     held: list[Turn] = []
-    with lent(layers, replay):
+    loan = Loan(layers, replay)
+    try:
+        loan.begin()
         try:
             while len(replay.points) < len(layers):
                 words = f"layer {len(replay.points) + 1} of {len(layers)}"
@@ -49,8 +51,9 @@ def exact(
             last = held[0] if held else Turn(replay, partial(network, next(iter(batches))))
             last.go_on(hold=False)
         finally:
-            for turn in held:
-                turn.drop()
+            drop(held)
+    finally:
+        loan.give_back()
     estimates = {
         point.header.layer: Estimate.of(
             Moments(point.merged.total_count, point.merged.first, point.merged.second),
@@ -62,21 +65,26 @@ def exact(
 
 
 def _round(turns: Iterable[Turn], keep: int) -> tuple[list[Turn], int]:
-    """Let each batch come one layer further; give those that are held there, all or none."""
+    """Let each batch come one layer further; give those that are held there, all or none.
+
+    After an error none is held, so that nothing of the network goes on when its traceback dies.
+    """
     held: list[Turn] = []
     number = 0
     size = 0
-    for turn in turns:
-        number += 1
-        turn.go_on(hold=keep > 0)
-        size += turn.bytes
-        if keep == 0:
-            continue
-        held.append(turn)
-        if size > keep:
-            for each in held:
-                each.drop()
-            held, keep = [], 0
+    try:
+        for turn in turns:
+            number += 1
+            if keep > 0:
+                held.append(turn)
+            turn.go_on(hold=keep > 0)
+            size += turn.bytes
+            if size > keep > 0:
+                drop(held)
+                keep = 0
+    except BaseException:
+        drop(held)
+        raise
     return held, number
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from bnext.moments import Moments
-from bnext.statistics.layers import Estimate, called_twice, lent, not_reached
+import numpy as np
+
+from bnext._moments import Moments
+from bnext.statistics.layers import Estimate, Loan, called_twice, not_reached
 from bnext.statistics.progress import Watch
 from bnext.sync.group import Float64Array, Group, Header, Merged
 
@@ -32,12 +34,16 @@ def one_pass(
     sums = [kind(layer.estimator.bessel) for layer in layers]
     members = PassGroup(layers, group, lambda place, merged: sums[place].add(merged))
     number = 0
-    with lent(layers, members):
+    loan = Loan(layers, members)
+    try:
+        loan.begin()
         for x in watch(batches, "all layers"):
             members.next_batch()
             network(x)
             members.end_batch()
             number += 1
+    finally:
+        loan.give_back()
     estimates = [each.estimate() for each in sums]
     if number == 0 or any(estimate is None for estimate in estimates):
         raise ValueError("batches: expected at least one with data, got none")
@@ -46,6 +52,8 @@ def one_pass(
 
 class PassGroup(Group):
     """A batch that is alone, or the shard of an outer group's; what layers bring is collected."""
+
+    borrows = True
 
     def __init__(self, layers: list[BatchNorm], inner: Group | None, collect: Any) -> None:
         super().__init__()
@@ -136,9 +144,10 @@ class Average:
         self._batches += 1
         # Averages that move, so that nothing grows with the number of batches.
         share = 1.0 / self._batches
-        var = merged.second / (merged.total_count - self._bessel)
-        self._mean = self._mean + (merged.first - self._mean) * share
-        self._var = self._var + (var - self._var) * share
+        with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
+            var = merged.second / (merged.total_count - self._bessel)
+            self._mean = self._mean + (merged.first - self._mean) * share
+            self._var = self._var + (var - self._var) * share
 
     def estimate(self) -> Estimate | None:
         """Make it of what came; None if that were no data."""

@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bnext.moments import Moments
+from bnext._moments import Moments
 from bnext.statistics.layers import called_twice
 from bnext.sync.group import Float64Array, Group, Header, Merged
 
 if TYPE_CHECKING:
     from bnext.layers import BatchNorm
 
-__all__ = ["ReplayGroup", "Turn", "greenlets"]
+__all__ = ["ReplayGroup", "Turn", "drop", "greenlets"]
 
 ITEM_SIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 
 class Stopped(BaseException):
     """Ends a turn at a call whose result is not known yet; no Exception, so that few catch it."""
+
+    def __init__(self) -> None:
+        super().__init__("a pass ends here early, at a layer whose statistics are not known yet")
 
 
 class Point(NamedTuple):
@@ -61,6 +64,7 @@ class ReplayGroup(Group):
     """
 
     recalls = True
+    borrows = True
 
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
         super().__init__()
@@ -173,7 +177,8 @@ class ReplayGroup(Group):
             return recalled
         union = self._union or (0, 0.0, 0.0)
         if count:
-            union = (union[0] + count, union[1] + sum_dy, union[2] + sum_dy_xmu)
+            with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
+                union = (union[0] + count, union[1] + sum_dy, union[2] + sum_dy_xmu)
         elif self._union is None:
             union = (0, np.zeros(header.channels), np.zeros(header.channels))
         return self._stop(header, union, count)
@@ -259,6 +264,18 @@ class Turn:
         if self._greenlet is not None and not self._greenlet.dead:
             self._stopped = True
             self._greenlet.throw(Stopped)
+
+
+def drop(turns: list[Turn]) -> None:
+    """Give up all of them, and empty the list; raise the first error of what they run then."""
+    errors: list[BaseException] = []
+    while turns:
+        try:
+            turns.pop().drop()
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def same_call(one: Header, other: Header) -> bool:

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bnext.running import set_running
+from bnext.arguments import count_of
+from bnext.running import check_movable
 from bnext.statistics.exact import exact
 from bnext.statistics.layers import checked_layers, common_group
 from bnext.statistics.one_pass import Average, Pooled, one_pass
 from bnext.statistics.progress import watching
 from bnext.statistics.replay import greenlets
 from bnext.sync.group import announcing
+from bnext.writes import Writes
 
 if TYPE_CHECKING:
     from bnext.layers import BatchNorm
@@ -87,9 +89,11 @@ def update_statistics(
         There are no data, a layer is not reached, or is called twice for a batch, or the network
         calls layers in another order for another batch; the layers have no running statistics, or
         different groups; ``"exact"`` got an iterator, which ends after one pass; other methods a
-        batch with one value per channel.
+        batch with one value per channel; a running statistic is read-only.
     TypeError
         An argument is of a wrong type.
+    RuntimeError
+        A layer is in the middle of another call of this, or of a step of `micro_batches`.
 
     Notes
     -----
@@ -107,6 +111,7 @@ def update_statistics(
                 f"layers[{place}]: expected a layer with running statistics, got one with "
                 f"track_running_stats={layer.track_running_stats}"
             )
+        check_movable(layer, f"layers[{place}].")
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if not callable(network):
@@ -118,8 +123,11 @@ def update_statistics(
             "batches: expected an iterable that can be gone through several times, got an "
             f"iterator ({type(batches).__name__}), which ends after one pass"
         )
-    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 0):
-        raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}")
+    if keep is not None:
+        try:
+            keep = count_of(keep, "keep")
+        except (TypeError, ValueError):
+            raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}") from None
     group = common_group(targets)
     with watching(progress) as watch, announcing(group) if group else contextlib.nullcontext():
         if method == "exact":
@@ -130,10 +138,12 @@ def update_statistics(
             kind = Pooled if method == "pooled" else Average
             estimates, number = one_pass(network, batches, targets, group, kind, watch)
             update = Update(number, 1)
-    # Nothing from here on can fail.
-    for layer, estimate in zip(targets, estimates, strict=True):
-        set_running(layer, "running_mean", estimate.mean)
-        set_running(layer, "running_var", estimate.var)
+    writes = Writes()
+    for place, (layer, estimate) in enumerate(zip(targets, estimates, strict=True)):
+        new: dict[str, Any] = {"running_mean": estimate.mean, "running_var": estimate.var}
         if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked[...] = update.batches
+            new["num_batches_tracked"] = update.batches
+        for name, value in new.items():
+            writes.add(f"layers[{place}].{name}", getattr(layer, name), value, layer.dtype)
+    writes.commit()
     return update

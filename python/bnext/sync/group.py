@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import importlib
 import threading
 import weakref
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Calls", "Group", "GroupError", "Header", "Merged", "announcing"]
+__all__ = ["Calls", "Group", "GroupError", "Header", "Merged", "announcing", "engine_module"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -120,6 +121,9 @@ class Group(abc.ABC):
     # Whether `recalled` may know what an exchange gives before anything is brought to it.
     recalls = False
 
+    # Whether it is the group of a pass over data, which layers are in for a while.
+    borrows = False
+
     def __init__(self) -> None:
         # Members of one process that share a layer take turns in what must happen once.
         self.lock = threading.Lock()
@@ -190,6 +194,35 @@ class Group(abc.ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         """Itself."""
         return self
+
+    def __getstate__(self) -> Any:
+        """Refuse to be pickled: members meet in memory, or by handles, of this process.
+
+        Raises
+        ------
+        TypeError
+            Always, unless a subclass knows better.
+        """
+        raise TypeError(
+            f"group: a {type(self).__name__} cannot be pickled, since its members meet in this "
+            "process; pickle layers with `layer.group = None` (or their `state_dict()`), and give "
+            "them a group where they are loaded"
+        )
+
+
+def engine_module(module: str, name: str, extra: str) -> Any:
+    """Import what a kind of group needs; the error names the group, and how to install it."""
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(package)
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # it is there, and something that it needs is not
+            raise
+        raise ModuleNotFoundError(
+            f"{name}: expected {package} to be installed (pip install 'bnext[{extra}]')",
+            name=package,
+        ) from None
 
 
 def error_text(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnext.sync.group import Float64Array
+from bnext.sync.group import Float64Array, engine_module
 from bnext.sync.processes import ProcessGroup
 from bnext.sync.roll_call import Board
 
@@ -39,8 +39,7 @@ class MPIGroup(ProcessGroup):
     """
 
     def __init__(self, comm: Any, *, timeout: float = 60.0) -> None:
-        from mpi4py import MPI
-
+        MPI = engine_module("mpi4py.MPI", "MPIGroup", "mpi")  # noqa: N806 - as mpi4py names it
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm: expected an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
         super().__init__(timeout)

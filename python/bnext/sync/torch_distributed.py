@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnext.sync.group import Float64Array
+from bnext.sync.group import Float64Array, engine_module
 from bnext.sync.processes import ProcessGroup
 from bnext.sync.store_board import StoreBoard
 
@@ -53,9 +53,8 @@ class TorchDistributedGroup(ProcessGroup):
     """
 
     def __init__(self, process_group: Any = None, *, timeout: float = 60.0) -> None:
-        import torch
-        import torch.distributed as dist
-
+        torch = engine_module("torch", "TorchDistributedGroup", "torch")
+        dist = engine_module("torch.distributed", "TorchDistributedGroup", "torch")
         if not dist.is_initialized():
             raise RuntimeError(
                 "process_group: expected torch.distributed.init_process_group to have been called"

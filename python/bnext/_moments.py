@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnext import _core
+from bnext.arguments import count_of, refuse_mask
 from bnext.devices.libraries import library_of
 
 __all__ = ["Moments"]
@@ -23,11 +25,11 @@ class Moments:
     Parameters
     ----------
     count : int
-        Values per channel, the same for all channels.
+        Values per channel, the same for all channels. An integer of any type; kept as Python's.
     mean : array, shape (C,)
-        Mean of each channel. Kept as float64.
+        Mean of each channel. Real numbers, kept as float64.
     m2 : array, shape (C,)
-        Sum of squared deviations from the mean, of each channel. Kept as float64.
+        Sum of squared deviations from the mean, of each channel. Real numbers, kept as float64.
 
     On the CPU they become NumPy arrays. Those on a GPU stay as they are, and what is computed
     from them is there too.
@@ -36,6 +38,8 @@ class Moments:
     ------
     ValueError
         `count` is negative, or `mean` and `m2` are not vectors of one length.
+    TypeError
+        `count` is not an integer; `mean` or `m2` is not of real numbers, or has a mask.
 
     Notes
     -----
@@ -53,14 +57,13 @@ class Moments:
     m2: Float64Array
 
     def __post_init__(self) -> None:
+        count = count_of(self.count, "count")
         mean, m2 = _float64(self.mean, "mean"), _float64(self.m2, "m2")
-        if self.count < 0:
-            raise ValueError(f"count: expected an integer >= 0, got {self.count}")
         if mean.ndim != 1:
             raise ValueError(f"mean: expected shape (C,), got {tuple(mean.shape)}")
         if m2.shape != mean.shape:
             raise ValueError(f"m2: expected shape {tuple(mean.shape)}, got {tuple(m2.shape)}")
-        for name, value in (("mean", mean), ("m2", m2)):
+        for name, value in (("count", count), ("mean", mean), ("m2", m2)):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -77,6 +80,7 @@ class Moments:
         Moments
             With count 0, and zeros of shape (C,).
         """
+        channels = count_of(channels, "channels")
         return cls(0, np.zeros(channels), np.zeros(channels))
 
     @property
@@ -95,7 +99,8 @@ class Moments:
         return self._over(self.count - 1)
 
     def _over(self, divisor: int) -> Float64Array:
-        return self.m2 / divisor if divisor > 0 else self.m2 * math.nan
+        with np.errstate(all="ignore"):  # NaN and infinity are values like others
+            return self.m2 / divisor if divisor > 0 else self.m2 * math.nan
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both batches together.
@@ -126,12 +131,11 @@ class Moments:
             raise TypeError(f"other: expected moments in arrays of {mine}, got {others}")
         count = self.count + other.count
         share = other.count / count
-        delta = other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + delta * share,
-            self.m2 + (other.m2 + delta * delta * (self.count * share)),
-        )
+        with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
+            delta = other.mean - self.mean
+            mean = self.mean + delta * share
+            m2 = self.m2 + (other.m2 + delta * delta * (self.count * share))
+        return Moments(count, mean, m2)
 
     def __add__(self, other: Moments) -> Moments:
         """Merge, as an operator; `sum` works with ``start=Moments.empty(C)``."""
@@ -158,9 +162,14 @@ class Moments:
 
 def _float64(values: Any, name: str) -> Any:
     """Copy, read-only, on the CPU; what is on a GPU stays as it is, or is converted there."""
+    refuse_mask(values, name)
     library = library_of(values)
     if library is None or library.where(values).kind == "cpu":
-        array = np.array(values if library is None else library.adopt(values, name), np.float64)
+        given = np.asarray(values if library is None else library.adopt(values, name))
+        if given.dtype.kind not in "fiu" and not _core.is_data_dtype(given.dtype):
+            raise TypeError(f"{name}: expected an array of real numbers, got {given.dtype}")
+        with np.errstate(all="ignore"):
+            array = np.array(given, np.float64)
         array.flags.writeable = False
         return array
     wide = library.view(values, name).dtype == "float64"
