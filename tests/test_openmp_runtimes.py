@@ -49,7 +49,7 @@ def test_another_runtime_runs_the_same_code(tmp_path):
     own = bnext.show_config(mode="dicts")["threads"]["openmp_file"]
     copy = shutil.copy(own, tmp_path / "libanother.so")
     program = ANOTHER.replace("sys.argv[1]", repr(str(copy)))
-    assert output_of(program, timeout=100) == str(copy)
+    assert output_of(program) == str(copy)
 
 
 def test_a_library_without_a_runtime_is_none():
@@ -98,4 +98,4 @@ def test_forked_processes_compute_after_torch_did():
         print(ends[0].recv() if ends[0].poll(30) else "the child hangs")
         process.kill()
     """
-    assert output_of(program, timeout=100) == "True"
+    assert output_of(program) == "True"

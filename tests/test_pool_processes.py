@@ -254,7 +254,7 @@ FORK = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forks_while_other_threads_allocate():
-    assert output_of(FORK, timeout=100) == "failures: 0"
+    assert output_of(FORK) == "failures: 0"
 
 
 # --- the end of the process -----------------------------------------------------------------------

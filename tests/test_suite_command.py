@@ -9,7 +9,7 @@ import bnext
 from benchmarks import __main__ as command
 from benchmarks import cases, exactness, results
 
-from .optional import import_torch
+from .optional import import_extra, import_torch
 from .suite import TINY, require_onednn
 
 
@@ -56,7 +56,7 @@ def tiny_suite(monkeypatch, tmp_path):
 
 
 def test_the_command_measures_merges_and_resumes(tiny_suite, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
+    import_extra("matplotlib")
     out = tmp_path / "out"
     words = ["--out", str(out), "--threads", "2", "--dtypes", "float32"]
     assert command.main([*words, "--only", "growth|call"]) == 0
@@ -95,7 +95,7 @@ def test_the_command_measures_merges_and_resumes(tiny_suite, tmp_path, capsys, m
 
 def test_refused_dtypes_are_said(tiny_suite, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cases, "ALL_DTYPES", ("float32", "int32"))
-    pytest.importorskip("matplotlib")
+    import_extra("matplotlib")
     words = ["--out", str(tmp_path / "out"), "--only", "growth", "--dtypes", "int32"]
     assert command.main(words) == 0
     assert "skipped:  int32: bnext: x: expected" in capsys.readouterr().out

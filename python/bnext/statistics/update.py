@@ -121,6 +121,8 @@ def update_statistics(
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 0):
         raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}")
     group = common_group(targets)
+    if group is not None:
+        group.check_open()
     with watching(progress) as watch, announcing(group) if group else contextlib.nullcontext():
         if method == "exact":
             memory = (KEEP if keep is None else keep) if greenlets() else 0
