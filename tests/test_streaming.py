@@ -15,6 +15,7 @@ from bnext import _core
 
 from .cases import NHWC, Case, Memory
 from .compare import assert_same_bits
+from .conftest import AVAILABLE_ISAS
 from .limits import SOAK
 
 TOTAL = 34 << 20  # bytes of the input and the output together
@@ -60,14 +61,22 @@ def guarded(case, shape, dtype, offset):
     return Memory(memory.order, memory.steps, margins, offset).allocate(shape, dtype, GUARD)
 
 
-@pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "dtype",
-    [np.float32, np.float64, np.float16, ml_dtypes.bfloat16],
-    ids=lambda d: np.dtype(d).name,
-)
-def test_large_outputs(layout, dtype):
+DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+
+
+def combinations():
+    """All with the best instruction set; with each other one, every second layout of a dtype."""
+    return [
+        pytest.param(isa, dtype, layout, id=f"{isa}-{np.dtype(dtype).name}-{layout}")
+        for isa in AVAILABLE_ISAS
+        for j, dtype in enumerate(DTYPES)
+        for i, layout in enumerate(LAYOUTS)
+        if SOAK != 1 or isa == AVAILABLE_ISAS[0] or (i + j) % 2 == 0
+    ]
+
+
+@pytest.mark.parametrize(("isa", "dtype", "layout"), combinations(), indirect=["isa"])
+def test_large_outputs(isa, dtype, layout):
     case = LAYOUTS[layout]
     item = np.dtype(dtype).itemsize
     examples = TOTAL // 2 // item // int(np.prod(case.shape)) + 1
