@@ -7,6 +7,7 @@ import pytest
 
 import bnext
 
+from . import optional
 from .cases import CASES, EMPTY
 
 AVAILABLE_ISAS = bnext.show_config(mode="dicts")["isa"]["available"]
@@ -33,6 +34,36 @@ def fixed_team():
     bnext._core.fix_team(True)
     yield
     bnext._core.fix_team(False)
+
+
+# What cannot be run here is told in one line, and not test by test.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if optional.not_here(report, getattr(report, "call", None)):
+        report.outcome, report.longrepr, report.result = "passed", None, []
+        optional.count(collector.config, *report.not_here, "file")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if optional.not_here(report, call):
+        optional.count(item.config, *report.not_here, "test")
+    return report
+
+
+def pytest_report_teststatus(report):
+    return ("", "", "NOT HERE") if hasattr(report, "not_here") else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
+    if line := optional.line_of(config):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

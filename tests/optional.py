@@ -1,22 +1,120 @@
-"""What the tests use where it is installed."""
+"""What the tests use where it is there, and what becomes of tests where it is not.
 
+They are neither passed nor failed nor skipped: the end of the run says in one line what could not
+be run here, and why. Skipped is only what somebody should look at. The hooks are in conftest.py.
+"""
+
+import collections
 import importlib
 import os
 
 import pytest
 
+from bnext import cuda
+
+COUNTED = pytest.StashKey[dict]()
+
+
+class NotHere(pytest.skip.Exception):
+    """Ends a test, or a whole file of tests, that needs what is not there."""
+
+    def __init__(self, what, remedy):
+        super().__init__(f"needs {what}: {remedy}", allow_module_level=True)
+        self.what, self.remedy = what, remedy
+
 
 def import_torch():
-    """torch, or a skipped test; with BNEXT_REQUIRE_TORCH=1 its absence is a failure."""
-    return _imported("torch", "BNEXT_REQUIRE_TORCH")
+    """torch, or a test that is not run; with BNEXT_REQUIRE_TORCH=1 its absence is a failure."""
+    return _imported("torch", "PyTorch", "BNEXT_REQUIRE_TORCH")
 
 
 def import_jax():
-    """jax, or a skipped test; with BNEXT_REQUIRE_JAX=1 its absence is a failure."""
-    return _imported("jax", "BNEXT_REQUIRE_JAX")
+    """jax, or a test that is not run; with BNEXT_REQUIRE_JAX=1 its absence is a failure."""
+    return _imported("jax", "JAX", "BNEXT_REQUIRE_JAX")
 
 
-def _imported(name, required):
-    if os.environ.get(required) == "1":
+def import_extra(name):
+    """A module of an extra, or a test that is not run. The extra `test` has all but these two."""
+    return _imported(name, name, None)
+
+
+def _imported(name, title, required):
+    if required and os.environ.get(required) == "1":
         return importlib.import_module(name)
-    return pytest.importorskip(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != name.partition(".")[0]:
+            raise
+        also = f"; {required}=1 makes its absence an error" if required else ""
+        raise NotHere(title, f"pip install {name.partition('.')[0]}{also}") from None
+
+
+def import_emulated():
+    """The CUDA kernels compiled for the CPU, or a test that is not run."""
+    return _built("bnext._cuda_emulated")
+
+
+def import_kernels():
+    """`bnext._cuda`, or the same made for the CPU; or a test that is not run."""
+    return _built("bnext._cuda", "bnext._cuda_emulated")
+
+
+def _built(*names):
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+    raise NotHere("CUDA kernels for the CPU", "a build with BNEXT_CUDA_EMULATION=ON")
+
+
+def require_gpu():
+    """A test that is not run where bnext finds no GPU."""
+    if not cuda.is_available():
+        raise NotHere("a GPU", cuda.reason().partition(";")[0].partition("\n")[0])
+
+
+def require_engine(name, found):
+    """A test that is not run without the engine; BNEXT_REQUIRE_PROCESSES=1 makes that an error."""
+    if not found and not os.environ.get("BNEXT_REQUIRE_PROCESSES"):
+        what = {"mpi": "MPI", "gloo": "PyTorch"}[name]
+        package = {"mpi": "mpi4py mpich", "gloo": "torch"}[name]
+        raise NotHere(what, f"pip install {package}")
+
+
+# --- hooks of pytest ------------------------------------------------------------------------------
+
+
+def not_here(report, call):
+    """Note that a report is of a test, or a file, that is not run here."""
+    error = call.excinfo.value if call is not None and call.excinfo else None
+    if isinstance(error, NotHere):
+        report.not_here = (error.what, error.remedy)
+        return True
+    return False
+
+
+def count(config, what, remedy, kind):
+    """Count a test or a file that is not run."""
+    counted = config.stash.setdefault(COUNTED, collections.defaultdict(collections.Counter))
+    counted[what, remedy][kind] += 1
+
+
+def line_of(config):
+    """What was not run here, in one line; empty if everything was."""
+    parts = []
+    by_what = collections.defaultdict(collections.Counter)
+    remedies = {}
+    for (what, remedy), kinds in config.stash.get(COUNTED, {}).items():
+        by_what[what].update(kinds)
+        remedies.setdefault(what, remedy)
+    for what, kinds in by_what.items():
+        numbers = [
+            f"{kinds[kind]:,} {kind}{'' if kinds[kind] == 1 else 's'}"
+            for kind in ("test", "file")
+            if kinds[kind]
+        ]
+        parts.append(f"{' and '.join(numbers)} that need {what} ({remedies[what]})")
+    return f"not run here: {'; '.join(parts)}" if parts else ""

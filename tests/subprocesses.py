@@ -5,8 +5,10 @@ import subprocess
 import sys
 import textwrap
 
+from .limits import WIDE
 
-def run_python(program, *, timeout=60, **environment):
+
+def run_python(program, *, timeout=WIDE, **environment):
     """Runs `program`; variables set to None are taken out of its environment."""
     variables = os.environ | {name: value for name, value in environment.items() if value}
     for name in (name for name, value in environment.items() if value is None):

@@ -1,9 +1,9 @@
 """What the tests of the benchmark suite share: tiny cases, and oneDNN where it is installed."""
 
-import pytest
-
 from benchmarks import shared_libraries
 from bnext.bench.cases import Case
+
+from .optional import NotHere
 
 TINY = (
     Case("planes", (3, 20, 4, 6)),
@@ -14,8 +14,8 @@ TINY = (
 
 
 def require_onednn():
-    """Skip the test where oneDNN cannot be had, saying why."""
+    """A test that is not run where oneDNN cannot be had, and why."""
     try:
         shared_libraries.onednn()
     except shared_libraries.UnavailableError as reason:
-        pytest.skip(str(reason))
+        raise NotHere("oneDNN", str(reason)) from None

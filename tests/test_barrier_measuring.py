@@ -1,7 +1,5 @@
 """The benchmark of the barrier measures: tiny runs of each part, through JSON."""
 
-import os
-
 import pytest
 
 from benchmarks.barrier import __main__ as command
@@ -18,7 +16,7 @@ from benchmarks.barrier import (
 )
 from benchmarks.results import write
 
-REQUIRED = os.environ.get("BNEXT_REQUIRE_PROCESSES")
+from .optional import require_engine
 
 
 def test_turns_are_planned():
@@ -67,8 +65,7 @@ def test_the_jitter_is_measured(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("engine", cases.ENGINES)
 def test_processes_are_measured(monkeypatch, tmp_path, engine):
-    if (reason := processes.reason_against(engine)) and not REQUIRED:
-        pytest.skip(reason)
+    require_engine(engine, not processes.reason_against(engine))
     found = measured(monkeypatch, tmp_path, engine)
     assert found["skipped"] == []
     of_two = [r for r in found["rows"] if r["ranks"] == 2]

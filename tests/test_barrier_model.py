@@ -12,6 +12,8 @@ from benchmarks.barrier.model import Hop
 from benchmarks.barrier.report import fits, write_report
 from benchmarks.results import write
 
+from .optional import import_extra
+
 # What synthetic results are made of.
 MPI = model.Engine(
     "mpi", Hop(3e-6, 3e-10), Hop(3e-6, 1e-10), {"moments": (2.5e-5, 1e-8), "sums": (1.3e-5, 4e-9)}
@@ -260,7 +262,7 @@ def test_jitter_without_any():
 
 
 def test_the_report_follows_from_the_file(rng, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    import_extra("matplotlib")
     (tmp_path / "first").mkdir()
     document = synthetic(rng, 0.03)
     write(document, tmp_path / "first" / "results.json")
@@ -288,7 +290,7 @@ def test_the_report_follows_from_the_file(rng, tmp_path, capsys):
 
 
 def test_assumptions_can_be_changed_afterwards(rng, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    import_extra("matplotlib")
     path = tmp_path / "results.json"
     write(synthetic(rng), path)
     options = ["--latency-us", "7", "--ranks-per-node", "4", "--tflops", "75"]
@@ -302,7 +304,7 @@ def test_assumptions_can_be_changed_afterwards(rng, tmp_path, capsys):
 
 @pytest.mark.parametrize("missing", ["jitter", "rows"])
 def test_a_report_of_a_part(rng, tmp_path, missing):
-    pytest.importorskip("matplotlib")
+    import_extra("matplotlib")
     document = synthetic(rng)
     document[missing] = []
     printed = write_report(document, tmp_path)

@@ -14,7 +14,7 @@ from bnext.bench.measure import OPERATIONS, Measurement, measure, threads_set_to
 from bnext.bench.timing import FEWEST_TURNS, Timing, alternate
 from bnext.bench.traffic import floor_bytes
 
-from .optional import import_torch
+from .optional import import_extra, import_torch
 from .subprocesses import output_of
 
 TINY = (
@@ -220,7 +220,7 @@ def test_command_without_torch(tmp_path, capsys):
 @pytest.mark.parametrize("rich", [True, False])
 def test_table_with_rich_and_without(rich, monkeypatch, capsys):
     if rich:
-        pytest.importorskip("rich")
+        import_extra("rich")
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     m = measurement(bnext=0.5, torch=1.0, numpy=0.25)

@@ -12,6 +12,8 @@ import bnext
 from bnext.__main__ import main
 from bnext.demo import options
 
+from .optional import import_extra
+
 
 def exit_status(*words):
     """Exit status of a command line, whether returned or raised."""
@@ -23,9 +25,9 @@ def exit_status(*words):
 
 @pytest.fixture
 def extra():
-    """Skip where the extra is not installed."""
+    """What needs the extra runs where it is installed."""
     for module in options.EXTRA.values():
-        pytest.importorskip(module)
+        import_extra(module)
 
 
 def test_runs_as_a_module():

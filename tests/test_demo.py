@@ -14,6 +14,7 @@ from bnext.demo import layers, networks, training
 from bnext.demo.loss import accuracy, softmax_cross_entropy
 
 from .numerical import numerical_gradient
+from .optional import import_extra
 from .tolerances import FINITE_DIFFERENCE
 
 
@@ -138,7 +139,7 @@ def test_batches_are_of_one_size_and_visit_an_example_once_an_epoch():
 
 @pytest.fixture(scope="module")
 def digits():
-    pytest.importorskip("sklearn")
+    import_extra("sklearn")
     from bnext.demo.data import split_digits
 
     return split_digits(seed=0)
@@ -244,7 +245,7 @@ def records():
 
 
 def test_table(records):
-    console = pytest.importorskip("rich.console").Console(file=io.StringIO(), width=80)
+    console = import_extra("rich.console").Console(file=io.StringIO(), width=80)
     from bnext.demo import report
 
     console.print(report.table("dense", records))
@@ -257,7 +258,7 @@ def test_table(records):
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_picture(records, suffix, tmp_path):
-    pytest.importorskip("matplotlib")
+    import_extra("matplotlib")
     from bnext.demo import picture
 
     path = tmp_path / f"demo{suffix}"

@@ -21,6 +21,8 @@ from bnext.demo.statistics.experiment import Case, Outcome, in_batches, run_case
 from bnext.demo.statistics.following import Following, Statistics
 from bnext.demo.statistics.methods import EXACT, FROM_DATA, methods, shown
 
+from .optional import import_extra
+
 ESTIMATORS = [
     bnext.Exponential(decay=0.9),
     bnext.Exponential(decay=0.999, bessel=False),
@@ -34,7 +36,7 @@ ESTIMATORS = [
 
 @pytest.fixture(scope="module")
 def digits():
-    pytest.importorskip("sklearn")
+    import_extra("sklearn")
     from bnext.demo.data import split_digits
 
     return split_digits(seed=0)
@@ -42,11 +44,11 @@ def digits():
 
 @pytest.fixture
 def extra():
-    """Skip where the extra is not installed."""
+    """What needs the extra runs where it is installed."""
     from bnext.demo.options import EXTRA
 
     for module in EXTRA.values():
-        pytest.importorskip(module)
+        import_extra(module)
 
 
 def layers_of(network):
@@ -204,7 +206,7 @@ def test_multiplications_of_a_convolution_are_those_of_its_matrix_product(stride
 @pytest.mark.parametrize("keeping", [True, False])
 def test_costs(keeping, monkeypatch, rng):
     if keeping:
-        pytest.importorskip("greenlet")
+        import_extra("greenlet")
     else:
         monkeypatch.setattr("bnext.statistics.update.greenlets", lambda: None)
     images = rng.standard_normal((20, 1, 8, 8)).astype(np.float32)
@@ -373,7 +375,7 @@ def outcomes():
 
 
 def test_tables(outcomes):
-    console = pytest.importorskip("rich.console").Console(file=io.StringIO(), width=80)
+    console = import_extra("rich.console").Console(file=io.StringIO(), width=80)
     from bnext.demo.statistics import report
 
     chosen = parsed("--batch-sizes", "2", "4", "8", "16", "32", "64", "128", "--decays", "0.9")
@@ -390,8 +392,8 @@ def test_tables(outcomes):
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 @pytest.mark.parametrize("network", ["dense", "both"])
 def test_picture(outcomes, suffix, network, tmp_path):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("rich")
+    import_extra("matplotlib")
+    import_extra("rich")
     from bnext.demo.statistics import picture
 
     path = tmp_path / f"statistics{suffix}"

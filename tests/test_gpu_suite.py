@@ -15,7 +15,9 @@ from bnext.bench.cases import Case
 from bnext.bench.timing import FEWEST_TURNS, MOST_TURNS, Timing
 from bnext.bench.traffic import floor_bytes
 
-pytest.importorskip("ml_dtypes", reason="the size of a bfloat16 comes from ml_dtypes")
+from .optional import import_extra
+
+import_extra("ml_dtypes")  # from which the size of a bfloat16 comes
 
 H200 = {
     "name": "a GPU",

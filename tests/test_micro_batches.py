@@ -11,6 +11,7 @@ from bnext.demo.loss import softmax_cross_entropy
 from bnext.demo.networks import build
 
 from .compare import assert_same_bits
+from .limits import NEVER
 from .snapshots import layer_state, raises_exactly
 
 EXAMPLES = 61
@@ -187,7 +188,7 @@ def test_a_layer_that_is_called_twice(rng):
 
 def test_members_of_a_group_have_micro_batches_each(two):
     _, x = two
-    group = bnext.sync.ThreadGroup(2, timeout=30)
+    group = bnext.sync.ThreadGroup(2, timeout=NEVER)
     whole = [bnext.BatchNorm1d(4, dtype=np.float64) for _ in range(2)]
     y, dx, _ = through(whole)(x)
     replicas = [[bnext.BatchNorm1d(4, dtype=np.float64, group=group) for _ in whole]

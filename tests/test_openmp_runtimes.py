@@ -57,7 +57,7 @@ def another_runtime(folder):
 def test_another_runtime_runs_the_same_code(tmp_path):
     other = another_runtime(tmp_path)
     program = ANOTHER.replace("sys.argv[1]", repr(str(other)))
-    assert Path(output_of(program, BNEXT_TEAM="fixed", timeout=100)).name == Path(other).name
+    assert Path(output_of(program, BNEXT_TEAM="fixed")).name == Path(other).name
 
 
 def test_a_library_without_a_runtime_is_none():
@@ -106,7 +106,7 @@ def test_forked_processes_compute_after_torch_did():
         print(ends[0].recv() if ends[0].poll(30) else "the child hangs")
         process.kill()
     """
-    assert output_of(program, timeout=100) == "True"
+    assert output_of(program) == "True"
 
 
 CHILD_ALONE = """
@@ -131,7 +131,7 @@ def test_forked_processes_compute_after_torch_alone_did(import_before):
     """bnext gets PyTorch's runtime, and never ran a region before the fork, or was not even there."""
     import_torch()
     program = CHILD_ALONE.format(import_before=import_before)
-    assert output_of(program, timeout=100) == "0"
+    assert output_of(program) == "0"
 
 
 def test_a_fork_before_any_region_costs_no_threads():
@@ -178,4 +178,4 @@ def test_flushed_subnormals_of_one_thread_change_no_bit():
         assert torch.set_flush_denormal(True)
         print(all(list(compute(threads)) == expected for threads in (1, 2, 3)))
     """
-    assert output_of(program, BNEXT_TEAM="fixed", timeout=100) == "True"
+    assert output_of(program, BNEXT_TEAM="fixed") == "True"

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from .limits import SOAK
 from .subprocesses import output_of, run_python
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -134,6 +135,9 @@ def test_memory_that_is_given_back_is_the_systems():
 def test_thousands_of_calls_take_no_more_memory(limit):
     program = (
         RESIDENT
+        + f"""
+    SOAK = {SOAK}
+    """
         + """
     def calls(number):
         for _ in range(number):
@@ -143,10 +147,11 @@ def test_thousands_of_calls_take_no_more_memory(limit):
         for _ in range(20):
             bnext.batch_norm_forward(x)
 
+    bnext.set_num_threads(1)  # a team would wait for cores that others have
     calls(300)
     before = resident()
-    calls(3000)
-    assert resident() - before < 4 << 20, resident() - before
+    calls(500 * SOAK)
+    assert resident() - before < 2 << 20, resident() - before
     pool = bnext.show_config(mode="dicts")["pool"]
     assert pool["in_use_bytes"] <= 1 << 20, pool
     assert pool["cached_bytes"] <= pool["limit_bytes"], pool
@@ -254,7 +259,7 @@ FORK = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forks_while_other_threads_allocate():
-    assert output_of(FORK, timeout=100) == "failures: 0"
+    assert output_of(FORK) == "failures: 0"
 
 
 # --- the end of the process -----------------------------------------------------------------------

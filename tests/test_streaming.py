@@ -15,6 +15,8 @@ from bnext import _core
 
 from .cases import NHWC, Case, Memory
 from .compare import assert_same_bits
+from .conftest import AVAILABLE_ISAS
+from .limits import SOAK
 
 TOTAL = 34 << 20  # bytes of the input and the output together
 GUARD = 7.0
@@ -41,7 +43,7 @@ LAYOUTS = {
     "NCHW-56x56": Case("", (1, 5, 56, 56)),
     "NCHW-67x67": Case("", (1, 5, 67, 67)),
 }
-OFFSETS = {2: (0, 2), 4: (0, 4, 16, 36), 8: (8,)}
+OFFSETS = {2: (0, 2), 4: (0, 4, 16, 36), 8: (8,)}  # one that is aligned, and others
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,14 +61,22 @@ def guarded(case, shape, dtype, offset):
     return Memory(memory.order, memory.steps, margins, offset).allocate(shape, dtype, GUARD)
 
 
-@pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "dtype",
-    [np.float32, np.float64, np.float16, ml_dtypes.bfloat16],
-    ids=lambda d: np.dtype(d).name,
-)
-def test_large_outputs(layout, dtype):
+DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+
+
+def combinations():
+    """All with the best instruction set; with each other one, every second layout of a dtype."""
+    return [
+        pytest.param(isa, dtype, layout, id=f"{isa}-{np.dtype(dtype).name}-{layout}")
+        for isa in AVAILABLE_ISAS
+        for j, dtype in enumerate(DTYPES)
+        for i, layout in enumerate(LAYOUTS)
+        if SOAK != 1 or isa == AVAILABLE_ISAS[0] or (i + j) % 2 == 0
+    ]
+
+
+@pytest.mark.parametrize(("isa", "dtype", "layout"), combinations(), indirect=["isa"])
+def test_large_outputs(isa, dtype, layout):
     case = LAYOUTS[layout]
     item = np.dtype(dtype).itemsize
     examples = TOTAL // 2 // item // int(np.prod(case.shape)) + 1
@@ -89,7 +99,10 @@ def test_large_outputs(layout, dtype):
         _, part_saved = _core.normalize(*given, expected_y[part])
         some = dy[part], x[part], part_saved, weight, *sums, saved.count
         _core.backward_apply(*some, expected_dx[part])
-    for offset in OFFSETS[item]:
+    aligned, *others = OFFSETS[item]
+    if others and SOAK == 1:  # each of them with some of the layouts, in every instruction set
+        others = [others[list(LAYOUTS).index(layout) % len(others)]]
+    for offset in (aligned, *others):
         what = f"{offset} bytes off"
         whole, out = guarded(case, shape, dtype, offset)
         bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, out=out)

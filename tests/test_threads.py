@@ -175,9 +175,9 @@ def test_small_calls_do_not_queue_for_the_lock():
     interval = sys.getswitchinterval()
     busy.start()
     try:
-        sys.setswitchinterval(0.05)
+        sys.setswitchinterval(5.0)
         begin = time.perf_counter()
-        for _ in range(100):
+        for _ in range(20):
             layer(x)
             layer.backward(x)
         took = time.perf_counter() - begin
@@ -185,7 +185,7 @@ def test_small_calls_do_not_queue_for_the_lock():
         sys.setswitchinterval(interval)
         stop.set()
         busy.join()
-    assert took < 2  # and not 200 intervals
+    assert took < 50  # and not 40 intervals
 
 
 FORK = """
@@ -211,9 +211,9 @@ FORK = """
         ends = context.Pipe(duplex=False)
         process = context.Process(target=child, args=(ends[1], generations))
         process.start()
-        assert ends[0].poll(30), "the child hangs"
+        assert ends[0].poll(500), "the child hangs"
         assert ends[0].recv_bytes() == expected
-        process.join(30)
+        process.join(500)
         assert process.exitcode == 0
 
     context = multiprocessing.get_context("fork")
@@ -228,7 +228,7 @@ FORK = """
 
 def test_forked_processes_compute_too():
     """OpenMP's threads do not survive a fork; a runtime that waits for them hangs for ever."""
-    assert output_of(FORK, timeout=100) == "done"
+    assert output_of(FORK) == "done"
 
 
 def test_the_process_ends_while_threads_compute():

@@ -11,6 +11,7 @@ from bnext.statistics.replay import greenlets
 
 from . import reference
 from .compare import assert_same_bits
+from .limits import NEVER
 from .snapshots import layer_state, raises_exactly
 from .statistics_networks import Network, conv, dense
 
@@ -425,7 +426,7 @@ def test_a_layer_given_twice(small):
 def test_members_of_a_group_bring_parts_of_the_data(rng, method, keep):
     whole = dense(3, rng, np.float64)
     x = whole.data(rng, 66)
-    group = bnext.sync.ThreadGroup(3, timeout=30)
+    group = bnext.sync.ThreadGroup(3, timeout=NEVER)
     # The union of the members' first batches is the batch of the whole, and so on.
     shards = [
         np.concatenate(parts)
@@ -449,7 +450,7 @@ def test_members_of_a_group_bring_parts_of_the_data(rng, method, keep):
 
 
 def test_an_error_of_one_member_reaches_the_others(rng):
-    group = bnext.sync.ThreadGroup(2, timeout=30)
+    group = bnext.sync.ThreadGroup(2, timeout=NEVER)
     replicas = [dense(2, rng, np.float64).copy(group) for _ in range(2)]
     batches = in_batches(replicas[0].data(rng, 20), 5)
 

@@ -1,7 +1,5 @@
 """Fixtures of the tests of arrays on a GPU, with and without one."""
 
-import importlib
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ import bnext
 
 from .. import compare, tolerances
 from ..fake_cuda import Array, InterfaceArray
+from ..optional import import_emulated
 from . import compare_there, gpu
 from .stand_in import StandIn
 
@@ -23,7 +22,7 @@ def tolerances_there(monkeypatch):
 
 @pytest.fixture(params=gpu.LIBRARIES)
 def library(request):
-    """Each library with arrays on the GPU; skipped with the reason where there is none."""
+    """Each library with arrays on the GPU, where there is one."""
     return gpu.with_a_gpu(request.param)
 
 
@@ -36,13 +35,7 @@ def tensors():
 @pytest.fixture(params=["stand-in", "emulated"])
 def kernels(request, monkeypatch):
     """What is loaded in place of `bnext._cuda`."""
-    if request.param == "stand-in":
-        module = StandIn()
-    else:
-        try:
-            module = importlib.import_module("bnext._cuda_emulated")
-        except ImportError as error:
-            pytest.skip(f"this build has no emulated kernels: {error}")
+    module = StandIn() if request.param == "stand-in" else import_emulated()
     monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
     return module
 

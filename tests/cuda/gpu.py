@@ -12,6 +12,7 @@ import pytest
 import bnext
 
 from ..cases import ALIGNMENT
+from ..optional import NotHere, require_gpu
 
 DEVICE = "cuda"
 
@@ -102,16 +103,15 @@ _made = {}
 
 
 def with_a_gpu(name):
-    """One of `LIBRARIES`, or a skipped test with the reason."""
-    if not bnext.cuda.is_available():
-        pytest.skip(f"no GPU for bnext: {bnext.cuda.reason()}")
+    """One of `LIBRARIES`, or a test that is not run here."""
+    require_gpu()
     if name not in _made:
         try:
             _made[name] = LIBRARIES[name]()
         except ImportError as error:
-            pytest.skip(f"no arrays of this library: {error}")
+            raise NotHere("arrays on a GPU", str(error)) from None
     if not _made[name].found():
-        pytest.skip(f"{name}: this build of the library finds no GPU")
+        raise NotHere("arrays on a GPU", f"{name}: this build of the library finds no GPU")
     return _made[name]
 
 

@@ -1,13 +1,12 @@
 """Adversarial data through every path of the emulated kernels."""
 
-import importlib
-
 import numpy as np
 import pytest
 
 import bnext
 
 from ..fake_cuda import Array
+from ..optional import import_emulated
 from . import adversarial, gpu
 
 
@@ -33,10 +32,7 @@ PATHS += [(path, LARGE) for path in gpu.PATHS]
 
 @pytest.fixture(params=PATHS, ids=lambda p: f"{p[0]}-{('small', 'large')[p[1]]}")
 def path_and_tensors(request, monkeypatch):
-    try:
-        module = importlib.import_module("bnext._cuda_emulated")
-    except ImportError as error:
-        pytest.skip(f"this build has no emulated kernels: {error}")
+    module = import_emulated()
     monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
     path, device = request.param
     return path, Emulated(device)

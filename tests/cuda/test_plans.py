@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from .kernels import import_kernels
+from ..optional import import_kernels
 
 kernels = import_kernels()
 

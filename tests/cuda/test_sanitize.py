@@ -1,21 +1,16 @@
 """What compute-sanitizer runs on a GPU, `benchmarks/gpu/sanitize.py`, with emulated kernels."""
 
-import importlib
-
 import pytest
 
 from benchmarks.gpu import sanitize
 
-from ..optional import import_torch
+from ..optional import import_emulated, import_torch
 
 
 @pytest.fixture(scope="module")
 def kernels():
     import_torch()
-    try:
-        return importlib.import_module("bnext._cuda_emulated")
-    except ImportError as error:
-        pytest.skip(f"this build has no emulated kernels: {error}")
+    return import_emulated()
 
 
 def test_every_operation_on_every_path(kernels, capsys):

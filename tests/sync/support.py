@@ -7,6 +7,8 @@ import numpy as np
 
 import bnext
 
+from ..limits import NEVER, WIDE
+
 # How a batch of n examples is cut, as shares: equal, unequal, with one example, empty ones.
 CUTS = {
     "equal": lambda n: [n * r // 3 for r in (1, 2)],
@@ -30,7 +32,7 @@ def whole(parts, axis=0):
     return np.concatenate(list(parts), axis)
 
 
-def members(group, body, patience=30.0):
+def members(group, body, patience=WIDE):
     """What `body(rank)` returned or raised in threads of the caller's own, in order of ranks.
 
     A thread that has not ended after `patience` seconds fails the test: it hangs.
@@ -63,5 +65,5 @@ def layer_step(layer, x, dy):
     return y, layer.backward(dy)
 
 
-def new_group(size, timeout=30.0):
+def new_group(size, timeout=NEVER):
     return bnext.sync.ThreadGroup(size, timeout=timeout)

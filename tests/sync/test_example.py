@@ -10,7 +10,9 @@ import pytest
 
 import bnext
 
-from .test_processes import ENGINES, MPIEXEC, REQUIRED, ROOT
+from ..limits import WIDE
+from ..optional import require_engine
+from .test_processes import ENGINES, MPIEXEC, ROOT
 
 EXAMPLE = str(ROOT / "examples" / "data_parallel.py")
 PYTHON = [sys.executable, EXAMPLE]
@@ -26,7 +28,7 @@ def weights_of(command, file):
         "PYTHONPATH": str(pathlib.Path(bnext.__file__).parents[1]), "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
-    subprocess.run([*command, "--save", str(file)], env=environment, check=True, timeout=100)
+    subprocess.run([*command, "--save", str(file)], env=environment, check=True, timeout=WIDE)
     with np.load(file) as weights:
         return dict(weights)
 
@@ -38,8 +40,8 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_reaches_the_same_weights(way, alone, tmp_path):
-    if not ENGINES.get(way, True) and not REQUIRED:
-        pytest.skip(f"{way} is not installed")
+    if way in ENGINES:
+        require_engine(way, ENGINES[way])
     weights = weights_of([*WAYS[way], way], tmp_path / "weights.npz")
     assert len(weights) == 5
     for name in alone:

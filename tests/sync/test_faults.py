@@ -13,6 +13,7 @@ import bnext
 from bnext.sync import GroupError
 
 from ..compare import assert_same_bits
+from ..limits import NEVER, TEST
 from .support import members, new_group
 
 FAULTS = int(os.environ.get("BNEXT_FAULTS", "10"))
@@ -102,11 +103,11 @@ KINDS = {
 }
 
 
-@pytest.mark.timeout(60 + FAULTS)
+@pytest.mark.timeout(TEST + FAULTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_survivor_is_told(kind):
     fault, expected = KINDS[kind]
-    groups = {size: new_group(size, 0.05 if kind == "is-slow" else 30.0) for size in SIZES}
+    groups = {size: new_group(size, 0.05 if kind == "is-slow" else NEVER) for size in SIZES}
     patient = {size: new_group(size) for size in SIZES}
     good = {size: members(group, Program(group)) for size, group in patient.items()}
     for number in range(FAULTS):
@@ -115,10 +116,7 @@ def test_every_survivor_is_told(kind):
         culprit = number * 5 % size
         # Before the first exchange, in between, and after the last one of a step.
         at = divmod(number * 3 % ((STEPS - 1) * CALLS + 1), CALLS)
-        began = time.monotonic()
         results = members(group, Program(group, fault, culprit, at))
-        if kind != "is-slow":
-            assert time.monotonic() - began < 15.0, "told at once, not after the time-out"
         survivors = [result for rank, result in enumerate(results) if rank != culprit]
         for error in survivors:
             assert isinstance(error, GroupError), (number, error)
@@ -130,6 +128,7 @@ def test_every_survivor_is_told(kind):
                 assert str(error).startswith(f"layer {error.layer}, step {error.step}, ")
                 assert error.layer in (0, 1)
         if kind != "is-slow":  # under load, others may be late as well
+            assert "time-out" not in group.broken, "told at once"
             assert str(culprit) in group.broken
         own = {"raises": OwnError, "ends": SystemExit}.get(kind, GroupError)
         assert isinstance(results[culprit], own)
@@ -171,14 +170,14 @@ def test_the_slow_member_is_told_when_it_comes():
 
 
 def test_fewer_calls_are_noticed_at_once():
-    group = new_group(3, 60.0)
+    group = new_group(3)
     layer = bnext.BatchNorm1d(CHANNELS, group=group)
 
     def member(rank):
         for _ in range(2 if rank == 2 else 5):
             layer(np.ones((2, CHANNELS), np.float32))
 
-    results = members(group, member, patience=10.0)
+    results = members(group, member)
     assert results[2] is None
     assert str(results[0]) == "layer 0, step 2, forward: rank 2 has left the group"
     assert results[0].rank == results[1].rank == 2
@@ -200,7 +199,7 @@ def test_layers_called_in_another_order_are_noticed_in_the_first_step():
 
 @pytest.mark.parametrize("what", ["weight", "x", "dy", "out", "backward's out"])
 def test_an_error_of_the_call_itself_is_announced(what):
-    group = new_group(2, 60.0)
+    group = new_group(2)
     x = np.ones((4, CHANNELS), np.float32)
 
     def member(rank):
@@ -214,7 +213,7 @@ def test_an_error_of_the_call_itself_is_announced(what):
             out = np.empty((4, 1), np.float32) if bad == "backward's out" else None
             bnext.batch_norm_backward(x[:2] if bad == "dy" else x, x, saved, weight, out=out)
 
-    survivor, culprit = members(group, member, patience=10.0)
+    survivor, culprit = members(group, member)
     assert isinstance(survivor, GroupError)
     # In the exchange of that very pass, before anybody has written anything.
     assert (survivor.step, survivor.layer) == (0, -1)

@@ -15,13 +15,14 @@ from bnext.sync import GroupError
 
 from .. import reference
 from ..compare import assert_are_gradients, assert_is_forward, assert_same_bits
+from ..limits import TEST, WIDE
 from ..subprocesses import run_python
 from .support import layer_step, members, new_group
 
 STEPS = int(os.environ.get("BNEXT_BARRIER_STEPS", "20"))
 
 
-@pytest.mark.timeout(120 + STEPS)
+@pytest.mark.timeout(TEST + STEPS)
 def test_64_threads_with_one_example_each(rng):
     """20 neurons, forward and backward, the same bits at every step and in every run."""
     x, dy = (rng.normal(size=(64, 20)).astype(np.float32) for _ in range(2))
@@ -87,18 +88,18 @@ def test_the_first_error_comes_back_with_its_rank():
 
 def test_a_member_that_never_ends_is_left_behind():
     group = new_group(2, 0.1)
-    forever = threading.Event()
+    forever, ended = threading.Event(), []
 
     def fn(rank, _):
         if rank == 0:
-            forever.wait(30)
+            forever.wait(WIDE)
+            ended.append(rank)
         else:
             raise KeyError("mine")
 
-    began = time.monotonic()
     with pytest.raises(KeyError):
         group.run(fn, range(2))
-    assert time.monotonic() - began < 10
+    assert not ended
     group.reset()
     assert group.run(lambda rank, _: rank, range(2)) == [0, 1]
     forever.set()
@@ -182,10 +183,10 @@ def test_a_reset_frees_who_waits():
 
     thread = threading.Thread(target=waits)
     thread.start()
-    begins.wait(10)
+    begins.wait(WIDE)
     time.sleep(0.5)  # it is on its way to the barrier, and waits there for the other one
     group.reset()
-    thread.join(10)
+    thread.join(WIDE)
     assert not thread.is_alive()
     # The second call comes while the others are being told, or after it.
     assert told[0] == "the group was reset"
@@ -265,28 +266,27 @@ INTERRUPTED_IN_RUN = """
     import signal, threading, time
     import numpy as np, bnext
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the tests may run without
-    group = bnext.sync.ThreadGroup(3, timeout=60)
+    group = bnext.sync.ThreadGroup(3, timeout=1200)
     x, told = np.ones((2, 3), np.float32), []
     def fn(rank, shard):
         if rank == 2:
-            time.sleep(30)
+            time.sleep(1200)
         try:
             bnext.batch_norm_forward(shard, group=group)
         except bnext.sync.GroupError as error:
             told.append(str(error))
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-    began = time.monotonic()
     try:
         group.run(fn, [x] * 3)
     except KeyboardInterrupt:
-        print(time.monotonic() - began < 10, len(told), set(told))
+        print(len(told), set(told))
 """
 
 INTERRUPTED_MEMBER = """
     import signal, threading, time
     import numpy as np, bnext
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the tests may run without
-    group = bnext.sync.ThreadGroup(3, timeout=60)
+    group = bnext.sync.ThreadGroup(3, timeout=1200)
     x, told = np.ones((2, 3), np.float32), []
     def other():
         try:
@@ -297,21 +297,20 @@ INTERRUPTED_MEMBER = """
     thread = threading.Thread(target=other)
     thread.start()
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-    began = time.monotonic()
     try:
         with group.member(0):
             bnext.batch_norm_forward(x, group=group)
     except KeyboardInterrupt:
-        thread.join(10)
-        print(time.monotonic() - began < 10, len(told), set(told))
+        thread.join()
+        print(len(told), set(told))
 """
 
 
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        (INTERRUPTED_IN_RUN, "True 2 {'a call without a layer, step 0, forward: run raised "),
-        (INTERRUPTED_MEMBER, "True 1 {'a call without a layer, step 0, forward: rank 0 was "),
+        (INTERRUPTED_IN_RUN, "2 {'a call without a layer, step 0, forward: run raised "),
+        (INTERRUPTED_MEMBER, "1 {'a call without a layer, step 0, forward: rank 0 was "),
     ],
     ids=["run", "member"],
 )

@@ -19,10 +19,12 @@ import numpy as np
 import bnext
 from bnext.devices.libraries import to_numpy
 
+from ..limits import NEVER, WIDE
+
 CHANNELS = {"narrow": 5, "wide": 1300}  # the second needs more than a block of a sum
 STEPS = 3
 # Where somebody is waited for in vain, or nearly; all others must know without it.
-SHORT, LONG = 1.0, 30.0
+SHORT, LONG = 2.0, NEVER
 WAITS = ("late", "slow", "goes", "raises-and-one-is-late", "freezes")
 
 
@@ -92,7 +94,7 @@ def with_fault(group, kind, culprit):
                 time.sleep(0.4)  # so that the others wait
             elif kind == "raises-and-one-is-late" and group.rank == culprit - 1:
                 time.sleep(group.timeout * 1.5)
-            if kind in ("leaves", "goes") and group.rank == culprit:
+            if kind in ("leaves", "goes", "closes") and group.rank == culprit:
                 return
         first(x)
         first.backward(x)
@@ -103,6 +105,8 @@ def do_wrong(group, kind, first, second, x):
     """What the culprit does before its next call."""
     if kind.startswith("raises"):
         raise KeyError("mine")
+    if kind == "closes":
+        group.close()
     if kind == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "freezes":
@@ -143,7 +147,7 @@ def new_group_of(task, timeout):
         torch.cuda.set_device(task.rank)
     dist.init_process_group(
         backend, init_method=task.store or f"file://{task.folder}/store",
-        rank=task.rank, world_size=task.size, timeout=datetime.timedelta(seconds=60),
+        rank=task.rank, world_size=task.size, timeout=datetime.timedelta(seconds=WIDE),
     )  # fmt: skip
     return lambda: bnext.sync.TorchDistributedGroup(dist.new_group(), timeout=timeout)
 
@@ -151,7 +155,6 @@ def new_group_of(task, timeout):
 def outcome_of(group, task):
     """What came of the fault."""
     culprit = task.culprit % group.size
-    began = time.monotonic()
     error = None
     try:
         # Who only goes tells nobody.
@@ -161,9 +164,101 @@ def outcome_of(group, task):
     except BaseException as caught:
         error = caught
     return {
-        "type": type(error).__name__, "text": str(error), "seconds": time.monotonic() - began,
+        "type": type(error).__name__, "text": str(error),
         "rank": getattr(error, "rank", None), "reason": getattr(error, "reason", None),
     }  # fmt: skip
+
+
+def one_after_the_other(new_group, count):
+    """Groups that are closed, or garbage, or both, each after an exchange."""
+    layer = bnext.BatchNorm1d(4)
+    for number in range(count):
+        group = layer.group = new_group()
+        layer(np.ones((3, 4), np.float32))
+        if number % 3:
+            group.close()
+        if number % 3 == 2:
+            group.close()
+
+
+def many_in_mpi(task, new_group):
+    """More groups than MPICH has communicators; then of ranks that differ; then after MPI's end."""
+    from mpi4py import MPI
+
+    from bnext.sync import communicators
+
+    world = MPI.COMM_WORLD
+    rank = world.rank
+    one_after_the_other(new_group, task.rounds)
+    kept = [new_group() for _ in range(3)]
+    unfreed = [len(communicators._duplicates)]
+    for left_out in range(world.size):
+        for _ in range(5):
+            some = world.Split(int(rank == left_out))
+            with contextlib.closing(bnext.sync.MPIGroup(some)) as group, group:
+                bnext.batch_norm_forward(np.ones((2, 3)), group=group)
+            some.Free()
+    bnext.sync.MPIGroup.free_closed(world)
+    unfreed.append(len(communicators._duplicates))
+    for _ in range(2):  # one rank keeps its group, and no other is kept waiting
+        group = new_group()
+        if rank:
+            group.close()
+        else:
+            kept.append(group)
+    bnext.sync.MPIGroup.free_closed(world)
+    unfreed.append(len(communicators._duplicates))
+    bnext.batch_norm_forward(np.ones((2, 3)), group=kept[0])
+    MPI.Finalize()
+    for group in kept:
+        group.close()
+    write_whole(pathlib.Path(task.folder) / f"{rank}.json", json.dumps(unfreed))
+
+
+def many_in_torch(task, new_group):
+    """How many keys there are in the store after some groups, and whether the last one is freed."""
+    import gc
+    import weakref
+
+    import torch.distributed as dist
+
+    from bnext.sync import store_board
+
+    process_group = dist.new_group()
+    store = process_group.get_group_store()
+    keys = []
+    for _ in range(task.rounds):
+        for close in (True, False):
+            group = bnext.sync.TorchDistributedGroup(process_group, timeout=LONG)
+            with group:
+                bnext.batch_norm_forward(np.ones((2, 3)), group=group)
+            if close:
+                group.close()
+            del group
+        last = bnext.sync.TorchDistributedGroup(process_group, timeout=LONG)
+        last.close()  # and with it what was garbage
+        store_board.finish_requests()
+        dist.barrier()
+        keys.append(store.num_keys())
+        dist.barrier()
+    kept = bnext.sync.TorchDistributedGroup(process_group, timeout=LONG)
+    bnext.batch_norm_forward(np.ones((2, 3)), group=kept)
+    reference = weakref.ref(process_group)
+    dist.destroy_process_group(process_group)
+    del process_group, store
+    gc.collect()
+    try:
+        bnext.batch_norm_forward(np.ones((2, 3)), group=kept)
+        said = ""
+    except bnext.sync.GroupError as error:
+        said = str(error)
+    kept.close()
+    outcome = {"keys": keys, "destroyed": reference() is None, "said": said}
+    write_whole(pathlib.Path(task.folder) / f"{task.rank}.json", json.dumps(outcome))
+    dist.destroy_process_group()
+
+
+PROGRAMS = {"many-in-mpi": many_in_mpi, "many-in-torch": many_in_torch}
 
 
 def write_whole(path, text):
@@ -196,6 +291,9 @@ def main():
         in_children(task)
         return
     folder = pathlib.Path(task.folder)
+    if task.program.startswith("many"):
+        PROGRAMS[task.program](task, new_group_of(task, LONG))
+        return
     new_group = new_group_of(task, SHORT if task.program in WAITS else LONG)
     group = new_group()
     write_whole(folder / f"{group.rank}.pid", str(os.getpid()))
@@ -215,7 +313,7 @@ def main():
     # others are through.
     gone = {task.culprit % group.size} if task.program in ("dies", "freezes") else set()
     others = [folder / f"{rank}.json" for rank in range(group.size) if rank not in gone]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WIDE
     while not all(map(pathlib.Path.exists, others)) and time.monotonic() < deadline:
         time.sleep(0.01)
     if task.program == "freezes":

@@ -64,4 +64,3 @@ def test_torch_processes_are_told_of_an_error_of_one(kind, tmp_path):
     assert culprit["type"] == of_culprit
     assert survivor["type"] == "GroupError", survivor
     assert text in survivor["text"]
-    assert survivor["seconds"] < 15, "not after the time-out of 30 s"

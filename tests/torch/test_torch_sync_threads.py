@@ -6,6 +6,7 @@ import pytest
 
 import bnext
 
+from ..limits import NEVER
 from ..sync.support import CUTS, members, new_group
 from .support import (
     DTYPES,
@@ -206,7 +207,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_torch_threads_are_told_of_an_error_of_one(what):
     make, text = WRONG[what]
-    group = new_group(SIZE, timeout=20.0)
+    group = new_group(SIZE, timeout=NEVER)
     shared = bnext.torch.SyncBatchNorm(5, process_group=group)
     results = members(group, lambda rank: shared(make() if rank == 1 else torch.randn(4, 5)))
     assert text in str(results[1])

@@ -129,6 +129,8 @@ def update_statistics(
         except (TypeError, ValueError):
             raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}") from None
     group = common_group(targets)
+    if group is not None:
+        group.check_open()
     with watching(progress) as watch, announcing(group) if group else contextlib.nullcontext():
         if method == "exact":
             memory = (KEEP if keep is None else keep) if greenlets() else 0

@@ -12,9 +12,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Calls", "Group", "GroupError", "Header", "Merged", "announcing", "engine_module"]
+__all__ = [
+    "CLOSED", "Calls", "Group", "GroupError", "Header", "Merged", "announcing", "engine_module",
+]  # fmt: skip
 
 Float64Array = npt.NDArray[np.float64]
+
+CLOSED = "the group was closed"
 
 
 class GroupError(RuntimeError):
@@ -95,6 +99,10 @@ class Calls:
         self._layers: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
         self._next = 0  # no number is given twice, also where layers have died
         self._of_functions = 0
+
+    def numbers(self) -> set[int]:
+        """Numbers of the layers that are alive."""
+        return {number for number, _ in self._layers.values()}
 
     def begin(self, layer: Any) -> tuple[int, int, bool]:
         """Count a forward call: its layer's number, its step, and whether it is the first."""
@@ -186,6 +194,39 @@ class Group(abc.ABC):
     @abc.abstractmethod
     def fail(self, message: str) -> None:
         """Tell the other members that the caller cannot go on; they get a `GroupError`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return "_closing" in vars(self)
+
+    def close(self) -> None:
+        """Give the group up, and give back what it holds: communicators, keys of a store.
+
+        Nobody waits here, and every member may close at a time of its own, more than once, also
+        where the group is broken, or in a forked child. Members that wait for an exchange with a
+        member that has closed get a `GroupError`, and so does every later call in the closed group.
+        Its `size` can still be asked for. A layer that has the group goes on when another one is
+        put in its place: ``layer.group = group``.
+
+        A group that is garbage gives back what it holds without having been closed.
+        ``with contextlib.closing(group):`` closes at the end of a block.
+        """
+        mine = object()
+        if vars(self).setdefault("_closing", mine) is mine:  # one of several threads
+            self._release()
+
+    def check_open(self) -> None:
+        """`GroupError` if the group was closed."""
+        if "_closing" in vars(self):
+            raise GroupError(
+                f"group: expected an open group, got {self!r}; make another one, and give it to "
+                "the layers that had this one (layer.group = group)",
+                reason=CLOSED,
+            )
+
+    def _release(self) -> None:  # noqa: B027 - most groups hold nothing but memory
+        """Give back what the group holds, without waiting for anybody; called once."""
 
     def __copy__(self) -> Group:
         """Itself: copies of a layer belong to the same group."""

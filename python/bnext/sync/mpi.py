@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bnext.sync.communicators import Duplicate, free_given_up
 from bnext.sync.group import Float64Array, engine_module
 from bnext.sync.processes import ProcessGroup
 from bnext.sync.roll_call import Board
@@ -36,17 +39,48 @@ class MPIGroup(ProcessGroup):
         `comm` is not a communicator.
     ValueError
         `timeout` is not above 0.
+
+    Notes
+    -----
+    MPI has few communicators, MPICH about 2,000, and all ranks of one must free it together. So
+    neither `close` nor the garbage collector frees the duplicate: they give it up. Once all of its
+    ranks have, it is freed when these ranks next make a group, be it of this communicator or of one
+    that has more ranks; `free_closed` does it without making one. A program that makes one group
+    after the other has no more duplicates than groups in use, and one. The duplicate of a group in
+    which an exchange did not end, as after a time-out, is never freed, since MPI may still write
+    to it.
     """
 
     def __init__(self, comm: Any, *, timeout: float = 60.0) -> None:
-        MPI = engine_module("mpi4py.MPI", "MPIGroup", "mpi")  # noqa: N806 - as mpi4py names it
-        if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm: expected an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
+        MPI = check_communicator(comm)  # noqa: N806 - as mpi4py calls it
         super().__init__(timeout)
         self._mpi: Any = MPI
-        self._comm: Any = comm.Dup()
-        self._rank, self._size = int(comm.rank), int(comm.size)
-        self._board = MessageBoard(self._comm, MPI.ANY_SOURCE)
+        self._duplicate = Duplicate(comm)
+        self._comm: Any = self._duplicate.comm
+        self._rank, self._size = self._duplicate.rank, self._duplicate.size
+        self._board = MessageBoard(self._duplicate, MPI.ANY_SOURCE)
+        # It may run in any thread, also one that MPI does not allow: it only takes a note.
+        weakref.finalize(self, setattr, self._duplicate, "given_up", True).atexit = False
+
+    @staticmethod
+    def free_closed(comm: Any) -> None:
+        """Free the communicators of groups that all of their ranks have closed.
+
+        Making a group does so too. This is for programs that make no more groups, or of other ranks
+        each time.
+
+        Parameters
+        ----------
+        comm : mpi4py.MPI.Intracomm
+            All of its ranks call this together. Groups that have a rank outside of it keep theirs.
+
+        Raises
+        ------
+        TypeError
+            `comm` is not a communicator.
+        """
+        check_communicator(comm)
+        free_given_up(comm)
 
     @property
     def size(self) -> int:
@@ -67,29 +101,55 @@ class MPIGroup(ProcessGroup):
     def _is_done(self, request: Any) -> bool:
         return bool(request.Test())
 
+    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
+        self._duplicate.stuck = True
+        super()._abandon(request, arrays)
+
+    def _end_of(self, request: Any) -> Callable[[], bool]:
+        mpi = self._mpi
+
+        def has_ended() -> bool:
+            try:
+                return request is not None and not mpi.Is_finalized() and bool(request.Test())
+            except mpi.Exception:  # it has failed, and so ended
+                return True
+
+        return has_ended
+
+    def _works(self) -> bool:
+        return not self._mpi.Is_finalized()
+
+    def _give_up(self) -> None:
+        self._duplicate.given_up = True
+
+
+def check_communicator(comm: Any) -> Any:
+    """Give mpi4py.MPI, if `comm` is a communicator of it."""
+    MPI = engine_module("mpi4py.MPI", "MPIGroup", "mpi")  # noqa: N806 - as mpi4py names it
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm: expected an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
+    return MPI
+
 
 class MessageBoard(Board):
     """Notes sent to each of the others. Messages between two ranks are not mixed up with sums."""
 
-    def __init__(self, comm: Any, any_source: int) -> None:
-        self._comm = comm
+    def __init__(self, duplicate: Duplicate, any_source: int) -> None:
+        self._duplicate = duplicate
         self._any_source = any_source
         self._notes: dict[int, str] = {}
-        self._sent: list[Any] = []
 
     def write(self, note: str, bell: str) -> None:
         """See `Board`; nobody has to listen for what comes by itself."""
-        rank, size = self._comm.rank, self._comm.size
-        to = [other for other in range(size) if other != rank]
-        self._sent += [self._comm.isend((rank, note), other) for other in to]
+        self._duplicate.send(note)
 
     def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
         """See `Board`."""
         # MPI does its work while it is asked: the first answers may be too early.
         looks = LOOKS if patience else 1
         while looks:
-            if self._comm.iprobe(self._any_source):
-                rank, note = self._comm.recv(source=self._any_source)
+            if self._duplicate.comm.iprobe(self._any_source):
+                rank, note = self._duplicate.receive(self._any_source)
                 self._notes[rank] = note
             else:
                 looks -= 1
@@ -98,5 +158,6 @@ class MessageBoard(Board):
 
     def is_settled(self, patience: float = 0.0) -> bool:
         """See `Board`. Short messages leave at once, whether or not anybody takes them."""
-        self._sent = [request for request in self._sent if not request.test()[0]]
+        waiting = [request for request in self._duplicate.requests if not request.test()[0]]
+        self._duplicate.requests = waiting
         return True

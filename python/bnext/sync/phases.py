@@ -156,6 +156,7 @@ def synchronized_forward(
 ) -> tuple[Array, SyncSaved]:
     """`batch_norm_forward` of a shard by the statistics of the whole batch."""
     check_group(group)
+    group.check_open()
     number, step = group.begin(layer)
     with announcing(group):
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
@@ -225,6 +226,7 @@ def synchronized_backward(
         raise ValueError(
             f"group: expected that of the forward call, {saved.group!r}, got {group!r}"
         )
+    saved.group.check_open()
     with announcing(saved.group):
         total = check_parameter_gradients(parameter_gradients) == "total"
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
@@ -252,6 +254,7 @@ def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None, moves: 
     """Run a forward pass by the statistics of the group's batch; move the running ones, or not."""
     group = layer.group
     assert group is not None
+    group.check_open()
     number, step = group.begin(layer)
     weight, bias, eps, channel_axis = layer.weight, layer.bias, layer.eps, layer.channel_axis
     with announcing(group):
@@ -283,6 +286,7 @@ def layer_moments(layer: BatchNorm, engine: Any, x: Any) -> Merged:
     """Give the Moments of the group's batch, for a layer that does not normalize by them."""
     group = layer.group
     assert group is not None
+    group.check_open()
     number, step = group.begin(layer)
     with announcing(group):
         call = Call(group, engine, number, step, id(layer))
@@ -327,12 +331,14 @@ def layer_backward(layer: BatchNorm, dy: npt.ArrayLike, out: Array | None) -> Ar
     with announcing(group):
         latest = layer._latest_of.get(member)
         if latest is None:
+            group.check_open()
             raise RuntimeError(
                 "backward: expected a forward call before it, since the latest one was consumed "
                 "or there was none"
             )
         x, saved = latest
         if isinstance(saved, SyncSaved):
+            group.check_open()
             engine: Any = _core if type(x) is np.ndarray else engine_of(x)
             total = saved._shared or layer.parameter_gradients == "total"
             gradients = backward_through(engine, dy, x, saved, layer.weight, out, total)

@@ -23,13 +23,23 @@ import functools
 import math
 import os
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bnext.sync.group import Calls, Float64Array, Group, GroupError, Header, Merged, error_text
+from bnext.sync.group import (
+    CLOSED,
+    Calls,
+    Float64Array,
+    Group,
+    GroupError,
+    Header,
+    Merged,
+    error_text,
+)
 from bnext.sync.roll_call import PATIENCE, Board, RollCall
 
 __all__ = ["ProcessGroup"]
@@ -42,11 +52,28 @@ HEAD = 2 * len(FIELDS) + 2  # each field and its square; how many failed; count
 TEXT = 512  # bytes of what a rank says where something is wrong
 # m2 has lost 10 of 53 bits where N D**2 is as much larger.
 CANCELLED = 1024.0
+ROOM = 64  # shifts that are kept before those of dead layers are looked for
 
 let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 # What engines may still write to, of exchanges that did not end: also when their group is gone.
-_abandoned: list[Any] = []
+_abandoned: list[Abandoned] = []
+
+
+class Abandoned(NamedTuple):
+    """A collective that somebody gave up, and the arrays that it is about."""
+
+    has_ended: Callable[[], bool]
+    arrays: tuple[Any, ...]
+    process: int
+
+
+def forget_ended() -> None:
+    """Let go of arrays of abandoned collectives that have come to an end since."""
+    # A forked child has only copies, of which its engine knows nothing.
+    _abandoned[:] = [
+        each for each in _abandoned if each.process != os.getpid() or not each.has_ended()
+    ]
 
 
 class ProcessGroup(Group):
@@ -64,10 +91,13 @@ class ProcessGroup(Group):
         self._calls = Calls()
         self._exchanges = 0
         self._shifts: dict[tuple[int, int], Float64Array] = {}
+        self._room = ROOM
         self._at = Header(-1, 0, "forward", 0, "float32")
         self._message = ""
         self._stuck = False  # whether the engine has an exchange that did not end
         self._began = time.monotonic()  # the latest exchange
+        self._process = os.getpid()
+        forget_ended()
 
     @functools.cached_property
     def _roll(self) -> RollCall:
@@ -85,11 +115,42 @@ class ProcessGroup(Group):
     def _is_done(self, request: Any) -> bool:
         """Whether that has ended. Raises what the engine does where it failed."""
 
+    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
+        """Keep what the engine may still write to."""
+        self._stuck = True
+        _abandoned.append(Abandoned(self._end_of(request), arrays, self._process))
+
+    def _end_of(self, request: Any) -> Callable[[], bool]:
+        """Give what says whether `request` has ended, without holding the group; here: never."""
+        return never
+
+    def _release(self) -> None:
+        """Tell the others, and give back what the engine has; see `Group`."""
+        if os.getpid() != self._process:  # a forked child has none of it
+            return
+        if self._works() and not self.broken and not self._stuck:
+            self._roll.close(self._exchanges)
+        self._give_up()
+        forget_ended()
+
+    def _works(self) -> bool:
+        """Whether the engine has not been ended."""
+        return True
+
+    def _give_up(self) -> None:
+        """Give back what the engine has, or leave it for when all ranks have."""
+
     # --- the protocol -----------------------------------------------------------------------------
 
     def begin(self, layer: Any) -> tuple[int, int]:
         """Count a forward call; see `Group`."""
-        number, step, _ = self._calls.begin(layer)
+        self.check_open()
+        number, step, first = self._calls.begin(layer)
+        if first and len(self._shifts) >= self._room:
+            # Of layers that died: no number is given twice.
+            alive = self._calls.numbers() | {-1}
+            self._shifts = {key: mean for key, mean in self._shifts.items() if key[0] in alive}
+            self._room = max(ROOM, 2 * len(self._shifts))
         return number, step
 
     def merge_moments(
@@ -139,7 +200,7 @@ class ProcessGroup(Group):
 
         It waits for them, for the time-out at most.
         """
-        if self.broken:  # nobody would understand another message
+        if self.broken or self.closed:  # nobody would understand another message
             return
         self._message = message
         why: tuple[str, int | None] = f"rank {self.rank} {message}", self.rank
@@ -161,6 +222,7 @@ class ProcessGroup(Group):
 
     def __enter__(self) -> ProcessGroup:
         """Announce errors of the body to the other ranks, and that this one leaves."""
+        self.check_open()
         self._roll.enter()
         return self
 
@@ -172,13 +234,17 @@ class ProcessGroup(Group):
     ) -> None:
         if error is not None and not isinstance(error, GroupError):
             self.fail(error_text(error))
-        self._roll.leave(self._exchanges, tell=error is None and not self.broken)
+        tell = error is None and not self.broken and not self.closed
+        self._roll.leave(self._exchanges, tell=tell)
 
     # --- sums -------------------------------------------------------------------------------------
 
     def _open(self, header: Header) -> None:
         """Begin an exchange, unless the others have given it up."""
         self._at = header
+        if self.closed:
+            text = f"{call_text(header)}: {CLOSED}"
+            raise GroupError(text, layer=header.layer, step=header.step, reason=CLOSED)
         if self.broken:
             raise self._error(self.broken, self._broken_rank)
         now = time.monotonic()
@@ -231,8 +297,7 @@ class ProcessGroup(Group):
                 elif now - began > 20e-6:
                     let_others_run()
         except BaseException as error:
-            self._stuck = True
-            _abandoned.append((request, arrays))
+            self._abandon(request, arrays)
             if isinstance(error, GroupError) or not isinstance(error, Exception):
                 raise
             # Whatever the engine raises: a rank that died, mostly.
@@ -275,15 +340,26 @@ class ProcessGroup(Group):
     def _error(self, reason: str, rank: int | None = None) -> GroupError:
         if not self.broken:
             self.broken, self._broken_rank = reason, rank
-        layer, step, direction, *_ = self._at
-        call = "a call without a layer" if layer < 0 else f"layer {layer}"
-        text = f"{call}, step {step}, {direction}: {reason}"
-        return GroupError(text, layer=layer, step=step, rank=rank, reason=reason)
+        at = self._at
+        text = f"{call_text(at)}: {reason}"
+        return GroupError(text, layer=at.layer, step=at.step, rank=rank, reason=reason)
 
     def __repr__(self) -> str:
         """Give the rank, the size, and what broke the group."""
-        broken = f", broken: {self.broken}" if self.broken else ""
-        return f"<bnext.sync.{type(self).__name__}: rank {self.rank} of {self.size}{broken}>"
+        state = f", broken: {self.broken}" if self.broken else ""
+        state = ", closed" if self.closed else state
+        return f"<bnext.sync.{type(self).__name__}: rank {self.rank} of {self.size}{state}>"
+
+
+def never() -> bool:
+    """Give False: whether it has ended is not known."""
+    return False
+
+
+def call_text(header: Header) -> str:
+    """Give the call in words."""
+    call = "a call without a layer" if header.layer < 0 else f"layer {header.layer}"
+    return f"{call}, step {header.step}, {header.direction}"
 
 
 def finite(values: Float64Array) -> Float64Array:

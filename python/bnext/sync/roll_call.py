@@ -6,6 +6,7 @@ board beside it, where each has one note that all others can read:
     waits   an exchange for which it waits, or for which another rank has called the roll
     failed  what it says of the error that keeps it from going on
     left    which ``with group:`` it has left, and how many exchanges it had been through
+    closed  how many exchanges it had been through when it closed the group
     over    the verdict, once it has given up: the reason, and the rank
 
 Some time before the time-out, who waits writes so: that calls the roll, and all others that wait
@@ -144,6 +145,17 @@ class RollCall:
             if self._board is not None:
                 self._board.is_settled(PATIENCE)
 
+    def forget_board(self) -> None:
+        """Hold the board no more."""
+        self._board = None
+
+    def close(self, exchanges: int) -> None:
+        """Let others know, in case they wait for this rank; it has been through `exchanges`."""
+        if self.verdict is None:
+            self._write(ROLL, closed=exchanges)
+            if self._board is not None:
+                self._board.is_settled(PATIENCE)
+
     # --- the board --------------------------------------------------------------------------------
 
     def _read(self, exchange: int, patience: float = 0.0) -> None:
@@ -157,6 +169,15 @@ class RollCall:
             if "over" in note:
                 self.verdict = Verdict(*note["over"])
                 return
+        closed = [
+            rank
+            for rank, note in self._notes.items()
+            if "closed" in note and note["closed"] < exchange
+        ]
+        if closed:
+            has = "has" if len(closed) == 1 else "have"
+            self.decide(f"{names_of(closed)} {has} closed the group", closed[0])
+            return
         # Who has left, and entered no more often than this member, has no part in its exchange; but
         # in the one before, which may not have ended here.
         left = [

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from bnext.sync.roll_call import Board
+from bnext.sync.roll_call import ROLL, Board
 
-__all__ = ["StoreBoard"]
+__all__ = ["Keys", "StoreBoard"]
+
+
+class Keys:
+    """Names of the keys that a board of one of `size` ranks makes: all begin with `prefix`."""
+
+    def __init__(self, prefix: str, rank: int, size: int) -> None:
+        self.prefix, self.rank, self.size = prefix, rank, size
+        self.bells: set[str] = set()  # that this rank has rung
+
+    def __call__(self, name: object) -> str:
+        """Give the key of a rank's note, or of a bell."""
+        return f"{self.prefix}/{name}"
 
 
 class StoreBoard(Board):
-    """Notes under keys that begin with `prefix`.
+    """Notes under some keys of a store.
 
     A store may be a process far away, which can die, or stop and never answer. So requests are made
     in a thread, which lasts as long as there are any, and whose answers are taken when they come.
     """
 
-    def __init__(self, store: Any, prefix: str, rank: int, size: int) -> None:
+    def __init__(self, store: Any, keys: Keys) -> None:
         self._store = store
-        self._prefix = prefix
-        self._rank = rank
-        self._others = [other for other in range(size) if other != rank]
+        self._key = keys
+        self._others = [other for other in range(keys.size) if other != keys.rank]
+        self._process = os.getpid()
         self._notes: dict[int, str] = {}
         self._lock = threading.Lock()
         self._requests: list[Callable[[], None]] = []
@@ -34,7 +47,8 @@ class StoreBoard(Board):
 
     def write(self, note: str, bell: str) -> None:
         """See `Board`."""
-        keys, values = [self._key(self._rank), self._key(bell)], [note, "rung"]
+        keys, values = [self._key(self._key.rank), self._key(bell)], [note, "rung"]
+        self._key.bells.add(bell)
 
         def request() -> None:
             # In one message: whoever else is through may end the store before a second one.
@@ -73,10 +87,23 @@ class StoreBoard(Board):
             thread.join(patience)
         return self._thread is None and not self.broken
 
-    def _key(self, name: object) -> str:
-        return f"{self._prefix}/{name}"
+    def retire(self) -> None:
+        """Take the keys out of the store, once all ranks have called this."""
+        store, key = self._store, self._key
+
+        def request() -> None:
+            if store.add(key("retired"), 1) < key.size:
+                names: Iterable[object] = key.bells - {ROLL}  # who waits hears of the roll, too
+            else:
+                names = [*range(key.size), *key.bells, ROLL, "retired"]
+            for name in names:
+                store.delete_key(key(name))
+
+        self._ask(request)
 
     def _ask(self, request: Callable[[], None]) -> None:
+        if os.getpid() != self._process:  # a forked child has the same socket, and half a lock
+            return
         with self._lock:
             if self.broken:
                 return
@@ -103,7 +130,7 @@ _boards: weakref.WeakSet[StoreBoard] = weakref.WeakSet()
 
 
 @atexit.register
-def _finish_requests() -> None:
+def finish_requests() -> None:
     """Let no thread come back from a store to an interpreter that has ended."""
     for board in list(_boards):
         board.is_settled(patience=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -11,7 +12,16 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from bnext import _core
-from bnext.sync.group import Calls, Float64Array, Group, GroupError, Header, Merged, error_text
+from bnext.sync.group import (
+    CLOSED,
+    Calls,
+    Float64Array,
+    Group,
+    GroupError,
+    Header,
+    Merged,
+    error_text,
+)
 
 __all__ = ["ThreadGroup"]
 
@@ -45,7 +55,8 @@ class ThreadGroup(Group):
     Notes
     -----
     A member that raises, leaves, comes too late or brings something else breaks the group: the
-    others get a `GroupError`, at once if they wait, and until `reset` whenever they come.
+    others get a `GroupError`, at once if they wait, and until `reset` whenever they come. `close`
+    does the same for good, and so does the end of ``with ThreadGroup(size) as group:``.
 
     A layer may be one object that all members share: running statistics then move once a step, and
     parameter gradients are the group's total. Or each member has a replica: its running statistics
@@ -61,6 +72,7 @@ class ThreadGroup(Group):
         super().__init__()
         self._barrier = _core.ThreadGroup(size, timeout)
         self._local = threading.local()
+        self._process = os.getpid()
         self._forget()
 
     def _forget(self) -> None:
@@ -81,7 +93,7 @@ class ThreadGroup(Group):
     @property
     def broken(self) -> str:
         """Why the group is broken; empty if it is not."""
-        return self._barrier.broken
+        return CLOSED if self.closed else self._barrier.broken
 
     @property
     def rank(self) -> int:
@@ -110,6 +122,24 @@ class ThreadGroup(Group):
             ) from None
         return membership
 
+    def __enter__(self) -> ThreadGroup:
+        """Give the group, which is closed at the end of the block."""
+        self.check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _release(self) -> None:
+        # In a forked child a thread that is not there may have the lock of the barrier.
+        if os.getpid() == self._process:
+            self._barrier.fail(-1, 0, CLOSED)
+
     # --- members ----------------------------------------------------------------------------------
 
     def member(self, rank: int) -> Member:
@@ -127,7 +157,7 @@ class ThreadGroup(Group):
         -------
         context manager
             It gives the group. Entering raises ValueError if there is no such rank or another
-            thread has it, `GroupError` if the group is broken.
+            thread has it, `GroupError` if the group is broken or closed.
         """
         return Member(self, rank)
 
@@ -155,6 +185,7 @@ class ThreadGroup(Group):
             The group is broken then. A member that does not end within the time-out after the
             error is left behind.
         """
+        self.check_open()
         shards = list(shards)
         if len(shards) != self.size:
             raise ValueError(f"shards: expected {self.size}, one a member, got {len(shards)}")
@@ -226,7 +257,13 @@ class ThreadGroup(Group):
 
         Memberships end: threads that go on enter anew. Members that still wait get an error.
         Layers and steps are numbered from 0 again.
+
+        Raises
+        ------
+        GroupError
+            The group was closed.
         """
+        self.check_open()
         self._barrier.reset()
         self._forget()
 
@@ -247,6 +284,7 @@ class ThreadGroup(Group):
 
     def begin(self, layer: Any) -> tuple[int, int]:
         """Count a forward call; see `Group`."""
+        self.check_open()
         rank, _ = self._membership()
         number, step, first = self._calls[rank].begin(layer)
         if first:
@@ -288,6 +326,8 @@ class ThreadGroup(Group):
 
     def __repr__(self) -> str:
         """Give the size, and what broke the group."""
+        if self.closed:
+            return f"<bnext.sync.ThreadGroup of {self.size}, closed>"
         broken = f", broken: {self.broken}" if self.broken else ""
         return f"<bnext.sync.ThreadGroup of {self.size}{broken}>"
 
@@ -303,6 +343,7 @@ class Member:
 
     def __enter__(self) -> ThreadGroup:
         group = self._group
+        group.check_open()
         if group.rank_or_none is not None:
             raise ValueError(
                 f"rank: expected a thread that is no member, got rank {self._rank} for one that "

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bnext.sync.group import Float64Array, engine_module
+from bnext.sync.group import Float64Array, GroupError, engine_module
 from bnext.sync.processes import ProcessGroup
-from bnext.sync.store_board import StoreBoard
+from bnext.sync.store_board import Keys, StoreBoard
 
 __all__ = ["TorchDistributedGroup"]
 
 # How many groups each process group has: their notes are kept apart.
 _made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+# Process groups and keys in their stores, of groups that were never closed and are garbage now.
+_left_behind: list[tuple[int, weakref.ref[Any], Keys]] = []
 
 
 class TorchDistributedGroup(ProcessGroup):
@@ -50,6 +53,10 @@ class TorchDistributedGroup(ProcessGroup):
     ``init_process_group``), else the one that is current when the group is made; so call
     ``torch.cuda.set_device`` before. Sums are float64 with any of them, and the same to the bit for
     all ranks as far as those of the backend are.
+
+    It holds `process_group` weakly, so that ``destroy_process_group`` ends it, and a few keys in
+    its store. The last rank that closes the group takes them out; of a group that is garbage, ranks
+    do so when they make or close another one.
     """
 
     def __init__(self, process_group: Any = None, *, timeout: float = 60.0) -> None:
@@ -62,24 +69,49 @@ class TorchDistributedGroup(ProcessGroup):
         super().__init__(timeout)
         self._torch: Any = torch
         self._dist: Any = dist
-        self._group = process_group
+        # Those that make groups for each model must be able to destroy them.
+        bound = dist.group.WORLD if process_group is None else process_group
+        self._group = None if bound is None else weakref.ref(bound)
         self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self._rank < 0:
             raise ValueError("process_group: expected one that this process is a member of")
         self._device = device_of(torch, dist, process_group)
-        self._board = self._new_board()
+        self._board = self._new_board(bound)
+        take_out_what_was_left()
 
-    def _new_board(self) -> StoreBoard | None:
+    def _new_board(self, process_group: Any) -> StoreBoard | None:
         """Make a board in the store of the process group, where it has one."""
-        process_group = self._dist.group.WORLD if self._group is None else self._group
         if process_group is None:
             return None
         number = _made[process_group] = _made.get(process_group, 0) + 1
-        try:
-            store = process_group.get_group_store()
-        except (AttributeError, RuntimeError):
+        store = store_of(process_group)
+        if store is None:
             return None
-        return StoreBoard(store, f"bnext-{number}", self.rank, self.size)
+        keys = Keys(f"bnext-{number}", self.rank, self.size)
+        left = os.getpid(), weakref.ref(process_group), keys
+        self._finalizer = weakref.finalize(self, _left_behind.append, left)
+        self._finalizer.atexit = False
+        return StoreBoard(store, keys)
+
+    def _give_up(self) -> None:
+        board, self._board = self._board, None
+        if isinstance(board, StoreBoard):
+            self._finalizer.detach()
+            if self._works():
+                board.retire()
+        self._roll.forget_board()  # and with it the store
+        take_out_what_was_left()
+
+    def _works(self) -> bool:
+        return self._group is None or self._group() is not None
+
+    def _process_group(self) -> Any:
+        group = None if self._group is None else self._group()
+        if group is None and self._group is not None:
+            raise GroupError(
+                "process_group: expected one that is in use, got one that was destroyed"
+            )
+        return group
 
     @property
     def size(self) -> int:
@@ -94,14 +126,14 @@ class TorchDistributedGroup(ProcessGroup):
     def _start_sum(self, buffer: Float64Array) -> Any:
         here = self._torch.from_numpy(buffer)
         there = self._brought(here)
-        work = self._dist.all_reduce(there, group=self._group, async_op=True)
+        work = self._dist.all_reduce(there, group=self._process_group(), async_op=True)
         return work if there is here else Staged(work, [(here, there)])
 
     def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
         here = [self._torch.from_numpy(each) for each in rows]
         there = [self._brought(each) for each in here]
         own = self._brought(self._torch.from_numpy(row))
-        work = self._dist.all_gather(there, own, group=self._group, async_op=True)
+        work = self._dist.all_gather(there, own, group=self._process_group(), async_op=True)
         return work if self._device is None else Staged(work, zip(here, there, strict=True))
 
     def _brought(self, tensor: Any) -> Any:
@@ -113,6 +145,9 @@ class TorchDistributedGroup(ProcessGroup):
             return False
         request.wait()  # raises what went wrong
         return True
+
+    def _end_of(self, request: Any) -> Callable[[], bool]:
+        return super()._end_of(request) if request is None else request.is_completed
 
 
 class Staged:
@@ -134,6 +169,26 @@ class Staged:
         self._work.wait()  # and let the current stream wait for that of the collective
         for here, there in self._copies:
             here.copy_(there)
+
+
+def store_of(process_group: Any) -> Any:
+    """Give the store of a process group; None where it has none."""
+    try:
+        return process_group.get_group_store()
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def take_out_what_was_left() -> None:
+    """Take the keys of groups that are garbage out of stores that are still in use."""
+    while _left_behind:
+        process, reference, keys = _left_behind.pop()
+        process_group = reference()
+        # The store is the parent's, where this is a forked child.
+        if process_group is not None and process == os.getpid():
+            store = store_of(process_group)
+            if store is not None:
+                StoreBoard(store, keys).retire()
 
 
 def device_of(torch: Any, dist: Any, process_group: Any) -> Any:

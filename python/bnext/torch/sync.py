@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -191,8 +192,9 @@ class _InGroup(torch.autograd.Function):
         return *(gradient if wants else None for gradient, wants in wanted), None
 
 
-# One for each process group, since layers are told apart by the order of their calls in it.
-_GROUPS: dict[Any, TorchDistributedGroup] = {}
+# One for each process group, since layers are told apart by the order of their calls in it. Neither
+# keeps a process group alive that was destroyed, with its sockets and threads.
+_GROUPS: weakref.WeakKeyDictionary[Any, TorchDistributedGroup] = weakref.WeakKeyDictionary()
 
 
 def check_group(group: Any, name: str) -> None:
@@ -223,7 +225,7 @@ def group_of(group: Any) -> Group:
         return group
     group = dist.group.WORLD if group is None else group
     made = _GROUPS.get(group)
-    if made is None:
+    if made is None or made.closed:
         for known in [known for known in _GROUPS if _is_destroyed(known)]:
             del _GROUPS[known]
         made = _GROUPS[group] = TorchDistributedGroup(group)
