@@ -57,8 +57,10 @@ def test_config_prints_what_show_config_does(capsys):
     bnext.show_config()
     expected = capsys.readouterr().out
     assert exit_status("config") == 0
-    assert capsys.readouterr().out == expected
+    printed, _, load = capsys.readouterr().out.partition("load:\n")
+    assert printed == expected
     assert expected
+    assert re.search(r"\d of \d+ processors", load)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +75,25 @@ def test_config_prints_what_show_config_does(capsys):
         (["--batch-size", "1438"], "--batch-size: expected at most the 1437 training images"),
         (["--rates", "1", "nan"], "argument --rates: expected a finite number > 0, got nan"),
         (["--rates", "1"], "argument --rates: expected 2 arguments"),
+        (["--seed", "-1"], "argument --seed: expected an integer >= 0, got -1"),
+        (["--seed", "4294967296"], "argument --seed: expected an integer from 0 to 4294967295"),
+        (["--seed", "9" * 5000], "argument --seed: expected an integer from 0 to 4294967295"),
+        (["--epochs", "9" * 30], "argument --epochs: expected an integer from 1 to 100000"),
+        (["statistics", "--runs", "1" + "0" * 9], "argument --runs: expected an integer from 1 to"),
+        (["statistics", "--seed", "4294967295"], "--seed: expected at most 4294967293 with 3 runs"),
+        (["statistics", "--csv", "no/such/x.csv"], "--csv: expected an existing folder"),
+        (["bench", "--threads", "1000000"], "--threads: expected an integer from 1 to 1024, got 1"),
+        (["bench", "--threads", "-1"], "--threads: expected an integer >= 1, got -1"),
+        (["bench", "--json", "/"], "--json: expected a file, got the folder /"),
         (["--output", "x.bmp"], "--output: expected a name ending in .png, .svg or .pdf"),
         (["--output", "no/such/x.png"], "--output: expected an existing folder"),
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(words, message, capsys):
     assert exit_status(*words) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch, capsys):
