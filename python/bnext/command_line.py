@@ -53,9 +53,10 @@ class Parser(argparse.ArgumentParser):
         say(self.prog, f"error: {message} (--help lists the options)")
         raise SystemExit(USAGE)
 
-    def print_help(self, file: Any = None) -> None:
-        """Print the help; unlike argparse, tell where that fails."""
-        print(self.format_help(), end="", file=file)
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the help or the version; unlike argparse, raise where that fails."""
+        if message and (file or sys.stderr):
+            print(message, end="", file=file or sys.stderr)
 
 
 def ends_well(program: str) -> Callable[[Command], Command]:

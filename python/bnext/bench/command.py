@@ -53,7 +53,7 @@ def measure_and_report(arguments: Sequence[str], program: str = PROGRAM) -> int:
         check_output(parser, "--json", path)
 
     about = environment(options.threads)
-    for line in report.introduction(about):
+    for line in report.introduction(about).splitlines():
         print(textwrap.fill(line, text_width()))
     found: list[Measurement] = []
     meter = LoadMeter()

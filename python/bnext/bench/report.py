@@ -22,16 +22,16 @@ EXPLANATION = (
 )
 
 
-def introduction(environment: dict[str, Any]) -> list[str]:
-    """Say what is compared with what, and on what: two paragraphs."""
+def introduction(environment: dict[str, Any]) -> str:
+    """Say what is compared with what, and on what: two lines."""
     versions = environment["versions"]
     torch = versions["torch"] or "not installed: compared with NumPy only"
-    return [
+    return (
         f"bnext {versions['bnext']} ({environment['isa']}), NumPy {versions['numpy']}, "
-        f"PyTorch {torch}, Python {versions['python']}",
+        f"PyTorch {torch}, Python {versions['python']}\n"
         f"{environment['processor']}, {environment['processors']} processors; "
-        f"{_threads(environment['threads'])} for bnext, PyTorch and the copy, 1 for NumPy; float32",
-    ]
+        f"{_threads(environment['threads'])} for bnext, PyTorch and the copy, 1 for NumPy; float32"
+    )
 
 
 def heading(measurement: Measurement) -> str:
