@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
+from bnext.array_types import ArrayT
 from bnext.devices.libraries import library_of, to_numpy
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ def affine_of(bn: BatchNorm) -> Affine:
 
 
 def fold(
-    weight: Any,
+    weight: ArrayT,
     bias: Any,
     bn: BatchNorm,
     *,
     axis: int | tuple[int, ...] = 0,
     groups: int = 1,
-) -> tuple[Any, Any]:
+) -> tuple[ArrayT, ArrayT]:
     """Fold `bn` into the linear layer or convolution before it.
 
     ``bn(W x + b)`` in inference is ``W' x + b'`` with ``W' = scale * W`` along the outputs and
@@ -119,7 +120,7 @@ def fold(
 
 def fold_into_next(
     bn: BatchNorm,
-    weight: Any,
+    weight: ArrayT,
     bias: Any,
     *,
     axis: int = 1,
@@ -127,7 +128,7 @@ def fold_into_next(
     groups: int = 1,
     padded: bool = False,
     transposed: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[ArrayT, ArrayT]:
     """Fold `bn` into the linear layer or convolution after it, where that is exact.
 
     ``W bn(x) + b`` is ``W' x + b'`` with ``W' = W * scale`` along the inputs and

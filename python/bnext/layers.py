@@ -6,12 +6,13 @@ in the state dict, update rules and messages.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
+from bnext.array_types import AnyArray, Array, ArrayT, Parameter
 from bnext.devices import DeviceSaved, engine_of
 from bnext.devices.checks import check_more_than_one
 from bnext.devices.libraries import library_of, to_numpy
@@ -31,9 +32,10 @@ from bnext.sync.phases import (
     move_by_group,
 )
 
-__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-Array = npt.NDArray[Any]
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
 class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
@@ -155,12 +157,12 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         self.update_running_stats: bool | None = None
         self.train_affine = True
 
-        self.weight: Array | None = None
-        self.bias: Array | None = None
-        self.weight_grad: Array | None = None
-        self.bias_grad: Array | None = None
-        self.running_mean: Array | None = None
-        self.running_var: Array | None = None
+        self.weight: Parameter = None
+        self.bias: Parameter = None
+        self.weight_grad: Parameter = None
+        self.bias_grad: Parameter = None
+        self.running_mean: Parameter = None
+        self.running_var: Parameter = None
         self.num_batches_tracked: npt.NDArray[np.int64] | None = None
         if self.affine:
             self.weight = np.ones(self.num_features, self.dtype)
@@ -195,7 +197,7 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         if self.bias is not None:
             self.bias[...] = 0
 
-    def to(self, like: Any) -> BatchNorm:
+    def to(self, like: AnyArray) -> Self:
         """Move parameters, their gradients and the running statistics to where an array is.
 
         Parameters
@@ -254,7 +256,13 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
 
     # --- the two passes ---------------------------------------------------------------------------
 
-    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    @overload
+    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def forward(self, x: Any, *, out: Any = None) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -301,8 +309,7 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
             self._latest_of[self.group.rank_or_none] = latest
         else:
             self._latest = latest
-        result: Array = y
-        return result
+        return y
 
     __call__ = forward
 
@@ -336,7 +343,13 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         # Gradients of parameters are all that x would be needed for.
         return y, (x if self._needs_gradients_of_parameters() else None, saved)
 
-    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    @overload
+    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
         """Gradient by the input of the latest forward call, which it consumes.
 
         In evaluation mode with running statistics these are constants, and ``dx`` is
@@ -373,8 +386,7 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         dx, *of_parameters = self._gradients(dy, *self._latest, out)
         self._keep_gradients(*of_parameters)
         self._latest = None
-        result: Array = dx
-        return result
+        return dx
 
     def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
         """Give dx, dweight and dbias outside of groups; without x, dx alone."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from bnext.array_types import Parameter
 from bnext.estimators import Estimator, Exponential
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ModesMixin"]
 
@@ -20,28 +24,38 @@ class ModesMixin:
     update_running_stats: bool | None
     train_affine: bool
     track_running_stats: bool
-    running_mean: npt.NDArray[Any] | None
-    running_var: npt.NDArray[Any] | None
-    weight: npt.NDArray[Any] | None
-    bias: npt.NDArray[Any] | None
-    weight_grad: npt.NDArray[Any] | None
-    bias_grad: npt.NDArray[Any] | None
+    running_mean: Parameter
+    running_var: Parameter
+    weight: Parameter
+    bias: Parameter
+    weight_grad: Parameter
+    bias_grad: Parameter
     num_batches_tracked: npt.NDArray[np.int64] | None
     estimator: Estimator
 
-    def train(self, mode: bool = True) -> Any:
-        """Switch to training mode, or with ``mode=False`` to evaluation mode; returns the layer.
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, or with ``mode=False`` to evaluation mode.
 
         What `freeze`, or a switch that is not None, has settled stays settled.
+
+        Parameters
+        ----------
+        mode : bool
+            Whether to train.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
         """
         self.training = bool(mode)
         return self
 
-    def eval(self) -> Any:
+    def eval(self) -> Self:
         """Switch to evaluation mode; returns the layer."""
         return self.train(False)
 
-    def freeze(self, *, affine: bool = True) -> Any:
+    def freeze(self, *, affine: bool = True) -> Self:
         """Make a constant of the layer, whatever its mode is and becomes; returns the layer.
 
         It normalizes by its running statistics and leaves them alone, and `backward` is a
@@ -73,7 +87,7 @@ class ModesMixin:
             self.weight_grad = self.bias_grad = None
         return self
 
-    def unfreeze(self) -> Any:
+    def unfreeze(self) -> Self:
         """Undo `freeze`: the mode decides again, and parameters train; returns the layer."""
         self.use_running_stats = self.update_running_stats = None
         self.train_affine = True
