@@ -21,7 +21,7 @@ from bnext.command_line import (
     Parser,
     ends_well,
     existing_file,
-    positive,
+    not_negative,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,7 +205,7 @@ def _parser():
     add("--operations", type=_names(("forward", "backward", "inference")), metavar="NAME[,NAME]")
     add("--peers", type=_names(TITLES), metavar="NAME[,NAME]", help=", ".join(TITLES))
     add("--pages", type=_names(("fresh", "warm")), metavar="NAME[,NAME]")
-    add("--seconds", type=positive, metavar="S", help="for each operation of each case")
+    add("--seconds", type=not_negative, metavar="S", help="for each operation of each case")
     add("--out", type=Path, metavar="FOLDER", help="benchmarks/results/DATE-PROCESSOR by default")
     add("--again", action="store_true", help="also groups that have been measured")
     add(
@@ -233,7 +233,9 @@ def _integers(text):
         found = tuple(int(word) for word in text.split(","))
     except ValueError:
         found = (0,)
-    if not 1 <= min(found) <= max(found) <= MOST_THREADS:
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"expected integers >= 1, got {text}")
+    if max(found) > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"expected integers from 1 to {MOST_THREADS}, got {text}")
     return found
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from benchmarks.models.cases import DTYPES, FULL, LOSSES, NETWORKS, QUICK
 from benchmarks.results import write
-from bnext.command_line import MOST_THREADS, Parser, at_least, ends_well, existing_file, positive
+from bnext.command_line import (
+    MOST_THREADS,
+    Parser,
+    at_least,
+    ends_well,
+    existing_file,
+    not_negative,
+)
 
 DESCRIPTION = """\
 Train whole networks with PyTorch's layers of batch normalization and with bnext's: how long a step
@@ -140,7 +147,13 @@ def _parser():
     add("--channels-last", action="store_true", default=None, help="the memory format of all")
     add("--steps", type=at_least(1), default=20, metavar="N", help="of which losses are compared")
     add("--threads", type=at_least(1, MOST_THREADS), default=2, metavar="N", help="(default: 2)")
-    add("--seconds", type=positive, default=30.0, metavar="S", help="for each case (default: 30)")
+    add(
+        "--seconds",
+        type=not_negative,
+        default=30.0,
+        metavar="S",
+        help="for each case (default: 30)",
+    )
     add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
     add("--check", action="store_true",
         help="only see whether what is promised holds; exit with 1 if not")  # fmt: skip

@@ -25,6 +25,7 @@ __all__ = [
     "check_output",
     "ends_well",
     "existing_file",
+    "not_negative",
     "positive",
     "say",
     "write_output",
@@ -174,6 +175,17 @@ def positive(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {_short(text)}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Read a finite number from 0 on, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {_short(text)}")
     return value
 
 

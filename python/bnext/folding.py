@@ -33,7 +33,12 @@ Float64Array = npt.NDArray[np.float64]
 class Affine(NamedTuple):
     """What a layer does to each channel in inference: ``scale * x + shift``.
 
-    Both are float64 arrays of shape (C,).
+    Attributes
+    ----------
+    scale : array of float64, shape (C,)
+        ``weight / sqrt(running_var + eps)``.
+    shift : array of float64, shape (C,)
+        ``bias - running_mean * scale``.
     """
 
     scale: Float64Array

@@ -16,6 +16,7 @@ from bnext.array_types import AnyArray, Array, ArrayT, Parameter
 from bnext.devices import DeviceSaved, engine_of
 from bnext.devices.checks import check_more_than_one
 from bnext.devices.libraries import library_of, to_numpy
+from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, Cumulative, Estimator, Exponential, chosen
 from bnext.folding import Affine, affine_of
 from bnext.layer_checks import ARRAYS, ChecksMixin
@@ -44,6 +45,8 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     In training mode, each channel is normalized by the mean and the biased variance of the batch,
     and the running statistics move towards the batch's. In evaluation mode the running statistics
     are used and stay as they are; a layer that tracks none goes on using the batch's.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1).
 
     Parameters
     ----------
@@ -352,7 +355,9 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     def backward(self, dy: Any, *, out: Any = None) -> Any:
         """Gradient by the input of the latest forward call, which it consumes.
 
-        In evaluation mode with running statistics these are constants, and ``dx`` is
+        ``dx = weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with
+        ``xhat = (x - mean) * rstd`` and E the mean over a channel's values (Ioffe and Szegedy 2015,
+        section 3). In evaluation mode with running statistics these are constants, and ``dx`` is
         ``dy * weight * rstd``.
 
         Parameters
@@ -433,19 +438,34 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         return f"momentum={self.momentum}" if is_torch_s else f"estimator={estimator}"
 
 
+@with_sections_of(BatchNorm)
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` for input of shape (N, C) or (N, C, L); see there for the arguments."""
+    """Batch normalization over (N, C) or (N, C, L); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, L, C).
+    """
 
     _ranks = (2, 3)
 
 
+@with_sections_of(BatchNorm)
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` for input of shape (N, C, H, W); see there for the arguments."""
+    """Batch normalization over (N, C, H, W); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, H, W, C).
+    """
 
     _ranks = (4,)
 
 
+@with_sections_of(BatchNorm)
 class BatchNorm3d(BatchNorm):
-    """`BatchNorm` for input of shape (N, C, D, H, W); see there for the arguments."""
+    """Batch normalization over (N, C, D, H, W); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, D, H, W, C).
+    """
 
     _ranks = (5,)

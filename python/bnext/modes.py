@@ -52,11 +52,17 @@ class ModesMixin:
         return self
 
     def eval(self) -> Self:
-        """Switch to evaluation mode; returns the layer."""
+        """Switch to evaluation mode.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+        """
         return self.train(False)
 
     def freeze(self, *, affine: bool = True) -> Self:
-        """Make a constant of the layer, whatever its mode is and becomes; returns the layer.
+        """Make a constant of the layer, whatever its mode is and becomes.
 
         It normalizes by its running statistics and leaves them alone, and `backward` is a
         multiplication, which keeps neither the input nor computes gradients of parameters.
@@ -88,7 +94,13 @@ class ModesMixin:
         return self
 
     def unfreeze(self) -> Self:
-        """Undo `freeze`: the mode decides again, and parameters train; returns the layer."""
+        """Undo `freeze`: the mode decides again, and parameters train.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+        """
         self.use_running_stats = self.update_running_stats = None
         self.train_affine = True
         return self
