@@ -44,6 +44,16 @@ def test_help(command, word, capsys):
     assert output.startswith(" ".join(["usage: python -m bnext", *command]))
 
 
+def test_the_console_script_says_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/bnext", "bench", "--threads", "0"])
+    assert exit_status("bench", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: bnext bench ")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("bnext bench: error: argument --threads: ")
+
+
 def test_help_names_the_commands_and_every_option(capsys):
     exit_status("--help")
     output = capsys.readouterr().out

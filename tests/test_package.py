@@ -1,10 +1,12 @@
 """The package itself: versions agree, stubs match the module, everything public is documented."""
 
 import ast
+import importlib
 import importlib.metadata
 import inspect
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -27,6 +29,21 @@ def test_versions_agree():
 def test_typed_marker_is_installed():
     assert (ROOT / "py.typed").is_file()
     assert (ROOT / "_core.pyi").is_file()
+
+
+def test_metadata():
+    project = ROOT.parents[1] / "pyproject.toml"
+    if not project.is_file():
+        pytest.skip("not in a clone")
+    text = project.read_text(encoding="utf-8")
+    (script,) = re.findall(r'^bnext = "([\w.]+):(\w+)"$', text, re.MULTILINE)
+    assert callable(getattr(importlib.import_module(script[0]), script[1]))
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"$', text, re.MULTILINE)[1]
+    versions = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', text)
+    assert versions == [str(int(oldest) + n) for n in range(len(versions))]
+    assert len(versions) >= 4
+    systems = re.findall(r'"Operating System :: (.*)"', text)
+    assert systems == ["POSIX :: Linux"]  # what the tests run on
 
 
 def names_in(body):
