@@ -87,7 +87,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="for bnext, PyTorch and the copy (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="smaller shapes, a few seconds, rougher numbers"
+        "--quick",
+        action="store_true",
+        help="smaller shapes, rougher numbers, a few seconds (a minute on a busy machine)",
     )
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="also write the results to this file"

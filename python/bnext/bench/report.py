@@ -15,7 +15,7 @@ TEXT_COLUMNS = 2  # at the left of each row; numbers follow
 
 EXPLANATION = (
     "Columns with an x: how many times as fast as that library bnext is, by medians (where others "
-    "took processors, by the quickest tenth of the turns); below 1 is a loss. Pages: warm where "
+    "took processors, by the quickest of many turns); below 1 is a loss. Pages: warm where "
     "the output goes to mapped memory, fresh where the library allocates it. GB/s: bytes that the "
     "operation cannot avoid moving, by bnext's time. Of copy: that as a share of what a copy of x "
     "reached in the same turns."
