@@ -12,6 +12,8 @@ import bnext
 from bnext.__main__ import main
 from bnext.demo import options
 
+from .subprocesses import output_of
+
 
 def exit_status(*words):
     """Exit status of a command line, whether returned or raised."""
@@ -114,6 +116,27 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch, caps
     assert output.err == (
         "python -m bnext: expected scikit-learn, not installed here: pip install 'bnext[demo]'\n"
     )
+
+
+def test_without_a_picture_matplotlib_is_not_needed(monkeypatch, capsys):
+    monkeypatch.setattr(options, "EXTRA", {"json": "json", "matplotlib": "no_such_module"})
+    assert options.missing_extra(picture=False) == []
+    for words in ([], ["statistics"]):
+        assert exit_status(*words) == 2
+        assert "expected matplotlib, not installed here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("command", [[], ["statistics", "--runs", "1", "--batch-sizes", "512"]])
+def test_without_a_picture_matplotlib_is_not_imported(command):
+    words = [*command, "--network", "dense", "--epochs", "1", "--no-picture"]
+    program = f"""
+        import sys
+        from bnext.__main__ import main
+        status = main({words})
+        print(status, "matplotlib" in sys.modules)
+    """
+    assert output_of(program).endswith("\n0 False")
 
 
 def test_config_and_help_do_without_the_extra(monkeypatch):

@@ -44,6 +44,7 @@ def test_a_block_runs_after_those_before_it(number):
             exec(compile(block, str(README), "exec"), names)
 
 
+@pytest.mark.timeout(900)  # a checker reads all of PyTorch
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_types(checker, tmp_path):
     if importlib.util.find_spec(checker) is None:
@@ -52,6 +53,7 @@ def test_types(checker, tmp_path):
     assert status == 0, output
 
 
+@pytest.mark.timeout(900)
 def test_wrong_types_are_found(tmp_path):
     pytest.importorskip("mypy")
     status, output = check_types("mypy", ROOT, tmp_path, "x_of_readme: str = bn(x)\n")
