@@ -14,6 +14,15 @@ from benchmarks.peers import TITLES
 from benchmarks.report import write_report
 from benchmarks.running import Choice, run_group
 from bnext.bench.environment import environment as basic_environment
+from bnext.command_line import (
+    INTERRUPTED,
+    MOST_THREADS,
+    CommandError,
+    Parser,
+    ends_well,
+    existing_file,
+    not_negative,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCURACY = "accuracy"  # the group that is about errors and not about time
@@ -30,6 +39,7 @@ commands:
 """
 
 
+@ends_well("python -m benchmarks")
 def main(arguments=None):
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"report": report, "check": check, "part": part}
@@ -54,10 +64,16 @@ def run(words):
     out = (options.out or _default_folder(options.quick)).resolve()
     parts = ROOT / "build" / "suite" / "parts" / out.name
     parts.mkdir(parents=True, exist_ok=True)
-    for name in wanted:
-        path = parts / f"{name}.json"
-        if options.again or not _is_done(path, options):
-            _start(name, path, words)
+    out.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
+    try:
+        for name in wanted:
+            path = parts / f"{name}.json"
+            if options.again or not _is_done(path, options):
+                _start(name, path, words)
+    except BaseException:
+        done = [n for n in wanted if _is_done(parts / f"{n}.json", options)]
+        print(f"measured: {', '.join(done) or 'nothing'}; the same command goes on from there")
+        raise
     there = [parts / f"{name}.json" for name in names if _is_done(parts / f"{name}.json", options)]
     return _finish([results.read(path) for path in there], out, options.check)
 
@@ -65,7 +81,11 @@ def run(words):
 def _start(name, path, words):
     """Measure a group in a process of its own: what one leaves behind is not the next one's."""
     command = [sys.executable, "-m", "benchmarks", "part", name, str(path), *words]
-    subprocess.run(command, cwd=ROOT, check=True)
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        raise CommandError(f"the group {name} could not be measured: status {status}")
 
 
 def part(words):
@@ -73,7 +93,7 @@ def part(words):
     name, path, *words = words
     options = _parser().parse_args(words)
     begin = time.perf_counter()
-    print(f"{name} ...", flush=True)
+    print(f"{name} ...", file=sys.stderr, flush=True)
     if name == ACCURACY:
         rows, skipped = exactness.measure(options.dtypes)
         skipped = [{"group": name, **item} for item in skipped]
@@ -87,27 +107,36 @@ def part(words):
     for item in found["skipped"]:
         if "peer" not in item:
             print(f"  skipped: {item.get('case', '')} {item['dtype']}: {item['reason']}")
-    print(f"  {len(found['rows']) + len(found['accuracy'])} rows in {seconds:.0f} s", flush=True)
+    rows = len(found["rows"]) + len(found["accuracy"])
+    print(f"  {rows} rows in {seconds:.0f} s", file=sys.stderr, flush=True)
     results.write(found, Path(path))
     return 0
 
 
 def report(words):
     """Write the report of results that are there."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks report")
-    parser.add_argument("files", nargs="+", type=Path)
+    parser = Parser(prog="python -m benchmarks report")
+    parser.add_argument("files", nargs="+", type=existing_file)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="that of the first file")
     options = parser.parse_args(words)
     out = options.out or options.files[0].parent
-    return _finish([results.read(path) for path in options.files], out, check=False)
+    return _finish(_documents(options.files), out, check=False)
 
 
 def check(words):
     """Say which promises are kept."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks check")
-    parser.add_argument("files", nargs="+", type=Path)
+    parser = Parser(prog="python -m benchmarks check")
+    parser.add_argument("files", nargs="+", type=existing_file)
     options = parser.parse_args(words)
-    return _verdict(results.merge(results.read(path) for path in options.files))
+    return _verdict(results.merge(_documents(options.files)))
+
+
+def _documents(paths):
+    """Read results, whose errors are the user's."""
+    try:
+        return [results.read(path) for path in paths]
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def _finish(documents, out, check):
@@ -161,7 +190,7 @@ def _choice(options):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=DESCRIPTION,
         epilog=COMMANDS,
@@ -176,7 +205,7 @@ def _parser():
     add("--operations", type=_names(("forward", "backward", "inference")), metavar="NAME[,NAME]")
     add("--peers", type=_names(TITLES), metavar="NAME[,NAME]", help=", ".join(TITLES))
     add("--pages", type=_names(("fresh", "warm")), metavar="NAME[,NAME]")
-    add("--seconds", type=float, help="for each operation of each case")
+    add("--seconds", type=not_negative, metavar="S", help="for each operation of each case")
     add("--out", type=Path, metavar="FOLDER", help="benchmarks/results/DATE-PROCESSOR by default")
     add("--again", action="store_true", help="also groups that have been measured")
     add(
@@ -206,6 +235,8 @@ def _integers(text):
         found = (0,)
     if min(found) < 1:
         raise argparse.ArgumentTypeError(f"expected integers >= 1, got {text}")
+    if max(found) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected integers from 1 to {MOST_THREADS}, got {text}")
     return found
 
 

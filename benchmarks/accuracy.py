@@ -13,7 +13,6 @@ a unit in y and dx is what rounding once, at the end, costs.
 Exits with 1 if bnext is worse than PyTorch anywhere, and with 2 if it cannot compare.
 """
 
-import argparse
 import importlib.util
 import math
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import bnext
 from bnext.bench.cases import dtype_of
 from bnext.bench.libraries import as_tensor
+from bnext.command_line import Parser, at_least, ends_well
 
 # A result that is off by up to half a unit may well be the exact one, rounded, and how much of that
 # half the worst channel happens to show is chance. So a difference of half a unit between the two
@@ -323,10 +323,14 @@ def compare(dtypes, draws):
     return compared, losses
 
 
+@ends_well("accuracy.py")
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--draws", type=int, default=10, help="of the data of each row (default: %(default)s)"
+        "--draws",
+        type=at_least(1),
+        default=10,
+        help="of the data of each row (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("torch") is None:

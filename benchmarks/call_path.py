@@ -8,7 +8,6 @@ row. Times are medians of turns, in microseconds, with the 10th and 90th percent
 With --check it exits with 1 if bnext is slower in any row; it exits with 2 if it cannot compare.
 """
 
-import argparse
 import sys
 
 import numpy as np
@@ -19,6 +18,7 @@ from bnext.bench.environment import environment
 from bnext.bench.libraries import import_torch
 from bnext.bench.measure import threads_set_to
 from bnext.bench.timing import alternate
+from bnext.command_line import MOST_THREADS, Parser, at_least, ends_well, positive
 
 SHAPE = (64, 20)
 EPS, MOMENTUM = 1e-5, 0.1
@@ -98,13 +98,19 @@ def compare(torch, threads, seconds):
             yield level, alternate({"bnext": call, "torch": theirs[level]}, seconds)
 
 
+@ends_well("call_path.py")
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="(default: 1 2)"
+        "--threads",
+        type=at_least(1, MOST_THREADS),
+        nargs="+",
+        default=[1, 2],
+        metavar="N",
+        help="(default: 1 2)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.4, metavar="S", help="for each row (default: 0.4)"
+        "--seconds", type=positive, default=0.4, metavar="S", help="for each row (default: 0.4)"
     )
     parser.add_argument("--check", action="store_true", help="fail where bnext is slower")
     options = parser.parse_args(arguments)

@@ -7,7 +7,6 @@ allocators. With --check it exits with 1 if a promise does not hold; it exits wi
 compare.
 """
 
-import argparse
 import sys
 from statistics import median
 
@@ -16,6 +15,7 @@ from bnext.bench.cases import PLANES_56, ROWS_256, ROWS_4096
 from bnext.bench.environment import environment
 from bnext.bench.libraries import LIBRARIES, installed
 from bnext.bench.measure import measure
+from bnext.command_line import MOST_THREADS, Parser, at_least, ends_well
 
 # How many times as fast as PyTorch, with two threads.
 PROMISES = {"forward": 2.5, "backward": 1.0}
@@ -49,9 +49,12 @@ def typical_ratios(first, threads):
     }
 
 
+@ends_well("compare.py")
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="(default: 2)")
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--threads", type=at_least(1, MOST_THREADS), default=2, metavar="N", help="(default: 2)"
+    )
     parser.add_argument(
         "--check",
         action="store_true",

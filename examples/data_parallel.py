@@ -11,10 +11,12 @@ weights within rounding; --save writes them.
 """
 
 import argparse
+import os
+import pathlib
+import sys
 import threading
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 import bnext
 
@@ -51,6 +53,8 @@ class Network:
 
 def train(rank, size, total, group=None):
     """Train a replica on its shards; `total` adds gradients up over the members."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     x, digit = digits.data / 16, digits.target
     network = Network(group)
@@ -102,6 +106,8 @@ def with_gloo():
     import torch
     import torch.distributed as dist
 
+    if "RANK" not in os.environ:
+        raise OSError("gloo: expected to be started by torchrun")
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
 
@@ -126,6 +132,8 @@ def main():
     parser.add_argument("way", nargs="?", default="alone", choices=ways)
     parser.add_argument("--save", metavar="FILE", help="write the weights, as .npz")
     options = parser.parse_args()
+    if options.save and not pathlib.Path(options.save).absolute().parent.is_dir():
+        parser.error(f"--save: expected a file in an existing folder, got {options.save}")
     rank, (network, accuracy) = ways[options.way]()
     if rank == 0:
         print(f"{options.way}: {accuracy:.1%} of the digits")
@@ -134,4 +142,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ImportError, OSError, bnext.sync.GroupError) as error:
+        sys.exit(f"data_parallel.py: {error}")

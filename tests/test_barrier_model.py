@@ -323,5 +323,5 @@ def test_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "many"])
 def test_options_are_checked(option, value, capsys):
     with pytest.raises(SystemExit):
-        command.main(["--report", "results.json", option, value])
+        command.main(["--out", "results", option, value])
     assert "expected a number above 0" in capsys.readouterr().err

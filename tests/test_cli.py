@@ -13,6 +13,7 @@ from bnext.__main__ import main
 from bnext.demo import options
 
 from .optional import import_extra
+from .subprocesses import output_of
 
 
 def exit_status(*words):
@@ -46,6 +47,16 @@ def test_help(command, word, capsys):
     assert output.startswith(" ".join(["usage: python -m bnext", *command]))
 
 
+def test_the_console_script_says_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/bnext", "bench", "--threads", "0"])
+    assert exit_status("bench", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: bnext bench ")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("bnext bench: error: argument --threads: ")
+
+
 def test_help_names_the_commands_and_every_option(capsys):
     exit_status("--help")
     output = capsys.readouterr().out
@@ -59,8 +70,10 @@ def test_config_prints_what_show_config_does(capsys):
     bnext.show_config()
     expected = capsys.readouterr().out
     assert exit_status("config") == 0
-    assert capsys.readouterr().out == expected
+    printed, _, load = capsys.readouterr().out.partition("load:\n")
+    assert printed == expected
     assert expected
+    assert re.search(r"\d of \d+ processors", load)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +88,25 @@ def test_config_prints_what_show_config_does(capsys):
         (["--batch-size", "1438"], "--batch-size: expected at most the 1437 training images"),
         (["--rates", "1", "nan"], "argument --rates: expected a finite number > 0, got nan"),
         (["--rates", "1"], "argument --rates: expected 2 arguments"),
+        (["--seed", "-1"], "argument --seed: expected an integer >= 0, got -1"),
+        (["--seed", "4294967296"], "argument --seed: expected an integer from 0 to 4294967295"),
+        (["--seed", "9" * 5000], "argument --seed: expected an integer from 0 to 4294967295"),
+        (["--epochs", "9" * 30], "argument --epochs: expected an integer from 1 to 100000"),
+        (["statistics", "--runs", "1" + "0" * 9], "argument --runs: expected an integer from 1 to"),
+        (["statistics", "--seed", "4294967295"], "--seed: expected at most 4294967293 with 3 runs"),
+        (["statistics", "--csv", "no/such/x.csv"], "--csv: expected an existing folder"),
+        (["bench", "--threads", "1000000"], "--threads: expected an integer from 1 to 1024, got 1"),
+        (["bench", "--threads", "-1"], "--threads: expected an integer >= 1, got -1"),
+        (["bench", "--json", "/"], "--json: expected a file, got the folder /"),
         (["--output", "x.bmp"], "--output: expected a name ending in .png, .svg or .pdf"),
         (["--output", "no/such/x.png"], "--output: expected an existing folder"),
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(words, message, capsys):
     assert exit_status(*words) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch, capsys):
@@ -92,6 +117,27 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch, caps
     assert output.err == (
         "python -m bnext: expected scikit-learn, not installed here: pip install 'bnext[demo]'\n"
     )
+
+
+def test_without_a_picture_matplotlib_is_not_needed(monkeypatch, capsys):
+    monkeypatch.setattr(options, "EXTRA", {"json": "json", "matplotlib": "no_such_module"})
+    assert options.missing_extra(picture=False) == []
+    for words in ([], ["statistics"]):
+        assert exit_status(*words) == 2
+        assert "expected matplotlib, not installed here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("command", [[], ["statistics", "--runs", "1", "--batch-sizes", "512"]])
+def test_without_a_picture_matplotlib_is_not_imported(command):
+    words = [*command, "--network", "dense", "--epochs", "1", "--no-picture"]
+    program = f"""
+        import sys
+        from bnext.__main__ import main
+        status = main({words})
+        print(status, "matplotlib" in sys.modules)
+    """
+    assert output_of(program).endswith("\n0 False")
 
 
 def test_config_and_help_do_without_the_extra(monkeypatch):

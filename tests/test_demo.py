@@ -248,7 +248,7 @@ def test_table(records):
     console = import_extra("rich.console").Console(file=io.StringIO(), width=80)
     from bnext.demo import report
 
-    console.print(report.table("dense", records))
+    report.table("dense", records).show(console)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["0.1", "with", "97.5%", "0.3750", "2.00", "ms", "25%", "trained"] in lines
     assert ["0.1", "without", "97.5%", "0.3750", "2.00", "ms", "-", "trained"] in lines

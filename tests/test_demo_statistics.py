@@ -380,7 +380,7 @@ def test_tables(outcomes):
 
     chosen = parsed("--batch-sizes", "2", "4", "8", "16", "32", "64", "128", "--decays", "0.9")
     for table in report.tables(chosen, "conv", outcomes):
-        console.print(table)
+        table.show(console)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     # Every other batch size, so that the table is not too wide; all of them; every layer.
     assert "statistics 7180 steps 1790 steps 440 steps 110 steps" in lines

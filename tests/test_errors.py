@@ -257,10 +257,13 @@ def test_keyword_only_arguments():
             call()
 
 
-@pytest.mark.parametrize("number", [0, -1])
-def test_number_of_threads(number):
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0, ">= 1"), (-1, ">= 1"), (65537, "from 1 to 65536"), (2**80, "from 1 to 65536")],
+)
+def test_number_of_threads(number, expected):
     with raises_exactly(
-        ValueError, f"n: expected an integer >= 1, got {number}",
+        ValueError, f"n: expected an integer {expected}, got {number}",
         lambda: {"threads": bnext.get_num_threads()},
     ):  # fmt: skip
         bnext.set_num_threads(number)

@@ -7,6 +7,7 @@ import inspect
 import json
 import pathlib
 import pkgutil
+import re
 import types
 
 import pytest
@@ -55,6 +56,21 @@ def test_nothing_hides_a_module():
         assert attribute is module, f"{package.__name__}.{name} is {attribute!r}"
     assert {"bnext.functional", "bnext.sync.threads", "bnext.statistics.update"} <= set(seen)
     assert isinstance(bnext.functional, types.ModuleType)
+
+
+def test_metadata():
+    project = ROOT.parents[1] / "pyproject.toml"
+    if not project.is_file():
+        pytest.skip("not in a clone")
+    text = project.read_text(encoding="utf-8")
+    (script,) = re.findall(r'^bnext = "([\w.]+):(\w+)"$', text, re.MULTILINE)
+    assert callable(getattr(importlib.import_module(script[0]), script[1]))
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"$', text, re.MULTILINE)[1]
+    versions = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', text)
+    assert versions == [str(int(oldest) + n) for n in range(len(versions))]
+    assert len(versions) >= 4
+    systems = re.findall(r'"Operating System :: (.*)"', text)
+    assert systems == ["POSIX :: Linux"]  # what the tests run on
 
 
 def names_in(body):

@@ -1,7 +1,9 @@
 """python -m benchmarks, on tiny cases: it measures, resumes, merges and reports."""
 
 import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +132,39 @@ def test_list(capsys):
     assert capsys.readouterr().out.split() == [
         f"resnet50-b{batch}" for batch in (32, 1, 8, 64, 256)
     ]
+
+
+@pytest.mark.parametrize(("ended", "status"), [(130, 130), (-2, 1), (1, 1)])
+def test_a_group_that_ends_early_is_told(ended, status, monkeypatch, tmp_path, capsys):
+    """The first group is measured; in the second comes Ctrl-C, or an error."""
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    calls = []
+
+    def run(words, cwd, check):
+        calls.append(words)
+        if len(calls) == 1:
+            name, path = words[4:6]
+            about = command._terms(command._parser().parse_args(words[6:]))
+            found = results.document({}, groups=[{"name": name, "options": about}])
+            results.write(found, Path(path))
+        return subprocess.CompletedProcess(words, 0 if len(calls) == 1 else ended)
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    out = tmp_path / "out"
+    assert command.main(["--out", str(out), "--quick"]) == status
+    assert len(calls) == 2
+    first, second = (words[4] for words in calls)
+    printed = capsys.readouterr()
+    assert f"measured: {first}; the same command goes on from there" in printed.out
+    line = "interrupted" if status == 130 else f"the group {second} could not be measured: status"
+    assert printed.err.startswith(f"python -m benchmarks: {line}")
+    assert printed.err.count("\n") == 1
+    assert not (out / "results.json").exists()
+
+
+def test_other_files_are_one_line(tmp_path, capsys):
+    path = tmp_path / "x.json"
+    for text in ("{}", "no JSON"):
+        path.write_text(text)
+        assert command.main(["report", str(path)]) == 1
+        assert capsys.readouterr().err.startswith("python -m benchmarks: ")

@@ -11,6 +11,7 @@ from benchmarks.barrier.prediction import Assumptions
 from benchmarks.barrier.report import write_report
 from benchmarks.environment import environment
 from benchmarks.results import write
+from bnext.command_line import Parser, ends_well, existing_file
 
 DESCRIPTION = """\
 Measure what the barrier costs: exchanges and training steps in threads, and in processes over MPI
@@ -32,6 +33,7 @@ ASSUMED = {
 }
 
 
+@ends_well("python -m benchmarks.barrier")
 def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -58,7 +60,7 @@ def measure(parts, scale_name, assumptions):
     begun = time.perf_counter()
 
     def log(text):
-        print(f"{time.perf_counter() - begun:5.0f} s  {text}", flush=True)
+        print(f"{time.perf_counter() - begun:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     # Alone first: later nobody knows what else is still running.
     addition = None
@@ -127,12 +129,12 @@ def _positive(kind):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.barrier", description=DESCRIPTION)
+    parser = Parser(prog="python -m benchmarks.barrier", description=DESCRIPTION)
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help="for the results")
     add("--quick", action="store_true", help="fewer of everything, in half a minute")
     add("--only", choices=PARTS, help="one part; model: the jitter that it needs")
-    add("--report", type=Path, metavar="FILE", help="write the report of results again")
+    add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
     add(
         "--check",
         action="store_true",

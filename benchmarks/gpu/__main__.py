@@ -1,6 +1,5 @@
 """The command line: ``python -m benchmarks.gpu --out FOLDER``."""
 
-import argparse
 import json
 import re
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from benchmarks.gpu import bars, cases, results, tables
 from benchmarks.results import write
 from bnext.bench.libraries import import_torch
+from bnext.command_line import Parser, at_least, ends_well, existing_file, positive
 
 DESCRIPTION = """\
 Measure bnext on a GPU beside PyTorch (as it chooses, without cuDNN, compiled), cuDNN and a copy, by
@@ -17,6 +17,7 @@ replaying CUDA graphs. The folder gets results.json, report.md, and the short ta
 last."""
 
 
+@ends_well("python -m benchmarks.gpu")
 def main(arguments=None):
     """Measure, or report what has been measured."""
     parser = _parser()
@@ -84,19 +85,24 @@ def _why_not():
 
 
 def _log(text):
-    print(text, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=DESCRIPTION)
+    parser = Parser(prog="python -m benchmarks.gpu", description=DESCRIPTION)
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help="for the results")
-    add("--seconds", type=float, default=240.0, help="after which no case is begun (240)")
+    add("--seconds", type=positive, default=240.0, help="after which no case is begun (240)")
     add("--only", metavar="REGEX", help="groups whose whole name matches")
     add("--dtypes", type=lambda text: text.split(","), metavar="NAME[,NAME]")
-    add("--run", type=int, metavar="N", help="the number to draw data with; the time by default")
+    add(
+        "--run",
+        type=at_least(0),
+        metavar="N",
+        help="the number to draw data with; the time by default",
+    )
     add("--check", action="store_true", help="exit with 1 as well if a promise is not kept")
-    add("--report", type=Path, metavar="FILE", help="write the report of results again")
+    add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
     return parser
 
 

@@ -8,7 +8,6 @@ that a step over an end is one out of an allocation. Results are compared with f
 either side of an output must not change.
 """
 
-import argparse
 import collections
 import os
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnext.bench.libraries import import_torch
+from bnext.command_line import Parser, ends_well, positive
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Of the largest magnitude of a result; one rounding to the data's type is half a unit.
@@ -253,10 +253,11 @@ def _parameter(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
+@ends_well("sanitize.py")
 def main(arguments=None):
     """Launch everything, and say what was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60, help="stop after that many (60)")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=positive, default=60, help="stop after that many (60)")
     parser.add_argument("--dtypes", type=lambda text: text.split(","), default=DTYPES)
     options = parser.parse_args(arguments)
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # one allocation for each array

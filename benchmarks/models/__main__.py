@@ -9,6 +9,14 @@ from pathlib import Path
 
 from benchmarks.models.cases import DTYPES, FULL, LOSSES, NETWORKS, QUICK
 from benchmarks.results import write
+from bnext.command_line import (
+    MOST_THREADS,
+    Parser,
+    at_least,
+    ends_well,
+    existing_file,
+    not_negative,
+)
 
 DESCRIPTION = """\
 Train whole networks with PyTorch's layers of batch normalization and with bnext's: how long a step
@@ -19,6 +27,7 @@ FORMAT, VERSION = "bnext models", 1
 CHANGES = ("batch", "size", "dtype", "channels_last", "device")  # options that change all cases
 
 
+@ends_well("python -m benchmarks.models")
 def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -31,6 +40,7 @@ def main(arguments=None):
         return _check()
     if options.out is None:
         parser.error("--out: expected a folder for the results")
+    options.out.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
     return _finish(measure(options), options.out)
 
 
@@ -49,7 +59,7 @@ def measure(options):
     with threads_set_to(options.threads):
         for case in chosen(LOSSES, options):
             for dtype in (case.dtype, *(("float64",) if case.dtype == "float32" else ())):
-                print(f"losses: {case.title}, in {dtype}", flush=True)
+                print(f"losses: {case.title}, in {dtype}", file=sys.stderr, flush=True)
                 found.append(losses.measure(case, dtype, options.steps))
     about = environment([options.threads])
     about["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
@@ -124,30 +134,30 @@ def _missing(device):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=DESCRIPTION)
+    parser = Parser(prog="python -m benchmarks.models", description=DESCRIPTION)
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help="for the results")
     add("--quick", action="store_true", help="small cases, in a minute")
     add("--networks", type=_networks, default=NETWORKS, metavar="NAME[,NAME]",
         help=", ".join(NETWORKS))  # fmt: skip
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--batch", type=_positive, metavar="N", help="images, in place of each case's own number")
-    add("--size", type=_positive, metavar="N", help="their extent, likewise (the MLP's is fixed)")
+    add("--batch", type=at_least(1), metavar="N", help="images, in place of each case's own number")
+    add("--size", type=at_least(1), metavar="N", help="their extent, likewise (the MLP's is fixed)")
     add("--dtype", choices=DTYPES, help="likewise; bfloat16 by autocast")
     add("--channels-last", action="store_true", default=None, help="the memory format of all")
-    add("--steps", type=_positive, default=20, metavar="N", help="of which losses are compared")
-    add("--threads", type=_positive, default=2, metavar="N", help="(default: 2)")
-    add("--seconds", type=float, default=30.0, metavar="S", help="for each case (default: 30)")
-    add("--report", type=Path, metavar="FILE", help="write the report of results again")
+    add("--steps", type=at_least(1), default=20, metavar="N", help="of which losses are compared")
+    add("--threads", type=at_least(1, MOST_THREADS), default=2, metavar="N", help="(default: 2)")
+    add(
+        "--seconds",
+        type=not_negative,
+        default=30.0,
+        metavar="S",
+        help="for each case (default: 30)",
+    )
+    add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
     add("--check", action="store_true",
         help="only see whether what is promised holds; exit with 1 if not")  # fmt: skip
     return parser
-
-
-def _positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
-    return int(text)
 
 
 def _networks(text):

@@ -1,6 +1,7 @@
 """Measuring a case: the time of a step, the memory, what of both is batch normalization's."""
 
 import dataclasses
+import sys
 
 from benchmarks.models import memory
 from benchmarks.models.timing import in_turns
@@ -10,7 +11,7 @@ from bnext.bench.measure import threads_set_to
 
 def case_row(case, threads, seconds):
     """What JSON holds of a case."""
-    print(case.title, flush=True)
+    print(case.title, file=sys.stderr, flush=True)
     with threads_set_to(threads):
         trainings = {layers: Training(case, layers) for layers in LAYERS}
         counted = len(normalizations(trainings["torch"].network))
@@ -26,5 +27,5 @@ def case_row(case, threads, seconds):
         "shares": {name: round(turns.saved_share(name, "none"), 4) for name in ("torch", "bnext")},
         "memory": {name: memory.measure(case, name, threads) for name in ("torch", "bnext")},
     }
-    print(f"  {row['ratio'][0]:.3f} times as fast", flush=True)
+    print(f"  {row['ratio'][0]:.3f} times as fast", file=sys.stderr, flush=True)
     return row

@@ -44,8 +44,10 @@ void set_num_threads(py::handle n) {
         type_error(concat("n: expected an integer, got ", type_name(n)));
     }
     const auto value = PyNumber_AsSsize_t(n.ptr(), nullptr);
-    if (value < 1 || value > 65536) {
-        value_error(concat("n: expected an integer >= 1, got ", std::string(py::str(n))));
+    constexpr int kMost = 65536;
+    if (value < 1 || value > kMost) {
+        const auto expected = value < 1 ? std::string(">= 1") : concat("from 1 to ", kMost);
+        value_error(concat("n: expected an integer ", expected, ", got ", std::string(py::str(n))));
     }
     cpu::set_num_threads(static_cast<int>(value));
 }

@@ -139,19 +139,40 @@ void register_saved(py::module_& m) {
           "Saved, from x and its rows mean, m2, var and rstd as an array of float64.");
     py::class_<Saved>(m, "Saved",
                       "What a forward call leaves for its backward call: the statistics of each\n"
-                      "channel, and what is needed to notice another input. Read-only.")
-        .def_property_readonly("count", [](const Saved& s) { return s.count; })
-        .def_property_readonly("mean", row_property<&Saved::mean>)
-        .def_property_readonly("m2", row_property<&Saved::m2>)
-        .def_property_readonly("var", row_property<&Saved::var>)
-        .def_property_readonly("rstd", row_property<&Saved::rstd>)
-        .def_property_readonly("eps", [](const Saved& s) { return s.eps; })
-        .def_property_readonly("shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); })
-        .def_property_readonly("dtype",
-                               [](const Saved& s) { return dlpack::descr_for(s.dtype, "dtype"); })
-        .def_property_readonly("channel_axis", [](const Saved& s) { return s.channel_axis; })
-        .def_property_readonly("batch_statistics",
-                               [](const Saved& s) { return s.batch_statistics; })
+                      "channel, and what is needed to notice another input. Read-only; its arrays\n"
+                      "are views.")
+        .def_property_readonly(
+            "count", [](const Saved& s) { return s.count; },
+            "Values per channel (int): the elements of x over C.")
+        .def_property_readonly("mean", row_property<&Saved::mean>,
+                               "Mean of each channel: array of float64, shape (C,).")
+        .def_property_readonly(
+            "m2", row_property<&Saved::m2>,
+            "Sum of squared deviations from the mean, of each channel: array of\n"
+            "float64, shape (C,); NaN where the statistics were given.")
+        .def_property_readonly(
+            "var", row_property<&Saved::var>,
+            "Biased variance of each channel, m2 / count: array of float64, shape\n"
+            "(C,).")
+        .def_property_readonly(
+            "rstd", row_property<&Saved::rstd>,
+            "1 / sqrt(var + eps) of each channel, 0 where that has no value: array\n"
+            "of float64, shape (C,).")
+        .def_property_readonly(
+            "eps", [](const Saved& s) { return s.eps; }, "What was added to the variance (float).")
+        .def_property_readonly(
+            "shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); },
+            "Shape of x (tuple of int).")
+        .def_property_readonly(
+            "dtype", [](const Saved& s) { return dlpack::descr_for(s.dtype, "dtype"); },
+            "Dtype of x (numpy.dtype).")
+        .def_property_readonly(
+            "channel_axis", [](const Saved& s) { return s.channel_axis; },
+            "Which axis of x has the channels (int >= 0).")
+        .def_property_readonly(
+            "batch_statistics", [](const Saved& s) { return s.batch_statistics; },
+            "Whether the statistics are the batch's (bool): False where they were\n"
+            "given, as running statistics are.")
         .def(py::pickle(&state_of, &of_state))
         // It cannot change, and is a copy of itself.
         .def("__copy__", [](const py::object& self) { return self; })

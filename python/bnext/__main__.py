@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 
 import bnext
+from bnext.command_line import USAGE, Parser, ends_well, say
 
 DESCRIPTION = """\
 Train two small networks with and without batch normalization on handwritten digits,
@@ -27,21 +30,47 @@ commands:
 """
 
 
+SECONDS_OF_LOAD = 0.2  # that config looks at the machine
+
+
+def program() -> str:
+    """Name the program as it was called: ``bnext`` or ``python -m bnext``."""
+    called = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return "bnext" if called in ("bnext", "bnext.exe") else "python -m bnext"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return the exit status."""
+    """Run one command line and return the exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words after the program's name; by default those that it was called with.
+
+    Returns
+    -------
+    int
+        0; 1 where a result could not be had or written, 2 for a command line that cannot be met,
+        130 after Ctrl-C. What was measured until then has been shown.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"config": config, "bench": bench, "statistics": statistics}
+    name, command = program(), demo
     if words and words[0] in commands:
-        return commands[words[0]](words[1:])
-    return demo(words)
+        name, command = f"{name} {words[0]}", commands[words[0]]
+        words = words[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # letters that cannot be shown do not end the program
+            stream.reconfigure(errors="replace")
+    return ends_well(name)(command)(words)
 
 
 def demo(words: list[str]) -> int:
     """``python -m bnext``: the main job."""
     from bnext.demo.options import add_options, read_options
 
-    parser = argparse.ArgumentParser(
-        prog="python -m bnext",
+    parser = Parser(
+        prog=program(),
         usage="%(prog)s [options]\n       %(prog)s {config,bench,statistics} [options]",
         description=DESCRIPTION,
         epilog=COMMANDS,
@@ -50,8 +79,8 @@ def demo(words: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"bnext {bnext.__version__}")
     add_options(parser)
     options = read_options(parser, parser.parse_args(words))
-    if extra_is_missing(parser):
-        return 2
+    if extra_is_missing(parser, picture=options.output is not None):
+        return USAGE
 
     from bnext.demo.run import run
 
@@ -63,13 +92,11 @@ def statistics(words: list[str]) -> int:
     """``python -m bnext statistics``: the estimators of the statistics, side by side."""
     from bnext.demo.statistics.options import add_options, read_options
 
-    parser = argparse.ArgumentParser(
-        prog="python -m bnext statistics", description=STATISTICS_DESCRIPTION
-    )
+    parser = Parser(prog=f"{program()} statistics", description=STATISTICS_DESCRIPTION)
     add_options(parser)
     options = read_options(parser, parser.parse_args(words))
-    if extra_is_missing(parser):
-        return 2
+    if extra_is_missing(parser, picture=options.output is not None):
+        return USAGE
 
     from bnext.demo.statistics.run import run
 
@@ -77,35 +104,40 @@ def statistics(words: list[str]) -> int:
     return 0
 
 
-def extra_is_missing(parser: argparse.ArgumentParser) -> bool:
+def extra_is_missing(parser: argparse.ArgumentParser, *, picture: bool) -> bool:
     """Whether the networks cannot be trained here; if so, says what to install."""
     from bnext.demo.options import missing_extra
 
-    if missing := missing_extra():
-        print(
-            f"{parser.prog}: expected {' and '.join(missing)}, not installed here: "
-            "pip install 'bnext[demo]'",
-            file=sys.stderr,
+    if missing := missing_extra(picture=picture):
+        say(
+            parser.prog,
+            f"expected {' and '.join(missing)}, not installed here: pip install 'bnext[demo]'",
         )
     return bool(missing)
 
 
 def config(words: list[str]) -> int:
     """``python -m bnext config``: version, instruction sets, threads, compiler."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bnext config",
+    parser = Parser(
+        prog=f"{program()} config",
         description="Show how bnext was built and what it runs on.",
     )
     parser.parse_args(words)
+    from bnext.bench.load import LoadMeter
+
+    meter = LoadMeter()
+    time.sleep(SECONDS_OF_LOAD)
+    load = meter.read()
     bnext.show_config()
+    print(f"load:\n  now: {load}")
     return 0
 
 
 def bench(words: list[str]) -> int:
     """``python -m bnext bench``: the benchmark, which has its own options."""
-    import bnext.bench
+    from bnext.bench.command import measure_and_report
 
-    return bnext.bench.main(words)
+    return measure_and_report(words, f"{program()} bench")
 
 
 if __name__ == "__main__":

@@ -25,26 +25,47 @@ class _BuildConfig(TypedDict):
 
 @final
 class Saved:
+    """What a forward call leaves for its backward call: statistics of each channel; read-only."""
+
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Values per channel."""
+
     @property
-    def mean(self) -> _Float64: ...
+    def mean(self) -> _Float64:
+        """Mean of each channel, shape (C,)."""
+
     @property
-    def m2(self) -> _Float64: ...
+    def m2(self) -> _Float64:
+        """Sum of squared deviations from the mean, shape (C,); NaN where statistics were given."""
+
     @property
-    def var(self) -> _Float64: ...
+    def var(self) -> _Float64:
+        """Biased variance of each channel, ``m2 / count``, shape (C,)."""
+
     @property
-    def rstd(self) -> _Float64: ...
+    def rstd(self) -> _Float64:
+        """``1 / sqrt(var + eps)`` of each channel, shape (C,)."""
+
     @property
-    def eps(self) -> float: ...
+    def eps(self) -> float:
+        """What was added to the variance."""
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape of `x`."""
+
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of `x`."""
+
     @property
-    def channel_axis(self) -> int: ...
+    def channel_axis(self) -> int:
+        """Which axis of `x` has the channels, from 0."""
+
     @property
-    def batch_statistics(self) -> bool: ...
+    def batch_statistics(self) -> bool:
+        """Whether the statistics are the batch's; False where they were given."""
 
 @final
 class Exported:

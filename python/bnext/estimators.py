@@ -74,11 +74,33 @@ class Estimator(abc.ABC):
         return None if self.momentum is None else 1.0 - self.momentum
 
     def with_momentum(self, momentum: float | None) -> Estimator:
-        """Give the same estimator with another momentum; None for the cumulative average."""
+        """Give the same estimator with another momentum.
+
+        Parameters
+        ----------
+        momentum : float or None
+            Weight of the new batch; None for the cumulative average.
+
+        Returns
+        -------
+        Estimator
+            A new one.
+        """
         return Cumulative(bessel=self.bessel) if momentum is None else self._exponential(momentum)
 
     def with_decay(self, decay: float) -> Estimator:
-        """Give the same estimator with another decay."""
+        """Give the same estimator with another decay.
+
+        Parameters
+        ----------
+        decay : float
+            ``1 - momentum``, the alpha of the literature.
+
+        Returns
+        -------
+        Estimator
+            A new one.
+        """
         return self._exponential(_momentum_of(None, decay))
 
     def _exponential(self, momentum: float) -> Exponential:
@@ -117,7 +139,7 @@ class Exponential(Estimator):
         object.__setattr__(self, "bessel", bool(bessel))
 
     def weight(self, batch: int) -> float:
-        """`momentum`."""
+        """`momentum`, whatever the number of the `batch` is."""
         return self.momentum
 
     def __repr__(self) -> str:
@@ -135,8 +157,24 @@ class DebiasedExponential(Exponential):
 
         w = momentum / (1 - decay**t),
 
-    1 for the first batch and soon `momentum`. The parameters are those of `Exponential`, with
-    ``0 < momentum <= 1``.
+    1 for the first batch and soon `momentum`.
+
+    Parameters
+    ----------
+    momentum : float, optional
+        Weight of the new batch in the long run, above 0 and at most 1; 0.1 if neither it nor
+        `decay` is given. Exactly one of them may be.
+    decay : float, optional
+        Weight of the old average, ``1 - momentum``.
+    bessel : bool
+        Whether the variance has Bessel's correction.
+
+    Raises
+    ------
+    ValueError
+        Both were given, or the number is not in this range.
+    TypeError
+        It is no number.
     """
 
     def __init__(
@@ -149,7 +187,7 @@ class DebiasedExponential(Exponential):
             )
 
     def weight(self, batch: int) -> float:
-        """``momentum / (1 - decay**batch)``."""
+        """``momentum / (1 - decay**batch)``, where `batch` is its number, from 1."""
         if self.momentum == 1.0:
             return 1.0
         # 1 - decay**t cancels where momentum is small.
@@ -171,7 +209,7 @@ class Cumulative(Estimator):
     bessel: bool = True
 
     def weight(self, batch: int) -> float:
-        """``1 / batch``."""
+        """``1 / batch``, where `batch` is its number, from 1."""
         return 1.0 / count_of(batch, "batch", 1)
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.arguments import index_of, values_of
+from bnext.array_types import ArrayT
 from bnext.devices.libraries import library_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ Float64Array = npt.NDArray[np.float64]
 class Affine(NamedTuple):
     """What a layer does to each channel in inference: ``scale * x + shift``.
 
-    Both are float64 arrays of shape (C,).
+    Attributes
+    ----------
+    scale : array of float64, shape (C,)
+        ``weight / sqrt(running_var + eps)``.
+    shift : array of float64, shape (C,)
+        ``bias - running_mean * scale``.
     """
 
     scale: Float64Array
@@ -62,13 +68,13 @@ def affine_of(bn: BatchNorm) -> Affine:
 
 
 def fold(
-    weight: Any,
+    weight: ArrayT,
     bias: Any,
     bn: BatchNorm,
     *,
     axis: int | tuple[int, ...] = 0,
     groups: int = 1,
-) -> tuple[Any, Any]:
+) -> tuple[ArrayT, ArrayT]:
     """Fold `bn` into the linear layer or convolution before it.
 
     ``bn(W x + b)`` in inference is ``W' x + b'`` with ``W' = scale * W`` along the outputs and
@@ -124,7 +130,7 @@ def fold(
 
 def fold_into_next(
     bn: BatchNorm,
-    weight: Any,
+    weight: ArrayT,
     bias: Any,
     *,
     axis: int = 1,
@@ -132,7 +138,7 @@ def fold_into_next(
     groups: int = 1,
     padded: bool = False,
     transposed: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[ArrayT, ArrayT]:
     """Fold `bn` into the linear layer or convolution after it, where that is exact.
 
     ``W bn(x) + b`` is ``W' x + b'`` with ``W' = W * scale`` along the inputs and

@@ -19,7 +19,7 @@ host, for which the stream of `x` is waited for, and no other; what was merged i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from bnext import _core
 from bnext._core import Saved
 from bnext._moments import Moments
+from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.devices import DeviceSaved, engine_of
 from bnext.sync.group import Group
 from bnext.sync.phases import (
@@ -38,19 +39,43 @@ from bnext.sync.phases import (
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
 
-Array = npt.NDArray[Any]
+
+@overload
+def batch_norm_forward(
+    x: ArrayT,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    group: Group | None = None,
+    out: ArrayT | None = None,
+) -> tuple[ArrayT, Saved | DeviceSaved | SyncSaved]: ...
 
 
+@overload
 def batch_norm_forward(
     x: npt.ArrayLike,
-    weight: npt.ArrayLike | None = None,
-    bias: npt.ArrayLike | None = None,
+    weight: Values | None = None,
+    bias: Values | None = None,
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
     group: Group | None = None,
     out: Array | None = None,
-) -> tuple[Array, Saved | DeviceSaved | SyncSaved]:
+) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
+
+
+def batch_norm_forward(
+    x: Any,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    group: Group | None = None,
+    out: Any = None,
+) -> tuple[Any, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
     Parameters
@@ -97,22 +122,61 @@ def batch_norm_forward(
     if group is not None:
         return synchronized_forward(x, weight, bias, eps, channel_axis, out, group)
     engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    result: tuple[Array, Saved | DeviceSaved] = engine.forward(
+    result: tuple[Any, Saved | DeviceSaved] = engine.forward(
         x, weight, bias, None, None, None, None, eps, channel_axis, out
     )
     return result
 
 
+@overload
 def batch_norm_backward(
-    dy: npt.ArrayLike,
+    dy: Values,
+    x: NumpyT,
+    saved: Saved | DeviceSaved | SyncSaved,
+    weight: Values | None = None,
+    *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
+    out: NumpyT | None = None,
+) -> tuple[NumpyT, Array, Array]: ...
+
+
+@overload
+def batch_norm_backward(
+    dy: Values,
+    x: ArrayT,
+    saved: Saved | DeviceSaved | SyncSaved,
+    weight: Values | None = None,
+    *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
+    out: ArrayT | None = None,
+) -> tuple[ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def batch_norm_backward(
+    dy: Values,
     x: npt.ArrayLike,
     saved: Saved | DeviceSaved | SyncSaved,
-    weight: npt.ArrayLike | None = None,
+    weight: Values | None = None,
     *,
     group: Group | None = None,
     parameter_gradients: str = "local",
     out: Array | None = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array]: ...
+
+
+def batch_norm_backward(
+    dy: Values,
+    x: Any,
+    saved: Saved | DeviceSaved | SyncSaved,
+    weight: Values | None = None,
+    *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
+    out: Any = None,
+) -> tuple[Any, Any, Any]:
     """Gradients of `batch_norm_forward`, taken through the batch's mean and variance.
 
     Parameters
@@ -161,21 +225,49 @@ def batch_norm_backward(
         raise ValueError("group: expected None, since the forward call had no group")
     check_parameter_gradients(parameter_gradients)
     engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    result: tuple[Array, Array, Array] = engine.backward(dy, x, saved, weight, out)
+    result: tuple[Any, Any, Any] = engine.backward(dy, x, saved, weight, out)
     return result
 
 
+@overload
+def normalize(
+    x: ArrayT,
+    mean: Values,
+    var: Values,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    out: ArrayT | None = None,
+) -> ArrayT: ...
+
+
+@overload
 def normalize(
     x: npt.ArrayLike,
-    mean: npt.ArrayLike,
-    var: npt.ArrayLike,
-    weight: npt.ArrayLike | None = None,
-    bias: npt.ArrayLike | None = None,
+    mean: Values,
+    var: Values,
+    weight: Values | None = None,
+    bias: Values | None = None,
     *,
     eps: float = 1e-5,
     channel_axis: int = 1,
     out: Array | None = None,
-) -> Array:
+) -> Array: ...
+
+
+def normalize(
+    x: Any,
+    mean: Values,
+    var: Values,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    out: Any = None,
+) -> Any:
     """Normalize `x` by given statistics, as inference does.
 
     Parameters
@@ -209,11 +301,10 @@ def normalize(
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
     engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    y: Array = engine.normalize(x, mean, var, weight, bias, eps, channel_axis, out)[0]
-    return y
+    return engine.normalize(x, mean, var, weight, bias, eps, channel_axis, out)[0]
 
 
-def moments(x: npt.ArrayLike, *, channel_axis: int = 1) -> Moments:
+def moments(x: Values, *, channel_axis: int = 1) -> Moments:
     """Count, mean and sum of squared deviations of each channel of `x`.
 
     Parameters

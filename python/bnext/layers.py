@@ -6,15 +6,17 @@ in the state dict, update rules and messages.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
 from bnext.arguments import index_of
+from bnext.array_types import Array, ArrayT, Parameter
 from bnext.devices import DeviceSaved, engine_of
 from bnext.devices.checks import check_more_than_one
+from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, Cumulative, Estimator, Exponential, chosen
 from bnext.folding import Affine, affine_of
 from bnext.layer_checks import ChecksMixin
@@ -32,9 +34,10 @@ from bnext.sync.phases import (
 )
 from bnext.writes import Writes
 
-__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+if TYPE_CHECKING:
+    pass
 
-Array = npt.NDArray[Any]
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
 class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
@@ -43,6 +46,8 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
     In training mode, each channel is normalized by the mean and the biased variance of the batch,
     and the running statistics move towards the batch's. In evaluation mode the running statistics
     are used and stay as they are; a layer that tracks none goes on using the batch's.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1).
 
     Parameters
     ----------
@@ -152,12 +157,12 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         self.update_running_stats: bool | None = None
         self.train_affine = True
 
-        self.weight: Array | None = None
-        self.bias: Array | None = None
-        self.weight_grad: Array | None = None
-        self.bias_grad: Array | None = None
-        self.running_mean: Array | None = None
-        self.running_var: Array | None = None
+        self.weight: Parameter = None
+        self.bias: Parameter = None
+        self.weight_grad: Parameter = None
+        self.bias_grad: Parameter = None
+        self.running_mean: Parameter = None
+        self.running_var: Parameter = None
         self.num_batches_tracked: npt.NDArray[np.int64] | None = None
         if self.affine:
             self.weight = np.ones(self.num_features, self.dtype)
@@ -191,7 +196,13 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
 
     # --- the two passes ---------------------------------------------------------------------------
 
-    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    @overload
+    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def forward(self, x: Any, *, out: Any = None) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -238,8 +249,7 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
             self._latest_of[self.group.rank_or_none] = latest
         else:
             self._latest = latest
-        result: Array = y
-        return result
+        return y
 
     __call__ = forward
 
@@ -277,10 +287,18 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         # Gradients of parameters are all that x would be needed for.
         return y, (x if self._needs_gradients_of_parameters() else None, saved)
 
-    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    @overload
+    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
         """Gradient by the input of the latest forward call, which it consumes.
 
-        In evaluation mode with running statistics these are constants, and ``dx`` is
+        ``dx = weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with
+        ``xhat = (x - mean) * rstd`` and E the mean over a channel's values (Ioffe and Szegedy 2015,
+        section 3). In evaluation mode with running statistics these are constants, and ``dx`` is
         ``dy * weight * rstd``.
 
         Parameters
@@ -314,8 +332,7 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         dx, *of_parameters = self._gradients(dy, *self._latest, out)
         self._keep_gradients(*of_parameters)
         self._latest = None
-        result: Array = dx
-        return result
+        return dx
 
     def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
         """Give dx, dweight and dbias outside of groups; without x, dx alone."""
@@ -358,19 +375,34 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         return f"momentum={self.momentum}" if is_torch_s else f"estimator={estimator}"
 
 
+@with_sections_of(BatchNorm)
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` for input of shape (N, C) or (N, C, L); see there for the arguments."""
+    """Batch normalization over (N, C) or (N, C, L); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, L, C).
+    """
 
     _ranks = (2, 3)
 
 
+@with_sections_of(BatchNorm)
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` for input of shape (N, C, H, W); see there for the arguments."""
+    """Batch normalization over (N, C, H, W); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, H, W, C).
+    """
 
     _ranks = (4,)
 
 
+@with_sections_of(BatchNorm)
 class BatchNorm3d(BatchNorm):
-    """`BatchNorm` for input of shape (N, C, D, H, W); see there for the arguments."""
+    """Batch normalization over (N, C, D, H, W); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, D, H, W, C).
+    """
 
     _ranks = (5,)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from bnext.array_types import Parameter
 from bnext.devices.checks import check_count
 from bnext.estimators import Estimator, Exponential
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ModesMixin"]
 
@@ -21,29 +25,45 @@ class ModesMixin:
     update_running_stats: bool | None
     train_affine: bool
     track_running_stats: bool
-    running_mean: npt.NDArray[Any] | None
-    running_var: npt.NDArray[Any] | None
-    weight: npt.NDArray[Any] | None
-    bias: npt.NDArray[Any] | None
-    weight_grad: npt.NDArray[Any] | None
-    bias_grad: npt.NDArray[Any] | None
+    running_mean: Parameter
+    running_var: Parameter
+    weight: Parameter
+    bias: Parameter
+    weight_grad: Parameter
+    bias_grad: Parameter
     num_batches_tracked: npt.NDArray[np.int64] | None
     estimator: Estimator
 
-    def train(self, mode: bool = True) -> Any:
-        """Switch to training mode, or with ``mode=False`` to evaluation mode; returns the layer.
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, or with ``mode=False`` to evaluation mode.
 
         What `freeze`, or a switch that is not None, has settled stays settled.
+
+        Parameters
+        ----------
+        mode : bool
+            Whether to train.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
         """
         self.training = bool(mode)
         return self
 
-    def eval(self) -> Any:
-        """Switch to evaluation mode; returns the layer."""
+    def eval(self) -> Self:
+        """Switch to evaluation mode.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+        """
         return self.train(False)
 
-    def freeze(self, *, affine: bool = True) -> Any:
-        """Make a constant of the layer, whatever its mode is and becomes; returns the layer.
+    def freeze(self, *, affine: bool = True) -> Self:
+        """Make a constant of the layer, whatever its mode is and becomes.
 
         It normalizes by its running statistics and leaves them alone, and `backward` is a
         multiplication, which keeps neither the input nor computes gradients of parameters.
@@ -74,8 +94,14 @@ class ModesMixin:
         vars(self).update(switches)  # all of them at once
         return self
 
-    def unfreeze(self) -> Any:
-        """Undo `freeze`: the mode decides again, and parameters train; returns the layer."""
+    def unfreeze(self) -> Self:
+        """Undo `freeze`: the mode decides again, and parameters train.
+
+        Returns
+        -------
+        BatchNorm
+            The layer.
+        """
         vars(self).update(use_running_stats=None, update_running_stats=None, train_affine=True)
         return self
 

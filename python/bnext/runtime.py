@@ -247,5 +247,5 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         for key, value in values.items():
             text = ", ".join(value) if isinstance(value, list) else value
             lines.append(f"  {key}: {text}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
     return None

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import counter_of, values_of
+from bnext.array_types import AnyArray
 from bnext.devices import engine_of
 from bnext.devices.libraries import library_of
 from bnext.layer_checks import ARRAYS
@@ -148,7 +149,7 @@ class StateMixin:
                 writes.add(name, array, value, self.dtype)
         writes.commit()
 
-    def to(self: Layer, like: Any) -> Layer:
+    def to(self: Layer, like: AnyArray) -> Layer:
         """Move parameters, their gradients and the running statistics to where an array is.
 
         Parameters

@@ -46,3 +46,32 @@ def test_reaches_the_same_weights(way, alone, tmp_path):
     assert len(weights) == 5
     for name in alone:
         np.testing.assert_allclose(weights[name], alone[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (
+            ["--save", "no/x.npz"],
+            2,
+            "error: --save: expected a file in an existing folder, got no/",
+        ),
+        (["--save", "/dev/full/x.npz"], 2, "error: --save: expected a file in an existing folder"),
+        (["gloo"], 1, "data_parallel.py: gloo: expected to be started by torchrun"),
+        (["mpi"], 1, "data_parallel.py: import of mpi4py halted"),
+    ],
+)
+def test_a_mistake_is_told_before_the_work(words, status, line):
+    if words == ["gloo"] and not ENGINES["gloo"]:
+        pytest.skip("gloo is not installed")
+    # What hides a module from the example: a finder that says it is not there.
+    hidden = "import runpy, sys; sys.modules['mpi4py'] = None; sys.argv = sys.argv[1:]; "
+    program = f"{hidden}runpy.run_path(sys.argv[0], run_name='__main__')"
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    environment["PYTHONPATH"] = str(pathlib.Path(bnext.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", program, EXAMPLE, *words],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == status
+    assert line in result.stderr.splitlines()[-1]

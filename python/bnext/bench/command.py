@@ -15,7 +15,12 @@ from bnext.bench import report
 from bnext.bench.cases import CASES, QUICK_CASES
 from bnext.bench.environment import environment
 from bnext.bench.libraries import Pages, installed
+from bnext.bench.load import LoadMeter
 from bnext.bench.measure import OPERATIONS, Measurement, measure
+from bnext.command_line import MOST_THREADS, Parser, at_least, check_output, ends_well, write_output
+from bnext.terminal import text_width
+
+PROGRAM = "python -m bnext bench"
 
 JSON_VERSION = 1
 # "fresh" before "warm": see bnext.bench.measure.measure.
@@ -33,39 +38,58 @@ def main(arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        0; a wrong option ends the program with status 2, as argparse does.
+        0; 1 where a result could not be had or written, 130 after Ctrl-C: what was measured until
+        then has been printed. A wrong option ends the program with status 2, as argparse does.
     """
-    parser = _parser()
+    return ends_well(PROGRAM)(measure_and_report)(arguments)
+
+
+def measure_and_report(arguments: Sequence[str], program: str = PROGRAM) -> int:
+    """Do what `main` does, and leave errors to the caller."""
+    parser = _parser(program)
     options = parser.parse_args(arguments)
     path: Path | None = options.json
-    if path is not None and not path.absolute().parent.is_dir():
-        parser.error(f"--json: expected an existing folder, got {path.absolute().parent}")
+    if path is not None:
+        check_output(parser, "--json", path)
 
     about = environment(options.threads)
-    print(report.introduction(about))
-    measurements = _measure_all(options.threads, quick=options.quick)
-    report.show(measurements)
-    print(f"\n{textwrap.fill(report.EXPLANATION, 100)}")
+    for line in report.introduction(about).splitlines():
+        print(textwrap.fill(line, text_width()))
+    found: list[Measurement] = []
+    meter = LoadMeter()
+    try:
+        _measure_all(found, options.threads, quick=options.quick)
+    finally:
+        load = meter.read()
+        _progress("")
+        if found:
+            report.show(_in_order(found))
+            print(f"\n{textwrap.fill(report.EXPLANATION, text_width())}")
+        if load.is_busy:
+            print(f"\n{textwrap.fill(str(load), text_width())}")
     if path is not None:
-        path.write_text(json.dumps(_document(about, measurements), indent=2) + "\n")
+        document = _document(about | {"load": vars(load)}, _in_order(found))
+        write_output(path, (json.dumps(document, indent=2) + "\n").encode())
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bnext bench",
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=program,
         description="Measure forward, backward and inference beside NumPy's own expression, "
         "PyTorch if it is installed, and a plain copy. Takes less than a minute.",
     )
     parser.add_argument(
         "--threads",
-        type=_at_least_one,
+        type=at_least(1, MOST_THREADS),
         default=bnext.get_num_threads(),
         metavar="N",
         help="for bnext, PyTorch and the copy (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="smaller shapes, a few seconds, rougher numbers"
+        "--quick",
+        action="store_true",
+        help="smaller shapes, rougher numbers, a few seconds (a minute on a busy machine)",
     )
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="also write the results to this file"
@@ -73,31 +97,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least_one(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
-    return value
-
-
-def _measure_all(threads: int, *, quick: bool) -> list[Measurement]:
-    """Measure everything, then sort by case and operation, in place of by pages."""
+def _measure_all(found: list[Measurement], threads: int, *, quick: bool) -> None:
+    """Measure everything; add each measurement to `found` as soon as it is there."""
     cases = QUICK_CASES if quick else CASES
-    found: list[Measurement] = []
+    seconds = 0.05 if quick else 0.3
     for pages in ORDER:
         for measurement in measure(
             cases,
             pages=pages,
             libraries=installed(),
             threads=threads,
-            seconds=0.05 if quick else 0.3,
+            seconds=seconds,
+            busy_seconds=4 * seconds,
         ):
             found.append(measurement)
             _progress(f"{len(found)} of {len(cases) * len(OPERATIONS) * len(ORDER)} measured")
-    _progress("")
+
+
+def _in_order(found: Sequence[Measurement]) -> list[Measurement]:
+    """Sort by case and operation, in place of by pages."""
+    cases = list(dict.fromkeys(measurement.case for measurement in found))
     return sorted(
         found,
         key=lambda m: (cases.index(m.case), OPERATIONS.index(m.operation), m.pages == "fresh"),
@@ -106,7 +125,7 @@ def _measure_all(threads: int, *, quick: bool) -> list[Measurement]:
 
 def _progress(text: str) -> None:
     """Show a line that the next one overwrites, where somebody is looking."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         print(f"\r{text:30}", end="" if text else "\r", file=sys.stderr, flush=True)
 
 

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from bnext.bench.measure import Measurement
+from bnext.terminal import TextTable, column_groups, table_width
 
 PEERS = {"torch": "PyTorch", "numpy": "NumPy"}
 
 TEXT_COLUMNS = 2  # at the left of each row; numbers follow
 
 EXPLANATION = (
-    "Columns with an x: how many times as fast as that library bnext is, by medians; below 1 is a "
-    "loss. Pages: warm where the output goes to mapped memory, fresh where the library allocates "
-    "it. GB/s: bytes that the operation cannot avoid moving, by bnext's median. Of copy: that as a "
-    "share of what a copy of x reached in the same turns."
+    "Columns with an x: how many times as fast as that library bnext is, by medians (where others "
+    "took processors, by the quickest of many turns); below 1 is a loss. Pages: warm where "
+    "the output goes to mapped memory, fresh where the library allocates it. GB/s: bytes that the "
+    "operation cannot avoid moving, by bnext's time. Of copy: that as a share of what a copy of x "
+    "reached in the same turns."
 )
 
 
 def introduction(environment: dict[str, Any]) -> str:
-    """Say what is compared with what, and on what."""
+    """Say what is compared with what, and on what: two lines."""
     versions = environment["versions"]
     torch = versions["torch"] or "not installed: compared with NumPy only"
     without = environment["without_openmp"]
@@ -81,36 +83,37 @@ def show(measurements: Sequence[Measurement], *, plain: bool = False) -> None:
 
 def _show_plain(title: str, lines: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    limit = table_width()
+
+    def fits(columns: Sequence[int]) -> bool:
+        return sum(widths[column] + 2 for column in columns) - 2 <= limit
+
     print(f"\n{title}")
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column < TEXT_COLUMNS else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    for place, columns in enumerate(column_groups(len(widths), TEXT_COLUMNS, fits)):
+        if place:
+            print()
+        for line in lines:
+            cells = [
+                line[column].ljust(widths[column])
+                if column < TEXT_COLUMNS
+                else line[column].rjust(widths[column])
+                for column in columns
+            ]
+            print("  ".join(cells).rstrip())
 
 
 def _show_rich(title: str, lines: Sequence[Sequence[str]]) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     header, *rows = lines
-    for column, name in enumerate(header):
-        result.add_column(name, justify="left" if column < TEXT_COLUMNS else "right", no_wrap=True)
-    for row in rows:
-        result.add_row(
-            *(
-                _colored(cell) if name.startswith("x ") else cell
-                for name, cell in zip(header, row, strict=True)
-            )
-        )
-    # A number that is cut off is worse than a line that the terminal breaks.
-    console = Console()
-    unbounded = console.options.update(width=1000)
-    console.width = max(console.width, console.measure(result, options=unbounded).maximum)
-    console.print(result)
+    colored = [
+        [
+            _colored(cell) if name.startswith("x ") else cell
+            for name, cell in zip(header, row, strict=True)
+        ]
+        for row in rows
+    ]
+    TextTable(title, header, colored, keys=TEXT_COLUMNS).show(Console())
 
 
 def _colored(ratio: str) -> str:

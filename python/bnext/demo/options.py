@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from bnext.command_line import LARGEST_SEED, at_least, check_output, positive
 from bnext.demo.data import TRAIN_EXAMPLES
 from bnext.demo.networks import Kind
 
 # Distributions of the extra bnext[demo], with the module that each of them brings.
 EXTRA = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "rich": "rich"}
+FOR_PICTURES = ("matplotlib",)
+MOST_EPOCHS = 100_000
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -30,9 +31,13 @@ class Options:
     output: Path | None
 
 
-def missing_extra() -> list[str]:
-    """List the distributions of the extra that are not installed."""
-    return [name for name, module in EXTRA.items() if importlib.util.find_spec(module) is None]
+def missing_extra(*, picture: bool = True) -> list[str]:
+    """List the distributions of the extra that are needed and not installed."""
+    return [
+        name
+        for name, module in EXTRA.items()
+        if (picture or name not in FOR_PICTURES) and importlib.util.find_spec(module) is None
+    ]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,14 +73,14 @@ def add_common_options(
     )
     group.add_argument(
         "--epochs",
-        type=at_least(1),
+        type=at_least(1, MOST_EPOCHS),
         default=epochs,
         metavar="N",
         help=f"passes over the training images (default: {epochs})",
     )
     group.add_argument(
         "--seed",
-        type=at_least(0),
+        type=at_least(0, LARGEST_SEED),
         default=0,
         metavar="S",
         help=f"of the split, the initial weights and the batches{seed} (default: 0)",
@@ -117,43 +122,5 @@ def read_output(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     """Give where the picture goes, or None; end with an error if it cannot go there."""
     output: Path | None = None if arguments.no_picture else arguments.output
     if output is not None:
-        check_path(parser, "--output", output, PICTURES)
+        check_output(parser, "--output", output, PICTURES)
     return output
-
-
-def check_path(
-    parser: argparse.ArgumentParser, option: str, path: Path, suffixes: Sequence[str]
-) -> None:
-    """End with an error unless a file of one of the `suffixes` could be written at `path`."""
-    if path.suffix not in suffixes:
-        *others, last = suffixes
-        names = f"{', '.join(others)} or {last}" if others else last
-        parser.error(f"{option}: expected a name ending in {names}, got {path}")
-    if not path.absolute().parent.is_dir():
-        parser.error(f"{option}: expected an existing folder, got {path.absolute().parent}")
-
-
-def at_least(smallest: int) -> Callable[[str], int]:
-    """Make a type for argparse of the integers from `smallest` on."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {smallest}, got {text}")
-        return value
-
-    return parse
-
-
-def positive(text: str) -> float:
-    """Read a finite number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text}")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bnext.command_line import write_output
 from bnext.demo.networks import DESCRIPTIONS, Kind
 from bnext.demo.training import CHANCE_LOSS, QUANTILES, Record
 
@@ -41,7 +43,14 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
         for panel, record in ((with_bn, runs[0]), (without_bn, runs[1])):
             _draw_quantiles(panel, record)
             panel.set_ylim(*limits)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write the picture, in the format that the name of the file ends in."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format=path.suffix.removeprefix("."))
+    write_output(path, content.getvalue())
 
 
 def _draw_losses(panel: Axes, pair: Sequence[Record]) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bnext.demo.data import TEST_EXAMPLES, TRAIN_EXAMPLES
 from bnext.demo.networks import DESCRIPTIONS, Kind
 from bnext.demo.options import Options
 from bnext.demo.training import CHANCE_LOSS, Case, Record
+from bnext.terminal import TextTable
 
 NORMALIZATION = {True: "with", False: "without"}
 
@@ -32,8 +31,9 @@ def introduce(console: Console, options: Options) -> None:
     )
 
 
-def progress_bars(console: Console) -> Progress:
-    """Open a context in which each run shows a bar with its steps, loss and time."""
+def progress_bars() -> Progress:
+    """Open a context in which each run shows a bar with its steps, loss and time, if one looks."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -41,6 +41,7 @@ def progress_bars(console: Console) -> Progress:
         TextColumn("loss {task.fields[loss]}"),
         TimeElapsedColumn(),
         console=console,
+        disable=not console.is_terminal,
         refresh_per_second=4,  # drawing takes time from the steps that are being measured
     )
 
@@ -58,19 +59,17 @@ def add_bar(bars: Progress, case: Case, steps: int) -> Callable[[float], None]:
     return advance
 
 
-def table(kind: Kind, records: list[Record]) -> Table:
+def table(kind: Kind, records: Sequence[Record]) -> TextTable:
     """Tabulate the results of one network, a row for each run."""
-    result = Table(title=DESCRIPTIONS[kind], box=box.SIMPLE_HEAD, pad_edge=False)
-    result.title_justify = "left"
-    result.add_column("rate")
-    result.add_column("BN")
-    for name in ("accuracy", "loss", "step", "in BN"):
-        result.add_column(name, justify="right")
-    result.add_column("outcome")
-    for record in records:
-        if record.case.kind == kind:
-            result.add_row(*_row(record), end_section=not record.case.normalized)
-    return result
+    of_kind = [record for record in records if record.case.kind == kind]
+    return TextTable(
+        title=DESCRIPTIONS[kind],
+        header=("rate", "BN", "accuracy", "loss", "step", "in BN", "outcome"),
+        rows=[_row(record) for record in of_kind],
+        keys=2,
+        left=("outcome",),
+        sections=[n for n, record in enumerate(of_kind) if not record.case.normalized],
+    )
 
 
 def explain(console: Console) -> None:

@@ -5,24 +5,43 @@ from __future__ import annotations
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from bnext.demo import picture, report
-from bnext.demo.data import TRAIN_EXAMPLES, split_digits
+from bnext.demo import report
+from bnext.demo.data import TRAIN_EXAMPLES, Digits, split_digits
 from bnext.demo.networks import build
 from bnext.demo.options import Options
 from bnext.demo.training import Case, Record, train
 
 
 def run(options: Options) -> None:
-    """Train every network in every way, then show the tables and draw the picture."""
+    """Train every network in every way, then show the tables and draw the picture.
+
+    What was measured before an error, or Ctrl-C, is shown as well.
+    """
     console = Console()
     digits = split_digits(options.seed)
     report.introduce(console, options)
-    steps = options.epochs * (TRAIN_EXAMPLES // options.batch_size)
     records: list[Record] = []
+    try:
+        _train(options, digits, records)
+    finally:
+        for kind in dict.fromkeys(record.case.kind for record in records):
+            report.table(kind, records).show(console)
+        if records:
+            report.explain(console)
+    if options.output is not None:
+        from bnext.demo import picture  # with matplotlib, which only a picture needs
+
+        picture.draw(records, options.kinds, options.output)
+        print(f"Picture: {options.output.absolute()}")
+
+
+def _train(options: Options, digits: Digits, records: list[Record]) -> None:
+    """Train one network after the other; add the record of each when it has ended."""
+    steps = options.epochs * (TRAIN_EXAMPLES // options.batch_size)
     # Matrices as small as these gain nothing from a second BLAS thread, and on busy cores lose a
     # lot to it: BLAS threads spin while they wait for each other. (threadpoolctl comes with
     # scikit-learn.)
-    with threadpool_limits(1, user_api="blas"), report.progress_bars(console) as bars:
+    with threadpool_limits(1, user_api="blas"), report.progress_bars() as bars:
         for case in _cases(options):
             records.append(
                 train(
@@ -35,12 +54,6 @@ def run(options: Options) -> None:
                     on_step=report.add_bar(bars, case, steps),
                 )
             )
-    for kind in options.kinds:
-        console.print(report.table(kind, records))
-    report.explain(console)
-    if options.output is not None:
-        picture.draw(records, options.kinds, options.output)
-        print(f"Picture: {options.output.absolute()}")
 
 
 def _cases(options: Options) -> list[Case]:

@@ -13,9 +13,23 @@ __all__ = ["DeviceSaved"]
 class DeviceSaved:
     """What a forward call on a GPU leaves for its backward call: as `Saved`, on the device.
 
-    `mean`, `m2`, `var` and `rstd` are float64 arrays of the library and on the device of the
-    input. Whether `x` has changed since is not noticed here, as it is on the CPU: to look at its
-    elements would mean to wait for the device.
+    Calls make it. Whether `x` has changed since is not noticed here, as it is on the CPU: to look
+    at its elements would mean to wait for the device.
+
+    Attributes
+    ----------
+    count : int
+        Values per channel.
+    mean, m2, var, rstd : array of float64, shape (C,)
+        Of the library and on the device of `x`.
+    eps : float
+        What was added to the variance.
+    shape, dtype : tuple of int, dtype
+        Of `x`.
+    channel_axis : int
+        Which axis of `x` has the channels, from 0.
+    batch_statistics : bool
+        Whether the statistics are the batch's; False where they were given.
     """
 
     __slots__ = (

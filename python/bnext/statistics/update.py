@@ -26,10 +26,15 @@ KEEP = 1 << 28  # bytes
 
 
 class Update(NamedTuple):
-    """What it took: `passes` over the data, of which there are so many `batches`.
+    """What it took.
 
-    Of the passes of the exact method all but the last end early, each at the layer whose statistics
-    it collects.
+    Attributes
+    ----------
+    batches : int
+        How many the data have.
+    passes : int
+        How often they were gone through. Of the passes of the exact method all but the last end
+        early, each at the layer whose statistics it collects.
     """
 
     batches: int

@@ -60,8 +60,21 @@ class GroupError(RuntimeError):
 class Header(NamedTuple):
     """What travels with the data of an exchange and must agree among members.
 
-    `owner` is the identity of the layer object: members of one process bring one object that they
-    share, or each a replica of its own.
+    Attributes
+    ----------
+    layer : int
+        Number of the layer that is called, in the order of first calls; -1 for a function.
+    step : int
+        How many forward calls of this layer came before.
+    direction : {"forward", "backward"}
+        Which pass.
+    channels : int
+        How many channels there are.
+    dtype : str
+        Name of the data's.
+    owner : int
+        The identity of the layer object: members of one process bring one object that they share,
+        or each a replica of its own.
     """
 
     layer: int
@@ -80,9 +93,16 @@ class Header(NamedTuple):
 class Merged(NamedTuple):
     """What every member gets from an exchange: the same bits.
 
-    `first` and `second` are mean and m2 of `total_count` values a channel, or the two sums of the
-    backward pass. `generation` numbers the exchanges of the group. `shared` says whether all
-    members brought the same layer object.
+    Attributes
+    ----------
+    total_count : int
+        Values per channel of the whole batch.
+    first, second : array of float64, shape (C,)
+        Mean and m2 of the whole batch, or the two sums of the backward pass.
+    generation : int
+        Number of the exchange in the group.
+    shared : bool
+        Whether all members brought the same layer object.
     """
 
     total_count: int
@@ -153,7 +173,18 @@ class Group(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, layer: Any) -> tuple[int, int]:
-        """Count a forward call of `layer` (None: of a function): the layer's number, the step."""
+        """Count a forward call.
+
+        Parameters
+        ----------
+        layer : object or None
+            The layer that is called; None for a function.
+
+        Returns
+        -------
+        tuple of int
+            The layer's number, and the step.
+        """
 
     @abc.abstractmethod
     def merge_moments(
@@ -185,15 +216,52 @@ class Group(abc.ABC):
     def merge_sums(
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
     ) -> Merged:
-        """Add up the two sums of the backward pass; otherwise as `merge_moments`."""
+        """Add up the two sums of the backward pass.
+
+        Parameters
+        ----------
+        header : Header
+            The call that this is part of.
+        count : int
+            Values per channel of the member's shard; 0 contributes nothing.
+        sum_dy, sum_dy_xmu : array of float64, shape (C,)
+            Sums of ``dy`` and of ``dy * (x - mean)``, of each channel.
+
+        Returns
+        -------
+        Merged
+            The same to the bit for all members.
+
+        Raises
+        ------
+        GroupError
+            A member is missing, has failed, or brought another header.
+        """
 
     def recalled(self, header: Header) -> Merged | None:
-        """Give what a forward exchange gives, if that is known already; then it counts as made."""
+        """Give what a forward exchange gives, if that is known already; then it counts as made.
+
+        Parameters
+        ----------
+        header : Header
+            The call that the exchange is part of.
+
+        Returns
+        -------
+        Merged or None
+            None where it is not known.
+        """
         return None
 
     @abc.abstractmethod
     def fail(self, message: str) -> None:
-        """Tell the other members that the caller cannot go on; they get a `GroupError`."""
+        """Tell the other members that the caller cannot go on; they get a `GroupError`.
+
+        Parameters
+        ----------
+        message : str
+            Why.
+        """
 
     @property
     def closed(self) -> bool:

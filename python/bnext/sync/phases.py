@@ -145,9 +145,9 @@ def check_parameter_gradients(value: str) -> str:
 
 
 def synchronized_forward(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    x: Any,
+    weight: Any,
+    bias: Any,
     eps: float,
     channel_axis: int,
     out: Array | None,
@@ -212,10 +212,10 @@ def check_more_than_one(merged: Merged, group: Group, engine: Any, x: Any) -> No
 
 
 def synchronized_backward(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
+    dy: Any,
+    x: Any,
     saved: SyncSaved,
-    weight: npt.ArrayLike | None,
+    weight: Any,
     out: Array | None,
     group: Group | None = None,
     parameter_gradients: str = "local",
@@ -250,7 +250,7 @@ def backward_through(
 # --- layers ---------------------------------------------------------------------------------------
 
 
-def layer_forward(layer: BatchNorm, x: npt.ArrayLike, out: Array | None, moves: bool) -> Array:
+def layer_forward(layer: BatchNorm, x: Any, out: Any, moves: bool) -> Any:
     """Run a forward pass by the statistics of the group's batch; move the running ones, or not."""
     group = layer.group
     assert group is not None
@@ -323,7 +323,7 @@ def running_of(layer: BatchNorm) -> Running:
     return layer.running_mean, layer.running_var, layer._weight_of_batch(), counter
 
 
-def layer_backward(layer: BatchNorm, dy: npt.ArrayLike, out: Array | None) -> Array:
+def layer_backward(layer: BatchNorm, dy: Any, out: Any) -> Any:
     """Run the backward pass of a layer that has a group, from the member's own latest call."""
     group = layer.group
     assert group is not None

@@ -199,6 +199,11 @@ class ProcessGroup(Group):
         """Tell the other ranks, when they come, that this one cannot go on.
 
         It waits for them, for the time-out at most.
+
+        Parameters
+        ----------
+        message : str
+            Why.
         """
         if self.broken or self.closed:  # nobody would understand another message
             return

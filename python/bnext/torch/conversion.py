@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +11,8 @@ from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.sync import SyncBatchNorm, check_group
 
 __all__ = ["convert", "revert"]
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 OURS: dict[type, type] = {
     torch.nn.BatchNorm1d: BatchNorm1d,
@@ -21,7 +23,7 @@ OURS: dict[type, type] = {
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
-def convert(model: torch.nn.Module, sync: Group | Any = None) -> torch.nn.Module:
+def convert(model: Module, sync: Group | Any = None) -> Module:
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
@@ -62,7 +64,7 @@ def convert(model: torch.nn.Module, sync: Group | Any = None) -> torch.nn.Module
     return model
 
 
-def revert(model: torch.nn.Module) -> torch.nn.Module:
+def revert(model: Module) -> Module:
     """Undo `convert`, in place: every layer of bnext's becomes PyTorch's again.
 
     Parameters

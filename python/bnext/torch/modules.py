@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnext.docstrings import with_sections_of
 from bnext.torch import usual
 from bnext.torch.functional import counted_batch_norm
 
@@ -68,12 +69,49 @@ class Forward(_BatchNorm):
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d`, for input of shape (N, C) or (N, C, L)."""
+    """`torch.nn.BatchNorm1d`, for input of shape (N, C) or (N, C, L).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1), by bnext's kernels.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C of the input.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    momentum : float or None
+        Weight of the new batch in the running statistics; None keeps the cumulative average.
+    affine : bool
+        Whether the layer has `weight` and `bias`.
+    track_running_stats : bool
+        Whether the layer has running statistics.
+    device : torch.device, optional
+        Where the parameters and the running statistics are.
+    dtype : torch.dtype, optional
+        Of the parameters and the running statistics.
+    bias : bool
+        Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+
+    Notes
+    -----
+    State dicts, hooks, modes and errors are PyTorch's.
+    """
 
 
+@with_sections_of(BatchNorm1d)
 class BatchNorm2d(Forward, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d`, for input of shape (N, C, H, W)."""
+    """`torch.nn.BatchNorm2d`, for input of shape (N, C, H, W).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1), by bnext's kernels.
+    """
 
 
+@with_sections_of(BatchNorm1d)
 class BatchNorm3d(Forward, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d`, for input of shape (N, C, D, H, W)."""
+    """`torch.nn.BatchNorm3d`, for input of shape (N, C, D, H, W).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1), by bnext's kernels.
+    """

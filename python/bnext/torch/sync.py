@@ -124,6 +124,18 @@ class SyncBatchNorm(Forward):
         """Do what PyTorch's layer does under this name, with layers of this class.
 
         `bnext.torch.convert` does it without making new modules.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            A model, or a single layer.
+        process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
+            Who has the shards; PyTorch's default group if not given.
+
+        Returns
+        -------
+        torch.nn.Module
+            `module` with new layers in it; a new layer, if it is one itself.
         """
         converted: torch.nn.Module = THEIRS.convert_sync_batchnorm(module, process_group)
         layer: Any

@@ -7,19 +7,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnext.command_line import LARGEST_SEED, at_least, check_output, positive
 from bnext.demo.data import TRAIN_EXAMPLES
 from bnext.demo.networks import Kind
-from bnext.demo.options import (
-    add_common_options,
-    at_least,
-    check_path,
-    positive,
-    read_kinds,
-    read_output,
-)
+from bnext.demo.options import add_common_options, read_kinds, read_output
 from bnext.demo.statistics.experiment import Case
 
 REFERENCE_BATCH = 32  # the batch size that --rate is for
+MOST_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runs",
-        type=at_least(1),
+        type=at_least(1, MOST_RUNS),
         default=3,
         metavar="N",
         help="networks trained at each batch size; what is shown is their mean (default: 3)",
@@ -106,7 +101,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def read_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Options:
     """Take the options from the parsed `arguments`; end with an error if they cannot be met."""
     if arguments.csv is not None:
-        check_path(parser, "--csv", arguments.csv, [".csv"])
+        check_output(parser, "--csv", arguments.csv, [".csv"])
+    if arguments.seed + arguments.runs - 1 > LARGEST_SEED:
+        parser.error(
+            f"--seed: expected at most {LARGEST_SEED - arguments.runs + 1} with {arguments.runs} "
+            f"runs, got {arguments.seed}"
+        )
     return Options(
         kinds=read_kinds(arguments),
         batch_sizes=tuple(sorted(set(arguments.batch_sizes))),

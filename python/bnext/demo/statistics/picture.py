@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from bnext.demo.networks import DESCRIPTIONS
+from bnext.demo.picture import save
 from bnext.demo.statistics.experiment import Outcome
 from bnext.demo.statistics.methods import EXACT, Method
 from bnext.demo.statistics.options import Options
@@ -48,7 +49,7 @@ def draw(options: Options, outcomes: Sequence[Outcome], path: Path) -> None:
         _draw_layers(panels[2], options, of_kind)
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=100)
+    save(figure, path, dpi=100)
 
 
 def _draw_losses(panel: Axes, options: Options, outcomes: Sequence[Outcome]) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bnext.demo.data import TEST_EXAMPLES, TRAIN_EXAMPLES
 from bnext.demo.networks import DESCRIPTIONS, Kind
@@ -17,6 +15,7 @@ from bnext.demo.statistics.cost import Cost
 from bnext.demo.statistics.experiment import Outcome
 from bnext.demo.statistics.methods import Method, shown
 from bnext.demo.statistics.options import REFERENCE_BATCH, Options
+from bnext.terminal import TextTable
 
 MOST_COLUMNS = 5  # of two numbers each
 
@@ -33,8 +32,9 @@ def introduce(console: Console, options: Options) -> None:
     )
 
 
-def progress_bars(console: Console) -> Progress:
-    """Open a context in which each network shows a bar with its training runs."""
+def progress_bars() -> Progress:
+    """Open a context in which each network shows a bar with its training runs, if one looks."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -42,6 +42,7 @@ def progress_bars(console: Console) -> Progress:
         TextColumn("runs"),
         TimeElapsedColumn(),
         console=console,
+        disable=not console.is_terminal,
         refresh_per_second=4,
     )
 
@@ -52,7 +53,7 @@ def add_bar(bars: Progress, kind: Kind, runs: int) -> Callable[[], None]:
     return lambda: bars.advance(task)
 
 
-def tables(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> list[Table]:
+def tables(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> list[TextTable]:
     """Make the tables of one network; the outcomes of others do not matter."""
     of_kind = [outcome for outcome in outcomes if outcome.case.kind == kind]
     return [
@@ -62,18 +63,23 @@ def tables(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> list[Ta
     ]
 
 
-def cost_table(options: Options, costs: dict[Kind, list[Cost]]) -> Table:
+def cost_table(options: Options, costs: dict[Kind, list[Cost]]) -> TextTable:
     """Tabulate what each method costs, for each network."""
-    table = _table(
+    title = (
         f"Cost after training: passes over the data, and the work in them; batches of "
         f"{options.detailed}"
     )
-    for kind in costs:
-        table.add_column(kind, justify="right")
-    for rows in zip(*costs.values(), strict=True):
-        cells = [f"{c.passes} {'pass' if c.passes == 1 else 'passes'}  {c.work:.2f}" for c in rows]
-        table.add_row(rows[0].name, *cells)
-    return table
+    rows = [
+        [
+            costs_of_method[0].name,
+            *(
+                f"{c.passes} {'pass' if c.passes == 1 else 'passes'}  {c.work:.2f}"
+                for c in costs_of_method
+            ),
+        ]
+        for costs_of_method in zip(*costs.values(), strict=True)
+    ]
+    return TextTable(title, ["statistics", *costs], rows)
 
 
 def explain(console: Console) -> None:
@@ -125,53 +131,48 @@ def methods_of(outcomes: Sequence[Outcome]) -> list[Method]:
     return shown(dict.fromkeys(outcome.method for outcome in outcomes))
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.title_justify = "left"
-    table.add_column("statistics", no_wrap=True)
-    return table
-
-
-def _accuracies(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> Table:
-    table = _table(f"{DESCRIPTIONS[kind]}\nTest accuracy in %, and test loss, by batch size")
+def _accuracies(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> TextTable:
     sizes = options.batch_sizes
     chosen = sizes[:: max(1, -(-(len(sizes) - 1) // (MOST_COLUMNS - 1)))]
-    for size in chosen:
-        steps = options.epochs * (TRAIN_EXAMPLES // size)
-        table.add_column(f"{size}\n{steps} steps", justify="right", no_wrap=True)
-    for method in methods_of(outcomes):
-        cells = []
-        for size in chosen:
-            correct = 100 * mean_of(outcomes, size, method, accuracy)
-            cells.append(f"{correct:.1f} {mean_of(outcomes, size, method, loss):.3f}")
-        table.add_row(method.name, *cells)
-    return table
+    header = [f"{size}\n{options.epochs * (TRAIN_EXAMPLES // size)} steps" for size in chosen]
+
+    def cell(method: Method, size: int) -> str:
+        correct = 100 * mean_of(outcomes, size, method, accuracy)
+        return f"{correct:.1f} {mean_of(outcomes, size, method, loss):.3f}"
+
+    return TextTable(
+        f"{DESCRIPTIONS[kind]}\nTest accuracy in %, and test loss, by batch size",
+        ["statistics", *header],
+        [[m.name, *(cell(m, size) for size in chosen)] for m in methods_of(outcomes)],
+    )
 
 
-def _distances(options: Options, outcomes: Sequence[Outcome]) -> Table:
-    table = _table("Distance from exact, of the layer that is farthest off, by batch size")
-    for size in options.batch_sizes:
-        table.add_column(f"{size}", justify="right", no_wrap=True)
-    for method in methods_of(outcomes):
-        values = [mean_of(outcomes, size, method, farthest) for size in options.batch_sizes]
-        table.add_row(method.name, *map(_short, values))
-    return table
+def _distances(options: Options, outcomes: Sequence[Outcome]) -> TextTable:
+    sizes = options.batch_sizes
+    return TextTable(
+        "Distance from exact, of the layer that is farthest off, by batch size",
+        ["statistics", *map(str, sizes)],
+        [
+            [m.name, *(_short(mean_of(outcomes, size, m, farthest)) for size in sizes)]
+            for m in methods_of(outcomes)
+        ],
+    )
 
 
-def _layers(options: Options, outcomes: Sequence[Outcome]) -> Table:
+def _layers(options: Options, outcomes: Sequence[Outcome]) -> TextTable:
     size = options.detailed
-    table = _table(f"Distance of each layer, by its means and by its variances; batches of {size}")
     layers = range(len(outcomes[0].distances))
-    for layer in layers:
-        table.add_column(f"layer {layer + 1}", justify="right", no_wrap=True)
-    for method in methods_of(outcomes):
-        cells = []
-        for layer in layers:
-            mean = mean_of(outcomes, size, method, at_layer(layer, "mean"))
-            var = mean_of(outcomes, size, method, at_layer(layer, "var"))
-            cells.append(f"{_short(mean)} {_short(var)}")
-        table.add_row(method.name, *cells)
-    return table
+
+    def cell(method: Method, layer: int) -> str:
+        mean = mean_of(outcomes, size, method, at_layer(layer, "mean"))
+        var = mean_of(outcomes, size, method, at_layer(layer, "var"))
+        return f"{_short(mean)} {_short(var)}"
+
+    return TextTable(
+        f"Distance of each layer, by its means and by its variances; batches of {size}",
+        ["statistics", *(f"layer {layer + 1}" for layer in layers)],
+        [[m.name, *(cell(m, layer) for layer in layers)] for m in methods_of(outcomes)],
+    )
 
 
 def _short(value: float) -> str:

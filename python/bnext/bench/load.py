@@ -1,0 +1,107 @@
+"""Whether the machine is busy: what others take of the processors that this process may use."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Load", "LoadMeter"]
+
+STAT = Path("/proc/stat")
+# Columns of a processor's line in Linux's /proc/stat that are no work of anybody.
+IDLE = (3, 4)  # idle, iowait
+GUEST = 8  # from here on, what user and nice have already
+SHORTEST = 0.05  # seconds; the system counts in hundredths
+LEAST = 0.25  # of one processor: less is what any system does by the way
+LEAST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Load:
+    """What others did meanwhile.
+
+    Attributes
+    ----------
+    processors : int
+        How many this process may use.
+    taken : float
+        How many of them others took, on average; with what a virtual machine was not given.
+    """
+
+    processors: int
+    taken: float
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether times are no guide."""
+        return self.taken > max(LEAST, LEAST_SHARE * self.processors)
+
+    def __str__(self) -> str:
+        """One line, for the user."""
+        if not self.is_busy:
+            return f"others took {self.taken:.1f} of {self.processors} processors"
+        return (
+            f"the machine is busy: {self.taken:.1f} of {self.processors} processors were taken by "
+            "others during the measurement; times are no guide"
+        )
+
+
+class LoadMeter:
+    """Meters the load from when it is made.
+
+    Linux says how long each processor worked; what this process has not done itself was others'.
+    Elsewhere, and where the system tells nothing, the load average stands in, which lags behind
+    and counts this process from the start.
+    """
+
+    def __init__(self) -> None:
+        self._usable = usable_processors()
+        self._average = _load_average()
+        self._begin = self._now()
+
+    def read(self) -> Load:
+        """Give the load since the meter was made."""
+        begun, ours, work = self._begin
+        now, ours_now, work_now = self._now()
+        seconds = now - begun
+        if work is None or work_now is None or seconds < SHORTEST:
+            return Load(len(self._usable), min(self._average, len(self._usable)))
+        taken = ((work_now - work) - (ours_now - ours)) / seconds
+        return Load(len(self._usable), min(max(taken, 0.0), len(self._usable)))
+
+    def _now(self) -> tuple[float, float, float | None]:
+        """Give the time, this process's processor seconds, and those of all on its processors."""
+        return time.monotonic(), time.process_time(), _worked(self._usable)
+
+
+def usable_processors() -> list[int]:
+    """List the numbers of the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _worked(processors: list[int]) -> float | None:
+    """Give the seconds that these processors have worked since the start, or were taken away."""
+    try:
+        lines = STAT.read_text().splitlines()
+    except OSError:
+        return None
+    ticks = 0
+    for line in lines:
+        name, *counts = line.split()
+        number = name.removeprefix("cpu")
+        if name.startswith("cpu") and number.isdigit() and int(number) in processors:
+            ticks += sum(int(n) for place, n in enumerate(counts[:GUEST]) if place not in IDLE)
+    # A sandbox may show a file of zeros.
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
+
+
+def _load_average() -> float:
+    """Give how many threads have been ready to run in the last minute; 0 where nobody knows."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0

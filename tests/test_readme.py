@@ -1,0 +1,61 @@
+"""README.md: its Python blocks run as they stand, one after the other, and have types."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+import bnext
+
+from .optional import import_torch
+from .readme import CHECKERS, README, blocks, check_types
+
+BLOCKS = blocks()
+ROOT = pathlib.Path(bnext.__file__).parents[1]
+
+
+def needs(block):
+    """What a block needs besides NumPy."""
+    return {name for name in ("torch", "cuda") if name in block}
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) == README.read_text(encoding="utf-8").count("```python")
+    assert len(BLOCKS) >= 10
+    assert {frozenset(needs(block)) for block in BLOCKS} == {
+        frozenset(), frozenset({"torch"}), frozenset({"torch", "cuda"})
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_block_runs_after_those_before_it(number):
+    missing = set()
+    if "torch" in needs(BLOCKS[number]):
+        import_torch()
+    elif importlib.util.find_spec("torch") is None:
+        missing.add("torch")
+    if not bnext.cuda.is_available():
+        missing.add("cuda")
+        if "cuda" in needs(BLOCKS[number]):
+            pytest.skip(bnext.cuda.reason())
+    names = {"__name__": "readme"}
+    for block in BLOCKS[: number + 1]:
+        if not needs(block) & missing:
+            exec(compile(block, str(README), "exec"), names)
+
+
+@pytest.mark.timeout(900)  # a checker reads all of PyTorch
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_types(checker, tmp_path):
+    if importlib.util.find_spec(checker) is None:
+        pytest.skip(f"{checker} is not installed")
+    status, output = check_types(checker, ROOT, tmp_path)
+    assert status == 0, output
+
+
+@pytest.mark.timeout(900)
+def test_wrong_types_are_found(tmp_path):
+    pytest.importorskip("mypy")
+    status, output = check_types("mypy", ROOT, tmp_path, "x_of_readme: str = bn(x)\n")
+    assert status != 0
+    assert "Incompatible types in assignment" in output
