@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.torch import usual
 from bnext.torch.functional import counted_batch_norm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward", "in_a_range", "wants_range"]
+
+
+OURS = "bnext.torch."
 
 
 class Forward(_BatchNorm):
@@ -24,6 +29,8 @@ class Forward(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
+        if profiler._is_profiler_enabled and wants_range():
+            return in_a_range(Forward.forward, self, input)
         if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
             return self._traced(input)
         self._check_input_dim(input)
@@ -55,16 +62,55 @@ class Forward(_BatchNorm):
         count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
         return 1.0 / (count + 1)
 
-    def _traced(self, input: torch.fx.Proxy) -> Any:
+    def _traced(self, input: Any) -> Any:
+        forward = type(self).forward
+        if getattr(input.tracer, "root", None) is self or not forward.__module__.startswith(OURS):
+            return super().forward(input)  # as PyTorch's, which is traced through
+        return self._node(input)
+
+    def _node(self, input: Any) -> Any:
         """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
-        tracer: Any = input.tracer
+        tracer = input.tracer
+        if type(tracer).__module__.startswith("torch.ao.quantization."):
+            raise TypeError(
+                "model: expected PyTorch's own layers of batch normalization, which quantization "
+                f"finds by their classes, got a {type(self).__name__} of bnext.torch; call "
+                "bnext.torch.revert(model) before"
+            )
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+
+    def extra_repr(self) -> str:
+        """Describe the layer as PyTorch does, and whose kernels it runs."""
+        return f"{super().extra_repr()}, kernels=bnext"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
         from bnext.torch.conversion import revert
 
         return revert(copy.copy(self))
+
+
+class _Range(threading.local):
+    is_open = False
+
+
+_RANGE = _Range()
+
+
+def wants_range() -> bool:
+    """Whether a call is to be shown to the profiler that runs."""
+    return not torch.compiler.is_compiling() and not _RANGE.is_open
+
+
+def in_a_range(forward: Any, layer: Forward, input: Tensor) -> Tensor:
+    """Do a call of a layer where a profiler sees it: kernels are none of PyTorch's operators."""
+    _RANGE.is_open = True
+    try:
+        with profiler.record_function("bnext::batch_norm"):
+            y: Tensor = forward(layer, input)
+            return y
+    finally:
+        _RANGE.is_open = False
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
