@@ -383,3 +383,29 @@ def test_torch_parametrized_layers_are_converted_and_reverted(kind, first, sync)
     parametrize.remove_parametrizations(convert(layer), "weight")
     assert classes.is_ours(layer)
     assert type(revert(layer)) is kind
+
+
+# --- compilers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", EXCHANGED, ids=lambda kind: kind.__name__)
+def test_torch_converted_subclasses_are_compiled(kind, training, known_forms):
+    layer = convert(kind(4)).train(training)
+    reference = copy.deepcopy(layer)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(5, 4, 3, 3)
+    assert_close(compiled(x), reference(x), "y", 20.0)
+    for name, value in reference.state_dict().items():
+        assert_close(layer.state_dict()[name], value, name, 1.0)
+
+
+def test_torch_classes_of_known_form_are_one_node(known_forms):
+    model = convert(torch.nn.Sequential(Activated(4)))
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
+    x = torch.randn(5, 4, 3, 3)
+    assert_close(traced(x), model(x), "y", 20.0)
+    # A forward of a user's own is traced through, and PyTorch's within it cannot be.
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(convert(torch.nn.Sequential(Followed(4))))

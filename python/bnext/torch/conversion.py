@@ -74,7 +74,9 @@ def convert(model: torch.nn.Module, sync: Group | Any = None) -> torch.nn.Module
                 module.process_group = None if sync is True else sync
             _set_class(module, ours)
     if left:
-        lines = [f"convert: {len(left)} layers of batch normalization stay PyTorch's", *told(left)]
+        which = "1 layer" if len(left) == 1 else f"{len(left)} layers"
+        stay = "stays" if len(left) == 1 else "stay"
+        lines = [f"convert: {which} of batch normalization {stay} PyTorch's", *told(left)]
         lines.append("bnext.torch.report(model) lists all layers")
         warnings.warn("\n".join(lines), ConversionWarning, stacklevel=2)
     return model

@@ -14,7 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnext.torch import usual
 from bnext.torch.functional import counted_batch_norm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward", "in_a_range", "wants_range"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Forward",
+    "in_a_range",
+    "is_profiled",
+    "wants_range",
+]
 
 
 OURS = "bnext.torch."
@@ -29,7 +37,7 @@ class Forward(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
-        if profiler._is_profiler_enabled and wants_range():
+        if is_profiled() and wants_range():
             return in_a_range(Forward.forward, self, input)
         if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
             return self._traced(input)
@@ -71,12 +79,6 @@ class Forward(_BatchNorm):
     def _node(self, input: Any) -> Any:
         """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
         tracer = input.tracer
-        if type(tracer).__module__.startswith("torch.ao.quantization."):
-            raise TypeError(
-                "model: expected PyTorch's own layers of batch normalization, which quantization "
-                f"finds by their classes, got a {type(self).__name__} of bnext.torch; call "
-                "bnext.torch.revert(model) before"
-            )
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
     def extra_repr(self) -> str:
@@ -97,8 +99,17 @@ class _Range(threading.local):
 _RANGE = _Range()
 
 
+def is_profiled() -> bool:
+    """Whether a profiler of PyTorch's runs."""
+    return profiler._is_profiler_enabled
+
+
+# A guard on it would have compiled models compile again where a profiler starts.
+is_profiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def wants_range() -> bool:
-    """Whether a call is to be shown to the profiler that runs."""
+    """Whether a call is to be shown to the profiler that runs, as one range."""
     return not torch.compiler.is_compiling() and not _RANGE.is_open
 
 

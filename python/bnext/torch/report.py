@@ -34,7 +34,7 @@ class Layer:
     name : str
         Where it is in the model, as ``model.named_modules()`` says; empty for the model itself.
     kind : str
-        Qualified name of PyTorch's or the user's class that it is of.
+        Qualified name of PyTorch's or the user's class, which `revert` gives back.
     synchronized : bool
         Whether it is a layer of bnext's that normalizes in a group.
     reason : str or None
@@ -63,11 +63,15 @@ class Report:
     left: tuple[Layer, ...]
 
     def __str__(self) -> str:
-        of = len(self.exchanged) + len(self.left)
-        lines = [f"{len(self.exchanged)} of {of} layers of batch normalization are bnext's"]
+        count = len(self.exchanged)
+        total = count + len(self.left)
+        lines = [f"{count} of {total} layers of batch normalization are bnext's"]
         lines += _counted((each.kind + _mark(each), each.name) for each in self.exchanged)
         if self.left:
-            lines += [f"{len(self.left)} stay as they are", *told(self.left)]
+            stay = (
+                "1 stays as it is" if len(self.left) == 1 else f"{len(self.left)} stay as they are"
+            )
+            lines += [stay, *told(self.left)]
         return "\n".join(lines)
 
 
@@ -98,6 +102,7 @@ def report(model: torch.nn.Module) -> Report:
         if is_ours(module):
             kind = class_of(module)
             theirs = original(kind) if is_exchanged(kind) else kind
+            theirs, _ = vars(module).get("_was", (theirs, None))
             exchanged.append(Layer(name, qualified(theirs), is_synchronized(kind)))
             continue
         reason = _unconverted(module) if isinstance(module, _BatchNorm) else _foreign(module)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd import profiler
 from torch.autograd.function import once_differentiable
 
 from bnext.devices import engine_of
@@ -16,7 +15,7 @@ from bnext.sync.group import announcing
 from bnext.sync.phases import move_once, synchronized_backward, synchronized_forward
 from bnext.torch import gradients, kernels
 from bnext.torch.context import is_recomputed
-from bnext.torch.modules import Forward, in_a_range, wants_range
+from bnext.torch.modules import Forward, in_a_range, is_profiled, wants_range
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
@@ -73,7 +72,7 @@ class SyncBatchNorm(Forward):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
-        if profiler._is_profiler_enabled and wants_range():
+        if is_profiled() and wants_range():
             return in_a_range(SyncBatchNorm.forward, self, input)
         if not isinstance(input, Tensor):
             return super().forward(input)

@@ -2,8 +2,7 @@
 
 Each has tables, where bnext's classes are entered beside PyTorch's, or a function, which is given
 another behind it. A tool is told when it is imported, be it before bnext or after; none is imported
-here. What has no table and no such function is told to use `revert` where that can be seen, as by
-FX quantization (`modules`).
+here.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from bnext.torch.classes import WHEN_MADE, ConversionWarning, counterparts
 from bnext.torch.conversion import as_torch, convert, revert
 from bnext.torch.imports import when_imported
 from bnext.torch.modules import Forward
+from bnext.torch.sync import SyncBatchNorm
 
 __all__ = ["tell"]
 
@@ -102,6 +102,24 @@ def _fx_fusion(optimization: Any) -> None:
     optimization.matches_module_pattern = matches_module_pattern
 
 
+def _fx_quantization(quantize_fx: Any) -> None:
+    fuse = quantize_fx.fuse
+
+    @functools.wraps(fuse)
+    def fuse_as_torch(graph: Any, *arguments: Any, **named: Any) -> Any:
+        """Fuse, and then quantize, a graph with PyTorch's layers; the model keeps its own."""
+        for name, module in list(graph.named_modules()):
+            if name and isinstance(module, Forward):
+                graph.set_submodule(name, as_torch(module))
+        return fuse(graph, *arguments, **named)
+
+    quantize_fx.fuse = fuse_as_torch
+
+
+def _fvcore(precise_bn: Any) -> None:
+    precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, SyncBatchNorm)
+
+
 def _pytorch_sync(batchnorm: Any) -> None:
     """Also what Lightning calls, with ``sync_batchnorm=True``."""
     theirs = batchnorm.SyncBatchNorm.convert_sync_batchnorm.__func__
@@ -148,6 +166,8 @@ TABLES: list[tuple[str, Entry]] = [
 FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
     ("torch.nn.modules.batchnorm", _pytorch_sync),
     ("torch.fx.experimental.optimization", _fx_fusion),
+    ("torch.ao.quantization.quantize_fx", _fx_quantization),
+    ("fvcore.nn.precise_bn", _fvcore),
     ("timm.layers.norm_act", _timm_sync),
 ]
 
