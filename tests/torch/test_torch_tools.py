@@ -127,12 +127,11 @@ def test_torch_onednn_takes_converted_layers():
     from torch.fx.experimental import optimization
     from torch.utils import mkldnn
 
+    whole = convert(new_model()).eval()
+    assert_close(optimization.optimize_for_inference(whole)(X), whole(X), "y", 20.0)
     model = convert(new_model())[:5].eval()
     dense = mkldnn.to_mkldnn(copy.deepcopy(model))
     assert_close(dense(X.to_mkldnn()).to_dense(), model(X), "y", 20.0)
-    classes_ = optimization.mkldnn_map
-    assert classes_[bnext.torch.BatchNorm2d] is classes_[torch.nn.BatchNorm2d]
-    assert bnext.torch.BatchNorm2d in optimization.mkldnn_supported
 
 
 @pytest.mark.parametrize("function", ["prepare_fx", "prepare_qat_fx", "fuse_fx"])
@@ -308,6 +307,10 @@ def test_torch_timm_s_layers_are_exchanged():
     assert {type(module) for module in revert(model).modules()} == {
         type(module) for module in reference.modules()
     }
+    split = timm.layers.convert_splitbn_model(convert(copy.deepcopy(reference)))
+    assert not report(split).left
+    expected = timm.layers.convert_splitbn_model(copy.deepcopy(reference))
+    assert_close(split.train()(x), expected.train()(x), "y", 100.0)
     theirs = convert(timm.layers.convert_sync_batchnorm(reference))
     assert {layer.kind for layer in report(theirs).exchanged} == {
         "timm.layers.norm_act.SyncBatchNormAct"
@@ -379,7 +382,10 @@ def test_torch_tools_are_told_whichever_is_imported_first(first, tmp_path):
     assert done.stdout.strip() == "checked SourceFileLoader", done.stderr
 
 
-def test_torch_tools_of_another_version_are_told_of():
+def test_torch_tools_of_another_version_are_told_of_once(monkeypatch):
+    monkeypatch.setattr(tools, "_UNKNOWN", set())
     name, enter = tools.TABLES[0]
-    with pytest.warns(bnext.torch.ConversionWarning, match=rf"of {name} .*bnext.torch.revert\(mod"):
+    text = rf"of {name} .*bnext\.torch\.revert\(model\)"
+    with pytest.warns(bnext.torch.ConversionWarning, match=text) as said:
         tools._enter_all(name, enter, sys)
+    assert len(said) == 1

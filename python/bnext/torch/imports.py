@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["when_imported"]
+__all__ = ["is_being_imported", "when_imported"]
 
 Action = Callable[[ModuleType], object]
 
@@ -16,12 +16,17 @@ Action = Callable[[ModuleType], object]
 def when_imported(name: str, action: Action) -> None:
     """Call `action` with the module of that name: now if it is there, or after its import."""
     module = sys.modules.get(name)
-    if module is not None:
+    if module is not None and not is_being_imported(module):
         action(module)
         return
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
     _FINDER.actions.setdefault(name, []).append(action)
+
+
+def is_being_imported(module: ModuleType) -> bool:
+    """Whether the code of a module has not been run to its end yet."""
+    return bool(getattr(module.__spec__, "_initializing", False))
 
 
 class _Finder:
@@ -47,7 +52,7 @@ class _Finder:
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            for action in self.actions.pop(spec.name, []):
+            for action in self.actions[spec.name]:
                 action(module)
 
         if run is not None:

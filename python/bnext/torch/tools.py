@@ -16,7 +16,7 @@ from typing import Any
 
 from bnext.torch.classes import WHEN_MADE, ConversionWarning, counterparts
 from bnext.torch.conversion import as_torch, convert, revert
-from bnext.torch.imports import when_imported
+from bnext.torch.imports import is_being_imported, when_imported
 from bnext.torch.modules import Forward
 from bnext.torch.sync import SyncBatchNorm
 
@@ -69,13 +69,6 @@ def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
 
 def _eager_quantization(mappings: Any, ours: type, theirs: type) -> None:
     _beside(mappings.DEFAULT_STATIC_QUANT_MODULE_MAPPINGS, ours, theirs)
-
-
-def _fx_mkldnn(optimization: Any, ours: type, theirs: type) -> None:
-    _beside(optimization.mkldnn_map, ours, theirs)
-    supported = optimization.mkldnn_supported
-    if theirs in supported and ours not in supported:
-        supported.append(ours)
 
 
 def _beside(table: dict[Any, Any], ours: type, theirs: type) -> None:
@@ -142,10 +135,25 @@ def _timm_sync(norm_act: Any) -> None:
             return _synchronized(module, process_group)
         return theirs(module, process_group)
 
-    norm_act.convert_sync_batchnorm = convert_sync_batchnorm
-    layers = sys.modules.get("timm.layers")
-    if getattr(layers, "convert_sync_batchnorm", None) is theirs:
-        layers.convert_sync_batchnorm = convert_sync_batchnorm  # type: ignore[union-attr]
+    _exchange(norm_act, "convert_sync_batchnorm", theirs, convert_sync_batchnorm)
+
+
+def _timm_split(split_batchnorm: Any) -> None:
+    theirs = split_batchnorm.convert_splitbn_model
+
+    @functools.wraps(theirs)
+    def convert_splitbn_model(module: Any, *arguments: Any, **named: Any) -> Any:
+        split = theirs(module, *arguments, **named)
+        return convert(split) if isinstance(module, Forward) else split
+
+    _exchange(split_batchnorm, "convert_splitbn_model", theirs, convert_splitbn_model)
+
+
+def _exchange(module: Any, name: str, theirs: Any, ours: Any) -> None:
+    """Put a function in the place of one of timm's, also where the package has it already."""
+    for each in (module, sys.modules.get("timm.layers")):
+        if getattr(each, name, None) is theirs:
+            setattr(each, name, ours)
 
 
 def _synchronized(layer: Forward, group: Any) -> Any:
@@ -161,7 +169,6 @@ TABLES: list[tuple[str, Entry]] = [
     ("opacus.validators", _opacus),
     ("torch.ao.quantization.fuser_method_mappings", _fuse_modules),
     ("torch.ao.quantization.quantization_mappings", _eager_quantization),
-    ("torch.fx.experimental.optimization", _fx_mkldnn),
 ]
 FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
     ("torch.nn.modules.batchnorm", _pytorch_sync),
@@ -169,6 +176,7 @@ FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
     ("torch.ao.quantization.quantize_fx", _fx_quantization),
     ("fvcore.nn.precise_bn", _fvcore),
     ("timm.layers.norm_act", _timm_sync),
+    ("timm.layers.split_batchnorm", _timm_split),
 ]
 
 
@@ -183,26 +191,29 @@ def tell() -> None:
 
 def _enter_all(name: str, enter: Entry, module: ModuleType) -> None:
     for ours, theirs in counterparts():
-        if not _attempt(name, enter, module, ours, theirs):
-            return
+        _attempt(name, enter, module, ours, theirs)
 
 
 def _enter_made(ours: type, theirs: type) -> None:
     for name, enter in TABLES:
         module = sys.modules.get(name)
-        if module is not None:
+        if module is not None and not is_being_imported(module):
             _attempt(name, enter, module, ours, theirs)
 
 
-def _attempt(name: str, function: Callable[..., None], *arguments: Any) -> bool:
+_UNKNOWN: set[str] = set()
+
+
+def _attempt(name: str, function: Callable[..., None], *arguments: Any) -> None:
+    if name in _UNKNOWN:
+        return
     try:
         function(*arguments)
     except (AttributeError, TypeError, KeyError) as error:
+        _UNKNOWN.add(name)
         warnings.warn(
             f"bnext.torch does not know this version of {name} ({error}), which may pass over "
             "layers of bnext's: call bnext.torch.revert(model) before it is used",
             ConversionWarning,
             stacklevel=3,
         )
-        return False
-    return True
