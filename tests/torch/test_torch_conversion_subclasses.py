@@ -251,6 +251,17 @@ def test_torch_saved_layers_that_have_no_counterpart_any_more(monkeypatch, known
     assert type(layer) is Activated
 
 
+def test_torch_subclasses_of_ours_get_their_group_back():
+    class Spread(bnext.torch.SyncBatchNorm):
+        pass
+
+    own, other = bnext.sync.ThreadGroup(1), bnext.sync.ThreadGroup(1)
+    layer = convert(Spread(4, process_group=own), sync=other)
+    assert (type(layer), layer.process_group) == (Spread, other)
+    assert (type(revert(layer)), layer.process_group) == (Spread, own)
+    assert "_was" not in vars(layer)
+
+
 def test_torch_convert_keeps_what_a_subclass_has():
     layer = convert(Defaults(4))
     assert (layer.eps, layer.momentum, layer.note, layer.doubled()) == (1e-3, 0.03, "mine", 8)
@@ -337,52 +348,6 @@ def test_torch_convert_changes_all_or_nothing(function, sync):
     with pytest.raises(RuntimeError, match="stays"):
         convert(model, sync) if function is convert else revert(model)
     assert [(type(module), dict(vars(module))) for module in model] == before
-
-
-# --- parametrized layers --------------------------------------------------------------------------
-
-
-class Doubled(torch.nn.Module):
-    def forward(self, weight):
-        return 2 * weight
-
-    def right_inverse(self, weight):
-        return weight / 2
-
-
-def parametrized(layer):
-    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
-    return layer
-
-
-@pytest.mark.parametrize("sync", [None, True])
-@pytest.mark.parametrize("first", ["convert", "parametrize"])
-@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, Defaults, Followed])
-def test_torch_parametrized_layers_are_converted_and_reverted(kind, first, sync):
-    from torch.nn.utils import parametrize
-
-    reference = parametrized(kind(4))
-    if first == "convert":
-        layer = parametrized(convert(kind(4), sync))
-    else:
-        layer = convert(parametrized(kind(4)), sync)
-    assert classes.is_ours(layer)
-    assert parametrize.is_parametrized(layer, "weight")
-    assert classes.original(parametrize.type_before_parametrizations(layer)) in (
-        (kind,) if sync is None else (kind, torch.nn.SyncBatchNorm)
-    )
-    x = torch.randn(5, 4, 3, 3)
-    assert_same(layer, copy.deepcopy(reference), x)
-    assert_same(copy.deepcopy(layer), copy.deepcopy(layer), x)
-    assert type(convert(layer)) is type(layer)
-    revert(layer)
-    assert not classes.is_ours(layer)
-    assert parametrize.type_before_parametrizations(layer) is kind
-    layer.load_state_dict(reference.state_dict())
-    assert_same(layer, reference, x)
-    parametrize.remove_parametrizations(convert(layer), "weight")
-    assert classes.is_ours(layer)
-    assert type(revert(layer)) is kind
 
 
 # --- compilers ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The report: what is exchanged in a model, what is left, and why."""
+"""The report: layers that are exchanged in a model, layers that stay, and why."""
 
 import dataclasses
 

@@ -15,7 +15,7 @@ modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
 sync         SyncBatchNorm
 lazy         LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 classes      which class stands for one of PyTorch's, or for somebody's subclass
-report       what is exchanged in a model and what is left, and why
+report       layers that are exchanged in a model, layers that stay, and why
 conversion   convert, revert
 tools        software that looks layers up by their classes, and is told of bnext's
 imports      doing something once a module has been imported

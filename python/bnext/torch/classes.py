@@ -203,7 +203,7 @@ def _followed(known: Any, base: type, after: Callable[[Any, Any], Any]) -> type:
 
 
 def _check_forward(kind: type) -> None:
-    """NoCounterpart if a class has a `forward` that does not come to that of its ancestors."""
+    """NoCounterpart if a class has a `forward` that does not call its ancestors'."""
     if "forward" in vars(kind) and not _calls_super(vars(kind)["forward"]):
         raise NoCounterpart(f"{kind.__qualname__}.forward does not call super().forward")
 

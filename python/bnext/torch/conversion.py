@@ -17,10 +17,11 @@ from bnext.torch.classes import (
     NoCounterpart,
     class_of,
     is_exchanged,
+    is_ours,
     original,
     reparametrized,
     target_of,
-)  # fmt: skip
+)
 from bnext.torch.report import Layer, check_module, qualified, told
 from bnext.torch.sync import SyncBatchNorm, check_group
 
@@ -106,7 +107,7 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
         PyTorch's know nothing. Nothing was changed then.
     """
     check_module(model)
-    modules: list[Any] = [each for each in model.modules() if is_exchanged(class_of(each))]
+    modules = [each for each in model.modules() if _is_changed(each)]
     before = [_before(module) for module in modules]
     with _AllOrNothing(modules):
         for module, (kind, group) in zip(modules, before, strict=True):
@@ -138,7 +139,7 @@ def _planned(model: torch.nn.Module, sync: bool) -> tuple[list[tuple[Any, type]]
 
 
 class _AllOrNothing:
-    """Layers have their class and state of before if what is done with them ends in an error."""
+    """Gives layers their class and state of before if the block ends in an error."""
 
     def __init__(self, modules: Iterable[Any]) -> None:
         self.before = [(module, type(module), dict(vars(module))) for module in modules]
@@ -161,11 +162,18 @@ def _set_class(module: Any, kind: type) -> None:
         module.__class__ = reparametrized(type(module), kind) if parametrized else kind
 
 
+def _is_changed(module: Any) -> bool:
+    """Whether a layer stands for another, or is in a group that `convert` has given it."""
+    return is_exchanged(class_of(module)) or (is_ours(module) and "_was" in vars(module))
+
+
 def _before(module: Any) -> tuple[type, Any]:
     """Find what a layer of ours was, or is nearest to, and in which group."""
-    group = getattr(module, "process_group", None)
-    kind, group = vars(module).get("_was", (original(class_of(module)), group))
-    if isinstance(group, Group):
+    if "_was" in vars(module):
+        kind, group = module._was
+    else:
+        kind, group = original(class_of(module)), getattr(module, "process_group", None)
+    if isinstance(group, Group) and not issubclass(kind, SyncBatchNorm):
         raise ValueError(
             f"model: expected layers that PyTorch has as well, got a SyncBatchNorm in {group!r}"
         )

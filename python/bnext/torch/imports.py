@@ -26,7 +26,7 @@ def when_imported(name: str, action: Action) -> None:
 
 def is_being_imported(module: ModuleType) -> bool:
     """Whether the code of a module has not been run to its end yet."""
-    return bool(getattr(module.__spec__, "_initializing", False))
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 class _Finder:

@@ -1,4 +1,4 @@
-"""What `convert` has exchanged in a model, what it has left, and why."""
+"""Layers that `convert` has exchanged in a model, layers that it has left, and why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bnext.torch.classes import (
     is_synchronized,
     original,
     target_of,
-)  # fmt: skip
+)
 
 __all__ = ["Layer", "Report", "check_module", "qualified", "report", "told"]
 
