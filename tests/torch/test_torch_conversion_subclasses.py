@@ -371,6 +371,3 @@ def test_torch_classes_of_known_form_are_one_node(known_forms):
     assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
     x = torch.randn(5, 4, 3, 3)
     assert_close(traced(x), model(x), "y", 20.0)
-    # A forward of a user's own is traced through, and PyTorch's within it cannot be.
-    with pytest.raises(torch.fx.proxy.TraceError):
-        torch.fx.symbolic_trace(convert(torch.nn.Sequential(Followed(4))))

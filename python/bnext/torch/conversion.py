@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,8 +27,10 @@ from bnext.torch.sync import SyncBatchNorm, check_group
 
 __all__ = ["as_torch", "convert", "revert"]
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 
-def convert(model: torch.nn.Module, sync: Group | Any = None) -> torch.nn.Module:
+
+def convert(model: Module, sync: Group | Any = None) -> Module:
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
@@ -83,7 +85,7 @@ def convert(model: torch.nn.Module, sync: Group | Any = None) -> torch.nn.Module
     return model
 
 
-def revert(model: torch.nn.Module) -> torch.nn.Module:
+def revert(model: Module) -> Module:
     """Undo `convert`, in place: every layer of bnext's becomes PyTorch's again.
 
     Parameters
