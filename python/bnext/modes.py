@@ -88,7 +88,7 @@ class ModesMixin:
                 "freeze: expected a layer with running statistics, got one with "
                 f"track_running_stats={self.track_running_stats}"
             )
-        switches: dict[str, Any] = {"use_running_stats": True, "update_running_stats": False}
+        switches: dict[str, object] = {"use_running_stats": True, "update_running_stats": False}
         if affine:
             switches |= {"train_affine": False, "weight_grad": None, "bias_grad": None}
         vars(self).update(switches)  # all of them at once

@@ -38,13 +38,23 @@ OURS = {
 }
 
 
+def assert_exchanged(model, before):
+    """Every layer of batch normalization is bnext's; all the rest is as it was."""
+    for module, kind in zip(model.modules(), before, strict=True):
+        if kind is Own:
+            assert isinstance(module, Own)
+            assert isinstance(module, bnext.torch.BatchNorm2d)
+        else:
+            assert type(module) is OURS.get(kind, kind)
+
+
 def test_torch_convert_changes_classes_and_nothing_else():
     model = new_model()
     before, state = kinds(model), dict(model.state_dict(keep_vars=True))
     modules = list(model.modules())
     reference = copy.deepcopy(model)
     assert convert(model) is model
-    assert kinds(model) == [OURS.get(kind, kind) for kind in before]
+    assert_exchanged(model, before)
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     for name, value in model.state_dict(keep_vars=True).items():
         assert value is state[name]
@@ -100,8 +110,9 @@ def test_torch_convert_to_a_group_and_back():
     reference = copy.deepcopy(model)
     before = kinds(model)
     convert(model, sync=group)
-    ours = [module for module in model.modules() if type(module) is bnext.torch.SyncBatchNorm]
-    assert len(ours) == 4
+    ours = [each for each in model.modules() if isinstance(each, bnext.torch.SyncBatchNorm)]
+    assert len(ours) == 5
+    assert isinstance(model[3][1], Own)
     assert all(module.process_group is group for module in ours)
     x = torch.randn(5, 3, 6, 6)
     with group.member(0):
@@ -111,7 +122,8 @@ def test_torch_convert_to_a_group_and_back():
     other = bnext.sync.ThreadGroup(2)
     convert(model, sync=other)
     assert all(module.process_group is other for module in ours)
-    assert kinds(convert(model)).count(bnext.torch.SyncBatchNorm) == 4
+    converted = kinds(model)
+    assert kinds(convert(model)) == converted
     assert kinds(revert(model)) == before
     assert [set(vars(m)) for m in model.modules()] == [set(vars(m)) for m in reference.modules()]
     assert model[3][2].process_group is None, "that which it had"
@@ -172,8 +184,6 @@ def test_torch_convert_sync_batchnorm_under_torch_s_name():
     assert converted[1].weight is weight
     single = bnext.torch.SyncBatchNorm.convert_sync_batchnorm(torch.nn.BatchNorm1d(3))
     assert type(single) is bnext.torch.SyncBatchNorm
-    theirs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(convert(new_model()))
-    assert kinds(theirs).count(torch.nn.SyncBatchNorm) == 5
 
 
 def test_torch_converted_models_are_saved_and_fused():

@@ -13,7 +13,12 @@ operators    the same as registered operators: what torch.compile and torch.expo
 functional   which of these a call takes
 modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
 sync         SyncBatchNorm
+lazy         LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+classes      which class stands for one of PyTorch's, or for somebody's subclass
+report       layers that are exchanged in a model, layers that stay, and why
 conversion   convert, revert
+tools        software that looks layers up by their classes, and is told of bnext's
+imports      doing something once a module has been imported
 threads      one pool of threads for both
 """
 
@@ -29,19 +34,31 @@ except ModuleNotFoundError as error:
     ) from None
 
 from bnext.torch import functional
+from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
+from bnext.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.torch.report import Layer, Report, report
 from bnext.torch.sync import SyncBatchNorm
 from bnext.torch.threads import share_threads
+from bnext.torch.tools import tell
 
 share_threads()
+tell()
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConversionWarning",
+    "Layer",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "Report",
     "SyncBatchNorm",
     "convert",
     "functional",
+    "report",
     "revert",
 ]

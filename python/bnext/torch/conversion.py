@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnext.sync import Group
-from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.torch.classes import (
+    ConversionWarning,
+    NoCounterpart,
+    class_of,
+    is_exchanged,
+    is_ours,
+    original,
+    reparametrized,
+    target_of,
+)
+from bnext.torch.report import Layer, check_module, qualified, told
 from bnext.torch.sync import SyncBatchNorm, check_group
 
-__all__ = ["convert", "revert"]
+__all__ = ["as_torch", "convert", "revert"]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-
-OURS: dict[type, type] = {
-    torch.nn.BatchNorm1d: BatchNorm1d,
-    torch.nn.BatchNorm2d: BatchNorm2d,
-    torch.nn.BatchNorm3d: BatchNorm3d,
-    torch.nn.SyncBatchNorm: SyncBatchNorm,
-}
-THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
 def convert(model: Module, sync: Group | Any = None) -> Module:
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
-    modes, names, and whoever else holds the module, have nothing to notice. Subclasses that a user
-    has written are left alone, since nobody knows what they do.
+    modes and names, and references to a module from elsewhere, stay as they are. Subclasses are
+    exchanged as well, and stay instances of their class under its name, if they have no `forward`
+    or one that calls ``super().forward``; so are timm's ``BatchNormAct2d``, parametrized layers,
+    and lazy ones, which become bnext's at their first call.
 
     Parameters
     ----------
@@ -45,22 +54,34 @@ def convert(model: Module, sync: Group | Any = None) -> Module:
     Raises
     ------
     TypeError
-        `model` is no module, or `sync` no group.
+        `model` is no module, or `sync` no group. Nothing was changed then.
+
+    Warns
+    -----
+    ConversionWarning
+        Layers of PyTorch's batch normalization stay as they are: which, how many, and why. There is
+        one warning a call; `report` lists all layers.
     """
-    _check(model)
+    check_module(model)
     if sync is not None:
         check_group(None if sync is True else sync, "sync")
-    module: Any
-    for module in model.modules():
-        kind = type(module)
-        if sync is not None and (kind in OURS or kind in THEIRS):
-            if "_was" not in vars(module):
+    synced = sync is not None
+    changes, left = _planned(model, synced)
+    with _AllOrNothing(module for module, _ in changes):
+        for module, ours in changes:
+            if synced:
+                kind = class_of(module)
                 group = getattr(module, "process_group", None)
-                module._was = (THEIRS.get(kind, kind), group)
-            module.__class__ = SyncBatchNorm
-            module.process_group = None if sync is True else sync
-        elif kind in OURS:
-            module.__class__ = OURS[kind]
+                theirs = original(kind) if is_exchanged(kind) else kind
+                vars(module).setdefault("_was", (theirs, group))
+                module.process_group = None if sync is True else sync
+            _set_class(module, ours)
+    if left:
+        which = "1 layer" if len(left) == 1 else f"{len(left)} layers"
+        stay = "stays" if len(left) == 1 else "stay"
+        lines = [f"convert: {which} of batch normalization {stay} PyTorch's", *told(left)]
+        lines.append("bnext.torch.report(model) lists all layers")
+        warnings.warn("\n".join(lines), ConversionWarning, stacklevel=2)
     return model
 
 
@@ -75,7 +96,9 @@ def revert(model: Module) -> Module:
     Returns
     -------
     torch.nn.Module
-        `model`. Layers that `convert` has made synchronized become what they were before it.
+        `model`. Layers that `convert` has made synchronized become what they were before it, and
+        subclasses the class that they are of. A lazy layer that has been called by then becomes
+        the class that PyTorch's lazy layer becomes.
 
     Raises
     ------
@@ -85,31 +108,88 @@ def revert(model: Module) -> Module:
         A `SyncBatchNorm` that was not made by `convert` is in a group of bnext's, of which
         PyTorch's know nothing. Nothing was changed then.
     """
-    _check(model)
-    modules: list[Any] = [module for module in model.modules() if type(module) in THEIRS]
+    check_module(model)
+    modules = [each for each in model.modules() if _is_changed(each)]
     before = [_before(module) for module in modules]
-    for module, (kind, group) in zip(modules, before, strict=True):
-        for name in ("_was", "_moved_at"):
-            vars(module).pop(name, None)
-        if type(module) is SyncBatchNorm:
-            module.process_group = group
-            if kind is not torch.nn.SyncBatchNorm:
-                del module.process_group
-        module.__class__ = kind
+    with _AllOrNothing(modules):
+        for module, (kind, group) in zip(modules, before, strict=True):
+            _become(module, kind, group)
     return model
+
+
+def as_torch(layer: Any) -> Any:
+    """Give a layer of PyTorch's that has what a layer of bnext's has, in whatever group that is."""
+    kind = class_of(layer)
+    if not is_exchanged(kind):
+        return layer
+    plain = copy.copy(layer)
+    _become(plain, original(kind), None)
+    return plain
+
+
+def _planned(model: torch.nn.Module, sync: bool) -> tuple[list[tuple[Any, type]], list[Layer]]:
+    """Find which layers get which class, and which stay as they are."""
+    changes, left = [], []
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        try:
+            changes.append((module, target_of(module, sync)))
+        except NoCounterpart as reason:
+            left.append(Layer(name, qualified(class_of(module)), reason=str(reason)))
+    return changes, left
+
+
+class _AllOrNothing:
+    """Gives layers their class and state of before if the block ends in an error."""
+
+    def __init__(self, modules: Iterable[Any]) -> None:
+        self.before = [(module, type(module), dict(vars(module))) for module in modules]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if error is not None:
+            for module, before, state in self.before:
+                object.__setattr__(module, "__class__", before)
+                vars(module).clear()
+                vars(module).update(state)
+
+
+def _set_class(module: Any, kind: type) -> None:
+    """Change the class of a layer below its parametrizations, if it has any."""
+    if class_of(module) is not kind:
+        parametrized = class_of(module) is not type(module)
+        module.__class__ = reparametrized(type(module), kind) if parametrized else kind
+
+
+def _is_changed(module: Any) -> bool:
+    """Whether a layer stands for another, or is in a group that `convert` has given it."""
+    return is_exchanged(class_of(module)) or (is_ours(module) and "_was" in vars(module))
 
 
 def _before(module: Any) -> tuple[type, Any]:
     """Find what a layer of ours was, or is nearest to, and in which group."""
-    group = getattr(module, "process_group", None)
-    kind, group = vars(module).get("_was", (THEIRS[type(module)], group))
-    if isinstance(group, Group):
+    if "_was" in vars(module):
+        kind, group = module._was
+    else:
+        kind, group = original(class_of(module)), getattr(module, "process_group", None)
+    if isinstance(group, Group) and not issubclass(kind, SyncBatchNorm):
         raise ValueError(
             f"model: expected layers that PyTorch has as well, got a SyncBatchNorm in {group!r}"
         )
     return kind, group
 
 
-def _check(model: Any) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+def _become(module: Any, kind: Any, group: Any) -> None:
+    """Make a layer of ours one of `kind`, in a group of PyTorch's if it is synchronized."""
+    if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
+        kind = kind.cls_to_become
+    for name in ("_was", "_moved_at"):
+        vars(module).pop(name, None)
+    if "process_group" in vars(module):
+        module.process_group = group
+        if not issubclass(kind, torch.nn.SyncBatchNorm | SyncBatchNorm):
+            del module.process_group
+    _set_class(module, kind)

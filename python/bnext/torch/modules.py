@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.docstrings import with_sections_of
 from bnext.torch import usual
 from bnext.torch.functional import counted_batch_norm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Forward",
+    "in_a_range",
+    "is_profiled",
+    "wants_range",
+]
+
+
+OURS = "bnext.torch."
 
 
 class Forward(_BatchNorm):
@@ -25,6 +38,8 @@ class Forward(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
+        if is_profiled() and wants_range():
+            return in_a_range(Forward.forward, self, input)
         if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
             return self._traced(input)
         self._check_input_dim(input)
@@ -56,16 +71,58 @@ class Forward(_BatchNorm):
         count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
         return 1.0 / (count + 1)
 
-    def _traced(self, input: torch.fx.Proxy) -> Any:
+    def _traced(self, input: Any) -> Any:
+        forward = type(self).forward
+        if getattr(input.tracer, "root", None) is self or not forward.__module__.startswith(OURS):
+            return super().forward(input)  # as PyTorch's, which is traced through
+        return self._node(input)
+
+    def _node(self, input: Any) -> Any:
         """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
-        tracer: Any = input.tracer
+        tracer = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+
+    def extra_repr(self) -> str:
+        """Describe the layer as PyTorch does, and whose kernels it runs."""
+        return f"{super().extra_repr()}, kernels=bnext"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
         from bnext.torch.conversion import revert
 
         return revert(copy.copy(self))
+
+
+class _Range(threading.local):
+    is_open = False
+
+
+_RANGE = _Range()
+
+
+def is_profiled() -> bool:
+    """Whether a profiler of PyTorch's runs."""
+    return profiler._is_profiler_enabled
+
+
+# A guard on it would have compiled models compile again where a profiler starts.
+is_profiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def wants_range() -> bool:
+    """Whether a call is to be shown to the profiler that runs, as one range."""
+    return not torch.compiler.is_compiling() and not _RANGE.is_open
+
+
+def in_a_range(forward: Any, layer: Forward, input: Tensor) -> Tensor:
+    """Do a call of a layer where a profiler sees it: kernels are none of PyTorch's operators."""
+    _RANGE.is_open = True
+    try:
+        with profiler.record_function("bnext::batch_norm"):
+            y: Tensor = forward(layer, input)
+            return y
+    finally:
+        _RANGE.is_open = False
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):

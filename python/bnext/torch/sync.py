@@ -16,7 +16,7 @@ from bnext.sync.group import announcing
 from bnext.sync.phases import move_once, synchronized_backward, synchronized_forward
 from bnext.torch import gradients, kernels
 from bnext.torch.context import is_recomputed
-from bnext.torch.modules import Forward
+from bnext.torch.modules import Forward, in_a_range, is_profiled, wants_range
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
@@ -73,6 +73,8 @@ class SyncBatchNorm(Forward):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
+        if is_profiled() and wants_range():
+            return in_a_range(SyncBatchNorm.forward, self, input)
         if not isinstance(input, Tensor):
             return super().forward(input)
         if self.training and has_others(self.process_group):

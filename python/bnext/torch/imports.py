@@ -1,0 +1,63 @@
+"""Doing something once a module has been imported, without importing it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["is_being_imported", "when_imported"]
+
+Action = Callable[[ModuleType], object]
+
+
+def when_imported(name: str, action: Action) -> None:
+    """Call `action` with the module of that name: now if it is there, or after its import."""
+    module = sys.modules.get(name)
+    if module is not None and not is_being_imported(module):
+        action(module)
+        return
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+    _FINDER.actions.setdefault(name, []).append(action)
+
+
+def is_being_imported(module: ModuleType) -> bool:
+    """Whether the code of a module has not been run to its end yet."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+class _Finder:
+    """Finds nothing of its own: it has the others find a module, and the action follow its code."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, list[Action]] = {}
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        if name not in self.actions:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return self._followed(spec)
+        return None
+
+    def _followed(self, spec: ModuleSpec) -> ModuleSpec:
+        loader: Any = spec.loader
+        run: Any = getattr(loader, "exec_module", None)
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            for action in self.actions[spec.name]:
+                action(module)
+
+        if run is not None:
+            loader.exec_module = exec_module
+        return spec
+
+
+_FINDER: Any = _Finder()

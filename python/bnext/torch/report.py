@@ -1,0 +1,171 @@
+"""Layers that `convert` has exchanged in a model, layers that it has left, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnext.torch.classes import (
+    NoCounterpart,
+    class_of,
+    is_exchanged,
+    is_ours,
+    is_synchronized,
+    original,
+    target_of,
+)
+
+__all__ = ["Layer", "Report", "check_module", "qualified", "report", "told"]
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of batch normalization in a model.
+
+    Attributes
+    ----------
+    name : str
+        Where it is in the model, as ``model.named_modules()`` says; empty for the model itself.
+    kind : str
+        Qualified name of PyTorch's or the user's class, which `revert` gives back.
+    synchronized : bool
+        Whether it is a layer of bnext's that normalizes in a group.
+    reason : str or None
+        Why it stays PyTorch's; None for a layer of bnext's.
+    """
+
+    name: str
+    kind: str
+    synchronized: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Layers of batch normalization in a model; ``str`` of it is made to be read.
+
+    Attributes
+    ----------
+    exchanged : tuple of Layer
+        Those that run bnext's kernels.
+    left : tuple of Layer
+        Those that do not, each with the reason.
+    """
+
+    exchanged: tuple[Layer, ...]
+    left: tuple[Layer, ...]
+
+    def __str__(self) -> str:
+        count = len(self.exchanged)
+        total = count + len(self.left)
+        lines = [f"{count} of {total} layers of batch normalization are bnext's"]
+        lines += _counted((each.kind + _mark(each), each.name) for each in self.exchanged)
+        if self.left:
+            stay = (
+                "1 stays as it is" if len(self.left) == 1 else f"{len(self.left)} stay as they are"
+            )
+            lines += [stay, *told(self.left)]
+        return "\n".join(lines)
+
+
+def report(model: torch.nn.Module) -> Report:
+    """List the layers of batch normalization in `model`: bnext's, and others with the reason.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model, converted or not, or a single layer.
+
+    Returns
+    -------
+    Report
+        In the order of ``model.named_modules()``; a layer that is used twice is there once.
+        Listed as left are also frozen layers and compiled or traced parts of the model, which
+        are no layers of PyTorch's batch normalization any more.
+
+    Raises
+    ------
+    TypeError
+        `model` is no module.
+    """
+    check_module(model)
+    exchanged, left = [], []
+    module: Any
+    for name, module in model.named_modules():
+        if is_ours(module):
+            kind = class_of(module)
+            theirs = original(kind) if is_exchanged(kind) else kind
+            theirs, _ = vars(module).get("_was", (theirs, None))
+            exchanged.append(Layer(name, qualified(theirs), is_synchronized(kind)))
+            continue
+        reason = _unconverted(module) if isinstance(module, _BatchNorm) else _foreign(module)
+        if reason is not None:
+            left.append(Layer(name, qualified(class_of(module)), reason=reason))
+    return Report(tuple(exchanged), tuple(left))
+
+
+def _unconverted(layer: _BatchNorm) -> str:
+    """Why a layer of PyTorch's batch normalization is still one."""
+    try:
+        target_of(layer, sync=False)
+    except NoCounterpart as reason:
+        return str(reason)
+    return "not converted yet: bnext.torch.convert exchanges it"
+
+
+def _foreign(module: Any) -> str | None:
+    """Why a module that may hide batch normalization is none of `convert`'s."""
+    if isinstance(module, torch.jit.ScriptModule):
+        scripted = "BatchNorm" in getattr(module, "original_name", "")
+        return "compiled by TorchScript: convert the model before" if scripted else None
+    if isinstance(module, torch.fx.GraphModule):
+        nodes = (node for node in module.graph.nodes if node.op == "call_function")
+        if any("batch_norm" in str(node.target) for node in nodes):
+            return "its graph calls batch_norm as a function: convert the model before it is traced"
+        return None
+    if "BatchNorm" in type(module).__name__:
+        return "no subclass of PyTorch's layers"
+    return None
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def told(layers: Iterable[Layer]) -> list[str]:
+    """Say in lines which layers are left, by their classes and reasons."""
+    return _counted((f"{each.kind} ({each.reason})", each.name) for each in layers)
+
+
+def _counted(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    counts: Counter[str] = Counter()
+    for text, name in pairs:
+        counts[text] += 1
+        names.setdefault(text, []).append(name or "the model itself")
+    lines = []
+    for text, count in counts.items():
+        shown = names[text][:NAMES_SHOWN] + ["..."] * (count > NAMES_SHOWN)
+        lines.append(f"  {count} x {text}: {', '.join(shown)}")
+    return lines
+
+
+def _mark(layer: Layer) -> str:
+    return ", synchronized" if layer.synchronized else ""
+
+
+def qualified(kind: type) -> str:
+    """Give the name of a class with its module."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def check_module(model: Any) -> None:
+    """TypeError unless it is a module."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

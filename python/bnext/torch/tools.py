@@ -1,0 +1,219 @@
+"""Tools that look layers up by their exact class, and find none of bnext's unless told.
+
+Each has tables, where bnext's classes are entered beside PyTorch's, or a function, which is given
+another behind it. A tool is told when it is imported, be it before bnext or after; none is imported
+here.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from bnext.torch.classes import WHEN_MADE, ConversionWarning, counterparts
+from bnext.torch.conversion import as_torch, convert, revert
+from bnext.torch.imports import is_being_imported, when_imported
+from bnext.torch.modules import Forward
+from bnext.torch.sync import SyncBatchNorm
+
+__all__ = ["tell"]
+
+Entry = Callable[[Any, type, type], None]
+
+
+# --- tables: each function enters one class beside the one that it stands for ---------------------
+
+
+def _thop(thop: Any, ours: type, theirs: type) -> None:
+    _beside(thop.register_hooks, ours, theirs)
+
+
+def _ptflops(ptflops: Any, ours: type, theirs: type) -> None:
+    _beside(ptflops.MODULES_MAPPING, ours, theirs)
+
+
+def _opacus(opacus: Any, ours: type, theirs: type) -> None:
+    validators, fixers = opacus.ModuleValidator.VALIDATORS, opacus.ModuleValidator.FIXERS
+
+    def validate(module: Any) -> Any:
+        """Report a layer as one of the nearest class that is reported: none may pass unseen."""
+        for kind in theirs.__mro__:
+            if kind in validators:
+                return validators[kind](as_torch(module))
+        return []
+
+    def fix(module: Any, **named: Any) -> Any:
+        """Replace a layer as one of exactly that class, since others do more than normalize."""
+        return fixers[theirs](as_torch(module), **named) if theirs in fixers else module
+
+    validators.setdefault(ours, validate)
+    fixers.setdefault(ours, fix)
+
+
+def _fuse_modules(mappings: Any, ours: type, theirs: type) -> None:
+    table = mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
+    for kinds, method in list(table.items()):
+        if theirs in kinds:
+            known = tuple(ours if kind is theirs else kind for kind in kinds)
+            table.setdefault(known, functools.partial(_fuse, method))
+
+
+def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
+    """Fuse PyTorch's layers: what comes of it looks at their classes as well."""
+    return method(is_qat, *(revert(module) for module in modules))
+
+
+def _eager_quantization(mappings: Any, ours: type, theirs: type) -> None:
+    _beside(mappings.DEFAULT_STATIC_QUANT_MODULE_MAPPINGS, ours, theirs)
+
+
+def _beside(table: dict[Any, Any], ours: type, theirs: type) -> None:
+    if theirs in table:
+        table.setdefault(ours, table[theirs])
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+def _fx_fusion(optimization: Any) -> None:
+    matches = optimization.matches_module_pattern
+
+    @functools.wraps(matches)
+    def matches_module_pattern(pattern: Any, node: Any, modules: Any) -> Any:
+        if matches(pattern, node, modules):
+            return True
+        names = [each.target for each in (node, *node.args[:1]) if hasattr(each, "target")]
+        found = [name for name in names if isinstance(modules.get(name), Forward)]
+        if not found:
+            return False
+        return matches(pattern, node, modules | {name: as_torch(modules[name]) for name in found})
+
+    optimization.matches_module_pattern = matches_module_pattern
+
+
+def _fx_quantization(quantize_fx: Any) -> None:
+    fuse = quantize_fx.fuse
+
+    @functools.wraps(fuse)
+    def fuse_as_torch(graph: Any, *arguments: Any, **named: Any) -> Any:
+        """Fuse, and then quantize, a graph with PyTorch's layers; the model keeps its own."""
+        for name, module in list(graph.named_modules()):
+            if name and isinstance(module, Forward):
+                graph.set_submodule(name, as_torch(module))
+        return fuse(graph, *arguments, **named)
+
+    quantize_fx.fuse = fuse_as_torch
+
+
+def _fvcore(precise_bn: Any) -> None:
+    precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, SyncBatchNorm)
+
+
+def _pytorch_sync(batchnorm: Any) -> None:
+    """Also what Lightning calls, with ``sync_batchnorm=True``."""
+    theirs = batchnorm.SyncBatchNorm.convert_sync_batchnorm.__func__
+
+    @functools.wraps(theirs)
+    def convert_sync_batchnorm(cls: Any, module: Any, process_group: Any = None) -> Any:
+        if isinstance(module, Forward):
+            return _synchronized(module, process_group)
+        return theirs(cls, module, process_group)
+
+    batchnorm.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
+
+
+def _timm_sync(norm_act: Any) -> None:
+    theirs = norm_act.convert_sync_batchnorm
+
+    @functools.wraps(theirs)
+    def convert_sync_batchnorm(module: Any, process_group: Any = None) -> Any:
+        if isinstance(module, Forward):
+            return _synchronized(module, process_group)
+        return theirs(module, process_group)
+
+    _exchange(norm_act, "convert_sync_batchnorm", theirs, convert_sync_batchnorm)
+
+
+def _timm_split(split_batchnorm: Any) -> None:
+    theirs = split_batchnorm.convert_splitbn_model
+
+    @functools.wraps(theirs)
+    def convert_splitbn_model(module: Any, *arguments: Any, **named: Any) -> Any:
+        split = theirs(module, *arguments, **named)
+        return convert(split) if isinstance(module, Forward) else split
+
+    _exchange(split_batchnorm, "convert_splitbn_model", theirs, convert_splitbn_model)
+
+
+def _exchange(module: Any, name: str, theirs: Any, ours: Any) -> None:
+    """Put a function in the place of one of timm's, also where the package has it already."""
+    for each in (module, sys.modules.get("timm.layers")):
+        if getattr(each, name, None) is theirs:
+            setattr(each, name, ours)
+
+
+def _synchronized(layer: Forward, group: Any) -> Any:
+    """Keep a layer bnext's where PyTorch would put a new one of its own in its place."""
+    return convert(layer, sync=True if group is None else group)
+
+
+# --- who is told, and when ------------------------------------------------------------------------
+
+TABLES: list[tuple[str, Entry]] = [
+    ("thop.profile", _thop),
+    ("ptflops.pytorch_ops", _ptflops),
+    ("opacus.validators", _opacus),
+    ("torch.ao.quantization.fuser_method_mappings", _fuse_modules),
+    ("torch.ao.quantization.quantization_mappings", _eager_quantization),
+]
+FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
+    ("torch.nn.modules.batchnorm", _pytorch_sync),
+    ("torch.fx.experimental.optimization", _fx_fusion),
+    ("torch.ao.quantization.quantize_fx", _fx_quantization),
+    ("fvcore.nn.precise_bn", _fvcore),
+    ("timm.layers.norm_act", _timm_sync),
+    ("timm.layers.split_batchnorm", _timm_split),
+]
+
+
+def tell() -> None:
+    """Have every tool know bnext's classes, once it is imported."""
+    for name, function in FUNCTIONS:
+        when_imported(name, functools.partial(_attempt, name, function))
+    for name, enter in TABLES:
+        when_imported(name, functools.partial(_enter_all, name, enter))
+    WHEN_MADE.append(_enter_made)
+
+
+def _enter_all(name: str, enter: Entry, module: ModuleType) -> None:
+    for ours, theirs in counterparts():
+        _attempt(name, enter, module, ours, theirs)
+
+
+def _enter_made(ours: type, theirs: type) -> None:
+    for name, enter in TABLES:
+        module = sys.modules.get(name)
+        if module is not None and not is_being_imported(module):
+            _attempt(name, enter, module, ours, theirs)
+
+
+_UNKNOWN: set[str] = set()
+
+
+def _attempt(name: str, function: Callable[..., None], *arguments: Any) -> None:
+    if name in _UNKNOWN:
+        return
+    try:
+        function(*arguments)
+    except (AttributeError, TypeError, KeyError) as error:
+        _UNKNOWN.add(name)
+        warnings.warn(
+            f"bnext.torch does not know this version of {name} ({error}), which may pass over "
+            "layers of bnext's: call bnext.torch.revert(model) before it is used",
+            ConversionWarning,
+            stacklevel=3,
+        )
