@@ -22,6 +22,12 @@ py::array_t<double> row_property(const py::object& self) {
     return array;
 }
 
+// All four rows at once, as an array of its own.
+py::array_t<double> rows_of(const Saved& saved) {
+    const auto channels = static_cast<py::ssize_t>(saved.channels());
+    return py::array_t<double>({py::ssize_t{4}, channels}, saved.mean().data());
+}
+
 }  // namespace
 
 std::uint64_t fingerprint_of(const Strided& x) {
@@ -115,6 +121,7 @@ void register_saved(py::module_& m) {
         .def_property_readonly("m2", row_property<&Saved::m2>)
         .def_property_readonly("var", row_property<&Saved::var>)
         .def_property_readonly("rstd", row_property<&Saved::rstd>)
+        .def_property_readonly("rows", &rows_of)
         .def_property_readonly("eps", [](const Saved& s) { return s.eps; })
         .def_property_readonly("shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); })
         .def_property_readonly("dtype",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.torch import usual
-from bnext.torch.functional import counted_batch_norm
+from bnext.torch.functional import counted_batch_norm, weight_of_batch
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
 
@@ -28,13 +28,13 @@ class Forward(_BatchNorm):
             return self._traced(input)
         self._check_input_dim(input)
         y = usual.batch_norm(self, input)
-        if y is not None:
-            return y
+        return self._normalize(input) if y is None else y
+
+    def _normalize(self, input: Any) -> Any:
         running_mean, running_var = self.running_mean, self.running_var
         training = self.training
         moves = training and self.track_running_stats
         counter = self.num_batches_tracked if moves else None
-        momentum = self._weight_of_batch(counter)
         if not training:
             by_batch = running_mean is None and running_var is None
         else:
@@ -42,22 +42,21 @@ class Forward(_BatchNorm):
             if not moves:
                 running_mean = running_var = None
         return counted_batch_norm(
-            input, running_mean, running_var, self.weight, self.bias, by_batch, momentum, self.eps,
-            counter,
+            input, running_mean, running_var, self.weight, self.bias, by_batch,
+            self.momentum, self.eps, counter,
         )  # fmt: skip
 
     def _weight_of_batch(self, counter: Tensor | None) -> float:
-        if self.momentum is not None:
-            return self.momentum
-        if counter is None:
-            return 0.0
-        # Traced, the count stays a tensor: to read it would break the graph.
-        count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
-        return 1.0 / (count + 1)
+        return weight_of_batch(counter) if self.momentum is None else self.momentum
 
     def _traced(self, input: torch.fx.Proxy) -> Any:
-        """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
+        """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules.
+
+        A layer that is traced by itself is no module in its graph: the node is the function then.
+        """
         tracer: Any = input.tracer
+        if self is getattr(tracer, "root", None):
+            return self._normalize(input)
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
