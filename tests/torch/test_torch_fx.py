@@ -86,14 +86,6 @@ def test_torch_fx_of_a_layer_alone(options, training, kernel_calls):
         )
 
 
-def test_torch_fx_of_a_layer_that_a_lambda_calls():
-    """It is no part of the module that is traced, which PyTorch says of its own as well."""
-    for library in LIBRARIES.values():
-        layer = library.BatchNorm1d(5)
-        with pytest.raises(NameError, match="not installed as a submodule"):
-            torch.fx.symbolic_trace(lambda x, layer=layer: layer(x))
-
-
 def test_torch_fx_of_the_function(kernel_calls):
     """A call is a node that calls the function again: also in a graph that was pickled."""
 

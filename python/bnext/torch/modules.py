@@ -56,6 +56,7 @@ class Forward(_BatchNorm):
         """
         tracer: Any = input.tracer
         if self is getattr(tracer, "root", None):
+            input.node.type = None  # an annotation that is a string, which is not to be pickled
             return self._normalize(input)
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
