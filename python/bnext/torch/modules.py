@@ -30,6 +30,9 @@ class Forward(_BatchNorm):
         y = usual.batch_norm(self, input)
         return self._normalize(input) if y is None else y
 
+    # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
+    forward.__annotations__.update({"input": Tensor, "return": Tensor})
+
     def _normalize(self, input: Any) -> Any:
         running_mean, running_var = self.running_mean, self.running_var
         training = self.training
@@ -56,7 +59,6 @@ class Forward(_BatchNorm):
         """
         tracer: Any = input.tracer
         if self is getattr(tracer, "root", None):
-            input.node.type = None  # an annotation that is a string, which is not to be pickled
             return self._normalize(input)
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
