@@ -22,6 +22,12 @@ py::array_t<double> row_property(const py::object& self) {
     return array;
 }
 
+// All four rows at once, as an array of its own.
+py::array_t<double> rows_of(const Saved& saved) {
+    const auto channels = static_cast<py::ssize_t>(saved.channels());
+    return py::array_t<double>({py::ssize_t{4}, channels}, saved.mean().data());
+}
+
 }  // namespace
 
 std::uint64_t fingerprint_of(const Strided& x) {
@@ -158,6 +164,9 @@ void register_saved(py::module_& m) {
             "rstd", row_property<&Saved::rstd>,
             "1 / sqrt(var + eps) of each channel, 0 where that has no value: array\n"
             "of float64, shape (C,).")
+        .def_property_readonly("rows", &rows_of,
+                               "mean, m2, var and rstd as one array of float64, shape (4, C): a\n"
+                               "copy.")
         .def_property_readonly(
             "eps", [](const Saved& s) { return s.eps; }, "What was added to the variance (float).")
         .def_property_readonly(

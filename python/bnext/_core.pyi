@@ -48,6 +48,10 @@ class Saved:
         """``1 / sqrt(var + eps)`` of each channel, shape (C,)."""
 
     @property
+    def rows(self) -> _Float64:
+        """``mean``, ``m2``, ``var`` and ``rstd`` as one array, shape (4, C); a copy."""
+
+    @property
     def eps(self) -> float:
         """What was added to the variance."""
 

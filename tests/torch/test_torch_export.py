@@ -1,4 +1,4 @@
-"""torch.export, and what else makes a graph of a model: torch.fx, TorchScript, torch.jit.trace."""
+"""torch.export, and what else makes a graph of a model: make_fx, TorchScript, torch.jit.trace."""
 
 import copy
 import io
@@ -6,7 +6,9 @@ import io
 import pytest
 
 import bnext
+from bnext.torch import context
 
+from ..subprocesses import run_python
 from .support import LIBRARIES, assert_close, layers, torch
 
 # PyTorch's own, about what it uses itself.
@@ -25,18 +27,26 @@ def new_model(library, training):
     return model
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
+BOTH = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+STRICT = pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
+
+
+def targets_of(program):
+    """What a graph calls, by name."""
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+@BOTH
+@STRICT
 def test_torch_export_with_a_dynamic_batch(strict, training):
-    """Buffers move as the model's do."""
+    """Buffers move as the model's do, and operators are PyTorch's."""
     model = new_model(bnext.torch, training)
     reference = new_model(torch.nn, training)
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(
         model, (torch.randn(4, 3, 6, 6),), dynamic_shapes=({0: batch},), strict=strict
     )
-    targets = [str(node.target) for node in program.graph.nodes]
-    assert any("bnext.batch_norm" in target for target in targets) == training
+    assert targets_of(program).count("aten.batch_norm.default") == 2
     call = program.module()
     for size in (4, 2, 9):
         x = torch.randn(size, 3, 6, 6)
@@ -46,7 +56,47 @@ def test_torch_export_with_a_dynamic_batch(strict, training):
         assert_close(value, state[name], name, 1.0)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@STRICT
+@pytest.mark.parametrize(
+    "options", [{}, {"track_running_stats": False}, {"affine": False}], ids=str
+)
+def test_torch_export_is_the_graph_of_torch_s_layers(options, strict):
+    """Operator by operator, so that whatever knows those of the one knows those of the other."""
+    for training in (True, False):
+        graphs = []
+        for library in LIBRARIES.values():
+            model = torch.nn.Sequential(
+                torch.nn.Conv1d(3, 5, 2), library.BatchNorm1d(5, **options), torch.nn.ReLU()
+            ).train(training)
+            program = torch.export.export(model, (torch.randn(4, 3, 6),), strict=strict)
+            graphs.append((targets_of(program), targets_of(program.run_decompositions())))
+        assert [sorted(each) for each in graphs[1]] == [sorted(each) for each in graphs[0]]
+
+
+@STRICT
+@pytest.mark.parametrize("name", ["is_exporting", "none"])
+def test_torch_export_where_torch_does_not_tell(name, strict, monkeypatch):
+    """As with versions without `torch.compiler.is_exporting`, or which set it in one mode only."""
+    monkeypatch.setattr(context, "_is_exporting", None if name == "none" else lambda: not strict)
+    model = new_model(bnext.torch, True)
+    for _ in range(2):
+        program = torch.export.export(model, (torch.randn(4, 3, 6, 6),), strict=strict)
+        assert "aten.batch_norm.default" in targets_of(program)
+
+
+@STRICT
+def test_torch_export_and_torch_compile_of_one_model(strict, kernel_calls):
+    """Neither takes what the other has traced."""
+    model = new_model(bnext.torch, True)
+    x = torch.randn(4, 3, 6, 6)
+    for _ in range(2):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+        program = torch.export.export(model, (x,), strict=strict)
+        assert not any("bnext" in target for target in targets_of(program))
+    assert kernel_calls["forward"] == 4
+
+
+@BOTH
 def test_torch_export_saved_and_loaded(training):
     model = new_model(bnext.torch, training)
     program = torch.export.export(model, (torch.randn(4, 3, 6, 6),))
@@ -55,22 +105,39 @@ def test_torch_export_saved_and_loaded(training):
     file.seek(0)
     loaded = torch.export.load(file).module()
     x = torch.randn(4, 3, 6, 6)
-    assert torch.equal(loaded(x), copy.deepcopy(model)(x))
+    assert_close(loaded(x), copy.deepcopy(model)(x), "y", 10.0)
 
 
-def test_torch_export_lowered_to_core_operators():
-    """Inference has none of ours, so that it runs where there is no bnext."""
-    program = torch.export.export(new_model(bnext.torch, False), (torch.randn(4, 3, 6, 6),))
-    lowered = program.run_decompositions()
-    assert not any("bnext" in str(node.target) for node in lowered.graph.nodes)
-    training = torch.export.export(new_model(bnext.torch, True), (torch.randn(4, 3, 6, 6),))
-    lowered = training.run_decompositions()
-    assert len(lowered.graph_signature.buffers_to_mutate) == 6
+@BOTH
+def test_torch_export_is_loaded_without_bnext(training, tmp_path):
+    model = new_model(bnext.torch, training)
     x = torch.randn(4, 3, 6, 6)
-    assert_close(lowered.module()(x), new_model(torch.nn, True)(x), "y", 10.0)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    program = f"""
+        import sys
+        import warnings
+        warnings.simplefilter("ignore")
+        sys.modules["bnext"] = None
+        import torch
+        model = torch.export.load({str(tmp_path / "model.pt2")!r}).module()
+        torch.save(model(torch.load({str(tmp_path / "x.pt")!r})), {str(tmp_path / "y.pt")!r})
+    """
+    run_python(program).check_returncode()
+    assert_close(torch.load(tmp_path / "y.pt"), new_model(torch.nn, training)(x), "y", 10.0)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@BOTH
+def test_torch_export_lowered_to_core_operators(training):
+    program = torch.export.export(new_model(bnext.torch, training), (torch.randn(4, 3, 6, 6),))
+    lowered = program.run_decompositions()
+    assert not any("bnext" in target for target in targets_of(lowered))
+    assert len(lowered.graph_signature.buffers_to_mutate) == (6 if training else 0)
+    x = torch.randn(4, 3, 6, 6)
+    assert_close(lowered.module()(x), new_model(torch.nn, training)(x), "y", 10.0)
+
+
+@BOTH
 def test_torch_make_fx(training):
     """Real tensors, traced as they run: as the layer was, without what a layer keeps of it."""
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -84,7 +151,7 @@ def test_torch_make_fx(training):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@BOTH
 def test_torch_jit_trace(training):
     """Has PyTorch's operator in it."""
     x = torch.randn(4, 3, 6, 6)
@@ -107,29 +174,3 @@ def test_torch_jit_script():
     assert_close(scripted(x), expected(x), "y", 10.0)
     assert_close(buffer, expected[1].running_mean, "running_mean")
     assert torch.jit.script(bnext.torch.BatchNorm1d(5))(torch.randn(3, 5)).shape == (3, 5)
-
-
-def test_torch_fx_symbolic_trace():
-    """Layers are nodes, as torch.nn's are; also within a module of the user's."""
-
-    class Net(torch.nn.Module):
-        def __init__(self, library):
-            super().__init__()
-            self.body = new_model(library, True)
-            self.last = library.BatchNorm1d(4)
-
-        def forward(self, x):
-            return self.last(self.body(x).flatten(2)) + x.mean()
-
-    def nodes(graph):
-        return [(node.op, str(node.target), str(node.args)) for node in graph.nodes]
-
-    torch.manual_seed(0)
-    theirs, ours = (torch.fx.symbolic_trace(Net(library)) for library in LIBRARIES.values())
-    assert nodes(ours.graph) == nodes(theirs.graph)
-    assert type(ours.get_submodule("body.1")) is bnext.torch.BatchNorm2d
-    x = torch.randn(4, 3, 6, 6)
-    assert_close(ours(x), theirs(x), "y", 10.0)
-    group = bnext.sync.ThreadGroup(2)
-    traced = torch.fx.symbolic_trace(bnext.torch.convert(new_model(torch.nn, True), sync=group))
-    assert [node.op for node in traced.graph.nodes].count("call_module") == 5

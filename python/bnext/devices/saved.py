@@ -63,6 +63,11 @@ class DeviceSaved:
         self.batch_statistics = batch_statistics
 
     @property
+    def rows(self) -> Any:
+        """All four statistics, shape (4, C): mean, m2, var, rstd."""
+        return self._statistics
+
+    @property
     def mean(self) -> Any:
         """Mean of each channel."""
         return self._statistics[0, :]

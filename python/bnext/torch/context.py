@@ -6,14 +6,15 @@ what follows is the way that is right without: operators that can be traced, or 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "PLAIN", "count_write", "count_writes", "is_ordinary", "is_recomputed", "is_traced",
-    "is_transformed", "is_watched",
+    "PLAIN", "count_write", "count_writes", "is_exported", "is_ordinary", "is_recomputed",
+    "is_symbolic", "is_traced", "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Tensors of which nothing is known to be special; subclasses may do anything with what they get.
@@ -34,6 +35,7 @@ _is_wrapped = _known(
     getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda t: True
 )
 _forward_ad = torch.autograd.forward_ad
+_is_exporting = _known(torch.compiler, "is_exporting", None)
 _is_scripted = _known(torch._C, "_is_tracing", lambda: True)
 _backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
 _increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
@@ -70,6 +72,40 @@ def is_traced() -> bool:
     Such modes are fake tensors, counters of operations, selective activation checkpointing.
     """
     return torch.compiler.is_compiling() or _dispatch_modes() > 0
+
+
+def is_exported() -> bool:
+    """Whether an exporter traces (torch.export, ONNX), in either of its modes.
+
+    The graph is to consist of PyTorch's operators, which other tools know and rewrite.
+    """
+    return torch.compiler.is_compiling() and _is_exported_now()
+
+
+def _is_exported_now() -> bool:
+    # The compiler runs this function when it traces a call, where it would not ask in PyTorch 2.7:
+    # there `is_exporting` is always true to traced code, and otherwise of one mode only.
+    if _is_exporting is not None and _is_exporting():
+        return True
+    translator = getattr(
+        sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None
+    )
+    try:
+        trace: Any = translator.current_tx()  # type: ignore[union-attr]
+    except AttributeError:
+        trace = None
+    if trace is None:  # Python runs the model; what else does so while it compiles is not as old
+        return _is_exporting is None
+    return bool(trace.export)
+
+
+# As torch.compiler.assume_constant_result has it, which would import all of the compiler.
+_is_exported_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_symbolic(*values: Any) -> bool:
+    """Whether one of the values stands for a tensor of a graph that `torch.fx` makes."""
+    return any(isinstance(value, torch.fx.Proxy) for value in values)
 
 
 def is_watched(dy: Tensor) -> bool:

@@ -3,11 +3,15 @@
 Kernels by autograd functions    what runs eagerly on plain tensors
 Registered operators             what is traced (torch.compile, torch.export), or watched by a
                                  dispatch mode, and normalizes by the batch
-PyTorch's own                    all the rest: dtypes and devices without kernels, tensors with
-                                 nothing in them, transforms of functions (vmap, jvp), subclasses
-                                 of tensors, inference that is compiled (where PyTorch fuses it
-                                 with what is around), and what is wrong, so that the errors are
-                                 PyTorch's
+PyTorch's own                    all the rest: what is exported, for tools that know PyTorch's
+                                 operators and run without bnext; dtypes and devices without
+                                 kernels, tensors with nothing in them, transforms of functions
+                                 (vmap, jvp), subclasses of tensors, inference that is compiled
+                                 (where PyTorch fuses it with what is around), and what is wrong,
+                                 so that the errors are PyTorch's
+
+Values that stand for tensors while `torch.fx` traces make a node of the graph, which calls the
+function here again.
 """
 
 from __future__ import annotations
@@ -18,11 +22,22 @@ import torch
 from torch import Tensor
 
 from bnext.torch import gradients, kernels, operators
-from bnext.torch.context import PLAIN, is_recomputed, is_traced, is_transformed
+from bnext.torch.context import (
+    PLAIN,
+    is_exported,
+    is_recomputed,
+    is_symbolic,
+    is_traced,
+    is_transformed,
+)
 
 __all__ = ["batch_norm", "counted_batch_norm"]
 
 NUMBERS = (float, int)
+
+# Kept as it is at import: programs may put `batch_norm` below under PyTorch's name, for layers that
+# call it there.
+_PYTORCHS: Any = torch.nn.functional.batch_norm
 
 
 def batch_norm(
@@ -69,9 +84,10 @@ def batch_norm(
     Where autograd runs a forward pass again, as activation checkpointing does, running statistics
     are not moved a second time.
     """
-    return counted_batch_norm(
-        input, running_mean, running_var, weight, bias, training, momentum, eps, None
-    )
+    tensors = (input, running_mean, running_var, weight, bias)
+    if type(input) is not Tensor and is_symbolic(*tensors):
+        return _node_of(batch_norm, *tensors, training, momentum, eps)
+    return _normalized(*tensors, training, momentum, eps, None)
 
 
 def counted_batch_norm(
@@ -85,13 +101,37 @@ def counted_batch_norm(
     eps: float,
     counter: Tensor | None,
 ) -> Tensor:
-    """Do `batch_norm`, and add one to the `counter` of a layer whose running statistics move."""
+    """Do `batch_norm`, and add one to the `counter` of a layer whose running statistics move.
+
+    A `momentum` of None is the weight that makes them means over all batches counted.
+    """
+    tensors = (input, running_mean, running_var, weight, bias)
+    if type(input) is not Tensor and is_symbolic(*tensors):
+        return _node_of(counted_batch_norm, *tensors, training, momentum, eps, counter)
+    if momentum is None:
+        momentum = weight_of_batch(counter)
+    return _normalized(*tensors, training, momentum, eps, counter)
+
+
+def _normalized(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: Any,
+    eps: float,
+    counter: Tensor | None,
+) -> Tensor:
     tensors = (input, running_mean, running_var, weight, bias)
     y = None
     if is_transformed():
         pass
     elif is_traced():
-        if training is True and eps > 0 and operators.takes(*tensors):
+        if is_exported():
+            pass
+        elif training is True and eps > 0 and operators.takes(*tensors):
             return operators.batch_norm(*tensors, momentum, eps, counter)
     elif _are_plain(*tensors) and _are_numbers(training, momentum, eps):
         y = _by_kernels(*tensors, training, momentum, eps)
@@ -100,12 +140,25 @@ def counted_batch_norm(
             momentum = float(momentum)  # made from a count that is traced
         if is_recomputed():  # copies, which may move; autograd is to keep as much as it did before
             running_mean, running_var = _copied(running_mean), _copied(running_var)
-        y = torch.nn.functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        y = _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if counter is not None and not is_recomputed():
         counter.add_(1)
     return y
+
+
+def weight_of_batch(counter: Tensor | None) -> Any:
+    """Weigh the next batch like each of those counted; 0 if none is."""
+    if counter is None:
+        return 0.0
+    # Traced, the count stays a tensor: to read it would break the graph.
+    count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
+    return 1.0 / (count + 1)
+
+
+def _node_of(function: Any, *arguments: Any) -> Any:
+    """Make a call of `function` a node of the graph that one of the arguments belongs to."""
+    proxy: Any = next(value for value in arguments if is_symbolic(value))
+    return proxy.tracer.create_proxy("call_function", function, arguments, {})
 
 
 def _copied(buffer: Tensor | None) -> Tensor | None:

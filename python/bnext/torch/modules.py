@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.docstrings import with_sections_of
 from bnext.torch import usual
-from bnext.torch.functional import counted_batch_norm
+from bnext.torch.functional import counted_batch_norm, weight_of_batch
 
 __all__ = [
     "BatchNorm1d",
@@ -44,13 +44,16 @@ class Forward(_BatchNorm):
             return self._traced(input)
         self._check_input_dim(input)
         y = usual.batch_norm(self, input)
-        if y is not None:
-            return y
+        return self._normalize(input) if y is None else y
+
+    # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
+    forward.__annotations__.update({"input": Tensor, "return": Tensor})
+
+    def _normalize(self, input: Any) -> Any:
         running_mean, running_var = self.running_mean, self.running_var
         training = self.training
         moves = training and self.track_running_stats
         counter = self.num_batches_tracked if moves else None
-        momentum = self._weight_of_batch(counter)
         if not training:
             by_batch = running_mean is None and running_var is None
         else:
@@ -58,23 +61,22 @@ class Forward(_BatchNorm):
             if not moves:
                 running_mean = running_var = None
         return counted_batch_norm(
-            input, running_mean, running_var, self.weight, self.bias, by_batch, momentum, self.eps,
-            counter,
+            input, running_mean, running_var, self.weight, self.bias, by_batch,
+            self.momentum, self.eps, counter,
         )  # fmt: skip
 
     def _weight_of_batch(self, counter: Tensor | None) -> float:
-        if self.momentum is not None:
-            return self.momentum
-        if counter is None:
-            return 0.0
-        # Traced, the count stays a tensor: to read it would break the graph.
-        count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
-        return 1.0 / (count + 1)
+        return weight_of_batch(counter) if self.momentum is None else self.momentum
 
     def _traced(self, input: Any) -> Any:
+        """Be a node of a graph of `torch.fx`: the layer, or the function that it calls.
+
+        The function stands in the graph of a layer that is traced by itself, which is no module in
+        it, and within the `forward` of a subclass, which is traced through.
+        """
         forward = type(self).forward
         if getattr(input.tracer, "root", None) is self or not forward.__module__.startswith(OURS):
-            return super().forward(input)  # as PyTorch's, which is traced through
+            return self._normalize(input)
         return self._node(input)
 
     def _node(self, input: Any) -> Any:

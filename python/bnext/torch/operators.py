@@ -1,4 +1,4 @@
-"""The two passes as registered operators: what torch.compile, torch.export and dispatch modes see.
+"""The two passes as registered operators: what torch.compile and dispatch modes see.
 
 ``bnext::batch_norm``           x, weight, bias, eps -> y, statistics, first
 ``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
@@ -7,6 +7,18 @@
 operators are functional: running statistics are moved from these, by operations that a compiler can
 fuse. `first` is the integer 1, or 0 where the pass repeats one in a backward pass: what is compiled
 finds that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
+
+Both are composites, which record for autograd, and leave the work to ``bnext::normalize_by_batch``
+and ``bnext::normalize_by_batch_backward``, of the same arguments and results. Only these are in the
+graph that a compiler has in the end, and they are registered with nothing between PyTorch's
+dispatcher and the kernels: a wrapper for autograd, and one that looks for aliases, would cost four
+times what the kernels take for a small tensor.
+
+The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
+tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are
+copied to the strides that they were traced with, and back: five more passes over the data for each
+layer. An operator that gets another tag needs another name as well, since Inductor's cache of
+compiled graphs has no tags in its keys.
 """
 
 from __future__ import annotations
@@ -21,6 +33,9 @@ from bnext.torch import formulas, kernels
 from bnext.torch.context import is_recomputed
 
 __all__ = ["batch_norm", "takes"]
+
+Results = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, ...]
 
 
 def takes(
@@ -81,45 +96,29 @@ def _move(running: Tensor, batch: Tensor, momentum: Any, first: Tensor) -> None:
     running.copy_(torch.where(first > 0, moved, running))
 
 
-# Types are spelled as PyTorch's schemas are read from them.
+# --- the work -------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("bnext::batch_norm", mutates_args=())
-def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
     y, saved = kernels.forward(x, weight, bias, None, eps)
     first = torch.full((), 0 if is_recomputed() else 1, device=x.device)
     return y, kernels.rows_of(saved), first
 
 
-@_forward.register_fake
-def _(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
     statistics = x.new_empty((4, x.size(1)), dtype=torch.float64)
     return _like(x), statistics, x.new_empty((), dtype=torch.int64)
 
 
-@torch.library.custom_op("bnext::batch_norm_backward", mutates_args=())
 def _backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    saved = kernels.saved_of(x, statistics, eps)
-    return kernels.backward(dy, x, saved, weight)
-
-
-@_backward.register_fake
-def _(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Results:
+    return kernels.backward(dy, x, kernels.saved_of(x, statistics, eps), weight)
+
+
+def _fake_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+) -> Results:
     dweight, dbias = (x.new_empty(x.size(1), dtype=parameter_dtype(x)) for _ in range(2))
     return _like(x), dweight, dbias
 
@@ -129,46 +128,91 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=kernels.format_of(x))
 
 
-def _keep_forward(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, eps = inputs
-    _, statistics, first = output
-    ctx.mark_non_differentiable(statistics, first)
-    ctx.save_for_backward(x, weight, statistics)
-    ctx.eps = eps
+# --- autograd -------------------------------------------------------------------------------------
 
 
-def _through_forward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, weight, statistics = ctx.saved_tensors
-    wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-    gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)
-    wanted = zip(gradients, (wants_x, wants_weight, wants_bias), strict=True)
-    return *(gradient if wants else None for gradient, wants in wanted), None
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Results:
+        y, statistics, first = torch.ops.bnext.normalize_by_batch(x, weight, bias, eps)
+        ctx.mark_non_differentiable(statistics, first)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, statistics)
+        ctx.eps = eps
+        return y, statistics, first
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
+        if dy is None:
+            return None, None, None, None
+        x, weight, statistics = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)
+        return *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), None
 
 
-_forward.register_autograd(_through_forward, setup_context=_keep_forward)
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+    ) -> Results:
+        ctx.save_for_backward(dy, x, weight)
+        ctx.eps = eps
+        results: Results = torch.ops.bnext.normalize_by_batch_backward(
+            dy, x, weight, statistics, eps
+        )
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        dy, x, weight = ctx.saved_tensors
+
+        def again(dy: Tensor, x: Tensor, weight: Tensor | None = None) -> Any:
+            return formulas.backward(dy, x, weight, ctx.eps)
+
+        given = (dy, x) if weight is None else (dy, x, weight)
+        vjp: Any = torch.func.vjp
+        _, pull_back = vjp(again, *given)
+        of_dy, of_x, *of_weight = pull_back(gradients)
+        return of_dy, of_x, (of_weight[0] if of_weight else None), None, None
 
 
-def _keep_backward(ctx: Any, inputs: Any, output: Any) -> None:
-    dy, x, weight, _, eps = inputs
-    ctx.save_for_backward(dy, x, weight)
-    ctx.eps = eps
+def _recorded_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    return _Forward.apply(x, weight, bias, eps)
 
 
-def _through_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    dy, x, weight = ctx.saved_tensors
-
-    def again(dy: Tensor, x: Tensor, weight: Tensor | None = None) -> Any:
-        return formulas.backward(dy, x, weight, ctx.eps)
-
-    given = (dy, x) if weight is None else (dy, x, weight)
-    vjp: Any = torch.func.vjp
-    outputs, pull_back = vjp(again, *given)
-    filled = tuple(
-        torch.zeros_like(output) if gradient is None else gradient
-        for output, gradient in zip(outputs, gradients, strict=True)
-    )
-    of_dy, of_x, *of_weight = pull_back(filled)
-    return of_dy, of_x, (of_weight[0] if of_weight else None), None, None
+def _recorded_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+) -> Any:
+    return _Backward.apply(dy, x, weight, statistics, eps)
 
 
-_backward.register_autograd(_through_backward, setup_context=_keep_backward)
+# --- registration ---------------------------------------------------------------------------------
+
+_LIBRARY: Any = torch.library.Library("bnext", "DEF")
+_TAGS = tuple(
+    getattr(torch.Tag, name)
+    for name in ("pt2_compliant_tag", "flexible_layout")
+    if hasattr(torch.Tag, name)
+)
+_OF_FORWARD = "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"
+_OF_BACKWARD = (
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, float eps) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+def _register(name: str, schema: str, recorded: Any, work: Any, fake: Any) -> None:
+    """Define a composite, and the operator that does its work."""
+    _LIBRARY.define(name + schema, tags=_TAGS)
+    _LIBRARY.impl(name, recorded, "CompositeImplicitAutograd")
+    inner = name.replace("batch_norm", "normalize_by_batch")
+    _LIBRARY.define(inner + schema, tags=_TAGS)
+    _LIBRARY.impl(inner, work, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bnext::{inner}", fake, lib=_LIBRARY)
+
+
+_register("batch_norm", _OF_FORWARD, _recorded_forward, _forward, _fake_forward)
+_register("batch_norm_backward", _OF_BACKWARD, _recorded_backward, _backward, _fake_backward)

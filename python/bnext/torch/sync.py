@@ -85,6 +85,8 @@ class SyncBatchNorm(Forward):
         self._check_non_zero_input_channels(input)
         return super().forward(input)
 
+    forward.__annotations__.update({"input": Tensor, "return": Tensor})  # as torch.fx needs them
+
     def _in_group(self, input: Tensor) -> Tensor:
         group = group_of(self.process_group)
         with announcing(group):
