@@ -154,7 +154,7 @@ def test_torch_the_second_derivative_of_16_bits_is_computed_in_32(kernel_calls):
         theirs, ours = ((gradients[name][number] - expected).abs().max() for name in LIBRARIES)
         assert gradients["bnext.torch"][number].dtype == gradients["torch.nn"][number].dtype
         assert ours <= 2 * theirs + 1e-6
-    assert kernel_calls == {"forward": 1, "backward": 1}
+    assert kernel_calls == {"forward": 1, "backward": 2}  # the first time to be differentiated
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
