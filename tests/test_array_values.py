@@ -113,6 +113,7 @@ def test_torch_checkpoints_in_bfloat16(ml_dtypes, monkeypatch):
             np.testing.assert_array_equal(np.asarray(value), expected[name], name)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
 def test_torch_lazy_and_wrapped_values_of_checkpoints():
     torch = import_torch()
     bn = bnext.BatchNorm1d(3)

@@ -8,6 +8,8 @@ from .support import torch
 
 from torch.autograd import forward_ad  # isort: skip
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
 SHAPE = (6, 4)
 
 
