@@ -231,8 +231,7 @@ py::array as_array(py::handle object, const char* name) {
         if (error.matches(PyExc_RuntimeError)) {  // a library says what is wrong with its array
             py::raise_from(error, PyExc_TypeError,
                            concat(name, ": expected an array that NumPy can read, got ",
-                                  type_name(object), ": ",
-                                  std::string(py::str(error.value())))
+                                  type_name(object), ": ", std::string(py::str(error.value())))
                                .c_str());
             throw py::error_already_set();
         }

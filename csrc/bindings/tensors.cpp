@@ -62,8 +62,8 @@ public:
                         py::handle weight) const {
         const Saved& saved = take_saved(saved_object);
         TensorView x, dy;
-        if (!take_data(x_object, x) || !take_data(dy_object, dy) || dy.dtype != x.dtype || !std::ranges::equal(dy.shape(), x.shape()) ||
-            dy.order != x.order) {
+        if (!take_data(x_object, x) || !take_data(dy_object, dy) || dy.dtype != x.dtype ||
+            !std::ranges::equal(dy.shape(), x.shape()) || dy.order != x.order) {
             return py::none();
         }
         saved.check_input(x.strided());
@@ -117,8 +117,7 @@ private:
             return false;
         }
         return view.tensor.device.type == dlpack::kCPU && view.rank() <= kMaxRank &&
-               view.tensor.ndim >= 0 &&
-               (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
+               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
                view.tensor.data != nullptr && !is_negative(object);
     }
 
@@ -302,7 +301,6 @@ private:
 }  // namespace
 
 void register_tensors(py::module_& m) {
-    m.def("pooled_from", [](std::size_t bytes) { pooled_from = bytes; });  // EXPERIMENT
     py::class_<TensorCalls>(m, "TensorCalls",
                             "The operations over plain tensors of a library, on the CPU. Each\n"
                             "returns None, and has changed nothing, where a tensor is not plain.")
