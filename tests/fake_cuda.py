@@ -150,16 +150,16 @@ def _give_back(address):
 
 def capsule(
     values, device=0, *, device_type=CUDA, versioned=True, strides=True, lanes=1, byte_offset=0,
-    read_only=False, major=1,
+    read_only=False, major=1, memory=True,
 ):  # fmt: skip
-    """A capsule of the array, built from nothing but the standard's text."""
+    """A capsule of the array, with or without memory, from nothing but the standard's text."""
     codes = {"f": 2, "i": 0, "u": 1, "V": 4, "c": 5, "b": 6}
     rank = values.ndim
     form = _Versioned() if versioned else _Managed()
     shape = (ctypes.c_int64 * rank)(*values.shape)
     steps = (ctypes.c_int64 * rank)(*(step // values.itemsize for step in values.strides))
     form.tensor = _Tensor(
-        values.ctypes.data - byte_offset, device_type, device, rank,
+        values.ctypes.data - byte_offset if memory else None, device_type, device, rank,
         4 if values.dtype.name == "bfloat16" else codes[values.dtype.kind], 8 * values.itemsize,
         lanes, shape, steps if strides else None, byte_offset,
     )  # fmt: skip

@@ -213,8 +213,17 @@ py::array as_array(py::handle object, const char* name) {
     if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
     check_is_on_the_cpu(object, name);
     try {
-        return py::reinterpret_steal<py::array>(numpy().asarray(object).release());
+        auto array = py::reinterpret_steal<py::array>(numpy().asarray(object).release());
+        dlpack::check_has_memory(object, name);
+        return array;
     } catch (py::error_already_set& error) {
+        if (error.matches(PyExc_RuntimeError)) {  // a library says what is wrong with its array
+            py::raise_from(error, PyExc_TypeError,
+                           concat(name, ": expected an array that NumPy can read, got ",
+                                  type_name(object), ": ", std::string(py::str(error.value())))
+                               .c_str());
+            throw py::error_already_set();
+        }
         if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw;
         const std::string got =
             !is_tracer(object)
@@ -341,6 +350,9 @@ Buffer<T> take_buffer(py::handle object, const char* name, Index channels) {
     if (!array.viewable()) {
         value_error(concat(name, ": expected an aligned array, got one that is not (", name,
                            ".copy() is aligned)"));
+    }
+    if (channels > 1 && array.strides()[0] == 0) {
+        value_error(concat(name, ": expected an element for each channel, got one for all"));
     }
     T* data = array.mutable_view<T>({}).data;
     return {data, array.strides()[0], array.object()};

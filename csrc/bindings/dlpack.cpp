@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -107,6 +108,9 @@ struct Taken {
         return tensor.data != nullptr ? static_cast<char*>(tensor.data) + tensor.byte_offset
                                       : nullptr;
     }
+    [[nodiscard]] bool empty() const {
+        return std::ranges::any_of(shape(), [](Index extent) { return extent == 0; });
+    }
     [[nodiscard]] std::vector<Index> strides() const {
         const auto rank = static_cast<std::size_t>(tensor.ndim);
         if (tensor.strides != nullptr) return {tensor.strides, tensor.strides + rank};
@@ -154,6 +158,14 @@ Taken take(py::handle capsule, const std::string& name) {
                       std::string(py::repr(capsule))));
 }
 
+// NumPy would make memory of its own, and leave in it what was there.
+void check_memory(const Taken& taken, const std::string& name) {
+    if (taken.data() != nullptr || taken.empty()) return;
+    type_error(concat(name,
+                      ": expected an array whose memory holds its values, got one without memory: "
+                      "it is a wrapper of others, was freed, or is not computed yet"));
+}
+
 py::object from_dlpack(py::handle capsule, const std::string& name) {
     const Taken taken = take(capsule, name);
     if (!read_by_the_cpu(taken.tensor.device.type)) {
@@ -165,6 +177,7 @@ py::object from_dlpack(py::handle capsule, const std::string& name) {
         type_error(concat(name, ": expected dtype float16, bfloat16, float32 or float64, got ",
                           text_of(taken.tensor.dtype)));
     }
+    check_memory(taken, name);
     const py::object descr = descr_for(*dtype, name);
     std::vector<Index> strides = taken.strides();
     for (Index& stride : strides) stride *= size_of(*dtype);
@@ -265,9 +278,28 @@ private:
 
 }  // namespace
 
+void check_has_memory(py::handle object, const char* name) {
+    if (!py::hasattr(object, "__dlpack__")) return;
+    py::object capsule;
+    try {
+        capsule = object.attr("__dlpack__")();
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception)) throw;
+        return;  // no question of memory: NumPy has read the values in another way
+    }
+    if (PyCapsule_CheckExact(capsule.ptr()) != 0) check_memory(take(capsule, name), name);
+}
+
 std::optional<std::string> elsewhere(py::handle object) {
     if (py::hasattr(object, "__dlpack_device__")) {
-        const auto where = py::cast<std::pair<int, int>>(object.attr("__dlpack_device__")());
+        py::object answer;
+        try {
+            answer = object.attr("__dlpack_device__")();
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_Exception)) throw;
+            return std::nullopt;  // a deleted array: its library says so where values are asked for
+        }
+        const auto where = py::cast<std::pair<int, int>>(answer);
         if (read_by_the_cpu(where.first)) return std::nullopt;
         return device_name(where.first, where.second);
     }

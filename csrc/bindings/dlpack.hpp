@@ -108,4 +108,7 @@ std::string device_name(std::int32_t type, std::int32_t id);
 // __cuda_array_interface__.
 std::optional<std::string> elsewhere(pybind11::handle object);
 
+// TypeError for an array of a library on the CPU that has elements and no memory.
+void check_has_memory(pybind11::handle object, const char* name);
+
 }  // namespace bnext::bindings::dlpack

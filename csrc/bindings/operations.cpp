@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/arrays.hpp"
+#include "bindings/constants.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/operands.hpp"
 #include "bindings/register.hpp"
@@ -139,17 +140,6 @@ py::tuple normalize_by_running(py::handle x, py::handle mean, py::handle var, py
                                py::handle out) {
     return normalize_by(x, "running_mean", mean, "running_var", var, false, weight, bias, eps,
                         channel_axis, out);
-}
-
-// dx = dy * weight * rstd where the statistics are constants: apply_norm of dy.
-template <class T>
-void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
-                    const Saved& saved, const Param<T>* weight) {
-    const std::vector<double> zero(saved.mean().size(), 0.0);
-    std::vector<double> var(saved.var().begin(), saved.var().end());
-    std::vector<double> rstd(zero.size());
-    cpu::apply_norm<T>(problem, dy, dx, zero.data(), var.data(), saved.eps, rstd.data(),
-                       {weight, nullptr});
 }
 
 template <class T>

@@ -3,166 +3,31 @@
 // costs besides the kernels is Python, and between other layers, which leave nothing of it in the
 // processor's caches, several times what it costs when it is repeated.
 //
-// Only what is plain is taken: tensors of the very types that were named, on the CPU, dense. For
-// everything else a call returns None and has changed nothing; the caller has longer ways.
+// Only what is plain is taken: tensors of the very types that were named, on the CPU, dense, whose
+// memory holds their values. For everything else a call returns None and has changed nothing; the
+// caller has longer ways.
 #include <cmath>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
-#include "bindings/arrays.hpp"
-#include "bindings/dlpack.hpp"
+#include "bindings/constants.hpp"
 #include "bindings/gil.hpp"
-#include "bindings/pooled.hpp"
 #include "bindings/register.hpp"
 #include "bindings/running.hpp"
-#include "bindings/saved.hpp"
-#include "cpu/operations.hpp"
-#include "cpu/pool.hpp"
+#include "bindings/tensor_values.hpp"
 
 namespace bnext::bindings {
 namespace {
 
+using namespace tensors;
 using dlpack::ExchangeTable;
-
-constexpr std::size_t kMaxRank = 8;
-constexpr Index kChannelAxis = 1;
-
-// --- Tensors that come in.
-// ------------------------------------------------------------------------
-
-enum class Order : std::uint8_t { none, c, channels_last };
-
-// A tensor on the CPU, as the library describes it. Its extents are the tensor's own memory, which
-// is its library's to change once the GIL is given away.
-struct TensorView {
-    dlpack::Tensor tensor;
-    DType dtype = DType::float32;
-    Order order = Order::none;  // in which it is dense
-    std::array<Index, kMaxRank> byte_strides{};
-
-    [[nodiscard]] std::size_t rank() const { return static_cast<std::size_t>(tensor.ndim); }
-    [[nodiscard]] std::span<const Index> shape() const { return {tensor.shape, rank()}; }
-    [[nodiscard]] AxisStrides strides() const { return {tensor.strides, rank()}; }
-    [[nodiscard]] void* data() const {
-        return static_cast<char*>(tensor.data) + tensor.byte_offset;
-    }
-    [[nodiscard]] bool aligned_to(Index bytes) const {
-        return reinterpret_cast<std::uintptr_t>(data()) % static_cast<std::uintptr_t>(bytes) == 0;
-    }
-    [[nodiscard]] Strided strided() const {
-        return {data(), dtype, shape(), {byte_strides.data(), rank()}, order == Order::c};
-    }
-};
-
-// In which order a tensor is dense, with the strides that an allocator would give it: where an axis
-// has one element, others would do as well, but results would have to be given them back.
-Order order_of(const TensorView& x) {
-    const auto shape = x.shape();
-    const auto strides = x.strides();
-    Index expected = 1;
-    bool is_c = true;
-    for (std::size_t a = x.rank(); a-- > 0;) {
-        is_c = is_c && strides[a] == expected;
-        expected *= shape[a];
-    }
-    if (is_c) return Order::c;
-    if (x.rank() != 4 && x.rank() != 5) return Order::none;
-    if (strides[kChannelAxis] != 1) return Order::none;
-    expected = shape[kChannelAxis];
-    for (std::size_t a = x.rank(); a-- > 2;) {
-        if (strides[a] != expected) return Order::none;
-        expected *= shape[a];
-    }
-    return strides[0] == expected ? Order::channels_last : Order::none;
-}
-
-// --- Tensors that go out.
-// -------------------------------------------------------------------------
-
-// Memory of a result, and its description. Its owner gives it back in whatever thread, with or
-// without the GIL, at any time: nothing of Python is touched.
-struct Result {
-    dlpack::ManagedVersioned managed{};
-    std::array<std::int64_t, kMaxRank> shape{}, strides{};
-    void* pooled = nullptr;  // null: the data follow this in the same block
-
-    static void give_back(dlpack::ManagedVersioned* managed) {
-        auto* result = static_cast<Result*>(managed->context);
-        cpu::pool_release(result->pooled);
-        result->~Result();
-        std::free(result);  // NOLINT: as it was allocated
-    }
-};
-
-constexpr std::size_t kLine = 64;  // bytes: results begin on one
-constexpr std::size_t kHead = (sizeof(Result) + kLine - 1) / kLine * kLine;
-
-struct GiveBack {
-    void operator()(Result* result) const { Result::give_back(&result->managed); }
-};
-using OwnedResult = std::unique_ptr<Result, GiveBack>;
-
-OwnedResult new_result(DType dtype, std::span<const Index> shape, AxisStrides strides) {
-    auto bytes = static_cast<std::size_t>(size_of(dtype));
-    for (const Index extent : shape) bytes *= static_cast<std::size_t>(extent);
-    const bool pooled = bytes >= kWorthPooling;
-    const std::size_t room = pooled ? kHead : (kHead + bytes + kLine - 1) / kLine * kLine;
-    void* block = std::aligned_alloc(kLine, room);
-    if (block == nullptr) throw std::bad_alloc();
-    OwnedResult result(new (block) Result());
-    result->managed.context = result.get();
-    result->managed.deleter = &Result::give_back;
-    result->managed.version = dlpack::ManagedVersioned::kVersion;
-    std::ranges::copy(shape, result->shape.begin());
-    std::ranges::copy(strides, result->strides.begin());
-    dlpack::Tensor& tensor = result->managed.tensor;
-    tensor.data = static_cast<char*>(block) + kHead;
-    if (pooled) {
-        tensor.data = result->pooled = cpu::pool_allocate(bytes);
-        if (tensor.data == nullptr) throw std::bad_alloc();
-    }
-    tensor.device = {dlpack::kCPU, 0};
-    tensor.ndim = static_cast<std::int32_t>(shape.size());
-    tensor.dtype = dlpack::type_of(dtype);
-    tensor.shape = result->shape.data();
-    tensor.strides = result->strides.data();
-    return result;
-}
-
-OwnedResult like(const TensorView& x) { return new_result(x.dtype, x.shape(), x.strides()); }
-
-template <class T>
-OwnedResult vector_result(std::span<const double> values, const double* factor = nullptr) {
-    const auto size = static_cast<Index>(values.size());
-    OwnedResult result = new_result(DTypeOf<T>::value, std::array{size}, std::array<Index, 1>{1});
-    round_each(values, factor, static_cast<T*>(result->managed.tensor.data));
-    return result;
-}
-
-template <class T>
-cpu::View<T> view_of(const OwnedResult& result, const Strides& strides) {
-    return {static_cast<T*>(result->managed.tensor.data), strides};
-}
-
-template <class T>
-cpu::View<const T> view_of(const TensorView& x, const Strides& strides) {
-    return {static_cast<const T*>(x.data()), strides};
-}
-
-Description described(const TensorView& x, std::size_t operands) {
-    const std::array<AxisStrides, kMaxOperands> strides{x.strides(), x.strides(), x.strides()};
-    return describe(x.dtype, x.shape(), kChannelAxis, {strides.data(), operands});
-}
-
-// --- The calls.
-// -----------------------------------------------------------------------------------
 
 class TensorCalls {
 public:
     // `type`, whose table it is, and a subclass that is as plain.
     TensorCalls(const py::type& type, const py::type& other)
-        : type_(type), other_(other), table_(dlpack::exchange_table(type)) {
+        : type_(type),
+          other_(other),
+          is_negative_(py::getattr(type, "is_neg", py::none())),
+          table_(dlpack::exchange_table(type)) {
         if (table_ == nullptr) {
             type_error(concat("type: expected one with DLPack's table of C functions, got ",
                               std::string(py::repr(type))));
@@ -173,7 +38,10 @@ public:
                        py::handle running_mean, py::handle running_var, double momentum,
                        py::handle num_batches_tracked, double eps) const {
         TensorView x;
-        if (!take_data(x_object, x) || !std::isfinite(momentum) || !is_eps(eps)) return py::none();
+        if (!take_data(x_object, x) || x.size <= x.shape()[kChannelAxis] ||
+            !std::isfinite(momentum) || !is_eps(eps)) {
+            return py::none();
+        }
         return with_dtype(x.dtype, [&](auto type) {
             return forward_typed<decltype(type)>(x, weight, bias, running_mean, running_var,
                                                  momentum, num_batches_tracked, eps);
@@ -182,20 +50,20 @@ public:
 
     py::object normalize_by_running(py::handle x_object, py::handle mean, py::handle var,
                                     py::handle weight, py::handle bias, double eps) const {
-        TensorView x;
-        if (!take_data(x_object, x) || !is_eps(eps)) return py::none();
-        return with_dtype(x.dtype, [&](auto type) {
-            return normalize_typed<decltype(type)>(x, mean, var, weight, bias, eps);
-        });
+        return normalize(x_object, mean, var, weight, bias, eps, true);
+    }
+
+    py::object evaluate(py::handle x_object, py::handle mean, py::handle var, py::handle weight,
+                        py::handle bias, double eps) const {
+        return normalize(x_object, mean, var, weight, bias, eps, false);
     }
 
     py::object backward(py::handle dy_object, py::handle x_object, py::handle saved_object,
                         py::handle weight) const {
         const Saved& saved = take_saved(saved_object);
         TensorView x, dy;
-        if (!saved.batch_statistics || !take_data(x_object, x) || !take_data(dy_object, dy) ||
-            dy.dtype != x.dtype || !std::ranges::equal(dy.shape(), x.shape()) ||
-            dy.order != x.order) {
+        if (!take_data(x_object, x) || !take_data(dy_object, dy) || dy.dtype != x.dtype ||
+            !std::ranges::equal(dy.shape(), x.shape()) || dy.order != x.order) {
             return py::none();
         }
         saved.check_input(x.strided());
@@ -204,10 +72,43 @@ public:
         });
     }
 
+    py::object backward_constant(py::handle dy_object, py::handle saved_object,
+                                 py::handle weight) const {
+        const Saved& saved = take_saved(saved_object);
+        TensorView dy;
+        if (saved.batch_statistics || !take_data(dy_object, dy) || dy.dtype != saved.dtype ||
+            !std::ranges::equal(dy.shape(), saved.shape) || saved.channel_axis != kChannelAxis) {
+            return py::none();
+        }
+        return with_dtype(dy.dtype, [&](auto type) {
+            return backward_constant_typed<decltype(type)>(dy, saved, weight);
+        });
+    }
+
 private:
     static bool is_eps(double eps) { return eps >= 0 && std::isfinite(eps); }
 
-    // Whether it is a tensor of the types named, on the CPU, of a rank that can be.
+    py::object normalize(py::handle x_object, py::handle mean, py::handle var, py::handle weight,
+                         py::handle bias, double eps, bool keeps) const {
+        TensorView x;
+        if (!take_data(x_object, x) || !is_eps(eps)) return py::none();
+        return with_dtype(x.dtype, [&](auto type) {
+            return normalize_typed<decltype(type)>(x, mean, var, weight, bias, eps, keeps);
+        });
+    }
+
+    // Whether memory has the negated values: a lazy negation, of which DLPack knows nothing.
+    bool is_negative(py::handle object) const {
+        if (is_negative_.is_none()) return false;
+        PyObject* argument = object.ptr();
+        const auto answer = py::reinterpret_steal<py::object>(
+            PyObject_Vectorcall(is_negative_.ptr(), &argument, 1, nullptr));
+        if (!answer) throw py::error_already_set();
+        return answer.ptr() != Py_False;
+    }
+
+    // Whether it is a tensor of the types named, on the CPU, of a rank that can be, whose memory
+    // holds its values. A tensor of zeros may have none, as may one that is computed later.
     bool take(py::handle object, TensorView& view) const {
         const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
         if (type != type_.ptr() && type != other_.ptr()) return false;
@@ -216,22 +117,23 @@ private:
             return false;
         }
         return view.tensor.device.type == dlpack::kCPU && view.rank() <= kMaxRank &&
-               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr);
+               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
+               view.tensor.data != nullptr && !is_negative(object);
     }
 
-    // Data of a supported dtype, dense, with several values per channel.
+    // Data of a supported dtype, dense, with at least one value per channel.
     bool take_data(py::handle object, TensorView& view) const {
         if (!take(object, view) || view.rank() < 2) return false;
         const auto dtype = dlpack::supported(view.tensor.dtype);
         if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
         view.dtype = *dtype;
-        Index size = 1;
+        view.size = 1;
         for (std::size_t a = 0; a < view.rank(); ++a) {
             view.byte_strides[a] = view.strides()[a] * size_of(*dtype);
-            size *= view.shape()[a];
+            view.size *= view.shape()[a];
         }
         view.order = order_of(view);
-        return size > view.shape()[kChannelAxis] && view.order != Order::none;
+        return view.size > 0 && view.order != Order::none;
     }
 
     // A vector of T, one behind the other. Null: it is another.
@@ -322,7 +224,8 @@ private:
 
     template <class T>
     py::object normalize_typed(const TensorView& x, py::handle mean_object, py::handle var_object,
-                               py::handle weight_object, py::handle bias_object, double eps) const {
+                               py::handle weight_object, py::handle bias_object, double eps,
+                               bool keeps) const {
         const Index channels = x.shape()[kChannelAxis];
         const Param<T>*weight, *bias;
         const Param<T>* mean = take_vector<Param<T>>(mean_object, channels);
@@ -335,7 +238,7 @@ private:
         saved.has_given_statistics();
         std::copy_n(mean, channels, saved.mean().begin());
         std::copy_n(var, channels, saved.var().begin());
-        saved.fingerprint = fingerprint_of(x.strided());
+        if (keeps) saved.fingerprint = fingerprint_of(x.strided());
         const Description description = described(x, 2);
         OwnedResult y = like(x);
         const auto x_view = view_of<T>(x, description.strides[0]);
@@ -344,6 +247,7 @@ private:
             cpu::apply_norm<T>(description.problem, x_view, y_view, saved.mean().data(),
                                saved.var().data(), eps, saved.rstd().data(), {weight, bias});
         });
+        if (!keeps) return given(std::move(y));
         return py::make_tuple(given(std::move(y)), std::move(saved));
     }
 
@@ -360,15 +264,37 @@ private:
         const auto dx_view = view_of<T>(dx, strides[2]);
         std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
         without_gil(description.problem.elements(), [&] {
-            cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.mean().data(),
-                             saved.rstd().data(), weight, sum_dy.data(), sum_dy_xmu.data());
+            if (saved.batch_statistics) {
+                cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.mean().data(),
+                                 saved.rstd().data(), weight, sum_dy.data(), sum_dy_xmu.data());
+            } else {
+                cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean().data(),
+                                        sum_dy.data(), sum_dy_xmu.data());
+                scale_gradient<T>(description.problem, dy_view, dx_view, saved, weight);
+            }
         });
         return py::make_tuple(given(std::move(dx)),
                               given(vector_result<Param<T>>(sum_dy_xmu, saved.rstd().data())),
                               given(vector_result<Param<T>>(sum_dy)));
     }
 
+    template <class T>
+    py::object backward_constant_typed(const TensorView& dy, const Saved& saved,
+                                       py::handle weight_object) const {
+        const Param<T>* weight;
+        if (!take_parameter(weight_object, saved.channels(), weight)) return py::none();
+        const Description description = described(dy, 2);
+        OwnedResult dx = like(dy);
+        const auto dy_view = view_of<T>(dy, description.strides[0]);
+        const auto dx_view = view_of<T>(dx, description.strides[1]);
+        without_gil(description.problem.elements(), [&] {
+            scale_gradient<T>(description.problem, dy_view, dx_view, saved, weight);
+        });
+        return given(std::move(dx));
+    }
+
     py::type type_, other_;
+    py::object is_negative_;  // None: the library has no such tensors
     const ExchangeTable* table_;
 };
 
@@ -385,8 +311,13 @@ void register_tensors(py::module_& m) {
         .def("normalize_by_running", &TensorCalls::normalize_by_running, py::arg("x"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("weight"), py::arg("bias"),
              py::arg("eps"), "y and Saved.")
+        .def("evaluate", &TensorCalls::evaluate, py::arg("x"), py::arg("running_mean"),
+             py::arg("running_var"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+             "y alone, for no backward pass.")
         .def("backward", &TensorCalls::backward, py::arg("dy"), py::arg("x"), py::arg("saved"),
-             py::arg("weight"), "dx, dweight, dbias.");
+             py::arg("weight"), "dx, dweight, dbias.")
+        .def("backward_constant", &TensorCalls::backward_constant, py::arg("dy"), py::arg("saved"),
+             py::arg("weight"), "dx alone, where the statistics were given.");
 }
 
 }  // namespace bnext::bindings

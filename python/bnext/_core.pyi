@@ -136,9 +136,13 @@ class TensorCalls:
     def normalize_by_running(
         self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
     ) -> tuple[Any, Saved] | None: ...
+    def evaluate(
+        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
+    ) -> Any: ...
     def backward(
         self, dy: Any, x: Any, saved: Saved, weight: Any
     ) -> tuple[Any, Any, Any] | None: ...
+    def backward_constant(self, dy: Any, saved: Saved, weight: Any) -> Any: ...
 
 def forward(
     x: npt.ArrayLike,

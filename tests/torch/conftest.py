@@ -13,6 +13,8 @@ PASSES = {
     "forward": "forward",
     "forward_plain": "forward",
     "inference": "inference",
+    "inference_plain": "inference",
+    "evaluate_plain": "inference",
     "backward": "backward",
     "backward_constant": "backward_constant",
     "backward_of_parameters": "backward_of_parameters",

@@ -32,7 +32,8 @@ def arguments(shape, dtype):
 
 def by_arrays(monkeypatch):
     monkeypatch.setattr(kernels, "_CALLS", None)
-    monkeypatch.setattr(kernels, "forward_plain", lambda *arguments: None)
+    for name in ("forward_plain", "inference_plain", "evaluate_plain"):
+        monkeypatch.setattr(kernels, name, lambda *arguments: None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
@@ -56,7 +57,20 @@ def test_torch_both_ways_give_the_same_bits(shape, dtype, last, monkeypatch):
         gradients = kernels.backward(dy, x, saved, w)
         inference, constant = kernels.inference(x, mean, var, w, b, 1e-3)
         rows = [kernels.rows_of(s) for s in (saved, constant)]
-        tensors = [y, inference, *gradients, *rows, running.mean, running.var, running.counter]
+        of_constants = [
+            *kernels.backward(dy, x, constant, w),
+            kernels.backward_constant(dy, constant, w),
+        ]
+        tensors = [
+            y,
+            inference,
+            *gradients,
+            *of_constants,
+            *rows,
+            running.mean,
+            running.var,
+            running.counter,
+        ]
         return tensors, (saved.count, saved.eps, saved.shape, constant.batch_statistics)
 
     ours, facts = everything()
@@ -102,6 +116,10 @@ def not_plain():
         ("nine axes", 0, torch.randn(4, 6, *[1] * 7)),
         ("empty", 0, torch.empty(0, 6, 3, 5)),
         ("one value per channel", 0, torch.randn(1, 6)),
+        ("negated", 0, torch._neg_view(x)),
+        ("zeros without memory", 0, torch._efficientzerotensor(x.shape)),
+        ("negated weight", 1, torch._neg_view(w)),
+        ("negated mean", 3, torch._neg_view(mean)),
         ("wide weight", 1, w.double()),
         ("short weight", 1, w[:5]),
         ("weight of steps", 1, columns),
@@ -126,8 +144,9 @@ def test_torch_what_is_not_plain_is_left_alone(arguments):
     before = [t.clone() for t in buffers]
     assert CALLS.forward(x, w, b, mean, var, 0.1, counter, 1e-5) is None
     assert all(map(torch.equal, buffers, before))
-    if counter.dtype == torch.int64 and counter.dim() == 0:
+    if counter.dtype == torch.int64 and counter.dim() == 0 and tuple(x.shape) != (1, 6):
         assert CALLS.normalize_by_running(x, mean, var, w, b, 1e-5) is None
+        assert CALLS.evaluate(x, mean, var, w, b, 1e-5) is None
 
 
 @pytest.mark.parametrize(
@@ -148,9 +167,42 @@ def test_torch_gradients_that_are_not_plain_are_left_alone():
     last = torch.randn(4, 6, 3, 5).to(memory_format=torch.channels_last)
     for dy in (last, x.double(), x[:2], x.transpose(0, 1), torch.ones(()).expand(4, 6, 3, 5)):
         assert CALLS.backward(dy, x, saved, None) is None
-    # Constants have another backward pass.
+    assert CALLS.backward(torch._neg_view(x), x, saved, None) is None
+    assert CALLS.backward_constant(x, saved, None) is None  # of no constants
     _, given = CALLS.normalize_by_running(x, torch.zeros(6), torch.ones(6), None, None, 1e-5)
-    assert CALLS.backward(x, x, given, None) is None
+    for dy in (x.double(), x[:2], x.transpose(0, 1), torch._neg_view(x)):
+        assert CALLS.backward_constant(dy, given, None) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
+@pytest.mark.parametrize("shape", [(1, 300), (1, 3, 1, 1), (64, 20), (2, 3, 5, 7)], ids=str)
+def test_torch_evaluation_takes_the_short_way(shape, dtype, monkeypatch):
+    """Also of one value per channel, with and without gradients: nothing goes by NumPy."""
+    name = "BatchNorm2d" if len(shape) == 4 else "BatchNorm1d"
+    ours = getattr(bnext.torch, name)(shape[1]).eval()
+    if dtype == torch.float64:
+        ours.double()
+    ours.running_mean.normal_()
+    x, dy = torch.randn(2, *shape).to(dtype)
+    by_long_way = bnext.torch.functional.batch_norm(
+        x, ours.running_mean, ours.running_var, ours.weight.detach(), ours.bias.detach()
+    )
+    with monkeypatch.context() as patched:
+        for function in ("forward", "inference", "backward_of_parameters", "_array", "engine_of"):
+            patched.setattr(kernels, function, None)  # to call it is an error
+        with torch.no_grad():
+            assert torch.equal(ours(x), by_long_way)
+        leaf = x.clone().requires_grad_()
+        y = ours(leaf)
+        assert torch.equal(y.detach(), by_long_way)
+        dx, *of_parameters = torch.autograd.grad(y, (leaf, *ours.parameters()), dy)
+        frozen = ours.requires_grad_(False)(leaf)
+        assert torch.equal(torch.autograd.grad(frozen, leaf, dy)[0], dx)
+    with monkeypatch.context() as patched:
+        by_arrays(patched)
+        ours.requires_grad_(True)
+        again = torch.autograd.grad(ours(leaf), (leaf, *ours.parameters()), dy)
+    assert all(map(torch.equal, (dx, *of_parameters), again))
 
 
 def test_torch_another_x_is_noticed():

@@ -154,7 +154,7 @@ def test_torch_the_second_derivative_of_16_bits_is_computed_in_32(kernel_calls):
         theirs, ours = ((gradients[name][number] - expected).abs().max() for name in LIBRARIES)
         assert gradients["bnext.torch"][number].dtype == gradients["torch.nn"][number].dtype
         assert ours <= 2 * theirs + 1e-6
-    assert kernel_calls == {"forward": 1, "backward": 1}
+    assert kernel_calls == {"forward": 1, "backward": 2}  # the first time to be differentiated
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
@@ -170,3 +170,54 @@ def test_torch_first_and_second_derivatives_in_one_loss(statistics):
         loss = y.sum() + sum((each * each.sin()).sum() for each in first)
         results.append(torch.autograd.grad(loss, (x, weight, bias)))
     torch.testing.assert_close(results[1], results[0])
+
+
+def gradients_of_gradients(function, statistics, dtype, offset, eps):
+    """dx, dweight and dbias with their graph, and gradients of all three through it."""
+    torch.manual_seed(9)
+    x, dy, of_dx = (torch.randn(32, 4, 8, 8).double() for _ in range(3))
+    x = (x + offset).float().to(dtype).requires_grad_()
+    dy, weight = dy.to(dtype).requires_grad_(), (torch.rand(4) + 0.5).to(dtype).requires_grad_()
+    bias = torch.zeros(4, dtype=dtype, requires_grad=True)
+    constants = torch.full((4,), offset).to(dtype), torch.ones(4).to(dtype)
+    of_batch = statistics == "batch"
+    given = (None, None) if of_batch else constants
+    y = function(x, *given, weight, bias, of_batch, eps=eps)
+    first = torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True)
+    of_first = (of_dx.to(dtype), torch.randn(4).to(dtype), torch.randn(4).to(dtype))
+    second = torch.autograd.grad(first, (dy, x, weight), of_first)
+    names = ("dx", "dweight", "dbias", "of dy", "of x", "of weight")
+    return {name: g.detach() for name, g in zip(names, (*first, *second), strict=True)}
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e3, 1e4, 1e5])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_torch_gradients_keep_their_digits_with_a_graph(statistics, offset, eps):
+    """Of first and of second order, however far the data is from zero."""
+    exact, theirs, ours = (
+        gradients_of_gradients(function, statistics, dtype, offset, eps)
+        for function, dtype in ((THEIRS, torch.float64), (THEIRS, torch.float32),
+                                (OURS, torch.float32))
+    )  # fmt: skip
+    for name, expected in exact.items():
+        scale = float(expected.abs().max())
+        off, off_theirs = (float((g[name] - expected).abs().max()) / scale for g in (ours, theirs))
+        assert off <= max(1e-6, off_theirs), (name, off, off_theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_torch_first_gradients_are_the_kernels_with_a_graph_too(statistics, dtype):
+    """To the bit; with parameters that want gradients or not."""
+    layer = bnext.torch.BatchNorm2d(4).train(statistics == "batch")
+    for wants in (True, False):
+        layer.requires_grad_(wants)
+        x, dy = ((torch.randn(6, 4, 5, 3) + 100).to(dtype) for _ in range(2))
+        x.requires_grad_()
+        of = (x, *layer.parameters()) if wants else (x,)
+        results = [
+            torch.autograd.grad(layer(x), of, dy, create_graph=graph) for graph in (False, True)
+        ]
+        for plain, with_graph in zip(*results, strict=True):
+            assert torch.equal(plain, with_graph)

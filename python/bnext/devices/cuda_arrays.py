@@ -76,6 +76,10 @@ class CudaArrays:
         if problem := self.misplaced(array):
             raise TypeError(f"{name}: {problem}")
         view = self._library.view(array, name)
+        if not view.address and 0 not in view.shape:
+            raise TypeError(
+                f"{name}: expected an array whose memory holds its values, got one without memory"
+            )
         if view.address and self._library.where(array).index < 0:  # only its address tells
             where = Where("cuda", self._kernels.device_of(view.address))
             if where != self._where:
@@ -142,19 +146,21 @@ class CudaArrays:
             if array is None:
                 raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
             view = self._view(array, name)
+            self._library.check_writable(array, name)
             check_dtype(view, name, parameter_dtype(x_dtype))
             check_shape(view, name, (channels,))
             if view.read_only or not is_contiguous(view):
                 raise ValueError(
                     f"{name}: expected a writeable, contiguous array, got one that is not"
                 )
-            views[name] = view
+            views[name] = view._replace(array=array)
         return views
 
     def _out(self, out: Any, x: View, inputs: Mapping[str, View]) -> View | None:
         if out is None:
             return None
         view = self._like(out, "out", x)
+        self._library.check_writable(out, "out")
         if view.read_only:
             raise ValueError("out: expected a writeable array, got a read-only one")
         overlapping = "itself" if overlaps_itself(view) else ""
@@ -265,9 +271,11 @@ class CudaArrays:
         self._kernels.launch(plan, self._device, stream, **addresses, **numbers)
 
     def _result(self, out: View | None, target: View) -> Any:
-        if out is None or out is target:
+        if out is None:
             return target.array
-        self._library.copy_into(out.array, target.array)
+        if out is not target:
+            self._library.copy_into(out.array, target.array)
+        self._library.count_write(out.array)
         return out.array
 
     def _saved(

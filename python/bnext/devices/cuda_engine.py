@@ -53,6 +53,8 @@ class CudaEngine(CudaArrays):
             moves = {"momentum": momentum or 0.0, "correction": float(bessel)}
             self._launch(plan, data, views, eps=eps, **moves)
             y = self._result(wanted, target)
+            for name in views.keys() & {"running_mean", "running_var"}:
+                self._library.count_write(views[name].array)
         if num_batches_tracked is not None:
             num_batches_tracked += 1  # the layer's array, in place
         return y, self._saved(statistics, data, axis, eps, count=count)

@@ -51,14 +51,22 @@ class HostEngine:
         return array if library_of(array) is None else self._library.adopt(array, name)
 
     def _taken_to_write(self, array: Any, name: str) -> Any:
-        if self._library.immutable and library_of(array) is self._library:
-            raise TypeError(
-                f"{name}: expected an array that can be written, got one of {self._library.name}"
-            )
-        return self._taken(array, name)
+        taken = self._taken(array, name)
+        if taken is not array:
+            self._library.check_writable(array, name)
+        return taken
+
+    def _count_writes(self, *arrays: Any) -> None:
+        """Tell the library which of its arrays have been written."""
+        for array in arrays:
+            if array is not None and library_of(array) is self._library:
+                self._library.count_write(array)
 
     def _result(self, array: Any, out: Any) -> Any:
-        return self._library.wrap(array) if out is None else out
+        if out is None:
+            return self._library.wrap(array)
+        self._count_writes(out)
+        return out
 
     def forward(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
@@ -72,6 +80,7 @@ class HostEngine:
             momentum, num_batches_tracked, eps, channel_axis, self._taken_to_write(out, "out"),
             bessel,
         )  # fmt: skip
+        self._count_writes(running_mean, running_var)
         return self._result(y, out), saved
 
     def backward(self, dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
@@ -162,6 +171,7 @@ class HostEngine:
             self._taken_to_write(running_var, "running_var"), momentum, num_batches_tracked,
             bessel,
         )  # fmt: skip
+        self._count_writes(running_mean, running_var)
 
     def backward_reduce(
         self, dy: Any, x: Any, saved: Any, weight: Any = None, out: Any = None

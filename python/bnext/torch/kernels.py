@@ -20,8 +20,8 @@ from bnext.torch.context import count_write
 
 __all__ = [
     "KernelRefusal", "Running", "agree", "backward", "backward_constant", "backward_of_parameters",
-    "bring_back", "format_of", "formatted", "forward", "forward_plain", "inference", "rows_of",
-    "saved_beside", "saved_of", "takes", "widened",
+    "bring_back", "evaluate_plain", "format_of", "formatted", "forward", "forward_plain",
+    "inference", "inference_plain", "rows_of", "saved_beside", "saved_of", "takes", "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
@@ -41,8 +41,16 @@ def _calls() -> _core.TensorCalls | None:
 # goes by arrays.
 _CALLS = _calls()
 
-# `forward` of plain tensors on the CPU, with what is in `Running` one by one; None for all others.
-forward_plain: Any = _CALLS.forward if _CALLS is not None else lambda *arguments: None
+
+def _refused(*arguments: Any) -> None:
+    """Do nothing: for a PyTorch without the table."""
+
+
+# Calls of plain tensors on the CPU; None for all others. `forward` with what is in `Running` one by
+# one; `inference`; and the same where no backward pass follows, y alone.
+forward_plain: Any = _refused if _CALLS is None else _CALLS.forward
+inference_plain: Any = _refused if _CALLS is None else _CALLS.normalize_by_running
+evaluate_plain: Any = _refused if _CALLS is None else _CALLS.evaluate
 
 
 class KernelRefusal(Exception):  # noqa: N818
@@ -123,7 +131,7 @@ def forward(
     try:
         if x.dtype in OF_NUMPY and not x.is_cuda:
             y, saved = _core.forward(
-                x.numpy(force=True), _array(weight), _array(bias), _written(mean), _written(var),
+                _array(x), _array(weight), _array(bias), _written(mean), _written(var),
                 momentum, _written(counter), eps, 1, None,
             )  # fmt: skip
             return formatted(torch.from_numpy(y), x), saved
@@ -169,10 +177,9 @@ def backward(
         done = _CALLS.backward(dy, x, saved, weight)
         if done is not None:
             return done
+    dy = _settled(dy)
     if x.dtype in OF_NUMPY and not x.is_cuda:
-        arrays = _core.backward(
-            dy.numpy(force=True), x.numpy(force=True), saved, _array(weight), None
-        )
+        arrays = _core.backward(_array(dy), _array(x), saved, _array(weight), None)
         dx, dweight, dbias = map(torch.from_numpy, arrays)
     else:
         dx, dweight, dbias = engine_of(x).backward(
@@ -183,6 +190,7 @@ def backward(
 
 def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
     """Give dweight and dbias alone, where nobody wants dx."""
+    dy = _settled(dy)
     if x.is_cuda:  # its sums would come to the host in between
         return backward(dy, x, saved, None)[1:]
     if x.dtype in OF_NUMPY:
@@ -195,6 +203,11 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
 
 def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
     """Give dx where the statistics are constants, which takes no x."""
+    if _CALLS is not None and not dy.is_cuda:
+        done: Tensor | None = _CALLS.backward_constant(dy, saved, weight)
+        if done is not None:
+            return done
+    dy = _settled(dy)
     if dy.dtype in OF_NUMPY and not dy.is_cuda:
         dx = _core.backward_constant(_array(dy), saved, _array(weight), None)
         return formatted(torch.from_numpy(dx), dy)
@@ -233,17 +246,36 @@ def saved_beside(x: Tensor, saved: Any, eps: float) -> Any:
 
 
 def _array(tensor: Tensor | None) -> Any:
-    # force: whatever autograd and lazy conjugation have to say; the memory is the tensor's own.
-    return None if tensor is None else tensor.numpy(force=True)
+    # force: whatever autograd and lazy negation have to say; otherwise memory is the tensor's own.
+    return None if tensor is None else _with_memory(tensor).numpy(force=True)
 
 
 def _written(tensor: Tensor | None) -> Any:
     if tensor is None:
         return None
     try:
-        return tensor.numpy()
+        return _with_memory(tensor).numpy()
     except RuntimeError as error:  # it is to be negated, say: that would be a copy
         raise TypeError(str(error)) from error
+
+
+def _with_memory(tensor: Tensor) -> Tensor:
+    """TypeError for a tensor whose values are nowhere: a tensor of zeros, a wrapper, a freed one.
+
+    NumPy would make memory of its own beside it, and leave in it what was there.
+    """
+    try:
+        has_none = tensor.data_ptr() == 0 and tensor.numel() > 0
+    except RuntimeError as error:  # it has not even a storage
+        raise TypeError(str(error)) from error
+    if has_none:
+        raise TypeError("expected a tensor whose memory holds its values, got one without memory")
+    return tensor
+
+
+def _settled(dy: Tensor) -> Tensor:
+    """Give a gradient memory, if it is one of autograd's zeros, which have none."""
+    return dy.clone() if dy.data_ptr() == 0 and dy.numel() > 0 else dy
 
 
 def _plain(tensor: Tensor | None) -> Any:

@@ -1,0 +1,22 @@
+// Backward where the statistics are constants: given ones, not the batch's.
+#pragma once
+
+#include <vector>
+
+#include "bindings/saved.hpp"
+#include "cpu/operations.hpp"
+
+namespace bnext::bindings {
+
+// dx = dy * weight * rstd where the statistics are constants: apply_norm of dy.
+template <class T>
+void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
+                    const Saved& saved, const Param<T>* weight) {
+    const std::vector<double> zero(saved.mean().size(), 0.0);
+    std::vector<double> var(saved.var().begin(), saved.var().end());
+    std::vector<double> rstd(zero.size());
+    cpu::apply_norm<T>(problem, dy, dx, zero.data(), var.data(), saved.eps, rstd.data(),
+                       {weight, nullptr});
+}
+
+}  // namespace bnext::bindings
