@@ -5,6 +5,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/register.hpp"
+#include "cpu/control_group.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
@@ -122,6 +123,15 @@ py::dict pool_figures() {
     return figures;
 }
 
+py::tuple control_limits(const std::string& groups, const std::string& mounts) {
+    const cpu::ControlLimits none;
+    const cpu::ControlLimits limits = cpu::control_limits(groups.c_str(), mounts.c_str());
+    return py::make_tuple(
+        limits.memory_bytes == none.memory_bytes ? py::object(py::none())
+                                                 : py::int_(limits.memory_bytes),
+        limits.cores == none.cores ? py::object(py::none()) : py::float_(limits.cores));
+}
+
 }  // namespace
 
 void register_runtime(py::module_& m) {
@@ -141,6 +151,10 @@ void register_runtime(py::module_& m) {
     m.def("pool_set_limit", &cpu::pool_set_limit, py::arg("bytes"),
           "How much the pool may keep for later calls.");
     m.def("pool_empty_cache", &cpu::pool_empty_cache, "Gives back whatever the pool keeps.");
+    m.def(
+        "control_limits", &control_limits, py::arg("groups"), py::arg("mounts"),
+        "For tests: the memory and the cores that control groups leave a process, by files in the "
+        "places of /proc/self/cgroup and /proc/self/mountinfo.");
     m.def("build_config", &build_config, "What was compiled, and what the machine offers.");
 }
 
