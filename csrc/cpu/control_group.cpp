@@ -20,8 +20,7 @@ constexpr const char* kMounts = "/proc/self/mountinfo";
 constexpr std::size_t kPath = 4096;
 constexpr std::size_t kLine = 2 * kPath;
 
-// --- text in buffers of a fixed size
-// --------------------------------------------------------------
+// --- text in buffers of a fixed size -------------------------------------------------------------
 
 // A file's lines. Of one that does not fit, the beginning.
 class Lines {
@@ -127,8 +126,7 @@ bool lists(string_view words, string_view word) {
     return false;
 }
 
-// --- where the process's groups are
-// ---------------------------------------------------------------
+// --- where the process's groups are --------------------------------------------------------------
 
 enum class Version : std::uint8_t { one, two };
 
@@ -221,8 +219,7 @@ void for_each_group(const char* groups, const char* mounts, Version version, str
     }
 }
 
-// --- limits
-// ---------------------------------------------------------------------------------------
+// --- limits --------------------------------------------------------------------------------------
 
 // The first line of folder/name; empty where there is none. The text is in `buffer`.
 template <std::size_t N>
