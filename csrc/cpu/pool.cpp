@@ -1,92 +1,113 @@
 #include "cpu/pool.hpp"
 
 #include <pthread.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
-#include <fstream>
 #include <limits>
 #include <mutex>
+#include <new>
 #include <unordered_map>
+
+#include "cpu/control_group.hpp"
 
 namespace bnext::cpu {
 namespace {
 
-constexpr std::size_t kSmallestClass = std::size_t{64} << 10;
+// --- classes of sizes ----------------------------------------------------------------------------
+
+constexpr std::size_t kSmallestBits = 16;
+constexpr std::size_t kSmallestClass = std::size_t{1} << kSmallestBits;
+constexpr std::size_t kLargestSize = std::numeric_limits<std::size_t>::max() / 4;
 
 // Sizes are rounded up to eighths of a power of two, so that arrays of nearly the same size share
 // blocks: up to an eighth more address space, of which the system backs with memory what is
 // touched. 0 where no size is large enough.
 std::size_t class_of(std::size_t bytes) {
     if (bytes <= kSmallestClass) return kSmallestClass;
-    if (bytes > std::numeric_limits<std::size_t>::max() / 4) return 0;
+    if (bytes > kLargestSize) return 0;
     const std::size_t step = std::bit_floor(bytes - 1) / 8;
     return (bytes + step - 1) / step * step;
 }
 
-char* map(std::size_t bytes) {
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return p == MAP_FAILED ? nullptr : static_cast<char*>(p);
+// The class's place among all, from its size.
+constexpr std::size_t index_of(std::size_t size) {
+    const auto power = static_cast<std::size_t>(std::bit_width(size) - 1);
+    const std::size_t eighths = (size >> (power - 3)) & 7;
+    return (power - kSmallestBits) * 8 + eighths;
 }
+constexpr std::size_t kClasses = index_of(std::bit_floor(kLargestSize) * 2) + 1;
 
-// A multiple of kSmallestClass / 8, which is a multiple of every usual page size but one; where
-// pages are larger (64 KiB, on some Arm systems) the system rounds up by itself.
-void* map_block(std::size_t bytes) {
-    if (bytes < kHugePage) return map(bytes);
-    char* whole = map(bytes + kHugePage);
-    if (whole == nullptr) return nullptr;
-    const auto misaligned = reinterpret_cast<std::uintptr_t>(whole) % kHugePage;
-    const std::size_t before = misaligned == 0 ? 0 : kHugePage - misaligned;
-    if (before > 0) munmap(whole, before);
-    char* block = whole + before;
-    munmap(block + bytes, kHugePage - before);
-#ifdef MADV_HUGEPAGE
-    madvise(block, bytes, MADV_HUGEPAGE);  // where it is refused, pages are small
-#endif
-    return block;
-}
+// --- blocks, and the mappings that they are cut from ---------------------------------------------
 
-struct Block {
-    void* data = nullptr;
-    std::size_t bytes = 0;
-    // Its neighbours in the list of kept blocks.
-    Block* older = nullptr;
-    Block* newer = nullptr;
+template <class T>
+struct Links {
+    T* before = nullptr;
+    T* after = nullptr;
 };
 
-// Kept blocks in the order in which they were released. They are few: the limit over the smallest
-// class at most, and in practice as many as a network has results alive at a time.
-class Kept {
+// A list whose links are a member of what it lists.
+template <class T, Links<T> T::* kLinks>
+class List {
 public:
-    void push(Block& block) {
-        block.older = newest_;
-        block.newer = nullptr;
-        (newest_ != nullptr ? newest_->newer : oldest_) = &block;
-        newest_ = &block;
-        bytes_ += block.bytes;
+    void push(T& item) {
+        item.*kLinks = {nullptr, first_};
+        (first_ != nullptr ? (first_->*kLinks).before : last_) = &item;
+        first_ = &item;
     }
-    void remove(Block& block) {
-        (block.older != nullptr ? block.older->newer : oldest_) = block.newer;
-        (block.newer != nullptr ? block.newer->older : newest_) = block.older;
-        bytes_ -= block.bytes;
+    void remove(T& item) {
+        const Links<T> links = item.*kLinks;
+        (links.before != nullptr ? (links.before->*kLinks).after : first_) = links.after;
+        (links.after != nullptr ? (links.after->*kLinks).before : last_) = links.before;
     }
-    // The one that was released last is the likeliest to be in a cache.
-    [[nodiscard]] Block* newest_of(std::size_t bytes) const {
-        Block* block = newest_;
-        while (block != nullptr && block->bytes != bytes) block = block->older;
-        return block;
-    }
-    [[nodiscard]] Block* oldest() const { return oldest_; }
-    [[nodiscard]] std::size_t bytes() const { return bytes_; }
+    [[nodiscard]] T* first() const { return first_; }  // pushed last
+    [[nodiscard]] T* last() const { return last_; }
 
 private:
-    Block* oldest_ = nullptr;
-    Block* newest_ = nullptr;
-    std::size_t bytes_ = 0;
+    T* first_ = nullptr;
+    T* last_ = nullptr;
 };
+
+struct Mapping;
+
+// In use, kept, or empty: without memory of its own until it is used again.
+struct Block {
+    char* data = nullptr;
+    Mapping* mapping = nullptr;
+    bool has_memory = true;  // of an empty one: the system did not take it
+    Links<Block> by_age;     // of those kept, or about to be emptied
+    Links<Block> in_class;   // of those kept, or empty
+};
+
+// Blocks of one size side by side, cut off as they are needed.
+struct Mapping {
+    Pages pages;
+    std::size_t size = 0;    // of a block
+    std::size_t stride = 0;  // the same in whole pages
+    std::size_t room = 0;    // blocks
+    std::size_t cut = 0;     // so many of them exist,
+    std::size_t busy = 0;    // and so many of these are not empty
+    Links<Mapping> with_room;
+};
+
+struct Class {
+    List<Block, &Block::in_class> kept, empty;
+    List<Mapping, &Mapping::with_room> mappings;  // that have room
+    std::size_t blocks = 0;
+};
+
+// Small blocks share mappings: as many blocks as there are already, so that few blocks take few
+// addresses and many take few mappings.
+constexpr std::size_t kFewestBlocks = 4;
+constexpr std::size_t kLargestMapping = std::size_t{16} << 20;
+
+std::size_t blocks_of_mapping(std::size_t stride, std::size_t blocks) {
+    if (stride >= kHugePage) return 1;  // begins on one
+    return std::clamp(blocks, kFewestBlocks, kLargestMapping / stride);
+}
 
 class Pool {
 public:
@@ -95,134 +116,206 @@ public:
     void* allocate(std::size_t bytes) {
         const std::size_t size = class_of(bytes);
         if (size == 0) return nullptr;
-        {
-            const std::lock_guard lock(mutex_);
-            if (Block* block = kept_.newest_of(size)) {
-                kept_.remove(*block);
-                ++hits_;
-                in_use_ += size;
-                return block->data;
-            }
+        std::unique_lock lock(mutex_);
+        Block* block = take(size);
+        if (block == nullptr && grow(lock, size)) block = take(size);
+        if (block == nullptr) {
+            shrink_to(lock, [] { return std::size_t{0}; });
+            block = take(size);
+            if (block == nullptr && grow(lock, size)) block = take(size);
         }
-        void* data = map_block(size);
-        if (data == nullptr) {
-            empty_cache();
-            data = map_block(size);
-        }
-        if (data != nullptr && !enter(data, size)) {
-            munmap(data, size);
-            data = nullptr;
-        }
-        return data;
+        if (block == nullptr) return nullptr;
+        in_use_ += size;
+        return block->data;
     }
 
     void release(void* data) {
-        Range released;
-        {
-            const std::lock_guard lock(mutex_);
-            const auto found = blocks_.find(data);
-            if (found == blocks_.end()) return;
-            Block& block = found->second;
-            in_use_ -= block.bytes;
-            if (block.bytes > limit_) {  // it would push out all the others, and go itself
-                released = forget(block);
-            } else {
-                kept_.push(block);
-            }
+        std::unique_lock lock(mutex_);
+        const auto found = blocks_.find(data);
+        if (found == blocks_.end()) return;
+        Block& block = found->second;
+        const std::size_t size = block.mapping->size;
+        in_use_ -= size;
+        if (size > limit_) {  // it would push out all the others, and go itself
+            empty(lock, block);
+        } else {
+            keep(block);
+            shrink_to(lock, [this] { return limit_; });
         }
-        if (released.data != nullptr) munmap(released.data, released.bytes);
-        shrink_to_limit();
     }
 
     std::size_t size_of(void* data) {
         const std::lock_guard lock(mutex_);
         const auto found = blocks_.find(data);
-        return found == blocks_.end() ? 0 : found->second.bytes;
+        return found == blocks_.end() ? 0 : found->second.mapping->size;
     }
 
     void empty_cache() {
-        shrink_to([] { return std::size_t{0}; });
+        std::unique_lock lock(mutex_);
+        shrink_to(lock, [] { return std::size_t{0}; });
     }
 
     void set_limit(std::size_t bytes) {
-        {
-            const std::lock_guard lock(mutex_);
-            limit_ = bytes;
-        }
-        shrink_to_limit();
+        std::unique_lock lock(mutex_);
+        limit_ = bytes;
+        shrink_to(lock, [this] { return limit_; });
     }
 
     PoolFigures figures() {
         const std::lock_guard lock(mutex_);
-        return {limit_, kept_.bytes(), in_use_, hits_, misses_};
+        return {limit_, kept_bytes_ + stuck_bytes_, in_use_, hits_, misses_};
     }
 
     // A fork copies the mutex and the lists; nobody may be changing them meanwhile.
     void before_fork() { mutex_.lock(); }
     void after_fork_in_parent() { mutex_.unlock(); }
     // The child gives back what is kept: its contents are of no use, and as long as both processes
-    // have it, the first write to each page copies it, in either of them.
+    // have it, the first write to each page copies it, in either of them. It also ends what other
+    // threads, which it does not have, were about to give back.
     void after_fork_in_child() {
-        while (kept_.bytes() > 0) {
-            const Range range = forget_oldest();
-            munmap(range.data, range.bytes);
+        while (Block* block = by_age_.last()) {
+            unkeep(*block);
+            leaving_.push(*block);
+        }
+        while (Block* block = leaving_.first()) {
+            leaving_.remove(*block);
+            set_empty(*block, empty_pages(block->data, block->mapping->stride));
         }
         mutex_.unlock();
     }
 
 private:
-    struct Range {
-        void* data = nullptr;
-        std::size_t bytes = 0;
-    };
+    Class& class_with(std::size_t size) { return classes_[index_of(size)]; }
 
-    bool enter(void* data, std::size_t size) {
-        const std::lock_guard lock(mutex_);
+    // --- all with the mutex held ---
+
+    // A block that is kept, or whose addresses are there. Of those kept, the one that was released
+    // last: it is the likeliest to be in a cache.
+    Block* take(std::size_t size) {
+        Class& sizes = class_with(size);
+        if (Block* block = sizes.kept.first()) {
+            unkeep(*block);
+            ++hits_;
+            return block;
+        }
+        if (Block* block = sizes.empty.first()) {
+            sizes.empty.remove(*block);
+            ++block->mapping->busy;
+            if (block->has_memory) stuck_bytes_ -= size;
+            ++(block->has_memory ? hits_ : misses_);
+            block->has_memory = true;
+            return block;
+        }
+        Mapping* mapping = sizes.mappings.first();
+        return mapping != nullptr ? cut(sizes, *mapping) : nullptr;
+    }
+
+    Block* cut(Class& sizes, Mapping& mapping) {
+        char* const data = mapping.pages.usable + mapping.cut * mapping.stride;
+        Block* block = nullptr;
         try {
-            blocks_[data] = {data, size, nullptr, nullptr};
+            block = &blocks_[data];
         } catch (const std::bad_alloc&) {
+            return nullptr;
+        }
+        block->data = data;
+        block->mapping = &mapping;
+        ++mapping.busy;
+        if (++mapping.cut == mapping.room) sizes.mappings.remove(mapping);
+        ++sizes.blocks;
+        ++misses_;
+        return block;
+    }
+
+    void keep(Block& block) {
+        class_with(block.mapping->size).kept.push(block);
+        by_age_.push(block);
+        kept_bytes_ += block.mapping->size;
+    }
+    void unkeep(Block& block) {
+        class_with(block.mapping->size).kept.remove(block);
+        by_age_.remove(block);
+        kept_bytes_ -= block.mapping->size;
+    }
+
+    // Of a block without contents. The mapping goes with the last one; where the system refuses,
+    // its blocks stay, empty, for later.
+    void set_empty(Block& block, bool emptied) {
+        Mapping& mapping = *block.mapping;
+        block.has_memory = !emptied;
+        if (!emptied) stuck_bytes_ += mapping.size;
+        class_with(mapping.size).empty.push(block);
+        if (--mapping.busy == 0 && unmap_pages(mapping.pages)) forget(mapping);
+    }
+
+    void forget(Mapping& mapping) {
+        Class& sizes = class_with(mapping.size);
+        for (std::size_t i = 0; i < mapping.cut; ++i) {
+            const auto found = blocks_.find(mapping.pages.usable + i * mapping.stride);
+            sizes.empty.remove(found->second);
+            if (found->second.has_memory) stuck_bytes_ -= mapping.size;
+            blocks_.erase(found);
+        }
+        sizes.blocks -= mapping.cut;
+        if (mapping.cut < mapping.room) sizes.mappings.remove(mapping);
+        delete &mapping;
+    }
+
+    // --- what takes time is done without it: a block that is in no list is nobody else's ---
+
+    void empty(std::unique_lock<std::mutex>& lock, Block& block) {
+        leaving_.push(block);
+        lock.unlock();
+        const bool emptied = empty_pages(block.data, block.mapping->stride);
+        lock.lock();
+        leaving_.remove(block);
+        set_empty(block, emptied);
+    }
+
+    // The oldest go first.
+    template <class Most>
+    void shrink_to(std::unique_lock<std::mutex>& lock, const Most& most) {
+        while (kept_bytes_ > most()) {
+            Block& oldest = *by_age_.last();
+            unkeep(oldest);
+            empty(lock, oldest);
+        }
+    }
+
+    // A mapping with room for blocks of that size; of one, if there is no memory for more.
+    bool grow(std::unique_lock<std::mutex>& lock, std::size_t size) {
+        const std::size_t stride = (size + page_ - 1) / page_ * page_;
+        std::size_t room = blocks_of_mapping(stride, class_with(size).blocks);
+        auto* mapping = new (std::nothrow) Mapping;
+        if (mapping == nullptr) return false;
+        lock.unlock();
+        Pages pages = map_pages(room * stride);
+        if (pages.begin == nullptr && room > 1) {
+            room = 1;
+            pages = map_pages(stride);
+        }
+        lock.lock();
+        if (pages.begin == nullptr) {
+            delete mapping;
             return false;
         }
-        ++misses_;
-        in_use_ += size;
+        mapping->pages = pages;
+        mapping->size = size;
+        mapping->stride = stride;
+        mapping->room = room;
+        class_with(size).mappings.push(*mapping);
         return true;
     }
 
-    // Unmapping takes time, and is done without the mutex: once a block is forgotten it is nobody's
-    // but the caller's.
-    template <class Most>
-    void shrink_to(const Most& most) {
-        for (;;) {
-            Range range;
-            {
-                const std::lock_guard lock(mutex_);
-                if (kept_.bytes() <= most()) return;
-                range = forget_oldest();
-            }
-            munmap(range.data, range.bytes);
-        }
-    }
-
-    void shrink_to_limit() {
-        shrink_to([this] { return limit_; });
-    }
-
-    // With the mutex held.
-    Range forget_oldest() {
-        Block& block = *kept_.oldest();
-        kept_.remove(block);
-        return forget(block);
-    }
-    Range forget(const Block& block) {
-        const Range range{block.data, block.bytes};
-        blocks_.erase(range.data);
-        return range;
-    }
-
+    const std::size_t page_ = bytes_of_page();
     std::mutex mutex_;
-    std::unordered_map<void*, Block> blocks_;  // in use and kept; addresses of values are stable
-    Kept kept_;
+    std::unordered_map<void*, Block> blocks_;  // of all states; addresses of values are stable
+    std::array<Class, kClasses> classes_;
+    List<Block, &Block::by_age> by_age_;   // those kept
+    List<Block, &Block::by_age> leaving_;  // those that a thread is emptying
     std::size_t limit_;
+    std::size_t kept_bytes_ = 0;
+    std::size_t stuck_bytes_ = 0;  // of empty blocks that nevertheless have memory
     std::size_t in_use_ = 0;
     std::uint64_t hits_ = 0;
     std::uint64_t misses_ = 0;
@@ -237,19 +330,6 @@ Pool& pool() {
         return created;
     }();
     return *instance;
-}
-
-// What the control group (of a container, say) lets the process have; the largest number if there
-// is no limit.
-std::size_t group_limit() {
-    std::size_t least = std::numeric_limits<std::size_t>::max();
-    for (const char* path :
-         {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-        std::ifstream file(path);
-        std::size_t bytes = 0;
-        if (file >> bytes) least = std::min(least, bytes);
-    }
-    return least;
 }
 
 }  // namespace
@@ -276,11 +356,11 @@ PoolFigures pool_figures() { return pool().figures(); }
 
 std::size_t pool_default_limit() {
     constexpr std::size_t most = std::size_t{1} << 30;
-    const long pages = sysconf(_SC_PHYS_PAGES);
-    const long page = sysconf(_SC_PAGESIZE);
-    if (pages <= 0 || page <= 0) return most;
-    const std::size_t physical = static_cast<std::size_t>(pages) * static_cast<std::size_t>(page);
-    return std::min(most, std::min(physical, group_limit()) / 8);
+    std::size_t memory = memory_limit();
+    if (const long pages = sysconf(_SC_PHYS_PAGES); pages > 0) {
+        memory = std::min(memory, static_cast<std::size_t>(pages) * bytes_of_page());
+    }
+    return std::min(most, memory / 8);
 }
 
 }  // namespace bnext::cpu

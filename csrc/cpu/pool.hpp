@@ -2,6 +2,11 @@
 // each page is a fault, and the system clears it. So blocks are kept when their array dies, up to a
 // limit, and large ones ask for huge pages, which are 512 times fewer faults.
 //
+// Blocks are of 8 sizes for each power of two, and each size has lists of its own: taking one costs
+// the same however many are kept. Blocks below a huge page are cut from mappings that they share,
+// since a process may have some 65,000 mappings only. What is not kept gives its memory back to the
+// system; the addresses follow with the last block of a mapping, if the system takes them.
+//
 // Every function may be called from several threads at once, in a child of a fork, and until the
 // very end of the process. None of them throws.
 #pragma once
@@ -9,11 +14,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/pages.hpp"
+
 namespace bnext::cpu {
 
 struct PoolFigures {
     std::size_t limit_bytes = 0;   // how much may be kept for later
-    std::size_t cached_bytes = 0;  // how much is
+    std::size_t cached_bytes = 0;  // how much is; memory that the system did not take included
     std::size_t in_use_bytes = 0;  // blocks of arrays that live
     std::uint64_t hits = 0;        // allocations that got a kept block
     std::uint64_t misses = 0;      // allocations that went to the system
@@ -35,9 +42,8 @@ void pool_empty_cache();
 void pool_set_limit(std::size_t bytes);  // 0: keep nothing
 PoolFigures pool_figures();
 
-// 1 GiB, or an eighth of the memory that the process may have if that is less.
+// 1 GiB, or an eighth of the memory that the process may have (machine, control groups) if that is
+// less.
 std::size_t pool_default_limit();
-
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 }  // namespace bnext::cpu

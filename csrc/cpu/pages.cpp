@@ -1,0 +1,57 @@
+#include "cpu/pages.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+namespace bnext::cpu {
+namespace {
+
+constexpr int kPrivate = MAP_PRIVATE | MAP_ANONYMOUS;
+
+char* map(std::size_t bytes) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, kPrivate, -1, 0);
+    return p == MAP_FAILED ? nullptr : static_cast<char*>(p);
+}
+
+}  // namespace
+
+Pages map_pages(std::size_t bytes) {
+    if (bytes < kHugePage) {
+        char* const begin = map(bytes);
+        return {begin, bytes, begin};
+    }
+    char* begin = map(bytes + kHugePage);
+    if (begin == nullptr) return {};
+    const auto misaligned = reinterpret_cast<std::uintptr_t>(begin) % kHugePage;
+    const std::size_t before = misaligned == 0 ? 0 : kHugePage - misaligned;
+    char* const usable = begin + before;
+    char* end = usable + bytes + (kHugePage - before);
+    // What cannot be unmapped is never touched, and stays a part of the mapping.
+    if (before > 0 && munmap(begin, before) == 0) begin = usable;
+    if (munmap(usable + bytes, kHugePage - before) == 0) end = usable + bytes;
+#ifdef MADV_HUGEPAGE
+    madvise(usable, bytes, MADV_HUGEPAGE);  // where it is refused, pages are small
+#endif
+    return {begin, static_cast<std::size_t>(end - begin), usable};
+}
+
+bool unmap_pages(const Pages& pages) { return munmap(pages.begin, pages.bytes) == 0; }
+
+bool empty_pages(char* begin, std::size_t bytes) {
+#ifdef __linux__
+    if (madvise(begin, bytes, MADV_DONTNEED) == 0) return true;
+    constexpr int dont_need_locked = 24;  // MADV_DONTNEED_LOCKED
+    return madvise(begin, bytes, dont_need_locked) == 0;
+#else  // elsewhere the advice may be ignored; new pages in the old ones' place may not
+    return mmap(begin, bytes, PROT_READ | PROT_WRITE, kPrivate | MAP_FIXED, -1, 0) != MAP_FAILED;
+#endif
+}
+
+std::size_t bytes_of_page() {
+    const long bytes = sysconf(_SC_PAGESIZE);
+    return bytes > 0 ? static_cast<std::size_t>(bytes) : 4096;
+}
+
+}  // namespace bnext::cpu
