@@ -128,7 +128,7 @@ CHILD_ALONE = """
 
 @pytest.mark.parametrize("import_before", ["import bnext", ""], ids=["before", "in-the-child"])
 def test_forked_processes_compute_after_torch_alone_did(import_before):
-    """bnext gets PyTorch's runtime, and never ran a region before the fork, or was not even there."""
+    """bnext gets PyTorch's runtime, and had no region before the fork, or was not even there."""
     import_torch()
     program = CHILD_ALONE.format(import_before=import_before)
     assert output_of(program) == "0"

@@ -95,9 +95,9 @@ BUSY = """
     out = np.empty_like(x)
 
     def spin(processor):
-        return subprocess.Popen([sys.executable, "-c",
-            f"import os; os.sched_setaffinity(0, [{processor}]); print(flush=True)\\nwhile True: pass"],
-            stdout=subprocess.PIPE)
+        program = f"import os; os.sched_setaffinity(0, [{processor}]); print(flush=True)\\n"
+        program += "while True: pass"
+        return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
 
     neighbours = [spin(processor) for processor in sorted(os.sched_getaffinity(0))]
     try:
@@ -168,7 +168,7 @@ def test_a_quota_of_processor_time(quota, threads):
 
 
 def make_control_group(quota):
-    """Make a group of that many microseconds in 100,000, of either version; None if it cannot be."""
+    """Make a group of that many microseconds in 100,000; None if none can be made."""
     for root, files in (
         ("/sys/fs/cgroup/cpu", {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": str(quota)}),
         ("/sys/fs/cgroup", {"cpu.max": f"{quota} 100000"}),

@@ -47,11 +47,12 @@ def set_num_threads(n: int) -> None:
 
     Notes
     -----
-    A call takes fewer threads where it is small, and where fewer processors are free: by the affinity
-    mask of the calling thread, the quota of control groups, other calls of this process, and by how
-    long earlier calls had to wait for threads that other processes kept from running. Waiting then
-    costs about a fiftieth of the time. ``show_config()`` has the figures. The environment variable
-    ``BNEXT_TEAM=fixed``, read at import, turns this off; the default is ``adaptive``.
+    A call takes fewer threads where it is small, and where fewer processors are free: by the
+    affinity mask of the calling thread, the quota of control groups, other calls of this process,
+    and by how long earlier calls had to wait for threads that other processes kept from running.
+    Waiting then costs about a fiftieth of the time. ``show_config()`` has the figures. The
+    environment variable ``BNEXT_TEAM=fixed``, read at import, turns this off; the default is
+    ``adaptive``.
     """
     _core.set_num_threads(n)
     if operator.index(n) > 1 and (without := without_openmp()):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnext import _core
 from bnext.devices.library import CPU, Library, View, Where, in_elements
 from bnext.devices.pytorch import Torch
 
