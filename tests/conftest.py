@@ -28,12 +28,17 @@ def runtimes():
     return [(best, 1), (best, 3), *((isa, (3, 1)[i % 2]) for i, isa in enumerate(others))]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture
 def fixed_team():
-    """As many threads as a test asks for, whatever the machine is doing meanwhile."""
+    """As many threads as a test asks for, whatever waits for them.
+
+    Elsewhere teams adapt, as users have them: on a machine that is busy, tests would wait for most of
+    their time. BNEXT_TEAM=fixed makes all of them so.
+    """
+    before = bnext._core.team_figures()["fixed"]
     bnext._core.fix_team(True)
     yield
-    bnext._core.fix_team(False)
+    bnext._core.fix_team(before)
 
 
 # What cannot be run here is told in one line, and not test by test.
@@ -99,7 +104,7 @@ def restore_threads():
 
 
 @pytest.fixture(params=SCHEDULES)
-def schedule(request):
+def schedule(request, fixed_team):
     """Each way to divide the work among threads, forced for the test."""
     bnext._core.force_schedule(request.param)
     yield request.param

@@ -140,7 +140,7 @@ def test_phases(rng, isa, schedule, case, dtype):
     assert_same_bits(dx, out, "dx")
 
 
-@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.usefixtures("restore_threads", "fixed_team")
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
 def test_bits_are_the_same_whatever_runs(rng, case, dtype):
     """Threads and schedules change no bit, nor do instruction sets with fused multiply-add."""

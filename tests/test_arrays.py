@@ -80,7 +80,7 @@ LARGE = {  # with its output past the last-level cache, where outputs bypass it
 
 
 @needs_openmp
-@pytest.mark.usefixtures("isa", "restore_threads")
+@pytest.mark.usefixtures("isa", "restore_threads", "fixed_team")
 @pytest.mark.parametrize("name", LARGE)
 def test_outputs_larger_than_the_cache(rng, name):
     """Non-temporal stores want aligned addresses and whole lines, which these do not offer."""

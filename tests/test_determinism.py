@@ -27,7 +27,7 @@ def assert_all_same_bits(actual, expected, where):
         assert_same_bits(actual[name], value, f"{name} ({where})")
 
 
-@pytest.mark.usefixtures("isa", "restore_threads")
+@pytest.mark.usefixtures("isa", "restore_threads", "fixed_team")
 def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype):
     arguments = inputs(rng, case, dtype)
     bnext.set_num_threads(1)

@@ -29,11 +29,11 @@ pytestmark = needs_openmp
 @pytest.fixture
 def adaptive():
     """Teams as users have them, of two threads at most."""
-    before = bnext.get_num_threads()
+    before, fixed = bnext.get_num_threads(), _core.team_figures()["fixed"]
     bnext.set_num_threads(2)
     _core.fix_team(False)
     yield
-    _core.fix_team(True)
+    _core.fix_team(fixed)
     bnext.set_num_threads(before)
 
 
@@ -130,7 +130,7 @@ def test_taken_cores_cost_a_fraction_of_the_time():
     """Neighbours on all cores: the team shrinks, tries again at times, and grows when they go."""
     if len(processors) > 8:
         pytest.skip("too many processors to be taken all")
-    shrank, lost, took, grew = output_of(BUSY).split()
+    shrank, lost, took, grew = output_of(BUSY, BNEXT_TEAM="adaptive").split()
     assert (shrank, grew) == ("True", "True")
     # A fiftieth of the time, what is forgotten at once, and what the last attempt lost: at most a
     # few time slices, in every account.
@@ -159,7 +159,9 @@ def test_a_quota_of_processor_time(quota, threads):
         pytest.skip("no control group for processor time may be made here")
     try:
         program = f"with open({group + '/cgroup.procs'!r}, 'w') as file: file.write('0')\n"
-        found, now, regions = output_of(program + textwrap.dedent(QUOTA)).split()
+        found, now, regions = output_of(
+            program + textwrap.dedent(QUOTA), BNEXT_TEAM="adaptive"
+        ).split()
     finally:
         os.rmdir(group)
     assert float(found) == quota / 100_000
@@ -192,7 +194,7 @@ def test_the_environment_can_fix_the_team():
     program = "import bnext; print(bnext.show_config(mode='dicts')['threads']['fixed'])"
     assert output_of(program, BNEXT_TEAM="fixed") == "True"
     assert output_of(program, BNEXT_TEAM="adaptive") == "False"
-    assert output_of(program) == "False"
+    assert output_of(program, BNEXT_TEAM=None) == "False"
     environment = {**os.environ, "BNEXT_TEAM": "large"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
@@ -200,7 +202,7 @@ def test_the_environment_can_fix_the_team():
     assert "BNEXT_TEAM: expected adaptive or fixed, got 'large'" in done.stderr
 
 
-@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.usefixtures("restore_threads", "fixed_team")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_rounding_mode_of_a_thread_changes_no_bit(rng, threads):
     """Each thread has modes of its own, which libraries set; so have OpenMP's threads."""
