@@ -20,12 +20,25 @@ namespace {
 using namespace tensors;
 using dlpack::ExchangeTable;
 
+// Memory that an operation writes: a tensor of the library's, or a result of bnext's.
+struct Output {
+    OwnedResult own;
+    py::object tensor;
+    void* data;
+};
+
+template <class T>
+cpu::View<T> view_of(const Output& output, const Strides& strides) {
+    return {static_cast<T*>(output.data), strides};
+}
+
 class TensorCalls {
 public:
-    // `type`, whose table it is, and a subclass that is as plain.
-    TensorCalls(const py::type& type, const py::type& other)
+    // `type`, whose table it is, a subclass that is as plain, and the library's `empty_like`.
+    TensorCalls(const py::type& type, const py::type& other, py::object empty_like)
         : type_(type),
           other_(other),
+          empty_like_(std::move(empty_like)),
           is_negative_(py::getattr(type, "is_neg", py::none())),
           table_(dlpack::exchange_table(type)) {
         if (table_ == nullptr) {
@@ -93,7 +106,8 @@ private:
         TensorView x;
         if (!take_data(x_object, x) || !is_eps(eps)) return py::none();
         return with_dtype(x.dtype, [&](auto type) {
-            return normalize_typed<decltype(type)>(x, mean, var, weight, bias, eps, keeps);
+            return normalize_typed<decltype(type)>(x_object, x, mean, var, weight, bias, eps,
+                                                   keeps);
         });
     }
 
@@ -180,6 +194,31 @@ private:
         return true;
     }
 
+    static Output pooled_like(const TensorView& x) {
+        OwnedResult own = like(x);
+        void* data = own->managed.tensor.data;
+        return {std::move(own), {}, data};
+    }
+
+    // A tensor of the library's own memory, like x, which `object` is; ours, where what the library
+    // makes is not plain.
+    Output library_like(py::handle object, const TensorView& x) const {
+        PyObject* argument = object.ptr();
+        auto tensor = py::reinterpret_steal<py::object>(
+            PyObject_Vectorcall(empty_like_.ptr(), &argument, 1, nullptr));
+        if (!tensor) throw py::error_already_set();
+        TensorView view;
+        if (take_data(tensor, view) && view.dtype == x.dtype &&
+            std::ranges::equal(view.shape(), x.shape()) && view.order == x.order) {
+            return {nullptr, std::move(tensor), view.data()};
+        }
+        return pooled_like(x);
+    }
+
+    py::object given(Output output) const {
+        return output.own ? given(std::move(output.own)) : std::move(output.tensor);
+    }
+
     // The library's tensor over a result.
     py::object given(OwnedResult result) const {
         void* object = nullptr;
@@ -223,9 +262,9 @@ private:
     }
 
     template <class T>
-    py::object normalize_typed(const TensorView& x, py::handle mean_object, py::handle var_object,
-                               py::handle weight_object, py::handle bias_object, double eps,
-                               bool keeps) const {
+    py::object normalize_typed(py::handle x_object, const TensorView& x, py::handle mean_object,
+                               py::handle var_object, py::handle weight_object,
+                               py::handle bias_object, double eps, bool keeps) const {
         const Index channels = x.shape()[kChannelAxis];
         const Param<T>*weight, *bias;
         const Param<T>* mean = take_vector<Param<T>>(mean_object, channels);
@@ -240,7 +279,7 @@ private:
         std::copy_n(var, channels, saved.var().begin());
         if (keeps) saved.fingerprint = fingerprint_of(x.strided());
         const Description description = described(x, 2);
-        OwnedResult y = like(x);
+        Output y = keeps ? pooled_like(x) : library_like(x_object, x);
         const auto x_view = view_of<T>(x, description.strides[0]);
         const auto y_view = view_of<T>(y, description.strides[1]);
         without_gil(description.problem.elements(), [&] {
@@ -294,6 +333,7 @@ private:
     }
 
     py::type type_, other_;
+    py::object empty_like_;
     py::object is_negative_;  // None: the library has no such tensors
     const ExchangeTable* table_;
 };
@@ -304,7 +344,8 @@ void register_tensors(py::module_& m) {
     py::class_<TensorCalls>(m, "TensorCalls",
                             "The operations over plain tensors of a library, on the CPU. Each\n"
                             "returns None, and has changed nothing, where a tensor is not plain.")
-        .def(py::init<const py::type&, const py::type&>(), py::arg("type"), py::arg("other"))
+        .def(py::init<const py::type&, const py::type&, py::object>(), py::arg("type"),
+             py::arg("other"), py::arg("empty_like"))
         .def("forward", &TensorCalls::forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
              py::arg("num_batches_tracked"), py::arg("eps"), "y and Saved.")

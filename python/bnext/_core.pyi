@@ -121,7 +121,7 @@ class ThreadGroup:
 
 @final
 class TensorCalls:
-    def __init__(self, type: type, other: type) -> None: ...
+    def __init__(self, type: type, other: type, empty_like: Any) -> None: ...
     def forward(
         self,
         x: Any,

@@ -216,9 +216,24 @@ def test_torch_another_x_is_noticed():
         CALLS.backward(x, x, None, None)
 
 
+@pytest.mark.parametrize("shape", [(8, 4), (8, 16, 64, 64)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_torch_evaluation_in_memory_of_pytorchs(shape, channels_last):
+    """Memory that others lend cannot be resized; PyTorch's own can."""
+    layer = bnext.torch.BatchNorm2d(shape[1]) if len(shape) == 4 else bnext.torch.BatchNorm1d(4)
+    x = torch.randn(shape)
+    if channels_last and len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = layer.eval()(x)
+    assert y.untyped_storage().resizable()
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, x / (1 + layer.eps) ** 0.5)
+
+
 def test_torch_types_without_the_table_are_refused():
     with pytest.raises(TypeError, match="type: expected one with DLPack's table of C functions"):
-        bnext._core.TensorCalls(dict, torch.nn.Parameter)
+        bnext._core.TensorCalls(dict, torch.nn.Parameter, torch.empty_like)
 
 
 def test_torch_import_with_another_table():
