@@ -61,7 +61,7 @@ def test_torch_export_with_a_dynamic_batch(strict, training):
     "options", [{}, {"track_running_stats": False}, {"affine": False}], ids=str
 )
 def test_torch_export_is_the_graph_of_torch_s_layers(options, strict):
-    """Operator by operator and in order, so that tools find the same patterns in both."""
+    """Operator by operator and in order: whatever knows the one graph knows the other."""
     for training in (True, False):
         graphs = []
         for library in LIBRARIES.values():

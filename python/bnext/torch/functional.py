@@ -130,7 +130,7 @@ def _normalized(
         pass
     elif is_traced():
         if is_exported():
-            if counter is not None:  # where PyTorch counts: tools find patterns by that order
+            if counter is not None:  # where PyTorch counts, so that the graphs are the same
                 counter.add_(1)
                 counter = None
         elif training is True and eps > 0 and operators.takes(*tensors):
