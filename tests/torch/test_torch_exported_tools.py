@@ -44,7 +44,10 @@ def test_torch_onnx_export(training, tracked):
         program.save(file)
         session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
         y = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-        if not training:  # ONNX Runtime has its own idea of what a training graph gives
+        # With running statistics a training graph gives evaluation's results with either library:
+        # onnxscript (0.7.2 with PyTorch 2.13.0) leaves out training_mode, and folds the layer into
+        # the convolution (findings/onnx_export_of_training.sh).
+        if not (training and tracked):
             torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
         results.append(y)
     assert torch.equal(results[1], results[0])

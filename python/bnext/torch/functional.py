@@ -130,7 +130,9 @@ def _normalized(
         pass
     elif is_traced():
         if is_exported():
-            pass
+            if counter is not None:  # where PyTorch counts, so that the graphs are the same
+                counter.add_(1)
+                counter = None
         elif training is True and eps > 0 and operators.takes(*tensors):
             return operators.batch_norm(*tensors, momentum, eps, counter)
     elif _are_plain(*tensors) and _are_numbers(training, momentum, eps):
