@@ -49,6 +49,8 @@ struct NumbersUpTo<0, I...> {
 
 #include "cpu/kernels/coefficients.inl.hpp"
 
+#include "cpu/kernels/extremes.inl.hpp"
+
 #include "cpu/kernels/collect_stats.inl.hpp"
 
 #include "cpu/kernels/apply_norm.inl.hpp"
