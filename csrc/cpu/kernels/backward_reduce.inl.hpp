@@ -204,20 +204,25 @@ BNEXT_NO_INLINE void mend_gradient_sums(const View<const T>& dy, const View<cons
         any |= !is_in_range(sum_dy_xmu[c], n) || !(size_of_number(sum_dy[c]) < __builtin_inf());
     }
     if (!any) return;
-    bool looked = false;
+    // Of x only where its mean is 0 as well: ever fewer channels are left.
+    bool looked_at_dy = false, looked_at_x = false;
     std::uint16_t dy_bits[kGradientStrip] = {}, x_bits[kGradientStrip] = {};
-    for (Index c = 0; c < channels; ++c) {
-        if (are_products_in_range(sum_dy[c], sum_dy_xmu[c], mean[c], n)) continue;
+    const auto look = [&](const View<const T>& view, bool& looked, std::uint16_t* bits) {
         for (Index t = region.tiles.begin; !looked && t < region.tiles.end; ++t) {
             const Tile rows = rows_of_tile(*region.tiling, t);
-            collect_bits(dy, rows, first * columns, channels * columns, dy_bits);
-            collect_bits(x, rows, first * columns, channels * columns, x_bits);
+            collect_bits(view, rows, first * columns, channels * columns, bits);
         }
         looked = true;
-        if (any_values(dy_bits + c * columns, columns) &&
-            (mean[c] != 0.0 || any_values(x_bits + c * columns, columns))) {
-            exact_gradient_sums(dy, x, region, first + c, mean[c], sum_dy[c], sum_dy_xmu[c]);
+    };
+    for (Index c = 0; c < channels; ++c) {
+        if (are_products_in_range(sum_dy[c], sum_dy_xmu[c], mean[c], n)) continue;
+        look(dy, looked_at_dy, dy_bits);
+        if (!any_values(dy_bits + c * columns, columns)) continue;
+        if (mean[c] == 0.0) {
+            look(x, looked_at_x, x_bits);
+            if (!any_values(x_bits + c * columns, columns)) continue;
         }
+        exact_gradient_sums(dy, x, region, first + c, mean[c], sum_dy[c], sum_dy_xmu[c]);
     }
 }
 
