@@ -5,6 +5,7 @@
 #include "cpu/extremes.hpp"
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/range.hpp"
 #include "cpu/two_phase.hpp"
 
 namespace bnext::cpu {
@@ -68,9 +69,10 @@ void write_gradient(const Setting<T>& setting, const View<const T>& dy, const Vi
         region, [&](Index c) { return gradients.is_extreme(c); },
         [&](const Region& part) {
             const Index skipped = part.channels.begin - region.channels.begin;
+            const bool apart = part.channels.size() < region.channels.size();
             const Index place = offset + skipped * setting.plan.tiling.columns();
             setting.kernels.backward_apply(dy, x, dx, part, backward_coefficients<T>(rows, place),
-                                           {access.stores, 0, false});
+                                           apart ? Access{access.stores, 0, false} : access);
         },
         [&](Index c) {
             const GradientConstants constants = gradients.constants(c);
@@ -103,6 +105,15 @@ struct Sums {
     void keep(const ChannelRange& channels, const double* a, const double* b) const {
         std::copy_n(a, channels.size(), sum_dy + channels.begin);
         std::copy_n(b, channels.size(), sum_dy_xmu + channels.begin);
+        if constexpr (kMayLeaveRange<T>) {
+            const Tiling& tiling = setting.plan.tiling;
+            const double smallest =
+                kSmallestShare * static_cast<double>(tiling.values(tiling.all()));
+            if (setting.any_beyond(channels.size(), a, 0.0) ||
+                setting.any_beyond(channels.size(), b, smallest)) {
+                mend_gradient_sums(dy, x, tiling, channels, smallest, mean, sum_dy, sum_dy_xmu);
+            }
+        }
     }
 };
 
@@ -125,8 +136,9 @@ struct Backward : Sums<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        extremes.note(set_backward_coefficients(this->setting, channels, this->mean, rstd, weight,
-                                                a, b, count, rows, offset));
+        extremes.note(set_backward_coefficients(
+            this->setting, channels, this->mean, rstd, weight, this->sum_dy + channels.begin,
+            this->sum_dy_xmu + channels.begin, count, rows, offset));
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {

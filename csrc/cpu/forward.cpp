@@ -6,6 +6,7 @@
 #include "cpu/extremes.hpp"
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/range.hpp"
 #include "cpu/two_phase.hpp"
 
 namespace bnext::cpu {
@@ -55,9 +56,10 @@ void write_norm(const Setting<T>& setting, const View<const T>& x, const View<T>
         region, [&](Index c) { return norm_constants(c, mean, rstd, affine).is_extreme(rstd[c]); },
         [&](const Region& part) {
             const Index skipped = part.channels.begin - region.channels.begin;
+            const bool apart = part.channels.size() < region.channels.size();
             const Index place = offset + skipped * setting.plan.tiling.columns();
             setting.kernels.apply_norm(x, y, part, norm_coefficients<T>(rows, place),
-                                       {access.stores, 0, false});
+                                       apart ? Access{access.stores, 0, false} : access);
         },
         [&](Index c) {
             const NormConstants constants = norm_constants(c, mean, rstd, affine);
@@ -88,6 +90,14 @@ struct Statistics {
             mean[c] = origin(c) + a[c - channels.begin];
         }
         std::copy_n(b, channels.size(), m2 + channels.begin);
+        if constexpr (kMayLeaveRange<T>) {
+            const Tiling& tiling = setting.plan.tiling;
+            const double smallest =
+                kSmallestShare * static_cast<double>(tiling.values(tiling.all()));
+            if (setting.any_beyond(channels.size(), b, smallest)) {
+                mend_moments(x, tiling, channels, smallest, mean, m2);
+            }
+        }
     }
 };
 
@@ -108,8 +118,8 @@ struct Forward : Statistics<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        this->setting.finish_statistics(channels.size(), b, count, eps, var + channels.begin,
-                                        rstd + channels.begin);
+        this->setting.finish_statistics(channels.size(), this->m2 + channels.begin, count, eps,
+                                        var + channels.begin, rstd + channels.begin);
         extremes.note(
             set_norm_coefficients(this->setting, channels, this->mean, rstd, affine, rows, offset));
     }

@@ -104,6 +104,8 @@ struct KernelTable {
     // rstd of each channel, and var from m2 (null: var is given)
     void (*finish_statistics)(Index channels, const double* m2, double count, double eps,
                               double* var, double* rstd);
+    // whether any sum of a channel is of a size below `smallest`, or no number (range.hpp)
+    bool (*any_beyond)(Index channels, const double* sums, double smallest);
     LayoutKernels<float> float32;
     LayoutKernels<double> float64;
     LayoutKernels<bnext::float16> float16;

@@ -12,16 +12,7 @@
 //          by thread arrival.
 // Error:   everything in double, products of float32 values are exact: below float32's rounding.
 //          For 16-bit data, groups of some 16 values are summed in float32, about the rounded
-//          mean; what the rounding lost is put right afterwards. Sums that leave float32's range
-//          are done again in double (extremes.inl.hpp).
-
-BNEXT_FORCE_INLINE double values_of(const Region& region) {
-    Index n = 0;
-    for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
-        n += region.tiling->tile(t).values();
-    }
-    return static_cast<double>(n);
-}
+//          mean; what the rounding lost is put right afterwards.
 
 // The two sums of a run of packs: in double for float32 and float64 data; for 16-bit data, whose
 // float32 products are nearly exact beside it, in float32 for a while.
@@ -136,12 +127,6 @@ void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, con
         sums.end_of_group();
         sum_dy[k] = sums.sum_dy();
         sum_dy_xmu[k] = sums.sum_dy_xmu();
-        if constexpr (kMayLeaveRange<T>) {
-            if (!are_products_in_range(sum_dy[k], sum_dy_xmu[k], mean[k], values_of(region)) &&
-                has_values(dy, region, c) && (mean[k] != 0.0 || has_values(x, region, c))) {
-                exact_gradient_sums(dy, x, region, c, mean[k], sum_dy[k], sum_dy_xmu[k]);
-            }
-        }
     }
 }
 
@@ -192,40 +177,6 @@ BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* 
     }
 }
 
-// Sums of channels that left float32's range.
-template <class T>
-BNEXT_NO_INLINE void mend_gradient_sums(const View<const T>& dy, const View<const T>& x,
-                                        const Region& region, Index first, Index channels,
-                                        Index columns, const double* mean, double* sum_dy,
-                                        double* sum_dy_xmu) {
-    const double n = values_of(region);
-    bool any = false;
-    for (Index c = 0; c < channels; ++c) {
-        any |= !is_in_range(sum_dy_xmu[c], n) || !(size_of_number(sum_dy[c]) < __builtin_inf());
-    }
-    if (!any) return;
-    // Of x only where its mean is 0 as well: ever fewer channels are left.
-    bool looked_at_dy = false, looked_at_x = false;
-    std::uint16_t dy_bits[kGradientStrip] = {}, x_bits[kGradientStrip] = {};
-    const auto look = [&](const View<const T>& view, bool& looked, std::uint16_t* bits) {
-        for (Index t = region.tiles.begin; !looked && t < region.tiles.end; ++t) {
-            const Tile rows = rows_of_tile(*region.tiling, t);
-            collect_bits(view, rows, first * columns, channels * columns, bits);
-        }
-        looked = true;
-    };
-    for (Index c = 0; c < channels; ++c) {
-        if (are_products_in_range(sum_dy[c], sum_dy_xmu[c], mean[c], n)) continue;
-        look(dy, looked_at_dy, dy_bits);
-        if (!any_values(dy_bits + c * columns, columns)) continue;
-        if (mean[c] == 0.0) {
-            look(x, looked_at_x, x_bits);
-            if (!any_values(x_bits + c * columns, columns)) continue;
-        }
-        exact_gradient_sums(dy, x, region, first + c, mean[c], sum_dy[c], sum_dy_xmu[c]);
-    }
-}
-
 template <class T>
 void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x,
                                  const Region& region, const double* mean, double* sum_dy,
@@ -267,10 +218,6 @@ void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x
             const double low = mean[begin + c] - static_cast<double>(centers[c]);
             sum_dy[begin + c] = sums.sum_dy[c];
             sum_dy_xmu[begin + c] = sums.sum_dy_xmu[c] - low * sums.sum_dy[c];
-        }
-        if constexpr (kMayLeaveRange<T>) {
-            mend_gradient_sums(dy, x, region, region.channels.begin + begin, channels, columns,
-                               mean + begin, sum_dy + begin, sum_dy_xmu + begin);
         }
     }
 }

@@ -19,9 +19,8 @@
 //          channel (interleaved, and small planes); tiles in turn.
 // Error:   float32: m2 within 4096 * 2^-53 = 5e-13 relative at worst; float64: a few 2^-53; both
 //          whatever mean/std is. 16-bit data in float32 within a group, in double from there on:
-//          the mean within 2^-24 standard deviations, m2 within 2^-18 relative, where x - mean
-//          leaves squares in float32's range; beyond, bfloat16 data as float32 ones
-//          (extremes.inl.hpp).
+//          the mean within 2^-24 standard deviations, m2 within 2^-18 relative, where |x - mean|
+//          lies between 1e-18 and 1e18.
 
 template <class T>
 inline constexpr bool kAnyPilotWillDo = sizeof(T) == 4;
@@ -145,15 +144,6 @@ void planar_collect_stats(const View<const T>& x, const Region& region, double* 
             const auto n = static_cast<double>(tile.values());
             Sum<T> pilot = planar_pilot(x, tile, c);
             TileSums s = planar_tile_sums(x, tiling, tile, c, pilot);
-            if constexpr (kMayLeaveRange<T>) {
-                if (!are_squares_in_range(s.d2, static_cast<double>(pilot), n) &&
-                    has_values(x, tile, c)) {
-                    double tile_mean = 0.0, tile_m2 = 0.0;
-                    exact_moments(x, tile, c, origin, tile_mean, tile_m2);
-                    merge(sum, {n, tile_mean, tile_m2});
-                    continue;
-                }
-            }
             if (kLooksTwice<T> || (!kAnyPilotWillDo<T> && is_far(s.d, s.d2, 1.0 / n))) {
                 pilot = pilot_near<T>(static_cast<double>(pilot) + s.d / n);
                 s = planar_tile_sums(x, tiling, tile, c, pilot);
@@ -309,27 +299,6 @@ private:
     const T* last_;
 };
 
-// Moments of channels whose sums left float32's range, in place of those that came of them.
-template <class T>
-BNEXT_NO_INLINE void mend_moments(const View<const T>& x, const Tiling& tiling, const Tile& tile,
-                                  const Tile& rows, Index first, Index channels, Index columns,
-                                  const StripSums<Sum<T>>& sums, const Sum<T>* pilots, double* mean,
-                                  double* m2) {
-    const auto n = static_cast<double>(tile.values());
-    bool any = false;  // looked at first by itself: a loop without branches
-    for (Index c = 0; c < channels; ++c) any |= !is_in_range(sums.d2_sum[c], n);
-    if (!any) return;
-    bool looked = false;
-    std::uint16_t bits[kStrip] = {};
-    for (Index c = 0; c < channels; ++c) {
-        if (are_squares_in_range(sums.d2_sum[c], static_cast<double>(pilots[c]), n)) continue;
-        if (!looked) collect_bits(x, rows, first * columns, channels * columns, bits);
-        looked = true;
-        if (!any_values(bits + c * columns, columns)) continue;
-        exact_moments(x, tile, first + c, origin_of(x, tiling, first + c), mean[c], m2[c]);
-    }
-}
-
 // A chunk that is walked by rows is one tile (Tiling sees to that), so there is nothing to merge
 // here.
 template <class T>
@@ -367,9 +336,6 @@ void interleaved_collect_stats(const View<const T>& x, const Region& region, dou
             store_columns(mean + c, some, (pilot - origin) + share);
             store_columns(m2 + c, some, not_negative(load(sums.d2_sum + c) - sum * share));
         });
-        if constexpr (kMayLeaveRange<T>) {
-            mend_moments(x, tiling, tile, rows, begin, channels, columns, sums, pilots, mean, m2);
-        }
         mean += channels;
         m2 += channels;
     }
