@@ -36,7 +36,8 @@ public:
         const Index wanted = n / kValuesPerPlace;
         count_ = wanted < kFewest ? kFewest : (wanted < kMost ? wanted : kMost);
         for (Index k = 0; k < count_; ++k) {
-            const Index place = k * ((n - 1) / (count_ - 1)) + (k + 1 == count_ ? (n - 1) % (count_ - 1) : 0);
+            const Index place =
+                k * ((n - 1) / (count_ - 1)) + (k + 1 == count_ ? (n - 1) % (count_ - 1) : 0);
             outer_[k] = place / tiling.inner();
             inner_[k] = place % tiling.inner();
         }
@@ -125,9 +126,8 @@ template <class T>
         if (m2[c] >= smallest && std::isfinite(m2[c])) continue;
         if (m2[c] == 0.0) {
             if (std::abs(mean[c]) >= kFarFromZero) continue;
-            const bool any = places.any([&](Index o, Index i) {
-                return static_cast<double>(*at(x, o, c, i)) != mean[c];
-            });
+            const bool any = places.any(
+                [&](Index o, Index i) { return static_cast<double>(*at(x, o, c, i)) != mean[c]; });
             if (!any) continue;
         }
         exact_moments(x, tiling, c, mean[c], m2[c]);
