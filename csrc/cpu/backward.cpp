@@ -2,8 +2,10 @@
 #include <algorithm>
 
 #include "cpu/coefficients.hpp"
+#include "cpu/extremes.hpp"
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/range.hpp"
 #include "cpu/two_phase.hpp"
 
 namespace bnext::cpu {
@@ -11,26 +13,73 @@ namespace {
 
 enum BackwardRow : std::size_t { kCenter, kSlope, kOffset, kScale, kBackwardRows };
 
-// `sum_dy` and `sum_dy_xmu` are those of the range; `mean`, `rstd` and `weight`, of all channels.
+// Whether any of the channels is extreme. `sum_dy` and `sum_dy_xmu` are those of the range; `mean`,
+// `rstd` and `weight`, of all channels.
 template <class T, class Rows>
-void set_backward_coefficients(const Setting<T>& setting, const ChannelRange& channels,
+bool set_backward_coefficients(const Setting<T>& setting, const ChannelRange& channels,
                                const double* mean, const double* rstd, const Param<T>* weight,
                                const double* sum_dy, const double* sum_dy_xmu, double count,
                                Rows& rows, Index offset) {
     const Index c = channels.begin;
     const Index columns = setting.plan.tiling.columns();
     const Index made = offset + made_at(channels.size(), columns);
-    setting.kernels.backward_coefficients(
+    const bool extremes = setting.kernels.backward_coefficients(
         channels.size(), mean + c, rstd + c, weight != nullptr ? weight + c : nullptr, sum_dy,
         sum_dy_xmu, count, rows.row(kCenter, made), rows.row(kSlope, made), rows.row(kOffset, made),
         rows.row(kScale, made));
     rows.complete(offset, channels.size(), columns);
+    return extremes;
 }
 
 template <class T, class Rows>
 BackwardCoefficients<T> backward_coefficients(const Rows& rows, Index offset) {
     return {rows.row(kCenter, offset), rows.row(kSlope, offset), rows.row(kOffset, offset),
             rows.row(kScale, offset)};
+}
+
+// What the gradient of a channel is made of. `sum_dy` and `sum_dy_xmu` are those of all channels.
+template <class T>
+struct Gradients {
+    const double* mean;
+    const double* rstd;
+    const Param<T>* weight;
+    const double* sum_dy;
+    const double* sum_dy_xmu;
+    double count;
+
+    [[nodiscard]] GradientConstants constants(Index c) const {
+        const double factor = weight != nullptr ? static_cast<double>(weight[c]) : 1.0;
+        return {mean[c], -rstd[c] * (rstd[c] * (sum_dy_xmu[c] / count)), sum_dy[c] / count,
+                factor * rstd[c]};
+    }
+    [[nodiscard]] bool is_extreme(Index c) const { return constants(c).is_extreme(rstd[c]); }
+};
+
+// Writes a region; the coefficients of its first channel are at `offset`.
+template <class T, class Rows>
+void write_gradient(const Setting<T>& setting, const View<const T>& dy, const View<const T>& x,
+                    const View<T>& dx, const Region& region, const Gradients<T>& gradients,
+                    const Extremes& extremes, const Rows& rows, Index offset,
+                    const Access& access) {
+    if (!kHasExtremes<T> || !extremes.any()) {
+        return setting.kernels.backward_apply(dy, x, dx, region,
+                                              backward_coefficients<T>(rows, offset), access);
+    }
+    for_each_run(
+        region, [&](Index c) { return gradients.is_extreme(c); },
+        [&](const Region& part) {
+            const Index skipped = part.channels.begin - region.channels.begin;
+            const bool apart = part.channels.size() < region.channels.size();
+            const Index place = offset + skipped * setting.plan.tiling.columns();
+            setting.kernels.backward_apply(dy, x, dx, part, backward_coefficients<T>(rows, place),
+                                           apart ? Access{access.stores, 0, false} : access);
+        },
+        [&](Index c) {
+            const GradientConstants constants = gradients.constants(c);
+            write_channel(
+                dx, region, c, [&](double grad, double value) { return constants.dx(grad, value); },
+                dy, x);
+        });
 }
 
 // The first phase: two sums per channel.
@@ -56,6 +105,15 @@ struct Sums {
     void keep(const ChannelRange& channels, const double* a, const double* b) const {
         std::copy_n(a, channels.size(), sum_dy + channels.begin);
         std::copy_n(b, channels.size(), sum_dy_xmu + channels.begin);
+        if constexpr (kMayLeaveRange<T>) {
+            const Tiling& tiling = setting.plan.tiling;
+            const double smallest =
+                kSmallestShare * static_cast<double>(tiling.values(tiling.all()));
+            if (setting.any_beyond(channels.size(), a, 0.0) ||
+                setting.any_beyond(channels.size(), b, smallest)) {
+                mend_gradient_sums(dy, x, tiling, channels, smallest, mean, sum_dy, sum_dy_xmu);
+            }
+        }
     }
 };
 
@@ -65,6 +123,11 @@ struct Backward : Sums<T> {
     const double* rstd;
     const Param<T>* weight;
     double count;
+    Extremes extremes{};
+
+    [[nodiscard]] Gradients<T> gradients() const {
+        return {this->mean, rstd, weight, this->sum_dy, this->sum_dy_xmu, count};
+    }
 
     template <Index Capacity>
     using Coefficients = CoefficientRows<Compute<T>, kBackwardRows, Capacity>;
@@ -73,14 +136,14 @@ struct Backward : Sums<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        set_backward_coefficients(this->setting, channels, this->mean, rstd, weight, a, b, count,
-                                  rows, offset);
+        extremes.note(set_backward_coefficients(
+            this->setting, channels, this->mean, rstd, weight, this->sum_dy + channels.begin,
+            this->sum_dy_xmu + channels.begin, count, rows, offset));
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        this->setting.kernels.backward_apply(this->dy, this->x, dx, region,
-                                             backward_coefficients<T>(rows, offset),
-                                             {this->setting.stores, ahead, this->setting.wraps()});
+        write_gradient(this->setting, this->dy, this->x, dx, region, gradients(), extremes, rows,
+                       offset, {this->setting.stores, ahead, this->setting.wraps()});
     }
 };
 
@@ -120,17 +183,19 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     const Setting<T> setting = prepare<T>(problem, {3, 1});
     const Index columns = setting.plan.tiling.columns();
     CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels * columns);
+    const Gradients<T> gradients{mean, rstd, weight, sum_dy, sum_dy_xmu, count};
+    const Extremes extremes;
     run_elementwise(
         problem, setting.plan, setting.threads,
         [&](const ChannelRange& channels) {
             const Index c = channels.begin;
-            set_backward_coefficients(setting, channels, mean, rstd, weight, sum_dy + c,
-                                      sum_dy_xmu + c, count, rows, c * columns);
+            extremes.note(set_backward_coefficients(setting, channels, mean, rstd, weight,
+                                                    sum_dy + c, sum_dy_xmu + c, count, rows,
+                                                    c * columns));
         },
         [&](const Region& region) {
-            setting.kernels.backward_apply(
-                dy, x, dx, region, backward_coefficients<T>(rows, region.channels.begin * columns),
-                {setting.stores, 0, true});
+            write_gradient(setting, dy, x, dx, region, gradients, extremes, rows,
+                           region.channels.begin * columns, {setting.stores, 0, true});
         });
 }
 

@@ -3,8 +3,10 @@
 
 #include "core/moments.hpp"
 #include "cpu/coefficients.hpp"
+#include "cpu/extremes.hpp"
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/range.hpp"
 #include "cpu/two_phase.hpp"
 
 namespace bnext::cpu {
@@ -12,23 +14,57 @@ namespace {
 
 enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
 
+// Whether any of the channels is extreme.
 template <class T, class Rows>
-void set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channels,
+bool set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channels,
                            const double* mean, const double* rstd, const Affine<T>& affine,
                            Rows& rows, Index offset) {
     const Index c = channels.begin;
     const Index columns = setting.plan.tiling.columns();
     const Index made = offset + made_at(channels.size(), columns);
-    setting.kernels.norm_coefficients(
+    const bool extremes = setting.kernels.norm_coefficients(
         channels.size(), mean + c, rstd + c, affine.weight != nullptr ? affine.weight + c : nullptr,
         affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, made),
         rows.row(kScale, made), rows.row(kShift, made));
     rows.complete(offset, channels.size(), columns);
+    return extremes;
 }
 
 template <class T, class Rows>
 NormCoefficients<T> norm_coefficients(const Rows& rows, Index offset) {
     return {rows.row(kCenter, offset), rows.row(kScale, offset), rows.row(kShift, offset)};
+}
+
+template <class T>
+NormConstants norm_constants(Index c, const double* mean, const double* rstd,
+                             const Affine<T>& affine) {
+    const double weight = affine.weight != nullptr ? static_cast<double>(affine.weight[c]) : 1.0;
+    const double bias = affine.bias != nullptr ? static_cast<double>(affine.bias[c]) : 0.0;
+    return {mean[c], weight * rstd[c], bias};
+}
+
+// Writes a region; the coefficients of its first channel are at `offset`.
+template <class T, class Rows>
+void write_norm(const Setting<T>& setting, const View<const T>& x, const View<T>& y,
+                const Region& region, const double* mean, const double* rstd,
+                const Affine<T>& affine, const Extremes& extremes, const Rows& rows, Index offset,
+                const Access& access) {
+    if (!kHasExtremes<T> || !extremes.any()) {
+        return setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, offset), access);
+    }
+    for_each_run(
+        region, [&](Index c) { return norm_constants(c, mean, rstd, affine).is_extreme(rstd[c]); },
+        [&](const Region& part) {
+            const Index skipped = part.channels.begin - region.channels.begin;
+            const bool apart = part.channels.size() < region.channels.size();
+            const Index place = offset + skipped * setting.plan.tiling.columns();
+            setting.kernels.apply_norm(x, y, part, norm_coefficients<T>(rows, place),
+                                       apart ? Access{access.stores, 0, false} : access);
+        },
+        [&](Index c) {
+            const NormConstants constants = norm_constants(c, mean, rstd, affine);
+            write_channel(y, region, c, [&](double value) { return constants.y(value); }, x);
+        });
 }
 
 // The first phase: moments per channel. Until they are final, means are relative to the channel's
@@ -54,6 +90,14 @@ struct Statistics {
             mean[c] = origin(c) + a[c - channels.begin];
         }
         std::copy_n(b, channels.size(), m2 + channels.begin);
+        if constexpr (kMayLeaveRange<T>) {
+            const Tiling& tiling = setting.plan.tiling;
+            const double smallest =
+                kSmallestShare * static_cast<double>(tiling.values(tiling.all()));
+            if (setting.any_beyond(channels.size(), b, smallest)) {
+                mend_moments(x, tiling, channels, smallest, mean, m2);
+            }
+        }
     }
 };
 
@@ -65,6 +109,7 @@ struct Forward : Statistics<T> {
     double count;
     double* var;
     double* rstd;
+    Extremes extremes{};
 
     template <Index Capacity>
     using Coefficients = CoefficientRows<Compute<T>, kNormRows, Capacity>;
@@ -73,14 +118,15 @@ struct Forward : Statistics<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        this->setting.finish_statistics(channels.size(), b, count, eps, var + channels.begin,
-                                        rstd + channels.begin);
-        set_norm_coefficients(this->setting, channels, this->mean, rstd, affine, rows, offset);
+        this->setting.finish_statistics(channels.size(), this->m2 + channels.begin, count, eps,
+                                        var + channels.begin, rstd + channels.begin);
+        extremes.note(
+            set_norm_coefficients(this->setting, channels, this->mean, rstd, affine, rows, offset));
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        this->setting.kernels.apply_norm(this->x, y, region, norm_coefficients<T>(rows, offset),
-                                         {this->setting.stores, ahead, this->setting.wraps()});
+        write_norm(this->setting, this->x, y, region, this->mean, rstd, affine, extremes, rows,
+                   offset, {this->setting.stores, ahead, this->setting.wraps()});
     }
 };
 
@@ -125,17 +171,18 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
     const Setting<T> setting = prepare<T>(problem, {2, 1});
     const Index columns = setting.plan.tiling.columns();
     CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels * columns);
+    const Extremes extremes;
     run_elementwise(
         problem, setting.plan, setting.threads,
         [&](const ChannelRange& channels) {
             const Index c = channels.begin;
             setting.finish_statistics(channels.size(), nullptr, 0.0, eps, var + c, rstd + c);
-            set_norm_coefficients(setting, channels, mean, rstd, affine, rows, c * columns);
+            extremes.note(
+                set_norm_coefficients(setting, channels, mean, rstd, affine, rows, c * columns));
         },
         [&](const Region& region) {
-            setting.kernels.apply_norm(x, y, region,
-                                       norm_coefficients<T>(rows, region.channels.begin * columns),
-                                       {setting.stores, 0, true});
+            write_norm(setting, x, y, region, mean, rstd, affine, extremes, rows,
+                       region.channels.begin * columns, {setting.stores, 0, true});
         });
 }
 

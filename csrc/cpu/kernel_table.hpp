@@ -36,6 +36,13 @@ struct BackwardCoefficients {
     const Compute<T>* scale;
 };
 
+// Where float32 is no longer enough for these formulas (extremes.hpp).
+constexpr double kLargeDifferences = 0x1p103;  // half a unit of the largest float32
+constexpr double kLargestScale = 0x1p127;
+constexpr double kSmallestScale = 0x1p-122;  // below 2^-126 float32 loses bits
+// With ordinary deviations, a slope as small as that does not show in dx.
+constexpr double kSmallSlopesMatter = 0x1p-20;  // below that rstd
+
 enum class Stores : std::uint8_t { cached, streaming };
 
 // How the second phase goes about memory; no result depends on it.
@@ -61,11 +68,12 @@ struct Kernels {
                                    const View<T>& dx, const Region&, const BackwardCoefficients<T>&,
                                    const Access&);
 
-    // the coefficients above from statistics and sums; weight and bias may be null
-    using MakeNormCoefficients = void (*)(Index channels, const double* mean, const double* rstd,
+    // the coefficients above from statistics and sums, and whether any channel is beyond them
+    // (extremes.hpp); weight and bias may be null
+    using MakeNormCoefficients = bool (*)(Index channels, const double* mean, const double* rstd,
                                           const Param<T>* weight, const Param<T>* bias,
                                           Compute<T>* center, Compute<T>* scale, Compute<T>* shift);
-    using MakeBackwardCoefficients = void (*)(Index channels, const double* mean,
+    using MakeBackwardCoefficients = bool (*)(Index channels, const double* mean,
                                               const double* rstd, const Param<T>* weight,
                                               const double* sum_dy, const double* sum_dy_xmu,
                                               double count, Compute<T>* center, Compute<T>* slope,
@@ -96,6 +104,8 @@ struct KernelTable {
     // rstd of each channel, and var from m2 (null: var is given)
     void (*finish_statistics)(Index channels, const double* m2, double count, double eps,
                               double* var, double* rstd);
+    // whether any sum of a channel is of a size below `smallest`, or no number (range.hpp)
+    bool (*any_beyond)(Index channels, const double* sums, double smallest);
     LayoutKernels<float> float32;
     LayoutKernels<double> float64;
     LayoutKernels<bnext::float16> float16;

@@ -16,6 +16,7 @@ struct Setting {
     int threads;
     const Kernels<T>& kernels;
     decltype(KernelTable::finish_statistics) finish_statistics;
+    decltype(KernelTable::any_beyond) any_beyond;
     Stores stores;
 
     // Only coefficients of all channels go on behind the last as they began.
@@ -36,7 +37,11 @@ Setting<T> prepare(const Problem& problem, const Work& work) {
         machine.threads = free_threads(limit, problem.bytes());
         if (machine.threads < limit) plan = plan_for(problem, work, machine);
     }
-    return {plan, machine.threads, table.kernels<T>(plan.tiling.walk()), table.finish_statistics,
+    return {plan,
+            machine.threads,
+            table.kernels<T>(plan.tiling.walk()),
+            table.finish_statistics,
+            table.any_beyond,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 

@@ -3,7 +3,7 @@
 // With mean = center + low (center is the mean rounded to the compute type),
 //     (x - mean) * rstd * weight + bias = (x - center) * scale + (bias - low * scale)
 // so the low part is folded into the shift, and centring comes before scaling: x * a + b would
-// cancel when mean/std is large.
+// cancel when mean/std is large. Channels at the ends of float32's range go by cpu/extremes.hpp.
 //
 // Traffic: x once, y once (written without being read first where stores are streaming).
 // Order:   as write_*.inl.hpp go; elementwise, so no bit depends on it.

@@ -3,7 +3,7 @@
 // From the sums of backward_reduce, with mean = center + low,
 //     slope = -rstd^2 * s2 / n,  offset = s1 / n + low * slope,  scale = weight * rstd
 // which is dx = weight * rstd * (dy - s1/n - xhat * rstd * s2/n). Multiplying by scale last keeps
-// every intermediate in range down to std = 1e-38.
+// every intermediate in range down to std = 1e-38; beyond, cpu/extremes.hpp.
 //
 // Traffic: x and dy once each, dx once.
 // Order:   as write_*.inl.hpp go; elementwise.

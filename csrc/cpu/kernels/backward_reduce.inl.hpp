@@ -12,7 +12,8 @@
 //          by thread arrival.
 // Error:   everything in double, products of float32 values are exact: below float32's rounding.
 //          For 16-bit data, groups of some 16 values are summed in float32, about the rounded
-//          mean; what the rounding lost is put right afterwards.
+//          mean; what the rounding lost is put right afterwards. Sums that leave float32's range
+//          are done again in double (cpu/range.hpp).
 
 // The two sums of a run of packs: in double for float32 and float64 data; for 16-bit data, whose
 // float32 products are nearly exact beside it, in float32 for a while.

@@ -42,41 +42,131 @@ BNEXT_FORCE_INLINE void store_coefficients(Compute<T>* p, int columns, const Wid
     }
 }
 
+// Whether any of the sums is beyond what cpu/range.hpp takes as it is.
+inline bool any_beyond(Index channels, const double* sums, double smallest) {
+    Wide least = broadcast(1.0), rest = broadcast(0.0);
+    for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        const Wide sum = columns == 0 ? load(sums + c) : load_first(sums + c, columns, 1.0);
+        unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+            const Native<double> value = sum.part[i], opposite = 0.0 - value;
+            const Native<double> size = value > opposite ? value : opposite;
+            least.part[i] = size < least.part[i] ? size : least.part[i];
+            rest.part[i] += value - value;  // 0, or NaN of what is no number
+        });
+    });
+    decltype(least.part[0] < smallest) seen{};
+    unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+        seen |= (least.part[i] < smallest) | (rest.part[i] != 0.0);
+    });
+    bool any = false;
+    for (int k = 0; k < Wide::kPartLanes; ++k) any |= seen[k] != 0;
+    return any;
+}
+
+// Whether any channel may be beyond the second phase's arithmetic: cpu/extremes.hpp has the limits,
+// and decides. Only the largest and smallest of all are kept here, so that nothing is to be seen of
+// this beside the divisions. NaN is none of them.
+template <class C>
+class ExtremesSeen {
+public:
+    BNEXT_FORCE_INLINE void add(const Wide& values) {
+        each([&](auto i) BNEXT_INLINE_LAMBDA {
+            const Native<double> value = values.part[i];
+            top_.part[i] = value > top_.part[i] ? value : top_.part[i];
+            bottom_.part[i] = value < bottom_.part[i] ? value : bottom_.part[i];
+        });
+    }
+    BNEXT_FORCE_INLINE void add_rstd(const Wide& r) {
+        each([&](auto i) BNEXT_INLINE_LAMBDA { keep_least(r.part[i], least_r_.part[i]); });
+    }
+    // A slope may be small where r is not; both are seen in the larger of the two, at r's scale.
+    BNEXT_FORCE_INLINE void add_slope(const Wide& slope, const Wide& r) {
+        constexpr double kScale = kSmallSlopesMatter / (kSmallestScale * kSmallestScale);
+        each([&](auto i) BNEXT_INLINE_LAMBDA {
+            const Native<double> square = slope.part[i] * slope.part[i] * kScale;
+            keep_least(square > r.part[i] ? square : r.part[i], least_slope_.part[i]);
+        });
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE bool any() const {
+        decltype(Native<double>{} < Native<double>{}) seen{};
+        each([&](auto i) BNEXT_INLINE_LAMBDA {
+            seen |= (top_.part[i] >= kLargeDifferences) | (bottom_.part[i] <= -kLargeDifferences) |
+                    (least_r_.part[i] < kSmallestScale) |
+                    (least_slope_.part[i] < kSmallSlopesMatter);
+        });
+        bool any = false;
+        for (int k = 0; k < Wide::kPartLanes; ++k) any |= seen[k] != 0;
+        return any;
+    }
+
+private:
+    template <class F>
+    BNEXT_FORCE_INLINE static void each(F&& f) {
+        if constexpr (sizeof(C) == 4) unrolled<Wide::kParts>(f);
+    }
+    BNEXT_FORCE_INLINE static void keep_least(const Native<double>& value, Native<double>& least) {
+        least = value < least ? value : least;
+    }
+
+    Wide top_ = broadcast(0.0), bottom_ = broadcast(0.0);
+    Wide least_r_ = broadcast(1.0), least_slope_ = broadcast(1.0);
+};
+
+// rstd of a pack of channels, and 1 for lanes without one.
+BNEXT_FORCE_INLINE Wide load_rstd(const double* rstd, int columns) {
+    return columns == 0 ? load(rstd) : load_first(rstd, columns, 1.0);
+}
+
 // Of kernel_table.hpp's y = (x - center) * scale + shift.
 template <class T>
-void norm_coefficients(Index channels, const double* mean, const double* rstd,
+bool norm_coefficients(Index channels, const double* mean, const double* rstd,
                        const Param<T>* weight, const Param<T>* bias, Compute<T>* center,
                        Compute<T>* scale, Compute<T>* shift) {
     using C = Compute<T>;
+    ExtremesSeen<C> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(mean + c, columns);
+        const Wide r = load_rstd(rstd + c, columns);
         const Pack<C> rounded = round_to<C>(exact);
         const Wide low = exact - widen(rounded);
-        const Wide factor = parameter(weight, c, columns, 1.0) * load_columns(rstd + c, columns);
+        const Wide factor = parameter(weight, c, columns, 1.0) * r;
+        extremes.add(exact);
+        extremes.add(factor);
+        extremes.add_rstd(r);
         store_coefficients<T>(center + c, columns, exact);
         store_coefficients<T>(scale + c, columns, factor);
         store_coefficients<T>(shift + c, columns, parameter(bias, c, columns, 0.0) - low * factor);
     });
+    return extremes.any();
 }
 
 // Of kernel_table.hpp's dx = ((x - center) * slope + (dy - offset)) * scale.
 template <class T>
-void backward_coefficients(Index channels, const double* mean, const double* rstd,
+bool backward_coefficients(Index channels, const double* mean, const double* rstd,
                            const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
                            double count, Compute<T>* center, Compute<T>* slope, Compute<T>* offset,
                            Compute<T>* scale) {
     using C = Compute<T>;
     const Wide n = broadcast(count), zero = broadcast(0.0);
+    ExtremesSeen<C> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(mean + c, columns);
-        const Wide r = load_columns(rstd + c, columns);
+        const Wide r = load_rstd(rstd + c, columns);
         const Pack<C> rounded = round_to<C>(exact);
         const Wide low = exact - widen(rounded);
         const Wide tilt = (zero - r) * (r * (load_columns(sum_dy_xmu + c, columns) / n));
+        const Wide mean_dy = load_columns(sum_dy + c, columns) / n;
+        const Wide factor = parameter(weight, c, columns, 1.0) * r;
+        extremes.add(exact);
+        extremes.add(mean_dy);
+        extremes.add(factor);
+        extremes.add(tilt);
+        extremes.add_rstd(r);
+        extremes.add_slope(tilt, r);
         store_coefficients<T>(center + c, columns, exact);
         store_coefficients<T>(slope + c, columns, tilt);
-        store_coefficients<T>(offset + c, columns,
-                              load_columns(sum_dy + c, columns) / n + low * tilt);
-        store_coefficients<T>(scale + c, columns, parameter(weight, c, columns, 1.0) * r);
+        store_coefficients<T>(offset + c, columns, mean_dy + low * tilt);
+        store_coefficients<T>(scale + c, columns, factor);
     });
+    return extremes.any();
 }

@@ -71,8 +71,14 @@ void mark_used() { note_used(BNEXT_TEXT(BNEXT_ISA)); }
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {BNEXT_TEXT(BNEXT_ISA), kNativeBytes,          mark_used,
-                           finish_statistics,     kernels_of<float>(),   kernels_of<double>(),
-                           kernels_of<float16>(), kernels_of<bfloat16>()};
+const KernelTable table = {BNEXT_TEXT(BNEXT_ISA),
+                           kNativeBytes,
+                           mark_used,
+                           finish_statistics,
+                           any_beyond,
+                           kernels_of<float>(),
+                           kernels_of<double>(),
+                           kernels_of<float16>(),
+                           kernels_of<bfloat16>()};
 
 }  // namespace bnext::cpu::BNEXT_ISA
