@@ -61,6 +61,9 @@ public:
     // About as large, but whole inner runs: for what only writes, and keeps nothing per chunk.
     [[nodiscard]] Index plane_chunks() const;
     [[nodiscard]] TileRange plane_chunk(Index k) const;
+    // The same walk in at least `tiles` tiles, if there are as many inner runs, and a tile to a
+    // chunk: for what only writes. Sums are of the tiles that the problem has by itself.
+    [[nodiscard]] Tiling finer(Index tiles) const;
     [[nodiscard]] Index values(const TileRange& range) const;
 
     [[nodiscard]] BNEXT_FORCE_INLINE Tile tile(Index t) const {

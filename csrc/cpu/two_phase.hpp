@@ -149,11 +149,15 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
 template <class Prepare, class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
                      const Apply& apply) {
-    const Index chunks = plan.tiling.plane_chunks();
+    // Memory in as many pieces as the threads want: other operators divide it so too, and what they
+    // left in a core's cache is found there. Channels would cut across.
+    const Tiling tiling =
+        plan.schedule == Schedule::serial ? plan.tiling : plan.tiling.finer(2 * threads);
+    const Index chunks = tiling.plane_chunks();
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
     // Channels: where they lie side by side, whole lines.
-    const Index grain = plan.tiling.walk() == Layout::planar ? 1 : 64;
+    const Index grain = tiling.walk() == Layout::planar ? 1 : 64;
     const Index block = ((problem.channels + wanted - 1) / wanted + grain - 1) / grain * grain;
     const Index blocks = (problem.channels + block - 1) / block;
     const int members = plan.schedule == Schedule::serial ? 1 : threads;
@@ -172,7 +176,7 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
             const Index end = begin + block;
             const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
             if (apart) prepare(channels);
-            apply(Region{&plan.tiling, plan.tiling.plane_chunk(task / blocks), channels});
+            apply(Region{&tiling, tiling.plane_chunk(task / blocks), channels});
         }
     });
 }
