@@ -32,8 +32,8 @@ def runtimes():
 def fixed_team():
     """As many threads as a test asks for, whatever waits for them.
 
-    Elsewhere teams adapt, as users have them: on a machine that is busy, tests would wait for most of
-    their time. BNEXT_TEAM=fixed makes all of them so.
+    Elsewhere teams adapt, as users have them: on a machine that is busy, tests would wait for most
+    of their time. BNEXT_TEAM=fixed makes all of them so.
     """
     before = bnext._core.team_figures()["fixed"]
     bnext._core.fix_team(True)

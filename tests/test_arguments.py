@@ -8,7 +8,7 @@ import pytest
 import bnext
 from bnext import arguments
 
-from .optional import import_torch
+from .optional import import_extra, import_torch
 from .snapshots import layer_state, raises_exactly
 
 INTEGERS = "bBhHiIlLqQ"
@@ -217,7 +217,7 @@ def test_counters_that_cannot_count_on(rng, number, uses, estimator):
 
 
 def test_bfloat16_arrays_load_and_convert(rng):
-    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    bfloat16 = import_extra("ml_dtypes").bfloat16
     values = rng.normal(1, 0.3, (4, 3)).astype(bfloat16)
     values[3] = np.abs(values[3].astype(np.float32))
     names = ("weight", "bias", "running_mean", "running_var")

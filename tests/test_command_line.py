@@ -21,6 +21,8 @@ from bnext.bench import command
 from bnext.command_line import CommandError, Parser, check_output, ends_well, write_output
 from bnext.demo import options, training
 
+from .optional import import_extra
+
 FULL = Path("/dev/full")
 BNEXT = [sys.executable, "-m", "bnext"]
 SHORT = ["--network", "dense", "--epochs", "1", "--batch-size", "256"]
@@ -33,7 +35,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="about a device of Lin
 def extra():
     """Skip where the extra is not installed."""
     for module in options.EXTRA.values():
-        pytest.importorskip(module)
+        import_extra(module)
 
 
 def no_space(*_, **__):
@@ -115,7 +117,7 @@ def test_an_encoding_without_the_letters():
 
 @pytest.fixture
 def stops_in_the_third_run(monkeypatch):
-    pytest.importorskip("rich")
+    import_extra("rich")
     from bnext.demo import run
     from bnext.demo.statistics import run as statistics_run
 
@@ -371,7 +373,7 @@ def test_a_narrow_terminal_without_colours(environment):
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables_of_bench_fit_a_narrow_terminal(rich, monkeypatch, capsys):
     if rich:
-        pytest.importorskip("rich")
+        import_extra("rich")
         monkeypatch.setattr("rich.console.Console.is_terminal", True)
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -10,6 +10,7 @@ import pytest
 import bnext
 
 from .compare import assert_same_bits
+from .optional import import_extra
 from .sixteen import TYPES
 
 COPIES = {
@@ -148,7 +149,7 @@ def test_a_shallow_copy_shares_arrays_also_those_that_are_read_only():
 
 def test_layers_out_of_memory_maps_train(rng, tmp_path):
     """What joblib does with arguments of more than a megabyte."""
-    joblib = pytest.importorskip("joblib")
+    joblib = import_extra("joblib")
     bn = bnext.BatchNorm1d(3)
     x = rng.normal(size=(8, 3)).astype(np.float32)
     joblib.dump(bn, tmp_path / "layer")

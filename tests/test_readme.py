@@ -7,7 +7,7 @@ import pytest
 
 import bnext
 
-from .optional import import_torch
+from .optional import import_extra, import_torch
 from .readme import CHECKERS, README, blocks, check_types
 
 BLOCKS = blocks()
@@ -55,7 +55,7 @@ def test_types(checker, tmp_path):
 
 @pytest.mark.timeout(900)
 def test_wrong_types_are_found(tmp_path):
-    pytest.importorskip("mypy")
+    import_extra("mypy")
     status, output = check_types("mypy", ROOT, tmp_path, "x_of_readme: str = bn(x)\n")
     assert status != 0
     assert "Incompatible types in assignment" in output

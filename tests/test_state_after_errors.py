@@ -10,7 +10,7 @@ import bnext
 
 from .compare import assert_same_bits
 from .interruptions import interrupted
-from .optional import import_torch
+from .optional import import_jax, import_torch
 from .snapshots import assert_unchanged, layer_state, snapshot
 
 F4 = np.float32
@@ -107,7 +107,7 @@ def test_an_array_that_cannot_be_written(mutator, name, kind, tmp_path):
 
 @pytest.mark.parametrize(("mutator", "name"), WRITTEN)
 def test_an_immutable_array_of_jax(mutator, name):
-    jax = pytest.importorskip("jax")
+    jax = import_jax()
     make, act, _ = MUTATORS[mutator]
     bn = make()
     setattr(bn, name, jax.numpy.asarray(getattr(bn, name)))

@@ -7,6 +7,7 @@ import pytest
 
 import bnext
 
+from ..optional import import_extra
 from .support import LIBRARIES, torch
 
 pytestmark = [
@@ -32,7 +33,7 @@ def new_model(library, training, tracked=True):
 def test_torch_onnx_export(training, tracked):
     """By the exporter that is based on torch.export; run by ONNX Runtime."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
+        import_extra(name)
     import onnxruntime
 
     x = torch.randn(4, 3, 8, 8) * 2 + 1
@@ -56,7 +57,7 @@ def test_torch_onnx_export(training, tracked):
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
 def test_torch_exported_training_graph_moved_to_evaluation(strict):
     """An example's output is its own then, and running statistics stay."""
-    pt2e = pytest.importorskip("torchao.quantization.pt2e")
+    pt2e = import_extra("torchao.quantization.pt2e")
     x = torch.randn(4, 3, 8, 8)
     graph = torch.export.export(new_model(bnext.torch, True), (x,), strict=strict).module()
     graph(x)
@@ -71,8 +72,14 @@ def test_torch_exported_training_graph_moved_to_evaluation(strict):
 
 @pytest.mark.timeout(900)  # it compiles patterns, for a minute on a busy machine
 def test_torch_pt2e_quantization_aware_training():
-    """The numbers with PyTorch's layers, to the bit: the graphs are the same."""
-    pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    """The numbers with PyTorch's layers, to a quantization step of the output.
+
+    X86InductorQuantizer looks for convolution, normalization and activation by the classes that
+    torch.export writes beside the nodes (``nn_module_stack``), where ours stand. It fuses
+    convolution and normalization, and leaves the output of the activation as it is. Models that are
+    to be quantized to the bit are exported after `bnext.torch.revert`.
+    """
+    pt2e = import_extra("torchao.quantization.pt2e.quantize_pt2e")
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -95,4 +102,6 @@ def test_torch_pt2e_quantization_aware_training():
         quantized(change(copy.deepcopy(base))) for change in (lambda m: m, bnext.torch.convert)
     )
     assert not any("batch_norm" in str(node.target) for node in ours.graph.nodes)
-    torch.testing.assert_close(ours(x), theirs(x))
+    expected = theirs(x)
+    step = float(expected.max() - expected.min()) / 255
+    torch.testing.assert_close(ours(x), expected, atol=1.05 * step, rtol=0)

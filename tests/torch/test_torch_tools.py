@@ -10,6 +10,7 @@ import pytest
 import bnext
 from bnext.torch import classes, tools
 
+from ..optional import import_extra
 from .support import assert_close, torch
 
 convert, revert, report = bnext.torch.convert, bnext.torch.revert, bnext.torch.report
@@ -236,7 +237,7 @@ def test_torch_profiler_makes_no_compiled_model_compile_again():
 @pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, Own])
 @pytest.mark.parametrize("sync", [None, True])
 def test_torch_opacus_reports_and_replaces_layers(kind, sync):
-    pytest.importorskip("opacus", reason="opacus is not installed")
+    import_extra("opacus")
     from opacus.validators import ModuleValidator
 
     model = new_model(kind)
@@ -256,14 +257,14 @@ def test_torch_opacus_reports_and_replaces_layers(kind, sync):
 
 
 def test_torch_thop_counts_layers():
-    thop = pytest.importorskip("thop", reason="thop is not installed")
+    thop = import_extra("thop")
     expected = thop.profile(new_model(), (X,), verbose=False)
     assert thop.profile(convert(new_model()), (X,), verbose=False) == expected
 
 
 def test_torch_fvcore_finds_layers():
-    pytest.importorskip("fvcore", reason="fvcore is not installed")
-    pytest.importorskip("fvcore.nn", reason="fvcore lacks packages that it needs")
+    import_extra("fvcore")
+    import_extra("fvcore.nn")
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.precise_bn import get_bn_modules
 
@@ -276,7 +277,7 @@ def test_torch_fvcore_finds_layers():
 
 @pytest.mark.parametrize("backend", ["pytorch", "aten"])
 def test_torch_ptflops_counts_layers(backend):
-    ptflops = pytest.importorskip("ptflops", reason="ptflops is not installed")
+    ptflops = import_extra("ptflops")
 
     def counted(model):
         return ptflops.get_model_complexity_info(
@@ -287,7 +288,7 @@ def test_torch_ptflops_counts_layers(backend):
 
 
 def test_torch_timm_s_layers_are_exchanged():
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = import_extra("timm")
     torch.manual_seed(5)
     reference = timm.create_model("mobilenetv3_small_050", drop_rate=0.0)
     model = convert(copy.deepcopy(reference))
