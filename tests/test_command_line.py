@@ -199,8 +199,10 @@ def test_bench_shows_what_it_has_measured(monkeypatch, capsys):
 def test_a_real_interrupt():
     words = ["statistics", "--no-picture"]
     process = subprocess.Popen(
-        [*BNEXT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*BNEXT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that run in the background of a shell ignore it, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     with process:
         assert process.stdout.readline().startswith("Training on")
         process.send_signal(signal.SIGINT)
