@@ -10,8 +10,8 @@
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
-#include "cpu/operations.hpp"
 #include "cpu/openmp.hpp"
+#include "cpu/operations.hpp"
 #include "cpu/pool.hpp"
 #include "cpu/team_size.hpp"
 

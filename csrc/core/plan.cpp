@@ -27,10 +27,10 @@ static_assert(kMostColumns * kLanes <= kMaxBlock);
 // thread's time for 65,536 elements forward and 1.2 for 131,072 in inference, and 0.9 for 65,536
 // backward (two cores of a Xeon, Sapphire Rapids).
 constexpr Index kSerialWork = 320 * 1024;
-// What only writes takes a second thread sooner. By itself, in a loop, it would not pay: the data lie
-// with one core. In a network the operators before and after divide memory among all threads, and one
-// thread would fetch half of it from another core: whole passes of ResNet-18, MobileNetV2 and
-// DenseNet-121 on 8 images of 64 x 64 took 1 to 2 % less so (two cores of a Xeon, 2026-11-28).
+// What only writes takes a second thread sooner. By itself, in a loop, it would not pay: the data
+// lie with one core. In a network the operators before and after divide memory among all threads,
+// and one thread would fetch half of it from another core: whole passes of ResNet-18, MobileNetV2
+// and DenseNet-121 on 8 images of 64 x 64 took 1 to 2 % less so (two cores of a Xeon, 2026-11-28).
 constexpr Index kSerialWriting = 112 * 1024;
 // Interleaved: below so many elements. What there is for each channel goes from core to core, and
 // that costs as much as a few rows: (96, 1024) took 60 us in place of 41 on two cores.

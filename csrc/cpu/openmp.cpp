@@ -92,7 +92,7 @@ private:
         }
     }
 
-    const ElfW(Dyn)* entries_ = nullptr;
+    const ElfW(Dyn) * entries_ = nullptr;
     const char* names_ = nullptr;
 };
 

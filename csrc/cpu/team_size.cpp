@@ -116,8 +116,8 @@ double recent_quota() {
     return quota.load(std::memory_order_relaxed);
 }
 
-// Whether the process has spent its quota since this was asked last. It then stood still with all of
-// its threads, which a smaller team would not have changed.
+// Whether the process has spent its quota since this was asked last. It then stood still with all
+// of its threads, which a smaller team would not have changed.
 bool has_stood_still() {
     static std::atomic<std::uint64_t> known{0};
     const std::uint64_t periods = throttled_periods();

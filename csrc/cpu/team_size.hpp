@@ -5,22 +5,21 @@
 // the size of a team, so it follows what is there:
 //
 //   the processors that the calling thread may run on now (its affinity mask)
-//   the cores that the process's control groups grant (their CPU quota, rounded up), for calls below
-//   a millisecond. A quota is a budget for each tenth of a second: what a longer call spends sooner
-//   it does not spend later, and it ends sooner, while short ones lose by waiting for each other.
-//   (half a core: 25 MB took the same on average with one thread and with two, and half the time in
-//   the median; 0.5 MB 1.4 to 1.6 times as long with two)
-//   other calls of this process that are in a region at the moment
-//   how long earlier regions have waited for their members
+//   the cores that the process's control groups grant (their CPU quota, rounded up), for calls
+//   below a millisecond. A quota is a budget for each tenth of a second: what a longer call spends
+//   sooner it does not spend later, and it ends sooner, while short ones lose by waiting for each
+//   other. (half a core: 25 MB took the same on average with one thread and with two, and half the
+//   time in the median; 0.5 MB 1.4 to 1.6 times as long with two) other calls of this process that
+//   are in a region at the moment how long earlier regions have waited for their members
 //
 // The last is kept as a debt. A region loses what its first member waited for the others, less what
 // the others did meanwhile, which one thread would have had to do: (size - 1) times what the first
 // member did. A region that gains pays back, and so does the time, a fiftieth of it. While there is
 // a debt, teams are half as large, and half again with every further loss, down to one; once it is
-// paid, they double from call to call. So waiting costs at most a fiftieth of the time, however long
-// the cores are taken, and a machine that is free again is used within fifty times of what the last
-// attempt lost. Calls of about the same size have an account of their own: where large calls gain,
-// small ones may lose a hundred times of what they take.
+// paid, they double from call to call. So waiting costs at most a fiftieth of the time, however
+// long the cores are taken, and a machine that is free again is used within fifty times of what the
+// last attempt lost. Calls of about the same size have an account of their own: where large calls
+// gain, small ones may lose a hundred times of what they take.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +28,8 @@
 
 namespace bnext::cpu {
 
-// The limit: what set_num_threads said, else OpenMP's own default; 1 in a forked child whose threads
-// did not survive the fork.
+// The limit: what set_num_threads said, else OpenMP's own default; 1 in a forked child whose
+// threads did not survive the fork.
 int num_threads();
 void set_num_threads(int n);  // 0: back to the default
 
@@ -63,11 +62,11 @@ private:
 };
 
 struct TeamFigures {
-    int limit;        // num_threads()
-    int allowed;      // processors that the calling thread may run on
-    double quota;     // cores that control groups grant; infinite: no limit
-    int now;          // size of a team that started now
-    bool fixed;       // by fix_team
+    int limit;     // num_threads()
+    int allowed;   // processors that the calling thread may run on
+    double quota;  // cores that control groups grant; infinite: no limit
+    int now;       // size of a team that started now
+    bool fixed;    // by fix_team
     std::int64_t regions;
     std::int64_t lost_regions;  // which took longer than one thread would have
     Nanoseconds lost;           // by how much, in all
