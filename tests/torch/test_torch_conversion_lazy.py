@@ -5,9 +5,10 @@ import pickle
 import pytest
 
 import bnext
-from bnext.torch import classes
 
 from .support import assert_close, torch
+
+from bnext.torch import classes  # isort: skip - of which there is nothing without PyTorch
 
 convert, revert = bnext.torch.convert, bnext.torch.revert
 SHAPES = {"1d": (5, 3), "2d": (5, 3, 4, 4), "3d": (5, 3, 2, 4, 4)}

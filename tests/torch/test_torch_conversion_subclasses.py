@@ -7,9 +7,10 @@ import pickle
 import pytest
 
 import bnext
-from bnext.torch import classes
 
 from .support import assert_close, torch
+
+from bnext.torch import classes  # isort: skip - of which there is nothing without PyTorch
 
 convert, revert = bnext.torch.convert, bnext.torch.revert
 F = torch.nn.functional

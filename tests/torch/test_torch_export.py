@@ -6,10 +6,11 @@ import io
 import pytest
 
 import bnext
-from bnext.torch import context
 
 from ..subprocesses import run_python
 from .support import LIBRARIES, assert_close, layers, torch
+
+from bnext.torch import context  # isort: skip - of which there is nothing without PyTorch
 
 # PyTorch's own, about what it uses itself.
 pytestmark = [

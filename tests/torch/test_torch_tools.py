@@ -8,10 +8,11 @@ import textwrap
 import pytest
 
 import bnext
-from bnext.torch import classes, tools
 
 from ..optional import import_extra
 from .support import assert_close, torch
+
+from bnext.torch import classes, tools  # isort: skip - of which there is nothing without PyTorch
 
 convert, revert, report = bnext.torch.convert, bnext.torch.revert, bnext.torch.report
 IGNORED = [
