@@ -2,8 +2,9 @@
 
     python benchmarks/busy.py [--seconds S] [--only SITUATION ...] [--check]
 
-Three situations: ``idle``; ``busy``, with an endless loop pinned to each processor that this process
-may use; ``quota``, in a control group that grants half a core (Linux, and the right to make one).
+Three situations: ``idle``; ``busy``, with an endless loop pinned to each processor that this
+process may use; ``quota``, in a control group that grants half a core (Linux, and the right to make
+one).
 In each, calls take turns, some hundredths of a second each: teams that adapt, as users have them,
 and fixed teams of one thread and of all. Times are medians in milliseconds, with the mean behind.
 With --check it exits with 1 if a promise is broken:
