@@ -62,11 +62,13 @@ def machine():
     """What tells of the machine: copies, and the distance between two threads."""
     sources = (
         *("benchmarks/native/copy.cpp", "benchmarks/native/handover.cpp"),
-        *("benchmarks/cpp/copy.cpp", "csrc/cpu/openmp.cpp", "csrc/cpu/team_size.cpp"),
+        "benchmarks/cpp/copy.cpp",
+        *(f"csrc/cpu/{name}.cpp" for name in ("control_group", "openmp", "team_size")),
     )
     headers = (
         *("benchmarks/cpp/copy.hpp", "csrc/core/dtype.hpp", "csrc/core/float_mode.hpp"),
-        *(f"csrc/cpu/{name}.hpp" for name in ("openmp", "parallel", "team_size", "waiting")),
+        *(f"csrc/cpu/{name}.hpp" for name in ("control_group", "openmp", "parallel")),
+        *(f"csrc/cpu/{name}.hpp" for name in ("team_size", "waiting")),
     )
     library = ctypes.CDLL(str(build("machine", sources, headers, [f"-I{ROOT / 'csrc'}"])))
     for function in (library.copy_with_memcpy, library.copy_streaming):
