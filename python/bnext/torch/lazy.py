@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnext.docstrings import with_sections_of
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, Forward
 from bnext.torch.sync import SyncBatchNorm
 
@@ -36,17 +37,27 @@ class LazyForward(_BatchNorm):
 
 
 class LazyBatchNorm1d(LazyForward, torch.nn.LazyBatchNorm1d):
-    """`torch.nn.LazyBatchNorm1d`, a `BatchNorm1d` from its first call on."""
+    """`torch.nn.LazyBatchNorm1d`, a `BatchNorm1d` from its first call on.
+
+    Parameters
+    ----------
+    eps, momentum, affine, track_running_stats, device, dtype
+        What they are in `BatchNorm1d`, which takes its channels from the first input.
+    bias : bool
+        Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+    """
 
     cls_to_become = BatchNorm1d
 
 
+@with_sections_of(LazyBatchNorm1d)
 class LazyBatchNorm2d(LazyForward, torch.nn.LazyBatchNorm2d):
     """`torch.nn.LazyBatchNorm2d`, a `BatchNorm2d` from its first call on."""
 
     cls_to_become = BatchNorm2d
 
 
+@with_sections_of(LazyBatchNorm1d)
 class LazyBatchNorm3d(LazyForward, torch.nn.LazyBatchNorm3d):
     """`torch.nn.LazyBatchNorm3d`, a `BatchNorm3d` from its first call on."""
 
