@@ -83,7 +83,7 @@ public:
     }
     bool append(string_view more) {
         if (more.size() >= kPath - size_) return false;
-        std::memcpy(text_ + size_, more.data(), more.size());
+        if (!more.empty()) std::memcpy(text_ + size_, more.data(), more.size());
         cut(size_ + more.size());
         return true;
     }
