@@ -18,7 +18,8 @@ from bnext.bench.measure import measure
 from bnext.command_line import MOST_THREADS, Parser, at_least, ends_well
 
 # How many times as fast as PyTorch, with two threads.
-PROMISES = {"forward": 2.5, "backward": 1.0}
+# 5 on two cores of a Zen 4, 2.2 to 2.5 on two of a Xeon (Sapphire Rapids), whose PyTorch is faster.
+PROMISES = {"forward": 2.0, "backward": 1.0}
 PROMISED_CASE = PLANES_56
 OTHER_CASES = (ROWS_256, ROWS_4096)
 

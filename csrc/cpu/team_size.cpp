@@ -17,11 +17,13 @@
 namespace bnext::cpu {
 namespace {
 
-// Once in a while a member is late on a free machine too: that much is forgotten at once, and so
-// much of what regions gained is kept against it.
+// Once in a while a member is late on a free machine too: that much is forgotten at once. Calls
+// that last as long as a time slice gain or lose one by chance, and lose in earnest after some of
+// them.
 constexpr Nanoseconds kTolerated = 200'000;
-constexpr Nanoseconds kMostCredit = 5'000'000;
-constexpr double kPaidBack = 0.02;  // of the time that passes
+constexpr Nanoseconds kToleratedOfLarge = 400'000'000;
+constexpr Nanoseconds kMostCredit = 5'000'000;  // of what regions gained, kept against losses
+constexpr double kPaidBack = 0.02;              // of the time that passes
 constexpr Nanoseconds kQuotaAge = 1'000'000'000;
 constexpr Index kBurstBytes = 8 << 20;
 constexpr Nanoseconds kShortestStop = 1'000'000;
@@ -33,6 +35,8 @@ std::atomic<std::int64_t> regions{0};
 
 class Account {
 public:
+    explicit Account(Nanoseconds tolerated) : tolerated_(tolerated) {}
+
     // `lost` is negative where a region gained.
     void add(Nanoseconds lost, int threads) {
         const std::lock_guard lock(mutex_);
@@ -42,7 +46,7 @@ public:
             lost_ += lost;
             ++lost_regions_;
         }
-        if (lost > 0 && owed_ > kTolerated) {
+        if (lost > 0 && owed_ > static_cast<double>(tolerated_)) {
             most_.store(std::max(threads / 2, 1), std::memory_order_relaxed);
         }
     }
@@ -75,6 +79,7 @@ private:
         paid_at_ = time;
     }
 
+    const Nanoseconds tolerated_;
     std::mutex mutex_;
     std::atomic<int> most_{kAny};
     double owed_ = 0;
@@ -85,7 +90,8 @@ private:
 
 // By the size of the arrays: below 1 MiB, 8 MiB, 64 MiB, and above.
 std::array<Account, 4>& accounts() {
-    static std::array<Account, 4> all;
+    static std::array<Account, 4> all{Account(kTolerated), Account(kTolerated),
+                                      Account(kToleratedOfLarge), Account(kToleratedOfLarge)};
     return all;
 }
 
