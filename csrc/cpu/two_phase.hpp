@@ -149,10 +149,12 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
 template <class Prepare, class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
                      const Apply& apply) {
-    // Memory in as many pieces as the threads want: other operators divide it so too, and what they
-    // left in a core's cache is found there. Channels would cut across.
-    const Tiling tiling =
-        plan.schedule == Schedule::serial ? plan.tiling : plan.tiling.finer(2 * threads);
+    // Planes in as many pieces as the threads want: other operators divide memory so too, and what
+    // they left in a core's cache is found there. Channels would cut across. Rows are another
+    // matter: with few of them, coefficients are wanted where they are made, and channels are
+    // divided.
+    const bool finer = plan.schedule != Schedule::serial && plan.tiling.walk() == Layout::planar;
+    const Tiling tiling = finer ? plan.tiling.finer(2 * threads) : plan.tiling;
     const Index chunks = tiling.plane_chunks();
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
