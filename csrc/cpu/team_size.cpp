@@ -22,10 +22,11 @@ namespace {
 // them.
 constexpr Nanoseconds kTolerated = 200'000;
 constexpr Nanoseconds kToleratedOfLarge = 400'000'000;
-constexpr Nanoseconds kMostCredit = 5'000'000;  // of what regions gained, kept against losses
-constexpr double kPaidBack = 0.02;              // of the time that passes
-constexpr Nanoseconds kQuotaAge = 1'000'000'000;
-constexpr Index kBurstBytes = 8 << 20;
+constexpr Nanoseconds kMostCredit = 5'000'000;    // of what regions gained, kept against losses
+constexpr double kPaidBack = 0.02;                // of the time that passes
+constexpr Nanoseconds kQuotaAge = 1'000'000'000;  // after which the quota is read again
+constexpr Index kBurstBytes = 8 << 20;            // arrays from here on take a millisecond and more
+// A shorter wait is not looked into; where a quota is spent, the process stands still for longer.
 constexpr Nanoseconds kShortestStop = 1'000'000;
 
 std::atomic<int> requested{0};

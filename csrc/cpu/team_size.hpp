@@ -4,22 +4,26 @@
 // milliseconds; a call of a quarter of a millisecond then takes ten. No bit of a result depends on
 // the size of a team, so it follows what is there:
 //
-//   the processors that the calling thread may run on now (its affinity mask)
-//   the cores that the process's control groups grant (their CPU quota, rounded up), for calls
-//   below a millisecond. A quota is a budget for each tenth of a second: what a longer call spends
-//   sooner it does not spend later, and it ends sooner, while short ones lose by waiting for each
-//   other. (half a core: 25 MB took the same on average with one thread and with two, and half the
-//   time in the median; 0.5 MB 1.4 to 1.6 times as long with two) other calls of this process that
-//   are in a region at the moment how long earlier regions have waited for their members
+// - the processors that the calling thread may run on now (its affinity mask);
+// - the cores that the process's control groups grant (their CPU quota, rounded up), for calls
+// below
+//   a millisecond;
+// - other calls of this process that are in a region at the moment;
+// - how long earlier regions have waited for their members.
 //
-// The last is kept as a debt. A region loses what its first member waited for the others, less what
-// the others did meanwhile, which one thread would have had to do: (size - 1) times what the first
-// member did. A region that gains pays back, and so does the time, a fiftieth of it. While there is
-// a debt, teams are half as large, and half again with every further loss, down to one; once it is
-// paid, they double from call to call. So waiting costs at most a fiftieth of the time, however
-// long the cores are taken, and a machine that is free again is used within fifty times of what the
-// last attempt lost. Calls of about the same size have an account of their own: where large calls
-// gain, small ones may lose a hundred times of what they take.
+// A quota is a budget for each tenth of a second: a longer call ends sooner with more threads and
+// stands still for longer afterwards, and short calls lose by waiting for each other. With half a
+// core, 25 MB took the same time on average with one thread and with two, and half of it in the
+// median; 0.5 MB took 1.4 to 1.6 times as long with two.
+//
+// Waiting is kept as a debt. A region loses the time that its first member waited for the others,
+// less the work of the others, which one thread would have had to do: (size - 1) times the first
+// member's. A region that gains pays back, and so does the time, a fiftieth of it. Beyond a
+// tolerated debt teams are half as large, and half again with every further loss, down to one; once
+// the debt is paid, they double from call to call. In the long run waiting costs about a fiftieth
+// of the time, however long the cores are taken. Calls of about the same size share an account:
+// where large calls gain, small ones may lose a hundred times their own time. Large calls, which
+// last as long as a time slice, gain or lose a slice by chance, and tolerate more.
 #pragma once
 
 #include <cstdint>
