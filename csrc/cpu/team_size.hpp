@@ -5,9 +5,8 @@
 // the size of a team, so it follows what is there:
 //
 // - the processors that the calling thread may run on now (its affinity mask);
-// - the cores that the process's control groups grant (their CPU quota, rounded up), for calls
-// below
-//   a millisecond;
+// - for calls below a millisecond, the cores that the process's control groups grant (their CPU
+//   quota, rounded up);
 // - other calls of this process that are in a region at the moment;
 // - how long earlier regions have waited for their members.
 //
