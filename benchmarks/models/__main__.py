@@ -142,7 +142,7 @@ def _parser():
         help=", ".join(NETWORKS))  # fmt: skip
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--batch", type=at_least(1), metavar="N", help="images, in place of each case's own number")
-    add("--size", type=at_least(1), metavar="N", help="their extent, likewise (the MLP's is fixed)")
+    add("--size", type=at_least(1), metavar="N", help="their extent (the MLP's is fixed)")
     add("--dtype", choices=DTYPES, help="likewise; bfloat16 by autocast")
     add("--channels-last", action="store_true", default=None, help="the memory format of all")
     add("--steps", type=at_least(1), default=20, metavar="N", help="of which losses are compared")

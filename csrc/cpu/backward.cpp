@@ -13,7 +13,7 @@ namespace {
 
 enum BackwardRow : std::size_t { kCenter, kSlope, kOffset, kScale, kBackwardRows };
 
-// Whether any of the channels is extreme. `sum_dy` and `sum_dy_xmu` are those of the range; `mean`,
+// Whether any of the channels is extreme. `sum_dy` and `sum_dy_xmu` have the range's sums; `mean`,
 // `rstd` and `weight`, of all channels.
 template <class T, class Rows>
 bool set_backward_coefficients(const Setting<T>& setting, const ChannelRange& channels,
@@ -37,7 +37,7 @@ BackwardCoefficients<T> backward_coefficients(const Rows& rows, Index offset) {
             rows.row(kScale, offset)};
 }
 
-// What the gradient of a channel is made of. `sum_dy` and `sum_dy_xmu` are those of all channels.
+// The terms of a channel's gradient. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
 template <class T>
 struct Gradients {
     const double* mean;

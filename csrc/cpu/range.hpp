@@ -115,7 +115,7 @@ template <class T>
     sum_dy_xmu = s2;
 }
 
-// Of all channels in a range, whose arrays are those of all channels. Next to a mean that far from
+// Of the channels in a range; the arrays have all channels. Next to a mean that far from
 // 0 values lie too far apart for squares to vanish, so where their sum is 0 they are 0.
 template <class T>
 [[gnu::noinline, gnu::cold]] void mend_moments(const View<const T>& x, const Tiling& tiling,
