@@ -5,8 +5,10 @@
 Three situations: ``idle``; ``busy``, with an endless loop pinned to each processor that this
 process may use; ``quota``, in a control group that grants half a core (Linux, and the right to make
 one).
-In each, calls take turns, some hundredths of a second each: teams that adapt, as users have them,
-and fixed teams of one thread and of all. Times are medians in milliseconds, with the mean behind.
+In each, calls take turns of some hundredths of a second, or of some periods of the quota: teams
+that adapt, as users have them, and fixed teams of one thread and of all, in every order, since the
+system is kinder to threads that have just slept. Times are medians in milliseconds, with the mean
+behind.
 With --check it exits with 1 if a promise is broken:
 
 - idle, 0.3 MB forward: at most 1.02 of one thread's time
@@ -16,6 +18,7 @@ With --check it exits with 1 if a promise is broken:
 """
 
 import contextlib
+import itertools
 import os
 import statistics
 import subprocess
@@ -31,8 +34,8 @@ from bnext.bench.environment import environment
 from bnext.command_line import Parser, ends_well, positive
 
 SHAPES = {"0.3 MB": (64, 16, 8, 8), "0.5 MB": (64, 32, 8, 8), "25 MB": (64, 64, 39, 39)}
-TURN = 0.04  # seconds
 PERIOD, HALF = 100_000, 50_000  # microseconds
+TURNS = {"idle": 0.04, "busy": 0.04, "quota": 3.3 * PERIOD / 1e6}  # seconds
 GROUPS = {
     "/sys/fs/cgroup/cpu": {"cpu.cfs_period_us": str(PERIOD), "cpu.cfs_quota_us": str(HALF)},
     "/sys/fs/cgroup": {"cpu.max": f"{HALF} {PERIOD}"},
@@ -101,21 +104,23 @@ def calls_of(shape):
     }
 
 
-def measured(call, teams, seconds):
+def measured(call, teams, seconds, turn):
     """Seconds of all calls of each team, taken in turns."""
     times = {team: [] for team in teams}
     end = time.perf_counter() + seconds * len(teams)
+    orders = itertools.cycle(itertools.permutations(teams))
     while time.perf_counter() < end or min(map(len, times.values())) < 5:
-        for team, (threads, fixed) in teams.items():
+        for team in next(orders):
+            threads, fixed = teams[team]
             bnext.set_num_threads(threads)
             _core.fix_team(fixed)
-            turn = time.perf_counter() + TURN
+            end_of_turn = time.perf_counter() + turn
             while True:
                 begin = time.perf_counter()
                 call()
                 now = time.perf_counter()
                 times[team].append(now - begin)
-                if now > turn:
+                if now > end_of_turn:
                     break
     return times
 
@@ -139,7 +144,7 @@ def measure(situation, seconds):
     broken = []
     for size, shape in SHAPES.items():
         for operation, call in calls_of(shape).items():
-            times = measured(call, teams, seconds)
+            times = measured(call, teams, seconds, TURNS[situation])
             figures = {
                 team: (statistics.median(values) * 1e3, statistics.fmean(values) * 1e3)
                 for team, values in times.items()
@@ -160,7 +165,7 @@ def measure(situation, seconds):
 @ends_well("busy.py")
 def main(arguments=None):
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=positive, default=0.5, help="of each team (0.5)")
+    parser.add_argument("--seconds", type=positive, default=1.0, help="of each team (1)")
     parser.add_argument("--only", nargs="+", choices=SITUATIONS, default=list(SITUATIONS))
     parser.add_argument("--check", action="store_true", help="exit with 1 if a promise is broken")
     options = parser.parse_args(arguments)

@@ -4,6 +4,7 @@ import gc
 import itertools
 import pickle
 import random
+import resource
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,26 @@ def test_all_results_of_large_inputs_are_from_the_pool(rng, dtype):
     assert pool()["in_use_bytes"] - before >= 3 * x.nbytes
     del y, dx, inferred
     assert pool()["in_use_bytes"] == before
+
+
+def test_wide_layers_map_no_memory_for_their_statistics(rng):
+    """Nor for the coefficients: vectors of 160 KB here, which malloc maps anew for each call."""
+    x, dy = rng.standard_normal((2, 7, 20000)).astype(np.float32)
+    weight, bias = rng.standard_normal((2, 20000)).astype(np.float32)
+    y, dx = np.empty_like(x), np.empty_like(x)
+
+    def step():
+        _, saved = bnext.batch_norm_forward(x, weight, bias, out=y)
+        bnext.batch_norm_backward(dy, x, saved, weight, out=dx)
+        bnext.normalize(x, saved.mean, saved.var, weight, bias, out=y)
+
+    for _ in range(5):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        step()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 20 * 40  # one vector of float64
 
 
 def test_copies_of_inputs_go_back_to_it(rng):

@@ -302,9 +302,9 @@ Vector<T> take_parameter(py::handle object, const char* name, Index channels,
         vector.data = static_cast<const T*>(array.data());
         return vector;
     }
-    vector.copy.resize(static_cast<std::size_t>(channels));
+    vector.copy = cpu::PoolArray<T>(static_cast<std::size_t>(channels));
     for (Index c = 0; c < channels; ++c) {
-        std::memcpy(&vector.copy[static_cast<std::size_t>(c)], array.data(c), sizeof(T));
+        std::memcpy(vector.copy.data() + c, array.data(c), sizeof(T));
     }
     vector.data = vector.copy.data();
     return vector;

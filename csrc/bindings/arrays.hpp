@@ -16,6 +16,7 @@
 #include "core/errors.hpp"
 #include "core/float_mode.hpp"
 #include "core/problem.hpp"
+#include "cpu/pool_array.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::bindings {
@@ -141,7 +142,7 @@ Array take_out(py::handle object, const Array& x, std::initializer_list<Named> i
 template <class T>
 struct Vector {
     py::object array;  // null: None was given
-    std::vector<T> copy;
+    cpu::PoolArray<T> copy;
     const T* data = nullptr;
 };
 // None is allowed. dtype must be T. Given the shape of x, errors name the axis that would fit.

@@ -1,10 +1,11 @@
 // Backward where the statistics are constants: given ones, not the batch's.
 #pragma once
 
-#include <vector>
+#include <algorithm>
 
 #include "bindings/saved.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 
@@ -12,9 +13,9 @@ namespace bnext::bindings {
 template <class T>
 void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
                     const Saved& saved, const Param<T>* weight) {
-    const std::vector<double> zero(saved.mean().size(), 0.0);
-    std::vector<double> var(saved.var().begin(), saved.var().end());
-    std::vector<double> rstd(zero.size());
+    const cpu::PoolArray<double> zero(saved.mean().size(), 0.0);
+    cpu::PoolArray<double> var(zero.size()), rstd(zero.size());
+    std::ranges::copy(saved.var(), var.begin());
     cpu::apply_norm<T>(problem, dy, dx, zero.data(), var.data(), saved.eps, rstd.data(),
                        {weight, nullptr});
 }

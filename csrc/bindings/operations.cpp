@@ -11,6 +11,7 @@
 #include "bindings/running.hpp"
 #include "bindings/saved.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -158,8 +159,8 @@ py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle wei
     const auto x_view = x.view<T>(strides[0]);
     const auto dy_view = dy.view<T>(strides[1]);
     const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
-    std::vector<double> sum_dy(static_cast<std::size_t>(channels));
-    std::vector<double> sum_dy_xmu(static_cast<std::size_t>(channels));
+    const auto size = static_cast<std::size_t>(channels);
+    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     without_gil(x.size(), [&] {
         if (saved.batch_statistics) {
             cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.mean().data(),

@@ -8,6 +8,7 @@
 #include "bindings/running.hpp"
 #include "bindings/saved.hpp"
 #include "cpu/operations.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -21,7 +22,7 @@ Collected collected(Array& x, Index axis) {
     Inputs inputs(x, axis);
     const Description description = inputs.describe_inputs();
     const auto n = static_cast<std::size_t>(description.problem.channels);
-    std::vector<double> mean(n), m2(n);
+    const cpu::PoolArray<double> mean(n, 0.0), m2(n, 0.0);
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
         const auto x_view = x.view<T>(description.strides[0]);
@@ -135,7 +136,8 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
     Array x = take_data(x_object, "x");
     saved.check_input(x.strided());
     Array dy = take_like(dy_object, "dy", x);
-    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
+    const std::size_t size = saved.mean().size();
+    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
         check_backward<T>(dy, x, saved.channel_axis, weight, out);
@@ -160,7 +162,8 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
     Array dy = take_like(dy_object, "dy", x);
     const Index axis = saved.channel_axis;
     const Index channels = x.extent(axis);
-    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
+    const std::size_t size = saved.mean().size();
+    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     take_statistics(sum_dy_object, "sum_dy", DType::float64, DType::float64, sum_dy);
     take_statistics(sum_dy_xmu_object, "sum_dy_xmu", DType::float64, DType::float64, sum_dy_xmu);
     const double count = take_real(count_object, "count");
@@ -189,7 +192,8 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
 py::tuple parameter_gradients(py::handle saved_object, py::handle, py::handle sum_dy_object,
                               py::handle sum_dy_xmu_object) {
     const Saved& saved = take_saved(saved_object);
-    std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
+    const std::size_t size = saved.mean().size();
+    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     take_statistics(sum_dy_object, "sum_dy", DType::float64, DType::float64, sum_dy);
     take_statistics(sum_dy_xmu_object, "sum_dy_xmu", DType::float64, DType::float64, sum_dy_xmu);
     return with_dtype(saved.dtype, [&](auto type) {

@@ -61,7 +61,7 @@ void prepare_pool() {
 }
 
 FromPool::FromPool(std::size_t bytes) {
-    if (bytes < kWorthPooling) return;
+    if (bytes < cpu::kWorthPooling) return;
     before_ = py::reinterpret_steal<py::object>(set_handler(handler_object));
     if (!before_) throw py::error_already_set();
 }

@@ -12,11 +12,6 @@
 
 namespace bnext::bindings {
 
-// From this size on, in bytes. A block of the pool costs a quarter of a microsecond, a twentieth of
-// such a call; what it saves is five times the call's own time from 128 KiB on, where malloc maps
-// memory anew for each array that does not follow the death of another.
-constexpr std::size_t kWorthPooling = std::size_t{64} << 10;
-
 // While it lives, new arrays of this thread get their memory from the pool, if `bytes` is worth it:
 // below that, NumPy's own allocator is as fast or faster.
 class FromPool {

@@ -60,7 +60,7 @@ Saved::Saved(const Strided& x, Index axis, double epsilon)
       eps(epsilon),
       shape(x.shape.begin(), x.shape.end()),
       channels_(x.shape[static_cast<std::size_t>(axis)]),
-      rows_(std::make_unique_for_overwrite<double[]>(4 * static_cast<std::size_t>(channels_))) {}
+      rows_(4 * static_cast<std::size_t>(channels_)) {}
 
 void Saved::has_given_statistics() {
     batch_statistics = false;

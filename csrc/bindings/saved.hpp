@@ -5,12 +5,12 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
 #include "bindings/arrays.hpp"
 #include "core/dtype.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 
@@ -45,11 +45,11 @@ public:
 
 private:
     [[nodiscard]] std::span<double> row(Index number) const {
-        return {rows_.get() + number * channels_, static_cast<std::size_t>(channels_)};
+        return {rows_.data() + number * channels_, static_cast<std::size_t>(channels_)};
     }
 
     Index channels_ = 0;
-    std::unique_ptr<double[]> rows_;  // four of channels_ each: one allocation
+    cpu::PoolArray<double> rows_;  // four of channels_ each: one allocation
 };
 
 const Saved& take_saved(py::handle object);

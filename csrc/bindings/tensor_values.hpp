@@ -101,7 +101,7 @@ using OwnedResult = std::unique_ptr<Result, GiveBack>;
 inline OwnedResult new_result(DType dtype, std::span<const Index> shape, AxisStrides strides) {
     auto bytes = static_cast<std::size_t>(size_of(dtype));
     for (const Index extent : shape) bytes *= static_cast<std::size_t>(extent);
-    const bool pooled = bytes >= kWorthPooling;
+    const bool pooled = bytes >= cpu::kWorthPooling;
     const std::size_t room = pooled ? kHead : (kHead + bytes + kLine - 1) / kLine * kLine;
     void* block = std::aligned_alloc(kLine, room);
     if (block == nullptr) throw std::bad_alloc();

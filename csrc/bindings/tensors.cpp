@@ -13,6 +13,7 @@
 #include "bindings/register.hpp"
 #include "bindings/running.hpp"
 #include "bindings/tensor_values.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -301,7 +302,8 @@ private:
         const auto x_view = view_of<T>(x, strides[0]);
         const auto dy_view = view_of<T>(dy, strides[1]);
         const auto dx_view = view_of<T>(dx, strides[2]);
-        std::vector<double> sum_dy(saved.mean().size()), sum_dy_xmu(saved.mean().size());
+        const std::size_t size = saved.mean().size();
+    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
         without_gil(description.problem.elements(), [&] {
             if (saved.batch_statistics) {
                 cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.mean().data(),

@@ -9,10 +9,10 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 
 #include "core/dtype.hpp"
 #include "cpu/columns.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::cpu {
 
@@ -45,10 +45,10 @@ public:
     explicit CoefficientRows(Index columns)
         : columns_(columns),
           stride_(static_cast<std::size_t>(columns + kWrap)),
-          values_(new C[Rows * stride_]) {}
-    C* row(std::size_t r, Index offset) { return values_.get() + r * stride_ + offset; }
+          values_(Rows * stride_) {}
+    C* row(std::size_t r, Index offset) { return values_.data() + r * stride_ + offset; }
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
-        return values_.get() + r * stride_ + offset;
+        return values_.data() + r * stride_ + offset;
     }
     void complete(Index offset, Index channels, Index columns) {
         const Index repeated = std::min(offset + channels * columns, kWrap);
@@ -65,7 +65,7 @@ public:
 private:
     Index columns_;
     std::size_t stride_;
-    std::unique_ptr<C[]> values_;
+    PoolArray<C> values_;
 };
 
 }  // namespace bnext::cpu

@@ -24,7 +24,7 @@ public:
     explicit Meeting(RegionInUse& region) : region_(region) {}
 
     void start(int rank) {
-        if (rank == 0) region_.started = now();
+        if (rank == 0) region_.begin_part();
     }
 
     // All that the members wrote before is seen by all after.
@@ -49,14 +49,15 @@ public:
             }
             return;
         }
+        region_.end_part();
         wait(rank, all_finished_, 0);
-        region_.finished = now();
+        region_.end();
     }
 
 private:
     void wait(int rank, std::atomic<std::uint32_t>& value, std::uint32_t old) {
         const Nanoseconds waited = wait_while(value, old);
-        if (rank == 0) region_.waited += waited;
+        if (rank == 0) region_.add_wait(waited);
     }
 
     RegionInUse& region_;
@@ -112,7 +113,12 @@ template <class Body>
 void parallel(int threads, Index bytes, const Body& body) {
     if (threads <= 1) {
         const FloatMode mode;
-        return body(Team{});
+        if (!is_long(bytes)) return body(Team{});
+        RegionInUse region(1, bytes);
+        region.begin_part();
+        body(Team{});
+        region.end_part();
+        return region.end();
     }
     RegionInUse region(threads, bytes);
     Meeting meeting(region);

@@ -5,11 +5,12 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <limits>
-#include <mutex>
 
 #include "cpu/control_group.hpp"
 #include "cpu/openmp.hpp"
+#include "cpu/team_accounts.hpp"
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -17,15 +18,7 @@
 namespace bnext::cpu {
 namespace {
 
-// Once in a while a member is late on a free machine too: that much is forgotten at once. Calls
-// that last as long as a time slice gain or lose one by chance, and lose in earnest after some of
-// them.
-constexpr Nanoseconds kTolerated = 200'000;
-constexpr Nanoseconds kToleratedOfLarge = 400'000'000;
-constexpr Nanoseconds kMostCredit = 5'000'000;    // of what regions gained, kept against losses
-constexpr double kPaidBack = 0.02;                // of the time that passes
 constexpr Nanoseconds kQuotaAge = 1'000'000'000;  // after which the quota is read again
-constexpr Index kBurstBytes = 8 << 20;            // arrays from here on take a millisecond and more
 // A shorter wait is not looked into; where a quota is spent, the process stands still for longer.
 constexpr Nanoseconds kShortestStop = 1'000'000;
 
@@ -34,72 +27,19 @@ std::atomic<bool> fixed{false};
 std::atomic<int> regions_in_use{0};
 std::atomic<std::int64_t> regions{0};
 
-class Account {
-public:
-    explicit Account(Nanoseconds tolerated) : tolerated_(tolerated) {}
+std::atomic<std::int64_t> lost_regions{0};
+std::atomic<Nanoseconds> lost_time{0};
 
-    // `lost` is negative where a region gained.
-    void add(Nanoseconds lost, int threads) {
-        const std::lock_guard lock(mutex_);
-        pay_back();
-        owed_ = std::max(owed_ + static_cast<double>(lost), -static_cast<double>(kMostCredit));
-        if (lost > 0) {
-            lost_ += lost;
-            ++lost_regions_;
-        }
-        if (lost > 0 && owed_ > static_cast<double>(tolerated_)) {
-            most_.store(std::max(threads / 2, 1), std::memory_order_relaxed);
-        }
-    }
-
-    // The largest team for now, of at most `limit`.
-    int most(int limit) {
-        if (most_.load(std::memory_order_relaxed) >= limit) return limit;
-        const std::lock_guard lock(mutex_);
-        pay_back();
-        const int most = most_.load(std::memory_order_relaxed);
-        if (owed_ > 0) return std::min(most, limit);
-        const int doubled = std::min(2 * most, limit);
-        most_.store(doubled < limit ? doubled : kAny, std::memory_order_relaxed);
-        return doubled;
-    }
-
-    void report(TeamFigures& figures) {
-        const std::lock_guard lock(mutex_);
-        figures.lost += lost_;
-        figures.lost_regions += lost_regions_;
-    }
-
-private:
-    static constexpr int kAny = 1 << 20;
-
-    void pay_back() {
-        const Nanoseconds time = now();
-        const double paid = kPaidBack * static_cast<double>(time - paid_at_);
-        if (owed_ > 0) owed_ = std::max(owed_ - paid, 0.0);
-        paid_at_ = time;
-    }
-
-    const Nanoseconds tolerated_;
-    std::mutex mutex_;
-    std::atomic<int> most_{kAny};
-    double owed_ = 0;
-    Nanoseconds paid_at_ = now();
-    Nanoseconds lost_ = 0;
-    std::int64_t lost_regions_ = 0;
-};
-
-// By the size of the arrays: below 1 MiB, 8 MiB, 64 MiB, and above.
-std::array<Account, 4>& accounts() {
-    static std::array<Account, 4> all{Account(kTolerated), Account(kTolerated),
-                                      Account(kToleratedOfLarge), Account(kToleratedOfLarge)};
-    return all;
+// By the size of the arrays: calls of below 1 MiB, and of below 8 MiB.
+Debt& debt_of(Index bytes) {
+    static std::array<Debt, 2> all;
+    return all[bytes >> 20 == 0 ? 0 : 1];
 }
 
-Account& account_of(Index bytes) {
-    std::size_t i = 0;
-    for (Index size = bytes >> 20; size > 0 && i + 1 < accounts().size(); size >>= 3) ++i;
-    return accounts()[i];
+// Of below 64 MiB, and above.
+Trials& trials_of(Index bytes) {
+    static std::array<Trials, 2> all;
+    return all[bytes >> 26 == 0 ? 0 : 1];
 }
 
 // Processors that the calling thread may run on, or `otherwise` where that cannot be known.
@@ -152,29 +92,51 @@ void fix_team(bool wanted) { fixed.store(wanted, std::memory_order_relaxed); }
 int free_threads(int limit, Index bytes) {
     if (limit <= 1 || fixed.load(std::memory_order_relaxed)) return limit;
     int threads = std::min(limit, allowed_processors(limit));
-    if (bytes < kBurstBytes) {
+    if (!is_long(bytes)) {
         const double granted = std::ceil(recent_quota());
         if (granted < threads) threads = static_cast<int>(granted);
     }
     threads /= 1 + regions_in_use.load(std::memory_order_relaxed);
-    return threads <= 1 ? 1 : account_of(bytes).most(threads);
+    if (threads <= 1) return 1;
+    return is_long(bytes) ? trials_of(bytes).most(threads) : debt_of(bytes).most(threads, now);
+}
+
+Nanoseconds processor_time() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    std::timespec time{};
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) {
+        return Nanoseconds{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+    }
+#endif
+    return now();
 }
 
 RegionInUse::RegionInUse(int threads, Index bytes)
     : threads_(threads), bytes_(bytes), begin_(now()) {
+    if (threads == 1) return;
     regions_in_use.fetch_add(1, std::memory_order_relaxed);
     regions.fetch_add(1, std::memory_order_relaxed);
 }
 
 RegionInUse::~RegionInUse() {
-    regions_in_use.fetch_sub(1, std::memory_order_relaxed);
-    if (finished == 0) return;  // OpenMP gave one thread
+    if (threads_ > 1) regions_in_use.fetch_sub(1, std::memory_order_relaxed);
+    if (ended_ == 0) return;  // OpenMP gave one thread
     const Nanoseconds end = now();
-    const Nanoseconds all_waited = (started - begin_) + waited + (end - finished);
-    const Nanoseconds done = (end - begin_) - all_waited;
-    const Nanoseconds lost = all_waited - (threads_ - 1) * done;
-    if (lost > kShortestStop && recent_quota() < threads_ && has_stood_still()) return;
-    account_of(bytes_).add(lost, threads_);
+    const Nanoseconds took = end - begin_;
+    const Nanoseconds all_waited = (started_ - begin_) + waited_ + (end - ended_);
+    const Nanoseconds lost = all_waited - (threads_ - 1) * (took - all_waited);
+    const Nanoseconds stopped = is_long(bytes_) ? took - worked_ : lost;
+    if (stopped > kShortestStop && recent_quota() < num_threads() && has_stood_still()) return;
+    if (lost > 0 && threads_ > 1) {
+        lost_regions.fetch_add(1, std::memory_order_relaxed);
+        lost_time.fetch_add(lost, std::memory_order_relaxed);
+    }
+    if (fixed.load(std::memory_order_relaxed)) return;
+    if (is_long(bytes_)) {
+        trials_of(bytes_).add(threads_, took, worked_, end);
+    } else {
+        debt_of(bytes_).add(threads_, lost, end);
+    }
 }
 
 TeamFigures team_figures() {
@@ -185,7 +147,8 @@ TeamFigures team_figures() {
     figures.now = free_threads(figures.limit, 0);
     figures.fixed = fixed.load(std::memory_order_relaxed);
     figures.regions = regions.load(std::memory_order_relaxed);
-    for (Account& account : accounts()) account.report(figures);
+    figures.lost_regions = lost_regions.load(std::memory_order_relaxed);
+    figures.lost = lost_time.load(std::memory_order_relaxed);
     return figures;
 }
 

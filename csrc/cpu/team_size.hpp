@@ -15,19 +15,14 @@
 // core, 25 MB took the same time on average with one thread and with two, and half of it in the
 // median; 0.5 MB took 1.4 to 1.6 times as long with two.
 //
-// Waiting is kept as a debt. A region loses the time that its first member waited for the others,
-// less the work of the others, which one thread would have had to do: (size - 1) times the first
-// member's. A region that gains pays back, and so does the time, a fiftieth of it. Beyond a
-// tolerated debt teams are half as large, and half again with every further loss, down to one; once
-// the debt is paid, they double from call to call. In the long run waiting costs about a fiftieth
-// of the time, however long the cores are taken. Calls of about the same size share an account:
-// where large calls gain, small ones may lose a hundred times their own time. Large calls, which
-// last as long as a time slice, gain or lose a slice by chance, and tolerate more.
+// Calls of about the same size share what is remembered: where large calls gain, small ones may lose
+// a hundred times their own time. cpu/team_accounts.hpp has the rules.
 #pragma once
 
 #include <cstdint>
 
 #include "core/dtype.hpp"
+#include "cpu/team_accounts.hpp"
 
 namespace bnext::cpu {
 
@@ -42,8 +37,11 @@ int free_threads(int limit, Index bytes);
 // For tests, and to measure a number of threads: teams are as large as the limit, whatever waits.
 void fix_team(bool fixed);
 
-using Nanoseconds = std::int64_t;
 Nanoseconds now();
+Nanoseconds processor_time();  // of the calling thread
+
+// Calls over arrays of so many bytes take a millisecond and more.
+constexpr bool is_long(Index bytes) { return bytes >= Index{8} << 20; }
 
 // A region over arrays of so many bytes, while it lives.
 class RegionInUse {
@@ -53,15 +51,26 @@ public:
     RegionInUse(const RegionInUse&) = delete;
     RegionInUse& operator=(const RegionInUse&) = delete;
 
-    // Of the first member. Before it started and after all had finished, OpenMP waits for threads.
-    Nanoseconds started = 0;
-    Nanoseconds waited = 0;
-    Nanoseconds finished = 0;
+    // The first member says when its part begins and ends, how long it waited for the others, and
+    // when all of them had ended. Before the first and after the last OpenMP waits for threads.
+    void begin_part() {
+        started_ = now();
+        if (is_long(bytes_)) worked_ = -processor_time();
+    }
+    void end_part() {
+        if (is_long(bytes_)) worked_ += processor_time();
+    }
+    void add_wait(Nanoseconds waited) { waited_ += waited; }
+    void end() { ended_ = now(); }
 
 private:
     int threads_;
     Index bytes_;
     Nanoseconds begin_;
+    Nanoseconds started_ = 0;
+    Nanoseconds waited_ = 0;
+    Nanoseconds ended_ = 0;
+    Nanoseconds worked_ = 0;  // of processor time; of long calls only
 };
 
 struct TeamFigures {

@@ -15,10 +15,9 @@
 // last three.
 #pragma once
 
-#include <memory>
-
 #include "cpu/kernel_table.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/pool_array.hpp"
 
 namespace bnext::cpu {
 
@@ -85,10 +84,9 @@ void run_split(const Operation& operation, const Problem& problem, const Plan& p
     const Index chunks = plan.tiling.chunks();
     const Index channels = problem.channels;
     // Not set to zero: that would take every line of it to this thread's core.
-    const std::unique_ptr<double[]> slots(
-        new double[static_cast<std::size_t>(2 * chunks * channels)]);
-    const auto slot_a = [&](Index k) { return slots.get() + k * channels; };
-    const auto slot_b = [&](Index k) { return slots.get() + (chunks + k) * channels; };
+    const PoolArray<double> slots(static_cast<std::size_t>(2 * chunks * channels));
+    const auto slot_a = [&](Index k) { return slots.data() + k * channels; };
+    const auto slot_b = [&](Index k) { return slots.data() + (chunks + k) * channels; };
     const Index columns = plan.tiling.columns();
     typename Operation::template Coefficients<0> coefficients(channels * columns);
 

@@ -1,0 +1,169 @@
+// What is remembered of earlier regions, to size the next team: Debt for calls that are short beside
+// a time slice of the system, Trials for longer ones. Times are given, so that a test can make them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <mutex>
+
+namespace bnext::cpu {
+
+using Nanoseconds = std::int64_t;
+
+// A size of team that is no bound.
+inline constexpr int kAnyTeam = 1 << 20;
+
+// Waiting as a debt. A region that lost time against one thread adds to it, one that gained pays
+// back, and so does the time, a fiftieth of it. Beyond a tolerated debt teams are half as large, and
+// half again with every further loss, down to one; once the debt is paid, they double from call to
+// call. In the long run waiting costs about a fiftieth of the time, however long the cores are
+// taken.
+class Debt {
+public:
+    // `lost` is negative where a region gained.
+    void add(int threads, Nanoseconds lost, Nanoseconds time) {
+        const std::lock_guard lock(mutex_);
+        pay_back(time);
+        owed_ = std::max(owed_ + static_cast<double>(lost), -kMostCredit);
+        if (lost > 0 && owed_ > kTolerated) {
+            most_.store(std::max(threads / 2, 1), std::memory_order_relaxed);
+        }
+    }
+
+    // The largest team for now, of at most `limit`.
+    int most(int limit, Nanoseconds (*clock)()) {
+        if (most_.load(std::memory_order_relaxed) >= limit) return limit;
+        const std::lock_guard lock(mutex_);
+        pay_back(clock());
+        const int most = most_.load(std::memory_order_relaxed);
+        if (owed_ > 0) return std::min(most, limit);
+        const int doubled = std::min(2 * most, limit);
+        most_.store(doubled < limit ? doubled : kAnyTeam, std::memory_order_relaxed);
+        return doubled;
+    }
+
+private:
+    // Once in a while a member is late on a free machine too: that much is forgotten at once.
+    static constexpr double kTolerated = 200e3;
+    static constexpr double kMostCredit = 5e6;  // of what regions gained, kept against losses
+    static constexpr double kPaidBack = 0.02;   // of the time that passes
+
+    void pay_back(Nanoseconds time) {
+        const double paid = kPaidBack * static_cast<double>(time - paid_at_);
+        if (owed_ > 0) owed_ = std::max(owed_ - paid, 0.0);
+        paid_at_ = time;
+    }
+
+    std::mutex mutex_;
+    std::atomic<int> most_{kAnyTeam};
+    double owed_ = 0;
+    Nanoseconds paid_at_ = 0;
+};
+
+// Sizes compared by their cost: how long regions took for the work that they did, which is the
+// processor time of a member times the size of the team, whatever operations they were.
+//
+// One thread's cost is 1 if no other program wants its core, and more the less it is let run: what
+// it would be is not to be seen in a team, whose members are let run sooner after they have slept.
+// A team of n may cost 1/n. Where it costs more than half as large a one can, that one is tried for
+// some calls, or one thread, by turns, where that can cost less as well. The smaller one is kept if
+// it is clearly better; later a larger one is tried again.
+class Trials {
+public:
+    // `worked` is processor time of the first member.
+    void add(int threads, Nanoseconds took, Nanoseconds worked, Nanoseconds time) {
+        const std::lock_guard lock(mutex_);
+        Cost& cost = cost_of(threads);
+        cost.add(static_cast<double>(took), static_cast<double>(threads * worked));
+        if (tried_ > 0) {
+            if (threads == tried_ && (trial_took_ += took) >= kTrial) end_trial(time);
+            else if (time > next_ + kTrust) stop(time);  // the teams are other ones by now
+        } else if (threads <= bound_ && cost.took >= kEvidence && time >= next_) {
+            const int limit = limit_.load(std::memory_order_relaxed);
+            const bool shrinks = threads > 1 && cost.value() > 2.0 / threads;
+            const bool grows = threads < limit;
+            if (shrinks && !(grows && shrank_last_)) {
+                to_one_ = cost.value() > 1.0 && !to_one_;
+                begin_trial(threads, to_one_ ? 1 : threads / 2, time);
+            } else if (grows) {
+                begin_trial(threads, std::min(2 * threads, limit), time);
+            }
+        }
+    }
+
+    // The largest team for now, of at most `limit`.
+    int most(int limit) {
+        limit_.store(limit, std::memory_order_relaxed);
+        return std::min(bound_.load(std::memory_order_relaxed), limit);
+    }
+
+private:
+    static constexpr Nanoseconds kTrial = 40'000'000;     // a trial takes so long,
+    static constexpr Nanoseconds kTrust = 1'000'000'000;  // and stands for so long
+    static constexpr double kEvidence = 80e6;             // of a size before it is compared
+    static constexpr double kRemembered = 400e6;
+    static constexpr double kClearly = 0.85;
+
+    struct Cost {
+        double took = 0, work = 0;
+
+        void add(double took_more, double work_more) {
+            took += took_more;
+            work += work_more;
+            fade(kRemembered);
+        }
+        void fade(double most) {
+            if (took <= most) return;
+            work *= most / took;
+            took = most;
+        }
+        [[nodiscard]] double value() const { return work > 0 ? took / work : 1.0; }
+    };
+
+    Cost& cost_of(int threads) {
+        const auto i = static_cast<std::size_t>(std::bit_width(static_cast<unsigned>(threads)));
+        return costs_[std::min(i, costs_.size() - 1)];
+    }
+
+    void begin_trial(int threads, int tried, Nanoseconds time) {
+        before_ = threads;
+        tried_ = tried;
+        shrank_last_ = tried < threads;
+        trial_took_ = 0;
+        cost_of(tried).fade(kEvidence / 2);
+        next_ = time;
+        bound_.store(tried, std::memory_order_relaxed);
+    }
+    void end_trial(Nanoseconds time) {
+        if (cost_of(tried_).took < kEvidence) return;
+        const int large = std::max(tried_, before_), small = std::min(tried_, before_);
+        const bool shrinks = cost_of(small).value() < kClearly * cost_of(large).value();
+        const int kept = shrinks ? small : large;
+        kept_ = kept < limit_.load(std::memory_order_relaxed) ? kept : kAnyTeam;
+        const bool shrank = kept < before_;
+        stop(time);
+        if (shrank) next_ = time;  // further at once
+    }
+    void stop(Nanoseconds time) {
+        tried_ = 0;
+        next_ = time + kTrust;
+        bound_.store(kept_, std::memory_order_relaxed);
+    }
+
+    std::mutex mutex_;
+    std::atomic<int> limit_{1};
+    std::atomic<int> bound_{kAnyTeam};
+    std::array<Cost, 16> costs_{};  // by the power of two
+    int kept_ = kAnyTeam;
+    int tried_ = 0;  // 0: nothing is tried
+    int before_ = 0;
+    bool shrank_last_ = false;
+    bool to_one_ = false;
+    Nanoseconds trial_took_ = 0;
+    Nanoseconds next_ = 0;  // no trial begins before
+};
+
+}  // namespace bnext::cpu
