@@ -303,7 +303,7 @@ private:
         const auto dy_view = view_of<T>(dy, strides[1]);
         const auto dx_view = view_of<T>(dx, strides[2]);
         const std::size_t size = saved.mean().size();
-    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
+        const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
         without_gil(description.problem.elements(), [&] {
             if (saved.batch_statistics) {
                 cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.mean().data(),

@@ -1,5 +1,6 @@
-// A call's own arrays, such as one number for each channel: from the pool where they are large, since
-// malloc may map memory anew for each call then, page by page. (7, 20000) took three times as long.
+// A call's own arrays, such as one number for each channel: from the pool where they are large,
+// since malloc may map memory anew for each call then, page by page. (7, 20000) took three times as
+// long.
 #pragma once
 
 #include <algorithm>

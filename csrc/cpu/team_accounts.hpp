@@ -1,5 +1,6 @@
-// What is remembered of earlier regions, to size the next team: Debt for calls that are short beside
-// a time slice of the system, Trials for longer ones. Times are given, so that a test can make them.
+// What is remembered of earlier regions, to size the next team: Debt for calls that are short
+// beside a time slice of the system, Trials for longer ones. Times are given, so that a test can
+// make them.
 #pragma once
 
 #include <algorithm>
@@ -17,9 +18,9 @@ using Nanoseconds = std::int64_t;
 inline constexpr int kAnyTeam = 1 << 20;
 
 // Waiting as a debt. A region that lost time against one thread adds to it, one that gained pays
-// back, and so does the time, a fiftieth of it. Beyond a tolerated debt teams are half as large, and
-// half again with every further loss, down to one; once the debt is paid, they double from call to
-// call. In the long run waiting costs about a fiftieth of the time, however long the cores are
+// back, and so does the time, a fiftieth of it. Beyond a tolerated debt teams are half as large,
+// and half again with every further loss, down to one; once the debt is paid, they double from call
+// to call. In the long run waiting costs about a fiftieth of the time, however long the cores are
 // taken.
 class Debt {
 public:
@@ -79,8 +80,10 @@ public:
         Cost& cost = cost_of(threads);
         cost.add(static_cast<double>(took), static_cast<double>(threads * worked));
         if (tried_ > 0) {
-            if (threads == tried_ && (trial_took_ += took) >= kTrial) end_trial(time);
-            else if (time > next_ + kTrust) stop(time);  // the teams are other ones by now
+            if (threads == tried_ && (trial_took_ += took) >= kTrial)
+                end_trial(time);
+            else if (time > next_ + kTrust)
+                stop(time);  // the teams are other ones by now
         } else if (threads <= bound_ && cost.took >= kEvidence && time >= next_) {
             const int limit = limit_.load(std::memory_order_relaxed);
             const bool shrinks = threads > 1 && cost.value() > 2.0 / threads;

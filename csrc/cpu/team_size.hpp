@@ -15,8 +15,8 @@
 // core, 25 MB took the same time on average with one thread and with two, and half of it in the
 // median; 0.5 MB took 1.4 to 1.6 times as long with two.
 //
-// Calls of about the same size share what is remembered: where large calls gain, small ones may lose
-// a hundred times their own time. cpu/team_accounts.hpp has the rules.
+// Calls of about the same size share what is remembered: where large calls gain, small ones may
+// lose a hundred times their own time. cpu/team_accounts.hpp has the rules.
 #pragma once
 
 #include <cstdint>
