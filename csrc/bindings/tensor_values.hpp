@@ -136,6 +136,11 @@ OwnedResult vector_result(std::span<const double> values, const double* factor =
 }
 
 template <class T>
+OwnedResult rows_result(Index rows, Index size) {
+    return new_result(DTypeOf<T>::value, std::array{rows, size}, std::array<Index, 2>{size, 1});
+}
+
+template <class T>
 cpu::View<T> view_of(const OwnedResult& result, const Strides& strides) {
     return {static_cast<T*>(result->managed.tensor.data), strides};
 }

@@ -62,6 +62,15 @@ public:
         });
     }
 
+    py::object statistics(py::handle x_object, py::handle weight, py::handle bias,
+                          double eps) const {
+        TensorView x;
+        if (!take_data(x_object, x) || !is_eps(eps)) return py::none();
+        return with_dtype(x.dtype, [&](auto type) {
+            return statistics_typed<decltype(type)>(x, weight, bias, eps);
+        });
+    }
+
     py::object normalize_by_running(py::handle x_object, py::handle mean, py::handle var,
                                     py::handle weight, py::handle bias, double eps) const {
         return normalize(x_object, mean, var, weight, bias, eps, true);
@@ -263,6 +272,31 @@ private:
     }
 
     template <class T>
+    py::object statistics_typed(const TensorView& x, py::handle weight_object,
+                                py::handle bias_object, double eps) const {
+        const Index channels = x.shape()[kChannelAxis];
+        const Param<T>*weight, *bias;
+        if (!take_parameter(weight_object, channels, weight) ||
+            !take_parameter(bias_object, channels, bias)) {
+            return py::none();
+        }
+        const Description description = described(x, 1);
+        OwnedResult rows = rows_result<double>(4, channels);
+        OwnedResult coefficients = rows_result<Compute<T>>(4, channels);
+        const auto x_view = view_of<T>(x, description.strides[0]);
+        auto* mean = static_cast<double*>(rows->managed.tensor.data);
+        double* rstd = mean + 3 * channels;
+        without_gil(description.problem.elements(), [&] {
+            cpu::statistics<T>(description.problem, x_view, eps,
+                               {mean, mean + channels, mean + 2 * channels, rstd});
+            cpu::pointwise_coefficients<T>(
+                channels, mean, rstd, {weight, bias},
+                static_cast<Compute<T>*>(coefficients->managed.tensor.data));
+        });
+        return py::make_tuple(given(std::move(rows)), given(std::move(coefficients)));
+    }
+
+    template <class T>
     py::object normalize_typed(py::handle x_object, const TensorView& x, py::handle mean_object,
                                py::handle var_object, py::handle weight_object,
                                py::handle bias_object, double eps, bool keeps) const {
@@ -351,6 +385,10 @@ void register_tensors(py::module_& m) {
         .def("forward", &TensorCalls::forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
              py::arg("num_batches_tracked"), py::arg("eps"), "y and Saved.")
+        .def("statistics", &TensorCalls::statistics, py::arg("x"), py::arg("weight"),
+             py::arg("bias"), py::arg("eps"),
+             "Rows of mean, m2, variance and rstd; and of unit, center, scale and shift, of\n"
+             "y = (x * unit - center) * scale + shift.")
         .def("normalize_by_running", &TensorCalls::normalize_by_running, py::arg("x"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("weight"), py::arg("bias"),
              py::arg("eps"), "y and Saved.")

@@ -1,6 +1,8 @@
 // collect_stats, apply_norm, and both fused.
 #include <algorithm>
+#include <cmath>
 
+#include "core/float_mode.hpp"
 #include "core/moments.hpp"
 #include "cpu/coefficients.hpp"
 #include "cpu/extremes.hpp"
@@ -186,8 +188,43 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
         });
 }
 
+template <class T>
+void statistics(const Problem& problem, const View<const T>& x, double eps,
+                const StatisticsOut& out) {
+    collect_stats<T>(problem, x, out.mean, out.m2);
+    const FloatMode mode;
+    active_table().finish_statistics(problem.channels, out.m2, static_cast<double>(problem.count()),
+                                     eps, out.var, out.rstd);
+}
+
+template <class T>
+void pointwise_coefficients(Index channels, const double* mean, const double* rstd,
+                            const Affine<T>& affine, Compute<T>* rows) {
+    using C = Compute<T>;
+    constexpr int kLeast = -126, kMost = 126;  // exponents of normal float32
+    const FloatMode mode;
+    for (Index c = 0; c < channels; ++c) {
+        const NormConstants constants = norm_constants(c, mean, rstd, affine);
+        const bool apart = kHasExtremes<T> && constants.is_extreme(rstd[c]) &&
+                           std::isfinite(rstd[c]) && std::isfinite(mean[c]);
+        const int room = kMost - 1 - std::max(std::ilogb(constants.mean), -1);
+        const double unit =
+            apart ? std::ldexp(1.0, std::clamp(std::ilogb(rstd[c]), kLeast, room)) : 1.0;
+        const C center = static_cast<C>(constants.mean);
+        const double low = constants.mean - static_cast<double>(center);
+        rows[c] = static_cast<C>(unit);
+        rows[c + channels] = static_cast<C>(static_cast<double>(center) * unit);
+        rows[c + 2 * channels] = static_cast<C>(constants.scale / unit);
+        rows[c + 3 * channels] = static_cast<C>(constants.bias - low * constants.scale);
+    }
+}
+
 #define BNEXT_INSTANTIATE(T)                                                                \
     template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*); \
+    template void statistics<T>(const Problem&, const View<const T>&, double,               \
+                                const StatisticsOut&);                                      \
+    template void pointwise_coefficients<T>(Index, const double*, const double*,            \
+                                            const Affine<T>&, Compute<T>*);                 \
     template void forward<T>(const Problem&, const View<const T>&, const View<T>&,          \
                              const Affine<T>&, double, const StatisticsOut&);               \
     template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,       \

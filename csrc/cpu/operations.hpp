@@ -42,6 +42,18 @@ struct StatisticsOut {  // (C,) each; var = m2 / count is the biased variance
     double* rstd;
 };
 
+// The statistics that `forward` gives, alone.
+template <class T>
+void statistics(const Problem& problem, const View<const T>& x, double eps,
+                const StatisticsOut& out);
+
+// What others need to write y = (x * unit - center) * scale + shift as apply_norm does: rows (4, C),
+// in this order. The unit is a power of two, and 1 but for the channels that extremes.hpp is about,
+// whose values it brings to where float32 has bits.
+template <class T>
+void pointwise_coefficients(Index channels, const double* mean, const double* rstd,
+                            const Affine<T>& affine, Compute<T>* rows);
+
 // collect_stats and apply_norm in one region; x comes from memory once where a slab stays in a
 // cache.
 template <class T>

@@ -12,6 +12,7 @@ from ..optional import import_torch
 PASSES = {
     "forward": "forward",
     "forward_plain": "forward",
+    "statistics": "forward",
     "inference": "inference",
     "inference_plain": "inference",
     "evaluate_plain": "inference",

@@ -104,7 +104,7 @@ def test_torch_compile_gives_kernels_what_convolutions_give(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(kernels, "forward", watched(kernels.forward, 1))
+    monkeypatch.setattr(kernels, "statistics", watched(kernels.statistics, 1))
     monkeypatch.setattr(kernels, "backward", watched(kernels.backward, 2))
     torch.compiler.reset()
     model = bnext.torch.convert(
@@ -119,7 +119,7 @@ def test_torch_compile_gives_kernels_what_convolutions_give(monkeypatch):
 
 
 def test_torch_operators_say_that_they_take_every_layout():
-    for operator in (forward, backward):
+    for operator in (forward, torch.ops.bnext.batch_statistics.default, backward):
         assert not hasattr(torch.Tag, "flexible_layout") or (
             torch.Tag.flexible_layout in operator.tags
         )

@@ -6,12 +6,16 @@ import pytest
 
 import bnext
 
-from .support import MEMORIES, assert_same_format, name_of_dtype, torch
+from .support import MEMORIES, assert_close, assert_same_format, name_of_dtype, torch
 
 # PyTorch's own, from 2.14 on: opcheck describes tensors that it has cloned.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 opcheck = torch.library.opcheck
 forward, backward = torch.ops.bnext.batch_norm.default, torch.ops.bnext.batch_norm_backward.default
+fused = torch.ops.bnext.fused_batch_norm.default
+needs_fused = pytest.mark.skipif(
+    not bnext.torch.kernels.fuses(torch.ones(1)), reason="this PyTorch has no table of functions"
+)
 SHAPES = [(6, 5), (4, 5, 3), (3, 5, 4, 2), (1, 5, 3, 2), (2, 5, 3, 2, 2)]
 
 
@@ -43,6 +47,8 @@ def test_torch_opcheck(shape, dtype, given):
         statistics = statistics_of(x)
         opcheck(forward, (x.requires_grad_(), weight, bias, 1e-5), test_utils=QUICK)
         opcheck(backward, (dy, x, weight, statistics, 1e-5), test_utils=QUICK)
+        if bnext.torch.kernels.fuses(x):
+            opcheck(fused, (x.requires_grad_(), weight, bias, 1e-5), test_utils=QUICK)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of_dtype)
@@ -99,6 +105,57 @@ def test_torch_operators_do_what_the_functions_do(shape):
         torch.testing.assert_close(statistics[2], x.double().var(dims, correction=0))
         assert first.item() == 1
         assert not statistics.requires_grad
+
+
+@needs_fused
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16],
+                         ids=name_of_dtype)  # fmt: skip
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_torch_fused_operators_do_what_the_others_do(shape, dtype):
+    """The same to the bit, but for the last rounding of y; of what is not dense, a copy's."""
+    for memory in MEMORIES:
+        x = MEMORIES[memory](torch.randn(shape, dtype=dtype) * 3 + 2)
+        if x is None:
+            continue
+        dy = torch.randn(shape, dtype=dtype)
+        results = []
+        weight, bias = parameters(dtype, ("weight", "bias"))
+        for operator in (fused, forward):
+            leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+            y, statistics, first = operator(*leaves, 1e-5)
+            y.backward(dy)
+            results.append((y, statistics, first, *(leaf.grad for leaf in leaves)))
+        assert_close(results[0][0], results[1][0], f"y, {memory}")
+        assert_same_format(results[0][0], results[1][0])
+        for actual, expected in zip(results[0][1:], results[1][1:], strict=True):
+            if memory in ("contiguous", "channels_last"):
+                assert torch.equal(actual, expected), memory
+            elif actual.dtype == torch.float64 and dtype != torch.float64:
+                assert_close(actual.float(), expected.float(), memory)
+            else:
+                assert_close(actual, expected, memory)
+
+
+@needs_fused
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of_dtype)
+def test_torch_fused_operators_at_the_ends_of_the_range(dtype):
+    """Of float32: channels of one call each at an end of its own, an ordinary one among them."""
+    scales = torch.tensor([1e-43, 1e-40, 1e-38, 1e-30, 1.0, 1e30, 1e37, 3e38], dtype=torch.float64)
+    x = (torch.rand(97, 8, 5, dtype=torch.float64) - 0.5) * scales[:, None]
+    x[:, 5:] += scales[5:, None] * 0.4
+    x = x.to(dtype)
+    weight, bias = torch.rand(2, 8) + 0.5
+    for eps in (1e-90, 1e-5):
+        expected = torch.nn.functional.batch_norm(
+            x.double(), None, None, weight.double(), bias.double(), training=True, eps=eps
+        )
+        y = fused(x, weight, bias, eps)[0]
+        assert y.isfinite().all()
+        assert_close(y, forward(x, weight, bias, eps)[0], "y", 2.0)
+        off = (y.double() - expected).abs().amax((0, 2))
+        assert (off < 16 * torch.finfo(dtype).eps).all(), off
+    constant = torch.full((9, 2, 4), 3e38, dtype=dtype)
+    assert torch.equal(fused(constant, None, None, 1e-40)[0], torch.zeros_like(constant))
 
 
 def test_torch_operators_tell_a_repetition():

@@ -25,8 +25,9 @@ from bnext.torch.context import count_write
 
 __all__ = [
     "KernelRefusal", "Running", "agree", "backward", "backward_constant", "backward_of_parameters",
-    "bring_back", "evaluate_plain", "format_of", "formatted", "forward", "forward_plain",
-    "inference", "inference_plain", "rows_of", "saved_beside", "saved_of", "takes", "widened",
+    "bring_back", "evaluate_plain", "format_of", "formatted", "forward", "forward_plain", "fuses",
+    "inference", "inference_plain", "rows_of", "saved_beside", "saved_of", "statistics", "takes",
+    "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
@@ -150,6 +151,31 @@ def forward(
     except (TypeError, ValueError) as refusal:
         raise KernelRefusal(str(refusal)) from refusal
     return formatted(y, x), saved
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether there is a first phase alone for a tensor of this place, as `statistics` gives it."""
+    return _CALLS is not None and x.device.type == "cpu" and x.numel() > 0
+
+
+def statistics(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Give the rows of `rows_of`, and those of unit, center, scale and shift, shape (4, C).
+
+    ``y = (x * unit - center) * scale + shift``, in their dtype, is what `forward` gives.
+    """
+    calls: Any = _CALLS
+    done = calls.statistics(x, weight, bias, eps)
+    if done is None:  # not dense, say
+        plain = (torch.empty_like(x, memory_format=format_of(x)).copy_(x), _copy(weight), _copy(bias))
+        done = calls.statistics(*plain, eps)
+    rows: tuple[Tensor, Tensor] = done
+    return rows
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.empty_like(tensor).copy_(tensor)
 
 
 def inference(

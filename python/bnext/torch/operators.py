@@ -1,6 +1,7 @@
 """The two passes as registered operators: what torch.compile and dispatch modes see.
 
 ``bnext::batch_norm``           x, weight, bias, eps -> y, statistics, first
+``bnext::fused_batch_norm``     the same
 ``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
 
 `statistics` has mean, m2, biased variance and rstd of each channel as rows, in float64. The
@@ -8,11 +9,15 @@ operators are functional: running statistics are moved from these, by operations
 fuse. `first` is the integer 1, or 0 where the pass repeats one in a backward pass: what is compiled
 finds that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
 
-Both are composites, which record for autograd, and leave the work to ``bnext::normalize_by_batch``
-and ``bnext::normalize_by_batch_backward``, of the same arguments and results. Only these are in the
-graph that a compiler has in the end, and they are registered with nothing between PyTorch's
-dispatcher and the kernels: a wrapper for autograd, and one that looks for aliases, would cost four
-times what the kernels take for a small tensor.
+All are composites, which record for autograd, and leave the work to operators without: of the first
+and the last to ``bnext::normalize_by_batch`` and ``bnext::normalize_by_batch_backward``, of the same
+arguments and results. ``fused_batch_norm``, for compilers, has ``bnext::batch_statistics`` for its
+first phase, and its second in PyTorch's operators: a compiler writes y in the loop that goes on with
+it, an activation, a sum, a pooling, so that it is neither written nor read for itself.
+
+Only these are in the graph that a compiler has in the end, and they are registered with nothing
+between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for aliases,
+would cost four times what the kernels take for a small tensor.
 
 The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
 tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are
@@ -78,7 +83,10 @@ def batch_norm(
     functional: Any = torch.nn.functional
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
-    y, statistics, first = torch.ops.bnext.batch_norm(x, weight, bias, eps)
+    normalize = torch.ops.bnext.batch_norm
+    if torch.compiler.is_compiling() and kernels.fuses(x):
+        normalize = torch.ops.bnext.fused_batch_norm
+    y, statistics, first = normalize(x, weight, bias, eps)
     if not is_recomputed():  # none of it is differentiated, since neither output of the operator is
         count = math.prod(x.shape) // max(x.shape[1], 1)
         if running_mean is not None and running_var is not None and count > 1:
@@ -101,13 +109,21 @@ def _move(running: Tensor, batch: Tensor, momentum: Any, first: Tensor) -> None:
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
     y, saved = kernels.forward(x, weight, bias, None, eps)
-    first = torch.full((), 0 if is_recomputed() else 1, device=x.device)
-    return y, kernels.rows_of(saved), first
+    return y, kernels.rows_of(saved), _first(x)
 
 
 def _fake_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    statistics = x.new_empty((4, x.size(1)), dtype=torch.float64)
-    return _like(x), statistics, x.new_empty((), dtype=torch.int64)
+    return _like(x), _rows(x, torch.float64), x.new_empty((), dtype=torch.int64)
+
+
+def _statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
+    """Give statistics, coefficients (`_in_pieces`) and `first`."""
+    return *kernels.statistics(x, weight, bias, eps), _first(x)
+
+
+def _fake_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
+    first = x.new_empty((), dtype=torch.int64)
+    return _rows(x, torch.float64), _rows(x, parameter_dtype(x)), first
 
 
 def _backward(
@@ -123,6 +139,14 @@ def _fake_backward(
     return _like(x), dweight, dbias
 
 
+def _first(x: Tensor) -> Tensor:
+    return torch.full((), 0 if is_recomputed() else 1, device=x.device)
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((4, x.size(1)), dtype=dtype)
+
+
 def _like(x: Tensor) -> Tensor:
     """Lie where results of the kernels do."""
     return torch.empty_like(x, memory_format=kernels.format_of(x))
@@ -134,9 +158,9 @@ def _like(x: Tensor) -> Tensor:
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any, by: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Results:
-        y, statistics, first = torch.ops.bnext.normalize_by_batch(x, weight, bias, eps)
+        y, statistics, first = by(x, weight, bias, eps)
         ctx.mark_non_differentiable(statistics, first)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, statistics)
@@ -146,11 +170,12 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
         if dy is None:
-            return None, None, None, None
+            return None, None, None, None, None
         x, weight, statistics = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+        wanted = ctx.needs_input_grad[1:4]
         gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)
-        return *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), None
+        wanted_gradients = (g if wants else None for g, wants in zip(gradients, wanted, strict=True))
+        return None, *wanted_gradients, None
 
 
 class _Backward(torch.autograd.Function):
@@ -180,7 +205,20 @@ class _Backward(torch.autograd.Function):
 
 
 def _recorded_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-    return _Forward.apply(x, weight, bias, eps)
+    return _Forward.apply(torch.ops.bnext.normalize_by_batch, x, weight, bias, eps)
+
+
+def _recorded_fused(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    return _Forward.apply(_in_pieces, x, weight, bias, eps)
+
+
+def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
+    statistics, coefficients, first = torch.ops.bnext.batch_statistics(x, weight, bias, eps)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    unit, center, scale, shift = (row.view(shape) for row in coefficients.unbind())
+    y = (x.to(coefficients.dtype) * unit - center) * scale + shift
+    y = y.to(x.dtype).contiguous(memory_format=kernels.format_of(x))
+    return y, statistics, first
 
 
 def _recorded_backward(
@@ -204,15 +242,22 @@ _OF_BACKWARD = (
 )
 
 
-def _register(name: str, schema: str, recorded: Any, work: Any, fake: Any) -> None:
-    """Define a composite, and the operator that does its work."""
+def _define(name: str, schema: str, recorded: Any) -> None:
+    """Define a composite."""
     _LIBRARY.define(name + schema, tags=_TAGS)
     _LIBRARY.impl(name, recorded, "CompositeImplicitAutograd")
-    inner = name.replace("batch_norm", "normalize_by_batch")
-    _LIBRARY.define(inner + schema, tags=_TAGS)
-    _LIBRARY.impl(inner, work, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"bnext::{inner}", fake, lib=_LIBRARY)
 
 
-_register("batch_norm", _OF_FORWARD, _recorded_forward, _forward, _fake_forward)
-_register("batch_norm_backward", _OF_BACKWARD, _recorded_backward, _backward, _fake_backward)
+def _define_work(name: str, schema: str, work: Any, fake: Any) -> None:
+    """Define an operator that does the work of one."""
+    _LIBRARY.define(name + schema, tags=_TAGS)
+    _LIBRARY.impl(name, work, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
+
+
+_define("batch_norm", _OF_FORWARD, _recorded_forward)
+_define("fused_batch_norm", _OF_FORWARD, _recorded_fused)
+_define("batch_norm_backward", _OF_BACKWARD, _recorded_backward)
+_define_work("normalize_by_batch", _OF_FORWARD, _forward, _fake_forward)
+_define_work("batch_statistics", _OF_FORWARD, _statistics, _fake_statistics)
+_define_work("normalize_by_batch_backward", _OF_BACKWARD, _backward, _fake_backward)
