@@ -14,6 +14,7 @@
 #include "bindings/running.hpp"
 #include "bindings/tensor_values.hpp"
 #include "cpu/pool_array.hpp"
+#include "cpu/reorder.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -86,10 +87,12 @@ public:
         const Saved& saved = take_saved(saved_object);
         TensorView x, dy;
         if (!take_data(x_object, x) || !take_data(dy_object, dy) || dy.dtype != x.dtype ||
-            !std::ranges::equal(dy.shape(), x.shape()) || dy.order != x.order) {
+            !std::ranges::equal(dy.shape(), x.shape())) {
             return py::none();
         }
         saved.check_input(x.strided());
+        const OwnedResult reordered = dy.order == x.order ? nullptr : in_order_of(x, dy);
+        if (reordered) dy.tensor = reordered->managed.tensor;
         return with_dtype(x.dtype, [&](auto type) {
             return backward_typed<decltype(type)>(dy, x, saved, weight);
         });
@@ -202,6 +205,19 @@ private:
         }
         value = static_cast<std::int64_t*>(view.data());
         return true;
+    }
+
+    // A copy of `a` with the strides of x, which has the other order.
+    static OwnedResult in_order_of(const TensorView& x, const TensorView& a) {
+        OwnedResult copy = like(x);
+        const Index channels = x.shape()[kChannelAxis];
+        const Index planes = x.shape()[0], plane = x.size / (planes * channels);
+        const bool spreads = a.order == Order::c;
+        without_gil(x.size, [&] {
+            cpu::transpose(a.data(), copy->managed.tensor.data, size_of(x.dtype), planes,
+                           spreads ? channels : plane, spreads ? plane : channels);
+        });
+        return copy;
     }
 
     static Output pooled_like(const TensorView& x) {

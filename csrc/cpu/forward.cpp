@@ -219,15 +219,15 @@ void pointwise_coefficients(Index channels, const double* mean, const double* rs
     }
 }
 
-#define BNEXT_INSTANTIATE(T)                                                                \
-    template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*); \
-    template void statistics<T>(const Problem&, const View<const T>&, double,               \
-                                const StatisticsOut&);                                      \
-    template void pointwise_coefficients<T>(Index, const double*, const double*,            \
-                                            const Affine<T>&, Compute<T>*);                 \
-    template void forward<T>(const Problem&, const View<const T>&, const View<T>&,          \
-                             const Affine<T>&, double, const StatisticsOut&);               \
-    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,       \
+#define BNEXT_INSTANTIATE(T)                                                                       \
+    template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*);        \
+    template void statistics<T>(const Problem&, const View<const T>&, double,                      \
+                                const StatisticsOut&);                                             \
+    template void pointwise_coefficients<T>(Index, const double*, const double*, const Affine<T>&, \
+                                            Compute<T>*);                                          \
+    template void forward<T>(const Problem&, const View<const T>&, const View<T>&,                 \
+                             const Affine<T>&, double, const StatisticsOut&);                      \
+    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,              \
                                 const double*, double*, double, double*, const Affine<T>&);
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)

@@ -168,7 +168,11 @@ def statistics(
     calls: Any = _CALLS
     done = calls.statistics(x, weight, bias, eps)
     if done is None:  # not dense, say
-        plain = (torch.empty_like(x, memory_format=format_of(x)).copy_(x), _copy(weight), _copy(bias))
+        plain = (
+            torch.empty_like(x, memory_format=format_of(x)).copy_(x),
+            _copy(weight),
+            _copy(bias),
+        )
         done = calls.statistics(*plain, eps)
     rows: tuple[Tensor, Tensor] = done
     return rows

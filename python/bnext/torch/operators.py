@@ -174,7 +174,9 @@ class _Forward(torch.autograd.Function):
         x, weight, statistics = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:4]
         gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)
-        wanted_gradients = (g if wants else None for g, wants in zip(gradients, wanted, strict=True))
+        wanted_gradients = (
+            g if wants else None for g, wants in zip(gradients, wanted, strict=True)
+        )
         return None, *wanted_gradients, None
 
 
