@@ -6,7 +6,8 @@
 
 namespace bnext::cpu {
 
-// Transposes `count` matrices of (rows, columns), one behind the other, of elements of `item` bytes.
+// Transposes `count` matrices of (rows, columns), one behind the other, of elements of `item`
+// bytes.
 void transpose(const void* from, void* to, Index item, Index count, Index rows, Index columns);
 
 }  // namespace bnext::cpu

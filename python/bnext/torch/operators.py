@@ -9,15 +9,15 @@ operators are functional: running statistics are moved from these, by operations
 fuse. `first` is the integer 1, or 0 where the pass repeats one in a backward pass: what is compiled
 finds that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
 
-All are composites, which record for autograd, and leave the work to operators without: of the first
-and the last to ``bnext::normalize_by_batch`` and ``bnext::normalize_by_batch_backward``, of the same
-arguments and results. ``fused_batch_norm``, for compilers, has ``bnext::batch_statistics`` for its
-first phase, and its second in PyTorch's operators: a compiler writes y in the loop that goes on with
-it, an activation, a sum, a pooling, so that it is neither written nor read for itself.
+All are composites, which record for autograd, and leave the work to operators that do not: the
+first and the last to ``bnext::normalize_by_batch`` and ``bnext::normalize_by_batch_backward``, of
+the same arguments and results. ``fused_batch_norm``, for compilers, has ``bnext::batch_statistics``
+for its first phase, and its second in PyTorch's operators: a compiler writes y in the loop that
+goes on with it, an activation, a sum, a pooling, and does not write or read it for itself.
 
 Only these are in the graph that a compiler has in the end, and they are registered with nothing
-between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for aliases,
-would cost four times what the kernels take for a small tensor.
+between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for
+aliases, would cost four times what the kernels take for a small tensor.
 
 The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
 tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are
