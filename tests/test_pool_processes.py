@@ -185,7 +185,7 @@ def test_what_is_kept_is_given_up_before_memory_is_lacking():
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         y, _ = bnext.batch_norm_forward(large)
         assert (y == 0).all()
-        assert pool()["cached_bytes"] == 0
+        assert pool()["cached_bytes"] < 1 << 20  # the call's own arrays
         for _ in range(2):
             try:
                 z, _ = bnext.batch_norm_forward(large), bnext.batch_norm_forward(large)

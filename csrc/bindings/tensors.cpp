@@ -86,16 +86,25 @@ public:
                         py::handle weight) const {
         const Saved& saved = take_saved(saved_object);
         TensorView x, dy;
-        if (!take_data(x_object, x) || !take_data(dy_object, dy) || dy.dtype != x.dtype ||
-            !std::ranges::equal(dy.shape(), x.shape())) {
+        if (!take_data(x_object, x) || !take_data(dy_object, dy) || !are_alike(dy, x)) {
             return py::none();
         }
         saved.check_input(x.strided());
-        const OwnedResult reordered = dy.order == x.order ? nullptr : in_order_of(x, dy);
-        if (reordered) dy.tensor = reordered->managed.tensor;
-        return with_dtype(x.dtype, [&](auto type) {
-            return backward_typed<decltype(type)>(dy, x, saved, weight);
-        });
+        return backward_alike(dy, x, saved, weight);
+    }
+
+    py::object backward_by_rows(py::handle dy_object, py::handle x_object, py::handle rows_object,
+                                py::handle weight) const {
+        TensorView x, dy, rows;
+        if (!take_data(x_object, x) || !take_data(dy_object, dy) || !are_alike(dy, x) ||
+            !take_data(rows_object, rows) || rows.dtype != DType::float64 ||
+            rows.order != Order::c || rows.rank() != 2 || rows.shape()[0] != 4 ||
+            rows.shape()[1] != x.shape()[kChannelAxis]) {
+            return py::none();
+        }
+        Saved saved(x.strided(), kChannelAxis, 0.0);
+        std::copy_n(static_cast<const double*>(rows.data()), rows.size, saved.mean().data());
+        return backward_alike(dy, x, saved, weight);
     }
 
     py::object backward_constant(py::handle dy_object, py::handle saved_object,
@@ -121,6 +130,19 @@ private:
         return with_dtype(x.dtype, [&](auto type) {
             return normalize_typed<decltype(type)>(x_object, x, mean, var, weight, bias, eps,
                                                    keeps);
+        });
+    }
+
+    static bool are_alike(const TensorView& dy, const TensorView& x) {
+        return dy.dtype == x.dtype && std::ranges::equal(dy.shape(), x.shape());
+    }
+
+    py::object backward_alike(TensorView& dy, const TensorView& x, const Saved& saved,
+                              py::handle weight) const {
+        const OwnedResult reordered = dy.order == x.order ? nullptr : in_order_of(x, dy);
+        if (reordered) dy.tensor = reordered->managed.tensor;
+        return with_dtype(x.dtype, [&](auto type) {
+            return backward_typed<decltype(type)>(dy, x, saved, weight);
         });
     }
 
@@ -413,6 +435,8 @@ void register_tensors(py::module_& m) {
              "y alone, for no backward pass.")
         .def("backward", &TensorCalls::backward, py::arg("dy"), py::arg("x"), py::arg("saved"),
              py::arg("weight"), "dx, dweight, dbias.")
+        .def("backward_by_rows", &TensorCalls::backward_by_rows, py::arg("dy"), py::arg("x"),
+             py::arg("rows"), py::arg("weight"), "The same, by the rows of `statistics`.")
         .def("backward_constant", &TensorCalls::backward_constant, py::arg("dy"), py::arg("saved"),
              py::arg("weight"), "dx alone, where the statistics were given.");
 }

@@ -143,6 +143,9 @@ class TensorCalls:
     def backward(
         self, dy: Any, x: Any, saved: Saved, weight: Any
     ) -> tuple[Any, Any, Any] | None: ...
+    def backward_by_rows(
+        self, dy: Any, x: Any, rows: Any, weight: Any
+    ) -> tuple[Any, Any, Any] | None: ...
     def backward_constant(self, dy: Any, saved: Saved, weight: Any) -> Any: ...
 
 def forward(

@@ -24,7 +24,7 @@ from bnext.devices import DeviceSaved, engine_of
 from bnext.torch.context import count_write
 
 __all__ = [
-    "KernelRefusal", "Running", "agree", "backward", "backward_constant", "backward_of_parameters",
+    "KernelRefusal", "Running", "agree", "backward", "backward_by_rows", "backward_constant", "backward_of_parameters",
     "bring_back", "evaluate_plain", "format_of", "formatted", "forward", "forward_plain", "fuses",
     "inference", "inference_plain", "rows_of", "saved_beside", "saved_of", "statistics", "takes",
     "widened",
@@ -221,6 +221,17 @@ def backward(
             _plain(dy), _plain(x), saved, _plain(weight), None
         )
     return formatted(dx, x), dweight, dbias
+
+
+def backward_by_rows(
+    dy: Tensor, x: Tensor, rows: Tensor, eps: float, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do `backward` by the `rows_of` what forward left."""
+    if _CALLS is not None and not x.is_cuda:
+        done = _CALLS.backward_by_rows(dy, x, rows, weight)
+        if done is not None:
+            return done
+    return backward(dy, x, saved_of(x, rows, eps), weight)
 
 
 def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
