@@ -340,6 +340,28 @@ def test_torch_layers_without_the_table(monkeypatch, kernel_calls):
     assert kernel_calls["forward"] == kernel_calls["inference"] == 1
 
 
+def test_torch_phases_of_what_is_not_plain_are_left_alone():
+    x, weight = torch.randn(4, 6, 3, 5), torch.randn(6)
+    rows, coefficients = CALLS.statistics(x, weight, None, 1e-5)
+    assert coefficients.shape == rows.shape == (4, 6)
+    sliced, negative = torch.randn(4, 6, 3, 6)[..., 1:], torch._neg_view(x)
+    for other in (sliced, negative, x.long(), x[:0], x.transpose(0, 1)):
+        assert CALLS.statistics(other, None, None, 1e-5) is None
+    for vector in (weight.double(), weight[:5], torch._neg_view(weight), torch.randn(12)[::2]):
+        assert CALLS.statistics(x, vector, None, 1e-5) is None
+        assert CALLS.statistics(x, None, vector, 1e-5) is None
+        assert CALLS.backward_by_rows(x, x, rows, vector) is None
+    for eps in (-1.0, float("nan"), float("inf")):
+        assert CALLS.statistics(x, None, None, eps) is None
+    for dy in (sliced, negative, x.double(), x[:2]):
+        assert CALLS.backward_by_rows(dy, x, rows, None) is None
+    for other in (rows.float(), rows[:3], rows[:, :5], rows.t(), rows[None], torch._neg_view(rows)):
+        assert CALLS.backward_by_rows(x, x, other, None) is None
+    results = CALLS.backward_by_rows(x, x, rows, weight)
+    saved = kernels.saved_of(x, rows, 1e-5)
+    assert all(map(torch.equal, results, CALLS.backward(x, x, saved, weight)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
 @pytest.mark.parametrize("shape", [(3, 21, 7, 9), (2, 64, 16, 16), (5, 3, 37, 41), (2, 19, 3, 5, 7),
                                    (9, 130, 33, 31)], ids=str)  # fmt: skip

@@ -24,10 +24,10 @@ from bnext.devices import DeviceSaved, engine_of
 from bnext.torch.context import count_write
 
 __all__ = [
-    "KernelRefusal", "Running", "agree", "backward", "backward_by_rows", "backward_constant", "backward_of_parameters",
-    "bring_back", "evaluate_plain", "format_of", "formatted", "forward", "forward_plain", "fuses",
-    "inference", "inference_plain", "rows_of", "saved_beside", "saved_of", "statistics", "takes",
-    "widened",
+    "KernelRefusal", "Running", "agree", "backward", "backward_by_rows", "backward_constant",
+    "backward_of_parameters", "bring_back", "evaluate_plain", "format_of", "formatted", "forward",
+    "forward_plain", "fuses", "inference", "inference_plain", "rows_of", "saved_beside", "saved_of",
+    "statistics", "takes", "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
