@@ -80,15 +80,6 @@ std::optional<DType> dtype_of(const PyObject* descr) {
     return supported(py::reinterpret_borrow<py::dtype>(const_cast<PyObject*>(descr)));
 }
 
-void check_shape(const Array& array, const char* name, std::span<const Index> expected,
-                 const std::string& remedy = {}) {
-    const auto shape = array.shape();
-    if (!std::equal(shape.begin(), shape.end(), expected.begin(), expected.end())) {
-        value_error(concat(name, ": expected shape ", shape_text(expected), ", got ",
-                           shape_text(shape), remedy));
-    }
-}
-
 // For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
 std::string remedy_of(const Array& vector, std::span<const Index> x) {
     if (vector.rank() != 1 || x.empty()) return {};
@@ -97,6 +88,16 @@ std::string remedy_of(const Array& vector, std::span<const Index> x) {
     if (!last && (x.size() < 2 || x[1] != size)) return {};
     const char* axis = last ? "-1" : "1";
     return concat(" (axis ", axis, " of x has ", size, ": channel_axis=", axis, ")");
+}
+
+// `x`: the shape that a vector of channels goes with.
+void check_shape(const Array& array, const char* name, std::span<const Index> expected,
+                 std::span<const Index> x = {}) {
+    const auto shape = array.shape();
+    if (!std::equal(shape.begin(), shape.end(), expected.begin(), expected.end())) {
+        value_error(concat(name, ": expected shape ", shape_text(expected), ", got ",
+                           shape_text(shape), remedy_of(array, x)));
+    }
 }
 
 void check_dtype(const Array& array, const char* name, DType expected) {
@@ -295,7 +296,7 @@ Vector<T> take_parameter(py::handle object, const char* name, Index channels,
     }
     const Array array(as_array(object, name));
     check_dtype(array, name, DTypeOf<T>::value);
-    check_shape(array, name, std::array{channels}, remedy_of(array, x));
+    check_shape(array, name, std::array{channels}, x);
     vector.array = array.object();
     const bool contiguous = array.viewable() && (channels <= 1 || array.strides()[0] == 1);
     if (contiguous) {
@@ -321,7 +322,7 @@ py::object take_statistics(py::handle object, const char* name, DType dtype, DTy
         type_error(concat(name, ": expected dtype ", name_of(dtype), other != dtype ? " or " : "",
                           other != dtype ? name_of(other) : "", ", got ", array.dtype_text()));
     }
-    check_shape(array, name, std::array{channels}, remedy_of(array, x));
+    check_shape(array, name, std::array{channels}, x);
     with_dtype(*array.dtype(), [&](auto type) {
         for (Index c = 0; c < channels; ++c) {
             decltype(type) value;
