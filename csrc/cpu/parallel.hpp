@@ -113,7 +113,7 @@ template <class Body>
 void parallel(int threads, Index bytes, const Body& body) {
     if (threads <= 1) {
         const FloatMode mode;
-        if (!is_long(bytes)) return body(Team{});
+        if (!is_tried(bytes)) return body(Team{});
         RegionInUse region(1, bytes);
         region.begin_part();
         body(Team{});

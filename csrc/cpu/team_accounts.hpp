@@ -47,8 +47,8 @@ public:
     }
 
 private:
-    // Once in a while a member is late on a free machine too: that much is forgotten at once.
-    static constexpr double kTolerated = 200e3;
+    // Once in a while a member is late on a free machine too, by a time slice.
+    static constexpr double kTolerated = 5e6;
     static constexpr double kMostCredit = 5e6;  // of what regions gained, kept against losses
     static constexpr double kPaidBack = 0.02;   // of the time that passes
 
@@ -78,12 +78,15 @@ public:
     void add(int threads, Nanoseconds took, Nanoseconds worked, Nanoseconds time) {
         const std::lock_guard lock(mutex_);
         Cost& cost = cost_of(threads);
-        cost.add(static_cast<double>(took), static_cast<double>(threads * worked));
-        if (tried_ > 0) {
-            if (threads == tried_ && (trial_took_ += took) >= kTrial)
-                end_trial(time);
-            else if (time > next_ + kTrust)
-                stop(time);  // the teams are other ones by now
+        const bool is_trial = tried_ > 0 && threads == tried_;
+        if (is_trial) trial_took_ += took;
+        if (!is_trial || trial_took_ > kUneven) {
+            cost.add(static_cast<double>(took), static_cast<double>(threads * worked));
+        }
+        if (is_trial && trial_took_ >= kUneven + kTrial) {
+            end_trial(time);
+        } else if (tried_ > 0) {
+            if (time > next_ + kTrust) stop(time);  // the teams are other ones by now
         } else if (threads <= bound_ && cost.took >= kEvidence && time >= next_) {
             const int limit = limit_.load(std::memory_order_relaxed);
             const bool shrinks = threads > 1 && cost.value() > 2.0 / threads;
@@ -104,11 +107,12 @@ public:
     }
 
 private:
-    static constexpr Nanoseconds kTrial = 40'000'000;     // a trial takes so long,
-    static constexpr Nanoseconds kTrust = 1'000'000'000;  // and stands for so long
-    static constexpr double kEvidence = 80e6;             // of a size before it is compared
-    static constexpr double kRemembered = 400e6;
-    static constexpr double kClearly = 0.85;
+    // A trial takes so long, after a while in which threads that have slept are let run sooner,
+    static constexpr Nanoseconds kTrial = 100'000'000, kUneven = 20'000'000;
+    static constexpr Nanoseconds kTrust = 2'000'000'000;  // and stands for so long.
+    static constexpr double kEvidence = 120e6;            // of a size that is in doubt
+    static constexpr double kRemembered = 600e6;
+    static constexpr double kClearly = 0.8;
 
     struct Cost {
         double took = 0, work = 0;
@@ -141,7 +145,6 @@ private:
         bound_.store(tried, std::memory_order_relaxed);
     }
     void end_trial(Nanoseconds time) {
-        if (cost_of(tried_).took < kEvidence) return;
         const int large = std::max(tried_, before_), small = std::min(tried_, before_);
         const bool shrinks = cost_of(small).value() < kClearly * cost_of(large).value();
         const int kept = shrinks ? small : large;

@@ -18,6 +18,7 @@
 namespace bnext::cpu {
 namespace {
 
+constexpr Index kBurstBytes = 8 << 20;            // arrays from here on take a millisecond and more
 constexpr Nanoseconds kQuotaAge = 1'000'000'000;  // after which the quota is read again
 // A shorter wait is not looked into; where a quota is spent, the process stands still for longer.
 constexpr Nanoseconds kShortestStop = 1'000'000;
@@ -30,16 +31,16 @@ std::atomic<std::int64_t> regions{0};
 std::atomic<std::int64_t> lost_regions{0};
 std::atomic<Nanoseconds> lost_time{0};
 
-// By the size of the arrays: calls of below 1 MiB, and of below 8 MiB.
-Debt& debt_of(Index bytes) {
-    static std::array<Debt, 2> all;
-    return all[bytes >> 20 == 0 ? 0 : 1];
+// By the size of the arrays: below 1 MiB,
+Debt& debt() {
+    static Debt all;
+    return all;
 }
 
-// Of below 64 MiB, and above.
+// below 8 MiB, below 64 MiB, and above.
 Trials& trials_of(Index bytes) {
-    static std::array<Trials, 2> all;
-    return all[bytes >> 26 == 0 ? 0 : 1];
+    static std::array<Trials, 3> all;
+    return all[bytes >> 23 == 0 ? 0 : (bytes >> 26 == 0 ? 1 : 2)];
 }
 
 // Processors that the calling thread may run on, or `otherwise` where that cannot be known.
@@ -92,13 +93,13 @@ void fix_team(bool wanted) { fixed.store(wanted, std::memory_order_relaxed); }
 int free_threads(int limit, Index bytes) {
     if (limit <= 1 || fixed.load(std::memory_order_relaxed)) return limit;
     int threads = std::min(limit, allowed_processors(limit));
-    if (!is_long(bytes)) {
+    if (bytes < kBurstBytes) {
         const double granted = std::ceil(recent_quota());
         if (granted < threads) threads = static_cast<int>(granted);
     }
     threads /= 1 + regions_in_use.load(std::memory_order_relaxed);
     if (threads <= 1) return 1;
-    return is_long(bytes) ? trials_of(bytes).most(threads) : debt_of(bytes).most(threads, now);
+    return is_tried(bytes) ? trials_of(bytes).most(threads) : debt().most(threads, now);
 }
 
 Nanoseconds processor_time() {
@@ -125,17 +126,17 @@ RegionInUse::~RegionInUse() {
     const Nanoseconds took = end - begin_;
     const Nanoseconds all_waited = (started_ - begin_) + waited_ + (end - ended_);
     const Nanoseconds lost = all_waited - (threads_ - 1) * (took - all_waited);
-    const Nanoseconds stopped = is_long(bytes_) ? took - worked_ : lost;
+    const Nanoseconds stopped = is_tried(bytes_) ? took - worked_ : lost;
     if (stopped > kShortestStop && recent_quota() < num_threads() && has_stood_still()) return;
     if (lost > 0 && threads_ > 1) {
         lost_regions.fetch_add(1, std::memory_order_relaxed);
         lost_time.fetch_add(lost, std::memory_order_relaxed);
     }
     if (fixed.load(std::memory_order_relaxed)) return;
-    if (is_long(bytes_)) {
+    if (is_tried(bytes_)) {
         trials_of(bytes_).add(threads_, took, worked_, end);
     } else {
-        debt_of(bytes_).add(threads_, lost, end);
+        debt().add(threads_, lost, end);
     }
 }
 

@@ -40,8 +40,9 @@ void fix_team(bool fixed);
 Nanoseconds now();
 Nanoseconds processor_time();  // of the calling thread
 
-// Calls over arrays of so many bytes take a millisecond and more.
-constexpr bool is_long(Index bytes) { return bytes >= Index{8} << 20; }
+// Whether teams for arrays of so many bytes are sized by Trials: such calls take 50 microseconds
+// and more, beside which it is nothing to ask for the processor time.
+constexpr bool is_tried(Index bytes) { return bytes >= Index{1} << 20; }
 
 // A region over arrays of so many bytes, while it lives.
 class RegionInUse {
@@ -55,10 +56,10 @@ public:
     // when all of them had ended. Before the first and after the last OpenMP waits for threads.
     void begin_part() {
         started_ = now();
-        if (is_long(bytes_)) worked_ = -processor_time();
+        if (is_tried(bytes_)) worked_ = -processor_time();
     }
     void end_part() {
-        if (is_long(bytes_)) worked_ += processor_time();
+        if (is_tried(bytes_)) worked_ += processor_time();
     }
     void add_wait(Nanoseconds waited) { waited_ += waited; }
     void end() { ended_ = now(); }

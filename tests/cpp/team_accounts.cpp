@@ -45,10 +45,10 @@ void long_calls() {
     // Where nothing is lost, nothing is tried.
     REQUIRE(share_of_long_calls(trials, 2, 2, 10 * kSecond, idle) == 1.0);
     // The cores are taken: one thread, but for an attempt now and then.
-    share_of_long_calls(trials, 2, 1, kSecond, taken);
+    share_of_long_calls(trials, 2, 1, 4 * kSecond, taken);
     REQUIRE(share_of_long_calls(trials, 2, 1, 20 * kSecond, taken) > 0.9);
     // They are free again.
-    share_of_long_calls(trials, 2, 2, 2 * kSecond, idle);
+    share_of_long_calls(trials, 2, 2, 8 * kSecond, idle);
     REQUIRE(share_of_long_calls(trials, 2, 2, 10 * kSecond, idle) == 1.0);
     // One thread would lose as much to its neighbours: the team stays.
     const auto shared = [](int n) { return n == 1 ? 2.2 : 1.6; };
@@ -57,13 +57,13 @@ void long_calls() {
     // Half of many cores are taken.
     Trials many;
     const auto half = [](int n) { return n > 8 ? 1.2 : 1.05 / n; };
-    share_of_long_calls(many, 16, 8, kSecond, half);
+    share_of_long_calls(many, 16, 8, 4 * kSecond, half);
     REQUIRE(share_of_long_calls(many, 16, 8, 20 * kSecond, half) > 0.9);
     // All of them: down to one, step by step.
-    share_of_long_calls(many, 16, 1, 4 * kSecond, taken);
+    share_of_long_calls(many, 16, 1, 8 * kSecond, taken);
     REQUIRE(share_of_long_calls(many, 16, 1, 20 * kSecond, taken) > 0.8);
     // And up.
-    share_of_long_calls(many, 16, 16, 5 * kSecond, idle);
+    share_of_long_calls(many, 16, 16, 20 * kSecond, idle);
     REQUIRE(share_of_long_calls(many, 16, 16, 10 * kSecond, idle) == 1.0);
     // A limit may change between two calls.
     for (const int limit : {3, 1, 16, 5}) {
@@ -76,20 +76,20 @@ void short_calls() {
     const auto most = [&] { return debt.most(4, clock); };
     clock_time += kSecond;
     REQUIRE(most() == 4);
-    debt.add(4, 100'000, clock_time);  // tolerated
+    debt.add(4, 4 * kMillisecond, clock_time);  // tolerated
     REQUIRE(most() == 4);
     debt.add(4, 8 * kMillisecond, clock_time);
     REQUIRE(most() == 2);
     debt.add(2, 4 * kMillisecond, clock_time);
     REQUIRE(most() == 1);
-    clock_time += 12 * kMillisecond * 49;  // a fiftieth of it is not yet all that is owed
+    clock_time += 16 * kMillisecond * 49;  // a fiftieth of it is not yet all that is owed
     REQUIRE(most() == 1);
-    clock_time += 12 * kMillisecond * 2;
+    clock_time += 16 * kMillisecond * 2;
     REQUIRE(most() == 2);
     REQUIRE(most() == 4);
     // What was gained is kept against a loss, up to a limit.
     for (int i = 0; i < 1000; ++i) debt.add(4, -10'000, clock_time);
-    debt.add(4, 4 * kMillisecond, clock_time);
+    debt.add(4, 9 * kMillisecond, clock_time);
     REQUIRE(most() == 4);
     debt.add(4, 4 * kMillisecond, clock_time);
     REQUIRE(most() == 2);
