@@ -17,7 +17,6 @@ PASSES = {
     "inference_plain": "inference",
     "evaluate_plain": "inference",
     "backward": "backward",
-    "backward_by_rows": "backward",
     "backward_constant": "backward_constant",
     "backward_of_parameters": "backward_of_parameters",
 }

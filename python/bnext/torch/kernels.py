@@ -24,7 +24,7 @@ from bnext.devices import DeviceSaved, engine_of
 from bnext.torch.context import count_write
 
 __all__ = [
-    "KernelRefusal", "Running", "agree", "backward", "backward_by_rows", "backward_constant",
+    "KernelRefusal", "Rows", "Running", "agree", "backward", "backward_constant",
     "backward_of_parameters", "bring_back", "evaluate_plain", "format_of", "formatted", "forward",
     "forward_plain", "fuses", "inference", "inference_plain", "rows_of", "saved_beside", "saved_of",
     "statistics", "takes", "widened",
@@ -70,6 +70,13 @@ class Running(NamedTuple):
     var: Tensor
     momentum: float
     counter: Tensor | None = None
+
+
+class Rows(NamedTuple):
+    """What `rows_of` gives of what a forward call left, and its eps."""
+
+    values: Tensor
+    eps: float
 
 
 NOT_RUNNING = (None, None, 0.0, None)
@@ -207,11 +214,16 @@ def inference(
 def backward(
     dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dx, dweight and dbias."""
+    """Give dx, dweight and dbias, by what forward left or `Rows` of it."""
     if _CALLS is not None and not x.is_cuda:
-        done = _CALLS.backward(dy, x, saved, weight)
+        if type(saved) is Rows:
+            done = _CALLS.backward_by_rows(dy, x, saved.values, weight)
+        else:
+            done = _CALLS.backward(dy, x, saved, weight)
         if done is not None:
             return done
+    if type(saved) is Rows:
+        saved = saved_of(x, *saved)
     dy = _settled(dy)
     if x.dtype in OF_NUMPY and not x.is_cuda:
         arrays = _core.backward(_array(dy), _array(x), saved, _array(weight), None)
@@ -221,17 +233,6 @@ def backward(
             _plain(dy), _plain(x), saved, _plain(weight), None
         )
     return formatted(dx, x), dweight, dbias
-
-
-def backward_by_rows(
-    dy: Tensor, x: Tensor, rows: Tensor, eps: float, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do `backward` by the `rows_of` what forward left."""
-    if _CALLS is not None and not x.is_cuda:
-        done = _CALLS.backward_by_rows(dy, x, rows, weight)
-        if done is not None:
-            return done
-    return backward(dy, x, saved_of(x, rows, eps), weight)
 
 
 def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,7 @@ def _fake_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> Results:
-    return kernels.backward_by_rows(dy, x, statistics, eps, weight)
+    return kernels.backward(dy, x, kernels.Rows(statistics, eps), weight)
 
 
 def _fake_backward(
