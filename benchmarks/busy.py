@@ -7,7 +7,7 @@ process may use; ``quota``, in a control group that grants half a core (Linux, a
 one).
 In each, calls take turns of some hundredths of a second, or of some periods of the quota: teams
 that adapt, as users have them, and fixed teams of one thread and of all, in every order, since the
-system is kinder to threads that have just slept. Times are medians in milliseconds, with the mean
+scheduler favours threads that have just slept. Times are medians in milliseconds, with the mean
 behind.
 With --check it exits with 1 if a promise is broken:
 

@@ -10,7 +10,6 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "bindings/arguments.hpp"
 #include "core/errors.hpp"

@@ -47,9 +47,9 @@ template <class T>
 void statistics(const Problem& problem, const View<const T>& x, double eps,
                 const StatisticsOut& out);
 
-// What others need to write y = (x * unit - center) * scale + shift as apply_norm does: rows (4,
-// C), in this order. The unit is a power of two, and 1 but for the channels that extremes.hpp is
-// about, whose values it brings to where float32 has bits.
+// Coefficients for a compiler that writes y = (x * unit - center) * scale + shift itself: rows
+// (4, C) of unit, center, scale and shift. The unit is a power of two. It is 1 but for the channels
+// of extremes.hpp, whose values it scales into the range of float32.
 template <class T>
 void pointwise_coefficients(Index channels, const double* mean, const double* rstd,
                             const Affine<T>& affine, Compute<T>* rows);

@@ -64,14 +64,15 @@ private:
     Nanoseconds paid_at_ = 0;
 };
 
-// Sizes compared by their cost: how long regions took for the work that they did, which is the
-// processor time of a member times the size of the team, whatever operations they were.
+// Sizes of team compared by their cost: the time that regions took, divided by their work. The work
+// is the processor time of a member times the size of the team, whatever operations the regions
+// ran.
 //
-// One thread's cost is 1 if no other program wants its core, and more the less it is let run: what
-// it would be is not to be seen in a team, whose members are let run sooner after they have slept.
-// A team of n may cost 1/n. Where it costs more than half as large a one can, that one is tried for
-// some calls, or one thread, by turns, where that can cost less as well. The smaller one is kept if
-// it is clearly better; later a larger one is tried again.
+// One thread costs 1 on a core of its own, and more beside other programs. How much more cannot be
+// seen in a team: its members wait for each other asleep, and the scheduler favours threads that
+// have slept. A team of n may cost 1/n. A team that costs more than half as large a team can is in
+// doubt: some calls try half its size, or one thread, by turns, where one thread can cost less as
+// well. The smaller size is kept if it is clearly cheaper; later a larger one is tried again.
 class Trials {
 public:
     // `worked` is processor time of the first member.
@@ -107,7 +108,7 @@ public:
     }
 
 private:
-    // A trial takes so long, after a while in which threads that have slept are let run sooner,
+    // A trial takes so long, after a while in which the scheduler favours threads that have slept,
     static constexpr Nanoseconds kTrial = 100'000'000, kUneven = 20'000'000;
     static constexpr Nanoseconds kTrust = 2'000'000'000;  // and stands for so long.
     static constexpr double kEvidence = 120e6;            // of a size that is in doubt

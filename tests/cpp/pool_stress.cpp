@@ -16,18 +16,11 @@
 #include <vector>
 
 #include "cpu/pool.hpp"
+#include "require.hpp"
 
 namespace {
 
 using namespace bnext::cpu;
-
-#define REQUIRE(condition)                                                       \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::abort();                                                        \
-        }                                                                        \
-    } while (false)
 
 constexpr std::array<std::size_t, 8> kSizes = {1,       70'000,    100'000,   500'000,
                                                900'000, 1'900'000, 2'100'000, 5'000'000};

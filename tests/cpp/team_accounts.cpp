@@ -3,18 +3,11 @@
 #include <cstdlib>
 
 #include "cpu/team_accounts.hpp"
+#include "require.hpp"
 
 namespace {
 
 using namespace bnext::cpu;
-
-#define REQUIRE(condition)                                                       \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::abort();                                                        \
-        }                                                                        \
-    } while (false)
 
 constexpr Nanoseconds kMillisecond = 1'000'000, kSecond = 1000 * kMillisecond;
 Nanoseconds clock_time = 0;

@@ -10,20 +10,13 @@
 #include <thread>
 #include <vector>
 
+#include "require.hpp"
 #include "sync/thread_group.hpp"
 
 namespace {
 
 using bnext::Index;
 using namespace bnext::sync;
-
-#define REQUIRE(condition)                                                       \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::abort();                                                        \
-        }                                                                        \
-    } while (false)
 
 struct Member {
     ThreadGroup& group;
