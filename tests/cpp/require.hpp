@@ -1,4 +1,5 @@
-// What the tests in C++ demand: where it does not hold, they say so and abort, also in a release build.
+// What the tests in C++ demand: where it does not hold, they say so and abort, also in a release
+// build.
 #pragma once
 
 #include <cstdio>
