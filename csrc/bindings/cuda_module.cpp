@@ -158,13 +158,14 @@ void register_plan(py::module_& m) {
                                })
         .def(
             "coverage",
-            [](const LaunchPlan& p, std::size_t launch) {
+            [](const LaunchPlan& p, std::size_t launch, bool downwards) {
                 const std::vector<std::uint8_t> times =
-                    cuda::coverage(p, launch == 0 ? p.first : p.second);
+                    cuda::coverage(p, launch == 0 ? p.first : p.second, downwards);
                 return py::bytes(reinterpret_cast<const char*>(times.data()), times.size());
             },
-            py::arg("launch") = 0,
-            "How often each element (outer, channel, inner) is read by a phase, as bytes.");
+            py::arg("launch") = 0, py::arg("downwards") = false,
+            "How often each element (outer, channel, inner) is read by a phase, as bytes;\n"
+            "downwards: from the last batch to the first, as second phases go.");
 }
 
 }  // namespace

@@ -6,15 +6,6 @@
 
 namespace bnext::cuda {
 
-// An array of the problem's size. Strides in elements; `along` is what the next position of a run
-// is away.
-struct Operand {
-    void* data = nullptr;
-    Index outer = 0;
-    Index channel = 0;
-    Index along = 0;
-};
-
 // How the blocks of a slab find each other's sums.
 enum class Exchange : int {
     none,     // one block a slab

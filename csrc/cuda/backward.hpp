@@ -26,37 +26,20 @@ struct Backward {
         }
 
         BNEXT_DEVICE void add(const Batch<K> (&in)[K::kInputs], unsigned, bool) {
-            // A second time where a channel's products overflow, with both factors scaled.
-            C scale[K::kChannels];
+            C sum[K::kChannels], products[K::kChannels];
+            sum_up(
+                in, [&](C value, int c) { return value - center_[c]; },
+                [](C dy, int) { return dy; }, sum, products);
+            bool ordinary = true;
             BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) scale[c] = C{1};
-            for (bool again = false;; again = true) {
-                C sum[K::kChannels] = {}, products[K::kChannels] = {};
-                for_each_value<K>([&](int u, int v, int c) {
-                    const C value = device::widened(in[0][u].value[v]);
-                    const C d = device::fma_of(value, scale[c], -center_[c] * scale[c]);
-                    const C dy = device::widened(in[1][u].value[v]) * scale[c];  // 0: there is none
-                    sum[c] += dy;
-                    products[c] = device::fma_of(dy, d, products[c]);
-                });
-                bool ordinary = true;
-                BNEXT_UNROLL
-                for (int c = 0; c < K::kChannels; ++c) {
-                    ordinary = ordinary && is_ordinary(sum[c], products[c]);
-                }
-                if (again || ordinary) {
-                    BNEXT_UNROLL
-                    for (int c = 0; c < K::kChannels; ++c) {
-                        const double back = back_of(scale[c]);
-                        first_[c] += static_cast<double>(sum[c]) * back;
-                        second_[c] += static_cast<double>(products[c]) * (back * back);
-                    }
-                    return;
-                }
-                BNEXT_UNROLL
-                for (int c = 0; c < K::kChannels; ++c) {
-                    if (!is_ordinary(sum[c], products[c])) scale[c] = C{kScaleDown};
-                }
+            for (int c = 0; c < K::kChannels; ++c) {
+                ordinary = ordinary && is_ordinary(sum[c], products[c]);
+            }
+            if (!ordinary) return add_scaled(in, sum, products);
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                first_[c] += static_cast<double>(sum[c]);
+                second_[c] += static_cast<double>(products[c]);
             }
         }
 
@@ -66,6 +49,40 @@ struct Backward {
         }
 
     private:
+        // Of dy, as given(dy, c), and of dy * d(x, c); dy is 0 where there is none.
+        template <class D, class G>
+        BNEXT_DEVICE static void sum_up(const Batch<K> (&in)[K::kInputs], D&& d, G&& given,
+                                        C (&sum)[K::kChannels], C (&products)[K::kChannels]) {
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) sum[c] = products[c] = C{0};
+            for_each_value<K>([&](int u, int v, int c) {
+                const C dy = given(wide<K>(in[1][u], v), c);
+                sum[c] += dy;
+                products[c] = device::fma_of(dy, d(wide<K>(in[0][u], v), c), products[c]);
+            });
+        }
+        // Once more, where a channel's products overflow, with both factors scaled.
+        BNEXT_DEVICE void add_scaled(const Batch<K> (&in)[K::kInputs],
+                                     const C (&sum_before)[K::kChannels],
+                                     const C (&products_before)[K::kChannels]) {
+            C scale[K::kChannels], sum[K::kChannels], products[K::kChannels];
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                scale[c] = is_ordinary(sum_before[c], products_before[c]) ? C{1} : C{kScaleDown};
+            }
+            sum_up(
+                in,
+                [&](C value, int c) {
+                    return device::fma_of(value, scale[c], -center_[c] * scale[c]);
+                },
+                [&](C dy, int c) { return dy * scale[c]; }, sum, products);
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                const double back = back_of(scale[c]);
+                first_[c] += static_cast<double>(sum[c]) * back;
+                second_[c] += static_cast<double>(products[c]) * (back * back);
+            }
+        }
         BNEXT_DEVICE static bool is_ordinary(C sum, C products) {
             if constexpr (sizeof(C) == 8) {
                 return true;
@@ -80,7 +97,7 @@ struct Backward {
     };
 
     BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
-                                         double* coefficients) {
+                                         C* coefficients) {
         using P = typename K::P;
         const double mean = a.statistics[channel];
         const double low = mean - static_cast<double>(static_cast<C>(mean));
@@ -100,34 +117,35 @@ struct Backward {
     }
 
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, double sum_dy,
-                                 double sum_dy_xmu, double* coefficients) {
+                                 double sum_dy_xmu, C* coefficients) {
         using P = typename K::P;
         const double mean = a.statistics[channel];
         const double rstd = a.statistics[3 * a.cut.channels + channel];
         const double center = static_cast<double>(static_cast<C>(mean));
         const double tilt = -rstd * (rstd * (sum_dy_xmu / a.count));
-        coefficients[0] = center;
-        coefficients[1] = tilt;
-        coefficients[2] = sum_dy / a.count + (mean - center) * tilt;
-        coefficients[3] = parameter<P>(a.weight, channel, 1.0) * rstd;
+        coefficients[0] = static_cast<C>(mean);
+        coefficients[1] = static_cast<C>(tilt);
+        coefficients[2] = static_cast<C>(sum_dy / a.count + (mean - center) * tilt);
+        coefficients[3] = static_cast<C>(parameter<P>(a.weight, channel, 1.0) * rstd);
     }
 
     BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool,
-                                             double* coefficients) {
+                                             C* coefficients) {
         set(a, channel, a.sums[channel], a.sums[a.cut.channels + channel], coefficients);
     }
 
     // dx of a value.
     class Formula {
     public:
-        BNEXT_DEVICE explicit Formula(const double* coefficients)
-            : center_(static_cast<C>(coefficients[0])),
-              slope_(static_cast<C>(coefficients[1])),
-              offset_(static_cast<C>(coefficients[2])),
-              scale_(static_cast<C>(coefficients[3])) {}
+        BNEXT_DEVICE Formula() {}
+        BNEXT_DEVICE explicit Formula(const C* coefficients)
+            : center_(coefficients[0]),
+              slope_(coefficients[1]),
+              offset_(coefficients[2]),
+              scale_(coefficients[3]) {}
         BNEXT_DEVICE C operator()(const Batch<K> (&in)[K::kInputs], int u, int v) const {
-            const C d = device::widened(in[0][u].value[v]) - center_;
-            const C g = device::widened(in[1][u].value[v]) - offset_;
+            const C d = wide<K>(in[0][u], v) - center_;
+            const C g = wide<K>(in[1][u], v) - offset_;
             return device::fma_of(d, slope_, g) * scale_;
         }
 

@@ -10,49 +10,58 @@
 
 namespace bnext::cuda {
 
-// Walk::units, whose number a kernel knows when it is compiled.
+// Cursor::units, whose number and layout a kernel knows when it is compiled.
+template <int kUnits, class F>
+void walk_units(const Cursor<1>& cursor, const Cut& cut, Cursor<1>::Operands of, F&& f) {
+    cut.unit_channels == 1 ? cursor.units<kUnits, false>(cut, of, f)
+                           : cursor.units<kUnits, true>(cut, of, f);
+}
 template <class F>
-void walk_units(const Walk& walk, int batch, Index outer_stride, Index along_stride, F&& f) {
-    switch (batch) {
-        case 2: return walk.units<2>(outer_stride, along_stride, f);
-        case 4: return walk.units<4>(outer_stride, along_stride, f);
-        case 8: return walk.units<8>(outer_stride, along_stride, f);
-        case 12: return walk.units<12>(outer_stride, along_stride, f);
+void walk_batch(const Cursor<1>& cursor, const Cut& cut, Cursor<1>::Operands of, F&& f) {
+    switch (cut.batch) {
+        case 2: return walk_units<2>(cursor, cut, of, f);
+        case 4: return walk_units<4>(cursor, cut, of, f);
+        case 8: return walk_units<8>(cursor, cut, of, f);
+        case 12: return walk_units<12>(cursor, cut, of, f);
         default: throw std::logic_error("a batch of another size than kernels have");
     }
 }
 
 // How often each element is read by one phase, in the order outer, channel, inner; 255 and more
-// counts as 255. Throws std::out_of_range for a place outside the array.
-inline std::vector<std::uint8_t> coverage(const LaunchPlan& plan, const Launch& launch) {
+// counts as 255. `downwards`: as the second phase goes. Throws std::out_of_range for a place
+// outside the array.
+inline std::vector<std::uint8_t> coverage(const LaunchPlan& plan, const Launch& launch,
+                                          bool downwards) {
     const Problem& problem = plan.problem;
     const bool planar = problem.layout == Layout::planar;
     const Cut& cut = launch.cut;
-    // An array without gaps, in which an offset says which element it is.
-    const Index outer_stride = problem.channels * problem.inner;
-    const Index channel_stride = planar ? problem.inner : 1;
-    const Index along_stride = planar ? cut.unit : problem.channels;
+    // An array without gaps, of values of one byte, whose address says which element it is.
+    const Strides strides{.outer = problem.channels * problem.inner,
+                          .channel = planar ? problem.inner : 1,
+                          .inner = planar ? 1 : problem.channels};
+    const Operand operand = operand_of(problem.layout, cut, strides, 1);
+    const Operand* const of[1] = {&operand};
     std::vector<std::uint8_t> times(static_cast<std::size_t>(problem.elements()));
     const auto touch = [&](Index place) {
         std::uint8_t& n = times.at(static_cast<std::size_t>(place));
         if (n < 255) ++n;
     };
+    const auto unit = [&](int, bool exists, const Index(&at)[1]) {
+        for (int v = 0; exists && v < cut.unit; ++v) touch(at[0] + v);
+    };
     for (Index block = 0; block < launch.grid; ++block) {
         const Place place = place_of(cut, block);
         for (int thread = 0; thread < cut.threads; ++thread) {
             Walk walk(cut, place.part, thread);
+            if (downwards) walk.go_to_end(cut);
             for (Index slab = place.group; slab < cut.slabs; slab += cut.groups) {
                 const Index channel = cut.channel(slab, thread % cut.columns);
-                const auto unit = [&](int, bool inside, Index offset) {
-                    if (!inside || channel >= cut.channels) return;
-                    for (int v = 0; v < cut.unit; ++v) touch(channel * channel_stride + offset + v);
-                };
-                for (Index b = 0; b < cut.batches; ++b) {
-                    walk_units(walk, cut.batch, outer_stride, along_stride, unit);
-                    walk.next_batch();
+                Cursor<1> cursor(cut, walk, of, channel, channel < cut.channels);
+                for (int b = 0; b < cut.batches; ++b) {
+                    if (downwards) cursor.previous_batch(cut, of);
+                    walk_batch(cursor, cut, of, unit);
+                    if (!downwards) cursor.next_batch(cut, of);
                 }
-                // Back to the beginning, as the second phase goes.
-                for (Index b = 0; b < cut.batches; ++b) walk.previous_batch();
             }
         }
     }

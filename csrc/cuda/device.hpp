@@ -141,6 +141,17 @@ BNEXT_DEVICE float widened(bfloat16 value) {
     return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
 }
 
+// Value v of kCount that lie in one word or more. (Of bfloat16, one instruction each.)
+template <int kCount, class T>
+BNEXT_DEVICE Compute<T> widened_of(const T* values, int v) {
+    if constexpr (DTypeOf<T>::value == DType::bfloat16 && kCount > 1) {
+        const unsigned word = reinterpret_cast<const unsigned*>(values)[v / 2];
+        return __uint_as_float(v % 2 != 0 ? word & 0xffff0000U : word << 16);
+    } else {
+        return widened(values[v]);
+    }
+}
+
 // Rounded to nearest even.
 template <class T>
 BNEXT_DEVICE T narrowed(Compute<T> value) {
@@ -154,6 +165,28 @@ BNEXT_DEVICE T narrowed(Compute<T> value) {
         return result;
     } else {
         return value;
+    }
+}
+
+// The same for kCount of them. (Of 16-bit types, one instruction for two.)
+template <int kCount, class T>
+BNEXT_DEVICE void narrow(T* to, const Compute<T> (&values)[kCount]) {
+    if constexpr (sizeof(T) == 2 && kCount > 1) {
+        BNEXT_UNROLL
+        for (int v = 0; v < kCount; v += 2) {
+            unsigned word;
+            if constexpr (DTypeOf<T>::value == DType::float16) {
+                const __half2 pair = __floats2half2_rn(values[v], values[v + 1]);
+                word = reinterpret_cast<const unsigned&>(pair);
+            } else {
+                const __nv_bfloat162 pair = __floats2bfloat162_rn(values[v], values[v + 1]);
+                word = reinterpret_cast<const unsigned&>(pair);
+            }
+            reinterpret_cast<unsigned*>(to)[v / 2] = word;
+        }
+    } else {
+        BNEXT_UNROLL
+        for (int v = 0; v < kCount; ++v) to[v] = narrowed<T>(values[v]);
     }
 }
 

@@ -44,40 +44,27 @@ struct Forward {
 
         BNEXT_DEVICE void add(const Batch<K> (&in)[K::kInputs], unsigned exists, bool first_batch) {
             if (first_batch) choose_pilots(in[0], exists);
-            units_ += units_of(exists);
-            // A second time where a channel's squares overflow or vanish, with its values scaled.
-            C scale[K::kChannels];
+            C sum[K::kChannels], squares[K::kChannels];
+            if (exists == kAllUnits<K>) {
+                units_ += K::kBatch;
+                sum_up(in[0], [&](int, C value, int c) { return value - pilot_[c]; }, sum, squares);
+            } else {
+                units_ += units_of(exists);
+                sum_up(
+                    in[0],
+                    [&](int u, C value, int c) {
+                        return (exists >> u & 1U) != 0 ? value - pilot_[c] : C{0};
+                    },
+                    sum, squares);
+            }
+            bool ordinary = true;
             BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) scale[c] = C{1};
-            for (bool again = false;; again = true) {
-                C sum[K::kChannels] = {}, squares[K::kChannels] = {};
-                for_each_value<K>([&](int u, int v, int c) {
-                    const C value = device::widened(in[0][u].value[v]);
-                    C d = device::fma_of(value, scale[c], -pilot_[c] * scale[c]);
-                    d = (exists >> u & 1U) != 0 ? d : C{0};
-                    sum[c] += d;
-                    squares[c] = device::fma_of(d, d, squares[c]);
-                });
-                bool ordinary = true;
-                BNEXT_UNROLL
-                for (int c = 0; c < K::kChannels; ++c)
-                    ordinary = ordinary && is_ordinary(squares[c]);
-                if (again || ordinary) {
-                    BNEXT_UNROLL
-                    for (int c = 0; c < K::kChannels; ++c) {
-                        const double back = back_of(scale[c]);
-                        first_[c] += static_cast<double>(sum[c]) * back;
-                        second_[c] += static_cast<double>(squares[c]) * (back * back);
-                    }
-                    return;
-                }
-                BNEXT_UNROLL
-                for (int c = 0; c < K::kChannels; ++c) {
-                    if (is_ordinary(squares[c])) continue;
-                    // (So far from 0, float32 values that differ at all differ by more.)
-                    const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
-                    scale[c] = squares[c] < C{1} ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
-                }
+            for (int c = 0; c < K::kChannels; ++c) ordinary = ordinary && is_ordinary(squares[c]);
+            if (!ordinary) return add_scaled(in[0], exists, squares);
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                first_[c] += static_cast<double>(sum[c]);
+                second_[c] += static_cast<double>(squares[c]);
             }
         }
 
@@ -90,6 +77,44 @@ struct Forward {
         }
 
     private:
+        // Of d(u, value, c) and its square.
+        template <class D>
+        BNEXT_DEVICE static void sum_up(const Batch<K>& x, D&& d, C (&sum)[K::kChannels],
+                                        C (&squares)[K::kChannels]) {
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) sum[c] = squares[c] = C{0};
+            for_each_value<K>([&](int u, int v, int c) {
+                const C one = d(u, wide<K>(x[u], v), c);
+                sum[c] += one;
+                squares[c] = device::fma_of(one, one, squares[c]);
+            });
+        }
+        // Once more, where a channel's squares overflow or vanish, with its values scaled.
+        BNEXT_DEVICE void add_scaled(const Batch<K>& x, unsigned exists,
+                                     const C (&before)[K::kChannels]) {
+            C scale[K::kChannels], sum[K::kChannels], squares[K::kChannels];
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                scale[c] = C{1};
+                if (is_ordinary(before[c])) continue;
+                // (So far from 0, float32 values that differ at all differ by more.)
+                const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
+                scale[c] = before[c] < C{1} ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
+            }
+            sum_up(
+                x,
+                [&](int u, C value, int c) {
+                    const C d = device::fma_of(value, scale[c], -pilot_[c] * scale[c]);
+                    return (exists >> u & 1U) != 0 ? d : C{0};
+                },
+                sum, squares);
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                const double back = back_of(scale[c]);
+                first_[c] += static_cast<double>(sum[c]) * back;
+                second_[c] += static_cast<double>(squares[c]) * (back * back);
+            }
+        }
         BNEXT_DEVICE static int units_of(unsigned exists) {
             int units = 0;
             BNEXT_UNROLL
@@ -103,7 +128,7 @@ struct Forward {
             static_assert(K::kBatch >= 3);
             C sum[3][K::kChannels] = {};
             for_each_value<K>([&](int u, int v, int c) {
-                if (u < 3) sum[u][c] += device::widened(x[u].value[v]);  // 0: there is none
+                if (u < 3) sum[u][c] += wide<K>(x[u], v);  // 0: there is none
             });
             const int units = units_of(exists);
             const C n = static_cast<C>((units > 0 && units < 3 ? units : 1) * K::kPerChannel);
@@ -135,7 +160,7 @@ struct Forward {
 
     // From the sums of a whole channel to its statistics; written once, by the block that `writes`.
     BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
-                                         double* coefficients) {
+                                         C* coefficients) {
         using P = typename K::P;
         const double mean = total.pilot + total.first / total.n;
         double m2 = total.second - total.first * (total.first / total.n);
@@ -159,19 +184,20 @@ struct Forward {
     }
 
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, double mean, double rstd,
-                                 double* coefficients) {
+                                 C* coefficients) {
         using P = typename K::P;
         const double center = static_cast<double>(static_cast<C>(mean));
         const double scale = parameter<P>(a.weight, channel, 1.0) * rstd;
-        coefficients[0] = center;
-        coefficients[1] = scale;
-        coefficients[2] = parameter<P>(a.bias, channel, 0.0) - (mean - center) * scale;
+        coefficients[0] = static_cast<C>(mean);
+        coefficients[1] = static_cast<C>(scale);
+        coefficients[2] =
+            static_cast<C>(parameter<P>(a.bias, channel, 0.0) - (mean - center) * scale);
     }
 
     // The second phase alone: coefficients from statistics of an earlier launch, or from given
     // ones.
     BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool writes,
-                                             double* coefficients) {
+                                             C* coefficients) {
         using P = typename K::P;
         const double* const row = a.statistics + channel;
         if (a.source == Statistics::saved) {
@@ -202,12 +228,11 @@ struct Forward {
     // y of a value.
     class Formula {
     public:
-        BNEXT_DEVICE explicit Formula(const double* coefficients)
-            : center_(static_cast<C>(coefficients[0])),
-              scale_(static_cast<C>(coefficients[1])),
-              shift_(static_cast<C>(coefficients[2])) {}
+        BNEXT_DEVICE Formula() {}
+        BNEXT_DEVICE explicit Formula(const C* coefficients)
+            : center_(coefficients[0]), scale_(coefficients[1]), shift_(coefficients[2]) {}
         BNEXT_DEVICE C operator()(const Batch<K> (&in)[K::kInputs], int u, int v) const {
-            return device::fma_of(device::widened(in[0][u].value[v]) - center_, scale_, shift_);
+            return device::fma_of(wide<K>(in[0][u], v) - center_, scale_, shift_);
         }
 
     private:

@@ -16,11 +16,16 @@
 
 namespace bnext::cuda {
 
-template <class K, class F>
-BNEXT_DEVICE void for_each_input(const Arguments& a, F&& f) {
-    f(0, a.x);
-    if constexpr (K::kInputs == 2) f(1, a.dy);
-}
+// The arrays that a kernel reads.
+template <class K>
+struct Inputs {
+    const Operand* of[K::kInputs];
+
+    BNEXT_DEVICE explicit Inputs(const Arguments& a) {
+        of[0] = &a.x;
+        if constexpr (K::kInputs == 2) of[1] = &a.dy;
+    }
+};
 
 // A part's batches one after the other, by way of shared memory, several asked for before the first
 // is used: those that are kept, to slots of their own; the others through a ring of slots. Where
@@ -34,83 +39,151 @@ public:
     BNEXT_DEVICE Batches(const Arguments& a, const Walk& walk, unsigned char* shared, Index channel,
                          bool active)
         : a_(a),
-          shared_(shared),
-          channel_(channel),
-          active_(active),
-          ahead_(walk),
-          next_(kUpwards ? 0 : a.cut.batches - 1) {
+          inputs_(a),
+          shared_(slots_of_thread<K>(shared)),
+          ahead_(a.cut, walk, inputs_.of, channel, active),
+          next_(kUpwards ? 0 : a.cut.batches - 1),
+          left_(ahead_.left()) {
         if constexpr (kAsync) {
             BNEXT_UNROLL_BY(1)
             for (int i = 0; i < K::kAhead; ++i) fetch_next(!kUpwards);
         }
     }
 
-    // Batch b, the next one; `walk` is there.
-    BNEXT_DEVICE unsigned take(Batch<K> (&in)[K::kInputs], const Walk& walk, Index b) {
-        const bool keeps = b < a_.kept;
-        if (kAsync || (keeps && !kUpwards)) {
-            if constexpr (kAsync) device::wait_for_copies<K::kAhead - 1>();
-            const int slot = slot_of_batch(b);
+    // Batch b, the next one. Which of its units exist, as bits; the others are 0. (Downwards nobody
+    // asks which.)
+    BNEXT_DEVICE unsigned take(Batch<K> (&in)[K::kInputs], int b) {
+        unsigned exists = kAllUnits<K>;
+        if (kUpwards && left_ <= a_.cut.last_step) {
+            exists = 0;
             BNEXT_UNROLL
-            for (int i = 0; i < K::kInputs; ++i) recall_batch<K>(in[i], shared_, i, slot);
-            if constexpr (kAsync) fetch_next(false);
-            return units_of_batch<K>(walk, active_);
+            for (int u = 0; u < K::kBatch; ++u) {
+                if (left_ > u * a_.cut.rows) exists |= 1U << u;
+            }
         }
-        unsigned exists = 0;
-        for_each_input<K>(a_, [&](int i, const Operand& operand) {
-            exists = load_batch<K>(in[i], operand, channel_ * operand.channel, walk, active_);
-            if (keeps) keep_batch<K>(in[i], shared_, i, static_cast<int>(b));
-        });
+        left_ -= a_.cut.batch_rows;
+        if constexpr (kAsync) {
+            device::wait_for_copies<K::kAhead - 1>();
+            recall(in, b);
+            fetch_next(false);
+        } else {
+            if (!kUpwards) ahead_.previous_batch(a_.cut, inputs_.of);
+            const bool keeps = b < a_.kept;
+            if (keeps && !kUpwards) {
+                recall(in, b);
+            } else {
+                load(in);
+                if (keeps) keep(in, b);
+            }
+            if (kUpwards) ahead_.next_batch(a_.cut, inputs_.of);
+        }
         return exists;
     }
 
 private:
-    static constexpr bool kAsync = device::kCopiesAsync<typename K::U>;
+    using U = typename K::U;
+    static constexpr bool kAsync = device::kCopiesAsync<U>;
+    static_assert((K::kAhead & (K::kAhead - 1)) == 0);
 
-    BNEXT_DEVICE int slot_of_batch(Index b) const {
-        return static_cast<int>(b < a_.kept ? b : a_.kept + (b - a_.kept) % K::kAhead);
+    BNEXT_DEVICE U* slot_of_batch(int b) const {
+        const int slot = b < a_.kept ? b : a_.kept + ((b - a_.kept) & (K::kAhead - 1));
+        return shared_ + slot * (K::kInputs * K::kBatch) * device::threads();
+    }
+    BNEXT_DEVICE void recall(Batch<K> (&in)[K::kInputs], int b) const {
+        const U* const slot = slot_of_batch(b);
+        BNEXT_UNROLL
+        for (int i = 0; i < K::kInputs; ++i) {
+            BNEXT_UNROLL
+            for (int u = 0; u < K::kBatch; ++u) in[i][u] = slot[place_in_slot<K>(i, u)];
+        }
+    }
+    BNEXT_DEVICE void keep(const Batch<K> (&in)[K::kInputs], int b) const {
+        U* const slot = slot_of_batch(b);
+        BNEXT_UNROLL
+        for (int i = 0; i < K::kInputs; ++i) {
+            BNEXT_UNROLL
+            for (int u = 0; u < K::kBatch; ++u) slot[place_in_slot<K>(i, u)] = in[i][u];
+        }
+    }
+    BNEXT_DEVICE void load(Batch<K> (&in)[K::kInputs]) const {
+        for_each_unit([&](int u, bool exists, const Index(&at)[K::kInputs]) {
+            BNEXT_UNROLL
+            for (int i = 0; i < K::kInputs; ++i) {
+                in[i][u] = U{};
+                if (exists) in[i][u] = device::load(reinterpret_cast<const U*>(at[i]));
+            }
+        });
     }
     // Downwards, what is kept and what the ring has already is not asked for.
     BNEXT_DEVICE void fetch_next(bool has_it) {
-        if (!kUpwards) ahead_.previous_batch();
+        if (!kUpwards) ahead_.previous_batch(a_.cut, inputs_.of);
         if (kUpwards ? next_ < a_.cut.batches : (next_ >= a_.kept && !has_it)) {
-            const int slot = slot_of_batch(next_);
-            for_each_input<K>(a_, [&](int i, const Operand& operand) {
-                fetch_batch<K>(operand, channel_ * operand.channel, ahead_, active_, shared_, i,
-                               slot);
+            U* const slot = slot_of_batch(next_);
+            for_each_unit([&](int u, bool exists, const Index(&at)[K::kInputs]) {
+                BNEXT_UNROLL
+                for (int i = 0; i < K::kInputs; ++i) {
+                    U* const to = slot + place_in_slot<K>(i, u);
+                    if (exists) {
+                        device::copy_async(to, reinterpret_cast<const U*>(at[i]));
+                    } else {
+                        *to = U{};
+                    }
+                }
             });
         }
-        if (kUpwards) ahead_.next_batch();
+        if (kUpwards) ahead_.next_batch(a_.cut, inputs_.of);
         next_ += kUpwards ? 1 : -1;
         device::commit_copies();  // an empty group too: waiting counts them
     }
+    template <class F>
+    BNEXT_DEVICE void for_each_unit(F&& f) const {
+        ahead_.template units<K::kBatch, K::kMayBeStraight>(a_.cut, inputs_.of, f);
+    }
 
     const Arguments& a_;
-    unsigned char* shared_;
-    Index channel_;
-    bool active_;
-    Walk ahead_;
-    Index next_;
+    const Inputs<K> inputs_;
+    U* shared_;
+    Cursor<K::kInputs> ahead_;  // at batch next_
+    int next_;
+    int left_;  // of the batch to be taken
 };
 
-template <class K, class Operation>
-BNEXT_DEVICE void write_output(const Batch<K> (&in)[K::kInputs], const Arguments& a,
-                               const double* coefficients, Index channel, const Walk& walk,
-                               bool active) {
-    Batch<K> out;
-    BNEXT_UNROLL
-    for (int c = 0; c < K::kChannels; ++c) {
-        const typename Operation::Formula formula(coefficients + c * kCoefficients);
+// The results of a part's batches, in the same order.
+template <class K, class Operation, bool kUpwards>
+class Results {
+public:
+    BNEXT_DEVICE Results(const Arguments& a, const Walk& walk, Index channel, bool active,
+                         const typename K::C* coefficients)
+        : a_(a), of_{&a.out}, at_(a.cut, walk, of_, channel, active) {
         BNEXT_UNROLL
-        for (int u = 0; u < K::kBatch; ++u) {
-            BNEXT_UNROLL
-            for (int v = c; v < K::V; v += K::kChannels) {
-                out[u].value[v] = device::narrowed<typename K::T>(formula(in, u, v));
-            }
-        }
+        for (int c = 0; c < K::kChannels; ++c)
+            formula_[c] = Formula(coefficients + c * kCoefficients);
     }
-    store_batch<K>(out, a.out, channel * a.out.channel, walk, active);
-}
+
+    BNEXT_DEVICE void write(const Batch<K> (&in)[K::kInputs]) {
+        if (!kUpwards) at_.previous_batch(a_.cut, of_);
+        at_.template units<K::kBatch, K::kMayBeStraight>(
+            a_.cut, of_, [&](int u, bool exists, const Index(&at)[1]) {
+                typename K::C values[K::V];
+                BNEXT_UNROLL
+                for (int v = 0; v < K::V; ++v) {
+                    values[v] = formula_[K::kChannels == 1 ? 0 : v](in, u, v);
+                }
+                typename K::U out;
+                device::narrow<K::V>(out.value, values);
+                if (exists) device::store_once(reinterpret_cast<typename K::U*>(at[0]), out);
+            });
+        if (kUpwards) at_.next_batch(a_.cut, of_);
+    }
+
+private:
+    using Formula = typename Operation::Formula;
+
+    const Arguments& a_;
+    const Operand* const of_[1];
+    Cursor<1> at_;
+    Formula formula_[K::kChannels];
+};
 
 template <class K, class Operation>
 BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
@@ -120,8 +193,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     unsigned char* const data = device::shared_memory();
     const SharedPlaces shared =
         shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
-    Walk walk(cut, place.part, device::thread());
-    const Index batches = cut.batches;
+    const Walk begin(cut, place.part, device::thread());
+    Walk end = begin;
+    end.go_to_end(cut);
     int turn = 0;
     for (Index slab = place.group; slab < cut.slabs; slab += cut.groups, turn ^= 1) {
         const Index channel = cut.channel(slab, column);
@@ -130,15 +204,16 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
         Sums own[K::kChannels];
         {
             typename Operation::Accumulator sums(a, channel, active);
-            Batches<K, true> upwards(a, walk, data, channel, active);
-            for (Index b = 0; b < batches; ++b) {
-                const unsigned exists = upwards.take(in, walk, b);
+            Batches<K, true> upwards(a, begin, data, channel, active);
+            BNEXT_UNROLL_BY(1)
+            for (int b = 0; b < cut.batches; ++b) {
+                const unsigned exists = upwards.take(in, b);
                 sums.add(in, exists, b == 0);
-                walk.next_batch();
             }
             sums.take(own);
         }
         Sums* const of_block = shared.of_block + turn * cut.slab_channels();
+        auto* const coefficients = reinterpret_cast<typename K::C*>(shared.coefficients);
         merge_block(cut, own, shared.scratch, of_block);
         if (a.exchange == Exchange::cluster) device::cluster_barrier();
         if (a.exchange == Exchange::grid) {
@@ -155,17 +230,17 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             const Index of_problem = cut.channel(slab, 0) + c;
             if (of_problem < cut.channels) {
                 Operation::finish(a, of_problem, total, place.part == 0,
-                                  shared.coefficients + c * kCoefficients);
+                                  coefficients + c * kCoefficients);
             }
         }
         device::block_barrier();
-        const double* const coefficients =
-            shared.coefficients + column * K::kChannels * kCoefficients;
-        Batches<K, false> downwards(a, walk, data, channel, active);
-        for (Index b = batches; b-- > 0;) {
-            walk.previous_batch();
-            downwards.take(in, walk, b);
-            write_output<K, Operation>(in, a, coefficients, channel, walk, active);
+        Batches<K, false> downwards(a, end, data, channel, active);
+        Results<K, Operation, false> results(a, end, channel, active,
+                                             coefficients + column * K::kChannels * kCoefficients);
+        BNEXT_UNROLL_BY(1)
+        for (int b = cut.batches; b-- > 0;) {
+            downwards.take(in, b);
+            results.write(in);
         }
     }
     // Its shared memory may still be read by others of the cluster.
@@ -182,14 +257,14 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     unsigned char* const data = device::shared_memory();
     const SharedPlaces shared =
         shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
-    Walk walk(cut, place.part, device::thread());
+    const Walk begin(cut, place.part, device::thread());
     Batch<K> in[K::kInputs];
     typename Operation::Accumulator sums(a, channel, active);
-    Batches<K, true> upwards(a, walk, data, channel, active);
-    for (Index b = 0; b < cut.batches; ++b) {
-        const unsigned exists = upwards.take(in, walk, b);
+    Batches<K, true> upwards(a, begin, data, channel, active);
+    BNEXT_UNROLL_BY(1)
+    for (int b = 0; b < cut.batches; ++b) {
+        const unsigned exists = upwards.take(in, b);
         sums.add(in, exists, b == 0);
-        walk.next_batch();
     }
     Sums own[K::kChannels];
     sums.take(own);
@@ -219,7 +294,10 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply(BNEXT_CONSTANT Arguments a) {
     const bool active = channel < cut.channels;
     unsigned char* const data = device::shared_memory();
     auto* const coefficients =
-        reinterpret_cast<double*>(data + bytes_of_slots<K>(device::threads(), a.slots));
+        reinterpret_cast<typename K::C*>(data + bytes_of_slots<K>(device::threads(), a.slots));
+    // The first batches come while the coefficients are made.
+    const Walk begin(cut, place.part, device::thread());
+    Batches<K, true> upwards(a, begin, data, channel, active);
     for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
         const Index of_problem = cut.channel(slab, 0) + c;
         if (of_problem < cut.channels) {
@@ -228,14 +306,13 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply(BNEXT_CONSTANT Arguments a) {
         }
     }
     device::block_barrier();
-    Walk walk(cut, place.part, device::thread());
     Batch<K> in[K::kInputs];
-    Batches<K, true> upwards(a, walk, data, channel, active);
-    for (Index b = 0; b < cut.batches; ++b) {
-        upwards.take(in, walk, b);
-        write_output<K, Operation>(in, a, coefficients + column * K::kChannels * kCoefficients,
-                                   channel, walk, active);
-        walk.next_batch();
+    Results<K, Operation, true> results(a, begin, channel, active,
+                                        coefficients + column * K::kChannels * kCoefficients);
+    BNEXT_UNROLL_BY(1)
+    for (int b = 0; b < cut.batches; ++b) {
+        upwards.take(in, b);
+        results.write(in);
     }
 }
 

@@ -6,10 +6,11 @@
 namespace bnext::cuda {
 namespace {
 
-Operand operand(const LaunchPlan& plan, std::size_t number, void* data) {
-    const Strides& s = plan.strides[number];
-    const bool planar = plan.problem.layout == Layout::planar;
-    return {data, s.outer, s.channel, planar ? plan.first.cut.unit : s.inner};
+Operand operand(const LaunchPlan& plan, const Cut& cut, std::size_t number, void* data) {
+    Operand operand =
+        operand_of(plan.problem.layout, cut, plan.strides[number], size_of(plan.problem.dtype));
+    operand.data = data;
+    return operand;
 }
 
 Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars) {
@@ -99,13 +100,16 @@ void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& sc
                   runtime::Stream stream) {
     Arguments a = arguments_of(plan, at, scalars);
     const bool forward = plan.operation < Operation::backward;
-    a.x = operand(plan, 0, at.x);
-    if (forward) {
-        if (at.y != nullptr) a.out = operand(plan, 1, at.y);
-    } else {
-        a.dy = operand(plan, 1, at.dy);
-        if (at.dx != nullptr) a.out = operand(plan, 2, at.dx);
-    }
+    const auto cut_by = [&](const Cut& cut) {
+        a.cut = cut;
+        a.x = operand(plan, cut, 0, at.x);
+        if (forward) {
+            if (at.y != nullptr) a.out = operand(plan, cut, 1, at.y);
+        } else {
+            a.dy = operand(plan, cut, 1, at.dy);
+            if (at.dx != nullptr) a.out = operand(plan, cut, 2, at.dx);
+        }
+    };
     if (plan.operation == Operation::normalize) {
         a.source = scalars.wide_statistics ? Statistics::wide : Statistics::given;
     }
@@ -115,7 +119,7 @@ void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& sc
             reinterpret_cast<double*>(static_cast<unsigned char*>(at.workspace) + plan.sums_at);
     }
     if (plan.counters_bytes > 0) runtime::zero(a.counters, plan.counters_bytes, stream);
-    a.cut = plan.first.cut;
+    cut_by(plan.first.cut);
     a.kept = plan.first.kept;
     a.slots = plan.first.slots;
     a.shares = plan.first.shares;
@@ -123,7 +127,7 @@ void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& sc
     runtime::run(first_kernel<T>(plan), plan.first, a, stream);
     if (plan.second.grid == 0) return;
 
-    a.cut = plan.second.cut;
+    cut_by(plan.second.cut);
     a.kept = 0;
     a.slots = plan.second.slots;
     a.exchange = Exchange::none;

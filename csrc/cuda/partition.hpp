@@ -9,6 +9,7 @@
 //   part      a run of a slab's positions: what one block has. The parts of a slab wait for each
 //             other
 //   step      of a block: each of its threads takes one unit; `threads / columns` positions
+//   batch     several steps: what a thread loads, sums and writes together
 #pragma once
 
 #include "core/problem.hpp"
@@ -17,6 +18,8 @@
 namespace bnext::cuda {
 
 inline constexpr Index kLongestPart = Index{1} << 30;
+// Farther than a thread goes in a part, also with the batches that it asks for beyond the end.
+inline constexpr Index kFar = kLongestPart + (Index{1} << 20);
 
 // A kernel finds all of this where constants are, and keeps none of it in registers.
 struct Cut {
@@ -25,7 +28,7 @@ struct Cut {
     Index channels;   // of the problem
     Index slabs;
     Index groups;       // slabs worked on at the same time; each group takes every groups-th
-    Index batches;      // that it takes to go through any part
+    int batches;        // that it takes to go through any part
     int columns;        // units across a slab
     int unit;           // values of a unit
     int unit_channels;  // channels of a unit: 1 or `unit`
@@ -33,18 +36,25 @@ struct Cut {
     int threads;        // of a block
     int rows;           // positions of a step: threads / columns
     int batch;          // steps of a batch
-    int step_outer, step_along;    // a step as outer and run indices
-    int batch_outer, batch_along;  // a batch likewise
+    int last_step;      // positions from a batch's first step to its last
+    int batch_rows;     // positions of a batch
+    int near_run;       // positions of a run, no more than a thread can see of it
+    int step_along;     // what a step leaves of whole runs
+    int batch_along;    // a batch likewise
+    bool straight;      // one run, so that no step goes over its end
+    Index walk_outer, walk_along;  // all batches, as outer and run indices
 
     // What follows from the rest.
     void complete() {
         rows = threads / columns;
-        const Index positions_of_batch = Index{rows} * batch;
-        batches = (part_end(0) + positions_of_batch - 1) / positions_of_batch;
-        step_outer = static_cast<int>(rows / run);
+        last_step = rows * (batch - 1);
+        batch_rows = rows * batch;
+        batches = static_cast<int>((part_end(0) + batch_rows - 1) / batch_rows);
+        near_run = static_cast<int>(run < kFar ? run : kFar);
         step_along = static_cast<int>(rows % run);
-        batch_outer = static_cast<int>(positions_of_batch / run);
-        batch_along = static_cast<int>(positions_of_batch % run);
+        batch_along = static_cast<int>(batch_rows % run);
+        walk_outer = Index{batches} * batch_rows / run;
+        walk_along = Index{batches} * batch_rows % run;
     }
     BNEXT_HOST_DEVICE int slab_channels() const { return columns * unit_channels; }
     // Part 0 is the longest; no other has more than one position fewer.
@@ -68,64 +78,131 @@ BNEXT_HOST_DEVICE Place place_of(const Cut& cut, Index block) {
     return {block / cut.parts, static_cast<int>(block % cut.parts)};
 }
 
-// Where a thread is: at which outer and run index, and how far from its part's end. Goes from batch
-// to batch without dividing.
-class Walk {
-public:
-    BNEXT_HOST_DEVICE Walk(const Cut& cut, int part, int thread) : cut_(cut) {
+// An array as a launch walks it: strides in bytes.
+struct Operand {
+    void* data = nullptr;
+    Index channel = 0;
+    Index outer = 0;
+    Index along = 0;  // from a position of a run to the next one
+    // For Cursor: a step or a batch, without the ends of runs that it goes over; and such an end.
+    Index step = 0;
+    Index batch = 0;
+    Index wrap = 0;
+
+    // What follows from the rest.
+    void complete(const Cut& cut) {
+        step = cut.rows / cut.run * outer + cut.step_along * along;
+        batch = cut.batch_rows / cut.run * outer + cut.batch_along * along;
+        wrap = outer - cut.run * along;
+    }
+};
+
+// Where a thread is at a part's beginning, or behind its last batch.
+struct Walk {
+    Index outer;
+    Index along;
+    int left;  // positions of the part from here on; 0 and less behind its end
+
+    BNEXT_HOST_DEVICE Walk(const Cut& cut, int part, int thread) {
         const Index position = cut.part_begin(part) + thread / cut.columns;
-        left_ = static_cast<int>(cut.part_end(part) - position);
-        outer_ = position / cut.run;
-        along_ = position % cut.run;
+        left = static_cast<int>(cut.part_end(part) - position);
+        outer = position / cut.run;
+        along = position % cut.run;
     }
-
-    BNEXT_HOST_DEVICE void next_batch() {
-        left_ -= cut_.rows * cut_.batch;
-        outer_ += cut_.batch_outer;
-        along_ += cut_.batch_along;
-        if (along_ >= cut_.run) {
-            along_ -= cut_.run;
-            ++outer_;
+    BNEXT_HOST_DEVICE void go_to_end(const Cut& cut) {
+        left -= cut.batches * cut.batch_rows;
+        outer += cut.walk_outer;
+        along += cut.walk_along;
+        if (along >= cut.run) {
+            along -= cut.run;
+            ++outer;
         }
     }
-    BNEXT_HOST_DEVICE void previous_batch() {
-        left_ += cut_.rows * cut_.batch;
-        outer_ -= cut_.batch_outer;
-        along_ -= cut_.batch_along;
-        if (along_ < 0) {
-            along_ += cut_.run;
-            --outer_;
+    BNEXT_HOST_DEVICE Index offset(const Operand& operand) const {
+        return outer * operand.outer + along * operand.along;
+    }
+};
+
+// A thread's way through N arrays at once, from batch to batch and from unit to unit: addresses
+// only advance, by strides that the host has made, and nothing is multiplied on the way.
+template <int N>
+class Cursor {
+public:
+    using Operands = const Operand* const (&)[N];
+
+    // A thread that is not `active` has no channel, and so no position `left`.
+    BNEXT_HOST_DEVICE Cursor(const Cut& cut, const Walk& walk, Operands of, Index channel,
+                             bool active)
+        : left_(walk.left) {
+        if (!active) left_ = walk.left > 0 ? 0 : -cut.batches * cut.batch_rows;
+        const Index rest = cut.run - walk.along;
+        ahead_ = static_cast<int>(rest < kFar ? rest : kFar);
+        for (int i = 0; i < N; ++i) {
+            at_[i] = reinterpret_cast<Index>(of[i]->data) + channel * of[i]->channel +
+                     walk.offset(*of[i]);
         }
     }
 
-    // The units of a batch one by one: f(u, exists, offset), the offset in elements from the slab's
-    // column on, in an array of those strides. Unrolled where f has an array of registers; else it
-    // takes fewer of them.
+    BNEXT_HOST_DEVICE void next_batch(const Cut& cut, Operands of) {
+        left_ -= cut.batch_rows;
+        ahead_ -= cut.batch_along;
+        const bool over = ahead_ <= 0;
+        if (over) ahead_ += cut.near_run;
+        BNEXT_UNROLL
+        for (int i = 0; i < N; ++i) at_[i] += of[i]->batch + (over ? of[i]->wrap : 0);
+    }
+    BNEXT_HOST_DEVICE void previous_batch(const Cut& cut, Operands of) {
+        left_ += cut.batch_rows;
+        ahead_ += cut.batch_along;
+        const bool under = ahead_ > cut.near_run;
+        if (under) ahead_ -= cut.near_run;
+        BNEXT_UNROLL
+        for (int i = 0; i < N; ++i) at_[i] -= of[i]->batch + (under ? of[i]->wrap : 0);
+    }
+
+    // Positions of the part from here on; 0 and less behind its end.
+    [[nodiscard]] BNEXT_HOST_DEVICE int left() const { return left_; }
+
+    // The units of a batch one by one: f(u, exists, addresses). `kStraight`: compiled for straight
+    // cuts too, which are most of those that are not planar; what is left takes the way of batches
+    // that are not full.
     BNEXT_ANY_CALLEE
-    template <int kUnits, bool kUnrolled = true, class F>
-    BNEXT_HOST_DEVICE void units(Index outer_stride, Index along_stride, F&& f) const {
-        const Index step = cut_.step_outer * outer_stride + cut_.step_along * along_stride;
-        const Index wrap = outer_stride - cut_.run * along_stride;
-        int left = left_;
-        Index along = along_;
-        Index offset = outer_ * outer_stride + along_ * along_stride;
-        BNEXT_UNROLL_BY(kUnrolled ? kUnits : 1)
-        for (int u = 0; u < kUnits; ++u) {
-            f(u, left > 0, offset);
-            left -= cut_.rows;
-            along += cut_.step_along;
-            offset += step;
-            if (along >= cut_.run) {
-                along -= cut_.run;
-                offset += wrap;
-            }
+    template <int kUnits, bool kStraight, class F>
+    BNEXT_HOST_DEVICE void units(const Cut& cut, Operands of, F&& f) const {
+        if (left_ > cut.last_step && (!kStraight || cut.straight)) {
+            walk<kUnits, true, kStraight>(cut, of, f);
+        } else {
+            walk<kUnits, false, false>(cut, of, f);
         }
     }
 
 private:
-    const Cut& cut_;
-    int left_;  // positions of the part from here on; 0 and less behind its end
-    Index outer_, along_;
+    BNEXT_ANY_CALLEE
+    template <int kUnits, bool kFull, bool kStraight, class F>
+    BNEXT_HOST_DEVICE void walk(const Cut& cut, Operands of, F&& f) const {
+        int left = left_, ahead = ahead_;
+        Index at[N];
+        BNEXT_UNROLL
+        for (int i = 0; i < N; ++i) at[i] = at_[i];
+        BNEXT_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+            f(u, kFull || left > 0, at);
+            if (u + 1 == kUnits) break;
+            left -= cut.rows;
+            bool over = false;
+            if (!kStraight) {
+                ahead -= cut.step_along;
+                over = ahead <= 0;
+                if (over) ahead += cut.near_run;
+            }
+            BNEXT_UNROLL
+            for (int i = 0; i < N; ++i) at[i] += of[i]->step + (over ? of[i]->wrap : 0);
+        }
+    }
+
+    int left_;
+    int ahead_;  // positions of the run from here on
+    Index at_[N];
 };
 
 }  // namespace bnext::cuda

@@ -91,6 +91,22 @@ int widest_unit(const Description& description, std::span<const std::uint64_t> a
     return 1;
 }
 
+// Positions of an array that is not planar lie at equal distances where no outer index leaves a
+// gap: then all of them are one run.
+Description in_one_run(const Description& description, std::size_t operands) {
+    Description one = description;
+    Problem& p = one.problem;
+    if (p.layout == Layout::planar || p.outer == 1) return one;
+    for (std::size_t k = 0; k < operands; ++k) {
+        Strides& s = one.strides[k];
+        if (p.inner == 1) s.inner = s.outer;
+        if (s.outer != p.inner * s.inner) return description;
+    }
+    p.inner *= p.outer;
+    p.outer = 1;
+    return one;
+}
+
 // The cut into slabs, still with one part.
 class Cutter {
 public:
@@ -102,6 +118,7 @@ public:
         cut_.channels = problem.channels;
         cut_.run = planar_ ? problem.inner / shape_.unit : problem.inner;
         cut_.positions = problem.outer * cut_.run;
+        cut_.straight = problem.outer == 1;
         const Index units = divided_up(problem.channels, shape_.unit_channels);
         const Index most = tuning::kColumnBytes / shape_.unit_bytes;
         cut_.columns =
@@ -360,6 +377,15 @@ bool reduces_alone(Operation operation) {
 
 }  // namespace
 
+Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes) {
+    Operand operand;
+    operand.channel = strides.channel * value_bytes;
+    operand.outer = strides.outer * value_bytes;
+    operand.along = (layout == Layout::planar ? cut.unit : strides.inner) * value_bytes;
+    operand.complete(cut);
+    return operand;
+}
+
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
                             std::optional<Path> forced) {
@@ -372,8 +398,9 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
                 "limits: expected those of a device");
     LaunchPlan plan;
     plan.operation = operation;
-    plan.problem = description.problem;
-    plan.strides = description.strides;
+    const Description walked = in_one_run(description, addresses.size());
+    plan.problem = walked.problem;
+    plan.strides = walked.strides;
     const int unit = widest_unit(description, addresses);
     const int inputs = inputs_of(operation);
     const Cutter cutter(plan.problem, unit, inputs);

@@ -82,6 +82,9 @@ struct LaunchPlan {
     Index workspace_bytes = 0;
 };
 
+// An array as a launch with that cut walks it, still without an address.
+Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes);
+
 // Throws std::invalid_argument: "layout: ..." where the arrays have to be copied first, "path: ..."
 // where a forced path cannot do this.
 LaunchPlan make_launch_plan(Operation operation, const Description& description,

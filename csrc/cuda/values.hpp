@@ -1,5 +1,5 @@
-// Units of data: V values of T that are read and written as one access, and what a thread does with
-// a batch of them.
+// Units of data: V values of T that are read and written as one access, batches of them, and where
+// those lie in shared memory.
 #pragma once
 
 #include "cuda/arguments.hpp"
@@ -27,10 +27,19 @@ struct Kind {
     static constexpr KernelShape kShape = kernel_shape(DTypeOf<T>::value, L, V, I);
     static constexpr int kBatch = kShape.batch;  // units
     static constexpr int kAhead = kShape.ahead;  // batches
+    static constexpr bool kMayBeStraight = L == Layout::interleaved;
 };
 
 template <class K>
 using Batch = typename K::U[K::kBatch];
+template <class K>
+inline constexpr unsigned kAllUnits = (1U << K::kBatch) - 1;  // as bits
+
+// Value v of a unit, in the arithmetic's type.
+template <class K>
+BNEXT_DEVICE typename K::C wide(const typename K::U& unit, int v) {
+    return device::widened_of<K::V>(unit.value, v);
+}
 
 // A batch's values, as sums take them: batch[u].value[v] is of channel v % kChannels.
 template <class K, class F>
@@ -42,78 +51,21 @@ BNEXT_DEVICE void for_each_value(F&& f) {
     }
 }
 
+// A batch's place in shared memory, by its number. Units of a warp lie side by side, so that all of
+// a thread's are at distances known to the compiler. No other thread touches them, so that nothing
+// has to be waited for.
 template <class K>
-BNEXT_DEVICE unsigned units_of_batch(const Walk& walk, bool active) {
-    unsigned exists = 0;
-    walk.units<K::kBatch>(0, 0, [&](int u, bool inside, Index) {
-        if (active && inside) exists |= 1U << u;
-    });
-    return exists;
-}
-
-// Which units of a batch exist, as bits; the others are 0.
+inline constexpr int kUnitsOfWarp = kWarp * K::kBatch * K::kInputs;
 template <class K>
-BNEXT_DEVICE unsigned load_batch(Batch<K>& batch, const Operand& operand, Index first,
-                                 const Walk& walk, bool active) {
-    const auto* const data = static_cast<const typename K::T*>(operand.data) + first;
-    unsigned exists = 0;
-    walk.units<K::kBatch>(operand.outer, operand.along, [&](int u, bool inside, Index offset) {
-        batch[u] = typename K::U{};
-        if (active && inside) {
-            batch[u] = device::load(reinterpret_cast<const typename K::U*>(data + offset));
-            exists |= 1U << u;
-        }
-    });
-    return exists;
-}
-
-template <class K>
-BNEXT_DEVICE void store_batch(const Batch<K>& batch, const Operand& operand, Index first,
-                              const Walk& walk, bool active) {
-    auto* const data = static_cast<typename K::T*>(operand.data) + first;
-    walk.units<K::kBatch>(operand.outer, operand.along, [&](int u, bool inside, Index offset) {
-        if (active && inside) {
-            device::store_once(reinterpret_cast<typename K::U*>(data + offset), batch[u]);
-        }
-    });
-}
-
-// A thread's place in shared memory for a batch, by the slot's number. No other thread touches it,
-// so that nothing has to be waited for.
-template <class K>
-BNEXT_DEVICE typename K::U* slot_of(unsigned char* shared, int input, int slot) {
-    auto* const units = reinterpret_cast<typename K::U*>(shared);
-    return units + ((slot * K::kInputs + input) * K::kBatch) * device::threads() + device::thread();
+BNEXT_DEVICE typename K::U* slots_of_thread(unsigned char* shared) {
+    const int thread = device::thread();
+    return reinterpret_cast<typename K::U*>(shared) + thread / kWarp * kUnitsOfWarp<K> +
+           thread % kWarp;
 }
 template <class K>
-BNEXT_DEVICE void keep_batch(const Batch<K>& batch, unsigned char* shared, int input, int slot) {
-    typename K::U* const place = slot_of<K>(shared, input, slot);
-    BNEXT_UNROLL
-    for (int u = 0; u < K::kBatch; ++u) place[u * device::threads()] = batch[u];
+constexpr int place_in_slot(int input, int unit) {
+    return (input * K::kBatch + unit) * kWarp;
 }
-template <class K>
-BNEXT_DEVICE void recall_batch(Batch<K>& batch, unsigned char* shared, int input, int slot) {
-    const typename K::U* const place = slot_of<K>(shared, input, slot);
-    BNEXT_UNROLL
-    for (int u = 0; u < K::kBatch; ++u) batch[u] = place[u * device::threads()];
-}
-// From memory to its slot, still under way: wait_for_copies.
-template <class K>
-BNEXT_DEVICE void fetch_batch(const Operand& operand, Index first, const Walk& walk, bool active,
-                              unsigned char* shared, int input, int slot) {
-    const auto* const data = static_cast<const typename K::T*>(operand.data) + first;
-    typename K::U* const place = slot_of<K>(shared, input, slot);
-    walk.units<K::kBatch, false>(
-        operand.outer, operand.along, [&](int u, bool inside, Index offset) {
-            typename K::U* const to = place + u * device::threads();
-            if (active && inside) {
-                device::copy_async(to, reinterpret_cast<const typename K::U*>(data + offset));
-            } else {
-                *to = typename K::U{};
-            }
-        });
-}
-
 template <class K>
 BNEXT_DEVICE Index bytes_of_slots(int threads, int slots) {
     return Index{slots} * K::kInputs * K::kBatch * threads *

@@ -173,9 +173,10 @@ def test_what_fits_is_kept():
 
 def assert_covers_once(plan, shape):
     for number in range(len(plan.launches)):
-        times = np.frombuffer(plan.coverage(number), np.uint8)
-        assert times.size == math.prod(shape)
-        assert (times == 1).all(), (plan.path, plan.launches[number])
+        for downwards in (False, True):
+            times = np.frombuffer(plan.coverage(number, downwards), np.uint8)
+            assert times.size == math.prod(shape)
+            assert (times == 1).all(), (plan.path, plan.launches[number])
 
 
 @pytest.mark.parametrize("layout", ["planar", "interleaved"])

@@ -74,6 +74,14 @@ template <class T>
 T narrowed(Compute<T> value) {
     return static_cast<T>(value);
 }
+template <int kCount, class T>
+Compute<T> widened_of(const T* values, int v) {
+    return widened(values[v]);
+}
+template <int kCount, class T>
+void narrow(T* to, const Compute<T> (&values)[kCount]) {
+    for (int v = 0; v < kCount; ++v) to[v] = narrowed<T>(values[v]);
+}
 
 inline float fma_of(float a, float b, float c) { return std::fma(a, b, c); }
 inline double fma_of(double a, double b, double c) { return std::fma(a, b, c); }
