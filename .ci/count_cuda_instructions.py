@@ -129,7 +129,9 @@ def shortest(code, following, begin, end, wanted, limit, show=False):
                             way.append(code[state[0]])
                             state = before[state]
                         for one in reversed(way):
-                            print(f"  {one.address:05x} {'?' if one.conditional else ' '} {one.full} {one.operands}")
+                            print(
+                                f"  {one.address:05x} {'?' if one.conditional else ' '} {one.full} {one.operands}"
+                            )
                     return length
                 continue
             for j in following[i]:
@@ -171,7 +173,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     text = subprocess.run(
         [options.cuobjdump, "-sass", "-arch", "sm_90", options.module],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for symbol, code in functions(text).items():
         kind = KIND.search(symbol)
@@ -180,13 +184,42 @@ def main(arguments=None):
         sizes = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
         type_ = TYPES.get(kind["type"], kind["type"])
         unit, inputs = int(kind["unit"]), int(kind["inputs"])
-        batch = (12 if (unit == 1 and type_ and LAYOUTS[int(kind["layout"])]=="planar" and inputs==1) else 8) if unit==1 else (4 if inputs==1 else 2)*(2 if LAYOUTS[int(kind["layout"])]=="planar" and unit*sizes.get(type_,2)<16 else 1)
-        if len(sys.argv)>4 and sys.argv[4]=="b": batch=int(sys.argv[5])
-        show = __import__('os').environ.get('SHOW','')
-        reading = per_batch(code, batch * inputs, 0, batch*unit, 'r' in show)
-        writing = per_batch(code, batch * inputs, batch, batch*unit, 'w' in show)
-        print(type_, LAYOUTS[int(kind["layout"])], unit, "inputs", inputs, "batch", batch,
-              "reading", reading, "writing", writing, "code", len(code))
+        batch = (
+            (
+                12
+                if (
+                    unit == 1 and type_ and LAYOUTS[int(kind["layout"])] == "planar" and inputs == 1
+                )
+                else 8
+            )
+            if unit == 1
+            else (4 if inputs == 1 else 2)
+            * (
+                2
+                if LAYOUTS[int(kind["layout"])] == "planar" and unit * sizes.get(type_, 2) < 16
+                else 1
+            )
+        )
+        if len(sys.argv) > 4 and sys.argv[4] == "b":
+            batch = int(sys.argv[5])
+        show = __import__("os").environ.get("SHOW", "")
+        reading = per_batch(code, batch * inputs, 0, batch * unit, "r" in show)
+        writing = per_batch(code, batch * inputs, batch, batch * unit, "w" in show)
+        print(
+            type_,
+            LAYOUTS[int(kind["layout"])],
+            unit,
+            "inputs",
+            inputs,
+            "batch",
+            batch,
+            "reading",
+            reading,
+            "writing",
+            writing,
+            "code",
+            len(code),
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ struct Backward {
             }
         }
 
-        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels]) const {
+        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels], int) const {
             BNEXT_UNROLL
             for (int c = 0; c < K::kChannels; ++c) sums[c] = {0.0, first_[c], second_[c], 0.0};
         }

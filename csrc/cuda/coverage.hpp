@@ -6,24 +6,37 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/kernel_shape.hpp"
 #include "cuda/plan.hpp"
 
 namespace bnext::cuda {
 
-// Cursor::units, whose number and layout a kernel knows when it is compiled.
-template <int kUnits, class F>
-void walk_units(const Cursor<1>& cursor, const Cut& cut, Cursor<1>::Operands of, F&& f) {
-    cut.unit_channels == 1 ? cursor.units<kUnits, false>(cut, of, f)
-                           : cursor.units<kUnits, true>(cut, of, f);
-}
-template <class F>
-void walk_batch(const Cursor<1>& cursor, const Cut& cut, Cursor<1>::Operands of, F&& f) {
+// Cursor::units, whose number a kernel knows when it is compiled.
+template <class C, class F>
+void walk_batch(const C& cursor, const Cut& cut, typename C::Operands of, F&& f) {
     switch (cut.batch) {
-        case 2: return walk_units<2>(cursor, cut, of, f);
-        case 4: return walk_units<4>(cursor, cut, of, f);
-        case 8: return walk_units<8>(cursor, cut, of, f);
-        case 12: return walk_units<12>(cursor, cut, of, f);
+        case 2: return cursor.template units<2>(cut, of, f);
+        case 4: return cursor.template units<4>(cut, of, f);
+        case 8: return cursor.template units<8>(cut, of, f);
+        case 12: return cursor.template units<12>(cut, of, f);
         default: throw std::logic_error("a batch of another size than kernels have");
+    }
+}
+
+// What one thread reads of the part `place`: f(u, exists, addresses) for every unit.
+template <Runs kRuns, class F>
+void walk_part(const Cut& cut, const Place& place, int thread, bool downwards,
+               const Operand* const (&of)[1], F&& f) {
+    const Walk<kRuns> begin(cut, place.part, thread);
+    const Walk<kRuns> walk = downwards ? begin.end_of(cut) : begin;
+    for (Index slab = place.group; slab < cut.slabs; slab += cut.groups) {
+        const Index channel = cut.channel(slab, thread % cut.columns);
+        Cursor<1, kRuns> cursor(cut, walk, of, channel, channel < cut.channels);
+        for (int b = 0; b < cut.batches; ++b) {
+            if (downwards) cursor.previous_batch(cut, of);
+            walk_batch(cursor, cut, of, f);
+            if (!downwards) cursor.next_batch(cut, of);
+        }
     }
 }
 
@@ -52,16 +65,16 @@ inline std::vector<std::uint8_t> coverage(const LaunchPlan& plan, const Launch& 
     for (Index block = 0; block < launch.grid; ++block) {
         const Place place = place_of(cut, block);
         for (int thread = 0; thread < cut.threads; ++thread) {
-            Walk walk(cut, place.part, thread);
-            if (downwards) walk.go_to_end(cut);
-            for (Index slab = place.group; slab < cut.slabs; slab += cut.groups) {
-                const Index channel = cut.channel(slab, thread % cut.columns);
-                Cursor<1> cursor(cut, walk, of, channel, channel < cut.channels);
-                for (int b = 0; b < cut.batches; ++b) {
-                    if (downwards) cursor.previous_batch(cut, of);
-                    walk_batch(cursor, cut, of, unit);
-                    if (!downwards) cursor.next_batch(cut, of);
-                }
+            switch (runs_of(problem.layout, cut.unit)) {
+                case Runs::many:
+                    walk_part<Runs::many>(cut, place, thread, downwards, of, unit);
+                    break;
+                case Runs::one:
+                    walk_part<Runs::one>(cut, place, thread, downwards, of, unit);
+                    break;
+                case Runs::either:
+                    walk_part<Runs::either>(cut, place, thread, downwards, of, unit);
+                    break;
             }
         }
     }

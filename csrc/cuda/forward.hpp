@@ -46,10 +46,8 @@ struct Forward {
             if (first_batch) choose_pilots(in[0], exists);
             C sum[K::kChannels], squares[K::kChannels];
             if (exists == kAllUnits<K>) {
-                units_ += K::kBatch;
                 sum_up(in[0], [&](int, C value, int c) { return value - pilot_[c]; }, sum, squares);
             } else {
-                units_ += units_of(exists);
                 sum_up(
                     in[0],
                     [&](int u, C value, int c) {
@@ -68,8 +66,9 @@ struct Forward {
             }
         }
 
-        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels]) const {
-            const double n = static_cast<double>(units_) * K::kPerChannel;
+        // After so many units in all.
+        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels], int units) const {
+            const double n = static_cast<double>(units) * K::kPerChannel;
             BNEXT_UNROLL
             for (int c = 0; c < K::kChannels; ++c) {
                 sums[c] = {n, first_[c], second_[c], static_cast<double>(pilot_[c])};
@@ -89,30 +88,27 @@ struct Forward {
                 squares[c] = device::fma_of(one, one, squares[c]);
             });
         }
-        // Once more, where a channel's squares overflow or vanish, with its values scaled.
+        // Once more, where a channel's squares overflow or vanish, with its values scaled. (Channel
+        // after channel, which takes fewer registers.)
         BNEXT_DEVICE void add_scaled(const Batch<K>& x, unsigned exists,
                                      const C (&before)[K::kChannels]) {
-            C scale[K::kChannels], sum[K::kChannels], squares[K::kChannels];
             BNEXT_UNROLL
             for (int c = 0; c < K::kChannels; ++c) {
-                scale[c] = C{1};
-                if (is_ordinary(before[c])) continue;
-                // (So far from 0, float32 values that differ at all differ by more.)
-                const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
-                scale[c] = before[c] < C{1} ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
-            }
-            sum_up(
-                x,
-                [&](int u, C value, int c) {
-                    const C d = device::fma_of(value, scale[c], -pilot_[c] * scale[c]);
-                    return (exists >> u & 1U) != 0 ? d : C{0};
-                },
-                sum, squares);
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) {
-                const double back = back_of(scale[c]);
-                first_[c] += static_cast<double>(sum[c]) * back;
-                second_[c] += static_cast<double>(squares[c]) * (back * back);
+                C scale = 1, sum = 0, squares = 0;
+                if (!is_ordinary(before[c])) {
+                    // (So far from 0, float32 values that differ at all differ by more.)
+                    const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
+                    scale = before[c] < C{1} ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
+                }
+                for_each_value_of<K>(c, [&](int u, int v) {
+                    C d = device::fma_of(wide<K>(x[u], v), scale, -pilot_[c] * scale);
+                    d = (exists >> u & 1U) != 0 ? d : C{0};
+                    sum += d;
+                    squares = device::fma_of(d, d, squares);
+                });
+                const double back = back_of(scale);
+                first_[c] += static_cast<double>(sum) * back;
+                second_[c] += static_cast<double>(squares) * (back * back);
             }
         }
         BNEXT_DEVICE static int units_of(unsigned exists) {
@@ -155,7 +151,6 @@ struct Forward {
 
         C pilot_[K::kChannels] = {};
         double first_[K::kChannels] = {}, second_[K::kChannels] = {};
-        int units_ = 0;  // below kLongestPart
     };
 
     // From the sums of a whole channel to its statistics; written once, by the block that `writes`.

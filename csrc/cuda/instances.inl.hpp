@@ -11,7 +11,7 @@ template <class T, Layout L, int I, class F>
 Kernel with_unit(int unit, F&& f) {
     Kernel kernel = nullptr;
     const auto try_unit = [&]<int V>() {
-        if constexpr (has_unit(DTypeOf<T>::value, L, V)) {
+        if constexpr (has_unit(DTypeOf<T>::value, V)) {
             if (unit == V) kernel = f(Kind<T, L, V, I>{});
         }
     };

@@ -11,15 +11,18 @@ inline constexpr int kMostThreads = 256;  // of a block
 // So many blocks must be able to run on a multiprocessor: 128 registers a thread.
 inline constexpr int kBlocksPerProcessor = 2;
 
-// Whether there are kernels for units of so many values: 16 bytes of a plane, of 16-bit planes 8 as
-// well; of channels 4 values at most, since each has sums of its own in registers; and single ones.
-constexpr bool has_unit(DType dtype, Layout layout, int values) {
+// Whether there are kernels for units of so many values: of 16 bytes, of 16-bit data 8 as well; and
+// single ones.
+constexpr bool has_unit(DType dtype, int values) {
     const auto most = static_cast<int>(16 / size_of(dtype));
-    if (values == 1) return true;
-    if (layout == Layout::interleaved) return values == (most < 4 ? most : 4);
-    return values == most || (most == 8 && values == 4);
+    return values == 1 || values == most || (most == 8 && values == 4);
 }
 inline constexpr int kUnits[] = {8, 4, 2, 1};  // the widest first
+// Kernels for 8 channels have no register to spare for positions of several runs.
+constexpr Runs runs_of(Layout layout, int values) {
+    if (layout == Layout::planar) return Runs::many;
+    return values == 8 ? Runs::one : Runs::either;
+}
 
 // Units of a batch: what a thread loads, sums and writes together. As many as leave no register of
 // a kernel to be spilled, which is seen when it is compiled.

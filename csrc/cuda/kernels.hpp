@@ -36,17 +36,16 @@ template <class K, bool kUpwards>
 class Batches {
 public:
     // `walk` is at the part's beginning, or behind its end.
-    BNEXT_DEVICE Batches(const Arguments& a, const Walk& walk, unsigned char* shared, Index channel,
-                         bool active)
+    BNEXT_DEVICE Batches(const Arguments& a, const Walk<K::kRuns>& walk, unsigned char* shared,
+                         Index channel, bool active)
         : a_(a),
           inputs_(a),
           shared_(slots_of_thread<K>(shared)),
-          ahead_(a.cut, walk, inputs_.of, channel, active),
-          next_(kUpwards ? 0 : a.cut.batches - 1),
-          left_(ahead_.left()) {
+          ahead_(a.cut, walk, inputs_.of, channel, active) {
         if constexpr (kAsync) {
             BNEXT_UNROLL_BY(1)
-            for (int i = 0; i < K::kAhead; ++i) fetch_next(!kUpwards);
+            for (int i = 0; i < K::kAhead; ++i)
+                fetch(kUpwards ? i : a.cut.batches - 1 - i, !kUpwards);
         }
     }
 
@@ -54,18 +53,18 @@ public:
     // asks which.)
     BNEXT_DEVICE unsigned take(Batch<K> (&in)[K::kInputs], int b) {
         unsigned exists = kAllUnits<K>;
-        if (kUpwards && left_ <= a_.cut.last_step) {
+        const int left = ahead_.left() + (kAsync ? K::kAhead : 0) * a_.cut.batch_rows;
+        if (kUpwards && left <= a_.cut.last_step) {
             exists = 0;
             BNEXT_UNROLL
             for (int u = 0; u < K::kBatch; ++u) {
-                if (left_ > u * a_.cut.rows) exists |= 1U << u;
+                if (left > u * a_.cut.rows) exists |= 1U << u;
             }
         }
-        left_ -= a_.cut.batch_rows;
         if constexpr (kAsync) {
             device::wait_for_copies<K::kAhead - 1>();
             recall(in, b);
-            fetch_next(false);
+            fetch(kUpwards ? b + K::kAhead : b - K::kAhead, false);
         } else {
             if (!kUpwards) ahead_.previous_batch(a_.cut, inputs_.of);
             const bool keeps = b < a_.kept;
@@ -114,11 +113,12 @@ private:
             }
         });
     }
-    // Downwards, what is kept and what the ring has already is not asked for.
-    BNEXT_DEVICE void fetch_next(bool has_it) {
+    // Batch b, if there is one. Downwards, what is kept and what the ring has already is not asked
+    // for.
+    BNEXT_DEVICE void fetch(int b, bool has_it) {
         if (!kUpwards) ahead_.previous_batch(a_.cut, inputs_.of);
-        if (kUpwards ? next_ < a_.cut.batches : (next_ >= a_.kept && !has_it)) {
-            U* const slot = slot_of_batch(next_);
+        if (kUpwards ? b < a_.cut.batches : (b >= a_.kept && !has_it)) {
+            U* const slot = slot_of_batch(b);
             for_each_unit([&](int u, bool exists, const Index(&at)[K::kInputs]) {
                 BNEXT_UNROLL
                 for (int i = 0; i < K::kInputs; ++i) {
@@ -132,27 +132,24 @@ private:
             });
         }
         if (kUpwards) ahead_.next_batch(a_.cut, inputs_.of);
-        next_ += kUpwards ? 1 : -1;
         device::commit_copies();  // an empty group too: waiting counts them
     }
     template <class F>
     BNEXT_DEVICE void for_each_unit(F&& f) const {
-        ahead_.template units<K::kBatch, K::kMayBeStraight>(a_.cut, inputs_.of, f);
+        ahead_.template units<K::kBatch>(a_.cut, inputs_.of, f);
     }
 
     const Arguments& a_;
     const Inputs<K> inputs_;
     U* shared_;
-    Cursor<K::kInputs> ahead_;  // at batch next_
-    int next_;
-    int left_;  // of the batch to be taken
+    Cursor<K::kInputs, K::kRuns> ahead_;  // at the batch to be asked for
 };
 
 // The results of a part's batches, in the same order.
 template <class K, class Operation, bool kUpwards>
 class Results {
 public:
-    BNEXT_DEVICE Results(const Arguments& a, const Walk& walk, Index channel, bool active,
+    BNEXT_DEVICE Results(const Arguments& a, const Walk<K::kRuns>& walk, Index channel, bool active,
                          const typename K::C* coefficients)
         : a_(a), of_{&a.out}, at_(a.cut, walk, of_, channel, active) {
         BNEXT_UNROLL
@@ -162,17 +159,16 @@ public:
 
     BNEXT_DEVICE void write(const Batch<K> (&in)[K::kInputs]) {
         if (!kUpwards) at_.previous_batch(a_.cut, of_);
-        at_.template units<K::kBatch, K::kMayBeStraight>(
-            a_.cut, of_, [&](int u, bool exists, const Index(&at)[1]) {
-                typename K::C values[K::V];
-                BNEXT_UNROLL
-                for (int v = 0; v < K::V; ++v) {
-                    values[v] = formula_[K::kChannels == 1 ? 0 : v](in, u, v);
-                }
-                typename K::U out;
-                device::narrow<K::V>(out.value, values);
-                if (exists) device::store_once(reinterpret_cast<typename K::U*>(at[0]), out);
-            });
+        at_.template units<K::kBatch>(a_.cut, of_, [&](int u, bool exists, const Index(&at)[1]) {
+            typename K::C values[K::V];
+            BNEXT_UNROLL
+            for (int v = 0; v < K::V; ++v) {
+                values[v] = formula_[K::kChannels == 1 ? 0 : v](in, u, v);
+            }
+            typename K::U out;
+            device::narrow<K::V>(out.value, values);
+            if (exists) device::store_once(reinterpret_cast<typename K::U*>(at[0]), out);
+        });
         if (kUpwards) at_.next_batch(a_.cut, of_);
     }
 
@@ -181,7 +177,7 @@ private:
 
     const Arguments& a_;
     const Operand* const of_[1];
-    Cursor<1> at_;
+    Cursor<1, K::kRuns> at_;
     Formula formula_[K::kChannels];
 };
 
@@ -193,9 +189,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     unsigned char* const data = device::shared_memory();
     const SharedPlaces shared =
         shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
-    const Walk begin(cut, place.part, device::thread());
-    Walk end = begin;
-    end.go_to_end(cut);
+    const Walk<K::kRuns> begin(cut, place.part, device::thread());
     int turn = 0;
     for (Index slab = place.group; slab < cut.slabs; slab += cut.groups, turn ^= 1) {
         const Index channel = cut.channel(slab, column);
@@ -210,7 +204,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
                 const unsigned exists = upwards.take(in, b);
                 sums.add(in, exists, b == 0);
             }
-            sums.take(own);
+            sums.take(own, active ? begin.units_of(cut) : 0);
         }
         Sums* const of_block = shared.of_block + turn * cut.slab_channels();
         auto* const coefficients = reinterpret_cast<typename K::C*>(shared.coefficients);
@@ -234,6 +228,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             }
         }
         device::block_barrier();
+        const Walk<K::kRuns> end = begin.end_of(cut);
         Batches<K, false> downwards(a, end, data, channel, active);
         Results<K, Operation, false> results(a, end, channel, active,
                                              coefficients + column * K::kChannels * kCoefficients);
@@ -257,7 +252,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     unsigned char* const data = device::shared_memory();
     const SharedPlaces shared =
         shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
-    const Walk begin(cut, place.part, device::thread());
+    const Walk<K::kRuns> begin(cut, place.part, device::thread());
     Batch<K> in[K::kInputs];
     typename Operation::Accumulator sums(a, channel, active);
     Batches<K, true> upwards(a, begin, data, channel, active);
@@ -267,7 +262,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
         sums.add(in, exists, b == 0);
     }
     Sums own[K::kChannels];
-    sums.take(own);
+    sums.take(own, active ? begin.units_of(cut) : 0);
     Sums* const of_block = shared.of_block;
     merge_block(cut, own, shared.scratch, of_block);
     if (cut.parts > 1) {
@@ -296,7 +291,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply(BNEXT_CONSTANT Arguments a) {
     auto* const coefficients =
         reinterpret_cast<typename K::C*>(data + bytes_of_slots<K>(device::threads(), a.slots));
     // The first batches come while the coefficients are made.
-    const Walk begin(cut, place.part, device::thread());
+    const Walk<K::kRuns> begin(cut, place.part, device::thread());
     Batches<K, true> upwards(a, begin, data, channel, active);
     for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
         const Index of_problem = cut.channel(slab, 0) + c;

@@ -97,41 +97,60 @@ struct Operand {
     }
 };
 
+// What a kernel knows of its positions' runs when it is compiled.
+enum class Runs {
+    many,    // steps go over the ends of runs
+    one,     // none does: cuts are straight
+    either,  // compiled for both
+};
+
 // Where a thread is at a part's beginning, or behind its last batch.
+template <Runs kRuns>
 struct Walk {
-    Index outer;
+    Index outer = 0;
     Index along;
     int left;  // positions of the part from here on; 0 and less behind its end
 
     BNEXT_HOST_DEVICE Walk(const Cut& cut, int part, int thread) {
-        const Index position = cut.part_begin(part) + thread / cut.columns;
-        left = static_cast<int>(cut.part_end(part) - position);
-        outer = position / cut.run;
-        along = position % cut.run;
+        along = cut.part_begin(part) + thread / cut.columns;
+        left = static_cast<int>(cut.part_end(part) - along);
+        if (kRuns == Runs::one) return;
+        outer = along / cut.run;
+        along %= cut.run;
     }
-    BNEXT_HOST_DEVICE void go_to_end(const Cut& cut) {
-        left -= cut.batches * cut.batch_rows;
-        outer += cut.walk_outer;
-        along += cut.walk_along;
-        if (along >= cut.run) {
-            along -= cut.run;
-            ++outer;
+    // Of the thread, from here to the part's end.
+    [[nodiscard]] BNEXT_HOST_DEVICE int units_of(const Cut& cut) const {
+        return left > 0 ? (left + cut.rows - 1) / cut.rows : 0;
+    }
+    [[nodiscard]] BNEXT_HOST_DEVICE Walk end_of(const Cut& cut) const {
+        Walk end = *this;
+        end.left -= cut.batches * cut.batch_rows;
+        if (kRuns == Runs::one) {
+            end.along += Index{cut.batches} * cut.batch_rows;
+            return end;
         }
+        end.outer += cut.walk_outer;
+        end.along += cut.walk_along;
+        if (end.along >= cut.run) {
+            end.along -= cut.run;
+            ++end.outer;
+        }
+        return end;
     }
     BNEXT_HOST_DEVICE Index offset(const Operand& operand) const {
-        return outer * operand.outer + along * operand.along;
+        return (kRuns == Runs::one ? 0 : outer * operand.outer) + along * operand.along;
     }
 };
 
 // A thread's way through N arrays at once, from batch to batch and from unit to unit: addresses
 // only advance, by strides that the host has made, and nothing is multiplied on the way.
-template <int N>
+template <int N, Runs kRuns>
 class Cursor {
 public:
     using Operands = const Operand* const (&)[N];
 
     // A thread that is not `active` has no channel, and so no position `left`.
-    BNEXT_HOST_DEVICE Cursor(const Cut& cut, const Walk& walk, Operands of, Index channel,
+    BNEXT_HOST_DEVICE Cursor(const Cut& cut, const Walk<kRuns>& walk, Operands of, Index channel,
                              bool active)
         : left_(walk.left) {
         if (!active) left_ = walk.left > 0 ? 0 : -cut.batches * cut.batch_rows;
@@ -145,17 +164,18 @@ public:
 
     BNEXT_HOST_DEVICE void next_batch(const Cut& cut, Operands of) {
         left_ -= cut.batch_rows;
-        ahead_ -= cut.batch_along;
-        const bool over = ahead_ <= 0;
-        if (over) ahead_ += cut.near_run;
+        const bool over = goes_over(ahead_, cut.batch_along, cut);
         BNEXT_UNROLL
         for (int i = 0; i < N; ++i) at_[i] += of[i]->batch + (over ? of[i]->wrap : 0);
     }
     BNEXT_HOST_DEVICE void previous_batch(const Cut& cut, Operands of) {
         left_ += cut.batch_rows;
-        ahead_ += cut.batch_along;
-        const bool under = ahead_ > cut.near_run;
-        if (under) ahead_ -= cut.near_run;
+        bool under = false;
+        if (kRuns != Runs::one) {
+            ahead_ += cut.batch_along;
+            under = ahead_ > cut.near_run;
+            if (under) ahead_ -= cut.near_run;
+        }
         BNEXT_UNROLL
         for (int i = 0; i < N; ++i) at_[i] -= of[i]->batch + (under ? of[i]->wrap : 0);
     }
@@ -163,16 +183,16 @@ public:
     // Positions of the part from here on; 0 and less behind its end.
     [[nodiscard]] BNEXT_HOST_DEVICE int left() const { return left_; }
 
-    // The units of a batch one by one: f(u, exists, addresses). `kStraight`: compiled for straight
-    // cuts too, which are most of those that are not planar; what is left takes the way of batches
-    // that are not full.
+    // The units of a batch one by one: f(u, exists, addresses). Batches that are full, and straight
+    // where most are, take a short way.
     BNEXT_ANY_CALLEE
-    template <int kUnits, bool kStraight, class F>
+    template <int kUnits, class F>
     BNEXT_HOST_DEVICE void units(const Cut& cut, Operands of, F&& f) const {
-        if (left_ > cut.last_step && (!kStraight || cut.straight)) {
+        constexpr bool kStraight = kRuns != Runs::many;
+        if (left_ > cut.last_step && (kRuns != Runs::either || cut.straight)) {
             walk<kUnits, true, kStraight>(cut, of, f);
         } else {
-            walk<kUnits, false, false>(cut, of, f);
+            walk<kUnits, false, kRuns == Runs::one>(cut, of, f);
         }
     }
 
@@ -189,15 +209,18 @@ private:
             f(u, kFull || left > 0, at);
             if (u + 1 == kUnits) break;
             left -= cut.rows;
-            bool over = false;
-            if (!kStraight) {
-                ahead -= cut.step_along;
-                over = ahead <= 0;
-                if (over) ahead += cut.near_run;
-            }
+            const bool over = !kStraight && goes_over(ahead, cut.step_along, cut);
             BNEXT_UNROLL
             for (int i = 0; i < N; ++i) at[i] += of[i]->step + (over ? of[i]->wrap : 0);
         }
+    }
+    // So far along, and whether that is over a run's end.
+    BNEXT_HOST_DEVICE static bool goes_over(int& ahead, int along, const Cut& cut) {
+        if (kRuns == Runs::one) return false;
+        ahead -= along;
+        const bool over = ahead <= 0;
+        if (over) ahead += cut.near_run;
+        return over;
     }
 
     int left_;

@@ -82,9 +82,10 @@ bool takes_unit(Index values, const Description& description,
 
 // The widest unit in which all arrays can be read and written.
 int widest_unit(const Description& description, std::span<const std::uint64_t> addresses) {
+    const Problem& p = description.problem;
     for (const int values : kUnits) {
-        if (has_unit(description.problem.dtype, description.problem.layout, values) &&
-            takes_unit(values, description, addresses)) {
+        if (has_unit(p.dtype, values) && takes_unit(values, description, addresses) &&
+            (runs_of(p.layout, values) != Runs::one || p.outer == 1)) {
             return values;
         }
     }
@@ -401,7 +402,7 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
     const Description walked = in_one_run(description, addresses.size());
     plan.problem = walked.problem;
     plan.strides = walked.strides;
-    const int unit = widest_unit(description, addresses);
+    const int unit = widest_unit(walked, addresses);
     const int inputs = inputs_of(operation);
     const Cutter cutter(plan.problem, unit, inputs);
     const Planner planner(cutter, inputs, limits);

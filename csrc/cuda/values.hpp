@@ -27,7 +27,7 @@ struct Kind {
     static constexpr KernelShape kShape = kernel_shape(DTypeOf<T>::value, L, V, I);
     static constexpr int kBatch = kShape.batch;  // units
     static constexpr int kAhead = kShape.ahead;  // batches
-    static constexpr bool kMayBeStraight = L == Layout::interleaved;
+    static constexpr Runs kRuns = runs_of(L, V);
 };
 
 template <class K>
@@ -48,6 +48,16 @@ BNEXT_DEVICE void for_each_value(F&& f) {
     for (int u = 0; u < K::kBatch; ++u) {
         BNEXT_UNROLL
         for (int v = 0; v < K::V; ++v) f(u, v, K::kChannels == 1 ? 0 : v);
+    }
+}
+
+// Those of channel c alone.
+template <class K, class F>
+BNEXT_DEVICE void for_each_value_of(int c, F&& f) {
+    BNEXT_UNROLL
+    for (int u = 0; u < K::kBatch; ++u) {
+        BNEXT_UNROLL
+        for (int v = c; v < K::V; v += K::kChannels) f(u, v);
     }
 }
 
