@@ -159,6 +159,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             }
         }
         device::block_barrier();
+        if (a.exchange == Exchange::cluster) device::cluster_arrive();  // it has read the others
         const double* const coefficients =
             shared.coefficients + column * K::kChannels * kCoefficients;
         Batches<K, false> downwards(a, walk, data, channel, active);
@@ -167,9 +168,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             downwards.take(in, walk, b);
             write_output<K, Operation>(in, a, coefficients, channel, walk, active);
         }
+        // Until then others of the cluster may read its shared memory.
+        if (a.exchange == Exchange::cluster) device::cluster_wait();
     }
-    // Its shared memory may still be read by others of the cluster.
-    if (a.exchange == Exchange::cluster) device::cluster_barrier();
 }
 
 template <class K, class Operation>

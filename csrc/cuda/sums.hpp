@@ -137,7 +137,7 @@ BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, 
 BNEXT_DEVICE void meet(const Arguments& a, unsigned* counter) {
     device::block_barrier();
     if (device::thread() == 0) {
-        device::arrive(counter);
+        device::arrive_and_forget(counter);
         device::wait_for(counter, static_cast<unsigned>(a.cut.parts));
     }
     device::block_barrier();

@@ -27,4 +27,14 @@ inline constexpr Index kAppliedBatches = 4;
 // ends.
 inline constexpr Index kReduceWaves = 8;
 
+// Seconds that a block waits for other blocks before its kernel ends with an error; 0 for no end.
+// A wait lasts microseconds, or as long as another kernel keeps a multiprocessor.
+#if !defined(BNEXT_CUDA_WAIT_SECONDS)
+#define BNEXT_CUDA_WAIT_SECONDS 4
+#endif
+inline constexpr unsigned long long kMostWait = BNEXT_CUDA_WAIT_SECONDS * 1'000'000'000ULL;
+// Polls between two looks at the clock, and polls that a wait has at least: about 1 ms and 1 s.
+inline constexpr unsigned kPollsPerLook = 1024;
+inline constexpr unsigned kFewestPolls = 1U << 20;
+
 }  // namespace bnext::cuda::tuning

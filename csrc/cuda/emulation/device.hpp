@@ -17,8 +17,11 @@ Index blocks();
 unsigned char* shared_memory();
 void block_barrier();
 void cluster_barrier();
+void cluster_arrive();
+void cluster_wait();
 unsigned char* shared_memory_of_rank(int rank);
 unsigned arrive(unsigned* counter);
+void arrive_and_forget(unsigned* counter);
 void wait_for(const unsigned* counter, unsigned arrivals);
 // Hands over `size` bytes and takes those of `lane`.
 void exchange(void* value, int size, int lane);
