@@ -27,8 +27,9 @@ inline constexpr Index kAppliedBatches = 4;
 // ends.
 inline constexpr Index kReduceWaves = 8;
 
-// Seconds that a block waits for other blocks before its kernel ends with an error; 0 for no end.
-// A wait lasts microseconds, or as long as another kernel keeps a multiprocessor.
+// Seconds that a block waits for other blocks before its kernel ends with an error; 0 for no end;
+// another number by cmake -DBNEXT_CUDA_WAIT_SECONDS. A wait lasts microseconds where nothing is
+// wrong: the blocks of a cooperative grid begin together.
 #if !defined(BNEXT_CUDA_WAIT_SECONDS)
 #define BNEXT_CUDA_WAIT_SECONDS 4
 #endif
