@@ -15,9 +15,9 @@ int number(const char* variable, int most, const char* expected) {
     const std::string_view text(value);
     int result = -1;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), result);
-    BNEXT_CHECK(error == std::errc() && end == text.data() + text.size() && result >= 0 &&
-                    result <= most,
-                variable, ": expected ", expected, ", got '", text, "'");
+    BNEXT_CHECK(
+        error == std::errc() && end == text.data() + text.size() && result >= 0 && result <= most,
+        variable, ": expected ", expected, ", got '", text, "'");
     return result;
 }
 

@@ -13,7 +13,7 @@ Limits limits_of(int device);
 // Blocks of the launch that a multiprocessor runs at the same time; of clusters, those of the
 // device.
 int resident(Kernel kernel, const Launch& launch, int device);
-// From now on nothing of such a launch is resident.
+// From now on nothing is resident of such a launch, or of one with a larger grid.
 void remember_refusal(Kernel kernel, const Launch& launch, int device);
 
 }  // namespace bnext::cuda
