@@ -6,7 +6,7 @@ import pytest
 import bnext
 
 from ..compare import assert_is_forward
-from ..subprocesses import output_of
+from ..subprocesses import output_of, run_python
 from . import gpu
 
 pytestmark = pytest.mark.gpu
@@ -97,3 +97,54 @@ def test_environment(tensors, variables):
     """
     assert output_of(program, **variables).split() == ["True", "True"]
     assert bnext.cuda.is_available()
+
+
+def test_a_wait_that_nothing_ends(tensors):
+    """Arrivals are lost, since the counters are zeroed meanwhile: an error, after seconds."""
+    program = """
+        import time
+        import torch
+        from bnext import _cuda as kernels
+
+        x = torch.randn(64, 16, 128, 128, device="cuda")
+        y = torch.empty_like(x)
+        strides, addresses = [x.stride()] * 2, [x.data_ptr(), y.data_ptr()]
+        plan = kernels.plan(
+            "forward", "float32", tuple(x.shape), strides, addresses, 1, kernels.limits(0),
+            "cooperative",
+        )
+        workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device="cuda")
+        statistics = torch.empty(4, 16, dtype=torch.float64, device="cuda")
+        counters = workspace[: 2 * 4 * plan.launches[0]["slabs"]]
+        zeros = torch.zeros(counters.shape, dtype=torch.uint8).pin_memory()
+        working, zeroing = torch.cuda.Stream(), torch.cuda.Stream()
+
+        def call():
+            given = {"x": x, "y": y, "statistics": statistics, "workspace": workspace}
+            given = {name: tensor.data_ptr() for name, tensor in given.items()}
+            kernels.launch(plan, 0, working.cuda_stream, **given, eps=1e-5)
+
+        call()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(zeroing):
+            torch.cuda._sleep(100_000_000)  # all that follows is enqueued meanwhile
+            working.wait_stream(zeroing)
+            for _ in range(500):  # by the copy engine: every multiprocessor is taken
+                counters.copy_(zeros, non_blocking=True)
+        for _ in range(10):
+            call()
+        begin = time.monotonic()
+        try:
+            torch.cuda.synchronize()
+            print("ended well")
+        except RuntimeError:
+            print(3 < time.monotonic() - begin < 60)
+        try:
+            call()
+        except RuntimeError as error:
+            print(error)
+    """
+    lines = run_python(program).stdout.splitlines()
+    assert lines[0] == "True"
+    assert lines[1].startswith("forward (kernel fused, float32, planar, unit 4; path cooperative")
+    assert "a block waits for the others for more than 4 s" in lines[1]
