@@ -75,7 +75,8 @@ def test_without_kernels(make):
     assert bnext.cuda.reason() == NOT_BUILT
     assert bnext.cuda.device_count() == 0
     assert bnext.show_config(mode="dicts")["cuda"] == {
-        "available": False, "reason": NOT_BUILT, "devices": [], "architectures": []
+        "available": False, "reason": NOT_BUILT, "devices": [], "architectures": [],
+        "synchronous": False, "reserved_multiprocessors": 0,
     }  # fmt: skip
 
 

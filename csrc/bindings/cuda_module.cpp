@@ -4,10 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "core/errors.hpp"
 #include "cuda/coverage.hpp"
+#include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
+#include "cuda/residency.hpp"
 
 #define BNEXT_STRING_OF(name) #name
 #define BNEXT_STRING(name) BNEXT_STRING_OF(name)
@@ -75,16 +78,26 @@ void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uint
                  at(stream));
 }
 
-Limits limits_of(std::pair<int, int> compute_capability, int multiprocessors,
-                 Index shared_per_block, Index shared_per_multiprocessor, int cluster,
-                 bool cooperative) {
-    return {compute_capability.first,
-            compute_capability.second,
-            multiprocessors,
-            shared_per_block,
-            shared_per_multiprocessor,
-            cluster,
-            cooperative};
+Limits made_limits(std::pair<int, int> compute_capability, int multiprocessors,
+                   Index shared_per_block, Index shared_per_multiprocessor, int cluster,
+                   bool cooperative, int reserved, int resident_blocks) {
+    Limits limits;
+    std::tie(limits.major, limits.minor) = compute_capability;
+    limits.multiprocessors = multiprocessors;
+    limits.shared_per_block = shared_per_block;
+    limits.shared_per_multiprocessor = shared_per_multiprocessor;
+    limits.cluster = cluster;
+    limits.cooperative = cooperative;
+    limits.reserved = reserved;
+    limits.resident_blocks = resident_blocks;
+    return limits;
+}
+
+py::dict environment() {
+    py::dict d;
+    d["synchronous"] = cuda::environment().synchronous;
+    d["reserved_multiprocessors"] = cuda::environment().reserved;
+    return d;
 }
 
 std::vector<std::string> architectures() {
@@ -131,16 +144,19 @@ py::dict launch_of(const cuda::Launch& launch) {
 void register_plan(py::module_& m) {
     py::class_<Limits>(m, "Limits", py::module_local(),
                        "What a GPU has, as far as launches depend on it.")
-        .def(py::init(&limits_of), py::kw_only(), py::arg("compute_capability"),
+        .def(py::init(&made_limits), py::kw_only(), py::arg("compute_capability"),
              py::arg("multiprocessors"), py::arg("shared_per_block"),
-             py::arg("shared_per_multiprocessor"), py::arg("cluster"), py::arg("cooperative"))
+             py::arg("shared_per_multiprocessor"), py::arg("cluster"), py::arg("cooperative"),
+             py::arg("reserved") = 0, py::arg("resident_blocks") = cuda::kBlocksPerProcessor)
         .def_property_readonly("compute_capability",
                                [](const Limits& l) { return std::pair(l.major, l.minor); })
         .def_readonly("multiprocessors", &Limits::multiprocessors)
         .def_readonly("shared_per_block", &Limits::shared_per_block)
         .def_readonly("shared_per_multiprocessor", &Limits::shared_per_multiprocessor)
         .def_readonly("cluster", &Limits::cluster)
-        .def_readonly("cooperative", &Limits::cooperative);
+        .def_readonly("cooperative", &Limits::cooperative)
+        .def_readonly("reserved", &Limits::reserved)
+        .def_readonly("resident_blocks", &Limits::resident_blocks);
     py::class_<LaunchPlan>(m, "Plan", py::module_local(), "How one call is launched.")
         .def_property_readonly("operation",
                                [](const LaunchPlan& p) { return name_of(p.operation); })
@@ -176,6 +192,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     namespace runtime = cuda::runtime;
     m.doc() = "The CUDA kernels of bnext: plans and launches over addresses.";
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
+    (void)cuda::environment();  // a variable with a wrong value is an ImportError
     bindings::register_plan(m);
     m.def("device_count", &runtime::device_count, "GPUs; 0 where there is no driver.");
     m.def("unavailable_reason", &runtime::unavailable_reason, "Why there are none, else ''.");
@@ -188,7 +205,8 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
             return runtime::device_of(reinterpret_cast<const void*>(address));
         },
         py::arg("address"), "The device whose memory that is; -1 for memory of the host.");
-    m.def("limits", &runtime::limits, py::arg("device"));
+    m.def("limits", &cuda::limits_of, py::arg("device"));
+    m.def("environment", &bindings::environment, "What environment variables say, as a dict.");
     m.def("architectures", &bindings::architectures, "What there is code for.");
     m.def("operations", &bindings::names_of_operations);
     m.def("paths", &bindings::names_of_paths, py::arg("operation"), "Best first.");

@@ -96,6 +96,12 @@ struct Backward {
         double first_[K::kChannels] = {}, second_[K::kChannels] = {};
     };
 
+    BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
+        if (channel >= a.cut.channels) return;
+        prefetch_parameter<typename K::P>(a.weight, channel);
+        device::prefetch(a.statistics + 3 * a.cut.channels + channel);
+    }
+
     BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
                                          C* coefficients) {
         using P = typename K::P;

@@ -14,6 +14,7 @@
 
 #include "core/dtype.hpp"
 #include "cuda/annotations.hpp"
+#include "cuda/tuning.hpp"
 
 namespace bnext::cuda::device {
 
@@ -39,11 +40,23 @@ BNEXT_DEVICE T shuffle_xor(T value, int lanes) {
 }
 
 // Clusters of blocks: compute capability 9.0 and later. Elsewhere a block is alone, and no plan
-// says otherwise.
+// says otherwise. Every thread of the cluster calls each of these, warps together.
 BNEXT_DEVICE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
-    __cluster_barrier_arrive();
-    __cluster_barrier_wait();
+    asm volatile(
+        "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+            : "memory");
+#endif
+}
+// The barrier in two: arrival orders no memory accesses, and waits for no store.
+BNEXT_DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+BNEXT_DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 
@@ -57,20 +70,43 @@ BNEXT_DEVICE const T* of_cluster_rank(T* place, int rank) {
 #endif
 }
 
-// One more has come to `counter`; what this thread wrote before is visible to whoever sees that.
-// Returns how many had come before.
+// Counts an arrival at `counter`. What this thread wrote or saw before is visible to a thread that
+// sees the arrival: to the next one that arrives, or after wait_for. Returns the arrivals before.
 BNEXT_DEVICE unsigned arrive(unsigned* counter) {
-    __threadfence();
-    const unsigned before = atomicAdd(counter, 1U);
-    __threadfence();
+    unsigned before = 0;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
     return before;
 }
+// The same where the number is of no interest, for wait_for alone; the thread does not wait for it.
+BNEXT_DEVICE void arrive_and_forget(unsigned* counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+BNEXT_DEVICE unsigned long long nanoseconds() {
+    unsigned long long time = 0;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+    return time;
+}
+
+// Polls without order, and one fence at the end. A wait past tuning::kMostWait ends the kernel with
+// an error in place of a hang. The polls are counted too: they stand still under a debugger, while
+// the clock goes on, and slow down with the other blocks under a sanitizer.
 BNEXT_DEVICE void wait_for(const unsigned* counter, unsigned arrivals) {
-    unsigned seen = 0;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen < arrivals);
-    __threadfence();
+    unsigned long long begin = 0;
+    for (unsigned polls = 1;; ++polls) {
+        unsigned seen = 0;
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+        if (seen >= arrivals) break;
+        if (tuning::kMostWait > 0 && polls % tuning::kPollsPerLook == 0) {
+            const unsigned long long now = nanoseconds();
+            if (begin == 0) begin = now;
+            if (polls >= tuning::kFewestPolls && now - begin > tuning::kMostWait) __trap();
+        }
+    }
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 // Written by other blocks of this launch: not from the first-level cache, which may be older.
@@ -104,12 +140,20 @@ BNEXT_DEVICE V load(const V* p) {
     const Word word = __ldg(reinterpret_cast<const Word*>(p));
     return reinterpret_cast<const V&>(word);
 }
-// First to go from the caches: nobody here reads it again.
+// What this launch does not read again.
 template <class V>
 BNEXT_DEVICE void store_once(V* p, const V& value) {
     using Word = typename WordOf<sizeof(V)>::type;
-    __stcs(reinterpret_cast<Word*>(p), reinterpret_cast<const Word&>(value));
+    const Word word = reinterpret_cast<const Word&>(value);
+    if constexpr (tuning::kStoreOnce) {
+        __stcs(reinterpret_cast<Word*>(p), word);
+    } else {
+        *reinterpret_cast<Word*>(p) = word;
+    }
 }
+
+// To the second-level cache, at any time from now on.
+BNEXT_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // A copy to shared memory that goes on while the thread does: 4, 8 or 16 bytes. It has arrived once
 // the group it was committed with has; only the thread that asked may rely on that.

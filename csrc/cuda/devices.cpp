@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <mutex>
 #include <set>
-#include <stdexcept>
 #include <utility>
 
 #include "core/errors.hpp"
@@ -16,12 +15,31 @@
 namespace bnext::cuda::runtime {
 namespace {
 
+// What a status says of kernels that were enqueued before. (A trap is a launch failure.)
+Fault fault_of(cudaError_t status) {
+    switch (status) {
+        case cudaErrorLaunchFailure: return Fault::ended;
+        case cudaErrorIllegalAddress:
+        case cudaErrorLaunchTimeout:
+        case cudaErrorAssert:
+        case cudaErrorHardwareStackError:
+        case cudaErrorIllegalInstruction:
+        case cudaErrorMisalignedAddress:
+        case cudaErrorInvalidAddressSpace:
+        case cudaErrorInvalidPc:
+        case cudaErrorECCUncorrectable: return Fault::failed;
+        default: return Fault::other;
+    }
+}
+
 // The error is not left behind for the next call of whoever uses CUDA in this process.
-void check(cudaError_t status, const char* what) {
-    if (status == cudaSuccess) return;
+[[noreturn]] void fail(cudaError_t status, const char* what, Fault fault) {
     (void)cudaGetLastError();
-    throw std::runtime_error(concat("CUDA: ", what, ": ", cudaGetErrorString(status), " (",
-                                    cudaGetErrorName(status), ")"));
+    throw Error(fault, concat("CUDA: ", what, ": ", cudaGetErrorString(status), " (",
+                              cudaGetErrorName(status), ")"));
+}
+void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) fail(status, what, fault_of(status));
 }
 
 int attribute(cudaDeviceAttr which, int device) {
@@ -79,7 +97,7 @@ int device_of(const void* address) {
     return there ? attributes.device : -1;
 }
 
-Limits limits(int device) {
+Limits attributes(int device) {
     Limits limits;
     limits.major = attribute(cudaDevAttrComputeCapabilityMajor, device);
     limits.minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
@@ -124,11 +142,21 @@ void zero(void* memory, Index bytes, Stream stream) {
           "cudaMemsetAsync");
 }
 
-namespace {
+void* allocate(Index bytes, Stream stream) {
+    void* memory = nullptr;
+    check(cudaMallocAsync(&memory, static_cast<std::size_t>(bytes),
+                          static_cast<cudaStream_t>(stream)),
+          "cudaMallocAsync");
+    return memory;
+}
+void release(void* memory, Stream stream) noexcept {
+    (void)cudaFreeAsync(memory, static_cast<cudaStream_t>(stream));
+}
 
 // Once for each kernel and device: all the shared memory that a block may have, and no less of it
 // for the multiprocessor, or a second block has no room.
-void prepare(const void* function) {
+void prepare(Kernel kernel) {
+    const void* const function = reinterpret_cast<const void*>(kernel);
     static std::mutex mutex;
     static std::set<std::pair<const void*, int>> prepared;
     int device = 0;
@@ -144,35 +172,89 @@ void prepare(const void* function) {
     prepared.emplace(function, device);
 }
 
+namespace {
+
+// A launch as the runtime takes it. (It points into itself.)
+class Configuration {
+public:
+    Configuration(const Launch& launch, Stream stream) {
+        unsigned count = 0;
+        if (launch.cluster > 1) {
+            attributes_[count].id = cudaLaunchAttributeClusterDimension;
+            attributes_[count].val.clusterDim.x = static_cast<unsigned>(launch.cluster);
+            attributes_[count].val.clusterDim.y = 1;
+            attributes_[count].val.clusterDim.z = 1;
+            ++count;
+        }
+        if (launch.cooperative) {
+            attributes_[count].id = cudaLaunchAttributeCooperative;
+            attributes_[count].val.cooperative = 1;
+            ++count;
+        }
+        config_.gridDim = dim3(static_cast<unsigned>(launch.grid));
+        config_.blockDim = dim3(static_cast<unsigned>(launch.cut.threads));
+        config_.dynamicSmemBytes = static_cast<std::size_t>(launch.shared_bytes);
+        config_.stream = static_cast<cudaStream_t>(stream);
+        config_.attrs = attributes_;
+        config_.numAttrs = count;
+    }
+    Configuration(const Configuration&) = delete;
+    Configuration& operator=(const Configuration&) = delete;
+    [[nodiscard]] const cudaLaunchConfig_t* get() const { return &config_; }
+
+private:
+    cudaLaunchAttribute attributes_[2] = {};
+    cudaLaunchConfig_t config_ = {};
+};
+
+bool does_not_fit(cudaError_t status) {
+    return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorInvalidClusterSize ||
+           status == cudaErrorLaunchOutOfResources || status == cudaErrorInvalidConfiguration ||
+           status == cudaErrorNotSupported;
+}
+
 }  // namespace
 
-void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
+int occupancy(Kernel kernel, const Launch& launch, int device) {
+    const CurrentDevice current(device);
+    prepare(kernel);
     const void* const function = reinterpret_cast<const void*>(kernel);
-    prepare(function);
-    cudaLaunchAttribute attributes[2] = {};
-    unsigned count = 0;
-    if (launch.cluster > 1) {
-        attributes[count].id = cudaLaunchAttributeClusterDimension;
-        attributes[count].val.clusterDim.x = static_cast<unsigned>(launch.cluster);
-        attributes[count].val.clusterDim.y = 1;
-        attributes[count].val.clusterDim.z = 1;
-        ++count;
+    int count = 0;
+    if (launch.cluster == 1) {
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                  &count, function, launch.cut.threads,
+                  static_cast<std::size_t>(launch.shared_bytes)),
+              "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+        return count;
     }
-    if (launch.cooperative) {
-        attributes[count].id = cudaLaunchAttributeCooperative;
-        attributes[count].val.cooperative = 1;
-        ++count;
+    const Configuration config(launch, nullptr);
+    const cudaError_t status = cudaOccupancyMaxActiveClusters(&count, function, config.get());
+    if (does_not_fit(status)) {
+        (void)cudaGetLastError();
+        return 0;
     }
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(launch.grid));
-    config.blockDim = dim3(static_cast<unsigned>(launch.cut.threads));
-    config.dynamicSmemBytes = static_cast<std::size_t>(launch.shared_bytes);
-    config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = attributes;
-    config.numAttrs = count;
+    check(status, "cudaOccupancyMaxActiveClusters");
+    return count;
+}
+
+void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
+    const Configuration config(launch, stream);
     Arguments copy = arguments;
     void* parameters[] = {&copy};
-    check(cudaLaunchKernelExC(&config, function, parameters), "cudaLaunchKernelExC");
+    const cudaError_t status =
+        cudaLaunchKernelExC(config.get(), reinterpret_cast<const void*>(kernel), parameters);
+    if (must_be_resident(launch) && does_not_fit(status)) {
+        fail(status, "cudaLaunchKernelExC", Fault::refused);
+    }
+    check(status, "cudaLaunchKernelExC");
+}
+
+void synchronize(Stream stream) {
+    auto* const waited_for = static_cast<cudaStream_t>(stream);
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(waited_for, &capture), "cudaStreamIsCapturing");
+    if (capture != cudaStreamCaptureStatusNone) return;
+    check(cudaStreamSynchronize(waited_for), "cudaStreamSynchronize");
 }
 
 }  // namespace bnext::cuda::runtime

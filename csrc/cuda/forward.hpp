@@ -19,6 +19,11 @@ BNEXT_DEVICE double parameter(const void* values, Index channel, double otherwis
                              : static_cast<double>(static_cast<const P*>(values)[channel]);
 }
 
+template <class P>
+BNEXT_DEVICE void prefetch_parameter(const void* values, Index channel) {
+    if (values != nullptr) device::prefetch(static_cast<const P*>(values) + channel);
+}
+
 BNEXT_DEVICE double rstd_of(double var, double eps) {
     const double sum = var + eps;
     return sum == 0.0 ? 0.0
@@ -152,6 +157,15 @@ struct Forward {
         C pilot_[K::kChannels] = {};
         double first_[K::kChannels] = {}, second_[K::kChannels] = {};
     };
+
+    // Asks for what `finish` needs of a channel, long before it does.
+    BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
+        if (channel >= a.cut.channels) return;
+        prefetch_parameter<typename K::P>(a.weight, channel);
+        prefetch_parameter<typename K::P>(a.bias, channel);
+        prefetch_parameter<typename K::P>(a.running_mean, channel);
+        prefetch_parameter<typename K::P>(a.running_var, channel);
+    }
 
     // From the sums of a whole channel to its statistics; written once, by the block that `writes`.
     BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,

@@ -3,13 +3,14 @@
 #pragma once
 
 #include "cuda/partition.hpp"
+#include "cuda/tuning.hpp"
 
 namespace bnext::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMostThreads = 256;  // of a block
-// So many blocks must be able to run on a multiprocessor: 128 registers a thread.
-inline constexpr int kBlocksPerProcessor = 2;
+// So many blocks must be able to run on a multiprocessor: with 2, 128 registers a thread.
+inline constexpr int kBlocksPerProcessor = BNEXT_CUDA_BLOCKS;
 
 // Whether there are kernels for units of so many values: of 16 bytes, of 16-bit data 8 as well; and
 // single ones.
@@ -33,11 +34,10 @@ constexpr int batch_of(DType dtype, Layout layout, int unit, int inputs) {
     return planar && unit * size_of(dtype) < 16 ? 2 * batch : batch;
 }
 
-// Batches that are on their way while one is used: 32 KiB of them, so that two blocks have more in
-// flight than a multiprocessor's share of the memory's latency times its bandwidth.
+// Batches that are on their way while one is used: a power of two.
 constexpr int ahead_of(Index batch_bytes, int inputs) {
-    const Index batches = 32 * 1024 / (kMostThreads * batch_bytes * inputs);
-    return static_cast<int>(batches < 2 ? 2 : (batches > 4 ? 4 : batches));
+    const Index batches = tuning::kBytesAhead / (kMostThreads * batch_bytes * inputs);
+    return batches < 4 ? 2 : 4;
 }
 
 struct KernelShape {
@@ -65,13 +65,13 @@ inline constexpr int kSumsValues = 4;
 inline constexpr Index kPartialBytes = kSumsValues * static_cast<Index>(sizeof(double));
 inline constexpr int kCoefficients = 4;  // of a channel, as doubles
 
-// Shared memory behind the data: the coefficients, then where there are sums, two rows of them for
-// the block and one for every warp.
+// Shared memory behind the data: the coefficients, then where there are sums, a row of them for the
+// block and one for every warp.
 BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut) {
     return cut.slab_channels() * kCoefficients * static_cast<Index>(sizeof(double));
 }
 BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut) {
-    const Index rows = cut.threads / kWarp + 2;
+    const Index rows = cut.threads / kWarp + 1;
     return shared_bytes_of_coefficients(cut) +
            cut.slab_channels() * rows * static_cast<Index>(sizeof(Sums));
 }

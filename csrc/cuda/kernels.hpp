@@ -145,6 +145,26 @@ private:
     Cursor<K::kInputs, K::kRuns> ahead_;  // at the batch to be asked for
 };
 
+// Asks for a part to be in the second-level cache: the next one, while the device's memory would
+// wait for blocks that wait for each other.
+template <class K>
+BNEXT_DEVICE void prefetch_part(const Arguments& a, const Walk<K::kRuns>& begin, Index channel) {
+    if (!tuning::kPrefetchNext) return;
+    const Inputs<K> inputs(a);
+    Cursor<K::kInputs, K::kRuns> cursor(a.cut, begin, inputs.of, channel, channel < a.cut.channels);
+    BNEXT_UNROLL_BY(1)
+    for (int b = 0; b < a.cut.batches; ++b) {
+        cursor.template units<K::kBatch>(
+            a.cut, inputs.of, [&](int, bool exists, const Index(&at)[K::kInputs]) {
+                BNEXT_UNROLL
+                for (int i = 0; i < K::kInputs; ++i) {
+                    if (exists) device::prefetch(reinterpret_cast<const void*>(at[i]));
+                }
+            });
+        cursor.next_batch(a.cut, inputs.of);
+    }
+}
+
 // The results of a part's batches, in the same order.
 template <class K, class Operation, bool kUpwards>
 class Results {
@@ -190,10 +210,12 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     const SharedPlaces shared =
         shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     const Walk<K::kRuns> begin(cut, place.part, device::thread());
-    int turn = 0;
-    for (Index slab = place.group; slab < cut.slabs; slab += cut.groups, turn ^= 1) {
+    for (Index slab = place.group; slab < cut.slabs; slab += cut.groups) {
         const Index channel = cut.channel(slab, column);
         const bool active = channel < cut.channels;
+        for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
+            Operation::prefetch(a, cut.channel(slab, 0) + c);
+        }
         Batch<K> in[K::kInputs];
         Sums own[K::kChannels];
         {
@@ -206,12 +228,16 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             }
             sums.take(own, active ? begin.units_of(cut) : 0);
         }
-        Sums* const of_block = shared.of_block + turn * cut.slab_channels();
+        Sums* const of_block = shared.of_block;
         auto* const coefficients = reinterpret_cast<typename K::C*>(shared.coefficients);
         merge_block(cut, own, shared.scratch, of_block);
         if (a.exchange == Exchange::cluster) device::cluster_barrier();
         if (a.exchange == Exchange::grid) {
-            exchange_over_grid(a, slab, place.part, of_block, shared.scratch);
+            exchange_over_grid(a, slab, place.part, of_block, shared.scratch, [&] {
+                if (slab + cut.groups < cut.slabs) {
+                    prefetch_part<K>(a, begin, cut.channel(slab + cut.groups, column));
+                }
+            });
         }
         for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
             Sums total = of_block[c];
@@ -228,6 +254,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             }
         }
         device::block_barrier();
+        if (a.exchange == Exchange::cluster) device::cluster_arrive();  // it has read the others
         const Walk<K::kRuns> end = begin.end_of(cut);
         Batches<K, false> downwards(a, end, data, channel, active);
         Results<K, Operation, false> results(a, end, channel, active,
@@ -237,9 +264,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             downwards.take(in, b);
             results.write(in);
         }
+        // Until then others of the cluster may read this block's sums.
+        if (a.exchange == Exchange::cluster) device::cluster_wait();
     }
-    // Its shared memory may still be read by others of the cluster.
-    if (a.exchange == Exchange::cluster) device::cluster_barrier();
 }
 
 template <class K, class Operation>

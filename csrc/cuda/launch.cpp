@@ -1,7 +1,10 @@
 #include "cuda/launch.hpp"
 
 #include "core/errors.hpp"
-#include "cuda/instances.hpp"
+#include "cuda/environment.hpp"
+#include "cuda/kernel_choice.hpp"
+#include "cuda/residency.hpp"
+#include "cuda/tuning.hpp"
 
 namespace bnext::cuda {
 namespace {
@@ -39,30 +42,6 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     return a;
 }
 
-template <class T>
-Kernel first_kernel(const LaunchPlan& plan) {
-    const Layout layout = plan.problem.layout;
-    const bool fused = plan.path != Path::two_kernels;
-    switch (plan.operation) {
-        case Operation::forward:
-            return fused ? fused_forward<T>(layout, plan.first.cut.unit)
-                         : phase_kernel<T>(Phase::collect_stats, layout, plan.first.cut.unit);
-        case Operation::backward:
-            return fused ? fused_backward<T>(layout, plan.first.cut.unit)
-                         : phase_kernel<T>(Phase::backward_reduce, layout, plan.first.cut.unit);
-        case Operation::collect_stats:
-            return phase_kernel<T>(Phase::collect_stats, layout, plan.first.cut.unit);
-        case Operation::normalize:
-            return phase_kernel<T>(Phase::apply_norm, layout, plan.first.cut.unit);
-        case Operation::backward_fixed:
-        case Operation::backward_reduce:
-            return phase_kernel<T>(Phase::backward_reduce, layout, plan.first.cut.unit);
-        case Operation::backward_apply:
-            return phase_kernel<T>(Phase::backward_apply, layout, plan.first.cut.unit);
-    }
-    return nullptr;
-}
-
 void require(const void* address, const char* name) {
     BNEXT_CHECK(address != nullptr, name, ": expected an address, got none");
 }
@@ -95,9 +74,90 @@ void check_addresses(const LaunchPlan& plan, const Addresses& at) {
     if (plan.workspace_bytes > 0) require(at.workspace, "workspace");
 }
 
-template <class T>
-void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars,
-                  runtime::Stream stream) {
+// Which launch of a call, for errors.
+struct Step {
+    const LaunchPlan& plan;
+    Role role;
+    int device;
+    runtime::Stream stream;
+
+    [[nodiscard]] const Launch& launch() const {
+        return role == Role::second ? plan.second : plan.first;
+    }
+    [[nodiscard]] Kernel kernel() const {
+        return kernel_of(plan.operation, plan.problem, plan.first.cut.unit, role);
+    }
+};
+
+std::string name_of_device(int device) {
+    try {
+        return concat("device ", device, " (", runtime::device_name(device), ")");
+    } catch (const runtime::Error&) {  // after a kernel has failed, nothing is told of a device
+        return concat("device ", device);
+    }
+}
+
+std::string text_of(const Step& step) {
+    const LaunchPlan& plan = step.plan;
+    const Launch& launch = step.launch();
+    const std::optional<Phase> phase = phase_of(plan.operation, step.role);
+    return concat(name_of(plan.operation), " (kernel ", phase ? name_of(*phase) : "fused", ", ",
+                  name_of(plan.problem.dtype), ", ", name_of(plan.problem.layout), ", unit ",
+                  plan.first.cut.unit, "; path ", name_of(plan.path), ", grid ", launch.grid,
+                  ", block ", launch.cut.threads, ", cluster ", launch.cluster, ", shared bytes ",
+                  launch.shared_bytes, "; ", name_of_device(step.device), ")");
+}
+
+// What most likely happened, where the error itself does not say it.
+std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch) {
+    if (error.fault != runtime::Fault::failed && error.fault != runtime::Fault::ended) return "";
+    std::string text = waited ? "; most likely this kernel has failed"
+                              : "; a kernel launched before has failed, of bnext or of another "
+                                "library (BNEXT_CUDA_SYNC=1 names it if it is one of bnext)";
+    if (error.fault == runtime::Fault::ended && tuning::kMostWait > 0 &&
+        (launch.cooperative || !waited)) {
+        text += concat(
+            "; cooperative kernels of bnext end so where a block waits for the others "
+            "for more than ",
+            BNEXT_CUDA_WAIT_SECONDS, " s");
+    }
+    return text + "; the process can use this device no more";
+}
+
+// Errors of `f` with the name of the launch that they are told at. `waited`: all that came before
+// is known to have ended well.
+template <class F>
+void tell_errors(const Step& step, bool waited, F&& f) {
+    try {
+        f();
+    } catch (const runtime::Error& error) {
+        throw runtime::Error(error.fault, concat(text_of(step), ": ", error.what(),
+                                                 remark_on(error, waited, step.launch())));
+    }
+}
+
+void run(const Step& step, const Arguments& arguments) {
+    const bool synchronous = environment().synchronous;
+    tell_errors(step, synchronous, [&] {
+        runtime::run(step.kernel(), step.launch(), arguments, step.stream);
+        if (synchronous) runtime::synchronize(step.stream);
+    });
+}
+
+// Errors that can be foreseen come before anything is enqueued.
+void prepare(const Step& step) {
+    tell_errors(step, false, [&] {
+        if (environment().synchronous) runtime::synchronize(step.stream);
+        runtime::prepare(step.kernel());
+    });
+}
+
+void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars, int device,
+             runtime::Stream stream) {
+    const Step first{plan, first_role(plan), device, stream};
+    const Step second{plan, Role::second, device, stream};
+    prepare(first);
+    if (plan.second.grid > 0) prepare(second);
     Arguments a = arguments_of(plan, at, scalars);
     const bool forward = plan.operation < Operation::backward;
     const auto cut_by = [&](const Cut& cut) {
@@ -118,29 +178,60 @@ void launch_typed(const LaunchPlan& plan, const Addresses& at, const Scalars& sc
         a.sums =
             reinterpret_cast<double*>(static_cast<unsigned char*>(at.workspace) + plan.sums_at);
     }
-    if (plan.counters_bytes > 0) runtime::zero(a.counters, plan.counters_bytes, stream);
+    if (plan.counters_bytes > 0) {
+        tell_errors(first, false, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });
+    }
     cut_by(plan.first.cut);
     a.kept = plan.first.kept;
     a.slots = plan.first.slots;
     a.shares = plan.first.shares;
     a.exchange = plan.first.exchange;
-    runtime::run(first_kernel<T>(plan), plan.first, a, stream);
+    run(first, a);
     if (plan.second.grid == 0) return;
 
     cut_by(plan.second.cut);
     a.kept = 0;
     a.slots = plan.second.slots;
     a.exchange = Exchange::none;
-    Phase phase = forward ? Phase::apply_norm : Phase::backward_apply;
-    if (plan.operation == Operation::backward_fixed) {
-        // The statistics are constants: dx = dy * weight * rstd, which is apply_norm of dy.
-        phase = Phase::apply_norm;
+    if (plan.operation == Operation::backward_fixed) {  // apply_norm of dy
         a.x = a.dy;
         a.bias = nullptr;
         a.source = Statistics::absent;
     }
-    runtime::run(phase_kernel<T>(phase, plan.problem.layout, plan.first.cut.unit), plan.second, a,
-                 stream);
+    run(second, a);
+}
+
+// Memory that the call takes for itself, on its stream.
+class Workspace {
+public:
+    Workspace(Index bytes, runtime::Stream stream)
+        : stream_(stream), memory_(bytes > 0 ? runtime::allocate(bytes, stream) : nullptr) {}
+    ~Workspace() {
+        if (memory_ != nullptr) runtime::release(memory_, stream_);
+    }
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    [[nodiscard]] void* memory() const { return memory_; }
+
+private:
+    runtime::Stream stream_;
+    void* memory_;
+};
+
+// True once it is enqueued; false where the device refuses a grid or a cluster that must be
+// resident. Then no kernel is enqueued, also not in a graph that is captured; zeroed counters are.
+bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars,
+                      int device, runtime::Stream stream) {
+    const Kernel kernel = kernel_of(plan.operation, plan.problem, plan.first.cut.unit, Role::fused);
+    if (resident(kernel, plan.first, device) == 0) return false;
+    try {
+        enqueue(plan, at, scalars, device, stream);
+    } catch (const runtime::Error& error) {
+        if (error.fault != runtime::Fault::refused) throw;
+        remember_refusal(kernel, plan.first, device);
+        return false;
+    }
+    return true;
 }
 
 }  // namespace
@@ -149,8 +240,15 @@ void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& s
             runtime::Stream stream) {
     check_addresses(plan, addresses);
     const runtime::CurrentDevice current(device);
-    with_dtype(plan.problem.dtype,
-               [&](auto type) { launch_typed<decltype(type)>(plan, addresses, scalars, stream); });
+    if (plan.forced || !must_be_resident(plan.first)) {
+        return enqueue(plan, addresses, scalars, device, stream);
+    }
+    if (enqueue_resident(plan, addresses, scalars, device, stream)) return;
+    const LaunchPlan other = in_two_kernels(plan);
+    const Workspace workspace(other.workspace_bytes, stream);
+    Addresses at = addresses;
+    at.workspace = workspace.memory();
+    enqueue(other, at, scalars, device, stream);
 }
 
 }  // namespace bnext::cuda

@@ -4,7 +4,7 @@
 #include <bit>
 
 #include "core/errors.hpp"
-#include "cuda/kernel_shape.hpp"
+#include "cuda/kernel_choice.hpp"
 #include "cuda/tuning.hpp"
 
 namespace bnext::cuda {
@@ -156,16 +156,27 @@ public:
         parts = std::max(parts, divided_up(cut_.positions, kLongestPart));
         cut.parts =
             static_cast<int>(std::clamp<Index>(parts, 1, std::min(cut_.positions, kMostBlocks)));
-        const Index units = cut.part_end(0) * cut.columns;
-        const Index wanted =
-            power_of_two_from(divided_up(units, tuning::kBatchesOfThread * shape_.batch));
-        cut.threads =
-            static_cast<int>(std::clamp<Index>(wanted, tuning::kFewestThreads, cut_.threads));
+        cut.threads = threads_for(divided_up(cut.part_end(0) * cut.columns, shape_.batch));
         cut.complete();
         return cut;
     }
 
 private:
+    // For so many threads' batches: warps that leave as few of them idle as can be, over numbers of
+    // batches near to the one wanted; and of those that leave as few, the one with most batches.
+    [[nodiscard]] int threads_for(Index batches) const {
+        const auto threads_of = [&](Index of_thread) {
+            const Index threads = divided_up(divided_up(batches, of_thread), kWarp) * kWarp;
+            return std::clamp<Index>(threads, tuning::kFewestThreads, cut_.threads);
+        };
+        const Index fewest = divided_up(batches, cut_.threads);
+        Index best = fewest;
+        for (Index n = fewest + 1; n <= std::max(fewest, tuning::kBatchesOfThread) + 2; ++n) {
+            if (n * threads_of(n) <= best * threads_of(best)) best = n;
+        }
+        return static_cast<int>(threads_of(best));
+    }
+
     KernelShape shape_;
     bool planar_;
     Cut cut_{};
@@ -177,12 +188,17 @@ Index shared_of_block(const Limits& limits, int blocks) {
                     limits.shared_per_multiprocessor / blocks - tuning::kReservedShared);
 }
 
+// Multiprocessors for cooperative grids.
+int multiprocessors_left(const Limits& limits) {
+    return std::max(1, limits.multiprocessors - limits.reserved);
+}
+
 class Planner {
 public:
     Planner(const Cutter& cutter, int inputs, const Limits& limits)
         : cutter_(cutter), inputs_(inputs), limits_(limits) {
         // Where shared memory is scarce, blocks are smaller: what is on its way must have room.
-        const Index room = shared_of_block(limits, kBlocksPerProcessor);
+        const Index room = shared_of_block(limits, limits.resident_blocks);
         while (cutter_.whole().threads > tuning::kFewestThreads &&
                cutter_.ring() * cutter_.batch_bytes(cutter_.whole()) * inputs +
                        shared_bytes_of_sums(cutter_.whole()) >
@@ -193,8 +209,8 @@ public:
 
     // Null, or why not.
     const char* fused(Path path, Launch& launch) const {
-        const Index resident = Index{kBlocksPerProcessor} * limits_.multiprocessors;
-        const Index room = shared_of_block(limits_, kBlocksPerProcessor);
+        const Index resident = resident_blocks();
+        const Index room = shared_of_block(limits_, limits_.resident_blocks);
         const Index slabs = cutter_.whole().slabs;
         switch (path) {
             case Path::block: {
@@ -235,9 +251,16 @@ public:
     // Whether a path that would do should be taken: the ones before it leave more of the device
     // idle.
     [[nodiscard]] bool fills(const Launch& launch) const {
-        const Index wanted = Index{kBlocksPerProcessor} * limits_.multiprocessors;
+        const Index wanted = launch.cooperative
+                                 ? resident_blocks()
+                                 : Index{kBlocksPerProcessor} * limits_.multiprocessors;
         return launch.grid >= wanted / 2 ||
                cutter_.slab_bytes() / launch.cut.parts <= 2 * tuning::kSmallestPart;
+    }
+
+    // The most blocks of a cooperative grid.
+    [[nodiscard]] Index resident_blocks() const {
+        return Index{limits_.resident_blocks} * multiprocessors_left(limits_);
     }
 
     [[nodiscard]] Launch reduce() const {
@@ -316,10 +339,10 @@ private:
         launch.cooperative = exchange == Exchange::grid;
         const Index sums = shared_bytes_of_sums(launch.cut);
         const int blocks =
-            exchange == Exchange::none &&
-                    bytes_to_keep(launch.cut) + sums > shared_of_block(limits_, kBlocksPerProcessor)
+            exchange == Exchange::none && bytes_to_keep(launch.cut) + sums >
+                                              shared_of_block(limits_, limits_.resident_blocks)
                 ? 1
-                : kBlocksPerProcessor;
+                : limits_.resident_blocks;
         const Index batch = cutter_.batch_bytes(launch.cut) * inputs_;
         const Index room = (shared_of_block(limits_, blocks) - sums) / batch;  // in slots
         const bool all = launch.cut.batches <= room;
@@ -341,6 +364,7 @@ private:
 Index aligned(Index bytes) { return divided_up(bytes, 256) * 256; }
 
 void lay_out_workspace(LaunchPlan& plan) {
+    plan.counters_bytes = plan.partials_at = plan.totals_at = plan.sums_at = 0;
     const auto partials = [](const Launch& launch) {
         return launch.cut.slabs * launch.cut.parts * launch.cut.slab_channels() * kPartialBytes;
     };
@@ -376,6 +400,42 @@ bool reduces_alone(Operation operation) {
     return operation == Operation::collect_stats || operation == Operation::backward_reduce;
 }
 
+// A launch for each phase, or of the only one.
+void plan_phases(LaunchPlan& plan, Path path, int unit) {
+    const int inputs = inputs_of(plan.operation);
+    const Planner planner(Cutter(plan.problem, unit, inputs), inputs, plan.limits);
+    const bool reduces = path == Path::two_kernels || reduces_alone(plan.operation);
+    plan.path = path;
+    plan.first = reduces ? planner.reduce() : planner.apply();
+    plan.second = {};
+    if (path != Path::two_kernels) return;
+    // Where statistics are constants, dx is written from dy alone.
+    const int last = plan.operation == Operation::backward_fixed ? 1 : inputs;
+    plan.second = Planner(Cutter(plan.problem, unit, last), last, plan.limits).apply();
+}
+
+// A launch of both phases: null, or why not. Where the device has room for fewer blocks than the
+// limits say, of fewer and larger ones.
+const char* plan_fused(const LaunchPlan& plan, Path path, int unit, Launch& launch, bool& fills) {
+    const int inputs = inputs_of(plan.operation);
+    const Cutter cutter(plan.problem, unit, inputs);
+    Limits limits = plan.limits;
+    while (limits.resident_blocks > 0) {
+        const Planner planner(cutter, inputs, limits);
+        if (const char* why = planner.fused(path, launch); why != nullptr) return why;
+        fills = planner.fills(launch);
+        if (limits.resident == nullptr || !must_be_resident(launch)) return nullptr;
+        const Kernel kernel = kernel_of(plan.operation, plan.problem, unit, Role::fused);
+        const int fit = limits.resident(kernel, launch, limits.device);
+        if (launch.cluster > 1) {
+            return fit > 0 ? nullptr : "the device has no room for such a cluster";
+        }
+        if (Index{fit} * multiprocessors_left(limits) >= launch.grid) return nullptr;
+        limits.resident_blocks = std::min(fit, limits.resident_blocks - 1);
+    }
+    return "the device has no room for its blocks";
+}
+
 }  // namespace
 
 Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes) {
@@ -397,19 +457,18 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
     BNEXT_CHECK(limits.multiprocessors > 0 && limits.shared_per_block > 0 &&
                     limits.shared_per_multiprocessor >= limits.shared_per_block,
                 "limits: expected those of a device");
+    BNEXT_CHECK(limits.reserved >= 0 && limits.resident_blocks >= 1 &&
+                    limits.resident_blocks <= kBlocksPerProcessor,
+                "limits: expected reserved >= 0, and resident_blocks from 1 to ",
+                kBlocksPerProcessor);
     LaunchPlan plan;
     plan.operation = operation;
     const Description walked = in_one_run(description, addresses.size());
     plan.problem = walked.problem;
     plan.strides = walked.strides;
+    plan.forced = forced.has_value();
+    plan.limits = limits;
     const int unit = widest_unit(walked, addresses);
-    const int inputs = inputs_of(operation);
-    const Cutter cutter(plan.problem, unit, inputs);
-    const Planner planner(cutter, inputs, limits);
-    // Where statistics are constants, dx is written from dy alone.
-    const int last_inputs = operation == Operation::backward_fixed ? 1 : inputs;
-    const Cutter last_cutter(plan.problem, unit, last_inputs);
-    const Planner second(last_cutter, last_inputs, limits);
 
     const std::vector<Path> paths = paths_of(operation);
     BNEXT_CHECK(!forced || std::ranges::find(paths, *forced) != paths.end(),
@@ -419,20 +478,16 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
     bool found = false;
     for (const Path path : forced ? std::vector{*forced} : paths) {
         if (path == Path::two_kernels || path == Path::one_phase) {
-            if (found) break;
-            const bool reduces = path == Path::two_kernels || reduces_alone(operation);
-            plan.path = path;
-            plan.first = reduces ? planner.reduce() : planner.apply();
-            if (path == Path::two_kernels) plan.second = second.apply();
+            if (!found) plan_phases(plan, path, unit);
             found = true;
             break;
         }
         Launch launch;
-        if (const char* why = planner.fused(path, launch); why != nullptr) {
+        bool fills = false;
+        if (const char* why = plan_fused(plan, path, unit, launch, fills); why != nullptr) {
             refusal = why;
             continue;
         }
-        const bool fills = planner.fills(launch);
         if (!found || fills) {
             plan.path = path;
             plan.first = launch;
@@ -445,6 +500,13 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
                 "x: too many channels for a launch");
     lay_out_workspace(plan);
     return plan;
+}
+
+LaunchPlan in_two_kernels(const LaunchPlan& plan) {
+    LaunchPlan other = plan;
+    plan_phases(other, Path::two_kernels, plan.first.cut.unit);
+    lay_out_workspace(other);
+    return other;
 }
 
 }  // namespace bnext::cuda

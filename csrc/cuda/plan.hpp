@@ -10,8 +10,13 @@
 
 #include "core/problem.hpp"
 #include "cuda/arguments.hpp"
+#include "cuda/kernel_shape.hpp"
 
 namespace bnext::cuda {
+
+struct Launch;
+// How much of a launch a device runs at the same time (residency.hpp).
+using Resident = int (*)(Kernel kernel, const Launch& launch, int device);
 
 // What a GPU has, as far as plans depend on it.
 struct Limits {
@@ -22,6 +27,10 @@ struct Limits {
     Index shared_per_multiprocessor = 0;
     int cluster = 1;  // the most blocks of a cluster
     bool cooperative = false;
+    int reserved = 0;  // multiprocessors that cooperative grids leave to others
+    int resident_blocks = kBlocksPerProcessor;  // of a kernel, on a multiprocessor
+    int device = -1;                            // whose limits these are
+    Resident resident = nullptr;                // asks that device; null: as resident_blocks says
 };
 
 enum class Operation {
@@ -66,9 +75,16 @@ struct Launch {
     bool cooperative = false;
 };
 
+// Whether it can only run where all its blocks, or those of each cluster, run at the same time.
+inline bool must_be_resident(const Launch& launch) {
+    return launch.cooperative || launch.cluster > 1;
+}
+
 struct LaunchPlan {
     Operation operation{};
     Path path{};
+    bool forced = false;  // the path was
+    Limits limits;
     Problem problem;
     std::array<Strides, kMaxOperands> strides{};
     Launch first;   // both phases, or the only one, or the first
@@ -90,5 +106,8 @@ Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index 
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
                             std::optional<Path> forced = {});
+// The same call with a launch for each phase, neither cooperative nor in clusters, and a workspace
+// of its own.
+LaunchPlan in_two_kernels(const LaunchPlan& plan);
 
 }  // namespace bnext::cuda

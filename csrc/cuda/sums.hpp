@@ -37,12 +37,12 @@ BNEXT_DEVICE void add(Sums& total, const Sums& more) {
 // What a block's threads share, behind the data; shared_bytes_of_sums says how large.
 struct SharedPlaces {
     double* coefficients;  // kCoefficients a channel
-    Sums* of_block;        // two rows: others of the cluster read one while the next is made
+    Sums* of_block;        // one row
     Sums* scratch;         // a row of slab_channels for every warp
 };
 BNEXT_DEVICE SharedPlaces shared_places(const Cut& cut, unsigned char* behind_data) {
     auto* const sums = reinterpret_cast<Sums*>(behind_data + shared_bytes_of_coefficients(cut));
-    return {reinterpret_cast<double*>(behind_data), sums, sums + 2 * cut.slab_channels()};
+    return {reinterpret_cast<double*>(behind_data), sums, sums + cut.slab_channels()};
 }
 
 // Lanes that are `columns` apart (a power of two up to 32) have sums of the same channel: added by
@@ -133,23 +133,25 @@ BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, 
     for (int c = t; c < width; c += threads) result[c] = merge_rows(scratch + c, rows, width);
 }
 
-// Waits until every part of the slab has come to that counter. All of them must be running.
-BNEXT_DEVICE void meet(const Arguments& a, unsigned* counter) {
+// Waits until every part of the slab has come to that counter, and does something else meanwhile.
+// All of them must be running.
+template <class F>
+BNEXT_DEVICE void meet(const Arguments& a, unsigned* counter, F&& meanwhile) {
     device::block_barrier();
-    if (device::thread() == 0) {
-        device::arrive(counter);
-        device::wait_for(counter, static_cast<unsigned>(a.cut.parts));
-    }
+    if (device::thread() == 0) device::arrive_and_forget(counter);
+    meanwhile();
+    if (device::thread() == 0) device::wait_for(counter, static_cast<unsigned>(a.cut.parts));
     device::block_barrier();
 }
 
 // The sums of the slab's channels over all its parts, in `of_block`, which had this part's. Every
 // block of the slab calls this, and gets the same bits. Where it were much to read all parts' sums
 // of all channels in every block, each merges a share of the channels, and reads the results.
+template <class F>
 BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part, Sums* of_block,
-                                     Sums* scratch) {
+                                     Sums* scratch, F&& meanwhile) {
     write_partials(a, slab, part, of_block);
-    meet(a, a.counters + slab);
+    meet(a, a.counters + slab, meanwhile);
     if (!a.shares) return merge_partials(a, slab, scratch, of_block);
     const int lane = device::thread() % kWarp, warp = device::thread() / kWarp;
     const int warps = device::threads() / kWarp, width = a.cut.slab_channels();
@@ -158,7 +160,7 @@ BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part, S
         const Sums total = merge_lanes(merge_some_parts(a, slab, c, lane, kWarp), 1);
         if (lane == 0) write_sums(totals + c * kSumsValues, total);
     }
-    meet(a, a.counters + a.cut.slabs + slab);
+    meet(a, a.counters + a.cut.slabs + slab, [] {});
     for (int c = device::thread(); c < width; c += device::threads()) {
         of_block[c] = read_sums(totals + c * kSumsValues);
     }

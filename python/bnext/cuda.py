@@ -2,6 +2,17 @@
 
 The compiled kernels are the extension module `bnext._cuda`, which a build has only where it was
 asked for or found a GPU. It is loaded when an array on a GPU comes, or when this module is asked.
+
+Two environment variables are read when it is loaded; `bnext.show_config` tells them.
+
+``BNEXT_CUDA_SYNC=1``
+    Every launch is waited for, so that the call whose kernel fails raises the error, with the
+    kernel's name. Launches that a CUDA graph captures are not waited for. For finding faults: the
+    default, 0, leaves calls asynchronous, and an error is raised by a later one.
+``BNEXT_CUDA_RESERVE=n``
+    Kernels whose blocks wait for each other occupy all multiprocessors but `n` (at least one), so
+    that kernels of other streams, such as NCCL's in `DistributedDataParallel`, run beside them. The
+    default is 0.
 """
 
 from __future__ import annotations
@@ -101,12 +112,16 @@ def _config() -> dict[str, Any]:
     try:
         kernels = _load()
     except ImportError as error:
-        return {"available": False, "reason": str(error), "devices": [], "architectures": []}
+        return {
+            "available": False, "reason": str(error), "devices": [], "architectures": [],
+            "synchronous": False, "reserved_multiprocessors": 0,
+        }  # fmt: skip
     return {
         "available": is_available(),
         "reason": reason(),
         "devices": [kernels.device_name(device) for device in range(kernels.device_count())],
         "architectures": list(kernels.architectures()),
+        **kernels.environment(),
     }
 
 

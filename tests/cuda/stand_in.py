@@ -85,6 +85,9 @@ class StandIn:
     def limits(self, device):
         return f"limits of {device}"
 
+    def environment(self):
+        return {"synchronous": False, "reserved_multiprocessors": 0}
+
     def architectures(self):
         return ["sm_00"]
 

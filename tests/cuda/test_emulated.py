@@ -365,5 +365,6 @@ def test_configuration(kernels):
     config = bnext.show_config(mode="dicts")["cuda"]
     names = [kernels.device_name(device) for device in range(kernels.device_count())]
     assert config == {
-        "available": True, "reason": "", "devices": names, "architectures": kernels.architectures()
+        "available": True, "reason": "", "devices": names, "architectures": kernels.architectures(),
+        "synchronous": False, "reserved_multiprocessors": 0,
     }  # fmt: skip

@@ -31,6 +31,14 @@ DEVICES = {
         "compute_capability": (10, 0), "multiprocessors": 148, "shared_per_block": 227 * KIB,
         "shared_per_multiprocessor": 228 * KIB, "cluster": 8,
     },
+    "H200 beside NCCL": {
+        "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 8, "reserved": 20,
+    },
+    "H200 with room for one block": {
+        "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 8, "resident_blocks": 1,
+    },
     "RTX 5090": {
         "compute_capability": (12, 0), "multiprocessors": 170, "shared_per_block": 99 * KIB,
         "shared_per_multiprocessor": 100 * KIB, "cluster": 8,
@@ -43,6 +51,10 @@ DEVICES = {
     "tiny": {
         "compute_capability": (9, 0), "multiprocessors": 3, "shared_per_block": 24 * KIB,
         "shared_per_multiprocessor": 50 * KIB, "cluster": 4,
+    },
+    "tiny, and all of it reserved": {
+        "compute_capability": (9, 0), "multiprocessors": 3, "shared_per_block": 24 * KIB,
+        "shared_per_multiprocessor": 50 * KIB, "cluster": 4, "reserved": 7,
     },
 }  # fmt: skip
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
@@ -114,8 +126,9 @@ def assert_legal(plan, device):
             # All blocks must be able to run at once, by shared memory (of which the system takes a
             # KiB a block); 256 threads with 128 registers each fit twice.
             of_block = launch["shared_bytes"] + KIB
-            resident = min(2, limits.shared_per_multiprocessor // of_block)
-            assert launch["grid"] <= resident * limits.multiprocessors
+            resident = min(limits.resident_blocks, limits.shared_per_multiprocessor // of_block)
+            left = max(1, limits.multiprocessors - limits.reserved)
+            assert launch["grid"] <= resident * left
             assert plan.workspace_bytes >= launch["slabs"] * (4 + 32 * launch["parts"])
 
 
@@ -134,7 +147,7 @@ def test_every_launch_is_legal(device, operation):
                         assert plan.operation == operation
                         assert address == 0 or plan.unit == 1
                     taken.add(plans[0].path)
-    if operation in ("forward", "backward") and device == "H200":
+    if operation in ("forward", "backward") and device.startswith("H200"):
         assert taken == {"block", "cluster", "cooperative", "chunked"}
     if operation in ("forward", "backward") and device == "without cooperative launches":
         assert "two_kernels" in taken
@@ -155,6 +168,32 @@ def test_every_launch_is_legal(device, operation):
 )
 def test_what_is_chosen_on_an_h200(shape, layout, path):
     assert plan_of("forward", "float32", shape, layout, "H200").path == path
+
+
+@pytest.mark.parametrize(("shape", "path"), [((64, 64, 112, 112), "cooperative"),
+                                             ((2, 3, 4096, 4096), "chunked")])  # fmt: skip
+def test_cooperative_grids_leave_reserved_multiprocessors(shape, path):
+    grids = {}
+    for device in ("H200", "H200 beside NCCL"):
+        plan = plan_of("forward", "float32", shape, "planar", device)
+        assert plan.path == path
+        grids[device] = plan.launches[0]["grid"]
+    assert 232 <= grids["H200"] <= 264
+    assert 200 <= grids["H200 beside NCCL"] <= 224
+    for path in ("block", "cluster", "two_kernels"):
+        shape = (64, 256, 14, 14)
+        alone, beside = (
+            plan_of("forward", "float32", shape, "planar", device, path).launches
+            for device in ("H200", "H200 beside NCCL")
+        )
+        assert alone == beside
+
+
+def test_limits_that_no_device_has():
+    for wrong in ({"reserved": -1}, {"resident_blocks": 0}, {"resident_blocks": 3}):
+        limits = kernels.Limits(**({"cooperative": True} | DEVICES["H200"] | wrong))
+        with pytest.raises(ValueError, match=r"^limits: expected reserved >= 0, and resident_"):
+            kernels.plan("collect_stats", "float32", (3, 5), [[5, 1]], [0], 1, limits)
 
 
 def test_what_fits_is_kept():

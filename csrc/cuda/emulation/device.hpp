@@ -17,8 +17,11 @@ Index blocks();
 unsigned char* shared_memory();
 void block_barrier();
 void cluster_barrier();
+void cluster_arrive();
+void cluster_wait();
 unsigned char* shared_memory_of_rank(int rank);
 unsigned arrive(unsigned* counter);
+void arrive_and_forget(unsigned* counter);
 void wait_for(const unsigned* counter, unsigned arrivals);
 // Hands over `size` bytes and takes those of `lane`.
 void exchange(void* value, int size, int lane);
@@ -50,6 +53,9 @@ template <class V>
 void store_once(V* p, const V& value) {
     *p = value;
 }
+
+// Reads what it is asked for, so that a place outside the array shows under a sanitizer.
+inline void prefetch(const void* p) { (void)*static_cast<const volatile unsigned char*>(p); }
 
 // What is copied arrives as late as a device may let it.
 template <class V>

@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cuda/device.hpp"
@@ -26,6 +27,7 @@ struct Meeting {
 struct Block {
     Index index = 0;
     std::vector<unsigned char> shared;
+    int running = 0;  // threads that have not ended
     Meeting meeting;
     std::vector<Meeting> warps;
     // What each lane shows; two, since some read the last while others show the next.
@@ -44,6 +46,8 @@ struct Fiber {
     Block* block = nullptr;
     int thread = 0;
     unsigned exchanges = 0;
+    unsigned arrivals = 0;                    // at barriers of the cluster
+    unsigned waits = 0;                       // for them
     std::deque<std::vector<Copy>> committed;  // groups
     std::vector<Copy> asked;
     bool done = false;
@@ -61,6 +65,7 @@ struct Team {
     ucontext_t scheduler{};
     Fiber* current = nullptr;
     bool progress = false;
+    const char* fault = nullptr;  // what a thread must not do
 };
 
 Team* team = nullptr;  // of the launch that is running; there is one at a time
@@ -73,21 +78,30 @@ void wait_until(Condition&& fulfilled) {
     team->progress = true;
 }
 
+void come(Meeting& meeting, unsigned size) {
+    team->progress = true;
+    if (++meeting.arrived < size) return;
+    meeting.arrived = 0;
+    ++meeting.rounds;
+}
 void meet(Meeting& meeting, unsigned size) {
     const unsigned round = meeting.rounds;
-    team->progress = true;
-    if (++meeting.arrived == size) {
-        meeting.arrived = 0;
-        ++meeting.rounds;
-        return;
-    }
+    come(meeting, size);
     wait_until([&] { return meeting.rounds != round; });
+}
+
+// The launch ends with that error; the thread does not go on.
+void refuse(const char* fault) {
+    team->fault = fault;
+    while (true) yield();
 }
 
 void body() {
     Fiber* const self = team->current;
     team->kernel(*team->arguments);
+    if (self->waits != self->arrivals) refuse("a thread left a barrier of its cluster behind");
     self->done = true;
+    --self->block->running;
     team->progress = true;
     yield();
 }
@@ -101,6 +115,9 @@ void run_team() {
             if (fiber.done) continue;
             team->current = &fiber;
             swapcontext(&team->scheduler, &fiber.context);
+            if (team->fault != nullptr) {
+                throw std::runtime_error(std::string("emulated launch: ") + team->fault);
+            }
             if (fiber.done) --left;
         }
         if (!team->progress) {
@@ -120,11 +137,26 @@ Index blocks() { return team->grid; }
 int lane() { return thread() % kWarp; }
 unsigned char* shared_memory() { return team->current->block->shared.data(); }
 unsigned char* shared_memory_of_rank(int rank) {
-    return team->blocks.at(static_cast<std::size_t>(rank)).shared.data();
+    Block& block = team->blocks.at(static_cast<std::size_t>(rank));
+    if (block.running < team->threads) refuse("shared memory of a block that may have ended");
+    return block.shared.data();
 }
 
 void block_barrier() { meet(team->current->block->meeting, static_cast<unsigned>(team->threads)); }
-void cluster_barrier() { meet(team->meeting, static_cast<unsigned>(team->fibers.size())); }
+void cluster_barrier() {
+    cluster_arrive();
+    cluster_wait();
+}
+void cluster_arrive() {
+    Fiber& self = *team->current;
+    if (self.arrivals++ != self.waits) refuse("a thread arrived twice at a barrier");
+    come(team->meeting, static_cast<unsigned>(team->fibers.size()));
+}
+void cluster_wait() {
+    Fiber& self = *team->current;
+    if (++self.waits != self.arrivals) refuse("a thread waits at a barrier without arriving");
+    wait_until([&] { return team->meeting.rounds >= self.waits; });
+}
 
 void exchange(void* value, int size, int from) {
     Fiber& self = *team->current;
@@ -159,6 +191,7 @@ unsigned arrive(unsigned* counter) {
     team->progress = true;
     return (*counter)++;
 }
+void arrive_and_forget(unsigned* counter) { (void)arrive(counter); }
 void wait_for(const unsigned* counter, unsigned arrivals) {
     wait_until([&] { return *counter >= arrivals; });
 }
@@ -173,7 +206,7 @@ void begin(Fiber& fiber, Block& block, int thread) {
     if (!fiber.stack) fiber.stack = std::make_unique<unsigned char[]>(kStackBytes);
     fiber.block = &block;
     fiber.thread = thread;
-    fiber.exchanges = 0;
+    fiber.exchanges = fiber.arrivals = fiber.waits = 0;
     fiber.committed.clear();
     fiber.asked.clear();
     fiber.done = false;
@@ -204,6 +237,7 @@ void run(Kernel kernel, const Arguments& arguments, const Shape& shape) {
             block.index = first + static_cast<Index>(b);
             // What shared memory begins with is not 0 on a device either.
             block.shared.assign(shape.shared_bytes, 0xff);
+            block.running = shape.threads;
             block.meeting = {};
             block.warps.assign(static_cast<std::size_t>(shape.threads / kWarp), {});
             for (auto& shown : block.shown) {

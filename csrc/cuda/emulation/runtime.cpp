@@ -1,39 +1,109 @@
 // The runtime of launches on the CPU: device memory is ordinary memory, and a stream is done with
-// what it is given at once.
+// what it is given at once. Devices differ in what they have room for and in what goes wrong there.
 #include "cuda/runtime.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <new>
 
+#include "core/errors.hpp"
 #include "cuda/emulation/launches.hpp"
 
 namespace bnext::cuda::runtime {
+namespace {
 
-int device_count() { return 2; }
-std::string unavailable_reason() { return ""; }
-std::string device_name(int device) {
-    return device == 0 ? "emulation of a small GPU" : "emulation of a large GPU";
+struct Device {
+    const char* name;
+    Index shared;          // memory of a block
+    int resident;          // blocks of a multiprocessor, at most
+    int clusters;          // of the device
+    bool refuses = false;  // cooperative launches and clusters, whatever it says of residency
+    bool fails = false;    // every kernel, after its launch
+};
+// Most are small, so that small problems exceed them; device 1 so large that none does.
+constexpr Device kDevices[] = {
+    {"emulation of a small GPU", 24 * 1024, kBlocksPerProcessor, 8},
+    {"emulation of a large GPU", 8 * 1024 * 1024, kBlocksPerProcessor, 8},
+    {"emulation of a GPU with one block a multiprocessor", 24 * 1024, 1, 0},
+    {"emulation of a GPU with no resident blocks", 24 * 1024, 0, 0},
+    {"emulation of a GPU that refuses launches", 24 * 1024, kBlocksPerProcessor, 8, true},
+    {"emulation of a GPU that fails", 24 * 1024, kBlocksPerProcessor, 8, false, true},
+};
+
+int current_device = 0;
+bool failed = false;  // a kernel, and no call has been told
+
+const Device& device_of_number(int device) { return kDevices[device]; }
+const Device& current() { return device_of_number(current_device); }
+
+Index shared_of_multiprocessor(const Device& device) { return 2 * device.shared + 2 * 1024; }
+
+void tell_failure(const char* what) {
+    if (!failed) return;
+    failed = false;
+    throw Error(Fault::ended, concat("emulated CUDA: ", what, ": a kernel has failed"));
 }
+
+}  // namespace
+
+int device_count() { return static_cast<int>(std::size(kDevices)); }
+std::string unavailable_reason() { return ""; }
+std::string device_name(int device) { return device_of_number(device).name; }
 std::string device_problem(int) { return ""; }
 int device_of(const void*) { return 0; }
 std::string architectures() { return "emulation"; }
 
-// Device 0 is small, so that small problems exceed it; device 1 so large that none does.
-Limits limits(int device) {
-    const Index shared = device == 0 ? 24 * 1024 : 8 * 1024 * 1024;
-    return {9, 0, 3, shared, 2 * shared + 2 * 1024, 8, true};
+Limits attributes(int device) {
+    const Device& there = device_of_number(device);
+    Limits limits;
+    limits.major = 9;
+    limits.multiprocessors = 3;
+    limits.shared_per_block = there.shared;
+    limits.shared_per_multiprocessor = shared_of_multiprocessor(there);
+    limits.cluster = 8;
+    limits.cooperative = true;
+    return limits;
 }
 
-CurrentDevice::CurrentDevice(int) {}
-CurrentDevice::~CurrentDevice() = default;
+int occupancy(Kernel, const Launch& launch, int device) {
+    const Device& there = device_of_number(device);
+    if (launch.cluster > 1) return there.clusters;
+    const Index fit = shared_of_multiprocessor(there) / (launch.shared_bytes + 1024);
+    return static_cast<int>(std::min<Index>(fit, there.resident));
+}
+
+CurrentDevice::CurrentDevice(int device) : before_(current_device) { current_device = device; }
+CurrentDevice::~CurrentDevice() { current_device = before_; }
+
+void prepare(Kernel) {}
+
+void* allocate(Index bytes, Stream) { return ::operator new(static_cast<std::size_t>(bytes)); }
+void release(void* memory, Stream) noexcept { ::operator delete(memory); }
 
 void zero(void* memory, Index bytes, Stream) {
+    tell_failure("zero");
     std::memset(memory, 0, static_cast<std::size_t>(bytes));
 }
 
 void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream) {
-    emulation::run(kernel, arguments,
-                   {launch.grid, launch.cut.threads, launch.cluster,
-                    static_cast<std::size_t>(launch.shared_bytes), launch.cooperative});
+    tell_failure("run");
+    if (current().refuses && must_be_resident(launch)) {
+        throw Error(Fault::refused, "emulated CUDA: run: the launch is too large");
+    }
+    if (current().fails) {
+        failed = true;
+        return;
+    }
+    try {
+        emulation::run(kernel, arguments,
+                       {launch.grid, launch.cut.threads, launch.cluster,
+                        static_cast<std::size_t>(launch.shared_bytes), launch.cooperative});
+    } catch (const std::runtime_error& error) {
+        throw Error(Fault::other, error.what());
+    }
 }
+
+void synchronize(Stream) { tell_failure("synchronize"); }
 
 }  // namespace bnext::cuda::runtime

@@ -1,0 +1,54 @@
+#include "cuda/kernel_choice.hpp"
+
+namespace bnext::cuda {
+
+const char* name_of(Phase phase) {
+    switch (phase) {
+        case Phase::collect_stats: return "collect_stats";
+        case Phase::apply_norm: return "apply_norm";
+        case Phase::backward_reduce: return "backward_reduce";
+        case Phase::backward_apply: return "backward_apply";
+    }
+    return "?";
+}
+
+Role first_role(const LaunchPlan& plan) {
+    const bool parted = plan.path == Path::two_kernels || plan.path == Path::one_phase;
+    return parted ? Role::first : Role::fused;
+}
+
+std::optional<Phase> phase_of(Operation operation, Role role) {
+    if (role == Role::fused) return {};
+    switch (operation) {
+        case Operation::forward:
+            return role == Role::first ? Phase::collect_stats : Phase::apply_norm;
+        case Operation::backward:
+            return role == Role::first ? Phase::backward_reduce : Phase::backward_apply;
+        // The statistics are constants: dx = dy * weight * rstd, which is apply_norm of dy.
+        case Operation::backward_fixed:
+            return role == Role::first ? Phase::backward_reduce : Phase::apply_norm;
+        case Operation::normalize: return Phase::apply_norm;
+        case Operation::collect_stats: return Phase::collect_stats;
+        case Operation::backward_reduce: return Phase::backward_reduce;
+        case Operation::backward_apply: return Phase::backward_apply;
+    }
+    return {};
+}
+
+Kernel kernel_of(Operation operation, const Problem& problem, int unit, Role role) {
+    const std::optional<Phase> phase = phase_of(operation, role);
+    Kernel kernel = nullptr;
+    with_dtype(problem.dtype, [&](auto type) {
+        using T = decltype(type);
+        if (phase) {
+            kernel = phase_kernel<T>(*phase, problem.layout, unit);
+        } else if (operation == Operation::forward) {
+            kernel = fused_forward<T>(problem.layout, unit);
+        } else {
+            kernel = fused_backward<T>(problem.layout, unit);
+        }
+    });
+    return kernel;
+}
+
+}  // namespace bnext::cuda
