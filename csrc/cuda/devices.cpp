@@ -8,6 +8,7 @@
 #include "core/errors.hpp"
 #include "cuda/instances.hpp"
 #include "cuda/runtime.hpp"
+#include "cuda/tuning.hpp"
 
 #define BNEXT_TEXT_OF(...) #__VA_ARGS__
 #define BNEXT_TEXT(...) BNEXT_TEXT_OF(__VA_ARGS__)
@@ -106,15 +107,16 @@ Limits attributes(int device) {
     limits.shared_per_multiprocessor =
         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
-    // Sizes up to 8 are portable; 16, which some devices have, is for slabs that the cooperative
-    // path takes as well. What was compiled for less than 9.0 has no clusters, whatever it runs on.
+    // Sizes up to 8 are portable; chips of data centres have 16 (and `resident` is asked of each).
+    // What was compiled for less than 9.0 has no clusters, whatever it runs on.
     const CurrentDevice current(device);
     cudaFuncAttributes attributes{};
     check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(any_kernel())),
           "cudaFuncGetAttributes");
     const bool clusters = limits.major >= 9 && attributes.ptxVersion >= 90 &&
                           attribute(cudaDevAttrClusterLaunch, device) != 0;
-    limits.cluster = clusters ? 8 : 1;
+    const bool large = limits.major == 9 || limits.major == 10;
+    limits.cluster = !clusters ? 1 : (large ? tuning::kLargeCluster : tuning::kPortableCluster);
     return limits;
 }
 
@@ -169,6 +171,10 @@ void prepare(Kernel kernel) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                cudaSharedmemCarveoutMaxShared),
           "cudaFuncSetAttribute");
+    if (attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9) {
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+              "cudaFuncSetAttribute");
+    }
     prepared.emplace(function, device);
 }
 

@@ -150,29 +150,32 @@ public:
         cut_.threads = most;
         cut_.complete();
     }
-    // In `parts`, by blocks small enough that every thread has several batches to ask for.
-    [[nodiscard]] Cut in_parts(Index parts) const {
+    // In `parts`, by blocks small enough that every thread has several batches to ask for, and of
+    // no more than `most` threads.
+    [[nodiscard]] Cut in_parts(Index parts, int most = kMostThreads) const {
         Cut cut = cut_;
         parts = std::max(parts, divided_up(cut_.positions, kLongestPart));
         cut.parts =
             static_cast<int>(std::clamp<Index>(parts, 1, std::min(cut_.positions, kMostBlocks)));
-        cut.threads = threads_for(divided_up(cut.part_end(0) * cut.columns, shape_.batch));
+        cut.threads = threads_for(divided_up(cut.part_end(0) * cut.columns, shape_.batch),
+                                  std::min(most, cut_.threads));
         cut.complete();
         return cut;
     }
 
 private:
-    // For so many threads' batches: warps that leave as few of them idle as can be, over numbers of
-    // batches near to the one wanted; and of those that leave as few, the one with most batches.
-    [[nodiscard]] int threads_for(Index batches) const {
+    // Of a block that has so many threads' batches: a multiple of a warp, near to the wanted number
+    // of batches for each, that leaves few threads idle. More threads where it makes no difference.
+    [[nodiscard]] static int threads_for(Index batches, Index most_threads) {
         const auto threads_of = [&](Index of_thread) {
             const Index threads = divided_up(divided_up(batches, of_thread), kWarp) * kWarp;
-            return std::clamp<Index>(threads, tuning::kFewestThreads, cut_.threads);
+            return std::clamp<Index>(threads, tuning::kFewestThreads, most_threads);
         };
-        const Index fewest = divided_up(batches, cut_.threads);
-        Index best = fewest;
-        for (Index n = fewest + 1; n <= std::max(fewest, tuning::kBatchesOfThread) + 2; ++n) {
-            if (n * threads_of(n) <= best * threads_of(best)) best = n;
+        Index best = divided_up(batches, most_threads);
+        const Index most = std::max(best, tuning::kBatchesOfThread) + 2;
+        for (Index n = best + 1; n <= most; ++n) {
+            const Index work = n * threads_of(n), least = best * threads_of(best);
+            if (n <= tuning::kBatchesOfThread ? work <= least : 10 * work < 9 * least) best = n;
         }
         return static_cast<int>(threads_of(best));
     }
@@ -299,9 +302,20 @@ private:
     [[nodiscard]] Index bytes_to_keep(const Cut& cut) const {
         return cut.batches * cutter_.batch_bytes(cut) * inputs_;
     }
-    [[nodiscard]] bool fits(Index parts, Index room) const {
-        const Cut cut = cutter_.in_parts(parts);
+    [[nodiscard]] bool fits(const Cut& cut, Index room) const {
         return bytes_to_keep(cut) + shared_bytes_of_sums(cut) <= room;
+    }
+    // In so many parts: of the blocks that fit the ones of most threads, since every warp has a row
+    // of sums; where none do, of most threads.
+    [[nodiscard]] Cut cut_for(Index parts, Index room) const {
+        for (const int most : {kMostThreads, kMostThreads * 3 / 4, kMostThreads / 2}) {
+            const Cut cut = cutter_.in_parts(parts, most);
+            if (fits(cut, room)) return cut;
+        }
+        return cutter_.in_parts(parts);
+    }
+    [[nodiscard]] bool fits(Index parts, Index room) const {
+        return fits(cut_for(parts, room), room);
     }
     // The fewest parts that fit; 0 where not even single positions do.
     [[nodiscard]] Index parts_that_fit(Index room) const {
@@ -330,7 +344,12 @@ private:
         return parts;
     }
     const char* set_up(Launch& launch, Index parts, Index groups, Exchange exchange) const {
-        launch.cut = cutter_.in_parts(parts);
+        int blocks = limits_.resident_blocks;
+        launch.cut = cut_for(parts, shared_of_block(limits_, blocks));
+        if (exchange == Exchange::none && !fits(launch.cut, shared_of_block(limits_, blocks))) {
+            blocks = 1;
+            launch.cut = cut_for(parts, shared_of_block(limits_, blocks));
+        }
         launch.cut.groups = groups;
         launch.exchange = exchange;
         launch.grid = groups * launch.cut.parts;
@@ -338,11 +357,6 @@ private:
         launch.cluster = exchange == Exchange::cluster ? launch.cut.parts : 1;
         launch.cooperative = exchange == Exchange::grid;
         const Index sums = shared_bytes_of_sums(launch.cut);
-        const int blocks =
-            exchange == Exchange::none && bytes_to_keep(launch.cut) + sums >
-                                              shared_of_block(limits_, limits_.resident_blocks)
-                ? 1
-                : limits_.resident_blocks;
         const Index batch = cutter_.batch_bytes(launch.cut) * inputs_;
         const Index room = (shared_of_block(limits_, blocks) - sums) / batch;  // in slots
         const bool all = launch.cut.batches <= room;

@@ -17,6 +17,9 @@
 #if !defined(BNEXT_CUDA_BLOCKS)
 #define BNEXT_CUDA_BLOCKS 2
 #endif
+#if !defined(BNEXT_CUDA_CLUSTER)
+#define BNEXT_CUDA_CLUSTER 16
+#endif
 #if !defined(BNEXT_CUDA_PREFETCH)
 #define BNEXT_CUDA_PREFETCH 1
 #endif
@@ -44,8 +47,10 @@ inline constexpr bool kPrefetchNext = BNEXT_CUDA_PREFETCH != 0;
 inline constexpr bool kStoreOnce = BNEXT_CUDA_STORE_ONCE != 0;
 // Fewer bytes are not worth a block of their own: waiting for the others takes longer.
 inline constexpr Index kSmallestPart = 8 * 1024;
-// Clusters of more than that need the attribute for sizes that not every device has.
+// Clusters of more than 8 blocks are for slabs that need them: not every device has those, and
+// fewer of them find their multiprocessors side by side.
 inline constexpr int kPortableCluster = 8;
+inline constexpr int kLargeCluster = BNEXT_CUDA_CLUSTER;
 // Parts of several channels whose sums every block reads by itself. More, and each block merges a
 // share and reads the results: another wait, but not the square of the parts in bytes.
 inline constexpr int kPartsReadByAll = 32;

@@ -25,19 +25,19 @@ DEVICES = {
     },
     "H200": {
         "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "cluster": 8,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 16,
     },
     "B200": {
         "compute_capability": (10, 0), "multiprocessors": 148, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "cluster": 8,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 16,
     },
     "H200 beside NCCL": {
         "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "cluster": 8, "reserved": 20,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 16, "reserved": 20,
     },
     "H200 with room for one block": {
         "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "cluster": 8, "resident_blocks": 1,
+        "shared_per_multiprocessor": 228 * KIB, "cluster": 16, "resident_blocks": 1,
     },
     "RTX 5090": {
         "compute_capability": (12, 0), "multiprocessors": 170, "shared_per_block": 99 * KIB,

@@ -20,7 +20,7 @@ from .test_plans import dense_strides
 WHOLE, ONE_BLOCK, NO_BLOCKS, REFUSES, FAILS = 0, 2, 3, 4, 5
 # What is chosen on device 0, and where nothing of clusters or of two blocks is resident.
 SHAPES = {
-    "cluster": (2, 2, 4099), "chunked": (3, 3, 30011), "rows": (1030, 33), "block": (3, 5, 49),
+    "cluster": (2, 2, 4099), "chunked": (3, 3, 30011), "rows": (4001, 33), "block": (3, 5, 49),
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ Limits attributes(int device) {
     limits.multiprocessors = 3;
     limits.shared_per_block = there.shared;
     limits.shared_per_multiprocessor = shared_of_multiprocessor(there);
-    limits.cluster = 8;
+    limits.cluster = 16;
     limits.cooperative = true;
     return limits;
 }
