@@ -25,6 +25,8 @@ USED = re.compile(r"Used (\d+) registers")
 DEFINED = re.compile(
     r"^\s*(?:BNEXT_KERNEL|__global__ void)\b(?:\s+BNEXT_\w+(?:\([^)]*\))?)*\s+(\w+)\(", re.M
 )
+# Of 65,536 a multiprocessor, for two blocks of 256 threads, which plans rely on.
+MOST_REGISTERS = 128
 
 
 @dataclass
@@ -80,6 +82,8 @@ def problems(kernels, architectures, instances, names):
             found.append(f"{where}: {k.spilled} bytes of spill stores and loads")
         elif k.frame:
             found.append(f"{where}: {k.frame} bytes of local memory")
+        elif k.registers > MOST_REGISTERS:
+            found.append(f"{where}: {k.registers} registers leave no room for a second block")
     of_instances = {
         (a, i): {k.symbol for k in kernels if (k.architecture, k.instances) == (a, i)}
         for a in architectures

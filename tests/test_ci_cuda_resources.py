@@ -87,6 +87,7 @@ FRAME = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
         (FRAME, FRAME.replace("0 bytes stack", "160 bytes stack"), "160 bytes of local memory"),
         (FRAME, "", "no registers or no stack frame"),
         ("Used 34 registers", "", "no registers or no stack frame"),
+        ("Used 34 registers", "Used 129 registers", "129 registers leave no room"),
     ],
 )
 def test_one_bad_kernel_fails(check, tmp_path, capsys, before, after, said):
