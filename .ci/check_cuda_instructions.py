@@ -2,23 +2,23 @@
 
     python3 .ci/check_cuda_instructions.py MODULE [--cuobjdump PROGRAM] [--show KIND PHASE]
 
-MODULE is `_cuda`, or an object of it, with code for sm_90. How many instructions a multiprocessor can
-issue limits the kernels before memory does, so their speed depends on this number. Fails where a loop
-takes more than the table below allows, or is not found. `--show "float32 planar 4 1" reading` prints
-a loop.
+MODULE is `_cuda`, or an object of it, with code for sm_90. How many instructions a multiprocessor
+can issue limits the kernels before memory does, so their speed depends on this number. Fails
+where a loop takes more than the table below allows, or is not found. `--show "float32 planar 4 1"
+reading` prints a loop.
 
-How it is counted. The machine code of a kernel is a graph: an instruction leads to the next one, a
-branch to its target, a conditional one to both. The loop of a phase over its batches is the shortest
-way around a cycle of that graph on which shared memory is read for every unit of a batch and input
-(LDS), every value goes through a multiplication with addition (FMA), and
+How it is counted. The machine code of a kernel is a graph: an instruction leads to the next one,
+a branch to its target, a conditional one to both. The loop of a phase over its batches is the
+shortest way around a cycle of that graph on which shared memory is read for every unit of a batch
+and input (LDS), every value goes through a multiplication with addition (FMA), and
 
-    reading   a copy to shared memory is started for every unit and input (LDGSTS), nothing is stored
+    reading   a copy to shared memory is started for each unit and input (LDGSTS), nothing is stored
     writing   nothing is copied, and every unit of the result is stored (STG)
 
 Every instruction on that way counts as one, also those whose predicate is false, since they are
-issued as well. What is rolled up within it is gone through as often as it takes. So the number is of
-a batch in the middle of a part: cold branches (values that are scaled, batches that are not full, the
-choice of pilots) are not on the way.
+issued as well. What is rolled up within it is gone through as often as it takes. So the number is
+of a batch in the middle of a part: cold branches (values that are scaled, batches that are not
+full, the choice of pilots) are not on the way.
 """
 
 import argparse
@@ -51,8 +51,8 @@ class Allowed:
     writing: int
 
 
-# (dtype, layout, values of a unit, inputs). In parentheses what it was when every unit's address was
-# found by multiplying, for the same values.
+# (dtype, layout, values of a unit, inputs). In parentheses what the same values took when every
+# unit's address was found by multiplying.
 ALLOWED = {
     ("float32", "planar", 4, 1): Allowed(4, 160, 115),  # (373, 224)
     ("float32", "planar", 1, 1): Allowed(12, 230, 185),  # (786, 404)

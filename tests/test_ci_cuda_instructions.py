@@ -41,7 +41,9 @@ def listing(lines):
     for address, line in text:
         for label, value in addresses.items():
             line = line.replace(f"@{label}", f"{value:#x}")
-        body.append(f"        /*{address:04x}*/                   {line} ;   /* 0x0000000000000000 */")
+        body.append(
+            f"        /*{address:04x}*/                   {line} ;   /* 0x0000000000000000 */"
+        )
     return "\n".join([f"\t\tFunction : {SYMBOL}", *body])
 
 
@@ -89,7 +91,9 @@ def test_a_loop_without_the_work_is_none(check):
 
 
 @pytest.mark.parametrize(("lines", "status"), [(READING + WRITING, 0), (READING, 1)])
-def test_the_program_says_which_loops_take_too_much(check, monkeypatch, tmp_path, capsys, lines, status):
+def test_the_program_says_which_loops_take_too_much(
+    check, monkeypatch, tmp_path, capsys, lines, status
+):
     (tmp_path / "listing").write_text(listing(lines))
     program = tmp_path / "cuobjdump"
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/listing\n")
