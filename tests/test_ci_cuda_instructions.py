@@ -29,7 +29,7 @@ def check():
 
 
 def listing(lines):
-    """What the disassembler prints of a function; "@label" stands for an address, "label:" names it."""
+    """What the disassembler prints; "label:" names an address, which "@label" stands for."""
     addresses, text, address = {}, [], 0
     for line in lines:
         if line.endswith(":"):
