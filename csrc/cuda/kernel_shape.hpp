@@ -40,21 +40,7 @@ constexpr int ahead_of(Index batch_bytes, int inputs) {
     return batches < 4 ? 2 : 4;
 }
 
-struct KernelShape {
-    int unit;           // values
-    int unit_channels;  // 1, or as many
-    int batch;          // units
-    int ahead;          // batches
-    Index unit_bytes;
-};
-constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inputs) {
-    const int batch = batch_of(dtype, layout, unit, inputs);
-    const Index unit_bytes = unit * size_of(dtype);
-    return {unit, layout == Layout::planar ? 1 : unit, batch, ahead_of(batch * unit_bytes, inputs),
-            unit_bytes};
-}
-
-// Sums of a channel, in registers and in shared memory (sums.hpp), and as doubles in the workspace.
+// Sums of a channel, in registers, and as doubles in the workspace (sums.hpp).
 struct Sums {
     double n = 0;
     double first = 0;
@@ -63,17 +49,51 @@ struct Sums {
 };
 inline constexpr int kSumsValues = 4;
 inline constexpr Index kPartialBytes = kSumsValues * static_cast<Index>(sizeof(double));
-inline constexpr int kCoefficients = 4;  // of a channel, as doubles
 
-// Shared memory behind the data: the coefficients, then where there are sums, a row of them for the
-// block and one for every warp.
-BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut) {
-    return cut.slab_channels() * kCoefficients * static_cast<Index>(sizeof(double));
+// The same of a part, in shared memory: a pilot is a value of the arithmetic's type, and the values
+// of a part can be counted in 32 bits.
+template <class C>
+struct KeptSums {
+    double first;
+    double second;
+    C pilot;
+    unsigned n;
+};
+static_assert(kLongestPart * kUnits[0] <= Index{1} << 31);
+inline constexpr int kCoefficients = 4;  // of a channel, of the arithmetic's type
+
+// Shared memory behind the data: where there are sums, a row of them for the block and one for
+// every warp; then the coefficients.
+constexpr Index bytes_of_kept_sums(DType dtype) {
+    return static_cast<Index>(dtype == DType::float64 ? sizeof(KeptSums<double>)
+                                                      : sizeof(KeptSums<float>));
 }
-BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut) {
-    const Index rows = cut.threads / kWarp + 1;
-    return shared_bytes_of_coefficients(cut) +
-           cut.slab_channels() * rows * static_cast<Index>(sizeof(Sums));
+struct KernelShape {
+    int unit;           // values
+    int unit_channels;  // 1, or as many
+    int batch;          // units
+    int ahead;          // batches
+    Index unit_bytes;
+    Index arithmetic_bytes;  // of a value
+    Index sums_bytes;        // of a channel, in shared memory
+};
+constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inputs) {
+    const int batch = batch_of(dtype, layout, unit, inputs);
+    const Index unit_bytes = unit * size_of(dtype);
+    return {unit,
+            layout == Layout::planar ? 1 : unit,
+            batch,
+            ahead_of(batch * unit_bytes, inputs),
+            unit_bytes,
+            dtype == DType::float64 ? 8 : 4,
+            bytes_of_kept_sums(dtype)};
+}
+
+BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut, Index value_bytes) {
+    return cut.slab_channels() * kCoefficients * value_bytes;
+}
+BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut, Index sums_bytes) {
+    return cut.slab_channels() * (cut.threads / kWarp + 1) * sums_bytes;
 }
 
 }  // namespace bnext::cuda

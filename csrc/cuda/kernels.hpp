@@ -207,8 +207,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     const Place place = place_of(cut, device::block());
     const int column = device::thread() % cut.columns;
     unsigned char* const data = device::shared_memory();
-    const SharedPlaces shared =
-        shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
+    const SharedPlaces<K> shared(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     const Walk<K::kRuns> begin(cut, place.part, device::thread());
     for (Index slab = place.group; slab < cut.slabs; slab += cut.groups) {
         const Index channel = cut.channel(slab, column);
@@ -228,8 +227,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             }
             sums.take(own, active ? begin.units_of(cut) : 0);
         }
-        Sums* const of_block = shared.of_block;
-        auto* const coefficients = reinterpret_cast<typename K::C*>(shared.coefficients);
+        auto* const of_block = shared.of_block;
         merge_block(cut, own, shared.scratch, of_block);
         if (a.exchange == Exchange::cluster) device::cluster_barrier();
         if (a.exchange == Exchange::grid) {
@@ -240,25 +238,26 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             });
         }
         for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
-            Sums total = of_block[c];
+            Sums total = recalled(of_block[c]);
             if (a.exchange == Exchange::cluster) {
-                total = *device::of_cluster_rank(of_block + c, 0);
+                total = recalled(*device::of_cluster_rank(of_block + c, 0));
                 for (int rank = 1; rank < cut.parts; ++rank) {
-                    add(total, *device::of_cluster_rank(of_block + c, rank));
+                    add(total, recalled(*device::of_cluster_rank(of_block + c, rank)));
                 }
             }
+            total.n = cut.values();
             const Index of_problem = cut.channel(slab, 0) + c;
             if (of_problem < cut.channels) {
                 Operation::finish(a, of_problem, total, place.part == 0,
-                                  coefficients + c * kCoefficients);
+                                  shared.coefficients + c * kCoefficients);
             }
         }
         device::block_barrier();
         if (a.exchange == Exchange::cluster) device::cluster_arrive();  // it has read the others
         const Walk<K::kRuns> end = begin.end_of(cut);
         Batches<K, false> downwards(a, end, data, channel, active);
-        Results<K, Operation, false> results(a, end, channel, active,
-                                             coefficients + column * K::kChannels * kCoefficients);
+        Results<K, Operation, false> results(
+            a, end, channel, active, shared.coefficients + column * K::kChannels * kCoefficients);
         BNEXT_UNROLL_BY(1)
         for (int b = cut.batches; b-- > 0;) {
             downwards.take(in, b);
@@ -277,8 +276,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     const Index channel = cut.channel(slab, device::thread() % cut.columns);
     const bool active = channel < cut.channels;
     unsigned char* const data = device::shared_memory();
-    const SharedPlaces shared =
-        shared_places(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
+    const SharedPlaces<K> shared(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     const Walk<K::kRuns> begin(cut, place.part, device::thread());
     Batch<K> in[K::kInputs];
     typename Operation::Accumulator sums(a, channel, active);
@@ -290,7 +288,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     }
     Sums own[K::kChannels];
     sums.take(own, active ? begin.units_of(cut) : 0);
-    Sums* const of_block = shared.of_block;
+    auto* const of_block = shared.of_block;
     merge_block(cut, own, shared.scratch, of_block);
     if (cut.parts > 1) {
         write_partials(a, slab, place.part, of_block);
@@ -300,7 +298,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
         const Index of_problem = cut.channel(slab, 0) + c;
         if (of_problem < cut.channels) {
-            Operation::finish(a, of_problem, of_block[c], true, nullptr);
+            Sums total = recalled(of_block[c]);
+            total.n = cut.values();
+            Operation::finish(a, of_problem, total, true, nullptr);
         }
     }
 }

@@ -17,7 +17,7 @@
 
 namespace bnext::cuda {
 
-inline constexpr Index kLongestPart = Index{1} << 30;
+inline constexpr Index kLongestPart = Index{1} << 28;
 // Farther than a thread goes in a part, also with the batches that it asks for beyond the end.
 inline constexpr Index kFar = kLongestPart + (Index{1} << 20);
 
@@ -57,6 +57,10 @@ struct Cut {
         walk_along = Index{batches} * batch_rows % run;
     }
     BNEXT_HOST_DEVICE int slab_channels() const { return columns * unit_channels; }
+    // Of a channel.
+    [[nodiscard]] BNEXT_HOST_DEVICE double values() const {
+        return static_cast<double>(positions) * (unit / unit_channels);
+    }
     // Part 0 is the longest; no other has more than one position fewer.
     BNEXT_HOST_DEVICE Index part_begin(int part) const {
         const Index each = positions / parts, more = positions % parts;

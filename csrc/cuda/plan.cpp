@@ -142,6 +142,13 @@ public:
     [[nodiscard]] Index batch_bytes(const Cut& cut) const {
         return Index{cut.threads} * shape_.batch * shape_.unit_bytes;
     }
+    // Shared memory that is not for data.
+    [[nodiscard]] Index bytes_for_coefficients(const Cut& cut) const {
+        return shared_bytes_of_coefficients(cut, shape_.arithmetic_bytes);
+    }
+    [[nodiscard]] Index bytes_for_sums(const Cut& cut) const {
+        return shared_bytes_of_sums(cut, shape_.sums_bytes) + bytes_for_coefficients(cut);
+    }
     // Slots of the ring for batches that are not kept: none where units cannot be copied
     // asynchronously.
     [[nodiscard]] int ring() const { return shape_.unit_bytes >= 4 ? shape_.ahead : 0; }
@@ -204,7 +211,7 @@ public:
         const Index room = shared_of_block(limits, limits.resident_blocks);
         while (cutter_.whole().threads > tuning::kFewestThreads &&
                cutter_.ring() * cutter_.batch_bytes(cutter_.whole()) * inputs +
-                       shared_bytes_of_sums(cutter_.whole()) >
+                       cutter_.bytes_for_sums(cutter_.whole()) >
                    room) {
             cutter_.limit_threads(cutter_.whole().threads / 2);
         }
@@ -291,7 +298,7 @@ private:
         launch.slots = cutter_.ring();
         launch.shared_bytes =
             launch.slots * cutter_.batch_bytes(cut) * inputs_ +
-            (sums ? shared_bytes_of_sums(cut) : shared_bytes_of_coefficients(cut));
+            (sums ? cutter_.bytes_for_sums(cut) : cutter_.bytes_for_coefficients(cut));
         return launch;
     }
     // As many groups as take the same number of slabs, of so many that could run.
@@ -303,7 +310,7 @@ private:
         return cut.batches * cutter_.batch_bytes(cut) * inputs_;
     }
     [[nodiscard]] bool fits(const Cut& cut, Index room) const {
-        return bytes_to_keep(cut) + shared_bytes_of_sums(cut) <= room;
+        return bytes_to_keep(cut) + cutter_.bytes_for_sums(cut) <= room;
     }
     // In so many parts: of the blocks that fit the ones of most threads, since every warp has a row
     // of sums; where none do, of most threads.
@@ -356,7 +363,7 @@ private:
         if (launch.grid > kMostBlocks) return "the grid would have too many blocks";
         launch.cluster = exchange == Exchange::cluster ? launch.cut.parts : 1;
         launch.cooperative = exchange == Exchange::grid;
-        const Index sums = shared_bytes_of_sums(launch.cut);
+        const Index sums = cutter_.bytes_for_sums(launch.cut);
         const Index batch = cutter_.batch_bytes(launch.cut) * inputs_;
         const Index room = (shared_of_block(limits_, blocks) - sums) / batch;  // in slots
         const bool all = launch.cut.batches <= room;

@@ -34,16 +34,30 @@ BNEXT_DEVICE void add(Sums& total, const Sums& more) {
     total.second += s.second;
 }
 
-// What a block's threads share, behind the data; shared_bytes_of_sums says how large.
-struct SharedPlaces {
-    double* coefficients;  // kCoefficients a channel
-    Sums* of_block;        // one row
-    Sums* scratch;         // a row of slab_channels for every warp
-};
-BNEXT_DEVICE SharedPlaces shared_places(const Cut& cut, unsigned char* behind_data) {
-    auto* const sums = reinterpret_cast<Sums*>(behind_data + shared_bytes_of_coefficients(cut));
-    return {reinterpret_cast<double*>(behind_data), sums, sums + cut.slab_channels()};
+template <class C>
+BNEXT_DEVICE KeptSums<C> kept(const Sums& s) {
+    return {s.first, s.second, static_cast<C>(s.pilot), static_cast<unsigned>(s.n)};
 }
+template <class C>
+BNEXT_DEVICE Sums recalled(const KeptSums<C>& s) {
+    return {static_cast<double>(s.n), s.first, s.second, static_cast<double>(s.pilot)};
+}
+
+// What a block's threads share, behind the data.
+template <class K>
+struct SharedPlaces {
+    using C = typename K::C;
+
+    KeptSums<C>* of_block;  // a row of slab_channels
+    KeptSums<C>* scratch;   // such a row for every warp
+    C* coefficients;        // kCoefficients a channel
+
+    BNEXT_DEVICE SharedPlaces(const Cut& cut, unsigned char* behind_data)
+        : of_block(reinterpret_cast<KeptSums<C>*>(behind_data)),
+          scratch(of_block + cut.slab_channels()),
+          coefficients(reinterpret_cast<C*>(
+              behind_data + shared_bytes_of_sums(cut, static_cast<Index>(sizeof(KeptSums<C>))))) {}
+};
 
 // Lanes that are `columns` apart (a power of two up to 32) have sums of the same channel: added by
 // one tree, about the pilot of the first of them.
@@ -59,26 +73,27 @@ BNEXT_DEVICE Sums merge_lanes(const Sums& own, int columns) {
 }
 
 // Rows of `width` sums, added in their order.
-BNEXT_DEVICE Sums merge_rows(const Sums* sums, int rows, int width) {
-    Sums total = sums[0];
-    for (int r = 1; r < rows; ++r) add(total, sums[r * width]);
+template <class C>
+BNEXT_DEVICE Sums merge_rows(const KeptSums<C>* sums, int rows, int width) {
+    Sums total = recalled(sums[0]);
+    for (int r = 1; r < rows; ++r) add(total, recalled(sums[r * width]));
     return total;
 }
 
 // Of the threads of a block, each with sums of the unit_channels of its column: to `result`, of
 // which thread c has written channel c (and c + threads ...). No barrier at the end.
-template <int kChannels>
-BNEXT_DEVICE void merge_block(const Cut& cut, const Sums (&own)[kChannels], Sums* scratch,
-                              Sums* result) {
+template <class C, int kChannels>
+BNEXT_DEVICE void merge_block(const Cut& cut, const Sums (&own)[kChannels], KeptSums<C>* scratch,
+                              KeptSums<C>* result) {
     const int lane = device::thread() % kWarp, warp = device::thread() / kWarp;
     const int width = cut.slab_channels();
     for (int c = 0; c < kChannels; ++c) {
         const Sums s = merge_lanes(own[c], cut.columns);
-        if (lane < cut.columns) scratch[warp * width + lane * kChannels + c] = s;
+        if (lane < cut.columns) scratch[warp * width + lane * kChannels + c] = kept<C>(s);
     }
     device::block_barrier();
     for (int c = device::thread(); c < width; c += device::threads()) {
-        result[c] = merge_rows(scratch + c, device::threads() / kWarp, width);
+        result[c] = kept<C>(merge_rows(scratch + c, device::threads() / kWarp, width));
     }
 }
 
@@ -97,9 +112,11 @@ BNEXT_DEVICE double* partial_of(const Arguments& a, Index slab, int part, int ch
     const Index row = slab * a.cut.parts + part;
     return a.partials + (row * a.cut.slab_channels() + channel) * kSumsValues;
 }
-BNEXT_DEVICE void write_partials(const Arguments& a, Index slab, int part, const Sums* sums) {
+template <class C>
+BNEXT_DEVICE void write_partials(const Arguments& a, Index slab, int part,
+                                 const KeptSums<C>* sums) {
     for (int c = device::thread(); c < a.cut.slab_channels(); c += device::threads()) {
-        write_sums(partial_of(a, slab, part, c), sums[c]);
+        write_sums(partial_of(a, slab, part, c), recalled(sums[c]));
     }
 }
 
@@ -117,7 +134,9 @@ BNEXT_DEVICE Sums merge_some_parts(const Arguments& a, Index slab, int channel, 
 
 // All parts' sums of a slab, from the workspace, by the whole block: thread t reads channel
 // t % width of every (threads / width)-th part. As merge_block, also in what it leaves.
-BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, Sums* result) {
+template <class C>
+BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, KeptSums<C>* scratch,
+                                 KeptSums<C>* result) {
     const int width = a.cut.slab_channels();
     const int t = device::thread(), threads = device::threads();
     Sums own = merge_some_parts(a, slab, t % width, t / width, threads / width);
@@ -125,12 +144,14 @@ BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, 
     if (width < kWarp) {
         own = merge_lanes(own, width);
         rows = threads / kWarp;
-        if (t % kWarp < width) scratch[t / kWarp * width + t % kWarp] = own;
+        if (t % kWarp < width) scratch[t / kWarp * width + t % kWarp] = kept<C>(own);
     } else {
-        scratch[t] = own;
+        scratch[t] = kept<C>(own);
     }
     device::block_barrier();
-    for (int c = t; c < width; c += threads) result[c] = merge_rows(scratch + c, rows, width);
+    for (int c = t; c < width; c += threads) {
+        result[c] = kept<C>(merge_rows(scratch + c, rows, width));
+    }
 }
 
 // Waits until every part of the slab has come to that counter, and does something else meanwhile.
@@ -147,9 +168,9 @@ BNEXT_DEVICE void meet(const Arguments& a, unsigned* counter, F&& meanwhile) {
 // The sums of the slab's channels over all its parts, in `of_block`, which had this part's. Every
 // block of the slab calls this, and gets the same bits. Where it were much to read all parts' sums
 // of all channels in every block, each merges a share of the channels, and reads the results.
-template <class F>
-BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part, Sums* of_block,
-                                     Sums* scratch, F&& meanwhile) {
+template <class C, class F>
+BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part,
+                                     KeptSums<C>* of_block, KeptSums<C>* scratch, F&& meanwhile) {
     write_partials(a, slab, part, of_block);
     meet(a, a.counters + slab, meanwhile);
     if (!a.shares) return merge_partials(a, slab, scratch, of_block);
@@ -162,19 +183,20 @@ BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part, S
     }
     meet(a, a.counters + a.cut.slabs + slab, [] {});
     for (int c = device::thread(); c < width; c += device::threads()) {
-        of_block[c] = read_sums(totals + c * kSumsValues);
+        of_block[c] = kept<C>(read_sums(totals + c * kSumsValues));
     }
 }
 
 // Whether all other parts of the slab have written their sums: true in one block of them.
-BNEXT_DEVICE bool is_last_of(const Arguments& a, Index slab, double* shared_flag) {
+template <class C>
+BNEXT_DEVICE bool is_last_of(const Arguments& a, Index slab, C* shared_flag) {
     device::block_barrier();
     if (device::thread() == 0) {
         const unsigned before = device::arrive(a.counters + slab);
-        *shared_flag = before + 1 == static_cast<unsigned>(a.cut.parts) ? 1.0 : 0.0;
+        *shared_flag = before + 1 == static_cast<unsigned>(a.cut.parts) ? C{1} : C{0};
     }
     device::block_barrier();
-    return *shared_flag != 0.0;
+    return *shared_flag != C{0};
 }
 
 }  // namespace bnext::cuda
