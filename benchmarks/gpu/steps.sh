@@ -74,7 +74,7 @@ stage() {  # name, seconds at most, command ...
 
 environment() {
   date -u
-  nvidia-smi
+  timeout 20 nvidia-smi
   nvcc --version | tail -n 2
   python3 --version
   echo "$(nproc) processors, $(g++ --version | head -n 1)"
@@ -90,19 +90,21 @@ print(folder, "has" if os.path.exists(folder + "/Python.h") else "lacks", "Pytho
 
 # --- the package ----------------------------------------------------------------------------------
 
-# A fingerprint of what a wheel is made from: a wheel of other sources must not be measured.
+# A fingerprint of what is compiled: a wheel of other sources must not be measured.
 sources() {
-  find csrc cmake CMakeLists.txt pyproject.toml python/bnext -type f \
-    ! -name '*.so' ! -name '*.pyc' -print0 \
+  find csrc cmake CMakeLists.txt pyproject.toml -type f -print0 \
     | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16
 }
 
-# Puts the prebuilt wheel into `site`, if there is one, made from these sources.
+# Puts the prebuilt wheel into `site`, if there is one, compiled from these sources; its Python files
+# are replaced by those of the repository.
 unpack() {  # python
   local wheels=(.prebuilt/bnext-*.whl)
   [ -e "${wheels[0]}" ] || { echo "there is no wheel in .prebuilt/"; return 1; }
   [ "$(sources)" = "$(cat .prebuilt/sources)" ] || { echo "the wheel is of other sources"; return 1; }
-  "$1" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "${wheels[@]}"
+  "$1" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "${wheels[@]}" \
+    || return
+  (cd python && find bnext -type f ! -name '*.so' ! -name '*.pyc' -exec cp --parents {} "$site" \;)
 }
 
 # The architecture of the first GPU as CMake names it.
@@ -113,9 +115,12 @@ architecture() {
   echo "$found-real"
 }
 
-usable="import bnext
+no_gpu=3  # the status of `usable` where another build would not help
+usable="import sys, bnext
 bnext.show_config()
-assert bnext.cuda.is_available(), bnext.cuda.reason()"
+bnext.cuda._load()
+print(bnext.cuda.reason())
+sys.exit(0 if bnext.cuda.is_available() else 1 if bnext.cuda.device_count() else $no_gpu)"
 
 # Lets Python find bnext with kernels for this machine: the prebuilt wheel, or else a build for the one
 # architecture. A dry run takes what Python finds already.
@@ -124,7 +129,11 @@ provide_package() {
   ((${#dry[@]} == 0)) || return 0
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
   if unpack python3 >"$work/unpack.log" 2>&1; then
-    stage load 60 python3 -c "$usable" && return
+    stage load 60 python3 -c "$usable"
+    case $? in
+      0) return 0 ;;
+      "$no_gpu") return 1 ;;
+    esac
   else
     say "no wheel is used: $(tail -n 1 "$work/unpack.log")"
   fi

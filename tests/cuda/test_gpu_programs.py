@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from benchmarks.gpu import dry, first
+from benchmarks.gpu import dry, facts, first
 from benchmarks.gpu.__main__ import main as measure
 from bnext.bench.cases import Case
 
@@ -43,8 +43,8 @@ def facts_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def of_kind(facts, what):
-    return [fact for fact in facts if fact["what"] == what]
+def of_kind(found, what):
+    return [fact for fact in found if fact["what"] == what]
 
 
 @pytest.fixture
@@ -56,25 +56,25 @@ def few(monkeypatch):
 
 def test_every_step_of_the_first_minutes(kernels, few, tmp_path, capsys):
     assert first.main(["--dry", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
-    facts = facts_of(tmp_path / "first.jsonl")
-    assert not of_kind(facts, "FAILED")
-    assert [fact["step"] for fact in of_kind(facts, "step")] == list(first.STEPS)
-    assert {fact["of"] for fact in of_kind(facts, "bandwidth")} == {"copy", "read", "write"}
+    found = facts_of(tmp_path / "first.jsonl")
+    assert not of_kind(found, "FAILED")
+    assert [fact["step"] for fact in of_kind(found, "step")] == list(first.STEPS)
+    assert {fact["of"] for fact in of_kind(found, "bandwidth")} == {"copy", "read", "write"}
 
-    measured = [first.row_of(fact) for fact in of_kind(facts, "row")]
+    measured = [facts.row_of(fact) for fact in of_kind(found, "row")]
     assert len(measured) == 4 * 3 * 2 + 2 * 2  # layers, dtypes, passes; rows in two dtypes
     assert all({"bnext", "torch"} <= set(row.kernel) for row in measured)
 
-    checked = of_kind(facts, "check")
+    checked = of_kind(found, "check")
     assert len(checked) == len(first.CHECKED) * 2 * 2 * 5  # dtypes, passes, paths
     assert all(fact["right"] and fact["same_bits"] for fact in checked if "refused" not in fact)
     for operation in first.PASSES:
         taken = {f["path"] for f in checked if f["operation"] == operation and "errors" in f}
         assert taken == set(kernels.paths(operation))
 
-    assert {fact["of"] for fact in of_kind(facts, "phase")} == {"copy", *first.PHASES}
-    assert {len(fact["us"]) for fact in of_kind(facts, "paths")} == {5}
-    assert len(of_kind(facts, "wall")) == 6
+    assert {fact["of"] for fact in of_kind(found, "phase")} == {"copy", *first.PHASES}
+    assert {len(fact["us"]) for fact in of_kind(found, "paths")} == {5}
+    assert len(of_kind(found, "wall")) == 6
 
     capsys.readouterr()
     assert first.main(["--summary", str(tmp_path / "first.jsonl")]) == 0
@@ -118,19 +118,19 @@ def test_a_failing_step_keeps_the_others_and_fails_the_program(
 
     monkeypatch.setitem(first.STEPS, "phases", fail)
     assert first.main(["--dry", "--out", str(tmp_path), "--steps", "phases,wall"]) == 1
-    facts = facts_of(tmp_path / "first.jsonl")
-    (failed,) = of_kind(facts, "FAILED")
+    found = facts_of(tmp_path / "first.jsonl")
+    (failed,) = of_kind(found, "FAILED")
     assert "illegal memory access" in failed["reason"]
-    assert of_kind(facts, "wall")
+    assert of_kind(found, "wall")
 
 
 def test_steps_end_when_the_time_is_over(kernels, few, tmp_path, capsys):
     arguments = ["--dry", "--out", str(tmp_path), "--steps", "layers,checks,phases,paths"]
     assert first.main([*arguments, "--seconds", "1e-9"]) == 0
-    facts = facts_of(tmp_path / "first.jsonl")
-    assert not of_kind(facts, "row")
-    assert len(of_kind(facts, "out of time")) == 3
-    assert [fact["cases"] for fact in of_kind(facts, "left out")] == [8]  # in two dtypes
+    found = facts_of(tmp_path / "first.jsonl")
+    assert not of_kind(found, "row")
+    assert len(of_kind(found, "out of time")) == 3
+    assert [fact["cases"] for fact in of_kind(found, "left out")] == [8]  # in two dtypes
 
 
 def test_the_suite(kernels, tmp_path, capsys):
@@ -213,14 +213,39 @@ def test_a_stage_has_a_limit_and_its_command_can_still_speak(tmp_path, python):
 def test_a_fingerprint_follows_the_sources(tmp_path, python):
     program = """
         sources; sources
-        cp -r csrc cmake CMakeLists.txt pyproject.toml "$work"; mkdir -p "$work/python"
-        cp -r python/bnext "$work/python"; cd "$work"
-        sources; touch python/bnext/_core.something.so; sources
-        echo >>csrc/cuda/plan.cpp; sources
+        cp -r csrc cmake CMakeLists.txt pyproject.toml "$work"; cd "$work"
+        sources; echo >>csrc/cuda/plan.cpp; sources
     """
     result = bash(program, python, tmp_path / "out")
-    once, again, copied, compiled, changed = result.stdout.split()
-    assert once == again == copied == compiled != changed
+    once, again, copied, changed = result.stdout.split()
+    assert once == again == copied != changed
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("devices", "stages"), [(0, ["load"]), (1, ["load", "build"])], ids=["no GPU", "another GPU"]
+)
+def test_a_build_is_tried_where_it_may_help(tmp_path, python, devices, stages):
+    """Not without a GPU; but where the wheel has no code for the one that is there."""
+    package = tmp_path / "site" / "bnext"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"""class cuda:
+    _load = staticmethod(lambda: None)
+    reason = staticmethod(lambda: "no code for this one")
+    is_available = staticmethod(lambda: False)
+    device_count = staticmethod(lambda: {devices})
+show_config = lambda: None
+""")
+    program = f"""
+        unpack() {{ cp -r "{tmp_path}/site" "$work"; }}
+        build_options=(--no-such-option)
+        provide_package; echo "provided: $?"; printf '%s\n' "${{summary[@]}}"
+    """
+    result = bash(program, python, tmp_path / "out")
+    _, summary = result.stdout.split("provided: ")
+    status, *lines = summary.splitlines()
+    assert status != "0"
+    assert [line.split()[0] for line in lines] == stages
 
 
 @needs_bash
