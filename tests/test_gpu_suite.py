@@ -72,9 +72,10 @@ def test_the_groups_have_what_is_asked_for():
     assert asked < shapes
 
 
-def test_the_promised_groups_come_first():
+def test_the_promised_groups_come_first_and_the_slow_ones_last():
     first = [(g.name, g.dtypes) for g in cases.GROUPS[:2]]
     assert first == [(f"resnet50-b{b}", ("float32", "bfloat16")) for b in (64, 256)]
+    assert [g.name for g in cases.GROUPS].index("compile") == len(cases.GROUPS) - 1
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,19 @@ def test_rows_survive_json(tmp_path):
     assert again.as_dict() == one.as_dict()
     assert again.case == one.case
     assert again.kernel["torch"].median == pytest.approx(one.kernel["torch"].median, rel=1e-3)
+
+
+def test_rows_that_a_killed_run_has_left(tmp_path, capsys):
+    rows = layers(64, ("float32",))
+    lines = results.Lines(tmp_path / "rows.jsonl", ENVIRONMENT)
+    for one in rows:
+        lines.keep(one)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"torn": ')
+    assert len(results.rows_of(results.read(tmp_path / "rows.jsonl"))) == len(rows)
+    assert command.main(["--report", str(tmp_path / "rows.jsonl")]) == 0
+    assert f"{len(rows)} rows" in capsys.readouterr().out
+    assert (tmp_path / "results.json").is_file()
 
 
 def test_other_documents_are_refused():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.gpu import cases, measure, peers, sanitize, timing
+from benchmarks.gpu import cases, measure, peers, results, sanitize, timing
 from bnext.bench.cases import Case
 from bnext.bench.timing import Timing
 
@@ -43,7 +43,7 @@ def no_graphs(torch, monkeypatch):
     monkeypatch.setattr(timing, "replay", replay)
     monkeypatch.setattr(timing, "CALLS", 2)
     monkeypatch.setattr(measure, "WALL_SECONDS", 0.0)
-    monkeypatch.setattr(measure, "_path", lambda *_: "block")
+    monkeypatch.setattr(measure, "plan_of", lambda *_: SimpleNamespace(path="block"))
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda c: f"{c.name}-{c.channels_last}")
@@ -81,6 +81,27 @@ def test_torch_case_after_the_deadline_is_left_out(no_graphs):
     rows, skipped = measure.measure([group], DEVICE, run=1, deadline=0, log=lambda text: None)
     assert rows == []
     assert [item["reason"] for item in skipped] == ["out of time"] * len(TINY)
+
+
+def test_torch_rows_are_kept_as_they_are_measured_and_survive_an_interrupt(
+    no_graphs, tmp_path, monkeypatch
+):
+    replay, kept = timing.replay, results.Lines(tmp_path / "rows.jsonl", {"run": 1})
+
+    def interrupted(*given):
+        if len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1 + 5:
+            raise KeyboardInterrupt
+        return replay(*given)
+
+    monkeypatch.setattr(timing, "replay", interrupted)
+    group = cases.Group("some", "Some", TINY, ("float32",))
+    given = {"run": 1, "deadline": math.inf, "log": lambda text: None, "keep": kept.keep}
+    rows, skipped = measure.measure([group], DEVICE, **given)
+    assert len(rows) == 5  # all of the first case, two of the second
+    assert [item["reason"] for item in skipped if "peer" not in item] == ["interrupted"] * 3
+    found = results.read(tmp_path / "rows.jsonl")
+    assert found["environment"] == {"run": 1}
+    assert results.rows_of(found) == [results.Row.of(row.as_dict()) for row in rows]
 
 
 def test_a_failure_of_bnext_is_one_of_the_run(torch, no_graphs, monkeypatch):
@@ -191,6 +212,14 @@ def test_what_is_right_passes_with_torch(torch, capsys, monkeypatch):
 def test_a_path_that_is_never_taken_fails_with_torch(torch, capsys):
     assert judge(Kernels()) == 1
     assert "MISSING: normalize was never launched on the path never" in capsys.readouterr().out
+
+
+def test_a_path_that_time_did_not_reach_is_told_with_torch(torch, capsys):
+    limits = ("cpu", LIMITS, ("float32",), 1e-9)
+    assert sanitize.launch_all(Kernels(), *limits) == 0
+    assert "MISSING: normalize was never launched on the path never: no time" in (
+        capsys.readouterr().out
+    )
 
 
 def forget_one(out, memory):

@@ -1,20 +1,23 @@
 """The command line: ``python -m benchmarks.gpu --out FOLDER``."""
 
-import json
+import contextlib
 import re
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from benchmarks.gpu import bars, cases, results, tables
+from benchmarks.gpu import bars, cases, dry, results, tables
 from benchmarks.results import write
 from bnext.bench.libraries import import_torch
 from bnext.command_line import Parser, at_least, ends_well, existing_file, positive
 
 DESCRIPTION = """\
 Measure bnext on a GPU beside PyTorch (as it chooses, without cuDNN, compiled), cuDNN and a copy, by
-replaying CUDA graphs. The folder gets results.json, report.md, and the short table that is printed
-last."""
+replaying CUDA graphs. The folder gets rows.jsonl, to which each row is written when it has been
+measured, results.json, report.md, and the short table that is printed last. Ctrl-C ends the
+measuring, and what has been measured is reported."""
 
 
 @ends_well("python -m benchmarks.gpu")
@@ -23,30 +26,47 @@ def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.report:
-        found = json.loads(options.report.read_text())
+        found = results.read(options.report)
         return _finish(found, options.out or options.report.parent, options.check)
     if options.out is None:
         parser.error("--out: expected a folder for the results")
-    reason = _why_not()
-    if reason:
-        print(f"python -m benchmarks.gpu: {reason}", file=sys.stderr)
-        return 2
     groups = chosen(options.only, options.dtypes)
     if not groups:
         names = ", ".join(dict.fromkeys(g.name for g in cases.GROUPS))
         parser.error(f"--only: expected a pattern for some of {names}")
+    with dry.run() if options.dry else contextlib.nullcontext():
+        reason = _why_not()
+        if reason:
+            print(f"python -m benchmarks.gpu: {reason}", file=sys.stderr)
+            return 2
+        if options.dry:
+            groups = [cases.replace(g, cases=tuple(map(dry.smaller, g.cases))) for g in groups]
+        found = _measured(groups, options)
+    return _finish(found, options.out, options.check)
 
+
+def _measured(groups, options):
+    """The document of what is measured until time is over, or until Ctrl-C."""
     # Here, so that options can be read, and reports written, without PyTorch.
     from benchmarks.gpu.environment import environment
     from benchmarks.gpu.measure import accuracy_rows, measure
 
+    # A shell that was started in the background has its programs ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     deadline = time.monotonic() + options.seconds
     run = int(time.time()) if options.run is None else options.run
     about = environment(run)
-    errors = [] if options.only else accuracy_rows(("float32", "bfloat16"))
-    rows, skipped = measure(groups, about["device"], run=run, deadline=deadline, log=_log)
-    found = results.document(about, rows, errors, skipped)
-    return _finish(found, options.out, options.check)
+    options.out.mkdir(parents=True, exist_ok=True)
+    keep = results.Lines(options.out / "rows.jsonl", about).keep
+    given = {"run": run, "deadline": deadline, "log": _log, "keep": keep}
+    rows, skipped = measure(groups, about["device"], **given)
+    errors, left = [], not options.only and time.monotonic() < deadline
+    if left and not any(item["reason"] == "interrupted" for item in skipped):
+        try:
+            errors = accuracy_rows(("float32", "bfloat16"))
+        except (Exception, KeyboardInterrupt):  # the rows must not be lost for it
+            _log(traceback.format_exc())
+    return results.document(about, rows, errors, skipped)
 
 
 def chosen(only, dtypes):
@@ -102,7 +122,13 @@ def _parser():
         help="the number to draw data with; the time by default",
     )
     add("--check", action="store_true", help="exit with 1 as well if a promise is not kept")
-    add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
+    add(
+        "--report",
+        type=existing_file,
+        metavar="FILE",
+        help="write the report again, of results.json or of rows.jsonl",
+    )
+    add("--dry", action="store_true", help="try the program without a GPU, on the emulated kernels")
     return parser
 
 

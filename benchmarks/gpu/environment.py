@@ -62,9 +62,7 @@ def versions():
 
 def _build():
     """A hash of the module with the kernels, which tells one build from another."""
-    from bnext import _cuda
-
-    return hashlib.sha256(Path(_cuda.__file__).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(Path(bnext.cuda._load().__file__).read_bytes()).hexdigest()[:16]
 
 
 def _asked(query):

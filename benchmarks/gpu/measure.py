@@ -8,15 +8,21 @@ from benchmarks import accuracy
 from benchmarks.gpu import peers, timing
 from benchmarks.gpu.cases import OPERATIONS
 from benchmarks.gpu.results import Row
+from benchmarks.gpu.sanitize import OPERANDS
 from bnext.bench.cases import dtype_of
 from bnext.bench.libraries import as_tensor, import_torch
 
 SECONDS = 0.03  # of kernels, for each operation of each case
 WALL_SECONDS = 0.02
+LONGEST_REASON = 200  # characters; PyTorch lists all its backends where one is missing
 
 
-def measure(groups, device, *, run, deadline, operations=OPERATIONS, log=print):
-    """Measure the groups until the deadline (of `time.monotonic`).
+def measure(
+    groups, device, *, run, deadline, operations=OPERATIONS, log=print, keep=lambda row: None
+):
+    """Measure the groups until the deadline (of `time.monotonic`), or until Ctrl-C.
+
+    Each row is given to `keep` as soon as it is measured.
 
     Returns
     -------
@@ -24,16 +30,21 @@ def measure(groups, device, *, run, deadline, operations=OPERATIONS, log=print):
     skipped : list of dict
         What was left out, with the reason; `failed` is true where bnext could not do it.
     """
-    torch, rows, skipped = import_torch(), [], []
+    torch, rows, skipped, over = import_torch(), [], [], ""
     for group in groups:
         begin, before = time.monotonic(), len(rows)
         for case in group.problems():
             about = {"group": group.name, "case": _label(case)}
-            if time.monotonic() > deadline:
-                skipped.append({**about, "reason": "out of time"})
+            if over or time.monotonic() > deadline:
+                skipped.append({**about, "reason": over or "out of time"})
                 continue
             try:
-                rows.extend(_case(group, case, device, run, operations, skipped, about))
+                for row in _case(group, case, device, run, operations, skipped, about):
+                    rows.append(row)
+                    keep(row)
+            except KeyboardInterrupt:
+                over = "interrupted"
+                skipped.append({**about, "reason": over})
             except torch.cuda.OutOfMemoryError as error:
                 skipped.append({**about, "reason": _line(error)})
             except Exception as error:  # the other cases may do better; the log has the rest
@@ -84,7 +95,7 @@ def _case(group, case, device, run, operations, skipped, about):
         if backends.get("torch") == "cuDNN":
             kernel["cudnn"] = kernel["torch"]
         wall = timing.walls({n: public[n][operation] for n in public}, sets, WALL_SECONDS)
-        path = _path(case, operation, sets[0])
+        path = plan_of(case, operation, sets[0]).path
         yield Row(
             *(group.name, case, operation, kernel, copy, wall, backends, found, path, number, cold)
         )
@@ -98,22 +109,21 @@ def _prepared(name, sets, backends):
     return calls
 
 
-def _path(case, operation, s):
-    """How bnext does it, by its own plan."""
-    from bnext import _cuda
-
-    names = {"forward": "forward", "backward": "backward", "inference": "normalize"}
-    tensors = (s.x, s.dy, s.out) if operation == "backward" else (s.x, s.out)
-    plan = _cuda.plan(
-        names[operation],
+def plan_of(case, operation, s):
+    """How bnext does it; the operation is one of the suite's, or a phase."""
+    kernels = bnext.cuda._load()
+    operation = {"inference": "normalize"}.get(operation, operation)
+    operands = {"x": s.x, "dy": s.dy, "y": s.out, "dx": s.out}
+    tensors = [operands[name] for name in OPERANDS[operation]]
+    return kernels.plan(
+        operation,
         case.dtype,
         case.shape,
         [t.stride() for t in tensors],
         [t.data_ptr() for t in tensors],
         1,
-        _cuda.limits(0),
+        kernels.limits(0),
     )
-    return plan.path
 
 
 def _label(case):
@@ -123,7 +133,7 @@ def _label(case):
 
 def _line(error):
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:LONGEST_REASON]
 
 
 # --- accuracy, by the rules of accuracy.py --------------------------------------------------------

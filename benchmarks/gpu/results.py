@@ -1,5 +1,6 @@
 """Rows of the GPU suite, with their ratios, and the JSON that holds them."""
 
+import json
 from dataclasses import dataclass, field
 
 from bnext.bench.cases import Case
@@ -117,3 +118,33 @@ def rows_of(found):
     if found.get("format") != FORMAT or found.get("version") != VERSION:
         raise ValueError(f"expected results of the GPU suite, version {VERSION}")
     return [Row.of(values) for values in found["rows"]]
+
+
+class Lines:
+    """A file that has the environment in its first line and then a row in each, at once.
+
+    It survives a run that does not; `read` makes a document of it.
+    """
+
+    def __init__(self, path, environment):
+        self._path = path
+        path.unlink(missing_ok=True)
+        append(path, document(environment, [], [], []))
+
+    def keep(self, row):
+        append(self._path, row.as_dict())
+
+
+def append(path, values):
+    """Write a line of JSON, which whatever happens next does not take back."""
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read(path):
+    """The document in a file: whole, or by lines, of which the last may be torn."""
+    text = path.read_text()
+    if path.suffix != ".jsonl":
+        return json.loads(text)
+    first, *lines = text.split("\n")[:-1]
+    return json.loads(first) | {"rows": [json.loads(line) for line in lines]}

@@ -30,8 +30,19 @@ def short(rows, environment, skipped):
         f"{device['name']}, {environment['versions']['torch']} (PyTorch), "
         f"{len(rows)} rows, {len(skipped)} left out",
         "",
+        *layers(rows, OPERATIONS),
+        "",
+        *map(_sentence, verdicts(rows, device)),
+        *errors(rows),
+    ]
+    return "\n".join(lines)
+
+
+def layers(rows, operations):
+    """Lines with the sums over ResNet-50's layers."""
+    lines = [
         "ResNet-50's 53 layers, kernel time: ms of bnext, x PyTorch, x cuDNN, share of the copy",
-        f"{'batch dtype    layout':30}" + "".join(f"{name:>28}" for name in OPERATIONS),
+        f"{'batch dtype    layout':30}" + "".join(f"{name:>28}" for name in operations),
     ]
     by_place = {}
     for s in sums(rows):
@@ -39,12 +50,16 @@ def short(rows, environment, skipped):
         place = f"{batch:5} {s.dtype:8} {s.layout}"
         by_place.setdefault(place, {})[s.operation] = s
     for place, found in by_place.items():
-        cells = "".join(f"{_cell(found.get(name)):>28}" for name in OPERATIONS)
+        cells = "".join(f"{_cell(found.get(name)):>28}" for name in operations)
         lines.append(f"{place:30}{cells}")
-    lines += ["", *map(_sentence, verdicts(rows, device))]
-    for row, name, error in wrong(rows):
-        lines.append(f"WRONG: {_label(row)}: {name} is off by {error:.2g}")
-    return "\n".join(lines)
+    return lines
+
+
+def errors(rows):
+    """A line for each result that is wrong."""
+    return [
+        f"WRONG: {_label(row)}: {name} is off by {error:.2g}" for row, name, error in wrong(rows)
+    ]
 
 
 def _cell(s):

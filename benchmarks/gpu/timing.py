@@ -43,13 +43,18 @@ def capture(call, sets):
     torch = import_torch()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what happens once must not happen while capturing
-        for _ in range(2):
-            call(sets[0])
-    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [call(s) for s in sets]
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # what happens once must not happen while capturing
+            call(sets[0])
+        torch.cuda.synchronize()
+        # Not torch.cuda.graph, which empties PyTorch's cache of memory before every capture.
+        graph.capture_begin()
+        try:
+            kept = [call(s) for s in sets]
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
     return graph, kept
 
 
