@@ -148,7 +148,7 @@ BNEXT_DEVICE void store_once(V* p, const V& value) {
     if constexpr (tuning::kStoreOnce) {
         __stcs(reinterpret_cast<Word*>(p), word);
     } else {
-        *reinterpret_cast<Word*>(p) = word;
+        __stwb(reinterpret_cast<Word*>(p), word);
     }
 }
 
