@@ -1,11 +1,11 @@
-"""The usual call, on a short way: a layer on plain tensors on the CPU, and nothing special at work.
+"""The usual call, on a short way: a layer on plain tensors, and nothing special at work.
 
 What a small call costs is Python, at three times what single steps take when they are repeated:
 each of PyTorch's functions pushes the others out of the processor's first caches. Forward and
 backward of (64, 20) took 1.7 times as long as PyTorch's by the long way (`functional`), which tells
 apart everything there is; evaluation took 1.2 to 1.9 times as long, and with gradients recorded 1.7
-to 2.6. Here the kernels' side looks at the tensors, all in one call (`_core.TensorCalls`), and what
-it does not take goes the long way.
+to 2.6. Here the kernels' side looks at the tensors, all in one call (`TensorCalls` of `_core`, and
+of `_cuda` for tensors on a GPU), and what it does not take goes the long way.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
     Shapes, and what else kernels check, are not looked at here.
     """
     if not (type(x) is Tensor and is_ordinary(x)):
+        return None
+    if x.is_cuda and kernels.calls_there() is None:
         return None
     # Not by their names as attributes: those that the layer does not have itself are looked up by
     # a function in Python, five times.
@@ -50,7 +52,8 @@ def _by_running(
 ) -> Tensor | None:
     y: Tensor | None
     if not gradients.records(x, weight, bias):
-        y = kernels.evaluate_plain(x, mean, var, weight, bias, eps)
+        take = kernels.calls_there().evaluate if x.is_cuda else kernels.evaluate_plain
+        y = take(x, mean, var, weight, bias, eps)
         return y
     if mean.is_inference() or var.is_inference():  # which autograd would have to keep
         return None
@@ -68,7 +71,7 @@ def _by_batch(
     counter = buffers.get("num_batches_tracked")
     if not (type(counter) is Tensor and type(momentum) is float):
         return None
-    if mean.is_inference() or var.is_inference():
+    if not x.is_cuda and (mean.is_inference() or var.is_inference()):  # there, calls ask for it
         return None
     if gradients.records(x, weight, bias):
         try:
@@ -76,7 +79,8 @@ def _by_batch(
         except kernels.KernelRefusal:
             return None
     else:
-        done = kernels.forward_plain(x, weight, bias, mean, var, momentum, counter, eps)
+        take = kernels.calls_there().forward if x.is_cuda else kernels.forward_plain
+        done = take(x, weight, bias, mean, var, momentum, counter, eps)
         if done is None:
             return None
         y = done[0]
