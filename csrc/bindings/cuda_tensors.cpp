@@ -34,21 +34,31 @@ public:
         Data x;
         cuda::Addresses at;
         cuda::Scalars scalars;
-        if (!take_x(x_object, place.channel_axis, at.x, x) || x.count() < 2 ||
-            !take_eps(eps, scalars.eps) || !take_parameter(weight, x, at.weight) ||
-            !take_parameter(bias, x, at.bias) || !take_running(running, x, at, scalars)) {
-            return py::none();
-        }
-        Output y = output_like(x_object, x, place.out,
-                               {at.weight, at.bias, at.running_mean, at.running_var});
+        Output y = by_batch(x_object, weight, bias, running, eps, place, x, at, scalars);
+        if (y.data == nullptr) return py::none();
         const Output statistics = statistics_of(x);
-        at.y = y.data;
         at.statistics = static_cast<double*>(statistics.data);
-        if (y.data == nullptr || statistics.data == nullptr ||
-            !launch(Operation::forward, x, at, scalars)) {
+        if (statistics.data == nullptr || !launch(Operation::forward, x, at, scalars)) {
             return py::none();
         }
         return pair(y.tensor, saved(x_object, x, statistics.tensor, scalars.eps, x.count()));
+    }
+
+    // y alone: the kernel has its statistics in memory that nobody else sees.
+    py::object forward_only(py::handle x_object, py::handle weight, py::handle bias,
+                            const Running& running, py::handle eps) const {
+        Data x;
+        cuda::Addresses at;
+        cuda::Scalars scalars;
+        Output y = by_batch(x_object, weight, bias, running, eps, {}, x, at, scalars);
+        Workspace statistics;
+        if (y.data == nullptr ||
+            !allocate(statistics, x, 4 * x.channels() * Index{sizeof(double)})) {
+            return py::none();
+        }
+        at.statistics = static_cast<double*>(statistics.data());
+        if (!launch(Operation::forward, x, at, scalars)) return py::none();
+        return std::move(y.tensor);
     }
 
     // y alone, by statistics of the parameters' dtype, or if they may be `wide` of float64.
@@ -149,6 +159,21 @@ private:
         return at.running_mean != nullptr && at.running_var != nullptr;
     }
 
+    // The operands of a normalization by the batch, and its result.
+    Output by_batch(py::handle x_object, py::handle weight, py::handle bias, const Running& running,
+                    py::handle eps, const Placement& place, Data& x, cuda::Addresses& at,
+                    cuda::Scalars& scalars) const {
+        if (!take_x(x_object, place.channel_axis, at.x, x) || x.count() < 2 ||
+            !take_eps(eps, scalars.eps) || !take_parameter(weight, x, at.weight) ||
+            !take_parameter(bias, x, at.bias) || !take_running(running, x, at, scalars)) {
+            return {};
+        }
+        Output y = output_like(x_object, x, place.out,
+                               {at.weight, at.bias, at.running_mean, at.running_var});
+        at.y = y.data;
+        return y;
+    }
+
     // The operands of a normalization by given statistics, and its result.
     Output given(py::handle x_object, py::handle mean, py::handle var, py::handle weight,
                  py::handle bias, py::handle eps, bool wide, const Placement& place, Data& x,
@@ -180,6 +205,12 @@ public:
                        py::handle eps) const {
         return Calls::forward(x, weight, bias,
                               {running_mean, running_var, momentum, num_batches_tracked}, eps, {});
+    }
+    py::object forward_only(py::handle x, py::handle weight, py::handle bias,
+                            py::handle running_mean, py::handle running_var, py::handle momentum,
+                            py::handle num_batches_tracked, py::handle eps) const {
+        return Calls::forward_only(x, weight, bias,
+                                   {running_mean, running_var, momentum, num_batches_tracked}, eps);
     }
     py::object normalize_by_running(py::handle x, py::handle mean, py::handle var,
                                     py::handle weight, py::handle bias, py::handle eps) const {
@@ -248,6 +279,9 @@ void register_cuda_tensors(py::module_& m) {
         .def("forward", &TensorCalls::forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
              py::arg("num_batches_tracked"), py::arg("eps"), "y and DeviceSaved.")
+        .def("forward_only", &TensorCalls::forward_only, py::arg("x"), py::arg("weight"),
+             py::arg("bias"), py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
+             py::arg("num_batches_tracked"), py::arg("eps"), "y alone, for no backward pass.")
         .def("normalize_by_running", &TensorCalls::normalize_by_running, py::arg("x"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("weight"), py::arg("bias"),
              py::arg("eps"), "y and DeviceSaved.")

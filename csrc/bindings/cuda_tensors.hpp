@@ -276,6 +276,10 @@ public:
     // --- the launch
     // -------------------------------------------------------------------------------
 
+    bool allocate(Workspace& workspace, const Data& x, Index bytes) const {
+        return workspace.allocate(reader_.table(), x.tensor.device, bytes);
+    }
+
     // False where there is no plan, or no memory for the workspace.
     bool launch(cuda::Operation operation, const Data& x, cuda::Addresses& at,
                 const cuda::Scalars& scalars) const {
@@ -298,9 +302,7 @@ public:
         }
         Workspace workspace;
         if (plan->workspace_bytes > 0) {
-            if (!workspace.allocate(reader_.table(), x.tensor.device, plan->workspace_bytes)) {
-                return false;
-            }
+            if (!allocate(workspace, x, plan->workspace_bytes)) return false;
             at.workspace = workspace.data();
         }
         void* stream = nullptr;

@@ -72,6 +72,17 @@ class TensorCalls:
         num_batches_tracked: Any,
         eps: Any,
     ) -> tuple[Any, Any] | None: ...
+    def forward_only(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        momentum: Any,
+        num_batches_tracked: Any,
+        eps: Any,
+    ) -> Any: ...
     def normalize_by_running(
         self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any
     ) -> tuple[Any, Any] | None: ...

@@ -27,8 +27,11 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
     """
     if not (type(x) is Tensor and is_ordinary(x)):
         return None
-    if x.is_cuda and kernels.calls_there() is None:
-        return None
+    there = None
+    if x.is_cuda:
+        there = kernels.calls_there()
+        if there is None:
+            return None
     # Not by their names as attributes: those that the layer does not have itself are looked up by
     # a function in Python, five times.
     parameters, buffers = layer._parameters, layer._buffers
@@ -41,19 +44,20 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
         return None
     weight, bias = parameters["weight"], parameters["bias"]
     if not layer.training:
-        return _by_running(x, weight, bias, mean, var, eps)
+        return _by_running(there, x, weight, bias, mean, var, eps)
     if not layer.track_running_stats:
         return None
-    return _by_batch(x, weight, bias, (mean, var, layer.momentum, buffers), eps)
+    return _by_batch(there, x, weight, bias, (mean, var, layer.momentum, buffers), eps)
 
 
 def _by_running(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor | None:
+    there: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
+    eps: float,
+) -> Tensor | None:  # fmt: skip
     y: Tensor | None
     if not gradients.records(x, weight, bias):
-        take = kernels.calls_there().evaluate if x.is_cuda else kernels.evaluate_plain
-        y = take(x, mean, var, weight, bias, eps)
+        evaluate = kernels.evaluate_plain if there is None else there.evaluate
+        y = evaluate(x, mean, var, weight, bias, eps)
         return y
     if mean.is_inference() or var.is_inference():  # which autograd would have to keep
         return None
@@ -65,22 +69,26 @@ def _by_running(
 
 
 def _by_batch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Any, eps: float
+    there: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Any, eps: float
 ) -> Tensor | None:
     mean, var, momentum, buffers = running
     counter = buffers.get("num_batches_tracked")
     if not (type(counter) is Tensor and type(momentum) is float):
         return None
-    if not x.is_cuda and (mean.is_inference() or var.is_inference()):  # there, calls ask for it
+    if there is None and (mean.is_inference() or var.is_inference()):  # calls there ask
         return None
+    y: Tensor | None
     if gradients.records(x, weight, bias):
         try:
-            y: Tensor = gradients.record_plain(x, weight, bias, (mean, var, momentum, counter), eps)
+            y = gradients.record_plain(x, weight, bias, (mean, var, momentum, counter), eps)
         except kernels.KernelRefusal:
             return None
+    elif there is not None:
+        y = there.forward_only(x, weight, bias, mean, var, momentum, counter, eps)
+        if y is None:
+            return None
     else:
-        take = kernels.calls_there().forward if x.is_cuda else kernels.forward_plain
-        done = take(x, weight, bias, mean, var, momentum, counter, eps)
+        done = kernels.forward_plain(x, weight, bias, mean, var, momentum, counter, eps)
         if done is None:
             return None
         y = done[0]
