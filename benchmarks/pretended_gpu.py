@@ -34,8 +34,5 @@ def pretended_gpu(kernels):
         stack.enter_context(patch(pytorch.Torch, "stream", lambda self, view, index: 0))
         stack.enter_context(patch(layer_kernels, "_FOUND", [True]))
         stack.enter_context(patch(layer_kernels, "_THERE", []))
-        torch.Tensor.is_cuda = True  # hides that of its base
-        try:
-            yield
-        finally:
-            del torch.Tensor.is_cuda
+        stack.enter_context(patch(torch.Tensor, "is_cuda", True))
+        yield

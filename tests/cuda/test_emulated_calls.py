@@ -21,6 +21,7 @@ from . import gpu
 
 torch = import_torch()
 import bnext.torch  # noqa: E402 - of which there is nothing without PyTorch
+from benchmarks import call_path_gpu  # noqa: E402
 from benchmarks.pretended_gpu import pretended_gpu  # noqa: E402
 from bnext.torch import kernels  # noqa: E402
 
@@ -663,6 +664,13 @@ def test_functions_run_little_python():
     _, saved = bnext.batch_norm_forward(x, weight, bias)
     assert functions_entered(lambda: bnext.batch_norm_forward(x, weight, bias)) <= 12
     assert functions_entered(lambda: bnext.batch_norm_backward(dy, x, saved, weight)) <= 12
+
+
+def test_the_measurement_runs(monkeypatch, capsys):
+    monkeypatch.setattr(call_path_gpu, "TURNS", 2)
+    monkeypatch.setattr(call_path_gpu, "CALLS", 2)
+    assert call_path_gpu.main([]) == 0
+    assert "layer, forward and backward" in capsys.readouterr().out
 
 
 def test_layers_run_little_python():
