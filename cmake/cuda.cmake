@@ -131,11 +131,14 @@ endfunction()
 # What `_cuda` and `_cuda_emulated` are made of.
 set(BNEXT_CUDA_SOURCES
   csrc/bindings/cuda_module.cpp
+  csrc/bindings/cuda_tensors.cpp
+  csrc/bindings/exchange.cpp
   csrc/core/problem.cpp
   csrc/cuda/environment.cpp
   csrc/cuda/kernel_choice.cpp
   csrc/cuda/launch.cpp
   csrc/cuda/plan.cpp
+  csrc/cuda/plan_cache.cpp
   csrc/cuda/residency.cpp)
 set(BNEXT_CUDA_KERNELS "")
 foreach(dtype float32 float64 float16 bfloat16)

@@ -1,16 +1,22 @@
-// The CUDA kernels as Python sees them: plans and launches over addresses. Arrays are
-// bnext.devices' business. Nothing here takes long, so the GIL is kept.
+// The CUDA kernels as Python sees them: plans and launches over addresses, and the calls over
+// PyTorch's tensors. Other arrays are bnext.devices' business. Nothing here takes long, so the GIL
+// is kept.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <tuple>
 
+#include "bindings/register.hpp"
 #include "core/errors.hpp"
 #include "cuda/coverage.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
+#include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
+#ifdef BNEXT_CUDA_EMULATION
+#include "cuda/emulation/launches.hpp"
+#endif
 
 #define BNEXT_STRING_OF(name) #name
 #define BNEXT_STRING(name) BNEXT_STRING_OF(name)
@@ -43,7 +49,7 @@ LaunchPlan plan(const std::string& operation_name, const std::string& dtype_name
     const auto dtype = named<DType>(dtype_name, kDTypes, "dtype");
     BNEXT_CHECK(strides.size() == cuda::operands_of(operation), "strides: expected ",
                 cuda::operands_of(operation), " arrays, got ", strides.size());
-    std::optional<cuda::Path> path;
+    std::optional<cuda::Path> path = cuda::forced_path(operation);
     if (path_name) path = named<cuda::Path>(*path_name, cuda::paths_of(operation), "path");
     const std::vector<AxisStrides> operands(strides.begin(), strides.end());
     const Description description = describe(dtype, shape, channel_axis, operands);
@@ -59,20 +65,11 @@ void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uint
             bool wide_statistics) {
     const auto at = [](std::uintptr_t address) { return reinterpret_cast<void*>(address); };
     const auto doubles = [&](std::uintptr_t address) { return static_cast<double*>(at(address)); };
-    const cuda::Addresses addresses{at(x),
-                                    at(y),
-                                    at(dy),
-                                    at(dx),
-                                    at(weight),
-                                    at(bias),
-                                    at(mean),
-                                    at(var),
-                                    at(running_mean),
-                                    at(running_var),
-                                    doubles(statistics),
-                                    doubles(sums),
-                                    at(dweight),
-                                    at(dbias),
+    const cuda::Addresses addresses{at(x),           at(y),       at(dy),
+                                    at(dx),          at(weight),  at(bias),
+                                    at(mean),        at(var),     at(running_mean),
+                                    at(running_var), nullptr,     doubles(statistics),
+                                    doubles(sums),   at(dweight), at(dbias),
                                     at(workspace)};
     cuda::launch(plan, addresses, {eps, momentum, correction, count, wide_statistics}, device,
                  at(stream));
@@ -194,6 +191,11 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
     bindings::register_plan(m);
+    bindings::register_cuda_tensors(m);
+#ifdef BNEXT_CUDA_EMULATION
+    m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
+          "Whether launches run, for measurements of all that comes before.");
+#endif
     m.def("device_count", &runtime::device_count, "GPUs; 0 where there is no driver.");
     m.def("unavailable_reason", &runtime::unavailable_reason, "Why there are none, else ''.");
     m.def("device_name", &runtime::device_name, py::arg("device"));
@@ -210,6 +212,20 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.def("architectures", &bindings::architectures, "What there is code for.");
     m.def("operations", &bindings::names_of_operations);
     m.def("paths", &bindings::names_of_paths, py::arg("operation"), "Best first.");
+    m.def("force_path", &cuda::force_path, py::arg("path"),
+          "Plan with that path if an operation has it; the one before is returned.");
+    m.def("forget_plans", &cuda::forget_plans, "Plan anew, with limits asked for again.");
+    m.def(
+        "plan_figures",
+        [] {
+            const cuda::PlanFigures figures = cuda::plan_figures();
+            py::dict d;
+            d["kept"] = figures.kept;
+            d["made"] = figures.made;
+            d["most"] = cuda::kMostPlans;
+            return d;
+        },
+        "Plans that `TensorCalls` keeps and has made, and the most that are kept.");
     m.def("plan", &bindings::plan, py::arg("operation"), py::arg("dtype"), py::arg("shape"),
           py::arg("strides"), py::arg("addresses"), py::arg("channel_axis"), py::arg("limits"),
           py::arg("path") = py::none());

@@ -1,4 +1,4 @@
-// One function per group of bindings; core_module.cpp lists them.
+// One function per group of bindings; core_module.cpp lists them, and cuda_module.cpp the last.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,5 +12,6 @@ void register_phases(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_sync(pybind11::module_& m);
 void register_tensors(pybind11::module_& m);
+void register_cuda_tensors(pybind11::module_& m);
 
 }  // namespace bnext::bindings

@@ -1,5 +1,4 @@
-// Tensors of a library with DLPack's table of C functions, as operations see them: those that come
-// in, and the memory and description of those that go out.
+// Tensors on the CPU as operations see them, and the memory and description of their results.
 #pragma once
 
 #include <algorithm>
@@ -10,70 +9,20 @@
 #include <span>
 
 #include "bindings/arrays.hpp"
-#include "bindings/dlpack.hpp"
 #include "bindings/pooled.hpp"
 #include "bindings/saved.hpp"
+#include "bindings/tensor_reader.hpp"
 #include "core/plan.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/pool.hpp"
 
 namespace bnext::bindings::tensors {
 
-constexpr std::size_t kMaxRank = 8;
 constexpr Index kChannelAxis = 1;
 
-// --- Tensors that come in.
-// ------------------------------------------------------------------------
-
-enum class Order : std::uint8_t { none, c, channels_last };
-
-// A tensor on the CPU, as the library describes it. Its extents are the tensor's own memory, which
-// is its library's to change once the GIL is given away.
-struct TensorView {
-    dlpack::Tensor tensor;
-    DType dtype = DType::float32;
-    Order order = Order::none;  // in which it is dense
-    Index size = 0;
-    std::array<Index, kMaxRank> byte_strides{};
-
-    [[nodiscard]] std::size_t rank() const { return static_cast<std::size_t>(tensor.ndim); }
-    [[nodiscard]] std::span<const Index> shape() const { return {tensor.shape, rank()}; }
-    [[nodiscard]] AxisStrides strides() const { return {tensor.strides, rank()}; }
-    [[nodiscard]] void* data() const {
-        return static_cast<char*>(tensor.data) + tensor.byte_offset;
-    }
-    [[nodiscard]] bool aligned_to(Index bytes) const {
-        return reinterpret_cast<std::uintptr_t>(data()) % static_cast<std::uintptr_t>(bytes) == 0;
-    }
-    [[nodiscard]] Strided strided() const {
-        return {data(), dtype, shape(), {byte_strides.data(), rank()}, order == Order::c};
-    }
-};
-
-// In which order a tensor is dense, with the strides that an allocator would give it: where an axis
-// has one element, others would do as well, but results would have to be given them back.
-inline Order order_of(const TensorView& x) {
-    const auto shape = x.shape();
-    const auto strides = x.strides();
-    Index expected = 1;
-    bool is_c = true;
-    for (std::size_t a = x.rank(); a-- > 0;) {
-        is_c = is_c && strides[a] == expected;
-        expected *= shape[a];
-    }
-    if (is_c) return Order::c;
-    if (x.rank() != 4 && x.rank() != 5) return Order::none;
-    if (strides[kChannelAxis] != 1) return Order::none;
-    expected = shape[kChannelAxis];
-    for (std::size_t a = x.rank(); a-- > 2;) {
-        if (strides[a] != expected) return Order::none;
-        expected *= shape[a];
-    }
-    return strides[0] == expected ? Order::channels_last : Order::none;
+inline Strided strided(const TensorView& x) {
+    return {x.data(), x.dtype, x.shape(), {x.byte_strides.data(), x.rank()}, x.order == Order::c};
 }
-
-// --- Tensors that go out.
-// -------------------------------------------------------------------------
 
 // Memory of a result, and its description. Its owner gives it back in whatever thread, with or
 // without the GIL, at any time: nothing of Python is touched.

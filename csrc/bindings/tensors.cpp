@@ -20,7 +20,6 @@ namespace bnext::bindings {
 namespace {
 
 using namespace tensors;
-using dlpack::ExchangeTable;
 
 // Memory that an operation writes: a tensor of the library's, or a result of bnext's.
 struct Output {
@@ -38,22 +37,13 @@ class TensorCalls {
 public:
     // `type`, whose table it is, a subclass that is as plain, and the library's `empty_like`.
     TensorCalls(const py::type& type, const py::type& other, py::object empty_like)
-        : type_(type),
-          other_(other),
-          empty_like_(std::move(empty_like)),
-          is_negative_(py::getattr(type, "is_neg", py::none())),
-          table_(dlpack::exchange_table(type)) {
-        if (table_ == nullptr) {
-            type_error(concat("type: expected one with DLPack's table of C functions, got ",
-                              std::string(py::repr(type))));
-        }
-    }
+        : reader_(type, other, dlpack::kCPU), empty_like_(std::move(empty_like)) {}
 
     py::object forward(py::handle x_object, py::handle weight, py::handle bias,
                        py::handle running_mean, py::handle running_var, double momentum,
                        py::handle num_batches_tracked, double eps) const {
         TensorView x;
-        if (!take_data(x_object, x) || x.size <= x.shape()[kChannelAxis] ||
+        if (!reader_.take_data(x_object, x) || x.size <= x.shape()[kChannelAxis] ||
             !std::isfinite(momentum) || !is_eps(eps)) {
             return py::none();
         }
@@ -66,7 +56,7 @@ public:
     py::object statistics(py::handle x_object, py::handle weight, py::handle bias,
                           double eps) const {
         TensorView x;
-        if (!take_data(x_object, x) || !is_eps(eps)) return py::none();
+        if (!reader_.take_data(x_object, x) || !is_eps(eps)) return py::none();
         return with_dtype(x.dtype, [&](auto type) {
             return statistics_typed<decltype(type)>(x, weight, bias, eps);
         });
@@ -86,23 +76,24 @@ public:
                         py::handle weight) const {
         const Saved& saved = take_saved(saved_object);
         TensorView x, dy;
-        if (!take_data(x_object, x) || !take_data(dy_object, dy) || !are_alike(dy, x)) {
+        if (!reader_.take_data(x_object, x) || !reader_.take_data(dy_object, dy) ||
+            !are_alike(dy, x)) {
             return py::none();
         }
-        saved.check_input(x.strided());
+        saved.check_input(strided(x));
         return backward_alike(dy, x, saved, weight);
     }
 
     py::object backward_by_rows(py::handle dy_object, py::handle x_object, py::handle rows_object,
                                 py::handle weight) const {
         TensorView x, dy, rows;
-        if (!take_data(x_object, x) || !take_data(dy_object, dy) || !are_alike(dy, x) ||
-            !take_data(rows_object, rows) || rows.dtype != DType::float64 ||
-            rows.order != Order::c || rows.rank() != 2 || rows.shape()[0] != 4 ||
-            rows.shape()[1] != x.shape()[kChannelAxis]) {
+        if (!reader_.take_data(x_object, x) || !reader_.take_data(dy_object, dy) ||
+            !are_alike(dy, x) || !reader_.take_data(rows_object, rows) ||
+            rows.dtype != DType::float64 || rows.order != Order::c || rows.rank() != 2 ||
+            rows.shape()[0] != 4 || rows.shape()[1] != x.shape()[kChannelAxis]) {
             return py::none();
         }
-        Saved saved(x.strided(), kChannelAxis, 0.0);
+        Saved saved(strided(x), kChannelAxis, 0.0);
         std::copy_n(static_cast<const double*>(rows.data()), rows.size, saved.mean().data());
         return backward_alike(dy, x, saved, weight);
     }
@@ -111,8 +102,9 @@ public:
                                  py::handle weight) const {
         const Saved& saved = take_saved(saved_object);
         TensorView dy;
-        if (saved.batch_statistics || !take_data(dy_object, dy) || dy.dtype != saved.dtype ||
-            !std::ranges::equal(dy.shape(), saved.shape) || saved.channel_axis != kChannelAxis) {
+        if (saved.batch_statistics || !reader_.take_data(dy_object, dy) ||
+            dy.dtype != saved.dtype || !std::ranges::equal(dy.shape(), saved.shape) ||
+            saved.channel_axis != kChannelAxis) {
             return py::none();
         }
         return with_dtype(dy.dtype, [&](auto type) {
@@ -126,15 +118,11 @@ private:
     py::object normalize(py::handle x_object, py::handle mean, py::handle var, py::handle weight,
                          py::handle bias, double eps, bool keeps) const {
         TensorView x;
-        if (!take_data(x_object, x) || !is_eps(eps)) return py::none();
+        if (!reader_.take_data(x_object, x) || !is_eps(eps)) return py::none();
         return with_dtype(x.dtype, [&](auto type) {
             return normalize_typed<decltype(type)>(x_object, x, mean, var, weight, bias, eps,
                                                    keeps);
         });
-    }
-
-    static bool are_alike(const TensorView& dy, const TensorView& x) {
-        return dy.dtype == x.dtype && std::ranges::equal(dy.shape(), x.shape());
     }
 
     py::object backward_alike(TensorView& dy, const TensorView& x, const Saved& saved,
@@ -146,55 +134,9 @@ private:
         });
     }
 
-    // Whether memory has the negated values: a lazy negation, of which DLPack knows nothing.
-    bool is_negative(py::handle object) const {
-        if (is_negative_.is_none()) return false;
-        PyObject* argument = object.ptr();
-        const auto answer = py::reinterpret_steal<py::object>(
-            PyObject_Vectorcall(is_negative_.ptr(), &argument, 1, nullptr));
-        if (!answer) throw py::error_already_set();
-        return answer.ptr() != Py_False;
-    }
-
-    // Whether it is a tensor of the types named, on the CPU, of a rank that can be, whose memory
-    // holds its values. A tensor of zeros may have none, as may one that is computed later.
-    bool take(py::handle object, TensorView& view) const {
-        const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-        if (type != type_.ptr() && type != other_.ptr()) return false;
-        if (table_->describe(object.ptr(), &view.tensor) != 0) {
-            PyErr_Clear();  // it is sparse, say
-            return false;
-        }
-        return view.tensor.device.type == dlpack::kCPU && view.rank() <= kMaxRank &&
-               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
-               view.tensor.data != nullptr && !is_negative(object);
-    }
-
-    // Data of a supported dtype, dense, with at least one value per channel.
-    bool take_data(py::handle object, TensorView& view) const {
-        if (!take(object, view) || view.rank() < 2) return false;
-        const auto dtype = dlpack::supported(view.tensor.dtype);
-        if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
-        view.dtype = *dtype;
-        view.size = 1;
-        for (std::size_t a = 0; a < view.rank(); ++a) {
-            view.byte_strides[a] = view.strides()[a] * size_of(*dtype);
-            view.size *= view.shape()[a];
-        }
-        view.order = order_of(view);
-        return view.size > 0 && view.order != Order::none;
-    }
-
-    // A vector of T, one behind the other. Null: it is another.
     template <class T>
     T* take_vector(py::handle object, Index channels) const {
-        TensorView view;
-        if (!take(object, view) || view.rank() != 1 || view.shape()[0] != channels ||
-            view.strides()[0] != 1 || dlpack::supported(view.tensor.dtype) != DTypeOf<T>::value ||
-            !view.aligned_to(sizeof(T))) {
-            return nullptr;
-        }
-        return static_cast<T*>(view.data());
+        return static_cast<T*>(reader_.take_vector(object, channels, DTypeOf<T>::value));
     }
 
     // What None leaves null; false: it is another.
@@ -216,17 +158,10 @@ private:
         return running.mean.data != nullptr && running.var.data != nullptr;
     }
 
-    // An int64 of shape (), or None.
+    // What None leaves null; false: it is another.
     bool take_counter(py::handle object, std::int64_t*& value) const {
-        value = nullptr;
-        if (object.is_none()) return true;
-        TensorView view;
-        if (!take(object, view) || view.rank() != 0 || view.tensor.dtype.code != dlpack::kInt ||
-            view.tensor.dtype.bits != 64 || !view.aligned_to(sizeof(std::int64_t))) {
-            return false;
-        }
-        value = static_cast<std::int64_t*>(view.data());
-        return true;
+        value = object.is_none() ? nullptr : reader_.take_counter(object);
+        return object.is_none() || value != nullptr;
     }
 
     // A copy of `a` with the strides of x, which has the other order.
@@ -251,12 +186,9 @@ private:
     // A tensor of the library's own memory, like x, which `object` is; ours, where what the library
     // makes is not plain.
     Output library_like(py::handle object, const TensorView& x) const {
-        PyObject* argument = object.ptr();
-        auto tensor = py::reinterpret_steal<py::object>(
-            PyObject_Vectorcall(empty_like_.ptr(), &argument, 1, nullptr));
-        if (!tensor) throw py::error_already_set();
+        py::object tensor = call(empty_like_, object);
         TensorView view;
-        if (take_data(tensor, view) && view.dtype == x.dtype &&
+        if (reader_.take_new_data(tensor, view) && view.dtype == x.dtype &&
             std::ranges::equal(view.shape(), x.shape()) && view.order == x.order) {
             return {nullptr, std::move(tensor), view.data()};
         }
@@ -270,7 +202,7 @@ private:
     // The library's tensor over a result.
     py::object given(OwnedResult result) const {
         void* object = nullptr;
-        if (table_->import_owned(&result.release()->managed, &object) != 0) {
+        if (reader_.table().import_owned(&result.release()->managed, &object) != 0) {
             throw py::error_already_set();
         }
         return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
@@ -290,8 +222,8 @@ private:
             !take_counter(num_batches_tracked, counter)) {
             return py::none();
         }
-        Saved saved(x.strided(), kChannelAxis, eps);
-        saved.fingerprint = fingerprint_of(x.strided());
+        Saved saved(strided(x), kChannelAxis, eps);
+        saved.fingerprint = fingerprint_of(strided(x));
         const Description description = described(x, 2);
         const Problem& problem = description.problem;
         saved.count = problem.count();
@@ -346,11 +278,11 @@ private:
             !take_parameter(bias_object, channels, bias)) {
             return py::none();
         }
-        Saved saved(x.strided(), kChannelAxis, eps);
+        Saved saved(strided(x), kChannelAxis, eps);
         saved.has_given_statistics();
         std::copy_n(mean, channels, saved.mean().begin());
         std::copy_n(var, channels, saved.var().begin());
-        if (keeps) saved.fingerprint = fingerprint_of(x.strided());
+        if (keeps) saved.fingerprint = fingerprint_of(strided(x));
         const Description description = described(x, 2);
         Output y = keeps ? pooled_like(x) : library_like(x_object, x);
         const auto x_view = view_of<T>(x, description.strides[0]);
@@ -406,10 +338,8 @@ private:
         return given(std::move(dx));
     }
 
-    py::type type_, other_;
+    TensorReader reader_;
     py::object empty_like_;
-    py::object is_negative_;  // None: the library has no such tensors
-    const ExchangeTable* table_;
 };
 
 }  // namespace

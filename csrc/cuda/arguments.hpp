@@ -2,6 +2,8 @@
 // one type. Pointers that an operation has no use for are null.
 #pragma once
 
+#include <cstdint>
+
 #include "cuda/partition.hpp"
 
 namespace bnext::cuda {
@@ -35,8 +37,9 @@ struct Arguments {
     const void* var;
     void* running_mean;
     void* running_var;
-    double* statistics;  // rows of `channels`: mean, m2, var, rstd
-    double* sums;        // rows of `channels`: of dy, and of dy * (x - mean)
+    std::int64_t* batches;  // a layer's count of them, incremented
+    double* statistics;     // rows of `channels`: mean, m2, var, rstd
+    double* sums;           // rows of `channels`: of dy, and of dy * (x - mean)
     void* dweight;
     void* dbias;
     double* partials;    // workspace: kSumsValues a channel of a part

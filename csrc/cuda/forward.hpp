@@ -190,6 +190,7 @@ struct Forward {
             blend(static_cast<P*>(a.running_var)[channel], m2 / (total.n - a.correction),
                   a.momentum);
         }
+        if (a.batches != nullptr && channel == 0) ++*a.batches;
     }
 
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, double mean, double rstd,

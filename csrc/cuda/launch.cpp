@@ -24,6 +24,7 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     a.var = at.var;
     a.running_mean = at.running_mean;
     a.running_var = at.running_var;
+    a.batches = at.batches;
     a.statistics = at.statistics;
     a.sums = at.sums;
     a.dweight = at.dweight;

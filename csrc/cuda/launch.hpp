@@ -1,6 +1,8 @@
 // One call, from a plan and addresses to what is enqueued on a stream.
 #pragma once
 
+#include <cstdint>
+
 #include "cuda/runtime.hpp"
 
 namespace bnext::cuda {
@@ -11,6 +13,7 @@ struct Addresses {
     const void *weight = nullptr, *bias = nullptr;
     const void *mean = nullptr, *var = nullptr;  // given statistics
     void *running_mean = nullptr, *running_var = nullptr;
+    std::int64_t* batches = nullptr;
     double* statistics = nullptr;
     double* sums = nullptr;
     void *dweight = nullptr, *dbias = nullptr;

@@ -1,7 +1,10 @@
-"""The CUDA kernels: plans and launches over addresses. `bnext.devices` has the arrays."""
+"""The CUDA kernels: plans and launches over addresses, and calls over PyTorch's tensors.
 
-from collections.abc import Sequence
-from typing import final
+`bnext.devices` has all other arrays.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 __version__: str
 
@@ -56,6 +59,90 @@ class Plan:
     def launches(self) -> list[dict[str, int]]: ...
     def coverage(self, launch: int = 0, downwards: bool = False) -> bytes: ...
 
+# Calls of usual tensors; None for every other call, which has changed nothing. Numbers are exact
+# floats, an axis an exact int.
+
+@final
+class TensorCalls:
+    """The calls of layers, as `_core.TensorCalls`; autograd is their caller's business."""
+
+    def __init__(self, torch: Any, saved_type: type, problem_of: Callable[[int], str]) -> None: ...
+    def forward(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        momentum: Any,
+        num_batches_tracked: Any,
+        eps: Any,
+    ) -> tuple[Any, Any] | None: ...
+    def forward_only(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        momentum: Any,
+        num_batches_tracked: Any,
+        eps: Any,
+    ) -> Any: ...
+    def normalize_by_running(
+        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any
+    ) -> tuple[Any, Any] | None: ...
+    def evaluate(
+        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any
+    ) -> Any: ...
+    def backward(self, dy: Any, x: Any, saved: Any, weight: Any) -> tuple[Any, Any, Any] | None: ...
+    def backward_constant(self, dy: Any, saved: Any, weight: Any) -> Any: ...
+
+@final
+class FunctionCalls:
+    """The calls of functions, which refuse what autograd would have to record."""
+
+    def __init__(self, torch: Any, saved_type: type, problem_of: Callable[[int], str]) -> None: ...
+    def forward(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        momentum: Any,
+        eps: Any,
+        channel_axis: Any,
+        out: Any,
+        bessel: bool,
+    ) -> tuple[Any, Any] | None: ...
+    def normalize(
+        self,
+        x: Any,
+        mean: Any,
+        var: Any,
+        weight: Any,
+        bias: Any,
+        eps: Any,
+        channel_axis: Any,
+        out: Any,
+    ) -> Any: ...
+    def normalize_by_running(
+        self,
+        x: Any,
+        running_mean: Any,
+        running_var: Any,
+        weight: Any,
+        bias: Any,
+        eps: Any,
+        channel_axis: Any,
+        out: Any,
+    ) -> tuple[Any, Any] | None: ...
+    def backward(
+        self, dy: Any, x: Any, saved: Any, weight: Any, out: Any
+    ) -> tuple[Any, Any, Any] | None: ...
+    def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any: ...
+
 def device_count() -> int: ...
 def unavailable_reason() -> str: ...
 def device_name(device: int) -> str: ...
@@ -66,6 +153,9 @@ def environment() -> dict[str, int]: ...
 def architectures() -> list[str]: ...
 def operations() -> list[str]: ...
 def paths(operation: str) -> list[str]: ...
+def force_path(path: str | None) -> str | None: ...
+def forget_plans() -> None: ...
+def plan_figures() -> dict[str, int]: ...
 def plan(
     operation: str,
     dtype: str,

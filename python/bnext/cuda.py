@@ -29,7 +29,6 @@ NOT_BUILT = (
     "this build of bnext has no CUDA kernels; build with BNEXT_CUDA=ON: "
     "pip install . -C cmake.define.BNEXT_CUDA=ON"
 )
-_path: str | None = None
 
 
 def is_available() -> bool:
@@ -131,18 +130,12 @@ def _forced_path(name: str) -> Iterator[None]:
 
     An operation whose problem the path cannot do raises the ValueError of `_cuda.plan`.
     """
-    global _path
     kernels = _load()
     known = {path for operation in kernels.operations() for path in kernels.paths(operation)}
     if name not in known:
         raise ValueError(f"name: expected one of {', '.join(sorted(known))}, got {name!r}")
-    before, _path = _path, name
+    before = kernels.force_path(name)
     try:
         yield
     finally:
-        _path = before
-
-
-def _path_of(kernels: Any, operation: str) -> str | None:
-    """Give the forced path, if the operation has it."""
-    return _path if _path is not None and _path in kernels.paths(operation) else None
+        kernels.force_path(before)

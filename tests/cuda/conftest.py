@@ -7,7 +7,7 @@ import bnext
 
 from .. import compare, tolerances
 from ..fake_cuda import Array, InterfaceArray
-from ..optional import import_emulated
+from ..optional import import_emulated, import_torch
 from . import compare_there, gpu
 from .stand_in import StandIn
 
@@ -44,3 +44,27 @@ def kernels(request, monkeypatch):
 def make(request):
     """Makes an array that is on a GPU, of the one or the other kind."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def pretended():
+    """The emulated kernels, on a GPU that all of PyTorch's tensors are on (`roads`)."""
+    module = import_emulated()
+    from benchmarks.pretended_gpu import pretended_gpu
+
+    with pretended_gpu(module):
+        yield module
+
+
+@pytest.fixture
+def roads(monkeypatch):
+    """Lets calls take the one road or the other."""
+    from .roads import Roads
+
+    return Roads(monkeypatch)
+
+
+@pytest.fixture
+def seeded():
+    """PyTorch's random numbers, the same in every run of a test."""
+    import_torch().manual_seed(7)

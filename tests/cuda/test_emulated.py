@@ -355,7 +355,7 @@ def test_forced_paths(kernels, rng):
     with pytest.raises(ValueError, match=r"^name: expected one of .*, got 'none'$"), \
             bnext.cuda._forced_path("none"):  # fmt: skip
         pass
-    assert bnext.cuda._path is None
+    assert kernels.force_path(None) is None
 
 
 def test_configuration(kernels):

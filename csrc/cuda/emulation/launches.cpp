@@ -217,9 +217,14 @@ void begin(Fiber& fiber, Block& block, int thread) {
     makecontext(&fiber.context, body, 0);
 }
 
+bool wants_kernels = true;
+
 }  // namespace
 
+void run_kernels(bool wanted) { wants_kernels = wanted; }
+
 void run(Kernel kernel, const Arguments& arguments, const Shape& shape) {
+    if (!wants_kernels) return;
     const Index together = shape.cooperative ? shape.grid : shape.cluster;
     Team launch;
     launch.kernel = kernel;

@@ -18,4 +18,7 @@ struct Shape {
 // Throws std::runtime_error where all threads wait for something that will not come.
 void run(Kernel kernel, const Arguments& arguments, const Shape& shape);
 
+// Whether launches run at all; without, what comes before them can be measured.
+void run_kernels(bool wanted);
+
 }  // namespace bnext::cuda::emulation

@@ -12,6 +12,7 @@ pass leaves. What a group exchanges in between is in NumPy arrays of float64, wh
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from bnext import _core
@@ -38,9 +39,14 @@ def engine_of(x: Any, name: str = "x") -> Any:
             f"write to arrays of {library.name}, which cannot be written"
         )
     if where.kind == "cuda":
-        from bnext.devices.cuda_engine import CudaEngine
-
-        return CudaEngine(library, x, where, name)
+        return _engine_on()(library, x, where, name)
     raise RuntimeError(
         f"{name}: expected an array on the CPU or on a CUDA device, got one on {where}"
     )
+
+
+@functools.cache  # the statement takes half a microsecond, also when all is imported
+def _engine_on() -> Any:
+    from bnext.devices.cuda_engine import engine_on
+
+    return engine_on

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["axis_of", "check_count", "check_more_than_one", "check_sums"]
+__all__ = ["axis_of", "check_count", "check_more_than_one", "check_sums", "is_count"]
 
 
 def axis_of(channel_axis: Any, rank: int) -> int:
@@ -27,16 +27,25 @@ def axis_of(channel_axis: Any, rank: int) -> int:
 
 def check_count(count: Any, name: str = "num_batches_tracked") -> None:
     """Check a layer's count of batches, which is on the CPU wherever its arrays are."""
-    if count is None:
-        return
-    fits = isinstance(count, np.ndarray) and count.shape == () and count.dtype == np.int64
-    if not fits or isinstance(count, np.ma.MaskedArray) or not count.flags.behaved:
+    if count is not None and not _is_count_array(count):
         raise TypeError(f"{name}: expected a writeable int64 array of shape (), got {count!r}")
-    if not 0 <= count < np.iinfo(np.int64).max:
+    if not is_count(count):
         raise ValueError(
             f"{name}: expected a count of batches from 0 to {np.iinfo(np.int64).max - 1}, got "
             f"{count}"
         )
+
+
+def is_count(count: Any) -> bool:
+    """Whether `check_count` has nothing to say."""
+    if count is None:
+        return True
+    return _is_count_array(count) and bool(0 <= count < np.iinfo(np.int64).max)
+
+
+def _is_count_array(count: Any) -> bool:
+    fits = isinstance(count, np.ndarray) and count.shape == () and count.dtype == np.int64
+    return fits and not isinstance(count, np.ma.MaskedArray) and bool(count.flags.behaved)
 
 
 def check_more_than_one(shape: tuple[int, ...], count: int) -> None:

@@ -48,6 +48,7 @@ class CudaArrays:
         self._library = library
         self._where = where
         self._device = where.index
+        self._calls: Any = library.usual_calls(self._kernels)
 
     # --- what layers ask --------------------------------------------------------------------------
 
@@ -251,7 +252,6 @@ class CudaArrays:
         return self._kernels.plan(
             operation, x.dtype, x.shape, [view.strides for view in operands],
             [view.address for view in operands], axis, _limits(self._kernels, self._device),
-            cuda._path_of(self._kernels, operation),
         )  # fmt: skip
 
     def _launch(self, plan: Any, x: View, views: Mapping[str, View], **numbers: Any) -> None:
@@ -269,6 +269,11 @@ class CudaArrays:
                 )
         addresses = {name: view.address for name, view in views.items()}
         self._kernels.launch(plan, self._device, stream, **addresses, **numbers)
+
+    def _count_writes(self, *arrays: Any) -> None:
+        for array in arrays:
+            if array is not None:
+                self._library.count_write(array)
 
     def _result(self, out: View | None, target: View) -> Any:
         if out is None:

@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bnext import _core
-from bnext.devices.checks import axis_of, check_count, check_more_than_one, check_sums
+from bnext import _core, cuda
+from bnext.devices.checks import (
+    axis_of,
+    check_count,
+    check_more_than_one,
+    check_sums,
+    is_count,
+)
 from bnext.devices.cuda_arrays import (
     CudaArrays,
     check_dtype,
@@ -17,16 +23,18 @@ from bnext.devices.cuda_arrays import (
     count_of,
     parameter_dtype,
 )
-from bnext.devices.libraries import View
+from bnext.devices.libraries import Library, View, Where
 from bnext.devices.saved import DeviceSaved
 
-__all__ = ["CudaEngine"]
+__all__ = ["CudaEngine", "engine_on"]
 
 
 class CudaEngine(CudaArrays):
     """The calls of `_core`, with the same arguments, checks and messages.
 
-    All arrays of a call are of one library and on one device.
+    All arrays of a call are of one library and on one device. Usual calls on PyTorch's tensors run
+    in C++ (`_cuda.FunctionCalls`). For every other call, a wrong one too, C++ returns None and has
+    changed nothing: the general road follows, whose errors name the argument.
     """
 
     def forward(
@@ -34,6 +42,15 @@ class CudaEngine(CudaArrays):
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any, bessel: bool = True,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.forward`."""
+        if self._calls is not None and is_count(num_batches_tracked):
+            done: tuple[Any, DeviceSaved] | None = self._calls.forward(
+                x, weight, bias, running_mean, running_var, momentum, eps, channel_axis, out, bessel
+            )
+            if done is not None:
+                self._count_writes(running_mean, running_var, out)
+                if num_batches_tracked is not None:
+                    num_batches_tracked += 1
+                return done
         data, axis, views, wanted = self._taken_forward(
             x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps,
             channel_axis, out,
@@ -82,6 +99,11 @@ class CudaEngine(CudaArrays):
         out: Any,
     ) -> tuple[Any, None]:  # fmt: skip
         """As `_core.normalize`, but for what backward would need."""
+        if self._calls is not None:
+            y = self._calls.normalize(x, mean, var, weight, bias, eps, channel_axis, out)
+            if y is not None:
+                self._count_writes(out)
+                return y, None
         statistics = {"mean": mean, "var": var}
         y, *_ = self._normalize(x, statistics, True, weight, bias, eps, channel_axis, out)
         return y, None
@@ -91,6 +113,13 @@ class CudaEngine(CudaArrays):
         channel_axis: Any, out: Any,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.normalize_by_running`."""
+        if self._calls is not None:
+            done: tuple[Any, DeviceSaved] | None = self._calls.normalize_by_running(
+                x, running_mean, running_var, weight, bias, eps, channel_axis, out
+            )
+            if done is not None:
+                self._count_writes(out)
+                return done
         statistics = {"running_mean": running_mean, "running_var": running_var}
         y, data, axis, written = self._normalize(
             x, statistics, False, weight, bias, eps, channel_axis, out
@@ -125,6 +154,11 @@ class CudaEngine(CudaArrays):
 
     def backward(self, dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
         """As `_core.backward`."""
+        if self._calls is not None:
+            done: tuple[Any, Any, Any] | None = self._calls.backward(dy, x, saved, weight, out)
+            if done is not None:
+                self._count_writes(out)
+                return done
         data, gradient, axis = self._taken_back(dy, x, saved)
         channels = data.shape[axis]
         views = self._parameters(data, channels, weight=weight)
@@ -147,6 +181,11 @@ class CudaEngine(CudaArrays):
 
     def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any:
         """As `_core.backward_constant`: dy is normalized about 0."""
+        if self._calls is not None:
+            dx = self._calls.backward_constant(dy, saved, weight, out)
+            if dx is not None:
+                self._count_writes(out)
+                return dx
         self._check_saved(saved, "dy")
         if saved.batch_statistics:
             raise ValueError("saved: expected given statistics, which are constants, got a batch's")
@@ -292,6 +331,23 @@ class CudaEngine(CudaArrays):
         """As `_core.parameter_gradients`, of what `apply_norm` has saved; computed on the host."""
         gradients = _core.parameter_gradients(saved._of_group, None, sum_dy, sum_dy_xmu)
         return tuple(self._library.from_numpy(each, saved._statistics) for each in gradients)
+
+
+_ENGINES: dict[Any, CudaEngine] = {}
+
+
+def engine_on(library: Library, x: Any, where: Where, name: str) -> CudaEngine:
+    """Give the engine of a library's arrays on one GPU, where `x` is, which errors call `name`."""
+    if where.index < 0:  # only the address of x tells on which
+        return CudaEngine(library, x, where, name)
+    try:
+        key = library, where.index, cuda._load()
+    except ImportError:
+        return CudaEngine(library, x, where, name)  # whose error says why not
+    engine = _ENGINES.get(key)
+    if engine is None:
+        engine = _ENGINES.setdefault(key, CudaEngine(library, x, where, name))
+    return engine
 
 
 def _of_nothing(shape: tuple[int, ...], axis: int, eps: float) -> _core.Saved:

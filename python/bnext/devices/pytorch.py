@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bnext import cuda
 from bnext.devices.library import CPU, Library, View, Where
+from bnext.devices.saved import DeviceSaved
 
-__all__ = ["Torch"]
+__all__ = ["Torch", "calls_on_a_gpu"]
+
+
+def calls_on_a_gpu(make: Any, torch: Any, kernels: Any) -> Any:
+    """Make one of the classes of calls in `kernels`; None for a PyTorch without DLPack's table."""
+    try:
+        return make(torch, DeviceSaved, functools.partial(cuda._problem_of, kernels))
+    except TypeError:
+        return None
 
 
 class Torch(Library):
@@ -24,12 +35,23 @@ class Torch(Library):
         self._names = {
             getattr(torch, name): name for name in ("float32", "float64", "float16", "bfloat16")
         }
+        self._places: dict[Any, Where] = {}
         # PyTorch for AMD's GPUs calls them "cuda" as well.
         self._cuda = "cuda" if getattr(torch.version, "hip", None) is None else ""
+
+    def usual_calls(self, kernels: Any) -> Any:
+        """Make the module's calls of functions on usual tensors."""
+        return calls_on_a_gpu(kernels.FunctionCalls, self.xp, kernels)
 
     def where(self, array: Any) -> Where:
         """Say where the tensor lies."""
         device = array.device
+        try:
+            return self._places[device]
+        except KeyError:
+            return self._places.setdefault(device, self._place(device))
+
+    def _place(self, device: Any) -> Where:
         if device.type == "cpu":
             return CPU
         if device.type == self._cuda:

@@ -137,20 +137,22 @@ def count_write(tensor: Tensor) -> None:
 
 def count_writes(*tensors: Tensor) -> None:
     """Do `count_write` for several."""
-    if _COUNTS_SEVERAL:
-        _increment_version(tensors)
+    if _increment_versions is not None:
+        _increment_versions(tensors)
         return
     for tensor in tensors:
         count_write(tensor)
 
 
-def _counts_several() -> bool:
-    """Whether this PyTorch counts writes to several tensors in one call."""
+def _of_several() -> Any:
+    """Find what counts writes to several tensors in one call; None if this PyTorch has none."""
+    # Not the public function, which is Python, and takes longer than all that it does.
+    increment = _known(torch._C, "_increment_version", None)
     try:
-        _increment_version((torch.empty(()),))
+        increment((torch.empty(()),))
     except (TypeError, AttributeError, RuntimeError):
-        return False
-    return True
+        return None
+    return increment
 
 
-_COUNTS_SEVERAL = _counts_several()
+_increment_versions = _of_several()

@@ -143,7 +143,8 @@ class _ByBatchPlain(_ByBatch):
         eps: float,
     ) -> Tensor:
         mean, var, momentum, counter = running
-        done = kernels.forward_plain(x, weight, bias, mean, var, momentum, counter, eps)
+        take = kernels.calls_there().forward if x.is_cuda else kernels.forward_plain
+        done = take(x, weight, bias, mean, var, momentum, counter, eps)
         if done is None:
             raise kernels.KernelRefusal
         y, ctx.statistics = done
@@ -235,7 +236,8 @@ class _ByRunningPlain(_ByRunning):
         given: tuple[Tensor, Tensor],
         eps: float,
     ) -> Tensor:
-        done = kernels.inference_plain(x, *given, weight, bias, eps)
+        there = kernels.calls_there().normalize_by_running if x.is_cuda else None
+        done = (there or kernels.inference_plain)(x, *given, weight, bias, eps)
         if done is None:
             raise kernels.KernelRefusal
         y, ctx.statistics = done

@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnext import _core
+from bnext import _core, cuda
 from bnext.devices import DeviceSaved, engine_of
+from bnext.devices.pytorch import calls_on_a_gpu
 from bnext.torch.context import count_write
 
 __all__ = [
     "KernelRefusal", "Rows", "Running", "agree", "backward", "backward_constant",
-    "backward_of_parameters", "bring_back", "evaluate_plain", "format_of", "formatted", "forward",
-    "forward_plain", "fuses", "inference", "inference_plain", "rows_of", "saved_beside", "saved_of",
-    "statistics", "takes", "widened",
+    "backward_of_parameters", "bring_back", "calls_there", "evaluate_plain", "format_of",
+    "formatted", "forward", "forward_plain", "fuses", "inference", "inference_plain", "rows_of",
+    "saved_beside", "saved_of", "statistics", "takes", "widened",
 ]  # fmt: skip
 
 # Of which NumPy has the dtype, so that a tensor and an array are made of each other in no time.
@@ -57,6 +58,17 @@ def _refused(*arguments: Any) -> None:
 forward_plain: Any = _refused if _CALLS is None else _CALLS.forward
 inference_plain: Any = _refused if _CALLS is None else _CALLS.normalize_by_running
 evaluate_plain: Any = _refused if _CALLS is None else _CALLS.evaluate
+
+
+def calls_there() -> Any:
+    """Give the same calls for plain tensors on a GPU; None where there are no kernels for it."""
+    if not _THERE:
+        kernels = cuda._load() if _has_cuda() else None
+        _THERE.append(kernels and calls_on_a_gpu(kernels.TensorCalls, torch, kernels))
+    return _THERE[0]
+
+
+_THERE: list[Any] = []
 
 
 class KernelRefusal(Exception):  # noqa: N818
@@ -94,8 +106,6 @@ def takes(x: Tensor) -> bool:
 
 def _has_cuda() -> bool:
     if not _FOUND:  # asked for once: where there is none, to look costs more than a small call
-        from bnext import cuda
-
         _FOUND.append(cuda.is_available())
     return _FOUND[0]
 
@@ -137,8 +147,11 @@ def forward(
 ) -> tuple[Tensor, Any]:
     """Normalize by the batch: y, and what backward needs besides x and weight."""
     mean, var, momentum, counter = NOT_RUNNING if running is None else running
-    if _CALLS is not None:
-        done = _CALLS.forward(x, weight, bias, mean, var, momentum, counter, eps)
+    calls: Any = calls_there() if x.is_cuda else _CALLS
+    if calls is not None:
+        done: tuple[Tensor, Any] | None = calls.forward(
+            x, weight, bias, mean, var, momentum, counter, eps
+        )
         if done is not None:
             return done
     try:
@@ -193,8 +206,11 @@ def inference(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Any]:
     """Normalize by running statistics; otherwise as `forward`."""
-    if _CALLS is not None:
-        done = _CALLS.normalize_by_running(x, mean, var, weight, bias, eps)
+    calls: Any = calls_there() if x.is_cuda else _CALLS
+    if calls is not None:
+        done: tuple[Tensor, Any] | None = calls.normalize_by_running(
+            x, mean, var, weight, bias, eps
+        )
         if done is not None:
             return done
     try:
@@ -215,11 +231,14 @@ def backward(
     dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias, by what forward left or `Rows` of it."""
-    if _CALLS is not None and not x.is_cuda:
+    calls: Any = calls_there() if x.is_cuda else _CALLS
+    if type(saved) is Rows and x.is_cuda:
+        saved = saved_of(x, *saved)
+    if calls is not None:
         if type(saved) is Rows:
-            done = _CALLS.backward_by_rows(dy, x, saved.values, weight)
+            done = calls.backward_by_rows(dy, x, saved.values, weight)
         else:
-            done = _CALLS.backward(dy, x, saved, weight)
+            done = calls.backward(dy, x, saved, weight)
         if done is not None:
             return done
     if type(saved) is Rows:
@@ -250,8 +269,9 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
 
 def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
     """Give dx where the statistics are constants, which takes no x."""
-    if _CALLS is not None and not dy.is_cuda:
-        done: Tensor | None = _CALLS.backward_constant(dy, saved, weight)
+    calls: Any = calls_there() if dy.is_cuda else _CALLS
+    if calls is not None:
+        done: Tensor | None = calls.backward_constant(dy, saved, weight)
         if done is not None:
             return done
     dy = _settled(dy)

@@ -1,11 +1,11 @@
-"""The usual call, on a short way: a layer on plain tensors on the CPU, and nothing special at work.
+"""The usual call, on a short way: a layer on plain tensors, and nothing special at work.
 
 What a small call costs is Python, at three times what single steps take when they are repeated:
 each of PyTorch's functions pushes the others out of the processor's first caches. Forward and
 backward of (64, 20) took 1.7 times as long as PyTorch's by the long way (`functional`), which tells
 apart everything there is; evaluation took 1.2 to 1.9 times as long, and with gradients recorded 1.7
-to 2.6. Here the kernels' side looks at the tensors, all in one call (`_core.TensorCalls`), and what
-it does not take goes the long way.
+to 2.6. Here the kernels' side looks at the tensors, all in one call (`TensorCalls` of `_core`, and
+of `_cuda` for tensors on a GPU), and what it does not take goes the long way.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
     """
     if not (type(x) is Tensor and is_ordinary(x)):
         return None
+    there = None
+    if x.is_cuda:
+        there = kernels.calls_there()
+        if there is None:
+            return None
     # Not by their names as attributes: those that the layer does not have itself are looked up by
     # a function in Python, five times.
     parameters, buffers = layer._parameters, layer._buffers
@@ -39,18 +44,20 @@ def batch_norm(layer: Any, x: Tensor) -> Tensor | None:
         return None
     weight, bias = parameters["weight"], parameters["bias"]
     if not layer.training:
-        return _by_running(x, weight, bias, mean, var, eps)
+        return _by_running(there, x, weight, bias, mean, var, eps)
     if not layer.track_running_stats:
         return None
-    return _by_batch(x, weight, bias, (mean, var, layer.momentum, buffers), eps)
+    return _by_batch(there, x, weight, bias, (mean, var, layer.momentum, buffers), eps)
 
 
 def _by_running(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor | None:
+    there: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
+    eps: float,
+) -> Tensor | None:  # fmt: skip
     y: Tensor | None
     if not gradients.records(x, weight, bias):
-        y = kernels.evaluate_plain(x, mean, var, weight, bias, eps)
+        evaluate = kernels.evaluate_plain if there is None else there.evaluate
+        y = evaluate(x, mean, var, weight, bias, eps)
         return y
     if mean.is_inference() or var.is_inference():  # which autograd would have to keep
         return None
@@ -62,18 +69,23 @@ def _by_running(
 
 
 def _by_batch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Any, eps: float
+    there: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Any, eps: float
 ) -> Tensor | None:
     mean, var, momentum, buffers = running
     counter = buffers.get("num_batches_tracked")
     if not (type(counter) is Tensor and type(momentum) is float):
         return None
-    if mean.is_inference() or var.is_inference():
+    if there is None and (mean.is_inference() or var.is_inference()):  # calls there ask
         return None
+    y: Tensor | None
     if gradients.records(x, weight, bias):
         try:
-            y: Tensor = gradients.record_plain(x, weight, bias, (mean, var, momentum, counter), eps)
+            y = gradients.record_plain(x, weight, bias, (mean, var, momentum, counter), eps)
         except kernels.KernelRefusal:
+            return None
+    elif there is not None:
+        y = there.forward_only(x, weight, bias, mean, var, momentum, counter, eps)
+        if y is None:
             return None
     else:
         done = kernels.forward_plain(x, weight, bias, mean, var, momentum, counter, eps)

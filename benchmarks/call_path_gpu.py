@@ -1,0 +1,121 @@
+"""What a call on CUDA tensors costs the CPU up to the launch, measured without a GPU.
+
+    python -m benchmarks.call_path_gpu [--check]
+
+Needs PyTorch and a build with BNEXT_CUDA_EMULATION=ON. PyTorch's tensors on the CPU stand for CUDA
+tensors (64, 20) of float32, and a launch returns at once. benchmarks/pretended_gpu.py says what is
+not the real thing: PyTorch's allocations, and the CUDA runtime below the launch. What a GPU adds is
+the launch itself, and of PyTorch's allocator what it costs more than the CPU's.
+
+Each row is a call, and beside it the same call by the general road, which is Python. Times are in
+microseconds: the least and the median of turns, each of so few calls that a busy machine does not
+interrupt all of them. With --check it exits with 1 if the least is above what was promised; it
+exits with 2 if it cannot measure.
+"""
+
+import importlib
+import sys
+import time
+from contextlib import ExitStack
+from unittest import mock
+
+import bnext
+from bnext.bench.libraries import import_torch
+from bnext.command_line import Parser, ends_well
+
+SHAPE = (64, 20)
+TURNS, CALLS = 400, 40
+
+# Microseconds, on an idle machine.
+PROMISED = {"forward": 10.0, "forward, out=": 10.0, "backward": 10.0, "layer, training": 10.0}
+
+
+def calls_of(torch):
+    x, dy = torch.randn(2, *SHAPE)
+    weight, bias = torch.randn(2, SHAPE[1])
+    out = torch.empty_like(x)
+    _, saved = bnext.batch_norm_forward(x, weight, bias)
+    recorded, training, evaluating = (bnext.torch.BatchNorm1d(SHAPE[1]) for _ in range(3))
+    training.requires_grad_(False)
+    evaluating.requires_grad_(False).eval()
+    leaf = x.clone().requires_grad_()
+    parameters = tuple(recorded.parameters())
+    return {
+        "forward": lambda: bnext.batch_norm_forward(x, weight, bias),
+        "forward, out=": lambda: bnext.batch_norm_forward(x, weight, bias, out=out),
+        "backward": lambda: bnext.batch_norm_backward(dy, x, saved, weight),
+        "normalize": lambda: bnext.normalize(x, bias, weight, weight, bias),
+        "layer, training": lambda: training(x),
+        "layer, evaluation": lambda: evaluating(x),
+        "layer, training, recorded": lambda: recorded(leaf),
+        "layer, forward and backward": lambda: torch.autograd.grad(
+            recorded(leaf), (leaf, *parameters), dy
+        ),
+    }
+
+
+def microseconds(call):
+    """The least and the median of a call over turns."""
+    for _ in range(CALLS):
+        call()
+    turns = []
+    for _ in range(TURNS):
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        turns.append((time.perf_counter() - begin) / CALLS * 1e6)
+    turns.sort()
+    return turns[0], turns[TURNS // 2]
+
+
+def by_the_general_road(stack, torch):
+    """Let nothing be done in C++ but plans and launches."""
+    from bnext.devices import engine_of
+    from bnext.torch import kernels
+
+    stack.enter_context(mock.patch.object(engine_of(torch.empty(1)), "_calls", None))
+    stack.enter_context(mock.patch.object(kernels, "_THERE", [None]))
+
+
+@ends_well("call_path_gpu.py")
+def main(arguments=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="fail where a promise is not kept")
+    options = parser.parse_args(arguments)
+    torch = import_torch()
+    try:
+        kernels = importlib.import_module("bnext._cuda_emulated")
+    except ModuleNotFoundError:
+        kernels = None
+    if torch is None or kernels is None:
+        needed = "PyTorch and a build with BNEXT_CUDA_EMULATION=ON"
+        print(f"call_path_gpu.py: needs {needed}", file=sys.stderr)
+        return 2
+    from benchmarks.pretended_gpu import pretended_gpu
+
+    torch.set_num_threads(1)
+    broken = 0
+    print(f"{'us a call':28} {'least':>8} {'median':>8} {'general road':>14}")
+    kernels.run_kernels(False)
+    try:
+        with pretended_gpu(kernels):
+            for name, call in calls_of(torch).items():
+                least, median = microseconds(call)
+                with ExitStack() as stack:
+                    by_the_general_road(stack, torch)
+                    general, _ = microseconds(call)
+                limit = PROMISED.get(name)
+                is_broken = limit is not None and least > limit
+                broken += is_broken
+                note = f"   promised: {limit:.0f}" if limit is not None else ""
+                print(f"{name:28} {least:8.2f} {median:8.2f} {general:14.2f}{note}")
+    finally:
+        kernels.run_kernels(True)
+    if options.check and broken:
+        print(f"NOT KEPT: {broken} rows take longer than promised")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+// Tensors of a library with DLPack's table of C functions, read by operations: on the CPU, and on
+// a GPU.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "bindings/dlpack.hpp"
+#include "core/errors.hpp"
+#include "core/problem.hpp"
+
+namespace bnext::bindings::tensors {
+
+namespace py = pybind11;
+
+constexpr std::size_t kMaxRank = 8;
+
+enum class Order : std::uint8_t { none, c, channels_last };
+
+// A tensor as the library describes it. Its extents are the tensor's own memory, which is its
+// library's to change once the GIL is given away.
+struct TensorView {
+    dlpack::Tensor tensor;
+    DType dtype = DType::float32;
+    Order order = Order::none;  // in which it is dense
+    Index size = 0;
+    std::array<Index, kMaxRank> byte_strides{};
+
+    [[nodiscard]] std::size_t rank() const { return static_cast<std::size_t>(tensor.ndim); }
+    [[nodiscard]] std::span<const Index> shape() const { return {tensor.shape, rank()}; }
+    [[nodiscard]] AxisStrides strides() const { return {tensor.strides, rank()}; }
+    [[nodiscard]] Index bytes() const { return size * size_of(dtype); }
+    [[nodiscard]] void* data() const {
+        return static_cast<char*>(tensor.data) + tensor.byte_offset;
+    }
+    [[nodiscard]] bool aligned_to(Index bytes) const {
+        return reinterpret_cast<std::uintptr_t>(data()) % static_cast<std::uintptr_t>(bytes) == 0;
+    }
+};
+
+// In which order a tensor is dense, with the strides that an allocator would give it: where an axis
+// has one element, others would do as well, but results would have to be given them back.
+inline Order order_of(const TensorView& x) {
+    const auto shape = x.shape();
+    const auto strides = x.strides();
+    Index expected = 1;
+    bool is_c = true;
+    for (std::size_t a = x.rank(); a-- > 0;) {
+        is_c = is_c && strides[a] == expected;
+        expected *= shape[a];
+    }
+    if (is_c) return Order::c;
+    if (x.rank() != 4 && x.rank() != 5) return Order::none;
+    if (strides[1] != 1) return Order::none;
+    expected = shape[1];
+    for (std::size_t a = x.rank(); a-- > 2;) {
+        if (strides[a] != expected) return Order::none;
+        expected *= shape[a];
+    }
+    return strides[0] == expected ? Order::channels_last : Order::none;
+}
+
+inline bool are_alike(const TensorView& a, const TensorView& b) {
+    return a.dtype == b.dtype && std::ranges::equal(a.shape(), b.shape());
+}
+
+// A new reference to what a function of the library returns; its error is thrown.
+template <class... Arguments>
+py::object call(const py::object& function, Arguments... arguments) {
+    PyObject* const all[] = {arguments.ptr()...};
+    auto result = py::reinterpret_steal<py::object>(
+        PyObject_Vectorcall(function.ptr(), all, sizeof...(arguments), nullptr));
+    if (!result) throw py::error_already_set();
+    return result;
+}
+
+// Takes tensors of the very types that are named, on one type of device, whose memory holds their
+// values. Every function says false, or null, of the others.
+class TensorReader {
+public:
+    // `type`, whose table it is, and a subclass that is as plain.
+    TensorReader(const py::type& type, const py::type& other, std::int32_t device_type)
+        : type_(type),
+          other_(other),
+          is_negative_(py::getattr(type, "is_neg", py::none())),
+          table_(dlpack::exchange_table(type)),
+          device_type_(device_type) {
+        if (table_ == nullptr) {
+            throw py::type_error(
+                concat("type: expected one with DLPack's table of C functions, got ",
+                       std::string(py::repr(type))));
+        }
+    }
+
+    [[nodiscard]] const dlpack::ExchangeTable& table() const { return *table_; }
+
+    // Of a rank that can be. A tensor of zeros may have no memory, as may one that is computed
+    // later.
+    bool take(py::handle object, TensorView& view) const {
+        return describe(object, view) && !is_negative(object);
+    }
+
+    // Data of a supported dtype, dense, with at least one value per channel.
+    bool take_data(py::handle object, TensorView& view) const {
+        return take(object, view) && is_data(view);
+    }
+
+    // A tensor that the library has just made, of which nothing can be lazy.
+    bool take_new(py::handle object, TensorView& view) const { return describe(object, view); }
+    bool take_new_data(py::handle object, TensorView& view) const {
+        return describe(object, view) && is_data(view);
+    }
+
+    // A vector of that dtype on the device with that number, one value behind the other.
+    void* take_vector(py::handle object, Index size, DType dtype, std::int32_t device = 0) const {
+        TensorView view;
+        if (!take(object, view) || view.rank() != 1 || view.shape()[0] != size ||
+            view.strides()[0] != 1 || dlpack::supported(view.tensor.dtype) != dtype ||
+            view.tensor.device.id != device || !view.aligned_to(size_of(dtype))) {
+            return nullptr;
+        }
+        return view.data();
+    }
+
+    // An int64 of shape () on the device with that number.
+    std::int64_t* take_counter(py::handle object, std::int32_t device = 0) const {
+        TensorView view;
+        if (!take(object, view) || view.rank() != 0 || view.tensor.dtype.code != dlpack::kInt ||
+            view.tensor.dtype.bits != 64 || view.tensor.device.id != device ||
+            !view.aligned_to(sizeof(std::int64_t))) {
+            return nullptr;
+        }
+        return static_cast<std::int64_t*>(view.data());
+    }
+
+private:
+    bool describe(py::handle object, TensorView& view) const {
+        const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+        if (type != type_.ptr() && type != other_.ptr()) return false;
+        if (table_->describe(object.ptr(), &view.tensor) != 0) {
+            PyErr_Clear();  // it is sparse, say
+            return false;
+        }
+        return view.tensor.device.type == device_type_ && view.rank() <= kMaxRank &&
+               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
+               view.tensor.data != nullptr;
+    }
+
+    static bool is_data(TensorView& view) {
+        if (view.rank() < 2) return false;
+        const auto dtype = dlpack::supported(view.tensor.dtype);
+        if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
+        view.dtype = *dtype;
+        view.size = 1;
+        for (std::size_t a = 0; a < view.rank(); ++a) {
+            view.byte_strides[a] = view.strides()[a] * size_of(*dtype);
+            view.size *= view.shape()[a];
+        }
+        view.order = order_of(view);
+        return view.size > 0 && view.order != Order::none;
+    }
+
+    // Whether memory has the negated values: a lazy negation, of which DLPack knows nothing.
+    bool is_negative(py::handle object) const {
+        return !is_negative_.is_none() && call(is_negative_, object).ptr() != Py_False;
+    }
+
+    py::type type_, other_;
+    py::object is_negative_;  // None: the library has no such tensors
+    const dlpack::ExchangeTable* table_;
+    std::int32_t device_type_;
+};
+
+}  // namespace bnext::bindings::tensors

@@ -1,0 +1,128 @@
+#include "cuda/plan_cache.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "cuda/residency.hpp"
+
+namespace bnext::cuda {
+namespace {
+
+// More than any unit of memory that a plan chooses.
+constexpr std::uint64_t kAlignment = 256;
+
+// All that a plan depends on besides the limits of the device.
+class Key {
+public:
+    Key(const UniformCall& call, std::optional<Path> forced) {
+        words_.reserve(5 + call.shape.size() + call.strides.size() + call.addresses.size());
+        add(static_cast<Index>(call.operation));
+        add(static_cast<Index>(call.dtype));
+        add(call.channel_axis);
+        add(call.device);
+        add(forced ? static_cast<Index>(*forced) + 1 : 0);
+        for (const Index extent : call.shape) add(extent);
+        for (const Index stride : call.strides) add(stride);
+        for (const auto address : call.addresses) add(static_cast<Index>(address % kAlignment));
+    }
+
+    bool operator==(const Key& other) const = default;
+
+    struct Hash {
+        std::size_t operator()(const Key& key) const {
+            std::uint64_t hash = key.words_.size();
+            for (const Index word : key.words_) {
+                hash = (hash ^ static_cast<std::uint64_t>(word)) * 0x9e3779b97f4a7c15U;
+                hash ^= hash >> 32U;
+            }
+            return hash;
+        }
+    };
+
+private:
+    void add(Index word) { words_.push_back(word); }
+
+    std::vector<Index> words_;
+};
+
+struct Cache {
+    std::mutex mutex;
+    std::unordered_map<Key, std::shared_ptr<const LaunchPlan>, Key::Hash> plans;
+    std::map<int, Limits> limits;
+    std::size_t made = 0;
+    std::optional<std::string> forced;
+};
+
+// (Never destroyed: daemon threads may call until the process ends.)
+Cache& cache() {
+    static auto* const only = new Cache;
+    return *only;
+}
+
+std::optional<Path> path_named(const std::optional<std::string>& name, Operation operation) {
+    if (!name) return {};
+    for (const Path path : paths_of(operation)) {
+        if (*name == name_of(path)) return path;
+    }
+    return {};
+}
+
+std::shared_ptr<const LaunchPlan> make(const UniformCall& call, const Limits& limits,
+                                       std::optional<Path> forced) {
+    const std::vector<AxisStrides> operands(call.addresses.size(), call.strides);
+    const Description description = describe(call.dtype, call.shape, call.channel_axis, operands);
+    return std::make_shared<const LaunchPlan>(
+        make_launch_plan(call.operation, description, call.addresses, limits, forced));
+}
+
+}  // namespace
+
+std::shared_ptr<const LaunchPlan> planned(const UniformCall& call) {
+    Cache& all = cache();
+    const std::scoped_lock lock(all.mutex);
+    const auto forced = path_named(all.forced, call.operation);
+    Key key(call, forced);
+    if (const auto found = all.plans.find(key); found != all.plans.end()) return found->second;
+
+    auto limits = all.limits.find(call.device);
+    if (limits == all.limits.end()) {
+        limits = all.limits.emplace(call.device, limits_of(call.device)).first;
+    }
+    auto plan = make(call, limits->second, forced);
+    ++all.made;
+    if (all.plans.size() >= kMostPlans) all.plans.clear();
+    all.plans.emplace(std::move(key), plan);
+    return plan;
+}
+
+PlanFigures plan_figures() {
+    Cache& all = cache();
+    const std::scoped_lock lock(all.mutex);
+    return {all.plans.size(), all.made};
+}
+
+void forget_plans() {
+    Cache& all = cache();
+    const std::scoped_lock lock(all.mutex);
+    all.plans.clear();
+    all.limits.clear();
+}
+
+std::optional<std::string> force_path(std::optional<std::string> name) {
+    Cache& all = cache();
+    const std::scoped_lock lock(all.mutex);
+    return std::exchange(all.forced, std::move(name));
+}
+
+std::optional<Path> forced_path(Operation operation) {
+    Cache& all = cache();
+    const std::scoped_lock lock(all.mutex);
+    return path_named(all.forced, operation);
+}
+
+}  // namespace bnext::cuda
