@@ -3,6 +3,7 @@
 #include "core/errors.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/kernel_choice.hpp"
+#include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
 #include "cuda/tuning.hpp"
 
@@ -230,6 +231,7 @@ bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars
     } catch (const runtime::Error& error) {
         if (error.fault != runtime::Fault::refused) throw;
         remember_refusal(kernel, plan.first, device);
+        forget_plans();  // others may be made without that path
         return false;
     }
     return true;
