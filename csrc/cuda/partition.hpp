@@ -42,7 +42,8 @@ struct Cut {
     int step_along;     // what a step leaves of whole runs
     int batch_along;    // a batch likewise
     bool straight;      // one run, so that no step goes over its end
-    Index walk_outer, walk_along;  // all batches, as outer and run indices
+    Index walk_outer;   // all batches, as outer and run indices
+    int walk_along;
 
     // What follows from the rest.
     void complete() {
@@ -54,7 +55,7 @@ struct Cut {
         step_along = static_cast<int>(rows % run);
         batch_along = static_cast<int>(batch_rows % run);
         walk_outer = Index{batches} * batch_rows / run;
-        walk_along = Index{batches} * batch_rows % run;
+        walk_along = static_cast<int>(Index{batches} * batch_rows % run);
     }
     BNEXT_HOST_DEVICE int slab_channels() const { return columns * unit_channels; }
     // Of a channel.
@@ -95,6 +96,7 @@ struct Operand {
 
     // What follows from the rest.
     void complete(const Cut& cut) {
+        if (cut.straight) outer = cut.run * along;  // of one outer index, any stride may be given
         step = cut.rows / cut.run * outer + cut.step_along * along;
         batch = cut.batch_rows / cut.run * outer + cut.batch_along * along;
         wrap = outer - cut.run * along;
@@ -113,7 +115,8 @@ template <Runs kRuns>
 struct Walk {
     Index outer = 0;
     Index along;
-    int left;  // positions of the part from here on; 0 and less behind its end
+    int left;       // positions of the part from here on; 0 and less behind its end
+    int ahead = 0;  // positions of the run, those that a thread can see
 
     BNEXT_HOST_DEVICE Walk(const Cut& cut, int part, int thread) {
         along = cut.part_begin(part) + thread / cut.columns;
@@ -121,6 +124,8 @@ struct Walk {
         if (kRuns == Runs::one) return;
         outer = along / cut.run;
         along %= cut.run;
+        const Index rest = cut.run - along;
+        ahead = static_cast<int>(rest < kFar ? rest : kFar);
     }
     // Of the thread, from here to the part's end.
     [[nodiscard]] BNEXT_HOST_DEVICE int units_of(const Cut& cut) const {
@@ -135,7 +140,9 @@ struct Walk {
         }
         end.outer += cut.walk_outer;
         end.along += cut.walk_along;
-        if (end.along >= cut.run) {
+        end.ahead -= cut.walk_along;
+        if (end.ahead <= 0) {
+            end.ahead += cut.near_run;
             end.along -= cut.run;
             ++end.outer;
         }
@@ -156,10 +163,8 @@ public:
     // A thread that is not `active` has no channel, and so no position `left`.
     BNEXT_HOST_DEVICE Cursor(const Cut& cut, const Walk<kRuns>& walk, Operands of, Index channel,
                              bool active)
-        : left_(walk.left) {
+        : left_(walk.left), ahead_(walk.ahead) {
         if (!active) left_ = walk.left > 0 ? 0 : -cut.batches * cut.batch_rows;
-        const Index rest = cut.run - walk.along;
-        ahead_ = static_cast<int>(rest < kFar ? rest : kFar);
         for (int i = 0; i < N; ++i) {
             at_[i] = reinterpret_cast<Index>(of[i]->data) + channel * of[i]->channel +
                      walk.offset(*of[i]);

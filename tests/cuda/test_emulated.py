@@ -25,6 +25,7 @@ from ..compare import (
     assert_same_memory_order,
 )
 from ..fake_cuda import Array
+from ..optional import import_emulated
 from ..sixteen import assert_is_rounded
 from .compare_there import assert_are_moments_there
 
@@ -119,6 +120,40 @@ def test_16_bits(kernels, case, dtype, rng):
     for actual, value in ((dweight, expected.dweight), (dbias, expected.dbias)):
         assert values_of(actual).dtype == np.float32
         np.testing.assert_allclose(actual.values, value, rtol=2e-6, atol=2e-5 * abs(value).max())
+
+
+@pytest.mark.parametrize("path", ["block", "cluster", "cooperative", "chunked", "two_kernels"])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 16), (1, 3, 7, 8), (9, 13, 17, 72), (41, 3, 3, 264)])
+@pytest.mark.parametrize("rows_between", [0, 2])
+@pytest.mark.parametrize("dtype", SIXTEEN, ids=lambda dtype: np.dtype(dtype).name)
+def test_eight_channels_a_unit(monkeypatch, dtype, rows_between, shape, path, rng):
+    """Fewer positions than a batch has, and more; rows left out of the array take units of four."""
+    module = import_emulated()
+    monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
+    batch, height, *rest = shape
+    x, dy = (
+        rng.normal(3, 2, (batch, height + rows_between, *rest)).astype(dtype)[:, :height]
+        for _ in range(2)
+    )
+    strides = [tuple(s // 2 for s in x.strides)] * 2
+    addresses = [x.ctypes.data] * 2
+    name = np.dtype(dtype).name
+    plan = module.plan("forward", name, shape, strides, addresses, 3, module.limits(0))
+    assert plan.unit == (8 if rows_between == 0 or batch == 1 else 4)
+    weight, bias = rng.normal(size=(2, shape[-1])).astype(np.float32)
+    x_there, dy_there, weight_there, bias_there = made(Array, x, dy, weight, bias)
+    try:
+        with bnext.cuda._forced_path(path):
+            y, saved = bnext.batch_norm_forward(x_there, weight_there, bias_there, channel_axis=-1)
+            gradients = bnext.batch_norm_backward(dy_there, x_there, saved, weight_there)
+    except ValueError as error:
+        assert str(error).startswith("path: ")
+        assert path in ("block", "cluster", "cooperative")
+        return
+    expected = reference.forward(x, weight, bias, channel_axis=-1)
+    assert_is_rounded(values_of(y), expected, "y", channel_axis=-1)
+    expected = reference.backward(dy, x, weight, channel_axis=-1)
+    assert_is_rounded(values_of(gradients[0]), expected.dx, "dx", channel_axis=-1)
 
 
 def test_four_phases(kernels, make, case, dtype, rng):
