@@ -59,9 +59,7 @@ void compare(const Cut& cut, int part, int thread, bool active) {
         });
     };
     const int every = cut.batches > 1000 ? cut.batches / 100 : 1;
-    const auto looks_at = [&](int b) {
-        return b < 5 || cut.batches - b < 5 || b % every == 0;
-    };
+    const auto looks_at = [&](int b) { return b < 5 || cut.batches - b < 5 || b % every == 0; };
     Cursor<2, kRuns> up(cut, begin, of, channel, active);
     for (int b = 0; b < cut.batches; ++b) {
         if (looks_at(b)) look(up, b);
@@ -109,7 +107,8 @@ int main() {
     }
     // Parts as long as they may be, and runs longer than what an int counts.
     for (const Index outer : {1, 2, 5}) {
-        for (const Index run : {kLongestPart - 7, kFar - 1, kFar, kFar + 5, (Index{1} << 33) + 11}) {
+        for (const Index run :
+             {kLongestPart - 7, kFar - 1, kFar, kFar + 5, (Index{1} << 33) + 11}) {
             const auto parts = static_cast<int>((outer * run + kLongestPart - 1) / kLongestPart);
             for (const int extra : {0, 1}) compare_all(cut_of(outer, run, 1, parts + extra, 256));
         }

@@ -147,8 +147,8 @@ def test_eight_channels_a_unit(monkeypatch, dtype, rows_between, shape, path, rn
             y, saved = bnext.batch_norm_forward(x_there, weight_there, bias_there, channel_axis=-1)
             gradients = bnext.batch_norm_backward(dy_there, x_there, saved, weight_there)
     except ValueError as error:
-        assert str(error).startswith("path: ")
-        assert path in ("block", "cluster", "cooperative")
+        if not str(error).startswith("path: ") or path in ("chunked", "two_kernels"):
+            raise
         return
     expected = reference.forward(x, weight, bias, channel_axis=-1)
     assert_is_rounded(values_of(y), expected, "y", channel_axis=-1)
