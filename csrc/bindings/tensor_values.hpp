@@ -13,7 +13,7 @@
 #include "bindings/dlpack.hpp"
 #include "bindings/pooled.hpp"
 #include "bindings/saved.hpp"
-#include "core/plan.hpp"
+#include "core/problem.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/pool.hpp"
 
