@@ -43,7 +43,7 @@ CAUSES = (
         lambda row: not _is_planar(row) and row.operation != "inference" and row.nbytes > L3 // 4,
         "both phases read their inputs from memory: a channel's values lie in every row, and "
         "columns narrow enough for a cache to hold all their rows were no quicker "
-        "(csrc/core/plan.cpp)",
+        "(csrc/cpu/schedule.cpp)",
     ),
     (
         lambda row: not _is_planar(row) and _slab(row) < FEW_ROWS,

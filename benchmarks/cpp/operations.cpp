@@ -10,6 +10,7 @@
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/schedule.hpp"
 #include "data.hpp"
 
 namespace bnext::benchmarks {

@@ -6,13 +6,15 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/register.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 #include "cpu/control_group.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
 #include "cpu/openmp.hpp"
-#include "cpu/operations.hpp"
 #include "cpu/pool.hpp"
+#include "cpu/schedule.hpp"
 #include "cpu/team_size.hpp"
 
 #define BNEXT_TEXT_(x) #x
@@ -55,6 +57,7 @@ void set_num_threads(py::handle n) {
 void force_schedule(const py::object& name) {
     if (name.is_none()) return cpu::force_schedule(nullptr);
     const auto wanted = py::cast<std::string>(name);
+    using cpu::Schedule;
     for (const Schedule schedule : {Schedule::serial, Schedule::channels, Schedule::split}) {
         if (wanted == name_of(schedule)) return cpu::force_schedule(&schedule);
     }
@@ -71,7 +74,7 @@ py::dict explain(const py::handle x_object, py::handle channel_axis, int operand
     result["why"] = description.refusal;
     if (!description.accepted()) return result;
     const Problem& problem = description.problem;
-    const Plan plan = cpu::plan_of(problem, operands);
+    const cpu::Plan plan = cpu::plan_of(problem, operands);
     result["layout"] = name_of(problem.layout);
     result["outer"] = problem.outer;
     result["channels"] = problem.channels;
@@ -96,7 +99,7 @@ std::string compiler() {
 constexpr const char* kOpenmpRemedy = BNEXT_OPENMP_REMEDY;
 
 py::dict build_config() {
-    const Machine machine = cpu::this_machine();
+    const cpu::Machine machine = cpu::this_machine();
     py::dict config;
     config["compiled_isas"] = names(cpu::compiled_tables());
     config["available_isas"] = names(cpu::available_tables());

@@ -12,7 +12,7 @@
 #include "bindings/pooled.hpp"
 #include "bindings/saved.hpp"
 #include "bindings/tensor_reader.hpp"
-#include "core/plan.hpp"
+#include "core/problem.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/pool.hpp"
 

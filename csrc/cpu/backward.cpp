@@ -1,12 +1,16 @@
 // backward_reduce, backward_apply, and both fused.
 #include <algorithm>
 
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 #include "cpu/coefficients.hpp"
 #include "cpu/extremes.hpp"
+#include "cpu/kernel_table.hpp"
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/range.hpp"
 #include "cpu/two_phase.hpp"
+#include "cpu/view.hpp"
 
 namespace bnext::cpu {
 namespace {

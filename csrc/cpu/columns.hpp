@@ -2,8 +2,8 @@
 // columns.
 #pragma once
 
+#include "core/dtype.hpp"
 #include "core/inline.hpp"
-#include "core/plan.hpp"
 
 namespace bnext::cpu {
 

@@ -15,7 +15,9 @@
 #include <type_traits>
 
 #include "core/dtype.hpp"
+#include "core/tiling.hpp"
 #include "cpu/kernel_table.hpp"
+#include "cpu/view.hpp"
 
 namespace bnext::cpu {
 

@@ -4,12 +4,17 @@
 
 #include "core/float_mode.hpp"
 #include "core/moments.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 #include "cpu/coefficients.hpp"
+#include "cpu/dispatch.hpp"
 #include "cpu/extremes.hpp"
+#include "cpu/kernel_table.hpp"
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/range.hpp"
 #include "cpu/two_phase.hpp"
+#include "cpu/view.hpp"
 
 namespace bnext::cpu {
 namespace {

@@ -5,7 +5,9 @@
 // region's first channel.
 #pragma once
 
-#include "core/plan.hpp"
+#include "core/dtype.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::cpu {

@@ -1,10 +1,11 @@
 // What the operations of forward.cpp and backward.cpp have in common.
 #pragma once
 
-#include "core/plan.hpp"
+#include "core/problem.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
+#include "cpu/schedule.hpp"
 #include "cpu/team_size.hpp"
 
 namespace bnext::cpu {
@@ -23,19 +24,17 @@ struct Setting {
     [[nodiscard]] bool wraps() const { return plan.schedule == Schedule::split; }
 };
 
-Plan plan_for(const Problem& problem, const Work& work, const Machine& machine);
-
 template <class T>
 Setting<T> prepare(const Problem& problem, const Work& work) {
     Machine machine = this_machine();
     const KernelTable& table = active_table();
     table.mark_used();
-    Plan plan = plan_for(problem, work, machine);
+    Plan plan = make_plan(problem, work, machine);
     if (plan.schedule != Schedule::serial) {
         // Small calls do not ask: it would take as long as they do.
         const int limit = machine.threads;
         machine.threads = free_threads(limit, problem.bytes());
-        if (machine.threads < limit) plan = plan_for(problem, work, machine);
+        if (machine.threads < limit) plan = make_plan(problem, work, machine);
     }
     return {plan,
             machine.threads,

@@ -2,7 +2,7 @@
 // checked. All of them may be called from several threads at once.
 #pragma once
 
-#include "core/plan.hpp"
+#include "core/dtype.hpp"
 #include "core/problem.hpp"
 #include "cpu/view.hpp"
 
@@ -65,11 +65,5 @@ template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
               const View<T>& dx, const double* mean, const double* rstd, const Param<T>* weight,
               double* sum_dy, double* sum_dy_xmu);
-
-// The plan that a call of both phases would follow, for show and for tests.
-Plan plan_of(const Problem& problem, int operands);
-
-// Private, for tests and benchmarks: every schedule gives the same bits.
-void force_schedule(const Schedule* schedule);  // null: choose
 
 }  // namespace bnext::cpu

@@ -18,6 +18,7 @@
 #include <cmath>
 
 #include "core/dtype.hpp"
+#include "core/tiling.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::cpu {

@@ -16,6 +16,7 @@ inline constexpr int kNativeBytes = 16;
 #endif
 
 inline constexpr int kLanes = 16;
+static_assert(kLanes == bnext::kLanes);  // the tiling counts in them
 
 template <class C>
 struct NativeOf;

@@ -15,9 +15,13 @@
 // last three.
 #pragma once
 
+#include "core/division.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/pool_array.hpp"
+#include "cpu/schedule.hpp"
 
 namespace bnext::cpu {
 
@@ -155,11 +159,11 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
     const Tiling tiling = finer ? plan.tiling.finer(2 * threads) : plan.tiling;
     const Index chunks = tiling.plane_chunks();
     const Index wanted =
-        plan.schedule == Schedule::serial ? 1 : (2 * threads + chunks - 1) / chunks;
+        plan.schedule == Schedule::serial ? 1 : divide_up(Index{2} * threads, chunks);
     // Channels: where they lie side by side, whole lines.
     const Index grain = tiling.walk() == Layout::planar ? 1 : 64;
-    const Index block = ((problem.channels + wanted - 1) / wanted + grain - 1) / grain * grain;
-    const Index blocks = (problem.channels + block - 1) / block;
+    const Index block = round_up(divide_up(problem.channels, wanted), grain);
+    const Index blocks = divide_up(problem.channels, block);
     const int members = plan.schedule == Schedule::serial ? 1 : threads;
     TaskShares tasks(chunks * blocks, members);
     // With one chunk, coefficients are wanted where they are made.

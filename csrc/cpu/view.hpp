@@ -2,7 +2,8 @@
 #pragma once
 
 #include "core/inline.hpp"
-#include "core/plan.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 
 namespace bnext::cpu {
 

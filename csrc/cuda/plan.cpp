@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "core/division.hpp"
 #include "core/errors.hpp"
 #include "cuda/kernel_choice.hpp"
 #include "cuda/tuning.hpp"
@@ -59,7 +60,6 @@ namespace {
 
 constexpr Index kMostBlocks = 0x7fffffff;  // of a grid
 
-Index divided_up(Index a, Index b) { return (a + b - 1) / b; }
 Index power_of_two_from(Index n) {
     return static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(std::max<Index>(n, 1))));
 }
@@ -120,12 +120,12 @@ public:
         cut_.run = planar_ ? problem.inner / shape_.unit : problem.inner;
         cut_.positions = problem.outer * cut_.run;
         cut_.straight = problem.outer == 1;
-        const Index units = divided_up(problem.channels, shape_.unit_channels);
+        const Index units = divide_up(problem.channels, shape_.unit_channels);
         const Index most = tuning::kColumnBytes / shape_.unit_bytes;
         cut_.columns =
             planar_ ? 1
                     : static_cast<int>(std::min<Index>({power_of_two_from(units), most, kWarp}));
-        cut_.slabs = divided_up(units, cut_.columns);
+        cut_.slabs = divide_up(units, cut_.columns);
         cut_.groups = cut_.slabs;
         cut_.parts = 1;
         cut_.threads = kMostThreads;
@@ -161,10 +161,10 @@ public:
     // no more than `most` threads.
     [[nodiscard]] Cut in_parts(Index parts, int most = kMostThreads) const {
         Cut cut = cut_;
-        parts = std::max(parts, divided_up(cut_.positions, kLongestPart));
+        parts = std::max(parts, divide_up(cut_.positions, kLongestPart));
         cut.parts =
             static_cast<int>(std::clamp<Index>(parts, 1, std::min(cut_.positions, kMostBlocks)));
-        cut.threads = threads_for(divided_up(cut.part_end(0) * cut.columns, shape_.batch),
+        cut.threads = threads_for(divide_up(cut.part_end(0) * cut.columns, shape_.batch),
                                   std::min(most, cut_.threads));
         cut.complete();
         return cut;
@@ -175,10 +175,10 @@ private:
     // of batches for each, that leaves few threads idle. More threads where it makes no difference.
     [[nodiscard]] static int threads_for(Index batches, Index most_threads) {
         const auto threads_of = [&](Index of_thread) {
-            const Index threads = divided_up(divided_up(batches, of_thread), kWarp) * kWarp;
+            const Index threads = divide_up(divide_up(batches, of_thread), kWarp) * kWarp;
             return std::clamp<Index>(threads, tuning::kFewestThreads, most_threads);
         };
-        Index best = divided_up(batches, most_threads);
+        Index best = divide_up(batches, most_threads);
         const Index most = std::max(best, tuning::kBatchesOfThread) + 2;
         for (Index n = best + 1; n <= most; ++n) {
             const Index work = n * threads_of(n), least = best * threads_of(best);
@@ -286,7 +286,7 @@ public:
         const Cut& whole = cutter_.whole();
         const Index of_block = Index{whole.rows} * whole.batch * tuning::kAppliedBatches;
         const Index most = std::max<Index>(1, kMostBlocks / whole.slabs);
-        const Index parts = std::min(divided_up(whole.positions, of_block), most);
+        const Index parts = std::min(divide_up(whole.positions, of_block), most);
         return plain(cutter_.in_parts(parts), false);
     }
 
@@ -304,7 +304,7 @@ private:
     // As many groups as take the same number of slabs, of so many that could run.
     [[nodiscard]] Index even_groups(Index most) const {
         const Index slabs = cutter_.whole().slabs;
-        return divided_up(slabs, divided_up(slabs, std::min(slabs, most)));
+        return divide_up(slabs, divide_up(slabs, std::min(slabs, most)));
     }
     [[nodiscard]] Index bytes_to_keep(const Cut& cut) const {
         return cut.batches * cutter_.batch_bytes(cut) * inputs_;
@@ -382,7 +382,7 @@ private:
     const Limits& limits_;
 };
 
-Index aligned(Index bytes) { return divided_up(bytes, 256) * 256; }
+Index aligned(Index bytes) { return divide_up(bytes, 256) * 256; }
 
 void lay_out_workspace(LaunchPlan& plan) {
     plan.counters_bytes = plan.partials_at = plan.totals_at = plan.sums_at = 0;

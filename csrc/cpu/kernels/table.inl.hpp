@@ -8,10 +8,15 @@
 #include <arm_neon.h>
 #endif
 
+#include "core/dtype.hpp"
+#include "core/inline.hpp"
 #include "core/moments.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
 #include "cpu/columns.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
+#include "cpu/view.hpp"
 
 #define BNEXT_TEXT_(x) #x
 #define BNEXT_TEXT(x) BNEXT_TEXT_(x)

@@ -1,12 +1,8 @@
-// Plan: how a Problem is cut into pieces, and who works on them when.
+// Tiling: how a Problem is cut into pieces.
 //
-// Two halves, kept apart on purpose:
-//
-//   Tiling    a function of the Problem alone. It fixes the order in which values are summed, and
-//             so every bit of the result. Neither the data, the number of threads nor the machine
-//             may enter here.
-//   Schedule  who takes which piece, in which order, with which stores. It may look at the machine
-//             and changes no bit.
+// A function of the Problem alone. It fixes the order in which values are summed, and so every bit
+// of the result. Neither the data, the number of threads nor the machine may enter here. Which
+// thread takes which piece is up to the caller, and changes no bit.
 //
 // A tile is the unit that is summed about one pilot value: 4096 values of a planar channel, 256 to
 // 4096 of one that is walked by rows. A chunk is a run of tiles (of rows: one) whose partial result
@@ -17,6 +13,12 @@
 #include "core/problem.hpp"
 
 namespace bnext {
+
+constexpr Index kLanes = 16;  // of a pack, whatever the registers
+// Planes of at most so many values, less than a pack, are columns of rows. By themselves they leave
+// lanes empty: 5 to 14 times as long with 2 values, twice with 12 (float32, AVX-512, 16 to 256
+// examples). With 16 there is little to win, and with few examples something to lose.
+constexpr Index kMostColumns = kLanes - 1;
 
 // Values [outer_begin, outer_end) x [inner_begin, inner_end) of every channel: either several whole
 // inner runs, or a piece of one.
@@ -92,48 +94,5 @@ private:
     Index tiles_per_chunk_ = 1;
     Index chunks_ = 0;
 };
-
-enum class Schedule : std::uint8_t {
-    serial,    // one thread, block of channels by block of channels; a fork would cost more
-    channels,  // a block of channels is one task, both phases: the slab is re-read from a cache
-    split,     // chunks of all channels are shared out; a barrier between the phases
-};
-
-constexpr const char* name_of(Schedule schedule) {
-    switch (schedule) {
-        case Schedule::serial: return "serial";
-        case Schedule::channels: return "channels";
-        case Schedule::split: return "split";
-    }
-    return "?";
-}
-
-struct Machine {
-    int threads = 1;
-    Index l2_bytes = 0;  // of one core
-    Index l3_bytes = 0;  // shared by several
-    bool zen = false;    // an AMD Zen, whose memory system wants other choices (plan.cpp)
-};
-
-constexpr Index kMaxBlock = 256;  // channels of a block: what a task keeps on its stack
-
-struct Plan {
-    Tiling tiling;
-    Schedule schedule;
-    Index block;  // channels per task
-    Index blocks;
-    bool streams_output;  // non-temporal stores
-    bool prefetches;      // under `channels`: the next block, while this one is written
-};
-
-// What a call does: how many arrays of the problem's size it moves, and in how many phases.
-struct Work {
-    int operands;
-    int phases;
-};
-
-// Takes the first schedule of a best-first list that accepts the problem, or `forced`.
-Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
-               const Schedule* forced = nullptr);
 
 }  // namespace bnext

@@ -1,0 +1,54 @@
+// Schedule: which thread takes which piece of a Problem, in which order, with which stores.
+//
+// It looks at the kind of processor, its caches and the number of threads, and changes no bit: the
+// Tiling fixes all of them.
+#pragma once
+
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
+#include "cpu/machine.hpp"
+
+namespace bnext::cpu {
+
+enum class Schedule : std::uint8_t {
+    serial,    // one thread, block of channels by block of channels; a fork would cost more
+    channels,  // a block of channels is one task, both phases: the slab is re-read from a cache
+    split,     // chunks of all channels are shared out; a barrier between the phases
+};
+
+constexpr const char* name_of(Schedule schedule) {
+    switch (schedule) {
+        case Schedule::serial: return "serial";
+        case Schedule::channels: return "channels";
+        case Schedule::split: return "split";
+    }
+    return "?";
+}
+
+constexpr Index kMaxBlock = 256;  // channels of a block: what a task keeps on its stack
+
+struct Plan {
+    Tiling tiling;
+    Schedule schedule;
+    Index block;  // channels per task
+    Index blocks;
+    bool streams_output;  // non-temporal stores
+    bool prefetches;      // under `channels`: the next block, while this one is written
+};
+
+// What a call does: how many arrays of the problem's size it moves, and in how many phases.
+struct Work {
+    int operands;
+    int phases;
+};
+
+// Takes the first schedule of a best-first list that accepts the problem, or the forced one.
+Plan make_plan(const Problem& problem, const Work& work, const Machine& machine);
+
+// The plan that a call of both phases would follow, for show and for tests.
+Plan plan_of(const Problem& problem, int operands);
+
+// Private, for tests and benchmarks: every schedule gives the same bits.
+void force_schedule(const Schedule* schedule);  // null: choose
+
+}  // namespace bnext::cpu
