@@ -3,7 +3,6 @@
 import pytest
 
 import bnext
-from bnext.torch import gradients
 
 from .roads import (
     DTYPES,
@@ -11,6 +10,7 @@ from .roads import (
     arguments,
     assert_equal,
     both_ways,
+    gradients,
     kernels,
     layer,
     outcome,
