@@ -208,7 +208,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     disassembly = subprocess.run(
         [options.cuobjdump, "-sass", "-arch", "sm_90", options.module],
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     ).stdout
