@@ -26,7 +26,7 @@ HERE = Where("cuda", 0)
 
 @contextmanager
 def pretended_gpu(kernels):
-    """Let all tensors of PyTorch's be on GPU 0, whose kernels are those of `kernels`."""
+    """Let all tensors of PyTorch's be on GPU 0, with the kernels of the module `kernels`."""
     with ExitStack() as stack:
         patch = mock.patch.object
         stack.enter_context(patch(cuda, "_load", lambda: kernels))

@@ -1,31 +1,23 @@
 """The count of the kernels' instructions: it finds the loops, and what they take."""
 
-import importlib.util
 import stat
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / ".ci" / "check_cuda_instructions.py"
+from .ci_scripts import imported, needs_the_folder
+
 KIND = ("float32", "planar", 4, 1)
 SYMBOL = (
     "_ZN5bnext4cuda5fusedINS0_4KindIfLNS_6LayoutE0ELi4ELi1EEENS0_7ForwardIS4_EEEEvNS0_9ArgumentsE"
 )
 
-pytestmark = pytest.mark.skipif(
-    not SCRIPT.exists(), reason="source distributions come without the folder .ci"
-)
+pytestmark = needs_the_folder
 
 
 @pytest.fixture(scope="module")
 def check():
-    spec = importlib.util.spec_from_file_location("check_cuda_instructions", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("check_cuda_instructions") as module:
+        yield module
 
 
 def listing(lines):

@@ -1,30 +1,21 @@
 """The check of the CUDA compiler's report: it passes what is right, and can fail."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / ".ci" / "check_cuda_resources.py"
+from .ci_scripts import imported, needs_the_folder
+
 ARCHITECTURES = ("sm_80", "sm_120")
 INSTANCES = ("forward_float32", "backward_float32")
 KERNELS = {"forward_float32": ("_ZN5bnext4slabIfEEvv", "_ZN5bnext7chunkedIfEEvv")}
 KERNELS["backward_float32"] = KERNELS["forward_float32"][:1]
 
-pytestmark = pytest.mark.skipif(
-    not SCRIPT.exists(), reason="source distributions come without the folder .ci"
-)
+pytestmark = needs_the_folder
 
 
 @pytest.fixture(scope="module")
 def check():
-    spec = importlib.util.spec_from_file_location("check_cuda_resources", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("check_cuda_resources") as module:
+        yield module
 
 
 def report(architectures=ARCHITECTURES):

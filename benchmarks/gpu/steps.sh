@@ -43,7 +43,7 @@ left() { echo $((total - SECONDS)); }
 say() { echo "$@" | tee -a "$out/log.txt"; }
 
 # Runs a command for at most that long, its output in the log as it comes. SIGINT ends it, so that
-# Python can still say what it has; its status is that of the step.
+# Python can still say what it has; its status is the status of the step.
 stage() {  # name, seconds at most, command ...
   local name=$1 limit=$2 begin=$SECONDS status=0 verdict=passed
   shift 2
@@ -97,7 +97,7 @@ sources() {
 }
 
 # Puts the prebuilt wheel into `site`, if there is one, compiled from these sources; its Python files
-# are replaced by those of the repository.
+# are replaced by the repository's files.
 unpack() {  # python
   local wheels=(.prebuilt/bnext-*.whl)
   [ -e "${wheels[0]}" ] || { echo "there is no wheel in .prebuilt/"; return 1; }

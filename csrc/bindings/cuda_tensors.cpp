@@ -149,7 +149,7 @@ private:
     bool take_running(const Running& running, const Data& x, cuda::Addresses& at,
                       cuda::Scalars& scalars) const {
         scalars.correction = running.bessel ? 1 : 0;
-        if (!take_counter(running.counter, x, at.batches)) return false;
+        if (!take_counter(running.counter, x, at.num_batches_tracked)) return false;
         if (running.mean.is_none() && running.var.is_none()) return true;
         const auto momentum = exact_float(running.momentum);
         if (!momentum || !std::isfinite(*momentum)) return false;
@@ -194,7 +194,7 @@ private:
     }
 };
 
-// The calls of layers, which see to autograd themselves: those of `_core.TensorCalls`.
+// The calls of layers, which see to autograd themselves: the same calls as `_core.TensorCalls` has.
 class TensorCalls : public Calls {
 public:
     TensorCalls(const py::object& torch, py::object saved_type, py::object problem_of)

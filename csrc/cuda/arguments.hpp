@@ -37,9 +37,9 @@ struct Arguments {
     const void* var;
     void* running_mean;
     void* running_var;
-    std::int64_t* batches;  // a layer's count of them, incremented
-    double* statistics;     // rows of `channels`: mean, m2, var, rstd
-    double* sums;           // rows of `channels`: of dy, and of dy * (x - mean)
+    std::int64_t* num_batches_tracked;  // incremented
+    double* statistics;                 // rows of `channels`: mean, m2, var, rstd
+    double* sums;                       // rows of `channels`: of dy, and of dy * (x - mean)
     void* dweight;
     void* dbias;
     double* partials;    // workspace: kSumsValues a channel of a part

@@ -190,7 +190,7 @@ struct Forward {
             blend(static_cast<P*>(a.running_var)[channel], m2 / (total.n - a.correction),
                   a.momentum);
         }
-        if (a.batches != nullptr && channel == 0) ++*a.batches;
+        if (a.num_batches_tracked != nullptr && channel == 0) ++*a.num_batches_tracked;
     }
 
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, double mean, double rstd,

@@ -25,7 +25,7 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     a.var = at.var;
     a.running_mean = at.running_mean;
     a.running_var = at.running_var;
-    a.batches = at.batches;
+    a.num_batches_tracked = at.num_batches_tracked;
     a.statistics = at.statistics;
     a.sums = at.sums;
     a.dweight = at.dweight;

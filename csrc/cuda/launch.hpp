@@ -13,7 +13,7 @@ struct Addresses {
     const void *weight = nullptr, *bias = nullptr;
     const void *mean = nullptr, *var = nullptr;  // given statistics
     void *running_mean = nullptr, *running_var = nullptr;
-    std::int64_t* batches = nullptr;
+    std::int64_t* num_batches_tracked = nullptr;  // incremented
     double* statistics = nullptr;
     double* sums = nullptr;
     void *dweight = nullptr, *dbias = nullptr;

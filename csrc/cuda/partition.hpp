@@ -39,8 +39,8 @@ struct Cut {
     int last_step;      // positions from a batch's first step to its last
     int batch_rows;     // positions of a batch
     int near_run;       // positions of a run, no more than a thread can see of it
-    int step_along;     // what a step leaves of whole runs
-    int batch_along;    // a batch likewise
+    int step_along;     // positions of a step beyond whole runs
+    int batch_along;    // positions of a batch beyond whole runs
     bool straight;      // one run, so that no step goes over its end
     Index walk_outer;   // all batches, as outer and run indices
     int walk_along;

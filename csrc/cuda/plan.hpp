@@ -75,7 +75,7 @@ struct Launch {
     bool cooperative = false;
 };
 
-// Whether it can only run where all its blocks, or those of each cluster, run at the same time.
+// Whether all blocks of the launch, or all blocks of each cluster, must run at the same time.
 inline bool must_be_resident(const Launch& launch) {
     return launch.cooperative || launch.cluster > 1;
 }

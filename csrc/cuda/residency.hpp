@@ -10,8 +10,8 @@ namespace bnext::cuda {
 // Limits of a device; plans that are made with them ask it what is resident.
 Limits limits_of(int device);
 
-// Blocks of the launch that a multiprocessor runs at the same time; of clusters, those of the
-// device.
+// Blocks of the launch that a multiprocessor runs at the same time; of clusters, the number on
+// the device.
 int resident(Kernel kernel, const Launch& launch, int device);
 // From now on nothing is resident of such a launch, or of one with a larger grid.
 void remember_refusal(Kernel kernel, const Launch& launch, int device);

@@ -29,7 +29,8 @@ std::string device_name(int device);
 std::string device_problem(int device);  // why its kernels cannot run; empty if they can
 int device_of(const void* address);      // -1 for memory of the host
 Limits attributes(int device);           // limits without what environment and residency add
-// Blocks of a launch that a multiprocessor runs at the same time; of clusters, those of the device.
+// Blocks of a launch that a multiprocessor runs at the same time; of clusters, their number on the
+// device.
 int occupancy(Kernel kernel, const Launch& launch, int device);
 std::string architectures();  // those that the module has code for, separated by spaces
 
