@@ -1,5 +1,5 @@
-// How a problem is cut for a launch: the width of a unit, the positions that are one run, the slabs,
-// and the threads of a block.
+// How a problem is cut for a launch: the width of a unit, the positions that are one run, the
+// slabs, and the threads of a block.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ inline Index power_of_two_from(Index n) {
 }
 
 inline bool takes_unit(Index values, const Description& description,
-                std::span<const std::uint64_t> addresses) {
+                       std::span<const std::uint64_t> addresses) {
     const Problem& p = description.problem;
     const auto bytes = static_cast<std::uint64_t>(values * size_of(p.dtype));
     const bool planar = p.layout == Layout::planar;

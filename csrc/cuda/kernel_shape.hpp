@@ -50,8 +50,8 @@ struct Sums {
 inline constexpr int kSumsValues = 4;
 inline constexpr Index kPartialBytes = kSumsValues * static_cast<Index>(sizeof(double));
 
-// The same of a part, in shared memory: a pilot is a value of the arithmetic's type, and the values
-// of a part can be counted in 32 bits.
+// The sums of a part, in shared memory: a pilot is a value of the arithmetic's type, and the values
+// of a part can be counted in 32 bits. (For a whole slab, `n` is not read.)
 template <class C>
 struct KeptSums {
     double first;
