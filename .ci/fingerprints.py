@@ -1,11 +1,14 @@
 """Prints a hash of the results of every case, dtype and instruction set, a line each.
 
-    python .ci/fingerprints.py >FILE
+    python .ci/fingerprints.py [--threads N ...] >FILE
 
-Two builds, by whatever compilers, print the same lines: `diff` names the cases that differ. A NaN
-counts as a NaN, since its sign and payload are nobody's promise.
+Builds by different compilers print the same lines: `diff` names the cases that differ. With several
+numbers of threads each case is computed with all of them, and its line has each hash that came out:
+one, if the results do not depend on threads. A NaN counts as a NaN: sign and payload are not
+promised.
 """
 
+import argparse
 import hashlib
 import sys
 import zlib
@@ -71,13 +74,19 @@ def results_of(case, dtype, change):
 
 def main():
     """Print the lines."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[bnext.get_num_threads()])
+    numbers = parser.parse_args().threads
     for isa in bnext.show_config(mode="dicts")["isa"]["available"]:
         with bnext.use_isa(isa), np.errstate(all="ignore"):
             for dtype in DTYPES:
                 for kind, change in VALUES.items():
                     for case in CASES:
-                        hashed = digest(results_of(case, dtype, change))
-                        print(f"{isa} {dtype} {kind} {case}: {hashed}")
+                        hashes = {}
+                        for threads in numbers:
+                            bnext.set_num_threads(threads)
+                            hashes[digest(results_of(case, dtype, change))] = None
+                        print(f"{isa} {dtype} {kind} {case}: {' '.join(hashes)}")
 
 
 if __name__ == "__main__":

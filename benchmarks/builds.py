@@ -1,0 +1,274 @@
+"""Two builds of bnext side by side: the same bits, and which is faster.
+
+    python -m benchmarks.builds BEFORE AFTER [--bits] [--speed] [--calls] [--check]
+
+BEFORE and AFTER are folders with a package `bnext` in them: an install, or `python/` of a working
+tree with its compiled module. Each build runs in a process of its own, since one process holds one
+module. The processes take turns on equal data: one computes, the other sleeps.
+
+`--bits` compares the hashes of `.ci/fingerprints.py` for 1 to 7 threads. `--speed` compares the
+forward, backward and inference calls of the suite's shapes, `--calls` small calls, which show the
+cost of the way to the kernels. With `--check` the exit status is 1 where bits differ, or where a
+line was below the limit three times in a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parent.parent
+FINGERPRINTS = ROOT / ".ci" / "fingerprints.py"
+THREADS = range(1, 8)
+DTYPES = ("float32", "float64", "bfloat16")
+
+SECONDS = 0.6  # for each line, both builds together
+FEWEST_TURNS = 6
+SLOWEST = 0.97  # of a single line
+SLOWEST_MEAN = 1.0  # of the geometric mean
+
+
+# --- in the process of one build ------------------------------------------------------------------
+
+
+def calls_of_shape(spec):
+    """The three operations of one shape of the suite, outputs in place."""
+    import bnext
+    from bnext.bench.cases import Case, draw
+
+    data = draw(Case(**spec))
+    _, saved = bnext.batch_norm_forward(data.x, data.weight, data.bias)
+    parameters = (data.weight, data.bias)
+    return {
+        "forward": lambda: bnext.batch_norm_forward(data.x, *parameters, out=data.out),
+        "backward": lambda: bnext.batch_norm_backward(
+            data.dy, data.x, saved, data.weight, out=data.out
+        ),
+        "inference": lambda: bnext.normalize(
+            data.x, data.mean, data.var, *parameters, out=data.out
+        ),
+    }
+
+
+def small_calls(_):
+    """Calls of (64, 20) float32, by every door there is."""
+    import numpy as np
+
+    import bnext
+
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((64, 20), np.float32) for _ in range(2))
+    weight, bias = (rng.standard_normal(20).astype(np.float32) for _ in range(2))
+    _, saved = bnext.batch_norm_forward(x, weight, bias)
+    layer, evaluated = bnext.BatchNorm1d(20), bnext.BatchNorm1d(20).eval()
+
+    def step():
+        layer(x)
+        layer.backward(dy)
+
+    calls = {
+        "function": lambda: bnext.batch_norm_forward(x, weight, bias),
+        "function, backward": lambda: bnext.batch_norm_backward(dy, x, saved, weight),
+        "layer": lambda: layer(x),
+        "layer, both": step,
+        "layer, evaluation": lambda: evaluated(x),
+    }
+    return calls | small_torch_calls(x, dy)
+
+
+def small_torch_calls(x, dy):
+    """The same by PyTorch's layer, where there is a PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    import bnext.torch
+
+    x, dy = torch.from_numpy(x), torch.from_numpy(dy)
+    layer, evaluated = bnext.torch.BatchNorm1d(20), bnext.torch.BatchNorm1d(20).eval()
+
+    def unrecorded(module):
+        with torch.no_grad():
+            module(x)
+
+    return {
+        "torch function": lambda: bnext.batch_norm_forward(x),
+        "torch layer": lambda: layer(x),
+        "torch layer, both": lambda: layer(x).backward(dy),
+        "torch layer, no_grad": lambda: unrecorded(layer),
+        "torch layer, evaluation": lambda: unrecorded(evaluated),
+    }
+
+
+def serve():
+    """Answer the parent's requests: names of the calls of a spec, or the seconds of one turn."""
+    from bnext.bench.timing import _repeats, _turn
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what others print is no answer
+    makers = {"shape": calls_of_shape, "small": small_calls}
+    calls, repeats = {}, {}
+    gc.disable()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "spec" in request:
+            calls.clear()
+            gc.collect()
+            calls = makers[request["kind"]](request["spec"])
+            repeats = {name: _repeats(call) for name, call in calls.items()}
+            answer = list(calls)
+        else:
+            name = request["turn"]
+            answer = _turn(calls[name], repeats[name]) / repeats[name]
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+# --- in the parent --------------------------------------------------------------------------------
+
+
+def environment_of(folder):
+    return {**os.environ, "PYTHONPATH": f"{Path(folder).resolve()}{os.pathsep}{ROOT}"}
+
+
+class Build:
+    """A process that has one of the builds."""
+
+    def __init__(self, folder):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.builds", "--serve"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
+            env=environment_of(folder),
+        )  # fmt: skip
+
+    def ask(self, **request):
+        """One answer to one request."""
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit("a build ended before it answered")
+        return json.loads(answer)
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def turns(builds, name, seconds):
+    """Seconds of each build's turns, forwards and then backwards."""
+    taken = tuple([] for _ in builds)
+    for turn in itertools.count():
+        if turn >= FEWEST_TURNS and sum(map(sum, taken)) > seconds and turn % 2 == 0:
+            return taken
+        if turn >= 60:
+            return taken
+        order = range(len(builds)) if turn % 2 == 0 else reversed(range(len(builds)))
+        for i in order:
+            taken[i].append(builds[i].ask(turn=name))
+
+
+def ratios(builds, kind, spec, seconds):
+    """How many times as fast the second build is, by name of the call; and its median seconds."""
+    names = [build.ask(kind=kind, spec=spec) for build in builds]
+    for name in names[0]:
+        if name in names[1]:
+            before, after = map(median, turns(builds, name, seconds))
+            yield name, before / after, after
+
+
+def specs_of(wanted):
+    """The lines of a table: its kind, and what the process of a build makes the calls of."""
+    if wanted == "small":
+        return [("small calls", "small", {})]
+    from benchmarks.cases import select
+
+    cases = [
+        replace(case, dtype=dtype)
+        for group in select("resnet50-b32|rows|others|misaligned")
+        for dtype in DTYPES
+        for case in group.cases
+    ]
+    return [(text_of(case), "shape", asdict(case)) for case in cases]
+
+
+def text_of(case):
+    return f"{case.name}{', channels last' if case.channels_last else ''}, {case.dtype}"
+
+
+def table(builds, wanted, seconds, limit):
+    """Measure and print; the lines that were below the limit twice, and all ratios."""
+    slow, every = [], []
+    for text, kind, spec in specs_of(wanted):
+        for name, ratio, after in list(ratios(builds, kind, spec, seconds)):
+            tries = [ratio]
+            while tries[-1] < limit and len(tries) < 3:
+                again = {n: r for n, r, _ in ratios(builds, kind, spec, 2 * seconds)}
+                tries.append(again[name])
+            every.append(ratio)
+            print(
+                f"{tries[-1]:6.3f}  {after * 1e6:11.2f} us  {text}: {name}"
+                + ("" if len(tries) == 1 else f"  (tries: {tries})"),
+                flush=True,
+            )
+            if len(tries) == 3 and tries[-1] < limit:
+                slow.append(f"{text}: {name}")
+    mean = math.exp(sum(map(math.log, every)) / len(every))
+    print(f"{mean:6.3f}  geometric mean of {len(every)} lines")
+    return slow, mean
+
+
+def differing_bits(folders):
+    """Lines of the fingerprints that differ; those of several hashes count as well."""
+    outputs = []
+    for folder in folders:
+        command = [sys.executable, FINGERPRINTS, "--threads", *map(str, THREADS)]
+        done = subprocess.run(
+            command, env=environment_of(folder), check=True, capture_output=True, text=True
+        )
+        outputs.append(dict(line.rsplit(": ", 1) for line in done.stdout.splitlines()))
+    before, after = outputs
+    differing = [case for case in before if before[case] != after.get(case)]
+    differing += [case for case, hashes in after.items() if " " in hashes]
+    print(
+        f"{len(before)} cases with {THREADS[0]} to {THREADS[-1]} threads, {len(differing)} differ"
+    )
+    return differing
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("builds", nargs="*", metavar="FOLDER", help="BEFORE and AFTER")
+    for option in ("bits", "speed", "calls", "check", "serve"):
+        parser.add_argument(f"--{option}", action="store_true")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each line")
+    options = parser.parse_args()
+    if options.serve:
+        return serve()
+    if len(options.builds) != 2:
+        parser.error("expected two folders, BEFORE and AFTER")
+    failed = False
+    if options.bits:
+        differing = differing_bits(options.builds)
+        print(*differing, sep="\n")
+        failed = bool(differing)
+    for wanted, asked in (("small", options.calls), ("suite", options.speed)):
+        if asked:
+            builds = [Build(folder) for folder in options.builds]
+            slow, mean = table(builds, wanted, options.seconds, SLOWEST)
+            for build in builds:
+                build.close()
+            failed = failed or bool(slow) or mean < SLOWEST_MEAN
+            print(*(f"slower: {line}" for line in slow), sep="\n")
+    return int(options.check and failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
