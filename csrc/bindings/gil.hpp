@@ -1,9 +1,9 @@
-// Computing without the GIL, in a way that survives the end of the interpreter.
+// Computing without the GIL, also while the interpreter ends.
 //
-// A daemon thread that asks for the GIL back while the interpreter ends does not get it: before
-// Python 3.14 it is ended by pthread_exit, which unwinds the C++ stack, destroys Python objects
-// without the GIL, and aborts the process at the first destructor that may not throw. Such a thread
-// is made to wait instead, as Python 3.14 does; the process is about to end anyway.
+// A daemon thread that asks for the GIL back then does not get it. Before Python 3.14 pthread_exit
+// ends the thread: it unwinds the C++ stack, destroys Python objects without the GIL, and aborts
+// the process at the first destructor that may not throw. Here such a thread waits instead, as in
+// Python 3.14; the process is about to end anyway.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -28,12 +28,12 @@ inline void take_gil_back(PyThreadState* state) {
 #endif
 }
 
-// A computation over fewer elements than this, some microseconds, keeps the GIL: to give it away
-// and take it back costs a tenth of a microsecond if nobody wants it, and if another thread does,
-// milliseconds (sys.getswitchinterval) until that one gives it back.
+// A computation over fewer elements than this, some microseconds, keeps the GIL. Releasing the GIL
+// and taking it back costs a tenth of a microsecond, but milliseconds (sys.getswitchinterval) where
+// another thread takes it meanwhile.
 constexpr Index kWorthTheGil = 16384;
 
-// f, over that many elements, must not touch Python objects.
+// Runs f, which must not touch Python objects, over that many elements.
 template <class F>
 void without_gil(Index elements, const F& f) {
     if (elements < kWorthTheGil) return f();

@@ -12,8 +12,8 @@ namespace {
 
 namespace py = pybind11;
 
-// NumPy's PyDataMem_Handler, version 1 (numpy/ndarraytypes.h). Its layout and the places in the
-// table of functions are part of NumPy's binary interface since 1.22.
+// NumPy's PyDataMem_Handler, version 1 (numpy/ndarraytypes.h). Its layout and kSetHandler are part
+// of NumPy's binary interface since 1.22.
 struct Handler {
     char name[127];
     std::uint8_t version;
@@ -68,7 +68,7 @@ FromPool::FromPool(std::size_t bytes) {
 
 FromPool::~FromPool() {
     if (!before_) return;
-    const py::error_scope error;  // if the array could not be made, say so
+    const py::error_scope error;  // keeps an error of the array's creation
     Py_XDECREF(set_handler(before_.ptr()));
 }
 

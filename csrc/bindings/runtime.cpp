@@ -1,4 +1,4 @@
-// Threads, instruction sets, and what the build and the machine are.
+// Threads, instruction sets, the pool, and the configuration of build and machine.
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -95,7 +95,7 @@ std::string compiler() {
 #endif
 }
 
-// What to do about a build without OpenMP, as cmake/compiler.cmake says.
+// The remedy for a build without OpenMP, from cmake/compiler.cmake.
 constexpr const char* kOpenmpRemedy = BNEXT_OPENMP_REMEDY;
 
 py::dict build_config() {

@@ -22,7 +22,7 @@ constexpr std::size_t kLine = 2 * kPath;
 
 // --- text in buffers of a fixed size -------------------------------------------------------------
 
-// A file's lines. Of one that does not fit, the beginning.
+// A file's lines; of a line that does not fit, the beginning.
 class Lines {
 public:
     explicit Lines(const char* path) : file_(open(path, O_RDONLY | O_CLOEXEC)) {}
@@ -111,7 +111,7 @@ private:
     char text_[kPath] = "";
 };
 
-// What stands before the next `separator`; `text` is left with what follows it.
+// Takes the text before the next `separator`, and leaves `text` with the rest behind it.
 string_view take(string_view& text, char separator) {
     const auto end = text.find(separator);
     const string_view word = text.substr(0, end);
@@ -126,11 +126,11 @@ bool lists(string_view words, string_view word) {
     return false;
 }
 
-// --- where the process's groups are --------------------------------------------------------------
+// --- the folders of the process's groups ---------------------------------------------------------
 
 enum class Version : std::uint8_t { one, two };
 
-// The group's path in the hierarchy that has the controller, as /proc/self/cgroup says:
+// The group's path in the controller's hierarchy, from a line of /proc/self/cgroup:
 //     4:memory:/slurm/job_7      version 1
 //     0::/system.slice/it        version 2
 bool find_group(const char* groups, Version version, string_view controller, Path& path) {
@@ -146,11 +146,11 @@ bool find_group(const char* groups, Version version, string_view controller, Pat
 }
 
 struct Mount {
-    Path top;    // the group that the mount shows, by its path in the hierarchy
-    Path place;  // where
+    Path top;    // the mounted group, by its path in the hierarchy
+    Path place;  // the folder where it is mounted
 };
 
-// A line of mountinfo, if it is a mount of that hierarchy:
+// Reads a line of mountinfo that is a mount of that hierarchy:
 //     35 31 0:32 /top /place rw,relatime shared:9 - cgroup cgroup rw,memory
 bool is_mount_of(string_view line, Version version, string_view controller, Mount& mount) {
     const auto dash = line.find(" - ");
@@ -180,7 +180,7 @@ bool is_below(string_view group, string_view top, string_view& below) {
     return (below.empty() || below.front() == '/') && !goes_up(below);
 }
 
-// Calls visit(folder) for a group's folder and those above it, to the mount's own, which is the
+// Calls visit(folder) for a group's folder and the folders above it, up to the mount's own, the
 // first `top` characters.
 template <class Visit>
 void visit_upwards(Path& folder, std::size_t top, const Visit& visit) {
@@ -192,17 +192,17 @@ void visit_upwards(Path& folder, std::size_t top, const Visit& visit) {
     }
 }
 
-// Calls visit(folder) for the process's group in the hierarchy of a controller, and those above it,
-// as far as any mount shows them.
+// Calls visit(folder) for the process's group in the hierarchy of a controller, and for the groups
+// above it, as far as a mount shows them.
 template <class Visit>
 void for_each_group(const char* groups, const char* mounts, Version version, string_view controller,
                     const Visit& visit) {
     Path group;
     if (!find_group(groups, version, controller, group)) return;
     bool found = false;
-    // A mount whose top is no group above, by its name, is looked at only if there is no other. Its
-    // top is then the container's group, which goes by another name inside than outside; of the
-    // groups below nobody knows which is the process's.
+    // A mount whose top is not the name of a group above is read only if there is no other. Its top
+    // is then the container's group, which has another name inside than outside; which of the
+    // groups below is the process's cannot be known.
     for (const bool by_name : {true, false}) {
         if (found || (!by_name && goes_up(group.view()))) return;
         Lines lines(mounts);
@@ -221,7 +221,7 @@ void for_each_group(const char* groups, const char* mounts, Version version, str
 
 // --- limits --------------------------------------------------------------------------------------
 
-// The first line of folder/name; empty where there is none. The text is in `buffer`.
+// The first line of folder/name, kept in `buffer`; empty where there is none.
 template <std::size_t N>
 string_view read_knob(Path& folder, string_view name, char (&buffer)[N]) {
     const std::size_t size = folder.view().size();
@@ -240,7 +240,7 @@ string_view read_knob(Path& folder, string_view name, char (&buffer)[N]) {
     return take(text, '\n');
 }
 
-// Whether the text begins with a number that is 0 or more ("max" and -1 are none).
+// Takes a number of 0 or more from the beginning of the text; false without ("max", -1).
 bool take_number(string_view& text, std::uint64_t& number) {
     std::uint64_t value = 0;
     std::size_t digits = 0;
@@ -258,7 +258,7 @@ bool take_number(string_view& text, std::uint64_t& number) {
     return true;
 }
 
-// Version 1 has a number close to 2^63 for no limit.
+// In version 1 a number close to 2^63 means no limit.
 constexpr std::uint64_t kNoMemoryLimit = std::uint64_t{1} << 62;
 
 void lower(std::size_t& limit, Path& folder, string_view name) {
@@ -274,7 +274,7 @@ std::size_t memory_limit(const char* groups, const char* mounts) {
     std::size_t limit = ControlLimits{}.memory_bytes;
     for_each_group(groups, mounts, Version::two, "memory", [&](Path& folder) {
         lower(limit, folder, "memory.max");
-        lower(limit, folder, "memory.high");  // above it, memory is taken back by force
+        lower(limit, folder, "memory.high");  // above it, the system reclaims memory
     });
     for_each_group(groups, mounts, Version::one, "memory",
                    [&](Path& folder) { lower(limit, folder, "memory.limit_in_bytes"); });

@@ -1,4 +1,4 @@
-// Compiled without any instruction-set flags: it runs before we know what the machine has.
+// Compiled without instruction-set flags: it runs before the machine's instruction sets are known.
 #include "cpu/dispatch.hpp"
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// Which kernel table runs: the best that the machine has, chosen once, or the one forced.
+// The choice of the kernel table: the best that the machine can run, chosen once, or a forced one.
 #pragma once
 
 namespace bnext::cpu {
@@ -12,13 +12,13 @@ struct TableList {  // null-terminated, best first
 };
 
 TableList compiled_tables();
-TableList available_tables();  // of the compiled ones, those this machine can run
+TableList available_tables();  // the compiled tables that this machine can run
 
 const KernelTable& active_table();
 void set_active_table(const KernelTable& table);
 const KernelTable* find_available(const char* name);  // null if there is none
 
-// Kernels say who they are, from their own translation unit; tests ask.
+// Kernels report their table from their own translation unit, for tests.
 void note_used(const char* table_name);
 const char* last_used();  // "" before the first call
 

@@ -10,13 +10,12 @@
 namespace bnext::cpu {
 namespace {
 
-// What to assume where the system does not say (containers, macOS, many Arm boards).
+// Sizes where the system does not tell (containers, macOS, many Arm boards).
 constexpr Index kUsualL2 = Index{1} << 20;
 constexpr Index kUsualL3 = Index{16} << 20;
 
-// Linux describes each cache of the first processor in a folder. (sysconf counts the L3 of all
-// sockets and complexes of an AMD processor together, and under some hypervisors of all the
-// host's.)
+// Linux describes each cache of the first processor in a folder. (sysconf adds up the L3 caches of
+// all sockets and complexes of an AMD processor, under some hypervisors all caches of the host.)
 Index cache_bytes_of_linux(int level) {
     const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index";
     for (int index = 0; index < 8; ++index) {

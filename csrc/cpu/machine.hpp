@@ -1,4 +1,4 @@
-// Threads, cache sizes and kind of processor of this machine, for choosing a schedule.
+// Machine: threads, cache sizes and kind of processor, for the choice of a schedule.
 #pragma once
 
 #include "core/dtype.hpp"
@@ -9,7 +9,7 @@ struct Machine {
     int threads = 1;
     Index l2_bytes = 0;  // of one core
     Index l3_bytes = 0;  // shared by several
-    bool zen = false;    // an AMD Zen, whose memory system wants other choices (schedule.cpp)
+    bool zen = false;    // an AMD Zen: its memory system needs other choices (schedule.cpp)
 };
 
 Machine this_machine();

@@ -27,8 +27,8 @@ namespace bnext::cpu {
 namespace {
 
 std::atomic<const Runtime*> shared{nullptr};
-std::atomic<bool> used{false};    // a region of bnext's
-std::atomic<bool> forked{false};  // after some region, whose threads this process lacks
+std::atomic<bool> used{false};    // bnext has run a region
+std::atomic<bool> forked{false};  // this process may lack threads of its parent
 
 #ifdef BNEXT_POSIX
 template <class Function>
@@ -52,7 +52,7 @@ const void* address_in_runtime() {
 #endif
 
 #ifdef BNEXT_GLIBC
-// What a loaded library says of itself and of those that it needs.
+// The dynamic section of a loaded library: its name, and the libraries that it needs.
 class Dynamic {
 public:
     explicit Dynamic(const dl_phdr_info& library) {
@@ -62,7 +62,7 @@ public:
             entries_ = reinterpret_cast<const ElfW(Dyn)*>(library.dlpi_addr + header.p_vaddr);
         }
         for_each(DT_STRTAB, [&](ElfW(Xword) place) {
-            // The loader has made an address of it, except in the kernel's own library (vdso).
+            // An address, made by the loader; an offset in the kernel's own library (vdso).
             if (place >= library.dlpi_addr) names_ = reinterpret_cast<const char*>(place);
         });
     }
@@ -118,7 +118,7 @@ void for_each_library(F&& f) {
         &f);
 }
 
-// Whether some library besides this one asks for the runtime in use.
+// Whether any library but this one needs the runtime in use.
 bool others_use_runtime() {
     const char* runtime = nullptr;
     for_each_library([&](const dl_phdr_info& library) {
@@ -133,7 +133,7 @@ bool others_use_runtime() {
     return found;
 }
 
-// Whether this process goes on in the program of the process that forked it: PF_FORKNOEXEC.
+// Whether this process was forked and runs the program of its parent: PF_FORKNOEXEC.
 bool forked_without_exec() {
     std::ifstream stat("/proc/self/stat");
     stat.ignore(std::numeric_limits<std::streamsize>::max(), ')');  // the program's name
@@ -148,9 +148,9 @@ bool forked_without_exec() { return false; }
 #endif
 
 #ifdef BNEXT_POSIX
-std::atomic<bool> lacks_threads{false};  // what a child of the fork at hand will be
+std::atomic<bool> lacks_threads{false};  // whether the child of the current fork will
 
-// From the start, since forks before bnext's first region matter too.
+// Since loading: forks before bnext's first region matter too.
 const bool watching = [] {
     if (forked_without_exec() && others_use_runtime()) forked.store(true);
     pthread_atfork([] { lacks_threads.store(used.load() || others_use_runtime()); }, nullptr,
@@ -182,8 +182,8 @@ int openmp_max_threads() {
 
 bool share_openmp(const char* library) {
 #ifdef BNEXT_POSIX
-    // Found by its path among what is loaded; symbols are looked for in whatever it depends on. It
-    // stays open, so that the functions stay where they are.
+    // Opens a library that is already loaded; symbols are looked up in all its dependencies too. It
+    // stays open, so that the functions stay loaded.
     void* const opened = dlopen(library, RTLD_NOW | RTLD_NOLOAD);
     if (opened == nullptr) return false;
     static std::mutex mutex;

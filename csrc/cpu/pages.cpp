@@ -28,11 +28,11 @@ Pages map_pages(std::size_t bytes) {
     const std::size_t before = misaligned == 0 ? 0 : kHugePage - misaligned;
     char* const usable = begin + before;
     char* end = usable + bytes + (kHugePage - before);
-    // What cannot be unmapped is never touched, and stays a part of the mapping.
+    // Pages that the system does not unmap are never touched, and stay a part of the mapping.
     if (before > 0 && munmap(begin, before) == 0) begin = usable;
     if (munmap(usable + bytes, kHugePage - before) == 0) end = usable + bytes;
 #ifdef MADV_HUGEPAGE
-    madvise(usable, bytes, MADV_HUGEPAGE);  // where it is refused, pages are small
+    madvise(usable, bytes, MADV_HUGEPAGE);  // where the system refuses, pages are small
 #endif
     return {begin, static_cast<std::size_t>(end - begin), usable};
 }
@@ -44,7 +44,7 @@ bool empty_pages(char* begin, std::size_t bytes) {
     if (madvise(begin, bytes, MADV_DONTNEED) == 0) return true;
     constexpr int dont_need_locked = 24;  // MADV_DONTNEED_LOCKED
     return madvise(begin, bytes, dont_need_locked) == 0;
-#else  // elsewhere the advice may be ignored; new pages in the old ones' place may not
+#else  // other systems may ignore the advice, but must map new pages in place of the old ones
     return mmap(begin, bytes, PROT_READ | PROT_WRITE, kPrivate | MAP_FIXED, -1, 0) != MAP_FAILED;
 #endif
 }

@@ -1,8 +1,8 @@
 // Memory from the system, in pages: mapped, emptied, unmapped.
 //
-// A process may have some 65,000 mappings (Linux: vm.max_map_count), and cutting a hole into one
-// makes two of it. So unmapping can fail; emptying pages cannot, and gives back the memory, if not
-// the addresses.
+// A process may have some 65,000 mappings (Linux: vm.max_map_count), and a hole in a mapping makes
+// two of it, so unmapping can fail. Emptying pages makes no mapping: it gives back the memory and
+// keeps the addresses.
 #pragma once
 
 #include <cstddef>
@@ -13,18 +13,18 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 struct Pages {
     char* begin = nullptr;   // null: there is no memory
-    std::size_t bytes = 0;   // of all that was mapped, to be unmapped at once
-    char* usable = nullptr;  // from here on there are as many as asked for
+    std::size_t bytes = 0;   // of the whole mapping, which is unmapped at once
+    char* usable = nullptr;  // where the requested bytes begin
 };
 
-// Cleared pages. From kHugePage on they begin on a huge page, and ask for such pages.
+// Cleared pages. From kHugePage on they begin on a huge page, and ask for huge pages.
 Pages map_pages(std::size_t bytes);
 
-// False, and nothing changes, where the system refuses: at the limit of mappings.
+// False, without effect, where the system refuses: at the limit of mappings.
 bool unmap_pages(const Pages& pages);
 
-// Gives back the memory and keeps the addresses, whose next contents are zeros. False where the
-// system refuses (of locked memory, before Linux 5.18).
+// Gives back the memory; the addresses stay, and read as zeros. False where the system refuses
+// (locked memory, before Linux 5.18).
 bool empty_pages(char* begin, std::size_t bytes);
 
 std::size_t bytes_of_page();

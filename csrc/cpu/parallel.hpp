@@ -1,4 +1,4 @@
-// Teams of threads: regions, their barrier, and tasks that are shared out.
+// Teams of threads: regions, their barrier, and the distribution of tasks.
 #pragma once
 
 #include <atomic>
@@ -16,9 +16,8 @@
 
 namespace bnext::cpu {
 
-// Where the members of one region wait for each other: by looking for some microseconds, then
-// asleep. OpenMP's own barriers look for milliseconds, which keeps the core from the very thread
-// that is waited for where cores are few.
+// The barrier of one region: members poll for some microseconds, then sleep. OpenMP's own barriers
+// poll for milliseconds; where cores are few, that keeps the core from the thread that is awaited.
 class Meeting {
 public:
     explicit Meeting(RegionInUse& region) : region_(region) {}
@@ -27,7 +26,7 @@ public:
         if (rank == 0) region_.begin_part();
     }
 
-    // All that the members wrote before is seen by all after.
+    // Writes of all members before the barrier are visible to all members after it.
     void barrier(int rank, int size) {
         const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
@@ -39,8 +38,8 @@ public:
         wait(rank, generation_, generation);
     }
 
-    // The end of a member's part. The first one waits here, where it can be measured, and finds the
-    // others at the end of OpenMP's region when it comes there.
+    // The end of a member's part. The first member waits for the others here, where the wait is
+    // measured, and not at the end of OpenMP's region.
     void finish(int rank, int size) {
         if (rank != 0) {
             if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == size - 1) {
@@ -76,7 +75,8 @@ struct Team {
         if (size > 1) meeting->barrier(rank, size);
     }
 
-    // This member's share of [0, n): contiguous, so that a second pass finds what its first read.
+    // This member's share of [0, n): contiguous, so that the second phase finds in a cache what the
+    // first has read.
     [[nodiscard]] Index share_begin(Index n) const { return n * rank / size; }
     [[nodiscard]] Index share_end(Index n) const { return n * (rank + 1) / size; }
 };
@@ -86,7 +86,7 @@ template <class Member>
 void run_region(int threads, const Member& member) {
 #ifdef _OPENMP
     note_parallel_region();
-    if (const Runtime* runtime = shared_runtime()) {  // what compilers make of the lines below
+    if (const Runtime* runtime = shared_runtime()) {  // as compilers translate the lines below
         struct Shared {
             const Runtime& runtime;
             const Member& member;
@@ -130,9 +130,9 @@ void parallel(int threads, Index bytes, const Body& body) {
     });
 }
 
-// Tasks 0..n-1, to each member its own run of neighbours, in order; who is through helps the
-// others. Tasks that share lines, or that hardware prefetches for each other, so stay with one
-// core: where two cores are far apart, taking every other task by turns cost up to 60 % (56x56
+// Tasks 0..n-1. Each member has its own run of neighbouring tasks, in order; a member whose run is
+// done steals from the others. Tasks that share lines, or prefetch for each other in hardware, thus
+// stay on one core: where two cores are far apart, tasks dealt out by turns cost up to 60 % (56x56
 // planes, Zen 4).
 class TaskShares {
 public:

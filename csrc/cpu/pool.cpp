@@ -24,8 +24,8 @@ constexpr std::size_t kSmallestClass = std::size_t{1} << kSmallestBits;
 constexpr std::size_t kLargestSize = std::numeric_limits<std::size_t>::max() / 4;
 
 // Sizes are rounded up to eighths of a power of two, so that arrays of nearly the same size share
-// blocks: up to an eighth more address space, of which the system backs with memory what is
-// touched. 0 where no size is large enough.
+// blocks. That takes up to an eighth more address space; untouched pages have no memory behind
+// them. 0 where no size is large enough.
 std::size_t class_of(std::size_t bytes) {
     if (bytes <= kSmallestClass) return kSmallestClass;
     if (bytes > kLargestSize) return 0;
@@ -33,7 +33,7 @@ std::size_t class_of(std::size_t bytes) {
     return (bytes + step - 1) / step * step;
 }
 
-// The class's place among all, from its size.
+// The index of a class, from its size.
 constexpr std::size_t index_of(std::size_t size) {
     const auto power = static_cast<std::size_t>(std::bit_width(size) - 1);
     const std::size_t eighths = (size >> (power - 3)) & 7;
@@ -41,7 +41,7 @@ constexpr std::size_t index_of(std::size_t size) {
 }
 constexpr std::size_t kClasses = index_of(std::bit_floor(kLargestSize) * 2) + 1;
 
-// --- blocks, and the mappings that they are cut from ---------------------------------------------
+// --- blocks, and the mappings that contain them --------------------------------------------------
 
 template <class T>
 struct Links {
@@ -49,7 +49,7 @@ struct Links {
     T* after = nullptr;
 };
 
-// A list whose links are a member of what it lists.
+// A list whose links are members of its items.
 template <class T, Links<T> T::* kLinks>
 class List {
 public:
@@ -73,23 +73,23 @@ private:
 
 struct Mapping;
 
-// In use, kept, or empty: without memory of its own until it is used again.
+// A block is in use, kept, or empty: without memory until it is used again.
 struct Block {
     char* data = nullptr;
     Mapping* mapping = nullptr;
-    bool has_memory = true;  // of an empty one: the system did not take it
-    Links<Block> by_age;     // of those kept, or about to be emptied
-    Links<Block> in_class;   // of those kept, or empty
+    bool has_memory = true;  // in an empty block: the system refused it
+    Links<Block> by_age;     // among kept blocks, or blocks about to be emptied
+    Links<Block> in_class;   // among kept blocks, or empty ones
 };
 
-// Blocks of one size side by side, cut off as they are needed.
+// Memory for blocks of one size side by side, cut off as they are needed.
 struct Mapping {
     Pages pages;
     std::size_t size = 0;    // of a block
-    std::size_t stride = 0;  // the same in whole pages
-    std::size_t room = 0;    // blocks
-    std::size_t cut = 0;     // so many of them exist,
-    std::size_t busy = 0;    // and so many of these are not empty
+    std::size_t stride = 0;  // the size in whole pages
+    std::size_t room = 0;    // for so many blocks
+    std::size_t cut = 0;     // blocks that exist
+    std::size_t busy = 0;    // blocks that are not empty
     Links<Mapping> with_room;
 };
 
@@ -99,13 +99,13 @@ struct Class {
     std::size_t blocks = 0;
 };
 
-// Small blocks share mappings: as many blocks as there are already, so that few blocks take few
-// addresses and many take few mappings.
+// Small blocks share mappings. A new mapping has room for as many blocks as exist already, so that
+// few blocks take few addresses and many blocks take few mappings.
 constexpr std::size_t kFewestBlocks = 4;
 constexpr std::size_t kLargestMapping = std::size_t{16} << 20;
 
 std::size_t blocks_of_mapping(std::size_t stride, std::size_t blocks) {
-    if (stride >= kHugePage) return 1;  // begins on one
+    if (stride >= kHugePage) return 1;  // so that it begins on a huge page
     return std::clamp(blocks, kFewestBlocks, kLargestMapping / stride);
 }
 
@@ -136,7 +136,7 @@ public:
         Block& block = found->second;
         const std::size_t size = block.mapping->size;
         in_use_ -= size;
-        if (size > limit_) {  // it would push out all the others, and go itself
+        if (size > limit_) {  // it would push out all other blocks, and itself
             empty(lock, block);
         } else {
             keep(block);
@@ -166,12 +166,12 @@ public:
         return {limit_, kept_bytes_ + stuck_bytes_, in_use_, hits_, misses_};
     }
 
-    // A fork copies the mutex and the lists; nobody may be changing them meanwhile.
+    // A fork copies the mutex and the lists, so no thread may change them meanwhile.
     void before_fork() { mutex_.lock(); }
     void after_fork_in_parent() { mutex_.unlock(); }
-    // The child gives back what is kept: its contents are of no use, and as long as both processes
-    // have it, the first write to each page copies it, in either of them. It also ends what other
-    // threads, which it does not have, were about to give back.
+    // The child gives back the kept blocks: their contents are useless, and while both processes
+    // share them, the first write to a page copies it, in either process. It also empties the
+    // blocks that other threads, which it lacks, were about to empty.
     void after_fork_in_child() {
         while (Block* block = by_age_.last()) {
             unkeep(*block);
@@ -189,8 +189,8 @@ private:
 
     // --- all with the mutex held ---
 
-    // A block that is kept, or whose addresses are there. Of those kept, the one that was released
-    // last: it is the likeliest to be in a cache.
+    // The kept block that was released last, since it is the likeliest to be in a cache; else an
+    // empty block, else a new one from a mapping with room.
     Block* take(std::size_t size) {
         Class& sizes = class_with(size);
         if (Block* block = sizes.kept.first()) {
@@ -238,8 +238,8 @@ private:
         kept_bytes_ -= block.mapping->size;
     }
 
-    // Of a block without contents. The mapping goes with the last one; where the system refuses,
-    // its blocks stay, empty, for later.
+    // Files a block without contents. Its mapping goes with the last busy block; where the system
+    // refuses, the blocks stay, empty, for later.
     void set_empty(Block& block, bool emptied) {
         Mapping& mapping = *block.mapping;
         block.has_memory = !emptied;
@@ -261,7 +261,7 @@ private:
         delete &mapping;
     }
 
-    // --- what takes time is done without it: a block that is in no list is nobody else's ---
+    // --- the mutex is released for slow calls: a block in no list belongs to one thread ---
 
     void empty(std::unique_lock<std::mutex>& lock, Block& block) {
         leaving_.push(block);
@@ -272,7 +272,7 @@ private:
         set_empty(block, emptied);
     }
 
-    // The oldest go first.
+    // The oldest blocks go first.
     template <class Most>
     void shrink_to(std::unique_lock<std::mutex>& lock, const Most& most) {
         while (kept_bytes_ > most()) {
@@ -282,7 +282,7 @@ private:
         }
     }
 
-    // A mapping with room for blocks of that size; of one, if there is no memory for more.
+    // Adds a mapping with room for blocks of that size; for one, if there is no memory for more.
     bool grow(std::unique_lock<std::mutex>& lock, std::size_t size) {
         const std::size_t stride = (size + page_ - 1) / page_ * page_;
         std::size_t room = blocks_of_mapping(stride, class_with(size).blocks);
@@ -309,13 +309,13 @@ private:
 
     const std::size_t page_ = bytes_of_page();
     std::mutex mutex_;
-    std::unordered_map<void*, Block> blocks_;  // of all states; addresses of values are stable
+    std::unordered_map<void*, Block> blocks_;  // in all states; addresses of values are stable
     std::array<Class, kClasses> classes_;
-    List<Block, &Block::by_age> by_age_;   // those kept
-    List<Block, &Block::by_age> leaving_;  // those that a thread is emptying
+    List<Block, &Block::by_age> by_age_;   // kept blocks
+    List<Block, &Block::by_age> leaving_;  // blocks that a thread is emptying
     std::size_t limit_;
     std::size_t kept_bytes_ = 0;
-    std::size_t stuck_bytes_ = 0;  // of empty blocks that nevertheless have memory
+    std::size_t stuck_bytes_ = 0;  // of empty blocks whose memory the system refused
     std::size_t in_use_ = 0;
     std::uint64_t hits_ = 0;
     std::uint64_t misses_ = 0;

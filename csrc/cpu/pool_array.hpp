@@ -1,6 +1,5 @@
-// A call's own arrays, such as one number for each channel: from the pool where they are large,
-// since malloc may map memory anew for each call then, page by page. (7, 20000) took three times as
-// long.
+// Arrays of one call, such as a number for each channel. Large ones come from the pool, since
+// malloc may map them anew in each call, page by page: (7, 20000) took three times as long.
 #pragma once
 
 #include <algorithm>

@@ -12,8 +12,8 @@ constexpr Index kTile = 16;                   // a line of float32
 constexpr Index kWorthTeam = Index{1} << 18;  // bytes
 constexpr Index kStrip = 4 * kTile;           // rows of the result that one task writes
 
-// Rows of the result [begin, end). Tiles, so that lines of both sides are used while they are in
-// the nearest cache; of a fixed size, so that the compiler unrolls them.
+// Writes rows [begin, end) of the result, tile by tile, so that lines of both sides are used while
+// the first-level cache has them. The fixed size of a tile lets the compiler unroll its loops.
 template <class U>
 void transpose_strip(const U* from, U* to, Index rows, Index columns, Index begin, Index end) {
     for (Index r = 0; r < rows; r += kTile) {

@@ -10,24 +10,24 @@
 namespace bnext::cpu {
 namespace {
 
-// By rows, a block is at least a pack of channels with all of their columns.
+// Where the walk is by rows, a block is at least a pack of channels with all their columns.
 static_assert(kMostColumns * kLanes <= kMaxBlock);
 
-// Below this many elements, times what is done to each, one thread does it all. A fork and a join
-// cost 5 us (two cores, Zen 4), and more where cores are farther apart: two threads took 1.1 of one
+// Below this product of elements, operands and phases one thread does all. A fork and a join cost 5
+// us (two cores, Zen 4), and more where cores are farther apart: two threads took 1.1 of one
 // thread's time for 65,536 elements forward and 1.2 for 131,072 in inference, and 0.9 for 65,536
 // backward (two cores of a Xeon, Sapphire Rapids).
 constexpr Index kSerialWork = 320 * 1024;
-// What only writes takes a second thread sooner. By itself, in a loop, it would not pay: the data
-// lie with one core. In a network the operators before and after divide memory among all threads,
-// and one thread would fetch half of it from another core: whole passes of ResNet-18, MobileNetV2
-// and DenseNet-121 on 8 images of 64 x 64 took 1 to 2 % less so (two cores of a Xeon, 2026-11-28).
+// The bound for calls that only write: they take a second thread sooner. In a loop of one call that
+// does not pay, since the data lie with one core. In a network the operators before and after
+// divide memory among all threads, and one thread would fetch half of it from another core: whole
+// passes of ResNet-18, MobileNetV2 and DenseNet-121 on 8 images of 64 x 64 took 1 to 2 % less (two
+// cores of a Xeon, 2026-11-28).
 constexpr Index kSerialWriting = 112 * 1024;
-// Interleaved: below so many elements. What there is for each channel goes from core to core, and
-// that costs as much as a few rows: (96, 1024) took 60 us in place of 41 on two cores.
+// The bound for interleaved elements. The values per channel go from core to core, which costs as
+// much as a few rows: (96, 1024) took 60 us in place of 41 on two cores.
 constexpr Index kSerialElements = 128 * 1024;
-// A task should move at least this much, so that taking tasks from the shared counter costs
-// nothing.
+// The least that a task should move, so that taking it from a shared counter costs nothing.
 constexpr Index kTaskBytes = 64 * 1024;
 constexpr Index kPageBytes = 4096;
 constexpr Index kLineBytes = 64;
@@ -56,15 +56,14 @@ Index plane_bytes(const Candidate& c) {
     return std::max<Index>(c.problem.inner * size_of(c.problem.dtype), 1);
 }
 
-// Channels of a planar block: a task's worth, and enough small planes side by side to make a page
-// of consecutive memory, as long as their slab stays in the second-level cache. So many that blocks
-// begin where lines do, if that is possible: what is written in the middle of a line has to go
-// through the cache.
+// Channels of a planar block: enough for a task, and enough small planes side by side for a page of
+// consecutive memory, as long as their slab stays in the second-level cache. If possible, blocks
+// begin where lines do: stores to a part of a line have to go through the cache.
 //
-// A channel that fills much of the second-level cache with one phase comes back from the last-level
-// one, and then several together are better, as long as that holds them: phases are longer, and so
-// are runs of memory (float32 on two cores of a Zen 4: 56x56 planes at batch 32 up to 20 % in
-// forward, 8 % in backward; 28x28 planes at batch 64, 25 to 35 % in both).
+// A channel that fills much of the second-level cache in one phase is read again from the
+// last-level cache. Several channels together are then better, as long as that cache holds them:
+// phases are longer, and so are runs of memory (float32 on two cores of a Zen 4: 56x56 planes at
+// batch 32 up to 20 % in forward, 8 % in backward; 28x28 planes at batch 64, 25 to 35 % in both).
 Index planar_block(const Candidate& c) {
     constexpr Index kTogether = 3 << 20;  // bytes
     const Index slab = std::max<Index>(c.slab_bytes(1), 1);
@@ -86,13 +85,13 @@ Index block_of(const Candidate& c) {
     return std::max<Index>(kMaxBlock / c.tiling.columns() / kLanes, 1) * kLanes;
 }
 
-// Whole planar channels are worth handing out if they keep the threads evenly busy. Interleaved
-// ones never are: a block of columns touches every row, often in the same few sets of a cache and
-// always in other pages. Three times as long on (1024, 1024), where all of it fits the second-level
-// cache; and where nothing does, panels of 16 to 256 columns with barriers between them, to visit
-// rows a second time while the last-level cache holds them, won nothing either. Columns of small
-// planes are, where rows are few: without barriers forward and backward took 10 to 25 % less on
-// (16, 1024, 2, 2) to (128, 512, 2, 2) (two cores, Zen 4).
+// Tasks of whole planar channels pay if they keep the threads evenly busy. Tasks of interleaved
+// channels never do: a block of columns touches every row, often in the same few sets of a cache
+// and always in other pages. It took three times as long on (1024, 1024), which fits the
+// second-level cache. For larger arrays, panels of 16 to 256 columns with barriers between them,
+// which visit rows again while the last-level cache holds them, won nothing either. Columns of
+// small planes do pay where rows are few: without barriers forward and backward took 10 to 25 %
+// less on (16, 1024, 2, 2) to (128, 512, 2, 2) (two cores, Zen 4).
 bool has_enough_channels(const Candidate& c) {
     if (c.problem.layout == Layout::interleaved) return false;
     if (c.by_rows() && c.slab_bytes(block_of(c)) > c.machine.l2_bytes / 2) return false;
@@ -103,13 +102,13 @@ bool has_enough_channels(const Candidate& c) {
 
 bool anything(const Candidate&) { return true; }
 
-// Where the call's arrays do not fit the last-level cache together, the output drives the inputs
-// out of it, and an ordinary store first reads the line that it is about to overwrite: a third of
-// the traffic. On two cores of a Zen 4, streaming stores gained 10 to 90 % in all three operations
-// and both layouts. Two cores of a Xeon (Cascade Lake) are bound by their misses in flight and not
-// by the memory; streaming stores, which hold theirs longer, lost up to 14 % there. That many cores
-// of it gain is a prediction.
-// A block's planes are one piece of memory, which ends in the middle of a line: too much of a short
+// Where the call's arrays together exceed the last-level cache, the output evicts the inputs, and
+// an ordinary store first reads the line that it overwrites: a third of the traffic. On two cores
+// of a Zen 4, streaming stores gained 10 to 90 % in all three operations and both layouts. Two
+// cores of a Xeon (Cascade Lake) are bound by their misses in flight and not by the memory;
+// streaming stores, which stay in flight longer, lost up to 14 % there. A gain on many cores of it
+// is a prediction.
+// A block's planes are one piece of memory that ends in the middle of a line: too much of a short
 // piece has to go through the cache. Planes below a unit (units.inl.hpp) are written one by one.
 bool streams_output(const Candidate& c, Index block) {
     constexpr int kCoresThatFillTheMemory = 8;
@@ -121,10 +120,10 @@ bool streams_output(const Candidate& c, Index block) {
     return c.machine.l3_bytes > 0 && c.work.operands * c.problem.bytes() > c.machine.l3_bytes;
 }
 
-// Reading the next block while this one is written overlaps reads with writes. On a Zen 4 it gained
-// 10 to 50 % whatever the size, since its last-level cache catches what the second-level cache
-// cannot hold; on a Xeon 5 to 8 % where the inputs of both blocks and the output fit the
-// second-level cache, and it lost 15 % where they did not.
+// Prefetching the next block while this one is written overlaps reads with writes. On a Zen 4 it
+// gained 10 to 50 % at any size, since the last-level cache takes the overflow of the second-level
+// cache. On a Xeon it gained 5 to 8 % where the inputs of both blocks and the output fit the
+// second-level cache, and lost 15 % where they did not.
 bool prefetches_next(const Candidate& c, Index block) {
     if (c.problem.bytes() <= c.machine.l2_bytes) return false;
     const Index array = c.slab_bytes(block) / c.work.operands;
@@ -148,8 +147,8 @@ Schedule choose(const Candidate& candidate) {
     return choice->schedule;
 }
 
-// Under `split`, tasks are (block, chunk) pairs. Interleaved rows are written best in one piece, so
-// they are cut into blocks only where the chunks alone are too few.
+// Under `split`, tasks are pairs of block and chunk. Interleaved rows are best written whole, so
+// they are cut into blocks only where there are too few chunks.
 Index split_block(const Candidate& c) {
     if (!c.by_rows()) return 1;
     const Index wanted = divide_up(Index{2} * c.machine.threads, c.tiling.chunks());
@@ -167,7 +166,7 @@ Plan make_plan(const Problem& problem, const Work& work, const Machine& machine)
     const Candidate any{problem, tiling, work, machine};
     const Schedule* const wanted = forced.load(std::memory_order_relaxed);
     const Schedule schedule = wanted != nullptr ? *wanted : choose(any);
-    // What one thread does alone is cut as for one thread: smaller blocks took a tenth longer.
+    // A serial schedule has blocks for one thread: smaller ones took a tenth longer.
     Machine used = machine;
     if (schedule == Schedule::serial) used.threads = 1;
     const Candidate candidate{problem, tiling, work, used};
@@ -183,7 +182,7 @@ Plan plan_of(const Problem& problem, int operands) {
 }
 
 void force_schedule(const Schedule* schedule) {
-    const Schedule* kept = nullptr;  // a pointer into the table above, so that it never dangles
+    const Schedule* kept = nullptr;  // points into the table above, so that it never dangles
     for (const Schedule& known : kSchedules) {
         if (schedule != nullptr && known == *schedule) kept = &known;
     }

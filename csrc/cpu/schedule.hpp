@@ -1,7 +1,7 @@
 // Schedule: which thread takes which piece of a Problem, in which order, with which stores.
 //
-// It looks at the kind of processor, its caches and the number of threads, and changes no bit: the
-// Tiling fixes all of them.
+// It depends on the kind of processor, its caches and the number of threads, and changes no bit:
+// the Tiling fixes all of them.
 #pragma once
 
 #include "core/problem.hpp"
@@ -11,9 +11,9 @@
 namespace bnext::cpu {
 
 enum class Schedule : std::uint8_t {
-    serial,    // one thread, block of channels by block of channels; a fork would cost more
-    channels,  // a block of channels is one task, both phases: the slab is re-read from a cache
-    split,     // chunks of all channels are shared out; a barrier between the phases
+    serial,    // one thread, block after block of channels; a fork would cost more
+    channels,  // a task is both phases of a block of channels: a cache has the slab for the second
+    split,     // a task is a chunk of a block; a barrier between the phases
 };
 
 constexpr const char* name_of(Schedule schedule) {
@@ -25,7 +25,7 @@ constexpr const char* name_of(Schedule schedule) {
     return "?";
 }
 
-constexpr Index kMaxBlock = 256;  // channels of a block: what a task keeps on its stack
+constexpr Index kMaxBlock = 256;  // channels of a block: a task keeps their sums on its stack
 
 struct Plan {
     Tiling tiling;
@@ -36,7 +36,7 @@ struct Plan {
     bool prefetches;      // under `channels`: the next block, while this one is written
 };
 
-// What a call does: how many arrays of the problem's size it moves, and in how many phases.
+// The work of a call: how many arrays of the problem's size it moves, in how many phases.
 struct Work {
     int operands;
     int phases;
@@ -45,7 +45,7 @@ struct Work {
 // Takes the first schedule of a best-first list that accepts the problem, or the forced one.
 Plan make_plan(const Problem& problem, const Work& work, const Machine& machine);
 
-// The plan that a call of both phases would follow, for show and for tests.
+// The plan of a call of both phases, for show and for tests.
 Plan plan_of(const Problem& problem, int operands);
 
 // Private, for tests and benchmarks: every schedule gives the same bits.

@@ -1,6 +1,6 @@
-// What is remembered of earlier regions, to size the next team: Debt for calls that are short
-// beside a time slice of the system, Trials for longer ones. Times are given, so that a test can
-// make them.
+// Accounts of earlier regions, to size the next team: Debt for calls that are short beside a time
+// slice of the system, Trials for longer ones. All times are arguments, so that tests can choose
+// them.
 #pragma once
 
 #include <algorithm>
@@ -14,14 +14,14 @@ namespace bnext::cpu {
 
 using Nanoseconds = std::int64_t;
 
-// A size of team that is no bound.
+// No bound on the size of a team.
 inline constexpr int kAnyTeam = 1 << 20;
 
-// Waiting as a debt. A region that lost time against one thread adds to it, one that gained pays
-// back, and so does the time, a fiftieth of it. Beyond a tolerated debt teams are half as large,
-// and half again with every further loss, down to one; once the debt is paid, they double from call
-// to call. In the long run waiting costs about a fiftieth of the time, however long the cores are
-// taken.
+// Waiting as a debt. A region that lost time against one thread adds to the debt; a region that
+// gained pays back, and so does the passing time, a fiftieth of it. Beyond a tolerated debt teams
+// are half as large, and half again with every further loss, down to one; once the debt is paid,
+// they double from call to call. In the long run waiting costs about a fiftieth of the time,
+// however long other processes take the cores.
 class Debt {
 public:
     // `lost` is negative where a region gained.
@@ -34,7 +34,7 @@ public:
         }
     }
 
-    // The largest team for now, of at most `limit`.
+    // The largest team allowed now, of at most `limit`.
     int most(int limit, Nanoseconds (*clock)()) {
         if (most_.load(std::memory_order_relaxed) >= limit) return limit;
         const std::lock_guard lock(mutex_);
@@ -47,9 +47,9 @@ public:
     }
 
 private:
-    // Once in a while a member is late on a free machine too, by a time slice.
+    // On a free machine, too, a member is sometimes late by a time slice.
     static constexpr double kTolerated = 5e6;
-    static constexpr double kMostCredit = 5e6;  // of what regions gained, kept against losses
+    static constexpr double kMostCredit = 5e6;  // gains that are kept against later losses
     static constexpr double kPaidBack = 0.02;   // of the time that passes
 
     void pay_back(Nanoseconds time) {
@@ -64,15 +64,15 @@ private:
     Nanoseconds paid_at_ = 0;
 };
 
-// Sizes of team compared by their cost: the time that regions took, divided by their work. The work
-// is the processor time of a member times the size of the team, whatever operations the regions
-// ran.
+// Sizes of team, compared by their cost: the time that regions took, divided by their work. The
+// work is the processor time of a member times the size of the team, whatever the regions computed.
 //
-// One thread costs 1 on a core of its own, and more beside other programs. How much more cannot be
-// seen in a team: its members wait for each other asleep, and the scheduler favours threads that
-// have slept. A team of n may cost 1/n. A team that costs more than half as large a team can is in
-// doubt: some calls try half its size, or one thread, by turns, where one thread can cost less as
-// well. The smaller size is kept if it is clearly cheaper; later a larger one is tried again.
+// One thread costs 1 on a core of its own, and more beside other programs. A team does not show how
+// much more: its members wait for each other asleep, and the scheduler favours threads that have
+// slept. A team of n can cost as little as 1/n. If it costs more than the least cost of a team half
+// its size, 2/n, some calls try half its size; if it costs more than 1, they try half its size and
+// one thread by turns. The smaller size is kept if it is clearly cheaper; later a larger one is
+// tried again.
 class Trials {
 public:
     // `worked` is processor time of the first member.
@@ -87,7 +87,7 @@ public:
         if (is_trial && trial_took_ >= kUneven + kTrial) {
             end_trial(time);
         } else if (tried_ > 0) {
-            if (time > next_ + kTrust) stop(time);  // the teams are other ones by now
+            if (time > next_ + kTrust) stop(time);  // teams have other sizes by now
         } else if (threads <= bound_ && cost.took >= kEvidence && time >= next_) {
             const int limit = limit_.load(std::memory_order_relaxed);
             const bool shrinks = threads > 1 && cost.value() > 2.0 / threads;
@@ -101,17 +101,17 @@ public:
         }
     }
 
-    // The largest team for now, of at most `limit`.
+    // The largest team allowed now, of at most `limit`.
     int most(int limit) {
         limit_.store(limit, std::memory_order_relaxed);
         return std::min(bound_.load(std::memory_order_relaxed), limit);
     }
 
 private:
-    // A trial takes so long, after a while in which the scheduler favours threads that have slept,
+    // The length of a trial, after kUneven, in which the scheduler favours threads that have slept;
     static constexpr Nanoseconds kTrial = 100'000'000, kUneven = 20'000'000;
-    static constexpr Nanoseconds kTrust = 2'000'000'000;  // and stands for so long.
-    static constexpr double kEvidence = 120e6;            // of a size that is in doubt
+    static constexpr Nanoseconds kTrust = 2'000'000'000;  // and how long its result holds.
+    static constexpr double kEvidence = 120e6;            // time of a size before a trial
     static constexpr double kRemembered = 600e6;
     static constexpr double kClearly = 0.8;
 
@@ -152,7 +152,7 @@ private:
         kept_ = kept < limit_.load(std::memory_order_relaxed) ? kept : kAnyTeam;
         const bool shrank = kept < before_;
         stop(time);
-        if (shrank) next_ = time;  // further at once
+        if (shrank) next_ = time;  // the next trial may begin at once
     }
     void stop(Nanoseconds time) {
         tried_ = 0;
@@ -163,7 +163,7 @@ private:
     std::mutex mutex_;
     std::atomic<int> limit_{1};
     std::atomic<int> bound_{kAnyTeam};
-    std::array<Cost, 16> costs_{};  // by the power of two
+    std::array<Cost, 16> costs_{};  // by powers of two of the size
     int kept_ = kAnyTeam;
     int tried_ = 0;  // 0: nothing is tried
     int before_ = 0;

@@ -20,7 +20,7 @@ namespace {
 
 constexpr Index kBurstBytes = 8 << 20;            // arrays from here on take a millisecond and more
 constexpr Nanoseconds kQuotaAge = 1'000'000'000;  // after which the quota is read again
-// A shorter wait is not looked into; where a quota is spent, the process stands still for longer.
+// A spent quota stops the process for longer than this.
 constexpr Nanoseconds kShortestStop = 1'000'000;
 
 std::atomic<int> requested{0};
@@ -31,7 +31,7 @@ std::atomic<std::int64_t> regions{0};
 std::atomic<std::int64_t> lost_regions{0};
 std::atomic<Nanoseconds> lost_time{0};
 
-// By the size of the arrays: below 1 MiB,
+// The accounts, by the size of the arrays: below 1 MiB,
 Debt& debt() {
     static Debt all;
     return all;
@@ -43,7 +43,7 @@ Trials& trials_of(Index bytes) {
     return all[bytes >> 23 == 0 ? 0 : (bytes >> 26 == 0 ? 1 : 2)];
 }
 
-// Processors that the calling thread may run on, or `otherwise` where that cannot be known.
+// Processors that the calling thread may run on, or `otherwise` where the system does not tell.
 int allowed_processors(int otherwise) {
 #if defined(__linux__)
     cpu_set_t set;
@@ -52,7 +52,8 @@ int allowed_processors(int otherwise) {
     return otherwise;
 }
 
-// The cores that control groups grant, read again once in a while: it takes as long as a region.
+// The cores that control groups grant. Reading them takes as long as a region, so it is done once a
+// second.
 double recent_quota() {
     static std::atomic<double> quota{std::numeric_limits<double>::infinity()};
     static std::atomic<Nanoseconds> next{0};
@@ -64,8 +65,8 @@ double recent_quota() {
     return quota.load(std::memory_order_relaxed);
 }
 
-// Whether the process has spent its quota since this was asked last. It then stood still with all
-// of its threads, which a smaller team would not have changed.
+// Whether the process has spent its quota since the last call of this function. All its threads
+// then stood still, in a team of any size.
 bool has_stood_still() {
     static std::atomic<std::uint64_t> known{0};
     const std::uint64_t periods = throttled_periods();

@@ -4,15 +4,14 @@
 //
 // An Operation keeps two double sums per channel, a and b, and provides
 //     reduce(region, a, b)                           one chunk's sums
-//     merge(done, more, channels, a, b, more_a, more_b)   merges those of `more` values behind
-//                                                    those of `done` values
-//     Coefficients<Capacity>                         what the second phase needs per channel
+//     merge(done, more, channels, a, b, more_a, more_b)   merges the sums of `more` values behind
+//                                                    the sums of `done` values
+//     Coefficients<Capacity>                         the numbers per channel for the second phase
 //     finish(channels, a, b, coefficients, offset)   the sums are final: results and coefficients
 //     apply(region, coefficients, offset, ahead)     the second phase
-// where `offset` is the place of the first channel's in the coefficients, of which there is one for
-// each of its columns (Tiling), and `ahead` as in Access.
-// What only sums is wrapped in FirstPhaseOnly, and provides keep(channels, a, b) in place of the
-// last three.
+// Coefficients have one value for each column of a channel (Tiling); `offset` is the place of the
+// first channel among them, and `ahead` as in Access. An operation of the first phase alone is
+// wrapped in FirstPhaseOnly, and provides keep(channels, a, b) in place of the last three.
 #pragma once
 
 #include "core/division.hpp"
@@ -41,7 +40,7 @@ struct FirstPhaseOnly : Sums {
     void apply(const Region&, const None&, Index, Index) const {}
 };
 
-// Channel block by channel block, both phases in a row. One task is a block.
+// A task is both phases of one block of channels.
 template <class Operation>
 void run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
                      int threads) {
@@ -68,8 +67,8 @@ void run_by_channels(const Operation& operation, const Problem& problem, const P
                 done += values;
             }
             operation.finish(channels, a, b, coefficients, 0);
-            // The next task is taken now, so that it can be prefetched. The last block may be
-            // narrower: what lies behind it is not ours to touch.
+            // Takes the next task now, so that its block can be prefetched, unless it is the last
+            // one and narrower: memory behind it may not be touched.
             Index next = 0;
             taken = tasks.take(team.rank, next);
             const bool whole = taken && (next + 1) * plan.block <= problem.channels;
@@ -81,21 +80,20 @@ void run_by_channels(const Operation& operation, const Problem& problem, const P
     });
 }
 
-// All chunks of all channels shared out; partial sums in slots; a barrier; every member merges a
-// share of the channels; a barrier; the second phase, each member backwards over what it read.
+// Members share the chunks of all channels, with partial sums in slots; a barrier; each merges a
+// share of the channels; a barrier; the second phase, each member backwards over its own chunks.
 template <class Operation>
 void run_split(const Operation& operation, const Problem& problem, const Plan& plan, int threads) {
     const Index chunks = plan.tiling.chunks();
     const Index channels = problem.channels;
-    // Not set to zero: that would take every line of it to this thread's core.
+    // Not cleared: that would bring every line to this thread's core.
     const PoolArray<double> slots(static_cast<std::size_t>(2 * chunks * channels));
     const auto slot_a = [&](Index k) { return slots.data() + k * channels; };
     const auto slot_b = [&](Index k) { return slots.data() + (chunks + k) * channels; };
     const Index columns = plan.tiling.columns();
     typename Operation::template Coefficients<0> coefficients(channels * columns);
 
-    // Planar tasks go channel by channel, interleaved ones row by row: neighbours in memory follow
-    // each other in both.
+    // Tasks follow each other as in memory: by channels where the walk is planar, else by rows.
     const Index tasks = plan.blocks * chunks;
     const auto region_of = [&](Index task, Index& chunk) {
         const bool planar = plan.tiling.walk() == Layout::planar;
@@ -145,28 +143,28 @@ void run_two_phase(const Operation& operation, const Problem& problem, const Pla
     }
 }
 
-// One elementwise phase: prepare(channels) for all of them, a barrier, then apply(region) over all
-// of the problem, in the order of memory. Regions have whole planes and span all channels, unless
-// these alone are too few tasks.
+// One elementwise phase: prepare(channels) for all channels, a barrier, then apply(region) over the
+// problem, in the order of memory. A region has whole planes of all channels, or of a block of
+// channels where there would be too few tasks.
 template <class Prepare, class Apply>
 void run_elementwise(const Problem& problem, const Plan& plan, int threads, const Prepare& prepare,
                      const Apply& apply) {
-    // Planes in as many pieces as the threads want: other operators divide memory so too, and what
-    // they left in a core's cache is found there. Channels would cut across. Rows are another
-    // matter: with few of them, coefficients are wanted where they are made, and channels are
-    // divided.
+    // Planes are divided along outer, into two pieces for each thread: other operators divide
+    // memory in the same way, and their results are still in that core's cache; tasks by channels
+    // would cut across. With few rows, channels are divided, so that a task makes its own
+    // coefficients.
     const bool finer = plan.schedule != Schedule::serial && plan.tiling.walk() == Layout::planar;
     const Tiling tiling = finer ? plan.tiling.finer(2 * threads) : plan.tiling;
     const Index chunks = tiling.plane_chunks();
     const Index wanted =
         plan.schedule == Schedule::serial ? 1 : divide_up(Index{2} * threads, chunks);
-    // Channels: where they lie side by side, whole lines.
+    // Blocks of a multiple of these channels: whole lines where channels lie side by side.
     const Index grain = tiling.walk() == Layout::planar ? 1 : 64;
     const Index block = round_up(divide_up(problem.channels, wanted), grain);
     const Index blocks = divide_up(problem.channels, block);
     const int members = plan.schedule == Schedule::serial ? 1 : threads;
     TaskShares tasks(chunks * blocks, members);
-    // With one chunk, coefficients are wanted where they are made.
+    // With one chunk, each task makes the coefficients of its own channels.
     const bool apart = chunks == 1;
     parallel(members, problem.bytes(), [&](const Team& team) {
         if (!apart) {

@@ -8,7 +8,7 @@
 
 namespace bnext::cpu {
 
-// To be put to sleep and woken takes 5 to 50 microseconds: as long as it is worth to look.
+// Falling asleep and waking takes 5 to 50 microseconds; polling pays for as long.
 constexpr Nanoseconds kLook = 50'000;
 
 inline void pause_briefly() {
@@ -19,7 +19,7 @@ inline void pause_briefly() {
 #endif
 }
 
-// Returns once `value` is no longer `old`, and says how long that took.
+// Waits until `value` is no longer `old`, and returns the time waited.
 inline Nanoseconds wait_while(std::atomic<std::uint32_t>& value, std::uint32_t old) {
     constexpr int kLooksPerTime = 32;
     if (value.load(std::memory_order_acquire) != old) return 0;

@@ -1,5 +1,4 @@
-// Which of the instruction sets an x86-64 processor has, with an operating system that saves their
-// registers.
+// The instruction sets of an x86-64 processor whose registers the operating system saves.
 #pragma once
 
 #if defined(__x86_64__)
@@ -7,9 +6,9 @@
 
 namespace bnext::cpu {
 
-// __builtin_cpu_supports also asks whether the operating system saves the wide registers. Clang
-// knows "f16c" from version 17 on, so cpuid answers that one for every compiler; the conversions
-// work on the registers of AVX2.
+// __builtin_cpu_supports also tells whether the operating system saves the wide registers. Clang
+// knows "f16c" only from version 17 on, so cpuid answers for it with every compiler; its
+// conversions use the registers of AVX2.
 inline bool has_f16c() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;

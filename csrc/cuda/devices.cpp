@@ -16,7 +16,7 @@
 namespace bnext::cuda::runtime {
 namespace {
 
-// What a status says of kernels that were enqueued before. (A trap is a launch failure.)
+// Whether a status reports the failure of a kernel enqueued before. (A trap is a launch failure.)
 Fault fault_of(cudaError_t status) {
     switch (status) {
         case cudaErrorLaunchFailure: return Fault::ended;
@@ -33,7 +33,7 @@ Fault fault_of(cudaError_t status) {
     }
 }
 
-// The error is not left behind for the next call of whoever uses CUDA in this process.
+// Clears the error, so that no later call of CUDA in this process reports it.
 [[noreturn]] void fail(cudaError_t status, const char* what, Fault fault) {
     (void)cudaGetLastError();
     throw Error(fault, concat("CUDA: ", what, ": ", cudaGetErrorString(status), " (",
@@ -107,8 +107,8 @@ Limits attributes(int device) {
     limits.shared_per_multiprocessor =
         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
-    // Sizes up to 8 are portable; chips of data centres have 16 (and `resident` is asked of each).
-    // What was compiled for less than 9.0 has no clusters, whatever it runs on.
+    // Clusters of up to 8 blocks are portable; chips of data centres have 16 (`resident` tells for
+    // each launch). Code compiled for less than 9.0 has no clusters on any device.
     const CurrentDevice current(device);
     cudaFuncAttributes attributes{};
     check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(any_kernel())),
@@ -121,7 +121,7 @@ Limits attributes(int device) {
 }
 
 std::string architectures() {
-    // Such as 800,900,1000,1200; what the compiler was given, as it says it.
+    // The compiler's own list, such as 800,900,1000,1200.
     std::string text = BNEXT_TEXT(BNEXT_CUDA_ARCHITECTURES);
     std::ranges::replace(text, ',', ' ');
     return text;
@@ -155,8 +155,8 @@ void release(void* memory, Stream stream) noexcept {
     (void)cudaFreeAsync(memory, static_cast<cudaStream_t>(stream));
 }
 
-// Once for each kernel and device: all the shared memory that a block may have, and no less of it
-// for the multiprocessor, or a second block has no room.
+// Once for each kernel and device: allows the most shared memory for a block, and for the
+// multiprocessor, where a second block would have no room otherwise.
 void prepare(Kernel kernel) {
     const void* const function = reinterpret_cast<const void*>(kernel);
     static std::mutex mutex;
@@ -180,7 +180,7 @@ void prepare(Kernel kernel) {
 
 namespace {
 
-// A launch as the runtime takes it. (It points into itself.)
+// A launch in the runtime's form. (It points into itself.)
 class Configuration {
 public:
     Configuration(const Launch& launch, Stream stream) {

@@ -1,14 +1,14 @@
-// What environment variables say of the CUDA kernels; read once.
+// The environment variables of the CUDA kernels, read once.
 #pragma once
 
 namespace bnext::cuda {
 
 struct Environment {
     bool synchronous = false;  // BNEXT_CUDA_SYNC=1: every launch is waited for
-    int reserved = 0;          // BNEXT_CUDA_RESERVE: multiprocessors that cooperative grids leave
+    int reserved = 0;          // BNEXT_CUDA_RESERVE: multiprocessors without cooperative grids
 };
 
-// Throws std::invalid_argument where a variable has no such value.
+// Throws std::invalid_argument where a variable has another value.
 const Environment& environment();
 
 }  // namespace bnext::cuda

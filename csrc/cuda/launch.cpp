@@ -76,7 +76,7 @@ void check_addresses(const LaunchPlan& plan, const Addresses& at) {
     if (plan.workspace_bytes > 0) require(at.workspace, "workspace");
 }
 
-// Which launch of a call, for errors.
+// One launch of a call.
 struct Step {
     const LaunchPlan& plan;
     Role role;
@@ -94,7 +94,7 @@ struct Step {
 std::string name_of_device(int device) {
     try {
         return concat("device ", device, " (", runtime::device_name(device), ")");
-    } catch (const runtime::Error&) {  // after a kernel has failed, nothing is told of a device
+    } catch (const runtime::Error&) {  // after a failed kernel a device has no name
         return concat("device ", device);
     }
 }
@@ -110,7 +110,7 @@ std::string text_of(const Step& step) {
                   launch.shared_bytes, "; ", name_of_device(step.device), ")");
 }
 
-// What most likely happened, where the error itself does not say it.
+// The likely cause of an error that a kernel left behind.
 std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch) {
     if (error.fault != runtime::Fault::failed && error.fault != runtime::Fault::ended) return "";
     std::string text = waited ? "; most likely this kernel has failed"
@@ -126,8 +126,8 @@ std::string remark_on(const runtime::Error& error, bool waited, const Launch& la
     return text + "; the process can use this device no more";
 }
 
-// Errors of `f` with the name of the launch that they are told at. `waited`: all that came before
-// is known to have ended well.
+// Adds the launch that reports them to errors of `f`. `waited`: all earlier kernels are known to
+// have succeeded.
 template <class F>
 void tell_errors(const Step& step, bool waited, F&& f) {
     try {
@@ -146,7 +146,7 @@ void run(const Step& step, const Arguments& arguments) {
     });
 }
 
-// Errors that can be foreseen come before anything is enqueued.
+// Raises foreseeable errors, before any work is enqueued.
 void prepare(const Step& step) {
     tell_errors(step, false, [&] {
         if (environment().synchronous) runtime::synchronize(step.stream);
@@ -195,7 +195,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     a.kept = 0;
     a.slots = plan.second.slots;
     a.exchange = Exchange::none;
-    if (plan.operation == Operation::backward_fixed) {  // apply_norm of dy
+    if (plan.operation == Operation::backward_fixed) {  // the second launch is apply_norm of dy
         a.x = a.dy;
         a.bias = nullptr;
         a.source = Statistics::absent;
@@ -203,7 +203,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     run(second, a);
 }
 
-// Memory that the call takes for itself, on its stream.
+// Memory that a launch allocates for itself, on its stream.
 class Workspace {
 public:
     Workspace(Index bytes, runtime::Stream stream)
@@ -220,8 +220,8 @@ private:
     void* memory_;
 };
 
-// True once it is enqueued; false where the device refuses a grid or a cluster that must be
-// resident. Then no kernel is enqueued, also not in a graph that is captured; zeroed counters are.
+// True once the plan is enqueued; false where the device refuses a grid or a cluster that must be
+// resident. Then no kernel is enqueued, nor captured in a graph, but the clearing of counters is.
 bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars,
                       int device, runtime::Stream stream) {
     const Kernel kernel = kernel_of(plan.operation, plan.problem, plan.first.cut.unit, Role::fused);
@@ -231,7 +231,7 @@ bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars
     } catch (const runtime::Error& error) {
         if (error.fault != runtime::Fault::refused) throw;
         remember_refusal(kernel, plan.first, device);
-        forget_plans();  // others may be made without that path
+        forget_plans();  // they may contain the refused path
         return false;
     }
     return true;

@@ -58,7 +58,7 @@ std::vector<Path> paths_of(Operation operation) {
 
 namespace {
 
-// Shared memory of a block, where so many of them share a multiprocessor.
+// Shared memory of each of so many blocks on a multiprocessor.
 Index shared_of_block(const Limits& limits, int blocks) {
     return std::min(limits.shared_per_block,
                     limits.shared_per_multiprocessor / blocks - tuning::kReservedShared);
@@ -73,7 +73,7 @@ class Planner {
 public:
     Planner(const Cutter& cutter, int inputs, const Limits& limits)
         : cutter_(cutter), inputs_(inputs), limits_(limits) {
-        // Where shared memory is scarce, blocks are smaller: what is on its way must have room.
+        // Where shared memory is scarce, blocks are smaller: the batches in flight must have room.
         const Index room = shared_of_block(limits, limits.resident_blocks);
         while (cutter_.whole().threads > tuning::kFewestThreads &&
                cutter_.ring() * cutter_.batch_bytes(cutter_.whole()) * inputs +
@@ -83,7 +83,7 @@ public:
         }
     }
 
-    // Null, or why not.
+    // Plans both phases in one launch. Null, or the reason against that path.
     const char* fused(Path path, Launch& launch) const {
         const Index resident = resident_blocks();
         const Index room = shared_of_block(limits_, limits_.resident_blocks);
@@ -113,8 +113,8 @@ public:
             }
             case Path::chunked: {
                 if (!limits_.cooperative) return "the device has no cooperative launches";
-                // Channels that lie in the same rows are read together; planes one by one, so that
-                // the second-level cache has more of each.
+                // Channels that lie in the same rows are read together; planes are read one by one,
+                // so that the second-level cache has more of each.
                 const Index fewest = cutter_.in_parts(1).parts;
                 if (fewest > resident) return "a slab is longer than all blocks together count";
                 const Index groups = cutter_.planar() ? 1 : even_groups(resident / fewest);
@@ -124,8 +124,7 @@ public:
         }
     }
 
-    // Whether a path that would do should be taken: the ones before it leave more of the device
-    // idle.
+    // Whether the launch fills half of the device or more, or has parts too small to divide.
     [[nodiscard]] bool fills(const Launch& launch) const {
         const Index wanted = launch.cooperative
                                  ? resident_blocks()
@@ -142,7 +141,7 @@ public:
     [[nodiscard]] Launch reduce() const {
         const Index blocks = tuning::kReduceWaves * limits_.multiprocessors;
         const Index smallest = std::max<Index>(1, cutter_.slab_bytes() / tuning::kSmallestPart);
-        // The last block merges all channels of all parts: where there are several, of fewer.
+        // The last block merges all channels of all parts: with several channels, fewer parts.
         const bool wide = cutter_.whole().slab_channels() > 1;
         const Index most = (wide ? kBlocksPerProcessor * limits_.multiprocessors : blocks);
         const Index parts = std::min(std::max<Index>(1, most / cutter_.whole().slabs), smallest);
@@ -167,7 +166,7 @@ private:
             (sums ? cutter_.bytes_for_sums(cut) : cutter_.bytes_for_coefficients(cut));
         return launch;
     }
-    // As many groups as take the same number of slabs, of so many that could run.
+    // At most `most` groups, so that all of them take the same number of slabs, as far as possible.
     [[nodiscard]] Index even_groups(Index most) const {
         const Index slabs = cutter_.whole().slabs;
         return divide_up(slabs, divide_up(slabs, std::min(slabs, most)));
@@ -178,8 +177,8 @@ private:
     [[nodiscard]] bool fits(const Cut& cut, Index room) const {
         return bytes_to_keep(cut) + cutter_.bytes_for_sums(cut) <= room;
     }
-    // In so many parts: of the blocks that fit the ones of most threads, since every warp has a row
-    // of sums; where none do, of most threads.
+    // The cut into so many parts, for the largest blocks that fit: every warp takes room for a row
+    // of sums. Where none fit, for the largest.
     [[nodiscard]] Cut cut_for(Index parts, Index room) const {
         for (const int most : {kMostThreads, kMostThreads * 3 / 4, kMostThreads / 2}) {
             const Cut cut = cutter_.in_parts(parts, most);
@@ -190,7 +189,7 @@ private:
     [[nodiscard]] bool fits(Index parts, Index room) const {
         return fits(cut_for(parts, room), room);
     }
-    // The fewest parts that fit; 0 where not even single positions do.
+    // The fewest parts that fit; 0 where even single positions do not.
     [[nodiscard]] Index parts_that_fit(Index room) const {
         Index high = std::min(cutter_.whole().positions, kMostBlocks);
         if (!fits(high, room)) return 0;
@@ -201,7 +200,8 @@ private:
         }
         return low;
     }
-    // A power of two from `fewest` on: what fits, and more where the device would be idle. 0: none.
+    // A power of two from `fewest` on: the least that fits, and more where the device would be
+    // idle. 0: none fits.
     [[nodiscard]] Index cluster_parts(Index room, Index fewest) const {
         const Cut& whole = cutter_.whole();
         const Index most = std::min<Index>(limits_.cluster, whole.positions);
@@ -275,7 +275,7 @@ void lay_out_workspace(LaunchPlan& plan) {
     plan.workspace_bytes = end;
 }
 
-// Arrays that are read to make sums, or to write.
+// The number of arrays that a phase reads.
 int inputs_of(Operation operation) {
     return operation == Operation::forward || operation == Operation::normalize ||
                    operation == Operation::collect_stats
@@ -287,7 +287,7 @@ bool reduces_alone(Operation operation) {
     return operation == Operation::collect_stats || operation == Operation::backward_reduce;
 }
 
-// A launch for each phase, or of the only one.
+// Plans a launch for each phase, or for the only one.
 void plan_phases(LaunchPlan& plan, Path path, int unit) {
     const int inputs = inputs_of(plan.operation);
     const Planner planner(Cutter(plan.problem, unit, inputs), inputs, plan.limits);
@@ -301,8 +301,8 @@ void plan_phases(LaunchPlan& plan, Path path, int unit) {
     plan.second = Planner(Cutter(plan.problem, unit, last), last, plan.limits).apply();
 }
 
-// A launch of both phases: null, or why not. Where the device has room for fewer blocks than the
-// limits say, of fewer and larger ones.
+// Plans a launch of both phases: null, or the reason against that path. Where the device has room
+// for fewer blocks than its limits say, the launch has fewer and larger blocks.
 const char* plan_fused(const LaunchPlan& plan, Path path, int unit, Launch& launch, bool& fills) {
     const int inputs = inputs_of(plan.operation);
     const Cutter cutter(plan.problem, unit, inputs);
@@ -360,7 +360,7 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
     const std::vector<Path> paths = paths_of(operation);
     BNEXT_CHECK(!forced || std::ranges::find(paths, *forced) != paths.end(),
                 "path: ", name_of(operation), " has no path ", forced ? name_of(*forced) : "");
-    // The first path that leaves none of the device idle, else the first that will do.
+    // The first path that fills the device, else the first possible one.
     const char* refusal = nullptr;
     bool found = false;
     for (const Path path : forced ? std::vector{*forced} : paths) {

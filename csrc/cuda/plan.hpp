@@ -1,5 +1,5 @@
-// How a call is launched: a function of the operation, the problem, where its arrays lie, and what
-// the device has. Nothing here needs a device, so that tests can look at every choice without one.
+// LaunchPlan: a function of the operation, the problem, the addresses of its arrays and the limits
+// of the device. No device is needed to make one, so tests check every choice without a GPU.
 #pragma once
 
 #include <array>
@@ -15,10 +15,10 @@
 namespace bnext::cuda {
 
 struct Launch;
-// How much of a launch a device runs at the same time (residency.hpp).
+// The blocks of a launch that run at the same time (residency.hpp).
 using Resident = int (*)(Kernel kernel, const Launch& launch, int device);
 
-// What a GPU has, as far as plans depend on it.
+// The limits of a GPU that plans depend on.
 struct Limits {
     int major = 0;  // of the compute capability
     int minor = 0;
@@ -27,10 +27,10 @@ struct Limits {
     Index shared_per_multiprocessor = 0;
     int cluster = 1;  // the most blocks of a cluster
     bool cooperative = false;
-    int reserved = 0;  // multiprocessors that cooperative grids leave to others
+    int reserved = 0;  // multiprocessors without blocks of cooperative grids
     int resident_blocks = kBlocksPerProcessor;  // of a kernel, on a multiprocessor
-    int device = -1;                            // whose limits these are
-    Resident resident = nullptr;                // asks that device; null: as resident_blocks says
+    int device = -1;                            // that has these limits
+    Resident resident = nullptr;                // asks that device; null: resident_blocks holds
 };
 
 enum class Operation {
@@ -50,14 +50,14 @@ inline constexpr std::array kOperations{
 const char* name_of(Operation operation);
 std::size_t operands_of(Operation operation);  // data arrays, in the order x, dy, output
 
-// Ways to do both phases, best first, and the two that have one.
+// How a launch connects the two phases, best first.
 enum class Path {
-    block,        // a slab in one block's shared memory
-    cluster,      // in that of a cluster's blocks
-    cooperative,  // in that of blocks all over the device
-    chunked,      // the same, but a part of it has to be read again
+    block,        // a slab stays in the shared memory of one block
+    cluster,      // a slab stays in the shared memory of a cluster of blocks
+    cooperative,  // a slab stays in the shared memory of blocks all over the device
+    chunked,      // cooperative, with a part of the slab read again
     two_kernels,  // one launch for each phase
-    one_phase,
+    one_phase,    // the operation has one phase
 };
 const char* name_of(Path path);
 std::vector<Path> paths_of(Operation operation);
@@ -83,13 +83,13 @@ inline bool must_be_resident(const Launch& launch) {
 struct LaunchPlan {
     Operation operation{};
     Path path{};
-    bool forced = false;  // the path was
+    bool forced = false;  // whether the path was forced
     Limits limits;
     Problem problem;
     std::array<Strides, kMaxOperands> strides{};
-    Launch first;   // both phases, or the only one, or the first
-    Launch second;  // of two kernels; grid 0 otherwise
-    // Workspace, in bytes from its beginning: counters, partial sums, merged ones, sums between two
+    Launch first;   // of both phases, of the only one, or of the first
+    Launch second;  // of the second phase in two kernels; else with grid 0
+    // Places in the workspace, in bytes: counters, partial sums, merged sums, sums between two
     // kernels.
     Index counters_bytes = 0;
     Index partials_at = 0;
@@ -98,16 +98,16 @@ struct LaunchPlan {
     Index workspace_bytes = 0;
 };
 
-// An array as a launch with that cut walks it, still without an address.
+// An array as a launch with that cut walks it, without its address.
 Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes);
 
 // Throws std::invalid_argument: "layout: ..." where the arrays have to be copied first, "path: ..."
-// where a forced path cannot do this.
+// where the forced path cannot run the call.
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
                             std::optional<Path> forced = {});
-// The same call with a launch for each phase, neither cooperative nor in clusters, and a workspace
-// of its own.
+// The plan of the same call as `two_kernels`, neither cooperative nor in clusters, with another
+// workspace.
 LaunchPlan in_two_kernels(const LaunchPlan& plan);
 
 }  // namespace bnext::cuda

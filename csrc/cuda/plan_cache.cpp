@@ -13,10 +13,10 @@
 namespace bnext::cuda {
 namespace {
 
-// More than any unit of memory that a plan chooses.
+// A plan depends on addresses modulo this: it exceeds every unit, in bytes.
 constexpr std::uint64_t kAlignment = 256;
 
-// All that a plan depends on besides the limits of the device.
+// Everything that a plan depends on, but for the limits of the device.
 class Key {
 public:
     Key(const UniformCall& call, std::optional<Path> forced) {
@@ -58,7 +58,7 @@ struct Cache {
     std::optional<std::string> forced;
 };
 
-// (Never destroyed: daemon threads may call until the process ends.)
+// Never destroyed: daemon threads may call until the process ends.
 Cache& cache() {
     static auto* const only = new Cache;
     return *only;

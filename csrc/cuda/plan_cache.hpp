@@ -1,5 +1,5 @@
-// Plans of calls that were planned before. A training step makes the same calls again and again,
-// and planning takes longer than all else that comes before their launches.
+// A cache of plans. Training steps repeat the same calls, and planning takes longer than all other
+// work before a launch.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,8 @@
 
 namespace bnext::cuda {
 
-// A call whose operands all have one shape and the same strides, as operands_of orders them.
+// A call whose operands all have one shape and the same strides; addresses in the order of
+// operands_of.
 struct UniformCall {
     Operation operation{};
     DType dtype = DType::float32;
@@ -21,11 +22,11 @@ struct UniformCall {
     std::span<const std::uint64_t> addresses;
 };
 
-// Plans with the device's own limits, and the forced path if the operation has it. Throws as
+// The plan for the limits of the device, with the forced path if the operation has it. Throws as
 // make_launch_plan does.
 std::shared_ptr<const LaunchPlan> planned(const UniformCall& call);
 
-// How many plans are kept, how many were made.
+// The number of plans that are kept, and that were made.
 struct PlanFigures {
     std::size_t kept = 0;
     std::size_t made = 0;
@@ -33,10 +34,10 @@ struct PlanFigures {
 PlanFigures plan_figures();
 constexpr std::size_t kMostPlans = 1024;
 
-// Plans anew from here on, and asks devices for their limits again.
+// Forgets all plans, and the limits of devices.
 void forget_plans();
 
-// The path that plans take if their operation has it, by its name; returns the one before.
+// Forces a path, by its name, on operations that have it; returns the path forced before.
 std::optional<std::string> force_path(std::optional<std::string> name);
 std::optional<Path> forced_path(Operation operation);
 

@@ -1,5 +1,5 @@
-// device.hpp for a CPU: every thread of a launch is a fiber, run in turn until it waits for others.
-// For tests on machines without a GPU; slow, and free of the device's races.
+// device.hpp for a CPU, for tests without a GPU: every thread of a launch is a fiber that runs
+// until it waits for others. It is slow, and does not show the races of a device.
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,7 @@ unsigned char* shared_memory_of_rank(int rank);
 unsigned arrive(unsigned* counter);
 void arrive_and_forget(unsigned* counter);
 void wait_for(const unsigned* counter, unsigned arrivals);
-// Hands over `size` bytes and takes those of `lane`.
+// Shows `size` bytes to the warp, and takes the bytes that `lane` shows.
 void exchange(void* value, int size, int lane);
 int lane();
 
@@ -54,10 +54,10 @@ void store_once(V* p, const V& value) {
     *p = value;
 }
 
-// Reads what it is asked for, so that a place outside the array shows under a sanitizer.
+// Reads the address, so that a sanitizer finds a prefetch outside the array.
 inline void prefetch(const void* p) { (void)*static_cast<const volatile unsigned char*>(p); }
 
-// What is copied arrives as late as a device may let it.
+// Copies arrive as late as they may on a device.
 template <class V>
 inline constexpr bool kCopiesAsync = sizeof(V) >= 4;
 void copy_later(void* shared, const void* p, int size);

@@ -18,7 +18,7 @@ namespace {
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kMostValue = 16;  // bytes that lanes exchange
 
-// Threads that come and wait until all of them have; again and again.
+// A barrier: threads arrive and wait until all have arrived, round after round.
 struct Meeting {
     unsigned arrived = 0;
     unsigned rounds = 0;
@@ -30,7 +30,7 @@ struct Block {
     int running = 0;  // threads that have not ended
     Meeting meeting;
     std::vector<Meeting> warps;
-    // What each lane shows; two, since some read the last while others show the next.
+    // The value that each lane shows; two, since some lanes read one while others show the next.
     std::vector<unsigned char> shown[2];
 };
 
@@ -47,8 +47,8 @@ struct Fiber {
     int thread = 0;
     unsigned exchanges = 0;
     unsigned arrivals = 0;                    // at barriers of the cluster
-    unsigned waits = 0;                       // for them
-    std::deque<std::vector<Copy>> committed;  // groups
+    unsigned waits = 0;                       // at the same barriers
+    std::deque<std::vector<Copy>> committed;  // groups of copies
     std::vector<Copy> asked;
     bool done = false;
 };
@@ -65,10 +65,10 @@ struct Team {
     ucontext_t scheduler{};
     Fiber* current = nullptr;
     bool progress = false;
-    const char* fault = nullptr;  // what a thread must not do
+    const char* fault = nullptr;  // a forbidden action of a thread
 };
 
-Team* team = nullptr;  // of the launch that is running; there is one at a time
+Team* team = nullptr;  // of the running launch; there is one at a time
 
 void yield() { swapcontext(&team->current->context, &team->scheduler); }
 
@@ -90,7 +90,7 @@ void meet(Meeting& meeting, unsigned size) {
     wait_until([&] { return meeting.rounds != round; });
 }
 
-// The launch ends with that error; the thread does not go on.
+// Ends the launch with that error, and does not return.
 void refuse(const char* fault) {
     team->fault = fault;
     while (true) yield();
@@ -201,7 +201,7 @@ void wait_for(const unsigned* counter, unsigned arrivals) {
 namespace emulation {
 namespace {
 
-// (By itself: what getcontext returns into must not hold the caller's variables.)
+// (A function of its own, since getcontext may return into a frame whose variables have changed.)
 void begin(Fiber& fiber, Block& block, int thread) {
     if (!fiber.stack) fiber.stack = std::make_unique<unsigned char[]>(kStackBytes);
     fiber.block = &block;
@@ -240,7 +240,7 @@ void run(Kernel kernel, const Arguments& arguments, const Shape& shape) {
         for (std::size_t b = 0; b < launch.blocks.size(); ++b) {
             Block& block = launch.blocks[b];
             block.index = first + static_cast<Index>(b);
-            // What shared memory begins with is not 0 on a device either.
+            // Not cleared, as on a device.
             block.shared.assign(shape.shared_bytes, 0xff);
             block.running = shape.threads;
             block.meeting = {};

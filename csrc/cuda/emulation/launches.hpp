@@ -15,10 +15,10 @@ struct Shape {
     bool cooperative;          // all blocks run together
 };
 
-// Throws std::runtime_error where all threads wait for something that will not come.
+// Throws std::runtime_error where all threads wait in vain, or a thread does something forbidden.
 void run(Kernel kernel, const Arguments& arguments, const Shape& shape);
 
-// Whether launches run at all; without, what comes before them can be measured.
+// Whether launches run their kernels; without, the code before a launch can be measured.
 void run_kernels(bool wanted);
 
 }  // namespace bnext::cuda::emulation

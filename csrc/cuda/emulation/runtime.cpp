@@ -1,5 +1,5 @@
-// The runtime of launches on the CPU: device memory is ordinary memory, and a stream is done with
-// what it is given at once. Devices differ in what they have room for and in what goes wrong there.
+// The runtime of launches on the CPU: device memory is ordinary memory, and a stream finishes its
+// work at once. The devices differ in their room and in their faults.
 #include "cuda/runtime.hpp"
 
 #include <algorithm>
@@ -18,10 +18,10 @@ struct Device {
     Index shared;          // memory of a block
     int resident;          // blocks of a multiprocessor, at most
     int clusters;          // of the device
-    bool refuses = false;  // cooperative launches and clusters, whatever it says of residency
+    bool refuses = false;  // cooperative launches and clusters, in spite of its occupancy
     bool fails = false;    // every kernel, after its launch
 };
-// Most are small, so that small problems exceed them; device 1 so large that none does.
+// Most devices are small, so that small problems exceed them; device 1 is large.
 constexpr Device kDevices[] = {
     {"emulation of a small GPU", 24 * 1024, kBlocksPerProcessor, 8},
     {"emulation of a large GPU", 8 * 1024 * 1024, kBlocksPerProcessor, 8},
@@ -32,7 +32,7 @@ constexpr Device kDevices[] = {
 };
 
 int current_device = 0;
-bool failed = false;  // a kernel, and no call has been told
+bool failed = false;  // a kernel has failed, and no call has reported it
 
 const Device& device_of_number(int device) { return kDevices[device]; }
 const Device& current() { return device_of_number(current_device); }
