@@ -30,7 +30,7 @@ commands:
 """
 
 
-SECONDS_OF_LOAD = 0.2  # that config looks at the machine
+SECONDS_OF_LOAD = 0.2  # for which config measures the load
 
 
 def program() -> str:
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The words after the program's name; by default those that it was called with.
+        The words after the program's name; by default from ``sys.argv``.
 
     Returns
     -------
     int
-        0; 1 where a result could not be had or written, 2 for a command line that cannot be met,
-        130 after Ctrl-C. What was measured until then has been shown.
+        0; 1 where a result could not be made or written, 2 for a wrong command line, 130 after
+        Ctrl-C. Results until then have been shown.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"config": config, "bench": bench, "statistics": statistics}
@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, command = f"{name} {words[0]}", commands[words[0]]
         words = words[1:]
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # letters that cannot be shown do not end the program
+        if hasattr(stream, "reconfigure"):  # letters that cannot be encoded do not end the program
             stream.reconfigure(errors="replace")
     return ends_well(name)(command)(words)
 
 
 def demo(words: list[str]) -> int:
-    """``python -m bnext``: the main job."""
+    """``python -m bnext``: the demo."""
     from bnext.demo.options import add_options, read_options
 
     parser = Parser(
@@ -105,7 +105,7 @@ def statistics(words: list[str]) -> int:
 
 
 def extra_is_missing(parser: argparse.ArgumentParser, *, picture: bool) -> bool:
-    """Whether the networks cannot be trained here; if so, says what to install."""
+    """Whether packages for the networks are missing; prints what to install."""
     from bnext.demo.options import missing_extra
 
     if missing := missing_extra(picture=picture):
@@ -134,7 +134,7 @@ def config(words: list[str]) -> int:
 
 
 def bench(words: list[str]) -> int:
-    """``python -m bnext bench``: the benchmark, which has its own options."""
+    """``python -m bnext bench``: the benchmark, with its own options."""
     from bnext.bench.command import measure_and_report
 
     return measure_and_report(words, f"{program()} bench")

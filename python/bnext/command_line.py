@@ -1,4 +1,4 @@
-"""What the command lines share: how a program ends, and what its options take."""
+"""The common parts of the command lines: exit statuses, option types, output files."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit statuses; the last is the shells'
 
 LARGEST = 2**31 - 1
 LARGEST_SEED = 2**32 - 1  # of scikit-learn, which splits the digits
-MOST_THREADS = 1024  # a system has far more, a measurement has no use for them
+MOST_THREADS = 1024  # of a measurement
 LONGEST = 40  # characters of a wrong argument that a message repeats
-ROOM = 1 << 19  # bytes; the largest picture has half of that
+ROOM = 1 << 19  # bytes: twice the largest picture
 
 Command = Callable[..., int]
 
 
 class CommandError(Exception):
-    """What a command cannot do for a reason outside of it: one line for the user."""
+    """A command fails for a reason outside of it: one line for the user."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong with a command line."""
+    """A parser that reports a wrong command line in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say it, and end the program with status 2."""
+        """Print the message, and end the program with status 2."""
         say(self.prog, f"error: {message} (--help lists the options)")
         raise SystemExit(USAGE)
 
@@ -61,11 +61,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def ends_well(program: str) -> Callable[[Command], Command]:
-    """Make a command that ends with a status, and one line, where errors are not its own.
+    """Decorate a command: errors from outside end it with a status and one line.
 
-    Ctrl-C ends with 130; a full disk, a file that cannot be written or read, missing memory and a
-    `CommandError` with 1; a reader that has gone (``| head``) with 1, silently. Other errors are
-    bugs, and keep their traceback.
+    Ctrl-C ends it with 130; a full disk, a file that cannot be written or read, missing memory and
+    a `CommandError` with 1; a closed pipe (``| head``) with 1, silently. Other errors are bugs, and
+    keep their traceback.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def ends_well(program: str) -> Callable[[Command], Command]:
                     status = command(*arguments, **options)
                 finally:  # also where argparse ends the program
                     if sys.stdout is not None:
-                        sys.stdout.flush()  # here, where a failure can still be told
+                        sys.stdout.flush()  # here, where a failure can still be reported
             except KeyboardInterrupt:
                 say(program, "interrupted")
                 status = INTERRUPTED
@@ -131,7 +131,7 @@ def _reason(error: OSError) -> str:
 
 
 def _end_output() -> None:
-    """Write what is left of the standard output, or drop it: Python would try it again at exit."""
+    """Write the rest of the standard output, or drop it: Python would try again at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -142,7 +142,7 @@ def _end_output() -> None:
             os.close(nothing)
 
 
-# --- what options take ----------------------------------------------------------------------------
+# --- types of options -----------------------------------------------------------------------------
 
 
 def at_least(smallest: int, largest: int = LARGEST) -> Callable[[str], int]:
@@ -152,7 +152,7 @@ def at_least(smallest: int, largest: int = LARGEST) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            # Python reads no number of thousands of digits.
+            # Python refuses numbers of thousands of digits.
             value = largest + 1 if text.strip().isdecimal() else smallest - 1
         if value < smallest:
             raise argparse.ArgumentTypeError(
@@ -190,7 +190,7 @@ def not_negative(text: str) -> float:
 
 
 def existing_file(text: str) -> Path:
-    """Read the name of a file that is there, for argparse."""
+    """Read the name of an existing file, for argparse."""
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"expected an existing file, got {text}")
@@ -207,7 +207,7 @@ def _short(text: str) -> str:
 def check_output(
     parser: argparse.ArgumentParser, option: str, path: Path, suffixes: Sequence[str] = ()
 ) -> None:
-    """See, before the work, whether its result can be written.
+    """Check, before the work, that its result can be written.
 
     Parameters
     ----------
@@ -216,9 +216,9 @@ def check_output(
     option : str
         The option that gave the name.
     path : Path
-        Where the file is to be. One that is there is not touched.
+        The place of the file. An existing file is not touched.
     suffixes : sequence of str
-        One of them must be the name's; any, if there are none.
+        The name must end in one of them; any name is right if there are none.
 
     Raises
     ------
@@ -247,14 +247,14 @@ def write_output(path: Path, content: bytes) -> None:
     Parameters
     ----------
     path : Path
-        Where; a file that is there is replaced, and stays if the new one cannot be written.
+        Its place. An existing file is replaced, and stays if the new one cannot be written.
     content : bytes
         All of it.
 
     Raises
     ------
     OSError
-        It cannot be written; has the name.
+        It cannot be written; the error has the name.
     """
     target = path.resolve()
     try:
@@ -287,7 +287,7 @@ def _try_to_write(target: Path) -> None:
 
 
 def _is_replaced(target: Path) -> bool:
-    """Whether a new file takes the place of `target`; a device, for one, is written to."""
+    """Whether a new file replaces `target`; a device, for one, is written to."""
     return (target.is_file() or not target.exists()) and os.access(target.parent, os.W_OK)
 
 

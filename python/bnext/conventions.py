@@ -1,8 +1,8 @@
-"""Statistics and hyperparameters in the words of other libraries.
+"""Statistics and hyperparameters in the conventions of other libraries.
 
-All normalize by ``weight * (x - mean) / sqrt(var + eps) + bias`` with the variance that they have
-stored, so nothing has to be changed for inference to stay the same. What differs is what names
-mean, and what training goes on to store:
+All libraries normalize by ``weight * (x - mean) / sqrt(var + eps) + bias`` with their stored
+variance, so inference stays the same without any change. Names and their meanings differ, and so do
+the values that training stores later:
 
 ============ ============ ================= ============= ============== =================
 convention   momentum is  stored variance   channels at   default decay  default eps
@@ -54,26 +54,26 @@ COUNTER = "num_batches_tracked"
 
 
 def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -> dict[str, Any]:
-    """Give a layer's arrays and hyperparameters as another library has them.
+    """Give a layer's arrays and hyperparameters in another library's convention.
 
     Parameters
     ----------
     bn : BatchNorm
         With running statistics.
     convention : {"pytorch", "keras", "flax", "onnx"}
-        Whose.
+        Name of the convention.
     count : int, optional
         Values per channel of the batches that the variance was estimated from. If given, the
         variance is multiplied by ``(count - 1) / count``, or the inverse, where one side has
-        Bessel's correction and the other has not: it is then what that library would have stored.
-        Without it the variance stays, and so does what the layer computes in inference.
+        Bessel's correction and the other has not: the result is the variance that the other library
+        would have stored. Without `count` the variance stays, and so do the results of inference.
 
     Returns
     -------
     dict
         NumPy arrays, copied, under the names of the convention's parameters and statistics;
-        ``momentum`` in its meaning, and ``eps`` or ``epsilon``. Parameters that the layer does not
-        have are left out, but for ONNX, which asks for them: 1 and 0.
+        ``momentum`` in its meaning, and ``eps`` or ``epsilon``. Parameters that the layer lacks are
+        left out, except for ONNX, which requires them: 1 and 0.
 
     Raises
     ------
@@ -120,23 +120,22 @@ def from_convention(
     Parameters
     ----------
     convention : {"pytorch", "keras", "flax", "onnx"}
-        Whose.
+        Name of the convention.
     values : mapping
         Arrays of any library under the names of the convention's statistics and, if it has them,
         parameters; ``momentum`` in its meaning, and ``eps`` or ``epsilon``, or else the
         convention's defaults.
     channel_axis : int, optional
-        Which axis of the input has the channels; the convention's default if not given.
+        The axis of the input with the channels; by default the convention's.
     count : int, optional
         Values per channel of the batches that the variance was estimated from. If given, the
-        variance gets Bessel's correction where it has none. Without it the variance stays as it is,
-        and the layer's estimator goes on as the convention does.
+        variance gets Bessel's correction where it has none. Without `count` the variance stays, and
+        the layer's estimator follows the convention.
 
     Returns
     -------
     BatchNorm
-        Of the dtype of the statistics, float32 if they are narrower; in training mode, as a new
-        layer.
+        In training mode, with the dtype of the statistics, at least float32.
 
     Raises
     ------
@@ -170,13 +169,13 @@ def from_convention(
         dtype=np.float64 if arrays[mean].dtype == np.float64 else np.float32,
         estimator=_estimator_of(words, values, words.bessel or count is not None),
     )
-    wide = arrays[var].astype(np.float64)  # rounded once, where the layer has it
+    wide = arrays[var].astype(np.float64)  # rounded once, to the layer's dtype
     arrays[var] = _corrected(wide, words.bessel, bn.estimator.bessel, count)
     for name, ours in zip(
         words.names, ("weight", "bias", "running_mean", "running_var"), strict=True
     ):
         if name in arrays:
-            with np.errstate(all="ignore"):  # rounding says nothing of overflow
+            with np.errstate(all="ignore"):  # overflow in rounding is silent
                 getattr(bn, ours)[...] = arrays[name]
     if COUNTER in values and bn.num_batches_tracked is not None:
         bn.num_batches_tracked[...] = counter_of(values[COUNTER], COUNTER)

@@ -1,18 +1,18 @@
 """Whether bnext can compute on a GPU, and if not, why.
 
-The compiled kernels are the extension module `bnext._cuda`, which a build has only where it was
-asked for or found a GPU. It is loaded when an array on a GPU comes, or when this module is asked.
+The compiled kernels are the extension module `bnext._cuda`. A build has it where it found a GPU, or
+with BNEXT_CUDA=ON. The first array on a GPU loads it, or the first call of this module.
 
-Two environment variables are read when it is loaded; `bnext.show_config` tells them.
+It then reads two environment variables; `bnext.show_config` shows them.
 
 ``BNEXT_CUDA_SYNC=1``
-    Every launch is waited for, so that the call whose kernel fails raises the error, with the
-    kernel's name. Launches that a CUDA graph captures are not waited for. For finding faults: the
-    default, 0, leaves calls asynchronous, and an error is raised by a later one.
+    Calls wait for their launches, unless a CUDA graph captures them, so that the call whose kernel
+    fails raises the error, with the kernel's name. With the default, 0, calls are asynchronous, and
+    a later call raises the error.
 ``BNEXT_CUDA_RESERVE=n``
-    Kernels whose blocks wait for each other occupy all multiprocessors but `n` (at least one), so
-    that kernels of other streams, such as NCCL's in `DistributedDataParallel`, run beside them. The
-    default is 0.
+    Kernels whose blocks wait for each other leave `n` multiprocessors free (they use at least one),
+    so that kernels of other streams, such as NCCL's in `DistributedDataParallel`, run beside them.
+    The default is 0.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def reason() -> str:
     -------
     str
         One line: the build has no kernels, there is no driver or no GPU, or the build has no code
-        for any that there is. Empty if `is_available()`.
+        for any of the GPUs. Empty if `is_available()`.
     """
     try:
         kernels = _load()
     except ImportError as error:
         return str(error)
     first = ""
-    # Not all of them: to be asked, a device gets a context, which takes its memory.
+    # Stops at the first that works: a query makes a context, which takes memory of the device.
     for device in range(kernels.device_count()):
         problem = _problem_of(kernels, device)
         if not problem:
@@ -71,7 +71,7 @@ def device_count() -> int:
     Returns
     -------
     int
-        Those that the process sees, also ones that the build has no code for; 0 without kernels,
+        GPUs that the process sees, even if the build has no code for them; 0 without kernels,
         without a driver, and without a GPU.
     """
     try:
@@ -95,7 +95,7 @@ def _load() -> Any:
 
 @functools.cache
 def _problem_of(kernels: Any, device: int) -> str:
-    """Say why nothing can be computed on that device; empty if it can."""
+    """Say why kernels cannot run on that device; empty if they can."""
     count = kernels.device_count()
     if count == 0:
         return str(kernels.unavailable_reason()) or "no GPU was found"
@@ -107,7 +107,7 @@ def _problem_of(kernels: Any, device: int) -> str:
 
 
 def _config() -> dict[str, Any]:
-    """Collect what `bnext.show_config` tells."""
+    """Collect the section of `bnext.show_config`."""
     try:
         kernels = _load()
     except ImportError as error:
@@ -126,9 +126,9 @@ def _config() -> dict[str, Any]:
 
 @contextmanager
 def _forced_path(name: str) -> Iterator[None]:
-    """Plan with a path, for tests: inside, the operations that have it.
+    """Force a path, for tests, on the operations that have it.
 
-    An operation whose problem the path cannot do raises the ValueError of `_cuda.plan`.
+    If the path cannot run a problem, the operation raises the ValueError of `_cuda.plan`.
     """
     kernels = _load()
     known = {path for operation in kernels.operations() for path in kernels.paths(operation)}

@@ -1,13 +1,13 @@
-"""How a layer estimates, batch by batch, the statistics that inference uses.
+"""Estimators: how a layer estimates, batch by batch, the statistics for inference.
 
 Each estimator moves the running statistics by a weight w of the new batch,
 
     running = (1 - w) * running + w * batch,
 
-and says what w is for the t-th batch. No estimator has state of its own: the layer's arrays and its
-counter are all there is, so that state dicts are PyTorch's whatever the estimator.
+and gives w for the t-th batch. Estimators have no state beside the layer's arrays and its counter,
+so that state dicts are PyTorch's for every estimator.
 
-What is exact for trained parameters needs the data again: `bnext.update_statistics`.
+Exact statistics for trained parameters need the data again: `bnext.update_statistics`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ __all__ = ["DEFAULT_MOMENTUM", "Cumulative", "DebiasedExponential", "Estimator",
 
 
 class _Default(float):
-    """A number that can be told from the same one given by a caller."""
+    """A number that differs, as an object, from the same number given by a caller."""
 
 
 DEFAULT_MOMENTUM: float = _Default(0.1)
 
 
 class Estimator(abc.ABC):
-    """What the running statistics of a layer are; `Exponential` is the default.
+    """The rule for a layer's running statistics; `Exponential` is the default.
 
     Attributes
     ----------
     momentum : float or None
         Weight of the new batch in an exponential average; None in a cumulative one.
     bessel : bool
-        Whether the variance that is kept has Bessel's correction, ``m2 / (n - 1)``, as PyTorch and
-        Chainer keep it, or is the biased ``m2 / n``, as Keras, Flax and ONNX do.
+        Whether the running variance has Bessel's correction, ``m2 / (n - 1)``, as in PyTorch and
+        Chainer, or is the biased ``m2 / n``, as in Keras, Flax and ONNX.
     """
 
     __slots__ = ()
@@ -115,7 +115,7 @@ class Exponential(Estimator):
     Parameters
     ----------
     momentum : float, optional
-        Weight of the new batch; 0.1 if neither it nor `decay` is given. Exactly one of them may be.
+        Weight of the new batch; 0.1 if neither it nor `decay` is given. At most one may be given.
     decay : float, optional
         Weight of the old average, ``1 - momentum``.
     bessel : bool
@@ -126,7 +126,7 @@ class Exponential(Estimator):
     ValueError
         Both were given, or the number is not finite.
     TypeError
-        It is no number.
+        It is not a number.
     """
 
     momentum: float
@@ -143,17 +143,16 @@ class Exponential(Estimator):
         return self.momentum
 
     def __repr__(self) -> str:
-        """As one would write it."""
+        """Write the call that makes it."""
         return f"{type(self).__name__}(momentum={self.momentum}{_repr_of(self.bessel)})"
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class DebiasedExponential(Exponential):
-    """Exponential average without the bias towards where it began.
+    """Exponential average without the bias towards its initial values.
 
     After t batches an exponential average still has ``decay**t`` of the initial 0 and 1. Divided by
-    ``1 - decay**t`` (Kingma and Ba 2015, section 3), it is an average of batches alone; which is to
-    move by
+    ``1 - decay**t`` (Kingma and Ba 2015, section 3), it is an average of batches alone. It moves by
 
         w = momentum / (1 - decay**t),
 
@@ -163,7 +162,7 @@ class DebiasedExponential(Exponential):
     ----------
     momentum : float, optional
         Weight of the new batch in the long run, above 0 and at most 1; 0.1 if neither it nor
-        `decay` is given. Exactly one of them may be.
+        `decay` is given. At most one may be given.
     decay : float, optional
         Weight of the old average, ``1 - momentum``.
     bessel : bool
@@ -174,7 +173,7 @@ class DebiasedExponential(Exponential):
     ValueError
         Both were given, or the number is not in this range.
     TypeError
-        It is no number.
+        It is not a number.
     """
 
     def __init__(
@@ -213,7 +212,7 @@ class Cumulative(Estimator):
         return 1.0 / count_of(batch, "batch", 1)
 
     def __repr__(self) -> str:
-        """As one would write it."""
+        """Write the call that makes it."""
         return f"Cumulative({_repr_of(self.bessel).removeprefix(', ')})"
 
 
@@ -237,9 +236,9 @@ def _momentum_of(momentum: float | None, decay: float | None) -> float:
 
 
 def chosen(momentum: float | None, decay: float | None, estimator: Estimator | None) -> Estimator:
-    """Make of a layer's arguments, of which at most one may be given, the estimator.
+    """Make the estimator from a layer's arguments, of which at most one may be given.
 
-    A momentum that is not `DEFAULT_MOMENTUM` itself counts as given; None is the cumulative one.
+    A momentum other than `DEFAULT_MOMENTUM` itself counts as given; None is cumulative.
     """
     given = {
         name: value

@@ -1,11 +1,11 @@
-"""Batch normalization in inference is one multiplication and one addition: away with it.
+"""Folding: batch normalization in inference, merged into a neighbouring layer.
 
 With the running statistics, ``y = scale * x + shift`` per channel, where
 
     scale = weight / sqrt(running_var + eps),  shift = bias - running_mean * scale.
 
-A linear layer or convolution before it takes both into its own weight and bias; one after it does
-where that is exact.
+The linear layer or convolution before it takes both into its weight and bias; so does the one after
+it, where that is exact.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 class Affine(NamedTuple):
-    """What a layer does to each channel in inference: ``scale * x + shift``.
+    """A layer in inference, per channel: ``scale * x + shift``.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ def affine_of(bn: BatchNorm) -> Affine:
     var = _of_layer(bn.running_var, "running_var")
     with np.errstate(under="ignore"):
         root = np.sqrt(var + bn.eps)
-        scale = np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)  # 0 as rstd is
+        scale = np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)  # 0, like rstd
         shift = -mean * scale
         if bn.weight is not None:
             weight = _of_layer(bn.weight, "weight")
@@ -89,20 +89,18 @@ def fold(
     bn : BatchNorm
         With running statistics, over C channels.
     axis : int or tuple of int
-        Where `weight` has its outputs: 0 for PyTorch's Linear (out, in) and Conv (out, in/groups,
-        ...); -1 for weights (in, out), and (..., in, out) of convolutions as Keras and Flax have
-        them; 1 for PyTorch's ConvTranspose (in, out/groups, ...). Outputs that lie along two axes
-        (depthwise kernels of Keras, (..., in, multiplier)) are given as both, the slower first.
+        The axis of `weight` with the outputs: 0 for PyTorch's Linear (out, in) and Conv (out,
+        in/groups, ...); -1 for weights (in, out), and for convolutions (..., in, out) of Keras and
+        Flax; 1 for PyTorch's ConvTranspose (in, out/groups, ...). If outputs lie along two axes
+        (depthwise kernels of Keras, (..., in, multiplier)), both, the slower first.
     groups : int
         Groups of a transposed convolution, whose weight has only out/groups along `axis`, and the
-        group along axis 0. Otherwise 1, as convolutions with groups have all their outputs along
-        one axis.
+        group along axis 0. Otherwise 1: other convolutions have all outputs along one axis.
 
     Returns
     -------
     weight, bias : array
-        Of the library and dtype of `weight`, which may not be changed; computed in float64 and
-        rounded once.
+        New arrays with the library and dtype of `weight`; computed in float64 and rounded once.
 
     Raises
     ------
@@ -159,17 +157,17 @@ def fold_into_next(
     groups : int
         Groups of the convolution.
     padded : bool
-        Whether the convolution pads its input with zeros. It pads what `bn` gives, so zeros there
-        are no zeros before it, and folding is exact only where `shift` is 0.
+        Whether the convolution pads its input with zeros. It pads the output of `bn`, where a zero
+        is not a zero of the input: folding is exact only where `shift` is 0.
     transposed : bool
-        Whether the convolution is a transposed one. At its borders, and between strides, not every
-        position of the kernel takes part, so that the same holds, unless the kernel has a single
-        position.
+        Whether the convolution is transposed. At its borders, and between strides, it uses only
+        some positions of the kernel: folding is exact only where `shift` is 0, or where the kernel
+        has a single position.
 
     Returns
     -------
     weight, bias : array
-        As those of `fold`.
+        As from `fold`.
 
     Raises
     ------
@@ -189,7 +187,7 @@ def fold_into_next(
             f"bn: expected a shift of 0 before {what}, where folding is not exact otherwise, got "
             f"one of up to {np.max(np.abs(shift)):.3g}"
         )
-    # The axis along which groups lie has all channels of its side, the other those of one group.
+    # The axis with the groups has all channels of its side; the other has those of one group.
     whole = inputs if transposed else outputs
     _check_groups(groups, values.shape, whole)
     groups_of_inputs = 1 if transposed else groups
@@ -229,7 +227,7 @@ def _spread(
 ) -> Float64Array:
     """Lay a vector of channels along `axes`, to be broadcast against `shape`.
 
-    With groups, `axes` is one axis with the channels of one group, and `group_axis` tells which.
+    With groups, `axes` is one axis with the channels of one group, and `group_axis` has the groups.
     """
     if groups > 1:
         (axis,) = axes
@@ -265,7 +263,7 @@ def _check_groups(groups: Any, shape: tuple[int, ...], axis: int) -> None:
 def _values_of(array: Any, name: str) -> Float64Array:
     """Copy to NumPy's float64."""
     library = library_of(array)
-    if library is not None and str(array.dtype).endswith("bfloat16"):  # which NumPy may not read
+    if library is not None and str(array.dtype).endswith("bfloat16"):  # NumPy may not read it
         array = library.converted(array, "float32")
     values = values_of(array, name)
     if not _core.is_data_dtype(values.dtype):
@@ -289,13 +287,13 @@ def _vector(bias: Any, count: int) -> Float64Array:
 
 
 def _like(values: Float64Array, like: Any) -> Any:
-    """Round to the dtype of `like`, in its library and where it is."""
+    """Round to the dtype of `like`, in its library and on its device."""
     library = library_of(like)
     with np.errstate(under="ignore"):
         if library is None:
             return values.astype(np.asarray(like).dtype)
         name = str(like.dtype).rpartition(".")[2]
-        through_float32 = name == "bfloat16"  # which NumPy may not have
+        through_float32 = name == "bfloat16"  # NumPy may not have it
         rounded = values.astype(np.float32 if through_float32 else name)
     array = library.from_numpy(rounded, like)
     return library.converted(array, name) if through_float32 else array

@@ -1,4 +1,4 @@
-"""Threads, instruction sets, memory kept for results, and what the build and the machine are."""
+"""Threads, instruction sets, the pool of memory, and the configuration of build and machine."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def set_num_threads(n: int) -> None:
 
     Notes
     -----
-    A call takes fewer threads where it is small, and where fewer processors are free: by the
+    A small call takes fewer threads, and so does a call while fewer processors are free: by the
     affinity mask of the calling thread, the quota of control groups, other calls of this process,
-    and by how long earlier calls had to wait for threads that other processes kept from running.
+    and the time that earlier calls waited for threads that other processes kept from running.
     Waiting then costs about a fiftieth of the time. ``show_config()`` has the figures. The
     environment variable ``BNEXT_TEAM=fixed``, read at import, turns this off; the default is
     ``adaptive``.
@@ -65,9 +65,9 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` said, else OpenMP's default (``OMP_NUM_THREADS``, or the processors
-        that the process may run on). 1 without OpenMP, and in a process forked from one whose
-        OpenMP threads it may lack: bnext had used several, or another library that uses the same
+        The number given to `set_num_threads`, else OpenMP's default (``OMP_NUM_THREADS``, or the
+        processors that the process may run on). 1 without OpenMP, and in a forked process that may
+        lack OpenMP threads of its parent: bnext had used several, or another library with the same
         OpenMP runtime was loaded.
     """
     return _core.get_num_threads()
@@ -89,7 +89,7 @@ class use_isa:  # noqa: N801  (reads as a function at the place of use)
 
     Notes
     -----
-    The environment variable ``BNEXT_ISA`` forces one from the start. All sets with fused
+    The environment variable ``BNEXT_ISA`` forces a set from the start. All sets with fused
     multiply-add (all but the baseline on x86-64) give the same bits.
     """
 
@@ -114,7 +114,7 @@ class use_isa:  # noqa: N801  (reads as a function at the place of use)
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Return to what was in force before."""
+        """Restore the set that was active before."""
         global _forced_by
         isa, _forced_by = self._before.pop()
         _core.set_isa(isa)
@@ -124,22 +124,22 @@ def empty_cache() -> None:
     """Give back to the system the memory that is kept for the results of later calls.
 
     Results of 64 KiB and more get their memory from a pool, and return it when the array and its
-    last view are gone. The pool keeps at most ``BNEXT_POOL_LIMIT`` bytes for arrays to come: an
-    environment variable, read at import, such as ``300000000``, ``512M`` or ``2G``; ``0`` keeps
-    nothing. Unless it is set, 1 GiB, or an eighth of the memory that the process may have if that
-    is less. Arrays in use do not count, and are not touched.
+    last view are gone. The pool keeps at most ``BNEXT_POOL_LIMIT`` bytes: an environment variable,
+    read at import, such as ``300000000``, ``512M`` or ``2G``; ``0`` keeps nothing. The default is
+    the lesser of 1 GiB and an eighth of the memory that the process may have. Arrays in use do not
+    count, and are not touched.
 
     Notes
     -----
     ``show_config(mode="dicts")["pool"]`` has the figures: ``limit_bytes``, ``cached_bytes`` (kept),
-    ``in_use_bytes`` (of arrays that live), ``hits`` and ``misses`` (results whose memory had been
-    kept, and had not).
+    ``in_use_bytes`` (of live arrays), ``hits`` and ``misses`` (results with and without memory from
+    the pool).
     """
     _core.pool_empty_cache()
 
 
 def apply_environment() -> None:
-    """Do what ``BNEXT_ISA``, ``BNEXT_POOL_LIMIT`` and ``BNEXT_TEAM`` say; called once, at import.
+    """Apply ``BNEXT_ISA``, ``BNEXT_POOL_LIMIT`` and ``BNEXT_TEAM``; called once, at import.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def _bytes(text: str) -> int:
 
 
 def without_openmp() -> str | None:
-    """Say that bnext was built without OpenMP, and what to do; None where it has OpenMP."""
+    """Explain a build without OpenMP, and its remedy; None for a build with OpenMP."""
     remedy = _core.build_config()["openmp_remedy"]
     if remedy is None:
         return None
@@ -216,7 +216,7 @@ def _config() -> dict[str, Any]:
 
 
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Print how bnext was built and what it found on this machine.
+    """Print how bnext was built, and the properties of this machine.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: one that is too wide goes on below."""
+"""Tables that fit the terminal: a table that is too wide continues below."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ UNBOUNDED = 1000
 
 
 def text_width() -> int:
-    """Give the columns that running text may take: the terminal's, at most 100."""
+    """Give the width of running text: the terminal's, at most 100."""
     return min(WIDEST_TEXT, shutil.get_terminal_size((WIDEST_TEXT, 24)).columns)
 
 
 def table_width() -> int:
-    """Give the columns that a table may take: the terminal's; any in a file or a pipe."""
+    """Give the width of a table: the terminal's; unbounded in a file or a pipe."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     return shutil.get_terminal_size().columns if is_terminal else UNBOUNDED
 
@@ -37,16 +37,16 @@ def column_groups(
     Parameters
     ----------
     columns : int
-        How many there are.
+        Their number.
     keys : int
-        How many at the left say what a row is: every table has them.
+        The number of columns at the left that name a row: every table has them.
     fits : callable
         Whether a table of these columns fits.
 
     Returns
     -------
     list of list of int
-        The columns of each table, in order; one besides the keys where even that does not fit.
+        The columns of each table, in order: at least one besides the keys.
     """
     first = list(range(keys))
     groups: list[list[int]] = []
@@ -72,11 +72,11 @@ class TextTable:
     rows : sequence of sequences of str
         The cells, with rich's markup.
     keys : int
-        How many columns at the left say what a row is: at the left of every table.
+        The number of columns that name a row: at the left of every table.
     left : collection of str
-        Columns whose cells begin at the left; the keys' do.
+        Columns with cells aligned to the left, besides the keys.
     sections : collection of int
-        Rows that a line follows.
+        Rows with a line below them.
     """
 
     title: str
@@ -87,7 +87,7 @@ class TextTable:
     sections: Collection[int] = ()
 
     def show(self, console: Console) -> None:
-        """Print it, in as many tables as the terminal needs; no number is cut off."""
+        """Print it, in as many tables as the terminal needs, without cutting numbers off."""
         unbounded = console.options.update(width=UNBOUNDED)
 
         def width(columns: Sequence[int]) -> int:

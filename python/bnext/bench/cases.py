@@ -1,4 +1,4 @@
-"""What is measured: shapes with a memory layout, and data drawn for them."""
+"""The cases of the benchmark: shapes with a memory layout, and data drawn for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 EPS = 1e-5
 
 
-# Where a misaligned array begins: this many bytes, or one element, after a multiple of ALIGNMENT.
+# A misaligned array begins this many bytes, or one element, after a multiple of ALIGNMENT.
 OFFSET = 4
 ALIGNMENT = 64
 
@@ -31,9 +31,9 @@ def dtype_of(name: str) -> np.dtype[Any]:
 class Case:
     """A problem with its channels at axis 1.
 
-    `channels_last` says how an image lies in memory: its channels are then contiguous (NHWC), and
-    the array is a transposed view with the shape NCHW. Arrays that are not `aligned` begin a few
-    bytes after an address that vectors and cache lines like.
+    With `channels_last` the channels are contiguous in memory (NHWC), and the array is a transposed
+    view with the shape NCHW. Arrays that are not `aligned` begin a few bytes after the beginning of
+    a cache line.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Case:
 
     @property
     def parameter_dtype(self) -> np.dtype[Any]:
-        """The dtype of weight, bias and statistics: float32 at least."""
+        """The dtype of weight, bias and statistics: at least float32."""
         return np.promote_types(dtype_of(self.dtype), np.float32)
 
     def in_memory_order(self, array: Array) -> Array:
-        """View `array` with its axes as they lie in memory, the slowest first."""
+        """View `array` with its axes in the order of memory, the slowest first."""
         return np.moveaxis(array, 1, -1) if self.channels_last else array
 
     def empty(self, dtype: np.dtype[Any] | None = None) -> Array:
-        """Allocate an array that lies in memory as the case says, of its dtype or another."""
+        """Allocate an array in the memory order of the case, of its dtype or another."""
         dtype = dtype or dtype_of(self.dtype)
         n, c, *inner = self.shape
         if self.channels_last:
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Data:
-    """The arrays of one case. All libraries read the same ones, and write to the same `out`."""
+    """The arrays of one case. All libraries read the same arrays, and write to the same `out`."""
 
     case: Case
     x: Array
@@ -88,7 +88,7 @@ class Data:
 
 
 def draw(case: Case, seed: int = 0) -> Data:
-    """Draw the data of `case`: uniform, with a place and a width that differ by channel.
+    """Draw the data of `case`: uniform, with a minimum and a width for each channel.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def draw(case: Case, seed: int = 0) -> Data:
     Returns
     -------
     Data
-        Pages of `out` are mapped; `mean` and `var` are what inference normalizes with.
+        Pages of `out` are mapped; inference normalizes by `mean` and `var`.
     """
     rng = np.random.default_rng(seed)
     channels = case.shape[1]
@@ -111,7 +111,7 @@ def draw(case: Case, seed: int = 0) -> Data:
 
     def uniform(width: Array, low: Array) -> Array:
         values = case.empty()
-        # The generator knows no 16-bit types.
+        # The generator has no 16-bit types.
         wide = values if values.dtype == parameter else case.empty(parameter)
         rng.random(dtype=parameter.type, out=case.in_memory_order(wide))
         wide *= width

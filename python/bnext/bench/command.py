@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        0; 1 where a result could not be had or written, 130 after Ctrl-C: what was measured until
-        then has been printed. A wrong option ends the program with status 2, as argparse does.
+        0; 1 where a result could not be made or written, 130 after Ctrl-C. Results until then have
+        been printed. A wrong option ends the program with status 2.
     """
     return ends_well(PROGRAM)(measure_and_report)(arguments)
 
@@ -98,7 +98,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _measure_all(found: list[Measurement], threads: int, *, quick: bool) -> None:
-    """Measure everything; add each measurement to `found` as soon as it is there."""
+    """Measure everything; add each measurement to `found` at once."""
     cases = QUICK_CASES if quick else CASES
     seconds = 0.05 if quick else 0.3
     for pages in ORDER:
@@ -115,7 +115,7 @@ def _measure_all(found: list[Measurement], threads: int, *, quick: bool) -> None
 
 
 def _in_order(found: Sequence[Measurement]) -> list[Measurement]:
-    """Sort by case and operation, in place of by pages."""
+    """Sort by case and operation; the measurements came by pages."""
     cases = list(dict.fromkeys(measurement.case for measurement in found))
     return sorted(
         found,
@@ -124,7 +124,7 @@ def _in_order(found: Sequence[Measurement]) -> list[Measurement]:
 
 
 def _progress(text: str) -> None:
-    """Show a line that the next one overwrites, where somebody is looking."""
+    """Show a line that the next one overwrites, on a terminal."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"\r{text:30}", end="" if text else "\r", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the shapes: versions, threads, the machine."""
+"""The environment of a measurement: versions, threads, the machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name the processor: Linux tells in a file, others through the platform module."""
+    """Name the processor, from a file of Linux or from the platform module."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Outputs that a library insists on allocating itself, on pages that are warm all the same."""
+"""Warm pages for outputs that a library always allocates itself."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ROOM_FOR_SMALL_OBJECTS = 4 << 20
 def recycled_pages(nbytes: int) -> Iterator[None]:
     """Let malloc take large arrays from `nbytes` of memory whose pages are mapped.
 
-    Usually memory for a large array comes fresh from the system with each allocation, and the first
-    touch of every page is a fault. Inside this context it comes from the heap, which has been
-    touched, does not shrink, and is advised to be huge pages, as NumPy's own arrays are.
+    Usually each allocation of a large array gets fresh memory from the system, and the first touch
+    of every page is a fault. Inside this context its memory comes from the heap, which has been
+    touched, does not shrink, and asks for huge pages, like NumPy's own arrays.
 
     Parameters
     ----------
     nbytes : int
-        Twice the size of the arrays that are alive at a time, or more: small objects get between
-        them, and the next array has to go elsewhere.
+        At least twice the size of the arrays alive at a time: small objects get between them, and
+        the next array needs another place.
 
     Notes
     -----
-    Does nothing without glibc. Leaving the context restores glibc's initial thresholds but not its
-    habit of adjusting them, so what depends on that is to be measured before.
+    Does nothing without glibc. Leaving the context restores glibc's initial thresholds, but glibc no
+    longer adjusts them: measurements that depend on that come before.
     """
     libc = _glibc()
     if libc is None:
@@ -55,7 +55,7 @@ def recycled_pages(nbytes: int) -> Iterator[None]:
 def _make_room(libc: ctypes.CDLL, nbytes: int) -> int | None:
     """Leave a small hole, a fence and a large hole at the end of the heap; return the fence.
 
-    malloc prefers the smallest hole that fits, so most small objects go to the small one.
+    malloc prefers the smallest hole that fits, so most small objects go to the small hole.
     """
     small = libc.malloc(ROOM_FOR_SMALL_OBJECTS)
     fence: int | None = libc.malloc(64)

@@ -1,8 +1,8 @@
-"""The same operations as each library offers them, on the same arrays.
+"""The same operations by each library, on the same arrays.
 
 Each `*_calls` function maps (operation, pages) to a call. Pages are "warm" where the output goes to
-memory that is already mapped, and "fresh" where the library allocates it, as users have it out of
-the box. PyTorch is imported here, on demand, and nowhere else in the benchmark.
+mapped memory, and "fresh" where the library allocates it, as by default. PyTorch is imported here,
+on demand, and nowhere else in the benchmark.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Pages = Literal["warm", "fresh"]
 Calls = dict[tuple[Operation, Pages], Call]
 Prepare = Callable[[Data], Calls]
 
-# Room that calls with warm pages need for what they allocate nevertheless, in arrays of the size of
-# `x`: PyTorch's backward has two at a time (`recycled_pages` says why they need twice as much).
+# Room for arrays that calls with warm pages allocate nevertheless, in sizes of `x`: PyTorch's
+# backward has two at a time (`recycled_pages` says why they need twice as much).
 ROOM: dict[Operation, int] = {"backward": 4}
 
 
@@ -44,9 +44,9 @@ def bnext_calls(data: Data) -> Calls:
 
 
 def numpy_calls(data: Data) -> Calls:
-    """Prepare the expressions that one writes in NumPy; each makes fresh arrays.
+    """Prepare the usual expressions in NumPy; each makes fresh arrays.
 
-    16-bit data is converted to float32 and back, since there is no arithmetic for it.
+    16-bit data is converted to float32 and back.
     """
     dtype, wide = data.x.dtype, data.weight.dtype
     axes = (0, *range(2, data.x.ndim))
@@ -95,7 +95,7 @@ def import_torch() -> Any:
 
 
 def as_tensor(array: Array) -> Any:
-    """View an array as a tensor on the same memory; PyTorch takes bfloat16 only as other bits."""
+    """View an array as a tensor on the same memory; bfloat16 crosses as another type's bits."""
     torch = import_torch()
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -105,8 +105,8 @@ def as_tensor(array: Array) -> Any:
 def torch_calls(data: Data) -> Calls:
     """Prepare PyTorch's operators on the CPU, without autograd.
 
-    Its backward operator has no variant that writes to given memory but one that copies there in
-    the end, which would count against it; so that the "warm" call is the plain one, and needs
+    Its backward operator cannot write to given memory: the `out` variant allocates, and copies in
+    the end, which would count against it. The "warm" call is therefore the ordinary one, and needs
     `bnext.bench.heap.recycled_pages` to be warm.
     """
     torch = import_torch()
@@ -138,10 +138,10 @@ def torch_calls(data: Data) -> Calls:
 
 
 class Copier:
-    """A copy of `x` to `out` by as many threads as the others have: what memory can do.
+    """A copy of `x` to `out` with the same number of threads: the speed of memory.
 
-    NumPy copies with one thread and without the interpreter's lock, so pieces are handed to a pool;
-    below a mebibyte a piece, handing over would cost more than it gains.
+    NumPy copies with one thread and without the interpreter's lock, so a pool of threads copies
+    pieces. Pieces below a mebibyte would cost more than they gain.
     """
 
     SMALLEST_PIECE = 1 << 20
@@ -155,7 +155,7 @@ class Copier:
         self._pool.shutdown()
 
     def calls(self, data: Data) -> dict[str, Call]:
-        """Return calls that copy, by name; the fastest counts."""
+        """Return calls that copy, by name; the fastest one counts."""
         source, target = (
             data.case.in_memory_order(array).reshape(-1) for array in (data.x, data.out)
         )

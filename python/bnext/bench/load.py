@@ -1,4 +1,4 @@
-"""Whether the machine is busy: what others take of the processors that this process may use."""
+"""The load of the machine: the share of this process's processors that others take."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 __all__ = ["Load", "LoadMeter"]
 
 STAT = Path("/proc/stat")
-# Columns of a processor's line in Linux's /proc/stat that are no work of anybody.
+# Columns of a processor's line in Linux's /proc/stat without work.
 IDLE = (3, 4)  # idle, iowait
-GUEST = 8  # from here on, what user and nice have already
+GUEST = 8  # from here on, times that user and nice include
 SHORTEST = 0.05  # seconds; the system counts in hundredths
-LEAST = 0.25  # of one processor: less is what any system does by the way
+LEAST = 0.25  # of one processor: any system takes less in passing
 LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Load:
-    """What others did meanwhile.
+    """The load by other processes during a measurement.
 
     Attributes
     ----------
     processors : int
-        How many this process may use.
+        The number that this process may use.
     taken : float
-        How many of them others took, on average; with what a virtual machine was not given.
+        The number of them that others took, on average; with time stolen from a virtual machine.
     """
 
     processors: int
@@ -35,7 +35,7 @@ class Load:
 
     @property
     def is_busy(self) -> bool:
-        """Whether times are no guide."""
+        """Whether the load makes times unreliable."""
         return self.taken > max(LEAST, LEAST_SHARE * self.processors)
 
     def __str__(self) -> str:
@@ -49,11 +49,11 @@ class Load:
 
 
 class LoadMeter:
-    """Meters the load from when it is made.
+    """Measures the load from its creation on.
 
-    Linux says how long each processor worked; what this process has not done itself was others'.
-    Elsewhere, and where the system tells nothing, the load average stands in, which lags behind
-    and counts this process from the start.
+    On Linux: the time that each processor worked, without the time of this process. Elsewhere, and
+    where the system does not tell: the load average, which lags behind and counts this process from
+    its start.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ def usable_processors() -> list[int]:
 
 
 def _worked(processors: list[int]) -> float | None:
-    """Give the seconds that these processors have worked since the start, or were taken away."""
+    """Give the seconds that these processors have worked, or were taken away, since the boot."""
     try:
         lines = STAT.read_text().splitlines()
     except OSError:
@@ -100,7 +100,7 @@ def _worked(processors: list[int]) -> float | None:
 
 
 def _load_average() -> float:
-    """Give how many threads have been ready to run in the last minute; 0 where nobody knows."""
+    """Give the number of threads ready to run in the last minute; 0 where it is unknown."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):

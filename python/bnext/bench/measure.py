@@ -15,8 +15,8 @@ from bnext.bench.load import LoadMeter
 from bnext.bench.timing import Call, Timing, alternate
 from bnext.bench.traffic import Operation, floor_bytes
 
-# So that one turn has no pause, even where most have: as many in a round, and rounds until one
-# finds nothing quicker by a fifth.
+# Many turns in a round, so that one has no pause even where most have; rounds until one is not
+# quicker by a fifth.
 BUSY_TURNS = 15
 MOST_ROUNDS = 5
 QUICKER = 0.8
@@ -33,7 +33,7 @@ class Measurement:
     pages: Pages
     timings: dict[str, Timing]  # of each library
     copy: Timing
-    busy: bool = False  # others had the processors meanwhile
+    busy: bool = False  # others took processors meanwhile
 
     @property
     def nbytes(self) -> int:
@@ -41,19 +41,19 @@ class Measurement:
         return self.case.nbytes
 
     def ratio(self, library: str) -> float:
-        """How many times as fast as `library` bnext is, by `typical`; below 1 is a loss."""
+        """The library's time over bnext's, by `typical`; below 1 is a loss."""
         return self.typical(self.timings[library]) / self.typical(self.timings["bnext"])
 
     def typical(self, timing: Timing) -> float:
-        """Seconds that stand for all turns: the median's, or the quickest's on a busy machine.
+        """Seconds that stand for all turns: the median, or the quickest turn on a busy machine.
 
-        Where others take processors away, most turns have a pause of theirs in them, and one of
-        several threads that pauses holds up the others. The quickest turn has none.
+        Where others take processors, most turns contain a pause, and one paused thread makes the
+        others wait. The quickest turn has no pause.
         """
         return timing.best if self.busy else timing.median
 
     def bandwidth(self, library: str) -> float:
-        """Floor bytes per second, not what the library really moves."""
+        """Floor bytes per second; the library may really move more."""
         return floor_bytes(self.operation, self.nbytes) / self.typical(self.timings[library])
 
     @property
@@ -66,7 +66,7 @@ class Measurement:
         return self.bandwidth(library) / self.copy_bandwidth
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, in what JSON can hold."""
+        """Everything, in types of JSON."""
         return {
             "case": self.case.name,
             "shape": list(self.case.shape),
@@ -118,29 +118,29 @@ def measure(
     Parameters
     ----------
     cases : sequence of Case
-        What is measured, in this order.
+        The cases, in this order.
     pages : {"warm", "fresh"}
         Whether outputs go to mapped memory or are allocated by the library. Measure "fresh" first:
-        afterwards the allocator is not quite what it was (`recycled_pages`).
+        `recycled_pages` changes the allocator.
     libraries : mapping of str to callable
-        What prepares the calls of each, as in `bnext.bench.libraries.LIBRARIES`; "bnext" is among
-        them. One that does not have an operation with these pages is left out of it.
+        A function for each that prepares its calls, as in `bnext.bench.libraries.LIBRARIES`;
+        "bnext" is among them. A library without an operation with these pages is left out of it.
     threads : int
-        For each of them, and for the copy.
+        For each library, and for the copy.
     seconds : float
         For each operation of each case, unless three turns take longer.
     operations : collection of str
-        Which ones.
+        Names of the operations.
     copier : type
-        What knows how to copy.
+        The class that copies.
     busy_seconds : float, optional
         Where others took processors meanwhile, measure again for so long: more turns, of which the
-        quickest count. As always, if not given.
+        quickest count. By default, measure once.
 
     Yields
     ------
     Measurement
-        One for each case and operation, as soon as it is there.
+        One for each case and operation, at once.
     """
     with threads_set_to(threads), contextlib.closing(copier(threads)) as yardstick:
         for case in cases:
@@ -165,7 +165,7 @@ def measure(
 
 
 def _among_neighbours(calls: Mapping[str, Call], seconds: float) -> dict[str, Timing]:
-    """Time `calls` where most turns have pauses: until the quickest of each is settled."""
+    """Time `calls` where most turns have pauses, until the quickest turn of each is settled."""
     found = alternate(calls, seconds, BUSY_TURNS)
     for _ in range(MOST_ROUNDS - 1):
         more = alternate(calls, seconds, BUSY_TURNS)

@@ -23,7 +23,7 @@ EXPLANATION = (
 
 
 def introduction(environment: dict[str, Any]) -> str:
-    """Say what is compared with what, and on what: two lines."""
+    """Name the libraries and the machine: two lines."""
     versions = environment["versions"]
     torch = versions["torch"] or "not installed: compared with NumPy only"
     without = environment["without_openmp"]
@@ -37,7 +37,7 @@ def introduction(environment: dict[str, Any]) -> str:
 
 
 def heading(measurement: Measurement) -> str:
-    """Name the case, and say what a copy of it reached."""
+    """Name the case, and the bandwidth of its copy."""
     case = measurement.case
     shape = ", ".join(map(str, case.shape))
     return (

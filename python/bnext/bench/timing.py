@@ -1,4 +1,4 @@
-"""Timing of several calls against each other, in turns."""
+"""Timing of several calls in turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 Call = Callable[[], object]
 
-# Long enough for the clock, and for a call of microseconds to be repeated a few hundred times.
+# Long enough for the clock, and for some hundred repeats of a call of microseconds.
 SHORTEST_TURN = 2e-3
 FEWEST_TURNS = 3
 MOST_TURNS = 50
@@ -42,12 +42,11 @@ def alternate(
     Parameters
     ----------
     calls : mapping of str to callable
-        What is compared. A result is dropped inside the time that is taken.
+        The calls to compare. Dropping the result is part of a call's time.
     seconds : float
-        To be spent in all, in equal shares. A call that has used up its share sits out, once it has
-        had `fewest` turns.
+        In all, in equal shares. A call ends once it has used its share and had `fewest` turns.
     fewest : int
-        How many turns each call has at least.
+        The least number of turns of each call.
 
     Returns
     -------
@@ -70,7 +69,7 @@ def alternate(
 
 
 def _repeats(call: Call) -> int:
-    first = _turn(call, 1)  # may include what happens once: threads start, caches warm up
+    first = _turn(call, 1)  # may include the start of threads and cold caches
     if first > 50 * SHORTEST_TURN:
         return 1
     return max(1, math.ceil(SHORTEST_TURN / _turn(call, 1)))
@@ -78,7 +77,7 @@ def _repeats(call: Call) -> int:
 
 def _turn(call: Call, repeats: int) -> float:
     if repeats > 1:
-        call()  # short calls would feel the caches and the spinning threads of who came before
+        call()  # not timed: the call before may leave other caches and spinning threads
     begin = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -1,4 +1,4 @@
-"""The bytes that each operation must move: what GB/s means wherever it is printed."""
+"""The bytes that each operation must move: the GB of every printed GB/s."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Literal
 
 Operation = Literal["forward", "backward", "inference"]
 
-# Arrays of the problem's size that memory has to deliver or take, once each. This is the floor: who
-# reads x a second time from memory, or reads an output before overwriting it, moves more than is
-# counted here, and gets fewer GB/s for it.
+# Arrays of the problem's size that memory has to deliver or take, once each. This is the floor: a
+# library that reads x again from memory, or reads an output before overwriting it, moves more, and
+# has fewer GB/s.
 ARRAYS_MOVED: dict[str, int] = {
     "forward": 2,  # read x, write y
     "backward": 3,  # read dy and x, write dx
     "inference": 2,  # read x, write y
-    "layer": 2,  # forward, as a layer in training does it
+    "layer": 2,  # forward of a layer in training
     "layer inference": 2,
     "copy": 2,  # read one, write the other
 }
 
 
 def floor_bytes(operation: str, nbytes: int) -> int:
-    """Bytes that `operation` cannot avoid moving, on arrays of `nbytes` each.
+    """Bytes that `operation` must move, on arrays of `nbytes` each.
 
     Parameters
     ----------

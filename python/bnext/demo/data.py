@@ -24,8 +24,8 @@ class Digits:
 
 
 def split_digits(seed: int) -> Digits:
-    """Load the 1,797 digits and hold out `TEST_EXAMPLES`, every digit in its share."""
-    # Imported here, so that whatever does not read the data runs without the extra.
+    """Load the 1,797 digits and hold out `TEST_EXAMPLES`, the same share of every digit."""
+    # Imported here, so that the rest of the demo runs without the extra.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

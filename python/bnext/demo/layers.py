@@ -1,8 +1,8 @@
 """The layers around normalization, in plain NumPy: forward and backward of each.
 
-A layer keeps what its backward pass needs from its latest forward pass. Linear and convolutional
-layers have no bias of their own: in the normalized networks the bias of the normalization takes its
-place, in the plain ones a `Bias` layer stands where the normalization would.
+A layer keeps the values of its latest forward pass that its backward pass needs. Linear and
+convolutional layers have no bias: normalized networks have the bias of the normalization, plain
+networks a `Bias` layer in place of the normalization.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Conv2d(Layer):
         kernel = self.weight.shape[-1]
         pad = kernel // 2
         examples, channels, rows, columns = x.shape
-        # As np.pad, which takes several times as long for a few images.
+        # np.pad does the same, but takes several times as long for a few images.
         padded = np.zeros((examples, channels, rows + 2 * pad, columns + 2 * pad), x.dtype)
         padded[:, :, pad : pad + rows, pad : pad + columns] = x
         windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
@@ -155,7 +155,7 @@ class Relu(Layer):
 
 
 class Bias(Layer):
-    """``y = x + bias``, one value per channel (axis 1): what the plain networks have."""
+    """``y = x + bias``, one value per channel (axis 1), for the plain networks."""
 
     def __init__(self, bias: Array) -> None:
         self.bias = bias
@@ -176,7 +176,7 @@ class Bias(Layer):
 
 
 class Normalization(Layer):
-    """A bnext layer as one of the network's, with a clock around its calls."""
+    """A bnext layer in a network, with a clock around its calls."""
 
     def __init__(self, bn: bnext.BatchNorm1d | bnext.BatchNorm2d) -> None:
         self.bn = bn

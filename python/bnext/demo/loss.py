@@ -1,4 +1,4 @@
-"""Softmax cross-entropy and what is read off the logits."""
+"""Softmax cross-entropy, and the accuracy of logits."""
 
 from __future__ import annotations
 

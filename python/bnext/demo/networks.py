@@ -4,8 +4,8 @@ Fully connected: f^1 = W^1 x, then f^l = W^l sigma(BN(f^(l-1))), without biases,
 the normalization takes their place. Convolutional: the same with a convolution for each W but the
 last, normalized per channel over the effective batch of m·height·width values. sigma is ReLU.
 
-Without normalization, sigma(BN(f)) becomes sigma(f + bias): the plain network lacks nothing but
-the normalization itself.
+Without normalization, sigma(BN(f)) becomes sigma(f + bias): the plain network lacks only the
+normalization.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Network:
     layers : list of Layer
         From images of shape (N, 1, 8, 8) to logits of shape (N, 10).
     watched : Layer
-        The one of them whose output is to be watched: the input of the last sigma.
+        The layer whose output is recorded: the input of the last sigma.
     """
 
     def __init__(self, layers: list[Layer], watched: Layer) -> None:
@@ -82,7 +82,7 @@ class Network:
 
 
 def build(kind: Kind, *, normalized: bool, seed: int) -> Network:
-    """Make a network; `seed` alone decides its weights, not whether it is normalized."""
+    """Make a network; its weights depend on `seed` alone, normalized or not."""
     make = dense_network if kind == "dense" else conv_network
     return make(normalized=normalized, seed=seed)
 
@@ -119,8 +119,8 @@ def conv_network(*, normalized: bool, seed: int) -> Network:
 def _hidden_weight(generator: np.random.Generator, *shape: int) -> Array:
     """Draw with variance 2/fan-in, which keeps the size of a signal through ReLU layers.
 
-    With it (He et al. 2015) the plain networks start as well as they can; to the normalized ones
-    the size does not matter.
+    It is the best start for the plain networks (He et al. 2015); for the normalized networks the
+    size does not matter.
     """
     fan_in = int(np.prod(shape[1:]))
     weight: Array = generator.standard_normal(shape) * np.sqrt(2 / fan_in)

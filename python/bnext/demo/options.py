@@ -12,7 +12,7 @@ from bnext.command_line import LARGEST_SEED, at_least, check_output, positive
 from bnext.demo.data import TRAIN_EXAMPLES
 from bnext.demo.networks import Kind
 
-# Distributions of the extra bnext[demo], with the module that each of them brings.
+# The distributions of the extra bnext[demo], each with its module.
 EXTRA = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "rich": "rich"}
 FOR_PICTURES = ("matplotlib",)
 MOST_EPOCHS = 100_000
@@ -21,7 +21,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """The options of a run."""
 
     kinds: tuple[Kind, ...]
     rates: tuple[float, float]
@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_common_options(
     group: argparse._ActionsContainer, *, epochs: int, output: str, seed: str = ""
 ) -> None:
-    """Declare what every command that trains the networks has, with its defaults."""
+    """Declare the options of every command that trains the networks, with their defaults."""
     group.add_argument(
         "--network",
         choices=[*get_args(Kind), "both"],
@@ -96,7 +96,7 @@ def add_common_options(
 
 
 def read_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Options:
-    """Take the options from the parsed `arguments`; end with an error if they cannot be met."""
+    """Read the options from the parsed `arguments`; end with an error if they are wrong."""
     if arguments.batch_size > TRAIN_EXAMPLES:
         parser.error(
             f"--batch-size: expected at most the {TRAIN_EXAMPLES} training images, "
@@ -114,12 +114,12 @@ def read_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 
 
 def read_kinds(arguments: argparse.Namespace) -> tuple[Kind, ...]:
-    """Give the networks that ``--network`` asks for."""
+    """Give the networks named by ``--network``."""
     return get_args(Kind) if arguments.network == "both" else (arguments.network,)
 
 
 def read_output(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Path | None:
-    """Give where the picture goes, or None; end with an error if it cannot go there."""
+    """Give the path of the picture, or None; end with an error if it cannot be written."""
     output: Path | None = None if arguments.no_picture else arguments.output
     if output is not None:
         check_output(parser, "--output", output, PICTURES)

@@ -17,7 +17,7 @@ from bnext.demo.training import CHANCE_LOSS, QUANTILES, Record
 
 Float64Array = npt.NDArray[np.float64]
 
-COLORS = {True: "#0072b2", False: "#d55e00"}  # told apart by the colour-blind too
+COLORS = {True: "#0072b2", False: "#d55e00"}  # distinct for the colour-blind too
 LABELS = {True: "with batch normalization", False: "without"}
 HIGHEST_LOSS = 1e3
 
@@ -33,7 +33,7 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
     for row, kind in zip(rows, kinds, strict=True):
         row.suptitle(DESCRIPTIONS[kind], fontsize=14, fontweight="bold")
         left, middle, with_bn, without_bn = row.subplots(1, 4)
-        # In the order of the runs: gentle with, gentle without, large with, large without.
+        # The order of the runs: gentle with, gentle without, large with, large without.
         runs = [record for record in records if record.case.kind == kind]
         lowest = min(_smooth(record).min() for record in runs)
         for panel, pair in ((left, runs[:2]), (middle, runs[2:])):
@@ -47,7 +47,7 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write the picture, in the format that the name of the file ends in."""
+    """Write the picture, in the format of the file's suffix."""
     content = io.BytesIO()
     figure.savefig(content, dpi=dpi, format=path.suffix.removeprefix("."))
     write_output(path, content.getvalue())
@@ -81,7 +81,7 @@ def _draw_losses(panel: Axes, pair: Sequence[Record]) -> None:
 
 
 def _mark_divergence(panel: Axes, record: Record) -> None:
-    """Put a cross at the step, whatever the loss there, and the outcome beside it."""
+    """Put a cross at the step, at a fixed height, and the outcome beside it."""
     panel.annotate(
         f"✕ {record.outcome}",
         (len(record.losses), 0.75),
@@ -138,7 +138,7 @@ def _finite_quantiles(record: Record) -> Float64Array:
 
 
 def _quantile_limits(normalized: Record, plain: Record) -> tuple[float, float]:
-    """Limits that hold both runs, unless the plain one is so wide that the other would vanish."""
+    """Limits of both runs, but at most five times the largest quantile of the normalized one."""
     reference = _finite_quantiles(normalized)
     both = np.concatenate([reference, _finite_quantiles(plain)])
     widest = 5 * np.abs(reference).max()

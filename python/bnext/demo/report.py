@@ -1,4 +1,4 @@
-"""What the demo shows in the terminal: progress bars, then a table for each network."""
+"""The demo in the terminal: progress bars, then a table for each network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NORMALIZATION = {True: "with", False: "without"}
 
 
 def introduce(console: Console, options: Options) -> None:
-    """Say what is going to be trained, on what, and how the comparison is made fair."""
+    """Print the data, the options, and the terms of the comparison."""
     gentle, large = options.rates
     console.print(
         f"Training on {TRAIN_EXAMPLES} handwritten digits, {TEST_EXAMPLES} more held out. "
@@ -32,7 +32,7 @@ def introduce(console: Console, options: Options) -> None:
 
 
 def progress_bars() -> Progress:
-    """Open a context in which each run shows a bar with its steps, loss and time, if one looks."""
+    """Open a context in which each run shows a bar with its steps, loss and time on a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -42,12 +42,12 @@ def progress_bars() -> Progress:
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,
-        refresh_per_second=4,  # drawing takes time from the steps that are being measured
+        refresh_per_second=4,  # drawing takes time from the measured steps
     )
 
 
 def add_bar(bars: Progress, case: Case, steps: int) -> Callable[[float], None]:
-    """Add the bar of one run; the result moves it on by a step with the loss given."""
+    """Add the bar of one run; the result advances it by a step with the given loss."""
     normalization = f"{NORMALIZATION[case.normalized]} BN"
     task = bars.add_task(f"{case.kind:5} {case.rate:<4g} {normalization:10}", total=steps, loss="")
 
@@ -73,7 +73,7 @@ def table(kind: Kind, records: Sequence[Record]) -> TextTable:
 
 
 def explain(console: Console) -> None:
-    """Say what the columns of the tables are."""
+    """Explain the columns of the tables."""
     console.print(
         "Accuracy: on the held-out digits in inference mode, that is with running statistics. "
         f"Loss: of training, mean of the last epoch; chance is {CHANCE_LOSS:.2f}. Step: median "

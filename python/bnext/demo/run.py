@@ -15,7 +15,7 @@ from bnext.demo.training import Case, Record, train
 def run(options: Options) -> None:
     """Train every network in every way, then show the tables and draw the picture.
 
-    What was measured before an error, or Ctrl-C, is shown as well.
+    After an error, or Ctrl-C, the finished runs are shown too.
     """
     console = Console()
     digits = split_digits(options.seed)
@@ -36,11 +36,10 @@ def run(options: Options) -> None:
 
 
 def _train(options: Options, digits: Digits, records: list[Record]) -> None:
-    """Train one network after the other; add the record of each when it has ended."""
+    """Train one network after the other; add the record of each at its end."""
     steps = options.epochs * (TRAIN_EXAMPLES // options.batch_size)
-    # Matrices as small as these gain nothing from a second BLAS thread, and on busy cores lose a
-    # lot to it: BLAS threads spin while they wait for each other. (threadpoolctl comes with
-    # scikit-learn.)
+    # A second BLAS thread gains nothing on such small matrices, and costs much on busy cores, since
+    # BLAS threads spin while they wait. (threadpoolctl comes with scikit-learn.)
     with threadpool_limits(1, user_api="blas"), report.progress_bars() as bars:
         for case in _cases(options):
             records.append(

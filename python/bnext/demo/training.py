@@ -19,7 +19,7 @@ CHANCE_LOSS = float(np.log(CLASSES))
 
 @dataclass(frozen=True)
 class Case:
-    """What distinguishes one run from the others."""
+    """The terms of one run."""
 
     kind: Kind
     rate: float
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass
 class Record:
-    """What was measured in one run; the lists have one entry per step.
+    """The measurements of one run; the lists have one entry per step.
 
     Attributes
     ----------
@@ -76,9 +76,9 @@ class Record:
 def batch_indices(
     examples: int, batch_size: int, epochs: int, seed: int
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """Draw the examples of each mini-batch: a new order every epoch, decided by `seed`.
+    """Draw the examples of each mini-batch, in a new order every epoch, from `seed`.
 
-    Examples that do not fill a batch sit out the epoch, so that all batches have one size.
+    An epoch leaves out the examples that do not fill a batch, so that all batches have one size.
     """
     generator = np.random.default_rng(seed)
     for _ in range(epochs):
@@ -104,15 +104,14 @@ def train(
     network : Network
         With fresh weights; trained in place.
     seed : int
-        Of the order of the examples: two runs of one seed see the same batches.
+        Of the order of the examples: two runs with the same seed have the same batches.
     on_step : callable
         Called after every step with its loss.
     """
     examples = len(digits.train_labels)
     record = Record(case, steps_per_epoch=examples // batch_size)
     network.train()
-    # A plain network at a large rate overflows. That is a result to be recorded, not a mistake to
-    # be warned of.
+    # A plain network at a large rate overflows: a result to record, without warnings.
     with np.errstate(all="ignore"):
         for batch in batch_indices(examples, batch_size, epochs, seed):
             _step(network, digits, batch, record)

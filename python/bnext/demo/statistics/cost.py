@@ -1,4 +1,4 @@
-"""What statistics cost: passes over the data, and the work in them."""
+"""The cost of statistics: passes over the data, and the work in them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bnext.demo.statistics.methods import FROM_DATA, FromData
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one method, after training.
+    """The cost of one method, after training.
 
     Attributes
     ----------
     passes : int
-        How often the data set is gone through.
+        The number of passes over the data set.
     work : float
-        The multiplications in them, those of the whole network over the whole data set being 1.
+        Multiplications in them, in units of one pass of the whole network over the data set.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Cost:
 
 
 def costs(kind: Kind, images: Array, batch_size: int) -> list[Cost]:
-    """Count what each method takes; `images` come in batches of nearly `batch_size`."""
+    """Count the cost of each method; `images` come in batches of nearly `batch_size`."""
     result = [Cost("running averages", 0, 0.0)]
     for method in reversed(FROM_DATA):
         result.append(_cost(kind, images, batch_size, method, None, method))
     again = _cost(kind, images, batch_size, "exact", 0, "exact, keeping nothing")
-    # Without the package greenlet nothing can be kept.
+    # Without the package greenlet, exact statistics keep nothing.
     return result if again.passes == result[-1].passes else [*result, again]
 
 
@@ -62,7 +62,7 @@ def _cost(
 
 
 def multiplications(layer: Layer, x: Array) -> int:
-    """Count those in the matrix product of a layer; the other layers have next to none."""
+    """Count multiplications in the matrix product of a layer; other layers count as 0."""
     if isinstance(layer, Linear):
         return len(x) * int(layer.weight.size)
     if isinstance(layer, Conv2d):

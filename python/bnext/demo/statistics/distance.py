@@ -11,12 +11,11 @@ from bnext.demo.statistics.following import Float64Array, Statistics
 
 
 class Distance(NamedTuple):
-    """What an estimate in the place of the exact statistics does to a layer's normalized output.
+    """The change of a layer's normalized output if an estimate replaces the exact statistics.
 
-    With z for the output that the exact statistics give, of mean 0 and standard deviation 1, the
-    estimate gives ``scale * z + shift``. The distance is the root mean square of the difference,
-    over the data set and the channels: what the means and what the variances bring add up in
-    squares.
+    With z for the output by the exact statistics, of mean 0 and standard deviation 1, the estimate
+    gives ``scale * z + shift``. The distance is the root mean square of the difference, over the
+    data set and the channels; the contributions of means and variances add up in squares.
     """
 
     mean: float

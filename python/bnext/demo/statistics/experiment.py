@@ -1,4 +1,4 @@
-"""One training run, and what each method makes of it."""
+"""One training run, and the outcome of each method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bnext.demo.training import batch_indices
 
 @dataclass(frozen=True)
 class Case:
-    """What distinguishes one training run from the others."""
+    """The terms of one training run."""
 
     kind: Kind
     batch_size: int
@@ -31,7 +31,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the statistics of one method are worth after one run.
+    """The results with the statistics of one method after one run.
 
     Attributes
     ----------
@@ -49,14 +49,14 @@ class Outcome:
 
     @property
     def distance(self) -> float:
-        """Distance of the layer that is farthest off."""
-        return float(np.max([each.total for each in self.distances]))  # NaN, if there is one
+        """Distance of the farthest layer."""
+        return float(np.max([each.total for each in self.distances]))  # NaN if any is
 
 
 def run_case(case: Case, digits: Digits, methods: Sequence[Method]) -> list[Outcome]:
     """Train a network and test it with the statistics of each method."""
     network = build(case.kind, normalized=True, seed=case.seed)
-    # At too large a rate the loss overflows, which is a result like others.
+    # At too large a rate the loss overflows: a result like others.
     with np.errstate(all="ignore"):
         following = train(network, case, digits, [m.estimator for m in methods if not m.from_data])
         parts = in_batches(digits.train_images, case.batch_size)
@@ -67,7 +67,7 @@ def run_case(case: Case, digits: Digits, methods: Sequence[Method]) -> list[Outc
 def train(
     network: Network, case: Case, digits: Digits, estimators: Sequence[bnext.Estimator]
 ) -> list[Following]:
-    """Train `network`; give what the estimators have of each layer at the end."""
+    """Train `network`; give the running statistics of all estimators, for each layer."""
     following = {
         layer: Following(estimators, layer.bn.num_features) for layer in network.normalizations()
     }
@@ -86,7 +86,7 @@ def train(
 
 
 def forward(network: Network, x: Array, visit: Callable[[Layer, Array], None]) -> Array:
-    """Give the logits of `x`, and show each layer with its input before it is called."""
+    """Give the logits of `x`; visit each layer with its input before its call."""
     for layer in network.layers:
         visit(layer, x)
         x = layer.forward(x)
@@ -94,7 +94,7 @@ def forward(network: Network, x: Array, visit: Callable[[Layer, Array], None]) -
 
 
 def in_batches(images: Array, batch_size: int) -> list[Array]:
-    """Divide all `images` into batches of nearly that size, the least of them of two."""
+    """Divide all `images` into batches of nearly that size, at least two images each."""
     number = min(round(len(images) / batch_size), len(images) // 2)
     return np.array_split(images, max(1, number))
 

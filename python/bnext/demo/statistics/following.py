@@ -15,16 +15,16 @@ Float64Array = npt.NDArray[np.float64]
 
 
 class Statistics(NamedTuple):
-    """A layer's, each of shape (C,)."""
+    """The statistics of a layer, each of shape (C,)."""
 
     mean: Float64Array
     var: Float64Array
 
 
 class Following:
-    """What a layer's running statistics would be, had it each of several estimators.
+    """The running statistics of a layer under several estimators.
 
-    Running statistics have no influence on training, so that one training run shows them all.
+    Running statistics have no influence on training, so one training run is enough for all.
 
     Parameters
     ----------
@@ -36,13 +36,13 @@ class Following:
     def __init__(self, estimators: Sequence[bnext.Estimator], channels: int) -> None:
         self._estimators = estimators
         self._corrections = _column([each.bessel for each in estimators])
-        # A row for each estimator. All begin as a layer does.
+        # A row for each estimator, with a layer's initial values.
         self._mean = np.zeros((len(estimators), channels))
         self._var = np.ones((len(estimators), channels))
         self._batches = 0
 
     def observe(self, x: Array) -> None:
-        """Take in the layer's input for one batch."""
+        """Move the statistics by the layer's input for one batch."""
         self._batches += 1
         batch = bnext.moments(x)
         var = batch.m2 / (batch.count - self._corrections)
@@ -51,7 +51,7 @@ class Following:
         self._var += weights * (var - self._var)
 
     def statistics(self) -> dict[bnext.Estimator, Statistics]:
-        """Give what each estimator has by now."""
+        """Give the statistics of each estimator."""
         rows = zip(self._estimators, self._mean, self._var, strict=True)
         return {estimator: Statistics(mean.copy(), var.copy()) for estimator, mean, var in rows}
 

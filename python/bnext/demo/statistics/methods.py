@@ -1,4 +1,4 @@
-"""The ways to get at statistics for inference."""
+"""The methods that give statistics for inference."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FROM_DATA: tuple[FromData, ...] = ("exact", "pooled", "average")
 
 @dataclass(frozen=True)
 class Method:
-    """One way: from the data by `bnext.update_statistics`, or by an estimator during training.
+    """One method: `bnext.update_statistics` on the data, or an estimator during training.
 
     Attributes
     ----------
     estimator : bnext.Estimator
-        That of the layers. What is made from the data asks it for Bessel's correction alone.
+        The layers' estimator. `bnext.update_statistics` takes only Bessel's correction from it.
     from_data : str or None
         Method of `bnext.update_statistics`; None for a running average.
     """
@@ -72,5 +72,5 @@ def methods(decays: Iterable[float]) -> list[Method]:
 
 
 def shown(all_methods: Iterable[Method]) -> list[Method]:
-    """Choose those for tables: where the correction is missing, the average stands for all."""
+    """Choose methods for tables: among those without the correction, the average alone."""
     return [m for m in all_methods if m.bessel or m.from_data == "average"]

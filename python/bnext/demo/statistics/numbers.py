@@ -1,4 +1,4 @@
-"""Everything that was measured, as CSV: a row for each run, method and layer."""
+"""All measurements, as CSV: a row for each run, method and layer."""
 
 from __future__ import annotations
 

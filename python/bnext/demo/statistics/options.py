@@ -13,13 +13,13 @@ from bnext.demo.networks import Kind
 from bnext.demo.options import add_common_options, read_kinds, read_output
 from bnext.demo.statistics.experiment import Case
 
-REFERENCE_BATCH = 32  # the batch size that --rate is for
+REFERENCE_BATCH = 32  # the batch size of --rate
 MOST_RUNS = 1000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """The options of a run."""
 
     kinds: tuple[Kind, ...]
     batch_sizes: tuple[int, ...]
@@ -33,11 +33,11 @@ class Options:
 
     @property
     def detailed(self) -> int:
-        """The batch size of which each layer is shown: a small one."""
+        """The batch size for the table of layers: a small one."""
         return self.batch_sizes[len(self.batch_sizes) // 4]
 
     def rate_of(self, batch_size: int) -> float:
-        """Learning rate for a batch size: it goes with the square root."""
+        """Learning rate for a batch size, in proportion to its square root."""
         return self.rate * math.sqrt(batch_size / REFERENCE_BATCH)
 
     def cases(self, kind: Kind) -> list[Case]:
@@ -99,7 +99,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Options:
-    """Take the options from the parsed `arguments`; end with an error if they cannot be met."""
+    """Read the options from the parsed `arguments`; end with an error if they are wrong."""
     if arguments.csv is not None:
         check_output(parser, "--csv", arguments.csv, [".csv"])
     if arguments.seed + arguments.runs - 1 > LARGEST_SEED:

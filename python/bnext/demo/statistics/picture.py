@@ -19,7 +19,7 @@ from bnext.demo.statistics.methods import EXACT, Method
 from bnext.demo.statistics.options import Options
 from bnext.demo.statistics.report import at_layer, farthest, loss, mean_of, methods_of
 
-# Told apart by the colour-blind too. Exponential averages are shades, darker with the decay.
+# Distinct for the colour-blind too. Exponential averages are shades, darker with the decay.
 COLORS = {
     "exact": "black",
     "pooled": "#0072b2",
@@ -29,12 +29,12 @@ COLORS = {
 MARKERS = {"exact": "", "pooled": "s", "average": "D", "cumulative": "^"}
 SHADES = "YlOrBr"
 LIGHTEST, DARKEST = 0.35, 0.95
-ROUNDING = 1e-5  # distances below are 0
+ROUNDING = 1e-5  # distances below this count as 0
 
 
 def draw(options: Options, outcomes: Sequence[Outcome], path: Path) -> None:
     """Draw everything into the file at `path`, a row of three panels for each network."""
-    # Room for the legend, which is as high with one network as with two.
+    # 1.0 for the legend, whatever the number of networks.
     figure = Figure(figsize=(13, 3.9 * len(options.kinds) + 1.0), layout="constrained")
     rows = figure.subfigures(len(options.kinds), 1, squeeze=False)[:, 0]
     panels: Any = ()
@@ -42,7 +42,7 @@ def draw(options: Options, outcomes: Sequence[Outcome], path: Path) -> None:
         row.suptitle(DESCRIPTIONS[kind], fontsize=13, fontweight="bold")
         panels = row.subplots(1, 3)
         for panel in panels:
-            panel.set_yscale("log")  # while it is empty: limits come from what is drawn
+            panel.set_yscale("log")  # while it is empty: the lines then set its limits
         of_kind = [outcome for outcome in outcomes if outcome.case.kind == kind]
         _draw_losses(panels[0], options, of_kind)
         _draw_distances(panels[1], options, of_kind)
@@ -93,7 +93,7 @@ def _draw_layers(panel: Axes, options: Options, outcomes: Sequence[Outcome]) -> 
     size = options.detailed
     for method in methods_of(outcomes):
         distances = [mean_of(outcomes, size, method, at_layer(n, "total")) for n in layers]
-        # One pass is exact for the first layer, but for rounding.
+        # For the first layer one pass is exact, except for rounding.
         visible = [value if value > ROUNDING else np.nan for value in distances]
         panel.plot([layer + 1 for layer in layers], visible, **_style(method, options))
     panel.set_xticks([layer + 1 for layer in layers])
@@ -108,7 +108,7 @@ def _finish(panel: Axes) -> None:
 
 
 def _style(method: Method, options: Options) -> dict[str, Any]:
-    """Colour by family and decay; dashed without the bias to the start, dotted if biased."""
+    """Colour by family and decay; dashed if debiased, dotted without Bessel's correction."""
     if method.decay is None:
         color: Any = COLORS[method.family]
     else:

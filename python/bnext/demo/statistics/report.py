@@ -1,4 +1,4 @@
-"""What is shown in the terminal: progress bars, three tables for each network, and the costs."""
+"""The comparison in the terminal: progress bars, three tables for each network, and the costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_COLUMNS = 5  # of two numbers each
 
 
 def introduce(console: Console, options: Options) -> None:
-    """Say what is going to be trained, and how."""
+    """Print the data and the options."""
     console.print(
         f"Training on {TRAIN_EXAMPLES} handwritten digits, {TEST_EXAMPLES} more held out: "
         f"{options.epochs} epochs at each batch size M, with learning rate {options.rate:g} "
@@ -33,7 +33,7 @@ def introduce(console: Console, options: Options) -> None:
 
 
 def progress_bars() -> Progress:
-    """Open a context in which each network shows a bar with its training runs, if one looks."""
+    """Open a context in which each network shows a bar with its training runs on a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -48,13 +48,13 @@ def progress_bars() -> Progress:
 
 
 def add_bar(bars: Progress, kind: Kind, runs: int) -> Callable[[], None]:
-    """Add the bar of one network; the result moves it on by a run."""
+    """Add the bar of one network; the result advances it by a run."""
     task = bars.add_task(f"{kind:5}", total=runs)
     return lambda: bars.advance(task)
 
 
 def tables(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> list[TextTable]:
-    """Make the tables of one network; the outcomes of others do not matter."""
+    """Make the tables of one network; outcomes of other networks are ignored."""
     of_kind = [outcome for outcome in outcomes if outcome.case.kind == kind]
     return [
         _accuracies(options, kind, of_kind),
@@ -64,7 +64,7 @@ def tables(options: Options, kind: Kind, outcomes: Sequence[Outcome]) -> list[Te
 
 
 def cost_table(options: Options, costs: dict[Kind, list[Cost]]) -> TextTable:
-    """Tabulate what each method costs, for each network."""
+    """Tabulate the cost of each method, for each network."""
     title = (
         f"Cost after training: passes over the data, and the work in them; batches of "
         f"{options.detailed}"
@@ -83,7 +83,7 @@ def cost_table(options: Options, costs: dict[Kind, list[Cost]]) -> TextTable:
 
 
 def explain(console: Console) -> None:
-    """Say what the tables show."""
+    """Explain the tables."""
     console.print(
         "exact, pooled, average: bnext.update_statistics, on the training images in batches of the "
         "size they were trained in. cumulative, exponential and debiased, by their decay: running "
@@ -107,7 +107,7 @@ def mean_of(
 
 
 def accuracy(outcome: Outcome) -> float:
-    """Accuracy, as a function for `mean_of`; so are those that follow."""
+    """Accuracy; like the functions below, for `mean_of`."""
     return outcome.accuracy
 
 
@@ -117,7 +117,7 @@ def loss(outcome: Outcome) -> float:
 
 
 def farthest(outcome: Outcome) -> float:
-    """Distance of the layer that is farthest off."""
+    """Distance of the farthest layer."""
     return outcome.distance
 
 
@@ -127,7 +127,7 @@ def at_layer(layer: int, part: Literal["mean", "var", "total"]) -> Callable[[Out
 
 
 def methods_of(outcomes: Sequence[Outcome]) -> list[Method]:
-    """List the methods that are shown, in order."""
+    """List the methods for the tables, in order."""
     return shown(dict.fromkeys(outcome.method for outcome in outcomes))
 
 

@@ -20,13 +20,13 @@ from bnext.demo.statistics.options import Options
 def run(options: Options) -> None:
     """Train every network at every batch size, then show the tables and draw the picture.
 
-    What was measured before an error, or Ctrl-C, is shown as well.
+    After an error, or Ctrl-C, the finished runs are shown too.
     """
     console = Console()
     report.introduce(console, options)
     outcomes: list[Outcome] = []
     spent: dict[Kind, list[Cost]] = {}
-    # As in the demo: a second BLAS thread has nothing to gain here, and spins.
+    # As in the demo: a second BLAS thread gains nothing, and spins.
     try:
         with threadpool_limits(1, user_api="blas"):
             digits = _train(options, outcomes)
@@ -45,7 +45,7 @@ def run(options: Options) -> None:
 
 
 def _train(options: Options, outcomes: list[Outcome]) -> Digits:
-    """Train one network after the other; add the outcomes of each when it has ended."""
+    """Train one network after the other; add the outcomes of each at its end."""
     compared = methods(options.decays)
     seeds = range(options.seed, options.seed + options.runs)
     splits = {seed: split_digits(seed) for seed in seeds}
@@ -65,7 +65,7 @@ def _show(
     outcomes: Sequence[Outcome],
     spent: dict[Kind, list[Cost]],
 ) -> None:
-    """Print the tables of what there is."""
+    """Print the tables of the finished runs."""
     for kind in options.kinds:
         measured = {o.case.batch_size for o in outcomes if o.case.kind == kind}
         if measured:
