@@ -32,8 +32,8 @@ def recycled_pages(nbytes: int) -> Iterator[None]:
 
     Notes
     -----
-    Does nothing without glibc. Leaving the context restores glibc's initial thresholds, but glibc no
-    longer adjusts them: measurements that depend on that come before.
+    Does nothing without glibc. Leaving the context restores glibc's initial thresholds, but glibc
+    no longer adjusts them: measurements that depend on that come before.
     """
     libc = _glibc()
     if libc is None:

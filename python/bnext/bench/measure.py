@@ -41,7 +41,7 @@ class Measurement:
         return self.case.nbytes
 
     def ratio(self, library: str) -> float:
-        """The library's time over bnext's, by `typical`; below 1 is a loss."""
+        """Time of `library` over bnext's, by `typical`; below 1 is a loss."""
         return self.typical(self.timings[library]) / self.typical(self.timings["bnext"])
 
     def typical(self, timing: Timing) -> float:
