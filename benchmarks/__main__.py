@@ -25,7 +25,7 @@ from bnext.command_line import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-ACCURACY = "accuracy"  # the group that is about errors and not about time
+ACCURACY = "accuracy"  # the group that measures errors, not time
 
 DESCRIPTION = """\
 Measure bnext beside NumPy, PyTorch, torch.compile, oneDNN and a copy. Each group of cases runs in a
@@ -64,7 +64,7 @@ def run(words):
     out = (options.out or _default_folder(options.quick)).resolve()
     parts = ROOT / "build" / "suite" / "parts" / out.name
     parts.mkdir(parents=True, exist_ok=True)
-    out.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
+    out.mkdir(parents=True, exist_ok=True)  # now, and not after the measurements
     try:
         for name in wanted:
             path = parts / f"{name}.json"
@@ -79,7 +79,7 @@ def run(words):
 
 
 def _start(name, path, words):
-    """Measure a group in a process of its own: what one leaves behind is not the next one's."""
+    """Measure a group in a process of its own, free of the state of the groups before."""
     command = [sys.executable, "-m", "benchmarks", "part", name, str(path), *words]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status == INTERRUPTED:
@@ -114,7 +114,7 @@ def part(words):
 
 
 def report(words):
-    """Write the report of results that are there."""
+    """Write the report of stored results."""
     parser = Parser(prog="python -m benchmarks report")
     parser.add_argument("files", nargs="+", type=existing_file)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="that of the first file")
@@ -124,7 +124,7 @@ def report(words):
 
 
 def check(words):
-    """Say which promises are kept."""
+    """Print which promises hold."""
     parser = Parser(prog="python -m benchmarks check")
     parser.add_argument("files", nargs="+", type=existing_file)
     options = parser.parse_args(words)
@@ -132,7 +132,7 @@ def check(words):
 
 
 def _documents(paths):
-    """Read results, whose errors are the user's."""
+    """Read results; a wrong file is the user's error."""
     try:
         return [results.read(path) for path in paths]
     except ValueError as error:
@@ -140,7 +140,7 @@ def _documents(paths):
 
 
 def _finish(documents, out, check):
-    """Merge, write everything to the folder, and print what became of the promises."""
+    """Merge, write everything to the folder, and print the verdicts on the promises."""
     merged = results.merge(documents)
     out.mkdir(parents=True, exist_ok=True)
     results.write(merged, out / "results.json")
@@ -150,7 +150,7 @@ def _finish(documents, out, check):
 
 
 def _verdict(merged):
-    """Print each promise and the rows that PyTorch wins; 1 if a promise is not kept."""
+    """Print each promise and the rows that PyTorch wins; 1 if a promise does not hold."""
     rows = results.rows_of(merged)
     found = promises.verdicts(rows, merged["environment"]["caches"], merged["accuracy"])
     for v in found:
@@ -168,7 +168,7 @@ def _verdict(merged):
 
 
 def _is_done(path, options):
-    """Whether the file has this group, measured under the same terms."""
+    """Whether the file has this group, under the same terms."""
     if not path.is_file():
         return False
     try:
@@ -178,7 +178,7 @@ def _is_done(path, options):
 
 
 def _terms(options):
-    """What a group's results depend on: the kernels and the options."""
+    """The terms of a group's results: the kernels and the options."""
     names = ("quick", "threads", "dtypes", "operations", "peers", "pages", "seconds")
     terms = {"build": build(), **{name: getattr(options, name) for name in names}}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in terms.items() if v}

@@ -1,14 +1,14 @@
-"""How far bnext and PyTorch's CPU batch norm are from the exact result, on the same input.
+"""Errors of bnext and of PyTorch's CPU batch norm against the exact result, on the same input.
 
     python benchmarks/accuracy.py
 
 Both do one training step with the same x, dy, weight and bias: forward, backward, and running
 statistics with momentum 1. An error is counted in units in the last place (ulp) of the data's
-dtype, at the largest magnitude in the channel (`exact` says of what). Shown is the largest error of
-all channels, as a mean over several draws of the data: the one largest of all draws is luck. The
-exact result is computed in long double for float64 data, and in float64 for the others (which is
-why the tests' reference is not used here). 16-bit data has float32 parameters and statistics: half
-a unit in y and dx is what rounding once, at the end, costs.
+dtype, at the largest magnitude in the channel (`exact` says of which value). The tables have the
+largest error of all channels, as a mean over several draws of the data, since the largest error of
+all draws is luck. The exact result is computed in long double for float64 data, and in float64 for
+the others (so the tests' reference does not serve here). 16-bit data has float32 parameters and
+statistics: rounding y and dx once, at the end, costs half a unit.
 
 Exits with 1 if bnext is worse than PyTorch anywhere, and with 2 if it cannot compare.
 """
@@ -25,17 +25,17 @@ from bnext.bench.cases import dtype_of
 from bnext.bench.libraries import as_tensor
 from bnext.command_line import Parser, at_least, ends_well
 
-# A result that is off by up to half a unit may well be the exact one, rounded, and how much of that
-# half the worst channel happens to show is chance. So a difference of half a unit between the two
-# says nothing; more is a loss.
+# A result within half a unit may be the exact one, rounded, and the worst channel shows a random
+# part of that half. So a difference of half a unit between two libraries means nothing; more is a
+# loss.
 MARGIN = 0.5
 
 
 def margin(dtype, name):
-    """What says nothing.
+    """The difference that means nothing.
 
-    Of 16-bit data, statistics and parameters' gradients are first summed in float32; of float64
-    data, sums have the precision of the data, and in which order they are taken is luck.
+    For 16-bit data, statistics and parameters' gradients are first summed in float32; for float64
+    data, sums have the precision of the data, and the best order of summation is luck.
     """
     if np.dtype(dtype).itemsize == 2 and name not in ("y", "dx"):
         return 2.5
@@ -76,7 +76,7 @@ class Inputs(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of one training step. `exact` has a row for each channel in all of them."""
+    """The results of one training step. Those of `exact` all have a row for each channel."""
 
     y: np.ndarray
     dx: np.ndarray
@@ -106,8 +106,8 @@ def outlier_first(rng, channels, count):
     return values
 
 
-# Values to draw, and eps: at a scale of 1e-20 the usual one would be all of the denominator, and
-# PyTorch takes no 0.
+# Functions that draw values, and eps: at a scale of 1e-20 the usual eps would dominate the
+# denominator, and PyTorch refuses 0.
 DATA = {
     "ordinary": (normal(1, 1), 1e-5),
     "mean/std = 1e4": (normal(1e4, 1), 1e-5),
@@ -118,7 +118,7 @@ DATA = {
     "scale 1e18": (normal(1e18, 1e18), 1e-5),
 }
 
-# For float16, which ends at 65504 and at 6e-8: values are drawn this much smaller, or not at all.
+# For float16, whose range is 6e-8 to 65504: values are drawn this much smaller, or not at all.
 SMALLER_FOR_FLOAT16 = {"mean/std = 1e6": 100, "first value an outlier": 100}
 NOT_FOR_FLOAT16 = ("scale 1e-20", "scale 1e18")
 
@@ -148,7 +148,7 @@ def draw(kind, case, dtype, seed):
 
 
 def rows(array):
-    """A row for each channel; of one value, where there is one value a channel."""
+    """A row for each channel, of one value for arrays of one value a channel."""
     array = np.moveaxis(array, 1, 0) if array.ndim > 1 else array
     return np.ascontiguousarray(array).reshape(len(array), -1)
 
@@ -160,18 +160,17 @@ def walk(terms):
 def exact(inputs):
     """The results in the wider type; and for each the magnitude at which its unit is taken.
 
-    That is the largest magnitude in the channel: of the result; for a sum (dweight, dbias), of what
-    it passes through in whatever order, a random walk as long as the root of the sum of squares;
-    for a mean, of the deviation that it is compared with; and, for float64 data only, of what half
-    a unit in the mean makes of a result, since there is no wider type to keep a mean in. For
-    the others there is.
+    It is the largest magnitude in the channel: of the result; for a sum (dweight, dbias), of its
+    partial sums in any order, a random walk as long as the root of the sum of squares; for a mean,
+    of the deviations from it; and, for float64 data only, of the change that half a unit in the
+    mean makes in a result, since no wider type can hold the mean.
     """
     wider = WIDER[inputs.x.dtype.name]
     x, dy, weight, bias = (rows(array).astype(wider) for array in inputs[:4])
     n = x.shape[1]
     mean = x.mean(axis=1, keepdims=True)
     centred = x - mean
-    centred -= centred.mean(axis=1, keepdims=True)  # what rounding the mean lost
+    centred -= centred.mean(axis=1, keepdims=True)  # the rounding error of the mean
     var = np.square(centred).mean(axis=1, keepdims=True)
     rstd = 1 / np.sqrt(var + wider(inputs.eps))
     xhat = centred * rstd
@@ -193,7 +192,7 @@ def exact(inputs):
 
 def of_bnext(inputs):
     x, dy, weight, bias, eps = inputs
-    if x.dtype != weight.dtype:  # a layer's dtype is that of its parameters
+    if x.dtype != weight.dtype:  # a layer has the dtype of its parameters
         y, saved = bnext.batch_norm_forward(x, weight, bias, eps=eps)
         dx, dweight, dbias = bnext.batch_norm_backward(dy, x, saved, weight)
         statistics = saved.mean, saved.m2 / (saved.count - 1)
@@ -241,7 +240,7 @@ def errors(results, expected, scales):
 
 
 def typical_errors(kind, case, dtype, draws, libraries):
-    """The errors of each library that has results, the mean over several draws of the data."""
+    """The errors of each library with results, as means over several draws of the data."""
     found = {name: [] for name in libraries}
     for seed in range(draws):
         inputs = draw(kind, case, dtype, seed)
@@ -253,10 +252,11 @@ def typical_errors(kind, case, dtype, draws, libraries):
 
 
 def collect(dtypes, draws, libraries, cases=CASES):
-    """A dictionary for each kind of data, dtype and case, as JSON has it.
+    """A dictionary for each kind of data, dtype and case, in types of JSON.
 
-    `libraries` maps names to functions of Inputs that return Results, or None for what they do not
-    have. "worse" lists the results in which bnext's error is above PyTorch's by over the margin.
+    `libraries` maps names to functions of Inputs that return Results, or None if the library lacks
+    the case. "worse" lists the results in which bnext's error exceeds PyTorch's by more than the
+    margin.
     """
     for kind in DATA:
         for dtype in map(dtype_of, dtypes):
@@ -295,7 +295,7 @@ def dtypes_here():
 
 
 def text(value):
-    if value > 1e9:  # of zeros, for instance, whose unit is the smallest number there is
+    if value > 1e9:  # of zeros, for instance, whose unit is the smallest number
         return ">1e9"
     return f"{value:.2f}" if value < 1000 else f"{value:.0e}"
 

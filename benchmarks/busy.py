@@ -1,14 +1,13 @@
-"""What neighbours on the cores cost: calls beside those with a fixed number of threads.
+"""The cost of other programs on the cores: adaptive teams beside fixed numbers of threads.
 
     python benchmarks/busy.py [--seconds S] [--only SITUATION ...] [--check]
 
 Three situations: ``idle``; ``busy``, with an endless loop pinned to each processor that this
 process may use; ``quota``, in a control group that grants half a core (Linux, and the right to make
 one).
-In each, calls take turns of some hundredths of a second, or of some periods of the quota: teams
-that adapt, as users have them, and fixed teams of one thread and of all, in every order, since the
-scheduler favours threads that have just slept. Times are medians in milliseconds, with the mean
-behind.
+In each, calls take turns of some hundredths of a second, or of some periods of the quota: adaptive
+teams, the default, and fixed teams of one thread and of all, in every order, since the scheduler
+favours threads that have just slept. Times are medians in milliseconds, followed by the mean.
 With --check it exits with 1 if a promise is broken:
 
 - idle, 0.3 MB forward: at most 1.02 of one thread's time
@@ -49,7 +48,7 @@ def idle():
 
 @contextlib.contextmanager
 def busy():
-    """An endless loop on each processor, no longer than this process lives."""
+    """An endless loop on each processor, until this process ends."""
     loop = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
     words = [sys.executable, "-c", loop, str(os.getpid())]
     neighbours = []
@@ -126,7 +125,7 @@ def measured(call, teams, seconds, turn):
 
 
 def promise_of(situation, size, operation, times):
-    """The ratio that is promised, and its bound; None where nothing is."""
+    """The promised ratio, and its bound; None without a promise."""
     average = statistics.fmean if situation == "quota" else statistics.median
     if size == "0.3 MB" and operation == "forward":
         middle = {team: statistics.median(values) for team, values in times.items()}
@@ -138,7 +137,7 @@ def promise_of(situation, size, operation, times):
 
 
 def measure(situation, seconds):
-    """Print the rows of a situation; return the promises that are broken."""
+    """Print the rows of a situation; return the broken promises."""
     limit = bnext.get_num_threads()
     teams = {"adaptive": (limit, False), "one": (1, True), "all": (limit, True)}
     broken = []

@@ -1,10 +1,10 @@
-"""What a call costs where there is next to nothing to compute: (64, 20), float32.
+"""The cost of a call with next to nothing to compute: (64, 20), float32.
 
     python benchmarks/call_path.py [--threads N ...] [--seconds S] [--check]
 
-Each row is a level of the path from Python to the kernel, beside what PyTorch has that does the
-same at the same level. PyTorch records nothing for autograd (torch.no_grad), except in the last
-row. Times are medians of turns, in microseconds, with the 10th and 90th percentile of bnext's.
+Each row is a level of the path from Python to the kernel, beside PyTorch's call at the same level.
+PyTorch records nothing for autograd (torch.no_grad), except in the last row. Times are medians of
+turns, in microseconds, with the 10th and 90th percentile of bnext's.
 With --check it exits with 1 if bnext is slower in any row; it exits with 2 if it cannot compare.
 """
 

@@ -1,16 +1,16 @@
-"""What a call on CUDA tensors costs the CPU up to the launch, measured without a GPU.
+"""The time of a call on CUDA tensors on the CPU, up to the launch, measured without a GPU.
 
     python -m benchmarks.call_path_gpu [--check]
 
 Needs PyTorch and a build with BNEXT_CUDA_EMULATION=ON. PyTorch's tensors on the CPU stand for CUDA
-tensors (64, 20) of float32, and a launch returns at once. benchmarks/pretended_gpu.py says what is
-not the real thing: PyTorch's allocations, and the CUDA runtime below the launch. What a GPU adds is
-the launch itself, and of PyTorch's allocator what it costs more than the CPU's.
+tensors (64, 20) of float32, and a launch returns at once. benchmarks/pretended_gpu.py lists the
+differences from a GPU: PyTorch's allocations, and the CUDA runtime below the launch. A GPU adds the
+launch itself, and the extra cost of PyTorch's CUDA allocator.
 
 Each row is a call, and beside it the same call by the general road, which is Python. Times are in
-microseconds: the least and the median of turns, each of so few calls that a busy machine does not
-interrupt all of them. With --check it exits with 1 if the least is above what was promised; it
-exits with 2 if it cannot measure.
+microseconds: the least and the median of turns, with so few calls each that a busy machine does not
+interrupt all turns. With --check it exits with 1 if the least is above the promise; it exits with 2
+if it cannot measure.
 """
 
 import importlib
@@ -69,7 +69,7 @@ def microseconds(call):
 
 
 def by_the_general_road(stack, torch):
-    """Let nothing be done in C++ but plans and launches."""
+    """Leave only plans and launches to C++."""
     from bnext.devices import engine_of
     from bnext.torch import kernels
 

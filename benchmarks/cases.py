@@ -1,4 +1,4 @@
-"""What the suite measures: shapes as data, in groups that run one at a time."""
+"""The cases of the suite: shapes as data, in groups that run one at a time."""
 
 import re
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 import bnext
 from bnext.bench.cases import Case, dtype_of
 
-# The batch-norm layers of ResNet-50 (He et al. 2016): channels, side of the planes, and how many of
-# its 53 are like that.
+# The batch-norm layers of ResNet-50 (He et al. 2016): channels, side of the planes, and the number
+# of layers like that, of 53.
 RESNET50 = (
     *((64, 112, 1), (64, 56, 6), (128, 56, 1), (256, 56, 4), (128, 28, 7), (256, 28, 1)),
     *((512, 28, 5), (256, 14, 11), (1024, 14, 7), (512, 14, 1), (512, 7, 5), (2048, 7, 4)),
@@ -21,7 +21,7 @@ ROWS = (
     *((100_000, 32), (140_000, 256), (7, 20_000)),
 )
 
-# Tensors that are neither: name, shape, whether the channels-last layout is measured as well.
+# Other tensors: name, shape, whether the channels-last layout is measured as well.
 OTHERS = (
     ("cube", (50, 50, 50, 50), True),
     ("volume", (8, 64, 16, 56, 56), True),
@@ -49,7 +49,7 @@ THREADS = (1, 2)
 
 @dataclass(frozen=True)
 class Pass:
-    """Dtypes that are measured with these numbers of threads, pages and peers."""
+    """Dtypes, measured with these numbers of threads, pages and peers."""
 
     dtypes: tuple
     threads: tuple = (2,)
@@ -60,7 +60,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are measured in one process, in the passes given."""
+    """Cases measured in one process, in the given passes."""
 
     name: str
     title: str
@@ -168,7 +168,7 @@ GROUPS = (
     ),
 )
 
-# What a developer looks at while working: most of what has been promised, in two minutes.
+# For developers at work: most promises, in two minutes.
 QUICK = (
     Group(
         "resnet50-b32",
@@ -207,13 +207,13 @@ def refusal(dtype):
 
 
 def fits_memory(case, share=0.6, arrays=8):
-    """Whether the arrays of the case, and those of the peers, fit the memory that is free."""
+    """Whether the arrays of the case, and those of the peers, fit the free memory."""
     free = free_memory()
     return free is None or arrays * case.nbytes < share * free
 
 
 def free_memory():
-    """Bytes that can be had without swapping, where Linux tells."""
+    """Bytes available without swapping, where Linux tells."""
     try:
         with open("/proc/meminfo") as lines:
             found = dict(line.split(":") for line in lines)

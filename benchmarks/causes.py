@@ -1,13 +1,12 @@
 """Why some rows stay below half of the copy bandwidth, or behind PyTorch: for the report.
 
-The first cause whose condition holds. A row that none fits is reported as unexplained, so that
-nobody has to look for what is missing.
+A row has the first cause whose condition holds. A row without a cause is reported as unexplained.
 """
 
 from math import prod
 
 SMALL = 256 * 1024
-# Of the machine that the causes were looked for on (Zen 4): the caches of one core, and of all.
+# The caches of one core, and of all, on the machine where the causes were found (Zen 4).
 L2, L3 = 1 << 20, 32 << 20
 SHORT = 1024  # bytes of a plane
 FEW_ROWS = 512  # bytes of a channel in all arrays
@@ -18,7 +17,7 @@ def _arrays(row):
 
 
 def _slab(row):
-    """What one channel has in all arrays of the call, in bytes."""
+    """Bytes of one channel in all arrays of the call."""
     return _arrays(row) * row.nbytes // row.shape[1]
 
 

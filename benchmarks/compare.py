@@ -1,10 +1,9 @@
-"""bnext against PyTorch on large inputs, and whether the speed that is promised is there.
+"""bnext against PyTorch on large inputs, and whether the promised speed is reached.
 
     python benchmarks/compare.py [--threads N] [--check]
 
-Outputs go to memory that is already mapped, so that the kernels are compared and not the
-allocators. With --check it exits with 1 if a promise does not hold; it exits with 2 if it cannot
-compare.
+Outputs go to mapped memory, so that kernels are compared and not allocators. With --check it exits
+with 1 if a promise does not hold; it exits with 2 if it cannot compare.
 """
 
 import sys
@@ -17,14 +16,14 @@ from bnext.bench.libraries import LIBRARIES, installed
 from bnext.bench.measure import measure
 from bnext.command_line import MOST_THREADS, Parser, at_least, ends_well
 
-# How many times as fast as PyTorch, with two threads.
+# PyTorch's time over bnext's, with two threads.
 # 5 on two cores of a Zen 4, 2.2 to 2.5 on two of a Xeon (Sapphire Rapids), whose PyTorch is faster.
 PROMISES = {"forward": 2.0, "backward": 1.0}
 PROMISED_CASE = PLANES_56
 OTHER_CASES = (ROWS_256, ROWS_4096)
 
-# A ratio is of medians taken in turns, so work of others on the machine mostly meets both. What is
-# left is evened out by measuring several times; the median of the ratios counts, not the best.
+# A ratio is of medians taken in turns, so other work on the machine mostly meets both libraries.
+# The median of several such ratios evens out the rest.
 RUNS = 3
 
 
@@ -42,7 +41,7 @@ def compare(cases, threads):
 
 
 def typical_ratios(first, threads):
-    """The ratio of each promised operation: the median over the runs, of which `first` is one."""
+    """The ratio of each promised operation: the median over the runs, `first` included."""
     runs = [first, *(compare([PROMISED_CASE], threads) for _ in range(RUNS - 1))]
     found = [m for run in runs for m in run if m.case == PROMISED_CASE]
     return {

@@ -1,4 +1,4 @@
-"""What the results depend on: the machine, the versions, the compiler, the OpenMP runtimes."""
+"""The environment of results: the machine, the versions, the compiler, the OpenMP runtimes."""
 
 import datetime
 import hashlib
@@ -14,7 +14,7 @@ from bnext.bench.libraries import import_torch
 
 
 def environment(threads):
-    """A dictionary that JSON can hold; call it when everybody has been loaded."""
+    """A dictionary in types of JSON; call it when all libraries are loaded."""
     found = basic_environment(max(threads, default=1))
     config = bnext.show_config(mode="dicts")
     torch = import_torch()
@@ -46,18 +46,18 @@ def environment(threads):
 
 
 def _torch_config(torch):
-    """What PyTorch was built with, without the flags and folders of those who built it."""
+    """PyTorch's build configuration, without flags and folders."""
     lines = torch.__config__.show().splitlines()
     return "\n".join(line for line in lines if "Build settings" not in line)
 
 
 def build():
-    """What tells one build of the kernels from another: a hash of the extension module."""
+    """The identity of a build of the kernels: a hash of the extension module."""
     return hashlib.sha256(Path(bnext._core.__file__).read_bytes()).hexdigest()[:16]
 
 
 def commit():
-    """The commit of the checkout, marked where files differ from it; None without git."""
+    """The commit of the checkout, with a mark if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=shared_libraries.ROOT, capture_output=True, text=True)
@@ -67,7 +67,7 @@ def commit():
 
 
 def caches():
-    """Bytes of the caches of data by level, as Linux lists them for the first processor."""
+    """Bytes of the data caches by level, from Linux's list for the first processor."""
     found = {}
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (_read(folder / name) for name in ("level", "type", "size"))
@@ -77,7 +77,7 @@ def caches():
 
 
 def openmp_runtimes():
-    """Files of the OpenMP runtimes in this process; two would fight for the cores."""
+    """Files of the OpenMP runtimes in this process; two would compete for the cores."""
     maps = _read("/proc/self/maps") or ""
     names = ("libgomp", "libomp", "libiomp")
     paths = {line.split()[-1] for line in maps.splitlines() if "/" in line}

@@ -14,7 +14,7 @@ CASES = tuple(c for c in accuracy.CASES if c.name in ("NCHW 28x28", "NHWC 28x28"
 
 
 def of_onednn(inputs):
-    """One training step by oneDNN, on the arrays as they lie; None where it has no such dtype."""
+    """One training step by oneDNN, on the arrays in place; None where it lacks the dtype."""
     x, dy, weight, bias, eps = inputs
     if eps != cases.EPS:
         return None
@@ -37,7 +37,7 @@ def of_onednn(inputs):
 
 
 def measure(dtypes=None, draws=DRAWS):
-    """The rows of the accuracy tables, and a note for each dtype that is left out."""
+    """The rows of the accuracy tables, and a note for each omitted dtype."""
     libraries = {"bnext": accuracy.of_bnext, "onednn": of_onednn}
     if import_torch() is not None:
         libraries["torch"] = accuracy.of_torch

@@ -9,14 +9,14 @@ import bnext
 from benchmarks.shared_libraries import UnavailableError, onednn
 from bnext.bench.cases import ALIGNMENT, EPS
 
-OPERATIONS = ("forward", "backward", "inference")  # as native/onednn.cpp numbers them
+OPERATIONS = ("forward", "backward", "inference")  # in the order of native/onednn.cpp
 
-# What "its best layout" is chosen from, by trial, for each operation of each case.
+# The candidates for "its best layout", chosen by trial for each operation of each case.
 FORMATS = ("blocks of 16 channels", "channels last", "blocks of 8 channels", "planar")
-# Of large arrays, only from the first two: the others win where the caches hold the data, if at
-# all, and reordering takes seconds.
+# For large arrays only the first two: the others win, if at all, where the caches hold the data,
+# and reordering takes seconds.
 LARGE, FORMATS_OF_LARGE = 300e6, FORMATS[:2]
-TRIALS, LONG_TRIAL = 3, 0.01  # seconds; one is enough of what takes longer
+TRIALS, LONG_TRIAL = 3, 0.01  # seconds; a longer operation has one trial
 
 
 class Arrays(ctypes.Structure):
@@ -34,8 +34,8 @@ class Arrays(ctypes.Structure):
 class Layer:
     """One case in one of oneDNN's formats, with the arrays bound to it.
 
-    Where the format is not that of the case, the data is reordered here, outside any timing, and
-    the output is reordered back by `output`.
+    If the case has another format, the data is reordered here, outside any timing, and `output`
+    reorders the output back.
     """
 
     def __init__(self, data, format):
@@ -79,7 +79,7 @@ class Layer:
         return self.native.onednn_error().decode()
 
     def implementation(self, operation):
-        """What oneDNN calls the code that it chose."""
+        """oneDNN's name of the chosen code."""
         index = OPERATIONS.index(operation)
         return self.native.onednn_implementation(self.layer, index).decode()
 
@@ -91,7 +91,7 @@ class Layer:
         return lambda: run(self.layer, index) or self._check(0)
 
     def output(self):
-        """What the latest warm call wrote, as the case's arrays lie."""
+        """The output of the latest warm call, in the case's format."""
         if self.own:
             self._reorder(self.out, self.data.out, back=True)
         return self.data.out
@@ -101,7 +101,7 @@ class Layer:
             raise UnavailableError(f"oneDNN, {self.format}: {self.error()}")
 
     def _empty(self):
-        """An array for this layer's format, as well aligned as oneDNN can wish."""
+        """An array for this layer's format, aligned for oneDNN."""
         nbytes = self.native.onednn_bytes(self.layer)
         raw = np.empty(nbytes + ALIGNMENT, np.uint8)
         begin = -raw.ctypes.data % ALIGNMENT
@@ -114,12 +114,12 @@ class Layer:
 
 
 def own_format(case):
-    """The format in which the arrays of the case lie."""
+    """The format of the case's arrays."""
     return "channels last" if case.channels_last else "planar"
 
 
 def onednn_calls(data):
-    """Prepare oneDNN on the arrays as they are."""
+    """Prepare oneDNN on the arrays in their own format."""
     layer = Layer(data, own_format(data.case))
     return {(op, pages): layer.call(op, pages) for op in OPERATIONS for pages in ("warm", "fresh")}
 
@@ -132,7 +132,7 @@ def fastest_layers(data):
             layer = Layer(data, format)
         except UnavailableError:
             continue
-        if layer.implementation("forward").startswith("ref"):  # no code of its own: orders slower
+        if layer.implementation("forward").startswith("ref"):  # orders of magnitude slower
             continue
         for operation in OPERATIONS:
             seconds = _time(layer.call(operation, "warm"))
@@ -154,10 +154,10 @@ def _time(call):
 
 
 def best_calls(data, note=None):
-    """Prepare oneDNN on data that has been reordered to what is fastest for it.
+    """Prepare oneDNN on data reordered to its fastest format.
 
     Reordering is not in the time: a network that runs in oneDNN keeps its tensors in such a layout.
-    `note(operation, format, implementation)` is told what was chosen.
+    `note(operation, format, implementation)` receives the choice.
     """
     if data.x.ndim == 2:
         raise UnavailableError("rows have one layout")

@@ -1,4 +1,4 @@
-"""Everybody whom bnext is measured beside, under the names that the results have."""
+"""The peers of bnext in the suite, under their names in the results."""
 
 import bnext
 from benchmarks import onednn, shared_libraries
@@ -18,7 +18,7 @@ TITLES = {
 
 
 def torch_calls(data):
-    """PyTorch's operators, or the reason why not."""
+    """PyTorch's operators, or the reason for their absence."""
     _torch()
     return LIBRARIES["torch"](data)
 
@@ -31,20 +31,20 @@ def _torch():
 
 
 def bnext_layers(data):
-    """This package's layers, in training and in evaluation mode, on parameters as they come."""
+    """This package's layers, in training and in evaluation mode, with initial parameters."""
     kind = getattr(bnext, f"BatchNorm{max(data.x.ndim - 2, 1)}d")
     return _layer_calls(kind(data.x.shape[1], EPS), kind(data.x.shape[1], EPS), data.x)
 
 
 def torch_layers(data):
-    """PyTorch's layers as they come: they record what backward needs, as this package's do."""
+    """PyTorch's layers, recording for backward, like this package's."""
     kind = getattr(_torch().nn, f"BatchNorm{max(data.x.ndim - 2, 1)}d")
     x = as_tensor(data.x)
     return _layer_calls(kind(x.shape[1], EPS), kind(x.shape[1], EPS), x)
 
 
 def torch_layers_no_grad(data):
-    """PyTorch's layers without the recording."""
+    """PyTorch's layers without recording."""
     torch = _torch()
 
     def without(call):
@@ -66,7 +66,7 @@ def _layer_calls(training, still, x):
 
 
 def operators(torch):
-    """PyTorch's operators as functions that torch.compile takes: forward, backward, inference."""
+    """PyTorch's operators as functions for torch.compile: forward, backward, inference."""
     aten = torch.ops.aten
 
     def forward(x, weight, bias):
@@ -84,9 +84,9 @@ def operators(torch):
 
 
 def compile_calls(data):
-    """What torch.compile makes of PyTorch's operators; it allocates its outputs.
+    """PyTorch's operators through torch.compile, which allocates its outputs.
 
-    Compiled here, once for each case and with static shapes, and never inside the time.
+    Compiled here, once for each case, with static shapes, outside the time.
     """
     torch = _torch()
     x, dy, weight, bias, mean, var = map(
@@ -105,7 +105,7 @@ def compile_calls(data):
         compiled = torch.compile(function, dynamic=False)
         try:
             compiled(*given)
-        except Exception as error:  # whatever the compiler below it may say
+        except Exception as error:  # any error of the compiler below it
             raise UnavailableError(
                 f"torch.compile: {str(error).strip().splitlines()[0]}"
             ) from error
@@ -115,7 +115,7 @@ def compile_calls(data):
 
 
 class BestCopier(Copier):
-    """The best of NumPy's copy, `memcpy` by pieces and streaming stores, in as many threads."""
+    """The best of NumPy's copy, `memcpy` by pieces and streaming stores, with all threads."""
 
     def calls(self, data):
         """The Python copies, and those of native/copy.cpp where it can be built."""
@@ -144,9 +144,9 @@ LAYERS = {"bnext": bnext_layers, "torch": torch_layers, "torch_no_grad": torch_l
 
 
 def prepared(name, operations, skipped, chosen):
-    """What prepares the calls of a peer; refusals are noted in `skipped`, and it is left out.
+    """The function that prepares a peer's calls; a refusal leaves the peer out, with a note.
 
-    `chosen` takes a note of the layout that oneDNN found best, for each case and operation.
+    Refusals go to `skipped`, and oneDNN's best layout for each case and operation to `chosen`.
     """
     prepare = (LAYERS if operations[0].startswith("layer") else FUNCTIONS)[name]
 

@@ -3,7 +3,7 @@
 from benchmarks.peers import TITLES
 from benchmarks.promises import THREADS
 
-# Colours that stay apart for the colour-blind (Okabe and Ito), and marks that do without colour.
+# Colours that are distinct for the colour-blind (Okabe and Ito), and marks that need no colour.
 STYLE = {
     "bnext": ("#000000", "o"),
     "torch": ("#d55e00", "o"),
@@ -27,7 +27,7 @@ def pyplot():
 
 
 def save(figure, path):
-    """With a palette: a plot has few colours, and repositories keep every version."""
+    """Save with a palette: a plot has few colours, and repositories keep every version."""
     from PIL import Image
 
     figure.savefig(path, dpi=DPI)
@@ -108,7 +108,7 @@ def _dots(rows, libraries, figure_of, prepare, title, x_label, path):
 
 
 def _legend(figure, axes, title):
-    """The title and the libraries, above the axes; one that an axis lacks is in another."""
+    """The title and the libraries of all axes, above them."""
     handles = {}
     for axis in axes.flat:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -176,7 +176,7 @@ def _growth_lines(axis, rows):
 
 
 def _pictures(rows):
-    """What there is to draw: name, title, function, and the rows, which may be none."""
+    """The plots: name, title, function, and the rows, of which there may be none."""
     rows = [row for row in rows if row.threads == THREADS]
 
     def chosen(groups, dtype, layout, pages="warm"):
@@ -205,7 +205,7 @@ def _pictures(rows):
 
 
 def draw_all(rows, caches, folder):
-    """Every plot that the rows allow; returns pairs of a file's name and what it shows."""
+    """Draw every plot that has rows; returns pairs of a file's name and its title."""
     drawn = []
     for name, title, function, found in _pictures(rows):
         if found:

@@ -1,7 +1,7 @@
-"""PyTorch's tensors on the CPU in the place of CUDA tensors, for calls where there is no GPU.
+"""PyTorch's tensors on the CPU in place of CUDA tensors, for calls without a GPU.
 
-`bnext._cuda_emulated` takes the place of `bnext._cuda`; its device memory is the CPU's. Everything
-between a call from Python and the launch is what runs on a GPU, but for three things:
+`bnext._cuda_emulated` replaces `bnext._cuda`; its device memory is the CPU's. The code between a
+call from Python and the launch is the same as on a GPU, with three exceptions:
 
 - PyTorch's allocations, which the CPU's allocator serves.
 - The CUDA runtime: the current device, the memset of counters and `cudaLaunchKernelExC` are the
@@ -26,7 +26,7 @@ HERE = Where("cuda", 0)
 
 @contextmanager
 def pretended_gpu(kernels):
-    """Let all tensors of PyTorch's be on GPU 0, with the kernels of the module `kernels`."""
+    """Let all of PyTorch's tensors be on GPU 0, with the kernels of the module `kernels`."""
     with ExitStack() as stack:
         patch = mock.patch.object
         stack.enter_context(patch(cuda, "_load", lambda: kernels))

@@ -1,6 +1,6 @@
-"""What is promised of the speed, as data, and whether the results keep it.
+"""The promises of speed, as data, and whether results keep them.
 
-Every promise is about two threads and, unless it says otherwise, about the kernels: warm pages. A
+Promises are for two threads and, unless they say otherwise, for the kernels alone: warm pages. A
 ratio is the peer's time over bnext's.
 """
 
@@ -10,13 +10,13 @@ from benchmarks.summaries import below_share, resnet50_sums, slower_than
 
 THREADS = 2
 LARGE = 50e6  # bytes of a tensor whose pages cost more than any kernel
-TOLERATED = 0.95  # a ratio of PyTorch that counts as no slower
+TOLERATED = 0.95  # the least ratio to PyTorch that counts as equal
 LOW_SHARE = 0.5  # of the copy bandwidth; below, the report says why
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One promise beside what was measured; `figure` is None where nothing was."""
+    """One promise beside its measured figure; `figure` is None without a measurement."""
 
     text: str
     least: float
@@ -61,7 +61,7 @@ class OfSum:
 class OfEach:
     """The lowest ratio to PyTorch of the rows that `chosen` accepts.
 
-    All of `shapes`, if given, must have been measured. `figure` may be another than the ratio.
+    All of `shapes`, if given, must have been measured. `figure` may replace the ratio.
     """
 
     text: str
@@ -87,7 +87,7 @@ class OfEach:
         return Verdict(self.text, self.least, worst, where)
 
 
-# As sentences have them; peers.TITLES is for tables.
+# Names for sentences; peers.TITLES has names for tables.
 NAMES = {"torch": "PyTorch", "onednn": "oneDNN", "onednn_best": "oneDNN's best layout"}
 
 
@@ -168,7 +168,7 @@ PROMISES = (
 
 
 class Results:
-    """Rows with their sums, for the promises to look at."""
+    """Rows with their sums, as promises need them."""
 
     def __init__(self, rows, caches):
         self.rows, self.caches = rows, caches

@@ -1,4 +1,4 @@
-"""The report: what was promised, sums, plots, every row, losses, accuracy, how it was measured."""
+"""The report: promises, sums, plots, every row, losses, accuracy, methods of measurement."""
 
 from benchmarks import plots, tables
 from benchmarks.promises import THREADS
@@ -82,7 +82,7 @@ def _introduction(environment, rows):
 
 
 def _copy_range(rows, last_cache):
-    """How far the yardstick itself varies: on virtual machines it does."""
+    """The range of the copy bandwidth itself, which varies on virtual machines."""
     found = sorted(
         row.copy_bandwidth / 1e9
         for row in rows
@@ -97,7 +97,7 @@ def _copy_range(rows, last_cache):
 
 
 def _handovers(rows):
-    """How far apart the two processors were: on a virtual machine that may change at any time."""
+    """The distance of the two processors, which may change at any time on a virtual machine."""
     found = sorted(row.handover_ns for row in rows if row.handover_ns)
     if not found:
         return "not measured"

@@ -1,4 +1,4 @@
-"""Results: rows that know their ratios, and the JSON documents that hold them."""
+"""Results: rows with their ratios, and their JSON documents."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LISTS = ("rows", "skipped", "layouts", "accuracy", "groups")
 class Row:
     """One operation of one case, with its group and the number of threads.
 
-    `handover_ns` is how far two threads were from each other (`handover_nanoseconds`) right after.
+    `handover_ns` is the distance of two threads right after it (`handover_nanoseconds`).
     """
 
     group: str
@@ -25,7 +25,7 @@ class Row:
     handover_ns: float | None = None
 
     def __getattr__(self, name):
-        """What the measurement, and its case, have."""
+        """Attributes of the measurement, and of its case."""
         if name.startswith("__"):
             raise AttributeError(name)
         measurement = object.__getattribute__(self, "measurement")
@@ -46,7 +46,7 @@ class Row:
         return f"{self.name}, {self.layout}" if self.layout != "rows" else self.name
 
     def as_dict(self):
-        """What JSON holds: times as [median, p10, p90, turns]; the rest follows from them."""
+        """In types of JSON: times as [median, p10, p90, turns]; the rest follows from them."""
         case = self.case
         return {
             "group": self.group,
@@ -65,7 +65,7 @@ class Row:
 
     @classmethod
     def of(cls, values):
-        """Read what `as_dict` wrote."""
+        """Read the output of `as_dict`."""
         case = Case(
             values["case"],
             tuple(values["shape"]),
@@ -95,7 +95,7 @@ def document(environment, **lists):
 
 
 def merge(documents):
-    """One document of several; the environment is that of the first, its dates a span."""
+    """One document of several, with the environment of the first, and its dates as a span."""
     documents = list(documents)
     if not documents:
         raise ValueError("no results to merge")
@@ -117,7 +117,7 @@ def rows_of(document):
 
 
 def write(document, path):
-    """One dictionary of a list a line, so that the file can be read and compared."""
+    """Write each dictionary of a list as a line, so that files can be read and compared."""
     lines = []
     for key, value in document.items():
         if isinstance(value, list) and value:
@@ -129,7 +129,7 @@ def write(document, path):
 
 
 def read(path):
-    """Read a document, or say what is wrong with it."""
+    """Read a document, or report its fault."""
     found = json.loads(path.read_text())
     if found.get("format") != "bnext suite" or found.get("version") != VERSION:
         raise ValueError(f"{path}: expected results of the suite, version {VERSION}")

@@ -1,4 +1,4 @@
-"""Runs groups of cases, and keeps what was measured and what was not."""
+"""Runs groups of cases, and collects rows and omissions."""
 
 import itertools
 import sys
@@ -11,15 +11,15 @@ from benchmarks.results import Row, document
 from benchmarks.shared_libraries import handover_nanoseconds
 from bnext.bench.measure import measure
 
-# Threads hand over within some 200 ns wherever their cores are. Thousands say that one of them was
-# not on a core, since the system, or the machine below it, gave that to somebody else: once more.
+# Threads hand over within some 200 ns on any two cores. After thousands, one thread had no core,
+# since the system, or the machine below it, gave the core away: the case is measured again.
 TAKEN_AWAY = 2000
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line leaves of the passes; None leaves all."""
+    """The part of the passes that the command line selects; None selects all."""
 
     threads: tuple | None = None
     dtypes: tuple | None = None
@@ -29,7 +29,7 @@ class Choice:
     seconds: float | None = None
 
     def of_pass(self, one):
-        """The pass with what is left of it; threads that were asked for replace its own."""
+        """The selected part of a pass; threads of the command line replace its own."""
         return replace(
             one,
             dtypes=_left(one.dtypes, self.dtypes),
@@ -46,7 +46,7 @@ def _left(all_of_them, wanted):
 
 @dataclass
 class Notes:
-    """What is told beside the rows."""
+    """Notes beside the rows."""
 
     skipped: list
     layouts: list
@@ -73,10 +73,10 @@ def run_group(group, choice):
 
 
 def planned(group, choice):
-    """The pass that each (pages, dtype, threads) is measured in, in the order of measuring.
+    """The pass for each (pages, dtype, threads), in the order of measuring.
 
-    Fresh pages come before warm ones: afterwards the allocator is not quite what it was
-    (`bnext.bench.heap`). Where several passes have the same terms, the first one counts.
+    Fresh pages come before warm ones, which change the allocator (`bnext.bench.heap`). Of several
+    passes with the same terms the first one counts.
     """
     passes = [choice.of_pass(one) for one in group.passes]
     found = {}
@@ -111,7 +111,7 @@ def _run_pass(group, one, operations, pages, dtype, threads, notes):
 
 
 def _measured(group, case, libraries, one, operations, pages, threads):
-    """The rows of one case, each with how far the threads were from each other right after."""
+    """The rows of one case, each with the distance of the threads right after it."""
     measurements = measure(
         [case],
         pages=pages,

@@ -1,4 +1,4 @@
-"""The shared libraries of native/: built when they are needed, by one call of the compiler."""
+"""The shared libraries of native/, built on demand by one call of the compiler each."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ HANDOVERS = 2000
 
 
 class UnavailableError(Exception):
-    """Something cannot be measured here; the message says why."""
+    """A measurement is impossible here; the message has the reason."""
 
 
 def compiler():
@@ -30,7 +30,7 @@ def compiler():
 
 
 def compiler_version():
-    """What the compiler calls itself, or None."""
+    """The compiler's name and version, or None."""
     try:
         command = [compiler(), "--version"]
         return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
@@ -39,7 +39,7 @@ def compiler_version():
 
 
 def build(name, sources, headers=(), flags=()):
-    """Compile `sources` to a shared library, unless that has been done; return its path."""
+    """Compile `sources` to a shared library, unless it exists; return its path."""
     paths = [ROOT / source for source in sources]
     command = [compiler(), *FLAGS, *map(str, paths), *flags]
     read = [path.read_text() for path in (*paths, *(ROOT / header for header in headers))]
@@ -59,7 +59,7 @@ def build(name, sources, headers=(), flags=()):
 
 @functools.cache
 def machine():
-    """What tells of the machine: copies, and the distance between two threads."""
+    """The library for properties of the machine: copies, and the distance of two threads."""
     sources = (
         *("benchmarks/native/copy.cpp", "benchmarks/native/handover.cpp"),
         "benchmarks/cpp/copy.cpp",
@@ -80,12 +80,12 @@ def machine():
 
 
 def handover_nanoseconds():
-    """What handing a word from one thread to another takes just now; None if that is unknown.
+    """The time to hand a word from one thread to another now; None if unknown.
 
-    Virtual machines move: two processors that share a cache in one minute may not in the next, and
-    then every time is another.
+    Virtual machines move: two processors may share a cache in one minute and not in the next, which
+    changes every time.
     """
-    if _processors() < 2:  # the threads would wait for each other's turn
+    if _processors() < 2:  # the threads would wait for each other's time slice
         return None
     try:
         seconds = machine().handover_seconds(HANDOVERS)
@@ -102,7 +102,7 @@ def _processors():
 
 
 def onednn_folders():
-    """Where the installed distributions have the headers and the library."""
+    """The folders of the headers and the library in the installed distributions."""
 
     def folder_of(distribution, ending):
         try:

@@ -1,4 +1,4 @@
-"""Sums over ResNet-50's layers, and lists of what is slow."""
+"""Sums over ResNet-50's layers, and lists of slow rows."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ class Sum:
     operation: str
     pages: str
     threads: int
-    seconds: dict  # of each library that has been measured in all the shapes
-    copy: float  # seconds that the floor bytes would take at the rate of the copy
-    bytes: int  # the floor
+    seconds: dict  # of each library with measurements of all shapes
+    copy: float  # seconds of the floor bytes at the rate of the copy
+    bytes: int  # the floor bytes
 
     def ratio(self, peer):
-        """The ratio of the sums: how many times as fast as `peer` bnext is."""
+        """The ratio of the sums: the time of `peer` over bnext's."""
         return self.seconds[peer] / self.seconds["bnext"]
 
     @property
@@ -30,17 +30,17 @@ class Sum:
 
     @property
     def share_of_copy(self):
-        """Of the rate at which arrays of the same sizes were copied."""
+        """The share of the rate at which arrays of the same sizes were copied."""
         return self.copy / self.seconds["bnext"]
 
 
 def terms(row):
-    """What makes rows comparable."""
+    """The terms that comparable rows share."""
     return row.group, row.dtype, row.layout, row.operation, row.pages, row.threads
 
 
 def resnet50_sums(rows):
-    """The sums of every group that has all twelve shapes, in the order of the rows."""
+    """The sums of every group with all twelve shapes, in the order of the rows."""
     by_terms = {}
     for row in rows:
         if row.group.startswith("resnet50") and row.name in LAYERS:

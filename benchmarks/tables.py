@@ -18,7 +18,7 @@ ERRORS = ("y", "dx", "dweight", "running_var")  # of accuracy.Results, in the re
 
 
 def markdown(header, rows):
-    """A table; columns of numbers to the right."""
+    """A table, with columns of numbers aligned to the right."""
     text = [" | ".join(header), " | ".join(":--" if _is_text(h) else "--:" for h in header)]
     text += [" | ".join(row) for row in rows]
     return "\n".join(f"| {line} |" for line in text) + "\n"
@@ -155,7 +155,7 @@ def _name(library):
 
 
 def skipped_table(skipped):
-    """What was not measured, with the reason; cases that share one are counted."""
+    """The omissions, with their reasons; cases with the same reason are counted."""
     counts = {}
     for item in skipped:
         key = (item["group"], item.get("dtype", ""), item.get("peer", ""), item["reason"])
@@ -168,7 +168,7 @@ def skipped_table(skipped):
 
 
 def as_csv(rows: list[Row]):
-    """All rows, with everything that follows from the times."""
+    """All rows, with the figures that follow from the times."""
     peers = [p for p in TITLES if any(p in row.timings for row in rows)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -32,7 +32,7 @@ void stream_lines(char* to, const char* from, Index bytes) {
 }
 #endif
 
-// Calls copy(to, from, bytes) on each thread's share: whole lines of `to`, the ends apart.
+// Calls copy(to, from, bytes) on each thread's share: whole lines of `to`, with the ends apart.
 template <class Copy>
 void share_out(void* to, const void* from, Index bytes, int threads, const Copy& copy) {
     auto* target = static_cast<char*>(to);

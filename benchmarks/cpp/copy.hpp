@@ -1,17 +1,17 @@
-// Copies by several threads: what the machine's memory can do, and every share is a share of.
+// Copies by several threads: the speed of the machine's memory, the unit of every share.
 #pragma once
 
 #include "core/dtype.hpp"
 
 namespace bnext::benchmarks {
 
-// With memcpy, which decides by the size of its piece whether to go around the caches.
+// With memcpy, which bypasses the caches depending on the size of a piece.
 void copy_with_memcpy(void* to, const void* from, Index bytes, int threads);
 
-// With stores that go around the caches and read nothing first, where the processor has them.
+// With stores that bypass the caches and read nothing first, where the processor has them.
 void copy_streaming(void* to, const void* from, Index bytes, int threads);
 
-// Bytes per second, read and written, of the fastest of several copies in either way.
+// Bytes per second, read and written, of the fastest of several copies of both kinds.
 double copy_bandwidth(void* to, const void* from, Index bytes, int threads);
 
 }  // namespace bnext::benchmarks

@@ -18,7 +18,7 @@
 
 namespace bnext::benchmarks {
 
-// Memory on huge pages, where the system has them on request: NumPy asks for them as well.
+// Memory on huge pages, where the system grants them: NumPy asks for them as well.
 template <class T>
 class Buffer {
 public:

@@ -31,7 +31,7 @@ std::vector<std::string> split(const std::string& text) {
     return words;
 }
 
-// The tables of this machine that `text` names: some, all, or the best one if it is empty.
+// The tables named by `text`: some or all of this machine's; the best if it is empty.
 std::vector<const cpu::KernelTable*> parse_isas(const std::string& text) {
     if (text.empty()) return {&cpu::active_table()};
     std::vector<const cpu::KernelTable*> all, found;
@@ -67,7 +67,7 @@ std::vector<int> parse_threads(const std::string& text) {
     return numbers;
 }
 
-// Takes `--name=value` out of the arguments; empty where it is not among them.
+// Removes `--name=value` from the arguments and returns the value; empty without it.
 std::string take_option(const std::string& name, int& argc, char** argv) {
     std::string value;
     const std::string prefix = "--" + name + "=";

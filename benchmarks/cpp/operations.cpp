@@ -19,7 +19,7 @@ namespace {
 template <class T>
 struct Operation {
     const char* name;
-    int arrays;  // of the problem's size that must be read or written: the floor
+    int arrays;  // of the problem's size that must be moved: the floor
     void (*run)(Data<T>& d);
 };
 
@@ -69,9 +69,9 @@ constexpr Operation<T> kCopies[] = {
      }},
 };
 
-// The data of the latest shape. A benchmark is called several times until it knows how many
-// iterations it needs, and those of one shape follow each other: drawing anew would take longer
-// than they do.
+// The data of the latest shape. Google Benchmark calls a benchmark several times to find its number
+// of iterations, and benchmarks of one shape follow each other: drawing anew would take longer than
+// they do.
 template <class T>
 Data<T>& data_of(const Shape& shape, Layout layout) {
     static std::unique_ptr<Data<T>> data;
@@ -106,7 +106,7 @@ void measure(benchmark::State& state, const Operation<T>& operation, Data<T>& da
         copy_bandwidth(data.out_values.data(), data.x_values.data(), bytes, threads);
 }
 
-// Every operation, each of which runs the kernels of one table.
+// Every operation, with the kernels of one table.
 template <class T>
 void register_all(const Shape& shape, Layout layout, const Runtime& runtime) {
     const std::string where = std::string("/") + name_of(DTypeOf<T>::value) + "/" +
@@ -137,7 +137,7 @@ void register_all(const Shape& shape, Layout layout, const Runtime& runtime) {
     }
 }
 
-// float32 with every shape, the others where the shape says so.
+// float32 with every shape, the other dtypes with shapes of all_dtypes.
 template <class First, class... Others>
 struct Types {
     static void register_all(const Shape& shape, Layout layout, const Runtime& runtime) {

@@ -9,11 +9,11 @@ struct KernelTable;
 
 namespace bnext::benchmarks {
 
-// What runs: the kernels of one instruction set, on a number of threads.
+// The kernels of one instruction set, on a number of threads.
 struct Runtime {
     const cpu::KernelTable* table;
     int threads;
-    bool with_copies;  // which are the same for every table
+    bool with_copies;  // once, since copies are the same for every table
 };
 
 void register_operations(std::span<const Runtime> runtimes);

@@ -1,4 +1,4 @@
-// The shapes that are measured: ResNet-50's batch-norm layers (He et al. 2016), and others.
+// The measured shapes: ResNet-50's batch-norm layers (He et al. 2016), and others.
 #pragma once
 
 #include "core/dtype.hpp"
