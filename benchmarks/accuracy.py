@@ -76,7 +76,7 @@ class Inputs(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The results of one training step. Those of `exact` all have a row for each channel."""
+    """The results of one training step. From `exact`, all have a row for each channel."""
 
     y: np.ndarray
     dx: np.ndarray

@@ -75,8 +75,8 @@ struct Team {
         if (size > 1) meeting->barrier(rank, size);
     }
 
-    // This member's share of [0, n): contiguous, so that the second phase finds in a cache what the
-    // first has read.
+    // This member's share of [0, n): contiguous, so that the second phase finds the first phase's
+    // data in a cache.
     [[nodiscard]] Index share_begin(Index n) const { return n * rank / size; }
     [[nodiscard]] Index share_end(Index n) const { return n * (rank + 1) / size; }
 };

@@ -187,7 +187,7 @@ def fold_into_next(
             f"bn: expected a shift of 0 before {what}, where folding is not exact otherwise, got "
             f"one of up to {np.max(np.abs(shift)):.3g}"
         )
-    # The axis with the groups has all channels of its side; the other has those of one group.
+    # The axis with the groups has all channels of its side; the other has one group's.
     whole = inputs if transposed else outputs
     _check_groups(groups, values.shape, whole)
     groups_of_inputs = 1 if transposed else groups

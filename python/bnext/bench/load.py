@@ -72,7 +72,7 @@ class LoadMeter:
         return Load(len(self._usable), min(max(taken, 0.0), len(self._usable)))
 
     def _now(self) -> tuple[float, float, float | None]:
-        """Give the time, this process's processor seconds, and those of all on its processors."""
+        """Give the time, and the processor seconds of this process and of all its processors."""
         return time.monotonic(), time.process_time(), _worked(self._usable)
 
 
