@@ -31,13 +31,13 @@ std::atomic<std::int64_t> regions{0};
 std::atomic<std::int64_t> lost_regions{0};
 std::atomic<Nanoseconds> lost_time{0};
 
-// The accounts, by the size of the arrays: below 1 MiB,
+// The account of calls over less than 1 MiB.
 Debt& debt() {
     static Debt all;
     return all;
 }
 
-// below 8 MiB, below 64 MiB, and above.
+// The accounts of calls over less than 8 MiB, less than 64 MiB, and more.
 Trials& trials_of(Index bytes) {
     static std::array<Trials, 3> all;
     return all[bytes >> 23 == 0 ? 0 : (bytes >> 26 == 0 ? 1 : 2)];
