@@ -1,6 +1,7 @@
 """moments, and Moments as a value that can be merged."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -133,3 +134,22 @@ def test_other_channels_cannot_be_merged():
 def test_only_moments_can_be_added():
     with pytest.raises(TypeError):
         bnext.Moments.empty(3) + 1
+
+
+def test_a_low_part_of_the_mean_is_merged(rng):
+    """So that parts of data at mean/std = 1e8 give the whole's mean to the deviations' own ulp."""
+    parts = np.split(rng.normal(1e8, 1, (40, 3)), [3, 17])
+    lows = []
+    for part in parts:
+        from_pilot = part - 1e8
+        mean = 1e8 + from_pilot.mean(0)
+        lows.append(bnext.Moments(len(part), mean, part.var(0), from_pilot.mean(0) - (mean - 1e8)))
+    whole = lows[0] + lows[1] + lows[2]
+    expected = (np.concatenate(parts) - 1e8).mean(0)
+    assert np.abs((whole.mean - 1e8) + whole.mean_low - expected).max() < 1e-15
+    assert pickle.loads(pickle.dumps(whole)) == whole
+    without = bnext.Moments(whole.count, whole.mean, whole.m2)
+    assert whole != without
+    assert (whole + without).mean_low is None
+    with pytest.raises(ValueError, match=r"^mean_low: expected shape \(3,\), got \(2,\)$"):
+        bnext.Moments(1, np.zeros(3), np.zeros(3), np.zeros(2))

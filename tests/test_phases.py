@@ -5,9 +5,10 @@ import pytest
 
 import bnext
 from bnext import _core
+from bnext.rows import ROW
 
 from .cases import FEW
-from .compare import assert_same_bits
+from .compare import assert_is_y, assert_same_bits
 
 pytestmark = pytest.mark.parametrize("case", FEW, ids=str)
 
@@ -20,7 +21,10 @@ def test_forward_is_its_two_phases(rng, isa, schedule, case, dtype):
     moments = bnext.moments(x, **axis)
     assert_same_bits(saved.mean, moments.mean)
     assert_same_bits(saved.m2, moments.m2)
-    assert_same_bits(y, bnext.normalize(x, moments.mean, moments.var, weight, bias, **axis))
+    if dtype == np.float64:  # whose mean has a low part besides
+        assert_is_y(y, x, moments.mean, moments.var, weight, bias, **axis)
+    else:
+        assert_same_bits(y, bnext.normalize(x, moments.mean, moments.var, weight, bias, **axis))
 
 
 def test_forward_of_a_group_of_one(rng, isa, schedule, case, dtype):
@@ -41,7 +45,7 @@ def test_forward_of_a_group_of_one(rng, isa, schedule, case, dtype):
     assert_same_bits(again, y)
     assert of_group.batch_statistics
     assert of_group.count == saved.count
-    for row in ("mean", "m2", "var", "rstd"):
+    for row in ROW._fields:
         assert_same_bits(getattr(of_group, row), getattr(saved, row), row)
     _core.move_running(of_group, moved_mean, moved_var, 0.3, counts[1])
     assert_same_bits(moved_mean, mean)

@@ -21,6 +21,12 @@ Y_OF_MOST = {np.float32: 1.0, np.float64: 4.0}
 # ordinary data have not all at once.
 DX = {np.float32: 4.0, np.float64: 16.0}
 
+# y, dx and dweight of float64 data with any mean, against long double, at the largest value that a
+# channel can have. The mean has a low part, so its own error is that of a sum of deviations. Then y
+# has the roundings of rstd, of the slope, of x - center, of shift and of the fused multiply-add,
+# and m2 that of its sums: six or seven halves of a unit that do not all go one way; dx four more.
+ANY_MEAN = 8.0
+
 # dweight and dbias, at the larger of |sum| and the root of the sum of squares (what a sum of random
 # signs comes to). float32: summed in double, rounded once. float64: up to 256 values follow each
 # other in one lane before sums are merged, with half a unit of the partial sum each time, in random

@@ -13,6 +13,7 @@
 #endif
 
 #include "core/problem.hpp"
+#include "core/statistics.hpp"
 #include "cpu/operations.hpp"
 #include "shapes.hpp"
 
@@ -73,7 +74,7 @@ struct Data {
         dy_values.fill(random);
         out_values.fill(random);
         cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, statistics());
-        cpu::backward_reduce<T>(problem(), dy(), x(), mean.data(), sum_dy.data(),
+        cpu::backward_reduce<T>(problem(), dy(), x(), statistics(), sum_dy.data(),
                                 sum_dy_xmu.data());
     }
 
@@ -81,7 +82,7 @@ struct Data {
     cpu::View<const T> x() { return {x_values.data(), description.strides[0]}; }
     cpu::View<const T> dy() { return {dy_values.data(), description.strides[0]}; }
     cpu::View<T> out() { return {out_values.data(), description.strides[0]}; }
-    cpu::StatisticsOut statistics() { return {mean.data(), m2.data(), var.data(), rstd.data()}; }
+    StatisticsOut statistics() { return {rows.data(), problem().channels}; }
     cpu::Affine<T> affine() { return {weight.data(), bias.data()}; }
 
     Description description;
@@ -89,10 +90,7 @@ struct Data {
     std::size_t channels = static_cast<std::size_t>(description.problem.channels);
     std::vector<Param<T>> weight = std::vector<Param<T>>(channels, Param<T>{1.5});
     std::vector<Param<T>> bias = std::vector<Param<T>>(channels, Param<T>{0.5});
-    std::vector<double> mean = std::vector<double>(channels);
-    std::vector<double> m2 = std::vector<double>(channels);
-    std::vector<double> var = std::vector<double>(channels);
-    std::vector<double> rstd = std::vector<double>(channels);
+    std::vector<double> rows = std::vector<double>(kRows * channels);
     std::vector<double> sum_dy = std::vector<double>(channels);
     std::vector<double> sum_dy_xmu = std::vector<double>(channels);
 };

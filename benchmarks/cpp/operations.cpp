@@ -27,11 +27,10 @@ struct Operation {
 template <class T>
 constexpr Operation<T> kOperations[] = {
     {"collect_stats", 1,
-     [](Data<T>& d) { cpu::collect_stats<T>(d.problem(), d.x(), d.mean.data(), d.m2.data()); }},
+     [](Data<T>& d) { cpu::collect_stats<T>(d.problem(), d.x(), d.statistics()); }},
     {"apply_norm", 2,
      [](Data<T>& d) {
-         cpu::apply_norm<T>(d.problem(), d.x(), d.out(), d.mean.data(), d.var.data(), 1e-5,
-                            d.rstd.data(), d.affine());
+         cpu::apply_norm<T>(d.problem(), d.x(), d.out(), d.statistics(), 1e-5, d.affine());
      }},
     {"forward", 2,
      [](Data<T>& d) {
@@ -39,19 +38,19 @@ constexpr Operation<T> kOperations[] = {
      }},
     {"backward_reduce", 2,
      [](Data<T>& d) {
-         cpu::backward_reduce<T>(d.problem(), d.dy(), d.x(), d.mean.data(), d.sum_dy.data(),
+         cpu::backward_reduce<T>(d.problem(), d.dy(), d.x(), d.statistics(), d.sum_dy.data(),
                                  d.sum_dy_xmu.data());
      }},
     {"backward_apply", 3,
      [](Data<T>& d) {
-         cpu::backward_apply<T>(d.problem(), d.dy(), d.x(), d.out(), d.mean.data(), d.rstd.data(),
+         cpu::backward_apply<T>(d.problem(), d.dy(), d.x(), d.out(), d.statistics(),
                                 d.weight.data(), d.sum_dy.data(), d.sum_dy_xmu.data(),
                                 static_cast<double>(d.problem().count()));
      }},
     {"backward", 3,
      [](Data<T>& d) {
-         cpu::backward<T>(d.problem(), d.dy(), d.x(), d.out(), d.mean.data(), d.rstd.data(),
-                          d.weight.data(), d.sum_dy.data(), d.sum_dy_xmu.data());
+         cpu::backward<T>(d.problem(), d.dy(), d.x(), d.out(), d.statistics(), d.weight.data(),
+                          d.sum_dy.data(), d.sum_dy_xmu.data());
      }},
 };
 

@@ -23,6 +23,7 @@ from benchmarks.gpu.results import append
 from bnext.bench.cases import EPS, Case
 from bnext.bench.libraries import import_torch
 from bnext.command_line import Parser, ends_well, existing_file, positive
+from bnext.rows import Statistics
 
 DESCRIPTION = """\
 Find first facts about the kernels on a GPU: bandwidths, ResNet-50's layers beside PyTorch and a
@@ -235,7 +236,9 @@ def phase(case, operation, sets):
     for s in sets:
         plan = measure.plan_of(case, operation, s)
         mean, var = s.mean.double(), s.var.double()
-        statistics = torch.stack([mean, var * count, var, torch.rsqrt(var + EPS)])
+        statistics = torch.stack(
+            Statistics(mean, var * count, var, torch.rsqrt(var + EPS), torch.zeros_like(var))
+        )
         known = vars(s) | {"y": s.out, "dx": s.out, "statistics": statistics}
         known["sums"] = torch.zeros_like(statistics[:2])
         arrays = {name: known[name] for name in names}

@@ -20,6 +20,7 @@ import bnext
 from benchmarks.gpu import dry
 from bnext.bench.libraries import import_torch
 from bnext.command_line import Parser, ends_well, positive
+from bnext.rows import ROW, Statistics
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Of the largest magnitude of a result; one rounding to the data's type is half a unit.
@@ -121,12 +122,13 @@ def expected(x, dy, weight, bias, mean, var, given):
         return (x - of(mean)) / np.sqrt(of(var) + EPS) * of(weight) + of(bias)
 
     def statistics(mean, m2, var):
-        return np.stack([mean, m2, var, 1 / np.sqrt(var + EPS)])
+        low = np.zeros_like(mean)
+        return np.stack(Statistics(mean, m2, var, 1 / np.sqrt(var + EPS), low))
 
     batch = x.mean(axes)
     m2 = np.square(x - of(batch)).sum(axes)
     all_statistics = statistics(batch, m2, m2 / n)
-    rstd = all_statistics[3]
+    rstd = all_statistics[ROW.rstd]
     xmu = x - of(batch)
     sum_dy, sum_dy_xmu = dy.sum(axes), (dy * xmu).sum(axes)
     dx = of(weight * rstd) * (dy - of(sum_dy / n) - xmu * of(rstd * rstd * sum_dy_xmu / n))
@@ -185,7 +187,7 @@ def run(module, case, limits, device):
     given = dict(data)
     for name in _vectors(case):
         if name == "statistics":
-            source = unset((4, channels), torch.float64) if name in wanted else statistics
+            source = unset((len(ROW), channels), torch.float64) if name in wanted else statistics
         elif name == "sums":
             source = unset((2, channels), torch.float64) if name in wanted else sums
         elif name in ("dweight", "dbias"):

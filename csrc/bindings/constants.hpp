@@ -13,11 +13,10 @@ namespace bnext::bindings {
 template <class T>
 void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
                     const Saved& saved, const Param<T>* weight) {
-    const cpu::PoolArray<double> zero(saved.mean().size(), 0.0);
-    cpu::PoolArray<double> var(zero.size()), rstd(zero.size());
-    std::ranges::copy(saved.var(), var.begin());
-    cpu::apply_norm<T>(problem, dy, dx, zero.data(), var.data(), saved.eps, rstd.data(),
-                       {weight, nullptr});
+    const cpu::PoolArray<double> values(saved.all().size(), 0.0);
+    const StatisticsOut about_zero(values.data(), saved.channels());
+    std::ranges::copy(saved.row(Row::var), about_zero.var());
+    cpu::apply_norm<T>(problem, dy, dx, about_zero, saved.eps, {weight, nullptr});
 }
 
 }  // namespace bnext::bindings

@@ -53,7 +53,7 @@ public:
         Output y = by_batch(x_object, weight, bias, running, eps, {}, x, at, scalars);
         Workspace statistics;
         if (y.data == nullptr ||
-            !allocate(statistics, x, 4 * x.channels() * Index{sizeof(double)})) {
+            !allocate(statistics, x, kRows * x.channels() * Index{sizeof(double)})) {
             return py::none();
         }
         at.statistics = static_cast<double*>(statistics.data());
@@ -129,7 +129,7 @@ public:
         const Output zero = zeros_of(dy);
         at.y = dx.data;
         at.mean = zero.data;
-        at.var = of.statistics + 2 * dy.channels();
+        at.var = StatisticsIn(of.statistics, dy.channels()).var();
         cuda::Scalars scalars;
         scalars.eps = of.eps;
         scalars.wide_statistics = true;

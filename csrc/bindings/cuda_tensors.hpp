@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "bindings/cuda_data.hpp"
+#include "core/statistics.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/plan_cache.hpp"
 
@@ -102,7 +103,7 @@ public:
         if (!slot(saved, kShape).equal(tuple_of(x.shape()))) return false;
         TensorView rows;
         if (!take_data(slot(saved, kStatistics), rows) || rows.dtype != DType::float64 ||
-            rows.order != Order::c || rows.rank() != 2 || rows.shape()[0] != 4 ||
+            rows.order != Order::c || rows.rank() != 2 || rows.shape()[0] != kRows ||
             rows.shape()[1] != x.channels() || rows.tensor.device.id != x.device()) {
             return false;
         }
@@ -139,7 +140,7 @@ public:
     }
 
     [[nodiscard]] Output statistics_of(const Data& x) const {
-        const std::array<Index, 2> shape{4, x.channels()};
+        const std::array<Index, 2> shape{kRows, x.channels()};
         return made(call(new_empty_, device_of(x).seeds[1], tuple_of(shape)));
     }
 

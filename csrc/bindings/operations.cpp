@@ -54,9 +54,7 @@ py::tuple forward_typed(Array& x, py::handle weight_object, py::handle bias_obje
     saved.count = problem.count();
     // Every Python object is unpacked; from here on there are only pointers.
     without_gil(x.size(), [&] {
-        cpu::forward<T>(
-            problem, x_view, y_view, {weight.data, bias.data}, eps,
-            {saved.mean().data(), saved.m2().data(), saved.var().data(), saved.rstd().data()});
+        cpu::forward<T>(problem, x_view, y_view, {weight.data, bias.data}, eps, saved.rows());
     });
     py::object result = y.result();
     running.update(saved);
@@ -92,10 +90,10 @@ py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
     Saved saved(x.strided(), axis, eps);
     saved.has_given_statistics();
     const DType dtype = param_dtype(*x.dtype());
-    const py::object mean =
-        take_statistics(mean_object, given.mean, dtype, given.other, saved.mean(), x.shape());
+    const py::object mean = take_statistics(mean_object, given.mean, dtype, given.other,
+                                            saved.row(Row::mean), x.shape());
     const py::object var =
-        take_statistics(var_object, given.var, dtype, given.other, saved.var(), x.shape());
+        take_statistics(var_object, given.var, dtype, given.other, saved.row(Row::var), x.shape());
     const auto weight = take_parameter<Param<T>>(weight_object, "weight", channels, x.shape());
     const auto bias = take_parameter<Param<T>>(bias_object, "bias", channels, x.shape());
     const py::object original = x.object();
@@ -111,8 +109,7 @@ py::tuple normalize_typed(Array& x, const Given& given, py::handle mean_object,
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
     without_gil(x.size(), [&] {
-        cpu::apply_norm<T>(problem, x_view, y_view, saved.mean().data(), saved.var().data(), eps,
-                           saved.rstd().data(), {weight.data, bias.data});
+        cpu::apply_norm<T>(problem, x_view, y_view, saved.rows(), eps, {weight.data, bias.data});
     });
     py::object result = y.result();
     return py::make_tuple(std::move(result), std::move(saved));
@@ -163,15 +160,15 @@ py::tuple backward_typed(Array& dy, Array& x, const Saved& saved, py::handle wei
     const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     without_gil(x.size(), [&] {
         if (saved.batch_statistics) {
-            cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.mean().data(),
-                             saved.rstd().data(), weight.data, sum_dy.data(), sum_dy_xmu.data());
+            cpu::backward<T>(problem, dy_view, x_view, dx_view, saved.rows(), weight.data,
+                             sum_dy.data(), sum_dy_xmu.data());
         } else {
-            cpu::backward_reduce<T>(problem, dy_view, x_view, saved.mean().data(), sum_dy.data(),
+            cpu::backward_reduce<T>(problem, dy_view, x_view, saved.rows(), sum_dy.data(),
                                     sum_dy_xmu.data());
             scale_gradient<T>(problem, dy_view, dx_view, saved, weight.data);
         }
     });
-    const double* rstd = problem.count() == 0 ? nullptr : saved.rstd().data();
+    const double* rstd = problem.count() == 0 ? nullptr : saved.rows().rstd();
     return py::make_tuple(dx.result(), vector_of<Param<T>>(sum_dy_xmu, rstd),
                           vector_of<Param<T>>(sum_dy));
 }

@@ -15,22 +15,25 @@ namespace {
 
 struct Collected {
     Index count;
-    py::object mean, m2;
+    py::object mean, mean_low, m2;
 };
 
 Collected collected(Array& x, Index axis) {
     Inputs inputs(x, axis);
     const Description description = inputs.describe_inputs();
-    const auto n = static_cast<std::size_t>(description.problem.channels);
-    const cpu::PoolArray<double> mean(n, 0.0), m2(n, 0.0);
+    const Index channels = description.problem.channels;
+    const cpu::PoolArray<double> values(static_cast<std::size_t>(kRows * channels));
+    const StatisticsOut rows(values.data(), channels);
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
         const auto x_view = x.view<T>(description.strides[0]);
-        without_gil(x.size(), [&] {
-            cpu::collect_stats<T>(description.problem, x_view, mean.data(), m2.data());
-        });
+        without_gil(x.size(), [&] { cpu::collect_stats<T>(description.problem, x_view, rows); });
     });
-    return {description.problem.count(), vector_of<double>(mean), vector_of<double>(m2)};
+    const auto vector = [&](const double* row) {
+        return vector_of<double>(std::span(row, static_cast<std::size_t>(channels)));
+    };
+    return {description.problem.count(), vector(rows.mean()), vector(rows.mean_low()),
+            vector(rows.m2())};
 }
 
 py::tuple moments(py::handle x_object, py::handle channel_axis) {
@@ -70,7 +73,7 @@ py::tuple collect_stats(py::handle x_object, py::handle weight, py::handle bias,
                                       num_batches_tracked, axis, out);
     });
     const Collected result = collected(x, axis);
-    return py::make_tuple(result.count, result.mean, result.m2, name_of(dtype));
+    return py::make_tuple(result.count, result.mean, result.mean_low, result.m2, name_of(dtype));
 }
 
 template <class T>
@@ -86,25 +89,33 @@ py::tuple apply_norm_typed(Array& x, Saved& saved, py::handle weight_object, py:
     const auto x_view = x.view<T>(y.description().strides[0]);
     const auto y_view = y.target().template mutable_view<T>(y.description().strides[1]);
     without_gil(x.size(), [&] {
-        cpu::apply_norm<T>(y.description().problem, x_view, y_view, saved.mean().data(),
-                           saved.var().data(), saved.eps, saved.rstd().data(),
+        cpu::apply_norm<T>(y.description().problem, x_view, y_view, saved.rows(), saved.eps,
                            {weight.data, bias.data});
     });
     return py::make_tuple(y.result(), std::move(saved));
 }
 
-py::tuple apply_norm(py::handle x_object, Index count, py::handle mean, py::handle m2,
-                     py::handle weight, py::handle bias, py::handle eps, py::handle channel_axis,
-                     py::handle out) {
+py::tuple apply_norm(py::handle x_object, Index count, py::handle mean, py::handle mean_low,
+                     py::handle m2, py::handle weight, py::handle bias, py::handle eps,
+                     py::handle channel_axis, py::handle out) {
     Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
     Saved saved(x.strided(), axis, take_eps(eps));
-    take_statistics(mean, "mean", DType::float64, DType::float64, saved.mean());
-    take_statistics(m2, "m2", DType::float64, DType::float64, saved.m2());
+    const auto take = [&](py::handle row, const char* name, Row which) {
+        take_statistics(row, name, DType::float64, DType::float64, saved.row(which));
+    };
+    take(mean, "mean", Row::mean);
+    if (mean_low.is_none()) {
+        std::ranges::fill(saved.row(Row::mean_low), 0.0);
+    } else {
+        take(mean_low, "mean_low", Row::mean_low);
+    }
+    take(m2, "m2", Row::m2);
     saved.count = count;
     saved.fingerprint = fingerprint_of(x.strided());
     const double n = static_cast<double>(std::max<Index>(count, 1));
-    std::ranges::transform(saved.m2(), saved.var().begin(), [=](double each) { return each / n; });
+    std::ranges::transform(saved.row(Row::m2), saved.rows().var(),
+                           [=](double each) { return each / n; });
     return with_dtype(*x.dtype(), [&](auto type) {
         return apply_norm_typed<decltype(type)>(x, saved, weight, bias, out);
     });
@@ -136,7 +147,7 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
     Array x = take_data(x_object, "x");
     saved.check_input(x.strided());
     Array dy = take_like(dy_object, "dy", x);
-    const std::size_t size = saved.mean().size();
+    const std::size_t size = static_cast<std::size_t>(saved.channels());
     const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     with_dtype(*x.dtype(), [&](auto type) {
         using T = decltype(type);
@@ -146,7 +157,7 @@ py::tuple backward_reduce(py::handle dy_object, py::handle x_object, py::handle 
         const auto x_view = x.view<T>(description.strides[0]);
         const auto dy_view = dy.view<T>(description.strides[1]);
         without_gil(x.size(), [&] {
-            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean().data(),
+            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.rows(),
                                     sum_dy.data(), sum_dy_xmu.data());
         });
     });
@@ -162,7 +173,7 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
     Array dy = take_like(dy_object, "dy", x);
     const Index axis = saved.channel_axis;
     const Index channels = x.extent(axis);
-    const std::size_t size = saved.mean().size();
+    const std::size_t size = static_cast<std::size_t>(saved.channels());
     const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     take_statistics(sum_dy_object, "sum_dy", DType::float64, DType::float64, sum_dy);
     take_statistics(sum_dy_xmu_object, "sum_dy_xmu", DType::float64, DType::float64, sum_dy_xmu);
@@ -180,9 +191,8 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
         const auto dy_view = dy.view<T>(strides[1]);
         const auto dx_view = dx.target().template mutable_view<T>(strides[2]);
         without_gil(x.size(), [&] {
-            cpu::backward_apply<T>(dx.description().problem, dy_view, x_view, dx_view,
-                                   saved.mean().data(), saved.rstd().data(), weight.data,
-                                   sum_dy.data(), sum_dy_xmu.data(), count);
+            cpu::backward_apply<T>(dx.description().problem, dy_view, x_view, dx_view, saved.rows(),
+                                   weight.data, sum_dy.data(), sum_dy_xmu.data(), count);
         });
         return dx.result();
     });
@@ -192,13 +202,13 @@ py::object backward_apply(py::handle dy_object, py::handle x_object, py::handle 
 py::tuple parameter_gradients(py::handle saved_object, py::handle, py::handle sum_dy_object,
                               py::handle sum_dy_xmu_object) {
     const Saved& saved = take_saved(saved_object);
-    const std::size_t size = saved.mean().size();
+    const std::size_t size = static_cast<std::size_t>(saved.channels());
     const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     take_statistics(sum_dy_object, "sum_dy", DType::float64, DType::float64, sum_dy);
     take_statistics(sum_dy_xmu_object, "sum_dy_xmu", DType::float64, DType::float64, sum_dy_xmu);
     return with_dtype(saved.dtype, [&](auto type) {
         using P = Param<decltype(type)>;
-        return py::make_tuple(vector_of<P>(sum_dy_xmu, saved.rstd().data()), vector_of<P>(sum_dy));
+        return py::make_tuple(vector_of<P>(sum_dy_xmu, saved.rows().rstd()), vector_of<P>(sum_dy));
     });
 }
 
@@ -210,10 +220,12 @@ void register_phases(py::module_& m) {
     m.def("collect_stats", &collect_stats, py::arg("x"), py::arg("weight"), py::arg("bias"),
           py::arg("running_mean"), py::arg("running_var"), py::arg("momentum"),
           py::arg("num_batches_tracked"), py::arg("eps"), py::arg("channel_axis"), py::arg("out"),
-          "The same and the name of the dtype, after a look at all that `forward` takes.");
-    m.def("apply_norm", &apply_norm, py::arg("x"), py::arg("count"), py::arg("mean"), py::arg("m2"),
-          py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("channel_axis"),
-          py::arg("out"), "y and Saved, from Moments of a batch that x is a part of.");
+          "count, mean, mean_low and m2, and the name of the dtype, after a look at all that "
+          "`forward` takes.");
+    m.def("apply_norm", &apply_norm, py::arg("x"), py::arg("count"), py::arg("mean"),
+          py::arg("mean_low"), py::arg("m2"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+          py::arg("channel_axis"), py::arg("out"),
+          "y and Saved, from Moments of a batch that x is a part of. No mean_low: 0.");
     m.def("move_running", &move_running, py::arg("saved"), py::arg("running_mean"),
           py::arg("running_var"), py::arg("momentum"), py::arg("num_batches_tracked"),
           py::arg("bessel") = true,

@@ -34,7 +34,8 @@ struct Running {
             return static_cast<T>((1.0 - momentum) * static_cast<double>(old) + momentum * batch);
         };
         const auto n = static_cast<double>(saved.count);
-        const std::span<const double> batch_mean = saved.mean(), batch_m2 = saved.m2();
+        const std::span<const double> batch_mean = saved.row(Row::mean),
+                                      batch_m2 = saved.row(Row::m2);
         for (std::size_t c = 0; c < batch_mean.size(); ++c) {
             T& running_mean = mean.data[static_cast<Index>(c) * mean.stride];
             T& running_var = var.data[static_cast<Index>(c) * var.stride];

@@ -12,20 +12,18 @@
 namespace bnext::bindings {
 namespace {
 
-using Row = std::span<const double> (Saved::*)() const;
-
-template <Row Of>
+template <Row kRow>
 py::array_t<double> row_property(const py::object& self) {
-    const auto values = (py::cast<const Saved&>(self).*Of)();
+    const auto values = py::cast<const Saved&>(self).row(kRow);
     py::array_t<double> array(static_cast<py::ssize_t>(values.size()), values.data(), self);
     array.attr("setflags")(py::arg("write") = false);
     return array;
 }
 
-// All four rows at once, as an array of its own.
+// All rows at once, as an array of its own.
 py::array_t<double> rows_of(const Saved& saved) {
     const auto channels = static_cast<py::ssize_t>(saved.channels());
-    return py::array_t<double>({py::ssize_t{4}, channels}, saved.mean().data());
+    return py::array_t<double>({py::ssize_t{kRows}, channels}, saved.all().data());
 }
 
 }  // namespace
@@ -60,11 +58,19 @@ Saved::Saved(const Strided& x, Index axis, double epsilon)
       eps(epsilon),
       shape(x.shape.begin(), x.shape.end()),
       channels_(x.shape[static_cast<std::size_t>(axis)]),
-      rows_(4 * static_cast<std::size_t>(channels_)) {}
+      rows_(static_cast<std::size_t>(kRows * channels_)) {}
+
+bool Saved::take(std::span<const double> rows) {
+    if (rows.size() != rows_.size() && rows.size() + extent() != rows_.size()) return false;
+    std::ranges::fill(row(Row::mean_low), 0.0);
+    std::ranges::copy(rows, rows_.data());
+    return true;
+}
 
 void Saved::has_given_statistics() {
     batch_statistics = false;
-    std::ranges::fill(m2(), std::numeric_limits<double>::quiet_NaN());
+    std::ranges::fill(row(Row::m2), std::numeric_limits<double>::quiet_NaN());
+    std::ranges::fill(row(Row::mean_low), 0.0);
 }
 
 void Saved::check_input(const Strided& x) const {
@@ -97,11 +103,11 @@ Saved restored(py::handle x_object, const py::array_t<double, py::array::c_style
     const Array x = take_data(x_object, "x");
     const Index axis = take_axis(channel_axis, x.rank());
     Saved saved(x.strided(), axis, take_eps(eps));
-    if (rows.ndim() != 2 || rows.shape(0) != 4 || rows.shape(1) != saved.channels()) {
-        value_error(concat("rows: expected shape (4, ", saved.channels(), "), got ",
+    if (rows.ndim() != 2 || rows.shape(0) != kRows || rows.shape(1) != saved.channels()) {
+        value_error(concat("rows: expected shape (", kRows, ", ", saved.channels(), "), got ",
                            py::cast<std::string>(py::str(rows.attr("shape")))));
     }
-    std::copy_n(rows.data(), rows.size(), saved.mean().data());  // which the others follow
+    saved.take({rows.data(), static_cast<std::size_t>(rows.size())});
     saved.count = saved.channels() == 0 ? 0 : static_cast<Index>(x.size()) / saved.channels();
     saved.fingerprint = fingerprint_of(x.strided());
     return saved;
@@ -109,10 +115,9 @@ Saved restored(py::handle x_object, const py::array_t<double, py::array::c_style
 
 // What a pickle has of it; nothing of the memory of this process.
 py::tuple state_of(const Saved& s) {
-    return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count,
-                          s.fingerprint, s.shape,
-                          py::array_t<double>(static_cast<py::ssize_t>(4 * s.channels()),
-                                              s.mean().data()));  // which the others follow
+    return py::make_tuple(
+        name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count, s.fingerprint,
+        s.shape, py::array_t<double>(static_cast<py::ssize_t>(s.all().size()), s.all().data()));
 }
 
 Saved of_state(const py::tuple& state) {
@@ -123,15 +128,12 @@ Saved of_state(const py::tuple& state) {
     const auto rows = py::cast<py::array_t<double, py::array::c_style>>(state[7]);
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
         if (name != name_of(dtype)) continue;
-        if (axis < 0 || axis >= static_cast<Index>(shape.size()) ||
-            rows.size() != 4 * shape[static_cast<std::size_t>(axis)]) {
-            break;
-        }
+        if (axis < 0 || axis >= static_cast<Index>(shape.size())) break;
         Saved saved({nullptr, dtype, shape, {}, true}, axis, take_eps(state[3]));
         saved.batch_statistics = py::cast<bool>(state[1]);
         saved.count = py::cast<Index>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
-        std::copy_n(rows.data(), rows.size(), saved.mean().data());
+        if (!saved.take({rows.data(), static_cast<std::size_t>(rows.size())})) break;
         return saved;
     }
     value_error("state: expected that of a pickled Saved");
@@ -142,7 +144,10 @@ Saved of_state(const py::tuple& state) {
 void register_saved(py::module_& m) {
     m.def("restored", &restored, py::arg("x"), py::arg("rows").noconvert(), py::arg("eps"),
           py::arg("channel_axis"),
-          "Saved, from x and its rows mean, m2, var and rstd as an array of float64.");
+          "Saved, from x and the rows of its statistics as an array of float64.");
+    py::tuple names(kRows);
+    for (std::size_t row = 0; row < names.size(); ++row) names[row] = kRowNames[row];
+    m.attr("ROWS") = names;
     py::class_<Saved>(m, "Saved",
                       "What a forward call leaves for its backward call: the statistics of each\n"
                       "channel, and what is needed to notice another input. Read-only; its arrays\n"
@@ -150,23 +155,27 @@ void register_saved(py::module_& m) {
         .def_property_readonly(
             "count", [](const Saved& s) { return s.count; },
             "Values per channel (int): the elements of x over C.")
-        .def_property_readonly("mean", row_property<&Saved::mean>,
+        .def_property_readonly("mean", row_property<Row::mean>,
                                "Mean of each channel: array of float64, shape (C,).")
         .def_property_readonly(
-            "m2", row_property<&Saved::m2>,
+            "mean_low", row_property<Row::mean_low>,
+            "What rounding the mean to float64 has lost: the exact mean is mean +\n"
+            "mean_low. Array of float64, shape (C,); 0 but for float64 data.")
+        .def_property_readonly(
+            "m2", row_property<Row::m2>,
             "Sum of squared deviations from the mean, of each channel: array of\n"
             "float64, shape (C,); NaN where the statistics were given.")
         .def_property_readonly(
-            "var", row_property<&Saved::var>,
+            "var", row_property<Row::var>,
             "Biased variance of each channel, m2 / count: array of float64, shape\n"
             "(C,).")
         .def_property_readonly(
-            "rstd", row_property<&Saved::rstd>,
+            "rstd", row_property<Row::rstd>,
             "1 / sqrt(var + eps) of each channel, 0 where that has no value: array\n"
             "of float64, shape (C,).")
         .def_property_readonly("rows", &rows_of,
-                               "mean, m2, var and rstd as one array of float64, shape (4, C): a\n"
-                               "copy.")
+                               "mean, m2, var, rstd and mean_low as one array of float64, shape\n"
+                               "(5, C): a copy.")
         .def_property_readonly(
             "eps", [](const Saved& s) { return s.eps; }, "What was added to the variance (float).")
         .def_property_readonly(

@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.hpp"
 #include "core/dtype.hpp"
+#include "core/statistics.hpp"
 #include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
@@ -28,15 +29,17 @@ public:
     Saved(const Strided& x, Index axis, double epsilon);
 
     [[nodiscard]] Index channels() const { return channels_; }
-    [[nodiscard]] std::span<double> mean() { return row(0); }
-    [[nodiscard]] std::span<double> m2() { return row(1); }
-    [[nodiscard]] std::span<double> var() { return row(2); }
-    [[nodiscard]] std::span<double> rstd() { return row(3); }
-    [[nodiscard]] std::span<const double> mean() const { return row(0); }
-    [[nodiscard]] std::span<const double> m2() const { return row(1); }
-    [[nodiscard]] std::span<const double> var() const { return row(2); }
-    [[nodiscard]] std::span<const double> rstd() const { return row(3); }
+    [[nodiscard]] StatisticsOut rows() { return {rows_.data(), channels_}; }
+    [[nodiscard]] StatisticsIn rows() const { return {rows_.data(), channels_}; }
+    [[nodiscard]] std::span<double> row(Row which) { return {rows().row(which), extent()}; }
+    [[nodiscard]] std::span<const double> row(Row which) const {
+        return {rows().row(which), extent()};
+    }
+    // All rows, one behind the other.
+    [[nodiscard]] std::span<const double> all() const { return {rows_.data(), rows_.size()}; }
 
+    // Takes all rows; or all but the last, which was not there once, and is 0 then. False: neither.
+    bool take(std::span<const double> rows);
     // mean and var are given, and constants; m2 there is none.
     void has_given_statistics();
 
@@ -44,12 +47,10 @@ public:
     void check_input(const Strided& x) const;
 
 private:
-    [[nodiscard]] std::span<double> row(Index number) const {
-        return {rows_.data() + number * channels_, static_cast<std::size_t>(channels_)};
-    }
+    [[nodiscard]] std::size_t extent() const { return static_cast<std::size_t>(channels_); }
 
     Index channels_ = 0;
-    cpu::PoolArray<double> rows_;  // four of channels_ each: one allocation
+    cpu::PoolArray<double> rows_;  // one allocation
 };
 
 const Saved& take_saved(py::handle object);

@@ -1,5 +1,8 @@
 // The barrier of threads as Python calls it. A member that comes last, and so does not wait, keeps
 // the GIL; the others let go of it before they wait and take it back after.
+#include <pybind11/stl.h>
+
+#include <optional>
 #include <string>
 
 #include "bindings/arrays.hpp"
@@ -57,7 +60,8 @@ const double* take_row(const Float64& row, const char* name, Index channels) {
 
 py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index layer, Index step,
                    bool backward, const std::string& dtype, std::uintptr_t owner, Index count,
-                   const Float64& first, const Float64& second) {
+                   const Float64& first, const Float64& second,
+                   const std::optional<Float64>& mean_low) {
     if (count < 0) value_error(concat("count: expected an integer >= 0, got ", count));
     const Index channels = first.size();
     const sync::Contribution brought{
@@ -65,16 +69,21 @@ py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index la
          dtype_named(dtype), owner},
         count,
         take_row(first, "first", channels),
-        take_row(second, "second", channels)};
+        take_row(second, "second", channels),
+        mean_low ? take_row(*mean_low, "mean_low", channels) : nullptr};
     py::array_t<double> merged_first(channels), merged_second(channels);
-    double* const into_first = merged_first.mutable_data();
-    double* const into_second = merged_second.mutable_data();
+    sync::Destination into{merged_first.mutable_data(), merged_second.mutable_data()};
+    py::object merged_low = py::none();
+    if (mean_low) {
+        py::array_t<double> row(channels);
+        into.mean_low = row.mutable_data();
+        merged_low = std::move(row);
+    }
     WithoutGil waiter;
     try {
-        const sync::Merged merged =
-            group.exchange(rank, ticket, brought, into_first, into_second, waiter);
+        const sync::Merged merged = group.exchange(rank, ticket, brought, into, waiter);
         return py::make_tuple(merged.count, std::move(merged_first), std::move(merged_second),
-                              merged.generation, merged.shared);
+                              merged.generation, merged.shared, std::move(merged_low));
     } catch (const Interrupted&) {
         throw py::error_already_set();
     }
@@ -106,7 +115,9 @@ void register_sync(py::module_& m) {
         .def("exchange", &exchange, py::arg("rank"), py::arg("ticket"), py::arg("layer"),
              py::arg("step"), py::arg("backward"), py::arg("dtype"), py::arg("owner"),
              py::arg("count"), py::arg("first").noconvert(), py::arg("second").noconvert(),
-             "count, both rows, the number of the exchange, whether the layer is shared.");
+             py::arg("mean_low").noconvert() = py::none(),
+             "count, both rows, the number of the exchange, whether the layer is shared, and the\n"
+             "low part of the mean where one was brought.");
 }
 
 }  // namespace bnext::bindings

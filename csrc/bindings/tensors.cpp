@@ -90,11 +90,11 @@ public:
         if (!reader_.take_data(x_object, x) || !reader_.take_data(dy_object, dy) ||
             !are_alike(dy, x) || !reader_.take_data(rows_object, rows) ||
             rows.dtype != DType::float64 || rows.order != Order::c || rows.rank() != 2 ||
-            rows.shape()[0] != 4 || rows.shape()[1] != x.shape()[kChannelAxis]) {
+            rows.shape()[0] != kRows || rows.shape()[1] != x.shape()[kChannelAxis]) {
             return py::none();
         }
         Saved saved(strided(x), kChannelAxis, 0.0);
-        std::copy_n(static_cast<const double*>(rows.data()), rows.size, saved.mean().data());
+        saved.take({static_cast<const double*>(rows.data()), static_cast<std::size_t>(rows.size)});
         return backward_alike(dy, x, saved, weight);
     }
 
@@ -231,9 +231,7 @@ private:
         const auto x_view = view_of<T>(x, description.strides[0]);
         const auto y_view = view_of<T>(y, description.strides[1]);
         without_gil(problem.elements(), [&] {
-            cpu::forward<T>(
-                problem, x_view, y_view, {weight, bias}, eps,
-                {saved.mean().data(), saved.m2().data(), saved.var().data(), saved.rstd().data()});
+            cpu::forward<T>(problem, x_view, y_view, {weight, bias}, eps, saved.rows());
         });
         py::object result = given(std::move(y));
         running.update(saved);
@@ -251,16 +249,14 @@ private:
             return py::none();
         }
         const Description description = described(x, 1);
-        OwnedResult rows = rows_result<double>(4, channels);
+        OwnedResult rows = rows_result<double>(kRows, channels);
         OwnedResult coefficients = rows_result<Compute<T>>(4, channels);
         const auto x_view = view_of<T>(x, description.strides[0]);
-        auto* mean = static_cast<double*>(rows->managed.tensor.data);
-        double* rstd = mean + 3 * channels;
+        const StatisticsOut out(static_cast<double*>(rows->managed.tensor.data), channels);
         without_gil(description.problem.elements(), [&] {
-            cpu::statistics<T>(description.problem, x_view, eps,
-                               {mean, mean + channels, mean + 2 * channels, rstd});
+            cpu::statistics<T>(description.problem, x_view, eps, out);
             cpu::pointwise_coefficients<T>(
-                channels, mean, rstd, {weight, bias},
+                channels, out, {weight, bias},
                 static_cast<Compute<T>*>(coefficients->managed.tensor.data));
         });
         return py::make_tuple(given(std::move(rows)), given(std::move(coefficients)));
@@ -280,16 +276,16 @@ private:
         }
         Saved saved(strided(x), kChannelAxis, eps);
         saved.has_given_statistics();
-        std::copy_n(mean, channels, saved.mean().begin());
-        std::copy_n(var, channels, saved.var().begin());
+        std::copy_n(mean, channels, saved.rows().mean());
+        std::copy_n(var, channels, saved.rows().var());
         if (keeps) saved.fingerprint = fingerprint_of(strided(x));
         const Description description = described(x, 2);
         Output y = keeps ? pooled_like(x) : library_like(x_object, x);
         const auto x_view = view_of<T>(x, description.strides[0]);
         const auto y_view = view_of<T>(y, description.strides[1]);
         without_gil(description.problem.elements(), [&] {
-            cpu::apply_norm<T>(description.problem, x_view, y_view, saved.mean().data(),
-                               saved.var().data(), eps, saved.rstd().data(), {weight, bias});
+            cpu::apply_norm<T>(description.problem, x_view, y_view, saved.rows(), eps,
+                               {weight, bias});
         });
         if (!keeps) return given(std::move(y));
         return py::make_tuple(given(std::move(y)), std::move(saved));
@@ -306,20 +302,20 @@ private:
         const auto x_view = view_of<T>(x, strides[0]);
         const auto dy_view = view_of<T>(dy, strides[1]);
         const auto dx_view = view_of<T>(dx, strides[2]);
-        const std::size_t size = saved.mean().size();
+        const auto size = static_cast<std::size_t>(saved.channels());
         const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
         without_gil(description.problem.elements(), [&] {
             if (saved.batch_statistics) {
-                cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.mean().data(),
-                                 saved.rstd().data(), weight, sum_dy.data(), sum_dy_xmu.data());
+                cpu::backward<T>(description.problem, dy_view, x_view, dx_view, saved.rows(),
+                                 weight, sum_dy.data(), sum_dy_xmu.data());
             } else {
-                cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.mean().data(),
+                cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.rows(),
                                         sum_dy.data(), sum_dy_xmu.data());
                 scale_gradient<T>(description.problem, dy_view, dx_view, saved, weight);
             }
         });
         return py::make_tuple(given(std::move(dx)),
-                              given(vector_result<Param<T>>(sum_dy_xmu, saved.rstd().data())),
+                              given(vector_result<Param<T>>(sum_dy_xmu, saved.rows().rstd())),
                               given(vector_result<Param<T>>(sum_dy)));
     }
 
@@ -355,7 +351,8 @@ void register_tensors(py::module_& m) {
              py::arg("num_batches_tracked"), py::arg("eps"), "y and Saved.")
         .def("statistics", &TensorCalls::statistics, py::arg("x"), py::arg("weight"),
              py::arg("bias"), py::arg("eps"),
-             "Rows of mean, m2, variance and rstd; and of unit, center, scale and shift, of\n"
+             "Rows of mean, m2, variance, rstd and mean_low; and of unit, center, scale and shift, "
+             "of\n"
              "y = (x * unit - center) * scale + shift.")
         .def("normalize_by_running", &TensorCalls::normalize_by_running, py::arg("x"),
              py::arg("running_mean"), py::arg("running_var"), py::arg("weight"), py::arg("bias"),

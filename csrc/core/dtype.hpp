@@ -133,6 +133,10 @@ using Param = typename DTypeOf<T>::Param;
 template <class T>
 using Compute = typename DTypeOf<T>::Compute;
 
+// Whether the mean of such data has a low part beside what a double has of it (statistics.hpp).
+template <class T>
+inline constexpr bool kHasMeanLow = DTypeOf<T>::value == DType::float64;
+
 // Calls f with a value of the C++ type that stands behind `dtype`.
 template <class F>
 decltype(auto) with_dtype(DType dtype, F&& f) {

@@ -5,6 +5,7 @@
 #include "core/float_mode.hpp"
 #include "core/moments.hpp"
 #include "core/problem.hpp"
+#include "core/statistics.hpp"
 #include "core/tiling.hpp"
 #include "cpu/coefficients.hpp"
 #include "cpu/dispatch.hpp"
@@ -24,13 +25,14 @@ enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
 // Whether any of the channels is extreme.
 template <class T, class Rows>
 bool set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channels,
-                           const double* mean, const double* rstd, const Affine<T>& affine,
-                           Rows& rows, Index offset) {
+                           const StatisticsIn& of, const Affine<T>& affine, Rows& rows,
+                           Index offset) {
     const Index c = channels.begin;
     const Index columns = setting.plan.tiling.columns();
     const Index made = offset + made_at(channels.size(), columns);
     const bool extremes = setting.kernels.norm_coefficients(
-        channels.size(), mean + c, rstd + c, affine.weight != nullptr ? affine.weight + c : nullptr,
+        channels.size(), of.mean() + c, of.mean_low() + c, of.rstd() + c,
+        affine.weight != nullptr ? affine.weight + c : nullptr,
         affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, made),
         rows.row(kScale, made), rows.row(kShift, made));
     rows.complete(offset, channels.size(), columns);
@@ -43,24 +45,22 @@ NormCoefficients<T> norm_coefficients(const Rows& rows, Index offset) {
 }
 
 template <class T>
-NormConstants norm_constants(Index c, const double* mean, const double* rstd,
-                             const Affine<T>& affine) {
+NormConstants norm_constants(Index c, const StatisticsIn& of, const Affine<T>& affine) {
     const double weight = affine.weight != nullptr ? static_cast<double>(affine.weight[c]) : 1.0;
     const double bias = affine.bias != nullptr ? static_cast<double>(affine.bias[c]) : 0.0;
-    return {mean[c], weight * rstd[c], bias};
+    return {of.mean()[c], weight * of.rstd()[c], bias};
 }
 
 // Writes a region; the coefficients of its first channel are at `offset`.
 template <class T, class Rows>
 void write_norm(const Setting<T>& setting, const View<const T>& x, const View<T>& y,
-                const Region& region, const double* mean, const double* rstd,
-                const Affine<T>& affine, const Extremes& extremes, const Rows& rows, Index offset,
-                const Access& access) {
+                const Region& region, const StatisticsIn& of, const Affine<T>& affine,
+                const Extremes& extremes, const Rows& rows, Index offset, const Access& access) {
     if (!kHasExtremes<T> || !extremes.any()) {
         return setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, offset), access);
     }
     for_each_run(
-        region, [&](Index c) { return norm_constants(c, mean, rstd, affine).is_extreme(rstd[c]); },
+        region, [&](Index c) { return norm_constants(c, of, affine).is_extreme(of.rstd()[c]); },
         [&](const Region& part) {
             const Index skipped = part.channels.begin - region.channels.begin;
             const bool apart = part.channels.size() < region.channels.size();
@@ -69,7 +69,7 @@ void write_norm(const Setting<T>& setting, const View<const T>& x, const View<T>
                                        apart ? Access{access.stores, 0, false} : access);
         },
         [&](Index c) {
-            const NormConstants constants = norm_constants(c, mean, rstd, affine);
+            const NormConstants constants = norm_constants(c, of, affine);
             write_channel(y, region, c, [&](double value) { return constants.y(value); }, x);
         });
 }
@@ -80,8 +80,7 @@ template <class T>
 struct Statistics {
     const Setting<T>& setting;
     const View<const T>& x;
-    double* mean;
-    double* m2;
+    const StatisticsOut& out;
 
     void reduce(const Region& region, double* a, double* b) const {
         setting.kernels.collect_stats(x, region, a, b);
@@ -94,15 +93,17 @@ struct Statistics {
     [[nodiscard]] double origin(Index c) const { return origin_of(x, setting.plan.tiling, c); }
     void keep(const ChannelRange& channels, const double* a, const double* b) const {
         for (Index c = channels.begin; c < channels.end; ++c) {
-            mean[c] = origin(c) + a[c - channels.begin];
+            const HighLow mean = two_sum(origin(c), a[c - channels.begin]);
+            out.mean()[c] = mean.high;
+            out.mean_low()[c] = kHasMeanLow<T> ? mean.low : 0.0;
         }
-        std::copy_n(b, channels.size(), m2 + channels.begin);
+        std::copy_n(b, channels.size(), out.m2() + channels.begin);
         if constexpr (kMayLeaveRange<T>) {
             const Tiling& tiling = setting.plan.tiling;
             const double smallest =
                 kSmallestShare * static_cast<double>(tiling.values(tiling.all()));
             if (setting.any_beyond(channels.size(), b, smallest)) {
-                mend_moments(x, tiling, channels, smallest, mean, m2);
+                mend_moments(x, tiling, channels, smallest, out.mean(), out.m2());
             }
         }
     }
@@ -114,8 +115,6 @@ struct Forward : Statistics<T> {
     const Affine<T>& affine;
     double eps;
     double count;
-    double* var;
-    double* rstd;
     Extremes extremes{};
 
     template <Index Capacity>
@@ -125,30 +124,32 @@ struct Forward : Statistics<T> {
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
                 Index offset) const {
         this->keep(channels, a, b);
-        this->setting.finish_statistics(channels.size(), this->m2 + channels.begin, count, eps,
-                                        var + channels.begin, rstd + channels.begin);
-        extremes.note(
-            set_norm_coefficients(this->setting, channels, this->mean, rstd, affine, rows, offset));
+        const StatisticsOut& of = this->out;
+        const Index c = channels.begin;
+        this->setting.finish_statistics(channels.size(), of.m2() + c, count, eps, of.var() + c,
+                                        of.rstd() + c);
+        extremes.note(set_norm_coefficients<T>(this->setting, channels, of, affine, rows, offset));
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        write_norm(this->setting, this->x, y, region, this->mean, rstd, affine, extremes, rows,
-                   offset, {this->setting.stores, ahead, this->setting.wraps()});
+        write_norm<T>(this->setting, this->x, y, region, this->out, affine, extremes, rows, offset,
+                      {this->setting.stores, ahead, this->setting.wraps()});
     }
 };
 
-void set_empty(const Problem& problem, double* mean, double* m2) {
-    std::fill_n(mean, problem.channels, 0.0);
-    std::fill_n(m2, problem.channels, 0.0);
+void set_empty(const Problem& problem, const StatisticsOut& out) {
+    for (double* const row : {out.mean(), out.mean_low(), out.m2()}) {
+        std::fill_n(row, problem.channels, 0.0);
+    }
 }
 
 }  // namespace
 
 template <class T>
-void collect_stats(const Problem& problem, const View<const T>& x, double* mean, double* m2) {
-    if (problem.elements() == 0) return set_empty(problem, mean, m2);
+void collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out) {
+    if (problem.elements() == 0) return set_empty(problem, out);
     const Setting<T> setting = prepare<T>(problem, {1, 1});
-    run_two_phase(FirstPhaseOnly<Statistics<T>>{{setting, x, mean, m2}}, problem, setting.plan,
+    run_two_phase(FirstPhaseOnly<Statistics<T>>{{setting, x, out}}, problem, setting.plan,
                   setting.threads);
 }
 
@@ -157,22 +158,21 @@ void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
              const Affine<T>& affine, double eps, const StatisticsOut& out) {
     const auto count = static_cast<double>(problem.count());
     if (problem.elements() == 0) {
-        set_empty(problem, out.mean, out.m2);
-        active_table().finish_statistics(problem.channels, out.m2, count, eps, out.var, out.rstd);
+        set_empty(problem, out);
+        active_table().finish_statistics(problem.channels, out.m2(), count, eps, out.var(),
+                                         out.rstd());
         return;
     }
     const Setting<T> setting = prepare<T>(problem, {2, 2});
-    run_two_phase(
-        Forward<T>{{setting, x, out.mean, out.m2}, y, affine, eps, count, out.var, out.rstd},
-        problem, setting.plan, setting.threads);
+    run_two_phase(Forward<T>{{setting, x, out}, y, affine, eps, count}, problem, setting.plan,
+                  setting.threads);
 }
 
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
-                const double* mean, double* var, double eps, double* rstd,
-                const Affine<T>& affine) {
+                const StatisticsOut& of, double eps, const Affine<T>& affine) {
     if (problem.elements() == 0) {
-        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, var, rstd);
+        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, of.var(), of.rstd());
         return;
     }
     const Setting<T> setting = prepare<T>(problem, {2, 1});
@@ -183,40 +183,44 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
         problem, setting.plan, setting.threads,
         [&](const ChannelRange& channels) {
             const Index c = channels.begin;
-            setting.finish_statistics(channels.size(), nullptr, 0.0, eps, var + c, rstd + c);
+            setting.finish_statistics(channels.size(), nullptr, 0.0, eps, of.var() + c,
+                                      of.rstd() + c);
             extremes.note(
-                set_norm_coefficients(setting, channels, mean, rstd, affine, rows, c * columns));
+                set_norm_coefficients<T>(setting, channels, of, affine, rows, c * columns));
         },
         [&](const Region& region) {
-            write_norm(setting, x, y, region, mean, rstd, affine, extremes, rows,
-                       region.channels.begin * columns, {setting.stores, 0, true});
+            write_norm<T>(setting, x, y, region, of, affine, extremes, rows,
+                          region.channels.begin * columns, {setting.stores, 0, true});
         });
 }
 
 template <class T>
 void statistics(const Problem& problem, const View<const T>& x, double eps,
                 const StatisticsOut& out) {
-    collect_stats<T>(problem, x, out.mean, out.m2);
+    collect_stats<T>(problem, x, out);
     const FloatMode mode;
-    active_table().finish_statistics(problem.channels, out.m2, static_cast<double>(problem.count()),
-                                     eps, out.var, out.rstd);
+    active_table().finish_statistics(problem.channels, out.m2(),
+                                     static_cast<double>(problem.count()), eps, out.var(),
+                                     out.rstd());
 }
 
 template <class T>
-void pointwise_coefficients(Index channels, const double* mean, const double* rstd,
-                            const Affine<T>& affine, Compute<T>* rows) {
+void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine<T>& affine,
+                            Compute<T>* rows) {
     using C = Compute<T>;
     constexpr int kLeast = -126, kMost = 126;  // exponents of normal float32
     const FloatMode mode;
     for (Index c = 0; c < channels; ++c) {
-        const NormConstants constants = norm_constants(c, mean, rstd, affine);
-        const bool apart = kHasExtremes<T> && constants.is_extreme(rstd[c]) &&
-                           std::isfinite(rstd[c]) && std::isfinite(mean[c]);
+        const NormConstants constants = norm_constants(c, of, affine);
+        const double rstd = of.rstd()[c];
+        const bool apart = kHasExtremes<T> && constants.is_extreme(rstd) && std::isfinite(rstd) &&
+                           std::isfinite(constants.mean);
         const int room = kMost - 1 - std::max(std::ilogb(constants.mean), -1);
         const double unit =
-            apart ? std::ldexp(1.0, std::clamp(std::ilogb(rstd[c]), kLeast, room)) : 1.0;
+            apart ? std::ldexp(1.0, std::clamp(std::ilogb(rstd), kLeast, room)) : 1.0;
         const C center = static_cast<C>(constants.mean);
-        const double low = constants.mean - static_cast<double>(center);
+        const double low =
+            kHasMeanLow<T> ? of.mean_low()[c] : constants.mean - static_cast<double>(center);
         rows[c] = static_cast<C>(unit);
         rows[c + channels] = static_cast<C>(static_cast<double>(center) * unit);
         rows[c + 2 * channels] = static_cast<C>(constants.scale / unit);
@@ -224,16 +228,16 @@ void pointwise_coefficients(Index channels, const double* mean, const double* rs
     }
 }
 
-#define BNEXT_INSTANTIATE(T)                                                                       \
-    template void collect_stats<T>(const Problem&, const View<const T>&, double*, double*);        \
-    template void statistics<T>(const Problem&, const View<const T>&, double,                      \
-                                const StatisticsOut&);                                             \
-    template void pointwise_coefficients<T>(Index, const double*, const double*, const Affine<T>&, \
-                                            Compute<T>*);                                          \
-    template void forward<T>(const Problem&, const View<const T>&, const View<T>&,                 \
-                             const Affine<T>&, double, const StatisticsOut&);                      \
-    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,              \
-                                const double*, double*, double, double*, const Affine<T>&);
+#define BNEXT_INSTANTIATE(T)                                                                    \
+    template void collect_stats<T>(const Problem&, const View<const T>&, const StatisticsOut&); \
+    template void statistics<T>(const Problem&, const View<const T>&, double,                   \
+                                const StatisticsOut&);                                          \
+    template void pointwise_coefficients<T>(Index, const StatisticsIn&, const Affine<T>&,       \
+                                            Compute<T>*);                                       \
+    template void forward<T>(const Problem&, const View<const T>&, const View<T>&,              \
+                             const Affine<T>&, double, const StatisticsOut&);                   \
+    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,           \
+                                const StatisticsOut&, double, const Affine<T>&);
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)
 BNEXT_INSTANTIATE(float16)

@@ -72,13 +72,15 @@ struct Kernels {
 
     // the coefficients above from statistics and sums, and whether any channel is beyond them
     // (extremes.hpp); weight and bias may be null
-    using MakeNormCoefficients = bool (*)(Index channels, const double* mean, const double* rstd,
+    using MakeNormCoefficients = bool (*)(Index channels, const double* mean,
+                                          const double* mean_low, const double* rstd,
                                           const Param<T>* weight, const Param<T>* bias,
                                           Compute<T>* center, Compute<T>* scale, Compute<T>* shift);
     using MakeBackwardCoefficients = bool (*)(Index channels, const double* mean,
-                                              const double* rstd, const Param<T>* weight,
-                                              const double* sum_dy, const double* sum_dy_xmu,
-                                              double count, Compute<T>* center, Compute<T>* slope,
+                                              const double* mean_low, const double* rstd,
+                                              const Param<T>* weight, const double* sum_dy,
+                                              const double* sum_dy_xmu, double count,
+                                              Compute<T>* center, Compute<T>* slope,
                                               Compute<T>* offset, Compute<T>* scale);
 
     CollectStats collect_stats;

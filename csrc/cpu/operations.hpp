@@ -4,6 +4,7 @@
 
 #include "core/dtype.hpp"
 #include "core/problem.hpp"
+#include "core/statistics.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::cpu {
@@ -14,33 +15,25 @@ struct Affine {  // null where there is none: weight 1, bias 0
     const Param<T>* bias;
 };
 
-// mean (C,) and m2 (C,), of problem.count() values per channel; 0 where there are none.
+// The mean, its low part and m2, of problem.count() values per channel; 0 where there are none.
 template <class T>
-void collect_stats(const Problem& problem, const View<const T>& x, double* mean, double* m2);
+void collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out);
 
-// y = (x - mean) * rstd * weight + bias, with rstd (C,) from var, which is not changed
+// y = (x - mean) * rstd * weight + bias, with rstd from var; nothing else of `rows` changes.
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
-                const double* mean, double* var, double eps, double* rstd, const Affine<T>& affine);
+                const StatisticsOut& rows, double eps, const Affine<T>& affine);
 
 // sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
 template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
-                     const double* mean, double* sum_dy, double* sum_dy_xmu);
+                     const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu);
 
 // dx from sums over `count` values, which in a group are more than problem.count()
 template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
-                    const View<T>& dx, const double* mean, const double* rstd,
-                    const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
-                    double count);
-
-struct StatisticsOut {  // (C,) each; var = m2 / count is the biased variance
-    double* mean;
-    double* m2;
-    double* var;
-    double* rstd;
-};
+                    const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
+                    const double* sum_dy, const double* sum_dy_xmu, double count);
 
 // The statistics that `forward` gives, alone.
 template <class T>
@@ -51,8 +44,8 @@ void statistics(const Problem& problem, const View<const T>& x, double eps,
 // (4, C) of unit, center, scale and shift. The unit is a power of two. It is 1 but for the channels
 // of extremes.hpp, whose values it scales into the range of float32.
 template <class T>
-void pointwise_coefficients(Index channels, const double* mean, const double* rstd,
-                            const Affine<T>& affine, Compute<T>* rows);
+void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine<T>& affine,
+                            Compute<T>* rows);
 
 // collect_stats and apply_norm in one region; x comes from memory once where a slab stays in a
 // cache.
@@ -63,7 +56,7 @@ void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
 // backward_reduce and backward_apply in one region.
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
-              const View<T>& dx, const double* mean, const double* rstd, const Param<T>* weight,
-              double* sum_dy, double* sum_dy_xmu);
+              const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
+              double* sum_dy_xmu);
 
 }  // namespace bnext::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/statistics.hpp"
 #include "cuda/partition.hpp"
 
 namespace bnext::cuda {
@@ -17,7 +18,7 @@ enum class Exchange : int {
 
 // Where the second phase's statistics come from.
 enum class Statistics : int {
-    saved,   // float64: mean, m2, var, rstd of an earlier phase
+    saved,   // rows of an earlier phase (core/statistics.hpp)
     given,   // mean and var, of the parameters' type
     wide,    // mean and var, float64
     absent,  // constants: mean counts as 0, rstd is a saved one
@@ -38,7 +39,7 @@ struct Arguments {
     void* running_mean;
     void* running_var;
     std::int64_t* num_batches_tracked;  // incremented
-    double* statistics;                 // rows of `channels`: mean, m2, var, rstd
+    double* statistics;                 // rows of `channels` (core/statistics.hpp)
     double* sums;                       // rows of `channels`: of dy, and of dy * (x - mean)
     void* dweight;
     void* dbias;
@@ -50,6 +51,11 @@ struct Arguments {
     double correction;  // of the variance that is kept: 1, or 0 to leave it biased
     double count;       // values per channel behind the statistics or sums
 };
+
+// A channel's place in a row of the statistics.
+BNEXT_HOST_DEVICE double* statistic(const Arguments& a, Row row, Index channel) {
+    return a.statistics + static_cast<Index>(row) * a.cut.channels + channel;
+}
 
 using Kernel = void (*)(Arguments);
 

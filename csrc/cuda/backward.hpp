@@ -21,7 +21,7 @@ struct Backward {
         BNEXT_DEVICE Accumulator(const Arguments& a, Index channel, bool active) {
             BNEXT_UNROLL
             for (int c = 0; c < K::kChannels; ++c) {
-                center_[c] = active ? static_cast<C>(a.statistics[channel + c]) : C{0};
+                center_[c] = active ? static_cast<C>(*statistic(a, Row::mean, channel + c)) : C{0};
             }
         }
 
@@ -99,14 +99,13 @@ struct Backward {
     BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
         if (channel >= a.cut.channels) return;
         prefetch_parameter<typename K::P>(a.weight, channel);
-        device::prefetch(a.statistics + 3 * a.cut.channels + channel);
+        device::prefetch(statistic(a, Row::rstd, channel));
     }
 
     BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
                                          C* coefficients) {
         using P = typename K::P;
-        const double mean = a.statistics[channel];
-        const double low = mean - static_cast<double>(static_cast<C>(mean));
+        const double low = low_part<C>(saved_mean(a, channel));
         const double sum_dy = total.first;
         const double sum_dy_xmu = total.second - low * total.first;
         if (coefficients != nullptr) set(a, channel, sum_dy, sum_dy_xmu, coefficients);
@@ -116,7 +115,7 @@ struct Backward {
             a.sums[a.cut.channels + channel] = sum_dy_xmu;
         }
         if (a.dweight != nullptr) {
-            const double rstd = a.statistics[3 * a.cut.channels + channel];
+            const double rstd = *statistic(a, Row::rstd, channel);
             static_cast<P*>(a.dweight)[channel] = static_cast<P>(sum_dy_xmu * rstd);
             static_cast<P*>(a.dbias)[channel] = static_cast<P>(sum_dy);
         }
@@ -125,13 +124,12 @@ struct Backward {
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, double sum_dy,
                                  double sum_dy_xmu, C* coefficients) {
         using P = typename K::P;
-        const double mean = a.statistics[channel];
-        const double rstd = a.statistics[3 * a.cut.channels + channel];
-        const double center = static_cast<double>(static_cast<C>(mean));
+        const HighLow mean = saved_mean(a, channel);
+        const double rstd = *statistic(a, Row::rstd, channel);
         const double tilt = -rstd * (rstd * (sum_dy_xmu / a.count));
-        coefficients[0] = static_cast<C>(mean);
+        coefficients[0] = static_cast<C>(mean.high);
         coefficients[1] = static_cast<C>(tilt);
-        coefficients[2] = static_cast<C>(sum_dy / a.count + (mean - center) * tilt);
+        coefficients[2] = static_cast<C>(sum_dy / a.count + low_part<C>(mean) * tilt);
         coefficients[3] = static_cast<C>(parameter<P>(a.weight, channel, 1.0) * rstd);
     }
 

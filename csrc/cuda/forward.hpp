@@ -5,6 +5,7 @@
 // scaled. Coefficients: as on the CPU. With mean = center + low, center rounded to the arithmetic's
 // type,
 //     y = (x - center) * scale + shift,  scale = weight * rstd,  shift = bias - low * scale
+// (core/statistics.hpp says where float64 arithmetic has the low part from.)
 // Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.
 #pragma once
 
@@ -36,6 +37,16 @@ inline constexpr float kScaleUp = 0x1p70F, kScaleDown = 0x1p-70F;
 template <class C>
 BNEXT_DEVICE double back_of(C scale) {
     return scale == C{1} ? 1.0 : (scale > C{1} ? 0x1p-70 : 0x1p70);
+}
+
+// The mean of a channel minus its value in the arithmetic's type C: in double what is left of it
+// there, in float64 arithmetic the low part that it has beside it (core/statistics.hpp).
+template <class C>
+BNEXT_DEVICE double low_part(const HighLow& mean) {
+    return sizeof(C) == 8 ? mean.low : mean.high - static_cast<double>(static_cast<C>(mean.high));
+}
+BNEXT_DEVICE HighLow saved_mean(const Arguments& a, Index channel) {
+    return {*statistic(a, Row::mean, channel), *statistic(a, Row::mean_low, channel)};
 }
 
 template <class K>
@@ -171,7 +182,8 @@ struct Forward {
     BNEXT_DEVICE_CALL static void finish(const Arguments& a, Index channel, Sums total, bool writes,
                                          C* coefficients) {
         using P = typename K::P;
-        const double mean = total.pilot + total.first / total.n;
+        HighLow mean = two_sum(total.pilot, total.first / total.n);
+        if (sizeof(C) < 8) mean.low = 0.0;
         double m2 = total.second - total.first * (total.first / total.n);
         m2 = m2 < 0.0 ? 0.0 : m2;
         const double var = m2 / total.n;
@@ -179,29 +191,24 @@ struct Forward {
         if (coefficients != nullptr) set(a, channel, mean, rstd, coefficients);
         if (!writes) return;
         if (a.statistics != nullptr) {
-            double* const row = a.statistics + channel;
-            row[0] = mean;
-            row[a.cut.channels] = m2;
-            row[2 * a.cut.channels] = var;
-            row[3 * a.cut.channels] = rstd;
+            write(a, channel, mean, m2, var, rstd);
         }
         if (a.running_mean != nullptr && total.n > 1.0) {
-            blend(static_cast<P*>(a.running_mean)[channel], mean, a.momentum);
+            blend(static_cast<P*>(a.running_mean)[channel], mean.high, a.momentum);
             blend(static_cast<P*>(a.running_var)[channel], m2 / (total.n - a.correction),
                   a.momentum);
         }
         if (a.num_batches_tracked != nullptr && channel == 0) ++*a.num_batches_tracked;
     }
 
-    BNEXT_DEVICE static void set(const Arguments& a, Index channel, double mean, double rstd,
-                                 C* coefficients) {
+    BNEXT_DEVICE static void set(const Arguments& a, Index channel, const HighLow& mean,
+                                 double rstd, C* coefficients) {
         using P = typename K::P;
-        const double center = static_cast<double>(static_cast<C>(mean));
         const double scale = parameter<P>(a.weight, channel, 1.0) * rstd;
-        coefficients[0] = static_cast<C>(mean);
+        coefficients[0] = static_cast<C>(mean.high);
         coefficients[1] = static_cast<C>(scale);
         coefficients[2] =
-            static_cast<C>(parameter<P>(a.bias, channel, 0.0) - (mean - center) * scale);
+            static_cast<C>(parameter<P>(a.bias, channel, 0.0) - low_part<C>(mean) * scale);
     }
 
     // The second phase alone: coefficients from statistics of an earlier launch, or from given
@@ -209,12 +216,12 @@ struct Forward {
     BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool writes,
                                              C* coefficients) {
         using P = typename K::P;
-        const double* const row = a.statistics + channel;
         if (a.source == Statistics::saved) {
-            return set(a, channel, row[0], row[3 * a.cut.channels], coefficients);
+            const double rstd = *statistic(a, Row::rstd, channel);
+            return set(a, channel, saved_mean(a, channel), rstd, coefficients);
         }
         if (a.source == Statistics::absent) {
-            return set(a, channel, 0.0, row[3 * a.cut.channels], coefficients);
+            return set(a, channel, {0.0, 0.0}, *statistic(a, Row::rstd, channel), coefficients);
         }
         double mean = 0, var = 0;
         if (a.source == Statistics::wide) {
@@ -225,13 +232,9 @@ struct Forward {
             var = static_cast<double>(static_cast<const P*>(a.var)[channel]);
         }
         const double rstd = rstd_of(var, a.eps);
-        set(a, channel, mean, rstd, coefficients);
+        set(a, channel, {mean, 0.0}, rstd, coefficients);
         if (writes && a.statistics != nullptr) {
-            double* const saved = a.statistics + channel;
-            saved[0] = mean;
-            saved[a.cut.channels] = device::not_a_number();  // there is no m2
-            saved[2 * a.cut.channels] = var;
-            saved[3 * a.cut.channels] = rstd;
+            write(a, channel, {mean, 0.0}, device::not_a_number(), var, rstd);  // there is no m2
         }
     }
 
@@ -250,6 +253,14 @@ struct Forward {
     };
 
 private:
+    BNEXT_DEVICE static void write(const Arguments& a, Index channel, const HighLow& mean,
+                                   double m2, double var, double rstd) {
+        *statistic(a, Row::mean, channel) = mean.high;
+        *statistic(a, Row::mean_low, channel) = mean.low;
+        *statistic(a, Row::m2, channel) = m2;
+        *statistic(a, Row::var, channel) = var;
+        *statistic(a, Row::rstd, channel) = rstd;
+    }
     // new = (1 - momentum) * old + momentum * batch
     template <class P>
     BNEXT_DEVICE static void blend(P& running, double batch, double momentum) {

@@ -48,6 +48,12 @@ void require(const void* address, const char* name) {
     BNEXT_CHECK(address != nullptr, name, ": expected an address, got none");
 }
 
+// Whether the statistics of a normalization are given, and not saved ones.
+bool is_given(const LaunchPlan& plan, const Addresses& at) {
+    return plan.operation == Operation::normalize &&
+           (at.mean != nullptr || at.var != nullptr || at.statistics == nullptr);
+}
+
 void check_addresses(const LaunchPlan& plan, const Addresses& at) {
     require(at.x, "x");
     const bool backward = plan.operation >= Operation::backward;
@@ -57,7 +63,7 @@ void check_addresses(const LaunchPlan& plan, const Addresses& at) {
     if (plan.operation == Operation::forward || plan.operation == Operation::normalize) {
         require(at.y, "y");
     }
-    if (plan.operation == Operation::normalize) {
+    if (is_given(plan, at)) {
         require(at.mean, "mean");
         require(at.var, "var");
     } else {
@@ -172,7 +178,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
             if (at.dx != nullptr) a.out = operand(plan, cut, 2, at.dx);
         }
     };
-    if (plan.operation == Operation::normalize) {
+    if (is_given(plan, at)) {
         a.source = scalars.wide_statistics ? Statistics::wide : Statistics::given;
     }
     const bool sums_between = plan.path == Path::two_kernels && !forward;

@@ -11,7 +11,7 @@ namespace bnext::cuda {
 struct Addresses {
     void *x = nullptr, *y = nullptr, *dy = nullptr, *dx = nullptr;
     const void *weight = nullptr, *bias = nullptr;
-    const void *mean = nullptr, *var = nullptr;  // given statistics
+    const void *mean = nullptr, *var = nullptr;  // given statistics; without, saved ones are taken
     void *running_mean = nullptr, *running_var = nullptr;
     std::int64_t* num_batches_tracked = nullptr;  // incremented
     double* statistics = nullptr;

@@ -6,6 +6,7 @@
 #include "core/errors.hpp"
 #include "core/float_mode.hpp"
 #include "core/moments.hpp"
+#include "core/statistics.hpp"
 
 namespace bnext::sync {
 namespace {
@@ -202,8 +203,8 @@ void ThreadGroup::check_presence(Index rank, const Header& header) {
     }
 }
 
-Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brought, double* first,
-                             double* second, Waiter& waiter) {
+Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brought,
+                             const Destination& into, Waiter& waiter) {
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(timeout_));
     Slot& slot = slot_of(rank);
@@ -228,8 +229,11 @@ Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brou
         wait(rank, generation, deadline, waiter);
     }
     // Nobody writes these before this member brings something again.
-    std::copy_n(merged_first_.begin(), header.channels, first);
-    std::copy_n(merged_second_.begin(), header.channels, second);
+    std::copy_n(merged_first_.begin(), header.channels, into.first);
+    std::copy_n(merged_second_.begin(), header.channels, into.second);
+    if (into.mean_low != nullptr) {
+        std::copy_n(merged_low_.begin(), header.channels, into.mean_low);
+    }
     return merged_;
 }
 
@@ -298,11 +302,13 @@ void ThreadGroup::merge_all() {
     if (merged_first_.size() < channels) {
         merged_first_.resize(channels);
         merged_second_.resize(channels);
+        merged_low_.resize(channels);
     }
     merged_.count = 0;
     merged_.shared = sharing_;
     std::fill_n(merged_first_.begin(), channels, 0.0);
     std::fill_n(merged_second_.begin(), channels, 0.0);
+    std::fill_n(merged_low_.begin(), channels, 0.0);
     if (header.direction == Direction::forward) {
         merge_moments(channels);
     } else {
@@ -314,29 +320,40 @@ void ThreadGroup::merge_all() {
     generation_ = merged_.generation;  // last: members that spin look at nothing else
 }
 
-// Means are merged relative to the first one: what is rounded is then as small as they differ.
+// Means are merged relative to the first one: what is rounded is then as small as they differ. Of
+// float64 data each mean has a low part, and so has the merged one; others have bits to spare.
 void ThreadGroup::merge_moments(std::size_t channels) {
     const FloatMode mode;  // whichever thread comes last
     const double* pilot = nullptr;
     double* const mean = merged_first_.data();
     double* const m2 = merged_second_.data();
+    const auto low_of = [](const Contribution& brought, std::size_t c) {
+        return brought.mean_low == nullptr ? 0.0 : brought.mean_low[c];
+    };
     for (const Slot& slot : slots_) {
         const Contribution& more = slot.brought;
         if (more.count == 0) continue;
         if (pilot == nullptr) {
             pilot = more.first;
             std::copy_n(more.second, channels, m2);
+            for (std::size_t c = 0; c < channels; ++c) mean[c] = low_of(more, c);
         } else {
             const MergeShares shares(static_cast<double>(merged_.count),
                                      static_cast<double>(more.count));
             for (std::size_t c = 0; c < channels; ++c) {
-                merge(mean[c], m2[c], more.first[c] - pilot[c], more.second[c], shares);
+                const double from_pilot = (more.first[c] - pilot[c]) + low_of(more, c);
+                merge(mean[c], m2[c], from_pilot, more.second[c], shares);
             }
         }
         merged_.count += more.count;
     }
     if (pilot == nullptr) return;
-    for (std::size_t c = 0; c < channels; ++c) mean[c] += pilot[c];
+    const bool has_low = slots_.front().brought.header.dtype == DType::float64;
+    for (std::size_t c = 0; c < channels; ++c) {
+        const HighLow whole = two_sum(pilot[c], mean[c]);
+        mean[c] = whole.high;
+        merged_low_[c] = has_low ? whole.low : 0.0;
+    }
 }
 
 void ThreadGroup::add_sums(std::size_t channels) {

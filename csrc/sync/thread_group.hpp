@@ -1,5 +1,5 @@
-// The barrier of threads that hold parts of one batch: each brings two rows of doubles and waits
-// until all have come; everybody gets the merged rows.
+// The barrier of threads that hold parts of one batch: each brings rows of doubles, two or three,
+// and waits until all have come; everybody gets the merged rows.
 //
 // Order:   the last to arrive merges, in the order of ranks, so the result depends on nobody's
 //          speed and is the same to the bit for all.
@@ -40,13 +40,21 @@ struct Header {
     std::uintptr_t owner = 0;
 };
 
-// Forward: mean and m2 of `count` values a channel. Backward: two sums. Of a count of 0, rows are
-// not looked at.
+// Forward: mean and m2 of `count` values a channel, and of float64 data the mean's low part
+// (core/statistics.hpp; null: 0). Backward: two sums. Of a count of 0, rows are not looked at.
 struct Contribution {
     Header header;
     Index count = 0;
     const double* first = nullptr;
     const double* second = nullptr;
+    const double* mean_low = nullptr;
+};
+
+// Where the merged rows are put; mean_low may be null.
+struct Destination {
+    double* first = nullptr;
+    double* second = nullptr;
+    double* mean_low = nullptr;
 };
 
 struct Merged {
@@ -101,9 +109,9 @@ public:
     // Forgets all members and the fault. Those still waiting get an error.
     void reset();
 
-    // Brings rows of header.channels each and gets the merged ones into `first` and `second`.
-    Merged exchange(Index rank, Ticket ticket, const Contribution& brought, double* first,
-                    double* second, Waiter& waiter);
+    // Brings rows of header.channels each and gets the merged ones.
+    Merged exchange(Index rank, Ticket ticket, const Contribution& brought, const Destination& into,
+                    Waiter& waiter);
 
 private:
     struct Slot {
@@ -141,7 +149,7 @@ private:
     bool sharing_ = false;     // whether those that have arrived brought one layer object
     Ticket tickets_ = 0;
     Merged merged_;
-    std::vector<double> merged_first_, merged_second_;
+    std::vector<double> merged_first_, merged_second_, merged_low_;
     std::atomic<Index> generation_{0};
     std::atomic<bool> broken_{false};
     Index broken_rank_ = -1;

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
+ROWS: tuple[str, ...]
 
 _Array = npt.NDArray[Any]
 _Float64 = npt.NDArray[np.float64]
@@ -36,6 +37,10 @@ class Saved:
         """Mean of each channel, shape (C,)."""
 
     @property
+    def mean_low(self) -> _Float64:
+        """What rounding the mean has lost, shape (C,): the exact one is ``mean + mean_low``."""
+
+    @property
     def m2(self) -> _Float64:
         """Sum of squared deviations from the mean, shape (C,); NaN where statistics were given."""
 
@@ -49,7 +54,7 @@ class Saved:
 
     @property
     def rows(self) -> _Float64:
-        """``mean``, ``m2``, ``var`` and ``rstd`` as one array, shape (4, C); a copy."""
+        """``mean``, ``m2``, ``var``, ``rstd``, ``mean_low`` as one array, shape (5, C); a copy."""
 
     @property
     def eps(self) -> float:
@@ -117,7 +122,8 @@ class ThreadGroup:
         count: int,
         first: _Float64,
         second: _Float64,
-    ) -> tuple[int, _Float64, _Float64, int, bool]: ...
+        mean_low: _Float64 | None = None,
+    ) -> tuple[int, _Float64, _Float64, int, bool, _Float64 | None]: ...
 
 @final
 class TensorCalls:
@@ -203,11 +209,12 @@ def collect_stats(
     eps: float,
     channel_axis: int,
     out: _Array | None,
-) -> tuple[int, _Float64, _Float64, str]: ...
+) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
 def apply_norm(
     x: npt.ArrayLike,
     count: int,
     mean: _Float64,
+    mean_low: _Float64 | None,
     m2: _Float64,
     weight: npt.ArrayLike | None,
     bias: npt.ArrayLike | None,

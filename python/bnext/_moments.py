@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bnext import _core
 from bnext.arguments import count_of, refuse_mask
 from bnext.devices.libraries import library_of
+from bnext.rows import two_sum
 
 __all__ = ["Moments"]
 
@@ -30,6 +31,9 @@ class Moments:
         Mean of each channel. Real numbers, kept as float64.
     m2 : array, shape (C,)
         Sum of squared deviations from the mean, of each channel. Real numbers, kept as float64.
+    mean_low : array, shape (C,), optional
+        What rounding the mean has lost: the exact one is ``mean + mean_low``. If both of two
+        moments have one, their union has.
 
     On the CPU they become NumPy arrays. Those on a GPU stay as they are, and what is computed
     from them is there too.
@@ -37,9 +41,9 @@ class Moments:
     Raises
     ------
     ValueError
-        `count` is negative, or `mean` and `m2` are not vectors of one length.
+        `count` is negative, or `mean`, `m2` and `mean_low` are not vectors of one length.
     TypeError
-        `count` is not an integer; `mean` or `m2` is not of real numbers, or has a mask.
+        `count` is not an integer; one of them is not of real numbers, or has a mask.
 
     Notes
     -----
@@ -55,6 +59,7 @@ class Moments:
     count: int
     mean: Float64Array
     m2: Float64Array
+    mean_low: Float64Array | None = None
 
     def __post_init__(self) -> None:
         count = count_of(self.count, "count")
@@ -63,7 +68,12 @@ class Moments:
             raise ValueError(f"mean: expected shape (C,), got {tuple(mean.shape)}")
         if m2.shape != mean.shape:
             raise ValueError(f"m2: expected shape {tuple(mean.shape)}, got {tuple(m2.shape)}")
-        for name, value in (("count", count), ("mean", mean), ("m2", m2)):
+        low = None if self.mean_low is None else _float64(self.mean_low, "mean_low")
+        if low is not None and low.shape != mean.shape:
+            raise ValueError(
+                f"mean_low: expected shape {tuple(mean.shape)}, got {tuple(low.shape)}"
+            )
+        for name, value in (("count", count), ("mean", mean), ("m2", m2), ("mean_low", low)):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -133,9 +143,14 @@ class Moments:
         share = other.count / count
         with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
             delta = other.mean - self.mean
-            mean = self.mean + delta * share
+            low: Any = None
+            if self.mean_low is not None and other.mean_low is not None:
+                delta = delta + (other.mean_low - self.mean_low)
+                mean, low = two_sum(self.mean, delta * share + self.mean_low)
+            else:
+                mean = self.mean + delta * share
             m2 = self.m2 + (other.m2 + delta * delta * (self.count * share))
-        return Moments(count, mean, m2)
+        return Moments(count, mean, m2, low)
 
     def __add__(self, other: Moments) -> Moments:
         """Merge, as an operator; `sum` works with ``start=Moments.empty(C)``."""
@@ -151,13 +166,15 @@ class Moments:
             self.count == other.count
             and _equal(self.mean, other.mean)
             and _equal(self.m2, other.m2)
+            and (self.mean_low is None) is (other.mean_low is None)
+            and (self.mean_low is None or _equal(self.mean_low, other.mean_low))
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle through the constructor, so that the arrays stay read-only."""
-        return (Moments, (self.count, self.mean, self.m2))
+        return (Moments, (self.count, self.mean, self.m2, self.mean_low))
 
 
 def _float64(values: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ require gradients are refused.
 
 All of this holds for each member of a group, whose shards may be of different libraries and on
 different devices, if their dtypes agree. What a group exchanges is float64 on the host, and never
-an element of `x` or `dy`: from a GPU, the two numbers a channel of each pass are copied to the
+an element of `x` or `dy`: from a GPU, a few numbers a channel of each pass are copied to the
 host, for which the stream of `x` is waited for, and no other; what was merged is copied back.
 """
 

@@ -27,8 +27,8 @@ struct Member {
                 std::vector<double>& second) const {
         Waiter waiter;
         const std::vector<double> a = first, b = second;
-        return group.exchange(rank, ticket, {header, count, a.data(), b.data()}, first.data(),
-                              second.data(), waiter);
+        return group.exchange(rank, ticket, {header, count, a.data(), b.data()},
+                              {first.data(), second.data()}, waiter);
     }
 };
 

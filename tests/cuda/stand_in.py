@@ -10,6 +10,8 @@ import types
 import ml_dtypes
 import numpy as np
 
+from bnext.rows import ROW, Statistics, unbound
+
 from .. import reference
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16")}
@@ -162,8 +164,14 @@ class _Launch:
         x = np.asarray(self.data("x"), np.float64)
         batch = reference.moments(x, self.axis)
         rstd = reference.rstd(batch.var, self.eps)
-        self.rows("statistics", 4)[...] = batch.mean, batch.m2, batch.var, rstd
+        self.write_rows(batch.mean, batch.m2, batch.var, rstd)
         return batch
+
+    def write_rows(self, mean, m2, var, rstd):
+        rows = unbound(self.rows("statistics", len(ROW)))
+        values = Statistics(mean, m2, var, rstd, np.zeros(self.channels))
+        for row, value in zip(rows, values, strict=True):
+            row[...] = value
 
     def collect_stats(self):
         self.moments()
@@ -184,12 +192,16 @@ class _Launch:
             mean[...], var[...] = new
 
     def normalize(self):
+        if not self.given.get("mean"):
+            saved = unbound(self.rows("statistics", len(ROW)))
+            self.normalized(saved.mean, saved.var)
+            return
         kind = "float64" if self.given["wide_statistics"] else self.kind
         mean, var = self.vector("mean", kind), self.vector("var", kind)
         self.normalized(mean, var)
         if self.given.get("statistics"):
-            rows = self.rows("statistics", 4)
-            rows[...] = mean, np.full(self.channels, np.nan), var, reference.rstd(var, self.eps)
+            nan = np.full(self.channels, np.nan)
+            self.write_rows(mean, nan, var, reference.rstd(var, self.eps))
 
     def gradients(self, function, *given):
         x, dy = (np.asarray(self.data(name), np.float64) for name in ("x", "dy"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import bnext
+from bnext.rows import ROW
 
 from .. import fake_cuda, reference
 from ..cases import FEW, named
@@ -16,7 +17,7 @@ from .stand_in import StandIn
 
 CASES = FEW + named("C-first", "NCHW-stored-CNHW", "all-backwards", "inner-cropped-NHWC")
 SIXTEEN = [np.float16, ml_dtypes.bfloat16]
-ROWS = ("mean", "m2", "var", "rstd")
+ROWS = ROW._fields
 
 
 @pytest.fixture(params=CASES, ids=str)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bnext
+from bnext.rows import ROW
 
 from .. import reference
 from ..cases import named
@@ -20,7 +21,7 @@ from ..sync.worker import layers_of, train
 pytestmark = pytest.mark.gpu
 
 CASES = named("NC", "NCHW-7x7", "NCHW-many-chunks", "NCHW-stored-NHWC", "inner-cropped")
-ROWS = ("mean", "m2", "var", "rstd")
+ROWS = ROW._fields
 CYCLES = 200_000_000  # about a tenth of a second of a stream that does nothing
 
 

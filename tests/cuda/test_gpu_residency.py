@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import bnext
+from bnext.rows import ROW
 
 from ..compare import assert_is_forward
 from ..subprocesses import output_of, run_python
@@ -51,7 +52,7 @@ def test_a_grid_that_is_too_large(tensors, rng, captured):
     values = rng.normal(1, 2, SHAPE).astype(np.float32)
     x = tensors.put(values)
     y = torch.full_like(x, float("nan"))
-    statistics = torch.empty((4, SHAPE[1]), dtype=torch.float64, device=gpu.DEVICE)
+    statistics = torch.empty((len(ROW), SHAPE[1]), dtype=torch.float64, device=gpu.DEVICE)
     # Each test its own grid: a refusal is remembered.
     limits = limits_without_a_device(kernels, multiprocessors=1001 + captured, cluster=1)
     plan = plan_of(kernels, x, y, limits)
@@ -114,7 +115,7 @@ def test_a_wait_that_nothing_ends(tensors):
             "cooperative",
         )
         workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device="cuda")
-        statistics = torch.empty(4, 16, dtype=torch.float64, device="cuda")
+        statistics = torch.empty(len(ROW), 16, dtype=torch.float64, device="cuda")
         counters = workspace[: 2 * 4 * plan.launches[0]["slabs"]]
         zeros = torch.zeros(counters.shape, dtype=torch.uint8).pin_memory()
         working, zeroing = torch.cuda.Stream(), torch.cuda.Stream()

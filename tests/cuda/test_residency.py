@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bnext
+from bnext.rows import ROW
 
 from .. import reference
 from ..compare import assert_are_gradients, assert_is_forward
@@ -120,12 +121,12 @@ def test_an_older_plan_is_good_after_a_refusal(kernels, rng):
     plan = kernels.plan("forward", "float32", shape, strides, addresses, 1, limits)
     for _ in range(2):
         y[...] = np.nan
-        statistics, workspace = np.empty((4, 2)), np.empty(plan.workspace_bytes + 8)
+        statistics, workspace = np.empty((len(ROW), 2)), np.empty(plan.workspace_bytes + 8)
         arrays = {"x": x, "y": y, "statistics": statistics, "workspace": workspace}
         given = {name: array.__array_interface__["data"][0] for name, array in arrays.items()}
         kernels.launch(plan, REFUSES, 0, **given, eps=1e-5)
         assert_is_forward(y, x)
-        np.testing.assert_allclose(statistics[0], x.mean((0, 2), np.float64), rtol=1e-7)
+        np.testing.assert_allclose(statistics[ROW.mean], x.mean((0, 2), np.float64), rtol=1e-7)
 
 
 def test_a_forced_path_that_is_refused(kernels, rng):

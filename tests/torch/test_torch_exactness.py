@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 
+from ..exact import assert_is_exact, require_long_double
 from .support import (
     DTYPES,
     LIBRARIES,
@@ -82,3 +84,24 @@ def test_torch_running_statistics_are_rounded_once_a_step(dtype):
     unit = 4 * torch.finfo(dtype).eps
     assert (layer.running_mean - mean).abs().max() <= 2 * unit
     assert (layer.running_var - var).abs().max() <= 2 * unit
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (6, 3, 5, 17)], ids=str)
+@pytest.mark.parametrize("far", [0.0, 1e4, 1e8])
+def test_torch_float64_is_as_exact_far_from_zero(shape, far):
+    """Eagerly, by the coefficients that compilers write y from, and by the statistics alone."""
+    require_long_double()
+    rng = np.random.default_rng(len(shape))
+    x, dy = rng.normal(far, 1, shape), rng.normal(size=shape)
+    weight, bias = rng.normal(size=(2, shape[1]))
+    x_, dy_, weight_, bias_ = map(torch.from_numpy, (x, dy, weight, bias))
+    for operator in (torch.ops.bnext.batch_norm, torch.ops.bnext.fused_batch_norm):
+        y, statistics, _ = operator(x_, weight_, bias_, 1e-5)
+        dx, dweight, _ = torch.ops.bnext.batch_norm_backward(dy_, x_, weight_, statistics, 1e-5)
+        assert_is_exact([y.numpy(), dx.numpy(), dweight.numpy()], x, dy, weight, bias)
+    layer = layers("BatchNorm1d" if len(shape) == 2 else "BatchNorm2d", shape[1])[1].double()
+    with torch.no_grad():
+        layer.weight[...], layer.bias[...] = weight_, bias_
+    results = results_of(layer, x_, dy_)
+    found = [results[name].detach().numpy() for name in ("y", "dx", "weight")]
+    assert_is_exact(found, x, dy, weight, bias)

@@ -117,18 +117,28 @@ BNEXT_FORCE_INLINE Wide load_rstd(const double* rstd, int columns) {
     return columns == 0 ? load(rstd) : load_first(rstd, columns, 1.0);
 }
 
+// The mean minus its value in the compute type: for float64 data the low part that it has beside
+// that (core/statistics.hpp).
+template <class T>
+BNEXT_FORCE_INLINE Wide low_part(const Wide& mean, const double* mean_low, int columns) {
+    if constexpr (kHasMeanLow<T>) {
+        return load_columns(mean_low, columns);
+    } else {
+        return mean - widen(round_to<Compute<T>>(mean));
+    }
+}
+
 // Of kernel_table.hpp's y = (x - center) * scale + shift.
 template <class T>
-bool norm_coefficients(Index channels, const double* mean, const double* rstd,
-                       const Param<T>* weight, const Param<T>* bias, Compute<T>* center,
-                       Compute<T>* scale, Compute<T>* shift) {
+bool norm_coefficients(Index channels, const double* mean, const double* mean_low,
+                       const double* rstd, const Param<T>* weight, const Param<T>* bias,
+                       Compute<T>* center, Compute<T>* scale, Compute<T>* shift) {
     using C = Compute<T>;
     ExtremesSeen<C> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(mean + c, columns);
         const Wide r = load_rstd(rstd + c, columns);
-        const Pack<C> rounded = round_to<C>(exact);
-        const Wide low = exact - widen(rounded);
+        const Wide low = low_part<T>(exact, mean_low + c, columns);
         const Wide factor = parameter(weight, c, columns, 1.0) * r;
         extremes.add(exact);
         extremes.add(factor);
@@ -142,18 +152,17 @@ bool norm_coefficients(Index channels, const double* mean, const double* rstd,
 
 // Of kernel_table.hpp's dx = ((x - center) * slope + (dy - offset)) * scale.
 template <class T>
-bool backward_coefficients(Index channels, const double* mean, const double* rstd,
-                           const Param<T>* weight, const double* sum_dy, const double* sum_dy_xmu,
-                           double count, Compute<T>* center, Compute<T>* slope, Compute<T>* offset,
-                           Compute<T>* scale) {
+bool backward_coefficients(Index channels, const double* mean, const double* mean_low,
+                           const double* rstd, const Param<T>* weight, const double* sum_dy,
+                           const double* sum_dy_xmu, double count, Compute<T>* center,
+                           Compute<T>* slope, Compute<T>* offset, Compute<T>* scale) {
     using C = Compute<T>;
     const Wide n = broadcast(count), zero = broadcast(0.0);
     ExtremesSeen<C> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(mean + c, columns);
         const Wide r = load_rstd(rstd + c, columns);
-        const Pack<C> rounded = round_to<C>(exact);
-        const Wide low = exact - widen(rounded);
+        const Wide low = low_part<T>(exact, mean_low + c, columns);
         const Wide tilt = (zero - r) * (r * (load_columns(sum_dy_xmu + c, columns) / n));
         const Wide mean_dy = load_columns(sum_dy + c, columns) / n;
         const Wide factor = parameter(weight, c, columns, 1.0) * r;

@@ -25,6 +25,7 @@ from bnext.devices.cuda_arrays import (
 )
 from bnext.devices.libraries import Library, View, Where
 from bnext.devices.saved import DeviceSaved
+from bnext.rows import ROW, unbound
 
 __all__ = ["CudaEngine", "engine_on"]
 
@@ -60,11 +61,11 @@ class CudaEngine(CudaArrays):
         channels = data.shape[axis]
         if math.prod(data.shape) == 0:
             nothing = _of_nothing(data.shape, axis, eps)
-            statistics = self._library.from_numpy(_rows(nothing), data.array)
+            statistics = self._library.from_numpy(nothing.rows, data.array)
             y = self._like_view(data).array if wanted is None else wanted.array
         else:
             plan, (data, target) = self._fitted("forward", [data], axis, wanted)
-            statistics = self._empty((4, channels), "float64", data)
+            statistics = self._empty((len(ROW), channels), "float64", data)
             views |= {"x": data, "y": target}
             views["statistics"] = self._library.view(statistics, "statistics")
             moves = {"momentum": momentum or 0.0, "correction": float(bessel)}
@@ -128,26 +129,32 @@ class CudaEngine(CudaArrays):
 
     def _normalize(
         self, x: Any, given: Mapping[str, Any], wide: bool, weight: Any, bias: Any, eps: Any,
-        channel_axis: Any, out: Any,
+        channel_axis: Any, out: Any, rows: Any = None,
     ) -> tuple[Any, View, int, Any]:  # fmt: skip
-        """Give y, x, the axis, and unless statistics may be `wide` those that backward needs."""
+        """Give y, x, the axis, and unless statistics may be `wide` those that backward needs.
+
+        With `rows`, which an earlier phase has left, these are taken, and `given` is only checked.
+        """
         data = self._data(x)
         axis = axis_of(channel_axis, len(data.shape))
         eps = _core.check_eps(eps)
         channels = data.shape[axis]
-        statistics = self._statistics(data, channels, wide, **given)
+        statistics = self._statistics(data, channels, wide or rows is not None, **given)
         views = self._parameters(data, channels, weight=weight, bias=bias)
         wanted = self._out(out, data, {"x": data, **statistics, **views})
-        written = None if wide else self._empty((4, channels), "float64", data)
+        written = rows
+        if rows is None and not wide:
+            written = self._empty((len(ROW), channels), "float64", data)
         if math.prod(data.shape) == 0:  # and nothing will read what is written
             y = self._like_view(data).array if wanted is None else wanted.array
         else:
             plan, (data, target) = self._fitted("normalize", [data], axis, wanted)
             views |= {"x": data, "y": target}
-            views |= zip(("mean", "var"), statistics.values(), strict=True)
+            wide_ones = rows is None and next(iter(statistics.values())).dtype == "float64"
+            if rows is None:
+                views |= zip(("mean", "var"), statistics.values(), strict=True)
             if written is not None:
                 views["statistics"] = self._library.view(written, "statistics")
-            wide_ones = views["mean"].dtype == "float64"
             self._launch(plan, data, views, eps=eps, wide_statistics=wide_ones)
             y = self._result(wanted, target)
         return y, data, axis, written
@@ -210,14 +217,15 @@ class CudaEngine(CudaArrays):
         data = self._data(x)
         axis = axis_of(channel_axis, len(data.shape))
         if math.prod(data.shape) == 0:
-            statistics = self._library.from_numpy(np.zeros((2, data.shape[axis])), data.array)
+            zeros = np.zeros((len(ROW), data.shape[axis]))
+            statistics = self._library.from_numpy(zeros, data.array)
         else:
             statistics = self._collected(data, axis)
-        return count_of(data.shape, axis), statistics[0, :], statistics[1, :]
+        return count_of(data.shape, axis), statistics[ROW.mean, :], statistics[ROW.m2, :]
 
     def _collected(self, data: View, axis: int) -> Any:
         plan, (data,) = self._fitted("collect_stats", [data], axis, writes=False)
-        statistics = self._empty((4, data.shape[axis]), "float64", data)
+        statistics = self._empty((len(ROW), data.shape[axis]), "float64", data)
         written = self._library.view(statistics, "statistics")
         self._launch(plan, data, {"x": data, "statistics": written}, eps=1.0)
         return statistics
@@ -228,7 +236,7 @@ class CudaEngine(CudaArrays):
         axis = axis_of(channel_axis, len(data.shape))
         view = self._view(rows, "rows")
         check_dtype(view, "rows", "float64")
-        check_shape(view, "rows", (4, data.shape[axis]))
+        check_shape(view, "rows", (len(ROW), data.shape[axis]))
         count = count_of(data.shape, axis)
         return self._saved(rows, data, axis, _core.check_eps(eps), count=count)
 
@@ -240,30 +248,36 @@ class CudaEngine(CudaArrays):
     def collect_stats(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
-    ) -> tuple[int, Any, Any, str]:  # fmt: skip
+    ) -> tuple[int, Any, Any, Any, str]:  # fmt: skip
         """As `_core.collect_stats`."""
         data, axis, *_ = self._taken_forward(
             x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps,
             channel_axis, out,
         )  # fmt: skip
         if math.prod(data.shape) == 0:
-            mean, m2 = np.zeros((2, data.shape[axis]))
+            rows = np.zeros((len(ROW), data.shape[axis]))
         else:
-            mean, m2 = self._library.to_numpy(self._collected(data, axis)[0:2, :])
-        return count_of(data.shape, axis), mean, m2, data.dtype
+            rows = self._library.to_numpy(self._collected(data, axis))
+        of = unbound(rows)
+        return count_of(data.shape, axis), of.mean, of.mean_low, of.m2, data.dtype
 
     def apply_norm(
-        self, x: Any, count: int, mean: Any, m2: Any, weight: Any, bias: Any, eps: Any,
-        channel_axis: Any, out: Any,
+        self, x: Any, count: int, mean: Any, mean_low: Any, m2: Any, weight: Any, bias: Any,
+        eps: Any, channel_axis: Any, out: Any,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.apply_norm`."""
         data = self._data(x)
         # Var and rstd from the same code as on the CPU, for members there have them as well.
         nothing = np.empty((0, len(mean)), parameter_dtype(data.dtype))
-        _, of_group = _core.apply_norm(nothing, count, mean, m2, None, None, eps, 1, None)
-        statistics = self._library.from_numpy(_rows(of_group), data.array)
-        both = {"mean": statistics[0, :], "var": statistics[2, :]}
-        y, data, axis, _ = self._normalize(x, both, True, weight, bias, eps, channel_axis, out)
+        _, of_group = _core.apply_norm(
+            x=nothing, count=count, mean=mean, mean_low=mean_low, m2=m2, weight=None, bias=None,
+            eps=eps, channel_axis=1, out=None,
+        )  # fmt: skip
+        statistics = self._library.from_numpy(of_group.rows, data.array)
+        y, data, axis, _ = self._normalize(
+            x, {"mean": statistics[ROW.mean, :]}, False, weight, bias, eps, channel_axis, out,
+            statistics,
+        )  # fmt: skip
         return y, self._saved(statistics, data, axis, of_group.eps, count=count, of_group=of_group)
 
     def move_running(
@@ -354,8 +368,3 @@ def _of_nothing(shape: tuple[int, ...], axis: int, eps: float) -> _core.Saved:
     """Give what is saved of an empty input on the CPU."""
     x = np.empty(shape, np.float32)
     return _core.forward(x, None, None, None, None, None, None, eps, axis, None)[1]
-
-
-def _rows(saved: _core.Saved) -> Any:
-    """Stack the statistics as kernels have them."""
-    return np.stack([saved.mean, saved.m2, saved.var, saved.rstd])

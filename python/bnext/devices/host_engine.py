@@ -141,7 +141,7 @@ class HostEngine:
     def collect_stats(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
-    ) -> tuple[int, Any, Any, str]:  # fmt: skip
+    ) -> tuple[int, Any, Any, Any, str]:  # fmt: skip
         """As `_core.collect_stats`."""
         return _core.collect_stats(
             self._taken(x, "x"), self._taken(weight, "weight"), self._taken(bias, "bias"),
@@ -151,12 +151,12 @@ class HostEngine:
         )  # fmt: skip
 
     def apply_norm(
-        self, x: Any, count: int, mean: Any, m2: Any, weight: Any, bias: Any, eps: Any,
-        channel_axis: Any, out: Any,
+        self, x: Any, count: int, mean: Any, mean_low: Any, m2: Any, weight: Any, bias: Any,
+        eps: Any, channel_axis: Any, out: Any,
     ) -> tuple[Any, _core.Saved]:  # fmt: skip
         """As `_core.apply_norm`."""
         y, saved = _core.apply_norm(
-            self._taken(x, "x"), count, mean, m2, self._taken(weight, "weight"),
+            self._taken(x, "x"), count, mean, mean_low, m2, self._taken(weight, "weight"),
             self._taken(bias, "bias"), eps, channel_axis, self._taken_to_write(out, "out"),
         )  # fmt: skip
         return self._result(y, out), saved

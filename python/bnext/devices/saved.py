@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bnext.rows import ROW
+
 if TYPE_CHECKING:
     from bnext import _core
 
@@ -20,7 +22,7 @@ class DeviceSaved:
     ----------
     count : int
         Values per channel.
-    mean, m2, var, rstd : array of float64, shape (C,)
+    mean, m2, var, rstd, mean_low : array of float64, shape (C,)
         Of the library and on the device of `x`.
     eps : float
         What was added to the variance.
@@ -51,7 +53,7 @@ class DeviceSaved:
         batch_statistics: bool,
         of_group: _core.Saved | None = None,
     ) -> None:
-        self._statistics = statistics  # (4, C): mean, m2, var, rstd
+        self._statistics = statistics  # rows as in bnext.rows
         self._of_group = of_group  # the same statistics on the host, where a group merged them
         self._device = device
         self._dtype_name = dtype_name
@@ -64,28 +66,33 @@ class DeviceSaved:
 
     @property
     def rows(self) -> Any:
-        """All four statistics, shape (4, C): mean, m2, var, rstd."""
+        """All statistics, shape (5, C): mean, m2, var, rstd, mean_low."""
         return self._statistics
 
     @property
     def mean(self) -> Any:
         """Mean of each channel."""
-        return self._statistics[0, :]
+        return self._statistics[ROW.mean, :]
 
     @property
     def m2(self) -> Any:
         """Sum of squared deviations from the mean; NaN where the statistics were given."""
-        return self._statistics[1, :]
+        return self._statistics[ROW.m2, :]
 
     @property
     def var(self) -> Any:
         """Biased variance of each channel."""
-        return self._statistics[2, :]
+        return self._statistics[ROW.var, :]
 
     @property
     def rstd(self) -> Any:
         """``1 / sqrt(var + eps)`` of each channel."""
-        return self._statistics[3, :]
+        return self._statistics[ROW.rstd, :]
+
+    @property
+    def mean_low(self) -> Any:
+        """What rounding the mean has lost: the exact one is ``mean + mean_low``."""
+        return self._statistics[ROW.mean_low, :]
 
     def __repr__(self) -> str:
         return (

@@ -86,14 +86,19 @@ class PassGroup(Group):
         return place, self._batch
 
     def merge_moments(
-        self, header: Header, count: int, mean: Float64Array, m2: Float64Array
+        self,
+        header: Header,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_low: Float64Array | None = None,
     ) -> Merged:
         """Collect what the batch has brought, and give it back; see `Group`."""
-        merged = Merged(count, mean, m2, self._batch + 1, shared=False)
+        merged = Merged(count, mean, m2, self._batch + 1, False, mean_low)
         if self._inner is not None:
             number, step = self._inner.begin(self._layers[header.layer])
             merged = self._inner.merge_moments(
-                header._replace(layer=number, step=step), count, mean, m2
+                header._replace(layer=number, step=step), count, mean, m2, mean_low
             )
         self._collect(header.layer, merged)
         return merged

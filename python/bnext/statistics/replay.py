@@ -115,24 +115,22 @@ class ReplayGroup(Group):
 
     def _merged(self, header: Header) -> Merged:
         union = self._union
+        low = None
         if header.direction == "forward":
-            count, first, second = union.count, union.mean, union.m2
+            count, first, second, low = union.count, union.mean, union.m2, union.mean_low
         else:
             count, first, second = union
+        merged = Merged(count, np.array(first), np.array(second), 0, False, low)
         if self._inner is not None:
             if header.direction == "forward":
                 self._inner_call = self._inner.begin(self._layers[header.layer])
             number, step = self._inner_call
             outer = header._replace(layer=number, step=step)
-            merge = (
-                self._inner.merge_moments
-                if header.direction == "forward"
-                else self._inner.merge_sums
-            )
-            merged = merge(outer, count, np.array(first), np.array(second))
-            count, first, second = merged.total_count, merged.first, merged.second
-        generation = len(self.points) + 1
-        return Merged(count, np.array(first), np.array(second), generation, shared=False)
+            if header.direction == "forward":
+                merged = self._inner.merge_moments(outer, *merged[:3], mean_low=low)
+            else:
+                merged = self._inner.merge_sums(outer, *merged[:3])
+        return merged._replace(generation=len(self.points) + 1, shared=False)
 
     # --- the calls of a piece ---------------------------------------------------------------------
 
@@ -158,13 +156,18 @@ class ReplayGroup(Group):
         return point.merged
 
     def merge_moments(
-        self, header: Header, count: int, mean: Float64Array, m2: Float64Array
+        self,
+        header: Header,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_low: Float64Array | None = None,
     ) -> Merged:
         """Merge Moments in the order of pieces; see `Group`."""
         recalled = self.recalled(header)
         if recalled is not None:
             return recalled
-        brought = Moments(count, mean, m2)
+        brought = Moments(count, mean, m2, mean_low)
         union = brought if self._union is None else self._union + brought
         return self._stop(header, union, count)
 

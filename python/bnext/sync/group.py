@@ -103,6 +103,9 @@ class Merged(NamedTuple):
         Number of the exchange in the group.
     shared : bool
         Whether all members brought the same layer object.
+    mean_low : array of float64, shape (C,), or None
+        What rounding the mean has lost: the exact one is ``first + mean_low``; None: nothing, as of
+        data narrower than float64.
     """
 
     total_count: int
@@ -110,6 +113,7 @@ class Merged(NamedTuple):
     second: Float64Array
     generation: int
     shared: bool
+    mean_low: Float64Array | None = None
 
 
 class Calls:
@@ -188,7 +192,12 @@ class Group(abc.ABC):
 
     @abc.abstractmethod
     def merge_moments(
-        self, header: Header, count: int, mean: Float64Array, m2: Float64Array
+        self,
+        header: Header,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_low: Float64Array | None = None,
     ) -> Merged:
         """Merge the Moments of the shards into those of the whole batch.
 
@@ -200,6 +209,8 @@ class Group(abc.ABC):
             Values per channel of the member's shard; 0 contributes nothing.
         mean, m2 : array of float64, shape (C,)
             Mean and sum of squared deviations of each channel.
+        mean_low : array of float64, shape (C,), optional
+            What rounding the mean has lost, of float64 data.
 
         Returns
         -------

@@ -166,7 +166,7 @@ def synchronized_forward(
         merged, header, count = exchanged(call, x, weight, bias, NO_RUNNING, eps, channel_axis, out)
     check_more_than_one(merged, group, engine, x)
     with announcing(group):
-        y, local = engine.apply_norm(x, *merged[:3], weight, bias, eps, channel_axis, out)
+        y, local = normalized(engine, x, merged, weight, bias, eps, channel_axis, out)
     return y, SyncSaved(local, group, header, count, merged)
 
 
@@ -196,9 +196,24 @@ def exchanged(
         merged = group.recalled(header)
         if merged is not None:
             return merged, header, math.prod(shape[:axis] + shape[axis + 1 :])
-    count, mean, m2, dtype = engine.collect_stats(x, weight, bias, *running, eps, channel_axis, out)
+    count, mean, mean_low, m2, dtype = engine.collect_stats(
+        x, weight, bias, *running, eps, channel_axis, out
+    )
     header = Header(layer, step, "forward", len(mean), dtype, owner)
-    return group.merge_moments(header, count, mean, m2), header, count
+    low = mean_low if dtype == "float64" else None
+    return group.merge_moments(header, count, mean, m2, low), header, count
+
+
+def normalized(
+    engine: Any, x: Any, merged: Merged, weight: Any, bias: Any, eps: Any, channel_axis: Any,
+    out: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Normalize a shard by what was merged: y, and what the engine has saved."""
+    result: tuple[Any, Any] = engine.apply_norm(
+        x=x, count=merged.total_count, mean=merged.first, mean_low=merged.mean_low,
+        m2=merged.second, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis, out=out,
+    )  # fmt: skip
+    return result
 
 
 def check_more_than_one(merged: Merged, group: Group, engine: Any, x: Any) -> None:
@@ -272,7 +287,7 @@ def layer_forward(layer: BatchNorm, x: Any, out: Any, moves: bool) -> Any:
             raise
     check_more_than_one(merged, group, engine, x)
     with announcing(group):
-        y, local = engine.apply_norm(x, *merged[:3], weight, bias, eps, channel_axis, out)
+        y, local = normalized(engine, x, merged, weight, bias, eps, channel_axis, out)
         if moves:
             bessel = layer.estimator.bessel
             move = functools.partial(engine.move_running, local, *running, bessel)

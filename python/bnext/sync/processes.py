@@ -7,7 +7,8 @@ With ``d = mean - shift``, the member brings ``n d`` and ``m2 + n d**2``, in flo
     mean = shift + D,  m2 = S2 - S1 D,  D = S1 / N
 
 of the sums N, S1, S2. What cancels in m2 is ``N D**2``. Where that is not small beside m2, all
-ranks see it alike, and add up once more about the mean that they have just found.
+ranks see it alike, and add up once more about the mean that they have just found. The mean of
+float64 data has a low part, in d as in the result.
 
 The header is a few small integers, each with its square: their sums are those of equal numbers only
 if all are equal. Blocks have one size, whatever the header says, so that ranks that call different
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bnext.rows import two_sum
 from bnext.sync.group import (
     CLOSED,
     Calls,
@@ -50,8 +52,9 @@ FIELDS = ("layer", "step", "direction", "channels", "dtype")
 MODULUS = 1 << 19
 HEAD = 2 * len(FIELDS) + 2  # each field and its square; how many failed; count
 TEXT = 512  # bytes of what a rank says where something is wrong
-# m2 has lost 10 of 53 bits where N D**2 is as much larger.
+# m2 has lost 10 of 53 bits where N D**2 is as much larger; 2, which float64 results can do without.
 CANCELLED = 1024.0
+CANCELLED_OF_FLOAT64 = 4.0
 ROOM = 64  # shifts that are kept before those of dead layers are looked for
 
 let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -154,11 +157,18 @@ class ProcessGroup(Group):
         return number, step
 
     def merge_moments(
-        self, header: Header, count: int, mean: Float64Array, m2: Float64Array
+        self,
+        header: Header,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_low: Float64Array | None = None,
     ) -> Merged:
         """Merge Moments of the whole batch; see `Group`."""
         self._open(header)
         key = (header.layer, header.channels)
+        of_float64 = header.dtype == "float64"
+        cancelled = CANCELLED_OF_FLOAT64 if of_float64 else CANCELLED
         shift = self._shifts.get(key)
         if shift is None:
             shift = np.zeros(header.channels)
@@ -166,6 +176,8 @@ class ProcessGroup(Group):
             for last in (False, True):
                 if count:
                     d = mean - shift
+                    if of_float64 and mean_low is not None:
+                        d += mean_low
                     first = count * d
                     second = first * d
                     second += m2
@@ -175,14 +187,16 @@ class ProcessGroup(Group):
                 drift = s1 / max(total, 1)
                 lost = s1 * drift
                 merged_m2 = np.maximum(s2 - lost, 0.0)
-                merged_mean = shift + drift
-                if last or not (lost > CANCELLED * merged_m2).any():
+                merged_mean, merged_low = two_sum(shift, drift)
+                if last or not (lost > cancelled * merged_m2).any():
                     break
                 shift = finite(merged_mean)
             if total:
                 self._shifts[key] = finite(merged_mean)
         self._exchanges += 1
-        return Merged(total, merged_mean, merged_m2, self._exchanges, self.size == 1)
+        shared = self.size == 1
+        low = merged_low if of_float64 else None
+        return Merged(total, merged_mean, merged_m2, self._exchanges, shared, low)
 
     def merge_sums(
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array

@@ -300,10 +300,15 @@ class ThreadGroup(Group):
         return number, step
 
     def merge_moments(
-        self, header: Header, count: int, mean: Float64Array, m2: Float64Array
+        self,
+        header: Header,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_low: Float64Array | None = None,
     ) -> Merged:
         """Merge Moments of the whole batch; see `Group`."""
-        return self._exchange(header, False, count, mean, m2)
+        return self._exchange(header, False, count, mean, m2, mean_low)
 
     def merge_sums(
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
@@ -312,13 +317,19 @@ class ThreadGroup(Group):
         return self._exchange(header, True, count, sum_dy, sum_dy_xmu)
 
     def _exchange(
-        self, header: Header, backward: bool, count: int, first: Float64Array, second: Float64Array
+        self,
+        header: Header,
+        backward: bool,
+        count: int,
+        first: Float64Array,
+        second: Float64Array,
+        mean_low: Float64Array | None = None,
     ) -> Merged:
         rank, ticket = self._membership()
         try:
             merged = self._barrier.exchange(
                 rank, ticket, header.layer, header.step, backward, header.dtype, header.owner,
-                count, first, second,
+                count, first, second, mean_low,
             )  # fmt: skip
         except _core.GroupFailure as failure:
             raise converted(failure) from None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnext.rows import unbound
 from bnext.torch import formulas, kernels
 from bnext.torch.context import PLAIN, is_watched
 
@@ -207,9 +208,11 @@ class _ByRunning(torch.autograd.Function):
         wants_x, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
         gradients: Gradients
         if _is_looked_into(dy):
-            mean, _, var, _ = kernels.rows_of(ctx.statistics)
+            given = unbound(kernels.rows_of(ctx.statistics))
             like_x = dy if x is None else x
-            gradients = formulas.backward_constant(dy, like_x, mean, var, weight, ctx.eps)
+            gradients = formulas.backward_constant(
+                dy, like_x, given.mean, given.var, weight, ctx.eps
+            )
         elif torch.is_grad_enabled():
             gradients = _BackwardByRunning.apply(dy, x, weight, ctx, wants_x)
         else:
@@ -279,8 +282,9 @@ class _BackwardByRunning(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Gradients:
         dy, x, weight = ctx.saved_tensors
-        mean, _, var, _ = kernels.rows_of(ctx.statistics)
+        given = unbound(kernels.rows_of(ctx.statistics))
         of = formulas.backward_constant_twice(
-            formulas.OfBackward(*gradients), dy, dy if x is None else x, mean, var, weight, ctx.eps
-        )
+            formulas.OfBackward(*gradients), dy, dy if x is None else x, given.mean, given.var,
+            weight, ctx.eps,
+        )  # fmt: skip
         return _wanted(of, ctx.needs_input_grad)

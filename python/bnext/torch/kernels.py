@@ -22,6 +22,7 @@ from torch import Tensor
 from bnext import _core, cuda
 from bnext.devices import DeviceSaved, engine_of
 from bnext.devices.pytorch import calls_on_a_gpu
+from bnext.rows import unbound
 from bnext.torch.context import count_write
 
 __all__ = [
@@ -286,7 +287,7 @@ def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
 
 
 def rows_of(saved: Any) -> Tensor:
-    """Give what the kernels left as a tensor of float64, shape (4, C); see `saved_of`."""
+    """Give what the kernels left as a tensor of float64, shape (5, C); see `saved_of`."""
     rows: Any = saved.rows
     return rows if isinstance(saved, DeviceSaved) else torch.from_numpy(rows)
 
@@ -305,8 +306,8 @@ def saved_beside(x: Tensor, saved: Any, eps: float) -> Any:
     rows = rows_of(saved)
     if saved.batch_statistics:
         return saved_of(x, rows, eps)
-    mean, _, var, _ = rows if x.dtype == torch.float64 else rows.float()  # as they were given
-    return inference(x, mean, var, None, None, eps)[1]
+    of = unbound(rows if x.dtype == torch.float64 else rows.float())  # as they were given
+    return inference(x, of.mean, of.var, None, None, eps)[1]
 
 
 # --- tensors and arrays ---------------------------------------------------------------------------

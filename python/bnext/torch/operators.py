@@ -4,7 +4,7 @@
 ``bnext::fused_batch_norm``     the same
 ``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
 
-`statistics` has mean, m2, biased variance and rstd of each channel as rows, in float64. The
+`statistics` has the rows of `bnext.rows`, one value a channel, in float64. The
 operators are functional: running statistics are moved from these, by operations that a compiler can
 fuse. `first` is the integer 1, or 0 where the pass repeats one in a backward pass: what is compiled
 finds that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnext.rows import Statistics
 from bnext.torch import formulas, kernels
 from bnext.torch.context import is_recomputed
 
@@ -90,9 +91,9 @@ def batch_norm(
     if not is_recomputed():  # none of it is differentiated, since neither output of the operator is
         count = math.prod(x.shape) // max(x.shape[1], 1)
         if running_mean is not None and running_var is not None and count > 1:
-            mean, m2, _, _ = statistics.unbind()
-            _move(running_mean, mean, momentum, first)
-            _move(running_var, m2 / (count - 1), momentum, first)
+            of = Statistics(*statistics.unbind())
+            _move(running_mean, of.mean, momentum, first)
+            _move(running_var, of.m2 / (count - 1), momentum, first)
         if counter is not None:
             counter.add_(first)
     result: Tensor = y
@@ -113,7 +114,7 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
 
 
 def _fake_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    return _like(x), _rows(x, torch.float64), x.new_empty((), dtype=torch.int64)
+    return _like(x), _fake_rows(x), x.new_empty((), dtype=torch.int64)
 
 
 def _statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
@@ -123,7 +124,7 @@ def _statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
 
 def _fake_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
     first = x.new_empty((), dtype=torch.int64)
-    return _rows(x, torch.float64), _rows(x, parameter_dtype(x)), first
+    return _fake_rows(x), x.new_empty((4, x.size(1)), dtype=parameter_dtype(x)), first
 
 
 def _backward(
@@ -143,8 +144,8 @@ def _first(x: Tensor) -> Tensor:
     return torch.full((), 0 if is_recomputed() else 1, device=x.device)
 
 
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.new_empty((4, x.size(1)), dtype=dtype)
+def _fake_rows(x: Tensor) -> Tensor:
+    return x.new_empty((len(Statistics._fields), x.size(1)), dtype=torch.float64)
 
 
 def _like(x: Tensor) -> Tensor:
