@@ -66,7 +66,7 @@ def test_saved_of_nothing_and_of_given_statistics():
     assert pickle.loads(pickle.dumps(saved)).count == 0
     bn = bnext.BatchNorm1d(3).eval()
     bn(np.ones((2, 3), np.float32))
-    given = bn._latest[1]
+    given = bn._latest[None][1]
     assert pickle.loads(pickle.dumps(given)).batch_statistics is False
 
 
@@ -112,6 +112,22 @@ def test_layers_in_a_group_say_how_to_pickle_them(rng):
         assert "state_dict()" in str(caught.value)
     bn.group = None
     assert_same_bits(pickle.loads(pickle.dumps(bn))(x), bn(x))
+
+
+def test_layers_of_older_pickles(rng):
+    """Their attributes were all the layer's own, and of the latest call there were three."""
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    bn = bnext.BatchNorm1d(3, estimator=bnext.DebiasedExponential(0.2))
+    bn(x)
+    state = bn.__getstate__()
+    assert set(state) >= {"weight", "running_mean", "num_batches_tracked", "estimator", "dtype"}
+    assert not {"running", "_latest"} & set(state)
+    other = bnext.BatchNorm1d.__new__(bnext.BatchNorm1d)
+    other.__setstate__(state | {"_latest": None, "_latest_of": {}, "_moved_at": None})
+    assert_same_bits(other(x), bn(x))
+    assert_same_bits(other.backward(x), bn.backward(x))
+    assert_same_bits(other.running_var, bn.running_var)
+    assert other.estimator == bn.estimator
 
 
 def test_groups_of_others_may_know_better():

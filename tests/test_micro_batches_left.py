@@ -1,6 +1,7 @@
 """Layers are the caller's but for the time that a step runs, however micro_batches is left."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -205,3 +206,37 @@ def test_members_of_a_group_learn_of_one_that_leaves():
     gc.collect()
     assert group.broken == ""
     group.run(lambda rank, x: replicas[rank](x), [X[:10], X[10:]])
+
+
+def test_other_threads_do_not_see_a_step():
+    """A layer that another thread calls meanwhile normalizes by itself there."""
+    bn = new()
+    bn.update_running_stats = False
+    others = []
+
+    def step(x):
+        with ThreadPoolExecutor(1) as executor:
+            others.append(executor.submit(bn, X).result())
+        return bn(x)
+
+    with bnext.micro_batches([bn]) as union:
+        ys = list(union.run(step, PIECES))
+    alone = new()(X)
+    np.testing.assert_allclose(np.concatenate(ys), alone, rtol=1e-12)
+    assert len(others) == 4  # two pieces in two rounds
+    for y in others:
+        assert_same_bits(y, alone)
+
+
+def test_members_that_share_a_layer_are_told_to_have_replicas():
+    group = bnext.sync.ThreadGroup(2, timeout=30)
+    bn = new(group=group)
+
+    def member(rank, x):
+        with bnext.micro_batches([bn]) as union:
+            return list(union.run(bn, [x[:4], x[4:]]))
+
+    text = r"^layers\[0\]: expected a replica for each member of the group, got a layer that"
+    with pytest.raises(RuntimeError, match=text):
+        group.run(member, [X[:10], X[10:]])
+    assert bn.num_batches_tracked == 0

@@ -90,7 +90,7 @@ def memory_map(array, tmp_path):
 def test_an_array_that_cannot_be_written(mutator, name, kind, tmp_path):
     make, act, _ = MUTATORS[mutator]
     bn = make()
-    bn._latest = None
+    bn._latest.clear()
     array = getattr(bn, name)
     if kind == "list":
         setattr(bn, name, array.tolist())

@@ -1,6 +1,7 @@
 """Running statistics made anew from data: exact, pooled, averaged."""
 
 import contextlib
+import copy
 import itertools
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_exact_is_what_one_big_batch_gives(network, dtype, rng, size, keep):
         assert update.passes == 1
     for bn in network.layers:
         assert bn.num_batches_tracked == len(batches)
-        assert bn._latest is None
+        assert not bn._latest
 
 
 def test_exact_is_the_reference_s(rng):
@@ -188,7 +189,7 @@ def test_modes_switches_and_parameters_stay(rng):
     before = [(bn.training, bn.frozen, bn.use_running_stats, bn.update_running_stats, bn.group,
                bn.weight.copy(), bn.train_affine) for bn in network.layers]  # fmt: skip
     network(x)
-    latest = [bn._latest for bn in network.layers]
+    latest = [dict(bn._latest) for bn in network.layers]
     bnext.update_statistics(network, in_batches(x, 8), network.layers)
     after = [(bn.training, bn.frozen, bn.use_running_stats, bn.update_running_stats, bn.group,
               bn.weight, bn.train_affine) for bn in network.layers]  # fmt: skip
@@ -447,6 +448,24 @@ def test_members_of_a_group_bring_parts_of_the_data(rng, method, keep):
             assert_same_bits(bn.running_mean, first.running_mean)
             assert_same_bits(bn.running_var, first.running_var)
             assert bn.group is group
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_members_may_share_the_layers(rng, method):
+    whole = dense(3, rng, np.float64)
+    x = whole.data(rng, 60)
+    group = bnext.sync.ThreadGroup(2, timeout=NEVER)
+    shared = whole.copy(group)
+    bnext.update_statistics(whole, np.split(x, 2), whole.layers, method=method)
+    halves = [np.split(batch, 2) for batch in np.split(x, 2)]
+    shards = [np.concatenate(parts) for parts in zip(*halves, strict=True)]
+
+    def member(rank, shard):
+        network = copy.copy(shared)
+        return bnext.update_statistics(network, np.split(shard, 2), shared.layers, method=method)
+
+    group.run(member, shards)
+    assert_close(shared.layers, [(b.running_mean, b.running_var) for b in whole.layers], 1e-11)
 
 
 def test_an_error_of_one_member_reaches_the_others(rng):

@@ -23,7 +23,7 @@ from bnext.array_types import ArrayT
 from bnext.devices.libraries import library_of
 
 if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
+    from bnext.layers.normalization import Normalization
 
 __all__ = ["Affine", "affine_of", "fold", "fold_into_next"]
 
@@ -46,7 +46,7 @@ class Affine(NamedTuple):
     shift: Float64Array
 
 
-def affine_of(bn: BatchNorm) -> Affine:
+def affine_of(bn: Normalization) -> Affine:
     """Make `Affine` of a layer; see `BatchNorm.as_affine`."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError(
@@ -70,7 +70,7 @@ def affine_of(bn: BatchNorm) -> Affine:
 def fold(
     weight: ArrayT,
     bias: Any,
-    bn: BatchNorm,
+    bn: Normalization,
     *,
     axis: int | tuple[int, ...] = 0,
     groups: int = 1,
@@ -127,7 +127,7 @@ def fold(
 
 
 def fold_into_next(
-    bn: BatchNorm,
+    bn: Normalization,
     weight: ArrayT,
     bias: Any,
     *,

@@ -24,18 +24,13 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from bnext import _core
+from bnext import _core, spine
 from bnext._core import Saved
 from bnext._moments import Moments
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.devices import DeviceSaved, engine_of
-from bnext.sync.group import Group
-from bnext.sync.phases import (
-    SyncSaved,
-    check_parameter_gradients,
-    synchronized_backward,
-    synchronized_forward,
-)
+from bnext.sync.group import ALONE, Group, check_group
+from bnext.sync.saved import SyncSaved
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
 
@@ -119,11 +114,12 @@ def batch_norm_forward(
     bnext.sync.GroupError
         A member of the group is missing, has failed, or called something else.
     """
+    part = ALONE
     if group is not None:
-        return synchronized_forward(x, weight, bias, eps, channel_axis, out, group)
-    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    result: tuple[Any, Saved | DeviceSaved] = engine.forward(
-        x, weight, bias, None, None, None, None, eps, channel_axis, out
+        check_group(group)
+        part = group.part(None)
+    result: tuple[Any, Saved | DeviceSaved | SyncSaved] = spine.forward(
+        x, weight, bias, eps, channel_axis, out, None, None, part
     )
     return result
 
@@ -219,13 +215,15 @@ def batch_norm_backward(
     bnext.sync.GroupError
         A member of the group is missing, has failed, or called something else.
     """
-    if isinstance(saved, SyncSaved):
-        return synchronized_backward(dy, x, saved, weight, out, group, parameter_gradients)
     if group is not None:
-        raise ValueError("group: expected None, since the forward call had no group")
-    check_parameter_gradients(parameter_gradients)
-    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    result: tuple[Any, Any, Any] = engine.backward(dy, x, saved, weight, out)
+        check_group(group)
+        if not isinstance(saved, SyncSaved):
+            raise ValueError("group: expected None, since the forward call had no group")
+        if group is not saved.group:
+            raise ValueError(
+                f"group: expected that of the forward call, {saved.group!r}, got {group!r}"
+            )
+    result: tuple[Any, Any, Any] = spine.backward(dy, x, saved, weight, out, parameter_gradients)
     return result
 
 
@@ -300,8 +298,7 @@ def normalize(
     RuntimeError
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
-    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    return engine.normalize(x, mean, var, weight, bias, eps, channel_axis, out)[0]
+    return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var))[0]
 
 
 def moments(x: Values, *, channel_axis: int = 1) -> Moments:
@@ -330,4 +327,4 @@ def moments(x: Values, *, channel_axis: int = 1) -> Moments:
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
     engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    return Moments(*engine.moments(x, channel_axis))
+    return Moments(*engine.moments(x=x, channel_axis=channel_axis))

@@ -1,68 +1,129 @@
-"""Moving a layer's running statistics by those of a batch, where no kernel does it."""
+"""Running statistics: what a layer tracks of its batches, and how a batch moves it.
+
+A batch of n values per channel moves them by the weight w that the estimator gives it,
+
+    running = (1 - w) * running + w * batch,   batch = mean,  m2 / (n - 1)  or biased  m2 / n,
+
+in float64, rounded once. Fewer than two values say nothing of a variance: the batch is only
+counted. The formula stands in two places: `_core.move_running` computes it for memory of the host,
+`Library.blend` in the array API for arrays of a GPU, where they are. (Kernels that know the batch's
+statistics move on the way.)
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from bnext import _core
+from bnext.array_types import Parameter
 from bnext.devices.checks import check_count
 from bnext.devices.libraries import to_numpy
+from bnext.estimators import Estimator, Exponential
 from bnext.writes import Writes, check_writeable
 
-if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
-
-__all__ = ["check_movable", "move_running", "prepare_move"]
-
-NAMES = ("running_mean", "running_var")
+__all__ = ["Running"]
 
 
-def move_running(layer: BatchNorm, count: int, mean: Any, m2: Any) -> None:
-    """Move the running statistics as a kernel does, in float64 and rounded once; count the batch.
+@dataclass(eq=False)
+class Running:
+    """The running statistics of a layer.
 
-    Fewer than two values per channel say nothing of a variance: the batch is counted alone. An
-    error changes nothing.
+    Attributes
+    ----------
+    mean, var : array, shape (C,), or None
+        None where nothing is tracked.
+    counter : array of int64, shape (), or None
+        Batches seen.
+    estimator : Estimator
+        What weight a batch has, and whether the variance has Bessel's correction.
+    dtype : dtype
+        Of arrays of other libraries than NumPy.
     """
-    writes = Writes()
-    prepare_move(writes, layer, count, mean, m2)
-    writes.commit()
+
+    mean: Parameter
+    var: Parameter
+    counter: npt.NDArray[np.int64] | None
+    estimator: Estimator
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def new(
+        cls, channels: int, estimator: Estimator, dtype: np.dtype[Any], *, tracked: bool
+    ) -> Running:
+        """Make the statistics of no batch, mean 0 and variance 1, or of a layer without any."""
+        if not tracked:
+            return cls(None, None, None, estimator, dtype)
+        mean, var = np.zeros(channels, dtype), np.ones(channels, dtype)
+        return cls(mean, var, np.zeros((), np.int64), estimator, dtype)
+
+    def weight(self, tracked: int | None = None) -> float:
+        """Weight that the estimator gives to the batch that is to come.
+
+        `tracked` is the number of batches before it, `counter` if not given.
+        """
+        estimator = self.estimator
+        if type(estimator) is Exponential:
+            return estimator.momentum  # whatever the counter is, which the kernels check
+        if self.counter is None:
+            return 0.0  # as PyTorch: an average that cannot count stays
+        if tracked is None:
+            check_count(self.counter)
+            tracked = int(self.counter)
+        return estimator.weight(tracked + 1)
+
+    def operands(self) -> dict[str, Any]:
+        """Give what engines move, and by which weight."""
+        return {
+            "running_mean": self.mean, "running_var": self.var, "momentum": self.weight(),
+            "num_batches_tracked": self.counter,
+        }  # fmt: skip
+
+    def check_movable(self, prefix: str = "") -> None:
+        """Refuse statistics or a counter that cannot be written; names get `prefix` before.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Writes.add`, and for a counter that is not one, or cannot count on.
+        """
+        for name, array in (("running_mean", self.mean), ("running_var", self.var)):
+            if array is not None:
+                check_writeable(prefix + name, array)
+        check_count(self.counter, f"{prefix}num_batches_tracked")
+
+    def move(self, count: int, mean: Any, m2: Any) -> None:
+        """Move them by the Moments of a batch, and count it; after an error nothing has changed."""
+        writes = Writes()
+        self.prepare(writes, count, mean, m2)
+        writes.commit()
+
+    def prepare(self, writes: Writes, count: int, mean: Any, m2: Any, prefix: str = "") -> None:
+        """Add that move to `writes`, after earlier ones that are there; names get `prefix`."""
+        self.check_movable(prefix)
+        arrays = {"running_mean": self.mean, "running_var": self.var}
+        arrays["num_batches_tracked"] = self.counter
+        moved = {name: None if a is None else writes.pending(a) for name, a in arrays.items()}
+        tracked = moved["num_batches_tracked"]
+        weight = 0.0
+        if count >= 2:
+            weight = self.weight(None if tracked is None else int(tracked))
+        _core.move_running(
+            saved=_saved_of(count, to_numpy(mean), to_numpy(m2), self.dtype),
+            momentum=weight, bessel=self.estimator.bessel, **moved,
+        )  # fmt: skip
+        for name, array in arrays.items():
+            if array is not None:
+                writes.add(prefix + name, array, moved[name], self.dtype)
 
 
-def prepare_move(
-    writes: Writes, layer: BatchNorm, count: int, mean: Any, m2: Any, prefix: str = ""
-) -> None:
-    """Add that move to `writes`, after those of the same layer that are there.
-
-    Errors name the layer's arrays with `prefix` before.
-    """
-    if not layer.track_running_stats:
-        return
-    check_movable(layer, prefix)
-    counter = layer.num_batches_tracked
-    tracked = None if counter is None else int(writes.pending(counter))
-    if count >= 2:
-        weight = layer._weight_of_batch(tracked)
-        with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
-            batch = (to_numpy(mean), to_numpy(m2) / (count - layer.estimator.bessel))
-            for name, value in zip(NAMES, batch, strict=True):
-                if (array := getattr(layer, name)) is not None:
-                    old = writes.pending(array).astype(np.float64)
-                    moved = (1.0 - weight) * old + weight * value
-                    writes.add(prefix + name, array, moved, layer.dtype)
-    if tracked is not None:
-        writes.add(f"{prefix}num_batches_tracked", counter, tracked + 1, np.int64)
-
-
-def check_movable(layer: BatchNorm, prefix: str = "") -> None:
-    """Refuse a layer whose running statistics or counter cannot be written.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `Writes.add`, and for a counter that is not one, or cannot count on.
-    """
-    for name in NAMES:
-        if (array := getattr(layer, name)) is not None:
-            check_writeable(prefix + name, array)
-    check_count(layer.num_batches_tracked, f"{prefix}num_batches_tracked")
+def _saved_of(count: int, mean: Any, m2: Any, dtype: np.dtype[Any]) -> _core.Saved:
+    """Make of Moments what a forward call by them saves."""
+    nothing = np.empty((0, len(mean)), dtype)
+    return _core.apply_norm(
+        x=nothing, count=count, mean=mean, mean_low=None, m2=m2, weight=None, bias=None, eps=0.0,
+        channel_axis=1, out=None,
+    )[1]  # fmt: skip

@@ -96,3 +96,24 @@ def test_parameters_that_do_not_train(rng):
     group.run(lambda rank, x: layer_step(bn, x, x), shards(rng))
     assert bn.weight_grad is None
     assert bn.bias_grad is None
+
+
+def test_errors_reach_the_others_where_running_statistics_are_used_and_moved(rng):
+    group = new_group(2)
+    bn = layer_of(rng, group=group)
+    bn.use_running_stats = True
+    before = bn.running_mean.copy()
+    wide, narrow = rng.normal(size=(6, CHANNELS)), rng.normal(size=(6, CHANNELS - 1))
+    seen = []
+
+    def member(rank, x):
+        try:
+            bn(x)
+        except bnext.sync.GroupError as error:
+            seen.append(error.reason)
+            raise
+
+    with pytest.raises(ValueError, match=r"^x: expected 4 channels at axis 1, got 3"):
+        group.run(member, [wide, narrow])
+    assert seen == ["rank 1 raised ValueError: x: expected 4 channels at axis 1, got 3"]
+    assert_same_bits(bn.running_mean, before)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnext._moments import Moments
-from bnext.statistics.layers import Estimate, Loan, not_reached
+from bnext.layers import BatchNorm
+from bnext.statistics.layers import Estimate, not_reached
 from bnext.statistics.progress import Watch
 from bnext.statistics.replay import ReplayGroup, Turn, drop
 from bnext.sync.group import Group
-
-if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
+from bnext.sync.visits import VISITS, visits_of
 
 __all__ = ["exact"]
 
@@ -30,9 +29,9 @@ def exact(
     replay = ReplayGroup(layers, group, once=True)
     sizes: list[int] = []  # of the data set, in each pass
     held: list[Turn] = []
-    loan = Loan(layers, replay)
+    before, during = VISITS.get(), visits_of(layers, replay)
     try:
-        loan.begin()
+        VISITS.set(during)
         try:
             while len(replay.points) < len(layers):
                 words = f"layer {len(replay.points) + 1} of {len(layers)}"
@@ -53,7 +52,7 @@ def exact(
         finally:
             drop(held)
     finally:
-        loan.give_back()
+        VISITS.set(before)
     estimates = {
         point.header.layer: Estimate.of(
             Moments(point.merged.total_count, point.merged.first, point.merged.second),

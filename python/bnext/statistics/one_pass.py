@@ -7,17 +7,16 @@ things that can be made of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bnext._moments import Moments
-from bnext.statistics.layers import Estimate, Loan, called_twice, not_reached
+from bnext.layers import BatchNorm
+from bnext.statistics.layers import Estimate, called_twice, not_reached
 from bnext.statistics.progress import Watch
 from bnext.sync.group import Float64Array, Group, Header, Merged
-
-if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
+from bnext.sync.visits import VISITS, visits_of
 
 __all__ = ["Average", "Pooled", "one_pass"]
 
@@ -34,16 +33,16 @@ def one_pass(
     sums = [kind(layer.estimator.bessel) for layer in layers]
     members = PassGroup(layers, group, lambda place, merged: sums[place].add(merged))
     number = 0
-    loan = Loan(layers, members)
+    before, during = VISITS.get(), visits_of(layers, members)
     try:
-        loan.begin()
+        VISITS.set(during)
         for x in watch(batches, "all layers"):
             members.next_batch()
             network(x)
             members.end_batch()
             number += 1
     finally:
-        loan.give_back()
+        VISITS.set(before)
     estimates = [each.estimate() for each in sums]
     if number == 0 or any(estimate is None for estimate in estimates):
         raise ValueError("batches: expected at least one with data, got none")
@@ -52,8 +51,6 @@ def one_pass(
 
 class PassGroup(Group):
     """A batch that is alone, or the shard of an outer group's; what layers bring is collected."""
-
-    borrows = True
 
     def __init__(self, layers: list[BatchNorm], inner: Group | None, collect: Any) -> None:
         super().__init__()
@@ -96,10 +93,8 @@ class PassGroup(Group):
         """Collect what the batch has brought, and give it back; see `Group`."""
         merged = Merged(count, mean, m2, self._batch + 1, False, mean_low)
         if self._inner is not None:
-            number, step = self._inner.begin(self._layers[header.layer])
-            merged = self._inner.merge_moments(
-                header._replace(layer=number, step=step), count, mean, m2, mean_low
-            )
+            part = self._inner.part(self._layers[header.layer])
+            merged = part.merge_moments(header.dtype, count, mean, m2, mean_low)
         self._collect(header.layer, merged)
         return merged
 

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bnext._moments import Moments
+from bnext.layers import BatchNorm
 from bnext.statistics.layers import called_twice
-from bnext.sync.group import Float64Array, Group, Header, Merged
-
-if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
+from bnext.sync.group import Float64Array, Group, Header, Merged, Part
 
 __all__ = ["ReplayGroup", "Turn", "drop", "greenlets"]
 
@@ -64,7 +62,6 @@ class ReplayGroup(Group):
     """
 
     recalls = True
-    borrows = True
 
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
         super().__init__()
@@ -72,7 +69,7 @@ class ReplayGroup(Group):
         self._places = {id(layer): place for place, layer in enumerate(layers)}
         self._layers = layers
         self._inner = inner
-        self._inner_call: tuple[int, int] = (-1, 0)
+        self._parts: dict[Any, Part] = {}  # of the whole batch, in calls of the inner group
         self._once = once
         self._turn = Turn(self, lambda: None)
         self._turns = 0  # of this round
@@ -114,22 +111,25 @@ class ReplayGroup(Group):
         return True
 
     def _merged(self, header: Header) -> Merged:
-        union = self._union
-        low = None
-        if header.direction == "forward":
+        """Merge what all pieces brought with what other members of the inner group have."""
+        place, call = header.layer, header[:2]
+        forward = header.direction == "forward"
+        if forward:
+            union = self._union
             count, first, second, low = union.count, union.mean, union.m2, union.mean_low
         else:
-            count, first, second = union
+            (count, first, second), low = self._union, None
         merged = Merged(count, np.array(first), np.array(second), 0, False, low)
-        if self._inner is not None:
-            if header.direction == "forward":
-                self._inner_call = self._inner.begin(self._layers[header.layer])
-            number, step = self._inner_call
-            outer = header._replace(layer=number, step=step)
-            if header.direction == "forward":
-                merged = self._inner.merge_moments(outer, *merged[:3], mean_low=low)
-            else:
-                merged = self._inner.merge_sums(outer, *merged[:3])
+        if self._inner is not None and forward:
+            part = self._parts[call] = self._inner.part(self._layers[place])
+            merged = part.merge_moments(header.dtype, *merged[:3], low)
+        elif self._inner is not None:
+            merged = self._parts[call].merge_sums(*merged[1:3])
+        if merged.shared and self._inner is not None and self._inner.size > 1 and not self._once:
+            raise RuntimeError(
+                f"layers[{place}]: expected a replica for each member of the group, got a layer "
+                "that members share, which has the gradients of one of them"
+            )
         return merged._replace(generation=len(self.points) + 1, shared=False)
 
     # --- the calls of a piece ---------------------------------------------------------------------

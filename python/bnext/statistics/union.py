@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from bnext.running import check_movable, prepare_move
-from bnext.statistics.layers import Loan, check_not_lent, checked_layers, common_group
+from bnext.layers import BatchNorm
+from bnext.statistics.layers import checked_layers, common_group
 from bnext.statistics.replay import ReplayGroup, Turn
 from bnext.sync.group import GroupError, error_text
+from bnext.sync.visits import VISITS, check_at_rest, visits_of
 from bnext.writes import Writes
-
-if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
 
 __all__ = ["MicroBatches", "micro_batches"]
 
@@ -187,17 +185,17 @@ class Run:
     """
 
     def __init__(self, layers: list[BatchNorm]) -> None:
-        check_not_lent(layers)
+        check_at_rest(layers)
         self._layers = layers
         self._group = common_group(layers)
-        self._lent: list[BatchNorm] = []
+        self._visiting: list[BatchNorm] = []
         self._moving: set[int] = set()
         for place, layer in enumerate(layers):
-            uses, moves = layer._statistics_of_call()
+            uses, moves = layer.statistics_of_call()
             if not uses:
-                self._lent.append(layer)
+                self._visiting.append(layer)
                 if moves:
-                    check_movable(layer, f"layers[{place}].")
+                    layer.running.check_movable(f"layers[{place}].")
                     self._moving.add(place)
         self._replay = ReplayGroup(layers, self._group, once=False)
         self._number: int | None = None  # of micro-batches, in the first round
@@ -210,17 +208,17 @@ class Run:
             again = self._replay.end_round()
 
     def turns(self, step: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterator[Turn]:
-        """Run the step of each micro-batch as far as it comes; layers are lent meanwhile."""
+        """Run the step of each micro-batch as far as it comes, with the layers on a visit."""
         number = 0
         for piece in pieces:
             number += 1
             turn = Turn(self._replay, partial(step, piece))
-            loan = Loan(self._lent, self._replay)
+            before, during = VISITS.get(), visits_of(self._visiting, self._replay)
             try:
-                loan.begin()
+                VISITS.set(during)
                 turn.go_on(hold=False)
             finally:
-                loan.give_back()
+                VISITS.set(before)
             yield turn
         if self._number is None:
             self._number = number
@@ -233,9 +231,8 @@ class Run:
         writes = Writes()
         for header, merged in self._replay.points:
             if header.direction == "forward" and header.layer in self._moving:
-                prepare_move(
-                    writes, self._layers[header.layer], *merged[:3], f"layers[{header.layer}]."
-                )
+                running = self._layers[header.layer].running
+                running.prepare(writes, *merged[:3], f"layers[{header.layer}].")
         writes.commit()
 
     def announce(self, error: BaseException | None) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bnext.arguments import count_of
-from bnext.running import check_movable
+from bnext.layers import BatchNorm
 from bnext.statistics.exact import exact
 from bnext.statistics.layers import checked_layers, common_group
 from bnext.statistics.one_pass import Average, Pooled, one_pass
@@ -15,9 +15,6 @@ from bnext.statistics.progress import watching
 from bnext.statistics.replay import greenlets
 from bnext.sync.group import announcing
 from bnext.writes import Writes
-
-if TYPE_CHECKING:
-    from bnext.layers import BatchNorm
 
 __all__ = ["Update", "update_statistics"]
 
@@ -116,7 +113,7 @@ def update_statistics(
                 f"layers[{place}]: expected a layer with running statistics, got one with "
                 f"track_running_stats={layer.track_running_stats}"
             )
-        check_movable(layer, f"layers[{place}].")
+        layer.running.check_movable(f"layers[{place}].")
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if not callable(network):

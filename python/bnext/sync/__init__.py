@@ -11,7 +11,7 @@ another library on the CPU, or of one on a GPU, as calls without a group take th
 
 from bnext.sync.group import Group, GroupError, Header, Merged
 from bnext.sync.mpi import MPIGroup
-from bnext.sync.phases import SyncSaved
+from bnext.sync.saved import SyncSaved
 from bnext.sync.threads import ThreadGroup
 from bnext.sync.torch_distributed import TorchDistributedGroup
 

@@ -6,6 +6,7 @@ import abc
 import importlib
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "CLOSED", "Calls", "Group", "GroupError", "Header", "Merged", "announcing", "engine_module",
+    "ALONE", "CLOSED", "Calls", "Group", "GroupError", "Header", "Merged", "Part", "announcing",
+    "check_group", "engine_module",
 ]  # fmt: skip
 
 Float64Array = npt.NDArray[np.float64]
@@ -84,11 +86,6 @@ class Header(NamedTuple):
     dtype: str
     owner: int = 0
 
-    def of_backward(self) -> Header:
-        """Give that of the backward call that follows."""
-        layer, step, _, channels, dtype, owner = self
-        return Header(layer, step, "backward", channels, dtype, owner)
-
 
 class Merged(NamedTuple):
     """What every member gets from an exchange: the same bits.
@@ -153,12 +150,10 @@ class Group(abc.ABC):
     # Whether `recalled` may know what an exchange gives before anything is brought to it.
     recalls = False
 
-    # Whether it is the group of a pass over data, which layers are in for a while.
-    borrows = False
-
     def __init__(self) -> None:
         # Members of one process that share a layer take turns in what must happen once.
         self.lock = threading.Lock()
+        self._done: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     @property
     @abc.abstractmethod
@@ -189,6 +184,46 @@ class Group(abc.ABC):
         tuple of int
             The layer's number, and the step.
         """
+
+    def part(self, layer: Any) -> Part:
+        """Begin a forward call: number it, and give the caller's part in it.
+
+        Parameters
+        ----------
+        layer : object or None
+            The layer that is called; None for a function.
+
+        Returns
+        -------
+        Part
+            A context that announces errors of its body to the other members.
+
+        Raises
+        ------
+        GroupError
+            The group was closed, or the caller is no member.
+        """
+        self.check_open()
+        return Part(self, layer)
+
+    def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
+        """Do what follows from an exchange once for each object that it changes.
+
+        The first of the members that share the object acts; none goes on before.
+
+        Parameters
+        ----------
+        changed : object
+            What the action changes: running statistics.
+        generation : int
+            The exchange.
+        action : callable
+            What is to be done.
+        """
+        with self.lock:
+            if self._done.get(changed) != generation:
+                action()
+                self._done[changed] = generation
 
     @abc.abstractmethod
     def merge_moments(
@@ -354,10 +389,10 @@ def error_text(error: BaseException) -> str:
 class announcing:  # noqa: N801 - read as `with announcing(group):`
     """Tells the group of errors in the body, so that nobody waits for this member."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("group",)
 
     def __init__(self, group: Group) -> None:
-        self._group = group
+        self.group = group
 
     def __enter__(self) -> None:
         pass
@@ -369,4 +404,83 @@ class announcing:  # noqa: N801 - read as `with announcing(group):`
         traceback: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, GroupError):
-            self._group.fail(error_text(error))
+            self.group.fail(error_text(error))
+
+
+class Part(announcing):
+    """A member's part in one call, forward and backward; `Group.part` makes it.
+
+    Attributes
+    ----------
+    header : Header
+        Of the call; `channels` and `dtype` are known from the forward exchange on.
+    count : int
+        Values per channel of the member's shard, known from then on.
+    """
+
+    __slots__ = ("count", "header")
+
+    def __init__(self, group: Group, layer: Any) -> None:
+        super().__init__(group)
+        owner = 0 if layer is None else id(layer)
+        self.header = Header(*group.begin(layer), "forward", 0, "", owner)
+        self.count = 0
+
+    @property
+    def recalls(self) -> bool:
+        """Whether to ask `recalled` before anything is collected."""
+        return self.group.recalls
+
+    def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
+        """Give what `merge_moments` would give, if the group knows it already."""
+        self.header = self.header._replace(channels=channels, dtype=dtype)
+        self.count = count
+        return self.group.recalled(self.header)
+
+    def merge_moments(
+        self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
+    ) -> Merged:
+        """Merge the Moments of the shard into those of the whole batch; see `Group`."""
+        self.header = self.header._replace(channels=len(mean), dtype=dtype)
+        self.count = count
+        low = mean_low if dtype == "float64" else None
+        return self.group.merge_moments(self.header, count, mean, m2, low)
+
+    def merge_sums(self, sum_dy: Float64Array, sum_dy_xmu: Float64Array) -> Merged:
+        """Add up the two sums of the backward pass over the whole batch; see `Group`."""
+        header = self.header._replace(direction="backward")
+        return self.group.merge_sums(header, self.count, sum_dy, sum_dy_xmu)
+
+    def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
+        """Do what follows from an exchange once for each object that it changes; see `Group`."""
+        self.group.once(changed, generation, action)
+
+
+class _Alone(Part):
+    """The part of a caller that has the whole batch: no other member exchanges or is told."""
+
+    __slots__ = ()
+    recalls = False
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def merge_moments(
+        self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
+    ) -> Merged:
+        return Merged(count, mean, m2, 0, False, mean_low)
+
+    def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
+        action()
+
+
+ALONE: Part = _Alone()
+
+
+def check_group(group: Any) -> None:
+    """TypeError unless it is a group or None."""
+    if group is not None and not isinstance(group, Group):
+        raise TypeError(f"group: expected a bnext.sync group, got {type(group).__name__}")

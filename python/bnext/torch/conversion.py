@@ -186,8 +186,7 @@ def _become(module: Any, kind: Any, group: Any) -> None:
     """Make a layer of ours one of `kind`, in a group of PyTorch's if it is synchronized."""
     if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
         kind = kind.cls_to_become
-    for name in ("_was", "_moved_at"):
-        vars(module).pop(name, None)
+    vars(module).pop("_was", None)
     if "process_group" in vars(module):
         module.process_group = group
         if not issubclass(kind, torch.nn.SyncBatchNorm | SyncBatchNorm):

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bnext import spine
 from bnext.devices import engine_of
 from bnext.sync import Group, TorchDistributedGroup
 from bnext.sync.group import announcing
-from bnext.sync.phases import move_once, synchronized_backward, synchronized_forward
 from bnext.torch import gradients, kernels
 from bnext.torch.context import is_recomputed
 from bnext.torch.modules import Forward, in_a_range, is_profiled, wants_range
@@ -69,8 +69,6 @@ class SyncBatchNorm(Forward):
         )
         self.process_group = process_group
 
-    _moved_at: tuple[Group, int] | None = None
-
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
         if is_profiled() and wants_range():
@@ -108,7 +106,7 @@ class SyncBatchNorm(Forward):
         if self.track_running_stats and not is_recomputed():
             momentum = self._weight_of_batch(self.num_batches_tracked)
             with announcing(group):
-                move_once(self, group, call.generation, lambda: self._move(call, momentum))
+                group.once(self, call.saved.generation, lambda: self._move(call, momentum))
         return y
 
     def _move(self, call: _Call, momentum: float) -> None:
@@ -148,10 +146,6 @@ class SyncBatchNorm(Forward):
                 layer.__class__ = cls
         return converted
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but what a call has left."""
-        return {name: value for name, value in vars(self).items() if name != "_moved_at"}
-
 
 class _Call:
     """One call of a layer in a group, and what it left."""
@@ -162,25 +156,23 @@ class _Call:
         self.eps = eps
         self.saved: Any = None
 
-    @property
-    def generation(self) -> int:
-        """Number of the exchange."""
-        return int(self.saved.generation)
-
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Normalize a shard."""
         given: Any = (None if t is None else t.detach() for t in (x, weight, bias))
         x, weight, bias = given
-        result: Any = synchronized_forward(
-            x, weight, bias, self.eps, 1, None, self.group, self.layer
-        )
-        y, self.saved = result
+        y, self.saved = spine.forward(
+            x, weight=weight, bias=bias, eps=self.eps, channel_axis=1, out=None,
+            part=self.group.part(self.layer),
+        )  # fmt: skip
         return kernels.formatted(y, x)
 
     def move(self, mean: Tensor, var: Tensor, momentum: float) -> None:
         """Move running statistics by those of the batch."""
         wide = kernels.widened(mean, mean), kernels.widened(var, var)
-        engine_of(mean).move_running(self.saved.local, *wide, momentum, None)
+        engine_of(mean).move_running(
+            saved=self.saved.local, running_mean=wide[0], running_var=wide[1], momentum=momentum,
+            num_batches_tracked=None,
+        )  # fmt: skip
         kernels.bring_back((mean, var), wide)
 
 
@@ -202,8 +194,7 @@ class _InGroup(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         weight = None if weight is None else weight.detach()
         # All of it, whatever is wanted here: others wait for this member.
-        given: Any = (dy.detach(), x.detach(), ctx.saved, weight, None)
-        every: Any = synchronized_backward(*given)
+        every = spine.backward(dy.detach(), x.detach(), ctx.saved, weight=weight, out=None)
         wanted = zip(every, ctx.needs_input_grad, strict=False)
         return *(gradient if wants else None for gradient, wants in wanted), None
 

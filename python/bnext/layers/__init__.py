@@ -1,0 +1,11 @@
+"""Layers: parameters, running statistics and modes over the two passes of `bnext.spine`.
+
+normalization   parameters, the latest call, both passes
+checks          what a layer looks at before a call
+state           what it holds: state dicts, copies, pickles, moves to another device
+batch           the batch-normalization layers
+"""
+
+from bnext.layers.batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]

@@ -1,0 +1,155 @@
+"""The batch-normalization layers, with the arguments of ``torch.nn.BatchNorm1d/2d/3d``."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext.docstrings import with_sections_of
+from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
+from bnext.layers.normalization import Normalization
+from bnext.running import Running
+from bnext.sync.group import Group
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+
+class BatchNorm(Normalization):
+    """Batch normalization over every axis but the channels', for input of any rank.
+
+    In training mode, each channel is normalized by the mean and the biased variance of the batch,
+    and the running statistics move towards the batch's. In evaluation mode the running statistics
+    are used and stay as they are; a layer that tracks none goes on using the batch's.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1).
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C of the input.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    momentum : float or None
+        Weight of the new batch: ``running = (1 - momentum) * running + momentum * batch``. None
+        keeps the cumulative average, which is momentum = 1 / (number of batches so far). At most
+        one of `momentum`, `decay` and `estimator` may be given.
+    affine : bool
+        Whether the layer has `weight` and `bias`.
+    track_running_stats : bool
+        Whether the layer has running statistics.
+    channel_axis : int
+        Which axis of the input has the channels: 1 for NCHW, -1 for NHWC.
+    dtype : dtype
+        float32 or float64: of the parameters and the running statistics. The input has it as well;
+        a float32 layer also takes float16 and bfloat16 (as ``ml_dtypes`` has it), and answers with
+        what it was given. Nothing is converted silently, and the dtype does not follow the first
+        input, since an optimizer may hold the parameters already: for NumPy's float64 make a layer
+        with ``dtype=np.float64``, or pass ``x.astype(np.float32)``.
+    group : bnext.sync.Group, optional
+        In training, the input is a member's shard of a batch that the whole group holds: all
+        members call the layer together, and statistics are the whole batch's. In evaluation mode
+        nothing is exchanged. Threads may share the layer, or have a replica each: on GPUs, one
+        where its shards are.
+    parameter_gradients : {"local", "total"}
+        In a group: whether gradients of parameters are sums over the member's shard, as the
+        averaging of gradients expects them, or over the whole batch. Those of a layer that threads
+        share are always the total.
+    decay : float, optional
+        The alpha of the literature, ``1 - momentum``.
+    estimator : bnext.Estimator, optional
+        How the running statistics are estimated: `bnext.Exponential`, `bnext.Cumulative` or
+        `bnext.DebiasedExponential`, each with or without Bessel's correction of the variance.
+
+    Attributes
+    ----------
+    weight, bias : array, shape (C,), or None
+        Parameters, initially 1 and 0.
+    weight_grad, bias_grad : array, shape (C,), or None
+        Set by `backward`; each call replaces them.
+    running_mean, running_var : array, shape (C,), or None
+        Running statistics, initially 0 and 1. The variance is the unbiased one, unless the
+        estimator leaves it biased.
+    num_batches_tracked : array of int64, shape (), or None
+        Batches seen in training mode, also empty ones.
+    training : bool
+        True after construction and `train`, False after `eval`.
+    use_running_stats : bool or None
+        Whether calls normalize by the running statistics, if the layer has any, rather than by the
+        batch's. None: in evaluation mode.
+    update_running_stats : bool or None
+        Whether calls move the running statistics, if the layer tracks them. None: in training mode.
+        Calls that use and move them use what they were before.
+    train_affine : bool
+        Whether `backward` computes the gradients of `weight` and `bias`.
+    estimator : bnext.Estimator
+        May be replaced at any time; `momentum` and `decay` read it and replace it.
+
+    A new layer's arrays are NumPy's. They serve input of any library on the CPU; for input on a
+    GPU they must be there as well, and `to` moves them. The counter stays on the CPU.
+
+    Raises
+    ------
+    ValueError
+        `num_features` is negative, `eps` is negative or not finite, or more than one of
+        `momentum`, `decay` and `estimator` was given.
+    TypeError
+        `dtype` is not float32 or float64, or an argument is not a number.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = DEFAULT_MOMENTUM,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        channel_axis: int = 1,
+        dtype: npt.DTypeLike = np.float32,
+        group: Group | None = None,
+        parameter_gradients: str = "local",
+        decay: float | None = None,
+        estimator: Estimator | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, affine, channel_axis=channel_axis, dtype=dtype, group=group,
+            parameter_gradients=parameter_gradients,
+        )  # fmt: skip
+        self.track_running_stats = bool(track_running_stats)
+        self.running = Running.new(
+            self.num_features, chosen(momentum, decay, estimator), self.dtype,
+            tracked=self.track_running_stats,
+        )  # fmt: skip
+
+
+@with_sections_of(BatchNorm)
+class BatchNorm1d(BatchNorm):
+    """Batch normalization over (N, C) or (N, C, L); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, L, C).
+    """
+
+    ranks = (2, 3)
+
+
+@with_sections_of(BatchNorm)
+class BatchNorm2d(BatchNorm):
+    """Batch normalization over (N, C, H, W); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, H, W, C).
+    """
+
+    ranks = (4,)
+
+
+@with_sections_of(BatchNorm)
+class BatchNorm3d(BatchNorm):
+    """Batch normalization over (N, C, D, H, W); arguments as for `BatchNorm`.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1). With ``channel_axis=-1`` the shape is (N, D, H, W, C).
+    """
+
+    ranks = (5,)

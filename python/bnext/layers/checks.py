@@ -1,0 +1,84 @@
+"""What a layer looks at before a call: rank, dtype, channels and place of its input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnext import _core
+from bnext.devices import engine_of
+
+if TYPE_CHECKING:
+    from bnext.layers.normalization import Normalization
+
+__all__ = ["ARRAYS", "check_places", "taken"]
+
+ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running_var")
+SIXTEEN_BITS = ("float16", "bfloat16")
+
+
+def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
+    """Give `x` as an array, if it is one that the layer takes, and what computes on it."""
+    engine: Any = _core
+    if type(x) is np.ndarray:
+        shape, dtype = x.shape, x.dtype
+        # Usually there is one object for each dtype; to compare what they say takes longer.
+        fits = dtype is layer.dtype or _fits(layer, dtype)
+    elif (engine := engine_of(x)) is _core:
+        # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
+        if not isinstance(x, np.ndarray):
+            x = _core.as_array(x=x, name="x")
+        shape, dtype = x.shape, x.dtype
+        fits = _fits(layer, dtype)
+    else:
+        shape, dtype = engine.inspect(x)
+        fits = dtype == layer.dtype.name or (layer.dtype == np.float32 and dtype in SIXTEEN_BITS)
+    rank, ranks, axis = len(shape), layer.ranks, layer.channel_axis
+    if ranks and rank not in ranks:
+        expected = " or ".join(f"{n}D" for n in ranks)
+        raise ValueError(f"expected {expected} input (got {rank}D input)")
+    if not fits:
+        raise _wrong_dtype(layer, dtype)
+    if -rank <= axis < rank and shape[axis] != layer.num_features:
+        raise _wrong_channels(layer, shape)
+    return x, engine
+
+
+def check_places(layer: Normalization, engine: Any) -> None:
+    """Say which of the layer's arrays is not where x is, if a call has failed for that."""
+    if engine is _core:
+        return
+    for name in ARRAYS:
+        array = getattr(layer, name)
+        if array is not None and (problem := engine.misplaced(array)):
+            raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
+
+
+def _fits(layer: Normalization, dtype: np.dtype[Any]) -> bool:
+    """Whether x may be of this dtype: the layer's, or 16 bits under float32 parameters."""
+    is_wide = layer.dtype == np.float32
+    return dtype == layer.dtype or (
+        is_wide and dtype.itemsize == 2 and _core.is_data_dtype(dtype=dtype)
+    )
+
+
+def _wrong_dtype(layer: Normalization, dtype: Any) -> TypeError:
+    also = ", float16 or bfloat16" if layer.dtype == np.float32 else ""
+    remedy = f"convert x to {layer.dtype}, as x.astype(np.{layer.dtype})"
+    if str(dtype) in ("float32", "float64"):
+        remedy += f", or make the layer with dtype=np.{dtype}"
+    return TypeError(f"x: expected dtype {layer.dtype}{also}, got {dtype} ({remedy})")
+
+
+def _wrong_channels(layer: Normalization, shape: tuple[int, ...]) -> ValueError:
+    expected, axis = layer.num_features, layer.channel_axis
+    text = f"x: expected {expected} channels at axis {axis}, got {shape[axis]}"
+    for other in (-1, 1):  # where libraries have them
+        if -len(shape) <= other < len(shape) and shape[other] == expected:
+            text += (
+                f" (axis {other} has {expected}: a layer for that order is made with "
+                f"channel_axis={other})"
+            )
+            break
+    return ValueError(text)

@@ -1,0 +1,221 @@
+"""The one forward pass and the one backward pass, which every call comes through.
+
+Functions, layers, PyTorch's group layer, micro-batches and the making of statistics give the same
+named operands. A call without a group is one call of an engine. A call in a group is open at the
+seam between its phases: collect_stats | exchange of Moments | apply_norm, and backward_reduce |
+exchange of the two sums | backward_apply. The first phase checks all operands of the call, so that
+errors come before any member has written anything, and the member's `Part` announces them.
+
+Engines have the calls of `_core` (`bnext.devices`). All their operands are given by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bnext import _core
+from bnext.devices import DeviceSaved, engine_of
+from bnext.devices.checks import axis_of, check_more_than_one
+from bnext.running import Running
+from bnext.sync.group import ALONE, Merged, Part
+from bnext.sync.saved import SyncSaved
+
+__all__ = ["backward", "check_parameter_gradients", "forward"]
+
+
+def forward(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: Any,
+    channel_axis: Any,
+    out: Any,
+    given: Any = None,
+    moved: Running | None = None,
+    part: Part = ALONE,
+    engine: Any = None,
+    explain: Callable[[Any], None] | None = None,
+) -> Any:
+    """Normalize `x`: give y, and what `backward` needs.
+
+    Parameters
+    ----------
+    x, weight, bias, eps, channel_axis, out
+        As `bnext.batch_norm_forward` takes them.
+    given : Running or (mean, var), optional
+        Statistics to normalize by; the batch's if not given.
+    moved : Running, optional
+        What the batch's statistics move; in a group once for all members that share it.
+    part : Part
+        The caller's part in the call: in a group the batch is the shards of all members.
+    engine : engine, optional
+        What computes on `x`, if the caller knows.
+    explain : callable, optional
+        Called with the engine after a TypeError; raises a better one, or returns.
+
+    Returns
+    -------
+    y : array
+        The result, or `out`.
+    saved : Saved, DeviceSaved, SyncSaved or None
+        None from an engine on a GPU where `given` is a pair of arrays.
+    """
+    # (Callers give the first operands by position: names cost a small call 0.1 us in CPython.)
+    if part is ALONE and (given is None or moved is None):
+        if engine is None:
+            engine = _core if type(x) is np.ndarray else engine_of(x)
+        try:
+            if given is None and moved is None:
+                return engine.forward(
+                    x=x, weight=weight, bias=bias, running_mean=None, running_var=None,
+                    momentum=None, num_batches_tracked=None, eps=eps, channel_axis=channel_axis,
+                    out=out,
+                )  # fmt: skip
+            if moved is not None:
+                return engine.forward(
+                    x=x, weight=weight, bias=bias, running_mean=moved.mean, running_var=moved.var,
+                    momentum=moved.weight(), num_batches_tracked=moved.counter, eps=eps,
+                    channel_axis=channel_axis, out=out, bessel=moved.estimator.bessel,
+                )  # fmt: skip
+            if type(given) is tuple:
+                return engine.normalize(
+                    x=x, mean=given[0], var=given[1], weight=weight, bias=bias, eps=eps,
+                    channel_axis=channel_axis, out=out,
+                )  # fmt: skip
+            return engine.normalize_by_running(
+                x=x, running_mean=given.mean, running_var=given.var, weight=weight, bias=bias,
+                eps=eps, channel_axis=channel_axis, out=out,
+            )  # fmt: skip
+        except TypeError:
+            if explain is not None:
+                explain(engine)
+            raise
+
+    operands = {
+        "weight": weight, "bias": bias, "eps": eps, "channel_axis": channel_axis, "out": out
+    }  # fmt: skip
+    with part:
+        if engine is None:
+            engine = _core if type(x) is np.ndarray else engine_of(x)
+        if engine is _core and not isinstance(x, np.ndarray):
+            x = _core.as_array(x=x, name="x")
+        try:
+            running = NOT_MOVED if moved is None else moved.operands()
+            merged = _recalled(part, engine, x, channel_axis) if part.recalls else None
+            if merged is None:
+                if given is not None:
+                    given.check_movable()
+                count, mean, mean_low, m2, dtype = engine.collect_stats(x=x, **operands, **running)
+                if part is ALONE:
+                    check_more_than_one(tuple(x.shape), count)
+                if given is not None:
+                    # Before the exchange, so that no member has moved what members share.
+                    y, saved = engine.normalize_by_running(
+                        x=x, running_mean=given.mean, running_var=given.var, **operands
+                    )
+                merged = part.merge_moments(dtype, count, mean, m2, mean_low)
+        except TypeError:
+            if explain is not None:
+                explain(engine)
+            raise
+    count, mean, m2, generation, _, mean_low = merged
+    if count == 1:  # which every member finds by itself: none has to be told
+        shape = x.shape if engine is _core else engine.inspect(x)[0]
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got 1 in the whole batch of "
+            f"{part.group.size} shards (input size {shape} here)"
+        )
+    with part:
+        if given is None:
+            y, local = engine.apply_norm(
+                x=x, count=count, mean=mean, mean_low=mean_low, m2=m2, **operands
+            )
+            saved = SyncSaved(local, part, merged)
+        if moved is not None:
+            move: Callable[[], None] = partial(moved.move, count, mean, m2)
+            if given is None:  # where the engine's arrays are
+                bessel = moved.estimator.bessel
+                move = partial(engine.move_running, saved=local, bessel=bessel, **running)
+            part.once(moved, generation, move)
+    return y, saved
+
+
+NOT_MOVED: dict[str, Any] = {
+    "running_mean": None, "running_var": None, "momentum": None, "num_batches_tracked": None
+}  # fmt: skip
+
+
+def _recalled(part: Part, engine: Any, x: Any, channel_axis: Any) -> Merged | None:
+    """Give what the group knows of an exchange for which nothing need be collected."""
+    shape, dtype = (x.shape, x.dtype.name) if engine is _core else engine.inspect(x)
+    axis = axis_of(channel_axis, len(shape))
+    return part.recalled(shape[axis], dtype, math.prod(shape[:axis] + shape[axis + 1 :]))
+
+
+def check_parameter_gradients(value: str) -> str:
+    """`value`, if it is one of the two."""
+    if value not in ("local", "total"):
+        raise ValueError(f"parameter_gradients: expected 'local' or 'total', got {value!r}")
+    return value
+
+
+def backward(
+    dy: Any,
+    x: Any,
+    saved: Any,
+    weight: Any,
+    out: Any,
+    parameter_gradients: str = "local",
+) -> Any:
+    """Gradients of `forward`: dx, dweight and dbias.
+
+    Parameters
+    ----------
+    dy, x, saved, weight, out
+        As `bnext.batch_norm_backward` takes them. Without `x` statistics are constants, and
+        gradients of parameters None.
+    parameter_gradients : {"local", "total"}
+        In a group: sums over the shard, or over the whole batch.
+
+    Returns
+    -------
+    tuple
+        dx, dweight, dbias.
+    """
+    if not isinstance(saved, SyncSaved):
+        if parameter_gradients != "local":
+            check_parameter_gradients(parameter_gradients)
+        if x is None:
+            if isinstance(saved, DeviceSaved):
+                engine = engine_of(saved.var)
+            else:
+                engine = _core if type(dy) is np.ndarray else engine_of(dy, "dy")
+            dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out)
+            return dx, None, None
+        engine = _core if type(x) is np.ndarray else engine_of(x)
+        return engine.backward(dy=dy, x=x, saved=saved, weight=weight, out=out)
+
+    part, local = saved.part, saved.local
+    part.group.check_open()
+    with part:
+        total = check_parameter_gradients(parameter_gradients) == "total"
+        engine = _core if type(x) is np.ndarray else engine_of(x)
+        operands = {"dy": dy, "x": x, "saved": local, "weight": weight, "out": out}
+        sums = engine.backward_reduce(**operands)
+        merged = part.merge_sums(*sums)
+        count, *of_all = merged[:3]
+        # First, since on a GPU the sums are there at once before there is work to wait for.
+        sum_dy, sum_dy_xmu = of_all if total else sums
+        gradients = engine.parameter_gradients(
+            saved=local, weight=weight, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu
+        )
+        sum_dy, sum_dy_xmu = of_all
+        dx = engine.backward_apply(
+            **operands, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu, count=max(count, 1)
+        )
+    return dx, *gradients

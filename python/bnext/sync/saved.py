@@ -1,0 +1,56 @@
+"""What a forward call in a group leaves for its backward call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bnext.sync.group import Merged, Part
+
+__all__ = ["SyncSaved"]
+
+
+class SyncSaved:
+    """What a forward call in a group leaves for its backward call: the whole batch's statistics.
+
+    Attributes
+    ----------
+    count : int
+        Values per channel of the whole batch.
+    mean, m2, var, rstd : array of float64, shape (C,)
+        The whole batch's, the same to the bit for all members. Read-only NumPy arrays, or if `x` is
+        on a GPU, arrays there.
+    shape, dtype, channel_axis, eps
+        Of the forward call.
+    group : Group
+        Where the statistics are from; backward merges its sums there.
+    generation : int
+        Which exchange of the group they are from.
+    shared : bool
+        Whether all members called the same layer object.
+    """
+
+    __slots__ = ("generation", "local", "part", "shared")
+
+    batch_statistics = True
+
+    def __init__(self, local: Any, part: Part, merged: Merged) -> None:
+        self.local = local  # what the engine has saved, with the whole batch's statistics in it
+        self.part = part
+        self.generation = merged.generation
+        self.shared = merged.shared
+
+    group = property(lambda self: self.part.group, doc="Where the statistics are from.")
+    count = property(lambda self: self.local.count, doc="Values per channel of the whole batch.")
+    mean = property(lambda self: self.local.mean, doc="Mean of each channel.")
+    m2 = property(lambda self: self.local.m2, doc="Sum of squared deviations from the mean.")
+    var = property(lambda self: self.local.var, doc="Biased variance; 0 for an empty batch.")
+    rstd = property(lambda self: self.local.rstd, doc="``1 / sqrt(var + eps)``, 0 if both are 0.")
+    eps = property(lambda self: self.local.eps, doc="Added to the variance.")
+    shape = property(lambda self: self.local.shape, doc="Shape of the member's shard.")
+    dtype = property(lambda self: self.local.dtype, doc="Dtype of the input.")
+    channel_axis = property(lambda self: self.local.channel_axis, doc="Which axis has channels.")
+
+    def __repr__(self) -> str:
+        """As `Saved`, with the group."""
+        shard = f"a {self.part.header.dtype} shard of shape {self.shape}"
+        return f"<bnext.sync.SyncSaved of {shard} in {self.group!r}>"
