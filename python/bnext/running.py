@@ -1,13 +1,12 @@
-"""Running statistics: what a layer tracks of its batches, and how a batch moves it.
+"""Running statistics of a layer, and the formula by which a batch moves them.
 
 A batch of n values per channel moves them by the weight w that the estimator gives it,
 
     running = (1 - w) * running + w * batch,   batch = mean,  m2 / (n - 1)  or biased  m2 / n,
 
-in float64, rounded once. Fewer than two values say nothing of a variance: the batch is only
-counted. The formula stands in two places: `_core.move_running` computes it for memory of the host,
-`Library.blend` in the array API for arrays of a GPU, where they are. (Kernels that know the batch's
-statistics move on the way.)
+in float64, rounded once. A batch of fewer than two values has no variance: it is only counted.
+`_core.move_running` has the formula for memory of the host, `Library.blend` its twin in the array
+API, for arrays that stay on a GPU. (Fused kernels move running statistics by the same formula.)
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Running:
     counter : array of int64, shape (), or None
         Batches seen.
     estimator : Estimator
-        What weight a batch has, and whether the variance has Bessel's correction.
+        Gives the weight of a batch, and says whether the variance has Bessel's correction.
     dtype : dtype
-        Of arrays of other libraries than NumPy.
+        Dtype of the arrays, as far as their library does not say it in NumPy's words.
     """
 
     mean: Parameter
@@ -54,14 +53,14 @@ class Running:
     def new(
         cls, channels: int, estimator: Estimator, dtype: np.dtype[Any], *, tracked: bool
     ) -> Running:
-        """Make the statistics of no batch, mean 0 and variance 1, or of a layer without any."""
+        """Make the statistics before the first batch: mean 0, variance 1; None if not `tracked`."""
         if not tracked:
             return cls(None, None, None, estimator, dtype)
         mean, var = np.zeros(channels, dtype), np.ones(channels, dtype)
         return cls(mean, var, np.zeros((), np.int64), estimator, dtype)
 
     def weight(self, tracked: int | None = None) -> float:
-        """Weight that the estimator gives to the batch that is to come.
+        """Weight of the next batch, by the estimator.
 
         `tracked` is the number of batches before it, `counter` if not given.
         """
@@ -76,14 +75,14 @@ class Running:
         return estimator.weight(tracked + 1)
 
     def operands(self) -> dict[str, Any]:
-        """Give what engines move, and by which weight."""
+        """Give the operands of an engine's call that moves them."""
         return {
             "running_mean": self.mean, "running_var": self.var, "momentum": self.weight(),
             "num_batches_tracked": self.counter,
         }  # fmt: skip
 
     def check_movable(self, prefix: str = "") -> None:
-        """Refuse statistics or a counter that cannot be written; names get `prefix` before.
+        """Refuse arrays that cannot be written. Errors have `prefix` before names.
 
         Raises
         ------
@@ -96,13 +95,13 @@ class Running:
         check_count(self.counter, f"{prefix}num_batches_tracked")
 
     def move(self, count: int, mean: Any, m2: Any) -> None:
-        """Move them by the Moments of a batch, and count it; after an error nothing has changed."""
+        """Move them by the Moments of a batch, and count the batch. An error changes nothing."""
         writes = Writes()
         self.prepare(writes, count, mean, m2)
         writes.commit()
 
     def prepare(self, writes: Writes, count: int, mean: Any, m2: Any, prefix: str = "") -> None:
-        """Add that move to `writes`, after earlier ones that are there; names get `prefix`."""
+        """Add that move to `writes`, on top of earlier ones. Errors have `prefix` before names."""
         self.check_movable(prefix)
         arrays = {"running_mean": self.mean, "running_var": self.var}
         arrays["num_batches_tracked"] = self.counter
@@ -121,7 +120,7 @@ class Running:
 
 
 def _saved_of(count: int, mean: Any, m2: Any, dtype: np.dtype[Any]) -> _core.Saved:
-    """Make of Moments what a forward call by them saves."""
+    """Make the `Saved` of a forward call by these Moments."""
     nothing = np.empty((0, len(mean)), dtype)
     return _core.apply_norm(
         x=nothing, count=count, mean=mean, mean_low=None, m2=m2, weight=None, bias=None, eps=0.0,

@@ -41,7 +41,7 @@ def forward(
     engine: Any = None,
     explain: Callable[[Any], None] | None = None,
 ) -> Any:
-    """Normalize `x`: give y, and what `backward` needs.
+    """Normalize `x`: give y, and the statistics that `backward` needs.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ def forward(
     given : Running or (mean, var), optional
         Statistics to normalize by; the batch's if not given.
     moved : Running, optional
-        What the batch's statistics move; in a group once for all members that share it.
+        Running statistics that the batch moves; in a group once for all members that share them.
     part : Part
         The caller's part in the call: in a group the batch is the shards of all members.
     engine : engine, optional
-        What computes on `x`, if the caller knows.
+        Computes on `x`; found if not given.
     explain : callable, optional
         Called with the engine after a TypeError; raises a better one, or returns.
 
@@ -114,7 +114,7 @@ def forward(
                 if part is ALONE:
                     check_more_than_one(tuple(x.shape), count)
                 if given is not None:
-                    # Before the exchange, so that no member has moved what members share.
+                    # Before the exchange: members may share the arrays, and move them after it.
                     y, saved = engine.normalize_by_running(
                         x=x, running_mean=given.mean, running_var=given.var, **operands
                     )
@@ -124,7 +124,7 @@ def forward(
                 explain(engine)
             raise
     count, mean, m2, generation, _, mean_low = merged
-    if count == 1:  # which every member finds by itself: none has to be told
+    if count == 1:  # every member raises this by itself
         shape = x.shape if engine is _core else engine.inspect(x)[0]
         raise ValueError(
             "Expected more than 1 value per channel when training, got 1 in the whole batch of "
@@ -138,10 +138,10 @@ def forward(
             saved = SyncSaved(local, part, merged)
         if moved is not None:
             move: Callable[[], None] = partial(moved.move, count, mean, m2)
-            if given is None:  # where the engine's arrays are
+            if given is None:  # without a copy to the host
                 bessel = moved.estimator.bessel
                 move = partial(engine.move_running, saved=local, bessel=bessel, **running)
-            part.once(moved, generation, move)
+            move() if part is ALONE else part.group.once(moved, generation, move)
     return y, saved
 
 
@@ -151,7 +151,7 @@ NOT_MOVED: dict[str, Any] = {
 
 
 def _recalled(part: Part, engine: Any, x: Any, channel_axis: Any) -> Merged | None:
-    """Give what the group knows of an exchange for which nothing need be collected."""
+    """Give the result of an exchange that the group has had before, without collecting."""
     shape, dtype = (x.shape, x.dtype.name) if engine is _core else engine.inspect(x)
     axis = axis_of(channel_axis, len(shape))
     return part.recalled(shape[axis], dtype, math.prod(shape[:axis] + shape[axis + 1 :]))

@@ -1,8 +1,8 @@
 """Layers: parameters, running statistics and modes over the two passes of `bnext.spine`.
 
 normalization   parameters, the latest call, both passes
-checks          what a layer looks at before a call
-state           what it holds: state dicts, copies, pickles, moves to another device
+checks          rank, dtype, channels and place of the input
+state           state dicts, copies, pickles, moves to another device
 batch           the batch-normalization layers
 """
 

@@ -1,4 +1,4 @@
-"""What a layer looks at before a call: rank, dtype, channels and place of its input."""
+"""Checks of a layer before a call: rank, dtype, channels and place of its input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIXTEEN_BITS = ("float16", "bfloat16")
 
 
 def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
-    """Give `x` as an array, if it is one that the layer takes, and what computes on it."""
+    """Check that the layer takes `x`; give it as an array, and the engine that computes on it."""
     engine: Any = _core
     if type(x) is np.ndarray:
         shape, dtype = x.shape, x.dtype
@@ -46,7 +46,7 @@ def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
 
 
 def check_places(layer: Normalization, engine: Any) -> None:
-    """Say which of the layer's arrays is not where x is, if a call has failed for that."""
+    """TypeError that names the array of the layer that is not where x is, if there is one."""
     if engine is _core:
         return
     for name in ARRAYS:

@@ -1,4 +1,4 @@
-"""What every normalization layer is: parameters, running statistics, modes, and both passes.
+"""Normalization layers: parameters, running statistics, modes, and both passes.
 
 The conventions are those of ``torch.nn``: constructor arguments, defaults, names in the state dict,
 update rules and messages.
@@ -122,8 +122,8 @@ class Normalization:
         Parameters
         ----------
         x : array, shape (N, C, ...) with C at `channel_axis`
-            Of any library. Of the layer's dtype; for a float32 layer also float16 or bfloat16. It
-            is kept, not copied, until `backward` or the next call, and must not change meanwhile.
+            Of any library. Of the layer's dtype; for a float32 layer also float16 or bfloat16. The
+            layer keeps it, without a copy, until `backward` or the next call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
 
@@ -152,7 +152,7 @@ class Normalization:
                 group, latest = visits[self]
                 uses, moves, meets = False, False, True
             else:
-                # In evaluation a layer without running statistics uses those of its own shard.
+                # In evaluation a layer without running statistics normalizes by its own shard.
                 meets = moves if uses else self.training or self.use_running_stats is False
             if group is not None:
                 member = group.rank_or_none
@@ -198,7 +198,7 @@ class Normalization:
         Returns
         -------
         array, shape of `x`
-            ``dx``. `weight_grad` and `bias_grad` are replaced by those of this call.
+            ``dx``. The call replaces `weight_grad` and `bias_grad`.
 
         Raises
         ------
@@ -244,7 +244,7 @@ class Normalization:
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, or with ``mode=False`` to evaluation mode.
 
-        What `freeze`, or a switch that is not None, has settled stays settled.
+        The mode does not change what `freeze`, or a switch that is not None, has set.
 
         Parameters
         ----------
@@ -270,10 +270,10 @@ class Normalization:
         return self.train(False)
 
     def freeze(self, *, affine: bool = True) -> Self:
-        """Make a constant of the layer, whatever its mode is and becomes.
+        """Make a constant of the layer, in every mode.
 
         It normalizes by its running statistics and leaves them alone, and `backward` is a
-        multiplication, which keeps neither the input nor computes gradients of parameters.
+        multiplication: it neither needs the input nor computes gradients of parameters.
 
         Parameters
         ----------
@@ -456,13 +456,13 @@ class Normalization:
         return affine_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the latest call: a copy, or what comes out of a pickle, has had none."""
+        """Give all attributes but the latest call, which copies and pickles do not have."""
         return state.flattened(self)
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
-        """Take a state over; arrays that cannot be written are copied.
+        """Set the attributes; arrays that cannot be written are copied.
 
-        They come from pickles whose buffers lie elsewhere: memory maps of joblib, shared memory.
+        Pickles have such arrays where buffers lie elsewhere: memory maps of joblib, shared memory.
         """
         read_only = {
             name: np.array(value)
@@ -472,7 +472,7 @@ class Normalization:
         state.restore(self, attributes | read_only)
 
     def __copy__(self) -> Self:
-        """Make a layer with the same arrays, which has had no call."""
+        """Make a layer with the same arrays and no latest call."""
         other = type(self).__new__(type(self))
         state.restore(other, state.flattened(self))
         return other

@@ -1,6 +1,6 @@
-"""What a layer holds: reset, moved, copied, pickled; state dicts that are PyTorch's both ways.
+"""The state of a layer: reset, moved, copied, pickled; state dicts that PyTorch reads and writes.
 
-Whatever writes to the layer's arrays writes to all of them, or after an error to none.
+Every function that writes to the layer's arrays writes to all of them, or after an error to none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VERSION = 2  # PyTorch's: since 2, the state has num_batches_tracked
 COUNTER = "num_batches_tracked"
 NAMES = ("weight", "bias", "running_mean", "running_var", COUNTER)
 
-# What a pickle has of `Running`, by the names that the layer gives it.
+# Fields of `Running` by the layer's names for them, which pickles have.
 OF_RUNNING = {"running_mean": "mean", "running_var": "var", COUNTER: "counter"}
 OF_RUNNING |= {"estimator": "estimator", "dtype": "dtype"}
 OF_CALLS = ("_latest", "_latest_of", "_moved_at")  # the last two in pickles of older versions
@@ -124,14 +124,14 @@ def move(layer: Normalization, like: Any) -> None:
 
 
 def flattened(layer: Normalization) -> dict[str, Any]:
-    """Give the attributes of a copy, which has had no call; those of `running` by its names."""
+    """Give the attributes of a copy without a latest call; `running` as the arrays in it."""
     state = {name: value for name, value in vars(layer).items() if name not in OF_CALLS}
     running = state.pop("running")
     return state | {name: getattr(running, own) for name, own in OF_RUNNING.items()}
 
 
 def restore(layer: Normalization, state: Mapping[str, Any]) -> None:
-    """Take over such attributes."""
+    """Set the attributes that `flattened` gives."""
     state = {name: value for name, value in state.items() if name not in OF_CALLS}
     running = Running(**{own: state[name] for name, own in OF_RUNNING.items()})
     for name in OF_RUNNING.keys() - {"dtype"}:

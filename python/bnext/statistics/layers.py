@@ -1,4 +1,4 @@
-"""The layers of a network as a pass over data takes them: checked, named in errors."""
+"""Checks of the layers that a pass over data is given, and errors that name them."""
 
 from __future__ import annotations
 

@@ -53,9 +53,10 @@ def micro_batches(layers: Iterable[BatchNorm]) -> MicroBatches:
     end early in the backward pass, and one to the end. In each, every micro-batch is run again from
     its start.
 
-    Layers belong to the union while ``step`` runs, and to the caller at all other times: in the
-    body of a loop over the results, and after the context, however it was left. A loop that stops
-    early moves no running statistics.
+    Layers normalize by the union in the calls of ``step``, which are made in the thread that runs
+    it, and by themselves at all other times: in other threads, in the body of a loop over the
+    results, and after the context, however it was left. A loop that stops early moves no running
+    statistics. Members of a group have a replica of each layer.
 
     Examples
     --------
@@ -126,7 +127,8 @@ class MicroBatches:
             There are no micro-batches, they differ from round to round, or do not call the same
             layers; or all have one value per channel together.
         RuntimeError
-            The context is not open, or has been left; or a step begins another run of its layers.
+            The context is not open, or has been left; a step begins another run of its layers; or
+            members of a group share a layer.
         ValueError, TypeError
             A running statistic that is to move cannot be written.
 

@@ -52,8 +52,8 @@ def update_statistics(
     Parameters
     ----------
     network : callable
-        Called with one batch at a time; calls each of the layers once. What it returns is not
-        looked at. Other layers in it do as their modes say.
+        Called with one batch at a time; calls each of the layers once, in the same thread. What it
+        returns is not looked at. Other layers in it do as their modes say.
     batches : iterable
         The data set, in batches of any, also unequal, sizes. ``"exact"`` goes through it several
         times and must find the same data, in any order.
@@ -69,7 +69,7 @@ def update_statistics(
         ``"pooled"``: one pass. The statistics of a layer's input over the whole data set, where
         each batch is normalized by its own statistics on the way.
 
-        ``"average"``: one pass, likewise. The means of the batches' means and of their variances,
+        ``"average"``: one pass. The means of the batches' means and of their variances,
         the latter with Bessel's correction ``m / (m - 1)`` for batches of m values per channel
         (Ioffe and Szegedy 2015, algorithm 2), unless the layer's estimator has none.
     keep : int, optional
@@ -95,7 +95,8 @@ def update_statistics(
     TypeError
         An argument is of a wrong type.
     RuntimeError
-        A layer is in the middle of another call of this, or of a step of `micro_batches`.
+        A layer is in the middle of another call of this, or of a step of `micro_batches`, in the
+        same thread.
 
     Notes
     -----

@@ -207,18 +207,18 @@ class Group(abc.ABC):
         return Part(self, layer)
 
     def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
-        """Do what follows from an exchange once for each object that it changes.
+        """Change an object once after an exchange, also where members share the object.
 
-        The first of the members that share the object acts; none goes on before.
+        The first member acts; the others wait until it has.
 
         Parameters
         ----------
         changed : object
-            What the action changes: running statistics.
+            Object that the action changes: running statistics.
         generation : int
-            The exchange.
+            Number of the exchange.
         action : callable
-            What is to be done.
+            Makes the change.
         """
         with self.lock:
             if self._done.get(changed) != generation:
@@ -387,7 +387,7 @@ def error_text(error: BaseException) -> str:
 
 
 class announcing:  # noqa: N801 - read as `with announcing(group):`
-    """Tells the group of errors in the body, so that nobody waits for this member."""
+    """Announces errors of the body to the group, so that no member waits for this one."""
 
     __slots__ = ("group",)
 
@@ -432,7 +432,7 @@ class Part(announcing):
         return self.group.recalls
 
     def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
-        """Give what `merge_moments` would give, if the group knows it already."""
+        """Give the result of `merge_moments` before the call, if the group knows it already."""
         self.header = self.header._replace(channels=channels, dtype=dtype)
         self.count = count
         return self.group.recalled(self.header)
@@ -451,13 +451,9 @@ class Part(announcing):
         header = self.header._replace(direction="backward")
         return self.group.merge_sums(header, self.count, sum_dy, sum_dy_xmu)
 
-    def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
-        """Do what follows from an exchange once for each object that it changes; see `Group`."""
-        self.group.once(changed, generation, action)
-
 
 class _Alone(Part):
-    """The part of a caller that has the whole batch: no other member exchanges or is told."""
+    """The part of a caller without a group, whose shard is the whole batch."""
 
     __slots__ = ()
     recalls = False
@@ -472,9 +468,6 @@ class _Alone(Part):
         self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
     ) -> Merged:
         return Merged(count, mean, m2, 0, False, mean_low)
-
-    def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
-        action()
 
 
 ALONE: Part = _Alone()

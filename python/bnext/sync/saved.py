@@ -17,14 +17,14 @@ class SyncSaved:
     count : int
         Values per channel of the whole batch.
     mean, m2, var, rstd : array of float64, shape (C,)
-        The whole batch's, the same to the bit for all members. Read-only NumPy arrays, or if `x` is
-        on a GPU, arrays there.
+        Statistics of the whole batch, the same bits for all members. Read-only NumPy arrays, or if
+        `x` is on a GPU, arrays there.
     shape, dtype, channel_axis, eps
         Of the forward call.
     group : Group
-        Where the statistics are from; backward merges its sums there.
+        Merged the statistics, and merges the sums of the backward pass.
     generation : int
-        Which exchange of the group they are from.
+        Number of the exchange in the group.
     shared : bool
         Whether all members called the same layer object.
     """

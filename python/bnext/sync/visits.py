@@ -1,8 +1,8 @@
 """Layers that meet in another group than their own while a pass over data runs.
 
-`micro_batches` and `update_statistics` let layers normalize by statistics of their own making. A
-visit says so beside the layer, which stays as it is: the calls of the context (`contextvars`) in
-which the visit is set look here, and calls of other threads do not see it.
+During a pass of `micro_batches` or `update_statistics`, layers normalize by the statistics of its
+group. The layers themselves do not change: each call looks for a visit in its context
+(`contextvars`). Calls in other threads do not see the visit.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from bnext.sync.group import Group
 __all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "visits_of"]
 
 
-# The input of the latest forward call and what it saved, of each member by its rank; None: alone.
+# Input and `Saved` of the latest forward call, by the rank of the member; None without a group.
 Latest = dict[int | None, tuple[Any, Any]]
 
 
 class Visit(NamedTuple):
-    """A layer's stay in a group.
+    """A layer's stay in another group than its own.
 
     Attributes
     ----------
     group : Group
-        By whose statistics the layer normalizes; the running ones are neither used nor moved.
+        Its statistics normalize; running statistics are neither used nor moved.
     latest : dict
-        Latest that wait for their backward pass, as the layer keeps its own ones.
+        Latest calls of the visit, apart from the layer's own.
     """
 
     group: Group
     latest: Latest
 
 
-# The visits of layers. A mapping is replaced as a whole, never changed: to set it and to set the
-# one before are calls of C, in which no signal handler runs.
+# The visits of layers. To set a mapping, and to set the one before again, is one call of C each, in
+# which no signal handler runs. The mapping itself never changes.
 VISITS: ContextVar[Mapping[Any, Visit]] = ContextVar("bnext_visits", default={})  # noqa: B039
 
 
 def visits_of(layers: Iterable[Any], group: Group) -> Mapping[Any, Visit]:
-    """Give the visits of now, and those of `layers` to `group`."""
+    """Give the present visits, and in addition visits of `layers` to `group`."""
     return {**VISITS.get(), **{layer: Visit(group, {}) for layer in layers}}
 
 
 def check_at_rest(layers: Sequence[Any]) -> None:
-    """RuntimeError for a layer that is on a visit: it would merge statistics twice."""
+    """RuntimeError for a layer that is on a visit already."""
     visits = VISITS.get()
     for place, layer in enumerate(layers):
         if layer in visits:
