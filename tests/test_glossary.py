@@ -15,7 +15,7 @@ TERMS = (
     "phase", "seam", "Moments", "m2", "rstd", "row of statistics", "Saved",
     "coefficients", "running statistics", "momentum", "estimator", "Bessel's correction",
     "group", "member", "shard", "exchange", "header", "generation", "roll call", "replay", "turn",
-    "point", "library", "engine", "intake", "plain",
+    "point", "library", "engine", "intake", "plain", "road",
 )  # fmt: skip
 ENTRIES = {
     match[1]: match[2]

@@ -12,7 +12,7 @@ from ..optional import import_torch
 
 torch = import_torch()
 import bnext.torch  # noqa: E402 - of which there is nothing without PyTorch
-from bnext.torch import gradients, kernels  # noqa: E402, F401
+from bnext.torch import kernels  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(7, 3), (2, 1), (5, 300), (3, 5, 11), (4, 17, 5, 3), (3, 64, 9, 7), (2, 3, 2, 5, 3)]

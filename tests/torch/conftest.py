@@ -11,12 +11,11 @@ from ..optional import import_torch
 
 PASSES = {
     "forward": "forward",
-    "forward_plain": "forward",
     "statistics": "forward",
     "inference": "inference",
-    "inference_plain": "inference",
-    "evaluate_plain": "inference",
+    "evaluate": "inference",
     "backward": "backward",
+    "backward_by_rows": "backward",
     "backward_constant": "backward_constant",
     "backward_of_parameters": "backward_of_parameters",
 }
@@ -52,7 +51,7 @@ def kernel_calls(monkeypatch):
     def counted(name, run):
         def call(*arguments):
             result = run(*arguments)
-            calls[name] += result is not None  # what it left alone is not counted
+            calls[name] += 1
             return result
 
         return call

@@ -105,7 +105,7 @@ def test_torch_compile_gives_kernels_what_convolutions_give(monkeypatch):
         return call
 
     monkeypatch.setattr(kernels, "statistics", watched(kernels.statistics, 1))
-    monkeypatch.setattr(kernels, "backward", watched(kernels.backward, 2))
+    monkeypatch.setattr(kernels, "backward_by_rows", watched(kernels.backward_by_rows, 2))
     torch.compiler.reset()
     model = bnext.torch.convert(
         torch.nn.Sequential(

@@ -1,24 +1,27 @@
-"""What is at work around a call: compilers, modes, transforms of functions, repetitions.
+"""The state of PyTorch around a call: compilers, modes, transforms of functions, repetitions.
 
-PyTorch has no public names for some of it. These are all looked up here; where a version lacks one,
-what follows is the way that is right without: operators that can be traced, or PyTorch's own.
+Some of this state has no public names. They are all looked up here. Where a version of PyTorch
+lacks one, calls take the road that is right without it: operators that can be traced, or PyTorch's
+own operator.
 """
 
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "PLAIN", "count_write", "count_writes", "is_exported", "is_ordinary", "is_recomputed",
-    "is_symbolic", "is_traced", "is_transformed", "is_watched",
+    "count_writes", "is_compiling", "is_exported", "is_plain", "is_recomputed", "is_symbolic",
+    "is_traced", "is_transformed",
 ]  # fmt: skip
 
-# Tensors of which nothing is known to be special; subclasses may do anything with what they get.
-PLAIN = (Tensor, torch.nn.Parameter)
+# Subclasses may do anything with the operations on them.
+_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN_OR_NONE = frozenset((*_PLAIN, type(None)))
 
 
 def _known(module: Any, name: str, otherwise: Any) -> Any:
@@ -27,51 +30,61 @@ def _known(module: Any, name: str, otherwise: Any) -> Any:
 
 _dispatch_modes = _known(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _has_transforms = _known(torch._C, "_are_functorch_transforms_active", lambda: True)
-_is_batch = _known(
-    getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda t: False
-)
-# Also of a transform that has ended.
-_is_wrapped = _known(
-    getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda t: True
-)
-_forward_ad = torch.autograd.forward_ad
+_forward_ad: Any = torch.autograd.forward_ad
+if not hasattr(_forward_ad, "_current_level"):
+    _forward_ad = SimpleNamespace(_current_level=0)
+is_compiling = torch.compiler.is_compiling
+# Other compilers and exporters have a dispatch mode, and `is_compiling` takes longer.
+_is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 _is_exporting = _known(torch.compiler, "is_exporting", None)
 _is_scripted = _known(torch._C, "_is_tracing", lambda: True)
 _backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
 _increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
 
 
-def is_ordinary(tensor: Tensor) -> bool:
-    """Whether nothing of what follows is at work, nor has been on a tensor."""
+def is_plain(
+    tensor: Any, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None
+) -> bool:
+    """Whether a tensor, and others that may be None, are what their memory holds, and no more.
+
+    Their types are PyTorch's own, not subclasses, and nothing observes the operations on them: no
+    compiler or exporter, no dispatch mode, no transform of functorch, no level of forward-mode
+    differentiation, no tracer of TorchScript. Kernels may then read memory in place of operations;
+    they refuse a tensor whose memory does not hold its values (`kernels.KernelRefusal`): a wrapper
+    that a transform has left behind, a batch of gradients, zeros without memory.
+    """
     return not (
-        torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
+        _is_traced_by_dynamo()
+        or _dispatch_modes()
         or _has_transforms()
-        or _is_wrapped(tensor)
-        or getattr(_forward_ad, "_current_level", 0) >= 0
+        or _forward_ad._current_level >= 0
         or _is_scripted()
-        or _backward_task() != -1
+        or type(tensor) not in _PLAIN
+        or type(mean) not in _PLAIN_OR_NONE
+        or type(var) not in _PLAIN_OR_NONE
+        or type(weight) not in _PLAIN_OR_NONE
+        or type(bias) not in _PLAIN_OR_NONE
     )
 
 
 def is_transformed() -> bool:
-    """Whether functorch or forward-mode differentiation is at work, or a tracer of TorchScript.
+    """Whether functorch, forward-mode differentiation or a tracer of TorchScript is active.
 
-    They know PyTorch's operators, and would lose derivatives at ours.
+    They know PyTorch's operators, and would lose derivatives at bnext's.
     """
     return (
         _has_transforms()
-        or getattr(_forward_ad, "_current_level", 0) >= 0
-        or (not torch.compiler.is_compiling() and _is_scripted())
+        or _forward_ad._current_level >= 0
+        or (not is_compiling() and _is_scripted())
     )
 
 
 def is_traced() -> bool:
-    """Whether a compiler or an exporter traces, or a dispatch mode wants to see operators.
+    """Whether a compiler or an exporter traces, or a dispatch mode observes operators.
 
     Such modes are fake tensors, counters of operations, selective activation checkpointing.
     """
-    return torch.compiler.is_compiling() or _dispatch_modes() > 0
+    return is_compiling() or _dispatch_modes() > 0
 
 
 def is_exported() -> bool:
@@ -79,12 +92,12 @@ def is_exported() -> bool:
 
     The graph is to consist of PyTorch's operators, which other tools know and rewrite.
     """
-    return torch.compiler.is_compiling() and _is_exported_now()
+    return is_compiling() and _is_exported_now()
 
 
 def _is_exported_now() -> bool:
-    # The compiler runs this function when it traces a call, where it would not ask in PyTorch 2.7:
-    # there `is_exporting` is always true to traced code, and otherwise of one mode only.
+    # The compiler runs this function when it traces a call. In PyTorch 2.7 `is_exporting` is always
+    # true in traced code, and elsewhere it knows one of the two modes.
     if _is_exporting is not None and _is_exporting():
         return True
     translator = getattr(
@@ -94,7 +107,7 @@ def _is_exported_now() -> bool:
         trace: Any = translator.current_tx()  # type: ignore[union-attr]
     except AttributeError:
         trace = None
-    if trace is None:  # Python runs the model; what else does so while it compiles is not as old
+    if trace is None:  # Python runs the model, which only exporters of old versions do
         return _is_exporting is None
     return bool(trace.export)
 
@@ -108,51 +121,27 @@ def is_symbolic(*values: Any) -> bool:
     return any(isinstance(value, torch.fx.Proxy) for value in values)
 
 
-def is_watched(dy: Tensor) -> bool:
-    """Whether something of `is_transformed` looks at a backward pass.
-
-    Or it is of many outputs at once, and a gradient stands for a batch (``is_grads_batched``).
-    """
-    # Not by `is_transformed`, which asks for the compiler first, as the compiler needs when it
-    # traces a forward pass: here that is two functions of Python, to save mostly one of C.
-    return bool(
-        _has_transforms()
-        or getattr(_forward_ad, "_current_level", 0) >= 0
-        or (_is_scripted() and not torch.compiler.is_compiling())
-        or _is_batch(dy)
-    )
-
-
 def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     # A compiler repeats no mutation, and would not know of the task.
-    return not torch.compiler.is_compiling() and _backward_task() != -1
+    return not _is_traced_by_dynamo() and _backward_task() != -1
 
 
-def count_write(tensor: Tensor) -> None:
-    """Let autograd know that a kernel has written to `tensor`."""
-    if not tensor.is_inference():  # which autograd does not count
-        _increment_version(tensor)
-
-
-def count_writes(*tensors: Tensor) -> None:
-    """Do `count_write` for several."""
-    if _increment_versions is not None:
-        _increment_versions(tensors)
-        return
+def _count_one_by_one(tensors: tuple[Tensor, ...]) -> None:
     for tensor in tensors:
-        count_write(tensor)
+        if not tensor.is_inference():  # which autograd does not count
+            _increment_version(tensor)
 
 
-def _of_several() -> Any:
-    """Find what counts writes to several tensors in one call; None if this PyTorch has none."""
+def _counter_of_writes() -> Any:
     # Not the public function, which is Python, and takes longer than all that it does.
     increment = _known(torch._C, "_increment_version", None)
     try:
         increment((torch.empty(()),))
     except (TypeError, AttributeError, RuntimeError):
-        return None
+        return _count_one_by_one
     return increment
 
 
-_increment_versions = _of_several()
+# Lets autograd know that a kernel has written to the tensors of a tuple.
+count_writes = _counter_of_writes()

@@ -92,7 +92,7 @@ def backward(
 
 
 def backward_constant(
-    dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float
+    dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias where the statistics are constants."""
     dims = _dims(x)
@@ -176,8 +176,8 @@ def backward_constant_twice(
     x: Tensor,
     mean: Tensor,
     var: Tensor,
-    weight: Tensor | None,
     eps: float,
+    weight: Tensor | None,
 ) -> Twice:
     """Differentiate `backward_constant`, which is linear in everything but rstd."""
     dims = _dims(x)

@@ -1,17 +1,7 @@
-"""`torch.nn.functional.batch_norm` over bnext's kernels, and which way a call takes.
+"""`torch.nn.functional.batch_norm` over bnext's kernels: the one door of all calls.
 
-Kernels by autograd functions    what runs eagerly on plain tensors
-Registered operators             what is traced (torch.compile, torch.export), or watched by a
-                                 dispatch mode, and normalizes by the batch
-PyTorch's own                    all the rest: what is exported, for tools that know PyTorch's
-                                 operators and run without bnext; dtypes and devices without
-                                 kernels, tensors with nothing in them, transforms of functions
-                                 (vmap, jvp), subclasses of tensors, inference that is compiled
-                                 (where PyTorch fuses it with what is around), and what is wrong,
-                                 so that the errors are PyTorch's
-
-Values that stand for tensors while `torch.fx` traces make a node of the graph, which calls the
-function here again.
+`roads` decides which road a call takes. The functions here take it: over the kernels by autograd
+functions (`gradients`) or by registered operators (`operators`), or by PyTorch's own operator.
 """
 
 from __future__ import annotations
@@ -21,19 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnext.torch import gradients, kernels, operators
-from bnext.torch.context import (
-    PLAIN,
-    is_exported,
-    is_recomputed,
-    is_symbolic,
-    is_traced,
-    is_transformed,
-)
+from bnext.torch import gradients, operators
+from bnext.torch.context import is_compiling, is_recomputed, is_symbolic
+from bnext.torch.kernels import KernelRefusal
+from bnext.torch.roads import EXPORTED, FUSED, KERNELS, NODE, OPERATORS, road_of
 
-__all__ = ["batch_norm", "counted_batch_norm"]
-
-NUMBERS = (float, int)
+__all__ = ["batch_norm", "counted_batch_norm", "weight_of_batch"]
 
 # Kept as it is at import: programs may put `batch_norm` below under PyTorch's name, for layers that
 # call it there.
@@ -59,7 +42,7 @@ def batch_norm(
         there. In either memory format, which the result has as well.
     running_mean, running_var : Tensor, shape (C,), or None
         With `training`, they are moved in place (the variance with Bessel's correction); without,
-        they are what normalizes.
+        `input` is normalized by them.
     weight, bias : Tensor, shape (C,), or None
         Of the dtype of `input`; for 16-bit data also float32.
     training : bool
@@ -85,75 +68,64 @@ def batch_norm(
     are not moved a second time.
     """
     tensors = (input, running_mean, running_var, weight, bias)
-    if type(input) is not Tensor and is_symbolic(*tensors):
-        return _node_of(batch_norm, *tensors, training, momentum, eps)
-    return _normalized(*tensors, training, momentum, eps, None)
+    if momentum is None:  # an error, and PyTorch has its text
+        return _by_pytorch(*tensors, training, momentum, eps, None)
+    return counted_batch_norm(*tensors, training, momentum, eps, None)
 
 
 def counted_batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: Any,
-    eps: float,
-    counter: Tensor | None,
-) -> Tensor:
-    """Do `batch_norm`, and add one to the `counter` of a layer whose running statistics move.
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: Any, eps: float, counter: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Do `batch_norm` for a layer, and add one to its `counter` where running statistics move.
 
-    A `momentum` of None is the weight that makes them means over all batches counted.
+    With a `momentum` of None the running statistics are means over all batches counted.
     """
+    road = road_of(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if road is KERNELS:
+        known = weight_of_batch(counter) if momentum is None else momentum
+        try:
+            return gradients.batch_norm(
+                input, running_mean, running_var, weight, bias, training, known, eps, counter
+            )
+        except KernelRefusal:
+            pass
     tensors = (input, running_mean, running_var, weight, bias)
-    if type(input) is not Tensor and is_symbolic(*tensors):
+    if road is NODE:
+        if counter is None and momentum is not None:
+            return _node_of(batch_norm, *tensors, training, momentum, eps)
         return _node_of(counted_batch_norm, *tensors, training, momentum, eps, counter)
     if momentum is None:
         momentum = weight_of_batch(counter)
-    return _normalized(*tensors, training, momentum, eps, counter)
+    if road is OPERATORS or road is FUSED:
+        return operators.batch_norm(*tensors, momentum, eps, counter, road is FUSED)
+    if road is EXPORTED and counter is not None:  # where PyTorch counts: the graphs are the same
+        counter.add_(1)
+        counter = None
+    return _by_pytorch(*tensors, training, momentum, eps, counter)
 
 
-def _normalized(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: Any,
-    eps: float,
-    counter: Tensor | None,
-) -> Tensor:
-    tensors = (input, running_mean, running_var, weight, bias)
-    y = None
-    if is_transformed():
-        pass
-    elif is_traced():
-        if is_exported():
-            if counter is not None:  # where PyTorch counts, so that the graphs are the same
-                counter.add_(1)
-                counter = None
-        elif training is True and eps > 0 and operators.takes(*tensors):
-            return operators.batch_norm(*tensors, momentum, eps, counter)
-    elif _are_plain(*tensors) and _are_numbers(training, momentum, eps):
-        y = _by_kernels(*tensors, training, momentum, eps)
-    if y is None:
-        if torch.compiler.is_compiling() and isinstance(momentum, Tensor):
-            momentum = float(momentum)  # made from a count that is traced
-        if is_recomputed():  # copies, which may move; autograd is to keep as much as it did before
-            running_mean, running_var = _copied(running_mean), _copied(running_var)
-        y = _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if counter is not None and not is_recomputed():
+def _by_pytorch(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: Any, eps: float, counter: Tensor | None,
+) -> Tensor:  # fmt: skip
+    recomputed = is_recomputed()
+    if recomputed:  # copies, which may move; autograd is to keep as much as it did before
+        running_mean, running_var = _copied(running_mean), _copied(running_var)
+    elif is_compiling() and isinstance(momentum, Tensor):
+        momentum = float(momentum)  # made from a count that is traced
+    y: Tensor = _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if counter is not None and not recomputed:
         counter.add_(1)
     return y
 
 
 def weight_of_batch(counter: Tensor | None) -> Any:
-    """Weigh the next batch like each of those counted; 0 if none is."""
+    """Weigh the next batch like each of the batches counted; 0 if none is counted."""
     if counter is None:
         return 0.0
     # Traced, the count stays a tensor: to read it would break the graph.
-    count: Any = counter.double() if torch.compiler.is_compiling() else int(counter)
+    count: Any = counter.double() if is_compiling() else int(counter)
     return 1.0 / (count + 1)
 
 
@@ -165,61 +137,3 @@ def _node_of(function: Any, *arguments: Any) -> Any:
 
 def _copied(buffer: Tensor | None) -> Tensor | None:
     return None if buffer is None else buffer.clone()
-
-
-def _are_plain(input: Tensor, *others: Tensor | None) -> bool:
-    """Whether these are ordinary tensors, all in a place where there are kernels."""
-    if type(input) not in PLAIN or not kernels.takes(input) or input.numel() == 0:
-        return False
-    device = input.device
-    return all(
-        tensor is None or (type(tensor) in PLAIN and tensor.device == device) for tensor in others
-    )
-
-
-def _are_numbers(training: bool, momentum: float, eps: float) -> bool:
-    """Whether these are of types and values that PyTorch takes."""
-    if type(training) is not bool or not isinstance(momentum, NUMBERS):
-        return False
-    return isinstance(eps, NUMBERS) and eps > 0
-
-
-def _by_kernels(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor | None:
-    """Normalize; None if something is wrong, which PyTorch then says in its own words."""
-    if not kernels.agree(x, running_mean, running_var, weight, bias):
-        return None
-    weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
-    try:
-        if running_mean is None or running_var is None:
-            if not training or running_mean is not running_var:
-                return None
-            return gradients.normalize_by_batch(x, weight, bias, None, eps)
-        if not _are_buffers(running_mean, running_var, gradients.records(x, weight, bias)):
-            return None
-        mean, var = kernels.widened(x, running_mean), kernels.widened(x, running_var)
-        if not training:
-            return gradients.normalize_by_running(x, mean, var, weight, bias, eps)
-        if is_recomputed():
-            return gradients.normalize_by_batch(x, weight, bias, None, eps)
-        running = kernels.Running(mean, var, momentum)
-        y = gradients.normalize_by_batch(x, weight, bias, running, eps)
-    except kernels.KernelRefusal:
-        return None
-    kernels.bring_back((running_mean, running_var), (mean, var))
-    return y
-
-
-def _are_buffers(mean: Tensor, var: Tensor, recorded: bool) -> bool:
-    """Whether PyTorch takes these as running statistics; in a recorded call it would keep them."""
-    if mean.requires_grad or var.requires_grad:
-        return False
-    return not recorded or not (mean.is_inference() or var.is_inference())

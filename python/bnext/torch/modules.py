@@ -12,7 +12,6 @@ from torch.autograd import profiler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.docstrings import with_sections_of
-from bnext.torch import usual
 from bnext.torch.functional import counted_batch_norm, weight_of_batch
 
 __all__ = [
@@ -40,44 +39,47 @@ class Forward(_BatchNorm):
         """Normalize `input`, as PyTorch's layer does."""
         if is_profiled() and wants_range():
             return in_a_range(Forward.forward, self, input)
-        if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
-            return self._traced(input)
-        self._check_input_dim(input)
-        y = usual.batch_norm(self, input)
-        return self._normalize(input) if y is None else y
+        if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
+            self._check_input_dim(input)
+        elif self._is_one_node(input):
+            return self._node(input)
+        # Not as attributes: PyTorch looks up each of these by a function in Python.
+        parameters, buffers = self._parameters, self._buffers
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+            running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+            counter = buffers["num_batches_tracked"]
+        except KeyError:  # a parametrization computes it, say
+            weight, bias = self.weight, self.bias
+            running_mean, running_var = self.running_mean, self.running_var
+            counter = self.num_batches_tracked
+        by_batch = self.training
+        if not by_batch:
+            by_batch = running_mean is None and running_var is None
+            counter = None
+        elif not self.track_running_stats:
+            running_mean = running_var = counter = None
+        return counted_batch_norm(
+            input, running_mean, running_var, weight, bias, by_batch, self.momentum, self.eps,
+            counter,
+        )  # fmt: skip
 
     # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
     forward.__annotations__.update({"input": Tensor, "return": Tensor})
 
-    def _normalize(self, input: Any) -> Any:
-        running_mean, running_var = self.running_mean, self.running_var
-        training = self.training
-        moves = training and self.track_running_stats
-        counter = self.num_batches_tracked if moves else None
-        if not training:
-            by_batch = running_mean is None and running_var is None
-        else:
-            by_batch = True
-            if not moves:
-                running_mean = running_var = None
-        return counted_batch_norm(
-            input, running_mean, running_var, self.weight, self.bias, by_batch,
-            self.momentum, self.eps, counter,
-        )  # fmt: skip
-
     def _weight_of_batch(self, counter: Tensor | None) -> float:
         return weight_of_batch(counter) if self.momentum is None else self.momentum
 
-    def _traced(self, input: Any) -> Any:
-        """Be a node of a graph of `torch.fx`: the layer, or the function that it calls.
+    def _is_one_node(self, input: Any) -> bool:
+        """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
 
         The function stands in the graph of a layer that is traced by itself, which is no module in
         it, and within the `forward` of a subclass, which is traced through.
         """
         forward = type(self).forward
-        if getattr(input.tracer, "root", None) is self or not forward.__module__.startswith(OURS):
-            return self._normalize(input)
-        return self._node(input)
+        return getattr(input.tracer, "root", None) is not self and forward.__module__.startswith(
+            OURS
+        )
 
     def _node(self, input: Any) -> Any:
         """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
@@ -107,17 +109,17 @@ def is_profiled() -> bool:
     return profiler._is_profiler_enabled
 
 
-# A guard on it would have compiled models compile again where a profiler starts.
+# With a guard on it compiled models would compile again where a profiler starts.
 is_profiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def wants_range() -> bool:
-    """Whether a call is to be shown to the profiler that runs, as one range."""
+    """Whether the running profiler is to see a call as one range."""
     return not torch.compiler.is_compiling() and not _RANGE.is_open
 
 
 def in_a_range(forward: Any, layer: Forward, input: Tensor) -> Tensor:
-    """Do a call of a layer where a profiler sees it: kernels are none of PyTorch's operators."""
+    """Do a call of a layer as one range of a profiler, which sees only PyTorch's operators."""
     _RANGE.is_open = True
     try:
         with profiler.record_function("bnext::batch_norm"):

@@ -1,23 +1,23 @@
-"""The two passes as registered operators: what torch.compile and dispatch modes see.
+"""The two passes as registered operators, which torch.compile and dispatch modes see.
 
 ``bnext::batch_norm``           x, weight, bias, eps -> y, statistics, first
 ``bnext::fused_batch_norm``     the same
 ``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
 
-`statistics` has the rows of `bnext.rows`, one value a channel, in float64. The
-operators are functional: running statistics are moved from these, by operations that a compiler can
-fuse. `first` is the integer 1, or 0 where the pass repeats one in a backward pass: what is compiled
-finds that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
+`statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
+functional: running statistics are moved from these rows, by operations that a compiler can fuse.
+`first` is the integer 1, or 0 where the pass repeats one in a backward pass: compiled code finds
+that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
 
-All are composites, which record for autograd, and leave the work to operators that do not: the
-first and the last to ``bnext::normalize_by_batch`` and ``bnext::normalize_by_batch_backward``, of
-the same arguments and results. ``fused_batch_norm``, for compilers, has ``bnext::batch_statistics``
-for its first phase, and its second in PyTorch's operators: a compiler writes y in the loop that
-goes on with it, an activation, a sum, a pooling, and does not write or read it for itself.
+All are composites. They record for autograd, and leave the work to operators that do not: the first
+and the last to ``bnext::normalize_by_batch`` and ``bnext::normalize_by_batch_backward``, of the
+same arguments and results. ``fused_batch_norm``, for compilers, has ``bnext::batch_statistics`` for
+its first phase, and its second phase in PyTorch's operators: a compiler computes y in the loop of
+the operator that follows, an activation, a sum, a pooling, and need not write and read it.
 
-Only these are in the graph that a compiler has in the end, and they are registered with nothing
+The final graph of a compiler has only the latter operators. They are registered with nothing
 between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for
-aliases, would cost four times what the kernels take for a small tensor.
+aliases, would cost four times the kernels' time for a small tensor.
 
 The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
 tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are
@@ -37,58 +37,30 @@ from torch import Tensor
 from bnext.rows import Statistics
 from bnext.torch import formulas, kernels
 from bnext.torch.context import is_recomputed
+from bnext.torch.formats import format_of
 
-__all__ = ["batch_norm", "takes"]
+__all__ = ["batch_norm"]
 
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, ...]
 
 
-def takes(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> bool:
-    """Whether a traced call is one for the operators; PyTorch says what is wrong with others."""
-    others = (running_mean, running_var, weight, bias)
-    if not kernels.takes(x) or x.dim() < 2 or not kernels.agree(x, *others):
-        return False
-    if (running_mean is None) != (running_var is None):
-        return False
-    if any(buffer is not None and buffer.requires_grad for buffer in others[:2]):
-        return False
-    shape = (x.size(1),)
-    return all(
-        tensor is None or (tensor.shape == shape and tensor.device == x.device) for tensor in others
-    )
-
-
 def parameter_dtype(x: Tensor) -> torch.dtype:
-    """Name the dtype that kernels have parameters of."""
+    """Name the dtype of parameters in the kernels."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: Any,
-    eps: float,
-    counter: Tensor | None,
-) -> Tensor:
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, momentum: Any, eps: float, counter: Tensor | None, fused: bool,
+) -> Tensor:  # fmt: skip
     """Normalize by the batch, move running statistics and a counter, in ways that can be traced."""
     functional: Any = torch.nn.functional
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
-    normalize = torch.ops.bnext.batch_norm
-    if torch.compiler.is_compiling() and kernels.fuses(x):
-        normalize = torch.ops.bnext.fused_batch_norm
+    normalize = torch.ops.bnext.fused_batch_norm if fused else torch.ops.bnext.batch_norm
     y, statistics, first = normalize(x, weight, bias, eps)
-    if not is_recomputed():  # none of it is differentiated, since neither output of the operator is
+    if not is_recomputed():  # nothing here is differentiated: `statistics` and `first` are not
         count = math.prod(x.shape) // max(x.shape[1], 1)
         if running_mean is not None and running_var is not None and count > 1:
             of = Statistics(*statistics.unbind())
@@ -109,7 +81,7 @@ def _move(running: Tensor, batch: Tensor, momentum: Any, first: Tensor) -> None:
 
 
 def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    y, saved = kernels.forward(x, weight, bias, None, eps)
+    y, saved = kernels.forward(x, weight, bias, eps)
     return y, kernels.rows_of(saved), _first(x)
 
 
@@ -130,7 +102,7 @@ def _fake_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> Results:
-    return kernels.backward(dy, x, kernels.Rows(statistics, eps), weight)
+    return kernels.backward_by_rows(dy, x, statistics, eps, weight)
 
 
 def _fake_backward(
@@ -149,8 +121,8 @@ def _fake_rows(x: Tensor) -> Tensor:
 
 
 def _like(x: Tensor) -> Tensor:
-    """Lie where results of the kernels do."""
-    return torch.empty_like(x, memory_format=kernels.format_of(x))
+    """Make a tensor like a result of the kernels."""
+    return torch.empty_like(x, memory_format=format_of(x))
 
 
 # --- autograd -------------------------------------------------------------------------------------
@@ -220,7 +192,7 @@ def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     shape = (1, -1) + (1,) * (x.dim() - 2)
     unit, center, scale, shift = (row.view(shape) for row in coefficients.unbind())
     y = (x.to(coefficients.dtype) * unit - center) * scale + shift
-    y = y.to(x.dtype).contiguous(memory_format=kernels.format_of(x))
+    y = y.to(x.dtype).contiguous(memory_format=format_of(x))
     return y, statistics, first
 
 
@@ -252,7 +224,7 @@ def _define(name: str, schema: str, recorded: Any) -> None:
 
 
 def _define_work(name: str, schema: str, work: Any, fake: Any) -> None:
-    """Define an operator that does the work of one."""
+    """Define an operator that does the work of a composite."""
     _LIBRARY.define(name + schema, tags=_TAGS)
     _LIBRARY.impl(name, work, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)

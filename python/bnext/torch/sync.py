@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bnext import spine
-from bnext.devices import engine_of
 from bnext.sync import Group, TorchDistributedGroup
 from bnext.sync.group import announcing
 from bnext.torch import gradients, kernels
 from bnext.torch.context import is_recomputed
+from bnext.torch.formats import formatted
 from bnext.torch.modules import Forward, in_a_range, is_profiled, wants_range
+from bnext.torch.roads import GROUP, road_of_shard
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
@@ -35,16 +36,16 @@ class SyncBatchNorm(Forward):
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
-        As those of PyTorch's layer, and in its order.
+        As in PyTorch's layer, and in its order.
     process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
-        Who has the shards; PyTorch's default group if not given. Without torch.distributed, or in a
-        group of one process, the layer normalizes by itself.
+        The group of the members that hold the shards; PyTorch's default group if not given. Without
+        torch.distributed, or in a group of one process, the layer normalizes by itself.
 
     Notes
     -----
-    It is no subclass of `torch.nn.SyncBatchNorm`, only of what that is one of: on the CPU
-    `DistributedDataParallel` refuses all models that have an instance of it. State dicts are the
-    same.
+    It is no subclass of `torch.nn.SyncBatchNorm`, only of the base class of that layer: on the CPU
+    `DistributedDataParallel` refuses all models that have an instance of PyTorch's layer. State
+    dicts are the same.
 
     Threads of a `bnext.sync.ThreadGroup` may share the layer, or have a replica each. PyTorch's
     autograd runs the backward pass of a CPU in the thread that asked for it, which is then the
@@ -71,26 +72,24 @@ class SyncBatchNorm(Forward):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, a shard of the batch."""
-        if is_profiled() and wants_range():
-            return in_a_range(SyncBatchNorm.forward, self, input)
         if not isinstance(input, Tensor):
             return super().forward(input)
-        if self.training and has_others(self.process_group):
-            if torch.compiler.is_compiling():  # what waits for others is no part of a graph
-                return _outside_of_graphs()(self, input)
-            return self._in_group(input)
-        self._check_input_dim(input)
-        self._check_non_zero_input_channels(input)
-        return super().forward(input)
+        if not (self.training and has_others(self.process_group)):
+            self._check_input(input)
+            return super().forward(input)
+        if torch.compiler.is_compiling():  # a wait for others is no part of a graph
+            return _outside_of_graphs()(self, input)
+        if is_profiled() and wants_range():
+            return in_a_range(SyncBatchNorm._in_group, self, input)
+        return self._in_group(input)
 
     forward.__annotations__.update({"input": Tensor, "return": Tensor})  # as torch.fx needs them
 
     def _in_group(self, input: Tensor) -> Tensor:
         group = group_of(self.process_group)
         with announcing(group):
-            self._check_input_dim(input)
-            self._check_non_zero_input_channels(input)
-            if not kernels.takes(input):
+            self._check_input(input)
+            if road_of_shard(input) is not GROUP:
                 if group is not self.process_group:  # which PyTorch's layer knows as well
                     return THEIRS.forward(self, input)
                 raise TypeError(
@@ -98,7 +97,7 @@ class SyncBatchNorm(Forward):
                     f"bnext has kernels, got {input.layout}, {input.dtype} on {input.device}"
                 )
         weight, bias = kernels.widened(input, self.weight), kernels.widened(input, self.bias)
-        call = _Call(group, self, self.eps)
+        call = _Call(group, self)
         if gradients.records(input, weight, bias):
             y: Tensor = _InGroup.apply(input, weight, bias, call)
         else:
@@ -106,15 +105,19 @@ class SyncBatchNorm(Forward):
         if self.track_running_stats and not is_recomputed():
             momentum = self._weight_of_batch(self.num_batches_tracked)
             with announcing(group):
-                group.once(self, call.saved.generation, lambda: self._move(call, momentum))
+                group.once(self, call.saved.generation, lambda: self._move(call.saved, momentum))
         return y
 
-    def _move(self, call: _Call, momentum: float) -> None:
+    def _move(self, saved: Any, momentum: float) -> None:
         mean, var = self.running_mean, self.running_var
         if mean is not None and var is not None:
-            call.move(mean, var, momentum)
+            kernels.move_running(saved.local, mean, var, momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+    def _check_input(self, input: Tensor) -> None:
+        self._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
 
     _check_input_dim = THEIRS._check_input_dim
     _check_non_zero_input_channels = THEIRS._check_non_zero_input_channels
@@ -132,7 +135,7 @@ class SyncBatchNorm(Forward):
         module : torch.nn.Module
             A model, or a single layer.
         process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
-            Who has the shards; PyTorch's default group if not given.
+            The group of the members that hold the shards; PyTorch's default group if not given.
 
         Returns
         -------
@@ -148,32 +151,23 @@ class SyncBatchNorm(Forward):
 
 
 class _Call:
-    """One call of a layer in a group, and what it left."""
+    """One call of a layer in a group, and the statistics that it left."""
 
-    def __init__(self, group: Group, layer: SyncBatchNorm, eps: float) -> None:
+    saved: Any = None
+
+    def __init__(self, group: Group, layer: SyncBatchNorm) -> None:
         self.group = group
         self.layer = layer
-        self.eps = eps
-        self.saved: Any = None
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Normalize a shard."""
         given: Any = (None if t is None else t.detach() for t in (x, weight, bias))
         x, weight, bias = given
         y, self.saved = spine.forward(
-            x, weight=weight, bias=bias, eps=self.eps, channel_axis=1, out=None,
+            x, weight=weight, bias=bias, eps=self.layer.eps, channel_axis=1, out=None,
             part=self.group.part(self.layer),
         )  # fmt: skip
-        return kernels.formatted(y, x)
-
-    def move(self, mean: Tensor, var: Tensor, momentum: float) -> None:
-        """Move running statistics by those of the batch."""
-        wide = kernels.widened(mean, mean), kernels.widened(var, var)
-        engine_of(mean).move_running(
-            saved=self.saved.local, running_mean=wide[0], running_var=wide[1], momentum=momentum,
-            num_batches_tracked=None,
-        )  # fmt: skip
-        kernels.bring_back((mean, var), wide)
+        return formatted(y, x)
 
 
 class _InGroup(torch.autograd.Function):
@@ -193,7 +187,7 @@ class _InGroup(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         weight = None if weight is None else weight.detach()
-        # All of it, whatever is wanted here: others wait for this member.
+        # All gradients, whichever are wanted here: the other members wait for this one.
         every = spine.backward(dy.detach(), x.detach(), ctx.saved, weight=weight, out=None)
         wanted = zip(every, ctx.needs_input_grad, strict=False)
         return *(gradient if wants else None for gradient, wants in wanted), None
@@ -219,10 +213,10 @@ def check_group(group: Any, name: str) -> None:
 
 
 def has_others(group: Any) -> bool:
-    """Whether there is anybody to wait for in a group of either kind (None: PyTorch's default)."""
+    """Whether a group of either kind has other members (None: PyTorch's default group)."""
     if isinstance(group, Group):
         return True
-    # -1 where this process is no member.
+    # The size is -1 where this process is no member.
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
