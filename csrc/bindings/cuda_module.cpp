@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "bindings/register.hpp"
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "cuda/coverage.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
@@ -36,7 +36,7 @@ T named(const std::string& name, const All& all, const char* argument) {
         if (name == name_of(value)) return value;
         names += (names.empty() ? "" : ", ") + std::string(name_of(value));
     }
-    throw py::value_error(concat(argument, ": expected one of ", names, ", got '", name, "'"));
+    value_error(argument, ": expected one of ", names, ", got '", name, "'");
 }
 
 constexpr std::array kDTypes{DType::float32, DType::float64, DType::float16, DType::bfloat16};
@@ -190,6 +190,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.doc() = "The CUDA kernels of bnext: plans and launches over addresses.";
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
+    bindings::register_errors(m);
     bindings::register_plan(m);
     bindings::register_cuda_tensors(m);
 #ifdef BNEXT_CUDA_EMULATION

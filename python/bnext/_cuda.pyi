@@ -8,6 +8,9 @@ from typing import Any, final
 
 __version__: str
 
+class LayoutError(ValueError):
+    """Arrays have to be copied before there is a plan."""
+
 @final
 class Limits:
     """What a GPU has, as far as launches depend on it; `limits` reads it off a device."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from bnext import _core
 
 __all__ = ["ARRAYS", "ChecksMixin"]
-
-Array = npt.NDArray[Any]
 
 ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running_var")
 
@@ -24,38 +21,32 @@ class ChecksMixin:
     channel_axis: int
     dtype: np.dtype[Any]
 
-    def _checked(self, x: npt.ArrayLike) -> Array:
+    def _checked(self, x: Any, engine: Any) -> Any:
         # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
-        array = x if isinstance(x, np.ndarray) else _core.as_array(x, "x")
-        shape, dtype, ranks, axis = array.shape, array.dtype, self._ranks, self.channel_axis
+        array = x if isinstance(x, np.ndarray) else engine.as_array(x, "x")
+        ranks, axis = self._ranks, self.channel_axis
+        if isinstance(array, np.ndarray):
+            shape, dtype = array.shape, array.dtype
+            # Usually there is one object for each dtype; to compare what they say takes longer.
+            fits = dtype is self.dtype or dtype == self.dtype or self._takes(dtype)
+        else:
+            shape, dtype = engine.inspect(array)
+            is_wide = self.dtype == np.float32
+            fits = dtype == self.dtype.name or (is_wide and dtype in ("float16", "bfloat16"))
         rank = len(shape)
         if ranks and rank not in ranks:
             raise self._wrong_rank(rank)
-        # Usually there is one object for each dtype; to compare what they say takes longer.
-        if dtype is not self.dtype and dtype != self.dtype and not self._takes(dtype):
+        if not fits:
             raise self._wrong_dtype(dtype)
         if -rank <= axis < rank and shape[axis] != self.num_features:
             raise self._wrong_channels(shape)
         return array
 
-    def _checked_elsewhere(self, x: Any, engine: Any) -> Any:
-        """Check an array of another library."""
-        shape, dtype = engine.inspect(x)
-        rank, axis = len(shape), self.channel_axis
-        if self._ranks and rank not in self._ranks:
-            raise self._wrong_rank(rank)
-        is_wide = self.dtype == np.float32
-        if dtype != self.dtype.name and not (is_wide and dtype in ("float16", "bfloat16")):
-            raise self._wrong_dtype(dtype)
-        if -rank <= axis < rank and shape[axis] != self.num_features:
-            raise self._wrong_channels(shape)
-        return x
-
-    def _check_places(self, engine: Any) -> None:
+    def _check_places(self, x: Any, engine: Any) -> None:
         """Say which of the layer's arrays is not where x is, if a call has failed for that."""
         for name in ARRAYS:
             array = getattr(self, name)
-            if array is not None and (problem := engine.misplaced(array)):
+            if array is not None and (problem := engine.misplaced(array, x)):
                 raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
 
     def _wrong_rank(self, rank: int) -> ValueError:

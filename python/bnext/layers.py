@@ -235,15 +235,14 @@ class BatchNorm(ModesMixin, ChecksMixin, StateMixin):
         if self.group is not None and not uses and meets:
             return layer_forward(self, x, out, moves)
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-        x = self._checked(x) if engine is _core else self._checked_elsewhere(x, engine)
+        x = self._checked(x, engine)
         try:
             if uses:
                 y, latest = self._by_running(engine, x, out, moves)
             else:
                 y, latest = self._by_batch(engine, x, out, moves)
         except TypeError:
-            if engine is not _core:
-                self._check_places(engine)
+            self._check_places(x, engine)
             raise
         if self.group is not None:
             self._latest_of[self.group.rank_or_none] = latest

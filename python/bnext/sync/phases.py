@@ -160,8 +160,7 @@ def synchronized_forward(
     number, step = group.begin(layer)
     with announcing(group):
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-        if engine is _core:
-            x = _core.as_array(x, "x")
+        x = engine.as_array(x, "x")
         call = Call(group, engine, number, step, 0 if layer is None else id(layer))
         merged, header, count = exchanged(call, x, weight, bias, NO_RUNNING, eps, channel_axis, out)
     check_more_than_one(merged, group, engine, x)
@@ -190,7 +189,7 @@ def exchanged(
     """
     group, engine, layer, step, owner = call
     if group.recalls:
-        shape, dtype = (x.shape, x.dtype.name) if engine is _core else engine.inspect(x)
+        shape, dtype = engine.inspect(x)
         axis = axis_of(channel_axis, len(shape))
         header = Header(layer, step, "forward", shape[axis], dtype, owner)
         merged = group.recalled(header)
@@ -219,7 +218,7 @@ def normalized(
 def check_more_than_one(merged: Merged, group: Group, engine: Any, x: Any) -> None:
     """ValueError for one value per channel: all members know of it, and all raise it."""
     if merged.total_count == 1:
-        shape = x.shape if engine is _core else engine.inspect(x)[0]
+        shape = engine.inspect(x)[0]
         raise ValueError(
             f"Expected more than 1 value per channel when training, got 1 in the whole batch of "
             f"{group.size} shards (input size {shape} here)"
@@ -257,7 +256,7 @@ def backward_through(
     merged = saved.group.merge_sums(saved._header.of_backward(), saved._own_count, *sums)
     count, *of_all = merged[:3]
     # First, since on a GPU the sums are there at once before there is work to wait for.
-    gradients = engine.parameter_gradients(local, weight, *(of_all if total else sums))
+    gradients = engine.parameter_gradients(local, weight, *(of_all if total else sums), x)
     dx = engine.backward_apply(dy, x, local, weight, *of_all, max(count, 1), out)
     return dx, *gradients
 
@@ -274,7 +273,7 @@ def layer_forward(layer: BatchNorm, x: Any, out: Any, moves: bool) -> Any:
     weight, bias, eps, channel_axis = layer.weight, layer.bias, layer.eps, layer.channel_axis
     with announcing(group):
         engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-        x = layer._checked(x) if engine is _core else layer._checked_elsewhere(x, engine)
+        x = layer._checked(x, engine)
         running = running_of(layer) if moves else NO_RUNNING
         call = Call(group, engine, number, step, id(layer))
         try:
@@ -282,8 +281,7 @@ def layer_forward(layer: BatchNorm, x: Any, out: Any, moves: bool) -> Any:
                 call, x, weight, bias, running, eps, channel_axis, out
             )
         except TypeError:
-            if engine is not _core:
-                layer._check_places(engine)
+            layer._check_places(x, engine)
             raise
     check_more_than_one(merged, group, engine, x)
     with announcing(group):
