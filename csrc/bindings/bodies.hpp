@@ -31,8 +31,7 @@ void move_running(const Intake& call, const Saved& saved, bool bessel) {
     const double momentum = call.call.momentum;
     const auto blend = [&](const ArrayRef& running, std::size_t c, double batch) {
         P& value = running.as<P>()[static_cast<Index>(c) * running.strides[0]];
-        value =
-            static_cast<P>((1.0 - momentum) * static_cast<double>(value) + momentum * batch);
+        value = static_cast<P>((1.0 - momentum) * static_cast<double>(value) + momentum * batch);
     };
     const double n = static_cast<double>(saved.count) - (bessel ? 1.0 : 0.0);
     const auto batch_mean = saved.row(Row::mean), batch_m2 = saved.row(Row::m2);
@@ -119,8 +118,8 @@ py::object backward_body(Intake& call, const Results& results, const Results& of
     const double* rstd = problem.count() == 0 ? nullptr : saved.rows().rstd();
     const py::object all[] = {dx.result(), of_parameters.vector<Param<T>>(sum_dy_xmu, rstd),
                               of_parameters.vector<Param<T>>(sum_dy)};
-    auto result =
-        py::reinterpret_steal<py::object>(PyTuple_Pack(3, all[0].ptr(), all[1].ptr(), all[2].ptr()));
+    auto result = py::reinterpret_steal<py::object>(
+        PyTuple_Pack(3, all[0].ptr(), all[1].ptr(), all[2].ptr()));
     if (!result) throw py::error_already_set();
     return result;
 }

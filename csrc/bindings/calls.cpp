@@ -39,7 +39,8 @@ void take_affine(Intake& call, py::handle weight, py::handle bias) {
     call.read(Role::bias, bias);
 }
 
-// --- whole passes ---------------------------------------------------------------------------------
+// --- whole passes
+// ---------------------------------------------------------------------------------
 
 constexpr Signature kForward{
     "forward",
@@ -83,8 +84,7 @@ py::object normalize_by(Pass pass, py::handle x, Role mean_role, py::handle mean
     return pair_of(y, py::cast(std::move(saved)));
 }
 
-constexpr Signature kNormalize{"normalize",
-                               "x, mean, var, weight, bias, eps, channel_axis, out",
+constexpr Signature kNormalize{"normalize", "x, mean, var, weight, bias, eps, channel_axis, out",
                                "y and Saved, from given statistics."};
 
 py::object normalize(const Arguments<8>& arguments) {
@@ -94,8 +94,7 @@ py::object normalize(const Arguments<8>& arguments) {
 }
 
 constexpr Signature kNormalizeByRunning{
-    "normalize_by_running",
-    "x, running_mean, running_var, weight, bias, eps, channel_axis, out",
+    "normalize_by_running", "x, running_mean, running_var, weight, bias, eps, channel_axis, out",
     "The same, from a layer's statistics, which are of the dtype of x."};
 
 py::object normalize_by_running(const Arguments<8>& arguments) {
@@ -130,9 +129,8 @@ py::object backward(const Arguments<5>& arguments) {
     return result;
 }
 
-constexpr Signature kBackwardConstant{
-    "backward_constant", "dy, saved, weight, out",
-    "dx alone, where the statistics were given: it needs no x."};
+constexpr Signature kBackwardConstant{"backward_constant", "dy, saved, weight, out",
+                                      "dx alone, where the statistics were given: it needs no x."};
 
 py::object backward_constant(const Arguments<4>& arguments) {
     const auto [dy, saved_object, weight, out] = arguments;
@@ -170,7 +168,8 @@ py::object restored(const Arguments<4>& arguments) {
     return py::cast(std::move(saved));
 }
 
-// --- phases ---------------------------------------------------------------------------------------
+// --- phases
+// ---------------------------------------------------------------------------------------
 
 // What the first phase finds of x: its rows mean, mean_low and m2.
 struct Collected {
@@ -267,8 +266,7 @@ py::object apply_norm(const Arguments<10>& arguments) {
 }
 
 constexpr Signature kMoveRunning{
-    "move_running",
-    "saved, running_mean, running_var, momentum, num_batches_tracked, bessel=True",
+    "move_running", "saved, running_mean, running_var, momentum, num_batches_tracked, bessel=True",
     "Updates running statistics by those of a batch, as `forward` does."};
 
 py::object move_running_by(const Arguments<6>& arguments) {

@@ -1,5 +1,5 @@
-// Checks without a computation: what layers ask of their input, and what every call on a GPU asks of
-// its arrays, which Python has described.
+// Checks without a computation: what layers ask of their input, and what every call on a GPU asks
+// of its arrays, which Python has described.
 #include <pybind11/stl.h>
 
 #include "bindings/register.hpp"
@@ -72,16 +72,18 @@ void register_checks(py::module_& m) {
     m.def("inspect", &inspect, py::arg("x"), "The shape and the name of the dtype of an array.");
     m.def("misplaced", &misplaced, py::arg("array"), py::arg("like"),
           "What is wrong with an array beside another one; empty if nothing is.");
-    m.def("refuse_tracer", [](py::handle x, const char* name) { intake::as_array(x, name); },
-          py::arg("x"), py::arg("name"), "Raises the error for a tracer of JAX.");
+    m.def(
+        "refuse_tracer", [](py::handle x, const char* name) { intake::as_array(x, name); },
+        py::arg("x"), py::arg("name"), "Raises the error for a tracer of JAX.");
     m.def("check_count", &check_count, py::arg("count"),
           py::arg("name") = name_of(Role::num_batches_tracked),
           "TypeError or ValueError unless it is None or a layer's count of batches.");
     m.def("check_axis", &intake::take_axis, py::arg("channel_axis"), py::arg("rank"),
           "The axis, counted from the front.");
-    m.def("check_more_than_one",
-          [](const std::vector<Index>& shape, Index count) { check_more_than_one(shape, count); },
-          py::arg("shape"), py::arg("count"), "ValueError for one value per channel.");
+    m.def(
+        "check_more_than_one",
+        [](const std::vector<Index>& shape, Index count) { check_more_than_one(shape, count); },
+        py::arg("shape"), py::arg("count"), "ValueError for one value per channel.");
     m.def("is_tracer", &intake::is_tracer, py::arg("x"), "Whether x is a tracer of JAX.");
     m.def("is_data_dtype", &intake::is_data_dtype, py::arg("dtype"),
           "Whether x may be of this dtype.");

@@ -6,7 +6,7 @@ PYBIND11_MODULE(_core, m) {
     m.doc() = "Batch-normalization kernels on the CPU.";
     bnext::intake::prepare_numpy();
     bnext::intake::prepare_pool();
-    bnext::bindings::register_errors(m);
+    bnext::bindings::register_errors();
     bnext::bindings::register_dlpack(m);
     bnext::bindings::register_saved(m);
     bnext::bindings::register_calls(m);

@@ -314,7 +314,6 @@ private:
     std::array<py::object, kSlots.size()> slots_;
     std::array<py::str, 4> names_;  // of dtypes
     py::str dtype_{"dtype"};
-
 };
 
 }  // namespace bnext::bindings::tensors

@@ -6,22 +6,13 @@
 
 namespace bnext::bindings {
 
-void register_errors(pybind11::module_& m) {
-    static pybind11::exception<Error> layout(m, "LayoutError", PyExc_ValueError);
+void register_errors() {
     pybind11::register_local_exception_translator([](std::exception_ptr pointer) {
         try {
             if (pointer) std::rethrow_exception(pointer);
         } catch (const Error& error) {
-            const auto kind_of = [&]() -> PyObject* {
-                switch (error.kind()) {
-                    case Error::Kind::type: return PyExc_TypeError;
-                    case Error::Kind::value:
-                    case Error::Kind::saved: return PyExc_ValueError;
-                    case Error::Kind::layout: break;
-                }
-                return layout.ptr();
-            };
-            PyErr_SetString(kind_of(), error.what());
+            const bool of_type = error.kind() == Error::Kind::type;
+            PyErr_SetString(of_type ? PyExc_TypeError : PyExc_ValueError, error.what());
         }
     });
 }

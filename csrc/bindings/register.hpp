@@ -5,7 +5,7 @@
 
 namespace bnext::bindings {
 
-void register_errors(pybind11::module_& m);
+void register_errors();
 void register_dlpack(pybind11::module_& m);
 void register_saved(pybind11::module_& m);
 void register_calls(pybind11::module_& m);

@@ -33,7 +33,8 @@ public:
                        py::handle running_var, double momentum, py::handle num_batches_tracked,
                        double eps) const {
         Intake call(Pass::forward, library_);
-        if (!take(call, x, weight, bias, eps) || !call.read_plain(Role::running_mean, running_mean) ||
+        if (!take(call, x, weight, bias, eps) ||
+            !call.read_plain(Role::running_mean, running_mean) ||
             !call.read_plain(Role::running_var, running_var) ||
             !call.count_plain(num_batches_tracked)) {
             return py::none();
@@ -48,9 +49,8 @@ public:
     py::object statistics(py::handle x, py::handle weight, py::handle bias, double eps) const {
         Intake call(Pass::collect_stats, library_);
         if (!take(call, x, weight, bias, eps) || !passes(call.call)) return py::none();
-        return with_dtype(call[Role::x].dtype(), [&](auto type) {
-            return statistics_body<decltype(type)>(call);
-        });
+        return with_dtype(call[Role::x].dtype(),
+                          [&](auto type) { return statistics_body<decltype(type)>(call); });
     }
 
     py::object normalize_by_running(py::handle x, py::handle mean, py::handle var,

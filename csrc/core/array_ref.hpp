@@ -30,9 +30,9 @@ struct ArrayRef {
     Place place;
     bool is_array;  // false: something else came, as `text` says
     bool writeable;
-    bool viewable;      // aligned, and the steps are multiples of the element
-    bool c_contiguous;  // also an array of Fortran order may be: false is always right
-    const void* object;                       // what the text is of
+    bool viewable;       // aligned, and the steps are multiples of the element
+    bool c_contiguous;   // also an array of Fortran order may be: false is always right
+    const void* object;  // what the text is of
     std::string (*text)(const void* object);  // the name of the dtype, or of what came instead
 
     [[nodiscard]] std::span<const Index> shape() const { return {extents, rank}; }

@@ -63,7 +63,7 @@ struct Call {
     Call& operator=(const Call&) = delete;
 
     Pass pass;
-    Index channel_axis = 0;      // negative counts from the end
+    Index channel_axis = 0;  // negative counts from the end
     std::string axis_text;   // as it was given, where Index does not say it
     double eps = 0;
     double momentum = 0;

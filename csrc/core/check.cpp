@@ -10,12 +10,12 @@ namespace bnext {
 namespace {
 
 constexpr std::array<const char*, kRoles> kRoleNames{
-    "x",         "dy",          "mean",         "var",         "m2",
-    "mean_low",  "rows",      "weight",      "bias",         "running_mean", "running_var",
-    "num_batches_tracked",      "sum_dy",       "sum_dy_xmu",  "out"};
+    "x",      "dy",         "mean", "var",          "m2",          "mean_low",
+    "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
+    "sum_dy", "sum_dy_xmu", "out"};
 constexpr std::array kPassNames{
-    "forward",       "normalize",    "normalize_by_running", "backward", "backward_constant",
-    "moments",       "restored",     "collect_stats",        "apply_norm", "move_running",
+    "forward",         "normalize",      "normalize_by_running", "backward",   "backward_constant",
+    "moments",         "restored",       "collect_stats",        "apply_norm", "move_running",
     "backward_reduce", "backward_apply", "parameter_gradients"};
 
 template <class T, std::size_t N>
@@ -86,9 +86,7 @@ public:
             case Pass::apply_norm: return apply_norm();
             case Pass::moments: return data();
             case Pass::restored: return restored();
-            case Pass::move_running:
-                check_counter();
-                return running(call_.from_forward->dtype);
+            case Pass::move_running: check_counter(); return running(call_.from_forward->dtype);
             case Pass::backward:
             case Pass::backward_reduce:
             case Pass::backward_apply: return backward();

@@ -11,9 +11,10 @@ namespace bnext {
 
 class Error : public std::exception {
 public:
-    // type, value: a wrong argument, Python's TypeError and ValueError. layout: a ValueError of
-    // arrays that have to be copied first. saved: a ValueError of what another forward call left.
-    enum class Kind : std::uint8_t { type, value, layout, saved };
+    // type: a wrong argument, Python's TypeError. The others are ValueErrors: a wrong argument;
+    // what another forward call has left; a layout that has to be copied first; a path that cannot
+    // run.
+    enum class Kind : std::uint8_t { type, value, saved, layout, path };
 
     Error(Kind kind, std::string text) : kind_(kind), text_(std::move(text)) {}
 
@@ -44,7 +45,7 @@ template <class... Parts>
 }  // namespace bnext
 
 // Checks that memory safety rests on. They stand before any memory is touched.
-#define BNEXT_CHECK(condition, ...)                         \
-    do {                                                    \
+#define BNEXT_CHECK(condition, ...)                          \
+    do {                                                     \
         if (!(condition)) ::bnext::value_error(__VA_ARGS__); \
     } while (false)

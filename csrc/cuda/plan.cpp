@@ -384,7 +384,10 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
         found = true;
         if (fills) break;
     }
-    BNEXT_CHECK(found, "path: ", name_of(*forced), " cannot do this: ", refusal);
+    if (!found) {
+        throw Error(Error::Kind::path,
+                    concat("path: ", name_of(*forced), " cannot do this: ", refusal));
+    }
     BNEXT_CHECK(plan.first.grid <= kMostBlocks && plan.second.grid <= kMostBlocks,
                 "x: too many channels for a launch");
     lay_out_workspace(plan);

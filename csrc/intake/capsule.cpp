@@ -96,15 +96,15 @@ Taken take(py::handle capsule, const std::string& name) {
         return take_form<Managed>(capsule, name, managed->tensor, false);
     }
     type_error(name, ": expected a DLPack capsule that nobody has used, got ",
-                      std::string(py::repr(capsule)));
+               std::string(py::repr(capsule)));
 }
 
 // NumPy would make memory of its own, and leave in it what was there.
 void check_memory(const Taken& taken, const std::string& name) {
     if (taken.data() != nullptr || taken.empty()) return;
     type_error(name,
-                      ": expected an array whose memory holds its values, got one without memory: "
-                      "it is a wrapper of others, was freed, or is not computed yet");
+               ": expected an array whose memory holds its values, got one without memory: "
+               "it is a wrapper of others, was freed, or is not computed yet");
 }
 
 // A NumPy array as others take it over: the description, and a reference to the array, for as long
@@ -162,12 +162,12 @@ py::object from_dlpack(py::handle capsule, const std::string& name) {
     const Taken taken = take(capsule, name);
     if (!read_by_the_cpu(taken.tensor.device.type)) {
         type_error(name, ": expected an array on the CPU, got one on ",
-                          device_name(taken.tensor.device.type, taken.tensor.device.id));
+                   device_name(taken.tensor.device.type, taken.tensor.device.id));
     }
     const auto dtype = supported(taken.tensor.dtype);
     if (!dtype) {
         type_error(name, ": expected dtype float16, bfloat16, float32 or float64, got ",
-                          text_of(taken.tensor.dtype));
+                   text_of(taken.tensor.dtype));
     }
     check_memory(taken, name);
     const py::object descr = descr_for(*dtype, name);
@@ -194,8 +194,7 @@ Exported::Exported(py::handle array) : array_(as_array(array, "array")) {
     ArrayRef of;
     refer(array_, extents, of);
     if (of.supported()) return;
-    type_error("array: expected dtype float16, bfloat16, float32 or float64, got ",
-               of.type_text());
+    type_error("array: expected dtype float16, bfloat16, float32 or float64, got ", of.type_text());
 }
 
 py::object Exported::capsule(const py::object& stream, const py::object& max_version,

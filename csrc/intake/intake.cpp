@@ -47,19 +47,10 @@ bool Intake::refer_to_plain(Role role, py::handle object, bool is_data) {
         size *= shape[a];
     }
     if (is_data && size == 0) return false;
-    call.add(role) = {view.data(),
-                      shape,
-                      steps,
-                      strides,
-                      static_cast<std::uint8_t>(rank),
-                      element_of(*dtype),
-                      Place::cpu,
-                      true,
-                      true,
-                      true,
-                      view.order == Order::c,
-                      object.ptr(),
-                      &tensor_text};
+    call.add(role) = {
+        view.data(), shape, steps, strides, static_cast<std::uint8_t>(rank), element_of(*dtype),
+        Place::cpu,  true,  true,  true,    view.order == Order::c,          object.ptr(),
+        &tensor_text};
     return true;
 }
 
@@ -153,8 +144,7 @@ void Intake::write(Role role, py::handle object) {
     if (role == Role::out) out_ = object;
     const bool foreign = library_ != nullptr && library_of(object) != nullptr;
     if (foreign) {
-        if (library_of(object) != library_ ||
-            !refer_to_plain(role, object, role == Role::out)) {
+        if (library_of(object) != library_ || !refer_to_plain(role, object, role == Role::out)) {
             refer_to_array(role, adopted_beside(object, name));
         }
         library_->object.attr("check_writable")(object, name);

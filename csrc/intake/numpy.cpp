@@ -29,9 +29,9 @@ const NumPy& numpy() {
     const auto look_up = [] {
         const auto np = py::module_::import("numpy");
         const auto dtype = [&](const char* name) -> py::object { return np.attr("dtype")(name); };
-        return NumPy{np.attr("asarray"), np.attr("copyto"), np.attr("shares_memory"),
-                     dtype("float16"),   dtype("float32"),  dtype("float64"),
-                     dtype("int64"),     dtype("uint16"),   dtype("uint32"),
+        return NumPy{np.attr("asarray"), np.attr("copyto"),         np.attr("shares_memory"),
+                     dtype("float16"),   dtype("float32"),          dtype("float64"),
+                     dtype("int64"),     dtype("uint16"),           dtype("uint32"),
                      dtype("uint64"),    py::detail::npy_api::get()};
     };
     return storage.call_once_and_store_result(look_up).get_stored();
@@ -220,8 +220,8 @@ void refer_to_counter(py::handle object, Extents& extents, ArrayRef& result) {
     if (is_plain_array(object) || (py::isinstance<py::array>(object) && !has_mask(object))) {
         refer(object, extents, result);
         // Arrays that come out of a pickle have a dtype object of their own.
-        const bool is_int64 = numpy().api.PyArray_EquivTypes_(proxy(object)->descr,
-                                                              numpy().int64.ptr());
+        const bool is_int64 =
+            numpy().api.PyArray_EquivTypes_(proxy(object)->descr, numpy().int64.ptr());
         result.element = is_int64 ? Element::int64 : Element::other;
     } else {
         refer_to_none(object, result);
@@ -242,8 +242,8 @@ bool share_memory(const ArrayRef& a, const ArrayRef& b) {
     // The bounds of two slices of one array may overlap without the slices doing so. The exact
     // answer can be slow to find in theory; past this much work it counts as an overlap.
     try {
-        return py::cast<bool>(numpy().shares_memory(bytes_view(a), bytes_view(b),
-                                                    py::arg("max_work") = 10000));
+        return py::cast<bool>(
+            numpy().shares_memory(bytes_view(a), bytes_view(b), py::arg("max_work") = 10000));
     } catch (py::error_already_set&) {
         return true;
     }

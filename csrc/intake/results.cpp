@@ -7,7 +7,8 @@ Fresh Results::make(DType dtype, std::span<const Index> shape, AxisStrides strid
         py::object tensor = call(*empty_like_, x_);
         TensorView view;
         if (library_->reader->take_new_data(tensor, view) && view.dtype == dtype &&
-            std::ranges::equal(view.shape(), shape) && std::ranges::equal(view.strides(), strides)) {
+            std::ranges::equal(view.shape(), shape) &&
+            std::ranges::equal(view.strides(), strides)) {
             return {std::move(tensor), nullptr, view.data()};
         }
     }

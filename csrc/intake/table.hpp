@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <span>
 
-#include "intake/dlpack.hpp"
 #include "core/array_ref.hpp"
 #include "core/error.hpp"
+#include "intake/dlpack.hpp"
 
 namespace bnext::intake {
 
