@@ -132,14 +132,15 @@ endfunction()
 set(BNEXT_CUDA_SOURCES
   csrc/bindings/cuda_module.cpp
   csrc/bindings/cuda_tensors.cpp
-  csrc/bindings/exchange.cpp
+  csrc/bindings/errors.cpp
   csrc/core/problem.cpp
   csrc/cuda/environment.cpp
   csrc/cuda/kernel_choice.cpp
   csrc/cuda/launch.cpp
   csrc/cuda/plan.cpp
   csrc/cuda/plan_cache.cpp
-  csrc/cuda/residency.cpp)
+  csrc/cuda/residency.cpp
+  csrc/intake/dlpack.cpp)
 set(BNEXT_CUDA_KERNELS "")
 foreach(dtype float32 float64 float16 bfloat16)
   foreach(operation forward backward phases)

@@ -13,7 +13,8 @@ BELOW = {
     "sync": {"core"},
     "cpu": {"core"},
     "cuda": {"core"},
-    "bindings": {"core", "sync", "cpu", "cuda"},
+    "intake": {"core", "cpu"},
+    "bindings": {"core", "sync", "cpu", "cuda", "intake"},
 }
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu"))
 

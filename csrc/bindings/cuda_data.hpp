@@ -4,9 +4,11 @@
 #include <cmath>
 #include <optional>
 
-#include "bindings/tensor_reader.hpp"
+#include "intake/table.hpp"
 
 namespace bnext::bindings::tensors {
+
+using namespace intake;  // NOLINT: of tensors
 
 #ifdef BNEXT_CUDA_EMULATION
 constexpr std::int32_t kDeviceMemory = dlpack::kCPU;

@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "bindings/register.hpp"
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "cuda/coverage.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
@@ -36,7 +36,7 @@ T named(const std::string& name, const All& all, const char* argument) {
         if (name == name_of(value)) return value;
         names += (names.empty() ? "" : ", ") + std::string(name_of(value));
     }
-    throw py::value_error(concat(argument, ": expected one of ", names, ", got '", name, "'"));
+    value_error(argument, ": expected one of ", names, ", got '", name, "'");
 }
 
 constexpr std::array kDTypes{DType::float32, DType::float64, DType::float16, DType::bfloat16};
@@ -137,6 +137,21 @@ py::dict launch_of(const cuda::Launch& launch) {
     return d;
 }
 
+// Why there is no plan, for callers that go on otherwise.
+void register_plan_errors(py::module_& m) {
+    static py::exception<Error> layout(m, "LayoutError", PyExc_ValueError);
+    static py::exception<Error> path(m, "PathError", PyExc_ValueError);
+    py::register_local_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer) std::rethrow_exception(pointer);
+        } catch (const Error& error) {
+            if (error.kind() == Error::Kind::layout) return py::set_error(layout, error.what());
+            if (error.kind() == Error::Kind::path) return py::set_error(path, error.what());
+            throw;
+        }
+    });
+}
+
 // (Of this module alone: the emulated kernels may be loaded beside the real ones.)
 void register_plan(py::module_& m) {
     py::class_<Limits>(m, "Limits", py::module_local(),
@@ -190,6 +205,8 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.doc() = "The CUDA kernels of bnext: plans and launches over addresses.";
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
+    bindings::register_errors();
+    bindings::register_plan_errors(m);
     bindings::register_plan(m);
     bindings::register_cuda_tensors(m);
 #ifdef BNEXT_CUDA_EMULATION

@@ -30,13 +30,11 @@ public:
           new_empty_(torch.attr("Tensor").attr("new_empty")),
           new_zeros_(torch.attr("Tensor").attr("new_zeros")),
           is_inference_(torch.attr("Tensor").attr("is_inference")),
-          is_grad_enabled_(torch.attr("is_grad_enabled")),
-          forward_ad_(torch.attr("autograd").attr("forward_ad")),
           saved_type_(std::move(saved_type)),
           problem_of_(std::move(problem_of)),
-          guarded_(guarded) {
+          autograd_(guarded ? std::make_optional<Autograd>(torch) : std::nullopt) {
         if (reader_.table().allocate == nullptr || reader_.table().current_stream == nullptr) {
-            throw py::type_error("torch: expected DLPack's whole table of C functions");
+            type_error("torch: expected DLPack's whole table of C functions");
         }
         for (std::size_t k = 0; k < kSlots.size(); ++k) slots_[k] = saved_type_.attr(kSlots[k]);
         for (const auto dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
@@ -48,7 +46,7 @@ public:
 
     // Data on a device with kernels; a negative axis counts from the end.
     bool take_x(py::handle object, Index axis, void*& address, Data& x) const {
-        if (has_dual_level() || !take_data(object, x)) return false;
+        if ((autograd_ && autograd_->has_dual_level()) || !take_data(object, x)) return false;
         const auto rank = static_cast<Index>(x.rank());
         if (axis < -rank || axis >= rank) return false;
         x.keep(axis < 0 ? axis + rank : axis);
@@ -204,7 +202,7 @@ public:
                                   x.shape(),
                                   x.strides(),
                                   {addresses.data(), count}});
-        } catch (const std::invalid_argument&) {
+        } catch (const Error&) {
             return false;
         }
         Workspace workspace;
@@ -221,17 +219,8 @@ public:
     }
 
 private:
-    // Whether autograd would have to record an operation on the tensor.
     [[nodiscard]] bool is_recorded(py::handle object) const {
-        return guarded_ && object.attr(requires_grad_).ptr() == Py_True &&
-               call(is_grad_enabled_).ptr() == Py_True;
-    }
-
-    // Whether forward-mode differentiation is at work.
-    [[nodiscard]] bool has_dual_level() const {
-        if (!guarded_) return false;
-        const py::object level = py::getattr(forward_ad_, current_level_, py::none());
-        return !level.is_none() && level.cast<long>() >= 0;
+        return autograd_ && autograd_->records(object);
     }
 
     // Autograd counts no writes to an inference tensor, and PyTorch refuses them outside its mode.
@@ -317,15 +306,14 @@ private:
     }
 
     TensorReader reader_;
-    py::object torch_, empty_like_, new_empty_, new_zeros_, is_inference_, is_grad_enabled_;
-    py::object forward_ad_, saved_type_, problem_of_;
-    bool guarded_;
+    py::object torch_, empty_like_, new_empty_, new_zeros_, is_inference_;
+    py::object saved_type_, problem_of_;
+    std::optional<Autograd> autograd_;  // of functions, which refuse what it would record
     mutable std::map<std::int32_t, Device> devices_;
     Device unusable_;
     std::array<py::object, kSlots.size()> slots_;
     std::array<py::str, 4> names_;  // of dtypes
-    // Names of other attributes, made once.
-    py::str requires_grad_{"requires_grad"}, current_level_{"_current_level"}, dtype_{"dtype"};
+    py::str dtype_{"dtype"};
 };
 
 }  // namespace bnext::bindings::tensors

@@ -1,52 +1,31 @@
-// What both extension modules know of DLPack.
-#include "bindings/dlpack.hpp"
-#include "core/errors.hpp"
+// DLPack as Python calls it.
+#include <pybind11/stl.h>
 
-namespace bnext::bindings::dlpack {
+#include "bindings/register.hpp"
+#include "intake/dlpack.hpp"
+#include "intake/library.hpp"
 
-namespace py = pybind11;
+namespace bnext::bindings {
 
-std::string device_name(std::int32_t type, std::int32_t id) {
-    switch (type) {
-        case kCPU:
-        case kCUDAHost:
-        case kROCmHost: return "the CPU";
-        case kCUDA:
-        case kCUDAManaged: return concat("cuda:", id);
-        case kMetal: return concat("metal:", id);
-        case kROCm: return concat("rocm:", id);
-        case kOneAPI: return concat("oneapi:", id);
-        default: return concat("a device of DLPack's type ", type);
-    }
+void register_dlpack(pybind11::module_& m) {
+    namespace py = pybind11;
+    namespace dlpack = intake::dlpack;
+    m.def("from_dlpack", &dlpack::from_dlpack, py::arg("capsule"), py::arg("name") = "x",
+          "A NumPy array on the memory that the capsule describes, which it uses up.");
+    m.def("describe_dlpack", &dlpack::describe_dlpack, py::arg("capsule"), py::arg("name") = "x",
+          "address, shape, strides in elements, dtype, device type, device, read-only, and what\n"
+          "keeps the memory; of any device. Uses the capsule up.");
+    m.def("device_name", &dlpack::device_name, py::arg("device_type"), py::arg("device_id"),
+          "What errors call a device of DLPack's.");
+    m.def("find_libraries_by", &intake::find_libraries_by, py::arg("function"),
+          "Sets the function that finds the library of an array of a type not seen before.");
+    py::class_<dlpack::Exported>(m, "Exported",
+                                 "A NumPy array as a DLPack producer, also of bfloat16.")
+        .def(py::init<py::handle>(), py::arg("array"))
+        .def("__dlpack__", &dlpack::Exported::capsule, py::kw_only(),
+             py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+             py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
+        .def("__dlpack_device__", [](const dlpack::Exported&) { return py::make_tuple(1, 0); });
 }
 
-std::optional<DType> supported(DataType type) {
-    if (type.lanes != 1) return std::nullopt;
-    if (type.code == kBfloat && type.bits == 16) return DType::bfloat16;
-    if (type.code != kFloat) return std::nullopt;
-    switch (type.bits) {
-        case 16: return DType::float16;
-        case 32: return DType::float32;
-        case 64: return DType::float64;
-        default: return std::nullopt;
-    }
-}
-
-DataType type_of(DType dtype) {
-    const auto code = static_cast<std::uint8_t>(dtype == DType::bfloat16 ? kBfloat : kFloat);
-    return {code, static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
-}
-
-const ExchangeTable* exchange_table(const py::type& type) {
-    if (!py::hasattr(type, ExchangeTable::kAttribute)) return nullptr;
-    const py::object capsule = type.attr(ExchangeTable::kAttribute);
-    if (PyCapsule_IsValid(capsule.ptr(), ExchangeTable::kName) == 0) return nullptr;
-    const auto* table = static_cast<const ExchangeTable*>(
-        PyCapsule_GetPointer(capsule.ptr(), ExchangeTable::kName));
-    while (table != nullptr && table->version.major != ManagedVersioned::kVersion.major) {
-        table = table->older;
-    }
-    return table != nullptr && table->describe != nullptr ? table : nullptr;
-}
-
-}  // namespace bnext::bindings::dlpack
+}  // namespace bnext::bindings

@@ -5,10 +5,11 @@
 
 namespace bnext::bindings {
 
+void register_errors();
 void register_dlpack(pybind11::module_& m);
 void register_saved(pybind11::module_& m);
-void register_operations(pybind11::module_& m);
-void register_phases(pybind11::module_& m);
+void register_calls(pybind11::module_& m);
+void register_checks(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_sync(pybind11::module_& m);
 void register_tensors(pybind11::module_& m);

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <string>
 
-#include "bindings/arrays.hpp"
 #include "bindings/register.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
@@ -16,11 +15,16 @@
 #include "cpu/pool.hpp"
 #include "cpu/schedule.hpp"
 #include "cpu/team_size.hpp"
+#include "intake/intake.hpp"
 
 #define BNEXT_TEXT_(x) #x
 #define BNEXT_TEXT(x) BNEXT_TEXT_(x)
 
 namespace bnext::bindings {
+
+namespace py = pybind11;
+using intake::type_name;
+
 namespace {
 
 std::vector<std::string> names(const cpu::TableList& list) {
@@ -36,20 +40,20 @@ void set_isa(const std::string& name) {
         for (const auto& available : names(cpu::available_tables())) {
             known += (known.empty() ? "" : ", ") + available;
         }
-        value_error(concat("name: expected one of ", known, ", got '", name, "'"));
+        value_error("name: expected one of ", known, ", got '", name, "'");
     }
     cpu::set_active_table(*table);
 }
 
 void set_num_threads(py::handle n) {
     if (PyIndex_Check(n.ptr()) == 0) {
-        type_error(concat("n: expected an integer, got ", type_name(n)));
+        type_error("n: expected an integer, got ", type_name(n));
     }
     const auto value = PyNumber_AsSsize_t(n.ptr(), nullptr);
     constexpr int kMost = 65536;
     if (value < 1 || value > kMost) {
         const auto expected = value < 1 ? std::string(">= 1") : concat("from 1 to ", kMost);
-        value_error(concat("n: expected an integer ", expected, ", got ", std::string(py::str(n))));
+        value_error("n: expected an integer ", expected, ", got ", std::string(py::str(n)));
     }
     cpu::set_num_threads(static_cast<int>(value));
 }
@@ -61,16 +65,19 @@ void force_schedule(const py::object& name) {
     for (const Schedule schedule : {Schedule::serial, Schedule::channels, Schedule::split}) {
         if (wanted == name_of(schedule)) return cpu::force_schedule(&schedule);
     }
-    value_error(concat("name: expected serial, channels or split, got '", wanted, "'"));
+    value_error("name: expected serial, channels or split, got '", wanted, "'");
 }
 
 py::dict explain(const py::handle x_object, py::handle channel_axis, int operands) {
-    const Array x = take_data(x_object, "x");
-    const Index axis = take_axis(channel_axis, x.rank());
+    intake::Intake call(Pass::moments);
+    call.lead(Role::x, x_object);
+    call.axis(channel_axis);
+    check(call.call);
+    const ArrayRef& x = call[Role::x];
     py::dict result;
-    const std::array<AxisStrides, 1> strides{x.strides()};
-    const Description description = describe(*x.dtype(), x.shape(), axis, strides);
-    result["copied"] = !x.viewable() || !description.accepted();
+    const std::array strides{x.axis_strides()};
+    const Description description = describe(x.dtype(), x.shape(), call.call.axis(), strides);
+    result["copied"] = !x.viewable || !description.accepted();
     result["why"] = description.refusal;
     if (!description.accepted()) return result;
     const Problem& problem = description.problem;

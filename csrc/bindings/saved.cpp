@@ -1,15 +1,21 @@
 #include "bindings/saved.hpp"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
-#include "bindings/dlpack.hpp"
 #include "bindings/register.hpp"
+#include "intake/arguments.hpp"
+#include "intake/dlpack.hpp"
 
 namespace bnext::bindings {
+
+namespace py = pybind11;
+using intake::take_eps;
+using intake::type_name;
+
 namespace {
 
 template <Row kRow>
@@ -28,36 +34,12 @@ py::array_t<double> rows_of(const Saved& saved) {
 
 }  // namespace
 
-std::uint64_t fingerprint_of(const Strided& x) {
-    constexpr Index kSamples = 8;
-    const Index size = x.size();
-    if (size == 0) return 0;
-    const auto* base = static_cast<const char*>(x.data);
-    const Index item = size_of(x.dtype);
-    const bool in_order = x.c_contiguous;
-    std::uint64_t hash = 1469598103934665603ULL;
-    for (Index s = 0; s < kSamples; ++s) {
-        Index flat = size <= kSamples ? s % size : s * (size - 1) / (kSamples - 1);
-        const char* p = base + (in_order ? flat * item : 0);
-        for (std::size_t a = in_order ? 0 : x.shape.size(); a-- > 0;) {
-            const Index extent = x.shape[a];
-            p += (flat % extent) * x.byte_strides[a];
-            flat /= extent;
-        }
-        std::uint64_t bits = 0;
-        std::memcpy(&bits, p, static_cast<std::size_t>(item));
-        hash = (hash ^ bits) * 1099511628211ULL;
-        hash ^= hash >> 29;
-    }
-    return hash;
-}
-
-Saved::Saved(const Strided& x, Index axis, double epsilon)
-    : dtype(x.dtype),
+Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
+    : dtype(of),
       channel_axis(axis),
       eps(epsilon),
-      shape(x.shape.begin(), x.shape.end()),
-      channels_(x.shape[static_cast<std::size_t>(axis)]),
+      shape(x.begin(), x.end()),
+      channels_(x[static_cast<std::size_t>(axis)]),
       rows_(static_cast<std::size_t>(kRows * channels_)) {}
 
 bool Saved::take(std::span<const double> rows) {
@@ -73,45 +55,24 @@ void Saved::has_given_statistics() {
     std::ranges::fill(row(Row::mean_low), 0.0);
 }
 
-void Saved::check_input(const Strided& x) const {
-    if (!std::ranges::equal(shape, x.shape)) {
-        value_error(concat("saved: made from an input of shape ", shape_text(shape),
-                           ", got x of shape ", shape_text(x.shape)));
-    }
-    if (x.dtype != dtype) {
-        value_error(
-            concat("saved: made from a ", name_of(dtype), " input, got x of ", name_of(x.dtype)));
-    }
-    if (fingerprint_of(x) != fingerprint) {
-        value_error("saved: made from another x, or x was changed since (their elements differ)");
+void Saved::take_rows(const ArrayRef& rows) {
+    ArrayRef row = rows;
+    row.rank = 1;
+    row.steps = rows.steps + 1;
+    for (Index number = 0; number < kRows; ++number) {
+        row.data = rows.as<char>() + number * rows.steps[0];
+        read_doubles(row, this->row(static_cast<Row>(number)));
     }
 }
 
 const Saved& take_saved(py::handle object) {
     if (!py::isinstance<Saved>(object)) {
-        type_error(
-            concat("saved: expected what batch_norm_forward returned, got ", type_name(object)));
+        type_error("saved: expected what batch_norm_forward returned, got ", type_name(object));
     }
     return py::cast<const Saved&>(object);
 }
 
 namespace {
-
-// What forward would leave, from the rows that it has left before.
-Saved restored(py::handle x_object, const py::array_t<double, py::array::c_style>& rows,
-               py::handle eps, py::handle channel_axis) {
-    const Array x = take_data(x_object, "x");
-    const Index axis = take_axis(channel_axis, x.rank());
-    Saved saved(x.strided(), axis, take_eps(eps));
-    if (rows.ndim() != 2 || rows.shape(0) != kRows || rows.shape(1) != saved.channels()) {
-        value_error(concat("rows: expected shape (", kRows, ", ", saved.channels(), "), got ",
-                           py::cast<std::string>(py::str(rows.attr("shape")))));
-    }
-    saved.take({rows.data(), static_cast<std::size_t>(rows.size())});
-    saved.count = saved.channels() == 0 ? 0 : static_cast<Index>(x.size()) / saved.channels();
-    saved.fingerprint = fingerprint_of(x.strided());
-    return saved;
-}
 
 // What a pickle has of it; nothing of the memory of this process.
 py::tuple state_of(const Saved& s) {
@@ -129,7 +90,7 @@ Saved of_state(const py::tuple& state) {
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
         if (name != name_of(dtype)) continue;
         if (axis < 0 || axis >= static_cast<Index>(shape.size())) break;
-        Saved saved({nullptr, dtype, shape, {}, true}, axis, take_eps(state[3]));
+        Saved saved(dtype, shape, axis, take_eps(state[3]));
         saved.batch_statistics = py::cast<bool>(state[1]);
         saved.count = py::cast<Index>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
@@ -142,9 +103,6 @@ Saved of_state(const py::tuple& state) {
 }  // namespace
 
 void register_saved(py::module_& m) {
-    m.def("restored", &restored, py::arg("x"), py::arg("rows").noconvert(), py::arg("eps"),
-          py::arg("channel_axis"),
-          "Saved, from x and the rows of its statistics as an array of float64.");
     py::tuple names(kRows);
     for (std::size_t row = 0; row < names.size(); ++row) names[row] = kRowNames[row];
     m.attr("ROWS") = names;
@@ -182,7 +140,7 @@ void register_saved(py::module_& m) {
             "shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); },
             "Shape of x (tuple of int).")
         .def_property_readonly(
-            "dtype", [](const Saved& s) { return dlpack::descr_for(s.dtype, "dtype"); },
+            "dtype", [](const Saved& s) { return intake::dlpack::descr_for(s.dtype, "dtype"); },
             "Dtype of x (numpy.dtype).")
         .def_property_readonly(
             "channel_axis", [](const Saved& s) { return s.channel_axis; },

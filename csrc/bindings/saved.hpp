@@ -8,8 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "bindings/arrays.hpp"
-#include "core/dtype.hpp"
+#include "core/call.hpp"
 #include "core/statistics.hpp"
 #include "cpu/pool_array.hpp"
 
@@ -25,8 +24,11 @@ public:
     std::uint64_t fingerprint = 0;
     std::vector<Index> shape;
 
-    // For an input like x; the statistics are not initialised.
-    Saved(const Strided& x, Index axis, double epsilon);
+    // For an input of that dtype and shape; the statistics are not initialised.
+    Saved(DType of, std::span<const Index> x, Index axis, double epsilon);
+    // For the input of a call that was checked.
+    explicit Saved(const Call& call)
+        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps) {}
 
     [[nodiscard]] Index channels() const { return channels_; }
     [[nodiscard]] StatisticsOut rows() { return {rows_.data(), channels_}; }
@@ -43,8 +45,13 @@ public:
     // mean and var are given, and constants; m2 there is none.
     void has_given_statistics();
 
-    // Throws unless x may be the input this was made from.
-    void check_input(const Strided& x) const;
+    // All rows, shape (kRows, C), of float64.
+    void take_rows(const ArrayRef& rows);
+
+    // What check() asks of it.
+    [[nodiscard]] FromForward facts() const {
+        return {dtype, shape, channel_axis, batch_statistics, &fingerprint};
+    }
 
 private:
     [[nodiscard]] std::size_t extent() const { return static_cast<std::size_t>(channels_); }
@@ -53,10 +60,6 @@ private:
     cpu::PoolArray<double> rows_;  // one allocation
 };
 
-const Saved& take_saved(py::handle object);
-
-// A hash of eight elements of x and where they are: enough to notice another array, or that x was
-// overwritten since, at the price of eight reads.
-std::uint64_t fingerprint_of(const Strided& x);
+const Saved& take_saved(pybind11::handle object);
 
 }  // namespace bnext::bindings

@@ -1,16 +1,21 @@
 // The barrier of threads as Python calls it. A member that comes last, and so does not wait, keeps
 // the GIL; the others let go of it before they wait and take it back after.
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <optional>
 #include <string>
 
-#include "bindings/arrays.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/register.hpp"
+#include "core/call.hpp"
+#include "core/error.hpp"
 #include "sync/thread_group.hpp"
 
 namespace bnext::bindings {
+
+namespace py = pybind11;
+
 namespace {
 
 using sync::Direction;
@@ -43,13 +48,6 @@ private:
     PyThreadState* state_ = nullptr;
 };
 
-DType dtype_named(const std::string& name) {
-    for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
-        if (name == name_of(dtype)) return dtype;
-    }
-    value_error(concat("dtype: expected float32, float64, float16 or bfloat16, got ", name));
-}
-
 const double* take_row(const Float64& row, const char* name, Index channels) {
     if (row.ndim() != 1 || row.shape(0) != channels) {
         value_error(concat(name, ": expected shape (", channels, ",), got ",
@@ -62,7 +60,7 @@ py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index la
                    bool backward, const std::string& dtype, std::uintptr_t owner, Index count,
                    const Float64& first, const Float64& second,
                    const std::optional<Float64>& mean_low) {
-    if (count < 0) value_error(concat("count: expected an integer >= 0, got ", count));
+    if (count < 0) value_error("count: expected an integer >= 0, got ", count);
     const Index channels = first.size();
     const sync::Contribution brought{
         {layer, step, backward ? Direction::backward : Direction::forward, channels,

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "core/errors.hpp"
+#include "core/error.hpp"
 
 namespace bnext {
 namespace {

@@ -55,7 +55,7 @@ struct Description {
 };
 
 // Describes one to three arrays of the same shape. The first one decides in which order the axes
-// are merged. Throws std::invalid_argument where shape, axis and strides contradict each other.
+// are merged. Throws Error where shape, axis and strides contradict each other.
 Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
                      std::span<const AxisStrides> operands);
 

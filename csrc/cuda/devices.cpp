@@ -5,7 +5,7 @@
 #include <set>
 #include <utility>
 
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "cuda/instances.hpp"
 #include "cuda/runtime.hpp"
 #include "cuda/tuning.hpp"

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "core/errors.hpp"
+#include "core/error.hpp"
 
 namespace bnext::cuda {
 namespace {

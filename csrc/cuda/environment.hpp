@@ -8,7 +8,7 @@ struct Environment {
     int reserved = 0;          // BNEXT_CUDA_RESERVE: multiprocessors without cooperative grids
 };
 
-// Throws std::invalid_argument where a variable has another value.
+// Throws Error where a variable has another value.
 const Environment& environment();
 
 }  // namespace bnext::cuda

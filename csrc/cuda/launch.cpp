@@ -1,6 +1,6 @@
 #include "cuda/launch.hpp"
 
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/kernel_choice.hpp"
 #include "cuda/plan_cache.hpp"

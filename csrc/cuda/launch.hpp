@@ -28,7 +28,7 @@ struct Scalars {
     bool wide_statistics = false;  // given ones are float64
 };
 
-// Throws std::invalid_argument where an address is missing that the operation needs, and
+// Throws Error where an address is missing that the operation needs, and
 // runtime::Error with the launch's name. A cooperative or cluster launch that the device refuses
 // runs as two kernels, in a workspace that the call takes on its stream; if its path was forced, it
 // fails. Of a call that fails no kernel is enqueued, unless the second of two is refused.

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/division.hpp"
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "cuda/cutter.hpp"
 #include "cuda/kernel_choice.hpp"
 #include "cuda/tuning.hpp"
@@ -337,7 +337,9 @@ Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index 
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
                             std::optional<Path> forced) {
-    BNEXT_CHECK(description.accepted(), "layout: ", description.refusal);
+    if (!description.accepted()) {
+        throw Error(Error::Kind::layout, concat("layout: ", description.refusal));
+    }
     BNEXT_CHECK(addresses.size() == operands_of(operation), "addresses: expected ",
                 operands_of(operation), ", got ", addresses.size());
     BNEXT_CHECK(description.problem.elements() > 0, "x: expected elements, got none");
@@ -382,7 +384,10 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
         found = true;
         if (fills) break;
     }
-    BNEXT_CHECK(found, "path: ", name_of(*forced), " cannot do this: ", refusal);
+    if (!found) {
+        throw Error(Error::Kind::path,
+                    concat("path: ", name_of(*forced), " cannot do this: ", refusal));
+    }
     BNEXT_CHECK(plan.first.grid <= kMostBlocks && plan.second.grid <= kMostBlocks,
                 "x: too many channels for a launch");
     lay_out_workspace(plan);

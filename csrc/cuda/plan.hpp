@@ -101,8 +101,8 @@ struct LaunchPlan {
 // An array as a launch with that cut walks it, without its address.
 Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes);
 
-// Throws std::invalid_argument: "layout: ..." where the arrays have to be copied first, "path: ..."
-// where the forced path cannot run the call.
+// Throws Error: of the kind layout where the arrays have to be copied first, of the kind path where
+// the forced path cannot run the call.
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
                             std::optional<Path> forced = {});

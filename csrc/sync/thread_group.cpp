@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <thread>
 
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "core/float_mode.hpp"
 #include "core/moments.hpp"
 #include "core/statistics.hpp"

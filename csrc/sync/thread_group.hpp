@@ -99,7 +99,7 @@ public:
     [[nodiscard]] std::string broken() const;  // the reason; empty if the group works
 
     // The calling thread becomes the member `rank` until leave(). Throws GroupFailure if the group
-    // is broken, std::invalid_argument if the rank does not exist or is taken.
+    // is broken, Error if the rank does not exist or is taken.
     Ticket enter(Index rank);
     // A member that leaves in good order. Whoever waits for it, having entered no more often, is
     // told; so all ranks are to be entered equally often.

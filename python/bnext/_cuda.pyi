@@ -8,6 +8,12 @@ from typing import Any, final
 
 __version__: str
 
+class LayoutError(ValueError):
+    """Arrays have to be copied before there is a plan."""
+
+class PathError(ValueError):
+    """The forced path cannot run the call."""
+
 @final
 class Limits:
     """What a GPU has, as far as launches depend on it; `limits` reads it off a device."""

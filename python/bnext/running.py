@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.array_types import Parameter
-from bnext.devices.checks import check_count
 from bnext.devices.libraries import to_numpy
 from bnext.estimators import Estimator, Exponential
 from bnext.writes import Writes, check_writeable
@@ -70,7 +69,7 @@ class Running:
         if self.counter is None:
             return 0.0  # as PyTorch: an average that cannot count stays
         if tracked is None:
-            check_count(self.counter)
+            _core.check_count(self.counter)
             tracked = int(self.counter)
         return estimator.weight(tracked + 1)
 
@@ -92,7 +91,7 @@ class Running:
         for name, array in (("running_mean", self.mean), ("running_var", self.var)):
             if array is not None:
                 check_writeable(prefix + name, array)
-        check_count(self.counter, f"{prefix}num_batches_tracked")
+        _core.check_count(self.counter, f"{prefix}num_batches_tracked")
 
     def move(self, count: int, mean: Any, m2: Any) -> None:
         """Move them by the Moments of a batch, and count the batch. An error changes nothing."""

@@ -20,7 +20,6 @@ import numpy as np
 
 from bnext import _core
 from bnext.devices import DeviceSaved, engine_of
-from bnext.devices.checks import axis_of, check_more_than_one
 from bnext.running import Running
 from bnext.sync.group import ALONE, Merged, Part
 from bnext.sync.saved import SyncSaved
@@ -39,7 +38,7 @@ def forward(
     moved: Running | None = None,
     part: Part = ALONE,
     engine: Any = None,
-    explain: Callable[[Any], None] | None = None,
+    explain: Callable[[Any, Any], None] | None = None,
 ) -> Any:
     """Normalize `x`: give y, and the statistics that `backward` needs.
 
@@ -56,7 +55,7 @@ def forward(
     engine : engine, optional
         Computes on `x`; found if not given.
     explain : callable, optional
-        Called with the engine after a TypeError; raises a better one, or returns.
+        Called with x and the engine after a TypeError; raises a better one, or returns.
 
     Returns
     -------
@@ -93,7 +92,7 @@ def forward(
             )  # fmt: skip
         except TypeError:
             if explain is not None:
-                explain(engine)
+                explain(x, engine)
             raise
 
     operands = {
@@ -102,8 +101,8 @@ def forward(
     with part:
         if engine is None:
             engine = _core if type(x) is np.ndarray else engine_of(x)
-        if engine is _core and not isinstance(x, np.ndarray):
-            x = _core.as_array(x=x, name="x")
+        if not isinstance(x, np.ndarray):
+            x = engine.as_array(x=x, name="x")
         try:
             running = NOT_MOVED if moved is None else moved.operands()
             merged = _recalled(part, engine, x, channel_axis) if part.recalls else None
@@ -112,7 +111,7 @@ def forward(
                     given.check_movable()
                 count, mean, mean_low, m2, dtype = engine.collect_stats(x=x, **operands, **running)
                 if part is ALONE:
-                    check_more_than_one(tuple(x.shape), count)
+                    _core.check_more_than_one(tuple(x.shape), count)
                 if given is not None:
                     # Before the exchange: members may share the arrays, and move them after it.
                     y, saved = engine.normalize_by_running(
@@ -121,11 +120,11 @@ def forward(
                 merged = part.merge_moments(dtype, count, mean, m2, mean_low)
         except TypeError:
             if explain is not None:
-                explain(engine)
+                explain(x, engine)
             raise
     count, mean, m2, generation, _, mean_low = merged
     if count == 1:  # every member raises this by itself
-        shape = x.shape if engine is _core else engine.inspect(x)[0]
+        shape = engine.inspect(x=x)[0]
         raise ValueError(
             "Expected more than 1 value per channel when training, got 1 in the whole batch of "
             f"{part.group.size} shards (input size {shape} here)"
@@ -152,8 +151,8 @@ NOT_MOVED: dict[str, Any] = {
 
 def _recalled(part: Part, engine: Any, x: Any, channel_axis: Any) -> Merged | None:
     """Give the result of an exchange that the group has had before, without collecting."""
-    shape, dtype = (x.shape, x.dtype.name) if engine is _core else engine.inspect(x)
-    axis = axis_of(channel_axis, len(shape))
+    shape, dtype = engine.inspect(x=x)
+    axis = _core.check_axis(channel_axis, len(shape))
     return part.recalled(shape[axis], dtype, math.prod(shape[:axis] + shape[axis + 1 :]))
 
 
@@ -212,7 +211,7 @@ def backward(
         # First, since on a GPU the sums are there at once before there is work to wait for.
         sum_dy, sum_dy_xmu = of_all if total else sums
         gradients = engine.parameter_gradients(
-            saved=local, weight=weight, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu
+            saved=local, weight=weight, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu, like=x
         )
         sum_dy, sum_dy_xmu = of_all
         dx = engine.backward_apply(

@@ -61,6 +61,9 @@ def refusal(shape, operands, channel_axis):
 class StandIn:
     """The functions of `bnext._cuda`; `launches` has what was launched on which stream."""
 
+    class LayoutError(ValueError):
+        """Arrays have to be copied first."""
+
     def __init__(self, devices=1, problems=(), workspace_bytes=1000):
         self.devices = devices
         self.problems = dict(problems)
@@ -116,7 +119,7 @@ class StandIn:
         assert all(address % DTYPES[dtype].itemsize == 0 for address in addresses)
         assert path is None or path in self.paths(operation)
         if why := refusal(shape, strides, channel_axis):
-            raise ValueError(why)
+            raise self.LayoutError(why)
         plan = types.SimpleNamespace(
             operation=operation, dtype=dtype, shape=tuple(shape), channel_axis=channel_axis,
             strides=dict(zip(OPERANDS[operation], strides, strict=True)), limits=limits,

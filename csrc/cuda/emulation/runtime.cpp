@@ -7,7 +7,7 @@
 #include <iterator>
 #include <new>
 
-#include "core/errors.hpp"
+#include "core/error.hpp"
 #include "cuda/emulation/launches.hpp"
 
 namespace bnext::cuda::runtime {

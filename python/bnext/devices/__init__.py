@@ -1,9 +1,8 @@
 """Arrays of other libraries: where they lie, and what computes on them.
 
-Every engine has the calls of `bnext._core`, with the same arguments, checks and messages:
-`_core` itself for NumPy's arrays and whatever NumPy reads, `HostEngine` for arrays of another
-library on the CPU, `CudaEngine` for arrays on a GPU. No library is imported here: whoever has such
-an array has imported it.
+Every engine has the calls of `bnext._core`, with the same arguments, checks and messages: `_core`
+itself for arrays on the CPU, of NumPy and of other libraries, and `CudaEngine` for arrays on a GPU.
+No library is imported here: whoever has such an array has imported it.
 
 Some are whole passes, the others are what groups make passes of: ``collect_stats | apply_norm`` and
 ``backward_reduce | backward_apply``, with `move_running` and `parameter_gradients` for what else a
@@ -28,11 +27,8 @@ def engine_of(x: Any, name: str = "x") -> Any:
     if library is None:
         return _core
     where = library.where(x)
-    # Engines are imported when such an array comes: most programs have none.
     if where.kind == "cpu":
-        from bnext.devices.host_engine import HostEngine
-
-        return HostEngine(library)
+        return _core
     if where.kind == "cuda" and library.immutable:
         raise RuntimeError(
             f"{name}: expected an array on the CPU, got one on {where}; there bnext would have to "

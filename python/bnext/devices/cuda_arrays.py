@@ -14,12 +14,17 @@ from typing import Any
 
 from bnext import _core, cuda
 from bnext.devices.libraries import Library, View, Where, library_of
-from bnext.devices.memory import SIZES, is_contiguous, overlap, overlaps_itself
 from bnext.devices.saved import DeviceSaved
 
-__all__ = ["CudaArrays", "check_dtype", "check_shape", "count_of", "parameter_dtype"]
+__all__ = ["CudaArrays", "count_of", "parameter_dtype"]
 
 WORKSPACE_ALIGNMENT = 256
+BYTES_OF_FLOAT32 = 4
+RUNNING = ("running_mean", "running_var")
+MOVES = ("forward", "collect_stats", "move_running")  # what writes the running statistics
+REQUIRED = ("x", "dy", "rows")
+ON_HOST = ("sum_dy", "sum_dy_xmu")  # what a group has merged
+VECTORS = ("weight", "bias", "mean", "var", *RUNNING)
 
 
 @functools.cache
@@ -57,7 +62,11 @@ class CudaArrays:
         view = self._library.view(x, "x")
         return view.shape, view.dtype
 
-    def misplaced(self, array: Any) -> str:
+    def as_array(self, x: Any, name: str) -> Any:
+        """Give x as an array, which it is."""
+        return x
+
+    def misplaced(self, array: Any, like: Any = None) -> str:
         """Say what is wrong with another array of such a call; empty if nothing is."""
         library = library_of(array)
         if library is self._library:
@@ -77,114 +86,59 @@ class CudaArrays:
         if problem := self.misplaced(array):
             raise TypeError(f"{name}: {problem}")
         view = self._library.view(array, name)
-        if not view.address and 0 not in view.shape:
-            raise TypeError(
-                f"{name}: expected an array whose memory holds its values, got one without memory"
-            )
         if view.address and self._library.where(array).index < 0:  # only its address tells
             where = Where("cuda", self._kernels.device_of(view.address))
             if where != self._where:
                 raise TypeError(
                     f"{name}: expected an array on {self._where}, like x, got one on {where}"
                 )
-        if view.dtype in SIZES and view.address % SIZES[view.dtype]:
-            raise ValueError(f"{name}: expected an address that is a multiple of its elements'")
         return view
 
-    def _data(self, array: Any) -> View:
-        view = self._view(array, "x")
-        if view.dtype not in SIZES:
-            raise TypeError(
-                f"x: expected dtype float16, bfloat16, float32 or float64, got {view.dtype}"
-            )
-        if not view.shape:
-            raise ValueError("x: expected at least 1 dimension, got 0")
-        return view
+    def _taken(
+        self, call: str, arrays: Mapping[str, Any], saved: DeviceSaved | None = None,
+        **others: Any,
+    ) -> tuple[dict[str, View], int]:  # fmt: skip
+        """View and check the arrays of a call that are given; with the axis of the channels.
 
-    def _like(self, array: Any, name: str, x: View) -> View:
-        view = self._view(array, name)
-        check_dtype(view, name, x.dtype)
-        check_shape(view, name, x.shape)
-        return view
+        Vectors of channels are made contiguous, and those that are written are so already.
+        """
+        views = {
+            name: self._view(array, name)
+            for name, array in arrays.items()
+            if name in REQUIRED or (array is not None and name not in ON_HOST)
+        }
+        may_be_written = ("out", *RUNNING) if call in MOVES else ("out",)
+        written = [name for name in may_be_written if name in views]
+        for name in written:
+            self._library.check_writable(arrays[name], name)
+        made_from = None
+        if saved is not None:
+            axis, by_batch = saved.channel_axis, saved.batch_statistics
+            made_from = (saved._dtype_name, saved.shape, axis, by_batch)
+        all_of_them = views | {name: arrays[name] for name in ON_HOST if name in arrays}
+        axis = _core.check_call(call, all_of_them, made_from, **others)
+        for name, view in views.items():
+            if name in written:
+                views[name] = view._replace(array=arrays[name])
+            elif name in VECTORS and not is_contiguous(view):
+                views[name] = self._copied(view)
+        return views, axis
 
-    def _parameters(self, x: View, channels: int, **arrays: Any) -> dict[str, View]:
-        """View the parameters that are given, contiguous."""
-        views = {}
-        for name, array in arrays.items():
-            if array is None:
-                continue
-            view = self._view(array, name)
-            check_dtype(view, name, parameter_dtype(x.dtype))
-            check_shape(view, name, (channels,), x.shape)
-            views[name] = view if is_contiguous(view) else self._copied(view)
-        return views
-
-    def _statistics(self, x: View, channels: int, wide: bool, **arrays: Any) -> dict[str, View]:
-        """View given statistics: of the parameters' dtype, or if `wide` of float64; both of one."""
-        expected = dict.fromkeys((parameter_dtype(x.dtype), *(("float64",) if wide else ())))
-        views = {}
-        for name, array in arrays.items():
-            if array is None:
-                raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
-            view = self._view(array, name)
-            check_dtype(view, name, *expected)
-            check_shape(view, name, (channels,), x.shape)
-            views[name] = view if is_contiguous(view) else self._copied(view)
-        if len({view.dtype for view in views.values()}) > 1:
-            for name, view in views.items():
-                if view.dtype != "float64":
-                    views[name] = self._library.view(
-                        self._library.converted(view.array, "float64"), name
-                    )
-        return views
-
-    def _running(self, x_dtype: str, channels: int, **arrays: Any) -> dict[str, View]:
-        """View the running statistics, which are written in place: both or neither."""
-        if all(array is None for array in arrays.values()):
-            return {}
-        views = {}
-        for name, array in arrays.items():
-            if array is None:
-                raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
-            view = self._view(array, name)
-            self._library.check_writable(array, name)
-            check_dtype(view, name, parameter_dtype(x_dtype))
-            check_shape(view, name, (channels,))
-            if view.read_only or not is_contiguous(view):
-                raise ValueError(
-                    f"{name}: expected a writeable, contiguous array, got one that is not"
-                )
-            views[name] = view._replace(array=array)
-        return views
-
-    def _out(self, out: Any, x: View, inputs: Mapping[str, View]) -> View | None:
-        if out is None:
-            return None
-        view = self._like(out, "out", x)
-        self._library.check_writable(out, "out")
-        if view.read_only:
-            raise ValueError("out: expected a writeable array, got a read-only one")
-        overlapping = "itself" if overlaps_itself(view) else ""
-        for name, other in inputs.items():
-            if not overlapping and overlap(view, other):
-                overlapping = name
-        if overlapping:
-            raise ValueError(
-                f"out: expected memory of its own, got an array that overlaps {overlapping}"
-            )
-        return view._replace(array=out)
-
-    def _taken_back(self, dy: Any, x: Any, saved: Any) -> tuple[View, View, int]:
-        """View x and dy, both as `saved` says; with the axis of the channels."""
+    def _taken_back(
+        self, call: str, dy: Any, x: Any, saved: Any, weight: Any, out: Any, **sums: Any
+    ) -> tuple[dict[str, View], int]:
+        """View and check what a backward pass takes; see `_taken`."""
         self._check_saved(saved, "x")
-        data = self._data(x)
-        if saved.shape != data.shape:
-            raise ValueError(
-                f"saved: made from an input of shape {saved.shape}, got x of shape {data.shape}"
-            )
-        if saved._dtype_name != data.dtype:
-            raise ValueError(f"saved: made from a {saved._dtype_name} input, got x of {data.dtype}")
-        return data, self._like(dy, "dy", data), saved.channel_axis
+        return self._taken(call, {"dy": dy, "x": x, "weight": weight, "out": out} | sums, saved)
+
+    def _of_one_dtype(self, statistics: dict[str, View]) -> dict[str, View]:
+        """Make both float64, if one is."""
+        if len({view.dtype for view in statistics.values()}) > 1:
+            for name, view in statistics.items():
+                if view.dtype != "float64":
+                    wide = self._library.converted(view.array, "float64")
+                    statistics[name] = self._library.view(wide, name)
+        return statistics
 
     def _check_saved(self, saved: Any, name: str) -> None:
         """TypeError unless `saved` is of this library and device, as the array `name` is."""
@@ -224,9 +178,7 @@ class CudaArrays:
                 operands = candidates if target is None else [*candidates, target]
                 try:
                     return self._plan(operation, operands, axis), operands
-                except ValueError as error:
-                    if not str(error).startswith("layout:"):
-                        raise
+                except self._kernels.LayoutError as error:
                     refusal = error
         assert refusal is not None
         raise refusal
@@ -256,7 +208,7 @@ class CudaArrays:
 
     def _launch(self, plan: Any, x: View, views: Mapping[str, View], **numbers: Any) -> None:
         if plan.workspace_bytes:
-            floats = -(-(plan.workspace_bytes + WORKSPACE_ALIGNMENT) // SIZES["float32"])
+            floats = -(-(plan.workspace_bytes + WORKSPACE_ALIGNMENT) // BYTES_OF_FLOAT32)
             workspace = self._library.view(self._empty((floats,), "float32", x), "workspace")
             numbers["workspace"] = -(-workspace.address // WORKSPACE_ALIGNMENT)
             numbers["workspace"] *= WORKSPACE_ALIGNMENT
@@ -305,19 +257,13 @@ def count_of(shape: tuple[int, ...], axis: int) -> int:
     return math.prod(shape[:axis] + shape[axis + 1 :])
 
 
-def check_dtype(view: View, name: str, *expected: str) -> None:
-    """Refuse other dtypes."""
-    if view.dtype not in expected:
-        raise TypeError(f"{name}: expected dtype {' or '.join(expected)}, got {view.dtype}")
-
-
-def check_shape(view: View, name: str, expected: tuple[int, ...], x: tuple[int, ...] = ()) -> None:
-    """Refuse other shapes; for a vector of channels, name the axis of `x` that it would fit."""
-    if view.shape == expected:
-        return
-    text = f"{name}: expected shape {expected}, got {view.shape}"
-    for axis in (-1, 1):
-        if x[axis : axis + 1 or None] == view.shape:
-            text += f" (axis {axis} of x has {view.shape[0]}: channel_axis={axis})"
-            break
-    raise ValueError(text)
+def is_contiguous(view: View) -> bool:
+    """Whether the elements follow each other in C order."""
+    if view.strides == (1,):  # what nearly every parameter has
+        return True
+    expected = 1
+    for extent, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True

@@ -9,20 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnext import _core, cuda
-from bnext.devices.checks import (
-    axis_of,
-    check_count,
-    check_more_than_one,
-    check_sums,
-    is_count,
-)
-from bnext.devices.cuda_arrays import (
-    CudaArrays,
-    check_dtype,
-    check_shape,
-    count_of,
-    parameter_dtype,
-)
+from bnext.devices.cuda_arrays import CudaArrays, count_of, parameter_dtype
 from bnext.devices.libraries import Library, View, Where
 from bnext.devices.saved import DeviceSaved
 from bnext.rows import ROW, unbound
@@ -43,7 +30,8 @@ class CudaEngine(CudaArrays):
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any, bessel: bool = True,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.forward`."""
-        if self._calls is not None and is_count(num_batches_tracked):
+        _core.check_count(num_batches_tracked)
+        if self._calls is not None:
             done: tuple[Any, DeviceSaved] | None = self._calls.forward(
                 x, weight, bias, running_mean, running_var, momentum, eps, channel_axis, out, bessel
             )
@@ -52,12 +40,16 @@ class CudaEngine(CudaArrays):
                 if num_batches_tracked is not None:
                     num_batches_tracked += 1
                 return done
-        data, axis, views, wanted = self._taken_forward(
-            x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps,
-            channel_axis, out,
+        views, axis = self._taken(
+            "forward", {
+                "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
+                "running_var": running_var, "out": out,
+            },
+            momentum=momentum, num_batches_tracked=num_batches_tracked, eps=eps,
+            channel_axis=channel_axis,
         )  # fmt: skip
+        data, wanted = views["x"], views.pop("out", None)
         eps, count = float(eps), count_of(data.shape, axis)
-        check_more_than_one(data.shape, count)
         channels = data.shape[axis]
         if math.prod(data.shape) == 0:
             nothing = _of_nothing(data.shape, axis, eps)
@@ -76,24 +68,6 @@ class CudaEngine(CudaArrays):
         if num_batches_tracked is not None:
             num_batches_tracked += 1  # the layer's array, in place
         return y, self._saved(statistics, data, axis, eps, count=count)
-
-    def _taken_forward(
-        self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
-        num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
-    ) -> tuple[View, int, dict[str, View], View | None]:  # fmt: skip
-        """View and check what `forward` takes: x, the axis, parameters, and what to write to."""
-        data = self._data(x)
-        axis = axis_of(channel_axis, len(data.shape))
-        _core.check_eps(eps)
-        channels = data.shape[axis]
-        views = self._parameters(data, channels, weight=weight, bias=bias)
-        views |= self._running(
-            data.dtype, channels, running_mean=running_mean, running_var=running_var
-        )
-        if "running_mean" in views:
-            _core.check_momentum(momentum)
-        check_count(num_batches_tracked)
-        return data, axis, views, self._out(out, data, {"x": data, **views})
 
     def normalize(
         self, x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any,
@@ -135,16 +109,14 @@ class CudaEngine(CudaArrays):
 
         With `rows`, which an earlier phase has left, these are taken, and `given` is only checked.
         """
-        data = self._data(x)
-        axis = axis_of(channel_axis, len(data.shape))
-        eps = _core.check_eps(eps)
-        channels = data.shape[axis]
-        statistics = self._statistics(data, channels, wide or rows is not None, **given)
-        views = self._parameters(data, channels, weight=weight, bias=bias)
-        wanted = self._out(out, data, {"x": data, **statistics, **views})
+        arrays = {"x": x, **given, "weight": weight, "bias": bias, "out": out}
+        call = "normalize" if wide else "normalize_by_running" if rows is None else "apply_norm"
+        views, axis = self._taken(call, arrays, eps=eps, channel_axis=channel_axis)
+        data, wanted, eps = views["x"], views.pop("out", None), float(eps)
+        statistics = self._of_one_dtype({name: views.pop(name) for name in given})
         written = rows
         if rows is None and not wide:
-            written = self._empty((len(ROW), channels), "float64", data)
+            written = self._empty((len(ROW), data.shape[axis]), "float64", data)
         if math.prod(data.shape) == 0:  # and nothing will read what is written
             y = self._like_view(data).array if wanted is None else wanted.array
         else:
@@ -166,10 +138,9 @@ class CudaEngine(CudaArrays):
             if done is not None:
                 self._count_writes(out)
                 return done
-        data, gradient, axis = self._taken_back(dy, x, saved)
+        views, axis = self._taken_back("backward", dy, x, saved, weight, out)
+        data, gradient, wanted = views["x"], views["dy"], views.pop("out", None)
         channels = data.shape[axis]
-        views = self._parameters(data, channels, weight=weight)
-        wanted = self._out(out, data, {"dy": gradient, "x": data, **views})
         if math.prod(data.shape) == 0:
             zeros = np.zeros(channels, parameter_dtype(data.dtype))
             dweight, dbias = (self._library.from_numpy(zeros, data.array) for _ in range(2))
@@ -194,19 +165,13 @@ class CudaEngine(CudaArrays):
                 self._count_writes(out)
                 return dx
         self._check_saved(saved, "dy")
-        if saved.batch_statistics:
-            raise ValueError("saved: expected given statistics, which are constants, got a batch's")
-        gradient = self._view(dy, "dy")
-        check_dtype(gradient, "dy", saved._dtype_name)
-        check_shape(gradient, "dy", saved.shape)
-        axis = saved.channel_axis
-        channels = gradient.shape[axis]
-        views = self._parameters(gradient, channels, weight=weight)
-        wanted = self._out(out, gradient, {"dy": gradient, **views})
+        arrays = {"dy": dy, "weight": weight, "out": out}
+        views, axis = self._taken("backward_constant", arrays, saved)
+        gradient, wanted = views.pop("dy"), views.pop("out", None)
         if math.prod(gradient.shape) == 0:
             return self._like_view(gradient).array if wanted is None else wanted.array
         plan, (gradient, target) = self._fitted("normalize", [gradient], axis, wanted)
-        zero = self._library.zeros((channels,), "float64", gradient.array)
+        zero = self._library.zeros((gradient.shape[axis],), "float64", gradient.array)
         views |= {"x": gradient, "y": target, "mean": self._library.view(zero, "mean")}
         views["var"] = self._library.view(saved.var, "saved")
         self._launch(plan, gradient, views, eps=saved.eps, wide_statistics=True)
@@ -214,8 +179,8 @@ class CudaEngine(CudaArrays):
 
     def moments(self, x: Any, channel_axis: Any) -> tuple[int, Any, Any]:
         """As `_core.moments`."""
-        data = self._data(x)
-        axis = axis_of(channel_axis, len(data.shape))
+        views, axis = self._taken("moments", {"x": x}, channel_axis=channel_axis)
+        data = views["x"]
         if math.prod(data.shape) == 0:
             zeros = np.zeros((len(ROW), data.shape[axis]))
             statistics = self._library.from_numpy(zeros, data.array)
@@ -232,13 +197,10 @@ class CudaEngine(CudaArrays):
 
     def restored(self, x: Any, rows: Any, eps: Any, channel_axis: Any) -> DeviceSaved:
         """As `_core.restored`; `rows` are on the device, and are kept."""
-        data = self._data(x)
-        axis = axis_of(channel_axis, len(data.shape))
-        view = self._view(rows, "rows")
-        check_dtype(view, "rows", "float64")
-        check_shape(view, "rows", (len(ROW), data.shape[axis]))
-        count = count_of(data.shape, axis)
-        return self._saved(rows, data, axis, _core.check_eps(eps), count=count)
+        arrays = {"x": x, "rows": rows}
+        views, axis = self._taken("restored", arrays, eps=eps, channel_axis=channel_axis)
+        data = views["x"]
+        return self._saved(rows, data, axis, float(eps), count=count_of(data.shape, axis))
 
     # --- the phases by themselves -----------------------------------------------------------------
 
@@ -250,10 +212,15 @@ class CudaEngine(CudaArrays):
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any,
     ) -> tuple[int, Any, Any, Any, str]:  # fmt: skip
         """As `_core.collect_stats`."""
-        data, axis, *_ = self._taken_forward(
-            x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps,
-            channel_axis, out,
+        views, axis = self._taken(
+            "collect_stats", {
+                "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
+                "running_var": running_var, "out": out,
+            },
+            momentum=momentum, num_batches_tracked=num_batches_tracked, eps=eps,
+            channel_axis=channel_axis,
         )  # fmt: skip
+        data = views["x"]
         if math.prod(data.shape) == 0:
             rows = np.zeros((len(ROW), data.shape[axis]))
         else:
@@ -266,7 +233,7 @@ class CudaEngine(CudaArrays):
         eps: Any, channel_axis: Any, out: Any,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.apply_norm`."""
-        data = self._data(x)
+        data = self._view(x, "x")
         # Var and rstd from the same code as on the CPU, for members there have them as well.
         nothing = np.empty((0, len(mean)), parameter_dtype(data.dtype))
         _, of_group = _core.apply_norm(
@@ -275,8 +242,8 @@ class CudaEngine(CudaArrays):
         )  # fmt: skip
         statistics = self._library.from_numpy(of_group.rows, data.array)
         y, data, axis, _ = self._normalize(
-            x, {"mean": statistics[ROW.mean, :]}, False, weight, bias, eps, channel_axis, out,
-            statistics,
+            x, {"mean": statistics[ROW.mean, :], "m2": statistics[ROW.m2, :]}, False, weight, bias,
+            eps, channel_axis, out, statistics,
         )  # fmt: skip
         return y, self._saved(statistics, data, axis, of_group.eps, count=count, of_group=of_group)
 
@@ -285,13 +252,12 @@ class CudaEngine(CudaArrays):
         num_batches_tracked: Any, bessel: bool = True,
     ) -> None:  # fmt: skip
         """As `_core.move_running`; on the device, without waiting for it."""
-        check_count(num_batches_tracked)
-        running = self._running(
-            saved._dtype_name, saved.shape[saved.channel_axis],
-            running_mean=running_mean, running_var=running_var,
+        running, _ = self._taken(
+            "move_running", {"running_mean": running_mean, "running_var": running_var}, saved,
+            momentum=momentum, num_batches_tracked=num_batches_tracked,
         )  # fmt: skip
         if running and saved.count >= 2:
-            momentum = _core.check_momentum(momentum)
+            momentum = float(momentum)
             self._library.blend(running_mean, momentum, saved.mean, 1)
             self._library.blend(running_var, momentum, saved.m2, saved.count - bessel)
         if num_batches_tracked is not None:
@@ -301,10 +267,9 @@ class CudaEngine(CudaArrays):
         self, dy: Any, x: Any, saved: Any, weight: Any = None, out: Any = None
     ) -> tuple[Any, Any]:
         """As `_core.backward_reduce`."""
-        data, gradient, axis = self._taken_back(dy, x, saved)
+        views, axis = self._taken_back("backward_reduce", dy, x, saved, weight, out)
+        data, gradient = views["x"], views["dy"]
         channels = data.shape[axis]
-        views = self._parameters(data, channels, weight=weight)
-        self._out(out, data, {"dy": gradient, "x": data, **views})
         if math.prod(data.shape) == 0:
             sum_dy, sum_dy_xmu = np.zeros((2, channels))
             return sum_dy, sum_dy_xmu
@@ -322,12 +287,9 @@ class CudaEngine(CudaArrays):
         out: Any,
     ) -> Any:  # fmt: skip
         """As `_core.backward_apply`."""
-        data, gradient, axis = self._taken_back(dy, x, saved)
-        channels = data.shape[axis]
-        for name, sums in {"sum_dy": sum_dy, "sum_dy_xmu": sum_dy_xmu}.items():
-            check_sums(sums, name, channels)
-        views = self._parameters(data, channels, weight=weight)
-        wanted = self._out(out, data, {"dy": gradient, "x": data, **views})
+        sums = {"sum_dy": sum_dy, "sum_dy_xmu": sum_dy_xmu}
+        views, axis = self._taken_back("backward_apply", dy, x, saved, weight, out, **sums)
+        data, gradient, wanted = views["x"], views["dy"], views.pop("out", None)
         if math.prod(data.shape) == 0:
             return self._like_view(data).array if wanted is None else wanted.array
         both = self._library.from_numpy(np.stack([sum_dy, sum_dy_xmu]), data.array)
@@ -340,7 +302,7 @@ class CudaEngine(CudaArrays):
         return self._result(wanted, target)
 
     def parameter_gradients(
-        self, saved: Any, weight: Any, sum_dy: Any, sum_dy_xmu: Any
+        self, saved: Any, weight: Any, sum_dy: Any, sum_dy_xmu: Any, like: Any = None
     ) -> tuple[Any, ...]:
         """As `_core.parameter_gradients`, of what `apply_norm` has saved; computed on the host."""
         gradients = _core.parameter_gradients(saved._of_group, None, sum_dy, sum_dy_xmu)

@@ -113,7 +113,7 @@ class Jax(Library):
             return super().adopt(array, name)
         except TypeError:
             if _core.is_tracer(array):
-                _core.as_array(array, name)  # whose error says what to do
+                _core.refuse_tracer(array, name)
             raise
 
 
@@ -134,6 +134,9 @@ def library_of(array: Any) -> Library | None:
             if kind not in _KNOWN:
                 _KNOWN[kind] = _found(array)
         return _KNOWN[kind]
+
+
+_core.find_libraries_by(library_of)
 
 
 def _found(array: Any) -> Library | None:

@@ -52,6 +52,7 @@ class Library:
     """What is asked of a library, by the array API standard."""
 
     immutable = False  # whether its arrays can never be written
+    plain_of: Any = None  # torch, if plain tensors are to be read by DLPack's table of C functions
 
     def __init__(self, name: str, namespace: Any) -> None:
         self.name = name

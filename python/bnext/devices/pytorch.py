@@ -28,6 +28,7 @@ class Torch(Library):
 
     def __init__(self, torch: Any) -> None:
         super().__init__("torch", torch)
+        self.plain_of = torch
         self._forward_ad = torch.autograd.forward_ad
         # Types that leave PyTorch's operations as they are, so that memory is all there is.
         self._transparent: set[type] = set()

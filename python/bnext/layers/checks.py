@@ -25,15 +25,19 @@ def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
         shape, dtype = x.shape, x.dtype
         # Usually there is one object for each dtype; to compare what they say takes longer.
         fits = dtype is layer.dtype or _fits(layer, dtype)
-    elif (engine := engine_of(x)) is _core:
+    else:
+        engine = engine_of(x)
         # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
         if not isinstance(x, np.ndarray):
-            x = _core.as_array(x=x, name="x")
-        shape, dtype = x.shape, x.dtype
-        fits = _fits(layer, dtype)
-    else:
-        shape, dtype = engine.inspect(x)
-        fits = dtype == layer.dtype.name or (layer.dtype == np.float32 and dtype in SIXTEEN_BITS)
+            x = engine.as_array(x=x, name="x")
+        if isinstance(x, np.ndarray):
+            shape, dtype = x.shape, x.dtype
+            fits = _fits(layer, dtype)
+        else:
+            shape, dtype = engine.inspect(x=x)
+            fits = dtype == layer.dtype.name or (
+                layer.dtype == np.float32 and dtype in SIXTEEN_BITS
+            )
     rank, ranks, axis = len(shape), layer.ranks, layer.channel_axis
     if ranks and rank not in ranks:
         expected = " or ".join(f"{n}D" for n in ranks)
@@ -45,13 +49,11 @@ def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
     return x, engine
 
 
-def check_places(layer: Normalization, engine: Any) -> None:
+def check_places(layer: Normalization, x: Any, engine: Any) -> None:
     """TypeError that names the array of the layer that is not where x is, if there is one."""
-    if engine is _core:
-        return
     for name in ARRAYS:
         array = getattr(layer, name)
-        if array is not None and (problem := engine.misplaced(array)):
+        if array is not None and (problem := engine.misplaced(array=array, like=x)):
             raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
 
 

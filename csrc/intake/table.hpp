@@ -9,11 +9,11 @@
 #include <cstdint>
 #include <span>
 
-#include "bindings/dlpack.hpp"
-#include "core/errors.hpp"
-#include "core/problem.hpp"
+#include "core/array_ref.hpp"
+#include "core/error.hpp"
+#include "intake/dlpack.hpp"
 
-namespace bnext::bindings::tensors {
+namespace bnext::intake {
 
 namespace py = pybind11;
 
@@ -78,6 +78,29 @@ py::object call(const py::object& function, Arguments... arguments) {
     return result;
 }
 
+// What PyTorch's autograd would have to record. Functions refuse it; layers of PyTorch's own have
+// seen to it before.
+class Autograd {
+public:
+    explicit Autograd(const py::object& torch)
+        : is_grad_enabled_(torch.attr("is_grad_enabled")),
+          forward_ad_(torch.attr("autograd").attr("forward_ad")) {}
+
+    [[nodiscard]] bool records(py::handle tensor) const {
+        return tensor.attr(requires_grad_).ptr() == Py_True &&
+               call(is_grad_enabled_).ptr() == Py_True;
+    }
+    // Whether forward-mode differentiation is at work.
+    [[nodiscard]] bool has_dual_level() const {
+        const py::object level = py::getattr(forward_ad_, current_level_, py::none());
+        return !level.is_none() && level.cast<long>() >= 0;
+    }
+
+private:
+    py::object is_grad_enabled_, forward_ad_;
+    py::str requires_grad_{"requires_grad"}, current_level_{"_current_level"};  // made once
+};
+
 // Takes tensors of the very types that are named, on one type of device, whose memory holds their
 // values. Every function says false, or null, of the others.
 class TensorReader {
@@ -90,9 +113,8 @@ public:
           table_(dlpack::exchange_table(type)),
           device_type_(device_type) {
         if (table_ == nullptr) {
-            throw py::type_error(
-                concat("type: expected one with DLPack's table of C functions, got ",
-                       std::string(py::repr(type))));
+            type_error("type: expected one with DLPack's table of C functions, got ",
+                       std::string(py::repr(type)));
         }
     }
 
@@ -175,4 +197,4 @@ private:
     std::int32_t device_type_;
 };
 
-}  // namespace bnext::bindings::tensors
+}  // namespace bnext::intake

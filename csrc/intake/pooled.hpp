@@ -10,7 +10,7 @@
 
 #include <cstddef>
 
-namespace bnext::bindings {
+namespace bnext::intake {
 
 // While it lives, new arrays of this thread get their memory from the pool, if `bytes` reach
 // kWorthPooling: below it NumPy's own allocator is as fast or faster.
@@ -28,4 +28,4 @@ private:
 // Looks up NumPy's functions and makes the handler; at import, so that no later call can fail.
 void prepare_pool();
 
-}  // namespace bnext::bindings
+}  // namespace bnext::intake

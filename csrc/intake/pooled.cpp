@@ -1,4 +1,4 @@
-#include "bindings/pooled.hpp"
+#include "intake/pooled.hpp"
 
 #include <pybind11/numpy.h>
 
@@ -7,7 +7,7 @@
 
 #include "cpu/pool.hpp"
 
-namespace bnext::bindings {
+namespace bnext::intake {
 namespace {
 
 namespace py = pybind11;
@@ -72,4 +72,4 @@ FromPool::~FromPool() {
     Py_XDECREF(set_handler(before_.ptr()));
 }
 
-}  // namespace bnext::bindings
+}  // namespace bnext::intake

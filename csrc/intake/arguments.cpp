@@ -1,23 +1,8 @@
-#include "bindings/arguments.hpp"
+#include "intake/arguments.hpp"
 
 #include <algorithm>
-#include <cmath>
 
-namespace bnext::bindings {
-namespace {
-
-std::string number_text(double value) { return py::str(py::float_(value)); }
-
-}  // namespace
-
-std::string shape_text(std::span<const Index> shape) {
-    std::string text = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) {
-        if (i > 0) text += ", ";
-        text += std::to_string(shape[i]);
-    }
-    return text + (shape.size() == 1 ? ",)" : ")");
-}
+namespace bnext::intake {
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
@@ -56,53 +41,58 @@ bool has_mask(py::handle object) {
 
 void refuse_mask(py::handle object, const char* name) {
     if (!has_mask(object)) return;
-    type_error(concat(name, ": expected an array without a mask, got a MaskedArray (", name,
-                      ".filled(value) has none)"));
+    type_error(name, ": expected an array without a mask, got a MaskedArray (", name,
+               ".filled(value) has none)");
 }
 
 double take_real(py::handle object, const char* name) {
+    if (PyFloat_CheckExact(object.ptr()) != 0) return PyFloat_AS_DOUBLE(object.ptr());
     // NumPy's complex128, which is Python's as well, would become its real part.
     if (PyFloat_Check(object.ptr()) == 0 &&
         (PyComplex_Check(object.ptr()) != 0 || has_mask(object))) {
-        type_error(concat(name, ": expected a real number, got ", type_name(object)));
+        type_error(name, ": expected a real number, got ", type_name(object));
     }
     const double value = PyFloat_AsDouble(object.ptr());
     if (value == -1.0 && PyErr_Occurred() != nullptr) {
         PyErr_Clear();
-        type_error(concat(name, ": expected a real number, got ", type_name(object)));
+        type_error(name, ": expected a real number, got ", type_name(object));
     }
     return value;
 }
 
 double take_eps(py::handle object) {
     const double eps = take_real(object, "eps");
-    if (!(eps >= 0.0) || std::isinf(eps)) {
-        value_error(concat("eps: expected a finite number >= 0, got ", number_text(eps)));
-    }
+    check_eps(eps);
     return eps;
 }
 
 double take_momentum(py::handle object) {
     const double momentum = take_real(object, "momentum");
-    if (!std::isfinite(momentum)) {
-        value_error(
-            concat("momentum: expected a finite number or None, got ", number_text(momentum)));
-    }
+    check_momentum(momentum);
     return momentum;
 }
 
-Index take_axis(py::handle object, std::size_t rank) {
+Index take_integer(py::handle object, const char* name) {
     if (PyIndex_Check(object.ptr()) == 0) {
-        type_error(concat("channel_axis: expected an integer, got ", type_name(object)));
+        type_error(name, ": expected an integer, got ", type_name(object));
     }
-    // Out of range for a C long clips, and is out of range here too.
-    const auto axis = static_cast<Index>(PyNumber_AsSsize_t(object.ptr(), nullptr));
-    const auto n = static_cast<Index>(rank);
-    if (axis < -n || axis >= n) {
-        value_error(concat("channel_axis: expected an axis of a ", n, "-dimensional array (", -n,
-                           " to ", n - 1, "), got ", std::string(py::str(object))));
-    }
-    return axis < 0 ? axis + n : axis;
+    return static_cast<Index>(PyNumber_AsSsize_t(object.ptr(), nullptr));
 }
 
-}  // namespace bnext::bindings
+void take_axis_of(Call& call, py::handle object) {
+    const Index axis = call.channel_axis = take_integer(object, "channel_axis");
+    // An axis that was clipped is out of range here too.
+    if (axis == PY_SSIZE_T_MAX || axis == PY_SSIZE_T_MIN || PyBool_Check(object.ptr()) != 0) {
+        call.axis_text = py::str(object);
+    }
+}
+
+Index take_axis(py::handle object, std::size_t rank) {
+    Call call(Pass::moments);
+    take_axis_of(call, object);
+    const auto n = static_cast<Index>(rank);
+    check_axis(call.channel_axis, n, call.axis_text);
+    return call.channel_axis < 0 ? call.channel_axis + n : call.channel_axis;
+}
+
+}  // namespace bnext::intake

@@ -13,7 +13,7 @@
 
 #include "core/dtype.hpp"
 
-namespace bnext::bindings::dlpack {
+namespace bnext::intake::dlpack {
 
 enum DeviceType : std::int32_t {
     kCPU = 1,
@@ -108,7 +108,29 @@ std::string device_name(std::int32_t type, std::int32_t id);
 // __cuda_array_interface__.
 std::optional<std::string> elsewhere(pybind11::handle object);
 
+// A NumPy array on the memory that a capsule describes, which it uses up.
+pybind11::object from_dlpack(pybind11::handle capsule, const std::string& name);
+// Address, shape, strides in elements, dtype, type and number of the device, whether it is
+// read-only, and what keeps the memory; of any device. Uses the capsule up.
+pybind11::tuple describe_dlpack(pybind11::handle capsule, const std::string& name);
+
+// A NumPy array as a DLPack producer, also of bfloat16.
+class Exported {
+public:
+    explicit Exported(pybind11::handle array);
+    [[nodiscard]] pybind11::object capsule(const pybind11::object& stream,
+                                           const pybind11::object& max_version,
+                                           const pybind11::object& dl_device,
+                                           const pybind11::object& copy) const;
+
+private:
+    pybind11::object array_;
+};
+
+// The name of a data type: "int32", say.
+std::string text_of(DataType type);
+
 // TypeError for an array of a library on the CPU that has elements and no memory.
 void check_has_memory(pybind11::handle object, const char* name);
 
-}  // namespace bnext::bindings::dlpack
+}  // namespace bnext::intake::dlpack

@@ -1,4 +1,4 @@
-// Tensors on the CPU as operations see them, and the memory and description of their results.
+// Results of a call: memory that the library of x takes over.
 #pragma once
 
 #include <algorithm>
@@ -8,21 +8,11 @@
 #include <new>
 #include <span>
 
-#include "bindings/arrays.hpp"
-#include "bindings/pooled.hpp"
-#include "bindings/saved.hpp"
-#include "bindings/tensor_reader.hpp"
-#include "core/problem.hpp"
-#include "cpu/operations.hpp"
 #include "cpu/pool.hpp"
+#include "intake/library.hpp"
+#include "intake/numpy.hpp"
 
-namespace bnext::bindings::tensors {
-
-constexpr Index kChannelAxis = 1;
-
-inline Strided strided(const TensorView& x) {
-    return {x.data(), x.dtype, x.shape(), {x.byte_strides.data(), x.rank()}, x.order == Order::c};
-}
+namespace bnext::intake {
 
 // Memory of a result, and its description. Its owner gives it back in whatever thread, with or
 // without the GIL, at any time: nothing of Python is touched.
@@ -74,34 +64,43 @@ inline OwnedResult new_result(DType dtype, std::span<const Index> shape, AxisStr
     return result;
 }
 
-inline OwnedResult like(const TensorView& x) { return new_result(x.dtype, x.shape(), x.strides()); }
+// A result that is being computed: an array of the library's or NumPy's, or memory of bnext's.
+struct Fresh {
+    py::object array;
+    OwnedResult own;
+    void* data = nullptr;
+};
 
-template <class T>
-OwnedResult vector_result(std::span<const double> values, const double* factor = nullptr) {
-    const auto size = static_cast<Index>(values.size());
-    OwnedResult result = new_result(DTypeOf<T>::value, std::array{size}, std::array<Index, 1>{1});
-    round_each(values, factor, static_cast<T*>(result->managed.tensor.data));
-    return result;
-}
+// Makes results of one library, or NumPy's.
+class Results {
+public:
+    Results() = default;
+    explicit Results(const Library* library) : library_(library) {}
+    // Of the library's own memory, like x, where that can be: by `empty_like`.
+    Results(const Library* library, const py::object& empty_like, py::handle x)
+        : library_(library), empty_like_(&empty_like), x_(x) {}
 
-template <class T>
-OwnedResult rows_result(Index rows, Index size) {
-    return new_result(DTypeOf<T>::value, std::array{rows, size}, std::array<Index, 2>{size, 1});
-}
+    // Not initialised; strides in elements.
+    [[nodiscard]] Fresh make(DType dtype, std::span<const Index> shape, AxisStrides strides) const;
+    [[nodiscard]] py::object give(Fresh fresh) const;
 
-template <class T>
-cpu::View<T> view_of(const OwnedResult& result, const Strides& strides) {
-    return {static_cast<T*>(result->managed.tensor.data), strides};
-}
+    template <class T>
+    [[nodiscard]] py::object vector(std::span<const double> values,
+                                    const double* factor = nullptr) const {
+        const auto size = static_cast<Index>(values.size());
+        Fresh fresh = make(DTypeOf<T>::value, {&size, 1}, std::array<Index, 1>{1});
+        round_each(values, factor, static_cast<T*>(fresh.data));
+        return give(std::move(fresh));
+    }
 
-template <class T>
-cpu::View<const T> view_of(const TensorView& x, const Strides& strides) {
-    return {static_cast<const T*>(x.data()), strides};
-}
+private:
+    [[nodiscard]] bool by_table(std::size_t rank) const {
+        return library_ != nullptr && library_->reader && rank <= kMaxRank;
+    }
 
-inline Description described(const TensorView& x, std::size_t operands) {
-    const std::array<AxisStrides, kMaxOperands> strides{x.strides(), x.strides(), x.strides()};
-    return describe(x.dtype, x.shape(), kChannelAxis, {strides.data(), operands});
-}
+    const Library* library_ = nullptr;
+    const py::object* empty_like_ = nullptr;
+    py::handle x_;
+};
 
-}  // namespace bnext::bindings::tensors
+}  // namespace bnext::intake

@@ -1,4 +1,5 @@
-#include "bindings/dlpack.hpp"
+// Arrays of other libraries through their capsules, in and out.
+#include "intake/dlpack.hpp"
 
 #include <pybind11/stl.h>
 
@@ -6,11 +7,10 @@
 #include <memory>
 #include <vector>
 
-#include "bindings/arrays.hpp"
-#include "bindings/register.hpp"
+#include "core/error.hpp"
+#include "intake/numpy.hpp"
 
-namespace bnext::bindings {
-namespace dlpack {
+namespace bnext::intake::dlpack {
 
 py::object descr_for(DType dtype, const std::string& name) {
     if (dtype == DType::bfloat16 && descr_of(dtype).ptr() == nullptr) {
@@ -34,22 +34,6 @@ namespace {
 
 bool read_by_the_cpu(std::int32_t type) {
     return type == kCPU || type == kCUDAHost || type == kROCmHost;
-}
-
-std::string text_of(DataType type) {
-    const auto name = [&]() -> std::string {
-        switch (type.code) {
-            case kInt: return "int";
-            case kUInt: return "uint";
-            case kFloat: return "float";
-            case kBfloat: return "bfloat";
-            case kComplex: return "complex";
-            case kBool: return "bool";
-            default: return concat("DLPack's type ", static_cast<int>(type.code), " of ");
-        }
-    }();
-    const std::string bits = type.code == kBool ? "" : std::to_string(type.bits);
-    return name + bits + (type.lanes == 1 ? "" : concat(" in lanes of ", type.lanes));
 }
 
 // What a capsule described, taken over from it.
@@ -84,7 +68,7 @@ struct Taken {
 template <class Form>
 Taken take_form(py::handle capsule, const std::string& name, const Tensor& tensor, bool read_only) {
     if (tensor.ndim < 0 || static_cast<std::size_t>(tensor.ndim) > kMaxAxes) {
-        value_error(concat(name, ": expected at most 64 dimensions, got ", tensor.ndim));
+        value_error(name, ": expected at most 64 dimensions, got ", tensor.ndim);
     }
     auto* managed = static_cast<Form*>(PyCapsule_GetPointer(capsule.ptr(), Form::kName));
     py::capsule keepalive(static_cast<void*>(managed), [](void* pointer) {
@@ -111,47 +95,16 @@ Taken take(py::handle capsule, const std::string& name) {
             static_cast<const Managed*>(PyCapsule_GetPointer(capsule.ptr(), Managed::kName));
         return take_form<Managed>(capsule, name, managed->tensor, false);
     }
-    type_error(concat(name, ": expected a DLPack capsule that nobody has used, got ",
-                      std::string(py::repr(capsule))));
+    type_error(name, ": expected a DLPack capsule that nobody has used, got ",
+               std::string(py::repr(capsule)));
 }
 
 // NumPy would make memory of its own, and leave in it what was there.
 void check_memory(const Taken& taken, const std::string& name) {
     if (taken.data() != nullptr || taken.empty()) return;
-    type_error(concat(name,
-                      ": expected an array whose memory holds its values, got one without memory: "
-                      "it is a wrapper of others, was freed, or is not computed yet"));
-}
-
-py::object from_dlpack(py::handle capsule, const std::string& name) {
-    const Taken taken = take(capsule, name);
-    if (!read_by_the_cpu(taken.tensor.device.type)) {
-        type_error(concat(name, ": expected an array on the CPU, got one on ",
-                          device_name(taken.tensor.device.type, taken.tensor.device.id)));
-    }
-    const auto dtype = supported(taken.tensor.dtype);
-    if (!dtype) {
-        type_error(concat(name, ": expected dtype float16, bfloat16, float32 or float64, got ",
-                          text_of(taken.tensor.dtype)));
-    }
-    check_memory(taken, name);
-    const py::object descr = descr_for(*dtype, name);
-    std::vector<Index> strides = taken.strides();
-    for (Index& stride : strides) stride *= size_of(*dtype);
-    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
-    py::array array(py::reinterpret_borrow<py::dtype>(descr), shape, strides, taken.data(),
-                    taken.keepalive);
-    if (taken.read_only) array.attr("setflags")(py::arg("write") = false);
-    return array;
-}
-
-py::tuple describe_dlpack(py::handle capsule, const std::string& name) {
-    const Taken taken = take(capsule, name);
-    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
-    return py::make_tuple(reinterpret_cast<std::uintptr_t>(taken.data()),
-                          py::tuple(py::cast(shape)), py::tuple(py::cast(taken.strides())),
-                          text_of(taken.tensor.dtype), taken.tensor.device.type,
-                          taken.tensor.device.id, taken.read_only, taken.keepalive);
+    type_error(name,
+               ": expected an array whose memory holds its values, got one without memory: "
+               "it is a wrapper of others, was freed, or is not computed yet");
 }
 
 // A NumPy array as others take it over: the description, and a reference to the array, for as long
@@ -173,22 +126,22 @@ struct Lent {
 };
 
 template <class Form>
-py::object lend(const Array& array) {
+py::object lend(const py::object& object, const ArrayRef& array) {
     auto lent = std::make_unique<Lent<Form>>();
-    lent->shape.assign(array.shape().begin(), array.shape().end());
-    lent->strides.assign(array.strides().begin(), array.strides().end());
+    lent->shape.assign(array.extents, array.extents + array.rank);
+    lent->strides.assign(array.strides, array.strides + array.rank);
     Tensor& tensor = lent->managed.tensor;
-    tensor.data = const_cast<void*>(array.data());
+    tensor.data = array.data;
     tensor.device = {kCPU, 0};
-    tensor.ndim = static_cast<std::int32_t>(array.rank());
-    tensor.dtype = type_of(*array.dtype());
+    tensor.ndim = static_cast<std::int32_t>(array.rank);
+    tensor.dtype = type_of(array.dtype());
     tensor.shape = lent->shape.data();
     tensor.strides = lent->strides.data();
     lent->managed.context = lent.get();
     lent->managed.deleter = &Lent<Form>::give_back;
     if constexpr (std::is_same_v<Form, ManagedVersioned>) {
         lent->managed.version = ManagedVersioned::kVersion;
-        lent->managed.flags = array.writeable() ? 0 : ManagedVersioned::kReadOnly;
+        lent->managed.flags = array.writeable ? 0 : ManagedVersioned::kReadOnly;
     }
     PyObject* capsule = PyCapsule_New(&lent->managed, Form::kName, [](PyObject* self) {
         if (PyCapsule_IsValid(self, Form::kName) == 0) return;  // somebody took it over
@@ -196,44 +149,71 @@ py::object lend(const Array& array) {
         managed->deleter(managed);
     });
     if (capsule == nullptr) throw py::error_already_set();
-    lent->array = py::object(array.object()).release().ptr();
+    lent->array = py::object(object).release().ptr();
     lent.release();  // NOLINT: give_back deletes it
     return py::reinterpret_steal<py::object>(capsule);
 }
 
-// A producer, as the standard means it, of a NumPy array of any dtype that data can have: NumPy
-// itself has no word for bfloat16.
-class Exported {
-public:
-    explicit Exported(py::handle array) : array_(as_array(array, "array")) {
-        if (!array_.dtype()) {
-            type_error(concat("array: expected dtype float16, bfloat16, float32 or float64, got ",
-                              array_.dtype_text()));
-        }
-    }
-
-    [[nodiscard]] py::object capsule(const py::object& stream, const py::object& max_version,
-                                     const py::object& dl_device, const py::object& copy) const {
-        if (!stream.is_none()) refuse("the CPU has no streams: expected stream=None");
-        if (!dl_device.is_none() && !py::make_tuple(kCPU + 0, 0).equal(dl_device)) {
-            refuse("the array is on the CPU: expected dl_device=(1, 0)");
-        }
-        if (!copy.is_none() && py::cast<bool>(copy)) refuse("expected copy=False");
-        if (!array_.viewable()) refuse("expected elements at multiples of their size");
-        const bool versioned =
-            !max_version.is_none() && py::cast<std::pair<int, int>>(max_version).first >= 1;
-        if (versioned) return lend<ManagedVersioned>(array_);
-        if (!array_.writeable()) refuse("the array is read-only: expected max_version=(1, 0)");
-        return lend<Managed>(array_);
-    }
-
-private:
-    [[noreturn]] static void refuse(const char* why) { throw py::buffer_error(why); }
-
-    Array array_;
-};
+[[noreturn]] void refuse(const char* why) { throw py::buffer_error(why); }
 
 }  // namespace
+
+py::object from_dlpack(py::handle capsule, const std::string& name) {
+    const Taken taken = take(capsule, name);
+    if (!read_by_the_cpu(taken.tensor.device.type)) {
+        type_error(name, ": expected an array on the CPU, got one on ",
+                   device_name(taken.tensor.device.type, taken.tensor.device.id));
+    }
+    const auto dtype = supported(taken.tensor.dtype);
+    if (!dtype) {
+        type_error(name, ": expected dtype float16, bfloat16, float32 or float64, got ",
+                   text_of(taken.tensor.dtype));
+    }
+    check_memory(taken, name);
+    const py::object descr = descr_for(*dtype, name);
+    std::vector<Index> strides = taken.strides();
+    for (Index& stride : strides) stride *= size_of(*dtype);
+    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
+    py::array array(py::reinterpret_borrow<py::dtype>(descr), shape, strides, taken.data(),
+                    taken.keepalive);
+    if (taken.read_only) array.attr("setflags")(py::arg("write") = false);
+    return array;
+}
+
+py::tuple describe_dlpack(py::handle capsule, const std::string& name) {
+    const Taken taken = take(capsule, name);
+    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
+    return py::make_tuple(reinterpret_cast<std::uintptr_t>(taken.data()),
+                          py::tuple(py::cast(shape)), py::tuple(py::cast(taken.strides())),
+                          text_of(taken.tensor.dtype), taken.tensor.device.type,
+                          taken.tensor.device.id, taken.read_only, taken.keepalive);
+}
+
+Exported::Exported(py::handle array) : array_(as_array(array, "array")) {
+    Extents extents;
+    ArrayRef of;
+    refer(array_, extents, of);
+    if (of.supported()) return;
+    type_error("array: expected dtype float16, bfloat16, float32 or float64, got ", of.type_text());
+}
+
+py::object Exported::capsule(const py::object& stream, const py::object& max_version,
+                             const py::object& dl_device, const py::object& copy) const {
+    if (!stream.is_none()) refuse("the CPU has no streams: expected stream=None");
+    if (!dl_device.is_none() && !py::make_tuple(kCPU + 0, 0).equal(dl_device)) {
+        refuse("the array is on the CPU: expected dl_device=(1, 0)");
+    }
+    if (!copy.is_none() && py::cast<bool>(copy)) refuse("expected copy=False");
+    Extents extents;
+    ArrayRef array;
+    refer(array_, extents, array);
+    if (!array.viewable) refuse("expected elements at multiples of their size");
+    const bool versioned =
+        !max_version.is_none() && py::cast<std::pair<int, int>>(max_version).first >= 1;
+    if (versioned) return lend<ManagedVersioned>(array_, array);
+    if (!array.writeable) refuse("the array is read-only: expected max_version=(1, 0)");
+    return lend<Managed>(array_, array);
+}
 
 void check_has_memory(py::handle object, const char* name) {
     if (!py::hasattr(object, "__dlpack__")) return;
@@ -264,23 +244,4 @@ std::optional<std::string> elsewhere(py::handle object) {
     return std::nullopt;
 }
 
-}  // namespace dlpack
-
-void register_dlpack(py::module_& m) {
-    using dlpack::Exported;
-    m.def("from_dlpack", &dlpack::from_dlpack, py::arg("capsule"), py::arg("name") = "x",
-          "A NumPy array on the memory that the capsule describes, which it uses up.");
-    m.def("describe_dlpack", &dlpack::describe_dlpack, py::arg("capsule"), py::arg("name") = "x",
-          "address, shape, strides in elements, dtype, device type, device, read-only, and what\n"
-          "keeps the memory; of any device. Uses the capsule up.");
-    m.def("device_name", &dlpack::device_name, py::arg("device_type"), py::arg("device_id"),
-          "What errors call a device of DLPack's.");
-    py::class_<Exported>(m, "Exported", "A NumPy array as a DLPack producer, also of bfloat16.")
-        .def(py::init<py::handle>(), py::arg("array"))
-        .def("__dlpack__", &Exported::capsule, py::kw_only(), py::arg("stream") = py::none(),
-             py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
-             py::arg("copy") = py::none())
-        .def("__dlpack_device__", [](const Exported&) { return py::make_tuple(1, 0); });
-}
-
-}  // namespace bnext::bindings
+}  // namespace bnext::intake::dlpack

@@ -1,0 +1,58 @@
+#include "bindings/fastcall.hpp"
+
+#include "core/error.hpp"
+
+namespace bnext::bindings {
+
+Parameters::Parameters(const Signature& signature, std::size_t size)
+    : function_(signature.function),
+      doc_(concat(signature.function, "(", signature.parameters, ")\n--\n\n", signature.doc)),
+      size_(size) {
+    std::string_view rest = signature.parameters;
+    for (std::size_t k = 0; k < size; ++k) {
+        const std::string_view each = rest.substr(0, rest.find(", "));
+        rest.remove_prefix(std::min(rest.size(), each.size() + 2));
+        const std::string name(each.substr(0, each.find('=')));
+        if (name.size() == each.size()) required_ = k + 1;
+        names_[k] = PyUnicode_InternFromString(name.c_str());
+        if (names_[k] == nullptr) throw py::error_already_set();
+    }
+}
+
+std::size_t Parameters::index_of(PyObject* name) const {
+    for (std::size_t k = 0; k < size_; ++k) {
+        if (names_[k] == name) return k;
+    }
+    for (std::size_t k = 0; k < size_; ++k) {  // of a string that was made
+        if (PyUnicode_Compare(names_[k], name) == 0) return k;
+    }
+    type_error(function_, "() got an unexpected keyword argument '", std::string(py::str(name)),
+               "'");
+}
+
+void Parameters::assign(PyObject* const* given, Py_ssize_t positional, PyObject* names,
+                        py::handle* arguments) const {
+    const auto count = static_cast<std::size_t>(positional);
+    if (count > size_) {
+        type_error(function_, "() takes at most ", size_, " positional arguments (", count,
+                   " given)");
+    }
+    for (std::size_t k = 0; k < count; ++k) arguments[k] = given[k];
+    const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+    for (Py_ssize_t k = 0; k < named; ++k) {
+        const std::size_t index = index_of(PyTuple_GET_ITEM(names, k));
+        if (arguments[index]) {
+            type_error(function_, "() got multiple values for argument '",
+                       std::string(py::str(names_[index])), "'");
+        }
+        arguments[index] = given[positional + k];
+    }
+    for (std::size_t k = 0; k < required_; ++k) {
+        if (!arguments[k]) {
+            type_error(function_, "() missing required argument: '",
+                       std::string(py::str(names_[k])), "'");
+        }
+    }
+}
+
+}  // namespace bnext::bindings

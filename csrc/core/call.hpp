@@ -1,0 +1,110 @@
+// Call: one call of an operation, with its arrays by their roles; and the one check of all calls.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/array_ref.hpp"
+
+namespace bnext {
+
+enum class Pass : std::uint8_t {
+    forward,
+    normalize,
+    normalize_by_running,
+    backward,
+    backward_constant,
+    moments,
+    restored,
+    collect_stats,
+    apply_norm,
+    move_running,
+    backward_reduce,
+    backward_apply,
+    parameter_gradients,
+};
+
+// What an array is for. Errors call an array by its role.
+enum class Role : std::uint8_t {
+    x,
+    dy,
+    mean,
+    var,
+    m2,
+    mean_low,
+    rows,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    num_batches_tracked,
+    sum_dy,
+    sum_dy_xmu,
+    out,
+};
+constexpr std::size_t kRoles = 15;
+
+const char* name_of(Role role);
+Role role_named(const std::string& name);
+Pass pass_named(const std::string& name);
+
+// What a forward call has left for this one.
+struct FromForward {
+    DType dtype;
+    std::span<const Index> shape;
+    Index channel_axis;
+    bool batch_statistics;
+    const std::uint64_t* fingerprint;  // null: whether x has changed is not asked
+};
+
+struct Call {
+    explicit Call(Pass of) : pass(of) {}
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    Pass pass;
+    Index channel_axis = 0;  // negative counts from the end
+    std::string axis_text;   // as it was given, where Index does not say it
+    double eps = 0;
+    double momentum = 0;
+    const FromForward* from_forward = nullptr;
+    // Whether two arrays share an element; asked where their bounds meet.
+    bool (*share_memory)(const ArrayRef&, const ArrayRef&) = nullptr;
+
+    [[nodiscard]] bool has(Role role) const { return (given_ >> index(role) & 1U) != 0; }
+    [[nodiscard]] const ArrayRef& operator[](Role role) const { return arrays_[index(role)]; }
+    ArrayRef& add(Role role) {
+        given_ |= 1U << index(role);
+        return arrays_[index(role)];
+    }
+    [[nodiscard]] Role data() const { return has(Role::x) ? Role::x : Role::dy; }
+    [[nodiscard]] Index axis() const {  // from the front, of a call that was checked
+        if (from_forward != nullptr) return from_forward->channel_axis;
+        return channel_axis < 0 ? channel_axis + (*this)[Role::x].rank : channel_axis;
+    }
+    [[nodiscard]] Index channels() const {
+        if (from_forward != nullptr) {
+            return from_forward->shape[static_cast<std::size_t>(from_forward->channel_axis)];
+        }
+        return (*this)[Role::x].extent(axis());
+    }
+
+private:
+    static constexpr std::size_t index(Role role) { return static_cast<std::size_t>(role); }
+
+    std::uint32_t given_ = 0;
+    std::array<ArrayRef, kRoles> arrays_;  // NOLINT: not initialised on purpose
+};
+
+// Throws Error where an argument is wrong: names the argument, what was expected and what came.
+// Nothing has been written then, and no element of data been read but for fingerprints.
+void check(const Call& call);
+
+// Parts of it, for callers that have no arrays yet.
+void check_axis(Index axis, Index rank, const std::string& text = {});
+void check_eps(double eps);
+void check_momentum(double momentum);
+void check_counter(const ArrayRef& counter, const char* name);
+void check_more_than_one(std::span<const Index> shape, Index count);
+
+}  // namespace bnext

@@ -1,0 +1,350 @@
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+
+#include "core/call.hpp"
+#include "core/error.hpp"
+#include "core/statistics.hpp"
+
+namespace bnext {
+namespace {
+
+constexpr std::array<const char*, kRoles> kRoleNames{
+    "x",      "dy",         "mean", "var",          "m2",          "mean_low",
+    "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
+    "sum_dy", "sum_dy_xmu", "out"};
+constexpr std::array kPassNames{
+    "forward",         "normalize",      "normalize_by_running", "backward",   "backward_constant",
+    "moments",         "restored",       "collect_stats",        "apply_norm", "move_running",
+    "backward_reduce", "backward_apply", "parameter_gradients"};
+
+template <class T, std::size_t N>
+T named(const std::string& name, const std::array<const char*, N>& names, const char* kind) {
+    for (std::size_t k = 0; k < N; ++k) {
+        if (name == names[k]) return static_cast<T>(k);
+    }
+    value_error(kind, ": there is none with the name ", name);
+}
+
+// For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
+std::string remedy_of(const ArrayRef& vector, std::span<const Index> x) {
+    if (vector.rank != 1 || x.empty()) return {};
+    const Index size = vector.extent(0);
+    const bool last = x.back() == size;
+    if (!last && (x.size() < 2 || x[1] != size)) return {};
+    const char* axis = last ? "-1" : "1";
+    return concat(" (axis ", axis, " of x has ", size, ": channel_axis=", axis, ")");
+}
+
+// `x`: the shape that a vector of channels goes with.
+void check_shape(const ArrayRef& array, const char* name, std::span<const Index> expected,
+                 std::span<const Index> x = {}) {
+    if (!std::ranges::equal(array.shape(), expected)) {
+        value_error(name, ": expected shape ", shape_text(expected), ", got ",
+                    shape_text(array.shape()), remedy_of(array, x));
+    }
+}
+
+void check_memory(const ArrayRef& array, const char* name) {
+    if (array.place == Place::cpu) return;  // where intake knows more
+    if (array.data == nullptr && array.size() > 0) {
+        type_error(name,
+                   ": expected an array whose memory holds its values, got one without memory");
+    }
+    const auto address = reinterpret_cast<std::uintptr_t>(array.data);
+    if (address % static_cast<std::uintptr_t>(array.item()) != 0) {
+        value_error(name, ": expected an address that is a multiple of its elements'");
+    }
+}
+
+void check_dtype(const ArrayRef& array, const char* name, DType expected, DType other) {
+    check_memory(array, name);
+    if (array.is(expected) || array.is(other)) return;
+    type_error(name, ": expected dtype ", name_of(expected), other != expected ? " or " : "",
+               other != expected ? name_of(other) : "", ", got ", array.type_text());
+}
+
+void check_dtype(const ArrayRef& array, const char* name, DType expected) {
+    check_dtype(array, name, expected, expected);
+}
+
+template <class... Parts>
+[[noreturn]] void of_another(const Parts&... parts) {
+    throw Error(Error::Kind::saved, concat("saved: made from ", parts...));
+}
+
+class Checker {
+public:
+    explicit Checker(const Call& call) : call_(call) {}
+
+    void run() const {
+        switch (call_.pass) {
+            case Pass::forward:
+            case Pass::collect_stats: return forward();
+            case Pass::normalize:
+            case Pass::normalize_by_running: return normalize();
+            case Pass::apply_norm: return apply_norm();
+            case Pass::moments: return data();
+            case Pass::restored: return restored();
+            case Pass::move_running: check_counter(); return running(call_.from_forward->dtype);
+            case Pass::backward:
+            case Pass::backward_reduce:
+            case Pass::backward_apply: return backward();
+            case Pass::backward_constant: return backward_constant();
+            case Pass::parameter_gradients: return sums();
+        }
+    }
+
+private:
+    void forward() const {
+        data();
+        check_eps(call_.eps);
+        affine(x().shape());
+        running(x().dtype());
+        check_counter();
+        if (call_.pass == Pass::forward) check_more_than_one(x().shape(), count());
+        out(x().dtype(), x().shape(),
+            {Role::x, Role::weight, Role::bias, Role::running_mean, Role::running_var});
+    }
+
+    void normalize() const {
+        data();
+        check_eps(call_.eps);
+        const bool by_running = call_.pass == Pass::normalize_by_running;
+        const Role mean = by_running ? Role::running_mean : Role::mean;
+        const Role var = by_running ? Role::running_var : Role::var;
+        const DType dtype = param_dtype(x().dtype());
+        for (const Role role : {mean, var}) {
+            statistics(role, dtype, by_running ? dtype : DType::float64, x().shape());
+        }
+        affine(x().shape());
+        out(x().dtype(), x().shape(), {Role::x, mean, var, Role::weight, Role::bias});
+    }
+
+    void apply_norm() const {
+        data();
+        check_eps(call_.eps);
+        for (const Role role : {Role::mean, Role::mean_low, Role::m2}) {
+            if (role != Role::mean_low || call_.has(role)) statistics(role, DType::float64);
+        }
+        affine({});
+        out(x().dtype(), x().shape(), {Role::x, Role::weight, Role::bias});
+    }
+
+    void restored() const {
+        data();
+        check_eps(call_.eps);
+        const std::array<Index, 2> shape{kRows, call_.channels()};
+        required(Role::rows, shape);
+        like(Role::rows, DType::float64, shape);
+    }
+
+    void backward() const {
+        const FromForward& saved = *call_.from_forward;
+        check_x();
+        if (!std::ranges::equal(saved.shape, x().shape())) {
+            of_another("an input of shape ", shape_text(saved.shape), ", got x of shape ",
+                       shape_text(x().shape()));
+        }
+        if (!x().is(saved.dtype)) {
+            of_another("a ", name_of(saved.dtype), " input, got x of ", name_of(x().dtype()));
+        }
+        if (saved.fingerprint != nullptr && *saved.fingerprint != fingerprint_of(x())) {
+            of_another("another x, or x was changed since (their elements differ)");
+        }
+        like(Role::dy, saved.dtype, saved.shape);
+        if (call_.pass == Pass::backward_apply) sums();
+        parameter(Role::weight, {});
+        out(saved.dtype, saved.shape, {Role::dy, Role::x, Role::weight});
+    }
+
+    void backward_constant() const {
+        const FromForward& saved = *call_.from_forward;
+        if (saved.batch_statistics) {
+            value_error("saved: expected given statistics, which are constants, got a batch's");
+        }
+        like(Role::dy, saved.dtype, saved.shape);
+        parameter(Role::weight, {});
+        out(saved.dtype, saved.shape, {Role::dy, Role::weight});
+    }
+
+    void sums() const {
+        for (const Role role : {Role::sum_dy, Role::sum_dy_xmu}) {
+            statistics(role, DType::float64);
+        }
+    }
+
+    [[nodiscard]] const ArrayRef& x() const { return call_[Role::x]; }
+    [[nodiscard]] Index count() const {  // values per channel
+        const Index axis = call_.axis();
+        Index product = 1;
+        for (Index a = 0; a < x().rank; ++a) product *= a == axis ? 1 : x().extent(a);
+        return product;
+    }
+    [[nodiscard]] DType parameters() const {
+        const auto* from = call_.from_forward;
+        return param_dtype(from != nullptr ? from->dtype : x().dtype());
+    }
+
+    void check_x() const {
+        if (!call_.has(Role::x)) type_error("x: expected an array, got None");
+        check_memory(x(), "x");
+        if (!x().supported()) {
+            type_error("x: expected dtype float16, bfloat16, float32 or float64, got ",
+                       x().type_text());
+        }
+        if (x().rank == 0) value_error("x: expected at least 1 dimension, got 0");
+    }
+
+    void data() const {
+        check_x();
+        check_axis(call_.channel_axis, x().rank, call_.axis_text);
+    }
+
+    void like(Role role, DType dtype, std::span<const Index> shape) const {
+        const char* name = name_of(role);
+        if (!call_.has(role)) type_error(name, ": expected an array, got None");
+        check_dtype(call_[role], name, dtype);
+        check_shape(call_[role], name, shape);
+    }
+
+    void vector(Role role, DType dtype, DType other, std::span<const Index> x) const {
+        const char* name = name_of(role);
+        check_dtype(call_[role], name, dtype, other);
+        check_shape(call_[role], name, std::array{call_.channels()}, x);
+    }
+
+    void parameter(Role role, std::span<const Index> x) const {
+        if (call_.has(role)) vector(role, parameters(), parameters(), x);
+    }
+
+    void affine(std::span<const Index> x) const {
+        parameter(Role::weight, x);
+        parameter(Role::bias, x);
+    }
+
+    void required(Role role, std::span<const Index> shape) const {
+        if (call_.has(role) && call_[role].is_array) return;
+        type_error(name_of(role), ": expected an array of shape ", shape_text(shape), ", got ",
+                   call_.has(role) ? call_[role].type_text() : "None");
+    }
+    void required(Role role) const { required(role, std::array{call_.channels()}); }
+
+    void statistics(Role role, DType dtype, DType other, std::span<const Index> x) const {
+        required(role);
+        vector(role, dtype, other, x);
+    }
+    void statistics(Role role, DType dtype) const { statistics(role, dtype, dtype, {}); }
+
+    // Updated in place: both or neither.
+    void running(DType dtype) const {
+        if (!call_.has(Role::running_mean) && !call_.has(Role::running_var)) return;
+        for (const Role role : {Role::running_mean, Role::running_var}) {
+            required(role);
+            vector(role, param_dtype(dtype), param_dtype(dtype), {});
+            check_writeable(call_[role], name_of(role));
+        }
+        check_momentum(call_.momentum);
+    }
+
+    static void check_writeable(const ArrayRef& array, const char* name) {
+        if (array.place == Place::cuda && !(array.writeable && array.c_contiguous)) {
+            value_error(name, ": expected a writeable, contiguous array, got one that is not");
+        }
+        if (!array.writeable) {
+            value_error(name, ": expected a writeable array, got a read-only one (", name,
+                        ".copy() is writeable)");
+        }
+        if (!array.viewable) {
+            value_error(name, ": expected an aligned array, got one that is not (", name,
+                        ".copy() is aligned)");
+        }
+        if (array.extent(0) > 1 && array.strides[0] == 0) {
+            value_error(name, ": expected an element for each channel, got one for all");
+        }
+    }
+
+    void check_counter() const {
+        if (!call_.has(Role::num_batches_tracked)) return;
+        bnext::check_counter(call_[Role::num_batches_tracked], "num_batches_tracked");
+    }
+
+    void out(DType dtype, std::span<const Index> shape, std::initializer_list<Role> inputs) const {
+        if (!call_.has(Role::out)) return;
+        const ArrayRef& written = call_[Role::out];
+        if (!written.is_array) {
+            type_error("out: expected a numpy array, got ", written.type_text());
+        }
+        like(Role::out, dtype, shape);
+        if (!written.writeable) {
+            value_error("out: expected a writeable array, got a read-only one");
+        }
+        const auto no_overlap = [](bool overlaps, const char* with) {
+            if (overlaps) {
+                value_error("out: expected memory of its own, got an array that overlaps ", with);
+            }
+        };
+        // Strides in bytes, since an array that is not aligned has none in elements.
+        no_overlap(
+            !written.c_contiguous && may_overlap_itself(written.shape(), written.byte_strides()),
+            "itself");
+        for (const Role role : inputs) {
+            no_overlap(call_.has(role) && may_meet(written, call_[role]) &&
+                           call_.share_memory(written, call_[role]),
+                       name_of(role));
+        }
+    }
+
+    const Call& call_;
+};
+
+}  // namespace
+
+const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
+
+Role role_named(const std::string& name) { return named<Role>(name, kRoleNames, "role"); }
+
+Pass pass_named(const std::string& name) { return named<Pass>(name, kPassNames, "call"); }
+
+void check(const Call& call) { Checker(call).run(); }
+
+void check_axis(Index axis, Index rank, const std::string& text) {
+    if (axis >= -rank && axis < rank) return;
+    value_error("channel_axis: expected an axis of a ", rank, "-dimensional array (", -rank, " to ",
+                rank - 1, "), got ", text.empty() ? std::to_string(axis) : text);
+}
+
+void check_eps(double eps) {
+    if (!(eps >= 0.0) || std::isinf(eps)) {
+        value_error("eps: expected a finite number >= 0, got ", number_text(eps));
+    }
+}
+
+void check_momentum(double momentum) {
+    if (!std::isfinite(momentum)) {
+        value_error("momentum: expected a finite number or None, got ", number_text(momentum));
+    }
+}
+
+void check_counter(const ArrayRef& counter, const char* name) {
+    if (!counter.is_array || counter.element != Element::int64 || counter.rank != 0 ||
+        !counter.writeable ||
+        reinterpret_cast<std::uintptr_t>(counter.data) % sizeof(std::int64_t) != 0) {
+        type_error(name, ": expected a writeable int64 array of shape (), got ",
+                   counter.type_text());
+    }
+    constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max() - 1;
+    const std::int64_t count = *counter.as<std::int64_t>();
+    if (count < 0 || count > largest) {
+        value_error(name, ": expected a count of batches from 0 to ", largest, ", got ", count);
+    }
+}
+
+void check_more_than_one(std::span<const Index> shape, Index count) {
+    if (count == 1) {
+        value_error("Expected more than 1 value per channel when training, got input size ",
+                    shape_text(shape));
+    }
+}
+
+}  // namespace bnext

@@ -1,0 +1,198 @@
+#include "intake/intake.hpp"
+
+namespace bnext::intake {
+namespace {
+
+// The name of a dtype of a tensor.
+std::string tensor_text(const void* object) {
+    const py::handle tensor(const_cast<PyObject*>(static_cast<const PyObject*>(object)));
+    dlpack::Tensor described{};
+    const Library* library = library_of(tensor);
+    if (library == nullptr || !library->reader ||
+        library->reader->table().describe(tensor.ptr(), &described) != 0) {
+        PyErr_Clear();
+        return "?";
+    }
+    return dlpack::text_of(described.dtype);
+}
+
+// None: but for dy, which is nothing that could be left out.
+bool is_left_out(Role role, py::handle object) { return object.is_none() && role != Role::dy; }
+
+}  // namespace
+
+void Intake::refer_to_array(Role role, const py::object& array) {
+    refer(array, extents_, call.add(role));
+    kept_[kept_count_++] = array;
+}
+
+// A tensor that is dense, or a vector of which one value follows the other.
+bool Intake::refer_to_plain(Role role, py::handle object, bool is_data) {
+    TensorView view;
+    if (!library_->take_plain(object, view)) return false;
+    const auto dtype = dlpack::supported(view.tensor.dtype);
+    if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
+    const std::size_t rank = view.rank();
+    if (is_data ? rank < 2 : (rank != 1 || view.strides()[0] != 1)) return false;
+    view.order = order_of(view);
+    if (view.order == Order::none) return false;
+    Index* const shape = extents_.take(3 * rank);
+    Index* const steps = shape + rank;
+    Index* const strides = steps + rank;
+    Index size = 1;
+    for (std::size_t a = 0; a < rank; ++a) {
+        shape[a] = view.shape()[a];
+        strides[a] = view.strides()[a];
+        steps[a] = strides[a] * size_of(*dtype);
+        size *= shape[a];
+    }
+    if (is_data && size == 0) return false;
+    call.add(role) = {
+        view.data(), shape, steps, strides, static_cast<std::uint8_t>(rank), element_of(*dtype),
+        Place::cpu,  true,  true,  true,    view.order == Order::c,          object.ptr(),
+        &tensor_text};
+    return true;
+}
+
+void Intake::lead(Role role, py::handle object) {
+    if (is_plain_array(object)) return refer(object, extents_, call.add(role));
+    library_ = library_of(object);
+    if (library_ == nullptr) return refer_to_array(role, as_array(object, name_of(role)));
+    if (refer_to_plain(role, object, true)) return;
+    refer_to_array(role, adopted(object, name_of(role)));
+}
+
+std::string Intake::misplaced(py::handle object) const {
+    const Library* other = library_of(object);
+    if (library_ == nullptr || other == nullptr) return {};
+    const auto text = [](const py::object& of) -> std::string { return py::str(of); };
+    if (other != library_) {
+        return concat("expected an array of ", text(library_->object.attr("name")),
+                      ", like x, or of NumPy, got one of ", text(other->object.attr("name")));
+    }
+    const py::object where = library_->object.attr("where")(object);
+    if (text(where.attr("kind")) == "cpu") return {};
+    return concat("expected an array on the CPU, like x, got one on ", text(where));
+}
+
+// NumPy's array over the memory of an array of the call's library.
+py::object Intake::adopted(py::handle object, const char* name) const {
+    return library_->object.attr("adopt")(object, name);
+}
+
+// The same of an array beside the first.
+py::object Intake::adopted_beside(py::handle object, const char* name) const {
+    if (const std::string problem = misplaced(object); !problem.empty()) {
+        type_error(name, ": ", problem);
+    }
+    return adopted(object, name);
+}
+
+void Intake::read_numpy(Role role, py::handle object) {
+    if (is_left_out(role, object)) return;
+    if (is_plain_array(object)) return refer(object, extents_, call.add(role));
+    refer_to_array(role, as_array(object, name_of(role)));
+}
+
+void Intake::read(Role role, py::handle object) {
+    if (is_plain_array(object) || library_ == nullptr || object.is_none() ||
+        library_of(object) == nullptr) {
+        return read_numpy(role, object);
+    }
+    const bool is_data = role == Role::dy || role == Role::rows;
+    if (library_of(object) == library_ && refer_to_plain(role, object, is_data)) return;
+    refer_to_array(role, adopted_beside(object, name_of(role)));
+}
+
+void Intake::read_view(Role role, py::handle object) {
+    if (PyTuple_Check(object.ptr()) == 0) return read_numpy(role, object);
+    enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly };
+    const auto view = py::reinterpret_borrow<py::tuple>(object);
+    const py::tuple shape = view[kShape], strides = view[kStrides];
+    const std::string dtype = py::cast<std::string>(view[kDType]);
+    BNEXT_CHECK(shape.size() <= kMaxAxes, name_of(role), ": expected at most 64 dimensions, got ",
+                shape.size());
+    ArrayRef& array = call.add(role);
+    array = {};
+    array.element = Element::other;
+    for (const DType each : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+        if (dtype == bnext::name_of(each)) array.element = element_of(each);
+    }
+    array.data = reinterpret_cast<void*>(py::cast<std::uintptr_t>(view[kAddress]));
+    array.rank = static_cast<std::uint8_t>(shape.size());
+    Index* const extents = extents_.take(2 * shape.size());
+    Index* const steps = extents + shape.size();
+    for (std::size_t a = 0; a < shape.size(); ++a) {
+        extents[a] = py::cast<Index>(shape[a]);
+        steps[a] = py::cast<Index>(strides[a]) * array.item();
+    }
+    array.extents = extents;
+    array.steps = steps;
+    array.place = Place::cuda;
+    array.is_array = true;
+    array.writeable = !py::cast<bool>(view[kReadOnly]);
+    array.object = py::handle(view[kDType]).ptr();
+    array.text = [](const void* name) -> std::string {
+        return py::str(py::handle(const_cast<PyObject*>(static_cast<const PyObject*>(name))));
+    };
+    complete(array, extents_);
+}
+
+void Intake::write(Role role, py::handle object) {
+    if (object.is_none()) return;
+    const char* name = name_of(role);
+    if (role == Role::out) out_ = object;
+    const bool foreign = library_ != nullptr && library_of(object) != nullptr;
+    if (foreign) {
+        if (library_of(object) != library_ || !refer_to_plain(role, object, role == Role::out)) {
+            refer_to_array(role, adopted_beside(object, name));
+        }
+        library_->object.attr("check_writable")(object, name);
+        written_[written_count_++] = object;
+    } else if (!is_array(object)) {
+        if (const auto where = dlpack::elsewhere(object)) {
+            type_error(name, ": expected an array on the CPU, like x, got one on ", *where);
+        }
+        refer_to_none(object, call.add(role));
+    } else {
+        if (!is_plain_array(object)) refuse_mask(object, name);
+        refer(object, extents_, call.add(role));
+    }
+}
+
+void Intake::count(py::handle object) {
+    if (object.is_none()) return;
+    refer_to_counter(object, extents_, call.add(Role::num_batches_tracked));
+}
+
+bool Intake::lead_plain(Role role, py::handle object) { return refer_to_plain(role, object, true); }
+
+bool Intake::read_plain(Role role, py::handle object) {
+    if (is_left_out(role, object)) return true;
+    return refer_to_plain(role, object, role == Role::dy || role == Role::rows);
+}
+
+bool Intake::count_plain(py::handle object) {
+    if (object.is_none()) return true;
+    std::int64_t* const value = library_->reader->take_counter(object);
+    if (value == nullptr) return false;
+    ArrayRef& counter = call.add(Role::num_batches_tracked);
+    counter = {};
+    counter.data = value;
+    counter.element = Element::int64;
+    counter.is_array = counter.writeable = true;
+    return true;
+}
+
+const Library* Intake::library_of_weight(py::handle weight) const {
+    if (weight.is_none()) return library_;
+    return library_ != nullptr && library_of(weight) == nullptr ? nullptr : library_;
+}
+
+void Intake::count_writes() const {
+    for (std::size_t k = 0; k < written_count_; ++k) {
+        library_->object.attr("count_write")(written_[k]);
+    }
+}
+
+}  // namespace bnext::intake

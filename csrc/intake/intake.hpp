@@ -1,0 +1,98 @@
+// Intake: from the Python objects of a call to a Call, whoever's arrays they are.
+//
+// The library of the first array is the call's: results are made in kind, and arrays beside it may
+// be NumPy's. If that library is NumPy, whatever NumPy reads is taken. All of this needs the GIL.
+#pragma once
+
+#include <array>
+#include <cstring>
+
+#include "core/call.hpp"
+#include "cpu/pool_array.hpp"
+#include "intake/arguments.hpp"
+#include "intake/results.hpp"
+
+namespace bnext::intake {
+
+class Intake {
+public:
+    explicit Intake(Pass pass) : call(pass) { call.share_memory = &share_memory; }
+    // Of plain tensors alone.
+    Intake(Pass pass, const Library& library) : Intake(pass) { library_ = &library; }
+
+    // The array whose library is the call's.
+    void lead(Role role, py::handle object);
+    // The same for a call that takes no such array.
+    void belongs_to(py::handle object) { library_ = library_of(object); }
+    // None, and what is null, is not given.
+    void read(Role role, py::handle object);
+    void read_numpy(Role role, py::handle object);  // whatever the call's library is
+    // A View of bnext.devices.library, of an array on whatever device; else as NumPy reads it.
+    void read_view(Role role, py::handle view);
+    void write(Role role, py::handle object);
+    void count(py::handle object);
+    void axis(py::handle object) { take_axis_of(call, object); }
+    void eps(py::handle object) { call.eps = take_real(object, "eps"); }
+    void momentum(py::handle object) {
+        if (call.has(Role::running_mean) || call.has(Role::running_var)) {
+            call.momentum = take_real(object, "momentum");
+        }
+    }
+
+    // The same for plain tensors alone: false where one is not.
+    bool lead_plain(Role role, py::handle object);
+    bool read_plain(Role role, py::handle object);
+    bool count_plain(py::handle object);
+
+    [[nodiscard]] const ArrayRef& operator[](Role role) const { return call[role]; }
+    // The values of a vector, one behind the other; null where it is not given.
+    template <class T>
+    const T* vector(Role role);
+    // Room beside the arrays of the call.
+    Extents& extents() { return extents_; }
+
+    [[nodiscard]] const Library* library() const { return library_; }
+    // The library that gradients of parameters are of: that of the weight, or of the call.
+    [[nodiscard]] const Library* library_of_weight(py::handle weight) const;
+    // What was given as `out`; null where nothing was.
+    [[nodiscard]] py::handle out() const { return out_; }
+    // Lets the library know which of its arrays have been written.
+    void count_writes() const;
+    // What is wrong with another array of the call; empty if nothing is.
+    [[nodiscard]] std::string misplaced(py::handle object) const;
+
+    Call call;
+
+private:
+    void refer_to_array(Role role, const py::object& array);
+    bool refer_to_plain(Role role, py::handle object, bool is_data);
+    [[nodiscard]] py::object adopted(py::handle object, const char* name) const;
+    [[nodiscard]] py::object adopted_beside(py::handle object, const char* name) const;
+
+    static constexpr std::size_t kWritten = 3;
+
+    const Library* library_ = nullptr;
+    py::handle out_;
+    std::size_t kept_count_ = 0, copy_count_ = 0, written_count_ = 0;
+    std::array<py::object, kRoles> kept_;  // arrays that were made here
+    std::array<cpu::PoolArray<char>, 4> copies_;
+    std::array<py::handle, kWritten> written_;  // of the library
+    Extents extents_;
+};
+
+template <class T>
+const T* Intake::vector(Role role) {
+    if (!call.has(role)) return nullptr;
+    const ArrayRef& array = call[role];
+    const Index size = array.extent(0);
+    if (array.viewable && (size <= 1 || array.strides[0] == 1)) return array.as<T>();
+    auto& copy = copies_[copy_count_++];
+    copy = cpu::PoolArray<char>(static_cast<std::size_t>(size) * sizeof(T));
+    for (Index c = 0; c < size; ++c) {
+        std::memcpy(copy.data() + static_cast<std::size_t>(c) * sizeof(T),
+                    array.as<char>() + c * array.steps[0], sizeof(T));
+    }
+    return reinterpret_cast<const T*>(copy.data());
+}
+
+}  // namespace bnext::intake
