@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/float_mode.hpp"
+#include "core/formulas.hpp"
 #include "core/moments.hpp"
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
@@ -20,28 +21,19 @@
 namespace bnext::cpu {
 namespace {
 
-enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
+template <class T>
+using F = Formula<Pass::forward, Epilogue::none, Compute<T>>;
 
-// Whether any of the channels is extreme.
-template <class T, class Rows>
-bool set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channels,
-                           const StatisticsIn& of, const Affine<T>& affine, Rows& rows,
-                           Index offset) {
-    const Index c = channels.begin;
-    const Index columns = setting.plan.tiling.columns();
-    const Index made = offset + made_at(channels.size(), columns);
-    const bool extremes = setting.kernels.norm_coefficients(
-        channels.size(), of.mean() + c, of.mean_low() + c, of.rstd() + c,
-        affine.weight != nullptr ? affine.weight + c : nullptr,
-        affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, made),
-        rows.row(kScale, made), rows.row(kShift, made));
-    rows.complete(offset, channels.size(), columns);
-    return extremes;
+template <class T>
+Setting<T> prepare_forward(const Problem& problem, const Work& work) {
+    return prepare<T>(problem, work, Pass::forward, Epilogue::none);
 }
 
-template <class T, class Rows>
-NormCoefficients<T> norm_coefficients(const Rows& rows, Index offset) {
-    return {rows.row(kCenter, offset), rows.row(kScale, offset), rows.row(kShift, offset)};
+template <class T>
+Terms<T> terms_of(Index c, const StatisticsIn& of, const Affine<T>& affine) {
+    return {of.mean() + c, of.mean_low() + c, of.rstd() + c,
+            affine.weight != nullptr ? affine.weight + c : nullptr,
+            affine.bias != nullptr ? affine.bias + c : nullptr};
 }
 
 template <class T>
@@ -51,23 +43,13 @@ NormConstants norm_constants(Index c, const StatisticsIn& of, const Affine<T>& a
     return {of.mean()[c], weight * of.rstd()[c], bias};
 }
 
-// Writes a region; the coefficients of its first channel are at `offset`.
 template <class T, class Rows>
 void write_norm(const Setting<T>& setting, const View<const T>& x, const View<T>& y,
                 const Region& region, const StatisticsIn& of, const Affine<T>& affine,
                 const Extremes& extremes, const Rows& rows, Index offset, const Access& access) {
-    if (!kHasExtremes<T> || !extremes.any()) {
-        return setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, offset), access);
-    }
-    for_each_run(
-        region, [&](Index c) { return norm_constants(c, of, affine).is_extreme(of.rstd()[c]); },
-        [&](const Region& part) {
-            const Index skipped = part.channels.begin - region.channels.begin;
-            const bool apart = part.channels.size() < region.channels.size();
-            const Index place = offset + skipped * setting.plan.tiling.columns();
-            setting.kernels.apply_norm(x, y, part, norm_coefficients<T>(rows, place),
-                                       apart ? Access{access.stores, 0, false} : access);
-        },
+    write_region(
+        setting, &x, &y, region, extremes, rows, offset, access,
+        [&](Index c) { return norm_constants(c, of, affine).is_extreme(of.rstd()[c]); },
         [&](Index c) {
             const NormConstants constants = norm_constants(c, of, affine);
             write_channel(y, region, c, [&](double value) { return constants.y(value); }, x);
@@ -83,7 +65,7 @@ struct Statistics {
     const StatisticsOut& out;
 
     void reduce(const Region& region, double* a, double* b) const {
-        setting.kernels.collect_stats(x, region, a, b);
+        setting.kernels.reduce(&x, region, nullptr, a, b);
     }
     void merge(Index done, Index more, Index channels, double* a, double* b, const double* more_a,
                const double* more_b) const {
@@ -118,7 +100,7 @@ struct Forward : Statistics<T> {
     Extremes extremes{};
 
     template <Index Capacity>
-    using Coefficients = CoefficientRows<Compute<T>, kNormRows, Capacity>;
+    using Coefficients = CoefficientRows<Compute<T>, F<T>::kRows, Capacity>;
 
     template <class Rows>
     void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
@@ -128,7 +110,8 @@ struct Forward : Statistics<T> {
         const Index c = channels.begin;
         this->setting.finish_statistics(channels.size(), of.m2() + c, count, eps, of.var() + c,
                                         of.rstd() + c);
-        extremes.note(set_norm_coefficients<T>(this->setting, channels, of, affine, rows, offset));
+        extremes.note(
+            make_coefficients(this->setting, channels, terms_of<T>(c, of, affine), rows, offset));
     }
     template <class Rows>
     void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
@@ -148,7 +131,7 @@ void set_empty(const Problem& problem, const StatisticsOut& out) {
 template <class T>
 void collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out) {
     if (problem.elements() == 0) return set_empty(problem, out);
-    const Setting<T> setting = prepare<T>(problem, {1, 1});
+    const Setting<T> setting = prepare_forward<T>(problem, kSummingWork<F<T>>);
     run_two_phase(FirstPhaseOnly<Statistics<T>>{{setting, x, out}}, problem, setting.plan,
                   setting.threads);
 }
@@ -163,7 +146,7 @@ void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
                                          out.rstd());
         return;
     }
-    const Setting<T> setting = prepare<T>(problem, {2, 2});
+    const Setting<T> setting = prepare_forward<T>(problem, kWholeWork<F<T>>);
     run_two_phase(Forward<T>{{setting, x, out}, y, affine, eps, count}, problem, setting.plan,
                   setting.threads);
 }
@@ -175,9 +158,9 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
         active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, of.var(), of.rstd());
         return;
     }
-    const Setting<T> setting = prepare<T>(problem, {2, 1});
+    const Setting<T> setting = prepare_forward<T>(problem, kWritingWork<F<T>>);
     const Index columns = setting.plan.tiling.columns();
-    CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels * columns);
+    CoefficientRows<Compute<T>, F<T>::kRows, 0> rows(problem.channels * columns);
     const Extremes extremes;
     run_elementwise(
         problem, setting.plan, setting.threads,
@@ -185,8 +168,8 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
             const Index c = channels.begin;
             setting.finish_statistics(channels.size(), nullptr, 0.0, eps, of.var() + c,
                                       of.rstd() + c);
-            extremes.note(
-                set_norm_coefficients<T>(setting, channels, of, affine, rows, c * columns));
+            extremes.note(make_coefficients(setting, channels, terms_of<T>(c, of, affine), rows,
+                                            c * columns));
         },
         [&](const Region& region) {
             write_norm<T>(setting, x, y, region, of, affine, extremes, rows,

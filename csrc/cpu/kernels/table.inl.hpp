@@ -9,6 +9,7 @@
 #endif
 
 #include "core/dtype.hpp"
+#include "core/formulas.hpp"
 #include "core/inline.hpp"
 #include "core/moments.hpp"
 #include "core/problem.hpp"
@@ -56,19 +57,34 @@ struct NumbersUpTo<0, I...> {
 
 #include "cpu/kernels/collect_stats.inl.hpp"
 
-#include "cpu/kernels/apply_norm.inl.hpp"
-
 #include "cpu/kernels/backward_reduce.inl.hpp"
 
-#include "cpu/kernels/backward_apply.inl.hpp"
+// The first phase of a pass: from `in` alone, whatever its second phase applies.
+template <class T, Layout L, Pass P>
+constexpr auto reduction_of() {
+    constexpr bool planar = L == Layout::planar;
+    if constexpr (P == Pass::forward) {
+        return planar ? planar_collect_stats<T> : interleaved_collect_stats<T>;
+    } else {
+        return planar ? planar_backward_reduce<T> : interleaved_backward_reduce<T>;
+    }
+}
 
 template <class T>
-constexpr LayoutKernels<T> kernels_of() {
-    return {
-        {planar_collect_stats<T>, planar_apply_norm<T>, planar_backward_reduce<T>,
-         planar_backward_apply<T>, norm_coefficients<T>, backward_coefficients<T>},
-        {interleaved_collect_stats<T>, interleaved_apply_norm<T>, interleaved_backward_reduce<T>,
-         interleaved_backward_apply<T>, norm_coefficients<T>, backward_coefficients<T>}};
+constexpr KernelSet<T> kernels_of() {
+    KernelSet<T> set{};
+    const auto add = [&]<Layout L, Pass P, Epilogue E>() {
+        using F = Formula<P, E, Pack<Compute<T>>>;
+        set.of[static_cast<int>(L)][static_cast<int>(P)][static_cast<int>(E)] = {
+            reduction_of<T, L, P>(),
+            L == Layout::planar ? write_planar<F, T> : write_interleaved<F, T>,
+            P == Pass::forward ? norm_coefficients<T> : backward_coefficients<T>};
+    };
+    for_each_formula([&]<Pass P, Epilogue E>() {
+        add.template operator()<Layout::planar, P, E>();
+        add.template operator()<Layout::interleaved, P, E>();
+    });
+    return set;
 }
 
 void mark_used() { note_used(BNEXT_TEXT(BNEXT_ISA)); }

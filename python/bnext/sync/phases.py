@@ -50,7 +50,7 @@ class SyncSaved:
     ----------
     count : int
         Values per channel of the whole batch.
-    mean, m2, var, rstd : array of float64, shape (C,)
+    mean, m2, var, rstd, mean_low : array of float64, shape (C,)
         The whole batch's, the same to the bit for all members. Read-only NumPy arrays, or if `x` is
         on a GPU, arrays there.
     shape, dtype, channel_axis, eps
@@ -85,6 +85,12 @@ class SyncSaved:
         """Mean of each channel."""
         mean: Float64Array = self.local.mean
         return mean
+
+    @property
+    def mean_low(self) -> Float64Array:
+        """What rounding the mean has lost: the exact one is ``mean + mean_low``."""
+        mean_low: Float64Array = self.local.mean_low
+        return mean_low
 
     @property
     def m2(self) -> Float64Array:
