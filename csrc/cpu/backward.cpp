@@ -5,7 +5,6 @@
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
 #include "core/tiling.hpp"
-#include "cpu/coefficients.hpp"
 #include "cpu/extremes.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/operation.hpp"
@@ -25,45 +24,36 @@ Setting<T> prepare_backward(const Problem& problem, const Work& work) {
     return prepare<T>(problem, work, Pass::backward, Epilogue::none);
 }
 
-// The terms of a channel's gradient. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
+// What the second phase is made of. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
 template <class T>
 struct Gradients {
-    const StatisticsIn& of;
+    const StatisticsIn& rows;
     const Param<T>* weight;
     const double* sum_dy;
     const double* sum_dy_xmu;
     double count;
 
+    void prepare(const Setting<T>&, const ChannelRange&) const {}
+    [[nodiscard]] Terms<T> terms(Index c) const {
+        return {rows.mean() + c, rows.mean_low() + c,
+                rows.rstd() + c, weight != nullptr ? weight + c : nullptr,
+                nullptr,         sum_dy + c,
+                sum_dy_xmu + c,  count};
+    }
     [[nodiscard]] GradientConstants constants(Index c) const {
         const double factor = weight != nullptr ? static_cast<double>(weight[c]) : 1.0;
-        const double rstd = of.rstd()[c];
-        return {of.mean()[c], -rstd * (rstd * (sum_dy_xmu[c] / count)), sum_dy[c] / count,
+        const double rstd = rows.rstd()[c];
+        return {rows.mean()[c], -rstd * (rstd * (sum_dy_xmu[c] / count)), sum_dy[c] / count,
                 factor * rstd};
     }
-    // From channel c on.
-    [[nodiscard]] Terms<T> terms(Index c) const {
-        return {of.mean() + c,  of.mean_low() + c,
-                of.rstd() + c,  weight != nullptr ? weight + c : nullptr,
-                nullptr,        sum_dy + c,
-                sum_dy_xmu + c, count};
+    [[nodiscard]] bool is_extreme(Index c) const { return constants(c).is_extreme(rows.rstd()[c]); }
+    void write_one(const View<const T>* in, const View<T>* out, const Region& region,
+                   Index c) const {
+        const GradientConstants by = constants(c);
+        write_channel(
+            out[0], region, c, [&](double x, double dy) { return by.dx(dy, x); }, in[0], in[1]);
     }
-    [[nodiscard]] bool is_extreme(Index c) const { return constants(c).is_extreme(of.rstd()[c]); }
 };
-
-template <class T, class Rows>
-void write_gradient(const Setting<T>& setting, const View<const T>* in, const View<T>& dx,
-                    const Region& region, const Gradients<T>& gradients, const Extremes& extremes,
-                    const Rows& rows, Index offset, const Access& access) {
-    write_region(
-        setting, in, &dx, region, extremes, rows, offset, access,
-        [&](Index c) { return gradients.is_extreme(c); },
-        [&](Index c) {
-            const GradientConstants constants = gradients.constants(c);
-            write_channel(
-                dx, region, c, [&](double value, double grad) { return constants.dx(grad, value); },
-                in[0], in[1]);
-        });
-}
 
 // The first phase: two sums per channel.
 template <class T>
@@ -105,34 +95,6 @@ struct Sums {
     }
 };
 
-template <class T>
-struct Backward : Sums<T> {
-    const View<T>& dx;
-    const Param<T>* weight;
-    double count;
-    Extremes extremes{};
-
-    [[nodiscard]] Gradients<T> gradients() const {
-        return {this->of, weight, this->sum_dy, this->sum_dy_xmu, count};
-    }
-
-    template <Index Capacity>
-    using Coefficients = CoefficientRows<Compute<T>, F<T>::kRows, Capacity>;
-
-    template <class Rows>
-    void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
-                Index offset) const {
-        this->keep(channels, a, b);
-        extremes.note(make_coefficients(this->setting, channels, gradients().terms(channels.begin),
-                                        rows, offset));
-    }
-    template <class Rows>
-    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        write_gradient(this->setting, this->in, dx, region, gradients(), extremes, rows, offset,
-                       {this->setting.stores, ahead, this->setting.wraps()});
-    }
-};
-
 void set_empty(const Problem& problem, double* sum_dy, double* sum_dy_xmu) {
     std::fill_n(sum_dy, problem.channels, 0.0);
     std::fill_n(sum_dy_xmu, problem.channels, 0.0);
@@ -158,8 +120,11 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
     const Setting<T> setting = prepare_backward<T>(problem, kWholeWork<F<T>>);
     const View<const T> in[] = {x, dy};
     const auto count = static_cast<double>(problem.count());
-    run_two_phase(Backward<T>{{setting, in, of, sum_dy, sum_dy_xmu}, dx, weight, count}, problem,
-                  setting.plan, setting.threads);
+    using Writing = Second<F<T>, T, Gradients<T>>;
+    run_two_phase(
+        Both<Sums<T>, Writing>{{setting, in, of, sum_dy, sum_dy_xmu},
+                               {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu, count}}},
+        problem, setting.plan, setting.threads);
 }
 
 template <class T>
@@ -169,21 +134,8 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     if (problem.elements() == 0) return;
     const Setting<T> setting = prepare_backward<T>(problem, kWritingWork<F<T>>);
     const View<const T> in[] = {x, dy};
-    const Index columns = setting.plan.tiling.columns();
-    CoefficientRows<Compute<T>, F<T>::kRows, 0> rows(problem.channels * columns);
-    const Gradients<T> gradients{of, weight, sum_dy, sum_dy_xmu, count};
-    const Extremes extremes;
-    run_elementwise(
-        problem, setting.plan, setting.threads,
-        [&](const ChannelRange& channels) {
-            const Index c = channels.begin;
-            extremes.note(
-                make_coefficients(setting, channels, gradients.terms(c), rows, c * columns));
-        },
-        [&](const Region& region) {
-            write_gradient(setting, in, dx, region, gradients, extremes, rows,
-                           region.channels.begin * columns, {setting.stores, 0, true});
-        });
+    Second<F<T>, T, Gradients<T>>{setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu, count}}.run(
+        problem);
 }
 
 #define BNEXT_INSTANTIATE(T)                                                                     \
