@@ -10,7 +10,7 @@ from .optional import NotHere
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests/examples"
-# What the operation needs besides the kernels; without OpenMP.
+# The sources of the operation besides the kernels; without OpenMP.
 SOURCES = (
     "core/problem", "core/tiling", "cpu/control_group", "cpu/forward", "cpu/machine", "cpu/openmp",
     "cpu/pages", "cpu/pool", "cpu/schedule", "cpu/team_size",

@@ -1,15 +1,15 @@
-// The formulas: what the second phase of a pass makes of the values at one place and of its
-// channel's coefficients. Written once for the CPU, where V is a pack of values, and for a GPU,
-// where it is one.
+// The formulas: functions of the values at one place and of its channel's coefficients, by which
+// the second phase of a pass writes. Written once for the CPU, where V is a pack of values, and for
+// a GPU, where V is one value.
 //
 // A formula of V has
 //     kReads, kWrites    the arrays of the data's size that it reads (x, dy, ...) and writes
 //     kSummed            how many of those it reads, from the first on, the first phase sums
 //     Row, kRows         its coefficients, one a channel each
 //     operator()         from in[kReads] to out[kWrites]
-// Kernels, their tables, the bytes of a call and its schedule follow from that. What a channel's
-// coefficients are is said in cpu/kernels/coefficients.inl.hpp and in cuda/forward.hpp and
-// backward.hpp, `set`.
+// Kernels, their tables, the bytes of a call and its schedule follow from that. The coefficients
+// of a channel are computed in cpu/kernels/coefficients.inl.hpp, and by `set` in cuda/forward.hpp
+// and backward.hpp.
 #pragma once
 
 #include "core/dtype.hpp"
@@ -24,10 +24,10 @@
 namespace bnext {
 
 enum class Pass : std::uint8_t { forward, backward };
-enum class Epilogue : std::uint8_t { none };  // what is applied to what a pass writes
+enum class Epilogue : std::uint8_t { none };  // an operation on the results of a pass
 inline constexpr int kPasses = 2, kEpilogues = 1;
 
-// a * b + c, rounded once. (That of packs stands beside them.)
+// a * b + c, rounded once. (Packs have their own.)
 #if defined(__CUDACC__)
 BNEXT_FORMULA float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 BNEXT_FORMULA double fma(double a, double b, double c) { return ::fma(a, b, c); }

@@ -24,7 +24,7 @@ Setting<T> prepare_backward(const Problem& problem, const Work& work) {
     return prepare<T>(problem, work, Pass::backward, Epilogue::none);
 }
 
-// What the second phase is made of. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
+// The data of the second phase. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
 template <class T>
 struct Gradients {
     const StatisticsIn& rows;

@@ -35,7 +35,7 @@ NormConstants norm_constants(Index c, const StatisticsIn& rows, const Affine<T>&
     return {rows.mean()[c], weight * rows.rstd()[c], bias};
 }
 
-// What the second phase is made of, with var from m2 over `count` values, or as it is (count 0).
+// The data of the second phase, with var from m2 over `count` values, or var as given (count 0).
 template <class T>
 struct Normal {
     StatisticsOut rows;

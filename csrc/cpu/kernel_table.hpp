@@ -1,5 +1,5 @@
-// What one instruction set offers, for each dtype, layout, pass and epilogue: the two phases and
-// what lies between them.
+// The functions of one instruction set, for each dtype, layout, pass and epilogue: the two phases,
+// and the coefficients between them.
 //
 // A kernel is a serial function over a Region. It knows nothing of threads, chunks of others, or
 // Python; operations.cpp decides who calls it on what. Per-channel arrays are indexed from the
@@ -29,7 +29,7 @@ struct CoefficientsIn {
     const C* row[kMostRows];
 };
 
-// What coefficients are made of, for a range of channels; weight and bias may be null.
+// The data of coefficients, for a range of channels; weight and bias may be null.
 template <class T>
 struct Terms {
     const double* mean;

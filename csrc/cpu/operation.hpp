@@ -50,7 +50,7 @@ Setting<T> prepare(const Problem& problem, const Work& work, Pass pass, Epilogue
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 
-// What a formula's phases move: the first one alone, the second one alone, both.
+// The work of a formula's phases: of the first alone, of the second alone, of both.
 template <class F>
 inline constexpr Work kSummingWork{F::kSummed, 1};
 template <class F>
@@ -75,7 +75,7 @@ bool make_coefficients(const Setting<T>& setting, const ChannelRange& channels,
 // The second phase of a pass: from statistics, and backward from sums, which are final for the
 // channels that it is called on. `Of` has
 //     prepare(setting, channels)    writes rows that follow from them
-//     terms(c)                      what coefficients are made of, from channel c on
+//     terms(c)                      the data of coefficients, from channel c on
 //     is_extreme(c), write_one(in, out, region, c)    for channels of extremes.hpp
 template <class F, class T, class Of>
 struct Second {

@@ -39,8 +39,8 @@ BNEXT_DEVICE double back_of(C scale) {
     return scale == C{1} ? 1.0 : (scale > C{1} ? 0x1p-70 : 0x1p70);
 }
 
-// The mean of a channel minus its value in the arithmetic's type C: in double what is left of it
-// there, in float64 arithmetic the low part that it has beside it (core/statistics.hpp).
+// The mean of a channel minus its value in the arithmetic's type C: the rounding error of a float,
+// and in float64 arithmetic the low part (core/statistics.hpp).
 template <class C>
 BNEXT_DEVICE double low_part(const HighLow& mean) {
     return sizeof(C) == 8 ? mean.low : mean.high - static_cast<double>(static_cast<C>(mean.high));

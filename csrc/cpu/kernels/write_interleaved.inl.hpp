@@ -21,8 +21,8 @@ struct FormulaGroup {
     }
 };
 
-// Rows of the inputs and outputs, from one column on. (Handed over by value: what is behind a
-// reference would be read again after every store.)
+// Rows of the inputs and outputs, from one column on. (Passed by value:
+// members behind a reference would be read again after every store.)
 template <class Formula, class T>
 struct Rows {
     struct Input {
@@ -176,7 +176,7 @@ BNEXT_FORCE_INLINE Formula formula_of_pack(const CoefficientsIn<C>& all, Index k
                                  [&](const C* row) BNEXT_INLINE_LAMBDA { return load(row + k); });
 }
 
-// That of pack h of a unit.
+// The formula of pack h of a unit.
 template <class Formula, class T, int h>
 BNEXT_FORCE_INLINE Formula formula_of_unit(const CoefficientsIn<Compute<T>>& all, Index k) {
     return formula_from<Formula>(all, [&](const Compute<T>* row) BNEXT_INLINE_LAMBDA {

@@ -26,7 +26,7 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
     return both;
 }
 
-// Loads a pack of each input by load(input), and stores those of the outputs by store(w, pack).
+// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
 template <class Formula, class Load, class Store>
 BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& store) {
     decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
@@ -68,7 +68,7 @@ BNEXT_FORCE_INLINE const T* run_ahead(const View<const T>& view, const Region& r
     return at(view, outer, c + access.ahead, 0) + i;
 }
 
-// Runs of the inputs and outputs, and what will be read first when they are written.
+// Runs of the inputs and outputs, and the runs that the caller reads next.
 template <class Formula, class T>
 struct Runs {
     const T* in[Formula::kReads];

@@ -88,7 +88,7 @@ class SyncSaved:
 
     @property
     def mean_low(self) -> Float64Array:
-        """What rounding the mean has lost: the exact one is ``mean + mean_low``."""
+        """Low part of the mean: the exact mean is ``mean + mean_low``."""
         mean_low: Float64Array = self.local.mean_low
         return mean_low
 
@@ -214,7 +214,7 @@ def normalized(
     engine: Any, x: Any, merged: Merged, weight: Any, bias: Any, eps: Any, channel_axis: Any,
     out: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """Normalize a shard by what was merged: y, and what the engine has saved."""
+    """Normalize a shard by the merged statistics: y, and the engine's saved statistics."""
     result: tuple[Any, Any] = engine.apply_norm(
         x=x, count=merged.total_count, mean=merged.first, mean_low=merged.mean_low,
         m2=merged.second, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis, out=out,
