@@ -1,4 +1,4 @@
-"""float64 results are as exact at mean/std = 1e8 as at 0, whoever computes them, in parts or whole.
+"""float64 results are as exact at mean/std = 1e8 as at 0, computed in parts or whole, on any road.
 
 Against long double; the mean is carried with a low part wherever it goes (bnext/rows.py).
 """
@@ -21,7 +21,7 @@ from .sync.support import batch_axis, layer_step, new_group, shards_of, whole
 from .sync.test_sums import on_all_ranks
 
 FAR = [0.0, 1e4, 1e6, 1e8]
-# Planes, rows, small planes, what is copied first, and few values.
+# Planes, rows, small planes, arrays that are copied first, and few values.
 SOME = FEW + named("NC-two-values", "NCL-5-two-channels", "inner-every-third", "NHWC-257")
 
 
@@ -140,7 +140,7 @@ def test_every_schedule(rng, schedule, case, far):
 @pytest.mark.parametrize("far", FAR)
 @pytest.mark.parametrize("case", SOME, ids=str)
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.__name__)
-def test_whoever_computes(rng, subject, case, far):
+def test_every_road(rng, subject, case, far):
     check(subject, case, rng, far)
 
 
@@ -180,7 +180,7 @@ def test_the_low_part_is_what_the_mean_lacks(rng, dtype):
 
 
 def test_rows_go_with_pickles(rng):
-    """Also those of a version that had no low part."""
+    """Also rows of a version that had no low part."""
     _, saved = bnext.batch_norm_forward(rng.normal(1e6, 1, (33, 5)))
     assert_same_bits(pickle.loads(pickle.dumps(saved)).rows, saved.rows)
     *others, rows = saved.__getstate__()

@@ -22,9 +22,9 @@ Y_OF_MOST = {np.float32: 1.0, np.float64: 4.0}
 DX = {np.float32: 4.0, np.float64: 16.0}
 
 # y, dx and dweight of float64 data with any mean, against long double, at the largest value that a
-# channel can have. The mean has a low part, so its own error is that of a sum of deviations. Then y
-# has the roundings of rstd, of the slope, of x - center, of shift and of the fused multiply-add,
-# and m2 that of its sums: six or seven halves of a unit that do not all go one way; dx four more.
+# channel can have. The mean has a low part, so its error is the rounding of a sum of deviations.
+# Then y has the roundings of m2, of rstd, of the slope, of x - center, of shift and of the fused
+# multiply-add: six or seven halves of a unit that do not all go one way; dx has four more.
 ANY_MEAN = 8.0
 
 # dweight and dbias, at the larger of |sum| and the root of the sum of squares (what a sum of random

@@ -51,7 +51,7 @@ constexpr Signature kForward{
 py::object forward(const Arguments<11>& arguments) {
     const auto [x, weight, bias, running_mean, running_var, momentum, counter, eps, channel_axis,
                 out, bessel] = arguments;
-    Intake call(Pass::forward);
+    Intake call(Function::forward);
     take_x(call, x, eps, channel_axis);
     take_affine(call, weight, bias);
     take_running(call, running_mean, running_var, momentum, counter);
@@ -65,10 +65,10 @@ py::object forward(const Arguments<11>& arguments) {
     return result;
 }
 
-py::object normalize_by(Pass pass, py::handle x, Role mean_role, py::handle mean, Role var_role,
-                        py::handle var, py::handle weight, py::handle bias, py::handle eps,
-                        py::handle channel_axis, py::handle out) {
-    Intake call(pass);
+py::object normalize_by(Function function, py::handle x, Role mean_role, py::handle mean,
+                        Role var_role, py::handle var, py::handle weight, py::handle bias,
+                        py::handle eps, py::handle channel_axis, py::handle out) {
+    Intake call(function);
     take_x(call, x, eps, channel_axis);
     call.read(mean_role, mean);
     call.read(var_role, var);
@@ -89,7 +89,7 @@ constexpr Signature kNormalize{"normalize", "x, mean, var, weight, bias, eps, ch
 
 py::object normalize(const Arguments<8>& arguments) {
     const auto [x, mean, var, weight, bias, eps, channel_axis, out] = arguments;
-    return normalize_by(Pass::normalize, x, Role::mean, mean, Role::var, var, weight, bias, eps,
+    return normalize_by(Function::normalize, x, Role::mean, mean, Role::var, var, weight, bias, eps,
                         channel_axis, out);
 }
 
@@ -99,8 +99,8 @@ constexpr Signature kNormalizeByRunning{
 
 py::object normalize_by_running(const Arguments<8>& arguments) {
     const auto [x, mean, var, weight, bias, eps, channel_axis, out] = arguments;
-    return normalize_by(Pass::normalize_by_running, x, Role::running_mean, mean, Role::running_var,
-                        var, weight, bias, eps, channel_axis, out);
+    return normalize_by(Function::normalize_by_running, x, Role::running_mean, mean,
+                        Role::running_var, var, weight, bias, eps, channel_axis, out);
 }
 
 constexpr Signature kBackward{"backward", "dy, x, saved, weight, out", "dx, dweight, dbias."};
@@ -117,7 +117,7 @@ py::object backward(const Arguments<5>& arguments) {
     const auto [dy, x, saved_object, weight, out] = arguments;
     const Saved& saved = take_saved(saved_object);
     const FromForward facts = saved.facts();
-    Intake call(Pass::backward);
+    Intake call(Function::backward);
     call.call.from_forward = &facts;
     take_backward(call, dy, x, weight, out);
     check(call.call);
@@ -136,7 +136,7 @@ py::object backward_constant(const Arguments<4>& arguments) {
     const auto [dy, saved_object, weight, out] = arguments;
     const Saved& saved = take_saved(saved_object);
     const FromForward facts = saved.facts();
-    Intake call(Pass::backward_constant);
+    Intake call(Function::backward_constant);
     call.call.from_forward = &facts;
     call.lead(Role::dy, dy);
     call.read(Role::weight, weight);
@@ -155,7 +155,7 @@ constexpr Signature kRestored{
 
 py::object restored(const Arguments<4>& arguments) {
     const auto [x, rows, eps, channel_axis] = arguments;
-    Intake call(Pass::restored);
+    Intake call(Function::restored);
     call.lead(Role::x, x);
     call.axis(channel_axis);
     call.eps(eps);
@@ -201,7 +201,7 @@ struct Collected {
 constexpr Signature kMoments{"moments", "x, channel_axis", "count, mean and m2 of each channel."};
 
 py::object moments(const Arguments<2>& arguments) {
-    Intake call(Pass::moments);
+    Intake call(Function::moments);
     call.lead(Role::x, arguments[0]);
     call.axis(arguments[1]);
     check(call.call);
@@ -219,7 +219,7 @@ constexpr Signature kCollectStats{
 py::object collect_stats(const Arguments<10>& arguments) {
     const auto [x, weight, bias, running_mean, running_var, momentum, counter, eps, channel_axis,
                 out] = arguments;
-    Intake call(Pass::collect_stats);
+    Intake call(Function::collect_stats);
     take_x(call, x, eps, channel_axis);
     take_affine(call, weight, bias);
     take_running(call, running_mean, running_var, momentum, counter);
@@ -236,7 +236,7 @@ constexpr Signature kApplyNorm{
 
 py::object apply_norm(const Arguments<10>& arguments) {
     const auto [x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out] = arguments;
-    Intake call(Pass::apply_norm);
+    Intake call(Function::apply_norm);
     take_x(call, x, eps, channel_axis);
     call.read_numpy(Role::mean, mean);
     call.read_numpy(Role::mean_low, mean_low);
@@ -273,7 +273,7 @@ py::object move_running_by(const Arguments<6>& arguments) {
     const auto [saved_object, running_mean, running_var, momentum, counter, bessel] = arguments;
     const Saved& saved = take_saved(saved_object);
     const FromForward facts = saved.facts();
-    Intake call(Pass::move_running);
+    Intake call(Function::move_running);
     call.call.from_forward = &facts;
     call.belongs_to(intake::library_of(running_mean) != nullptr ? running_mean : running_var);
     take_running(call, running_mean, running_var, momentum, counter);
@@ -295,7 +295,7 @@ py::object backward_reduce(const Arguments<5>& arguments) {
     const auto [dy, x, saved_object, weight, out] = arguments;
     const Saved& saved = take_saved(saved_object);
     const FromForward facts = saved.facts();
-    Intake call(Pass::backward_reduce);
+    Intake call(Function::backward_reduce);
     call.call.from_forward = &facts;
     take_backward(call, dy, x, weight, out);
     check(call.call);
@@ -337,7 +337,7 @@ py::object backward_apply(const Arguments<8>& arguments) {
     const auto [dy, x, saved_object, weight, sum_dy, sum_dy_xmu, count_object, out] = arguments;
     const Saved& saved = take_saved(saved_object);
     const FromForward facts = saved.facts();
-    Intake call(Pass::backward_apply);
+    Intake call(Function::backward_apply);
     call.call.from_forward = &facts;
     take_backward(call, dy, x, weight, out);
     call.read_numpy(Role::sum_dy, sum_dy);
@@ -370,7 +370,7 @@ py::object parameter_gradients(const Arguments<5>& arguments) {
     const auto [saved_object, weight, sum_dy, sum_dy_xmu, like] = arguments;
     const Saved& saved = take_saved(saved_object);
     const FromForward facts = saved.facts();
-    Intake call(Pass::parameter_gradients);
+    Intake call(Function::parameter_gradients);
     call.call.from_forward = &facts;
     call.belongs_to(like ? like : weight);
     call.read_numpy(Role::sum_dy, sum_dy);

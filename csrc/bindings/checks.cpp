@@ -17,7 +17,7 @@ py::object as_array(py::handle x, const char* name) {
 }
 
 py::tuple inspect(py::handle x_object) {
-    Intake call(Pass::moments);
+    Intake call(Function::moments);
     call.lead(Role::x, x_object);
     const ArrayRef& x = call[Role::x];
     py::tuple shape(x.rank);
@@ -26,7 +26,7 @@ py::tuple inspect(py::handle x_object) {
 }
 
 std::string misplaced(py::handle array, py::handle like) {
-    Intake call(Pass::moments);
+    Intake call(Function::moments);
     call.belongs_to(like);
     return call.misplaced(array);
 }
@@ -43,7 +43,7 @@ void check_count(py::handle count, const char* name) {
 // the statistics are a batch's) of what a forward call has left; the axis from the front.
 Index check_call(const std::string& pass_name, const py::dict& arrays, const py::object& saved,
                  py::handle eps, py::handle channel_axis, py::handle momentum, py::handle count) {
-    Intake call(pass_named(pass_name));
+    Intake call(function_named(pass_name));
     FromForward facts{};
     std::vector<Index> shape;
     if (!saved.is_none()) {

@@ -69,7 +69,7 @@ void force_schedule(const py::object& name) {
 }
 
 py::dict explain(const py::handle x_object, py::handle channel_axis, int operands) {
-    intake::Intake call(Pass::moments);
+    intake::Intake call(Function::moments);
     call.lead(Role::x, x_object);
     call.axis(channel_axis);
     check(call.call);

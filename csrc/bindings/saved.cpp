@@ -117,8 +117,8 @@ void register_saved(py::module_& m) {
                                "Mean of each channel: array of float64, shape (C,).")
         .def_property_readonly(
             "mean_low", row_property<Row::mean_low>,
-            "What rounding the mean to float64 has lost: the exact mean is mean +\n"
-            "mean_low. Array of float64, shape (C,); 0 but for float64 data.")
+            "Low part of the mean, the rounding error of its float64: the exact mean is\n"
+            "mean + mean_low. Array of float64, shape (C,); 0 but for float64 data.")
         .def_property_readonly(
             "m2", row_property<Row::m2>,
             "Sum of squared deviations from the mean, of each channel: array of\n"

@@ -32,7 +32,7 @@ public:
     py::object forward(py::handle x, py::handle weight, py::handle bias, py::handle running_mean,
                        py::handle running_var, double momentum, py::handle num_batches_tracked,
                        double eps) const {
-        Intake call(Pass::forward, library_);
+        Intake call(Function::forward, library_);
         if (!take(call, x, weight, bias, eps) ||
             !call.read_plain(Role::running_mean, running_mean) ||
             !call.read_plain(Role::running_var, running_var) ||
@@ -47,7 +47,7 @@ public:
     }
 
     py::object statistics(py::handle x, py::handle weight, py::handle bias, double eps) const {
-        Intake call(Pass::collect_stats, library_);
+        Intake call(Function::collect_stats, library_);
         if (!take(call, x, weight, bias, eps) || !passes(call.call)) return py::none();
         return with_dtype(call[Role::x].dtype(),
                           [&](auto type) { return statistics_body<decltype(type)>(call); });
@@ -55,7 +55,7 @@ public:
 
     py::object normalize_by_running(py::handle x, py::handle mean, py::handle var,
                                     py::handle weight, py::handle bias, double eps) const {
-        Intake call(Pass::normalize_by_running, library_);
+        Intake call(Function::normalize_by_running, library_);
         if (!take_given(call, x, mean, var, weight, bias, eps)) return py::none();
         Saved saved = given_statistics(call, Role::running_mean, Role::running_var);
         saved.fingerprint = fingerprint_of(call[Role::x]);
@@ -65,7 +65,7 @@ public:
 
     py::object evaluate(py::handle x, py::handle mean, py::handle var, py::handle weight,
                         py::handle bias, double eps) const {
-        Intake call(Pass::normalize_by_running, library_);
+        Intake call(Function::normalize_by_running, library_);
         if (!take_given(call, x, mean, var, weight, bias, eps)) return py::none();
         Saved saved = given_statistics(call, Role::running_mean, Role::running_var);
         return apply_norm(call, Results(&library_, empty_like_, x), saved);
@@ -79,7 +79,7 @@ public:
 
     py::object backward_by_rows(py::handle dy, py::handle x, py::handle rows,
                                 py::handle weight) const {
-        Intake call(Pass::restored, library_);
+        Intake call(Function::restored, library_);
         if (!take(call, x, py::none(), py::none(), 0.0) || !call.read_plain(Role::rows, rows) ||
             !call.call.has(Role::rows) || !passes(call.call)) {
             return py::none();
@@ -94,7 +94,7 @@ public:
     py::object backward_constant(py::handle dy, py::handle saved_object, py::handle weight) const {
         const Saved& saved = take_saved(saved_object);
         const FromForward facts = saved.facts();
-        Intake call(Pass::backward_constant, library_);
+        Intake call(Function::backward_constant, library_);
         call.call.from_forward = &facts;
         if (facts.channel_axis != 1 || !call.lead_plain(Role::dy, dy) ||
             !call.read_plain(Role::weight, weight) || !passes(call.call)) {
@@ -127,7 +127,7 @@ private:
 
     py::object backward_by(py::handle dy, py::handle x, const Saved& saved,
                            const FromForward& facts, py::handle weight) const {
-        Intake call(Pass::backward, library_);
+        Intake call(Function::backward, library_);
         call.call.from_forward = &facts;
         if (!call.lead_plain(Role::x, x) || !call.read_plain(Role::dy, dy) ||
             !call.read_plain(Role::weight, weight) || !passes(call.call)) {

@@ -1,4 +1,4 @@
-// Call: one call of an operation, with its arrays by their roles; and the one check of all calls.
+// Call: one call of a function, with its arrays by their roles; and the one check of all calls.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@
 
 namespace bnext {
 
-enum class Pass : std::uint8_t {
+// What is called, as Python names it.
+enum class Function : std::uint8_t {
     forward,
     normalize,
     normalize_by_running,
@@ -46,7 +47,7 @@ constexpr std::size_t kRoles = 15;
 
 const char* name_of(Role role);
 Role role_named(const std::string& name);
-Pass pass_named(const std::string& name);
+Function function_named(const std::string& name);
 
 // What a forward call has left for this one.
 struct FromForward {
@@ -58,11 +59,11 @@ struct FromForward {
 };
 
 struct Call {
-    explicit Call(Pass of) : pass(of) {}
+    explicit Call(Function of) : function(of) {}
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
-    Pass pass;
+    Function function;
     Index channel_axis = 0;  // negative counts from the end
     std::string axis_text;   // as it was given, where Index does not say it
     double eps = 0;

@@ -78,20 +78,20 @@ public:
     explicit Checker(const Call& call) : call_(call) {}
 
     void run() const {
-        switch (call_.pass) {
-            case Pass::forward:
-            case Pass::collect_stats: return forward();
-            case Pass::normalize:
-            case Pass::normalize_by_running: return normalize();
-            case Pass::apply_norm: return apply_norm();
-            case Pass::moments: return data();
-            case Pass::restored: return restored();
-            case Pass::move_running: check_counter(); return running(call_.from_forward->dtype);
-            case Pass::backward:
-            case Pass::backward_reduce:
-            case Pass::backward_apply: return backward();
-            case Pass::backward_constant: return backward_constant();
-            case Pass::parameter_gradients: return sums();
+        switch (call_.function) {
+            case Function::forward:
+            case Function::collect_stats: return forward();
+            case Function::normalize:
+            case Function::normalize_by_running: return normalize();
+            case Function::apply_norm: return apply_norm();
+            case Function::moments: return data();
+            case Function::restored: return restored();
+            case Function::move_running: check_counter(); return running(call_.from_forward->dtype);
+            case Function::backward:
+            case Function::backward_reduce:
+            case Function::backward_apply: return backward();
+            case Function::backward_constant: return backward_constant();
+            case Function::parameter_gradients: return sums();
         }
     }
 
@@ -102,7 +102,7 @@ private:
         affine(x().shape());
         running(x().dtype());
         check_counter();
-        if (call_.pass == Pass::forward) check_more_than_one(x().shape(), count());
+        if (call_.function == Function::forward) check_more_than_one(x().shape(), count());
         out(x().dtype(), x().shape(),
             {Role::x, Role::weight, Role::bias, Role::running_mean, Role::running_var});
     }
@@ -110,7 +110,7 @@ private:
     void normalize() const {
         data();
         check_eps(call_.eps);
-        const bool by_running = call_.pass == Pass::normalize_by_running;
+        const bool by_running = call_.function == Function::normalize_by_running;
         const Role mean = by_running ? Role::running_mean : Role::mean;
         const Role var = by_running ? Role::running_var : Role::var;
         const DType dtype = param_dtype(x().dtype());
@@ -153,7 +153,7 @@ private:
             of_another("another x, or x was changed since (their elements differ)");
         }
         like(Role::dy, saved.dtype, saved.shape);
-        if (call_.pass == Pass::backward_apply) sums();
+        if (call_.function == Function::backward_apply) sums();
         parameter(Role::weight, {});
         out(saved.dtype, saved.shape, {Role::dy, Role::x, Role::weight});
     }
@@ -304,7 +304,9 @@ const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role
 
 Role role_named(const std::string& name) { return named<Role>(name, kRoleNames, "role"); }
 
-Pass pass_named(const std::string& name) { return named<Pass>(name, kPassNames, "call"); }
+Function function_named(const std::string& name) {
+    return named<Function>(name, kPassNames, "call");
+}
 
 void check(const Call& call) { Checker(call).run(); }
 

@@ -133,7 +133,7 @@ using Param = typename DTypeOf<T>::Param;
 template <class T>
 using Compute = typename DTypeOf<T>::Compute;
 
-// Whether the mean of such data has a low part beside what a double has of it (statistics.hpp).
+// Whether the mean of such data has a low part besides its double (statistics.hpp).
 template <class T>
 inline constexpr bool kHasMeanLow = DTypeOf<T>::value == DType::float64;
 

@@ -22,7 +22,7 @@ template <class D>
 class StatisticsRows {
 public:
     StatisticsRows(D* first, Index channels) : first_(first), channels_(channels) {}
-    // What may be written may be read.
+    // Writable rows are readable.
     operator StatisticsRows<const D>() const { return {first_, channels_}; }
 
     [[nodiscard]] D* row(Row which) const { return first_ + static_cast<Index>(which) * channels_; }
@@ -41,7 +41,7 @@ private:
 using StatisticsOut = StatisticsRows<double>;
 using StatisticsIn = StatisticsRows<const double>;
 
-// A sum, and what its rounding loses: a + b = high + low exactly (Knuth's TwoSum). low is 0 where
+// A sum, and its rounding error: a + b = high + low exactly (Knuth's TwoSum). low is 0 where
 // the sum is not finite.
 struct HighLow {
     double high;

@@ -1,10 +1,10 @@
 // backward_reduce, backward_apply, and both fused.
 #include <algorithm>
 
+#include "core/formulas.hpp"
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
 #include "core/tiling.hpp"
-#include "cpu/coefficients.hpp"
 #include "cpu/extremes.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/operation.hpp"
@@ -16,89 +16,56 @@
 namespace bnext::cpu {
 namespace {
 
-enum BackwardRow : std::size_t { kCenter, kSlope, kOffset, kScale, kBackwardRows };
+template <class T>
+using F = Formula<Pass::backward, Epilogue::none, Compute<T>>;
 
-// Whether any of the channels is extreme. `sum_dy` and `sum_dy_xmu` have the range's sums; `of` and
-// `weight` are of all channels.
-template <class T, class Rows>
-bool set_backward_coefficients(const Setting<T>& setting, const ChannelRange& channels,
-                               const StatisticsIn& of, const Param<T>* weight, const double* sum_dy,
-                               const double* sum_dy_xmu, double count, Rows& rows, Index offset) {
-    const Index c = channels.begin;
-    const Index columns = setting.plan.tiling.columns();
-    const Index made = offset + made_at(channels.size(), columns);
-    const bool extremes = setting.kernels.backward_coefficients(
-        channels.size(), of.mean() + c, of.mean_low() + c, of.rstd() + c,
-        weight != nullptr ? weight + c : nullptr, sum_dy, sum_dy_xmu, count,
-        rows.row(kCenter, made), rows.row(kSlope, made), rows.row(kOffset, made),
-        rows.row(kScale, made));
-    rows.complete(offset, channels.size(), columns);
-    return extremes;
+template <class T>
+Setting<T> prepare_backward(const Problem& problem, const Work& work) {
+    return prepare<T>(problem, work, Pass::backward, Epilogue::none);
 }
 
-template <class T, class Rows>
-BackwardCoefficients<T> backward_coefficients(const Rows& rows, Index offset) {
-    return {rows.row(kCenter, offset), rows.row(kSlope, offset), rows.row(kOffset, offset),
-            rows.row(kScale, offset)};
-}
-
-// The terms of a channel's gradient. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
+// The data of the second phase. `sum_dy` and `sum_dy_xmu` have the sums of all channels.
 template <class T>
 struct Gradients {
-    const StatisticsIn& of;
+    const StatisticsIn& rows;
     const Param<T>* weight;
     const double* sum_dy;
     const double* sum_dy_xmu;
     double count;
 
+    void prepare(const Setting<T>&, const ChannelRange&) const {}
+    [[nodiscard]] Terms<T> terms(Index c) const {
+        return {rows.mean() + c, rows.mean_low() + c,
+                rows.rstd() + c, weight != nullptr ? weight + c : nullptr,
+                nullptr,         sum_dy + c,
+                sum_dy_xmu + c,  count};
+    }
     [[nodiscard]] GradientConstants constants(Index c) const {
         const double factor = weight != nullptr ? static_cast<double>(weight[c]) : 1.0;
-        const double rstd = of.rstd()[c];
-        return {of.mean()[c], -rstd * (rstd * (sum_dy_xmu[c] / count)), sum_dy[c] / count,
+        const double rstd = rows.rstd()[c];
+        return {rows.mean()[c], -rstd * (rstd * (sum_dy_xmu[c] / count)), sum_dy[c] / count,
                 factor * rstd};
     }
-    [[nodiscard]] bool is_extreme(Index c) const { return constants(c).is_extreme(of.rstd()[c]); }
-};
-
-// Writes a region; the coefficients of its first channel are at `offset`.
-template <class T, class Rows>
-void write_gradient(const Setting<T>& setting, const View<const T>& dy, const View<const T>& x,
-                    const View<T>& dx, const Region& region, const Gradients<T>& gradients,
-                    const Extremes& extremes, const Rows& rows, Index offset,
-                    const Access& access) {
-    if (!kHasExtremes<T> || !extremes.any()) {
-        return setting.kernels.backward_apply(dy, x, dx, region,
-                                              backward_coefficients<T>(rows, offset), access);
+    [[nodiscard]] bool is_extreme(Index c) const { return constants(c).is_extreme(rows.rstd()[c]); }
+    void write_one(const View<const T>* in, const View<T>* out, const Region& region,
+                   Index c) const {
+        const GradientConstants by = constants(c);
+        write_channel(
+            out[0], region, c, [&](double x, double dy) { return by.dx(dy, x); }, in[0], in[1]);
     }
-    for_each_run(
-        region, [&](Index c) { return gradients.is_extreme(c); },
-        [&](const Region& part) {
-            const Index skipped = part.channels.begin - region.channels.begin;
-            const bool apart = part.channels.size() < region.channels.size();
-            const Index place = offset + skipped * setting.plan.tiling.columns();
-            setting.kernels.backward_apply(dy, x, dx, part, backward_coefficients<T>(rows, place),
-                                           apart ? Access{access.stores, 0, false} : access);
-        },
-        [&](Index c) {
-            const GradientConstants constants = gradients.constants(c);
-            write_channel(
-                dx, region, c, [&](double grad, double value) { return constants.dx(grad, value); },
-                dy, x);
-        });
-}
+};
 
 // The first phase: two sums per channel.
 template <class T>
 struct Sums {
     const Setting<T>& setting;
-    const View<const T>& dy;
-    const View<const T>& x;
+    const View<const T>* in;  // x, dy
     const StatisticsIn& of;
     double* sum_dy;
     double* sum_dy_xmu;
 
     void reduce(const Region& region, double* a, double* b) const {
-        setting.kernels.backward_reduce(dy, x, region, of.mean() + region.channels.begin, a, b);
+        setting.kernels.reduce(in, region, of.mean() + region.channels.begin, a, b);
     }
     void merge(Index, Index, Index channels, double* a, double* b, const double* more_a,
                const double* more_b) const {
@@ -121,39 +88,10 @@ struct Sums {
                 kSmallestShare * static_cast<double>(tiling.values(tiling.all()));
             if (setting.any_beyond(channels.size(), a, 0.0) ||
                 setting.any_beyond(channels.size(), b, smallest)) {
-                mend_gradient_sums(dy, x, tiling, channels, smallest, of.mean(), sum_dy,
+                mend_gradient_sums(in[1], in[0], tiling, channels, smallest, of.mean(), sum_dy,
                                    sum_dy_xmu);
             }
         }
-    }
-};
-
-template <class T>
-struct Backward : Sums<T> {
-    const View<T>& dx;
-    const Param<T>* weight;
-    double count;
-    Extremes extremes{};
-
-    [[nodiscard]] Gradients<T> gradients() const {
-        return {this->of, weight, this->sum_dy, this->sum_dy_xmu, count};
-    }
-
-    template <Index Capacity>
-    using Coefficients = CoefficientRows<Compute<T>, kBackwardRows, Capacity>;
-
-    template <class Rows>
-    void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
-                Index offset) const {
-        this->keep(channels, a, b);
-        extremes.note(set_backward_coefficients(
-            this->setting, channels, this->of, weight, this->sum_dy + channels.begin,
-            this->sum_dy_xmu + channels.begin, count, rows, offset));
-    }
-    template <class Rows>
-    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        write_gradient(this->setting, this->dy, this->x, dx, region, gradients(), extremes, rows,
-                       offset, {this->setting.stores, ahead, this->setting.wraps()});
     }
 };
 
@@ -168,8 +106,9 @@ template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu) {
     if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
-    const Setting<T> setting = prepare<T>(problem, {2, 1});
-    run_two_phase(FirstPhaseOnly<Sums<T>>{{setting, dy, x, of, sum_dy, sum_dy_xmu}}, problem,
+    const Setting<T> setting = prepare_backward<T>(problem, kSummingWork<F<T>>);
+    const View<const T> in[] = {x, dy};
+    run_two_phase(FirstPhaseOnly<Sums<T>>{{setting, in, of, sum_dy, sum_dy_xmu}}, problem,
                   setting.plan, setting.threads);
 }
 
@@ -178,10 +117,14 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
               double* sum_dy_xmu) {
     if (problem.elements() == 0) return set_empty(problem, sum_dy, sum_dy_xmu);
-    const Setting<T> setting = prepare<T>(problem, {3, 2});
+    const Setting<T> setting = prepare_backward<T>(problem, kWholeWork<F<T>>);
+    const View<const T> in[] = {x, dy};
     const auto count = static_cast<double>(problem.count());
-    run_two_phase(Backward<T>{{setting, dy, x, of, sum_dy, sum_dy_xmu}, dx, weight, count}, problem,
-                  setting.plan, setting.threads);
+    using Writing = Second<F<T>, T, Gradients<T>>;
+    run_two_phase(
+        Both<Sums<T>, Writing>{{setting, in, of, sum_dy, sum_dy_xmu},
+                               {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu, count}}},
+        problem, setting.plan, setting.threads);
 }
 
 template <class T>
@@ -189,22 +132,10 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
                     const double* sum_dy, const double* sum_dy_xmu, double count) {
     if (problem.elements() == 0) return;
-    const Setting<T> setting = prepare<T>(problem, {3, 1});
-    const Index columns = setting.plan.tiling.columns();
-    CoefficientRows<Compute<T>, kBackwardRows, 0> rows(problem.channels * columns);
-    const Gradients<T> gradients{of, weight, sum_dy, sum_dy_xmu, count};
-    const Extremes extremes;
-    run_elementwise(
-        problem, setting.plan, setting.threads,
-        [&](const ChannelRange& channels) {
-            const Index c = channels.begin;
-            extremes.note(set_backward_coefficients(setting, channels, of, weight, sum_dy + c,
-                                                    sum_dy_xmu + c, count, rows, c * columns));
-        },
-        [&](const Region& region) {
-            write_gradient(setting, dy, x, dx, region, gradients, extremes, rows,
-                           region.channels.begin * columns, {setting.stores, 0, true});
-        });
+    const Setting<T> setting = prepare_backward<T>(problem, kWritingWork<F<T>>);
+    const View<const T> in[] = {x, dy};
+    Second<F<T>, T, Gradients<T>>{setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu, count}}.run(
+        problem);
 }
 
 #define BNEXT_INSTANTIATE(T)                                                                     \

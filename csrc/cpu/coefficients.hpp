@@ -26,6 +26,8 @@ void spread_row(C* room, Index channels, Index columns) {
 template <class C, std::size_t Rows, Index Capacity>
 class CoefficientRows {
 public:
+    static constexpr std::size_t kRows = Rows;
+
     C* row(std::size_t r, Index offset) { return &values_[r * kCapacity] + offset; }
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
         return &values_[r * kCapacity] + offset;
@@ -42,6 +44,8 @@ private:
 template <class C, std::size_t Rows>
 class CoefficientRows<C, Rows, 0> {
 public:
+    static constexpr std::size_t kRows = Rows;
+
     explicit CoefficientRows(Index columns)
         : columns_(columns),
           stride_(static_cast<std::size_t>(columns + kWrap)),

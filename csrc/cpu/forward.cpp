@@ -3,11 +3,11 @@
 #include <cmath>
 
 #include "core/float_mode.hpp"
+#include "core/formulas.hpp"
 #include "core/moments.hpp"
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
 #include "core/tiling.hpp"
-#include "cpu/coefficients.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/extremes.hpp"
 #include "cpu/kernel_table.hpp"
@@ -20,59 +20,47 @@
 namespace bnext::cpu {
 namespace {
 
-enum NormRow : std::size_t { kCenter, kScale, kShift, kNormRows };
+template <class T>
+using F = Formula<Pass::forward, Epilogue::none, Compute<T>>;
 
-// Whether any of the channels is extreme.
-template <class T, class Rows>
-bool set_norm_coefficients(const Setting<T>& setting, const ChannelRange& channels,
-                           const StatisticsIn& of, const Affine<T>& affine, Rows& rows,
-                           Index offset) {
-    const Index c = channels.begin;
-    const Index columns = setting.plan.tiling.columns();
-    const Index made = offset + made_at(channels.size(), columns);
-    const bool extremes = setting.kernels.norm_coefficients(
-        channels.size(), of.mean() + c, of.mean_low() + c, of.rstd() + c,
-        affine.weight != nullptr ? affine.weight + c : nullptr,
-        affine.bias != nullptr ? affine.bias + c : nullptr, rows.row(kCenter, made),
-        rows.row(kScale, made), rows.row(kShift, made));
-    rows.complete(offset, channels.size(), columns);
-    return extremes;
-}
-
-template <class T, class Rows>
-NormCoefficients<T> norm_coefficients(const Rows& rows, Index offset) {
-    return {rows.row(kCenter, offset), rows.row(kScale, offset), rows.row(kShift, offset)};
+template <class T>
+Setting<T> prepare_forward(const Problem& problem, const Work& work) {
+    return prepare<T>(problem, work, Pass::forward, Epilogue::none);
 }
 
 template <class T>
-NormConstants norm_constants(Index c, const StatisticsIn& of, const Affine<T>& affine) {
+NormConstants norm_constants(Index c, const StatisticsIn& rows, const Affine<T>& affine) {
     const double weight = affine.weight != nullptr ? static_cast<double>(affine.weight[c]) : 1.0;
     const double bias = affine.bias != nullptr ? static_cast<double>(affine.bias[c]) : 0.0;
-    return {of.mean()[c], weight * of.rstd()[c], bias};
+    return {rows.mean()[c], weight * rows.rstd()[c], bias};
 }
 
-// Writes a region; the coefficients of its first channel are at `offset`.
-template <class T, class Rows>
-void write_norm(const Setting<T>& setting, const View<const T>& x, const View<T>& y,
-                const Region& region, const StatisticsIn& of, const Affine<T>& affine,
-                const Extremes& extremes, const Rows& rows, Index offset, const Access& access) {
-    if (!kHasExtremes<T> || !extremes.any()) {
-        return setting.kernels.apply_norm(x, y, region, norm_coefficients<T>(rows, offset), access);
+// The data of the second phase, with var from m2 over `count` values, or var as given (count 0).
+template <class T>
+struct Normal {
+    StatisticsOut rows;
+    const Affine<T>& affine;
+    double eps;
+    double count = 0;
+
+    void prepare(const Setting<T>& setting, const ChannelRange& channels) const {
+        const Index c = channels.begin;
+        setting.finish_statistics(channels.size(), count > 0 ? rows.m2() + c : nullptr, count, eps,
+                                  rows.var() + c, rows.rstd() + c);
     }
-    for_each_run(
-        region, [&](Index c) { return norm_constants(c, of, affine).is_extreme(of.rstd()[c]); },
-        [&](const Region& part) {
-            const Index skipped = part.channels.begin - region.channels.begin;
-            const bool apart = part.channels.size() < region.channels.size();
-            const Index place = offset + skipped * setting.plan.tiling.columns();
-            setting.kernels.apply_norm(x, y, part, norm_coefficients<T>(rows, place),
-                                       apart ? Access{access.stores, 0, false} : access);
-        },
-        [&](Index c) {
-            const NormConstants constants = norm_constants(c, of, affine);
-            write_channel(y, region, c, [&](double value) { return constants.y(value); }, x);
-        });
-}
+    [[nodiscard]] Terms<T> terms(Index c) const {
+        return {rows.mean() + c, rows.mean_low() + c, rows.rstd() + c,
+                affine.weight != nullptr ? affine.weight + c : nullptr,
+                affine.bias != nullptr ? affine.bias + c : nullptr};
+    }
+    [[nodiscard]] NormConstants constants(Index c) const { return norm_constants(c, rows, affine); }
+    [[nodiscard]] bool is_extreme(Index c) const { return constants(c).is_extreme(rows.rstd()[c]); }
+    void write_one(const View<const T>* in, const View<T>* out, const Region& region,
+                   Index c) const {
+        const NormConstants by = constants(c);
+        write_channel(out[0], region, c, [&](double x) { return by.y(x); }, in[0]);
+    }
+};
 
 // The first phase: moments per channel. Until they are final, means are relative to the channel's
 // origin (view.hpp).
@@ -83,7 +71,7 @@ struct Statistics {
     const StatisticsOut& out;
 
     void reduce(const Region& region, double* a, double* b) const {
-        setting.kernels.collect_stats(x, region, a, b);
+        setting.kernels.reduce(&x, region, nullptr, a, b);
     }
     void merge(Index done, Index more, Index channels, double* a, double* b, const double* more_a,
                const double* more_b) const {
@@ -109,34 +97,6 @@ struct Statistics {
     }
 };
 
-template <class T>
-struct Forward : Statistics<T> {
-    const View<T>& y;
-    const Affine<T>& affine;
-    double eps;
-    double count;
-    Extremes extremes{};
-
-    template <Index Capacity>
-    using Coefficients = CoefficientRows<Compute<T>, kNormRows, Capacity>;
-
-    template <class Rows>
-    void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
-                Index offset) const {
-        this->keep(channels, a, b);
-        const StatisticsOut& of = this->out;
-        const Index c = channels.begin;
-        this->setting.finish_statistics(channels.size(), of.m2() + c, count, eps, of.var() + c,
-                                        of.rstd() + c);
-        extremes.note(set_norm_coefficients<T>(this->setting, channels, of, affine, rows, offset));
-    }
-    template <class Rows>
-    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        write_norm<T>(this->setting, this->x, y, region, this->out, affine, extremes, rows, offset,
-                      {this->setting.stores, ahead, this->setting.wraps()});
-    }
-};
-
 void set_empty(const Problem& problem, const StatisticsOut& out) {
     for (double* const row : {out.mean(), out.mean_low(), out.m2()}) {
         std::fill_n(row, problem.channels, 0.0);
@@ -148,7 +108,7 @@ void set_empty(const Problem& problem, const StatisticsOut& out) {
 template <class T>
 void collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out) {
     if (problem.elements() == 0) return set_empty(problem, out);
-    const Setting<T> setting = prepare<T>(problem, {1, 1});
+    const Setting<T> setting = prepare_forward<T>(problem, kSummingWork<F<T>>);
     run_two_phase(FirstPhaseOnly<Statistics<T>>{{setting, x, out}}, problem, setting.plan,
                   setting.threads);
 }
@@ -163,35 +123,23 @@ void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
                                          out.rstd());
         return;
     }
-    const Setting<T> setting = prepare<T>(problem, {2, 2});
-    run_two_phase(Forward<T>{{setting, x, out}, y, affine, eps, count}, problem, setting.plan,
-                  setting.threads);
+    const Setting<T> setting = prepare_forward<T>(problem, kWholeWork<F<T>>);
+    using Writing = Second<F<T>, T, Normal<T>>;
+    run_two_phase(Both<Statistics<T>, Writing>{{setting, x, out},
+                                               {setting, &x, &y, {out, affine, eps, count}}},
+                  problem, setting.plan, setting.threads);
 }
 
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
-                const StatisticsOut& of, double eps, const Affine<T>& affine) {
+                const StatisticsOut& rows, double eps, const Affine<T>& affine) {
     if (problem.elements() == 0) {
-        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, of.var(), of.rstd());
+        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, rows.var(),
+                                         rows.rstd());
         return;
     }
-    const Setting<T> setting = prepare<T>(problem, {2, 1});
-    const Index columns = setting.plan.tiling.columns();
-    CoefficientRows<Compute<T>, kNormRows, 0> rows(problem.channels * columns);
-    const Extremes extremes;
-    run_elementwise(
-        problem, setting.plan, setting.threads,
-        [&](const ChannelRange& channels) {
-            const Index c = channels.begin;
-            setting.finish_statistics(channels.size(), nullptr, 0.0, eps, of.var() + c,
-                                      of.rstd() + c);
-            extremes.note(
-                set_norm_coefficients<T>(setting, channels, of, affine, rows, c * columns));
-        },
-        [&](const Region& region) {
-            write_norm<T>(setting, x, y, region, of, affine, extremes, rows,
-                          region.channels.begin * columns, {setting.stores, 0, true});
-        });
+    const Setting<T> setting = prepare_forward<T>(problem, kWritingWork<F<T>>);
+    Second<F<T>, T, Normal<T>>{setting, &x, &y, {rows, affine, eps}}.run(problem);
 }
 
 template <class T>

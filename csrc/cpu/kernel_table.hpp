@@ -1,11 +1,15 @@
-// What one instruction set offers: the four phases, for each dtype and layout.
+// The functions of one instruction set, for each dtype, layout, pass and epilogue: the two phases,
+// and the coefficients between them.
 //
 // A kernel is a serial function over a Region. It knows nothing of threads, chunks of others, or
 // Python; operations.cpp decides who calls it on what. Per-channel arrays are indexed from the
 // region's first channel.
 #pragma once
 
+#include <cstddef>
+
 #include "core/dtype.hpp"
+#include "core/formulas.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
 #include "cpu/view.hpp"
@@ -18,24 +22,24 @@ struct Region {
     ChannelRange channels;
 };
 
-// One value for each column (Tiling) of the region.
-//
-// y = (x - center) * scale + shift. center is the mean rounded to T; what the rounding lost is in
-// shift (computed in double), so that nothing cancels when mean/std is large.
-template <class T>
-struct NormCoefficients {
-    const Compute<T>* center;
-    const Compute<T>* scale;
-    const Compute<T>* shift;
+// Rows of coefficients in the order of the formula's Row (core/formulas.hpp), one value for each
+// column (Tiling) of the region.
+template <class C>
+struct CoefficientsIn {
+    const C* row[kMostRows];
 };
 
-// dx = ((x - center) * slope + (dy - offset)) * scale; slope is negative where dweight is positive
+// The data of coefficients, for a range of channels; weight and bias may be null.
 template <class T>
-struct BackwardCoefficients {
-    const Compute<T>* center;
-    const Compute<T>* slope;
-    const Compute<T>* offset;
-    const Compute<T>* scale;
+struct Terms {
+    const double* mean;
+    const double* mean_low;
+    const double* rstd;
+    const Param<T>* weight = nullptr;
+    const Param<T>* bias = nullptr;
+    const double* sum_dy = nullptr;
+    const double* sum_dy_xmu = nullptr;
+    double count = 0;
 };
 
 // Where float32 is no longer enough for these formulas (extremes.hpp).
@@ -59,45 +63,30 @@ struct Access {
 
 template <class T>
 struct Kernels {
-    // m2 of the region's values, and their mean relative to the channel's origin (view.hpp)
-    using CollectStats = void (*)(const View<const T>& x, const Region&, double* mean, double* m2);
-    using ApplyNorm = void (*)(const View<const T>& x, const View<T>& y, const Region&,
-                               const NormCoefficients<T>&, const Access&);
-    // sum of dy and of dy * (x - mean) over the region's values
-    using BackwardReduce = void (*)(const View<const T>& dy, const View<const T>& x, const Region&,
-                                    const double* mean, double* sum_dy, double* sum_dy_xmu);
-    using BackwardApply = void (*)(const View<const T>& dy, const View<const T>& x,
-                                   const View<T>& dx, const Region&, const BackwardCoefficients<T>&,
-                                   const Access&);
+    // Two sums of each channel over the region, from the first of the formula's inputs.
+    //   forward:  the mean relative to the channel's origin (view.hpp), and m2
+    //   backward: of dy, and of dy * (x - mean)
+    using Reduce = void (*)(const View<const T>* in, const Region&, const double* mean, double* a,
+                            double* b);
+    // The formula at every place of the region.
+    using Write = void (*)(const View<const T>* in, const View<T>* out, const Region&,
+                           const CoefficientsIn<Compute<T>>&, const Access&);
+    // The formula's coefficients, and whether any channel is beyond them (extremes.hpp).
+    using MakeCoefficients = bool (*)(Index channels, const Terms<T>&, Compute<T>* const* rows);
 
-    // the coefficients above from statistics and sums, and whether any channel is beyond them
-    // (extremes.hpp); weight and bias may be null
-    using MakeNormCoefficients = bool (*)(Index channels, const double* mean,
-                                          const double* mean_low, const double* rstd,
-                                          const Param<T>* weight, const Param<T>* bias,
-                                          Compute<T>* center, Compute<T>* scale, Compute<T>* shift);
-    using MakeBackwardCoefficients = bool (*)(Index channels, const double* mean,
-                                              const double* mean_low, const double* rstd,
-                                              const Param<T>* weight, const double* sum_dy,
-                                              const double* sum_dy_xmu, double count,
-                                              Compute<T>* center, Compute<T>* slope,
-                                              Compute<T>* offset, Compute<T>* scale);
-
-    CollectStats collect_stats;
-    ApplyNorm apply_norm;
-    BackwardReduce backward_reduce;
-    BackwardApply backward_apply;
-    MakeNormCoefficients norm_coefficients;
-    MakeBackwardCoefficients backward_coefficients;
+    Reduce reduce;
+    Write write;
+    MakeCoefficients make_coefficients;
 };
 
+// By layout, pass and epilogue.
 template <class T>
-struct LayoutKernels {
-    Kernels<T> planar;
-    Kernels<T> interleaved;
+struct KernelSet {
+    Kernels<T> of[2][kPasses][kEpilogues];
 
-    [[nodiscard]] const Kernels<T>& of(Layout layout) const {
-        return layout == Layout::planar ? planar : interleaved;
+    [[nodiscard]] const Kernels<T>& at(Layout layout, Pass pass, Epilogue epilogue) const {
+        return of[static_cast<std::size_t>(layout)][static_cast<std::size_t>(pass)]
+                 [static_cast<std::size_t>(epilogue)];
     }
 };
 
@@ -110,22 +99,28 @@ struct KernelTable {
                               double* var, double* rstd);
     // whether any sum of a channel is of a size below `smallest`, or no number (range.hpp)
     bool (*any_beyond)(Index channels, const double* sums, double smallest);
-    LayoutKernels<float> float32;
-    LayoutKernels<double> float64;
-    LayoutKernels<bnext::float16> float16;
-    LayoutKernels<bnext::bfloat16> bfloat16;
+    KernelSet<float> float32;
+    KernelSet<double> float64;
+    KernelSet<bnext::float16> float16;
+    KernelSet<bnext::bfloat16> bfloat16;
 
     template <class T>
-    [[nodiscard]] const Kernels<T>& kernels(Layout layout) const {
+    [[nodiscard]] const Kernels<T>& kernels(Layout layout, Pass pass, Epilogue epilogue) const {
+        return set<T>().at(layout, pass, epilogue);
+    }
+
+private:
+    template <class T>
+    [[nodiscard]] const KernelSet<T>& set() const {
         constexpr DType dtype = DTypeOf<T>::value;
         if constexpr (dtype == DType::float32) {
-            return float32.of(layout);
+            return float32;
         } else if constexpr (dtype == DType::float64) {
-            return float64.of(layout);
+            return float64;
         } else if constexpr (dtype == DType::float16) {
-            return float16.of(layout);
+            return float16;
         } else {
-            return bfloat16.of(layout);
+            return bfloat16;
         }
     }
 };

@@ -1,12 +1,18 @@
 // What the operations of forward.cpp and backward.cpp have in common.
 #pragma once
 
+#include "core/formulas.hpp"
 #include "core/problem.hpp"
+#include "cpu/coefficients.hpp"
+#include "cpu/columns.hpp"
 #include "cpu/dispatch.hpp"
+#include "cpu/extremes.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/machine.hpp"
 #include "cpu/schedule.hpp"
 #include "cpu/team_size.hpp"
+#include "cpu/two_phase.hpp"
+#include "cpu/view.hpp"
 
 namespace bnext::cpu {
 
@@ -25,7 +31,7 @@ struct Setting {
 };
 
 template <class T>
-Setting<T> prepare(const Problem& problem, const Work& work) {
+Setting<T> prepare(const Problem& problem, const Work& work, Pass pass, Epilogue epilogue) {
     Machine machine = this_machine();
     const KernelTable& table = active_table();
     table.mark_used();
@@ -38,10 +44,105 @@ Setting<T> prepare(const Problem& problem, const Work& work) {
     }
     return {plan,
             machine.threads,
-            table.kernels<T>(plan.tiling.walk()),
+            table.kernels<T>(plan.tiling.walk(), pass, epilogue),
             table.finish_statistics,
             table.any_beyond,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
+
+// The work of a formula's phases: of the first alone, of the second alone, of both.
+template <class F>
+inline constexpr Work kSummingWork{F::kSummed, 1};
+template <class F>
+inline constexpr Work kWritingWork{F::kReads + F::kWrites, 1};
+template <class F>
+inline constexpr Work kWholeWork{F::kReads + F::kWrites, 2};
+
+// Makes the coefficients of a range of channels and spreads them over their columns. Whether any of
+// the channels is extreme.
+template <class T, class Rows>
+bool make_coefficients(const Setting<T>& setting, const ChannelRange& channels,
+                       const Terms<T>& terms, Rows& rows, Index offset) {
+    const Index columns = setting.plan.tiling.columns();
+    const Index made = offset + made_at(channels.size(), columns);
+    Compute<T>* into[Rows::kRows];
+    for (std::size_t r = 0; r < Rows::kRows; ++r) into[r] = rows.row(r, made);
+    const bool extremes = setting.kernels.make_coefficients(channels.size(), terms, into);
+    rows.complete(offset, channels.size(), columns);
+    return extremes;
+}
+
+// The second phase of a pass: from statistics, and backward from sums, which are final for the
+// channels that it is called on. `Of` has
+//     prepare(setting, channels)    writes rows that follow from them
+//     terms(c)                      the data of coefficients, from channel c on
+//     is_extreme(c), write_one(in, out, region, c)    for channels of extremes.hpp
+template <class F, class T, class Of>
+struct Second {
+    const Setting<T>& setting;
+    const View<const T>* in;  // F::kReads
+    const View<T>* out;       // F::kWrites
+    Of of;
+    Extremes extremes{};
+
+    template <Index Capacity>
+    using Coefficients = CoefficientRows<Compute<T>, F::kRows, Capacity>;
+
+    template <class Rows>
+    void make(const ChannelRange& channels, Rows& rows, Index offset) const {
+        of.prepare(setting, channels);
+        extremes.note(make_coefficients(setting, channels, of.terms(channels.begin), rows, offset));
+    }
+    // The coefficients of the region's first channel are at `offset`.
+    template <class Rows>
+    void write(const Region& region, const Rows& rows, Index offset, const Access& access) const {
+        const auto by_kernels = [&](const Region& part, Index place, const Access& by) {
+            CoefficientsIn<Compute<T>> all{};
+            for (std::size_t r = 0; r < Rows::kRows; ++r) all.row[r] = rows.row(r, place);
+            setting.kernels.write(in, out, part, all, by);
+        };
+        if (!kHasExtremes<T> || !extremes.any()) return by_kernels(region, offset, access);
+        for_each_run(
+            region, [&](Index c) { return of.is_extreme(c); },
+            [&](const Region& part) {
+                const Index skipped = part.channels.begin - region.channels.begin;
+                const bool apart = part.channels.size() < region.channels.size();
+                by_kernels(part, offset + skipped * setting.plan.tiling.columns(),
+                           apart ? Access{access.stores, 0, false} : access);
+            },
+            [&](Index c) { of.write_one(in, out, region, c); });
+    }
+    // This phase alone.
+    void run(const Problem& problem) const {
+        const Index columns = setting.plan.tiling.columns();
+        Coefficients<0> rows(problem.channels * columns);
+        run_elementwise(
+            problem, setting.plan, setting.threads,
+            [&](const ChannelRange& channels) { make(channels, rows, channels.begin * columns); },
+            [&](const Region& region) {
+                write(region, rows, region.channels.begin * columns, {setting.stores, 0, true});
+            });
+    }
+};
+
+// Both phases, as two_phase.hpp has them.
+template <class First, class SecondPhase>
+struct Both : First {
+    SecondPhase second;
+
+    template <Index Capacity>
+    using Coefficients = typename SecondPhase::template Coefficients<Capacity>;
+
+    template <class Rows>
+    void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
+                Index offset) const {
+        this->keep(channels, a, b);
+        second.make(channels, rows, offset);
+    }
+    template <class Rows>
+    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
+        second.write(region, rows, offset, {second.setting.stores, ahead, second.setting.wraps()});
+    }
+};
 
 }  // namespace bnext::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/formulas.hpp"
 #include "core/statistics.hpp"
 #include "cuda/partition.hpp"
 
@@ -26,10 +27,11 @@ enum class Statistics : int {
 
 struct Arguments {
     Cut cut;
-    Operand x, dy, out;  // out: y or dx
-    int kept;            // batches of a part that stay in shared memory between the phases
-    int slots;           // for batches there: those, and a ring for the others where there are any
-    bool shares;         // parts merge a share of the channels each, and take the others' results
+    Operand in[kMostReads];    // x, dy
+    Operand out[kMostWrites];  // y or dx
+    int kept;                  // batches of a part that stay in shared memory between the phases
+    int slots;    // for batches there: those, and a ring for the others where there are any
+    bool shares;  // parts merge a share of the channels each, and take the others' results
     Exchange exchange;
     Statistics source;
     const void* weight;

@@ -15,6 +15,7 @@ namespace bnext::cuda {
 template <class K>
 struct Backward {
     using C = typename K::C;
+    using F = Formula<Pass::backward, Epilogue::none, C>;
 
     class Accumulator {
     public:
@@ -127,35 +128,16 @@ struct Backward {
         const HighLow mean = saved_mean(a, channel);
         const double rstd = *statistic(a, Row::rstd, channel);
         const double tilt = -rstd * (rstd * (sum_dy_xmu / a.count));
-        coefficients[0] = static_cast<C>(mean.high);
-        coefficients[1] = static_cast<C>(tilt);
-        coefficients[2] = static_cast<C>(sum_dy / a.count + low_part<C>(mean) * tilt);
-        coefficients[3] = static_cast<C>(parameter<P>(a.weight, channel, 1.0) * rstd);
+        coefficients[F::kCenter] = static_cast<C>(mean.high);
+        coefficients[F::kSlope] = static_cast<C>(tilt);
+        coefficients[F::kOffset] = static_cast<C>(sum_dy / a.count + low_part<C>(mean) * tilt);
+        coefficients[F::kScale] = static_cast<C>(parameter<P>(a.weight, channel, 1.0) * rstd);
     }
 
     BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool,
                                              C* coefficients) {
         set(a, channel, a.sums[channel], a.sums[a.cut.channels + channel], coefficients);
     }
-
-    // dx of a value.
-    class Formula {
-    public:
-        BNEXT_DEVICE Formula() {}
-        BNEXT_DEVICE explicit Formula(const C* coefficients)
-            : center_(coefficients[0]),
-              slope_(coefficients[1]),
-              offset_(coefficients[2]),
-              scale_(coefficients[3]) {}
-        BNEXT_DEVICE C operator()(const Batch<K> (&in)[K::kInputs], int u, int v) const {
-            const C d = wide<K>(in[0][u], v) - center_;
-            const C g = wide<K>(in[1][u], v) - offset_;
-            return device::fma_of(d, slope_, g) * scale_;
-        }
-
-    private:
-        C center_, slope_, offset_, scale_;
-    };
 };
 
 }  // namespace bnext::cuda

@@ -39,8 +39,8 @@ BNEXT_DEVICE double back_of(C scale) {
     return scale == C{1} ? 1.0 : (scale > C{1} ? 0x1p-70 : 0x1p70);
 }
 
-// The mean of a channel minus its value in the arithmetic's type C: in double what is left of it
-// there, in float64 arithmetic the low part that it has beside it (core/statistics.hpp).
+// The mean of a channel minus its value in the arithmetic's type C: the rounding error of a float,
+// and in float64 arithmetic the low part (core/statistics.hpp).
 template <class C>
 BNEXT_DEVICE double low_part(const HighLow& mean) {
     return sizeof(C) == 8 ? mean.low : mean.high - static_cast<double>(static_cast<C>(mean.high));
@@ -52,6 +52,7 @@ BNEXT_DEVICE HighLow saved_mean(const Arguments& a, Index channel) {
 template <class K>
 struct Forward {
     using C = typename K::C;
+    using F = Formula<Pass::forward, Epilogue::none, C>;
 
     // What a thread sums of its channels.
     class Accumulator {
@@ -205,9 +206,9 @@ struct Forward {
                                  double rstd, C* coefficients) {
         using P = typename K::P;
         const double scale = parameter<P>(a.weight, channel, 1.0) * rstd;
-        coefficients[0] = static_cast<C>(mean.high);
-        coefficients[1] = static_cast<C>(scale);
-        coefficients[2] =
+        coefficients[F::kCenter] = static_cast<C>(mean.high);
+        coefficients[F::kScale] = static_cast<C>(scale);
+        coefficients[F::kShift] =
             static_cast<C>(parameter<P>(a.bias, channel, 0.0) - low_part<C>(mean) * scale);
     }
 
@@ -237,20 +238,6 @@ struct Forward {
             write(a, channel, {mean, 0.0}, device::not_a_number(), var, rstd);  // there is no m2
         }
     }
-
-    // y of a value.
-    class Formula {
-    public:
-        BNEXT_DEVICE Formula() {}
-        BNEXT_DEVICE explicit Formula(const C* coefficients)
-            : center_(coefficients[0]), scale_(coefficients[1]), shift_(coefficients[2]) {}
-        BNEXT_DEVICE C operator()(const Batch<K> (&in)[K::kInputs], int u, int v) const {
-            return device::fma_of(wide<K>(in[0][u], v) - center_, scale_, shift_);
-        }
-
-    private:
-        C center_, scale_, shift_;
-    };
 
 private:
     BNEXT_DEVICE static void write(const Arguments& a, Index channel, const HighLow& mean,

@@ -28,8 +28,13 @@ Kernel with_kind(Layout layout, int unit, F&& f) {
 }
 
 template <class T>
+using ForwardFormula = Formula<Pass::forward, Epilogue::none, Compute<T>>;
+template <class T>
+using BackwardFormula = Formula<Pass::backward, Epilogue::none, Compute<T>>;
+
+template <class T>
 Kernel fused_forward(Layout layout, int unit) {
-    return with_kind<T, 1>(layout, unit, [](auto kind) -> Kernel {
+    return with_kind<T, ForwardFormula<T>::kReads>(layout, unit, [](auto kind) -> Kernel {
         using K = decltype(kind);
         return &fused<K, Forward<K>>;
     });
@@ -37,24 +42,35 @@ Kernel fused_forward(Layout layout, int unit) {
 
 template <class T>
 Kernel fused_backward(Layout layout, int unit) {
-    return with_kind<T, 2>(layout, unit, [](auto kind) -> Kernel {
+    return with_kind<T, BackwardFormula<T>::kReads>(layout, unit, [](auto kind) -> Kernel {
         using K = decltype(kind);
         return &fused<K, Backward<K>>;
+    });
+}
+
+// The phases of one direction alone.
+template <class T, class F, template <class> class Operation>
+Kernel phase_of_formula(bool sums, Layout layout, int unit) {
+    if (sums) {
+        return with_kind<T, F::kSummed>(layout, unit, [](auto kind) -> Kernel {
+            using K = decltype(kind);
+            return &reduce<K, Operation<K>>;
+        });
+    }
+    return with_kind<T, F::kReads>(layout, unit, [](auto kind) -> Kernel {
+        using K = decltype(kind);
+        return &apply<K, Operation<K>>;
     });
 }
 
 template <class T>
 Kernel phase_kernel(Phase phase, Layout layout, int unit) {
     if (phase == Phase::collect_stats || phase == Phase::apply_norm) {
-        return with_kind<T, 1>(layout, unit, [phase](auto kind) -> Kernel {
-            using K = decltype(kind);
-            return phase == Phase::collect_stats ? &reduce<K, Forward<K>> : &apply<K, Forward<K>>;
-        });
+        return phase_of_formula<T, ForwardFormula<T>, Forward>(phase == Phase::collect_stats,
+                                                               layout, unit);
     }
-    return with_kind<T, 2>(layout, unit, [phase](auto kind) -> Kernel {
-        using K = decltype(kind);
-        return phase == Phase::backward_reduce ? &reduce<K, Backward<K>> : &apply<K, Backward<K>>;
-    });
+    return phase_of_formula<T, BackwardFormula<T>, Backward>(phase == Phase::backward_reduce,
+                                                             layout, unit);
 }
 
 }  // namespace bnext::cuda

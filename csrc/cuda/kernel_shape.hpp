@@ -2,6 +2,7 @@
 // units are, how many of them a thread asks for at once, how much shared memory sums take.
 #pragma once
 
+#include "core/formulas.hpp"
 #include "cuda/partition.hpp"
 #include "cuda/tuning.hpp"
 
@@ -60,7 +61,7 @@ struct KeptSums {
     unsigned n;
 };
 static_assert(kLongestPart * kUnits[0] <= Index{1} << 31);
-inline constexpr int kCoefficients = 4;  // of a channel, of the arithmetic's type
+inline constexpr int kCoefficients = kMostRows;  // of a channel, of the arithmetic's type
 
 // Shared memory behind the data: where there are sums, a row of them for the block and one for
 // every warp; then the coefficients.

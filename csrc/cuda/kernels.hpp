@@ -1,5 +1,5 @@
 // The kernels, written once for both directions: an Operation (forward.hpp, backward.hpp) says what
-// is summed, and what is made of every value.
+// is summed, and by which formula (core/formulas.hpp) values are written.
 //
 //   fused   both phases: a slab's parts are read once from memory, wait for each other's sums, and
 //           are written from what shared memory kept. What did not fit is read again, backwards, so
@@ -22,8 +22,8 @@ struct Inputs {
     const Operand* of[K::kInputs];
 
     BNEXT_DEVICE explicit Inputs(const Arguments& a) {
-        of[0] = &a.x;
-        if constexpr (K::kInputs == 2) of[1] = &a.dy;
+        BNEXT_UNROLL
+        for (int i = 0; i < K::kInputs; ++i) of[i] = &a.in[i];
     }
 };
 
@@ -165,40 +165,66 @@ BNEXT_DEVICE void prefetch_part(const Arguments& a, const Walk<K::kRuns>& begin,
     }
 }
 
-// The results of a part's batches, in the same order.
+// The arrays that a kernel writes.
+template <class F>
+struct Outputs {
+    const Operand* of[F::kWrites];
+
+    BNEXT_DEVICE explicit Outputs(const Arguments& a) {
+        BNEXT_UNROLL
+        for (int w = 0; w < F::kWrites; ++w) of[w] = &a.out[w];
+    }
+};
+
+// The results of a part's batches by the operation's formula, in the same order.
 template <class K, class Operation, bool kUpwards>
 class Results {
 public:
     BNEXT_DEVICE Results(const Arguments& a, const Walk<K::kRuns>& walk, Index channel, bool active,
                          const typename K::C* coefficients)
-        : a_(a), of_{&a.out}, at_(a.cut, walk, of_, channel, active) {
+        : a_(a), outputs_(a), at_(a.cut, walk, outputs_.of, channel, active) {
+        static_assert(F::kReads == K::kInputs);
         BNEXT_UNROLL
-        for (int c = 0; c < K::kChannels; ++c)
-            formula_[c] = Formula(coefficients + c * kCoefficients);
+        for (int c = 0; c < K::kChannels; ++c) {
+            BNEXT_UNROLL
+            for (int r = 0; r < F::kRows; ++r) {
+                formula_[c].row[r] = coefficients[c * kCoefficients + r];
+            }
+        }
     }
 
     BNEXT_DEVICE void write(const Batch<K> (&in)[K::kInputs]) {
-        if (!kUpwards) at_.previous_batch(a_.cut, of_);
-        at_.template units<K::kBatch>(a_.cut, of_, [&](int u, bool exists, const Index(&at)[1]) {
-            typename K::C values[K::V];
-            BNEXT_UNROLL
-            for (int v = 0; v < K::V; ++v) {
-                values[v] = formula_[K::kChannels == 1 ? 0 : v](in, u, v);
-            }
-            typename K::U out;
-            device::narrow<K::V>(out.value, values);
-            if (exists) device::store_once(reinterpret_cast<typename K::U*>(at[0]), out);
-        });
-        if (kUpwards) at_.next_batch(a_.cut, of_);
+        if (!kUpwards) at_.previous_batch(a_.cut, outputs_.of);
+        at_.template units<K::kBatch>(
+            a_.cut, outputs_.of, [&](int u, bool exists, const Index(&at)[F::kWrites]) {
+                C values[F::kWrites][K::V];
+                BNEXT_UNROLL
+                for (int v = 0; v < K::V; ++v) {
+                    C read[F::kReads], made[F::kWrites];
+                    BNEXT_UNROLL
+                    for (int i = 0; i < F::kReads; ++i) read[i] = wide<K>(in[i][u], v);
+                    formula_[K::kChannels == 1 ? 0 : v](read, made);
+                    BNEXT_UNROLL
+                    for (int w = 0; w < F::kWrites; ++w) values[w][v] = made[w];
+                }
+                BNEXT_UNROLL
+                for (int w = 0; w < F::kWrites; ++w) {
+                    typename K::U out;
+                    device::narrow<K::V>(out.value, values[w]);
+                    if (exists) device::store_once(reinterpret_cast<typename K::U*>(at[w]), out);
+                }
+            });
+        if (kUpwards) at_.next_batch(a_.cut, outputs_.of);
     }
 
 private:
-    using Formula = typename Operation::Formula;
+    using C = typename K::C;
+    using F = typename Operation::F;
 
     const Arguments& a_;
-    const Operand* const of_[1];
-    Cursor<1, K::kRuns> at_;
-    Formula formula_[K::kChannels];
+    const Outputs<F> outputs_;
+    Cursor<F::kWrites, K::kRuns> at_;
+    F formula_[K::kChannels];
 };
 
 template <class K, class Operation>

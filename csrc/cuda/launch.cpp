@@ -1,5 +1,7 @@
 #include "cuda/launch.hpp"
 
+#include <array>
+
 #include "core/error.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/kernel_choice.hpp"
@@ -170,13 +172,11 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     const bool forward = plan.operation < Operation::backward;
     const auto cut_by = [&](const Cut& cut) {
         a.cut = cut;
-        a.x = operand(plan, cut, 0, at.x);
-        if (forward) {
-            if (at.y != nullptr) a.out = operand(plan, cut, 1, at.y);
-        } else {
-            a.dy = operand(plan, cut, 1, at.dy);
-            if (at.dx != nullptr) a.out = operand(plan, cut, 2, at.dx);
-        }
+        const std::array read{at.x, at.dy};
+        const auto inputs = static_cast<std::size_t>(inputs_of(plan.operation));
+        for (std::size_t i = 0; i < inputs; ++i) a.in[i] = operand(plan, cut, i, read[i]);
+        void* const written = forward ? at.y : at.dx;
+        if (written != nullptr) a.out[0] = operand(plan, cut, inputs, written);
     };
     if (is_given(plan, at)) {
         a.source = scalars.wide_statistics ? Statistics::wide : Statistics::given;
@@ -202,7 +202,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     a.slots = plan.second.slots;
     a.exchange = Exchange::none;
     if (plan.operation == Operation::backward_fixed) {  // the second launch is apply_norm of dy
-        a.x = a.dy;
+        a.in[0] = a.in[1];
         a.bias = nullptr;
         a.source = Statistics::absent;
     }

@@ -4,6 +4,7 @@
 
 #include "core/division.hpp"
 #include "core/error.hpp"
+#include "core/formulas.hpp"
 #include "cuda/cutter.hpp"
 #include "cuda/kernel_choice.hpp"
 #include "cuda/tuning.hpp"
@@ -23,14 +24,37 @@ const char* name_of(Operation operation) {
     return "?";
 }
 
+namespace {
+
+bool reduces_alone(Operation operation) {
+    return operation == Operation::collect_stats || operation == Operation::backward_reduce;
+}
+
+// f(formula) of the operation's pass.
+template <class F>
+int of_formula(Operation operation, F&& f) {
+    return operation < Operation::backward ? f(Formula<Pass::forward, Epilogue::none, float>{})
+                                           : f(Formula<Pass::backward, Epilogue::none, float>{});
+}
+
+int summed_of(Operation operation) {
+    return of_formula(operation, [](auto formula) { return decltype(formula)::kSummed; });
+}
+
+int outputs_of(Operation operation) {
+    if (reduces_alone(operation)) return 0;
+    return of_formula(operation, [](auto formula) { return decltype(formula)::kWrites; });
+}
+
+}  // namespace
+
+int inputs_of(Operation operation) {
+    if (reduces_alone(operation)) return summed_of(operation);
+    return of_formula(operation, [](auto formula) { return decltype(formula)::kReads; });
+}
+
 std::size_t operands_of(Operation operation) {
-    switch (operation) {
-        case Operation::collect_stats: return 1;
-        case Operation::forward:
-        case Operation::normalize:
-        case Operation::backward_reduce: return 2;
-        default: return 3;
-    }
+    return static_cast<std::size_t>(inputs_of(operation) + outputs_of(operation));
 }
 
 const char* name_of(Path path) {
@@ -275,29 +299,18 @@ void lay_out_workspace(LaunchPlan& plan) {
     plan.workspace_bytes = end;
 }
 
-// The number of arrays that a phase reads.
-int inputs_of(Operation operation) {
-    return operation == Operation::forward || operation == Operation::normalize ||
-                   operation == Operation::collect_stats
-               ? 1
-               : 2;
-}
-
-bool reduces_alone(Operation operation) {
-    return operation == Operation::collect_stats || operation == Operation::backward_reduce;
-}
-
 // Plans a launch for each phase, or for the only one.
 void plan_phases(LaunchPlan& plan, Path path, int unit) {
-    const int inputs = inputs_of(plan.operation);
-    const Planner planner(Cutter(plan.problem, unit, inputs), inputs, plan.limits);
     const bool reduces = path == Path::two_kernels || reduces_alone(plan.operation);
+    const int inputs = reduces ? summed_of(plan.operation) : inputs_of(plan.operation);
+    const Planner planner(Cutter(plan.problem, unit, inputs), inputs, plan.limits);
     plan.path = path;
     plan.first = reduces ? planner.reduce() : planner.apply();
     plan.second = {};
     if (path != Path::two_kernels) return;
     // Where statistics are constants, dx is written from dy alone.
-    const int last = plan.operation == Operation::backward_fixed ? 1 : inputs;
+    const bool fixed = plan.operation == Operation::backward_fixed;
+    const int last = inputs_of(fixed ? Operation::normalize : plan.operation);
     plan.second = Planner(Cutter(plan.problem, unit, last), last, plan.limits).apply();
 }
 

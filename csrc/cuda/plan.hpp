@@ -48,7 +48,8 @@ inline constexpr std::array kOperations{
     Operation::backward_apply,
 };
 const char* name_of(Operation operation);
-std::size_t operands_of(Operation operation);  // data arrays, in the order x, dy, output
+int inputs_of(Operation operation);            // data arrays that are read, as its formula says
+std::size_t operands_of(Operation operation);  // and those that are written, behind them
 
 // How a launch connects the two phases, best first.
 enum class Path {

@@ -88,7 +88,7 @@ void take_axis_of(Call& call, py::handle object) {
 }
 
 Index take_axis(py::handle object, std::size_t rank) {
-    Call call(Pass::moments);
+    Call call(Function::moments);
     take_axis_of(call, object);
     const auto n = static_cast<Index>(rank);
     check_axis(call.channel_axis, n, call.axis_text);

@@ -16,9 +16,9 @@ namespace bnext::intake {
 
 class Intake {
 public:
-    explicit Intake(Pass pass) : call(pass) { call.share_memory = &share_memory; }
+    explicit Intake(Function function) : call(function) { call.share_memory = &share_memory; }
     // Of plain tensors alone.
-    Intake(Pass pass, const Library& library) : Intake(pass) { library_ = &library; }
+    Intake(Function function, const Library& library) : Intake(function) { library_ = &library; }
 
     // The array whose library is the call's.
     void lead(Role role, py::handle object);

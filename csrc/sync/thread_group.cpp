@@ -320,8 +320,9 @@ void ThreadGroup::merge_all() {
     generation_ = merged_.generation;  // last: members that spin look at nothing else
 }
 
-// Means are merged relative to the first one: what is rounded is then as small as they differ. Of
-// float64 data each mean has a low part, and so has the merged one; others have bits to spare.
+// Means are merged relative to the first one: rounding errors are then as small as the differences
+// of the means. Means of float64 data have a low part, and so has the merged mean; others have bits
+// to spare.
 void ThreadGroup::merge_moments(std::size_t channels) {
     const FloatMode mode;  // whichever thread comes last
     const double* pilot = nullptr;

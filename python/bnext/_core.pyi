@@ -39,7 +39,7 @@ class Saved:
 
     @property
     def mean_low(self) -> _Float64:
-        """What rounding the mean has lost, shape (C,): the exact one is ``mean + mean_low``."""
+        """Low part of the mean, shape (C,): the exact mean is ``mean + mean_low``."""
 
     @property
     def m2(self) -> _Float64:

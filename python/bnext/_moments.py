@@ -32,8 +32,8 @@ class Moments:
     m2 : array, shape (C,)
         Sum of squared deviations from the mean, of each channel. Real numbers, kept as float64.
     mean_low : array, shape (C,), optional
-        What rounding the mean has lost: the exact one is ``mean + mean_low``. If both of two
-        moments have one, their union has.
+        Low part of the mean: the exact mean is ``mean + mean_low``. The union of two moments with
+        low parts has one.
 
     On the CPU they become NumPy arrays. Those on a GPU stay as they are, and what is computed
     from them is there too.

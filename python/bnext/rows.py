@@ -34,9 +34,9 @@ def unbound(rows: Any) -> Statistics:
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """Add arrays, and find what rounding the sum has lost (Knuth's TwoSum).
+    """Add arrays; give the sum and its rounding error (Knuth's TwoSum).
 
-    In NumPy's arrays that is 0 where the sum is not finite.
+    In NumPy's arrays the error is 0 where the sum is not finite.
     """
     high = a + b
     of_b = high - a

@@ -176,7 +176,10 @@ def test_four_phases(kernels, make, case, dtype, rng):
     again, saved = engine.apply_norm(
         x_there, count, mean, mean_low, m2, weight_there, None, 1e-5, axis, None
     )  # fmt: skip
-    assert_same_bits(values_of(again), y.values)
+    if dtype == np.float64:  # whose mean has a low part besides
+        assert_is_forward(values_of(again), x, weight, channel_axis=axis)
+    else:
+        assert_same_bits(values_of(again), y.values)
     on_the_cpu = bnext._core.apply_norm(
         x, count, mean, mean_low, m2, weight, None, 1e-5, axis, None
     )[1]

@@ -88,8 +88,10 @@ private:
 };
 
 template <class T>
-void planar_backward_reduce(const View<const T>& dy, const View<const T>& x, const Region& region,
-                            const double* mean, double* sum_dy, double* sum_dy_xmu) {
+void planar_backward_reduce(const View<const T>* in, const Region& region, const double* mean,
+                            double* sum_dy, double* sum_dy_xmu) {
+    const View<const T>& x = in[0];
+    const View<const T>& dy = in[1];
     const Tiling& tiling = *region.tiling;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
         const Index k = c - region.channels.begin;
@@ -180,9 +182,10 @@ BNEXT_FORCE_INLINE void add_gradient_rows(const T* dy, Index dy_pitch, const T* 
 }
 
 template <class T>
-void interleaved_backward_reduce(const View<const T>& dy, const View<const T>& x,
-                                 const Region& region, const double* mean, double* sum_dy,
-                                 double* sum_dy_xmu) {
+void interleaved_backward_reduce(const View<const T>* in, const Region& region, const double* mean,
+                                 double* sum_dy, double* sum_dy_xmu) {
+    const View<const T>& x = in[0];
+    const View<const T>& dy = in[1];
     using S = Sum<T>;
     const Index columns = region.tiling->columns();
     const Index strip = channels_of_strip(kGradientStrip, columns);

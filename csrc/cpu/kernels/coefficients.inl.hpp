@@ -128,54 +128,50 @@ BNEXT_FORCE_INLINE Wide low_part(const Wide& mean, const double* mean_low, int c
     }
 }
 
-// Of kernel_table.hpp's y = (x - center) * scale + shift.
+// Of Normalize.
 template <class T>
-bool norm_coefficients(Index channels, const double* mean, const double* mean_low,
-                       const double* rstd, const Param<T>* weight, const Param<T>* bias,
-                       Compute<T>* center, Compute<T>* scale, Compute<T>* shift) {
-    using C = Compute<T>;
-    ExtremesSeen<C> extremes;
+bool norm_coefficients(Index channels, const Terms<T>& of, Compute<T>* const* rows) {
+    using Row = Normalize<Compute<T>>;
+    ExtremesSeen<Compute<T>> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
-        const Wide exact = load_columns(mean + c, columns);
-        const Wide r = load_rstd(rstd + c, columns);
-        const Wide low = low_part<T>(exact, mean_low + c, columns);
-        const Wide factor = parameter(weight, c, columns, 1.0) * r;
+        const Wide exact = load_columns(of.mean + c, columns);
+        const Wide r = load_rstd(of.rstd + c, columns);
+        const Wide low = low_part<T>(exact, of.mean_low + c, columns);
+        const Wide factor = parameter(of.weight, c, columns, 1.0) * r;
+        const Wide bias = parameter(of.bias, c, columns, 0.0);
         extremes.add(exact);
         extremes.add(factor);
         extremes.add_rstd(r);
-        store_coefficients<T>(center + c, columns, exact);
-        store_coefficients<T>(scale + c, columns, factor);
-        store_coefficients<T>(shift + c, columns, parameter(bias, c, columns, 0.0) - low * factor);
+        store_coefficients<T>(rows[Row::kCenter] + c, columns, exact);
+        store_coefficients<T>(rows[Row::kScale] + c, columns, factor);
+        store_coefficients<T>(rows[Row::kShift] + c, columns, bias - low * factor);
     });
     return extremes.any();
 }
 
-// Of kernel_table.hpp's dx = ((x - center) * slope + (dy - offset)) * scale.
+// Of Gradient.
 template <class T>
-bool backward_coefficients(Index channels, const double* mean, const double* mean_low,
-                           const double* rstd, const Param<T>* weight, const double* sum_dy,
-                           const double* sum_dy_xmu, double count, Compute<T>* center,
-                           Compute<T>* slope, Compute<T>* offset, Compute<T>* scale) {
-    using C = Compute<T>;
-    const Wide n = broadcast(count), zero = broadcast(0.0);
-    ExtremesSeen<C> extremes;
+bool backward_coefficients(Index channels, const Terms<T>& of, Compute<T>* const* rows) {
+    using Row = Gradient<Compute<T>>;
+    const Wide n = broadcast(of.count), zero = broadcast(0.0);
+    ExtremesSeen<Compute<T>> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
-        const Wide exact = load_columns(mean + c, columns);
-        const Wide r = load_rstd(rstd + c, columns);
-        const Wide low = low_part<T>(exact, mean_low + c, columns);
-        const Wide tilt = (zero - r) * (r * (load_columns(sum_dy_xmu + c, columns) / n));
-        const Wide mean_dy = load_columns(sum_dy + c, columns) / n;
-        const Wide factor = parameter(weight, c, columns, 1.0) * r;
+        const Wide exact = load_columns(of.mean + c, columns);
+        const Wide r = load_rstd(of.rstd + c, columns);
+        const Wide low = low_part<T>(exact, of.mean_low + c, columns);
+        const Wide tilt = (zero - r) * (r * (load_columns(of.sum_dy_xmu + c, columns) / n));
+        const Wide mean_dy = load_columns(of.sum_dy + c, columns) / n;
+        const Wide factor = parameter(of.weight, c, columns, 1.0) * r;
         extremes.add(exact);
         extremes.add(mean_dy);
         extremes.add(factor);
         extremes.add(tilt);
         extremes.add_rstd(r);
         extremes.add_slope(tilt, r);
-        store_coefficients<T>(center + c, columns, exact);
-        store_coefficients<T>(slope + c, columns, tilt);
-        store_coefficients<T>(offset + c, columns, mean_dy + low * tilt);
-        store_coefficients<T>(scale + c, columns, factor);
+        store_coefficients<T>(rows[Row::kCenter] + c, columns, exact);
+        store_coefficients<T>(rows[Row::kSlope] + c, columns, tilt);
+        store_coefficients<T>(rows[Row::kOffset] + c, columns, mean_dy + low * tilt);
+        store_coefficients<T>(rows[Row::kScale] + c, columns, factor);
     });
     return extremes.any();
 }

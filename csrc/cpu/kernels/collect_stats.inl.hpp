@@ -135,7 +135,9 @@ BNEXT_FORCE_INLINE Sum<T> planar_pilot(const View<const T>& x, const Tile& tile,
 }
 
 template <class T>
-void planar_collect_stats(const View<const T>& x, const Region& region, double* mean, double* m2) {
+void planar_collect_stats(const View<const T>* in, const Region& region, const double*,
+                          double* mean, double* m2) {
+    const View<const T>& x = in[0];
     const Tiling& tiling = *region.tiling;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
         const double origin = origin_of(x, tiling, c);
@@ -303,8 +305,9 @@ private:
 // A chunk that is walked by rows is one tile (Tiling sees to that), so there is nothing to merge
 // here.
 template <class T>
-void interleaved_collect_stats(const View<const T>& x, const Region& region, double* mean,
-                               double* m2) {
+void interleaved_collect_stats(const View<const T>* in, const Region& region, const double*,
+                               double* mean, double* m2) {
+    const View<const T>& x = in[0];
     const Tiling& tiling = *region.tiling;
     const Tile tile = tiling.tile(region.tiles.begin);
     const Tile rows = rows_of_tile(tiling, region.tiles.begin);

@@ -1,79 +1,8 @@
-// The kernels of one instruction set. Included by isa/*.cpp, which define BNEXT_ISA and are
-// compiled with that set's flags. Everything lands in bnext::cpu::BNEXT_ISA; nothing from the
-// standard library is used, and what comes from other headers is forced inline (core/inline.hpp).
+// The table of one instruction set, of all dtypes. Included by isa/*.cpp.
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-#include "core/dtype.hpp"
-#include "core/inline.hpp"
-#include "core/moments.hpp"
-#include "core/problem.hpp"
-#include "core/tiling.hpp"
-#include "cpu/columns.hpp"
-#include "cpu/dispatch.hpp"
-#include "cpu/kernel_table.hpp"
-#include "cpu/view.hpp"
-
-#define BNEXT_TEXT_(x) #x
-#define BNEXT_TEXT(x) BNEXT_TEXT_(x)
+#include "cpu/kernels/set.inl.hpp"
 
 namespace bnext::cpu::BNEXT_ISA {
-namespace {
-
-// Compile-time numbers (std::integral_constant and friends would be weak symbols).
-template <int I>
-struct Number {
-    BNEXT_FORCE_INLINE constexpr operator int() const { return I; }
-};
-template <int... I>
-struct Numbers {};
-template <int N, int... I>
-struct NumbersUpTo : NumbersUpTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct NumbersUpTo<0, I...> {
-    using type = Numbers<I...>;
-};
-
-#include "cpu/simd.inl.hpp"
-
-#include "cpu/simd16.inl.hpp"
-
-#include "cpu/units.inl.hpp"
-
-#include "cpu/kernels/runs.inl.hpp"
-
-#include "cpu/kernels/columns.inl.hpp"
-
-#include "cpu/kernels/write_planar.inl.hpp"
-
-#include "cpu/kernels/write_interleaved.inl.hpp"
-
-#include "cpu/kernels/coefficients.inl.hpp"
-
-#include "cpu/kernels/collect_stats.inl.hpp"
-
-#include "cpu/kernels/apply_norm.inl.hpp"
-
-#include "cpu/kernels/backward_reduce.inl.hpp"
-
-#include "cpu/kernels/backward_apply.inl.hpp"
-
-template <class T>
-constexpr LayoutKernels<T> kernels_of() {
-    return {
-        {planar_collect_stats<T>, planar_apply_norm<T>, planar_backward_reduce<T>,
-         planar_backward_apply<T>, norm_coefficients<T>, backward_coefficients<T>},
-        {interleaved_collect_stats<T>, interleaved_apply_norm<T>, interleaved_backward_reduce<T>,
-         interleaved_backward_apply<T>, norm_coefficients<T>, backward_coefficients<T>}};
-}
-
-void mark_used() { note_used(BNEXT_TEXT(BNEXT_ISA)); }
-
-}  // namespace
 
 extern const KernelTable table;
 const KernelTable table = {BNEXT_TEXT(BNEXT_ISA),

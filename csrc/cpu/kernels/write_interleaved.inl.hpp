@@ -7,10 +7,9 @@ template <class Formula, class T, int G>
 struct FormulaGroup {
     Formula pack[G];
 
-    BNEXT_FORCE_INLINE FormulaGroup(const typename Formula::Coefficients& all, Index c,
-                                    int columns) {
+    BNEXT_FORCE_INLINE FormulaGroup(const CoefficientsIn<Compute<T>>& all, Index c, int columns) {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            pack[g] = Formula::from(all, [&](const auto* row) BNEXT_INLINE_LAMBDA {
+            pack[g] = formula_from<Formula>(all, [&](const auto* row) BNEXT_INLINE_LAMBDA {
                 if constexpr (kLoadsUnits<T, G>) {
                     constexpr int kPacks = kUnitPacks<T>;
                     return columns_of_unit<T, g % kPacks>(row + c + g / kPacks * kUnit<T>);
@@ -22,78 +21,104 @@ struct FormulaGroup {
     }
 };
 
-// Rows of an input, from the region's first column on.
-template <class T>
-struct RowsInput {
-    const T* first;
-    Index pitch;
-    bool dense;
+// Rows of the inputs and outputs, from one column on. (Passed by value:
+// members behind a reference would be read again after every store.)
+template <class Formula, class T>
+struct Rows {
+    struct Input {
+        const T* first;
+        Index pitch;
+        bool dense;
+    };
+    struct Output {
+        T* first;
+        Index pitch;
+    };
+    Input in[Formula::kReads];
+    Output out[Formula::kWrites];
 
-    [[nodiscard]] BNEXT_FORCE_INLINE const T* row(Index r, Index c) const {
-        return first + r * pitch + c;
-    }
-    template <int G>
-    BNEXT_FORCE_INLINE void prefetch(Index rows, Index r, Index c) const {
-        prefetch_next_block<G>(first, pitch, dense, rows, r, c);
+    // The same from row r on.
+    [[nodiscard]] BNEXT_FORCE_INLINE Rows from(Index r) const {
+        Rows rows = *this;
+        for (int i = 0; i < Formula::kReads; ++i) rows.in[i].first += r * in[i].pitch;
+        for (int w = 0; w < Formula::kWrites; ++w) rows.out[w].first += r * out[w].pitch;
+        return rows;
     }
 };
 
 // Writes columns [c, c + 16 G) of row r, or the first `columns` of them.
-template <bool kStreams, class Formula, class T, int G, class... In>
-BNEXT_FORCE_INLINE void write_group(T* out, const FormulaGroup<Formula, T, G>& formulas, Index r,
-                                    Index c, int columns, const In&... in) {
+template <bool kStreams, class Formula, class T, int G>
+BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
+                                    const FormulaGroup<Formula, T, G>& formulas, Index r, Index c,
+                                    int columns) {
+    const auto from = [&](auto i, Index first) BNEXT_INLINE_LAMBDA {
+        return rows.in[i].first + r * rows.in[i].pitch + c + first;
+    };
+    const auto to = [&](auto w, Index first) BNEXT_INLINE_LAMBDA {
+        return rows.out[w].first + r * rows.out[w].pitch + c + first;
+    };
     if constexpr (kLoadsUnits<T, G>) {
         constexpr int kPacks = kUnitPacks<T>;
         unrolled<G / kPacks>([&](auto u) BNEXT_INLINE_LAMBDA {
             const Index first = u * kUnit<T>;
-            write_unit<kStreams>(out + first, [&](auto h) BNEXT_INLINE_LAMBDA {
-                return formulas.pack[u * kPacks + h](load_of_unit<h>(in.row(r, c) + first)...);
-            });
+            write_unit_by<kStreams, Formula, T>(
+                [&](auto h)
+                    BNEXT_INLINE_LAMBDA -> const Formula& { return formulas.pack[u * kPacks + h]; },
+                [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i, first)); },
+                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); });
         });
     } else {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             const Index first = g * kLanes;
-            const auto pack = formulas.pack[g](load_columns(in.row(r, c) + first, columns)...);
-            kStreams ? stream(out + first, pack) : store_columns(out + first, columns, pack);
+            write_pack(
+                formulas.pack[g],
+                [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i, first), columns); },
+                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+                    kStreams ? stream(to(w, first), pack)
+                             : store_columns(to(w, first), columns, pack);
+                });
         });
     }
 }
 
-// `rows` rows, columns [begin, end), through the cache: four rows at a time, unit by unit. Data
+// `count` rows, columns [begin, end), through the cache: four rows at a time, unit by unit. Data
 // that a cache has want neither prefetches nor far strides.
-template <class Formula, class T, class... In>
-BNEXT_NO_INLINE void write_rows_cached(T* out, Index pitch, Index rows, Index begin, Index end,
-                                       const typename Formula::Coefficients& all, const In&... in) {
+template <class Formula, class T>
+BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T> rows, Index count, Index begin,
+                                       Index end, const CoefficientsIn<Compute<T>>& all) {
     constexpr int kPacks = kColumnsByUnits ? kUnitPacks<T> : 1;
-    const auto some_rows = [&](auto count, Index r) BNEXT_INLINE_LAMBDA {
-        for_each_column_group<kPacks>(end - begin, [&](auto packs, Index k,
-                                                       int columns) BNEXT_INLINE_LAMBDA {
-            const Index c = begin + k;
-            const FormulaGroup<Formula, T, packs> formulas(all, c, columns);
-            unrolled<count>([&](auto q) BNEXT_INLINE_LAMBDA {
-                write_group<false>(out + (r + q) * pitch + c, formulas, r + q, c, columns, in...);
+    const auto some_rows = [&](auto at_once, Index r) BNEXT_INLINE_LAMBDA {
+        for_each_column_group<kPacks>(
+            end - begin, [&](auto packs, Index k, int columns) BNEXT_INLINE_LAMBDA {
+                const Index c = begin + k;
+                const FormulaGroup<Formula, T, packs> formulas(all, c, columns);
+                unrolled<at_once>([&](auto q) BNEXT_INLINE_LAMBDA {
+                    write_group<false>(rows, formulas, r + q, c, columns);
+                });
             });
-        });
     };
     Index r = 0;
     if constexpr (kNativeBytes > 16) {  // else a pack alone takes four registers or more
-        for (; r + 4 <= rows; r += 4) some_rows(Number<4>{}, r);
+        for (; r + 4 <= count; r += 4) some_rows(Number<4>{}, r);
     }
-    for (; r < rows; ++r) some_rows(Number<1>{}, r);
+    for (; r < count; ++r) some_rows(Number<1>{}, r);
 }
 
 // Around the caches: groups of columns, and prefetches, as in a reduction. `begin` is where lines
 // begin.
-template <class Formula, class T, class... In>
-BNEXT_NO_INLINE void stream_rows(T* out, Index pitch, Index rows, Index begin, Index end,
-                                 const typename Formula::Coefficients& all, const In&... in) {
+template <class Formula, class T>
+BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T> rows, Index count, Index begin, Index end,
+                                 const CoefficientsIn<Compute<T>>& all) {
     for_each_column_group<kGroupPacks>(
         end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
             const Index c = begin + k;
             const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
-            for (Index r = 0; r < rows; ++r) {
-                (in.template prefetch<packs>(rows, r, c), ...);
-                write_group<true>(out + r * pitch + c, formulas, r, c, 0, in...);
+            for (Index r = 0; r < count; ++r) {
+                unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
+                    const auto& in = rows.in[i];
+                    prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
+                });
+                write_group<true>(rows, formulas, r, c, 0);
             }
         });
 }
@@ -105,53 +130,58 @@ inline constexpr Index kWrittenRows = 16;  // of a block
 // Lines can be streamed where all rows begin alike. Where rows are dense, the line that one ends in
 // and the next begins in is streamed as well: `begin` columns are left to the row before, for which
 // coefficients go on behind the last column as they began (coefficients.hpp).
-template <class Formula, class T, class... In>
-BNEXT_FORCE_INLINE void write_rows(const View<T>& view, const Tile& tile, Index first, Index width,
-                                   bool dense, Stores stores,
-                                   const typename Formula::Coefficients& all, const In&... views) {
-    const Index pitch = row_pitch(view, tile);
+template <class Formula, class T>
+BNEXT_FORCE_INLINE void write_rows(const View<const T>* in, const View<T>* out, const Tile& tile,
+                                   Index first, Index width, bool dense, Stores stores,
+                                   const CoefficientsIn<Compute<T>>& all) {
     const bool outer_only = is_outer_only(tile);
-    const bool streams = stores == Stores::streaming && width >= 2 * kLanes &&
-                         pitch * static_cast<Index>(sizeof(T)) % 64 == 0;
-    const bool wraps = streams && dense && outer_only;
-    for_each_row_block(tile, kWrittenRows, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
-        T* const out = at(view, o, 0, i) + first;
-        const auto input = [&](const View<const T>& in, Index r) BNEXT_INLINE_LAMBDA {
-            const Index in_pitch = row_pitch(in, tile);
-            return RowsInput<T>{at(in, o, 0, i) + first + r * in_pitch, in_pitch,
-                                in_pitch == width};
-        };
-        if (!streams) {
-            return write_rows_cached<Formula>(out, pitch, rows, 0, width, all, input(views, 0)...);
+    bool in_lines = stores == Stores::streaming && width >= 2 * kLanes;
+    for (int w = 0; w < Formula::kWrites; ++w) {
+        in_lines = in_lines && row_pitch(out[w], tile) * static_cast<Index>(sizeof(T)) % 64 == 0;
+    }
+    for_each_row_block(tile, kWrittenRows, [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
+        Rows<Formula, T> rows;
+        T* begins[Formula::kWrites];
+        unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
+            const Index pitch = row_pitch(in[r], tile);
+            rows.in[r] = {at(in[r], o, 0, i) + first, pitch, pitch == width};
+        });
+        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
+            begins[w] = at(out[w], o, 0, i) + first;
+            rows.out[w] = {begins[w], row_pitch(out[w], tile)};
+        });
+        if (!in_lines || !begin_alike(begins)) {
+            return write_rows_cached(rows, count, 0, width, all);
         }
-        const Index head = values_to_boundary(out, width);
+        const bool wraps = dense && outer_only;
+        const Index head = values_to_boundary(begins[0], width);
         // The last row of the tile has no next one to go on in.
-        const Index whole = wraps ? (o + rows < tile.outer_end ? rows : rows - 1) : 0;
+        const Index whole = wraps ? (o + count < tile.outer_end ? count : count - 1) : 0;
         if (!wraps || o == tile.outer_begin) {
-            write_rows_cached<Formula>(out, pitch, wraps ? 1 : rows, 0, head, all,
-                                       input(views, 0)...);
+            write_rows_cached(rows, wraps ? 1 : count, 0, head, all);
         }
-        stream_rows<Formula>(out, pitch, whole, head, head + width, all, input(views, 0)...);
-        if (whole == rows) return;
+        stream_rows(rows, whole, head, head + width, all);
+        if (whole == count) return;
         const Index end = head + (width - head) / kLanes * kLanes;
-        T* const rest = out + whole * pitch;
-        stream_rows<Formula>(rest, pitch, rows - whole, head, end, all, input(views, whole)...);
-        write_rows_cached<Formula>(rest, pitch, rows - whole, end, width, all,
-                                   input(views, whole)...);
+        const Rows<Formula, T> rest = rows.from(whole);
+        stream_rows(rest, count - whole, head, end, all);
+        write_rows_cached(rest, count - whole, end, width, all);
     });
 }
 
-// The coefficients of a pack whose first channel is k.
-template <class Formula>
-BNEXT_FORCE_INLINE Formula formula_of_pack(const typename Formula::Coefficients& all, Index k) {
-    return Formula::from(all, [&](const auto* row) BNEXT_INLINE_LAMBDA { return load(row + k); });
+// The formula of a pack whose first channel is k.
+template <class Formula, class C>
+BNEXT_FORCE_INLINE Formula formula_of_pack(const CoefficientsIn<C>& all, Index k) {
+    return formula_from<Formula>(all,
+                                 [&](const C* row) BNEXT_INLINE_LAMBDA { return load(row + k); });
 }
 
-// Those of pack h of a unit.
+// The formula of pack h of a unit.
 template <class Formula, class T, int h>
-BNEXT_FORCE_INLINE Formula formula_of_unit(const typename Formula::Coefficients& all, Index k) {
-    return Formula::from(
-        all, [&](const auto* row) BNEXT_INLINE_LAMBDA { return columns_of_unit<T, h>(row + k); });
+BNEXT_FORCE_INLINE Formula formula_of_unit(const CoefficientsIn<Compute<T>>& all, Index k) {
+    return formula_from<Formula>(all, [&](const Compute<T>* row) BNEXT_INLINE_LAMBDA {
+        return columns_of_unit<T, h>(row + k);
+    });
 }
 
 // Rows that leave no gap can be written as one piece, in the order of memory.
@@ -169,29 +199,45 @@ struct InOrder {
     // Faster than groups of columns by 10 to 60 % on a Zen 4, but for two inputs around the caches,
     // where it took up to a third longer: what is prefetched there counts more. Without a table it
     // pays only where rows share lines.
-    BNEXT_FORCE_INLINE static bool pays(Index width, bool streams, std::size_t inputs) {
-        if (by_table(width)) return !streams || inputs == 1;
+    BNEXT_FORCE_INLINE static bool pays(Index width, bool streams) {
+        if (by_table(width)) return !streams || Formula::kReads == 1;
         return width * static_cast<Index>(sizeof(T)) % 64 != 0 && width <= kMostChannels;
     }
+};
+
+// Pieces of the inputs and outputs in which rows follow each other without a gap.
+template <class Formula, class T>
+struct Pieces {
+    const T* in[Formula::kReads];
+    T* out[Formula::kWrites];
 };
 
 // Writes n values that follow each other, of channels 0, 1, ... width - 1, 0, 1, ... Coefficients
 // go on behind the last channel as they began. Between the ends all is written by whole units, on
 // boundaries of lines if they are streamed.
-template <bool kStreams, class Formula, class T, class... In>
-BNEXT_NO_INLINE void write_in_order(T* out, Index n, Index width,
-                                    const typename Formula::Coefficients& all, const In*... in) {
+template <bool kStreams, class Formula, class T>
+BNEXT_NO_INLINE void write_in_order(const Pieces<Formula, T> pieces, Index n, Index width,
+                                    const CoefficientsIn<Compute<T>>& all) {
     constexpr int kPacks = kUnitPacks<T>;
     Index j = 0;
     const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
         for (Index m = 0; j < end; j += m) {
             m = end - j < kLanes ? end - j : kLanes;
-            const auto formula = formula_of_pack<Formula>(all, j % width);
             const int columns = static_cast<int>(m % kLanes);
-            store_columns(out + j, columns, formula(load_columns(in + j, columns)...));
+            write_pack(
+                formula_of_pack<Formula>(all, j % width),
+                [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(pieces.in[i] + j, columns); },
+                [&](auto w, const auto& pack)
+                    BNEXT_INLINE_LAMBDA { store_columns(pieces.out[w] + j, columns, pack); });
         }
     };
-    if (kStreams) some(values_to_boundary(out, n));
+    const auto unit = [&](auto&& formula_of) BNEXT_INLINE_LAMBDA {
+        write_unit_by<kStreams, Formula, T>(
+            formula_of,
+            [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(pieces.in[i] + j); },
+            [&](auto w) BNEXT_INLINE_LAMBDA { return pieces.out[w] + j; });
+    };
+    if (kStreams) some(values_to_boundary(pieces.out[0], n));
     if (InOrder<Formula, T>::by_table(width)) {
         Formula table[InOrder<Formula, T>::kTable];
         const Index units = width / kUnit<T>;
@@ -203,9 +249,8 @@ BNEXT_NO_INLINE void write_in_order(T* out, Index n, Index width,
         }
         while (j + kUnit<T> <= n) {
             for (Index u = 0; u < units && j + kUnit<T> <= n; ++u, j += kUnit<T>) {
-                write_unit<kStreams>(out + j, [&](auto h) BNEXT_INLINE_LAMBDA {
-                    return table[u * kPacks + h](load_of_unit<h>(in + j)...);
-                });
+                unit([&](auto h)
+                         BNEXT_INLINE_LAMBDA -> const Formula& { return table[u * kPacks + h]; });
             }
         }
         return some(n);
@@ -213,14 +258,18 @@ BNEXT_NO_INLINE void write_in_order(T* out, Index n, Index width,
     const Index step = kUnit<T> % width;
     for (Index k = j % width; j + kUnit<T> <= n; j += kUnit<T>) {
         if constexpr (kColumnsByUnits) {
-            write_unit<kStreams>(out + j, [&](auto h) BNEXT_INLINE_LAMBDA {
-                return formula_of_unit<Formula, T, h>(all, k)(load_of_unit<h>(in + j)...);
-            });
+            unit([&](auto h)
+                     BNEXT_INLINE_LAMBDA { return formula_of_unit<Formula, T, h>(all, k); });
         } else {
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
-                const auto pack = formula_of_pack<Formula>(all, k + first)(load(in + j + first)...);
-                kStreams ? stream(out + j + first, pack) : store(out + j + first, pack);
+                write_pack(
+                    formula_of_pack<Formula>(all, k + first),
+                    [&](auto i) BNEXT_INLINE_LAMBDA { return load(pieces.in[i] + j + first); },
+                    [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+                        T* const p = pieces.out[w] + j + first;
+                        kStreams ? stream(p, pack) : store(p, pack);
+                    });
             });
         }
         k += step;
@@ -230,21 +279,26 @@ BNEXT_NO_INLINE void write_in_order(T* out, Index n, Index width,
 }
 
 // The second phase over an interleaved region, tiles from the last to the first.
-template <class Formula, class T, class... In>
-BNEXT_FORCE_INLINE void write_interleaved(const View<T>& out, const Region& region,
-                                          const typename Formula::Coefficients& all,
-                                          const Access& access, const In&... in) {
+template <class Formula, class T>
+void write_interleaved(const View<const T>* in, const View<T>* out, const Region& region,
+                       const CoefficientsIn<Compute<T>>& all, const Access& access) {
     const Index columns = region.tiling->columns();
     const Index width = region.channels.size() * columns;
-    const bool dense =
-        access.wraps && out.stride.outer == width && ((in.stride.outer == width) && ...);
-    const bool in_order = dense && InOrder<Formula, T>::pays(
-                                       width, access.stores == Stores::streaming, sizeof...(in));
+    bool dense = access.wraps;
+    for (int w = 0; w < Formula::kWrites; ++w) dense = dense && out[w].stride.outer == width;
+    for (int i = 0; i < Formula::kReads; ++i) dense = dense && in[i].stride.outer == width;
+    const bool in_order =
+        dense && InOrder<Formula, T>::pays(width, access.stores == Stores::streaming);
     const auto write = [&](Index o, Index n) BNEXT_INLINE_LAMBDA {
         const Index c = region.channels.begin;
-        access.stores == Stores::streaming
-            ? write_in_order<true, Formula>(at(out, o, c, 0), n, width, all, at(in, o, c, 0)...)
-            : write_in_order<false, Formula>(at(out, o, c, 0), n, width, all, at(in, o, c, 0)...);
+        Pieces<Formula, T> pieces;
+        unrolled<Formula::kReads>([&](auto i)
+                                      BNEXT_INLINE_LAMBDA { pieces.in[i] = at(in[i], o, c, 0); });
+        unrolled<Formula::kWrites>(
+            [&](auto w) BNEXT_INLINE_LAMBDA { pieces.out[w] = at(out[w], o, c, 0); });
+        access.stores == Stores::streaming&& begin_alike(pieces.out)
+            ? write_in_order<true>(pieces, n, width, all)
+            : write_in_order<false>(pieces, n, width, all);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = rows_of_tile(*region.tiling, t);
@@ -252,8 +306,8 @@ BNEXT_FORCE_INLINE void write_interleaved(const View<T>& out, const Region& regi
             write(tile.outer_begin, (tile.outer_end - tile.outer_begin) * width);
             continue;
         }
-        write_rows<Formula>(out, tile, region.channels.begin * columns, width, dense, access.stores,
-                            all, in...);
+        write_rows<Formula>(in, out, tile, region.channels.begin * columns, width, dense,
+                            access.stores, all);
     }
     if (access.stores == Stores::streaming) fence();
 }

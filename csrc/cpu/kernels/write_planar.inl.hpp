@@ -1,17 +1,62 @@
-// How the second phase writes: every output value is a formula of the inputs' values at the same
-// place and of its channel's coefficients. A formula is a class with
-//     Coefficients                       rows of coefficients, one value per channel
-//     from(coefficients, get)            a formula, its packs got by get(row)
-//     across(n, a, b)                    a's first n lanes, and b's others
-//     operator()(values...)              the output's values
-// apply_norm and backward_apply only say what that is.
+// How the second phase writes: at every place, a formula (core/formulas.hpp) of the inputs' values
+// there and of the channel's coefficients.
 //
 // Here: planar regions, contiguous planes of a block of channels as one piece of memory.
 
-template <class Formula, class Coefficients>
-BNEXT_FORCE_INLINE Formula formula_of_channel(const Coefficients& all, Index k) {
-    return Formula::from(all,
-                         [&](const auto* row) BNEXT_INLINE_LAMBDA { return broadcast(row[k]); });
+// A formula whose packs are got by get(row of coefficients).
+template <class Formula, class C, class Get>
+BNEXT_FORCE_INLINE Formula formula_from(const CoefficientsIn<C>& all, Get&& get) {
+    Formula formula;
+    unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA { formula.row[r] = get(all.row[r]); });
+    return formula;
+}
+
+template <class Formula, class C>
+BNEXT_FORCE_INLINE Formula formula_of_channel(const CoefficientsIn<C>& all, Index k) {
+    return formula_from<Formula>(
+        all, [&](const C* row) BNEXT_INLINE_LAMBDA { return broadcast(row[k]); });
+}
+
+// The first n lanes by formula a, the others by b.
+template <class Formula>
+BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
+    Formula both;
+    unrolled<Formula::kRows>(
+        [&](auto r) BNEXT_INLINE_LAMBDA { both.row[r] = blend(n, a.row[r], b.row[r]); });
+    return both;
+}
+
+// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
+template <class Formula, class Load, class Store>
+BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& store) {
+    decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
+    unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
+    formula(in, out);
+    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { store(w, out[w]); });
+}
+
+// The same of a unit: pack h by formula_of(h), its inputs by load(i, h), to to(w).
+template <bool kStreams, class Formula, class T, class FormulaOfPack, class Load, class To>
+BNEXT_FORCE_INLINE void write_unit_by(FormulaOfPack&& formula_of, Load&& load, To&& to) {
+    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
+    unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
+        write_pack(
+            formula_of(h), [&](auto i) BNEXT_INLINE_LAMBDA { return load(i, h); },
+            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
+    });
+    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
+        write_unit<kStreams>(static_cast<T*>(to(w)),
+                             [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
+    });
+}
+
+// Whether lines of all outputs begin at the same places.
+template <int kWrites, class T>
+BNEXT_FORCE_INLINE bool begin_alike(T* const (&out)[kWrites]) {
+    for (int w = 1; w < kWrites; ++w) {
+        if (values_to_boundary(out[w], 64) != values_to_boundary(out[0], 64)) return false;
+    }
+    return true;
 }
 
 // The run that the caller will read first when this one, among the last, is written: outer runs are
@@ -23,49 +68,61 @@ BNEXT_FORCE_INLINE const T* run_ahead(const View<const T>& view, const Region& r
     return at(view, outer, c + access.ahead, 0) + i;
 }
 
-// An input, and what will be read first when this run is written.
-template <class T>
-struct RunInput {
-    const T* values;
-    const T* ahead;
+// Runs of the inputs and outputs, and the runs that the caller reads next.
+template <class Formula, class T>
+struct Runs {
+    const T* in[Formula::kReads];
+    const T* ahead[Formula::kReads];
+    T* out[Formula::kWrites];
 };
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
-// follow each other without a gap, in `out` as in the inputs. Where there are several, n is at
-// least a unit. Between its ends all is written by whole units, on boundaries of lines: a unit in
-// which one plane ends and the next begins has a formula blended of both.
-template <bool kStreams, class Formula, class T, class... In>
-BNEXT_FORCE_INLINE void write_planes(T* out, Index planes, Index n,
-                                     const typename Formula::Coefficients& all, Index k,
-                                     const In&... in) {
+// follow each other without a gap, in the outputs as in the inputs. Where there are several, n is
+// at least a unit. Between its ends all is written by whole units, on boundaries of lines: a unit
+// in which one plane ends and the next begins has a formula blended of both.
+template <bool kStreams, class Formula, class T>
+BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T>& runs, Index planes, Index n,
+                                     const CoefficientsIn<Compute<T>>& all, Index k) {
     using C = Compute<T>;
     constexpr Index kStep = 2 * kLanes;
     const Index total = planes * n;
     Formula formula = formula_of_channel<Formula>(all, k);
+    const auto unit = [&](Index j, auto&& formula_of) BNEXT_INLINE_LAMBDA {
+        write_unit_by<kStreams, Formula, T>(
+            formula_of,
+            [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
+            [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
+    };
     const auto whole = [&](Index j) BNEXT_INLINE_LAMBDA {
-        write_unit<kStreams>(out + j, [&](auto h) BNEXT_INLINE_LAMBDA {
-            return formula(load_of_unit<h>(in.values + j)...);
-        });
+        unit(j, [&](auto) BNEXT_INLINE_LAMBDA -> const Formula& { return formula; });
     };
     // Up to a unit of single values.
     const auto some = [&](Index j, Index end) BNEXT_INLINE_LAMBDA {
         if (j + kLanes <= end) {
-            store(out + j, formula(load(in.values + j)...));
+            write_pack(
+                formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j); },
+                [&](auto w, const auto& pack)
+                    BNEXT_INLINE_LAMBDA { store(runs.out[w] + j, pack); });
             j += kLanes;
         }
         if (j < end) {
             const int m = static_cast<int>(end - j);
-            store_first(out + j, m, formula(load_first(in.values + j, m, C{0})...));
+            write_pack(
+                formula,
+                [&](auto i) BNEXT_INLINE_LAMBDA { return load_first(runs.in[i] + j, m, C{0}); },
+                [&](auto w, const auto& pack)
+                    BNEXT_INLINE_LAMBDA { store_first(runs.out[w] + j, m, pack); });
         }
     };
     Index j = 0;
     if (kStreams || planes > 1) {
-        j = values_to_boundary(out, total);
+        j = values_to_boundary(runs.out[0], total);
         some(0, j);
     }
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
-            (prefetch_packs<2>(in.ahead + j), ...);
+            unrolled<Formula::kReads>(
+                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<2>(runs.ahead[i] + j); });
             unrolled<2 / kUnitPacks<T>>([&](auto u)
                                             BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }
@@ -74,9 +131,8 @@ BNEXT_FORCE_INLINE void write_planes(T* out, Index planes, Index n,
         const Formula next = formula_of_channel<Formula>(all, ++k);
         if (j < end) {
             const int m = static_cast<int>(end - j);
-            write_unit<kStreams>(out + j, [&](auto h) BNEXT_INLINE_LAMBDA {
-                const Formula both = Formula::across(lanes_of_first<T>(m, h), formula, next);
-                return both(load_of_unit<h>(in.values + j)...);
+            unit(j, [&](auto h) BNEXT_INLINE_LAMBDA {
+                return across(lanes_of_first<T>(m, h), formula, next);
             });
             j += kUnit<T>;
         }
@@ -88,23 +144,26 @@ BNEXT_FORCE_INLINE void write_planes(T* out, Index planes, Index n,
 // The second phase over a planar region: tiles from the last to the first, so that what the first
 // phase read last, and the cache still holds, comes first. Elementwise, so the order changes no
 // bit.
-template <class Formula, class T, class... In>
-BNEXT_FORCE_INLINE void write_planar(const View<T>& out, const Region& region,
-                                     const typename Formula::Coefficients& all,
-                                     const Access& access, const In&... in) {
+template <class Formula, class T>
+void write_planar(const View<const T>* in, const View<T>* out, const Region& region,
+                  const CoefficientsIn<Compute<T>>& all, const Access& access) {
     const Tiling& tiling = *region.tiling;
     const Index plane = tiling.inner();
-    const bool joined = plane >= kUnit<T> && out.stride.channel == plane && out.stride.inner == 1 &&
-                        ((in.stride.channel == plane) && ...);
+    bool joined = plane >= kUnit<T> && out[0].stride.inner == 1;
+    for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
+    for (int w = 0; w < Formula::kWrites; ++w) joined = joined && out[w].stride.channel == plane;
     const auto write = [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
-        T* const p = at(out, o, c, 0) + i;
         const Index k = c - region.channels.begin;
-        const auto input = [&](const View<const T>& view) BNEXT_INLINE_LAMBDA {
-            return RunInput<T>{at(view, o, c, 0) + i, run_ahead(view, region, access, o, c, i)};
-        };
-        access.stores == Stores::streaming
-            ? write_planes<true, Formula>(p, planes, n, all, k, input(in)...)
-            : write_planes<false, Formula>(p, planes, n, all, k, input(in)...);
+        Runs<Formula, T> runs;
+        unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
+            runs.in[r] = at(in[r], o, c, 0) + i;
+            runs.ahead[r] = run_ahead(in[r], region, access, o, c, i);
+        });
+        unrolled<Formula::kWrites>(
+            [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0) + i; });
+        access.stores == Stores::streaming&& begin_alike(runs.out)
+            ? write_planes<true>(runs, planes, n, all, k)
+            : write_planes<false>(runs, planes, n, all, k);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = tiling.tile(t);

@@ -91,7 +91,7 @@ class DeviceSaved:
 
     @property
     def mean_low(self) -> Any:
-        """What rounding the mean has lost: the exact one is ``mean + mean_low``."""
+        """Low part of the mean: the exact mean is ``mean + mean_low``."""
         return self._statistics[ROW.mean_low, :]
 
     def __repr__(self) -> str:

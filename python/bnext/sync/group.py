@@ -101,8 +101,8 @@ class Merged(NamedTuple):
     shared : bool
         Whether all members brought the same layer object.
     mean_low : array of float64, shape (C,), or None
-        What rounding the mean has lost: the exact one is ``first + mean_low``; None: nothing, as of
-        data narrower than float64.
+        Low part of the mean: the exact mean is ``first + mean_low``; None: 0, as for data narrower
+        than float64.
     """
 
     total_count: int
@@ -245,7 +245,7 @@ class Group(abc.ABC):
         mean, m2 : array of float64, shape (C,)
             Mean and sum of squared deviations of each channel.
         mean_low : array of float64, shape (C,), optional
-            What rounding the mean has lost, of float64 data.
+            Low part of the mean, for float64 data.
 
         Returns
         -------

@@ -1,0 +1,95 @@
+// The kernels of one instruction set, as templates: kernels_of<T>() has those of a dtype. A file
+// that includes this defines BNEXT_ISA and is compiled with that set's flags. Everything lands in
+// bnext::cpu::BNEXT_ISA; nothing from the standard library is used, and functions of other headers
+// are forced inline (core/inline.hpp).
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "core/dtype.hpp"
+#include "core/formulas.hpp"
+#include "core/inline.hpp"
+#include "core/moments.hpp"
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
+#include "cpu/columns.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/kernel_table.hpp"
+#include "cpu/view.hpp"
+
+#define BNEXT_TEXT_(x) #x
+#define BNEXT_TEXT(x) BNEXT_TEXT_(x)
+
+namespace bnext::cpu::BNEXT_ISA {
+namespace {
+
+// Compile-time numbers (std::integral_constant and friends would be weak symbols).
+template <int I>
+struct Number {
+    BNEXT_FORCE_INLINE constexpr operator int() const { return I; }
+};
+template <int... I>
+struct Numbers {};
+template <int N, int... I>
+struct NumbersUpTo : NumbersUpTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct NumbersUpTo<0, I...> {
+    using type = Numbers<I...>;
+};
+
+#include "cpu/simd.inl.hpp"
+
+#include "cpu/simd16.inl.hpp"
+
+#include "cpu/units.inl.hpp"
+
+#include "cpu/kernels/runs.inl.hpp"
+
+#include "cpu/kernels/columns.inl.hpp"
+
+#include "cpu/kernels/write_planar.inl.hpp"
+
+#include "cpu/kernels/write_interleaved.inl.hpp"
+
+#include "cpu/kernels/coefficients.inl.hpp"
+
+#include "cpu/kernels/collect_stats.inl.hpp"
+
+#include "cpu/kernels/backward_reduce.inl.hpp"
+
+// The first phase of a pass: from `in` alone, whatever its second phase applies.
+template <class T, Layout L, Pass P>
+constexpr auto reduction_of() {
+    constexpr bool planar = L == Layout::planar;
+    if constexpr (P == Pass::forward) {
+        return planar ? planar_collect_stats<T> : interleaved_collect_stats<T>;
+    } else {
+        return planar ? planar_backward_reduce<T> : interleaved_backward_reduce<T>;
+    }
+}
+
+template <class T>
+constexpr KernelSet<T> kernels_of() {
+    KernelSet<T> set{};
+    const auto add = [&]<Layout L, Pass P, Epilogue E>() {
+        using F = Formula<P, E, Pack<Compute<T>>>;
+        set.of[static_cast<int>(L)][static_cast<int>(P)][static_cast<int>(E)] = {
+            reduction_of<T, L, P>(),
+            L == Layout::planar ? write_planar<F, T> : write_interleaved<F, T>,
+            P == Pass::forward ? norm_coefficients<T> : backward_coefficients<T>};
+    };
+    for_each_formula([&]<Pass P, Epilogue E>() {
+        add.template operator()<Layout::planar, P, E>();
+        add.template operator()<Layout::interleaved, P, E>();
+    });
+    return set;
+}
+
+void mark_used() { note_used(BNEXT_TEXT(BNEXT_ISA)); }
+
+}  // namespace
+
+}  // namespace bnext::cpu::BNEXT_ISA
