@@ -12,10 +12,11 @@ TERMS = (
     "Tiling", "chunk", "tile", "walk", "column", "run", "pack", "unit", "pilot", "slot",
     "thread", "team", "region", "task", "Plan", "schedule", "kernel table", "pool",
     "path", "part", "position", "step", "cursor",
-    "phase", "seam", "Moments", "m2", "rstd", "row of statistics", "Saved",
-    "coefficients", "running statistics", "momentum", "estimator", "Bessel's correction",
+    "phase", "seam", "Moments", "m2", "mean_low", "rstd", "row of statistics", "Saved",
+    "coefficients", "formula", "epilogue", "running statistics", "momentum", "estimator",
+    "Bessel's correction",
     "group", "member", "shard", "exchange", "header", "generation", "roll call", "replay", "turn",
-    "point", "library", "engine", "intake", "plain", "road",
+    "point", "visit", "library", "engine", "intake", "ArrayRef", "Role", "Call", "plain", "road",
 )  # fmt: skip
 ENTRIES = {
     match[1]: match[2]
