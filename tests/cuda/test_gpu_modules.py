@@ -223,7 +223,7 @@ def test_operators_of_tensors_are_checked(torch, dtype):
         x = torch.randn(3, 5, 4, 2, device=gpu.DEVICE, dtype=kind)
         x = x.contiguous(memory_format=memory_format).requires_grad_()
         weight = torch.randn(5, device=gpu.DEVICE, dtype=own, requires_grad=True)
-        operator = torch.ops.bnext.batch_norm.default
+        operator = torch.ops.bnext.batch_norm_training.default
         torch.library.opcheck(operator, (x, weight, None, 1e-5))
 
 

@@ -27,8 +27,8 @@ LAYOUTS = MEMORIES | {
     "last two swapped": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
     "from an offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
 }
-forward = torch.ops.bnext.normalize_by_batch.default
-backward = torch.ops.bnext.normalize_by_batch_backward.default
+forward = torch.ops.bnext.forward_by_batch.default
+backward = torch.ops.bnext.backward_by_batch.default
 
 
 def fake_of(mode, tensor):
@@ -119,7 +119,7 @@ def test_torch_compile_gives_kernels_what_convolutions_give(monkeypatch):
 
 
 def test_torch_operators_say_that_they_take_every_layout():
-    for operator in (forward, torch.ops.bnext.batch_statistics.default, backward):
+    for operator in (forward, torch.ops.bnext.statistics_of_batch.default, backward):
         assert not hasattr(torch.Tag, "flexible_layout") or (
             torch.Tag.flexible_layout in operator.tags
         )

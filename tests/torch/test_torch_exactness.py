@@ -95,7 +95,10 @@ def test_torch_float64_is_as_exact_far_from_zero(shape, far):
     x, dy = rng.normal(far, 1, shape), rng.normal(size=shape)
     weight, bias = rng.normal(size=(2, shape[1]))
     x_, dy_, weight_, bias_ = map(torch.from_numpy, (x, dy, weight, bias))
-    for operator in (torch.ops.bnext.batch_norm, torch.ops.bnext.fused_batch_norm):
+    for operator in (
+        torch.ops.bnext.batch_norm_training,
+        torch.ops.bnext.fused_batch_norm_training,
+    ):
         y, statistics, _ = operator(x_, weight_, bias_, 1e-5)
         dx, dweight, _ = torch.ops.bnext.batch_norm_backward(dy_, x_, weight_, statistics, 1e-5)
         assert_is_exact([y.numpy(), dx.numpy(), dweight.numpy()], x, dy, weight, bias)

@@ -12,8 +12,11 @@ from .support import MEMORIES, assert_close, assert_same_format, name_of_dtype, 
 # PyTorch's own, from 2.14 on: opcheck describes tensors that it has cloned.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 opcheck = torch.library.opcheck
-forward, backward = torch.ops.bnext.batch_norm.default, torch.ops.bnext.batch_norm_backward.default
-fused = torch.ops.bnext.fused_batch_norm.default
+forward, backward = (
+    torch.ops.bnext.batch_norm_training.default,
+    torch.ops.bnext.batch_norm_backward.default,
+)
+fused = torch.ops.bnext.fused_batch_norm_training.default
 needs_fused = pytest.mark.skipif(
     not bnext.torch.kernels.fuses(torch.ones(1)), reason="this PyTorch has no table of functions"
 )

@@ -222,7 +222,7 @@ def test_torch_dispatch_modes_see_operators(kernel_calls):
             self.names.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    for training, expected in ((True, "bnext.normalize_by_batch."), (False, "batch_norm.default")):
+    for training, expected in ((True, "bnext.forward_by_batch."), (False, "batch_norm.default")):
         theirs, ours = (layer.train(training) for layer in layers("BatchNorm1d"))
         x = torch.randn(6, 5)
         with Seen() as seen:

@@ -1,8 +1,8 @@
 """The two passes as registered operators, which torch.compile and dispatch modes see.
 
-``bnext::batch_norm``           x, weight, bias, eps -> y, statistics, first
-``bnext::fused_batch_norm``     the same
-``bnext::batch_norm_backward``  dy, x, weight, statistics, eps -> dx, dweight, dbias
+``bnext::batch_norm_training``        x, weight, bias, eps -> y, statistics, first
+``bnext::fused_batch_norm_training``  the same
+``bnext::batch_norm_backward``        dy, x, weight, statistics, eps -> dx, dweight, dbias
 
 `statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
 functional: running statistics are moved from these rows, by operations that a compiler can fuse.
@@ -10,10 +10,10 @@ functional: running statistics are moved from these rows, by operations that a c
 that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
 
 All are composites. They record for autograd, and leave the work to operators that do not: the first
-and the last to ``bnext::normalize_by_batch`` and ``bnext::normalize_by_batch_backward``, of the
-same arguments and results. ``fused_batch_norm``, for compilers, has ``bnext::batch_statistics`` for
-its first phase, and its second phase in PyTorch's operators: a compiler computes y in the loop of
-the operator that follows, an activation, a sum, a pooling, and need not write and read it.
+and the last to ``bnext::forward_by_batch`` and ``bnext::backward_by_batch``, of the same arguments
+and results. The second, for compilers, has ``bnext::statistics_of_batch`` for its first phase, and
+its second phase in PyTorch's operators: a compiler computes y in the loop of the operator that
+follows, an activation, a sum, a pooling, and need not write and read it.
 
 The final graph of a compiler has only the latter operators. They are registered with nothing
 between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for
@@ -22,8 +22,8 @@ aliases, would cost four times the kernels' time for a small tensor.
 The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
 tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are
 copied to the strides that they were traced with, and back: five more passes over the data for each
-layer. An operator that gets another tag needs another name as well, since Inductor's cache of
-compiled graphs has no tags in its keys.
+layer. An operator that gets another tag, or results of another shape, needs another name as well:
+compilers' caches of graphs have neither in their keys.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def batch_norm(
     functional: Any = torch.nn.functional
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
-    normalize = torch.ops.bnext.fused_batch_norm if fused else torch.ops.bnext.batch_norm
+    ours: Any = torch.ops.bnext
+    normalize = ours.fused_batch_norm_training if fused else ours.batch_norm_training
     y, statistics, first = normalize(x, weight, bias, eps)
     if not is_recomputed():  # nothing here is differentiated: `statistics` and `first` are not
         count = math.prod(x.shape) // max(x.shape[1], 1)
@@ -160,9 +161,7 @@ class _Backward(torch.autograd.Function):
     ) -> Results:
         ctx.save_for_backward(dy, x, weight)
         ctx.eps = eps
-        results: Results = torch.ops.bnext.normalize_by_batch_backward(
-            dy, x, weight, statistics, eps
-        )
+        results: Results = torch.ops.bnext.backward_by_batch(dy, x, weight, statistics, eps)
         return results
 
     @staticmethod
@@ -180,7 +179,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _recorded_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-    return _Forward.apply(torch.ops.bnext.normalize_by_batch, x, weight, bias, eps)
+    return _Forward.apply(torch.ops.bnext.forward_by_batch, x, weight, bias, eps)
 
 
 def _recorded_fused(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
@@ -188,7 +187,7 @@ def _recorded_fused(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: 
 
 
 def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    statistics, coefficients, first = torch.ops.bnext.batch_statistics(x, weight, bias, eps)
+    statistics, coefficients, first = torch.ops.bnext.statistics_of_batch(x, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     unit, center, scale, shift = (row.view(shape) for row in coefficients.unbind())
     y = (x.to(coefficients.dtype) * unit - center) * scale + shift
@@ -230,9 +229,9 @@ def _define_work(name: str, schema: str, work: Any, fake: Any) -> None:
     torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
 
 
-_define("batch_norm", _OF_FORWARD, _recorded_forward)
-_define("fused_batch_norm", _OF_FORWARD, _recorded_fused)
+_define("batch_norm_training", _OF_FORWARD, _recorded_forward)
+_define("fused_batch_norm_training", _OF_FORWARD, _recorded_fused)
 _define("batch_norm_backward", _OF_BACKWARD, _recorded_backward)
-_define_work("normalize_by_batch", _OF_FORWARD, _forward, _fake_forward)
-_define_work("batch_statistics", _OF_FORWARD, _statistics, _fake_statistics)
-_define_work("normalize_by_batch_backward", _OF_BACKWARD, _backward, _fake_backward)
+_define_work("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
+_define_work("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
+_define_work("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
