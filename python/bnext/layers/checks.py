@@ -20,24 +20,16 @@ SIXTEEN_BITS = ("float16", "bfloat16")
 
 def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
     """Check that the layer takes `x`; give it as an array, and the engine that computes on it."""
-    engine: Any = _core
-    if type(x) is np.ndarray:
+    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+    if not isinstance(x, np.ndarray):  # whose subclasses go through: as_array would drop masks
+        x = engine.as_array(x=x, name="x")
+    if isinstance(x, np.ndarray):
         shape, dtype = x.shape, x.dtype
         # Usually there is one object for each dtype; to compare what they say takes longer.
         fits = dtype is layer.dtype or _fits(layer, dtype)
     else:
-        engine = engine_of(x)
-        # Subclasses of ndarray go through: _core refuses masks, which asarray would drop.
-        if not isinstance(x, np.ndarray):
-            x = engine.as_array(x=x, name="x")
-        if isinstance(x, np.ndarray):
-            shape, dtype = x.shape, x.dtype
-            fits = _fits(layer, dtype)
-        else:
-            shape, dtype = engine.inspect(x=x)
-            fits = dtype == layer.dtype.name or (
-                layer.dtype == np.float32 and dtype in SIXTEEN_BITS
-            )
+        shape, dtype = engine.inspect(x=x)
+        fits = dtype == layer.dtype.name or (layer.dtype == np.float32 and dtype in SIXTEEN_BITS)
     rank, ranks, axis = len(shape), layer.ranks, layer.channel_axis
     if ranks and rank not in ranks:
         expected = " or ".join(f"{n}D" for n in ranks)
