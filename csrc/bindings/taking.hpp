@@ -1,4 +1,4 @@
-// How calls take their arguments, as all that have them do; and the flags among these.
+// How calls take in what many of them are given: x, parameters, running statistics, flags.
 #pragma once
 
 #include "bindings/bodies.hpp"

@@ -63,6 +63,12 @@ def calls_there() -> Any:
 _THERE: list[Any] = []
 
 
+def _there(call: str, *operands: Any) -> Any:
+    """Do one of the calls for usual tensors on a GPU; None where it has not taken them."""
+    calls = calls_there()
+    return calls and getattr(calls, call)(*operands)
+
+
 # --- tensors that kernels take --------------------------------------------------------------------
 
 
@@ -132,16 +138,12 @@ def forward(
             )  # fmt: skip
         except (TypeError, ValueError):
             return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
-    calls, arguments = calls_there(), (x, weight, bias, mean, var, momentum, counter, eps)
-    if keeps:
-        done: Results | None = calls and calls.forward(*arguments)
-    else:
-        y = calls and calls.forward_only(*arguments)
-        done = None if y is None else (y, None)
+    call = "forward" if keeps else "forward_only"
+    done = _there(call, x, weight, bias, mean, var, momentum, counter, eps)
     if done is None:
         return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
     count_writes(tuple(tensor for tensor in (mean, var, counter) if tensor is not None))
-    return done
+    return done if keeps else (done, None)
 
 
 def _forward_of_others(
@@ -179,8 +181,7 @@ def inference(
             )  # fmt: skip
         except (TypeError, ValueError):
             return _inference_of_others(x, mean, var, weight, bias, eps)
-    calls = calls_there()
-    done: Results | None = calls and calls.normalize_by_running(x, mean, var, weight, bias, eps)
+    done: Results | None = _there("normalize_by_running", x, mean, var, weight, bias, eps)
     return _inference_of_others(x, mean, var, weight, bias, eps) if done is None else done
 
 
@@ -190,17 +191,16 @@ def evaluate(
 ) -> Tensor:  # fmt: skip
     """Do `inference` where no backward pass follows: y alone."""
     y: Tensor | None
-    if not x.is_cuda:
+    if x.is_cuda:
+        y = _there("evaluate", x, mean, var, weight, bias, eps)
+    else:
         try:
             y = _core.evaluate(
                 x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
                 channel_axis=1, plain=True,
             )  # fmt: skip
-            return y
         except (TypeError, ValueError):
-            return _inference_of_others(x, mean, var, weight, bias, eps)[0]
-    calls = calls_there()
-    y = calls and calls.evaluate(x, mean, var, weight, bias, eps)
+            y = None
     return _inference_of_others(x, mean, var, weight, bias, eps)[0] if y is None else y
 
 
@@ -247,8 +247,7 @@ def backward(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradie
             return _core.backward(dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True)
         except TypeError:
             return _backward_of_others(dy, x, saved, weight)
-    calls = calls_there()
-    done: Gradients | None = calls and calls.backward(dy, x, saved, weight)
+    done: Gradients | None = _there("backward", dy, x, saved, weight)
     return _backward_of_others(dy, x, saved, weight) if done is None else done
 
 
@@ -283,21 +282,21 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
 
 def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
     """Give dx where the statistics are constants. It takes no x."""
-    weight, dx = widened(dy, weight), None
-    if not dy.is_cuda:
-        try:
-            return _core.backward_constant(dy=dy, saved=saved, weight=weight, out=None, plain=True)
-        except TypeError:
-            pass
+    weight = widened(dy, weight)
+    dx: Tensor | None
+    if dy.is_cuda:
+        dx = _there("backward_constant", dy, saved, weight)
     else:
-        calls = calls_there()
-        dx = calls and calls.backward_constant(dy, saved, weight)
-    if dx is None:
-        dx = engine_of(dy, "dy").backward_constant(
-            dy=_detached(_settled(dy)), saved=saved, weight=_detached(weight), out=None
-        )
-        dx = formatted(dx, dy)
-    return dx
+        try:
+            dx = _core.backward_constant(dy=dy, saved=saved, weight=weight, out=None, plain=True)
+        except TypeError:
+            dx = None
+    if dx is not None:
+        return dx
+    result = engine_of(dy, "dy").backward_constant(
+        dy=_detached(_settled(dy)), saved=saved, weight=_detached(weight), out=None
+    )
+    return formatted(result, dy)
 
 
 def move_running(saved: Any, mean: Tensor, var: Tensor, momentum: float) -> None:
