@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnext.sync.group import Merged, Part
+from bnext.sync.exchange import Merged
+from bnext.sync.group import Part
 
 __all__ = ["SyncSaved"]
 
