@@ -21,7 +21,8 @@ import numpy as np
 from bnext import _core
 from bnext.devices import DeviceSaved, engine_of
 from bnext.running import Running
-from bnext.sync.group import ALONE, Merged, Part
+from bnext.sync.exchange import Merged
+from bnext.sync.group import ALONE, Part
 from bnext.sync.saved import SyncSaved
 
 __all__ = ["backward", "check_parameter_gradients", "forward"]

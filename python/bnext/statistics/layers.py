@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from bnext._moments import Moments
 from bnext.layers import BatchNorm
-from bnext.sync.group import Float64Array, Group
+from bnext.sync.exchange import Float64Array
+from bnext.sync.group import Group
 from bnext.sync.visits import check_at_rest
 
 __all__ = [

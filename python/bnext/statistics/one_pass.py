@@ -15,7 +15,8 @@ from bnext._moments import Moments
 from bnext.layers import BatchNorm
 from bnext.statistics.layers import Estimate, called_twice, not_reached
 from bnext.statistics.progress import Watch
-from bnext.sync.group import Float64Array, Group, Header, Merged
+from bnext.sync.exchange import Float64Array, Header, Merged
+from bnext.sync.group import Group
 from bnext.sync.visits import VISITS, visits_of
 
 __all__ = ["Average", "Pooled", "one_pass"]

@@ -18,7 +18,8 @@ import numpy as np
 from bnext._moments import Moments
 from bnext.layers import BatchNorm
 from bnext.statistics.layers import called_twice
-from bnext.sync.group import Float64Array, Group, Header, Merged, Part
+from bnext.sync.exchange import Float64Array, Header, Merged
+from bnext.sync.group import Group, Part
 
 __all__ = ["ReplayGroup", "Turn", "drop", "greenlets"]
 

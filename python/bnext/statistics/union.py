@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from bnext.layers import BatchNorm
 from bnext.statistics.layers import checked_layers, common_group
 from bnext.statistics.replay import ReplayGroup, Turn
-from bnext.sync.group import GroupError, error_text
+from bnext.sync.exchange import GroupError
+from bnext.sync.group import error_text
 from bnext.sync.visits import VISITS, check_at_rest, visits_of
 from bnext.writes import Writes
 

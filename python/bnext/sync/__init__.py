@@ -9,7 +9,8 @@ these two import their engine when they are made. With any of them, shards are a
 another library on the CPU, or of one on a GPU, as calls without a group take them.
 """
 
-from bnext.sync.group import Group, GroupError, Header, Merged
+from bnext.sync.exchange import GroupError, Header, Merged
+from bnext.sync.group import Group
 from bnext.sync.mpi import MPIGroup
 from bnext.sync.saved import SyncSaved
 from bnext.sync.threads import ThreadGroup

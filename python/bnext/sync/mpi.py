@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.sync.communicators import Duplicate, free_given_up
-from bnext.sync.group import Float64Array, engine_module
+from bnext.sync.exchange import Float64Array
+from bnext.sync.group import engine_module
 from bnext.sync.processes import ProcessGroup
 from bnext.sync.roll_call import Board
 

@@ -32,16 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.rows import two_sum
-from bnext.sync.group import (
-    CLOSED,
-    Calls,
-    Float64Array,
-    Group,
-    GroupError,
-    Header,
-    Merged,
-    error_text,
-)
+from bnext.sync.exchange import CLOSED, Calls, Float64Array, GroupError, Header, Merged
+from bnext.sync.group import Group, error_text
 from bnext.sync.roll_call import PATIENCE, Board, RollCall
 
 __all__ = ["ProcessGroup"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnext.sync.group import Merged, Part
+from bnext.sync.exchange import Merged
+from bnext.sync.group import Part
 
 __all__ = ["SyncSaved"]
 
@@ -16,7 +17,7 @@ class SyncSaved:
     ----------
     count : int
         Values per channel of the whole batch.
-    mean, m2, var, rstd : array of float64, shape (C,)
+    mean, m2, var, rstd, mean_low : array of float64, shape (C,)
         Statistics of the whole batch, the same bits for all members. Read-only NumPy arrays, or if
         `x` is on a GPU, arrays there.
     shape, dtype, channel_axis, eps
@@ -42,6 +43,7 @@ class SyncSaved:
     group = property(lambda self: self.part.group, doc="Where the statistics are from.")
     count = property(lambda self: self.local.count, doc="Values per channel of the whole batch.")
     mean = property(lambda self: self.local.mean, doc="Mean of each channel.")
+    mean_low = property(lambda self: self.local.mean_low, doc="Low part of `mean`.")
     m2 = property(lambda self: self.local.m2, doc="Sum of squared deviations from the mean.")
     var = property(lambda self: self.local.var, doc="Biased variance; 0 for an empty batch.")
     rstd = property(lambda self: self.local.rstd, doc="``1 / sqrt(var + eps)``, 0 if both are 0.")

@@ -12,16 +12,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from bnext import _core
-from bnext.sync.group import (
-    CLOSED,
-    Calls,
-    Float64Array,
-    Group,
-    GroupError,
-    Header,
-    Merged,
-    error_text,
-)
+from bnext.sync.exchange import CLOSED, Calls, Float64Array, GroupError, Header, Merged
+from bnext.sync.group import Group, error_text
 
 __all__ = ["ThreadGroup"]
 

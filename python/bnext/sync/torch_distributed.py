@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnext.sync.group import Float64Array, GroupError, engine_module
+from bnext.sync.exchange import Float64Array, GroupError
+from bnext.sync.group import engine_module
 from bnext.sync.processes import ProcessGroup
 from bnext.sync.store_board import Keys, StoreBoard
 

@@ -1,0 +1,132 @@
+"""What members exchange: headers that must agree, merged results, and the error of a group."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CLOSED", "Calls", "Float64Array", "GroupError", "Header", "Merged"]
+
+Float64Array = npt.NDArray[np.float64]
+
+CLOSED = "the group was closed"
+
+
+class GroupError(RuntimeError):
+    """An exchange among members that cannot come to an end, and why.
+
+    Every member gets it that waits for the exchange, or comes to one later.
+
+    Parameters
+    ----------
+    message : str
+        The whole text: the call that failed, and the reason.
+    layer : int, optional
+        Number of the layer that was called, in the order in which the member first called them;
+        -1 for a call of a function.
+    step : int, optional
+        How many forward calls of this layer came before.
+    rank : int, optional
+        The member that is missing or differed.
+    reason : str
+        The reason alone, the same for all members.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        layer: int | None = None,
+        step: int | None = None,
+        rank: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.step = step
+        self.rank = rank
+        self.reason = reason or message
+
+
+class Header(NamedTuple):
+    """What travels with the data of an exchange and must agree among members.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer that is called, in the order of first calls; -1 for a function.
+    step : int
+        How many forward calls of this layer came before.
+    direction : {"forward", "backward"}
+        Which pass.
+    channels : int
+        How many channels there are.
+    dtype : str
+        Name of the data's.
+    owner : int
+        The identity of the layer object: members of one process bring one object that they share,
+        or each a replica of its own.
+    """
+
+    layer: int
+    step: int
+    direction: Literal["forward", "backward"]
+    channels: int
+    dtype: str
+    owner: int = 0
+
+
+class Merged(NamedTuple):
+    """What every member gets from an exchange: the same bits.
+
+    Attributes
+    ----------
+    total_count : int
+        Values per channel of the whole batch.
+    first, second : array of float64, shape (C,)
+        Mean and m2 of the whole batch, or the two sums of the backward pass.
+    generation : int
+        Number of the exchange in the group.
+    shared : bool
+        Whether all members brought the same layer object.
+    mean_low : array of float64, shape (C,), or None
+        Low part of the mean: the exact mean is ``first + mean_low``; None: 0, as for data narrower
+        than float64.
+    """
+
+    total_count: int
+    first: Float64Array
+    second: Float64Array
+    generation: int
+    shared: bool
+    mean_low: Float64Array | None = None
+
+
+class Calls:
+    """How one member numbers its layers, by their first call, and the steps of each."""
+
+    def __init__(self) -> None:
+        self._layers: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+        self._next = 0  # no number is given twice, also where layers have died
+        self._of_functions = 0
+
+    def numbers(self) -> set[int]:
+        """Numbers of the layers that are alive."""
+        return {number for number, _ in self._layers.values()}
+
+    def begin(self, layer: Any) -> tuple[int, int, bool]:
+        """Count a forward call: its layer's number, its step, and whether it is the first."""
+        if layer is None:
+            self._of_functions += 1
+            return -1, self._of_functions - 1, False
+        entry = self._layers.get(layer)
+        if entry is None:
+            number = self._next
+            self._next += 1
+            self._layers[layer] = [number, 1]
+            return number, 0, True
+        entry[1] += 1
+        return entry[0], entry[1] - 1, False
