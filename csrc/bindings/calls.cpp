@@ -1,5 +1,6 @@
-// The operations as Python calls them, as whole passes. Each call is taken in, checked, computed and
-// answered, in this order: nothing is written, and no state changes, before the check is through.
+// The operations as Python calls them, as whole passes. Each call is taken in, checked, computed
+// and answered, in this order: nothing is written, and no state changes, before the check is
+// through.
 #include "bindings/register.hpp"
 #include "bindings/taking.hpp"
 

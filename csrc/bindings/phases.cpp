@@ -1,16 +1,15 @@
-// The phases of the operations by themselves, as groups and compiled graphs call them. A first phase
-// is checked for all that its pass is given, so that a member that cannot go on says so before
-// others have written.
+// The phases of the operations by themselves, as groups and compiled graphs call them. A first
+// phase is checked for all that its pass is given, so that a member that cannot go on says so
+// before others have written.
 #include "bindings/register.hpp"
 #include "bindings/taking.hpp"
 
 namespace bnext::bindings {
 namespace {
 
-constexpr Signature kStatistics{
-    "statistics", "x, weight, bias, eps, channel_axis",
-    "The rows of Saved; and unit, center, scale and shift, of\n"
-    "y = (x * unit - center) * scale + shift."};
+constexpr Signature kStatistics{"statistics", "x, weight, bias, eps, channel_axis",
+                                "The rows of Saved; and unit, center, scale and shift, of\n"
+                                "y = (x * unit - center) * scale + shift."};
 
 py::object statistics(const Arguments<5>& arguments) {
     const auto [x, weight, bias, eps, channel_axis] = arguments;
@@ -27,8 +26,8 @@ py::object statistics(const Arguments<5>& arguments) {
     const StatisticsOut out(static_cast<double*>(rows.data), channels);
     return with_dtype(call[Role::x].dtype(), [&](auto type) {
         using T = decltype(type);
-        Fresh coefficients = results.make(DTypeOf<Compute<T>>::value,
-                                          std::array<Index, 2>{4, channels}, strides);
+        Fresh coefficients =
+            results.make(DTypeOf<Compute<T>>::value, std::array<Index, 2>{4, channels}, strides);
         const auto affine = affine_of<T>(call);
         without_gil(description.problem.elements(), [&] {
             cpu::statistics<T>(description.problem,

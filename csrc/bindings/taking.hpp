@@ -17,7 +17,7 @@ inline bool flag_of(py::handle object, bool otherwise) {
 inline py::handle or_none(py::handle object) { return object ? object : py::handle(Py_None); }
 
 inline void take_running(Intake& call, py::handle mean, py::handle var, py::handle momentum,
-                  py::handle counter) {
+                         py::handle counter) {
     call.write(Role::running_mean, mean);
     call.write(Role::running_var, var);
     call.momentum(momentum);
@@ -37,7 +37,8 @@ inline void take_affine(Intake& call, py::handle weight, py::handle bias) {
 }
 
 // What every backward pass takes, by what forward has saved.
-inline void take_backward(Intake& call, py::handle dy, py::handle x, py::handle weight, py::handle out) {
+inline void take_backward(Intake& call, py::handle dy, py::handle x, py::handle weight,
+                          py::handle out) {
     call.lead(Role::x, x);
     call.read(Role::dy, dy);
     call.read(Role::weight, or_none(weight));

@@ -142,11 +142,9 @@ void Intake::write(Role role, py::handle object) {
     if (object.is_none()) return;
     const char* name = name_of(role);
     if (role == Role::out) out_ = object;
-    const bool foreign = library_ != nullptr && library_of(object) != nullptr;
-    if (foreign) {
-        if (!refer_to_plain(role, object, role == Role::out)) {
-            refer_to_array(role, adopted_beside(object, name));
-        }
+    const bool read = library_ != nullptr && refer_to_plain(role, object, role == Role::out);
+    if (read || (library_ != nullptr && library_of(object) != nullptr)) {
+        if (!read) refer_to_array(role, adopted_beside(object, name));
         if (!plain_) library_->object.attr("check_writable")(object, name);
         written_[written_count_++] = object;
     } else if (!is_array(object)) {
