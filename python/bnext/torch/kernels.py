@@ -142,7 +142,8 @@ def forward(
     done = _there(call, x, weight, bias, mean, var, momentum, counter, eps)
     if done is None:
         return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
-    count_writes(tuple(tensor for tensor in (mean, var, counter) if tensor is not None))
+    if mean is not None and var is not None:
+        count_writes((mean, var) if counter is None else (mean, var, counter))
     return done if keeps else (done, None)
 
 
