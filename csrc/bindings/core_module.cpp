@@ -10,8 +10,8 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_dlpack(m);
     bnext::bindings::register_saved(m);
     bnext::bindings::register_calls(m);
+    bnext::bindings::register_phases(m);
     bnext::bindings::register_checks(m);
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);
-    bnext::bindings::register_tensors(m);
 }

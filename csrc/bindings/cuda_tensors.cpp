@@ -194,7 +194,7 @@ private:
     }
 };
 
-// The calls of layers, which see to autograd themselves: the same calls as `_core.TensorCalls` has.
+// The calls of layers, which see to autograd themselves, as functions of `_core` with `plain=True`.
 class TensorCalls : public Calls {
 public:
     TensorCalls(const py::object& torch, py::object saved_type, py::object problem_of)

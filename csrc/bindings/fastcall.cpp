@@ -40,7 +40,9 @@ void Parameters::assign(PyObject* const* given, Py_ssize_t positional, PyObject*
     for (std::size_t k = 0; k < count; ++k) arguments[k] = given[k];
     const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
     for (Py_ssize_t k = 0; k < named; ++k) {
-        const std::size_t index = index_of(PyTuple_GET_ITEM(names, k));
+        PyObject* const name = PyTuple_GET_ITEM(names, k);
+        const auto next = static_cast<std::size_t>(positional + k);  // where names are in order
+        const std::size_t index = next < size_ && names_[next] == name ? next : index_of(name);
         if (arguments[index]) {
             type_error(function_, "() got multiple values for argument '",
                        std::string(py::str(names_[index])), "'");

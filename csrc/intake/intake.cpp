@@ -29,7 +29,7 @@ void Intake::refer_to_array(Role role, const py::object& array) {
 // A tensor that is dense, or a vector of which one value follows the other.
 bool Intake::refer_to_plain(Role role, py::handle object, bool is_data) {
     TensorView view;
-    if (!library_->take_plain(object, view)) return false;
+    if (!library_->take_plain(object, view, !plain_)) return false;
     const auto dtype = dlpack::supported(view.tensor.dtype);
     if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
     const std::size_t rank = view.rank();
@@ -77,6 +77,7 @@ std::string Intake::misplaced(py::handle object) const {
 
 // NumPy's array over the memory of an array of the call's library.
 py::object Intake::adopted(py::handle object, const char* name) const {
+    if (plain_) type_error(name, ": expected a plain tensor");
     return library_->object.attr("adopt")(object, name);
 }
 
@@ -95,12 +96,11 @@ void Intake::read_numpy(Role role, py::handle object) {
 }
 
 void Intake::read(Role role, py::handle object) {
-    if (is_plain_array(object) || library_ == nullptr || object.is_none() ||
-        library_of(object) == nullptr) {
+    if (is_plain_array(object) || library_ == nullptr || object.is_none()) {
         return read_numpy(role, object);
     }
-    const bool is_data = role == Role::dy || role == Role::rows;
-    if (library_of(object) == library_ && refer_to_plain(role, object, is_data)) return;
+    if (refer_to_plain(role, object, role == Role::dy || role == Role::rows)) return;
+    if (library_of(object) == nullptr) return read_numpy(role, object);
     refer_to_array(role, adopted_beside(object, name_of(role)));
 }
 
@@ -142,12 +142,10 @@ void Intake::write(Role role, py::handle object) {
     if (object.is_none()) return;
     const char* name = name_of(role);
     if (role == Role::out) out_ = object;
-    const bool foreign = library_ != nullptr && library_of(object) != nullptr;
-    if (foreign) {
-        if (library_of(object) != library_ || !refer_to_plain(role, object, role == Role::out)) {
-            refer_to_array(role, adopted_beside(object, name));
-        }
-        library_->object.attr("check_writable")(object, name);
+    const bool read = library_ != nullptr && refer_to_plain(role, object, role == Role::out);
+    if (read || (library_ != nullptr && library_of(object) != nullptr)) {
+        if (!read) refer_to_array(role, adopted_beside(object, name));
+        if (!plain_) library_->object.attr("check_writable")(object, name);
         written_[written_count_++] = object;
     } else if (!is_array(object)) {
         if (const auto where = dlpack::elsewhere(object)) {
@@ -162,26 +160,17 @@ void Intake::write(Role role, py::handle object) {
 
 void Intake::count(py::handle object) {
     if (object.is_none()) return;
-    refer_to_counter(object, extents_, call.add(Role::num_batches_tracked));
-}
-
-bool Intake::lead_plain(Role role, py::handle object) { return refer_to_plain(role, object, true); }
-
-bool Intake::read_plain(Role role, py::handle object) {
-    if (is_left_out(role, object)) return true;
-    return refer_to_plain(role, object, role == Role::dy || role == Role::rows);
-}
-
-bool Intake::count_plain(py::handle object) {
-    if (object.is_none()) return true;
-    std::int64_t* const value = library_->reader->take_counter(object);
-    if (value == nullptr) return false;
     ArrayRef& counter = call.add(Role::num_batches_tracked);
+    if (!plain_ || library_ == nullptr || !library_->reader) {
+        return refer_to_counter(object, extents_, counter);
+    }
+    std::int64_t* const value = library_->reader->take_counter(object);
+    if (value == nullptr) return refer_to_counter(object, extents_, counter);
     counter = {};
     counter.data = value;
     counter.element = Element::int64;
     counter.is_array = counter.writeable = true;
-    return true;
+    written_[written_count_++] = object;
 }
 
 const Library* Intake::library_of_weight(py::handle weight) const {
@@ -190,9 +179,10 @@ const Library* Intake::library_of_weight(py::handle weight) const {
 }
 
 void Intake::count_writes() const {
-    for (std::size_t k = 0; k < written_count_; ++k) {
-        library_->object.attr("count_write")(written_[k]);
-    }
+    if (written_count_ == 0) return;
+    py::tuple arrays(written_count_);
+    for (std::size_t k = 0; k < written_count_; ++k) arrays[k] = written_[k];
+    intake::call(library_->count_writes, arrays);
 }
 
 }  // namespace bnext::intake

@@ -16,9 +16,10 @@ namespace bnext::intake {
 
 class Intake {
 public:
-    explicit Intake(Function function) : call(function) { call.share_memory = &share_memory; }
-    // Of plain tensors alone.
-    Intake(Function function, const Library& library) : Intake(function) { library_ = &library; }
+    // `plain`: refuses a tensor that is not plain, and does not ask what autograd would record.
+    explicit Intake(Function function, bool plain = false) : call(function), plain_(plain) {
+        call.share_memory = &share_memory;
+    }
 
     // The array whose library is the call's.
     void lead(Role role, py::handle object);
@@ -38,11 +39,6 @@ public:
             call.momentum = take_real(object, "momentum");
         }
     }
-
-    // The same for plain tensors alone: false where one is not.
-    bool lead_plain(Role role, py::handle object);
-    bool read_plain(Role role, py::handle object);
-    bool count_plain(py::handle object);
 
     [[nodiscard]] const ArrayRef& operator[](Role role) const { return call[role]; }
     // The values of a vector, one behind the other; null where it is not given.
@@ -69,8 +65,9 @@ private:
     [[nodiscard]] py::object adopted(py::handle object, const char* name) const;
     [[nodiscard]] py::object adopted_beside(py::handle object, const char* name) const;
 
-    static constexpr std::size_t kWritten = 3;
+    static constexpr std::size_t kWritten = 4;
 
+    const bool plain_;
     const Library* library_ = nullptr;
     py::handle out_;
     std::size_t kept_count_ = 0, copy_count_ = 0, written_count_ = 0;

@@ -27,12 +27,14 @@ const Library* made_of(const py::object& object) {
     }
     auto library = std::make_unique<Library>();
     library->object = object;
+    library->count_writes = object.attr("count_writes");
     const py::object torch = object.attr("plain_of");
     if (!torch.is_none()) {
         try {
             library->reader.emplace(torch.attr("Tensor"), torch.attr("nn").attr("Parameter"),
                                     dlpack::kCPU);
             library->autograd.emplace(torch);
+            library->empty_like = torch.attr("empty_like");
         } catch (const Error&) {
             library->reader.reset();  // a version without the table
         }

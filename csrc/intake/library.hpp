@@ -9,14 +9,16 @@
 namespace bnext::intake {
 
 struct Library {
-    py::object object;                   // bnext.devices.library.Library; null: of TensorCalls
+    py::object object;                   // bnext.devices.library.Library
+    py::object count_writes;             // its function
+    py::object empty_like;               // the library's, where it has the table
     std::optional<TensorReader> reader;  // where it has the table
-    std::optional<Autograd> autograd;    // what is recorded is not plain
+    std::optional<Autograd> autograd;    // there as well: what is recorded is not plain
 
     // A plain tensor on the CPU: no array is made of it.
-    bool take_plain(py::handle tensor, TensorView& view) const {
-        return reader && (!autograd || !autograd->has_dual_level()) && reader->take(tensor, view) &&
-               !(autograd && autograd->records(tensor));
+    bool take_plain(py::handle tensor, TensorView& view, bool asks_autograd) const {
+        if (!reader || !reader->take(tensor, view)) return false;
+        return !asks_autograd || !(autograd->has_dual_level() || autograd->records(tensor));
     }
 };
 

@@ -3,26 +3,26 @@
 namespace bnext::intake {
 
 Fresh Results::make(DType dtype, std::span<const Index> shape, AxisStrides strides) const {
-    if (empty_like_ != nullptr) {
-        py::object tensor = call(*empty_like_, x_);
+    if (like_ && library_ != nullptr && library_->reader) {
+        py::object tensor = call(library_->empty_like, like_);
         TensorView view;
         if (library_->reader->take_new_data(tensor, view) && view.dtype == dtype &&
             std::ranges::equal(view.shape(), shape) &&
             std::ranges::equal(view.strides(), strides)) {
-            return {std::move(tensor), nullptr, view.data()};
+            return {std::move(tensor), nullptr, view.data(), true};
         }
     }
     if (by_table(shape.size())) {
         OwnedResult own = new_result(dtype, shape, strides);
         void* data = own->managed.tensor.data;
-        return {{}, std::move(own), data};
+        return {{}, std::move(own), data, false};
     }
     std::array<Index, kMaxAxes> steps;
     std::ranges::transform(strides, steps.begin(),
                            [&](Index stride) { return stride * size_of(dtype); });
     py::object array = new_array(dtype, shape, steps.data());
     void* data = data_of(array);
-    return {std::move(array), nullptr, data};
+    return {std::move(array), nullptr, data, false};
 }
 
 py::object Results::give(Fresh fresh) const {
@@ -33,7 +33,7 @@ py::object Results::give(Fresh fresh) const {
         }
         return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
     }
-    if (library_ == nullptr || empty_like_ != nullptr) return std::move(fresh.array);
+    if (library_ == nullptr || fresh.is_library) return std::move(fresh.array);
     return library_->object.attr("wrap")(fresh.array);
 }
 

@@ -69,6 +69,7 @@ struct Fresh {
     py::object array;
     OwnedResult own;
     void* data = nullptr;
+    bool is_library = false;  // whether the array is the library's
 };
 
 // Makes results of one library, or NumPy's.
@@ -76,9 +77,8 @@ class Results {
 public:
     Results() = default;
     explicit Results(const Library* library) : library_(library) {}
-    // Of the library's own memory, like x, where that can be: by `empty_like`.
-    Results(const Library* library, const py::object& empty_like, py::handle x)
-        : library_(library), empty_like_(&empty_like), x_(x) {}
+    // In the library's own memory, like x, where that can be: by its `empty_like`.
+    Results(const Library* library, py::handle x) : library_(library), like_(x) {}
 
     // Not initialised; strides in elements.
     [[nodiscard]] Fresh make(DType dtype, std::span<const Index> shape, AxisStrides strides) const;
@@ -99,8 +99,7 @@ private:
     }
 
     const Library* library_ = nullptr;
-    const py::object* empty_like_ = nullptr;
-    py::handle x_;
+    py::handle like_;
 };
 
 }  // namespace bnext::intake

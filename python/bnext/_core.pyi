@@ -127,58 +127,31 @@ class ThreadGroup:
         mean_low: _Float64 | None = None,
     ) -> tuple[int, _Float64, _Float64, int, bool, _Float64 | None]: ...
 
-@final
-class TensorCalls:
-    def __init__(self, type: type, other: type, empty_like: Any) -> None: ...
-    def forward(
-        self,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        running_mean: Any,
-        running_var: Any,
-        momentum: float,
-        num_batches_tracked: Any,
-        eps: float,
-    ) -> tuple[Any, Saved] | None: ...
-    def statistics(self, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any] | None: ...
-    def normalize_by_running(
-        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
-    ) -> tuple[Any, Saved] | None: ...
-    def evaluate(
-        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
-    ) -> Any: ...
-    def backward(
-        self, dy: Any, x: Any, saved: Saved, weight: Any
-    ) -> tuple[Any, Any, Any] | None: ...
-    def backward_by_rows(
-        self, dy: Any, x: Any, rows: Any, weight: Any
-    ) -> tuple[Any, Any, Any] | None: ...
-    def backward_constant(self, dy: Any, saved: Saved, weight: Any) -> Any: ...
-
 def forward(
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,
     bias: npt.ArrayLike | None,
-    running_mean: _Array | None,
-    running_var: _Array | None,
+    running_mean: Any,
+    running_var: Any,
     momentum: float | None,
-    num_batches_tracked: npt.NDArray[np.int64] | None,
+    num_batches_tracked: Any,
     eps: float,
     channel_axis: int,
     out: Any,
     bessel: bool = True,
+    plain: bool = False,
 ) -> tuple[Any, Saved]: ...
 def backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,
     saved: Saved,
     weight: npt.ArrayLike | None,
-    out: _Array | None,
-) -> tuple[_Array, _Array, _Array]: ...
+    out: Any,
+    plain: bool = False,
+) -> tuple[Any, Any, Any]: ...
 def backward_constant(
-    dy: npt.ArrayLike, saved: Saved, weight: npt.ArrayLike | None, out: _Array | None
-) -> _Array: ...
+    dy: npt.ArrayLike, saved: Saved, weight: npt.ArrayLike | None, out: Any, plain: bool = False
+) -> Any: ...
 def normalize(
     x: npt.ArrayLike,
     mean: npt.ArrayLike | None,
@@ -197,8 +170,26 @@ def normalize_by_running(
     bias: npt.ArrayLike | None,
     eps: float,
     channel_axis: int,
-    out: _Array | None,
-) -> tuple[_Array, Saved]: ...
+    out: Any,
+    plain: bool = False,
+) -> tuple[Any, Saved]: ...
+def evaluate(
+    x: npt.ArrayLike,
+    running_mean: npt.ArrayLike | None,
+    running_var: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    eps: float,
+    channel_axis: int,
+    plain: bool = False,
+) -> Any: ...
+def statistics(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    eps: float,
+    channel_axis: int,
+) -> tuple[Any, Any]: ...
 def moments(x: npt.ArrayLike, channel_axis: int) -> tuple[int, _Float64, _Float64]: ...
 def collect_stats(
     x: npt.ArrayLike,

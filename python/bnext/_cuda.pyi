@@ -70,7 +70,7 @@ class Plan:
 
 @final
 class TensorCalls:
-    """The calls of layers, as `_core.TensorCalls`; autograd is their caller's business."""
+    """Calls of layers, as functions of `_core` with `plain=True`: they do not ask autograd."""
 
     def __init__(self, torch: Any, saved_type: type, problem_of: Callable[[int], str]) -> None: ...
     def forward(

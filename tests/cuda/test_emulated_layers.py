@@ -201,7 +201,7 @@ def test_own_layers_of_arrays(roads):
 def test_without_kernels_the_short_way_is_left_at_once(monkeypatch):
     """Also the CPU's calls are not asked about a tensor on a GPU."""
     monkeypatch.setattr(kernels, "_THERE", [None])
-    monkeypatch.setattr(kernels, "_CALLS", object())  # to ask them is an error
+    monkeypatch.setattr(kernels, "_core", object())  # to ask them is an error
     for training in (True, False):
         bn = bnext.torch.BatchNorm1d(3).train(training)
         for x in (torch.randn(7, 3), torch.randn(7, 3, requires_grad=True)):

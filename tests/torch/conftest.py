@@ -50,8 +50,9 @@ def kernel_calls(monkeypatch):
 
     def counted(name, run):
         def call(*arguments):
+            before = calls[name]
             result = run(*arguments)
-            calls[name] += 1
+            calls[name] = before + 1  # a pass may call itself with wider parameters
             return result
 
         return call

@@ -32,6 +32,37 @@ def bound_of(dtype):
     return TORCH[np.float64 if dtype == torch.float64 else np.float32]
 
 
+# --- how tensors reach the kernels ----------------------------------------------------------------
+
+
+class Transparent(torch.Tensor):
+    """A subclass with no operations of its own: DLPack's table does not read it."""
+
+
+class ByArrays:
+    """The calls of `_core`, of tensors that no table reads."""
+
+    def __getattr__(self, name):
+        function = getattr(bnext._core, name)
+
+        def call(*, plain=False, **operands):
+            if plain:
+                raise TypeError("no table reads this")
+            hidden = {
+                name: value.as_subclass(Transparent) if isinstance(value, torch.Tensor) else value
+                for name, value in operands.items()
+            }
+            return function(**hidden)
+
+        return call
+
+
+def by_arrays(monkeypatch):
+    """Let layers hand over tensors as arrays, as with a PyTorch that has no table."""
+    monkeypatch.setattr("bnext.torch.kernels._core", ByArrays())
+    monkeypatch.setattr("bnext.torch.kernels.engine_of", lambda x, name="x": ByArrays())
+
+
 # --- layers ---------------------------------------------------------------------------------------
 
 PARAMETERS = ("weight", "bias")

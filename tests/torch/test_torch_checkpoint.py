@@ -149,7 +149,6 @@ def test_torch_checkpoint_in_every_dtype(dtype, use_reentrant):
 @REENTRANT
 def test_torch_checkpoint_where_only_torch_has_kernels(use_reentrant, monkeypatch):
     """As on a device without ours: PyTorch's operator is given copies to move."""
-    monkeypatch.setattr("bnext.torch.kernels._CALLS", None)
     monkeypatch.setattr("bnext.torch.kernels.takes", lambda x: False)
     model = new_model(bnext.torch)
     actual = step(model, functools.partial(checkpoint, model, use_reentrant=use_reentrant))

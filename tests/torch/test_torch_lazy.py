@@ -6,9 +6,7 @@ import pytest
 import bnext
 
 from ..compare import assert_same_bits
-from .support import assert_close, torch
-
-from bnext.torch import kernels  # isort: skip - of which there is nothing without PyTorch
+from .support import assert_close, by_arrays, torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
@@ -139,7 +137,7 @@ def test_torch_lazy_tensors_are_not_written(lazy):
 @pytest.mark.parametrize("by_table", [True, False], ids=["table", "arrays"])
 def test_torch_lazy_tensors_in_functional(which, training, by_table, lazy, monkeypatch):
     if not by_table:
-        monkeypatch.setattr(kernels, "_CALLS", None)
+        by_arrays(monkeypatch)
     x, dy, weight, bias, mean, var = data()
     results = []
     for function in (torch.nn.functional.batch_norm, bnext.torch.functional.batch_norm):

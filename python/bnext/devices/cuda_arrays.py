@@ -223,16 +223,14 @@ class CudaArrays:
         self._kernels.launch(plan, self._device, stream, **addresses, **numbers)
 
     def _count_writes(self, *arrays: Any) -> None:
-        for array in arrays:
-            if array is not None:
-                self._library.count_write(array)
+        self._library.count_writes(tuple(array for array in arrays if array is not None))
 
     def _result(self, out: View | None, target: View) -> Any:
         if out is None:
             return target.array
         if out is not target:
             self._library.copy_into(out.array, target.array)
-        self._library.count_write(out.array)
+        self._library.count_writes((out.array,))
         return out.array
 
     def _saved(

@@ -64,7 +64,7 @@ class CudaEngine(CudaArrays):
             self._launch(plan, data, views, eps=eps, **moves)
             y = self._result(wanted, target)
             for name in views.keys() & {"running_mean", "running_var"}:
-                self._library.count_write(views[name].array)
+                self._library.count_writes((views[name].array,))
         if num_batches_tracked is not None:
             num_batches_tracked += 1  # the layer's array, in place
         return y, self._saved(statistics, data, axis, eps, count=count)

@@ -52,7 +52,7 @@ class Library:
     """What is asked of a library, by the array API standard."""
 
     immutable = False  # whether its arrays can never be written
-    plain_of: Any = None  # torch, if plain tensors are to be read by DLPack's table of C functions
+    plain_of: Any = None  # torch, whose plain tensors are read by DLPack's table of C functions
 
     def __init__(self, name: str, namespace: Any) -> None:
         self.name = name
@@ -79,8 +79,8 @@ class Library:
                 f"{name}: expected an array that can be written, got one of {self.name}"
             )
 
-    def count_write(self, array: Any) -> None:
-        """Let the library know that the array has been written."""
+    def count_writes(self, arrays: tuple[Any, ...]) -> None:
+        """Let the library know that the arrays have been written."""
 
     # --- on the CPU -------------------------------------------------------------------------------
 

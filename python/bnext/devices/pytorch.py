@@ -12,7 +12,7 @@ from bnext import cuda
 from bnext.devices.library import CPU, Library, View, Where
 from bnext.devices.saved import DeviceSaved
 
-__all__ = ["Torch", "calls_on_a_gpu"]
+__all__ = ["Torch", "calls_on_a_gpu", "counter_of_writes"]
 
 
 def calls_on_a_gpu(make: Any, torch: Any, kernels: Any) -> Any:
@@ -23,12 +23,28 @@ def calls_on_a_gpu(make: Any, torch: Any, kernels: Any) -> Any:
         return None
 
 
+def counter_of_writes(torch: Any) -> Any:
+    """Find what lets autograd know that tensors of a tuple have been written, as it may keep them.
+
+    Inference tensors, which autograd does not count, may be among them.
+    """
+    # Not the public function, which is Python, and takes longer than all that it does.
+    increment: Any = getattr(torch._C, "_increment_version", None)
+    try:
+        increment((torch.empty(()),))
+    except (TypeError, AttributeError, RuntimeError):
+        one_by_one = getattr(torch.autograd.graph, "increment_version", lambda tensor: None)
+        return lambda tensors: [one_by_one(each) for each in tensors if not each.is_inference()]
+    return increment
+
+
 class Torch(Library):
     """PyTorch, whose tensors may be more than their memory: lazy, wrapped, watched by autograd."""
 
     def __init__(self, torch: Any) -> None:
         super().__init__("torch", torch)
         self.plain_of = torch
+        self.count_writes = counter_of_writes(torch)  # type: ignore[method-assign]
         self._forward_ad = torch.autograd.forward_ad
         # Types that leave PyTorch's operations as they are, so that memory is all there is.
         self._transparent: set[type] = set()
@@ -89,11 +105,6 @@ class Torch(Library):
         raise TypeError(
             f"{name}: expected a tensor that can be written, got {problem[0]} ({problem[1]})"
         )
-
-    def count_write(self, array: Any) -> None:
-        """Let autograd know, which may have kept the tensor."""
-        if not array.is_inference():  # which autograd does not count
-            self.xp.autograd.graph.increment_version(array)
 
     def _check_kind(self, array: Any, name: str) -> None:
         """Refuse types whose operations are their own, as their values are: wrappers of others."""

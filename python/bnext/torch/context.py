@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "count_writes", "is_compiling", "is_exported", "is_plain", "is_recomputed", "is_symbolic",
-    "is_traced", "is_transformed",
+    "is_compiling", "is_exported", "is_plain", "is_recomputed", "is_symbolic", "is_traced",
+    "is_transformed",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -39,7 +39,6 @@ _is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 _is_exporting = _known(torch.compiler, "is_exporting", None)
 _is_scripted = _known(torch._C, "_is_tracing", lambda: True)
 _backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
-_increment_version = _known(torch.autograd.graph, "increment_version", lambda tensor: None)
 
 
 def is_plain(
@@ -125,23 +124,3 @@ def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     # A compiler repeats no mutation, and would not know of the task.
     return not _is_traced_by_dynamo() and _backward_task() != -1
-
-
-def _count_one_by_one(tensors: tuple[Tensor, ...]) -> None:
-    for tensor in tensors:
-        if not tensor.is_inference():  # which autograd does not count
-            _increment_version(tensor)
-
-
-def _counter_of_writes() -> Any:
-    # Not the public function, which is Python, and takes longer than all that it does.
-    increment = _known(torch._C, "_increment_version", None)
-    try:
-        increment((torch.empty(()),))
-    except (TypeError, AttributeError, RuntimeError):
-        return _count_one_by_one
-    return increment
-
-
-# Lets autograd know that a kernel has written to the tensors of a tuple.
-count_writes = _counter_of_writes()

@@ -1,9 +1,9 @@
 """Tensors to kernels and back: no autograd here, and few checks but the kernels' own.
 
-Every call has two ways. Usual tensors (dense, of the dtypes that kernels compute with) cross by
-DLPack's table of C functions, in one call of `TensorCalls`: of `_core`, or of `_cuda` for tensors
-on a GPU. The other tensors, and all where PyTorch has no table, go to `_core` as NumPy's arrays, or
-to the engine of a GPU.
+On the CPU a call is one of `_core`. Usual tensors (dense, of the dtypes that kernels compute with)
+are read by DLPack's table of C functions; `plain=True` asks for no others. Other tensors, and all
+where PyTorch has no table, are taken again as functions of bnext take them. On a GPU the calls for
+usual tensors are `TensorCalls` of `_cuda`, and the engine has those for the others.
 
 On the CPU results are memory of bnext's pool, which tensors take over: with PyTorch's allocator,
 whose memory is mapped anew for each large tensor, forward and backward of a layer took 1.8 to 3
@@ -28,10 +28,9 @@ from torch import Tensor
 
 from bnext import _core, cuda
 from bnext.devices import DeviceSaved, engine_of
-from bnext.devices.pytorch import calls_on_a_gpu
+from bnext.devices.pytorch import calls_on_a_gpu, counter_of_writes
 from bnext.rows import unbound
-from bnext.torch.context import count_writes
-from bnext.torch.formats import format_of, formatted
+from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "backward", "backward_by_rows", "backward_constant", "backward_of_parameters",
@@ -46,18 +45,11 @@ Results = tuple[Tensor, Any]  # y, and `saved`, which backward needs besides x a
 Gradients = tuple[Tensor, Tensor, Tensor]  # dx, dweight, dbias
 
 
+count_writes = counter_of_writes(torch)  # that kernels have written to tensors on a GPU
+
+
 class KernelRefusal(Exception):  # noqa: N818
     """The kernels do not take the tensors of a call. Nothing was changed."""
-
-
-def _calls() -> _core.TensorCalls | None:
-    try:
-        return _core.TensorCalls(Tensor, torch.nn.Parameter, torch.empty_like)
-    except TypeError:  # a PyTorch without the table, or with one that is not known here
-        return None
-
-
-_CALLS: Any = _calls()
 
 
 def calls_there() -> Any:
@@ -69,6 +61,12 @@ def calls_there() -> Any:
 
 
 _THERE: list[Any] = []
+
+
+def _there(call: str, *operands: Any) -> Any:
+    """Do one of the calls for usual tensors on a GPU; None where it has not taken them."""
+    calls = calls_there()
+    return calls and getattr(calls, call)(*operands)
 
 
 # --- tensors that kernels take --------------------------------------------------------------------
@@ -131,44 +129,40 @@ def forward(
 
     `keeps` is False where no backward pass follows, which takes the second result.
     """
-    done: Results | None
     if not x.is_cuda:
-        done = _CALLS and _CALLS.forward(x, weight, bias, mean, var, momentum, counter, eps)
-    else:
-        calls, arguments = calls_there(), (x, weight, bias, mean, var, momentum, counter, eps)
-        if keeps:
-            done = calls and calls.forward(*arguments)
-        else:
-            y = calls and calls.forward_only(*arguments)
-            done = None if y is None else (y, None)
+        try:
+            return _core.forward(
+                x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
+                momentum=momentum, num_batches_tracked=counter, eps=eps, channel_axis=1, out=None,
+                plain=True,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
+    call = "forward" if keeps else "forward_only"
+    done = _there(call, x, weight, bias, mean, var, momentum, counter, eps)
     if done is None:
-        return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter)
-    if mean is not None and counter is not None:
-        count_writes((mean, var, counter))
-    else:
-        count_writes(tuple(tensor for tensor in (mean, var, counter) if tensor is not None))
-    return done
+        return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
+    count_writes(tuple(tensor for tensor in (mean, var, counter) if tensor is not None))
+    return done if keeps else (done, None)
 
 
 def _forward_of_others(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mean: Tensor | None,
-    var: Tensor | None, momentum: float, counter: Tensor | None,
+    var: Tensor | None, momentum: float, counter: Tensor | None, keeps: bool,
 ) -> Results:  # fmt: skip
-    weight, bias, *wide = _all_widened(x, weight, bias, mean, var)
-    done: Results | None = None
-    if x.dtype in NARROW:
-        calls = calls_there() if x.is_cuda else _CALLS
-        done = calls and calls.forward(x, weight, bias, *wide, momentum, None, eps)
-    if done is None:
+    given = (weight, bias, mean, var)
+    wide = _all_widened(x, *given)
+    if _differ(given, wide):
+        done = forward(x, wide[0], wide[1], eps, wide[2], wide[3], momentum, None, keeps)
+        _bring_back((mean, var), wide[2:])
+    else:
         with _refusing():
-            y, saved = _engine(x).forward(
-                x=_given(x), weight=_given(weight), bias=_given(bias),
-                running_mean=_given(wide[0], written=True),
-                running_var=_given(wide[1], written=True), momentum=momentum,
+            y, saved = engine_of(x).forward(
+                x=_detached(x), weight=_detached(weight), bias=_detached(bias),
+                running_mean=_detached(mean), running_var=_detached(var), momentum=momentum,
                 num_batches_tracked=None, eps=eps, channel_axis=1, out=None,
             )  # fmt: skip
-        done = formatted(_tensor(y), x), saved
-    _bring_back((mean, var), wide)
+        done = formatted(y, x), saved
     if counter is not None:
         counter.add_(1)
     return done
@@ -179,8 +173,15 @@ def inference(
     eps: float,
 ) -> Results:  # fmt: skip
     """Normalize by running statistics; otherwise as `forward`."""
-    calls = calls_there() if x.is_cuda else _CALLS
-    done: Results | None = calls and calls.normalize_by_running(x, mean, var, weight, bias, eps)
+    if not x.is_cuda:
+        try:
+            return _core.normalize_by_running(
+                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+                channel_axis=1, out=None, plain=True,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            return _inference_of_others(x, mean, var, weight, bias, eps)
+    done: Results | None = _there("normalize_by_running", x, mean, var, weight, bias, eps)
     return _inference_of_others(x, mean, var, weight, bias, eps) if done is None else done
 
 
@@ -189,8 +190,17 @@ def evaluate(
     eps: float,
 ) -> Tensor:  # fmt: skip
     """Do `inference` where no backward pass follows: y alone."""
-    calls = calls_there() if x.is_cuda else _CALLS
-    y: Tensor | None = calls and calls.evaluate(x, mean, var, weight, bias, eps)
+    y: Tensor | None
+    if x.is_cuda:
+        y = _there("evaluate", x, mean, var, weight, bias, eps)
+    else:
+        try:
+            y = _core.evaluate(
+                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+                channel_axis=1, plain=True,
+            )  # fmt: skip
+        except (TypeError, ValueError):
+            y = None
     return _inference_of_others(x, mean, var, weight, bias, eps)[0] if y is None else y
 
 
@@ -200,23 +210,21 @@ def _inference_of_others(
 ) -> Results:  # fmt: skip
     if mean is None or var is None:
         raise KernelRefusal
-    mean, var, weight, bias = _all_widened(x, mean, var, weight, bias)
-    calls = calls_there() if x.is_cuda else _CALLS
-    if x.dtype in NARROW:
-        done: Results | None = calls and calls.normalize_by_running(x, mean, var, weight, bias, eps)
-        if done is not None:
-            return done
+    given = (mean, var, weight, bias)
+    wide = _all_widened(x, *given)
+    if _differ(given, wide):
+        return inference(x, wide[0], wide[1], wide[2], wide[3], eps)
     with _refusing():
-        y, saved = _engine(x).normalize_by_running(
-            x=_given(x), running_mean=_given(mean), running_var=_given(var),
-            weight=_given(weight), bias=_given(bias), eps=eps, channel_axis=1, out=None,
+        y, saved = engine_of(x).normalize_by_running(
+            x=_detached(x), running_mean=_detached(mean), running_var=_detached(var),
+            weight=_detached(weight), bias=_detached(bias), eps=eps, channel_axis=1, out=None,
         )  # fmt: skip
-    return formatted(_tensor(y), x), saved
+    return formatted(y, x), saved
 
 
 def fuses(x: Tensor) -> bool:
     """Whether `statistics` has the first phase alone for a tensor in this place."""
-    return _CALLS is not None and x.device.type == "cpu" and x.numel() > 0
+    return x.device.type == "cpu" and x.numel() > 0
 
 
 def statistics(
@@ -226,32 +234,30 @@ def statistics(
 
     ``y = (x * unit - center) * scale + shift``, in their dtype, equals the y of `forward`.
     """
-    done = _CALLS.statistics(x, weight, bias, eps)
-    if done is None:  # not dense, say
-        dense = torch.empty_like(x, memory_format=format_of(x)).copy_(x)
-        done = _CALLS.statistics(dense, _copy(weight), _copy(bias), eps)
-    rows: tuple[Tensor, Tensor] = done
-    return rows
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else torch.empty_like(tensor).copy_(tensor)
+    return _core.statistics(
+        x=_settled(x.detach()), weight=_detached(weight), bias=_detached(bias), eps=eps,
+        channel_axis=1,
+    )  # fmt: skip
 
 
 def backward(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradients:
     """Give dx, dweight and dbias, by the statistics that forward left."""
-    calls = calls_there() if x.is_cuda else _CALLS
-    done: Gradients | None = calls and calls.backward(dy, x, saved, weight)
-    if done is None and x.dtype in NARROW:
-        weight = widened(x, weight)
-        done = calls and calls.backward(dy, x, saved, weight)
-    if done is not None:
-        return done
-    dy = _settled(dy)
-    arrays = _engine(x).backward(
-        dy=_given(dy), x=_given(x), saved=saved, weight=_given(weight), out=None
+    if not x.is_cuda:
+        try:
+            return _core.backward(dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True)
+        except TypeError:
+            return _backward_of_others(dy, x, saved, weight)
+    done: Gradients | None = _there("backward", dy, x, saved, weight)
+    return _backward_of_others(dy, x, saved, weight) if done is None else done
+
+
+def _backward_of_others(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradients:
+    wide = widened(x, weight)
+    if wide is not weight:
+        return backward(dy, x, saved, wide)
+    dx, dweight, dbias = engine_of(x).backward(
+        dy=_detached(_settled(dy)), x=_detached(x), saved=saved, weight=_detached(weight), out=None
     )
-    dx, dweight, dbias = map(_tensor, arrays)
     return formatted(dx, x), dweight, dbias
 
 
@@ -259,35 +265,38 @@ def backward_by_rows(
     dy: Tensor, x: Tensor, rows: Tensor, eps: float, weight: Tensor | None
 ) -> Gradients:
     """Do `backward` by the rows of the statistics that forward left."""
-    calls = None if x.is_cuda else _CALLS
-    done: Gradients | None = calls and calls.backward_by_rows(dy, x, rows, weight)
-    return backward(dy, x, saved_of(x, rows, eps), weight) if done is None else done
+    return backward(dy, x, saved_of(x, rows, eps), weight)
 
 
 def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
     """Give dweight and dbias alone, where dx is not wanted."""
     if x.is_cuda:  # its sums would come to the host in between
         return backward(dy, x, saved, None)[1:]
-    dy = _settled(dy)
-    sum_dy, sum_dy_xmu = _core.backward_reduce(dy=_given(dy), x=_given(x), saved=saved)
-    dweight, dbias = _core.parameter_gradients(
-        saved=saved, weight=None, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu
+    sum_dy, sum_dy_xmu = _core.backward_reduce(
+        dy=_detached(_settled(dy)), x=_detached(x), saved=saved
     )
-    return _tensor(dweight), _tensor(dbias)
+    return _core.parameter_gradients(
+        saved=saved, weight=None, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu, like=x
+    )
 
 
 def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
     """Give dx where the statistics are constants. It takes no x."""
-    calls = calls_there() if dy.is_cuda else _CALLS
     weight = widened(dy, weight)
-    dx: Tensor | None = calls and calls.backward_constant(dy, saved, weight)
+    dx: Tensor | None
+    if dy.is_cuda:
+        dx = _there("backward_constant", dy, saved, weight)
+    else:
+        try:
+            dx = _core.backward_constant(dy=dy, saved=saved, weight=weight, out=None, plain=True)
+        except TypeError:
+            dx = None
     if dx is not None:
         return dx
-    dy = _settled(dy)
-    result = _engine(dy, "dy").backward_constant(
-        dy=_given(dy), saved=saved, weight=_given(weight), out=None
+    result = engine_of(dy, "dy").backward_constant(
+        dy=_detached(_settled(dy)), saved=saved, weight=_detached(weight), out=None
     )
-    return formatted(_tensor(result), dy)
+    return formatted(result, dy)
 
 
 def move_running(saved: Any, mean: Tensor, var: Tensor, momentum: float) -> None:
@@ -303,12 +312,12 @@ def move_running(saved: Any, mean: Tensor, var: Tensor, momentum: float) -> None
 def _bring_back(buffers: tuple[Tensor | None, ...], wide: list[Any]) -> None:
     """Copy running statistics from the tensors that kernels wrote to the buffers of a layer."""
     for buffer, written in zip(buffers, wide, strict=True):
-        if buffer is None:
-            continue
-        if written is buffer:
-            count_writes((buffer,))
-        else:
+        if buffer is not None and written is not buffer:
             buffer.copy_(written)
+
+
+def _differ(given: tuple[Tensor | None, ...], wide: list[Any]) -> bool:
+    return any(before is not after for before, after in zip(given, wide, strict=True))
 
 
 # --- statistics that forward leaves ---------------------------------------------------------------
@@ -322,7 +331,7 @@ def rows_of(saved: Any) -> Tensor:
 
 def saved_of(x: Tensor, rows: Tensor, eps: float) -> Any:
     """Make the `saved` of a forward call from its rows of statistics."""
-    return _engine(x).restored(x=_given(x), rows=_given(rows), eps=eps, channel_axis=1)
+    return engine_of(x).restored(x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1)
 
 
 def saved_beside(x: Tensor, saved: Any) -> Any:
@@ -337,11 +346,6 @@ def saved_beside(x: Tensor, saved: Any) -> Any:
 # --- tensors as engines take them -----------------------------------------------------------------
 
 
-def _engine(x: Tensor, name: str = "x") -> Any:
-    """Find the engine for a tensor: `_given` makes its arguments, `_tensor` takes its results."""
-    return engine_of(x, name) if x.is_cuda else _core
-
-
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Raise a KernelRefusal where a check of a forward pass finds something wrong."""
@@ -351,22 +355,13 @@ def _refusing() -> Iterator[None]:
         raise KernelRefusal(str(refusal)) from refusal
 
 
-def _given(tensor: Tensor | None, written: bool = False) -> Any:
-    """Give a tensor's memory, whatever autograd has to say; a copy to be read of a lazy negation.
-
-    TypeError for a tensor without memory: NumPy would allocate some, and not initialise it.
-    """
+def _detached(tensor: Tensor | None) -> Any:
+    """Give a tensor without what autograd has to say of it; TypeError for one without memory."""
     if tensor is None:
         return None
-    if not has_memory(tensor) or (written and tensor.is_neg()):
+    if not has_memory(tensor):
         raise TypeError("expected a tensor whose memory holds its values")
-    tensor = tensor.detach()
-    if tensor.is_cuda:
-        return tensor
-    tensor = tensor.resolve_neg()
-    if tensor.dtype is torch.bfloat16:  # which NumPy does not have
-        return _core.from_dlpack(tensor.__dlpack__())
-    return tensor.numpy()
+    return tensor.detach()
 
 
 def has_memory(tensor: Tensor) -> bool:
@@ -377,16 +372,6 @@ def has_memory(tensor: Tensor) -> bool:
         return False
 
 
-def _settled(dy: Tensor) -> Tensor:
-    """Give a gradient memory, if it is one of autograd's zeros, which have none."""
-    return dy.clone() if dy._is_zerotensor() else dy
-
-
-def _tensor(result: Any) -> Any:
-    """Make a tensor of what an engine returned, on the same memory."""
-    if isinstance(result, Tensor):
-        return result
-    if result.dtype.kind == "f":
-        return torch.from_numpy(result)
-    from_dlpack: Any = torch.utils.dlpack.from_dlpack
-    return from_dlpack(_core.Exported(result))  # bfloat16
+def _settled(tensor: Tensor) -> Tensor:
+    """Give a tensor memory, if it is one of autograd's zeros, which have none."""
+    return tensor.clone() if tensor._is_zerotensor() else tensor
