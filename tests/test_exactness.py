@@ -179,6 +179,11 @@ def test_the_low_part_is_what_the_mean_lacks(rng, dtype):
     assert np.abs((saved.mean - 1e6) + saved.mean_low - expected).max() < 1e-15
 
 
+def test_places_of_rows_stay():
+    """Graphs that PyTorch has exported pick rows by their places; a new row comes last."""
+    assert ROW._asdict() == {"mean": 0, "m2": 1, "var": 2, "rstd": 3, "mean_low": 4}
+
+
 def test_rows_go_with_pickles(rng):
     """Also rows of a version that had no low part."""
     _, saved = bnext.batch_norm_forward(rng.normal(1e6, 1, (33, 5)))

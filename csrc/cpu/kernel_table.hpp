@@ -1,9 +1,9 @@
 // The functions of one instruction set, for each dtype, layout, pass and epilogue: the two phases,
 // and the coefficients between them.
 //
-// A kernel is a serial function over a Region. It knows nothing of threads, chunks of others, or
-// Python; operations.cpp decides who calls it on what. Per-channel arrays are indexed from the
-// region's first channel.
+// A kernel is a serial function over a Region. It knows nothing of threads, other chunks, or
+// Python; two_phase.hpp decides which thread calls it on which region. Per-channel arrays are
+// indexed from the region's first channel.
 #pragma once
 
 #include <cstddef>

@@ -7,6 +7,7 @@ update rules and messages.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
@@ -162,19 +163,16 @@ class Normalization:
             with part:
                 x, engine = taken(self, x)
         running = self.running
+        explain = None if type(x) is np.ndarray else partial(check_places, self)
         y, saved = spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
-            running if uses else None, running if moves else None, part, engine,
-            self._explain,
+            running if uses else None, running if moves else None, part, engine, explain,
         )  # fmt: skip
         # Where statistics are constants, gradients of parameters are all that x is needed for.
         latest[member] = (None if uses and not self._trains_parameters() else x), saved
         return y
 
     __call__ = forward
-
-    def _explain(self, x: Any, engine: Any) -> None:
-        check_places(self, x, engine)
 
     @overload
     def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
