@@ -99,9 +99,9 @@ py::object backward(const Arguments<6>& arguments) {
     call.call.from_forward = &facts;
     take_backward(call, dy, x, weight, out);
     check(call.call);
+    const Results results(call.library()), of_parameters(call.library_of_weight(weight));
     py::object result = with_dtype(saved.dtype, [&](auto type) {
-        return backward_body<decltype(type)>(call, Results(call.library()),
-                                             Results(call.library_of_weight(weight)), saved);
+        return backward_body<decltype(type)>(call, results, of_parameters, saved);
     });
     call.count_writes();
     return result;

@@ -144,8 +144,9 @@ py::object move_running_by(const Arguments<6>& arguments) {
     call.belongs_to(intake::library_of(running_mean) != nullptr ? running_mean : running_var);
     take_running(call, running_mean, running_var, momentum, counter);
     check(call.call);
+    const bool unbiased = flag_of(bessel, true);
     with_dtype(saved.dtype, [&](auto type) {
-        move_running<Param<decltype(type)>>(call, saved, flag_of(bessel, true));
+        move_running<Param<decltype(type)>>(call, saved, unbiased);
     });
     count_batch(call);
     call.count_writes();
