@@ -145,9 +145,8 @@ py::object move_running_by(const Arguments<6>& arguments) {
     take_running(call, running_mean, running_var, momentum, counter);
     check(call.call);
     const bool unbiased = flag_of(bessel, true);
-    with_dtype(saved.dtype, [&](auto type) {
-        move_running<Param<decltype(type)>>(call, saved, unbiased);
-    });
+    with_dtype(saved.dtype,
+               [&](auto type) { move_running<Param<decltype(type)>>(call, saved, unbiased); });
     count_batch(call);
     call.count_writes();
     return py::none();
