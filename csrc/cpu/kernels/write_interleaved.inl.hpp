@@ -107,8 +107,9 @@ BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T> rows, Index count,
 // Around the caches: groups of columns, and prefetches, as in a reduction. `begin` is where lines
 // begin.
 template <class Formula, class T>
-BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T> rows, Index count, Index begin, Index end,
+BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T>& given, Index count, Index begin, Index end,
                                  const CoefficientsIn<Compute<T>>& all) {
+    const Rows<Formula, T> rows = given;  // of its own: addresses stay in registers
     for_each_column_group<kGroupPacks>(
         end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
             const Index c = begin + k;

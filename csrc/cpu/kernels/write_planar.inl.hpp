@@ -81,7 +81,7 @@ struct Runs {
 // at least a unit. Between its ends all is written by whole units, on boundaries of lines: a unit
 // in which one plane ends and the next begins has a formula blended of both.
 template <bool kStreams, class Formula, class T>
-BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T>& runs, Index planes, Index n,
+BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs, Index planes, Index n,
                                      const CoefficientsIn<Compute<T>>& all, Index k) {
     using C = Compute<T>;
     constexpr Index kStep = 2 * kLanes;
