@@ -230,7 +230,7 @@ def table(builds, wanted, only, seconds):
 
 
 def differing_bits(folders):
-    """Lines of the fingerprints that differ; those of several hashes count as well."""
+    """Cases whose hashes differ between the builds, or between numbers of threads."""
     outputs = []
     for folder in folders:
         command = [sys.executable, FINGERPRINTS, "--threads", *map(str, THREADS)]

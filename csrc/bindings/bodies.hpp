@@ -1,6 +1,5 @@
-// One body for each operation, over the arrays of a call that was checked, whoever's they are:
-// decide what is copied, compute without the GIL, build the result in kind. From the view of the
-// kernels on, a body has only pointers.
+// One body for each operation, over the arrays of a checked call, of any library: decide about
+// copies, compute without the GIL, build the result in kind. Kernels get only pointers.
 #pragma once
 
 #include "bindings/operands.hpp"
@@ -56,7 +55,7 @@ py::object forward_body(Intake& call, const Results& results, bool bessel) {
     saved.count = y.problem().count();
     const auto affine = affine_of<T>(call);
     without_gil(y.problem().elements(), [&] {
-        cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(1), affine, saved.eps, saved.rows());
+        cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows());
     });
     py::object result = y.result();
     move_running<Param<T>>(call, saved, bessel);
@@ -71,7 +70,7 @@ py::object apply_norm_body(Intake& call, const Results& results, Saved& saved) {
     Destination y(call, inputs, results);
     const auto affine = affine_of<T>(call);
     without_gil(y.problem().elements(), [&] {
-        cpu::apply_norm<T>(y.problem(), y.x<T>(), y.target<T>(1), saved.rows(), saved.eps, affine);
+        cpu::apply_norm<T>(y.problem(), y.x<T>(), y.target<T>(), saved.rows(), saved.eps, affine);
     });
     return y.result();
 }
@@ -107,12 +106,12 @@ py::object backward_body(Intake& call, const Results& results, const Results& of
     const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     without_gil(problem.elements(), [&] {
         if (saved.batch_statistics) {
-            cpu::backward<T>(problem, dx.dy<T>(), dx.x<T>(), dx.target<T>(2), saved.rows(), weight,
+            cpu::backward<T>(problem, dx.dy<T>(), dx.x<T>(), dx.target<T>(), saved.rows(), weight,
                              sum_dy.data(), sum_dy_xmu.data());
         } else {
             cpu::backward_reduce<T>(problem, dx.dy<T>(), dx.x<T>(), saved.rows(), sum_dy.data(),
                                     sum_dy_xmu.data());
-            scale_gradient<T>(problem, dx.dy<T>(), dx.target<T>(2), saved, weight);
+            scale_gradient<T>(problem, dx.dy<T>(), dx.target<T>(), saved, weight);
         }
     });
     const double* rstd = problem.count() == 0 ? nullptr : saved.rows().rstd();
@@ -130,9 +129,8 @@ py::object backward_constant_body(Intake& call, const Results& results, const Sa
     Inputs inputs(call);
     Destination dx(call, inputs, results);
     const auto* weight = call.vector<Param<T>>(Role::weight);
-    without_gil(dx.problem().elements(), [&] {
-        scale_gradient<T>(dx.problem(), dx.x<T>(), dx.target<T>(1), saved, weight);
-    });
+    without_gil(dx.problem().elements(),
+                [&] { scale_gradient<T>(dx.problem(), dx.x<T>(), dx.target<T>(), saved, weight); });
     return dx.result();
 }
 

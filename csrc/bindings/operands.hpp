@@ -35,6 +35,7 @@ public:
     // The first one; by themselves, which they are once kernels can walk them.
     [[nodiscard]] const ArrayRef& x() const { return x_; }
     [[nodiscard]] const ArrayRef& dy() const { return dy_; }
+    [[nodiscard]] std::size_t count() const { return has_dy_ ? 2 : 1; }
 
     [[nodiscard]] bool viewable() const { return x_.viewable && (!has_dy_ || dy_.viewable); }
 
@@ -89,7 +90,7 @@ private:
         return describe(x_.dtype(), x_.shape(), axis_, {strides.data(), n});
     }
 
-    // A dense copy whose axes lie in memory as those of steps `like`, or as in C.
+    // A dense copy whose axes lie in memory in the order of the steps `like`, or in C order.
     ArrayRef copy_of(const ArrayRef& array, const Index* like) {
         ArrayRef copy = array;
         Index* const steps = call_.extents().take(array.rank);
@@ -109,7 +110,7 @@ private:
         copy.data = memory.data();
         copy.steps = steps;
         complete(copy, call_.extents());
-        copy_between_orders(copy, array) || (intake::copy_values(copy, array), true);
+        if (!copy_between_orders(copy, array)) intake::copy_values(copy, array);
         return copy;
     }
 
@@ -177,9 +178,9 @@ public:
         return view_of<const T>(inputs_.dy(), description_.strides[1]);
     }
     template <class T>
-    [[nodiscard]] cpu::View<T> target(std::size_t operand) const {
+    [[nodiscard]] cpu::View<T> target() const {
         return {static_cast<T*>(direct_ ? wanted_->data : fresh_.data),
-                description_.strides[operand]};
+                description_.strides[inputs_.count()]};
     }
 
     py::object result() {

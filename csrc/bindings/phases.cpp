@@ -133,7 +133,7 @@ py::object apply_norm(const Arguments<10>& arguments) {
 
 constexpr Signature kMoveRunning{
     "move_running", "saved, running_mean, running_var, momentum, num_batches_tracked, bessel=True",
-    "Updates running statistics by those of a batch, as `forward` does."};
+    "Updates running statistics by the statistics of a batch, as `forward` does."};
 
 py::object move_running_by(const Arguments<6>& arguments) {
     const auto [saved_object, running_mean, running_var, momentum, counter, bessel] = arguments;
@@ -219,7 +219,7 @@ py::object backward_apply(const Arguments<8>& arguments) {
         Destination dx(call, inputs, results);
         const auto* scale = call.vector<Param<T>>(Role::weight);
         without_gil(dx.problem().elements(), [&] {
-            cpu::backward_apply<T>(dx.problem(), dx.dy<T>(), dx.x<T>(), dx.target<T>(2),
+            cpu::backward_apply<T>(dx.problem(), dx.dy<T>(), dx.x<T>(), dx.target<T>(),
                                    saved.rows(), scale, sums.dy.data(), sums.dy_xmu.data(), count);
         });
         return dx.result();

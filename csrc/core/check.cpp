@@ -13,7 +13,7 @@ constexpr std::array<const char*, kRoles> kRoleNames{
     "x",      "dy",         "mean", "var",          "m2",          "mean_low",
     "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
     "sum_dy", "sum_dy_xmu", "out"};
-constexpr std::array kPassNames{
+constexpr std::array kFunctionNames{
     "forward",         "normalize",      "normalize_by_running", "backward",   "backward_constant",
     "moments",         "restored",       "collect_stats",        "apply_norm", "move_running",
     "backward_reduce", "backward_apply", "parameter_gradients"};
@@ -305,7 +305,7 @@ const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role
 Role role_named(const std::string& name) { return named<Role>(name, kRoleNames, "role"); }
 
 Function function_named(const std::string& name) {
-    return named<Function>(name, kPassNames, "call");
+    return named<Function>(name, kFunctionNames, "call");
 }
 
 void check(const Call& call) { Checker(call).run(); }

@@ -1,4 +1,4 @@
-// Intake: from the Python objects of a call to a Call, whoever's arrays they are.
+// Intake: from the Python objects of a call, arrays of any library, to a Call.
 //
 // The library of the first array is the call's: results are made in kind, and arrays beside it may
 // be NumPy's. If that library is NumPy, whatever NumPy reads is taken. All of this needs the GIL.
@@ -48,7 +48,7 @@ public:
     Extents& extents() { return extents_; }
 
     [[nodiscard]] const Library* library() const { return library_; }
-    // The library that gradients of parameters are of: that of the weight, or of the call.
+    // The library of the parameters' gradients: the weight's, or the call's.
     [[nodiscard]] const Library* library_of_weight(py::handle weight) const;
     // What was given as `out`; null where nothing was.
     [[nodiscard]] py::handle out() const { return out_; }

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, as templates: kernels_of<T>() has those of a dtype. A file
+// The kernels of one instruction set, as templates: kernels_of<T>() has a dtype's. A file
 // that includes this defines BNEXT_ISA and is compiled with that set's flags. Everything lands in
 // bnext::cpu::BNEXT_ISA; nothing from the standard library is used, and functions of other headers
 // are forced inline (core/inline.hpp).

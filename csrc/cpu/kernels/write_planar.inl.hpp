@@ -161,9 +161,9 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
         });
         unrolled<Formula::kWrites>(
             [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0) + i; });
-        access.stores == Stores::streaming&& begin_alike(runs.out)
-            ? write_planes<true>(runs, planes, n, all, k)
-            : write_planes<false>(runs, planes, n, all, k);
+        const bool streams = access.stores == Stores::streaming && begin_alike(runs.out);
+        streams ? write_planes<true>(runs, planes, n, all, k)
+                : write_planes<false>(runs, planes, n, all, k);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = tiling.tile(t);

@@ -2,7 +2,7 @@
 
 Every engine has the calls of `bnext._core`, with the same arguments, checks and messages: `_core`
 itself for arrays on the CPU, of NumPy and of other libraries, and `CudaEngine` for arrays on a GPU.
-No library is imported here: whoever has such an array has imported it.
+No library is imported here: an array of it exists, so it is imported already.
 
 Some are whole passes, the others are what groups make passes of: ``collect_stats | apply_norm`` and
 ``backward_reduce | backward_apply``, with `move_running` and `parameter_gradients` for what else a

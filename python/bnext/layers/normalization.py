@@ -1,7 +1,7 @@
 """Normalization layers: parameters, running statistics, modes, and both passes.
 
-The conventions are those of ``torch.nn``: constructor arguments, defaults, names in the state dict,
-update rules and messages.
+``torch.nn`` sets the conventions: constructor arguments, defaults, names in the state dict, update
+rules and messages.
 """
 
 from __future__ import annotations

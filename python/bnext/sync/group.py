@@ -315,7 +315,7 @@ class Part(announcing):
     def merge_moments(
         self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
     ) -> Merged:
-        """Merge the Moments of the shard into those of the whole batch; see `Group`."""
+        """Merge the Moments of the shards; see `Group`."""
         self.header = self.header._replace(channels=len(mean), dtype=dtype)
         self.count = count
         low = mean_low if dtype == "float64" else None

@@ -93,7 +93,7 @@ _has_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def work_together(x: Tensor, *others: Tensor | None) -> bool:
     """Whether kernels take x, which has values, and beside it parameters and statistics like these.
 
-    Their dtype is that of x, or beside 16 bits also float32; they lie where x does.
+    They have the dtype of x, or beside 16 bits also float32, and lie on its device.
     """
     given = [tensor for tensor in others if tensor is not None]
     dtypes = {tensor.dtype for tensor in given}
