@@ -16,7 +16,7 @@ import numpy as np
 
 import bnext
 from bnext import _core
-from bnext.devices import engine_of
+from bnext.arrays import engine_of
 
 F4 = np.float32
 SHAPE = (4, 3, 2)

@@ -70,7 +70,7 @@ def microseconds(call):
 
 def by_the_general_road(stack, torch):
     """Leave only plans and launches to C++."""
-    from bnext.devices import engine_of
+    from bnext.arrays import engine_of
     from bnext.torch import kernels
 
     stack.enter_context(mock.patch.object(engine_of(torch.empty(1)), "_calls", None))

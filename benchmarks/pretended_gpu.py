@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 
 from bnext import cuda
-from bnext.devices import pytorch
-from bnext.devices.library import Where
+from bnext.arrays import pytorch
+from bnext.arrays.library import Where
 from bnext.torch import kernels as layer_kernels
 
 __all__ = ["pretended_gpu"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import bnext
-from bnext.devices import libraries
+from bnext.arrays import libraries
 
 from . import fake_cuda
 from .compare import assert_same_bits

@@ -208,7 +208,7 @@ def test_costs(keeping, monkeypatch, rng):
     if keeping:
         import_extra("greenlet")
     else:
-        monkeypatch.setattr("bnext.statistics.update.greenlets", lambda: None)
+        monkeypatch.setattr("bnext.inference.update.greenlets", lambda: None)
     images = rng.standard_normal((20, 1, 8, 8)).astype(np.float32)
     found = {each.name: each for each in cost.costs("dense", images, 5)}
     assert (found["running averages"].passes, found["running averages"].work) == (0, 0)

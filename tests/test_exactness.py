@@ -16,9 +16,9 @@ from .cases import CASES, FEW, named
 from .compare import assert_same_bits
 from .exact import LONG, assert_is_exact, drawn, require_long_double
 from .fake_cuda import Array
+from .groups.support import batch_axis, layer_step, new_group, shards_of, whole
+from .groups.test_sums import on_all_ranks
 from .optional import import_emulated
-from .sync.support import batch_axis, layer_step, new_group, shards_of, whole
-from .sync.test_sums import on_all_ranks
 
 FAR = [0.0, 1e4, 1e6, 1e8]
 # Planes, rows, small planes, arrays that are copied first, and few values.

@@ -54,7 +54,7 @@ def test_nothing_hides_a_module():
         seen.append(module.__name__)
         attribute = getattr(package, name)
         assert attribute is module, f"{package.__name__}.{name} is {attribute!r}"
-    assert {"bnext.functional", "bnext.sync.threads", "bnext.statistics.update"} <= set(seen)
+    assert {"bnext.functional", "bnext.groups.threads", "bnext.inference.update"} <= set(seen)
     assert isinstance(bnext.functional, types.ModuleType)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bnext
-from bnext.statistics.replay import greenlets
+from bnext.inference.replay import greenlets
 
 from . import reference
 from .compare import assert_same_bits

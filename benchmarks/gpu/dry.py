@@ -14,10 +14,10 @@ from unittest import mock
 
 import bnext
 from benchmarks.gpu import peers, timing
+from bnext.arrays.library import Where
+from bnext.arrays.pytorch import Torch
 from bnext.bench.libraries import import_torch
 from bnext.command_line import CommandError
-from bnext.devices.library import Where
-from bnext.devices.pytorch import Torch
 
 LONGEST_PLANES = (2, 6, 5, 3, 2)  # extents that are left of a shape
 LONGEST_ROWS = (20, 6)

@@ -1,5 +1,5 @@
 // The CUDA kernels as Python sees them: plans and launches over addresses, and the calls over
-// PyTorch's tensors. Other arrays are bnext.devices' business. Nothing here takes long, so the GIL
+// PyTorch's tensors. Other arrays are bnext.arrays' business. Nothing here takes long, so the GIL
 // is kept.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -3,7 +3,7 @@
 //
 // Only usual calls are taken: tensors of the very types that were named, dense, all on one device.
 // For every other call, a wrong one too, the result is None, and nothing has changed: the general
-// road of bnext.devices follows, which copies, and whose errors name the argument.
+// road of bnext.arrays follows, which copies, and whose errors name the argument.
 #include "bindings/cuda_tensors.hpp"
 #include "bindings/register.hpp"
 

@@ -28,7 +28,7 @@ public:
     // None, and what is null, is not given.
     void read(Role role, py::handle object);
     void read_numpy(Role role, py::handle object);  // whatever the call's library is
-    // A View of bnext.devices.library, of an array on whatever device; else as NumPy reads it.
+    // A View of bnext.arrays.library, of an array on whatever device; else as NumPy reads it.
     void read_view(Role role, py::handle view);
     void write(Role role, py::handle object);
     void count(py::handle object);

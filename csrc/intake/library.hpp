@@ -1,4 +1,4 @@
-// Libraries of arrays besides NumPy: what bnext.devices knows of each, and for those with DLPack's
+// Libraries of arrays besides NumPy: what bnext.arrays knows of each, and for those with DLPack's
 // table of C functions, a way to plain tensors without the interpreter.
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace bnext::intake {
 
 struct Library {
-    py::object object;                   // bnext.devices.library.Library
+    py::object object;                   // bnext.arrays.library.Library
     py::object count_writes;             // its function
     py::object empty_like;               // the library's, where it has the table
     std::optional<TensorReader> reader;  // where it has the table

@@ -8,11 +8,12 @@ data once, sum in a fixed order, and give the same bits for any number of thread
 from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext._moments import Moments
-from bnext.conventions import from_convention, to_convention
-from bnext.devices import DeviceSaved
+from bnext.arrays import DeviceSaved
 from bnext.estimators import Cumulative, DebiasedExponential, Estimator, Exponential
-from bnext.folding import Affine, fold, fold_into_next
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
+from bnext.inference import micro_batches, update_statistics
+from bnext.inference.conventions import from_convention, to_convention
+from bnext.inference.folding import Affine, fold, fold_into_next
 from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.runtime import (
     apply_environment,
@@ -22,7 +23,6 @@ from bnext.runtime import (
     show_config,
     use_isa,
 )
-from bnext.statistics import micro_batches, update_statistics
 
 __all__ = [
     "Affine",

@@ -1,6 +1,6 @@
 """The CUDA kernels: plans and launches over addresses, and calls over PyTorch's tensors.
 
-`bnext.devices` has all other arrays.
+`bnext.arrays` has all other arrays.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.arguments import count_of, refuse_mask
-from bnext.devices.libraries import library_of
+from bnext.arrays.libraries import library_of
 from bnext.rows import two_sum
 
 __all__ = ["Moments"]

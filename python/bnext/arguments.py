@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnext.devices.libraries import to_numpy
+from bnext.arrays.libraries import to_numpy
 
 __all__ = ["count_of", "counter_of", "has_mask", "index_of", "refuse_mask", "values_of"]
 

@@ -28,9 +28,9 @@ from bnext import _core, spine
 from bnext._core import Saved
 from bnext._moments import Moments
 from bnext.array_types import Array, ArrayT, NumpyT, Values
-from bnext.devices import DeviceSaved, engine_of
-from bnext.sync.group import ALONE, Group, check_group
-from bnext.sync.saved import SyncSaved
+from bnext.arrays import DeviceSaved, engine_of
+from bnext.groups.group import ALONE, Group, check_group
+from bnext.groups.saved import SyncSaved
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
 

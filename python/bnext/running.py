@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.array_types import Parameter
-from bnext.devices.libraries import to_numpy
+from bnext.arrays.libraries import to_numpy
 from bnext.estimators import Estimator, Exponential
 from bnext.writes import Writes, check_writeable
 

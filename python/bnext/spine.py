@@ -6,7 +6,7 @@ seam between its phases: collect_stats | exchange of Moments | apply_norm, and b
 exchange of the two sums | backward_apply. The first phase checks all operands of the call, so that
 errors come before any member has written anything, and the member's `Part` announces them.
 
-Engines have the calls of `_core` (`bnext.devices`). All their operands are given by name.
+Engines have the calls of `_core` (`bnext.arrays`). All their operands are given by name.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from bnext import _core
-from bnext.devices import DeviceSaved, engine_of
+from bnext.arrays import DeviceSaved, engine_of
+from bnext.groups.exchange import Merged
+from bnext.groups.group import ALONE, Part
+from bnext.groups.saved import SyncSaved
 from bnext.running import Running
-from bnext.sync.exchange import Merged
-from bnext.sync.group import ALONE, Part
-from bnext.sync.saved import SyncSaved
 
 __all__ = ["backward", "check_parameter_gradients", "forward"]
 

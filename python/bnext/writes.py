@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import refuse_mask
-from bnext.devices.libraries import Library, library_of, to_numpy
+from bnext.arrays.libraries import Library, library_of, to_numpy
 
 __all__ = ["Writes", "check_writeable"]
 

@@ -6,7 +6,7 @@ fixtures are in conftest.py.
 """
 
 import bnext
-from bnext.devices import cuda_arrays, engine_of
+from bnext.arrays import cuda_arrays, engine_of
 
 from ..optional import import_torch
 
@@ -72,7 +72,7 @@ def outcome(function, *given, **options):
 def flat(result):
     if isinstance(result, tuple | list):
         return [value for each in result for value in flat(each)]
-    if isinstance(result, bnext.devices.DeviceSaved):
+    if isinstance(result, bnext.arrays.DeviceSaved):
         values = [getattr(result, name) for name in type(result).__slots__]
         return [type(result), repr(result), *flat(values)]
     return [result]

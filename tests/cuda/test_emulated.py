@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bnext
-from bnext.devices import engine_of
+from bnext.arrays import engine_of
 from bnext.rows import ROW
 
 from .. import reference

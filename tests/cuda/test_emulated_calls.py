@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bnext
-from bnext.devices import engine_of
+from bnext.arrays import engine_of
 
 from .roads import (
     DTYPES,
@@ -130,7 +130,7 @@ def test_modes_that_fake_tensors_leave_nothing_behind(pretended):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     x = torch.randn(7, 3)
-    calls = pretended.FunctionCalls(torch, bnext.devices.DeviceSaved, lambda device: "")
+    calls = pretended.FunctionCalls(torch, bnext.arrays.DeviceSaved, lambda device: "")
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert calls.forward(x, None, None, None, None, None, 1e-5, 1, None, True) is None
     y, saved = calls.forward(x, None, None, None, None, None, 1e-5, 1, None, True)

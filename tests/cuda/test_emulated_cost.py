@@ -168,7 +168,7 @@ def test_results_are_memory_of_pytorchs():
 def test_calls_leave_nothing_behind():
     tensors = x, dy, w, b, mean, var, counter = arguments((40, 20), torch.float32)
     calls = kernels.calls_there()
-    saved_type = bnext.devices.DeviceSaved
+    saved_type = bnext.arrays.DeviceSaved
 
     def run(number):
         for _ in range(number):

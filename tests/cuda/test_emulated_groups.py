@@ -11,8 +11,8 @@ from .. import fake_cuda, reference
 from ..cases import FEW, named
 from ..compare import assert_are_gradients, assert_is_forward, assert_same_bits
 from ..fake_cuda import Array
+from ..groups.support import CUTS, batch_axis, layer_step, new_group, shards_of, whole
 from ..sixteen import assert_is_rounded
-from ..sync.support import CUTS, batch_axis, layer_step, new_group, shards_of, whole
 from .stand_in import StandIn
 
 CASES = FEW + named("C-first", "NCHW-stored-CNHW", "all-backwards", "inner-cropped-NHWC")

@@ -3,7 +3,7 @@
 import pytest
 
 import bnext
-from bnext.devices import cuda_arrays, engine_of
+from bnext.arrays import cuda_arrays, engine_of
 
 from . import gpu
 

@@ -13,10 +13,10 @@ from bnext.rows import ROW
 from .. import reference
 from ..cases import named
 from ..compare import assert_are_gradients, assert_is_forward, assert_same_bits
+from ..groups.support import CUTS, batch_axis, layer_step, members, new_group, shards_of, whole
+from ..groups.test_processes import KINDS, run
+from ..groups.worker import layers_of, train
 from ..sixteen import assert_is_rounded
-from ..sync.support import CUTS, batch_axis, layer_step, members, new_group, shards_of, whole
-from ..sync.test_processes import KINDS, run
-from ..sync.worker import layers_of, train
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bnext
-from bnext.devices import engine_of
+from bnext.arrays import engine_of
 
 from .. import reference
 from ..cases import DENSE, EMPTY, STRIDED, Case, Memory, named

@@ -10,7 +10,7 @@ import bnext
 from bnext.sync import GroupError
 
 from ..compare import assert_same_bits
-from ..sync.support import members, new_group
+from ..groups.support import members, new_group
 from .stand_in import StandIn
 
 X, VECTOR = np.arange(12, dtype=np.float32).reshape(4, 3), np.ones(3, np.float32)

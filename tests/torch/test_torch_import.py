@@ -16,7 +16,7 @@ def test_torch_is_not_imported_by_bnext():
     program = """
         import sys
         import numpy as np
-        import bnext, bnext.demo, bnext.bench, bnext.sync, bnext.statistics
+        import bnext, bnext.demo, bnext.bench, bnext.sync, bnext.inference
         layer = bnext.BatchNorm1d(3)
         layer(np.ones((4, 3), np.float32))
         layer.backward(np.ones((4, 3), np.float32))

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ..groups.test_processes import outcomes_of, run
 from ..optional import import_torch
-from ..sync.test_processes import outcomes_of, run
 from .support import assert_close, torch
 from .worker import STEPS, fit, new_layer, new_model, train
 

@@ -6,8 +6,8 @@ import pytest
 
 import bnext
 
+from ..groups.support import CUTS, members, new_group
 from ..limits import NEVER
-from ..sync.support import CUTS, members, new_group
 from .support import (
     DTYPES,
     PARAMETERS,

@@ -1,4 +1,4 @@
-"""What one process of a group does with layers of `bnext.torch`; see tests/sync/worker.py.
+"""What one process of a group does with layers of `bnext.torch`; see tests/groups/worker.py.
 
     python -m tests.torch.worker '{"engine": "gloo", "program": ..., "rank": ..., ...}'
 
@@ -15,8 +15,8 @@ import torch.distributed as dist
 import bnext.torch
 from bnext.sync import GroupError, TorchDistributedGroup
 
+from ..groups.worker import Task, new_group_of, write_whole
 from ..limits import NEVER
-from ..sync.worker import Task, new_group_of, write_whole
 
 CHANNELS = 5
 STEPS = 3

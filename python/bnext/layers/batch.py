@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
+from bnext.groups.group import Group
 from bnext.layers.normalization import Normalization
 from bnext.running import Running
-from bnext.sync.group import Group
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 

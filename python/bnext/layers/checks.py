@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnext import _core
-from bnext.devices import engine_of
+from bnext.arrays import engine_of
 
 if TYPE_CHECKING:
     from bnext.layers.normalization import Normalization

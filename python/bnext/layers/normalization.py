@@ -17,14 +17,14 @@ from bnext import _core, spine
 from bnext.arguments import index_of
 from bnext.array_types import AnyArray, Array, ArrayT, Parameter
 from bnext.estimators import Cumulative, Estimator, Exponential
-from bnext.folding import Affine, affine_of
+from bnext.groups.group import ALONE, Group, announcing, check_group
+from bnext.groups.saved import SyncSaved
+from bnext.groups.visits import VISITS, Latest
+from bnext.inference.folding import Affine, affine_of
 from bnext.layers import state
 from bnext.layers.checks import check_places, taken
 from bnext.layers.state import IncompatibleKeys, StateDict
 from bnext.running import Running
-from bnext.sync.group import ALONE, Group, announcing, check_group
-from bnext.sync.saved import SyncSaved
-from bnext.sync.visits import VISITS, Latest
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import counter_of, values_of
-from bnext.devices import engine_of
-from bnext.devices.libraries import library_of
+from bnext.arrays import engine_of
+from bnext.arrays.libraries import library_of
 from bnext.layers.checks import ARRAYS
 from bnext.running import Running
 from bnext.writes import Writes

@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from bnext.sync import Group
+from bnext.groups.group import Group
 from bnext.torch.classes import (
     ConversionWarning,
     NoCounterpart,

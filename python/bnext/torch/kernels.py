@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from bnext import _core, cuda
-from bnext.devices import DeviceSaved, engine_of
-from bnext.devices.pytorch import calls_on_a_gpu, counter_of_writes
+from bnext.arrays import DeviceSaved, engine_of
+from bnext.arrays.pytorch import calls_on_a_gpu, counter_of_writes
 from bnext.rows import unbound
 from bnext.torch.formats import formatted
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bnext import spine
-from bnext.sync import Group, TorchDistributedGroup
-from bnext.sync.group import announcing
+from bnext.groups.group import Group, announcing
+from bnext.groups.torch_distributed import TorchDistributedGroup
 from bnext.torch import gradients, kernels
 from bnext.torch.context import is_recomputed
 from bnext.torch.formats import formatted

@@ -1,0 +1,354 @@
+"""Groups: members with ranks that merge the sums of their shards of one batch."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged
+
+__all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module"]
+
+
+class Group(abc.ABC):
+    """Members that each hold a shard of one batch.
+
+    Subclasses say how rows of numbers get from member to member. All members call the same layers
+    in the same order; each call is one exchange.
+    """
+
+    # Whether `recalled` may know what an exchange gives before anything is brought to it.
+    recalls = False
+
+    def __init__(self) -> None:
+        # Members of one process that share a layer take turns in what must happen once.
+        self.lock = threading.Lock()
+        self._done: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """How many members there are."""
+
+    @property
+    @abc.abstractmethod
+    def rank(self) -> int:
+        """Which member the caller is, from 0 to size - 1."""
+
+    @property
+    def rank_or_none(self) -> int | None:
+        """The same; None where the caller is no member."""
+        return self.rank
+
+    @abc.abstractmethod
+    def begin(self, layer: Any) -> tuple[int, int]:
+        """Count a forward call.
+
+        Parameters
+        ----------
+        layer : object or None
+            The layer that is called; None for a function.
+
+        Returns
+        -------
+        tuple of int
+            The layer's number, and the step.
+        """
+
+    def part(self, layer: Any) -> Part:
+        """Begin a forward call: number it, and give the caller's part in it.
+
+        Parameters
+        ----------
+        layer : object or None
+            The layer that is called; None for a function.
+
+        Returns
+        -------
+        Part
+            A context that announces errors of its body to the other members.
+
+        Raises
+        ------
+        GroupError
+            The group was closed, or the caller is no member.
+        """
+        self.check_open()
+        return Part(self, layer)
+
+    def once(self, changed: Any, generation: int, action: Callable[[], Any]) -> None:
+        """Change an object once after an exchange, also where members share the object.
+
+        The first member acts; the others wait until it has.
+
+        Parameters
+        ----------
+        changed : object
+            Object that the action changes: running statistics.
+        generation : int
+            Number of the exchange.
+        action : callable
+            Makes the change.
+        """
+        with self.lock:
+            if self._done.get(changed) != generation:
+                action()
+                self._done[changed] = generation
+
+    @abc.abstractmethod
+    def merge_moments(
+        self,
+        header: Header,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_low: Float64Array | None = None,
+    ) -> Merged:
+        """Merge the Moments of the shards into those of the whole batch.
+
+        Parameters
+        ----------
+        header : Header
+            The call that this is part of.
+        count : int
+            Values per channel of the member's shard; 0 contributes nothing.
+        mean, m2 : array of float64, shape (C,)
+            Mean and sum of squared deviations of each channel.
+        mean_low : array of float64, shape (C,), optional
+            Low part of the mean, for float64 data.
+
+        Returns
+        -------
+        Merged
+            The same to the bit for all members, whoever came first.
+
+        Raises
+        ------
+        GroupError
+            A member is missing, has failed, or brought another header.
+        """
+
+    @abc.abstractmethod
+    def merge_sums(
+        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
+    ) -> Merged:
+        """Add up the two sums of the backward pass.
+
+        Parameters
+        ----------
+        header : Header
+            The call that this is part of.
+        count : int
+            Values per channel of the member's shard; 0 contributes nothing.
+        sum_dy, sum_dy_xmu : array of float64, shape (C,)
+            Sums of ``dy`` and of ``dy * (x - mean)``, of each channel.
+
+        Returns
+        -------
+        Merged
+            The same to the bit for all members.
+
+        Raises
+        ------
+        GroupError
+            A member is missing, has failed, or brought another header.
+        """
+
+    def recalled(self, header: Header) -> Merged | None:
+        """Give what a forward exchange gives, if that is known already; then it counts as made.
+
+        Parameters
+        ----------
+        header : Header
+            The call that the exchange is part of.
+
+        Returns
+        -------
+        Merged or None
+            None where it is not known.
+        """
+        return None
+
+    @abc.abstractmethod
+    def fail(self, message: str) -> None:
+        """Tell the other members that the caller cannot go on; they get a `GroupError`.
+
+        Parameters
+        ----------
+        message : str
+            Why.
+        """
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return "_closing" in vars(self)
+
+    def close(self) -> None:
+        """Give the group up, and give back what it holds: communicators, keys of a store.
+
+        Nobody waits here, and every member may close at a time of its own, more than once, also
+        where the group is broken, or in a forked child. Members that wait for an exchange with a
+        member that has closed get a `GroupError`, and so does every later call in the closed group.
+        Its `size` can still be asked for. A layer that has the group goes on when another one is
+        put in its place: ``layer.group = group``.
+
+        A group that is garbage gives back what it holds without having been closed.
+        ``with contextlib.closing(group):`` closes at the end of a block.
+        """
+        mine = object()
+        if vars(self).setdefault("_closing", mine) is mine:  # one of several threads
+            self._release()
+
+    def check_open(self) -> None:
+        """`GroupError` if the group was closed."""
+        if "_closing" in vars(self):
+            raise GroupError(
+                f"group: expected an open group, got {self!r}; make another one, and give it to "
+                "the layers that had this one (layer.group = group)",
+                reason=CLOSED,
+            )
+
+    def _release(self) -> None:  # noqa: B027 - most groups hold nothing but memory
+        """Give back what the group holds, without waiting for anybody; called once."""
+
+    def __copy__(self) -> Group:
+        """Itself: copies of a layer belong to the same group."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        """Itself."""
+        return self
+
+    def __getstate__(self) -> Any:
+        """Refuse to be pickled: members meet in memory, or by handles, of this process.
+
+        Raises
+        ------
+        TypeError
+            Always, unless a subclass knows better.
+        """
+        raise TypeError(
+            f"group: a {type(self).__name__} cannot be pickled, since its members meet in this "
+            "process; pickle layers with `layer.group = None` (or their `state_dict()`), and give "
+            "them a group where they are loaded"
+        )
+
+
+def engine_module(module: str, name: str, extra: str) -> Any:
+    """Import what a kind of group needs; the error names the group, and how to install it."""
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(package)
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # it is there, and something that it needs is not
+            raise
+        raise ModuleNotFoundError(
+            f"{name}: expected {package} to be installed (pip install 'bnext[{extra}]')",
+            name=package,
+        ) from None
+
+
+def error_text(error: BaseException) -> str:
+    """How the members are told of an error of one of them."""
+    text = str(error)
+    return f"raised {type(error).__name__}" + (f": {text}" if text else "")
+
+
+class announcing:  # noqa: N801 - read as `with announcing(group):`
+    """Announces errors of the body to the group, so that no member waits for this one."""
+
+    __slots__ = ("group",)
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, GroupError):
+            self.group.fail(error_text(error))
+
+
+class Part(announcing):
+    """A member's part in one call, forward and backward; `Group.part` makes it.
+
+    Attributes
+    ----------
+    header : Header
+        Of the call; `channels` and `dtype` are known from the forward exchange on.
+    count : int
+        Values per channel of the member's shard, known from then on.
+    """
+
+    __slots__ = ("count", "header")
+
+    def __init__(self, group: Group, layer: Any) -> None:
+        super().__init__(group)
+        owner = 0 if layer is None else id(layer)
+        self.header = Header(*group.begin(layer), "forward", 0, "", owner)
+        self.count = 0
+
+    @property
+    def recalls(self) -> bool:
+        """Whether to ask `recalled` before anything is collected."""
+        return self.group.recalls
+
+    def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
+        """Give the result of `merge_moments` before the call, if the group knows it already."""
+        self.header = self.header._replace(channels=channels, dtype=dtype)
+        self.count = count
+        return self.group.recalled(self.header)
+
+    def merge_moments(
+        self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
+    ) -> Merged:
+        """Merge the Moments of the shards; see `Group`."""
+        self.header = self.header._replace(channels=len(mean), dtype=dtype)
+        self.count = count
+        low = mean_low if dtype == "float64" else None
+        return self.group.merge_moments(self.header, count, mean, m2, low)
+
+    def merge_sums(self, sum_dy: Float64Array, sum_dy_xmu: Float64Array) -> Merged:
+        """Add up the two sums of the backward pass over the whole batch; see `Group`."""
+        header = self.header._replace(direction="backward")
+        return self.group.merge_sums(header, self.count, sum_dy, sum_dy_xmu)
+
+
+class _Alone(Part):
+    """The part of a caller without a group, whose shard is the whole batch."""
+
+    __slots__ = ()
+    recalls = False
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def merge_moments(
+        self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
+    ) -> Merged:
+        return Merged(count, mean, m2, 0, False, mean_low)
+
+
+ALONE: Part = _Alone()
+
+
+def check_group(group: Any) -> None:
+    """TypeError unless it is a group or None."""
+    if group is not None and not isinstance(group, Group):
+        raise TypeError(f"group: expected a bnext.sync group, got {type(group).__name__}")

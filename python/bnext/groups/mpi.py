@@ -1,0 +1,164 @@
+"""Processes of an MPI communicator, by mpi4py (the extra ``bnext[mpi]``)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext.groups.communicators import Duplicate, free_given_up
+from bnext.groups.exchange import Float64Array
+from bnext.groups.group import engine_module
+from bnext.groups.processes import ProcessGroup
+from bnext.groups.roll_call import Board
+
+__all__ = ["MPIGroup"]
+
+LOOKS = 50  # how often who must know looks for a message in vain; a microsecond each
+
+
+class MPIGroup(ProcessGroup):
+    """The processes of `comm`, each with a shard of the batch and a replica of the layers.
+
+    ``with group:`` tells the others of an error in its body, and that this process leaves.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        It is duplicated, so that messages of others on it do not interfere; so all of its ranks
+        make the group together. ``comm.Split`` gives sub-groups.
+    timeout : float
+        For how many seconds a member waits for the others. After a time-out MPI still has the
+        message that nobody answered: end the process, with ``comm.Abort`` at worst.
+
+    Raises
+    ------
+    TypeError
+        `comm` is not a communicator.
+    ValueError
+        `timeout` is not above 0.
+
+    Notes
+    -----
+    MPI has few communicators, MPICH about 2,000, and all ranks of one must free it together. So
+    neither `close` nor the garbage collector frees the duplicate: they give it up. Once all of its
+    ranks have, it is freed when these ranks next make a group, be it of this communicator or of one
+    that has more ranks; `free_closed` does it without making one. A program that makes one group
+    after the other has no more duplicates than groups in use, and one. The duplicate of a group in
+    which an exchange did not end, as after a time-out, is never freed, since MPI may still write
+    to it.
+    """
+
+    def __init__(self, comm: Any, *, timeout: float = 60.0) -> None:
+        MPI = check_communicator(comm)  # noqa: N806 - as mpi4py calls it
+        super().__init__(timeout)
+        self._mpi: Any = MPI
+        self._duplicate = Duplicate(comm)
+        self._comm: Any = self._duplicate.comm
+        self._rank, self._size = self._duplicate.rank, self._duplicate.size
+        self._board = MessageBoard(self._duplicate, MPI.ANY_SOURCE)
+        # It may run in any thread, also one that MPI does not allow: it only takes a note.
+        weakref.finalize(self, setattr, self._duplicate, "given_up", True).atexit = False
+
+    @staticmethod
+    def free_closed(comm: Any) -> None:
+        """Free the communicators of groups that all of their ranks have closed.
+
+        Making a group does so too. This is for programs that make no more groups, or of other ranks
+        each time.
+
+        Parameters
+        ----------
+        comm : mpi4py.MPI.Intracomm
+            All of its ranks call this together. Groups that have a rank outside of it keep theirs.
+
+        Raises
+        ------
+        TypeError
+            `comm` is not a communicator.
+        """
+        check_communicator(comm)
+        free_given_up(comm)
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self._size
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return self._rank
+
+    def _start_sum(self, buffer: Float64Array) -> Any:
+        return self._comm.Iallreduce(self._mpi.IN_PLACE, buffer, op=self._mpi.SUM)
+
+    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
+        return self._comm.Iallgather(row, rows)
+
+    def _is_done(self, request: Any) -> bool:
+        return bool(request.Test())
+
+    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
+        self._duplicate.stuck = True
+        super()._abandon(request, arrays)
+
+    def _end_of(self, request: Any) -> Callable[[], bool]:
+        mpi = self._mpi
+
+        def has_ended() -> bool:
+            try:
+                return request is not None and not mpi.Is_finalized() and bool(request.Test())
+            except mpi.Exception:  # it has failed, and so ended
+                return True
+
+        return has_ended
+
+    def _works(self) -> bool:
+        return not self._mpi.Is_finalized()
+
+    def _give_up(self) -> None:
+        self._duplicate.given_up = True
+
+
+def check_communicator(comm: Any) -> Any:
+    """Give mpi4py.MPI, if `comm` is a communicator of it."""
+    MPI = engine_module("mpi4py.MPI", "MPIGroup", "mpi")  # noqa: N806 - as mpi4py names it
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm: expected an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
+    return MPI
+
+
+class MessageBoard(Board):
+    """Notes sent to each of the others. Messages between two ranks are not mixed up with sums."""
+
+    def __init__(self, duplicate: Duplicate, any_source: int) -> None:
+        self._duplicate = duplicate
+        self._any_source = any_source
+        self._notes: dict[int, str] = {}
+
+    def write(self, note: str, bell: str) -> None:
+        """See `Board`; nobody has to listen for what comes by itself."""
+        self._duplicate.send(note)
+
+    def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
+        """See `Board`."""
+        # MPI does its work while it is asked: the first answers may be too early.
+        looks = LOOKS if patience else 1
+        while looks:
+            if self._duplicate.comm.iprobe(self._any_source):
+                rank, note = self._duplicate.receive(self._any_source)
+                self._notes[rank] = note
+            else:
+                looks -= 1
+        self.is_settled()
+        return self._notes
+
+    def is_settled(self, patience: float = 0.0) -> bool:
+        """See `Board`. Short messages leave at once, whether or not anybody takes them."""
+        waiting = [request for request in self._duplicate.requests if not request.test()[0]]
+        self._duplicate.requests = waiting
+        return True

@@ -1,0 +1,56 @@
+"""Layers that meet in another group than their own while a pass over data runs.
+
+During a pass of `micro_batches` or `update_statistics`, layers normalize by the statistics of its
+group. The layers themselves do not change: each call looks for a visit in its context
+(`contextvars`). Calls in other threads do not see the visit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from bnext.groups.group import Group
+
+__all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "visits_of"]
+
+
+# Input and `Saved` of the latest forward call, by the rank of the member; None without a group.
+Latest = dict[int | None, tuple[Any, Any]]
+
+
+class Visit(NamedTuple):
+    """A layer's stay in another group than its own.
+
+    Attributes
+    ----------
+    group : Group
+        Its statistics normalize; running statistics are neither used nor moved.
+    latest : dict
+        Latest calls of the visit, apart from the layer's own.
+    """
+
+    group: Group
+    latest: Latest
+
+
+# The visits of layers. To set a mapping, and to set the one before again, is one call of C each, in
+# which no signal handler runs. The mapping itself never changes.
+VISITS: ContextVar[Mapping[Any, Visit]] = ContextVar("bnext_visits", default={})  # noqa: B039
+
+
+def visits_of(layers: Iterable[Any], group: Group) -> Mapping[Any, Visit]:
+    """Give the present visits, and in addition visits of `layers` to `group`."""
+    return {**VISITS.get(), **{layer: Visit(group, {}) for layer in layers}}
+
+
+def check_at_rest(layers: Sequence[Any]) -> None:
+    """RuntimeError for a layer that is on a visit already."""
+    visits = VISITS.get()
+    for place, layer in enumerate(layers):
+        if layer in visits:
+            raise RuntimeError(
+                f"layers[{place}]: expected a layer at rest, got one in the middle of "
+                "update_statistics or of a step of micro_batches, which cannot be nested"
+            )

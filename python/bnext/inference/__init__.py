@@ -1,0 +1,14 @@
+"""Statistics for inference, from the data; exact statistics of batches that come in pieces.
+
+replay          a group whose members take turns in one thread
+update          `update_statistics`: running statistics made anew from a data set
+union           `micro_batches`: gradient accumulation with the statistics of the whole batch
+folding         `fold`: a trained layer inside the linear layer before or after it
+conventions     a trained layer in the words of other libraries
+progress        the bar
+"""
+
+from bnext.inference.union import micro_batches
+from bnext.inference.update import Update, update_statistics
+
+__all__ = ["Update", "micro_batches", "update_statistics"]
