@@ -17,8 +17,8 @@ from .. import reference
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16")}
 DTYPES |= {name: np.dtype(name) for name in ("float32", "float64")}
-OPERANDS = {
-    "forward": "x y", "collect_stats": "x", "normalize": "x y", "backward": "x dy dx",
+OPERANDS = {  # in the order of csrc/cuda/table.hpp
+    "forward": "x y", "normalize": "x y", "collect_stats": "x", "backward": "x dy dx",
     "backward_fixed": "x dy dx", "backward_reduce": "x dy", "backward_apply": "x dy dx",
 }  # fmt: skip
 OPERANDS = {operation: names.split() for operation, names in OPERANDS.items()}

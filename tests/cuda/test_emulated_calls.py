@@ -79,7 +79,7 @@ def test_where_out_may_not_be(roads):
     """Of another layout it is written through a copy; what overlaps an input is refused."""
     x, dy, *_ = arguments((3, 4, 2, 5), torch.float32)
     other = torch.empty_like(x, memory_format=torch.channels_last)
-    both_ways(roads, lambda: bnext.batch_norm_forward(x, out=other), short=False)
+    both_ways(roads, lambda: bnext.batch_norm_forward(x, out=other))
     memory = torch.randn(1000)
     first, second = memory[:120].view(3, 4, 2, 5), memory[100:220].view(3, 4, 2, 5)
     beside = memory[118:122]
@@ -244,7 +244,7 @@ def test_what_backward_refuses(roads):
         assert issubclass(first[0], ValueError | TypeError)
         assert_equal(first, roads.general(call)[0])
     other = dy.to(memory_format=torch.channels_last)  # is copied
-    both_ways(roads, lambda: bnext.batch_norm_backward(other, x, saved, weight), short=False)
+    both_ways(roads, lambda: bnext.batch_norm_backward(other, x, saved, weight))
 
 
 SIZES = st.lists(st.integers(1, 6), min_size=2, max_size=5)

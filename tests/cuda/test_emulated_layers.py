@@ -194,6 +194,7 @@ def test_own_layers_of_arrays(roads):
 
 def test_without_kernels_the_short_way_is_left_at_once(monkeypatch):
     """Also the CPU's calls are not asked about a tensor on a GPU."""
+    monkeypatch.setattr(kernels, "_THERE", {})
     monkeypatch.setattr(kernels, "_FOUND", [False])
     monkeypatch.setattr(kernels, "_core", object())  # to ask them is an error
     for training in (True, False):

@@ -22,12 +22,15 @@ def xp(tensors):
 
 def by_both_roads(monkeypatch, call):
     """The results of a call on plain tensors, during which to view one is an error; and without."""
+    from bnext.torch import kernels
+
     with monkeypatch.context() as patch:
         patch.setattr(pytorch.Torch, "view", None)
         first = call()
     with monkeypatch.context() as patch:
         calls_on = _core.calls_on
         patch.setattr(arrays, "_ENGINES", {})
+        patch.setattr(kernels, "_THERE", {})
         patch.setattr(_core, "calls_on", lambda *of: calls_on(*of, plain=False))
         second = call()
     return first, second

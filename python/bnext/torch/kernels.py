@@ -49,9 +49,15 @@ class KernelRefusal(Exception):  # noqa: N818
 
 def calls_on(x: Tensor) -> Any:
     """Give the calls for a tensor on a GPU; TypeError without kernels."""
-    if not _has_cuda():
-        raise TypeError("x: there are no kernels for it")
-    return engine_of(x)
+    device = x.get_device()
+    if device not in _THERE:
+        if not _has_cuda():
+            raise TypeError("x: there are no kernels for it")
+        _THERE[device] = engine_of(x)
+    return _THERE[device]
+
+
+_THERE: dict[int, Any] = {}
 
 
 # --- tensors that kernels take --------------------------------------------------------------------
