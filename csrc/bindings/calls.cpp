@@ -168,7 +168,7 @@ py::object restored(py::handle self, const Arguments<4>& arguments) {
     if (engine != nullptr) {
         const Index count = Launch(call, *engine).count();
         return py::cast(
-            there::saved_of(call, py::reinterpret_borrow<py::object>(rows), count, true));
+            there::saved_of(call, *engine, py::reinterpret_borrow<py::object>(rows), count, true));
     }
     Saved saved(call.call);
     saved.take_rows(call[Role::rows]);

@@ -89,6 +89,15 @@ py::object calls_on(const py::object& kernels, const py::object& library, std::i
 }  // namespace
 
 void register_engines(py::module_& m) {
+    static py::exception<Error> path_error(m, "PathError", PyExc_ValueError);
+    py::register_local_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer) std::rethrow_exception(pointer);
+        } catch (const Error& error) {
+            if (error.kind() != Error::Kind::path) throw;
+            py::set_error(path_error, error.what());
+        }
+    });
     m.def("calls_on", &calls_on, py::arg("kernels"), py::arg("library"), py::arg("device"),
           py::arg("plain") = true,
           "The calls of this module on arrays of a library (bnext.arrays.library.Library) on one\n"
@@ -284,6 +293,7 @@ bool Launch::launched(cuda::Operation operation, std::span<const Operand> inputs
     if (!text_) return true;
     if (failure_ == cuda::Failure::runtime) throw std::runtime_error(*text_);
     if (failure_ == cuda::Failure::value) value_error(*text_);
+    if (failure_ == cuda::Failure::path) throw Error(Error::Kind::path, *text_);
     return false;
 }
 

@@ -93,8 +93,7 @@ def test_where_out_may_not_be(roads):
         lambda: bnext.batch_norm_forward(x, out=x.double()),
     ):
         before = memory.clone()
-        (kind, text), launches = roads.short(call)
-        assert launches == 0
+        (kind, text), _ = roads.short(call)
         assert_equal([kind, text], roads.general(call)[0])
         assert issubclass(kind, ValueError | TypeError)
         assert text.startswith("out: ")
