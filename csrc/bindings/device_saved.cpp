@@ -41,7 +41,8 @@ void register_device_saved(py::module_& m) {
     py::class_<DeviceSaved> type(
         py::handle(), "DeviceSaved",
         "What a forward call on a GPU leaves for its backward call: as `Saved`, on the device.\n\n"
-        "Calls make it. Whether `x` has changed since is not noticed here, as it is on the CPU: to\n"
+        "Calls make it. Whether `x` has changed since is not noticed here, as it is on the CPU: "
+        "to\n"
         "look at its elements would mean to wait for the device.\n\n"
         "Attributes\n----------\n"
         "count : int\n    Values per channel.\n"
@@ -64,8 +65,8 @@ void register_device_saved(py::module_& m) {
                                "Low part of the mean: the exact mean is mean + mean_low.")
         .def_readonly("count", &DeviceSaved::count)
         .def_readonly("eps", &DeviceSaved::eps)
-        .def_property_readonly(
-            "shape", [](const DeviceSaved& s) { return py::tuple(py::cast(s.shape)); })
+        .def_property_readonly("shape",
+                               [](const DeviceSaved& s) { return py::tuple(py::cast(s.shape)); })
         .def_readonly("dtype", &DeviceSaved::dtype_object)
         .def_readonly("channel_axis", &DeviceSaved::channel_axis)
         .def_readonly("batch_statistics", &DeviceSaved::batch_statistics)

@@ -49,9 +49,8 @@ py::object Engine::seed(DType dtype) const {
     if (kept) return kept;
     const py::object& torch = library->torch;
     const char* type = table->memory == dlpack::kCPU ? "cpu" : "cuda";
-    py::object made =
-        torch.attr("empty")(0, py::arg("dtype") = torch.attr(name_of(dtype)),
-                            py::arg("device") = torch.attr("device")(type, index));
+    py::object made = torch.attr("empty")(0, py::arg("dtype") = torch.attr(name_of(dtype)),
+                                          py::arg("device") = torch.attr("device")(type, index));
     // (A mode that fakes tensors may be at work, which will end.)
     if (py::type::of(made).is(torch.attr("Tensor"))) kept = made;
     return made;
@@ -175,9 +174,8 @@ void* Launch::scratch(Index bytes) {
 }
 
 Launch::Operand Launch::like(const Operand& operand) {
-    py::object array = engine_.reader
-                           ? call(engine_.library->empty_like, operand.array)
-                           : engine_.library->object.attr("empty_like")(operand.array);
+    py::object array = engine_.reader ? call(engine_.library->empty_like, operand.array)
+                                      : engine_.library->object.attr("empty_like")(operand.array);
     const ArrayRef ref = call_.refer_to_new(array);
     return {std::move(array), ref};
 }

@@ -131,13 +131,14 @@ inline py::object backward_constant(Intake& call, const Engine& engine, const De
     return launch.run(Operation::normalize);
 }
 
-// --- the phases by themselves ----------------------------------------------------------------------
+// --- the phases by themselves
+// ----------------------------------------------------------------------
 
 // The rows of statistics of x, of which a kernel collects mean, mean_low and m2.
 inline py::object collected(Launch& launch) {
     if (launch.empty()) {
-        const cpu::PoolArray<double> zeros(
-            static_cast<std::size_t>(kRows * launch.channels()), 0.0);
+        const cpu::PoolArray<double> zeros(static_cast<std::size_t>(kRows * launch.channels()),
+                                           0.0);
         return launch.of_host(on_host(zeros, launch.channels())).array;
     }
     const Made rows = launch.rows(kRows);
@@ -202,8 +203,8 @@ inline py::object backward_reduce(Intake& call, const Engine& engine, const Devi
 }
 
 inline py::object backward_apply(Intake& call, const Engine& engine, const DeviceSaved& saved,
-                                 std::span<const double> sum_dy,
-                                 std::span<const double> sum_dy_xmu, double count) {
+                                 std::span<const double> sum_dy, std::span<const double> sum_dy_xmu,
+                                 double count) {
     Launch launch(call, engine);
     Made sums;
     if (!launch.empty()) {

@@ -15,8 +15,8 @@ namespace bnext::cuda {
 namespace {
 
 constexpr std::array kOperationNames{
-    "forward",         "normalize",      "collect_stats", "backward", "backward_fixed",
-    "backward_reduce", "backward_apply",
+    "forward",        "normalize",       "collect_stats",  "backward",
+    "backward_fixed", "backward_reduce", "backward_apply",
 };
 constexpr std::array kPathNames{
     "block", "cluster", "cooperative", "chunked", "two_kernels", "one_phase",

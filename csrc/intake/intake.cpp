@@ -242,7 +242,8 @@ void Intake::read(Role role, py::handle object) {
     refer_to_array(role, adopted_beside(object, name_of(role)));
 }
 
-// An array of the library, which counts the writes to it. Of a plain tensor only inference is asked.
+// An array of the library, which counts the writes to it. Of a plain tensor only inference is
+// asked.
 void Intake::check_written(py::handle object, const char* name, bool is_plain) {
     const bool asks_nothing = plain_ && gpu_ == nullptr;
     if (!asks_nothing && !(is_plain && !library_->reader->is_inference(object))) {
