@@ -27,11 +27,10 @@ py::object forward(py::handle self, const Arguments<13>& arguments) {
     call.write(Role::out, out);
     check(call.call);
     const bool corrects = flag_of(bessel, true), keeps = flag_of(keeps_saved, true);
-    py::object result = engine != nullptr ? there::forward(call, *engine, corrects, keeps)
-                                          : with_dtype(call[Role::x].dtype(), [&](auto type) {
-                                                return forward_body<decltype(type)>(
-                                                    call, Results(call.library()), corrects, keeps);
-                                            });
+    if (engine != nullptr) return there::forward(call, *engine, corrects, keeps);
+    py::object result = with_dtype(call[Role::x].dtype(), [&](auto type) {
+        return forward_body<decltype(type)>(call, Results(call.library()), corrects, keeps);
+    });
     call.count_writes();
     return result;
 }
@@ -40,11 +39,7 @@ py::object forward(py::handle self, const Arguments<13>& arguments) {
 // GPU Saved is made only where it `keeps` it.
 py::object normalize_by(Intake& call, const Engine* engine, Role mean, Role var, bool keeps) {
     check(call.call);
-    if (engine != nullptr) {
-        py::object both = there::normalize(call, *engine, mean, var, keeps);
-        call.count_writes();
-        return both;
-    }
+    if (engine != nullptr) return there::normalize(call, *engine, mean, var, keeps);
     Saved saved = given_statistics(call, mean, var);
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
@@ -117,12 +112,11 @@ py::object backward(py::handle self, const Arguments<6>& arguments) {
     call.call.from_forward = &left.facts;
     take_backward(call, dy, x, weight, out);
     check(call.call);
+    if (engine != nullptr) return there::backward(call, *engine, *left.there);
     const Results results(call.library()), of_parameters(call.library_of_weight(weight));
-    py::object result = engine != nullptr ? there::backward(call, *engine, *left.there)
-                                          : with_dtype(left.facts.dtype, [&](auto type) {
-                                                return backward_body<decltype(type)>(
-                                                    call, results, of_parameters, *left.saved);
-                                            });
+    py::object result = with_dtype(left.facts.dtype, [&](auto type) {
+        return backward_body<decltype(type)>(call, results, of_parameters, *left.saved);
+    });
     call.count_writes();
     return result;
 }
@@ -140,11 +134,10 @@ py::object backward_constant(py::handle self, const Arguments<5>& arguments) {
     call.read(Role::weight, weight);
     call.write(Role::out, out);
     check(call.call);
-    py::object result = engine != nullptr ? there::backward_constant(call, *engine, *left.there)
-                                          : with_dtype(left.facts.dtype, [&](auto type) {
-                                                return backward_constant_body<decltype(type)>(
-                                                    call, Results(call.library()), *left.saved);
-                                            });
+    if (engine != nullptr) return there::backward_constant(call, *engine, *left.there);
+    py::object result = with_dtype(left.facts.dtype, [&](auto type) {
+        return backward_constant_body<decltype(type)>(call, Results(call.library()), *left.saved);
+    });
     call.count_writes();
     return result;
 }

@@ -132,11 +132,7 @@ py::object apply_norm(py::handle self, const Arguments<10>& arguments) {
     const auto n = static_cast<double>(std::max<Index>(values, 1));
     std::ranges::transform(saved.row(Row::m2), saved.rows().var(),
                            [=](double each) { return each / n; });
-    if (engine != nullptr) {
-        py::object both = there::apply_norm(call, *engine, std::move(saved));
-        call.count_writes();
-        return both;
-    }
+    if (engine != nullptr) return there::apply_norm(call, *engine, std::move(saved));
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
     return pair_of(y, py::cast(std::move(saved)));
@@ -232,10 +228,7 @@ py::object backward_apply(py::handle self, const Arguments<8>& arguments) {
     Sums sums(call.call.channels());
     sums.read(call);
     if (engine != nullptr) {
-        py::object dx =
-            there::backward_apply(call, *engine, *left.there, sums.dy, sums.dy_xmu, count);
-        call.count_writes();
-        return dx;
+        return there::backward_apply(call, *engine, *left.there, sums.dy, sums.dy_xmu, count);
     }
     const Saved& saved = *left.saved;
     const Results results(call.library());

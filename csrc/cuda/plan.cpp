@@ -206,7 +206,7 @@ private:
         if (!fits(most, room)) return 0;
         const auto fewer = std::views::iota(Index{1}, most);
         const auto too_few = [&](Index parts) { return !fits(parts, room); };
-        return 1 + (std::ranges::partition_point(fewer, too_few) - fewer.begin());
+        return *std::ranges::partition_point(fewer, too_few);
     }
     // A power of two from `fewest` on: the least that fits, and more where the device would be
     // idle. 0: none fits.
@@ -369,10 +369,8 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
         }
         Launch launch;
         bool fills = false;
-        if (const char* why = plan_fused(plan, path, unit, launch, fills); why != nullptr) {
-            refusal = why;
-            continue;
-        }
+        refusal = plan_fused(plan, path, unit, launch, fills);
+        if (refusal != nullptr) continue;
         if (!found || fills) {
             plan.path = path;
             plan.first = launch;
