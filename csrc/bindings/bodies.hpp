@@ -60,7 +60,7 @@ py::object forward_body(Intake& call, const Results& results, bool bessel) {
     py::object result = y.result();
     move_running<Param<T>>(call, saved, bessel);
     count_batch(call);
-    return pair_of(result, py::cast(std::move(saved)));
+    return pair_of(result, object_of(std::move(saved)));
 }
 
 // y from statistics in `saved`, which gets what follows from them.

@@ -128,7 +128,7 @@ py::object apply_norm(const Arguments<10>& arguments) {
     std::ranges::transform(saved.row(Row::m2), saved.rows().var(),
                            [=](double each) { return each / n; });
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
-    return pair_of(y, py::cast(std::move(saved)));
+    return pair_of(y, object_of(std::move(saved)));
 }
 
 constexpr Signature kMoveRunning{

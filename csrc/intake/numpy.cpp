@@ -232,8 +232,10 @@ void refer_to_counter(py::handle object, Extents& extents, ArrayRef& result) {
 py::object new_array(DType dtype, std::span<const Index> shape, const Index* byte_strides) {
     Index bytes = size_of(dtype);
     for (const Index extent : shape) bytes *= extent;
-    const FromPool from_pool(static_cast<std::size_t>(bytes));
-    return array_over(descr_of(dtype), shape, byte_strides, nullptr);
+    ArrayMemory memory(static_cast<std::size_t>(bytes));
+    py::object array = array_over(descr_of(dtype), shape, byte_strides, memory.data());
+    if (memory.data() != nullptr) memory.give_to(array);
+    return array;
 }
 
 void* data_of(const py::object& array) { return proxy(array)->data; }
