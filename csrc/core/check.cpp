@@ -9,10 +9,6 @@
 namespace bnext {
 namespace {
 
-constexpr std::array<const char*, kRoles> kRoleNames{
-    "x",      "dy",         "mean", "var",          "m2",          "mean_low",
-    "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
-    "sum_dy", "sum_dy_xmu", "out"};
 constexpr std::array kFunctionNames{
     "forward",         "normalize",      "normalize_by_running", "backward",   "backward_constant",
     "moments",         "restored",       "collect_stats",        "apply_norm", "move_running",
@@ -299,8 +295,6 @@ private:
 };
 
 }  // namespace
-
-const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 
 Role role_named(const std::string& name) { return named<Role>(name, kRoleNames, "role"); }
 
