@@ -10,7 +10,8 @@ namespace bnext::bindings {
 
 template <class... Objects>
 py::object tuple_of(const Objects&... objects) {
-    auto result = py::reinterpret_steal<py::object>(PyTuple_Pack(sizeof...(objects), objects.ptr()...));
+    auto result =
+        py::reinterpret_steal<py::object>(PyTuple_Pack(sizeof...(objects), objects.ptr()...));
     if (!result) throw py::error_already_set();
     return result;
 }

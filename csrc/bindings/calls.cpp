@@ -99,8 +99,8 @@ py::object backward(Taken& taken) {
                 cpu::backward<T>(problem, dx.dy<T>(), dx.x<T>(), dx.target<T>(), saved.rows(),
                                  weight, sum_dy.data(), sum_dy_xmu.data());
             } else {
-                cpu::backward_reduce<T>(problem, dx.dy<T>(), dx.x<T>(), saved.rows(),
-                                        sum_dy.data(), sum_dy_xmu.data());
+                cpu::backward_reduce<T>(problem, dx.dy<T>(), dx.x<T>(), saved.rows(), sum_dy.data(),
+                                        sum_dy_xmu.data());
                 scale_gradient<T>(problem, dx.dy<T>(), dx.target<T>(), saved, weight);
             }
         });

@@ -57,8 +57,7 @@ void Saved::take_rows(const ArrayRef& rows) {
 namespace {
 
 struct Head {
-    PyObject_HEAD
-    PyObject* weak_references;
+    PyObject_HEAD PyObject* weak_references;
 };
 struct SavedObject {
     Head head;
@@ -195,9 +194,8 @@ PyMethodDef methods[] = {
     {"__deepcopy__", itself, METH_O, nullptr},
     {}};
 
-PyMemberDef members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(Head, weak_references),
-                          READONLY, nullptr},
-                         {}};
+PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Head, weak_references), READONLY, nullptr}, {}};
 
 // --- the type ------------------------------------------------------------------------------------
 

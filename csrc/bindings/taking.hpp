@@ -37,8 +37,9 @@ private:
     static consteval std::size_t place(std::string_view name) { return place_of(signature, name); }
     static consteval bool has(std::string_view name) { return place(name) < kSize; }
     // The first array, whose library is the call's.
-    static constexpr std::string_view kLead =
-        function == Function::backward_constant ? "dy" : has("x") ? "x" : "";
+    static constexpr std::string_view kLead = function == Function::backward_constant ? "dy"
+                                              : has("x")                              ? "x"
+                                                                                      : "";
 
     static py::object call(const Arguments<kSize>& arguments) {
         bool plain = false;

@@ -144,9 +144,9 @@ void prepare_numpy() {
     if (found != nullptr) return;
     const auto np = py::module_::import("numpy");
     const auto dtype = [&](const char* name) -> py::object { return np.attr("dtype")(name); };
-    found = new NumPy{np.attr("asarray"), np.attr("copyto"), np.attr("shares_memory"),
-                      dtype("float16"),   dtype("float32"),  dtype("float64"),
-                      dtype("int64"),     dtype("uint16"),   dtype("uint32"),
+    found = new NumPy{np.attr("asarray"), np.attr("copyto"),         np.attr("shares_memory"),
+                      dtype("float16"),   dtype("float32"),          dtype("float64"),
+                      dtype("int64"),     dtype("uint16"),           dtype("uint32"),
                       dtype("uint64"),    py::detail::npy_api::get()};
 }
 
