@@ -6,26 +6,21 @@
 
 namespace bnext::bindings {
 
-Left::Left(py::handle object, const Engine* engine, const char* data) {
-    if (engine == nullptr) {
-        saved = &take_saved(object);
-        facts = saved->facts();
-        return;
-    }
-    if (py::isinstance<Saved>(object)) {
+const DeviceSaved& take_saved_there(py::handle object, const Engine& engine, const char* data) {
+    if (is_saved(object)) {
         type_error("saved: made from an input on the CPU, got ", data, " on ",
-                   std::string(engine->where));
+                   std::string(engine.where));
     }
     if (!py::isinstance<DeviceSaved>(object)) {
         type_error("saved: expected what batch_norm_forward returned, got ",
                    intake::type_name(object));
     }
-    there = &py::cast<const DeviceSaved&>(object);
-    if (!there->where.equal(engine->where)) {
-        type_error("saved: expected an array on ", std::string(engine->where),
-                   ", like x, got one on ", std::string(there->where));
+    const auto& saved = py::cast<const DeviceSaved&>(object);
+    if (!saved.where.equal(engine.where)) {
+        type_error("saved: expected an array on ", std::string(engine.where),
+                   ", like x, got one on ", std::string(saved.where));
     }
-    facts = there->facts();
+    return saved;
 }
 
 namespace {

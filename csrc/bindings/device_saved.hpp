@@ -1,6 +1,8 @@
 // DeviceSaved: what a forward call on a GPU leaves for its backward call.
 #pragma once
 
+#include <vector>
+
 #include "bindings/gpu.hpp"
 #include "bindings/saved.hpp"
 
@@ -28,14 +30,8 @@ struct DeviceSaved {
     }
 };
 
-// What forward has left for a call: a Saved, or of an engine for a GPU a DeviceSaved.
-struct Left {
-    // `data`: what errors call the array that is given again.
-    Left(py::handle object, const Engine* engine, const char* data);
-
-    const Saved* saved = nullptr;
-    const DeviceSaved* there = nullptr;
-    FromForward facts{};
-};
+// The DeviceSaved of an object, made on the GPU of an engine. `data`: what errors call the array
+// that is given again.
+const DeviceSaved& take_saved_there(py::handle object, const Engine& engine, const char* data);
 
 }  // namespace bnext::bindings

@@ -8,13 +8,10 @@ Parameters::Parameters(const Signature& signature, std::size_t size)
     : function_(signature.function),
       doc_(concat(signature.function, "(", signature.parameters, ")\n--\n\n", signature.doc)),
       size_(size) {
-    std::string_view rest = signature.parameters;
     for (std::size_t k = 0; k < size; ++k) {
-        const std::string_view each = rest.substr(0, rest.find(", "));
-        rest.remove_prefix(std::min(rest.size(), each.size() + 2));
-        const std::string name(each.substr(0, each.find('=')));
-        if (name.size() == each.size()) required_ = k + 1;
-        names_[k] = PyUnicode_InternFromString(name.c_str());
+        const std::string_view name = bindings::name_of(signature, k);
+        if (name.data()[name.size()] != '=') required_ = k + 1;
+        names_[k] = PyUnicode_InternFromString(std::string(name).c_str());
         if (names_[k] == nullptr) throw py::error_already_set();
     }
 }
@@ -38,18 +35,22 @@ void Parameters::assign(PyObject* const* given, Py_ssize_t positional, PyObject*
                    " given)");
     }
     for (std::size_t k = 0; k < count; ++k) arguments[k] = given[k];
-    const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
-    for (Py_ssize_t k = 0; k < named; ++k) {
-        PyObject* const name = PyTuple_GET_ITEM(names, k);
-        const auto next = static_cast<std::size_t>(positional + k);  // where names are in order
-        const std::size_t index = next < size_ && names_[next] == name ? next : index_of(name);
+    const std::size_t named =
+        names == nullptr ? 0 : static_cast<std::size_t>(PyTuple_GET_SIZE(names));
+    std::size_t in_order = count;  // arguments that are where their parameters are
+    for (; in_order < std::min(count + named, size_); ++in_order) {
+        if (PyTuple_GET_ITEM(names, in_order - count) != names_[in_order]) break;
+        arguments[in_order] = given[in_order];
+    }
+    for (std::size_t k = in_order; k < count + named; ++k) {
+        const std::size_t index = index_of(PyTuple_GET_ITEM(names, k - count));
         if (arguments[index]) {
             type_error(function_, "() got multiple values for argument '",
                        std::string(py::str(names_[index])), "'");
         }
-        arguments[index] = given[positional + k];
+        arguments[index] = given[k];
     }
-    for (std::size_t k = 0; k < required_; ++k) {
+    for (std::size_t k = in_order; k < required_; ++k) {
         if (!arguments[k]) {
             type_error(function_, "() missing required argument: '",
                        std::string(py::str(names_[k])), "'");

@@ -110,11 +110,6 @@ private:
     bool launched(cuda::Operation operation, std::span<const Operand> inputs,
                   const Operand* target);
     void* stream();
-    // The result, once the library knows which of its arrays have been written.
-    py::object counted(py::object result) {
-        call_.count_writes();
-        return result;
-    }
     void copy_into(const py::object& target, const py::object& source) {
         engine_.library->object.attr("copy_into")(target, source);
     }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "bindings/bodies.hpp"
-#include "bindings/device_saved.hpp"
 #include "intake/numpy.hpp"
 
 namespace bnext::bindings::there {
@@ -24,6 +23,13 @@ inline py::object on_host(std::span<const double> values, Index channels) {
     return array;
 }
 
+// A layer's count of batches that is on the host.
+inline void count_batch(const Intake& call) {
+    if (!call.call.has(Role::num_batches_tracked)) return;
+    const ArrayRef& counter = call[Role::num_batches_tracked];
+    if (counter.place == Place::cpu) ++*counter.as<std::int64_t>();
+}
+
 // f(T, problem) of an input with these channels and no values, on the CPU: so that a GPU's
 // statistics follow from the same code as the CPU's.
 template <class F>
@@ -35,26 +41,28 @@ void of_nothing(const Saved& saved, F&& f) {
     });
 }
 
-inline DeviceSaved saved_of(Intake& call, const Engine& engine, const py::object& rows, Index count,
+inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index count,
                             bool of_batch) {
+    const Call& call = taken.call.call;
     const ArrayRef& x = call[Role::x];
     DeviceSaved saved;
     saved.rows = rows;
-    saved.where = engine.where;
-    saved.dtype_object = call.array(Role::x).attr(engine.dtype_name);
+    saved.where = taken.engine->where;
+    saved.dtype_object = taken.call.array(Role::x).attr(taken.engine->dtype_name);
     saved.dtype = x.dtype();
-    saved.channel_axis = call.call.axis();
-    saved.eps = call.call.eps;
+    saved.channel_axis = call.axis();
+    saved.eps = call.eps;
     saved.count = count;
     saved.batch_statistics = of_batch;
     saved.shape.assign(x.shape().begin(), x.shape().end());
     return saved;
 }
 
-// y and DeviceSaved; without `keeps`, of which no backward pass follows, the kernel has its
-// statistics in memory that no caller sees.
-inline py::object forward(Intake& call, const Engine& engine, bool bessel, bool keeps) {
-    Launch launch(call, engine);
+// y and DeviceSaved; where no backward pass follows, the kernel has its statistics in memory that no
+// caller sees.
+inline py::object forward(Taken& taken) {
+    Intake& call = taken.call;
+    Launch launch(taken.call, *taken.engine);
     Made rows;
     if (launch.empty()) {
         Saved nothing(call.call);
@@ -63,7 +71,7 @@ inline py::object forward(Intake& call, const Engine& engine, bool bessel, bool 
             cpu::forward<T>(problem, {}, {}, {}, nothing.eps, nothing.rows());
         });
         rows = launch.of_host(on_host(nothing.all(), nothing.channels()));
-    } else if (keeps) {
+    } else if (taken.keeps) {
         rows = launch.rows(kRows);
     } else {
         rows.data = launch.scratch(kRows * launch.channels() * Index{sizeof(double)});
@@ -74,38 +82,48 @@ inline py::object forward(Intake& call, const Engine& engine, bool bessel, bool 
         launch.at.running_mean = call[Role::running_mean].data;
         launch.at.running_var = call[Role::running_var].data;
         launch.scalars.momentum = call.call.momentum;
-        launch.scalars.correction = bessel ? 1 : 0;
+        launch.scalars.correction = taken.bessel ? 1 : 0;
     }
     const bool counts = call.call.has(Role::num_batches_tracked);
-    const bool counts_there = counts && call[Role::num_batches_tracked].place == Place::cuda;
-    if (counts_there) {
+    if (counts && call[Role::num_batches_tracked].place == Place::cuda) {
         launch.at.num_batches_tracked = call[Role::num_batches_tracked].as<std::int64_t>();
     }
     const py::object y = launch.run(Operation::forward);
-    if (!counts_there) count_batch(call);
-    if (!keeps) return pair_of(y, py::none());
-    return pair_of(y, py::cast(saved_of(call, engine, rows.array, launch.count(), true)));
+    count_batch(call);
+    if (!taken.keeps) return tuple_of(y, py::none());
+    return tuple_of(y, py::cast(saved_of(taken, rows.array, launch.count(), true)));
 }
 
-// y by given statistics; with `keeps`, and what backward needs.
-inline py::object normalize(Intake& call, const Engine& engine, Role mean, Role var, bool keeps) {
-    Launch launch(call, engine);
+// y by statistics that are given; and where they are kept, what backward needs.
+inline py::object normalized(Taken& taken, Role mean, Role var, bool keeps) {
+    Launch launch(taken.call, *taken.engine);
     launch.given_statistics(mean, var);
     take_affine(launch);
     const Made rows = keeps ? launch.rows(kRows) : Made{};
     launch.at.statistics = rows.as<double>();
     const py::object y = launch.run(Operation::normalize);
-    if (!keeps) return pair_of(y, py::none());
-    return pair_of(y, py::cast(saved_of(call, engine, rows.array, 0, false)));
+    if (!keeps) return y;
+    return tuple_of(y, py::cast(saved_of(taken, rows.array, 0, false)));
 }
 
-inline py::object backward(Intake& call, const Engine& engine, const DeviceSaved& saved) {
-    Launch launch(call, engine);
-    const Index channels = launch.channels();
+inline py::object normalize(Taken& taken) {
+    return tuple_of(normalized(taken, Role::mean, Role::var, false), py::none());
+}
+inline py::object normalize_by_running(Taken& taken) {
+    return normalized(taken, Role::running_mean, Role::running_var, true);
+}
+inline py::object evaluate(Taken& taken) {
+    return normalized(taken, Role::running_mean, Role::running_var, false);
+}
+
+inline py::object backward(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
+    const DeviceSaved& saved = *taken.saved_there;
     const auto gradient = [&] {
         if (!launch.empty()) return launch.gradient();
         const DType dtype = param_dtype(saved.dtype);
-        return Made{engine.zeros(channels, dtype, call.array(Role::x)), nullptr};
+        const py::object like = taken.call.array(Role::x);
+        return Made{taken.engine->zeros(launch.channels(), dtype, like), nullptr};
     };
     const Made dweight = gradient(), dbias = gradient();
     launch.at.dweight = dweight.data;
@@ -115,14 +133,16 @@ inline py::object backward(Intake& call, const Engine& engine, const DeviceSaved
     launch.scalars.eps = saved.eps;
     const py::object dx =
         launch.run(saved.batch_statistics ? Operation::backward : Operation::backward_fixed);
-    return py::make_tuple(dx, dweight.array, dbias.array);
+    return tuple_of(dx, dweight.array, dbias.array);
 }
 
 // dx where the statistics are constants: dy is normalized about 0.
-inline py::object backward_constant(Intake& call, const Engine& engine, const DeviceSaved& saved) {
-    Launch launch(call, engine);
+inline py::object backward_constant(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
+    const DeviceSaved& saved = *taken.saved_there;
     const Index channels = launch.channels();
-    const py::object zero = engine.zeros(channels, DType::float64, call.array(Role::dy));
+    const py::object zero =
+        taken.engine->zeros(channels, DType::float64, taken.call.array(Role::dy));
     launch.at.mean = launch.taken(zero).data;
     launch.at.var = StatisticsIn(launch.taken(saved.rows).as<double>(), channels).var();
     launch.at.weight = launch.vector(Role::weight);
@@ -131,14 +151,18 @@ inline py::object backward_constant(Intake& call, const Engine& engine, const De
     return launch.run(Operation::normalize);
 }
 
-// --- the phases by themselves
-// ----------------------------------------------------------------------
+inline py::object restored(Taken& taken) {
+    const Index count = Launch(taken.call, *taken.engine).count();
+    return py::cast(saved_of(taken, taken.call.array(Role::rows), count, true));
+}
+
+// --- the phases by themselves --------------------------------------------------------------------
 
 // The rows of statistics of x, of which a kernel collects mean, mean_low and m2.
 inline py::object collected(Launch& launch) {
     if (launch.empty()) {
-        const cpu::PoolArray<double> zeros(static_cast<std::size_t>(kRows * launch.channels()),
-                                           0.0);
+        const auto size = static_cast<std::size_t>(kRows * launch.channels());
+        const cpu::PoolArray<double> zeros(size, 0.0);
         return launch.of_host(on_host(zeros, launch.channels())).array;
     }
     const Made rows = launch.rows(kRows);
@@ -148,76 +172,94 @@ inline py::object collected(Launch& launch) {
     return rows.array;
 }
 
-inline py::object moments(Intake& call, const Engine& engine) {
-    Launch launch(call, engine);
+inline py::object moments(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
     const py::object rows = collected(launch);
     return py::make_tuple(launch.count(), row_of(rows, Row::mean), row_of(rows, Row::m2));
 }
 
-inline py::object collect_stats(Intake& call, const Engine& engine) {
-    Launch launch(call, engine);
-    const py::object rows = engine.library->object.attr("to_numpy")(collected(launch));
+inline py::object collect_stats(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
+    const py::object rows = taken.engine->library->object.attr("to_numpy")(collected(launch));
     return py::make_tuple(launch.count(), row_of(rows, Row::mean), row_of(rows, Row::mean_low),
-                          row_of(rows, Row::m2), name_of(call[Role::x].dtype()));
+                          row_of(rows, Row::m2), name_of(taken.call[Role::x].dtype()));
 }
 
 // y and DeviceSaved, from what a group has merged.
-inline py::object apply_norm(Intake& call, const Engine& engine, Saved merged) {
+inline py::object apply_norm(Taken& taken) {
+    Saved merged = merged_of(taken);
     of_nothing(merged, [&](auto type, const Problem& problem) {
         using T = decltype(type);
         cpu::apply_norm<T>(problem, {}, {}, merged.rows(), merged.eps, {});
     });
-    Launch launch(call, engine);
+    Launch launch(taken.call, *taken.engine);
     const Made rows = launch.of_host(on_host(merged.all(), merged.channels()));
     launch.at.statistics = rows.as<double>();
     take_affine(launch);
     const py::object y = launch.run(Operation::normalize);
-    DeviceSaved saved = saved_of(call, engine, rows.array, merged.count, true);
-    saved.of_group = py::cast(std::move(merged));
-    return pair_of(y, py::cast(std::move(saved)));
+    DeviceSaved saved = saved_of(taken, rows.array, merged.count, true);
+    saved.of_group = object_of(std::move(merged));
+    return tuple_of(y, py::cast(std::move(saved)));
 }
 
-inline void move_running(const Intake& call, const Engine& engine, const DeviceSaved& saved,
-                         py::handle mean, py::handle var, bool bessel) {
-    if (!call.call.has(Role::running_mean) || saved.count < 2) return;
-    const py::object blend = engine.library->object.attr("blend");
-    const double momentum = call.call.momentum;
-    blend(mean, momentum, row_of(saved.rows, Row::mean), 1);
-    blend(var, momentum, row_of(saved.rows, Row::m2), saved.count - (bessel ? 1 : 0));
+// By operations of the library, on the device.
+inline py::object move_running(Taken& taken) {
+    const Intake& call = taken.call;
+    const DeviceSaved& saved = *taken.saved_there;
+    if (call.call.has(Role::running_mean) && saved.count >= 2) {
+        const py::object blend = taken.engine->library->object.attr("blend");
+        const double momentum = call.call.momentum;
+        blend(call.array(Role::running_mean), momentum, row_of(saved.rows, Row::mean), 1);
+        blend(call.array(Role::running_var), momentum, row_of(saved.rows, Row::m2),
+              saved.count - (taken.bessel ? 1 : 0));
+    }
+    count_batch(call);
+    return py::none();
 }
 
-inline py::object backward_reduce(Intake& call, const Engine& engine, const DeviceSaved& saved) {
-    Launch launch(call, engine);
+inline py::object backward_reduce(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
+    const DeviceSaved& saved = *taken.saved_there;
     if (launch.empty()) {
         const cpu::PoolArray<double> zeros(static_cast<std::size_t>(launch.channels()), 0.0);
         const Results numpy;
-        return pair_of(numpy.vector<double>(zeros), numpy.vector<double>(zeros));
+        return tuple_of(numpy.vector<double>(zeros), numpy.vector<double>(zeros));
     }
     const Made sums = launch.rows(2);
     launch.at.sums = sums.as<double>();
     launch.at.statistics = launch.taken(saved.rows).as<double>();
     launch.scalars.eps = saved.eps;
     launch.run(Operation::backward_reduce);
-    const py::object host = engine.library->object.attr("to_numpy")(sums.array);
-    return pair_of(host[py::int_(0)], host[py::int_(1)]);
+    const py::object host = taken.engine->library->object.attr("to_numpy")(sums.array);
+    return tuple_of(py::object(host[py::int_(0)]), py::object(host[py::int_(1)]));
 }
 
-inline py::object backward_apply(Intake& call, const Engine& engine, const DeviceSaved& saved,
-                                 std::span<const double> sum_dy, std::span<const double> sum_dy_xmu,
-                                 double count) {
-    Launch launch(call, engine);
-    Made sums;
+inline py::object backward_apply(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
+    const DeviceSaved& saved = *taken.saved_there;
+    const double count = intake::take_real(taken.count, "count");
+    Made on_device;
     if (!launch.empty()) {
-        std::vector<double> both(sum_dy.begin(), sum_dy.end());
-        both.insert(both.end(), sum_dy_xmu.begin(), sum_dy_xmu.end());
-        sums = launch.of_host(on_host(both, launch.channels()));
+        const Sums sums(taken.call);
+        std::vector<double> both(sums.dy.data(), sums.dy.data() + sums.dy.size());
+        both.insert(both.end(), sums.dy_xmu.data(), sums.dy_xmu.data() + sums.dy_xmu.size());
+        on_device = launch.of_host(on_host(both, launch.channels()));
     }
-    launch.at.sums = sums.as<double>();
+    launch.at.sums = on_device.as<double>();
     launch.at.statistics = launch.taken(saved.rows).as<double>();
     launch.at.weight = launch.vector(Role::weight);
     launch.scalars.eps = saved.eps;
     launch.scalars.count = count;
     return launch.run(Operation::backward_apply);
+}
+
+// On the host, by the statistics that the group has merged.
+inline py::object parameter_gradients(Taken& taken) {
+    const DeviceSaved& saved = *taken.saved_there;
+    const py::object on_host = gradients_of(taken, take_saved(saved.of_group), Results());
+    const py::object from_numpy = taken.engine->library->object.attr("from_numpy");
+    return tuple_of(from_numpy(py::object(on_host[py::int_(0)]), saved.rows),
+                    from_numpy(py::object(on_host[py::int_(1)]), saved.rows));
 }
 
 }  // namespace bnext::bindings::there

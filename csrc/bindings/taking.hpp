@@ -1,57 +1,128 @@
-// How calls take in what many of them are given: x, parameters, running statistics, flags.
+// How calls take their arguments in: by the names of their parameters, in whatever order they have.
 #pragma once
 
-#include "bindings/bodies.hpp"
+#include "bindings/device_saved.hpp"
 #include "bindings/fastcall.hpp"
+#include "bindings/operands.hpp"
+#include "bindings/saved.hpp"
 
 namespace bnext::bindings {
 
-inline bool flag_of(py::handle object, bool otherwise) {
-    if (!object) return otherwise;
+// A call that was taken in and checked, and the arguments that are its function's own.
+struct Taken {
+    Taken(Function function, bool plain, const Engine* on)
+        : call(function, plain, on), engine(on) {}
+
+    Intake call;
+    const Engine* engine;  // of a call on a GPU
+    const Saved* saved = nullptr;
+    const DeviceSaved* saved_there = nullptr;  // of a call on a GPU
+    FromForward facts{};
+    bool bessel = true, keeps = true;
+    py::handle x, weight, like, count;
+};
+
+inline bool flag_of(py::handle object) {
     if (object.ptr() == Py_True) return true;
     const int truth = PyObject_IsTrue(object.ptr());
     if (truth < 0) throw py::error_already_set();
     return truth != 0;
 }
 
-inline py::handle or_none(py::handle object) { return object ? object : py::handle(Py_None); }
+// A function of the module: takes its arguments in, checks the call, and hands it to `body`, or on a
+// GPU to `there`. Nothing is written, and no state changes, before the check is through.
+template <Function function, const Signature& signature, py::object (*body)(Taken& taken),
+          py::object (*there)(Taken& taken) = nullptr>
+class Operation {
+public:
+    // To the module; or to an engine for a GPU, which has it if there is a body `there`.
+    static void add_to(const py::object& m, py::handle engine) {
+        if (!engine || there != nullptr) Fast<kSize, signature, &call>::add_to(m, engine);
+    }
 
-inline void take_running(Intake& call, py::handle mean, py::handle var, py::handle momentum,
-                         py::handle counter) {
-    call.write(Role::running_mean, mean);
-    call.write(Role::running_var, var);
-    call.momentum(momentum);
-    call.count(counter);
-}
+private:
+    static constexpr std::size_t kSize = size_of(signature);
+    static consteval std::size_t place(std::string_view name) { return place_of(signature, name); }
+    static consteval bool has(std::string_view name) { return place(name) < kSize; }
+    // The first array, whose library is the call's.
+    static constexpr std::string_view kLead = function == Function::backward_constant ? "dy"
+                                              : has("x")                              ? "x"
+                                                                                      : "";
 
-// What every normalization takes.
-inline void take_x(Intake& call, py::handle x, py::handle eps, py::handle channel_axis) {
-    call.lead(Role::x, x);
-    call.axis(channel_axis);
-    call.eps(eps);
-}
+    static py::object call(py::handle self, const Arguments<kSize>& arguments) {
+        bool plain = false;
+        if constexpr (has("plain")) {
+            plain = arguments[place("plain")] && flag_of(arguments[place("plain")]);
+        }
+        Taken taken(function, plain, engine_of(self));
+        if constexpr (has("saved")) {
+            const py::handle saved = arguments[place("saved")];
+            if (taken.engine == nullptr) {
+                taken.saved = &take_saved(saved);
+                taken.facts = taken.saved->facts();
+            } else {
+                const char* data = kLead == "dy" ? "dy" : "x";
+                taken.saved_there = &take_saved_there(saved, *taken.engine, data);
+                taken.facts = taken.saved_there->facts();
+            }
+            taken.call.call.from_forward = &taken.facts;
+        }
+        if constexpr (has(kLead)) {
+            taken.x = arguments[place(kLead)];
+            constexpr Role role = role_of(kLead);
+            taken.call.lead(role, taken.x);
+        }
+        [&]<std::size_t... k>(std::index_sequence<k...>) {
+            (take<k>(taken, arguments[k]), ...);
+        }(std::make_index_sequence<kSize>());
+        check(taken.call.call);
+        py::object result = taken.engine == nullptr ? body(taken) : there(taken);
+        taken.call.count_writes();
+        return result;
+    }
 
-inline void take_affine(Intake& call, py::handle weight, py::handle bias) {
-    call.read(Role::weight, weight);
-    call.read(Role::bias, bias);
-}
+    template <std::size_t k>
+    static void take(Taken& taken, py::handle object) {
+        constexpr std::string_view name = name_of(signature, k);
+        Intake& call = taken.call;
+        if (!object) return;
+        if constexpr (name == "eps") {
+            call.eps(object);
+        } else if constexpr (name == "channel_axis") {
+            call.axis(object);
+        } else if constexpr (name == "momentum") {
+            call.momentum(object);
+        } else if constexpr (name == "num_batches_tracked") {
+            call.count(object);
+        } else if constexpr (name == "bessel") {
+            taken.bessel = flag_of(object);
+        } else if constexpr (name == "keeps") {
+            taken.keeps = flag_of(object);
+        } else if constexpr (name == "like") {
+            taken.like = object;
+        } else if constexpr (name == "count") {
+            taken.count = object;
+        } else if constexpr (name != "saved" && name != "plain" && name != kLead) {
+            take_array<role_of(name)>(taken, object);
+        }
+    }
 
-// What every backward pass takes, by what forward has saved.
-inline void take_backward(Intake& call, py::handle dy, py::handle x, py::handle weight,
-                          py::handle out) {
-    call.lead(Role::x, x);
-    call.read(Role::dy, dy);
-    call.read(Role::weight, or_none(weight));
-    call.write(Role::out, or_none(out));
-}
-
-// y from statistics in `saved`, for any dtype.
-inline py::object apply_norm_of(Intake& call, const Results& results, Saved& saved) {
-    py::object y = with_dtype(call[Role::x].dtype(), [&](auto type) {
-        return apply_norm_body<decltype(type)>(call, results, saved);
-    });
-    call.count_writes();
-    return y;
-}
+    template <Role role>
+    static void take_array(Taken& taken, py::handle object) {
+        constexpr bool is_running = role == Role::running_mean || role == Role::running_var;
+        constexpr bool is_sum = role == Role::sum_dy || role == Role::sum_dy_xmu;
+        constexpr bool is_merged = has("m2") && role != Role::weight && role != Role::bias;
+        if (role == Role::weight) taken.weight = object;
+        if constexpr (role == Role::out || (is_running && has("momentum"))) {
+            // Without a first array, the call's library is that of one of these.
+            if (!has(kLead) && taken.call.library() == nullptr) taken.call.belongs_to(object);
+            taken.call.write(role, object);
+        } else if constexpr (is_sum || is_merged) {
+            taken.call.read_numpy(role, object);
+        } else if constexpr (function != Function::parameter_gradients) {
+            taken.call.read(role, object);
+        }
+    }
+};
 
 }  // namespace bnext::bindings

@@ -9,10 +9,6 @@
 namespace bnext {
 namespace {
 
-constexpr std::array<const char*, kRoles> kRoleNames{
-    "x",      "dy",         "mean", "var",          "m2",          "mean_low",
-    "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
-    "sum_dy", "sum_dy_xmu", "out"};
 
 // For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
 std::string remedy_of(const ArrayRef& vector, std::span<const Index> x) {
@@ -288,7 +284,6 @@ private:
 
 }  // namespace
 
-const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 
 void check(const Call& call) { Checker(call).run(); }
 

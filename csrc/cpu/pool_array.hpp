@@ -24,7 +24,7 @@ public:
     ~PoolArray() {
         if (pooled(size_ * sizeof(T))) {
             pool_release(data_);
-        } else {
+        } else if (data_ != nullptr) {
             ::operator delete(data_);
         }
     }

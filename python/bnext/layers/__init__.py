@@ -1,8 +1,8 @@
 """Layers: parameters, running statistics and modes over the two passes of `bnext.spine`.
 
-normalization   parameters, the latest call, both passes
+normalization   modes and both passes
 checks          rank, dtype, channels and place of the input
-state           state dicts, copies, pickles, moves to another device
+state           parameters and running statistics: state dicts, copies, moves to another device
 batch           the batch-normalization layers
 """
 

@@ -6,25 +6,23 @@ rules and messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
+from numpy import ndarray
 
 from bnext import _core, spine
 from bnext.arguments import index_of
-from bnext.array_types import AnyArray, Array, ArrayT, Parameter
-from bnext.estimators import Cumulative, Estimator, Exponential
+from bnext.array_types import Array, ArrayT
+from bnext.estimators import Cumulative, Exponential
 from bnext.groups.group import ALONE, Group, announcing, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.groups.visits import VISITS, Latest
 from bnext.inference.folding import Affine, affine_of
-from bnext.layers import state
 from bnext.layers.checks import check_places, taken
-from bnext.layers.state import IncompatibleKeys, StateDict
-from bnext.running import Running
+from bnext.layers.state import Layer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,20 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Normalization"]
 
 
-class OfRunning:
-    """An attribute of a layer that its `Running` has, under another name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, layer: Any, kind: type) -> Any:
-        return self if layer is None else getattr(layer.running, self._name)
-
-    def __set__(self, layer: Any, value: Any) -> None:
-        setattr(layer.running, self._name, value)
-
-
-class Normalization:
+class Normalization(Layer):
     """A layer with parameters for each channel, and statistics of its own or of the batch.
 
     Parameters
@@ -60,13 +45,7 @@ class Normalization:
 
     ranks: ClassVar[tuple[int, ...]] = ()  # of input that is taken; empty: any
 
-    running: Running
     track_running_stats: bool
-
-    running_mean: Parameter = OfRunning("mean")
-    running_var: Parameter = OfRunning("var")
-    num_batches_tracked: npt.NDArray[np.int64] | None = OfRunning("counter")  # type: ignore[assignment]
-    estimator: Estimator = OfRunning("estimator")  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -79,34 +58,17 @@ class Normalization:
         group: Group | None,
         parameter_gradients: str,
     ) -> None:
-        self.num_features = index_of(num_features, "num_features")
-        if self.num_features < 0:
-            raise ValueError(f"num_features: expected an integer >= 0, got {num_features}")
+        super().__init__(num_features, affine, dtype)
         self.channel_axis = index_of(channel_axis, "channel_axis")
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"dtype: expected dtype float32 or float64, got {self.dtype}")
         _core.check_eps(eps=eps)
         check_group(group)
         self.group = group
         self.parameter_gradients = spine.check_parameter_gradients(parameter_gradients)
         self.eps = eps
-        self.affine = bool(affine)
         self.training = True
         self.use_running_stats: bool | None = None
         self.update_running_stats: bool | None = None
         self.train_affine = True
-
-        self.weight: Parameter = None
-        self.bias: Parameter = None
-        self.weight_grad: Parameter = None
-        self.bias_grad: Parameter = None
-        if self.affine:
-            self.weight = np.ones(self.num_features, self.dtype)
-            self.bias = np.zeros(self.num_features, self.dtype)
-        # The input of the latest forward call and what it saved, until backward consumes them; in a
-        # group, of each member by its rank.
-        self._latest: Latest = {}
 
     # --- the two passes ---------------------------------------------------------------------------
 
@@ -163,7 +125,7 @@ class Normalization:
             with part:
                 x, engine = taken(self, x)
         running = self.running
-        explain = None if type(x) is np.ndarray else partial(check_places, self)
+        explain = None if type(x) is ndarray else partial(check_places, self)
         y, saved = spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, engine, explain,
@@ -349,96 +311,6 @@ class Normalization:
     def decay(self, value: float) -> None:
         self.estimator = self.estimator.with_decay(value)
 
-    # --- state ------------------------------------------------------------------------------------
-
-    def state_dict(self) -> StateDict:
-        """Parameters and running statistics by name.
-
-        Returns
-        -------
-        StateDict
-            Copies of `weight`, `bias`, `running_mean`, `running_var` (shape (C,), the layer's
-            dtype) and `num_batches_tracked` (shape (), int64), as far as the layer has them; each
-            where the layer's own is.
-        """
-        return state.state_of(self)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True
-    ) -> IncompatibleKeys:
-        """Copy parameters and running statistics into the layer's own arrays.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array
-            From `state_dict`, or from a PyTorch layer, of any library and on any device. Values are
-            converted to the layer's dtype, as PyTorch does; the counter may be of any dtype, if it
-            is a whole number that int64 holds. A checkpoint from before the counter existed keeps
-            the current one.
-        strict : bool
-            Whether missing and unexpected names are errors.
-
-        Returns
-        -------
-        IncompatibleKeys
-            With `missing_keys` and `unexpected_keys`.
-
-        Raises
-        ------
-        RuntimeError
-            A value has another shape, a mask, or cannot become the layer's dtype; an array of the
-            layer cannot be written; with `strict` also a missing or unexpected name. Nothing was
-            changed then.
-        TypeError
-            `state_dict` is not a mapping.
-        """
-        return state.load(self, state_dict, strict)
-
-    def reset_running_stats(self) -> None:
-        """Set the running mean to 0, the running variance to 1 and the counter to 0.
-
-        Raises
-        ------
-        ValueError, TypeError
-            One of them cannot be written; then none has changed.
-        """
-        state.fill(self, running_mean=0, running_var=1, num_batches_tracked=0)
-
-    def reset_parameters(self) -> None:
-        """Reset the running statistics; set `weight` to 1 and `bias` to 0.
-
-        Raises
-        ------
-        ValueError, TypeError
-            An array cannot be written; then none has changed.
-        """
-        state.fill(self, running_mean=0, running_var=1, num_batches_tracked=0, weight=1, bias=0)
-
-    def to(self, like: AnyArray) -> Self:
-        """Move parameters, their gradients and the running statistics to where an array is.
-
-        Parameters
-        ----------
-        like : array
-            Of the library and on the device that the layer's arrays are to have; a NumPy array
-            brings them back. The counter of batches stays on the CPU.
-
-        Returns
-        -------
-        BatchNorm
-            The layer. A forward call before is forgotten, as if `backward` had consumed it.
-
-        Raises
-        ------
-        TypeError
-            `like` is no array, or of a library whose arrays cannot be written: on the CPU, NumPy
-            arrays serve that library as well.
-        RuntimeError
-            `like` is on a device on which bnext cannot compute.
-        """
-        state.move(self, like)
-        return self
-
     def as_affine(self) -> Affine:
         """Give what the layer is in inference: ``scale * x + shift`` for each channel.
 
@@ -454,28 +326,6 @@ class Normalization:
             The layer has no running statistics.
         """
         return affine_of(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Give all attributes but the latest call, which copies and pickles do not have."""
-        return state.flattened(self)
-
-    def __setstate__(self, attributes: dict[str, Any]) -> None:
-        """Set the attributes; arrays that cannot be written are copied.
-
-        Pickles have such arrays where buffers lie elsewhere: memory maps of joblib, shared memory.
-        """
-        read_only = {
-            name: np.array(value)
-            for name, value in attributes.items()
-            if isinstance(value, np.ndarray) and not value.flags.writeable
-        }
-        state.restore(self, attributes | read_only)
-
-    def __copy__(self) -> Self:
-        """Make a layer with the same arrays and no latest call."""
-        other = type(self).__new__(type(self))
-        state.restore(other, state.flattened(self))
-        return other
 
     def __repr__(self) -> str:
         """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""
