@@ -58,8 +58,8 @@ inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index co
     return saved;
 }
 
-// y and DeviceSaved; where no backward pass follows, the kernel has its statistics in memory that no
-// caller sees.
+// y and DeviceSaved; where no backward pass follows, the kernel has its statistics in memory that
+// no caller sees.
 inline py::object forward(Taken& taken) {
     Intake& call = taken.call;
     Launch launch(taken.call, *taken.engine);

@@ -29,8 +29,8 @@ inline bool flag_of(py::handle object) {
     return truth != 0;
 }
 
-// A function of the module: takes its arguments in, checks the call, and hands it to `body`, or on a
-// GPU to `there`. Nothing is written, and no state changes, before the check is through.
+// A function of the module: takes its arguments in, checks the call, and hands it to `body`, or on
+// a GPU to `there`. Nothing is written, and no state changes, before the check is through.
 template <Function function, const Signature& signature, py::object (*body)(Taken& taken),
           py::object (*there)(Taken& taken) = nullptr>
 class Operation {

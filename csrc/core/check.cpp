@@ -9,7 +9,6 @@
 namespace bnext {
 namespace {
 
-
 // For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
 std::string remedy_of(const ArrayRef& vector, std::span<const Index> x) {
     if (vector.rank != 1 || x.empty()) return {};
@@ -283,7 +282,6 @@ private:
 };
 
 }  // namespace
-
 
 void check(const Call& call) { Checker(call).run(); }
 
