@@ -99,6 +99,10 @@ def find_libraries_by(function: Callable[[Any], Any]) -> None: ...
 
 class GroupFailure(RuntimeError): ...  # noqa: N818
 
+def difference(
+    got: tuple[int, int, str, int, str, int], expected: tuple[int, int, str, int, str, int]
+) -> str: ...
+
 @final
 class ThreadGroup:
     def __init__(self, size: int, timeout: float) -> None: ...
@@ -116,11 +120,7 @@ class ThreadGroup:
         self,
         rank: int,
         ticket: int,
-        layer: int,
-        step: int,
-        backward: bool,
-        dtype: str,
-        owner: int,
+        header: tuple[int, int, str, int, str, int],
         count: int,
         first: _Float64,
         second: _Float64,

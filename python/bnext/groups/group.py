@@ -7,7 +7,6 @@ import importlib
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged
@@ -18,8 +17,8 @@ __all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module
 class Group(abc.ABC):
     """Members that each hold a shard of one batch.
 
-    Subclasses say how rows of numbers get from member to member. All members call the same layers
-    in the same order; each call is one exchange.
+    All members call the same layers in the same order; each call is one exchange in the forward
+    pass and one in the backward pass. Subclasses say how rows of numbers get from member to member.
     """
 
     # Whether `recalled` may know what an exchange gives before anything is brought to it.
@@ -100,7 +99,6 @@ class Group(abc.ABC):
                 action()
                 self._done[changed] = generation
 
-    @abc.abstractmethod
     def merge_moments(
         self,
         header: Header,
@@ -132,8 +130,8 @@ class Group(abc.ABC):
         GroupError
             A member is missing, has failed, or brought another header.
         """
+        return self._exchange(header, count, mean, m2, mean_low)
 
-    @abc.abstractmethod
     def merge_sums(
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
     ) -> Merged:
@@ -158,6 +156,18 @@ class Group(abc.ABC):
         GroupError
             A member is missing, has failed, or brought another header.
         """
+        return self._exchange(header, count, sum_dy, sum_dy_xmu, None)
+
+    def _exchange(
+        self,
+        header: Header,
+        count: int,
+        first: Float64Array,
+        second: Float64Array,
+        mean_low: Float64Array | None,
+    ) -> Merged:
+        """Merge the rows of all members, by the direction in the header: both methods above."""
+        raise NotImplementedError
 
     def recalled(self, header: Header) -> Merged | None:
         """Give what a forward exchange gives, if that is known already; then it counts as made.
@@ -272,12 +282,7 @@ class announcing:  # noqa: N801 - read as `with announcing(group):`
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None and not isinstance(error, GroupError):
             self.group.fail(error_text(error))
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, TypeVar
 
 from bnext import _core
-from bnext.groups.exchange import CLOSED, Calls, Float64Array, GroupError, Header, Merged
+from bnext.groups.exchange import (
+    CLOSED,
+    Calls,
+    Float64Array,
+    GroupError,
+    Header,
+    Merged,
+    error_of,
+)
 from bnext.groups.group import Group, error_text
 
 __all__ = ["ThreadGroup"]
@@ -119,12 +125,7 @@ class ThreadGroup(Group):
         self.check_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _release(self) -> None:
@@ -182,8 +183,7 @@ class ThreadGroup(Group):
         if len(shards) != self.size:
             raise ValueError(f"shards: expected {self.size}, one a member, got {len(shards)}")
         results: dict[int, Result] = {}
-        errors: list[tuple[int, BaseException]] = []
-        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        errors: list[tuple[int, BaseException]] = []  # the first that came is the first here
 
         def work(rank: int) -> None:
             try:
@@ -196,21 +196,19 @@ class ThreadGroup(Group):
             except BaseException as error:
                 if all(error is not known for _, known in errors):
                     errors.append((rank, error))
-            finally:
-                ended.put(rank)
 
-        threads: dict[int, threading.Thread] = {}  # that have not ended
+        threads: list[threading.Thread] = []
         try:
             for rank in range(self.size):
                 thread = threading.Thread(
                     target=work, args=(rank,), name=f"bnext-member-{rank}", daemon=True
                 )
                 thread.start()
-                threads[rank] = thread
-            self._wait_for(threads, ended, errors)
+                threads.append(thread)
+            self._wait_for(threads, errors)
         except BaseException as error:
             self._barrier.fail(-1, 0, f"run {error_text(error)}")
-            self._wait_for(threads, ended, errors, seconds=1.0)
+            self._wait_for(threads, errors, seconds=1.0)
             raise
         if errors:
             rank, first = errors[0]
@@ -225,24 +223,20 @@ class ThreadGroup(Group):
 
     def _wait_for(
         self,
-        threads: dict[int, threading.Thread],
-        ended: queue.SimpleQueue[int],
+        threads: list[threading.Thread],
         errors: list[tuple[int, BaseException]],
         seconds: float | None = None,
     ) -> None:
         """Wait until all threads have ended, for `seconds`, or the time-out after an error."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        while threads:
-            if deadline is None and errors:
-                deadline = time.monotonic() + self.timeout
-            left = POLL if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                return
-            try:
-                rank = ended.get(timeout=min(left, POLL))
-            except queue.Empty:
-                continue
-            threads.pop(rank).join()
+        for thread in threads:
+            while thread.is_alive():
+                if deadline is None and errors:
+                    deadline = time.monotonic() + self.timeout
+                left = POLL if deadline is None else min(deadline - time.monotonic(), POLL)
+                if left <= 0:
+                    return
+                thread.join(left)
 
     def reset(self) -> None:
         """Make a broken group work again.
@@ -283,48 +277,24 @@ class ThreadGroup(Group):
             with self.lock:
                 known = self._numbers.setdefault(layer, number)
             if known != number:
-                reason = f"rank {rank} calls layer {known} where it is to call layer {number}"
                 self.fail(f"calls layer {known} where layer {number} is next")
-                raise GroupError(
-                    f"layer {number}, step {step}, forward: {reason}",
-                    layer=number, step=step, rank=rank, reason=reason,
-                )  # fmt: skip
+                reason = f"rank {rank} calls layer {known} where it is to call layer {number}"
+                raise error_of(Header(number, step, "forward", 0, ""), reason, rank)
         return number, step
-
-    def merge_moments(
-        self,
-        header: Header,
-        count: int,
-        mean: Float64Array,
-        m2: Float64Array,
-        mean_low: Float64Array | None = None,
-    ) -> Merged:
-        """Merge Moments of the whole batch; see `Group`."""
-        return self._exchange(header, False, count, mean, m2, mean_low)
-
-    def merge_sums(
-        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
-    ) -> Merged:
-        """Add up sums over the whole batch; see `Group`."""
-        return self._exchange(header, True, count, sum_dy, sum_dy_xmu)
 
     def _exchange(
         self,
         header: Header,
-        backward: bool,
         count: int,
         first: Float64Array,
         second: Float64Array,
-        mean_low: Float64Array | None = None,
+        mean_low: Float64Array | None,
     ) -> Merged:
         rank, ticket = self._membership()
         try:
-            merged = self._barrier.exchange(
-                rank, ticket, header.layer, header.step, backward, header.dtype, header.owner,
-                count, first, second, mean_low,
-            )  # fmt: skip
+            merged = self._barrier.exchange(rank, ticket, header, count, first, second, mean_low)
         except _core.GroupFailure as failure:
-            raise converted(failure) from None
+            raise converted(failure, header) from None
         return Merged(*merged)
 
     def __repr__(self) -> str:
@@ -355,16 +325,11 @@ class Member:
         try:
             ticket = group._barrier.enter(self._rank)
         except _core.GroupFailure as failure:
-            raise converted(failure) from None
+            raise converted(failure, None) from None
         group._local.membership = (self._rank, ticket)
         return group
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         group = self._group
         rank, ticket = group._local.membership
         if error is not None:
@@ -373,13 +338,7 @@ class Member:
         del group._local.membership
 
 
-def converted(failure: _core.GroupFailure) -> GroupError:
-    """Make the error that users get from that of the C++ barrier."""
-    message, layer, step, rank, reason = failure.args
-    return GroupError(
-        message,
-        layer=None if step < 0 else layer,
-        step=None if step < 0 else step,
-        rank=None if rank < 0 else rank,
-        reason=reason,
-    )
+def converted(failure: _core.GroupFailure, header: Header | None) -> GroupError:
+    """Make the error that users get from the error of the C++ barrier."""
+    reason, rank = failure.args
+    return error_of(header, reason, None if rank < 0 else rank)
