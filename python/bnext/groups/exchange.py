@@ -8,9 +8,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CLOSED", "Calls", "Float64Array", "GroupError", "Header", "Merged", "error_of"]
+__all__ = [
+    "CLOSED",
+    "Calls",
+    "Direction",
+    "Float64Array",
+    "GroupError",
+    "Header",
+    "Merged",
+    "error_of",
+]
 
 Float64Array = npt.NDArray[np.float64]
+
+Direction = Literal["forward", "backward"]
 
 CLOSED = "the group was closed"
 
@@ -73,7 +84,7 @@ class Header(NamedTuple):
 
     layer: int
     step: int
-    direction: Literal["forward", "backward"]
+    direction: Direction
     channels: int
     dtype: str
     owner: int = 0

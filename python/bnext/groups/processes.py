@@ -20,29 +20,36 @@ What does not come to an end is for `roll_call.py`.
 from __future__ import annotations
 
 import abc
-import functools
 import math
 import os
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bnext.groups.exchange import CLOSED, Calls, Float64Array, GroupError, Header, Merged
+from bnext import _core
+from bnext.groups.exchange import (
+    CLOSED,
+    Calls,
+    Direction,
+    Float64Array,
+    GroupError,
+    Header,
+    Merged,
+    error_of,
+)
 from bnext.groups.group import Group, error_text
-from bnext.groups.roll_call import PATIENCE, Board, RollCall
+from bnext.groups.roll_call import PATIENCE, RollCall, Verdict
 from bnext.rows import two_sum
 
 __all__ = ["ProcessGroup"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-FIELDS = ("layer", "step", "direction", "channels", "dtype")
 # Sums of squares of 2**14 such numbers are integers that float64 has.
 MODULUS = 1 << 19
-HEAD = 2 * len(FIELDS) + 2  # each field and its square; how many failed; count
+HEAD = 2 * 5 + 2  # each field and its square; how many failed; count
 TEXT = 512  # bytes of what a rank says where something is wrong
 # m2 has lost 10 of 53 bits where N D**2 is as much larger; 2, which float64 results can do without.
 CANCELLED = 1024.0
@@ -74,14 +81,15 @@ def forget_ended() -> None:
 class ProcessGroup(Group):
     """A group whose members are processes; subclasses say how numbers are added up among them."""
 
-    def __init__(self, timeout: float, block: int = 512) -> None:
+    def __init__(self, rank: int, size: int, timeout: float, block: int = 512) -> None:
         super().__init__()
         if not 0 < timeout < 3.2e7:
             raise ValueError(f"timeout: expected seconds above 0, got {timeout}")
         self.timeout = float(timeout)
         self.broken = ""
         self._broken_rank: int | None = None
-        self._board: Board | None = None  # engines that have one set it
+        self._rank, self._size = rank, size
+        self._roll = RollCall(rank, size, self.timeout)
         self._block = block
         self._calls = Calls()
         self._exchanges = 0
@@ -94,9 +102,17 @@ class ProcessGroup(Group):
         self._process = os.getpid()
         forget_ended()
 
-    @functools.cached_property
-    def _roll(self) -> RollCall:
-        return RollCall(self.rank, self.size, self.timeout, self._board)
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self._size
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return self._rank
+
+    # --- the engine -------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def _start_sum(self, buffer: Float64Array) -> Any:
@@ -111,13 +127,13 @@ class ProcessGroup(Group):
         """Whether that has ended. Raises what the engine does where it failed."""
 
     def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
-        """Keep what the engine may still write to."""
+        """Keep what the engine may still write to, and start nothing more."""
         self._stuck = True
         _abandoned.append(Abandoned(self._end_of(request), arrays, self._process))
 
     def _end_of(self, request: Any) -> Callable[[], bool]:
         """Give what says whether `request` has ended, without holding the group; here: never."""
-        return never
+        return lambda: False
 
     def _release(self) -> None:
         """Tell the others, and give back what the engine has; see `Group`."""
@@ -148,16 +164,34 @@ class ProcessGroup(Group):
             self._room = max(ROOM, 2 * len(self._shifts))
         return number, step
 
-    def merge_moments(
+    def _exchange(
+        self,
+        header: Header,
+        count: int,
+        first: Float64Array,
+        second: Float64Array,
+        mean_low: Float64Array | None,
+    ) -> Merged:
+        self._open(header)
+        if count == 0:
+            first, second = np.zeros(header.channels), np.zeros(header.channels)
+        low = None
+        if header.direction == "backward":
+            total, first, second = self._sum(header, count, first, second)
+        else:
+            total, first, second, low = self._moments(header, count, first, second, mean_low)
+        self._exchanges += 1
+        return Merged(total, first, second, self._exchanges, self.size == 1, low)
+
+    def _moments(
         self,
         header: Header,
         count: int,
         mean: Float64Array,
         m2: Float64Array,
-        mean_low: Float64Array | None = None,
-    ) -> Merged:
-        """Merge Moments of the whole batch; see `Group`."""
-        self._open(header)
+        mean_low: Float64Array | None,
+    ) -> tuple[int, Float64Array, Float64Array, Float64Array | None]:
+        """Merge Moments as sums about a shift; once more where these cancel."""
         key = (header.layer, header.channels)
         of_float64 = header.dtype == "float64"
         cancelled = CANCELLED_OF_FLOAT64 if of_float64 else CANCELLED
@@ -166,16 +200,11 @@ class ProcessGroup(Group):
             shift = np.zeros(header.channels)
         with np.errstate(all="ignore"):  # of NaN and infinities in the data
             for last in (False, True):
-                if count:
-                    d = mean - shift
-                    if of_float64 and mean_low is not None:
-                        d += mean_low
-                    first = count * d
-                    second = first * d
-                    second += m2
-                else:
-                    first = second = np.zeros(header.channels)
-                total, s1, s2 = self._sum(header, count, first, second)
+                d = mean - shift if count else mean  # or zeros
+                if of_float64 and mean_low is not None and count:
+                    d += mean_low
+                first = count * d
+                total, s1, s2 = self._sum(header, count, first, first * d + m2)
                 drift = s1 / max(total, 1)
                 lost = s1 * drift
                 merged_m2 = np.maximum(s2 - lost, 0.0)
@@ -185,21 +214,7 @@ class ProcessGroup(Group):
                 shift = finite(merged_mean)
             if total:
                 self._shifts[key] = finite(merged_mean)
-        self._exchanges += 1
-        shared = self.size == 1
-        low = merged_low if of_float64 else None
-        return Merged(total, merged_mean, merged_m2, self._exchanges, shared, low)
-
-    def merge_sums(
-        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
-    ) -> Merged:
-        """Add up sums over the whole batch; see `Group`."""
-        self._open(header)
-        if count == 0:
-            sum_dy, sum_dy_xmu = np.zeros(header.channels), np.zeros(header.channels)
-        total, first, second = self._sum(header, count, sum_dy, sum_dy_xmu)
-        self._exchanges += 1
-        return Merged(total, first, second, self._exchanges, self.size == 1)
+        return total, merged_mean, merged_m2, merged_low if of_float64 else None
 
     def fail(self, message: str) -> None:
         """Tell the other ranks, when they come, that this one cannot go on.
@@ -214,7 +229,7 @@ class ProcessGroup(Group):
         if self.broken or self.closed:  # nobody would understand another message
             return
         self._message = message
-        why: tuple[str, int | None] = f"rank {self.rank} {message}", self.rank
+        why = Verdict(f"rank {self.rank} {message}", self.rank)
         try:
             if self._stuck:  # as after Ctrl-C: the engine takes nothing more, but the board does
                 why = self._roll.decide(*why)
@@ -237,12 +252,7 @@ class ProcessGroup(Group):
         self._roll.enter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None and not isinstance(error, GroupError):
             self.fail(error_text(error))
         tell = error is None and not self.broken and not self.closed
@@ -254,8 +264,7 @@ class ProcessGroup(Group):
         """Begin an exchange, unless the others have given it up."""
         self._at = header
         if self.closed:
-            text = f"{call_text(header)}: {CLOSED}"
-            raise GroupError(text, layer=header.layer, step=header.step, reason=CLOSED)
+            raise error_of(header, CLOSED)
         if self.broken:
             raise self._error(self.broken, self._broken_rank)
         now = time.monotonic()
@@ -315,7 +324,7 @@ class ProcessGroup(Group):
             raise self._failure(str(error)) from error
 
     def _failure(self, text: str) -> GroupError:
-        """Find out who it is because of that the engine failed with this text."""
+        """Find which rank made the engine fail with this text."""
         failed = time.monotonic()
         while True:
             now = time.monotonic()
@@ -326,51 +335,35 @@ class ProcessGroup(Group):
                 return self._error(*verdict)
             time.sleep(0.005)
 
-    def _say_what_is_wrong(self) -> tuple[str, int | None]:
-        """Find reason and rank in what each rank was about; all ranks come here together."""
+    def _say_what_is_wrong(self) -> Verdict:
+        """Find reason and rank in the call of each rank; all ranks come here together."""
         row = np.zeros(TEXT, np.uint8)
-        numbers = " ".join(str(int(n)) for n in numbers_of(self._at))
-        text = f"{numbers}|{self._message}".encode()[:TEXT]
-        row[: len(text)] = np.frombuffer(text, np.uint8)
+        text = "{} {} {} {} {}|".format(*self._at[:5]) + self._message
+        said = text.encode()[:TEXT]
+        row[: len(said)] = np.frombuffer(said, np.uint8)
         rows = np.zeros((self.size, TEXT), np.uint8)
         self._run(self._start_gather, row, rows)
-        said = [bytes(row).rstrip(b"\0").decode(errors="ignore").split("|", 1) for row in rows]
-        reason, who = "the ranks disagree", None
-        for rank, (_, message) in enumerate(said):
+        texts = [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in rows]
+        calls, messages = zip(*(each.split("|", 1) for each in texts), strict=True)
+        for rank, message in enumerate(messages):
             if message:
-                reason, who = f"rank {rank} {message}", rank
-                break
-        else:
-            for rank, (numbers, _) in enumerate(said):
-                if numbers != said[0][0]:
-                    got = difference(numbers.split(), said[0][0].split())
-                    reason, who = f"rank {rank} differs from rank 0: {got}", rank
-                    break
-        return reason, who
+                return Verdict(f"rank {rank} {message}", rank)
+        for rank, call in enumerate(calls):
+            if call != calls[0]:
+                got = _core.difference(fields_of(call), fields_of(calls[0]))
+                return Verdict(f"rank {rank} differs from rank 0: {got}", rank)
+        return Verdict("the ranks disagree", None)
 
     def _error(self, reason: str, rank: int | None = None) -> GroupError:
         if not self.broken:
             self.broken, self._broken_rank = reason, rank
-        at = self._at
-        text = f"{call_text(at)}: {reason}"
-        return GroupError(text, layer=at.layer, step=at.step, rank=rank, reason=reason)
+        return error_of(self._at, reason, rank)
 
     def __repr__(self) -> str:
         """Give the rank, the size, and what broke the group."""
         state = f", broken: {self.broken}" if self.broken else ""
         state = ", closed" if self.closed else state
         return f"<bnext.sync.{type(self).__name__}: rank {self.rank} of {self.size}{state}>"
-
-
-def never() -> bool:
-    """Give False: whether it has ended is not known."""
-    return False
-
-
-def call_text(header: Header) -> str:
-    """Give the call in words."""
-    call = "a call without a layer" if header.layer < 0 else f"layer {header.layer}"
-    return f"{call}, step {header.step}, {header.direction}"
 
 
 def finite(values: Float64Array) -> Float64Array:
@@ -389,20 +382,8 @@ def numbers_of(header: Header) -> list[int]:
     return [number % MODULUS for number in numbers]
 
 
-def difference(got: list[str], expected: list[str]) -> str:
-    """Say what two headers differ in."""
-
-    def text(field: str, number: str) -> str:
-        if field == "layer":
-            return f"layer {int(number) - 1}" if number != "0" else "no layer"
-        if field == "direction":
-            return ("forward", "backward")[int(number)]
-        if field == "dtype":
-            return DTYPES[int(number)]
-        return f"{number} channels" if field == "channels" else f"step {number}"
-
-    return ", ".join(
-        f"{text(field, a)} instead of {text(field, b)}"
-        for field, a, b in zip(FIELDS, got, expected, strict=True)
-        if a != b
-    )
+def fields_of(call: str) -> Header:
+    """Read the header that a rank has sent in words."""
+    layer, step, way, channels, dtype = call.split()
+    direction: Direction = "backward" if way == "backward" else "forward"
+    return Header(int(layer), int(step), direction, int(channels), dtype)

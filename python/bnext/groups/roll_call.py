@@ -59,7 +59,7 @@ class Board(abc.ABC):
 class RollCall:
     """One member's part in it."""
 
-    def __init__(self, rank: int, size: int, timeout: float, board: Board | None) -> None:
+    def __init__(self, rank: int, size: int, timeout: float, board: Board | None = None) -> None:
         self.timeout = timeout
         # For how long before the time-out the roll is called; how often who waits looks.
         self.grace = min(1.0, timeout / 2)
@@ -67,10 +67,15 @@ class RollCall:
         self.verdict: Verdict | None = None
         self._rank = rank
         self._others = [other for other in range(size) if other != rank]
-        self._board = board if self._others else None
+        self._board: Board | None = None
+        self.use(board)
         self._mine: dict[str, Any] = {"waits": 0}
         self._notes: dict[int, dict[str, Any]] = {}
         self._entered = self._depth = 0
+
+    def use(self, board: Board | None) -> None:
+        """Put a board in the place of the present one; None: hold it no more."""
+        self._board = board if self._others else None
 
     # --- a wait that takes long -------------------------------------------------------------------
 
@@ -121,9 +126,7 @@ class RollCall:
                 rank = failed[0]
                 reason = f"rank {rank} {notes[rank]['failed']}; {reason}"
             self.verdict = Verdict(reason, rank)
-            self._write(ROLL, over=self.verdict)
-            if self._board is not None:
-                self._board.is_settled(PATIENCE)
+            self._tell(ROLL, over=self.verdict)
         return self.verdict
 
     def cannot_go_on(self, text: str) -> None:
@@ -141,20 +144,12 @@ class RollCall:
         """Let others know, in case they wait for this rank; it has been through `exchanges`."""
         self._depth -= 1
         if tell and self._depth == 0 and self.verdict is None:
-            self._write(bell_of_leaving(self._entered), left=(self._entered, exchanges))
-            if self._board is not None:
-                self._board.is_settled(PATIENCE)
-
-    def forget_board(self) -> None:
-        """Hold the board no more."""
-        self._board = None
+            self._tell(bell_of_leaving(self._entered), left=(self._entered, exchanges))
 
     def close(self, exchanges: int) -> None:
         """Let others know, in case they wait for this rank; it has been through `exchanges`."""
         if self.verdict is None:
-            self._write(ROLL, closed=exchanges)
-            if self._board is not None:
-                self._board.is_settled(PATIENCE)
+            self._tell(ROLL, closed=exchanges)
 
     # --- the board --------------------------------------------------------------------------------
 
@@ -169,25 +164,24 @@ class RollCall:
             if "over" in note:
                 self.verdict = Verdict(*note["over"])
                 return
-        closed = [
-            rank
-            for rank, note in self._notes.items()
-            if "closed" in note and note["closed"] < exchange
-        ]
+        closed = [r for r, note in self._notes.items() if note.get("closed", exchange) < exchange]
+        # A rank that has left, and entered no more often than this member, has no part in the
+        # exchange of this member; but in the one before, which may not have ended here.
+        left = []
+        for rank, note in self._notes.items():
+            entered, through = note.get("left", (0, 0))
+            if block and entered >= block and through < exchange:
+                left.append(rank)
         if closed:
-            has = "has" if len(closed) == 1 else "have"
-            self.decide(f"{names_of(closed)} {has} closed the group", closed[0])
-            return
-        # Who has left, and entered no more often than this member, has no part in its exchange; but
-        # in the one before, which may not have ended here.
-        left = [
-            rank
-            for rank, note in self._notes.items()
-            if block and "left" in note and note["left"][0] >= block and note["left"][1] < exchange
-        ]
-        if left:
-            has = "has" if len(left) == 1 else "have"
-            self.decide(f"{names_of(left)} {has} left the group", left[0])
+            self.decide(f"{names_of(closed, 'has', 'have')} closed the group", closed[0])
+        elif left:
+            self.decide(f"{names_of(left, 'has', 'have')} left the group", left[0])
+
+    def _tell(self, bell: str, **changes: Any) -> None:
+        """Write to the board, and see to it that others can read it."""
+        self._write(bell, **changes)
+        if self._board is not None:
+            self._board.is_settled(PATIENCE)
 
     def _write(self, bell: str, **changes: Any) -> None:
         self._mine |= changes
@@ -210,8 +204,7 @@ class RollCall:
             return
         missing = self._missing(exchange)
         if missing:
-            are = "is" if len(missing) == 1 else "are"
-            self.decide(f"{reason}: {names_of(missing)} {are} missing", missing[0])
+            self.decide(f"{reason}: {names_of(missing, 'is', 'are')} missing", missing[0])
         else:
             self.decide(f"{reason}, though all ranks have come", None)
 
@@ -221,6 +214,7 @@ def bell_of_leaving(block: int) -> str:
     return f"left-{block}"
 
 
-def names_of(ranks: list[int]) -> str:
-    """``rank 1``, or ``ranks 1, 2``."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
+def names_of(ranks: list[int], one: str, many: str) -> str:
+    """``rank 1 is``, or ``ranks 1, 2 are``."""
+    names = ", ".join(map(str, ranks))
+    return f"rank {names} {one}" if len(ranks) == 1 else f"ranks {names} {many}"

@@ -67,17 +67,18 @@ class TorchDistributedGroup(ProcessGroup):
             raise RuntimeError(
                 "process_group: expected torch.distributed.init_process_group to have been called"
             )
-        super().__init__(timeout)
+        rank, size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if rank < 0:
+            raise ValueError("process_group: expected one that this process is a member of")
+        super().__init__(rank, size, timeout)
         self._torch: Any = torch
         self._dist: Any = dist
         # Those that make groups for each model must be able to destroy them.
         bound = dist.group.WORLD if process_group is None else process_group
         self._group = None if bound is None else weakref.ref(bound)
-        self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
-        if self._rank < 0:
-            raise ValueError("process_group: expected one that this process is a member of")
         self._device = device_of(torch, dist, process_group)
         self._board = self._new_board(bound)
+        self._roll.use(self._board)
         take_out_what_was_left()
 
     def _new_board(self, process_group: Any) -> StoreBoard | None:
@@ -96,11 +97,11 @@ class TorchDistributedGroup(ProcessGroup):
 
     def _give_up(self) -> None:
         board, self._board = self._board, None
-        if isinstance(board, StoreBoard):
+        self._roll.use(None)  # which holds the store
+        if board is not None:
             self._finalizer.detach()
             if self._works():
                 board.retire()
-        self._roll.forget_board()  # and with it the store
         take_out_what_was_left()
 
     def _works(self) -> bool:
@@ -113,16 +114,6 @@ class TorchDistributedGroup(ProcessGroup):
                 "process_group: expected one that is in use, got one that was destroyed"
             )
         return group
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return int(self._size)
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is."""
-        return int(self._rank)
 
     def _start_sum(self, buffer: Float64Array) -> Any:
         here = self._torch.from_numpy(buffer)
