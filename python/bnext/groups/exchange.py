@@ -16,10 +16,13 @@ __all__ = [
     "GroupError",
     "Header",
     "Merged",
+    "Rows",
     "error_of",
 ]
 
 Float64Array = npt.NDArray[np.float64]
+# Mean and m2 of a shard, with the low part of the mean for float64 data; or two sums.
+Rows = tuple[Float64Array, Float64Array, Float64Array | None]
 
 Direction = Literal["forward", "backward"]
 

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged
+from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged, Rows
 
 __all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module"]
 
@@ -20,9 +20,6 @@ class Group(abc.ABC):
     All members call the same layers in the same order; each call is one exchange in the forward
     pass and one in the backward pass. Subclasses say how rows of numbers get from member to member.
     """
-
-    # Whether `recalled` may know what an exchange gives before anything is brought to it.
-    recalls = False
 
     def __init__(self) -> None:
         # Members of one process that share a layer take turns in what must happen once.
@@ -130,7 +127,7 @@ class Group(abc.ABC):
         GroupError
             A member is missing, has failed, or brought another header.
         """
-        return self._exchange(header, count, mean, m2, mean_low)
+        return self._exchange(header, count, (mean, m2, mean_low))
 
     def merge_sums(
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
@@ -156,33 +153,11 @@ class Group(abc.ABC):
         GroupError
             A member is missing, has failed, or brought another header.
         """
-        return self._exchange(header, count, sum_dy, sum_dy_xmu, None)
+        return self._exchange(header, count, (sum_dy, sum_dy_xmu, None))
 
-    def _exchange(
-        self,
-        header: Header,
-        count: int,
-        first: Float64Array,
-        second: Float64Array,
-        mean_low: Float64Array | None,
-    ) -> Merged:
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         """Merge the rows of all members, by the direction in the header: both methods above."""
         raise NotImplementedError
-
-    def recalled(self, header: Header) -> Merged | None:
-        """Give what a forward exchange gives, if that is known already; then it counts as made.
-
-        Parameters
-        ----------
-        header : Header
-            The call that the exchange is part of.
-
-        Returns
-        -------
-        Merged or None
-            None where it is not known.
-        """
-        return None
 
     @abc.abstractmethod
     def fail(self, message: str) -> None:
@@ -300,22 +275,18 @@ class Part(announcing):
 
     __slots__ = ("count", "header")
 
+    # Whether to ask `recalled` before the member collects anything.
+    recalls = False
+
     def __init__(self, group: Group, layer: Any) -> None:
         super().__init__(group)
         owner = 0 if layer is None else id(layer)
         self.header = Header(*group.begin(layer), "forward", 0, "", owner)
         self.count = 0
 
-    @property
-    def recalls(self) -> bool:
-        """Whether to ask `recalled` before anything is collected."""
-        return self.group.recalls
-
     def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
-        """Give the result of `merge_moments` before the call, if the group knows it already."""
-        self.header = self.header._replace(channels=channels, dtype=dtype)
-        self.count = count
-        return self.group.recalled(self.header)
+        """Give the result of `merge_moments` before the call; None where it is not known."""
+        return None
 
     def merge_moments(
         self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
@@ -336,7 +307,6 @@ class _Alone(Part):
     """The part of a caller without a group, whose shard is the whole batch."""
 
     __slots__ = ()
-    recalls = False
 
     def __init__(self) -> None:
         pass

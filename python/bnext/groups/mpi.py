@@ -6,9 +6,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from bnext.groups.communicators import Duplicate, free_given_up
 from bnext.groups.exchange import Float64Array
 from bnext.groups.group import engine_module
@@ -82,15 +79,12 @@ class MPIGroup(ProcessGroup):
     def _start_sum(self, buffer: Float64Array) -> Any:
         return self._comm.Iallreduce(self._mpi.IN_PLACE, buffer, op=self._mpi.SUM)
 
-    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        return self._comm.Iallgather(row, rows)
-
     def _is_done(self, request: Any) -> bool:
         return bool(request.Test())
 
-    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
+    def _abandon(self, request: Any, buffer: Float64Array) -> None:
         self._duplicate.stuck = True
-        super()._abandon(request, arrays)
+        super()._abandon(request, buffer)
 
     def _end_of(self, request: Any) -> Callable[[], bool]:
         mpi = self._mpi

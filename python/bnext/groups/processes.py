@@ -27,7 +27,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bnext import _core
 from bnext.groups.exchange import (
@@ -38,6 +37,7 @@ from bnext.groups.exchange import (
     GroupError,
     Header,
     Merged,
+    Rows,
     error_of,
 )
 from bnext.groups.group import Group, error_text
@@ -63,15 +63,15 @@ _abandoned: list[Abandoned] = []
 
 
 class Abandoned(NamedTuple):
-    """A collective that somebody gave up, and the arrays that it is about."""
+    """A sum that was given up, and its buffer."""
 
     has_ended: Callable[[], bool]
-    arrays: tuple[Any, ...]
+    buffer: Float64Array
     process: int
 
 
 def forget_ended() -> None:
-    """Let go of arrays of abandoned collectives that have come to an end since."""
+    """Let go of the buffers of abandoned sums that have come to an end since."""
     # A forked child has only copies, of which its engine knows nothing.
     _abandoned[:] = [
         each for each in _abandoned if each.process != os.getpid() or not each.has_ended()
@@ -119,17 +119,13 @@ class ProcessGroup(Group):
         """Begin to add up `buffer` over all ranks, in place."""
 
     @abc.abstractmethod
-    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        """Begin to collect the `row` of each rank into `rows`, shape (size, len(row))."""
-
-    @abc.abstractmethod
     def _is_done(self, request: Any) -> bool:
         """Whether that has ended. Raises what the engine does where it failed."""
 
-    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
-        """Keep what the engine may still write to, and start nothing more."""
+    def _abandon(self, request: Any, buffer: Float64Array) -> None:
+        """Keep the buffer that the engine may still write to, and start nothing more."""
         self._stuck = True
-        _abandoned.append(Abandoned(self._end_of(request), arrays, self._process))
+        _abandoned.append(Abandoned(self._end_of(request), buffer, self._process))
 
     def _end_of(self, request: Any) -> Callable[[], bool]:
         """Give what says whether `request` has ended, without holding the group; here: never."""
@@ -164,34 +160,22 @@ class ProcessGroup(Group):
             self._room = max(ROOM, 2 * len(self._shifts))
         return number, step
 
-    def _exchange(
-        self,
-        header: Header,
-        count: int,
-        first: Float64Array,
-        second: Float64Array,
-        mean_low: Float64Array | None,
-    ) -> Merged:
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         self._open(header)
         if count == 0:
-            first, second = np.zeros(header.channels), np.zeros(header.channels)
+            rows = np.zeros(header.channels), np.zeros(header.channels), None
         low = None
         if header.direction == "backward":
-            total, first, second = self._sum(header, count, first, second)
+            total, first, second = self._sum(header, count, *rows[:2])
         else:
-            total, first, second, low = self._moments(header, count, first, second, mean_low)
+            total, first, second, low = self._moments(header, count, *rows)
         self._exchanges += 1
         return Merged(total, first, second, self._exchanges, self.size == 1, low)
 
     def _moments(
-        self,
-        header: Header,
-        count: int,
-        mean: Float64Array,
-        m2: Float64Array,
-        mean_low: Float64Array | None,
+        self, header: Header, count: int, mean: Float64Array, m2: Float64Array, low: Any
     ) -> tuple[int, Float64Array, Float64Array, Float64Array | None]:
-        """Merge Moments as sums about a shift; once more where these cancel."""
+        """Merge Moments by one sum, or by two where the first cancels."""
         key = (header.layer, header.channels)
         of_float64 = header.dtype == "float64"
         cancelled = CANCELLED_OF_FLOAT64 if of_float64 else CANCELLED
@@ -201,8 +185,8 @@ class ProcessGroup(Group):
         with np.errstate(all="ignore"):  # of NaN and infinities in the data
             for last in (False, True):
                 d = mean - shift if count else mean  # or zeros
-                if of_float64 and mean_low is not None and count:
-                    d += mean_low
+                if of_float64 and low is not None:
+                    d += low
                 first = count * d
                 total, s1, s2 = self._sum(header, count, first, first * d + m2)
                 drift = s1 / max(total, 1)
@@ -238,7 +222,7 @@ class ProcessGroup(Group):
             self._roll.cannot_go_on(message)
             buffer = np.zeros(HEAD + 2 * self._block)
             buffer[HEAD - 2] = 1.0
-            self._run(self._start_sum, buffer)
+            self._run(buffer)
             why = self._say_what_is_wrong()
         except GroupError:  # not all have come: this member's own error says enough
             pass
@@ -285,22 +269,22 @@ class ProcessGroup(Group):
         buffer[:HEAD] = [*numbers, 0, count]
         parts = [buffer[at : at + block] for at in (HEAD, HEAD + self._block)]
         parts[0][:], parts[1][:] = first[:block], second[:block]
-        self._run(self._start_sum, buffer)
+        self._run(buffer)
         *sums, failed, total = buffer[:HEAD].tolist()
         if failed or sums != [self.size * number for number in numbers]:
             raise self._error(*self._say_what_is_wrong())
         if header.channels > block:
             rest = np.concatenate([first[block:], second[block:]])
-            self._run(self._start_sum, rest)
+            self._run(rest)
             rests = rest[: header.channels - block], rest[header.channels - block :]
             parts = [np.concatenate(pair) for pair in zip(parts, rests, strict=True)]
         return int(total), parts[0], parts[1]
 
-    def _run(self, start: Any, *arrays: Any) -> None:
-        """Start a collective, and wait for it; whatever goes wrong is a `GroupError`."""
+    def _run(self, buffer: Float64Array) -> None:
+        """Start a sum, and wait for it; whatever goes wrong is a `GroupError`."""
         request = None
         try:
-            request = start(*arrays)
+            request = self._start_sum(buffer)
             began = time.monotonic()
             next_look = self._began + self._roll.interval
             while not self._is_done(request):
@@ -317,7 +301,7 @@ class ProcessGroup(Group):
                 elif now - began > 20e-6:
                     let_others_run()
         except BaseException as error:
-            self._abandon(request, arrays)
+            self._abandon(request, buffer)
             if isinstance(error, GroupError) or not isinstance(error, Exception):
                 raise
             # Whatever the engine raises: a rank that died, mostly.
@@ -337,13 +321,12 @@ class ProcessGroup(Group):
 
     def _say_what_is_wrong(self) -> Verdict:
         """Find reason and rank in the call of each rank; all ranks come here together."""
-        row = np.zeros(TEXT, np.uint8)
         text = "{} {} {} {} {}|".format(*self._at[:5]) + self._message
-        said = text.encode()[:TEXT]
-        row[: len(said)] = np.frombuffer(said, np.uint8)
-        rows = np.zeros((self.size, TEXT), np.uint8)
-        self._run(self._start_gather, row, rows)
-        texts = [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in rows]
+        said = np.frombuffer(text.encode()[:TEXT], np.uint8)
+        rows = np.zeros((self.size, TEXT))  # of which each rank has one; the sum has all
+        rows[self.rank, : said.size] = said
+        self._run(rows)
+        texts = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows.astype(np.uint8)]
         calls, messages = zip(*(each.split("|", 1) for each in texts), strict=True)
         for rank, message in enumerate(messages):
             if message:

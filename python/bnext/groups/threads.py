@@ -13,10 +13,10 @@ from bnext import _core
 from bnext.groups.exchange import (
     CLOSED,
     Calls,
-    Float64Array,
     GroupError,
     Header,
     Merged,
+    Rows,
     error_of,
 )
 from bnext.groups.group import Group, error_text
@@ -282,17 +282,10 @@ class ThreadGroup(Group):
                 raise error_of(Header(number, step, "forward", 0, ""), reason, rank)
         return number, step
 
-    def _exchange(
-        self,
-        header: Header,
-        count: int,
-        first: Float64Array,
-        second: Float64Array,
-        mean_low: Float64Array | None,
-    ) -> Merged:
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         rank, ticket = self._membership()
         try:
-            merged = self._barrier.exchange(rank, ticket, header, count, first, second, mean_low)
+            merged = self._barrier.exchange(rank, ticket, header, count, *rows)
         except _core.GroupFailure as failure:
             raise converted(failure, header) from None
         return Merged(*merged)

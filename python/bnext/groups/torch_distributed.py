@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from bnext.groups.exchange import Float64Array, GroupError
 from bnext.groups.group import engine_module
@@ -117,20 +114,9 @@ class TorchDistributedGroup(ProcessGroup):
 
     def _start_sum(self, buffer: Float64Array) -> Any:
         here = self._torch.from_numpy(buffer)
-        there = self._brought(here)
+        there = here if self._device is None else here.to(self._device, copy=True)
         work = self._dist.all_reduce(there, group=self._process_group(), async_op=True)
-        return work if there is here else Staged(work, [(here, there)])
-
-    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        here = [self._torch.from_numpy(each) for each in rows]
-        there = [self._brought(each) for each in here]
-        own = self._brought(self._torch.from_numpy(row))
-        work = self._dist.all_gather(there, own, group=self._process_group(), async_op=True)
-        return work if self._device is None else Staged(work, zip(here, there, strict=True))
-
-    def _brought(self, tensor: Any) -> Any:
-        """Copy to where the backend takes tensors, unless that is the host."""
-        return tensor if self._device is None else tensor.to(self._device, copy=True)
+        return work if there is here else Staged(work, here, there)
 
     def _is_done(self, request: Any) -> bool:
         if not request.is_completed():
@@ -142,25 +128,24 @@ class TorchDistributedGroup(ProcessGroup):
         return super()._end_of(request) if request is None else request.is_completed
 
 
-class Staged:
-    """A collective over copies on a device, in the way of a Work of torch.distributed.
+class Staged(NamedTuple):
+    """A sum in a copy on a device, in the way of a Work of torch.distributed.
 
-    Once it `is_completed`, which the device is asked for without waiting, `wait` fetches them.
+    Once it `is_completed`, which the device is asked for without waiting, `wait` fetches the sum.
     """
 
-    def __init__(self, work: Any, copies: Iterable[tuple[Any, Any]]) -> None:
-        self._work = work
-        self._copies = list(copies)
+    work: Any
+    here: Any
+    there: Any
 
     def is_completed(self) -> bool:
         """Whether the device has done it."""
-        return bool(self._work.is_completed())
+        return bool(self.work.is_completed())
 
     def wait(self) -> None:
-        """Raise what went wrong, or copy the results back."""
-        self._work.wait()  # and let the current stream wait for that of the collective
-        for here, there in self._copies:
-            here.copy_(there)
+        """Raise what went wrong, or copy the sum back."""
+        self.work.wait()  # and let the current stream wait for the one of the sum
+        self.here.copy_(self.there)
 
 
 def store_of(process_group: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bnext._moments import Moments
-from bnext.groups.exchange import Float64Array, Header, Merged
+from bnext.groups.exchange import Header, Merged, Rows
 from bnext.groups.group import Group
 from bnext.groups.visits import on_visit
 from bnext.inference.layers import Estimate, PassGroup
@@ -64,18 +64,11 @@ class CollectingGroup(PassGroup):
         """ValueError unless the batch has come to every layer."""
         self.check_reached(self._calls)
 
-    def _exchange(
-        self,
-        header: Header,
-        count: int,
-        first: Float64Array,
-        second: Float64Array,
-        mean_low: Float64Array | None,
-    ) -> Merged:
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         if header.direction == "backward":
             raise RuntimeError("network: expected no backward pass in update_statistics, got one")
         part = self.inner_part(header.layer)
-        merged = part.merge_moments(header.dtype, count, first, second, mean_low)
+        merged = part.merge_moments(header.dtype, count, *rows)
         self.collected[header.layer].add(merged)
         return merged
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnext._moments import Moments
-from bnext.groups.exchange import Float64Array, Header, Merged
+from bnext.groups.exchange import Header, Merged, Rows
 from bnext.groups.group import Group, Part
 from bnext.inference.layers import PassGroup
 from bnext.layers import BatchNorm
@@ -54,8 +54,6 @@ class ReplayGroup(PassGroup):
 
     Its parameters are those of `PassGroup`; a piece counts as a batch there.
     """
-
-    recalls = True
 
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
         super().__init__(layers, inner, once=once)
@@ -115,6 +113,10 @@ class ReplayGroup(PassGroup):
 
     # --- the calls of a piece ---------------------------------------------------------------------
 
+    def part(self, layer: Any) -> Part:
+        """Begin a forward call; see `Group`."""
+        return PieceOfCall(self, layer)
+
     def recalled(self, header: Header) -> Merged | None:
         """Give what the call gave in an earlier round; None if there was none."""
         turn = self._turn
@@ -125,14 +127,7 @@ class ReplayGroup(PassGroup):
         turn.cursor += 1
         return point.merged
 
-    def _exchange(
-        self,
-        header: Header,
-        count: int,
-        first: Float64Array,
-        second: Float64Array,
-        mean_low: Float64Array | None,
-    ) -> Merged:
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         """Merge in the order of pieces, and leave the piece at a call that no point is known of."""
         recalled = self.recalled(header)
         if recalled is not None:
@@ -141,13 +136,13 @@ class ReplayGroup(PassGroup):
             check_same_call(header, self._header)
         self._header = header
         if header.direction == "forward":
-            brought = Moments(count, first, second, mean_low)
+            brought = Moments(count, *rows)
             self._union = brought if self._union is None else self._union + brought
         else:
             union = self._union or (0, np.zeros(header.channels), np.zeros(header.channels))
             if count:
                 with np.errstate(all="ignore"):  # as the kernels do of NaN and overflow
-                    union = (union[0] + count, union[1] + first, union[2] + second)
+                    union = (union[0] + count, union[1] + rows[0], union[2] + rows[1])
             self._union = union
         self._stops += 1
         turn = self._turn
@@ -155,6 +150,20 @@ class ReplayGroup(PassGroup):
         turn.leave()
         turn.cursor += 1  # it goes on
         return self.points[turn.cursor - 1].merged
+
+
+class PieceOfCall(Part):
+    """The part of a piece in a call, whose result an earlier round may have."""
+
+    __slots__ = ()
+    group: ReplayGroup
+    recalls = True
+
+    def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
+        """See `Part`; then the exchange counts as made."""
+        self.header = self.header._replace(channels=channels, dtype=dtype)
+        self.count = count
+        return self.group.recalled(self.header)
 
 
 class Turn:
