@@ -23,7 +23,7 @@ from bnext.arrays.libraries import to_numpy
 from bnext.estimators import Estimator, Exponential
 from bnext.writes import Writes, check_writeable
 
-__all__ = ["Running"]
+__all__ = ["Running", "check_tracked"]
 
 
 @dataclass(eq=False)
@@ -116,6 +116,15 @@ class Running:
         for name, array in arrays.items():
             if array is not None:
                 writes.add(prefix + name, array, moved[name], self.dtype)
+
+
+def check_tracked(layer: Any, name: str) -> None:
+    """ValueError for a layer without running statistics."""
+    if layer.running_mean is None or layer.running_var is None:
+        raise ValueError(
+            f"{name}: expected a layer with running statistics, got one with "
+            f"track_running_stats={layer.track_running_stats}"
+        )
 
 
 def _saved_of(count: int, mean: Any, m2: Any, dtype: np.dtype[Any]) -> _core.Saved:
