@@ -212,23 +212,15 @@ void ThreadGroup::wait(Index rank, Index generation, Clock::time_point deadline,
         const auto until = Clock::now() + kLook;
         while (!over() && Clock::now() < until) std::this_thread::yield();
     }
-    if (generation_ != generation) return;
-    auto next_poll = Clock::now() + kPoll;
     bool polls = true;
-    std::unique_lock asleep(sleep_);
-    while (!over()) {
-        const auto now = Clock::now();
-        if (now >= deadline) break;
-        if (polls && now >= next_poll) {
-            asleep.unlock();
-            polls = poll(rank, generation, waiter);
-            next_poll = Clock::now() + kPoll;
-            asleep.lock();
-            continue;
+    while (!over() && Clock::now() < deadline) {
+        const auto until = polls ? std::min(deadline, Clock::now() + kPoll) : deadline;
+        {
+            std::unique_lock asleep(sleep_);
+            wake_.wait_until(asleep, until, over);
         }
-        wake_.wait_until(asleep, polls ? std::min(deadline, next_poll) : deadline);
+        if (polls && !over()) polls = poll(rank, generation, waiter);
     }
-    asleep.unlock();
     // What was merged is good, whatever broke afterwards: this member is through.
     if (generation_ != generation) return;
     const std::lock_guard lock(mutex_);

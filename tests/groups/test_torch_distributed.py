@@ -107,11 +107,12 @@ def on_all_ranks(body, monkeypatch):
         monkeypatch.setattr(torch.distributed, name, getattr(backend, name))
     monkeypatch.setattr(torch_distributed, "device_of", lambda *_: torch.device("cpu"))
     results = [None] * SIZE
+    process_group = type("WithoutStore", (), {})()
 
     def work(rank):
         backend.rank.value = rank
         try:
-            results[rank] = body(bnext.sync.TorchDistributedGroup())
+            results[rank] = body(bnext.sync.TorchDistributedGroup(process_group))
         except Exception as error:
             results[rank] = error
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from bnext import _core
+from bnext.arguments import index_of
 from bnext.groups.exchange import (
     CLOSED,
     Calls,
@@ -28,6 +29,12 @@ POLL = 0.25
 
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")
+
+
+class Local(threading.local):
+    """A thread's own: its rank and ticket, if it is a member."""
+
+    membership: tuple[int, int] | None = None
 
 
 class ThreadGroup(Group):
@@ -63,13 +70,12 @@ class ThreadGroup(Group):
     """
 
     def __init__(self, size: int, *, timeout: float = 60.0) -> None:
-        if isinstance(size, bool) or not hasattr(size, "__index__"):
-            raise TypeError(f"size: expected an integer, got {type(size).__name__}")
+        size = index_of(size, "size")
         if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
             raise TypeError(f"timeout: expected seconds, got {type(timeout).__name__}")
         super().__init__()
         self._barrier = _core.ThreadGroup(size, timeout)
-        self._local = threading.local()
+        self._local = Local()
         self._process = os.getpid()
         self._forget()
 
@@ -107,18 +113,16 @@ class ThreadGroup(Group):
     @property
     def rank_or_none(self) -> int | None:
         """The same; None where the calling thread is no member."""
-        membership = getattr(self._local, "membership", None)
+        membership = self._local.membership
         return None if membership is None else membership[0]
 
     def _membership(self) -> tuple[int, int]:
-        try:
-            membership: tuple[int, int] = self._local.membership
-        except AttributeError:
+        if self._local.membership is None:
             raise GroupError(
                 "group: expected a call from a member, got one from a thread that is none; use "
                 "group.run(fn, shards) or `with group.member(rank):`"
-            ) from None
-        return membership
+            )
+        return self._local.membership
 
     def __enter__(self) -> ThreadGroup:
         """Give the group, which is closed at the end of the block."""
@@ -261,10 +265,8 @@ class ThreadGroup(Group):
         message : str
             What it did, as in "raised ValueError: ...".
         """
-        membership = getattr(self._local, "membership", None)
-        if membership is not None:
-            rank, ticket = membership
-            self._barrier.fail(rank, ticket, message)
+        if self._local.membership is not None:
+            self._barrier.fail(*self._local.membership, message)
 
     # --- exchanges --------------------------------------------------------------------------------
 
@@ -302,10 +304,8 @@ class Member:
     """A membership of the thread that enters; `ThreadGroup.member` makes them."""
 
     def __init__(self, group: ThreadGroup, rank: int) -> None:
-        if isinstance(rank, bool) or not hasattr(rank, "__index__"):
-            raise TypeError(f"rank: expected an integer, got {type(rank).__name__}")
         self._group = group
-        self._rank = rank
+        self._rank = index_of(rank, "rank")
 
     def __enter__(self) -> ThreadGroup:
         group = self._group
@@ -324,10 +324,9 @@ class Member:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         group = self._group
-        rank, ticket = group._local.membership
         if error is not None:
-            group._barrier.fail(rank, ticket, error_text(error))
-        group._barrier.leave(rank, ticket)
+            group.fail(error_text(error))
+        group._barrier.leave(*group._membership())
         del group._local.membership
 
 

@@ -72,7 +72,7 @@ class TorchDistributedGroup(ProcessGroup):
         self._dist: Any = dist
         # Those that make groups for each model must be able to destroy them.
         bound = dist.group.WORLD if process_group is None else process_group
-        self._group = None if bound is None else weakref.ref(bound)
+        self._group = weakref.ref(bound)
         self._device = device_of(torch, dist, process_group)
         self._board = self._new_board(bound)
         self._roll.use(self._board)
@@ -80,8 +80,6 @@ class TorchDistributedGroup(ProcessGroup):
 
     def _new_board(self, process_group: Any) -> StoreBoard | None:
         """Make a board in the store of the process group, where it has one."""
-        if process_group is None:
-            return None
         number = _made[process_group] = _made.get(process_group, 0) + 1
         store = store_of(process_group)
         if store is None:
@@ -102,11 +100,11 @@ class TorchDistributedGroup(ProcessGroup):
         take_out_what_was_left()
 
     def _works(self) -> bool:
-        return self._group is None or self._group() is not None
+        return self._group() is not None
 
     def _process_group(self) -> Any:
-        group = None if self._group is None else self._group()
-        if group is None and self._group is not None:
+        group = self._group()
+        if group is None:
             raise GroupError(
                 "process_group: expected one that is in use, got one that was destroyed"
             )
