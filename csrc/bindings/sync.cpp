@@ -57,24 +57,27 @@ const double* take_row(const Float64& row, const char* name, Index channels) {
     return row.data();
 }
 
-// `Header` of bnext.groups.exchange; the last field is the owner.
-using Fields = std::tuple<Index, Index, std::string, Index, std::string, std::uintptr_t>;
-
-sync::Header header_of(const Fields& fields) {
-    const auto& [layer, step, direction, channels, dtype, owner] = fields;
+// The fields of bnext.groups.exchange.Header, but for the owner.
+sync::Header header_of(Index layer, Index step, const std::string& direction, Index channels,
+                       const std::string& dtype) {
     return {layer, step, direction == "backward" ? Direction::backward : Direction::forward,
             channels, dtype_named(dtype)};
 }
 
-py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, const Fields& fields,
-                   Index count, const Float64& first, const Float64& second,
+std::string difference(const py::tuple& got, const py::tuple& expected) {
+    using Fields = std::tuple<Index, Index, std::string, Index, std::string>;
+    return sync::difference(std::apply(header_of, py::cast<Fields>(got)),
+                            std::apply(header_of, py::cast<Fields>(expected)));
+}
+
+py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index layer, Index step,
+                   const std::string& direction, Index channels, const std::string& dtype,
+                   std::uintptr_t owner, Index count, const Float64& first, const Float64& second,
                    const std::optional<Float64>& mean_low) {
     if (count < 0) value_error("count: expected an integer >= 0, got ", count);
-    const sync::Header header = header_of(fields);
-    const Index channels = header.channels;
     const sync::Contribution brought{
-        header,
-        std::get<5>(fields),
+        header_of(layer, step, direction, channels, dtype),
+        owner,
         count,
         {take_row(first, "first", channels), take_row(second, "second", channels),
          mean_low ? take_row(*mean_low, "mean_low", channels) : nullptr}};
@@ -107,12 +110,8 @@ void register_sync(py::module_& m) {
             PyErr_SetObject(failure.ptr(), py::make_tuple(error.what(), error.rank).ptr());
         }
     });
-    m.def(
-        "difference",
-        [](const Fields& got, const Fields& expected) {
-            return sync::difference(header_of(got), header_of(expected));
-        },
-        py::arg("got"), py::arg("expected"), "In what two headers differ, in words.");
+    m.def("difference", &difference, py::arg("got"), py::arg("expected"),
+          "In what two headers differ, in words.");
     py::class_<ThreadGroup>(m, "ThreadGroup", "The barrier of threads; bnext.sync wraps it.")
         .def(py::init<Index, double>(), py::arg("size"), py::arg("timeout"))
         .def_property_readonly("size", &ThreadGroup::size)
@@ -122,9 +121,10 @@ void register_sync(py::module_& m) {
         .def("leave", &ThreadGroup::leave, py::arg("rank"), py::arg("ticket"))
         .def("fail", &ThreadGroup::fail, py::arg("rank"), py::arg("ticket"), py::arg("message"))
         .def("reset", &ThreadGroup::reset, py::call_guard<py::gil_scoped_release>())
-        .def("exchange", &exchange, py::arg("rank"), py::arg("ticket"), py::arg("header"),
-             py::arg("count"), py::arg("first").noconvert(), py::arg("second").noconvert(),
-             py::arg("mean_low").noconvert() = py::none(),
+        .def("exchange", &exchange, py::arg("rank"), py::arg("ticket"), py::arg("layer"),
+             py::arg("step"), py::arg("direction"), py::arg("channels"), py::arg("dtype"),
+             py::arg("owner"), py::arg("count"), py::arg("first").noconvert(),
+             py::arg("second").noconvert(), py::arg("mean_low").noconvert() = py::none(),
              "count, both rows, the number of the exchange, whether the layer is shared, and the\n"
              "low part of the mean where one was brought.");
 }

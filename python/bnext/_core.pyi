@@ -100,7 +100,7 @@ def find_libraries_by(function: Callable[[Any], Any]) -> None: ...
 class GroupFailure(RuntimeError): ...  # noqa: N818
 
 def difference(
-    got: tuple[int, int, str, int, str, int], expected: tuple[int, int, str, int, str, int]
+    got: tuple[int, int, str, int, str], expected: tuple[int, int, str, int, str]
 ) -> str: ...
 
 @final
@@ -120,7 +120,12 @@ class ThreadGroup:
         self,
         rank: int,
         ticket: int,
-        header: tuple[int, int, str, int, str, int],
+        layer: int,
+        step: int,
+        direction: str,
+        channels: int,
+        dtype: str,
+        owner: int,
         count: int,
         first: _Float64,
         second: _Float64,

@@ -11,7 +11,6 @@ import numpy.typing as npt
 __all__ = [
     "CLOSED",
     "Calls",
-    "Direction",
     "Float64Array",
     "GroupError",
     "Header",
@@ -23,8 +22,6 @@ __all__ = [
 Float64Array = npt.NDArray[np.float64]
 # Mean and m2 of a shard, with the low part of the mean for float64 data; or two sums.
 Rows = tuple[Float64Array, Float64Array, Float64Array | None]
-
-Direction = Literal["forward", "backward"]
 
 CLOSED = "the group was closed"
 
@@ -87,7 +84,7 @@ class Header(NamedTuple):
 
     layer: int
     step: int
-    direction: Direction
+    direction: Literal["forward", "backward"]
     channels: int
     dtype: str
     owner: int = 0

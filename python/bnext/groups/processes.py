@@ -32,7 +32,6 @@ from bnext import _core
 from bnext.groups.exchange import (
     CLOSED,
     Calls,
-    Direction,
     Float64Array,
     GroupError,
     Header,
@@ -365,8 +364,7 @@ def numbers_of(header: Header) -> list[int]:
     return [number % MODULUS for number in numbers]
 
 
-def fields_of(call: str) -> Header:
-    """Read the header that a rank has sent in words."""
-    layer, step, way, channels, dtype = call.split()
-    direction: Direction = "backward" if way == "backward" else "forward"
-    return Header(int(layer), int(step), direction, int(channels), dtype)
+def fields_of(call: str) -> tuple[int, int, str, int, str]:
+    """Read the fields of a header that a rank has sent in words."""
+    layer, step, direction, channels, dtype = call.split()
+    return int(layer), int(step), direction, int(channels), dtype

@@ -117,12 +117,13 @@ class ThreadGroup(Group):
         return None if membership is None else membership[0]
 
     def _membership(self) -> tuple[int, int]:
-        if self._local.membership is None:
+        membership = self._local.membership
+        if membership is None:
             raise GroupError(
                 "group: expected a call from a member, got one from a thread that is none; use "
                 "group.run(fn, shards) or `with group.member(rank):`"
             )
-        return self._local.membership
+        return membership
 
     def __enter__(self) -> ThreadGroup:
         """Give the group, which is closed at the end of the block."""
@@ -286,11 +287,15 @@ class ThreadGroup(Group):
 
     def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         rank, ticket = self._membership()
+        first, second, mean_low = rows
         try:
-            merged = self._barrier.exchange(rank, ticket, header, count, *rows)
+            merged = self._barrier.exchange(
+                rank, ticket, header.layer, header.step, header.direction, header.channels,
+                header.dtype, header.owner, count, first, second, mean_low,
+            )  # fmt: skip
         except _core.GroupFailure as failure:
             raise converted(failure, header) from None
-        return Merged(*merged)
+        return Merged._make(merged)
 
     def __repr__(self) -> str:
         """Give the size, and what broke the group."""
