@@ -86,7 +86,7 @@ void ThreadGroup::leave(Index rank, Ticket ticket) {
     slot.ticket = 0;
     slot.finished = slot.entered;
     // Tasks of the next step may have begun, and wait for a task of this rank that has not: only
-    // who has entered no more often than this member waits in vain.
+    // members that have entered no more often than this one wait in vain.
     const bool in_vain = std::ranges::any_of(
         slots_, [&](const Slot& other) { return other.arrived && other.entered <= slot.finished; });
     if (in_vain) break_group(rank, concat("rank ", rank, " has left the group"));
@@ -122,7 +122,7 @@ void ThreadGroup::break_group(Index rank, const std::string& reason) {
 }
 
 void ThreadGroup::wake_all() {
-    // Whoever has looked, and found that it has to wait, is asleep once this is locked.
+    // A member that has looked, and found that it has to wait, is asleep once this is locked.
     {
         const std::lock_guard asleep(sleep_);
     }
@@ -226,8 +226,8 @@ void ThreadGroup::wait(Index rank, Index generation, Clock::time_point deadline,
     const std::lock_guard lock(mutex_);
     if (generation_ != generation) return;
     if (broken_) throw_failure();
-    const auto [who, names] = missing();
-    break_and_throw(who, concat("time-out after ", timeout_, " s: ", names, " missing"));
+    const auto [first, names] = missing();
+    break_and_throw(first, concat("time-out after ", timeout_, " s: ", names, " missing"));
 }
 
 bool ThreadGroup::poll(Index rank, Index generation, Waiter& waiter) {

@@ -1,16 +1,16 @@
 // The barrier of threads that hold parts of one batch: each brings rows of doubles, two or three,
-// and waits until all have come; everybody gets the merged rows.
+// and waits until all have come; every member gets the merged rows.
 //
-// Order:   the last to arrive merges, in the order of ranks, so the result depends on nobody's
-//          speed and is the same to the bit for all.
+// Order:   the last to arrive merges, in the order of ranks, so the result does not depend on the
+//          order of arrival and is the same to the bit for all.
 // Waiting: members look again and again for some microseconds, unless they are many more than
-//          there are cores, and then sleep. Nobody waits for longer than the time-out, and nobody
-//          waits at all for what is known never to come.
+//          there are cores, and then sleep. No member waits for longer than the time-out, or for a
+//          member that is known never to come.
 // Faults:  whatever goes wrong breaks the group: members that wait, and those that come later, get
 //          the same reason at once, until reset().
 // Memory:  rows are read where their owner has them, for the owner waits meanwhile; the merged rows
-//          have one buffer, which grows but never shrinks. It is written again only after everybody
-//          has come back, that is, has copied what was in it.
+//          have one buffer, which grows but never shrinks. It is written again only after all
+//          members have come back, and so have copied the rows.
 #pragma once
 
 #include <array>
@@ -65,7 +65,8 @@ struct Merged {
 
 // Why an exchange failed; the same for every member.
 struct GroupFailure : std::runtime_error {
-    GroupFailure(Index who, const std::string& reason) : std::runtime_error(reason), rank(who) {}
+    GroupFailure(Index culprit, const std::string& reason)
+        : std::runtime_error(reason), rank(culprit) {}
 
     Index rank;  // of the culprit; -1: no member
 };
@@ -98,10 +99,10 @@ public:
     // The calling thread becomes the member `rank` until leave(). Throws GroupFailure if the group
     // is broken, Error if the rank does not exist or is taken.
     Ticket enter(Index rank);
-    // A member that leaves in good order. Whoever waits for it, having entered no more often, is
+    // A member leaves in good order. Members that wait for it, having entered no more often, are
     // told; so all ranks are to be entered equally often.
     void leave(Index rank, Ticket ticket);
-    // A member announces that it cannot go on; rank -1: somebody else does.
+    // A member announces that it cannot go on; rank -1: the caller is no member.
     void fail(Index rank, Ticket ticket, const std::string& message);
     // Forgets all members and the fault. Those still waiting get an error.
     void reset();
@@ -112,7 +113,7 @@ public:
 
 private:
     struct Slot {
-        Ticket ticket = 0;   // of the thread that has this rank; 0: nobody
+        Ticket ticket = 0;   // of the thread that has this rank; 0: none
         Index entered = 0;   // how often the rank was taken
         Index finished = 0;  // how many of these have ended
         bool arrived = false;

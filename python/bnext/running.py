@@ -75,9 +75,11 @@ class Running:
 
     def operands(self) -> dict[str, Any]:
         """Give the operands of an engine's call that moves them."""
+        return {**self._arrays(), "momentum": self.weight()}
+
+    def _arrays(self) -> dict[str, Any]:
         return {
-            "running_mean": self.mean, "running_var": self.var, "momentum": self.weight(),
-            "num_batches_tracked": self.counter,
+            "running_mean": self.mean, "running_var": self.var, "num_batches_tracked": self.counter
         }  # fmt: skip
 
     def check_movable(self, prefix: str = "") -> None:
@@ -102,8 +104,7 @@ class Running:
     def prepare(self, writes: Writes, count: int, mean: Any, m2: Any, prefix: str = "") -> None:
         """Add that move to `writes`, on top of earlier ones. Errors have `prefix` before names."""
         self.check_movable(prefix)
-        arrays = {"running_mean": self.mean, "running_var": self.var}
-        arrays["num_batches_tracked"] = self.counter
+        arrays = self._arrays()
         moved = {name: None if a is None else writes.pending(a) for name, a in arrays.items()}
         tracked = moved["num_batches_tracked"]
         weight = 0.0

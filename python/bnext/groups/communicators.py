@@ -4,8 +4,8 @@ MPI has few communicators (MPICH about 2,000 in a process), and all ranks of one
 rank alone may not, when it closes a group or the garbage collector finds one. So a rank only notes
 that it has given a communicator up. When a group is made, all ranks of its communicator meet
 anyway: they tell each other what they have given up, and free what all of its ranks have, in one
-order everywhere. So nobody waits for a rank that does not come, and ranks need not close at one
-time. What is left when MPI ends is freed by MPI.
+order everywhere. So no rank waits for another one, and ranks need not close at one time. MPI frees
+the rest when it ends.
 
 A message that was sent and not received would be the next communicator's that gets the same number.
 So ranks say how many notes they have sent, and receive them all before they free. A communicator on
@@ -23,7 +23,7 @@ from bnext.groups.roll_call import Board
 
 __all__ = ["Duplicate", "free_given_up"]
 
-LOOKS = 50  # how often who must know looks for a message in vain; a microsecond each
+LOOKS = 50  # looks for a message, in vain, before a read gives up; a microsecond each
 
 Identity = tuple[str, int]  # the process that was rank 0 when it was made, and a number of its own
 
@@ -63,7 +63,7 @@ class Duplicate(Board):
         _duplicates[self._identity] = self
 
     def write(self, note: str, bell: str) -> None:
-        """See `Board`; nobody has to listen for what comes by itself."""
+        """See `Board`; notes come by themselves, without a bell."""
         to = [other for other in range(self.size) if other != self.rank]
         self._requests += [self.comm.isend((self.rank, note), other) for other in to]
         self._sent += 1
@@ -81,7 +81,7 @@ class Duplicate(Board):
         return self._notes
 
     def is_settled(self, patience: float = 0.0) -> bool:
-        """See `Board`. Short messages leave at once, whether or not anybody takes them."""
+        """See `Board`. Short messages leave at once, before another rank takes them."""
         self._requests = [request for request in self._requests if not request.test()[0]]
         return True
 

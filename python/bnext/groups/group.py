@@ -120,7 +120,7 @@ class Group(abc.ABC):
         Returns
         -------
         Merged
-            The same to the bit for all members, whoever came first.
+            The same to the bit for all members, in any order of arrival.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class Group(abc.ABC):
     def close(self) -> None:
         """Give the group up, and give back what it holds: communicators, keys of a store.
 
-        Nobody waits here, and every member may close at a time of its own, more than once, also
+        It does not wait, and every member may close at a time of its own, more than once, also
         where the group is broken, or in a forked child. Members that wait for an exchange with a
         member that has closed get a `GroupError`, and so does every later call in the closed group.
         Its `size` can still be asked for. A layer that has the group goes on when another one is
@@ -200,7 +200,7 @@ class Group(abc.ABC):
             )
 
     def _release(self) -> None:  # noqa: B027 - most groups hold nothing but memory
-        """Give back what the group holds, without waiting for anybody; called once."""
+        """Give back what the group holds, without waiting for other members; called once."""
 
     def __copy__(self) -> Group:
         """Itself: copies of a layer belong to the same group."""

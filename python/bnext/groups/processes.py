@@ -10,11 +10,11 @@ of the sums N, S1, S2. What cancels in m2 is ``N D**2``. Where that is not small
 ranks see it alike, and add up once more about the mean that they have just found. The mean of
 float64 data has a low part, in d as in the result.
 
-The header is a few small integers, each with its square: their sums are those of equal numbers only
-if all are equal. Blocks have one size, whatever the header says, so that ranks that call different
-things still meet. Only who calls a layer of more channels than a block has adds up the rest after.
+The header is a few small integers, each with its square: sums over n ranks are n a and n a**2 only
+if all ranks have the same a. Blocks have one size, whatever the header says, so that ranks still meet
+that call different things. The channels of a layer beyond a block are added up after it.
 
-What does not come to an end is for `roll_call.py`.
+`roll_call.py` deals with exchanges that do not end.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TEXT = 512  # bytes of what a rank says where something is wrong
 # m2 has lost 10 of 53 bits where N D**2 is as much larger; 2, which float64 results can do without.
 CANCELLED = 1024.0
 CANCELLED_OF_FLOAT64 = 4.0
-ROOM = 64  # shifts that are kept before those of dead layers are looked for
+ROOM = 64  # how many shifts are kept before the shifts of dead layers are dropped
 
 let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 
@@ -78,7 +78,7 @@ def forget_ended() -> None:
 
 
 class ProcessGroup(Group):
-    """A group whose members are processes; subclasses say how numbers are added up among them."""
+    """A group whose members are processes; subclasses say how to add up numbers among them."""
 
     def __init__(self, rank: int, size: int, timeout: float, block: int = 512) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class ProcessGroup(Group):
         message : str
             Why.
         """
-        if self.broken or self.closed:  # nobody would understand another message
+        if self.broken or self.closed:  # another message would not be understood
             return
         self._message = message
         why = Verdict(f"rank {self.rank} {message}", self.rank)
@@ -293,8 +293,8 @@ class ProcessGroup(Group):
                     if verdict is not None:
                         raise self._error(*verdict)
                     next_look = now + self._roll.interval
-                # Messages among processes of one machine take microseconds: look at first, and
-                # let others have the core, who may be those that this one waits for.
+                # Messages among processes of one machine take microseconds: look at first, and let
+                # others have the core, perhaps the process that this one waits for.
                 if now - began > 0.002:
                     time.sleep(min(0.001, (now - began) / 20))
                 elif now - began > 20e-6:

@@ -1,18 +1,18 @@
-"""Who is missing: what processes find out about each other when an exchange does not end.
+"""The roll call: how processes find the missing rank when an exchange does not end.
 
-An engine that adds up numbers knows nothing then but that it is not through. So members have a
-board beside it, where each has one note that all others can read:
+The engine that adds up numbers knows only that the sum has not ended. So members have a board
+beside it, where each has one note that all others can read:
 
     waits   an exchange for which it waits, or for which another rank has called the roll
-    failed  what it says of the error that keeps it from going on
+    failed  the text of the error that keeps it from going on
     left    which ``with group:`` it has left, and how many exchanges it had been through
     closed  how many exchanges it had been through when it closed the group
     over    the verdict, once it has given up: the reason, and the rank
 
-Some time before the time-out, who waits writes so: that calls the roll, and all others that wait
-answer. Who has not answered at the time-out is missing. That is the verdict; who reads it gives up
-too, so that all give one reason, and who comes late reads it before it waits. As long as exchanges
-end soon nobody looks at the board.
+Some time before the time-out, a rank that waits writes so: that calls the roll, and all other ranks
+that wait answer. A rank that has not answered at the time-out is missing. That is the verdict. A
+rank that reads a verdict gives up too, with the same reason; a late rank reads it before it waits.
+As long as exchanges end soon no rank looks at the board.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from typing import Any, NamedTuple
 __all__ = ["Board", "RollCall", "Verdict"]
 
 ROLL = "roll"
-PATIENCE = 0.25  # seconds that somebody who must know waits for the board
+PATIENCE = 0.25  # seconds to wait for the board, where its answer is needed
 
 
 class Verdict(NamedTuple):
-    """Why an exchange is given up, and the rank that it is because of."""
+    """Why an exchange is given up, and the rank that caused it."""
 
     reason: str
     rank: int | None
 
 
 class Board(abc.ABC):
-    """One note for each rank. Who uses it has a time-out to keep: nothing here may take long."""
+    """One note for each rank. Nothing here may take long: members have a time-out to keep."""
 
     @abc.abstractmethod
     def write(self, note: str, bell: str) -> None:
-        """Replace this rank's note, and ring a bell for those who listen to it."""
+        """Replace this rank's note, and ring a bell for the ranks that listen to it."""
 
     @abc.abstractmethod
     def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
         """Give the notes of the others, as far as they are known by now.
 
-        They are asked for if one of `bells` has been rung. `patience` is for how many seconds an
-        answer may be waited for; without it, it may be that of the call before.
+        They are asked for if one of `bells` has been rung. `patience` is for how many seconds to
+        wait for an answer; without it, the answer may be the one of the call before.
         """
 
     @abc.abstractmethod
@@ -61,7 +61,7 @@ class RollCall:
 
     def __init__(self, rank: int, size: int, timeout: float, board: Board | None = None) -> None:
         self.timeout = timeout
-        # For how long before the time-out the roll is called; how often who waits looks.
+        # How long before the time-out the roll is called; how often a waiting rank looks.
         self.grace = min(1.0, timeout / 2)
         self.interval = min(0.05, self.grace / 8)
         self.verdict: Verdict | None = None
@@ -80,7 +80,7 @@ class RollCall:
     # --- a wait that takes long -------------------------------------------------------------------
 
     def look(self, exchange: int, waited: float, patience: float = 0.0) -> Verdict | None:
-        """Say what is to become of an exchange that was waited for so long; None: to wait on."""
+        """Give the verdict on an exchange after a wait of so many seconds; None: to wait on."""
         self._read(exchange, patience)
         called = max((note["waits"] for note in self._notes.values()), default=0)
         if waited > self.timeout - self.grace or called > self._mine["waits"]:
@@ -121,8 +121,8 @@ class RollCall:
         """Give up, and let the others know; what one of them has decided before stands."""
         if self.verdict is None:
             notes = {**self._notes, self._rank: self._mine}
-            failed = [who for who in sorted(notes) if "failed" in notes[who]]
-            if failed:  # what came first, or what is known for certain
+            failed = [each for each in sorted(notes) if "failed" in notes[each]]
+            if failed:  # which came first, or is known for certain
                 rank = failed[0]
                 reason = f"rank {rank} {notes[rank]['failed']}; {reason}"
             self.verdict = Verdict(reason, rank)
@@ -210,7 +210,7 @@ class RollCall:
 
 
 def bell_of_leaving(block: int) -> str:
-    """Who waits in the n-th ``with group:`` listens to those who leave theirs."""
+    """Give the bell of ranks that leave their n-th ``with group:``."""
     return f"left-{block}"
 
 

@@ -31,8 +31,8 @@ class TorchDistributedGroup(ProcessGroup):
         One that takes tensors of the CPU or of CUDA devices; the default group if not given.
         ``torch.distributed.new_group`` gives sub-groups. All of its ranks make the group together.
     timeout : float
-        For how many seconds a member waits for the others. Who is missing is found out by the store
-        of `process_group`; where that is lost as well, the error names nobody.
+        For how many seconds a member waits for the others. The store of `process_group` tells which
+        rank is missing; where the store is lost as well, the error names none.
 
     Raises
     ------
@@ -44,13 +44,13 @@ class TorchDistributedGroup(ProcessGroup):
 
     Notes
     -----
-    Data may lie anywhere, whatever the backend: what is exchanged is small, and in the memory of
-    the host. A backend that takes it there is used as it is: gloo, MPI, and of
-    ``"cpu:gloo,cuda:nccl"`` the first. With NCCL alone it goes through a CUDA device, by the
+    Data may lie anywhere, whatever the backend: the exchanged rows are small, and in the memory of
+    the host. A backend that takes them there is used as it is: gloo, MPI, and of
+    ``"cpu:gloo,cuda:nccl"`` the first. With NCCL alone they go through a CUDA device, by the
     current stream there: the device that `process_group` is bound to (`device_id` of
     ``init_process_group``), else the one that is current when the group is made; so call
     ``torch.cuda.set_device`` before. Sums are float64 with any of them, and the same to the bit for
-    all ranks as far as those of the backend are.
+    all ranks as far as the backend's sums are.
 
     It holds `process_group` weakly, so that ``destroy_process_group`` ends it, and a few keys in
     its store. The last rank that closes the group takes them out; of a group that is garbage, ranks

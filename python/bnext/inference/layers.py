@@ -15,7 +15,7 @@ __all__ = ["Estimate", "PassGroup", "checked_layers", "common_group"]
 
 
 class Estimate(NamedTuple):
-    """What is to become a layer's statistics."""
+    """A layer's new statistics."""
 
     mean: Float64Array
     var: Float64Array

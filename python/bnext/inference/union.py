@@ -94,7 +94,7 @@ class MicroBatches:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._open = False
         runs, self._runs = self._runs, []
-        for run in runs:  # whose results somebody still has
+        for run in runs:  # with results that are still held
             run.announce(error)
 
     def run(self, step: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
@@ -223,7 +223,7 @@ class Run:
         writes.commit()
 
     def announce(self, error: BaseException | None) -> None:
-        """Tell the other members of the layers' group, who wait for this one, that it ends here."""
+        """Tell the other members of the layers' group, which wait for this one, of its end."""
         if self._group is None or isinstance(error, GroupError):
             return
         if error is None or isinstance(error, GeneratorExit):
