@@ -356,7 +356,7 @@ PoolFigures pool_figures() { return pool().figures(); }
 
 std::size_t pool_default_limit() {
     constexpr std::size_t most = std::size_t{1} << 30;
-    std::size_t memory = memory_limit();
+    std::size_t memory = control_limits().memory_bytes;
     if (const long pages = sysconf(_SC_PHYS_PAGES); pages > 0) {
         memory = std::min(memory, static_cast<std::size_t>(pages) * bytes_of_page());
     }
