@@ -32,7 +32,7 @@ LAYERS = {
         (2, 2, 5, 7),
     ),
     "conv, 5x5": (lambda normal: layers.Conv2d(normal((2, 1, 5, 5))), (2, 1, 4, 6)),
-    "flatten": (lambda normal: layers.Flatten(), (2, 3, 4)),
+    "linear, 4D": (lambda normal: layers.Linear(normal((3, 24))), (2, 2, 3, 4)),
     "relu": (lambda normal: layers.Relu(), (6, 7)),
     "bias, 2D": (lambda normal: layers.Bias(normal(4)), (5, 4)),
     "bias, 4D": (lambda normal: layers.Bias(normal(3)), (2, 3, 4, 5)),
@@ -117,15 +117,15 @@ def test_networks_normalize_before_every_activation_and_nowhere_else(kind):
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])
-def test_the_input_of_the_last_relu_is_watched(kind):
+def test_the_input_of_the_last_relu_is_known(kind, normal):
     network = networks.build(kind, normalized=True, seed=0)
-    logits = network.forward(np.ones((4, 1, 8, 8), np.float32))
+    x = normal((4, 1, 8, 8)).astype(np.float32)
+    logits = network.forward(x)
     assert logits.shape == (4, 10)
-    after = network.layers[network.layers.index(network.watched) + 1 :]
-    assert [type(layer) for layer in after if not isinstance(layer, layers.Flatten)] == [
-        layers.Relu,
-        layers.Linear,
-    ]
+    assert [type(layer) for layer in network.layers[-2:]] == [layers.Relu, layers.Linear]
+    assert network.last_relu() is network.layers[-2]
+    found = network.last_relu().x
+    np.testing.assert_array_equal(network.layers[-1].forward(np.maximum(found, 0)), logits)
 
 
 def test_batches_are_of_one_size_and_visit_an_example_once_an_epoch():

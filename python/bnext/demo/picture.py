@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,7 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
     of a hidden layer at the gentle rate, with and without normalization.
     """
     figure = Figure(figsize=(16, 4.6 * len(kinds)), layout="constrained")
-    rows = figure.subfigures(len(kinds), 1, squeeze=False)[:, 0]
-    for row, kind in zip(rows, kinds, strict=True):
-        row.suptitle(DESCRIPTIONS[kind], fontsize=14, fontweight="bold")
-        left, middle, with_bn, without_bn = row.subplots(1, 4)
+    for kind, (left, middle, with_bn, without_bn) in panels(figure, kinds, 4, fontsize=14):
         # The order of the runs: gentle with, gentle without, large with, large without.
         runs = [record for record in records if record.case.kind == kind]
         lowest = min(_smooth(record).min() for record in runs)
@@ -44,6 +41,16 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
             _draw_quantiles(panel, record)
             panel.set_ylim(*limits)
     save(figure, path, dpi=110)
+
+
+def panels(
+    figure: Figure, kinds: Sequence[Kind], columns: int, fontsize: int
+) -> Iterator[tuple[Kind, Sequence[Axes]]]:
+    """Add a row of panels for each network, under its description."""
+    rows = figure.subfigures(len(kinds), 1, squeeze=False)[:, 0]
+    for row, kind in zip(rows, kinds, strict=True):
+        row.suptitle(DESCRIPTIONS[kind], fontsize=fontsize, fontweight="bold")
+        yield kind, row.subplots(1, columns)
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:

@@ -31,14 +31,17 @@ def introduce(console: Console, options: Options) -> None:
     )
 
 
-def progress_bars() -> Progress:
-    """Open a context in which each run shows a bar with its steps, loss and time on a terminal."""
+def progress_bars(text: str = "loss {task.fields[loss]}") -> Progress:
+    """Open a context in which tasks show a bar with their steps, a text and the time.
+
+    They go to the standard error, if it is a terminal.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn(text),
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,

@@ -36,12 +36,18 @@ def run(options: Options) -> None:
 
 
 def _train(options: Options, digits: Digits, records: list[Record]) -> None:
-    """Train one network after the other; add the record of each at its end."""
+    """Train each network at every rate, with normalization and then without; add its record."""
+    cases = [
+        Case(kind, rate, normalized)
+        for kind in options.kinds
+        for rate in options.rates
+        for normalized in (True, False)
+    ]
     steps = options.epochs * (TRAIN_EXAMPLES // options.batch_size)
     # A second BLAS thread gains nothing on such small matrices, and costs much on busy cores, since
     # BLAS threads spin while they wait. (threadpoolctl comes with scikit-learn.)
     with threadpool_limits(1, user_api="blas"), report.progress_bars() as bars:
-        for case in _cases(options):
+        for case in cases:
             records.append(
                 train(
                     build(case.kind, normalized=case.normalized, seed=options.seed),
@@ -53,13 +59,3 @@ def _train(options: Options, digits: Digits, records: list[Record]) -> None:
                     on_step=report.add_bar(bars, case, steps),
                 )
             )
-
-
-def _cases(options: Options) -> list[Case]:
-    """Every network at every rate, with normalization and then without."""
-    return [
-        Case(kind, rate, normalized)
-        for kind in options.kinds
-        for rate in options.rates
-        for normalized in (True, False)
-    ]

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.demo.data import Digits
-from bnext.demo.loss import accuracy, softmax_cross_entropy
+from bnext.demo.layers import Array
+from bnext.demo.loss import Labels, accuracy, softmax_cross_entropy
 from bnext.demo.networks import CLASSES, Kind, Network
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -114,31 +115,30 @@ def train(
     # A plain network at a large rate overflows: a result to record, without warnings.
     with np.errstate(all="ignore"):
         for batch in batch_indices(examples, batch_size, epochs, seed):
-            _step(network, digits, batch, record)
+            _step(network, digits.train_images[batch], digits.train_labels[batch], record)
             on_step(record.losses[-1])
             if not np.isfinite(record.losses[-1]):
                 record.diverged = True
                 return record
-        _test(network, digits, record)
+        record.test_accuracy, record.test_loss = evaluate(network, digits)
     return record
 
 
-def _step(network: Network, digits: Digits, batch: npt.NDArray[np.intp], record: Record) -> None:
+def _step(network: Network, images: Array, labels: Labels, record: Record) -> None:
     """Forward, backward, update; the clock runs for these alone."""
-    x, labels = digits.train_images[batch], digits.train_labels[batch]
-    normalization_before = network.normalization_seconds()
+    before = sum(layer.seconds for layer in network.normalizations())
     start = perf_counter()
-    loss, dlogits = softmax_cross_entropy(network.forward(x), labels)
-    network.backward(dlogits)
-    network.descend(record.case.rate)
+    loss = network.step(images, labels, record.case.rate)
     record.step_seconds.append(perf_counter() - start)
-    record.normalization_seconds.append(network.normalization_seconds() - normalization_before)
+    after = sum(layer.seconds for layer in network.normalizations())
+    record.normalization_seconds.append(after - before)
     record.losses.append(loss)
-    record.quantiles.append(np.quantile(network.watched_output, QUANTILES))
+    record.quantiles.append(np.quantile(network.last_relu().x, QUANTILES))
 
 
-def _test(network: Network, digits: Digits, record: Record) -> None:
+def evaluate(network: Network, digits: Digits) -> tuple[float, float]:
+    """Give accuracy and loss on the held-out images, in inference mode, and leave it on."""
     network.train(False)
     logits = network.forward(digits.test_images)
-    record.test_loss, _ = softmax_cross_entropy(logits, digits.test_labels)
-    record.test_accuracy = accuracy(logits, digits.test_labels)
+    loss, _ = softmax_cross_entropy(logits, digits.test_labels)
+    return accuracy(logits, digits.test_labels), loss

@@ -22,15 +22,9 @@ class Statistics(NamedTuple):
 
 
 class Following:
-    """The running statistics of a layer under several estimators.
+    """The running statistics of a layer of so many channels under several estimators.
 
     Running statistics have no influence on training, so one training run is enough for all.
-
-    Parameters
-    ----------
-    estimators : sequence of bnext.Estimator
-    channels : int
-        Of the layer.
     """
 
     def __init__(self, estimators: Sequence[bnext.Estimator], channels: int) -> None:
@@ -52,8 +46,8 @@ class Following:
 
     def statistics(self) -> dict[bnext.Estimator, Statistics]:
         """Give the statistics of each estimator."""
-        rows = zip(self._estimators, self._mean, self._var, strict=True)
-        return {estimator: Statistics(mean.copy(), var.copy()) for estimator, mean, var in rows}
+        rows = zip(self._estimators, self._mean.copy(), self._var.copy(), strict=True)
+        return {estimator: Statistics(mean, var) for estimator, mean, var in rows}
 
 
 def _column(values: Sequence[float]) -> Float64Array:

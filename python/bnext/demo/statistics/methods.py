@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import bnext
 
 FromData = Literal["exact", "pooled", "average"]
-FROM_DATA: tuple[FromData, ...] = ("exact", "pooled", "average")
+FROM_DATA: tuple[FromData, ...] = get_args(FromData)
+RUNNING = {
+    bnext.Cumulative: "cumulative",
+    bnext.Exponential: "exponential",
+    bnext.DebiasedExponential: "debiased",
+}
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,12 @@ class Method:
     @property
     def family(self) -> str:
         """Name, without the decay and the correction."""
-        if self.from_data is not None:
-            return self.from_data
-        names = {
-            bnext.Cumulative: "cumulative",
-            bnext.Exponential: "exponential",
-            bnext.DebiasedExponential: "debiased",
-        }
-        return names[type(self.estimator)]
+        return self.from_data or RUNNING[type(self.estimator)]
 
     @property
     def decay(self) -> float | None:
         """Decay of an exponential average, None of others."""
-        return self.estimator.decay if self.from_data is None else None
+        return None if self.from_data else self.estimator.decay
 
     @property
     def name(self) -> str:
@@ -59,9 +57,8 @@ class Method:
 EXACT = Method(bnext.Exponential(), "exact")
 
 
-def methods(decays: Iterable[float]) -> list[Method]:
+def methods(decays: Sequence[float]) -> list[Method]:
     """List every method, with Bessel's correction and without."""
-    decays = list(decays)
     both = (True, False)
     return [
         *(Method(bnext.Exponential(bessel=b), from_data) for from_data in FROM_DATA for b in both),
