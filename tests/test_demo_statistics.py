@@ -17,10 +17,10 @@ from bnext.demo import networks, training
 from bnext.demo.layers import Conv2d, Linear, Relu
 from bnext.demo.statistics import cost, numbers, options
 from bnext.demo.statistics.comparison import Comparison
-from bnext.demo.statistics.distance import Distance, distance
-from bnext.demo.statistics.experiment import Case, Outcome, in_batches, run_case, train
-from bnext.demo.statistics.following import Following, Statistics
+from bnext.demo.statistics.experiment import Outcome, in_batches, run_case, train
+from bnext.demo.statistics.layer_statistics import Distance, Following, Statistics, distance
 from bnext.demo.statistics.methods import EXACT, FROM_DATA, methods, shown
+from bnext.demo.training import Case
 
 from .optional import import_extra
 
@@ -97,15 +97,7 @@ def test_what_follows_a_layer_is_what_a_layer_with_that_estimator_has(digits, ki
         own = networks.build(kind, normalized=True, seed=3)
         for bn in layers_of(own):
             bn.estimator = estimator
-        training.train(
-            own,
-            training.Case(kind, case.rate, normalized=True),
-            digits,
-            epochs=case.epochs,
-            batch_size=batch_size,
-            seed=3,
-            on_step=lambda loss: None,
-        )
+        training.train(own, case, digits, on_step=lambda loss: None)
         for mine, its, seen in zip(layers_of(own), layers_of(followed), following, strict=True):
             np.testing.assert_array_equal(mine.weight, its.weight)
             mean, var = seen.statistics()[estimator]

@@ -90,17 +90,7 @@ class Data:
 def draw(case: Case, seed: int = 0) -> Data:
     """Draw the data of `case`: uniform, with a minimum and a width for each channel.
 
-    Parameters
-    ----------
-    case : Case
-        The shape, the layout and the dtype.
-    seed : int
-        Of the random numbers.
-
-    Returns
-    -------
-    Data
-        Pages of `out` are mapped; inference normalizes by `mean` and `var`.
+    Pages of `out` are mapped; inference normalizes by `mean` and `var`.
     """
     rng = np.random.default_rng(seed)
     channels = case.shape[1]

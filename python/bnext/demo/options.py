@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from bnext.command_line import USAGE, CommandError, at_least, check_output, positive
 from bnext.demo.data import TRAIN_EXAMPLES
@@ -72,56 +72,38 @@ def batch_size(text: str) -> int:
     return value
 
 
+def add(group: argparse._ActionsContainer, name: str, default: Any, text: str, **more: Any) -> None:
+    """Declare an option with its default, which ends the text of the help."""
+    shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+    group.add_argument(name, default=default, help=f"{text} (default: {shown})", **more)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the demo's options on `parser`."""
     group = parser.add_argument_group("options of the demo")
     add_common_options(group, epochs=15, output="bnext-demo.png")
-    group.add_argument(
-        "--batch-size",
-        type=batch_size,
-        default=64,
-        metavar="M",
-        help="images per mini-batch (default: 64)",
-    )
-    group.add_argument(
-        "--rates",
-        type=positive,
-        nargs=2,
-        default=(0.1, 1.5),
-        metavar=("GENTLE", "LARGE"),
-        help="the two learning rates to compare (default: 0.1 1.5)",
-    )
+    add(group, "--batch-size", 64, "images per mini-batch", type=batch_size, metavar="M")
+    add(
+        group, "--rates", (0.1, 1.5), "the two learning rates to compare",
+        type=positive, nargs=2, metavar=("GENTLE", "LARGE"),
+    )  # fmt: skip
 
 
 def add_common_options(
     group: argparse._ActionsContainer, *, epochs: int, output: str, seed: str = ""
 ) -> None:
     """Declare the options of every command that trains the networks, with their defaults."""
-    group.add_argument(
-        "--network",
-        choices=[*get_args(Kind), "both"],
-        default="both",
-        help="which network to train (default: both)",
-    )
-    group.add_argument(
-        "--epochs",
-        type=at_least(1, MOST_EPOCHS),
-        default=epochs,
-        metavar="N",
-        help=f"passes over the training images (default: {epochs})",
-    )
-    group.add_argument(
-        "--seed",
-        type=at_least(0, LARGEST_SEED),
-        default=0,
-        metavar="S",
-        help=f"of the split, the initial weights and the batches{seed} (default: 0)",
-    )
-    group.add_argument(
-        "--output",
-        type=Path,
-        default=Path(output),
-        metavar="PATH",
-        help=f"where to draw the picture: .png, .svg or .pdf (default: {output})",
-    )
+    add(group, "--network", "both", "which network to train", choices=[*get_args(Kind), "both"])
+    add(
+        group, "--epochs", epochs, "passes over the training images",
+        type=at_least(1, MOST_EPOCHS), metavar="N",
+    )  # fmt: skip
+    add(
+        group, "--seed", 0, f"of the split, the initial weights and the batches{seed}",
+        type=at_least(0, LARGEST_SEED), metavar="S",
+    )  # fmt: skip
+    add(
+        group, "--output", Path(output), "where to draw the picture: .png, .svg or .pdf",
+        type=Path, metavar="PATH",
+    )  # fmt: skip
     group.add_argument("--no-picture", action="store_true", help="do not draw the picture")

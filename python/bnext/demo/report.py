@@ -49,10 +49,10 @@ def progress_bars(text: str = "loss {task.fields[loss]}") -> Progress:
     )
 
 
-def add_bar(bars: Progress, case: Case, steps: int) -> Callable[[float], None]:
+def add_bar(bars: Progress, case: Case) -> Callable[[float], None]:
     """Add the bar of one run; the result advances it by a step with the given loss."""
-    normalization = f"{NORMALIZATION[case.normalized]} BN"
-    task = bars.add_task(f"{case.kind:5} {case.rate:<4g} {normalization:10}", total=steps, loss="")
+    name = f"{case.kind:5} {case.rate:<4g} {NORMALIZATION[case.normalized] + ' BN':10}"
+    task = bars.add_task(name, total=case.epochs * case.steps_per_epoch, loss="")
 
     def advance(loss: float) -> None:
         bars.update(task, advance=1, loss=_loss(loss))
@@ -72,6 +72,7 @@ def table(kind: Kind, records: Sequence[Record]) -> TextTable:
         keys=2,
         left=("outcome",),
         sections=[n for n, record in enumerate(of_kind) if not record.case.normalized],
+        style=_style,
     )
 
 
@@ -95,8 +96,14 @@ def _row(record: Record) -> list[str]:
         _loss(record.final_loss),
         f"{seconds * 1e3:.2f} ms",
         f"{share:.0%}" if record.case.normalized else "-",
-        f"[{'green' if record.outcome == 'trained' else 'red'}]{record.outcome}",
+        record.outcome,
     ]
+
+
+def _style(column: str, cell: str) -> str:
+    if column != "outcome":
+        return ""
+    return "green" if cell == "trained" else "red"
 
 
 def _loss(loss: float) -> str:

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from bnext.demo.data import Digits
+from bnext.demo.data import TRAIN_EXAMPLES, Digits
 from bnext.demo.layers import Array
 from bnext.demo.loss import Labels, accuracy, softmax_cross_entropy
 from bnext.demo.networks import CLASSES, Kind, Network
@@ -23,8 +23,16 @@ class Case:
     """The terms of one run."""
 
     kind: Kind
+    batch_size: int
     rate: float
-    normalized: bool
+    epochs: int
+    seed: int  # of the initial weights, and of the order of the examples
+    normalized: bool = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of mini-batches in an epoch."""
+        return TRAIN_EXAMPLES // self.batch_size
 
 
 @dataclass
@@ -46,7 +54,6 @@ class Record:
     """
 
     case: Case
-    steps_per_epoch: int
     losses: list[float] = field(default_factory=list)
     quantiles: list[npt.NDArray[np.float64]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
@@ -60,7 +67,7 @@ class Record:
         """Mean training loss of the last epoch; NaN if the run diverged."""
         if self.diverged:
             return float("nan")
-        return float(np.mean(self.losses[-self.steps_per_epoch :]))
+        return float(np.mean(self.losses[-self.case.steps_per_epoch :]))
 
     @property
     def outcome(self) -> str:
@@ -74,48 +81,31 @@ class Record:
         return "stuck at chance"
 
 
-def batch_indices(
-    examples: int, batch_size: int, epochs: int, seed: int
-) -> Iterator[npt.NDArray[np.intp]]:
-    """Draw the examples of each mini-batch, in a new order every epoch, from `seed`.
+def batches(case: Case, digits: Digits) -> Iterator[tuple[Array, Labels]]:
+    """Draw images and labels of each mini-batch, in a new order every epoch.
 
     An epoch leaves out the examples that do not fill a batch, so that all batches have one size.
     """
-    generator = np.random.default_rng(seed)
-    for _ in range(epochs):
-        order = generator.permutation(examples)
-        for start in range(0, examples - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
-
-
-def train(
-    network: Network,
-    case: Case,
-    digits: Digits,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    on_step: Callable[[float], None],
-) -> Record:
-    """Train `network` on the training images and test it on the others.
-
-    Parameters
-    ----------
-    network : Network
-        With fresh weights; trained in place.
-    seed : int
-        Of the order of the examples: two runs with the same seed have the same batches.
-    on_step : callable
-        Called after every step with its loss.
-    """
+    generator = np.random.default_rng(case.seed)
     examples = len(digits.train_labels)
-    record = Record(case, steps_per_epoch=examples // batch_size)
+    for _ in range(case.epochs):
+        order = generator.permutation(examples)
+        for start in range(0, examples - case.batch_size + 1, case.batch_size):
+            batch = order[start : start + case.batch_size]
+            yield digits.train_images[batch], digits.train_labels[batch]
+
+
+def train(network: Network, case: Case, digits: Digits, on_step: Callable[[float], None]) -> Record:
+    """Train a fresh `network` on the training images and test it on the others.
+
+    `on_step` is called after every step with its loss.
+    """
+    record = Record(case)
     network.train()
     # A plain network at a large rate overflows: a result to record, without warnings.
     with np.errstate(all="ignore"):
-        for batch in batch_indices(examples, batch_size, epochs, seed):
-            _step(network, digits.train_images[batch], digits.train_labels[batch], record)
+        for images, labels in batches(case, digits):
+            _step(network, images, labels, record)
             on_step(record.losses[-1])
             if not np.isfinite(record.losses[-1]):
                 record.diverged = True

@@ -10,7 +10,7 @@ import numpy as np
 
 from bnext.demo.networks import Kind
 from bnext.demo.statistics.experiment import Outcome
-from bnext.demo.statistics.following import Float64Array
+from bnext.demo.statistics.layer_statistics import Float64Array
 from bnext.demo.statistics.methods import Method, shown
 
 

@@ -10,22 +10,10 @@ import numpy as np
 import bnext
 from bnext.demo.data import Digits
 from bnext.demo.layers import Array
-from bnext.demo.networks import Kind, Network, build
-from bnext.demo.statistics.distance import Distance, distance
-from bnext.demo.statistics.following import Following, Statistics
+from bnext.demo.networks import Network, build
+from bnext.demo.statistics.layer_statistics import Distance, Following, Statistics, distance
 from bnext.demo.statistics.methods import EXACT, Method
-from bnext.demo.training import batch_indices, evaluate
-
-
-@dataclass(frozen=True)
-class Case:
-    """The terms of one training run."""
-
-    kind: Kind
-    batch_size: int
-    rate: float
-    epochs: int
-    seed: int
+from bnext.demo.training import Case, batches, evaluate
 
 
 @dataclass(frozen=True)
@@ -69,9 +57,8 @@ def train(
     """Train `network`; give the running statistics of all estimators, for each layer."""
     layers = network.normalizations()
     following = [Following(estimators, layer.bn.num_features) for layer in layers]
-    examples = len(digits.train_labels)
-    for batch in batch_indices(examples, case.batch_size, case.epochs, case.seed):
-        network.step(digits.train_images[batch], digits.train_labels[batch], case.rate)
+    for images, labels in batches(case, digits):
+        network.step(images, labels, case.rate)
         for layer, each in zip(layers, following, strict=True):
             each.observe(layer.x)
     return following

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from bnext.command_line import at_least, check_output, number_where, positive
 from bnext.demo.networks import Kind
-from bnext.demo.options import LARGEST_SEED, CommonOptions, add_common_options, batch_size
-from bnext.demo.statistics.experiment import Case
+from bnext.demo.options import LARGEST_SEED, CommonOptions, add, add_common_options, batch_size
+from bnext.demo.training import Case
 
 REFERENCE_BATCH = 32  # the batch size of --rate
 MOST_RUNS = 1000
+
+decay = number_where(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
 class Options(CommonOptions):
@@ -66,42 +68,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         output="bnext-statistics.png",
         seed=" of the first run, the next ones following",
     )
-    parser.add_argument(
-        "--runs",
-        type=at_least(1, MOST_RUNS),
-        default=3,
-        metavar="N",
-        help="networks trained at each batch size; what is shown is their mean (default: 3)",
-    )
+    add(
+        parser, "--runs", 3, "networks trained at each batch size; what is shown is their mean",
+        type=at_least(1, MOST_RUNS), metavar="N",
+    )  # fmt: skip
     sizes = [2, 4, 8, 16, 32, 64, 128, 256, 512]
+    add(
+        parser, "--batch-sizes", sizes, "images per mini-batch",
+        type=batch_size, nargs="+", metavar="M",
+    )  # fmt: skip
+    add(
+        parser, "--decays", [0.5, 0.9, 0.99, 0.999], "of the exponential averages",
+        type=decay, nargs="+", metavar="A",
+    )  # fmt: skip
+    add(
+        parser, "--rate", 0.1, f"learning rate for batches of {REFERENCE_BATCH}; those of others "
+        "go with the square root of their size", type=positive, metavar="R",
+    )  # fmt: skip
     parser.add_argument(
-        "--batch-sizes",
-        type=batch_size,
-        nargs="+",
-        default=sizes,
-        metavar="M",
-        help=f"images per mini-batch (default: {' '.join(map(str, sizes))})",
-    )
-    decays = [0.5, 0.9, 0.99, 0.999]
-    parser.add_argument(
-        "--decays",
-        type=number_where(lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-        nargs="+",
-        default=decays,
-        metavar="A",
-        help=f"of the exponential averages (default: {' '.join(map(str, decays))})",
-    )
-    parser.add_argument(
-        "--rate",
-        type=positive,
-        default=0.1,
-        metavar="R",
-        help=f"learning rate for batches of {REFERENCE_BATCH}; those of others go with the square "
-        "root of their size (default: 0.1)",
-    )
-    parser.add_argument(
-        "--csv",
-        type=Path,
-        metavar="PATH",
-        help="also write all numbers of every run there",
+        "--csv", type=Path, metavar="PATH", help="also write all numbers of every run there"
     )
