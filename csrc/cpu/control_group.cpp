@@ -4,6 +4,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -69,14 +70,9 @@ std::vector<Mount> mounts_of(const char* mounts, const string& controller) {
         if (dash == string::npos || line.compare(dash, kind.size(), kind) != 0) continue;
         const string options = line.substr(line.rfind(' ') + 1);
         if (!controller.empty() && !lists(options, controller)) continue;
-        std::size_t begin = 0;
-        string fields[5];
-        for (string& field : fields) {
-            const auto end = line.find(' ', begin);
-            field = line.substr(begin, end - begin);
-            begin = end + 1;
-        }
-        found.push_back({unescaped(fields[3]), unescaped(fields[4])});
+        string other, top, place;
+        std::istringstream(line) >> other >> other >> other >> top >> place;
+        found.push_back({unescaped(top), unescaped(place)});
     }
     return found;
 }

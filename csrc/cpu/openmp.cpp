@@ -108,9 +108,8 @@ bool others_use_runtime() {
     bool found = false;
     for_each_library([&](const dl_phdr_info& library) {
         if (contains(library, reinterpret_cast<const void*>(&others_use_runtime))) return;
-        for_each_name(library, DT_NEEDED, [&](const char* name) {
-            found = found || std::strcmp(name, runtime) == 0;
-        });
+        for_each_name(library, DT_NEEDED,
+                      [&](const char* name) { found = found || std::strcmp(name, runtime) == 0; });
     });
     return found;
 }

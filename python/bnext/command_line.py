@@ -13,24 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = [
-    "FAILED",
-    "INTERRUPTED",
-    "MOST_THREADS",
-    "USAGE",
-    "CommandError",
-    "Parser",
-    "at_least",
-    "check_output",
-    "ends_well",
-    "existing_file",
-    "not_negative",
-    "number_where",
-    "positive",
-    "say",
-    "write_output",
-]
-
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit statuses; the last is the shells' for Ctrl-C
 
 LARGEST = 2**31 - 1

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["TextTable", "text_width"]
-
 WIDEST_TEXT = 100
 UNBOUNDED = 1000  # columns of a file or a pipe
 
@@ -27,33 +25,15 @@ def text_width() -> int:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text.
+    """A table of text."""
 
-    Attributes
-    ----------
-    title : str
-        Above the first of the tables.
-    header : sequence of str
-        Names of the columns.
-    rows : sequence of sequences of str
-        The cells.
-    keys : int
-        The number of columns that name a row: at the left of every table.
-    left : collection of str
-        Columns with cells aligned to the left, besides the keys.
-    sections : collection of int
-        Rows with a line below them, with rich.
-    style : callable
-        The style for rich, by the name of the column and the cell.
-    """
-
-    title: str
+    title: str  # above the first of the tables
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    keys: int = 1
-    left: Collection[str] = ()
-    sections: Collection[int] = ()
-    style: Callable[[str, str], str] = lambda column, cell: ""
+    keys: int = 1  # columns that name a row: at the left of every table
+    left: Collection[str] = ()  # columns with cells aligned to the left, besides the keys
+    sections: Collection[int] = ()  # rows with a line below them, with rich
+    style: Callable[[str, str], str] = lambda column, cell: ""  # with rich
 
     def show(self, console: Console) -> None:
         """Print it, in as many tables as the terminal needs, without cutting numbers off."""

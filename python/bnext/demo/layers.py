@@ -22,15 +22,9 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 class Layer(ABC):
-    """One step of a network: ``y = forward(x)``, then ``dx = backward(dy)``.
+    """One step of a network: ``y = forward(x)``, then ``dx = backward(dy)``."""
 
-    Attributes
-    ----------
-    multiplications : int
-        Their number so far in matrix products of forward passes.
-    """
-
-    multiplications = 0
+    multiplications = 0  # so far, in matrix products of forward passes
 
     @abstractmethod
     def forward(self, x: Array) -> Array:

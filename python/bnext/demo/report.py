@@ -101,9 +101,8 @@ def _row(record: Record) -> list[str]:
 
 
 def _style(column: str, cell: str) -> str:
-    if column != "outcome":
-        return ""
-    return "green" if cell == "trained" else "red"
+    color = "green" if cell == "trained" else "red"
+    return color if column == "outcome" else ""
 
 
 def _loss(loss: float) -> str:

@@ -37,28 +37,18 @@ class Case:
 
 @dataclass
 class Record:
-    """The measurements of one run; the lists have one entry per step.
-
-    Attributes
-    ----------
-    losses
-        Training loss of each mini-batch, the last one not finite if the run diverged.
-    quantiles
-        `QUANTILES` of the input of the last hidden sigma over the batch and all units.
-    step_seconds, normalization_seconds
-        Time of a whole step (forward, backward, update), and of its calls into bnext.
-    diverged : bool
-        The loss overflowed, which ended the run.
-    test_accuracy, test_loss : float
-        On the held-out images in inference mode; NaN if the run diverged.
-    """
+    """The measurements of one run; the lists have one entry per step."""
 
     case: Case
+    # Training loss of each mini-batch, the last one not finite if the run diverged.
     losses: list[float] = field(default_factory=list)
+    # `QUANTILES` of the input of the last hidden sigma over the batch and all units.
     quantiles: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    # Time of a whole step (forward, backward, update), and of its calls into bnext.
     step_seconds: list[float] = field(default_factory=list)
     normalization_seconds: list[float] = field(default_factory=list)
-    diverged: bool = False
+    diverged: bool = False  # the loss overflowed, which ended the run
+    # On the held-out images in inference mode; NaN if the run diverged.
     test_accuracy: float = float("nan")
     test_loss: float = float("nan")
 

@@ -15,34 +15,16 @@ from bnext.demo.statistics.methods import Method, shown
 
 
 class Means(NamedTuple):
-    """The means of a method at a batch size.
-
-    Attributes
-    ----------
-    farthest : float
-        Distance of the farthest layer.
-    layers : array, shape (layers, 3)
-        Distance of each layer, by its means, by its variances, and in total.
-    """
+    """The means of a method at a batch size."""
 
     accuracy: float
     loss: float
-    farthest: float
-    layers: Float64Array
+    farthest: float  # distance of the farthest layer
+    layers: Float64Array  # (layers, 3): distance by its means, by its variances, and in total
 
 
 class Comparison:
-    """The means of all methods at all batch sizes.
-
-    Attributes
-    ----------
-    sizes : list of int
-        The batch sizes, in order.
-    methods : list of Method
-        The methods for tables and pictures.
-    means : dict of (int, Method) to Means
-        Of every method at every batch size.
-    """
+    """The batch sizes, the methods for tables, and the means of every method at every size."""
 
     def __init__(self, kind: Kind, outcomes: Iterable[Outcome]) -> None:
         runs: dict[tuple[int, Method], list[Outcome]] = defaultdict(list)

@@ -12,19 +12,11 @@ from bnext.demo.statistics.methods import FROM_DATA, FromData
 
 
 class Cost(NamedTuple):
-    """The cost of one method after training.
-
-    Attributes
-    ----------
-    passes : int
-        The number of passes over the data set.
-    work : float
-        Multiplications in them, in units of one pass of the whole network over the data set.
-    """
+    """The cost of one method after training."""
 
     name: str
-    passes: int
-    work: float
+    passes: int  # over the data set
+    work: float  # multiplications in them; 1: those of one pass of the whole network
 
 
 def costs(kind: Kind, images: Array, batch_size: int) -> list[Cost]:

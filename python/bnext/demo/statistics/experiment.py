@@ -18,21 +18,13 @@ from bnext.demo.training import Case, batches, evaluate
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results with the statistics of one method after one run.
-
-    Attributes
-    ----------
-    accuracy, loss : float
-        On the held-out images, in inference mode.
-    distances : tuple of Distance
-        From the exact statistics, of each layer.
-    """
+    """The results with the statistics of one method after one run."""
 
     case: Case
     method: Method
-    accuracy: float
+    accuracy: float  # on the held-out images, in inference mode; so is the loss
     loss: float
-    distances: tuple[Distance, ...]
+    distances: tuple[Distance, ...]  # from the exact statistics, of each layer
 
     @property
     def distance(self) -> float:

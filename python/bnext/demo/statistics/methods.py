@@ -19,18 +19,10 @@ RUNNING = {
 
 @dataclass(frozen=True)
 class Method:
-    """One method: `bnext.update_statistics` on the data, or an estimator during training.
+    """One method: `bnext.update_statistics` on the data, or an estimator during training."""
 
-    Attributes
-    ----------
-    estimator : bnext.Estimator
-        The layers' estimator. `bnext.update_statistics` takes only Bessel's correction from it.
-    from_data : str or None
-        Method of `bnext.update_statistics`; None for a running average.
-    """
-
-    estimator: bnext.Estimator
-    from_data: FromData | None = None
+    estimator: bnext.Estimator  # `update_statistics` takes only Bessel's correction from it
+    from_data: FromData | None = None  # method of `update_statistics`; None: a running average
 
     @property
     def bessel(self) -> bool:

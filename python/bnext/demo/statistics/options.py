@@ -43,15 +43,9 @@ class Options(CommonOptions):
     def cases(self, kind: Kind) -> list[Case]:
         """List all training runs of one network, with rates by the root of the batch size."""
         return [
-            Case(
-                kind,
-                size,
-                self.rate * math.sqrt(size / REFERENCE_BATCH),
-                self.epochs,
-                self.seed + run,
-            )
+            Case(kind, size, self.rate * math.sqrt(size / REFERENCE_BATCH), self.epochs, seed)
             for size in self.batch_sizes
-            for run in range(self.runs)
+            for seed in range(self.seed, self.seed + self.runs)
         ]
 
 
