@@ -1,6 +1,5 @@
-// The CUDA kernels as Python sees them: plans and launches over addresses, and the calls over
-// PyTorch's tensors. Other arrays are bnext.arrays' business. Nothing here takes long, so the GIL
-// is kept.
+// The CUDA kernels: their table, by which `_core` calls them, and for tests and measurements plans
+// and launches as Python sees them. Nothing here takes long, so the GIL is kept.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,6 +13,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
+#include "intake/dlpack.hpp"
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
 #endif
@@ -89,6 +89,32 @@ Limits made_limits(std::pair<int, int> compute_capability, int multiprocessors,
     limits.resident_blocks = resident_blocks;
     return limits;
 }
+
+#ifdef BNEXT_CUDA_EMULATION
+constexpr std::int32_t kMemory = intake::dlpack::kCPU;
+#else
+constexpr std::int32_t kMemory = intake::dlpack::kCUDA;
+#endif
+
+void run(const cuda::KernelCall* call) {
+    using cuda::Failure;
+    try {
+        const auto plan = cuda::planned(*call);
+        cuda::Addresses at = call->at;
+        if (plan->workspace_bytes > 0) {
+            at.workspace = call->allocate(call->caller, plan->workspace_bytes);
+            if (at.workspace == nullptr) return;
+        }
+        cuda::launch(*plan, at, call->scalars, call->device, call->stream);
+    } catch (const Error& error) {
+        const bool layout = error.kind() == Error::Kind::layout;
+        call->fail(call->caller, layout ? Failure::layout : Failure::value, error.what());
+    } catch (const std::exception& error) {
+        call->fail(call->caller, Failure::runtime, error.what());
+    }
+}
+
+constexpr cuda::KernelTable kTable{kMemory, &run};
 
 py::dict environment() {
     py::dict d;
@@ -202,13 +228,13 @@ void register_plan(py::module_& m) {
 PYBIND11_MODULE(BNEXT_MODULE, m) {
     using namespace bnext;  // NOLINT: of a module's body
     namespace runtime = cuda::runtime;
-    m.doc() = "The CUDA kernels of bnext: plans and launches over addresses.";
+    m.doc() = "The CUDA kernels of bnext.";
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
     bindings::register_errors();
     bindings::register_plan_errors(m);
     bindings::register_plan(m);
-    bindings::register_cuda_tensors(m);
+    m.attr("table") = py::capsule(&bindings::kTable, cuda::KernelTable::kName);
 #ifdef BNEXT_CUDA_EMULATION
     m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
           "Whether launches run, for measurements of all that comes before.");
@@ -242,7 +268,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
             d["most"] = cuda::kMostPlans;
             return d;
         },
-        "Plans that `TensorCalls` keeps and has made, and the most that are kept.");
+        "Plans that calls keep and have made, and the most that are kept.");
     m.def("plan", &bindings::plan, py::arg("operation"), py::arg("dtype"), py::arg("shape"),
           py::arg("strides"), py::arg("addresses"), py::arg("channel_axis"), py::arg("limits"),
           py::arg("path") = py::none());

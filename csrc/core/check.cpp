@@ -335,6 +335,7 @@ void check_counter(const ArrayRef& counter, const char* name) {
         type_error(name, ": expected a writeable int64 array of shape (), got ",
                    counter.type_text());
     }
+    if (counter.place == Place::cuda) return;  // where it cannot be read
     constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max() - 1;
     const std::int64_t count = *counter.as<std::int64_t>();
     if (count < 0 || count > largest) {

@@ -1,9 +1,8 @@
 """Tensors to kernels and back: no autograd here, and few checks but the kernels' own.
 
-On the CPU a call is one of `_core`. Usual tensors (dense, of the dtypes that kernels compute with)
-are read by DLPack's table of C functions; `plain=True` asks for no others. Other tensors, and all
-where PyTorch has no table, are taken again as functions of bnext take them. On a GPU the calls for
-usual tensors are `TensorCalls` of `_cuda`, and the engine has those for the others.
+A call is one of `_core`, on a GPU one of its engine there. Usual tensors (dense, of the dtypes that
+kernels compute with) are read by DLPack's table of C functions; `plain=True` asks for no others.
+Other tensors, and all where PyTorch has no table, are taken again as functions of bnext take them.
 
 On the CPU results are memory of bnext's pool, which tensors take over: with PyTorch's allocator,
 whose memory is mapped anew for each large tensor, forward and backward of a layer took 1.8 to 3
@@ -28,13 +27,12 @@ from torch import Tensor
 
 from bnext import _core, cuda
 from bnext.arrays import DeviceSaved, engine_of
-from bnext.arrays.pytorch import calls_on_a_gpu, counter_of_writes
 from bnext.rows import unbound
 from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "backward", "backward_by_rows", "backward_constant", "backward_of_parameters",
-    "calls_there", "evaluate", "forward", "fuses", "has_memory", "inference", "move_running",
+    "calls_on", "evaluate", "forward", "fuses", "has_memory", "inference", "move_running",
     "rows_of", "saved_beside", "saved_of", "statistics", "takes", "widened", "work_together",
 ]  # fmt: skip
 
@@ -45,28 +43,21 @@ Results = tuple[Tensor, Any]  # y, and `saved`, which backward needs besides x a
 Gradients = tuple[Tensor, Tensor, Tensor]  # dx, dweight, dbias
 
 
-count_writes = counter_of_writes(torch)  # that kernels have written to tensors on a GPU
-
-
 class KernelRefusal(Exception):  # noqa: N818
     """The kernels do not take the tensors of a call. Nothing was changed."""
 
 
-def calls_there() -> Any:
-    """Give the calls for usual tensors on a GPU; None where there are no kernels for it."""
-    if not _THERE:
-        kernels = cuda._load() if _has_cuda() else None
-        _THERE.append(kernels and calls_on_a_gpu(kernels.TensorCalls, torch, kernels))
-    return _THERE[0]
+def calls_on(x: Tensor) -> Any:
+    """Give the calls for a tensor on a GPU; TypeError without kernels."""
+    device = x.get_device()
+    if device not in _THERE:
+        if not _has_cuda():
+            raise TypeError("x: there are no kernels for it")
+        _THERE[device] = engine_of(x)
+    return _THERE[device]
 
 
-_THERE: list[Any] = []
-
-
-def _there(call: str, *operands: Any) -> Any:
-    """Do one of the calls for usual tensors on a GPU; None where it has not taken them."""
-    calls = calls_there()
-    return calls and getattr(calls, call)(*operands)
+_THERE: dict[int, Any] = {}
 
 
 # --- tensors that kernels take --------------------------------------------------------------------
@@ -129,22 +120,14 @@ def forward(
 
     `keeps` is False where no backward pass follows, which takes the second result.
     """
-    if not x.is_cuda:
-        try:
-            return _core.forward(
-                x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
-                momentum=momentum, num_batches_tracked=counter, eps=eps, channel_axis=1, out=None,
-                plain=True,
-            )  # fmt: skip
-        except (TypeError, ValueError):
-            return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
-    call = "forward" if keeps else "forward_only"
-    done = _there(call, x, weight, bias, mean, var, momentum, counter, eps)
-    if done is None:
+    try:
+        done: Results = (calls_on(x) if x.is_cuda else _core).forward(
+            x=x, weight=weight, bias=bias, running_mean=mean, running_var=var, momentum=momentum,
+            num_batches_tracked=counter, eps=eps, channel_axis=1, out=None, plain=True, keeps=keeps,
+        )  # fmt: skip
+    except (TypeError, ValueError):
         return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
-    if mean is not None and var is not None:
-        count_writes((mean, var) if counter is None else (mean, var, counter))
-    return done if keeps else (done, None)
+    return done
 
 
 def _forward_of_others(
@@ -174,16 +157,14 @@ def inference(
     eps: float,
 ) -> Results:  # fmt: skip
     """Normalize by running statistics; otherwise as `forward`."""
-    if not x.is_cuda:
-        try:
-            return _core.normalize_by_running(
-                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                channel_axis=1, out=None, plain=True,
-            )  # fmt: skip
-        except (TypeError, ValueError):
-            return _inference_of_others(x, mean, var, weight, bias, eps)
-    done: Results | None = _there("normalize_by_running", x, mean, var, weight, bias, eps)
-    return _inference_of_others(x, mean, var, weight, bias, eps) if done is None else done
+    try:
+        done: Results = (calls_on(x) if x.is_cuda else _core).normalize_by_running(
+            x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+            channel_axis=1, out=None, plain=True,
+        )  # fmt: skip
+    except (TypeError, ValueError):
+        return _inference_of_others(x, mean, var, weight, bias, eps)
+    return done
 
 
 def evaluate(
@@ -191,18 +172,14 @@ def evaluate(
     eps: float,
 ) -> Tensor:  # fmt: skip
     """Do `inference` where no backward pass follows: y alone."""
-    y: Tensor | None
-    if x.is_cuda:
-        y = _there("evaluate", x, mean, var, weight, bias, eps)
-    else:
-        try:
-            y = _core.evaluate(
-                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                channel_axis=1, plain=True,
-            )  # fmt: skip
-        except (TypeError, ValueError):
-            y = None
-    return _inference_of_others(x, mean, var, weight, bias, eps)[0] if y is None else y
+    try:
+        y: Tensor = (calls_on(x) if x.is_cuda else _core).evaluate(
+            x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+            channel_axis=1, plain=True,
+        )  # fmt: skip
+    except (TypeError, ValueError):
+        return _inference_of_others(x, mean, var, weight, bias, eps)[0]
+    return y
 
 
 def _inference_of_others(
@@ -243,13 +220,13 @@ def statistics(
 
 def backward(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradients:
     """Give dx, dweight and dbias, by the statistics that forward left."""
-    if not x.is_cuda:
-        try:
-            return _core.backward(dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True)
-        except TypeError:
-            return _backward_of_others(dy, x, saved, weight)
-    done: Gradients | None = _there("backward", dy, x, saved, weight)
-    return _backward_of_others(dy, x, saved, weight) if done is None else done
+    try:
+        gradients: Gradients = (calls_on(x) if x.is_cuda else _core).backward(
+            dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True
+        )
+    except TypeError:
+        return _backward_of_others(dy, x, saved, weight)
+    return gradients
 
 
 def _backward_of_others(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradients:
@@ -284,20 +261,16 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
 def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
     """Give dx where the statistics are constants. It takes no x."""
     weight = widened(dy, weight)
-    dx: Tensor | None
-    if dy.is_cuda:
-        dx = _there("backward_constant", dy, saved, weight)
-    else:
-        try:
-            dx = _core.backward_constant(dy=dy, saved=saved, weight=weight, out=None, plain=True)
-        except TypeError:
-            dx = None
-    if dx is not None:
-        return dx
-    result = engine_of(dy, "dy").backward_constant(
-        dy=_detached(_settled(dy)), saved=saved, weight=_detached(weight), out=None
-    )
-    return formatted(result, dy)
+    try:
+        dx: Tensor = (calls_on(dy) if dy.is_cuda else _core).backward_constant(
+            dy=dy, saved=saved, weight=weight, out=None, plain=True
+        )
+    except TypeError:
+        result = engine_of(dy, "dy").backward_constant(
+            dy=_detached(_settled(dy)), saved=saved, weight=_detached(weight), out=None
+        )
+        return formatted(result, dy)
+    return dx
 
 
 def move_running(saved: Any, mean: Tensor, var: Tensor, momentum: float) -> None:
