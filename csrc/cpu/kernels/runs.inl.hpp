@@ -35,6 +35,7 @@ BNEXT_FORCE_INLINE void prefetch_packs(const T* p) {
 template <class T>
 class Lookahead {
 public:
+    Lookahead() = default;
     BNEXT_FORCE_INLINE Lookahead(const View<const T>& view, const Tiling& tiling, const Tile& tile,
                                  Index o, Index c)
         : next_(nullptr), from_(tile.inner_end - tile.inner_begin) {
@@ -62,6 +63,13 @@ template <class T>
 BNEXT_FORCE_INLINE Index row_pitch(const View<T>& view, const Tile& tile) {
     return is_outer_only(tile) ? view.stride.outer : view.stride.inner;
 }
+
+// Rows of an input, from one column on.
+template <class T>
+struct RowsIn {
+    const T* first;
+    Index pitch;
+};
 
 // Calls f(o, i, rows) for blocks of at most `most` consecutive rows, which are gone through by
 // groups of columns: what belongs to the columns (sums, coefficients) stays in registers meanwhile.
