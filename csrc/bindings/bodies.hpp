@@ -60,7 +60,7 @@ py::object forward_body(Intake& call, const Results& results, bool bessel, bool 
     py::object result = y.result();
     move_running<Param<T>>(call, saved, bessel);
     count_batch(call);
-    return pair_of(result, keeps ? py::cast(std::move(saved)) : py::none());
+    return pair_of(result, keeps ? object_of(std::move(saved)) : py::none());
 }
 
 // y from statistics in `saved`, which gets what follows from them.

@@ -140,7 +140,7 @@ py::object apply_norm(py::handle self, const Arguments<10>& arguments) {
     }
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
-    return pair_of(y, py::cast(std::move(saved)));
+    return pair_of(y, object_of(std::move(saved)));
 }
 
 constexpr Signature kMoveRunning{
