@@ -8,16 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "CLOSED",
-    "Calls",
-    "Float64Array",
-    "GroupError",
-    "Header",
-    "Merged",
-    "Rows",
-    "error_of",
-]
+__all__ = ["CLOSED", "Calls", "Float64Array", "GroupError", "Header", "Merged", "Rows", "error_of"]
 
 Float64Array = npt.NDArray[np.float64]
 # Mean and m2 of a shard, with the low part of the mean for float64 data; or two sums.

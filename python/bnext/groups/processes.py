@@ -11,8 +11,8 @@ ranks see it alike, and add up once more about the mean that they have just foun
 float64 data has a low part, in d as in the result.
 
 The header is a few small integers, each with its square: sums over n ranks are n a and n a**2 only
-if all ranks have the same a. Blocks have one size, whatever the header says, so that ranks still meet
-that call different things. The channels of a layer beyond a block are added up after it.
+if all ranks have the same a. Blocks have one size, whatever the header says, so that ranks meet
+though they call different things. A layer's channels beyond a block are added up after it.
 
 `roll_call.py` deals with exchanges that do not end.
 """

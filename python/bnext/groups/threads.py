@@ -11,15 +11,7 @@ from typing import Any, TypeVar
 
 from bnext import _core
 from bnext.arguments import index_of
-from bnext.groups.exchange import (
-    CLOSED,
-    Calls,
-    GroupError,
-    Header,
-    Merged,
-    Rows,
-    error_of,
-)
+from bnext.groups.exchange import CLOSED, Calls, GroupError, Header, Merged, Rows, error_of
 from bnext.groups.group import Group, error_text
 
 __all__ = ["ThreadGroup"]

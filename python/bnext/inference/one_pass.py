@@ -25,24 +25,23 @@ def one_pass(
     group: Group | None,
     kind: type[Pooled] | type[Average],
     watch: Watch,
-) -> tuple[list[Estimate], int]:
-    """Estimates of each layer, and how many batches there were."""
-    members = CollectingGroup(layers, group, [kind(layer) for layer in layers])
+) -> tuple[list[Estimate], list[int]]:
+    """Estimates of each layer, and of the pass how many batches went through it."""
+    collected = [kind(layer) for layer in layers]
+    members = CollectingGroup(layers, group, collected)
 
     def through() -> int:
         number = 0
         for x in watch(batches, "all layers"):
-            members.next_batch()
             network(x)
             members.end_batch()
             number += 1
         return number
 
     number = on_visit(layers, members, through)
-    estimates = [each.estimate() for each in members.collected]
-    if any(estimate is None for estimate in estimates):
+    if any(each.count == 0 for each in collected):
         raise ValueError("batches: expected at least one with data, got none")
-    return [estimate for estimate in estimates if estimate is not None], number
+    return [each.estimate() for each in collected], [number]
 
 
 class CollectingGroup(PassGroup):
@@ -52,29 +51,28 @@ class CollectingGroup(PassGroup):
         self, layers: list[BatchNorm], inner: Group | None, collected: Sequence[Pooled | Average]
     ) -> None:
         super().__init__(layers, inner, once=True)
-        self.collected = collected  # for each layer
+        self._collected = collected  # for each layer
 
     size = property(lambda self: 1 if self._inner is None else self._inner.size)
 
-    def next_batch(self) -> None:
-        """Begin with another batch."""
-        self._calls.clear()
-
     def end_batch(self) -> None:
-        """ValueError unless the batch has come to every layer."""
+        """ValueError unless the batch has come to every layer; the next one begins."""
         self.check_reached(self._calls)
+        self._calls.clear()
 
     def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         if header.direction == "backward":
             raise RuntimeError("network: expected no backward pass in update_statistics, got one")
         part = self.inner_part(header.layer)
         merged = part.merge_moments(header.dtype, count, *rows)
-        self.collected[header.layer].add(merged)
+        self._collected[header.layer].add(merged)
         return merged
 
 
 class Pooled:
-    """Moments of a layer's input over all batches."""
+    """Moments of a layer's input over all batches; `count` is its number of values."""
+
+    count = property(lambda self: self._moments.count)
 
     def __init__(self, layer: BatchNorm) -> None:
         self._layer = layer
@@ -84,17 +82,17 @@ class Pooled:
         """Take a batch in."""
         self._moments += Moments(batch.total_count, batch.first, batch.second)
 
-    def estimate(self) -> Estimate | None:
-        """Make it of all batches; None if these had no data."""
-        return Estimate.of(self._moments, self._layer) if self._moments.count else None
+    def estimate(self) -> Estimate:
+        """Make it of all batches."""
+        return Estimate.of(self._moments, self._layer)
 
 
 class Average:
-    """Means over batches of their means and variances; batches without data do not count."""
+    """Means over the `count` batches with data of their means and variances."""
 
     def __init__(self, layer: BatchNorm) -> None:
         self._bessel = layer.estimator.bessel
-        self._batches = 0
+        self.count = 0
         self._mean: Any = 0.0
         self._var: Any = 0.0
 
@@ -102,14 +100,14 @@ class Average:
         """Take a batch in."""
         if batch.total_count == 0:
             return
-        self._batches += 1
+        self.count += 1
         # Averages that move, so that nothing grows with the number of batches.
-        share = 1.0 / self._batches
+        share = 1.0 / self.count
         with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
             var = batch.second / (batch.total_count - self._bessel)
             self._mean = self._mean + (batch.first - self._mean) * share
             self._var = self._var + (var - self._var) * share
 
-    def estimate(self) -> Estimate | None:
-        """Make it of all batches; None if these had no data."""
-        return Estimate(self._mean, self._var) if self._batches else None
+    def estimate(self) -> Estimate:
+        """Make it of all batches."""
+        return Estimate(self._mean, self._var)

@@ -135,11 +135,10 @@ def update_statistics(
         if method == "exact":
             memory = (KEEP if keep is None else keep) if greenlets() else 0
             estimates, sizes = exact(network, batches, targets, group, memory, watch)
-            update = Update(sizes[0], len(sizes))
         else:
             kind = Pooled if method == "pooled" else Average
-            estimates, number = one_pass(network, batches, targets, group, kind, watch)
-            update = Update(number, 1)
+            estimates, sizes = one_pass(network, batches, targets, group, kind, watch)
+    update = Update(batches=sizes[0], passes=len(sizes))
     writes = Writes()
     for place, (layer, estimate) in enumerate(zip(targets, estimates, strict=True)):
         new: dict[str, Any] = {"running_mean": estimate.mean, "running_var": estimate.var}
