@@ -277,7 +277,7 @@ Index aligned(Index bytes) { return divide_up(bytes, 256) * 256; }
 void lay_out_workspace(LaunchPlan& plan) {
     plan.counters_bytes = plan.partials_at = plan.totals_at = plan.sums_at = 0;
     const auto partials = [](const Launch& launch) {
-        return launch.cut.slabs * launch.cut.parts * launch.cut.slab_channels() * kPartialBytes;
+        return launch.cut.slabs * launch.cut.parts * launch.cut.slab_channels() * kSumsBytes;
     };
     const bool counts =
         plan.first.exchange == Exchange::grid ||
@@ -290,11 +290,11 @@ void lay_out_workspace(LaunchPlan& plan) {
         plan.partials_at = plan.counters_bytes;
         plan.totals_at = plan.partials_at + aligned(partials(plan.first));
         end = plan.totals_at;
-        if (plan.first.shares) end += aligned(cut.slabs * cut.slab_channels() * kPartialBytes);
+        if (plan.first.shares) end += aligned(cut.slabs * cut.slab_channels() * kSumsBytes);
     }
     if (plan.path == Path::two_kernels && plan.operation != Operation::forward) {
         plan.sums_at = end;
-        end += aligned(2 * plan.problem.channels * static_cast<Index>(sizeof(double)));
+        end += aligned(3 * plan.problem.channels * static_cast<Index>(sizeof(double)));
     }
     plan.workspace_bytes = end;
 }

@@ -126,21 +126,13 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
     const Index rows = kAnyPilotWillDo<T> ? 1 : (most < kPilotRows ? most : kPilotRows);
     const Pack<C> share = broadcast(C{1} / static_cast<C>(rows));
     const Index pitch = row_pitch(x, tile);
-    for_each_column_group<1>(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
-        Pack<C> start[packs], sum[packs];
-        unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-            start[g] = load_sum(row + c + g * kLanes, columns, C{0});
-            sum[g] = broadcast(C{0});
-        });
+    for_each_pack(width, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        const Pack<C> start = load_sum(row + c, columns, C{0});
+        Pack<C> sum = broadcast(C{0});
         for (Index r = 1; r < rows; ++r) {
-            unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-                const T* const p = row + r * pitch + c + g * kLanes;
-                sum[g] = sum[g] + (load_sum(p, columns, C{0}) - start[g]);
-            });
+            sum = sum + (load_sum(row + r * pitch + c, columns, C{0}) - start);
         }
-        unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-            store(sums.center + c + g * kLanes, fma(sum[g], share, start[g]));
-        });
+        store(sums.center + c, fma(sum, share, start));
     });
 }
 

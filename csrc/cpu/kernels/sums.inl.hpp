@@ -34,19 +34,23 @@ public:
         : from_center_{broadcast(center)},
           first_(broadcast(0.0)),
           second_(broadcast(0.0)),
-          fill_(kReads == 1 ? center : C{0}) {
+          center_(center) {
         clear();
     }
     BNEXT_FORCE_INLINE void add_pair(const T* const (&run)[kReads], Index j) {
         unrolled<2>([&](auto h) BNEXT_INLINE_LAMBDA {
-            add(h, [&](auto i) BNEXT_INLINE_LAMBDA { return load_sum_of_pair<h>(run[i] + j); });
+            add(h, load_sum_of_pair<h>(run[kOf] + j), [&]() BNEXT_INLINE_LAMBDA {
+                return load_sum_of_pair<h>(run[0] + j);
+            });
         });
     }
     BNEXT_FORCE_INLINE void add(const T* const (&run)[kReads], Index j) {
-        add(Number<0>{}, [&](auto i) BNEXT_INLINE_LAMBDA { return load_sum(run[i] + j); });
+        add(Number<0>{}, load_sum(run[kOf] + j),
+            [&]() BNEXT_INLINE_LAMBDA { return load_sum(run[0] + j); });
     }
     BNEXT_FORCE_INLINE void add_first(const T* const (&run)[kReads], Index j, int n) {
-        add(Number<1>{}, [&](auto i) BNEXT_INLINE_LAMBDA { return load_sum(run[i] + j, n, fill_); });
+        add(Number<1>{}, load_some(run[kOf] + j, n),
+            [&]() BNEXT_INLINE_LAMBDA { return load_some(run[0] + j, n); });
     }
     BNEXT_FORCE_INLINE void end_of_group() {
         if constexpr (kInGroups) {
@@ -61,23 +65,25 @@ public:
 private:
     static constexpr bool kInGroups = kReads == 1 || kIs16Bit<T>;
 
-    template <int H, class Load>
-    BNEXT_FORCE_INLINE void add(Number<H>, Load&& load) {
+    static constexpr int kOf = kReads - 1;  // the array that is summed
+
+    // `x` is not asked for where it is what is summed.
+    template <int H, class X>
+    BNEXT_FORCE_INLINE void add(Number<H>, const Pack<C>& value, X&& x) {
         if constexpr (kReads == 1) {
-            const Pack<C> d = from_center_(load(Number<0>{}));
+            const Pack<C> d = from_center_(value);
             group_first_[H] = group_first_[H] + d;
             group_second_[H] = fma(d, d, group_second_[H]);
+        } else if constexpr (kInGroups) {
+            group_first_[H] = group_first_[H] + value;
+            group_second_[H] = fma(value, from_center_(x()), group_second_[H]);
         } else {
-            const Pack<C> dy = load(Number<1>{});
-            const Pack<C> d = from_center_(load(Number<0>{}));
-            if constexpr (kInGroups) {
-                group_first_[H] = group_first_[H] + dy;
-                group_second_[H] = fma(dy, d, group_second_[H]);
-            } else {
-                first_ = first_ + dy;
-                second_ = fma(dy, d, second_);
-            }
+            first_ = first_ + value;
+            second_ = fma(value, from_center_(x()), second_);
         }
+    }
+    BNEXT_FORCE_INLINE Pack<C> load_some(const T* p, int n) const {
+        return load_first_sum(p, n, kReads == 1 ? center_ : C{0});
     }
     BNEXT_FORCE_INLINE void clear() {
         unrolled<2>([&](auto h) BNEXT_INLINE_LAMBDA {
@@ -89,7 +95,7 @@ private:
     From<C> from_center_;
     Pack<C> group_first_[2], group_second_[2];
     Wide first_, second_;
-    C fill_;  // of lanes without a value
+    C center_;
 };
 
 // Adds the runs of channel c in a tile to its sums. `pending`: values of rests since the last group
@@ -100,14 +106,13 @@ BNEXT_FORCE_INLINE void add_tile(const View<const T>* in, const Tiling& tiling, 
     const Index n = tile.inner_end - tile.inner_begin;
     for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
         const T* run[kReads];
-        Lookahead<T> next[kReads];
         unrolled<kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
             run[i] = at(in[i], o, c, 0) + tile.inner_begin;
-            next[i] = Lookahead<T>(in[i], tiling, tile, o, c);
         });
+        const Lookahead<T, kReads> next(in, tiling, tile, o, c);
         Index j = 0;
         const auto pair = [&]() BNEXT_INLINE_LAMBDA {
-            unrolled<kReads>([&](auto i) BNEXT_INLINE_LAMBDA { next[i].prefetch_pair(j); });
+            next.prefetch_pair(j);
             sums.add_pair(run, j);
             j += 2 * kLanes;
         };
