@@ -1,8 +1,8 @@
 // The operations as Python calls them, as whole passes. Each call is taken in, checked, computed
 // and answered, in this order: nothing is written, and no state changes, before the check is
 // through.
-#include "bindings/register.hpp"
 #include "bindings/gpu_bodies.hpp"
+#include "bindings/register.hpp"
 #include "bindings/taking.hpp"
 
 namespace bnext::bindings {
@@ -27,12 +27,11 @@ py::object forward(py::handle self, const Arguments<13>& arguments) {
     call.write(Role::out, out);
     check(call.call);
     const bool corrects = flag_of(bessel, true), keeps = flag_of(keeps_saved, true);
-    py::object result = engine != nullptr
-                            ? there::forward(call, *engine, corrects, keeps)
-                            : with_dtype(call[Role::x].dtype(), [&](auto type) {
-                                  return forward_body<decltype(type)>(
-                                      call, Results(call.library()), corrects, keeps);
-                              });
+    py::object result = engine != nullptr ? there::forward(call, *engine, corrects, keeps)
+                                          : with_dtype(call[Role::x].dtype(), [&](auto type) {
+                                                return forward_body<decltype(type)>(
+                                                    call, Results(call.library()), corrects, keeps);
+                                            });
     call.count_writes();
     return result;
 }
@@ -119,12 +118,11 @@ py::object backward(py::handle self, const Arguments<6>& arguments) {
     take_backward(call, dy, x, weight, out);
     check(call.call);
     const Results results(call.library()), of_parameters(call.library_of_weight(weight));
-    py::object result = engine != nullptr
-                            ? there::backward(call, *engine, *left.there)
-                            : with_dtype(left.facts.dtype, [&](auto type) {
-                                  return backward_body<decltype(type)>(call, results,
-                                                                       of_parameters, *left.saved);
-                              });
+    py::object result = engine != nullptr ? there::backward(call, *engine, *left.there)
+                                          : with_dtype(left.facts.dtype, [&](auto type) {
+                                                return backward_body<decltype(type)>(
+                                                    call, results, of_parameters, *left.saved);
+                                            });
     call.count_writes();
     return result;
 }
@@ -142,12 +140,11 @@ py::object backward_constant(py::handle self, const Arguments<5>& arguments) {
     call.read(Role::weight, weight);
     call.write(Role::out, out);
     check(call.call);
-    py::object result = engine != nullptr
-                            ? there::backward_constant(call, *engine, *left.there)
-                            : with_dtype(left.facts.dtype, [&](auto type) {
-                                  return backward_constant_body<decltype(type)>(
-                                      call, Results(call.library()), *left.saved);
-                              });
+    py::object result = engine != nullptr ? there::backward_constant(call, *engine, *left.there)
+                                          : with_dtype(left.facts.dtype, [&](auto type) {
+                                                return backward_constant_body<decltype(type)>(
+                                                    call, Results(call.library()), *left.saved);
+                                            });
     call.count_writes();
     return result;
 }
@@ -168,7 +165,7 @@ py::object restored(py::handle self, const Arguments<4>& arguments) {
     if (engine != nullptr) {
         const Index count = Launch(call, *engine).count();
         return py::cast(
-            there::saved_of(call, py::reinterpret_borrow<py::object>(rows), count, true));
+            there::saved_of(call, *engine, py::reinterpret_borrow<py::object>(rows), count, true));
     }
     Saved saved(call.call);
     saved.take_rows(call[Role::rows]);

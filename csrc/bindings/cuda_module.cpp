@@ -39,13 +39,24 @@ T named(const std::string& name, const All& all, const char* argument) {
     value_error(argument, ": expected one of ", names, ", got '", name, "'");
 }
 
+template <class All>
+std::vector<std::string> names_of(const All& all) {
+    std::vector<std::string> names;
+    for (const auto each : all) names.emplace_back(name_of(each));
+    return names;
+}
+
+cuda::Operation operation_named(const std::string& name) {
+    return named<cuda::Operation>(name, cuda::kOperations, "operation");
+}
+
 constexpr std::array kDTypes{DType::float32, DType::float64, DType::float16, DType::bfloat16};
 
 LaunchPlan plan(const std::string& operation_name, const std::string& dtype_name,
                 const std::vector<Index>& shape, const std::vector<std::vector<Index>>& strides,
                 const std::vector<std::uint64_t>& addresses, Index channel_axis,
                 const Limits& limits, const std::optional<std::string>& path_name) {
-    const auto operation = named<cuda::Operation>(operation_name, cuda::kOperations, "operation");
+    const cuda::Operation operation = operation_named(operation_name);
     const auto dtype = named<DType>(dtype_name, kDTypes, "dtype");
     BNEXT_CHECK(strides.size() == cuda::operands_of(operation), "strides: expected ",
                 cuda::operands_of(operation), " arrays, got ", strides.size());
@@ -107,8 +118,10 @@ void run(const cuda::KernelCall* call) {
         }
         cuda::launch(*plan, at, call->scalars, call->device, call->stream);
     } catch (const Error& error) {
-        const bool layout = error.kind() == Error::Kind::layout;
-        call->fail(call->caller, layout ? Failure::layout : Failure::value, error.what());
+        const Failure why = error.kind() == Error::Kind::layout ? Failure::layout
+                            : error.kind() == Error::Kind::path ? Failure::path
+                                                                : Failure::value;
+        call->fail(call->caller, why, error.what());
     } catch (const std::exception& error) {
         call->fail(call->caller, Failure::runtime, error.what());
     }
@@ -130,21 +143,6 @@ std::vector<std::string> architectures() {
     return result;
 }
 
-std::vector<std::string> names_of_operations() {
-    std::vector<std::string> names;
-    for (const auto operation : cuda::kOperations) names.emplace_back(name_of(operation));
-    return names;
-}
-
-std::vector<std::string> names_of_paths(const std::string& operation) {
-    std::vector<std::string> names;
-    for (const auto path :
-         cuda::paths_of(named<cuda::Operation>(operation, cuda::kOperations, "operation"))) {
-        names.emplace_back(name_of(path));
-    }
-    return names;
-}
-
 py::dict launch_of(const cuda::Launch& launch) {
     py::dict d;
     d["grid"] = launch.grid;
@@ -161,21 +159,6 @@ py::dict launch_of(const cuda::Launch& launch) {
     d["batches"] = launch.cut.batches;
     d["kept"] = launch.kept;
     return d;
-}
-
-// Why there is no plan, for callers that go on otherwise.
-void register_plan_errors(py::module_& m) {
-    static py::exception<Error> layout(m, "LayoutError", PyExc_ValueError);
-    static py::exception<Error> path(m, "PathError", PyExc_ValueError);
-    py::register_local_exception_translator([](std::exception_ptr pointer) {
-        try {
-            if (pointer) std::rethrow_exception(pointer);
-        } catch (const Error& error) {
-            if (error.kind() == Error::Kind::layout) return py::set_error(layout, error.what());
-            if (error.kind() == Error::Kind::path) return py::set_error(path, error.what());
-            throw;
-        }
-    });
 }
 
 // (Of this module alone: the emulated kernels may be loaded beside the real ones.)
@@ -232,7 +215,6 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
     bindings::register_errors();
-    bindings::register_plan_errors(m);
     bindings::register_plan(m);
     m.attr("table") = py::capsule(&bindings::kTable, cuda::KernelTable::kName);
 #ifdef BNEXT_CUDA_EMULATION
@@ -253,8 +235,13 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.def("limits", &cuda::limits_of, py::arg("device"));
     m.def("environment", &bindings::environment, "What environment variables say, as a dict.");
     m.def("architectures", &bindings::architectures, "What there is code for.");
-    m.def("operations", &bindings::names_of_operations);
-    m.def("paths", &bindings::names_of_paths, py::arg("operation"), "Best first.");
+    m.def("operations", [] { return bindings::names_of(cuda::kOperations); });
+    m.def(
+        "paths",
+        [](const std::string& operation) {
+            return bindings::names_of(cuda::paths_of(bindings::operation_named(operation)));
+        },
+        py::arg("operation"), "Best first.");
     m.def("force_path", &cuda::force_path, py::arg("path"),
           "Plan with that path if an operation has it; the one before is returned.");
     m.def("forget_plans", &cuda::forget_plans, "Plan anew, with limits asked for again.");

@@ -49,9 +49,8 @@ py::object Engine::seed(DType dtype) const {
     if (kept) return kept;
     const py::object& torch = library->torch;
     const char* type = table->memory == dlpack::kCPU ? "cpu" : "cuda";
-    py::object made =
-        torch.attr("empty")(0, py::arg("dtype") = torch.attr(name_of(dtype)),
-                            py::arg("device") = torch.attr("device")(type, index));
+    py::object made = torch.attr("empty")(0, py::arg("dtype") = torch.attr(name_of(dtype)),
+                                          py::arg("device") = torch.attr("device")(type, index));
     // (A mode that fakes tensors may be at work, which will end.)
     if (py::type::of(made).is(torch.attr("Tensor"))) kept = made;
     return made;
@@ -89,6 +88,15 @@ py::object calls_on(const py::object& kernels, const py::object& library, std::i
 }  // namespace
 
 void register_engines(py::module_& m) {
+    static py::exception<Error> path_error(m, "PathError", PyExc_ValueError);
+    py::register_local_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer) std::rethrow_exception(pointer);
+        } catch (const Error& error) {
+            if (error.kind() != Error::Kind::path) throw;
+            py::set_error(path_error, error.what());
+        }
+    });
     m.def("calls_on", &calls_on, py::arg("kernels"), py::arg("library"), py::arg("device"),
           py::arg("plain") = true,
           "The calls of this module on arrays of a library (bnext.arrays.library.Library) on one\n"
@@ -166,9 +174,8 @@ void* Launch::scratch(Index bytes) {
 }
 
 Launch::Operand Launch::like(const Operand& operand) {
-    py::object array = engine_.reader
-                           ? call(engine_.library->empty_like, operand.array)
-                           : engine_.library->object.attr("empty_like")(operand.array);
+    py::object array = engine_.reader ? call(engine_.library->empty_like, operand.array)
+                                      : engine_.library->object.attr("empty_like")(operand.array);
     const ArrayRef ref = call_.refer_to_new(array);
     return {std::move(array), ref};
 }
@@ -284,6 +291,7 @@ bool Launch::launched(cuda::Operation operation, std::span<const Operand> inputs
     if (!text_) return true;
     if (failure_ == cuda::Failure::runtime) throw std::runtime_error(*text_);
     if (failure_ == cuda::Failure::value) value_error(*text_);
+    if (failure_ == cuda::Failure::path) throw Error(Error::Kind::path, *text_);
     return false;
 }
 

@@ -30,6 +30,7 @@ struct Engine : intake::Gpu {
     [[nodiscard]] py::object zeros(Index size, DType dtype, const py::object& like) const;
 
     const cuda::KernelTable* table;
+    py::str dtype_name{"dtype"};  // of an attribute, made once
 
 private:
     [[nodiscard]] py::object seed(DType dtype) const;

@@ -35,12 +35,13 @@ void of_nothing(const Saved& saved, F&& f) {
     });
 }
 
-inline DeviceSaved saved_of(Intake& call, const py::object& rows, Index count, bool of_batch) {
+inline DeviceSaved saved_of(Intake& call, const Engine& engine, const py::object& rows, Index count,
+                            bool of_batch) {
     const ArrayRef& x = call[Role::x];
     DeviceSaved saved;
     saved.rows = rows;
-    saved.where = call.gpu()->where;
-    saved.dtype_object = call.array(Role::x).attr("dtype");
+    saved.where = engine.where;
+    saved.dtype_object = call.array(Role::x).attr(engine.dtype_name);
     saved.dtype = x.dtype();
     saved.channel_axis = call.call.axis();
     saved.eps = call.call.eps;
@@ -83,7 +84,7 @@ inline py::object forward(Intake& call, const Engine& engine, bool bessel, bool 
     const py::object y = launch.run(Operation::forward);
     if (!counts_there) count_batch(call);
     if (!keeps) return pair_of(y, py::none());
-    return pair_of(y, py::cast(saved_of(call, rows.array, launch.count(), true)));
+    return pair_of(y, py::cast(saved_of(call, engine, rows.array, launch.count(), true)));
 }
 
 // y by given statistics; with `keeps`, and what backward needs.
@@ -95,7 +96,7 @@ inline py::object normalize(Intake& call, const Engine& engine, Role mean, Role 
     launch.at.statistics = rows.as<double>();
     const py::object y = launch.run(Operation::normalize);
     if (!keeps) return pair_of(y, py::none());
-    return pair_of(y, py::cast(saved_of(call, rows.array, 0, false)));
+    return pair_of(y, py::cast(saved_of(call, engine, rows.array, 0, false)));
 }
 
 inline py::object backward(Intake& call, const Engine& engine, const DeviceSaved& saved) {
@@ -130,13 +131,14 @@ inline py::object backward_constant(Intake& call, const Engine& engine, const De
     return launch.run(Operation::normalize);
 }
 
-// --- the phases by themselves ----------------------------------------------------------------------
+// --- the phases by themselves
+// ----------------------------------------------------------------------
 
 // The rows of statistics of x, of which a kernel collects mean, mean_low and m2.
 inline py::object collected(Launch& launch) {
     if (launch.empty()) {
-        const cpu::PoolArray<double> zeros(
-            static_cast<std::size_t>(kRows * launch.channels()), 0.0);
+        const cpu::PoolArray<double> zeros(static_cast<std::size_t>(kRows * launch.channels()),
+                                           0.0);
         return launch.of_host(on_host(zeros, launch.channels())).array;
     }
     const Made rows = launch.rows(kRows);
@@ -170,7 +172,7 @@ inline py::object apply_norm(Intake& call, const Engine& engine, Saved merged) {
     launch.at.statistics = rows.as<double>();
     take_affine(launch);
     const py::object y = launch.run(Operation::normalize);
-    DeviceSaved saved = saved_of(call, rows.array, merged.count, true);
+    DeviceSaved saved = saved_of(call, engine, rows.array, merged.count, true);
     saved.of_group = py::cast(std::move(merged));
     return pair_of(y, py::cast(std::move(saved)));
 }
@@ -201,8 +203,8 @@ inline py::object backward_reduce(Intake& call, const Engine& engine, const Devi
 }
 
 inline py::object backward_apply(Intake& call, const Engine& engine, const DeviceSaved& saved,
-                                 std::span<const double> sum_dy,
-                                 std::span<const double> sum_dy_xmu, double count) {
+                                 std::span<const double> sum_dy, std::span<const double> sum_dy_xmu,
+                                 double count) {
     Launch launch(call, engine);
     Made sums;
     if (!launch.empty()) {

@@ -39,7 +39,8 @@ struct Scalars {
     bool wide_statistics = false;  // given ones are float64
 };
 
-enum class Failure : std::int32_t { layout, value, runtime };  // layout: copies have to be made
+// layout: copies have to be made first; path: the forced path cannot run the call.
+enum class Failure : std::int32_t { layout, path, value, runtime };
 
 // A call of a kernel. Operands are the data that is read, x first, and then what is written.
 struct KernelCall {

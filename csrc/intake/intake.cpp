@@ -28,12 +28,14 @@ void Intake::refer_to_array(Role role, const py::object& array) {
     kept_[index(role)] = array;
 }
 
-bool Intake::take_plain(py::handle object, TensorView& view) const {
+bool Intake::take_plain(py::handle object, TensorView& view) {
     const auto& reader = gpu_ != nullptr ? gpu_->reader : library_->reader;
     if (!reader || !reader->take(object, view)) return false;
     if (gpu_ != nullptr && view.tensor.device.id != gpu_->index) return false;
+    if (plain_) return true;
     const auto& autograd = library_->autograd;
-    return plain_ || !(autograd->has_dual_level() || autograd->records(object));
+    if (!dual_level_) dual_level_ = autograd->has_dual_level();
+    return !*dual_level_ && !autograd->records(object);
 }
 
 // A tensor that is dense, or a vector of which one value follows the other.
@@ -240,12 +242,13 @@ void Intake::read(Role role, py::handle object) {
     refer_to_array(role, adopted_beside(object, name_of(role)));
 }
 
-// An array of the library, which counts the writes to it.
-void Intake::check_written(py::handle object, const char* name) {
-    if (!plain_) {
+// An array of the library, which counts the writes to it. Of a plain tensor only inference is
+// asked.
+void Intake::check_written(py::handle object, const char* name, bool is_plain) {
+    const bool asks_nothing = plain_ && gpu_ == nullptr;
+    if (!asks_nothing && !(is_plain && !library_->reader->is_inference(object))) {
+        if (plain_) type_error(name, ": expected a tensor that is not of inference");
         library_->object.attr("check_writable")(object, name);
-    } else if (gpu_ != nullptr && gpu_->reader->is_inference(object)) {
-        type_error(name, ": expected a tensor that is not of inference");
     }
     written_[written_count_++] = object;
 }
@@ -256,13 +259,12 @@ void Intake::write(Role role, py::handle object) {
     if (role == Role::out) out_ = object;
     if (gpu_ != nullptr) {
         refer_there(role, object, role == Role::out);
-        check_written(object, name);
-        return;
+        return check_written(object, name, !view(role));
     }
     const bool read = library_ != nullptr && refer_to_plain(role, object, role == Role::out);
     if (read || (library_ != nullptr && library_of(object) != nullptr)) {
         if (!read) refer_to_array(role, adopted_beside(object, name));
-        check_written(object, name);
+        check_written(object, name, read);
     } else if (!is_array(object)) {
         if (const auto where = dlpack::elsewhere(object)) {
             type_error(name, ": expected an array on the CPU, like x, got one on ", *where);
@@ -288,7 +290,7 @@ void Intake::count(py::handle object) {
     counter.element = Element::int64;
     counter.place = gpu_ != nullptr ? Place::cuda : Place::cpu;
     counter.is_array = counter.writeable = true;
-    check_written(object, name_of(Role::num_batches_tracked));
+    check_written(object, name_of(Role::num_batches_tracked), true);
 }
 
 const Library* Intake::library_of_weight(py::handle weight) const {

@@ -68,7 +68,6 @@ public:
         const py::object& kept = kept_[index(role)];
         return kept && PyTuple_Check(kept.ptr()) != 0 ? kept : py::object();
     }
-    [[nodiscard]] const Gpu* gpu() const { return gpu_; }
     // Lets the library know which of its arrays have been written.
     void count_writes() const;
     // What is wrong with another array of the call; empty if nothing is.
@@ -83,11 +82,11 @@ private:
     }
 
     void refer_to_array(Role role, const py::object& array);
-    [[nodiscard]] bool take_plain(py::handle object, TensorView& view) const;
+    bool take_plain(py::handle object, TensorView& view);
     bool refer_to_plain(Role role, py::handle object, bool is_data);
     void refer_to_view(const py::tuple& view, const char* name, ArrayRef& array);
     void refer_there(Role role, py::handle object, bool is_data);
-    void check_written(py::handle object, const char* name);
+    void check_written(py::handle object, const char* name, bool is_plain);
     void check_stream(Role role, const py::tuple& view);
     [[nodiscard]] std::string misplaced_there(py::handle object) const;
     [[nodiscard]] py::object adopted(py::handle object, const char* name) const;
@@ -99,6 +98,7 @@ private:
     const Gpu* const gpu_;
     const Library* library_ = nullptr;
     py::handle out_;
+    std::optional<bool> dual_level_;  // of forward-mode differentiation, once it was asked for
     std::size_t copy_count_ = 0, written_count_ = 0;
     // Arrays that were made here; of a call on a GPU, plain tensors and views.
     std::array<py::object, kRoles> kept_;

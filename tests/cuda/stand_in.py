@@ -70,7 +70,10 @@ class _KernelTable(ctypes.Structure):
 
 def _capsule(table):
     new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    new.restype, new.argtypes = (
+        ctypes.py_object,
+        (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
+    )
     return new(ctypes.addressof(table), b"bnext.kernels", None)
 
 
