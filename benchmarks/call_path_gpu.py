@@ -71,10 +71,10 @@ def microseconds(call):
 def by_the_general_road(stack, torch):
     """Leave only plans and launches to C++."""
     from bnext.arrays import engine_of
-    from bnext.torch import kernels
 
-    stack.enter_context(mock.patch.object(engine_of(torch.empty(1)), "_calls", None))
-    stack.enter_context(mock.patch.object(kernels, "_THERE", [None]))
+    engine = engine_of(torch.empty(1))
+    stack.enter_context(mock.patch.object(engine, "_calls", None))
+    stack.enter_context(mock.patch.object(engine, "_calls_of_layers", None))
 
 
 @ends_well("call_path_gpu.py")

@@ -10,22 +10,23 @@ namespace {
 constexpr Signature kForward{
     "forward",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, bessel=True, plain=False",
+    "out, bessel=True, plain=False, keeps=True",
     "y and Saved, from batch statistics; updates the running ones where they are given. With\n"
-    "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked."};
+    "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked.\n"
+    "Without `keeps`, None in place of Saved: no backward pass follows."};
 
-py::object forward(const Arguments<12>& arguments) {
+py::object forward(const Arguments<13>& arguments) {
     const auto [x, weight, bias, running_mean, running_var, momentum, counter, eps, channel_axis,
-                out, bessel, plain] = arguments;
+                out, bessel, plain, keeps_saved] = arguments;
     Intake call(Function::forward, flag_of(plain, false));
     take_x(call, x, eps, channel_axis);
     take_affine(call, weight, bias);
     take_running(call, running_mean, running_var, momentum, counter);
     call.write(Role::out, out);
     check(call.call);
-    const bool corrects = flag_of(bessel, true);
+    const bool corrects = flag_of(bessel, true), keeps = flag_of(keeps_saved, true);
     py::object result = with_dtype(call[Role::x].dtype(), [&](auto type) {
-        return forward_body<decltype(type)>(call, Results(call.library()), corrects);
+        return forward_body<decltype(type)>(call, Results(call.library()), corrects, keeps);
     });
     call.count_writes();
     return result;
@@ -149,7 +150,7 @@ py::object restored(const Arguments<4>& arguments) {
 }  // namespace
 
 void register_calls(py::module_& m) {
-    Fast<12, kForward, forward>::add_to(m);
+    Fast<13, kForward, forward>::add_to(m);
     Fast<8, kNormalize, normalize>::add_to(m);
     Fast<9, kNormalizeByRunning, normalize_by_running>::add_to(m);
     Fast<8, kEvaluate, evaluate>::add_to(m);

@@ -140,7 +140,8 @@ def forward(
     out: Any,
     bessel: bool = True,
     plain: bool = False,
-) -> tuple[Any, Saved]: ...
+    keeps: bool = True,
+) -> tuple[Any, Any]: ...
 def backward(
     dy: npt.ArrayLike,
     x: npt.ArrayLike,

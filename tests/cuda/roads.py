@@ -12,7 +12,6 @@ from ..optional import import_torch
 
 torch = import_torch()
 import bnext.torch  # noqa: E402 - of which there is nothing without PyTorch
-from bnext.torch import kernels  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(7, 3), (2, 1), (5, 300), (3, 5, 11), (4, 17, 5, 3), (3, 64, 9, 7), (2, 3, 2, 5, 3)]
@@ -49,8 +48,9 @@ class Roads:
 
     def general(self, function, *given, **options):
         with self.patch.context() as patch:
-            patch.setattr(engine_of(torch.ones(2, 2)), "_calls", None)
-            patch.setattr(kernels, "_THERE", [None])
+            engine = engine_of(torch.ones(2, 2))
+            patch.setattr(engine, "_calls", None)
+            patch.setattr(engine, "_calls_of_layers", None)
             before = self.entered
             result = outcome(function, *given, **options)
             return result, self.entered - before

@@ -3,6 +3,7 @@
 import pytest
 
 import bnext
+from bnext.arrays import engine_of
 
 from .roads import (
     DTYPES,
@@ -170,8 +171,9 @@ def test_a_launch_that_fails_counts_nothing(monkeypatch, pretended):
 
         forward_only = forward
 
-    kernels_before = kernels.calls_there()
-    monkeypatch.setattr(kernels, "_THERE", [Failing()])
+    engine = engine_of(torch.empty(1))
+    kernels_before = engine._calls_of_layers
+    monkeypatch.setattr(engine, "_calls_of_layers", Failing())
     bn = bnext.torch.BatchNorm1d(3)
     versions = [getattr(bn, name)._version for name in STATE]
     for x in (torch.randn(7, 3), torch.randn(7, 3, requires_grad=True)):
@@ -200,7 +202,7 @@ def test_own_layers_of_arrays(roads):
 
 def test_without_kernels_the_short_way_is_left_at_once(monkeypatch):
     """Also the CPU's calls are not asked about a tensor on a GPU."""
-    monkeypatch.setattr(kernels, "_THERE", [None])
+    monkeypatch.setattr(engine_of(torch.empty(1)), "_calls_of_layers", None)
     monkeypatch.setattr(kernels, "_core", object())  # to ask them is an error
     for training in (True, False):
         bn = bnext.torch.BatchNorm1d(3).train(training)

@@ -16,23 +16,21 @@ FORMATS = {4: "channels_last", 5: "channels_last_3d"}
 @pytest.fixture
 def xp(tensors):
     """PyTorch, with the calls in C++ at work."""
-    from bnext.torch import kernels
-
-    if kernels.calls_there() is None:
+    there = tensors.xp.empty(1, device=gpu.DEVICE)
+    if engine_of(there)._calls_of_layers is None:
         pytest.fail("this PyTorch has no table of C functions that bnext knows")
     return tensors.xp
 
 
 def by_both_roads(monkeypatch, call):
     """The results of a call in C++, during which the general road is closed, and by that road."""
-    from bnext.torch import kernels
-
     with monkeypatch.context() as patch:
         patch.setattr(cuda_arrays.CudaArrays, "_launch", None)  # to call it is an error
         first = call()
     with monkeypatch.context() as patch:
-        patch.setattr(engine_of(first[0].detach()), "_calls", None)
-        patch.setattr(kernels, "_THERE", [None])
+        engine = engine_of(first[0].detach())
+        patch.setattr(engine, "_calls", None)
+        patch.setattr(engine, "_calls_of_layers", None)
         second = call()
     return first, second
 

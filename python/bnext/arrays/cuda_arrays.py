@@ -54,6 +54,7 @@ class CudaArrays:
         self._where = where
         self._device = where.index
         self._calls: Any = library.usual_calls(self._kernels)
+        self._calls_of_layers: Any = library.calls_of_layers(self._kernels)
 
     # --- what layers ask --------------------------------------------------------------------------
 

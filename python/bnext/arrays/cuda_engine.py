@@ -28,8 +28,18 @@ class CudaEngine(CudaArrays):
     def forward(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any,
         num_batches_tracked: Any, eps: Any, channel_axis: Any, out: Any, bessel: bool = True,
+        plain: bool = False, keeps: bool = True,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.forward`."""
+        if plain:
+            operands = x, weight, bias, running_mean, running_var, momentum, num_batches_tracked
+            done_plain: tuple[Any, Any] = (
+                self._plain("forward", *operands, eps)
+                if keeps
+                else (self._plain("forward_only", *operands, eps), None)
+            )
+            self._count_writes(running_mean, running_var, num_batches_tracked)
+            return done_plain
         _core.check_count(num_batches_tracked)
         if self._calls is not None:
             done: tuple[Any, DeviceSaved] | None = self._calls.forward(
@@ -85,9 +95,12 @@ class CudaEngine(CudaArrays):
 
     def normalize_by_running(
         self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any,
-        channel_axis: Any, out: Any,
+        channel_axis: Any, out: Any, plain: bool = False,
     ) -> tuple[Any, DeviceSaved]:  # fmt: skip
         """As `_core.normalize_by_running`."""
+        if plain:
+            operands = x, running_mean, running_var, weight, bias, eps
+            return self._plain("normalize_by_running", *operands)  # type: ignore[no-any-return]
         if self._calls is not None:
             done: tuple[Any, DeviceSaved] | None = self._calls.normalize_by_running(
                 x, running_mean, running_var, weight, bias, eps, channel_axis, out
@@ -100,6 +113,23 @@ class CudaEngine(CudaArrays):
             x, statistics, False, weight, bias, eps, channel_axis, out
         )
         return y, self._saved(written, data, axis, eps, count=None)
+
+    def evaluate(
+        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any,
+        channel_axis: Any, plain: bool = False,
+    ) -> Any:  # fmt: skip
+        """As `_core.evaluate`."""
+        operands = x, running_mean, running_var, weight, bias, eps
+        if plain:
+            return self._plain("evaluate", *operands)
+        return self.normalize_by_running(*operands, channel_axis, None)[0]
+
+    def _plain(self, call: str, *operands: Any) -> Any:
+        """Do a call of layers on plain tensors; TypeError for others."""
+        done = self._calls_of_layers and getattr(self._calls_of_layers, call)(*operands)
+        if done is None:
+            raise TypeError("expected plain tensors")
+        return done
 
     def _normalize(
         self, x: Any, given: Mapping[str, Any], wide: bool, weight: Any, bias: Any, eps: Any,
@@ -131,8 +161,12 @@ class CudaEngine(CudaArrays):
             y = self._result(wanted, target)
         return y, data, axis, written
 
-    def backward(self, dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
+    def backward(
+        self, dy: Any, x: Any, saved: Any, weight: Any, out: Any, plain: bool = False
+    ) -> tuple[Any, Any, Any]:
         """As `_core.backward`."""
+        if plain:
+            return self._plain("backward", dy, x, saved, weight)  # type: ignore[no-any-return]
         if self._calls is not None:
             done: tuple[Any, Any, Any] | None = self._calls.backward(dy, x, saved, weight, out)
             if done is not None:
@@ -157,8 +191,12 @@ class CudaEngine(CudaArrays):
         self._launch(plan, data, views, eps=saved.eps)
         return self._result(wanted, target), *of_parameters
 
-    def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any:
+    def backward_constant(
+        self, dy: Any, saved: Any, weight: Any, out: Any, plain: bool = False
+    ) -> Any:
         """As `_core.backward_constant`: dy is normalized about 0."""
+        if plain:
+            return self._plain("backward_constant", dy, saved, weight)
         if self._calls is not None:
             dx = self._calls.backward_constant(dy, saved, weight, out)
             if dx is not None:
@@ -329,4 +367,5 @@ def engine_on(library: Library, x: Any, where: Where, name: str) -> CudaEngine:
 def _of_nothing(shape: tuple[int, ...], axis: int, eps: float) -> _core.Saved:
     """Give what is saved of an empty input on the CPU."""
     x = np.empty(shape, np.float32)
-    return _core.forward(x, None, None, None, None, None, None, eps, axis, None)[1]
+    saved: _core.Saved = _core.forward(x, None, None, None, None, None, None, eps, axis, None)[1]
+    return saved

@@ -113,6 +113,8 @@ class Library:
         """Make the module's calls of functions on usual arrays; None where it has none for them."""
         return None
 
+    calls_of_layers = usual_calls
+
     def _namespace(self) -> Any:
         if self.xp is None:
             raise RuntimeError(

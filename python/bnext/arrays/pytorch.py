@@ -60,6 +60,10 @@ class Torch(Library):
         """Make the module's calls of functions on usual tensors."""
         return calls_on_a_gpu(kernels.FunctionCalls, self.xp, kernels)
 
+    def calls_of_layers(self, kernels: Any) -> Any:
+        """Make the module's calls of layers, which see to autograd themselves."""
+        return calls_on_a_gpu(kernels.TensorCalls, self.xp, kernels)
+
     def where(self, array: Any) -> Where:
         """Say where the tensor lies."""
         device = array.device
