@@ -32,8 +32,8 @@ from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "Running", "backward", "backward_by_rows", "backward_of_parameters",
-    "forward", "fuses", "has_memory", "move_running", "rows_of", "saved_beside", "saved_of",
-    "statistics", "takes", "widened", "work_together",
+    "calls_on", "forward", "fuses", "has_memory", "move_running", "rows_of", "saved_beside",
+    "saved_of", "statistics", "takes", "widened", "work_together",
 ]  # fmt: skip
 
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -45,6 +45,19 @@ Gradients = tuple[Tensor, Any, Any]  # dx, dweight, dbias
 
 class KernelRefusal(Exception):  # noqa: N818
     """The kernels do not take the tensors of a call. Nothing was changed."""
+
+
+def calls_on(x: Tensor) -> Any:
+    """Give the calls for a tensor on a GPU; KernelRefusal without kernels."""
+    device = x.get_device()
+    if device not in _THERE:
+        if not _has_cuda():
+            raise KernelRefusal
+        _THERE[device] = engine_of(x)
+    return _THERE[device]
+
+
+_THERE: dict[int, Any] = {}
 
 
 # --- tensors that kernels take --------------------------------------------------------------------
@@ -84,19 +97,6 @@ def work_together(x: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-def _engine_there(x: Tensor) -> Any:
-    """Find what computes on a tensor on a GPU."""
-    engine = _ENGINES.get(x.device)
-    if engine is None:
-        if not _has_cuda():
-            raise KernelRefusal
-        engine = _ENGINES[x.device] = engine_of(x)
-    return engine
-
-
-_ENGINES: dict[torch.device, Any] = {}
-
-
 def widened(x: Tensor, tensor: Tensor | None) -> Any:
     """Cast to the dtype that kernels take beside x: float32 beside 16 bits."""
     return tensor if tensor is None or x.dtype not in NARROW else tensor.float()
@@ -113,7 +113,7 @@ def forward(
 
     `keeps` is False where no backward pass follows, which takes the second result.
     """
-    engine = _engine_there(x) if x.is_cuda else _core
+    engine = calls_on(x) if x.is_cuda else _core
     try:
         result: tuple[Tensor, Any] = spine.forward(
             x, weight, bias, eps, 1, None, given, moved, ALONE, engine, None, True, keeps
@@ -176,7 +176,7 @@ def backward(dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None) ->
 
     Without `x` the statistics are constants, and gradients of parameters None.
     """
-    engine = _engine_there(dy) if dy.is_cuda else _core
+    engine = calls_on(dy) if dy.is_cuda else _core
     try:
         result: Gradients = spine.backward(dy, x, saved, weight, None, "local", engine, True)
     except TypeError:
