@@ -7,10 +7,10 @@ tensors (64, 20) of float32, and a launch returns at once. benchmarks/pretended_
 differences from a GPU: PyTorch's allocations, and the CUDA runtime below the launch. A GPU adds the
 launch itself, and the extra cost of PyTorch's CUDA allocator.
 
-Each row is a call, and beside it the same call on tensors that are not plain, which Python views. Times are in
-microseconds: the least and the median of turns, with so few calls each that a busy machine does not
-interrupt all turns. With --check it exits with 1 if the least is above the promise; it exits with 2
-if it cannot measure.
+Each row is a call, and beside it the same call on tensors that are not plain, which Python views.
+Times are in microseconds: the least and the median of turns, with so few calls each that a busy
+machine does not interrupt all turns. With --check it exits with 1 if the least is above the promise;
+it exits with 2 if it cannot measure.
 """
 
 import importlib

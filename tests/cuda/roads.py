@@ -1,6 +1,6 @@
 """What the tests share of the two roads of PyTorch's tensors into a call on a GPU.
 
-Plain tensors are read by DLPack's table of C functions, others as `bnext.arrays.pytorch` views them.
+Plain tensors are read by DLPack's table of C functions, others as `bnext.arrays.pytorch` sees them.
 Without a GPU: tensors on the CPU stand for tensors there (benchmarks/pretended_gpu.py), and the
 kernels are compiled for the CPU. Both roads launch the same kernels, so all bits are equal. The
 fixtures are in conftest.py.

@@ -179,7 +179,7 @@ def unusual():
 
 @pytest.mark.parametrize("given", list(unusual()))
 def test_unusual_tensors(roads, given):
-    """Calls for plain tensors refuse them, and have changed nothing; functions take them by views."""
+    """Calls for plain tensors refuse them, and have changed nothing; functions take them."""
     x, _, w, b, mean, var, counter = given
     buffers = [t for t in (mean, var, counter) if t is not None]
     before = [t.clone() for t in buffers]
