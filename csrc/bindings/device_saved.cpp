@@ -12,7 +12,7 @@ Left::Left(py::handle object, const Engine* engine, const char* data) {
         facts = saved->facts();
         return;
     }
-    if (py::isinstance<Saved>(object)) {
+    if (is_saved(object)) {
         type_error("saved: made from an input on the CPU, got ", data, " on ",
                    std::string(engine->where));
     }
