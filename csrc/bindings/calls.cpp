@@ -24,10 +24,10 @@ py::object forward(Taken& taken) {
         saved.fingerprint = fingerprint_of(call[Role::x]);
         Inputs inputs(call);
         Destination y(call, inputs, results);
-        saved.count = y.problem().count();
         const auto affine = affine_of<T>(call);
         without_gil(y.problem().elements(), [&] {
-            cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows());
+            saved.count = static_cast<Index>(cpu::forward<T>(
+                y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows()));
         });
         const py::object result = y.result();
         move_running<Param<T>>(call, saved, taken.bessel);

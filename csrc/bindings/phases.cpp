@@ -47,12 +47,12 @@ struct Collected {
             using T = decltype(type);
             const auto x = view_of<const T>(inputs.x(), description.strides[0]);
             without_gil(description.problem.elements(), [&] {
-                cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
+                n = cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
             });
         });
     }
 
-    [[nodiscard]] Index count() const { return description.problem.count(); }
+    [[nodiscard]] Index count() const { return static_cast<Index>(n); }
     // As an array of NumPy's.
     [[nodiscard]] py::object row(Row which) const {
         const Index channels = description.problem.channels;
@@ -63,6 +63,7 @@ struct Collected {
     Inputs inputs;
     Description description;
     cpu::PoolArray<double> values;
+    double n = 0;
 };
 
 constexpr Signature kMoments{"moments", "x, channel_axis", "count, mean and m2 of each channel."};
