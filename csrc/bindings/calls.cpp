@@ -26,8 +26,8 @@ py::object forward(Taken& taken) {
         Destination y(call, inputs, results);
         const auto affine = affine_of<T>(call);
         without_gil(y.problem().elements(), [&] {
-            saved.count = static_cast<Index>(cpu::forward<T>(
-                y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows()));
+            saved.count = static_cast<Index>(cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(),
+                                                             affine, saved.eps, saved.rows()));
         });
         const py::object result = y.result();
         move_running<Param<T>>(call, saved, taken.bessel);
