@@ -234,8 +234,10 @@ void* slot(T* what) {
 
 py::object object_of(Saved saved) { return made(saved_type, std::move(saved)); }
 
+bool is_saved(py::handle object) { return PyObject_TypeCheck(object.ptr(), saved_type) != 0; }
+
 const Saved& take_saved(py::handle object) {
-    if (PyObject_TypeCheck(object.ptr(), saved_type) == 0 || value_of(object).shape().empty()) {
+    if (!is_saved(object) || value_of(object).shape().empty()) {
         type_error("saved: expected what batch_norm_forward returned, got ", type_name(object));
     }
     return value_of(object);

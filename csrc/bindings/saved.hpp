@@ -68,6 +68,8 @@ private:
 // instance of pybind11's takes as long as a twentieth of a call on (64, 20).
 pybind11::object object_of(Saved saved);
 
+bool is_saved(pybind11::handle object);
+
 // The Saved of an object; an error that names the argument for anything else.
 const Saved& take_saved(pybind11::handle object);
 

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 
 #include "core/array_ref.hpp"
 
@@ -45,19 +44,8 @@ enum class Role : std::uint8_t {
     out,
 };
 constexpr std::size_t kRoles = 15;
-inline constexpr std::array<const char*, kRoles> kRoleNames{
-    "x",      "dy",         "mean", "var",          "m2",          "mean_low",
-    "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
-    "sum_dy", "sum_dy_xmu", "out"};
 
-constexpr const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
-constexpr Role role_of(std::string_view name) {  // of a name that is one
-    std::size_t role = 0;
-    while (name != kRoleNames[role]) ++role;
-    return static_cast<Role>(role);
-}
-Role role_named(const std::string& name);
-Function function_named(const std::string& name);
+const char* name_of(Role role);
 
 // What a forward call has left for this one.
 struct FromForward {
