@@ -9,8 +9,8 @@ launch itself, and the extra cost of PyTorch's CUDA allocator.
 
 Each row is a call, and beside it the same call on tensors that are not plain, which Python views.
 Times are in microseconds: the least and the median of turns, with so few calls each that a busy
-machine does not interrupt all turns. With --check it exits with 1 if the least is above the promise;
-it exits with 2 if it cannot measure.
+machine does not interrupt all turns. With --check it exits with 1 if the least is above the
+promise; it exits with 2 if it cannot measure.
 """
 
 import importlib

@@ -51,6 +51,7 @@ def no_space(*_, **__):
         (KeyboardInterrupt(), 130, "prog: interrupted\n"),
         (BrokenPipeError(), 1, ""),
         (CommandError("no\nluck"), 1, "prog: no luck\n"),
+        (CommandError("not so", 2), 2, "prog: not so\n"),
         (OSError(errno.ENOSPC, "No space left"), 1, "prog: No space left\n"),
         (OSError(errno.EACCES, "Denied", "x.png"), 1, "prog: x.png: Denied\n"),
         (MemoryError("64 GiB"), 1, "prog: not enough memory: 64 GiB\n"),
@@ -239,7 +240,7 @@ def test_no_room_is_noticed_before_the_work(tmp_path, monkeypatch, capsys):
     """Each option that names a file, of each command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "write_bytes", no_space)
-    monkeypatch.setattr("bnext.__main__.extra_is_missing", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr(options, "missing_extra", lambda **_: pytest.fail("began"))
     monkeypatch.setattr(command, "environment", lambda *_: pytest.fail("began"))
     lines = {
         (): "--output: cannot write bnext-demo.png",

@@ -11,6 +11,7 @@ import pytest
 
 import bnext
 from bnext.demo import layers, networks, training
+from bnext.demo.data import Digits
 from bnext.demo.loss import accuracy, softmax_cross_entropy
 
 from .numerical import numerical_gradient
@@ -32,7 +33,7 @@ LAYERS = {
         (2, 2, 5, 7),
     ),
     "conv, 5x5": (lambda normal: layers.Conv2d(normal((2, 1, 5, 5))), (2, 1, 4, 6)),
-    "flatten": (lambda normal: layers.Flatten(), (2, 3, 4)),
+    "linear, 4D": (lambda normal: layers.Linear(normal((3, 24))), (2, 2, 3, 4)),
     "relu": (lambda normal: layers.Relu(), (6, 7)),
     "bias, 2D": (lambda normal: layers.Bias(normal(4)), (5, 4)),
     "bias, 4D": (lambda normal: layers.Bias(normal(3)), (2, 3, 4, 5)),
@@ -117,24 +118,27 @@ def test_networks_normalize_before_every_activation_and_nowhere_else(kind):
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])
-def test_the_input_of_the_last_relu_is_watched(kind):
+def test_the_input_of_the_last_relu_is_known(kind, normal):
     network = networks.build(kind, normalized=True, seed=0)
-    logits = network.forward(np.ones((4, 1, 8, 8), np.float32))
+    x = normal((4, 1, 8, 8)).astype(np.float32)
+    logits = network.forward(x)
     assert logits.shape == (4, 10)
-    after = network.layers[network.layers.index(network.watched) + 1 :]
-    assert [type(layer) for layer in after if not isinstance(layer, layers.Flatten)] == [
-        layers.Relu,
-        layers.Linear,
-    ]
+    assert [type(layer) for layer in network.layers[-2:]] == [layers.Relu, layers.Linear]
+    assert network.last_relu() is network.layers[-2]
+    found = network.last_relu().x
+    np.testing.assert_array_equal(network.layers[-1].forward(np.maximum(found, 0)), logits)
 
 
 def test_batches_are_of_one_size_and_visit_an_example_once_an_epoch():
-    batches = list(training.batch_indices(10, 3, epochs=2, seed=1))
-    assert [len(batch) for batch in batches] == [3] * 6
-    for epoch in (batches[:3], batches[3:]):
-        assert len(set(np.concatenate(epoch).tolist())) == 9
-    again = list(training.batch_indices(10, 3, epochs=2, seed=1))
-    np.testing.assert_array_equal(batches, again)
+    case = training.Case("dense", 3, rate=0.1, epochs=2, seed=1)
+    examples = np.arange(10)
+    few = Digits(-examples, examples, examples, examples)
+    drawn = list(training.batches(case, few))
+    assert [len(labels) for _, labels in drawn] == [3] * 6
+    assert all(np.array_equal(images, -labels) for images, labels in drawn)
+    for epoch in (drawn[:3], drawn[3:]):
+        assert len({label for _, labels in epoch for label in labels.tolist()}) == 9
+    np.testing.assert_array_equal(drawn, list(training.batches(case, few)))
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +150,9 @@ def digits():
 
 
 def train(digits, *, kind="dense", rate=0.1, normalized=True, epochs=1, batch_size=128):
-    return training.train(
-        networks.build(kind, normalized=normalized, seed=0),
-        training.Case(kind, rate, normalized),
-        digits,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=0,
-        on_step=lambda loss: None,
-    )
+    case = training.Case(kind, batch_size, rate, epochs, seed=0, normalized=normalized)
+    network = networks.build(kind, normalized=normalized, seed=0)
+    return training.train(network, case, digits, on_step=lambda loss: None)
 
 
 def test_the_held_out_digits_are_apart_and_of_every_class(digits):
@@ -214,7 +212,9 @@ def test_divergence_is_recorded_and_warns_of_nothing(digits):
     ],
 )
 def test_outcome(losses, outcome):
-    record = training.Record(training.Case("dense", 0.1, False), steps_per_epoch=2, losses=losses)
+    case = training.Case("dense", 512, 0.1, epochs=2, seed=0, normalized=False)
+    record = training.Record(case, losses)
+    assert case.steps_per_epoch == 2
     assert record.outcome == outcome
 
 
@@ -231,8 +231,7 @@ def records():
                 quantiles[-1] = np.full(5, np.nan)
             results.append(
                 training.Record(
-                    training.Case("dense", rate, normalized),
-                    steps_per_epoch=2,
+                    training.Case("dense", 512, rate, 2, 0, normalized),
                     losses=losses,
                     quantiles=quantiles,
                     step_seconds=[2e-3] * len(losses),

@@ -16,10 +16,11 @@ from bnext.__main__ import main
 from bnext.demo import networks, training
 from bnext.demo.layers import Conv2d, Linear, Relu
 from bnext.demo.statistics import cost, numbers, options
-from bnext.demo.statistics.distance import Distance, distance
-from bnext.demo.statistics.experiment import Case, Outcome, in_batches, run_case, train
-from bnext.demo.statistics.following import Following, Statistics
+from bnext.demo.statistics.comparison import Comparison
+from bnext.demo.statistics.experiment import Outcome, in_batches, run_case, train
+from bnext.demo.statistics.layer_statistics import Distance, Following, Statistics, distance
 from bnext.demo.statistics.methods import EXACT, FROM_DATA, methods, shown
+from bnext.demo.training import Case
 
 from .optional import import_extra
 
@@ -96,15 +97,7 @@ def test_what_follows_a_layer_is_what_a_layer_with_that_estimator_has(digits, ki
         own = networks.build(kind, normalized=True, seed=3)
         for bn in layers_of(own):
             bn.estimator = estimator
-        training.train(
-            own,
-            training.Case(kind, case.rate, normalized=True),
-            digits,
-            epochs=case.epochs,
-            batch_size=batch_size,
-            seed=3,
-            on_step=lambda loss: None,
-        )
+        training.train(own, case, digits, on_step=lambda loss: None)
         for mine, its, seen in zip(layers_of(own), layers_of(followed), following, strict=True):
             np.testing.assert_array_equal(mine.weight, its.weight)
             mean, var = seen.statistics()[estimator]
@@ -197,10 +190,13 @@ def test_accuracy_and_loss_are_of_inference_with_the_statistics(digits):
 def test_multiplications_of_a_convolution_are_those_of_its_matrix_product(stride, rng):
     layer = Conv2d(rng.standard_normal((4, 3, 3, 3)), stride)
     x = rng.standard_normal((2, 3, 5, 8))
-    assert cost.multiplications(layer, x) == layer.forward(x).size * 3 * 3 * 3
-    linear = Linear(rng.standard_normal((4, 3)))
-    assert cost.multiplications(linear, x[0, 0]) == 5 * 4 * 3
-    assert cost.multiplications(Relu(), x) == 0
+    size = layer.forward(x).size
+    assert layer.multiplications == size * 3 * 3 * 3
+    layer.forward(x)
+    assert layer.multiplications == 2 * size * 3 * 3 * 3
+    linear, relu = Linear(rng.standard_normal((4, 8))), Relu()
+    linear.forward(relu.forward(x[0, 0]))
+    assert (linear.multiplications, relu.multiplications) == (5 * 4 * 8, 0)
 
 
 @pytest.mark.parametrize("keeping", [True, False])
@@ -232,22 +228,24 @@ def test_costs(keeping, monkeypatch, rng):
 def parsed(*words):
     parser = argparse.ArgumentParser()
     options.add_options(parser)
-    return options.read_options(parser, parser.parse_args(words))
+    found = parser.parse_args(words, options.Options())
+    found.check(parser)
+    return found
 
 
 def test_options():
     chosen = parsed("--batch-sizes", "32", "8", "8", "128", "--decays", "0.9", "0", "--seed", "5")
     assert chosen.kinds == ("dense", "conv")
-    assert chosen.batch_sizes == (8, 32, 128)
-    assert chosen.decays == (0, 0.9)
-    assert [chosen.rate_of(size) for size in chosen.batch_sizes] == [0.05, 0.1, 0.2]
+    assert chosen.batch_sizes == [8, 32, 128]
+    assert chosen.decays == [0, 0.9]
     cases = chosen.cases("conv")
+    assert [case.rate for case in cases[::3]] == [0.05, 0.1, 0.2]
     assert [(c.batch_size, c.seed) for c in cases] == [
         (m, s) for m in (8, 32, 128) for s in (5, 6, 7)
     ]
     assert {(c.kind, c.epochs) for c in cases} == {("conv", 10)}
-    assert parsed().batch_sizes == (2, 4, 8, 16, 32, 64, 128, 256, 512)
-    assert parsed().detailed == 8
+    assert parsed().batch_sizes == [2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert options.detailed(parsed().batch_sizes) == 8
     assert parsed("--no-picture").output is None
 
 
@@ -379,7 +377,7 @@ def test_tables(outcomes):
     from bnext.demo.statistics import report
 
     chosen = parsed("--batch-sizes", "2", "4", "8", "16", "32", "64", "128", "--decays", "0.9")
-    for table in report.tables(chosen, "conv", outcomes):
+    for table in report.tables(chosen, Comparison("conv", outcomes)):
         table.show(console)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     # Every other batch size, so that the table is not too wide; all of them; every layer.
@@ -399,5 +397,5 @@ def test_picture(outcomes, suffix, network, tmp_path):
     path = tmp_path / f"statistics{suffix}"
     sizes = ["2", "4", "8", "16", "32", "64", "128"]
     chosen = parsed("--network", network, "--batch-sizes", *sizes, "--decays", "0.9")
-    picture.draw(chosen, outcomes, path)
+    picture.draw(chosen, [Comparison(kind, outcomes) for kind in chosen.kinds], path)
     assert path.stat().st_size > 10_000

@@ -32,18 +32,17 @@ std::vector<std::string> split(const std::string& text) {
 }
 
 // The tables named by `text`: some or all of this machine's; the best if it is empty.
-std::vector<const cpu::KernelTable*> parse_isas(const std::string& text) {
+cpu::Tables parse_isas(const std::string& text) {
     if (text.empty()) return {&cpu::active_table()};
-    std::vector<const cpu::KernelTable*> all, found;
-    std::string known;
-    const cpu::TableList list = cpu::available_tables();
-    for (auto table = std::begin(list.table); *table != nullptr; ++table) {
-        all.push_back(*table);
-        known += std::string(known.empty() ? "" : ", ") + (*table)->name;
-    }
+    const cpu::Tables all = cpu::available_tables();
     if (text == "all") return all;
+    std::string known;
+    for (const cpu::KernelTable* table : all) {
+        known += std::string(known.empty() ? "" : ", ") + table->name;
+    }
+    cpu::Tables found;
     for (const std::string& name : split(text)) {
-        found.push_back(cpu::find_available(name.c_str()));
+        found.push_back(cpu::find_available(name));
         if (found.back() == nullptr)
             refuse("--isa: expected all or some of " + known + ", got " + name);
     }

@@ -52,15 +52,15 @@ py::object forward_body(Intake& call, const Results& results, bool bessel, bool 
     saved.fingerprint = fingerprint_of(call[Role::x]);
     Inputs inputs(call);
     Destination y(call, inputs, results);
-    saved.count = y.problem().count();
     const auto affine = affine_of<T>(call);
     without_gil(y.problem().elements(), [&] {
-        cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows());
+        saved.count = static_cast<Index>(
+            cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows()));
     });
     py::object result = y.result();
     move_running<Param<T>>(call, saved, bessel);
     count_batch(call);
-    return pair_of(result, keeps ? py::cast(std::move(saved)) : py::none());
+    return pair_of(result, keeps ? object_of(std::move(saved)) : py::none());
 }
 
 // y from statistics in `saved`, which gets what follows from them.

@@ -48,7 +48,7 @@ py::object normalize_by(Intake& call, const Engine* engine, Role mean, Role var,
     Saved saved = given_statistics(call, mean, var);
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
-    return pair_of(y, py::cast(std::move(saved)));
+    return pair_of(y, object_of(std::move(saved)));
 }
 
 constexpr Signature kNormalize{"normalize", "x, mean, var, weight, bias, eps, channel_axis, out",
@@ -171,7 +171,7 @@ py::object restored(py::handle self, const Arguments<4>& arguments) {
     saved.take_rows(call[Role::rows]);
     saved.count = saved.channels() == 0 ? 0 : call[Role::x].size() / saved.channels();
     saved.fingerprint = fingerprint_of(call[Role::x]);
-    return py::cast(std::move(saved));
+    return object_of(std::move(saved));
 }
 
 }  // namespace

@@ -173,7 +173,7 @@ inline py::object apply_norm(Intake& call, const Engine& engine, Saved merged) {
     take_affine(launch);
     const py::object y = launch.run(Operation::normalize);
     DeviceSaved saved = saved_of(call, engine, rows.array, merged.count, true);
-    saved.of_group = py::cast(std::move(merged));
+    saved.of_group = object_of(std::move(merged));
     return pair_of(y, py::cast(std::move(saved)));
 }
 

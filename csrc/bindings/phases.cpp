@@ -50,12 +50,12 @@ struct Collected {
             using T = decltype(type);
             const auto x = view_of<const T>(inputs.x(), description.strides[0]);
             without_gil(description.problem.elements(), [&] {
-                cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
+                n = cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
             });
         });
     }
 
-    [[nodiscard]] Index count() const { return description.problem.count(); }
+    [[nodiscard]] Index count() const { return static_cast<Index>(n); }
     // As an array of NumPy's.
     [[nodiscard]] py::object row(Row which) const {
         const Index channels = description.problem.channels;
@@ -66,6 +66,7 @@ struct Collected {
     Inputs inputs;
     Description description;
     cpu::PoolArray<double> values;
+    double n = 0;
 };
 
 constexpr Signature kMoments{"moments", "x, channel_axis", "count, mean and m2 of each channel."};
@@ -139,7 +140,7 @@ py::object apply_norm(py::handle self, const Arguments<10>& arguments) {
     }
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
-    return pair_of(y, py::cast(std::move(saved)));
+    return pair_of(y, object_of(std::move(saved)));
 }
 
 constexpr Signature kMoveRunning{

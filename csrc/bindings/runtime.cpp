@@ -27,14 +27,14 @@ using intake::type_name;
 
 namespace {
 
-std::vector<std::string> names(const cpu::TableList& list) {
+std::vector<std::string> names(const cpu::Tables& tables) {
     std::vector<std::string> result;
-    for (int i = 0; list.table[i] != nullptr; ++i) result.emplace_back(list.table[i]->name);
+    for (const cpu::KernelTable* table : tables) result.emplace_back(table->name);
     return result;
 }
 
 void set_isa(const std::string& name) {
-    const cpu::KernelTable* table = cpu::find_available(name.c_str());
+    const cpu::KernelTable* table = cpu::find_available(name);
     if (table == nullptr) {
         std::string known;
         for (const auto& available : names(cpu::available_tables())) {

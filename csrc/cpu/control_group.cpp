@@ -1,336 +1,161 @@
 #include "cpu/control_group.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <string_view>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
 
 namespace bnext::cpu {
 namespace {
 
-using std::string_view;
+using std::string;
+using std::filesystem::path;
 
-constexpr const char* kGroups = "/proc/self/cgroup";
-constexpr const char* kMounts = "/proc/self/mountinfo";
-constexpr std::size_t kPath = 4096;
-constexpr std::size_t kLine = 2 * kPath;
-
-// --- text in buffers of a fixed size -------------------------------------------------------------
-
-// A file's lines; of a line that does not fit, the beginning.
-class Lines {
-public:
-    explicit Lines(const char* path) : file_(open(path, O_RDONLY | O_CLOEXEC)) {}
-    ~Lines() {
-        if (file_ >= 0) close(file_);
-    }
-    Lines(const Lines&) = delete;
-    Lines& operator=(const Lines&) = delete;
-
-    bool next(string_view& line) {
-        std::size_t size = 0;
-        for (;;) {
-            if (read_ == end_ && !read_more()) {
-                line = {line_, size};
-                return size > 0;
-            }
-            const string_view rest(buffer_ + read_, end_ - read_);
-            const auto newline = rest.find('\n');
-            const string_view piece = rest.substr(0, newline);
-            const std::size_t kept = std::min(piece.size(), kLine - size);
-            std::memcpy(line_ + size, piece.data(), kept);
-            size += kept;
-            read_ += piece.size();
-            if (newline != string_view::npos) {
-                ++read_;
-                line = {line_, size};
-                return true;
-            }
-        }
-    }
-
-private:
-    bool read_more() {
-        read_ = end_ = 0;
-        if (file_ < 0) return false;
-        ssize_t got = 0;
-        do {
-            got = read(file_, buffer_, sizeof buffer_);
-        } while (got < 0 && errno == EINTR);
-        if (got > 0) end_ = static_cast<std::size_t>(got);
-        return got > 0;
-    }
-
-    int file_;
-    std::size_t read_ = 0, end_ = 0;
-    char buffer_[kPath];
-    char line_[kLine];
-};
-
-// A path that ends in a zero. Text that does not fit is not appended.
-class Path {
-public:
-    [[nodiscard]] string_view view() const { return {text_, size_}; }
-    [[nodiscard]] const char* c_str() const { return text_; }
-    void cut(std::size_t size) {
-        size_ = size;
-        text_[size_] = '\0';
-    }
-    bool append(string_view more) {
-        if (more.size() >= kPath - size_) return false;
-        if (!more.empty()) std::memcpy(text_ + size_, more.data(), more.size());
-        cut(size_ + more.size());
-        return true;
-    }
-    bool assign(string_view text) {
-        cut(0);
-        return append(text);
-    }
-    // mountinfo has spaces, tabs, newlines and backslashes as a backslash and three octal digits.
-    bool assign_escaped(string_view text) {
-        cut(0);
-        for (std::size_t i = 0; i < text.size(); ++i) {
-            char c = text[i];
-            if (c == '\\' && i + 3 < text.size()) {
-                c = static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
-                                      (text[i + 3] - '0'));
-                i += 3;
-            }
-            if (!append({&c, 1})) return false;
-        }
-        return true;
-    }
-
-private:
-    std::size_t size_ = 0;
-    char text_[kPath] = "";
-};
-
-// Takes the text before the next `separator`, and leaves `text` with the rest behind it.
-string_view take(string_view& text, char separator) {
-    const auto end = text.find(separator);
-    const string_view word = text.substr(0, end);
-    text = end == string_view::npos ? string_view{} : text.substr(end + 1);
-    return word;
-}
-
-bool lists(string_view words, string_view word) {
-    while (!words.empty()) {
-        if (take(words, ',') == word) return true;
-    }
-    return false;
-}
+// In version 1 a number close to 2^63 means no limit.
+constexpr std::int64_t kNoMemoryLimit = std::int64_t{1} << 62;
 
 // --- the folders of the process's groups ---------------------------------------------------------
 
-enum class Version : std::uint8_t { one, two };
+// A hierarchy is named by one of its controllers; version 2's, of all controllers, by none.
+constexpr const char* kVersion2 = "";
 
-// The group's path in the controller's hierarchy, from a line of /proc/self/cgroup:
+bool lists(const string& words, const string& word) {
+    return ("," + words + ",").find("," + word + ",") != string::npos;
+}
+
+// The group's path in a hierarchy, or nothing, from a line of /proc/self/cgroup:
 //     4:memory:/slurm/job_7      version 1
 //     0::/system.slice/it        version 2
-bool find_group(const char* groups, Version version, string_view controller, Path& path) {
-    Lines lines(groups);
-    for (string_view line; lines.next(line);) {
-        const bool is_two = take(line, ':') == "0";
-        const string_view controllers = take(line, ':');
-        const bool is_it = version == Version::two ? is_two && controllers.empty()
-                                                   : !is_two && lists(controllers, controller);
-        if (is_it) return path.assign(line);
+path group_in(const char* groups, const string& controller) {
+    std::ifstream lines(groups);
+    string number, controllers, group;
+    while (std::getline(lines, number, ':') && std::getline(lines, controllers, ':') &&
+           std::getline(lines, group)) {
+        if ((number == "0") == controller.empty() && lists(controllers, controller)) return group;
     }
-    return false;
+    return {};
 }
 
 struct Mount {
-    Path top;    // the mounted group, by its path in the hierarchy
-    Path place;  // the folder where it is mounted
+    path top;    // the mounted group, by its path in the hierarchy
+    path place;  // the folder where it is mounted
 };
 
-// Reads a line of mountinfo that is a mount of that hierarchy:
+// mountinfo has spaces, tabs, newlines and backslashes as a backslash and three octal digits.
+string unescaped(string text) {
+    for (auto at = text.find('\\'); at != string::npos; at = text.find('\\', at + 1)) {
+        text.replace(at, 4, 1, static_cast<char>(std::stoi(text.substr(at + 1, 3), nullptr, 8)));
+    }
+    return text;
+}
+
+// The mounts of a hierarchy, from lines of mountinfo:
 //     35 31 0:32 /top /place rw,relatime shared:9 - cgroup cgroup rw,memory
-bool is_mount_of(string_view line, Version version, string_view controller, Mount& mount) {
-    const auto dash = line.find(" - ");
-    if (dash == string_view::npos) return false;
-    string_view behind = line.substr(dash + 3);
-    const string_view type = take(behind, ' ');
-    if (type != (version == Version::two ? "cgroup2" : "cgroup")) return false;
-    take(behind, ' ');  // the source
-    if (version == Version::one && !lists(behind, controller)) return false;
-    for (int field = 0; field < 3; ++field) take(line, ' ');
-    return mount.top.assign_escaped(take(line, ' ')) && mount.place.assign_escaped(take(line, ' '));
-}
-
-bool goes_up(string_view path) {
-    for (path.remove_prefix(std::min<std::size_t>(1, path.size())); !path.empty();) {
-        if (take(path, '/') == "..") return true;
+std::vector<Mount> mounts_of(const char* mounts, const string& controller) {
+    const string kind = controller.empty() ? " - cgroup2 " : " - cgroup ";
+    std::vector<Mount> found;
+    std::ifstream lines(mounts);
+    for (string line; std::getline(lines, line);) {
+        const auto dash = line.find(" - ");
+        if (dash == string::npos || line.compare(dash, kind.size(), kind) != 0) continue;
+        const string options = line.substr(line.rfind(' ') + 1);
+        if (!controller.empty() && !lists(options, controller)) continue;
+        string other, top, place;
+        std::istringstream(line) >> other >> other >> other >> top >> place;
+        found.push_back({unescaped(top), unescaped(place)});
     }
-    return false;
+    return found;
 }
 
-// Whether `group` is `top` or below it; `below` is then the path from there, or empty.
-bool is_below(string_view group, string_view top, string_view& below) {
-    if (top == "/") top = {};
-    if (group.substr(0, top.size()) != top) return false;
-    below = group.substr(top.size());
-    if (below == "/") below = {};
-    return (below.empty() || below.front() == '/') && !goes_up(below);
-}
+// Whether a path, relative to a group, leaves what is below that group.
+bool leaves(const path& relative) { return relative.empty() || *relative.begin() == ".."; }
 
-// Calls visit(folder) for a group's folder and the folders above it, up to the mount's own, the
-// first `top` characters.
+// Calls visit(folder) for the process's group in a hierarchy, and for the groups above it, as far
+// as a mount shows them.
 template <class Visit>
-void visit_upwards(Path& folder, std::size_t top, const Visit& visit) {
-    for (;;) {
-        visit(folder);
-        const auto slash = folder.view().rfind('/');
-        if (folder.view().size() <= top || slash == string_view::npos) return;
-        folder.cut(std::max(top, slash));
-    }
-}
-
-// Calls visit(folder) for the process's group in the hierarchy of a controller, and for the groups
-// above it, as far as a mount shows them.
-template <class Visit>
-void for_each_group(const char* groups, const char* mounts, Version version, string_view controller,
+void for_each_group(const char* groups, const char* mounts, const string& controller,
                     const Visit& visit) {
-    Path group;
-    if (!find_group(groups, version, controller, group)) return;
+    const path group = group_in(groups, controller);
+    if (group.empty()) return;
+    const std::vector<Mount> all = mounts_of(mounts, controller);
     bool found = false;
+    for (const Mount& mount : all) {
+        path below = group.lexically_relative(mount.top);
+        if (leaves(below)) continue;
+        found = true;
+        if (below == ".") below.clear();
+        for (;; below = below.parent_path()) {
+            visit(mount.place / below);
+            if (below.empty()) break;
+        }
+    }
     // A mount whose top is not the name of a group above is read only if there is no other. Its top
     // is then the container's group, which has another name inside than outside; which of the
     // groups below is the process's cannot be known.
-    for (const bool by_name : {true, false}) {
-        if (found || (!by_name && goes_up(group.view()))) return;
-        Lines lines(mounts);
-        Mount mount;
-        for (string_view line; lines.next(line);) {
-            if (!is_mount_of(line, version, controller, mount)) continue;
-            string_view below;
-            if (is_below(group.view(), mount.top.view(), below) != by_name) continue;
-            found = true;
-            const std::size_t top = mount.place.view().size();
-            if (by_name && !mount.place.append(below)) continue;
-            visit_upwards(mount.place, top, visit);
-        }
-    }
+    if (found || leaves(group.lexically_relative("/"))) return;
+    for (const Mount& mount : all) visit(mount.place);
 }
 
 // --- limits --------------------------------------------------------------------------------------
 
-// The first line of folder/name, kept in `buffer`; empty where there is none.
-template <std::size_t N>
-string_view read_knob(Path& folder, string_view name, char (&buffer)[N]) {
-    const std::size_t size = folder.view().size();
-    std::size_t got = 0;
-    if (folder.append("/") && folder.append(name)) {
-        const int file = open(folder.c_str(), O_RDONLY | O_CLOEXEC);
-        if (file >= 0) {
-            const ssize_t bytes = read(file, buffer, N - 1);
-            got = bytes > 0 ? static_cast<std::size_t>(bytes) : 0;
-            close(file);
-        }
-    }
-    folder.cut(size);
-    buffer[got] = '\0';
-    string_view text(buffer, got);
-    return take(text, '\n');
+// The number at the beginning of a file, or -1 without ("max", or no file).
+std::int64_t take_number(std::ifstream& file) {
+    std::int64_t number = 0;
+    return file >> std::noskipws >> number ? number : -1;
+}
+std::int64_t number_in(const path& name) {
+    std::ifstream file(name);
+    return take_number(file);
 }
 
-// Takes a number of 0 or more from the beginning of the text; false without ("max", -1).
-bool take_number(string_view& text, std::uint64_t& number) {
+void limit_memory(ControlLimits& limits, const path& file) {
+    const std::int64_t bytes = number_in(file);
+    if (bytes < 0 || bytes >= kNoMemoryLimit) return;
+    limits.memory_bytes = std::min(limits.memory_bytes, static_cast<std::size_t>(bytes));
+}
+
+void limit_cores(ControlLimits& limits, std::int64_t quota, std::int64_t period) {
+    if (quota <= 0 || period <= 0) return;
+    limits.cores = std::min(limits.cores, static_cast<double>(quota) / static_cast<double>(period));
+}
+
+void count_throttled(ControlLimits& limits, const path& file) {
+    std::ifstream lines(file);
+    string name;
     std::uint64_t value = 0;
-    std::size_t digits = 0;
-    for (; digits < text.size() && text[digits] >= '0' && text[digits] <= '9'; ++digits) {
-        const auto digit = static_cast<std::uint64_t>(text[digits] - '0');
-        if (__builtin_mul_overflow(value, 10U, &value) ||
-            __builtin_add_overflow(value, digit, &value)) {
-            return false;
-        }
+    while (lines >> name >> value) {
+        if (name == "nr_throttled") limits.throttled_periods += value;
     }
-    if (digits == 0) return false;
-    number = value;
-    text.remove_prefix(digits);
-    if (!text.empty() && text.front() == ' ') text.remove_prefix(1);
-    return true;
-}
-
-// In version 1 a number close to 2^63 means no limit.
-constexpr std::uint64_t kNoMemoryLimit = std::uint64_t{1} << 62;
-
-void lower(std::size_t& limit, Path& folder, string_view name) {
-    char buffer[64];
-    string_view text = read_knob(folder, name, buffer);
-    std::uint64_t bytes = 0;
-    if (take_number(text, bytes) && bytes < kNoMemoryLimit) {
-        limit = std::min(limit, static_cast<std::size_t>(bytes));
-    }
-}
-
-std::size_t memory_limit(const char* groups, const char* mounts) {
-    std::size_t limit = ControlLimits{}.memory_bytes;
-    for_each_group(groups, mounts, Version::two, "memory", [&](Path& folder) {
-        lower(limit, folder, "memory.max");
-        lower(limit, folder, "memory.high");  // above it, the system reclaims memory
-    });
-    for_each_group(groups, mounts, Version::one, "memory",
-                   [&](Path& folder) { lower(limit, folder, "memory.limit_in_bytes"); });
-    return limit;
-}
-
-double cpu_quota(const char* groups, const char* mounts) {
-    double cores = ControlLimits{}.cores;
-    const auto lower_to = [&](std::uint64_t quota, std::uint64_t period) {
-        if (quota > 0 && period > 0) {
-            cores = std::min(cores, static_cast<double>(quota) / static_cast<double>(period));
-        }
-    };
-    for_each_group(groups, mounts, Version::two, "cpu", [&](Path& folder) {
-        char buffer[64];
-        string_view text = read_knob(folder, "cpu.max", buffer);  // "50000 100000", "max 100000"
-        std::uint64_t quota = 0, period = 0;
-        if (take_number(text, quota) && take_number(text, period)) lower_to(quota, period);
-    });
-    for_each_group(groups, mounts, Version::one, "cpu", [&](Path& folder) {
-        char buffer[64], other[64];
-        string_view first = read_knob(folder, "cpu.cfs_quota_us", buffer);  // -1: no limit
-        string_view second = read_knob(folder, "cpu.cfs_period_us", other);
-        std::uint64_t quota = 0, period = 0;
-        if (take_number(first, quota) && take_number(second, period)) lower_to(quota, period);
-    });
-    return cores;
-}
-
-std::uint64_t throttled_periods(const char* groups, const char* mounts) {
-    std::uint64_t sum = 0;
-    const auto add = [&](Path& folder) {
-        const std::size_t size = folder.view().size();
-        if (folder.append("/cpu.stat")) {
-            Lines lines(folder.c_str());
-            for (string_view line; lines.next(line);) {
-                std::uint64_t periods = 0;
-                if (take(line, ' ') == "nr_throttled" && take_number(line, periods)) sum += periods;
-            }
-        }
-        folder.cut(size);
-    };
-    for_each_group(groups, mounts, Version::two, "cpu", add);
-    for_each_group(groups, mounts, Version::one, "cpu", add);
-    return sum;
 }
 
 }  // namespace
 
-std::size_t memory_limit() { return memory_limit(kGroups, kMounts); }
-double cpu_quota() { return cpu_quota(kGroups, kMounts); }
-std::uint64_t throttled_periods() { return throttled_periods(kGroups, kMounts); }
-
-ControlLimits control_limits(const char* groups, const char* mounts) {
-    return {memory_limit(groups, mounts), cpu_quota(groups, mounts),
-            throttled_periods(groups, mounts)};
+ControlLimits control_limits(const char* groups, const char* mounts) noexcept {
+    ControlLimits limits;
+    try {
+        for_each_group(groups, mounts, kVersion2, [&](const path& folder) {
+            limit_memory(limits, folder / "memory.max");
+            limit_memory(limits, folder / "memory.high");  // above it, the system reclaims memory
+            std::ifstream cpu(folder / "cpu.max");         // "50000 100000", "max 100000"
+            const std::int64_t quota = take_number(cpu);
+            cpu.ignore();
+            limit_cores(limits, quota, take_number(cpu));
+            count_throttled(limits, folder / "cpu.stat");
+        });
+        for_each_group(groups, mounts, "memory", [&](const path& folder) {
+            limit_memory(limits, folder / "memory.limit_in_bytes");
+        });
+        for_each_group(groups, mounts, "cpu", [&](const path& folder) {
+            limit_cores(limits, number_in(folder / "cpu.cfs_quota_us"),
+                        number_in(folder / "cpu.cfs_period_us"));
+            count_throttled(limits, folder / "cpu.stat");
+        });
+    } catch (const std::exception&) {  // no memory for a path: no limit from there on
+    }
+    return limits;
 }
 
 }  // namespace bnext::cpu

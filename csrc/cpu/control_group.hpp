@@ -6,10 +6,6 @@
 // hierarchy; /proc/self/mountinfo says where a hierarchy is mounted, and which group is the top of
 // the mount: in a container often not the root. Both versions are read, also side by side (older
 // systems have version 1 for some controllers and an empty version 2).
-//
-// Each call reads the files anew, in some tens of microseconds, since limits change while a process
-// runs. No function throws, allocates or locks; where files are missing or say nothing there is no
-// limit.
 #pragma once
 
 #include <cstddef>
@@ -19,19 +15,19 @@
 namespace bnext::cpu {
 
 struct ControlLimits {
-    std::size_t memory_bytes = std::numeric_limits<std::size_t>::max();  // the largest: no limit
-    double cores = std::numeric_limits<double>::infinity();              // infinity: no limit
+    // The memory that the process may have; the largest: no limit.
+    std::size_t memory_bytes = std::numeric_limits<std::size_t>::max();
+    // The cores whose time it may use (0.5: half of one); infinity: no limit.
+    double cores = std::numeric_limits<double>::infinity();
+    // The periods so far in which the processes of these groups had spent their quota, and stood
+    // still.
     std::uint64_t throttled_periods = 0;
 };
 
-// The memory that the process may have, and the cores whose time it may use (0.5: half of one).
-std::size_t memory_limit();
-double cpu_quota();
-
-// The periods so far in which the processes of these groups had spent their quota, and stood still.
-std::uint64_t throttled_periods();
-
-// All of these, from files in place of /proc/self/cgroup and /proc/self/mountinfo. For tests.
-ControlLimits control_limits(const char* groups, const char* mounts);
+// Reads the files anew, in some tens of microseconds, since limits change while a process runs.
+// Does not throw; where files are missing or say nothing there is no limit. Tests have files of
+// their own.
+ControlLimits control_limits(const char* groups = "/proc/self/cgroup",
+                             const char* mounts = "/proc/self/mountinfo") noexcept;
 
 }  // namespace bnext::cpu

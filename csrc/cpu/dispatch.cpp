@@ -2,7 +2,6 @@
 #include "cpu/dispatch.hpp"
 
 #include <atomic>
-#include <cstring>
 
 #include "cpu/kernel_table.hpp"
 #include "cpu/x86_features.hpp"
@@ -22,46 +21,32 @@ BNEXT_DECLARE_ISA(avx512)
 
 namespace {
 
-bool always() { return true; }
-
-struct Candidate {
-    const KernelTable* table;
-    bool (*supported)();
-};
-
-constexpr Candidate kBestFirst[] = {
-#if defined(__x86_64__)
-    {&avx512::table, has_avx512},
-    {&avx2::table, has_avx2},
-#endif
-    {&baseline::table, always},
-};
-
 std::atomic<const KernelTable*> active{nullptr};
 std::atomic<const char*> used{""};
 
 }  // namespace
 
-TableList compiled_tables() {
-    TableList list{};
-    int n = 0;
-    for (const Candidate& candidate : kBestFirst) list.table[n++] = candidate.table;
-    return list;
+Tables compiled_tables() {
+#if defined(__x86_64__)
+    return {&avx512::table, &avx2::table, &baseline::table};
+#else
+    return {&baseline::table};
+#endif
 }
 
-TableList available_tables() {
-    TableList list{};
-    int n = 0;
-    for (const Candidate& candidate : kBestFirst) {
-        if (candidate.supported()) list.table[n++] = candidate.table;
-    }
-    return list;
+Tables available_tables() {
+    Tables tables = compiled_tables();
+#if defined(__x86_64__)
+    if (!has_avx512()) std::erase(tables, &avx512::table);
+    if (!has_avx2()) std::erase(tables, &avx2::table);
+#endif
+    return tables;
 }
 
 const KernelTable& active_table() {
     const KernelTable* table = active.load(std::memory_order_relaxed);
     if (table == nullptr) {
-        table = available_tables().table[0];
+        table = available_tables().front();
         active.store(table, std::memory_order_relaxed);
     }
     return *table;
@@ -69,10 +54,9 @@ const KernelTable& active_table() {
 
 void set_active_table(const KernelTable& table) { active.store(&table, std::memory_order_relaxed); }
 
-const KernelTable* find_available(const char* name) {
-    const TableList list = available_tables();
-    for (int i = 0; list.table[i] != nullptr; ++i) {
-        if (std::strcmp(list.table[i]->name, name) == 0) return list.table[i];
+const KernelTable* find_available(std::string_view name) {
+    for (const KernelTable* table : available_tables()) {
+        if (table->name == name) return table;
     }
     return nullptr;
 }

@@ -52,49 +52,28 @@ const void* address_in_runtime() {
 #endif
 
 #ifdef BNEXT_GLIBC
-// The dynamic section of a loaded library: its name, and the libraries that it needs.
-class Dynamic {
-public:
-    explicit Dynamic(const dl_phdr_info& library) {
-        for (int i = 0; i < library.dlpi_phnum; ++i) {
-            const auto& header = library.dlpi_phdr[i];
-            if (header.p_type != PT_DYNAMIC) continue;
-            entries_ = reinterpret_cast<const ElfW(Dyn)*>(library.dlpi_addr + header.p_vaddr);
-        }
-        for_each(DT_STRTAB, [&](ElfW(Xword) place) {
-            // An address, made by the loader; an offset in the kernel's own library (vdso).
-            if (place >= library.dlpi_addr) names_ = reinterpret_cast<const char*>(place);
-        });
+// Calls f(name) for the names with a tag in the dynamic section of a loaded library: DT_SONAME, its
+// own; DT_NEEDED, of the libraries that it needs.
+template <class F>
+void for_each_name(const dl_phdr_info& library, ElfW(Sxword) tag, const F& f) {
+    const ElfW(Dyn)* entries = nullptr;
+    for (int i = 0; i < library.dlpi_phnum; ++i) {
+        const auto& header = library.dlpi_phdr[i];
+        if (header.p_type != PT_DYNAMIC) continue;
+        entries = reinterpret_cast<const ElfW(Dyn)*>(library.dlpi_addr + header.p_vaddr);
     }
-
-    [[nodiscard]] const char* name() const {
-        const char* found = nullptr;
-        if (names_ != nullptr) {
-            for_each(DT_SONAME, [&](ElfW(Xword) offset) { found = names_ + offset; });
-        }
-        return found;
-    }
-    [[nodiscard]] bool needs(const char* library) const {
-        bool found = false;
-        if (names_ != nullptr) {
-            for_each(DT_NEEDED, [&](ElfW(Xword) offset) {
-                found = found || std::strcmp(names_ + offset, library) == 0;
-            });
-        }
-        return found;
-    }
-
-private:
-    template <class F>
-    void for_each(ElfW(Sxword) tag, const F& f) const {
-        for (const auto* entry = entries_; entry != nullptr && entry->d_tag != DT_NULL; ++entry) {
-            if (entry->d_tag == tag) f(entry->d_un.d_val);
+    const char* names = nullptr;
+    for (auto entry = entries; entry != nullptr && entry->d_tag != DT_NULL; ++entry) {
+        // An address, made by the loader; an offset in the kernel's own library (vdso).
+        const ElfW(Addr) place = entry->d_un.d_ptr;
+        if (entry->d_tag == DT_STRTAB && place >= library.dlpi_addr) {
+            names = reinterpret_cast<const char*>(place);
         }
     }
-
-    const ElfW(Dyn) * entries_ = nullptr;
-    const char* names_ = nullptr;
-};
+    for (auto entry = entries; names != nullptr && entry->d_tag != DT_NULL; ++entry) {
+        if (entry->d_tag == tag) f(names + entry->d_un.d_val);
+    }
+}
 
 bool contains(const dl_phdr_info& library, const void* address) {
     const auto place = reinterpret_cast<ElfW(Addr)>(address);
@@ -122,13 +101,15 @@ void for_each_library(F&& f) {
 bool others_use_runtime() {
     const char* runtime = nullptr;
     for_each_library([&](const dl_phdr_info& library) {
-        if (contains(library, address_in_runtime())) runtime = Dynamic(library).name();
+        if (!contains(library, address_in_runtime())) return;
+        for_each_name(library, DT_SONAME, [&](const char* name) { runtime = name; });
     });
     if (runtime == nullptr) return true;  // to be on the safe side
     bool found = false;
     for_each_library([&](const dl_phdr_info& library) {
         if (contains(library, reinterpret_cast<const void*>(&others_use_runtime))) return;
-        found = found || Dynamic(library).needs(runtime);
+        for_each_name(library, DT_NEEDED,
+                      [&](const char* name) { found = found || std::strcmp(name, runtime) == 0; });
     });
     return found;
 }

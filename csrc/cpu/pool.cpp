@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "cpu/control_group.hpp"
+#include "cpu/small_blocks.hpp"
 
 namespace bnext::cpu {
 namespace {
@@ -120,7 +121,7 @@ public:
         Block* block = take(size);
         if (block == nullptr && grow(lock, size)) block = take(size);
         if (block == nullptr) {
-            shrink_to(lock, [] { return std::size_t{0}; });
+            shrink_to(lock, kNothing);
             block = take(size);
             if (block == nullptr && grow(lock, size)) block = take(size);
         }
@@ -140,7 +141,7 @@ public:
             empty(lock, block);
         } else {
             keep(block);
-            shrink_to(lock, [this] { return limit_; });
+            shrink_to(lock, limit_);
         }
     }
 
@@ -152,13 +153,13 @@ public:
 
     void empty_cache() {
         std::unique_lock lock(mutex_);
-        shrink_to(lock, [] { return std::size_t{0}; });
+        shrink_to(lock, kNothing);
     }
 
     void set_limit(std::size_t bytes) {
         std::unique_lock lock(mutex_);
         limit_ = bytes;
-        shrink_to(lock, [this] { return limit_; });
+        shrink_to(lock, limit_);
     }
 
     PoolFigures figures() {
@@ -272,10 +273,9 @@ private:
         set_empty(block, emptied);
     }
 
-    // The oldest blocks go first.
-    template <class Most>
-    void shrink_to(std::unique_lock<std::mutex>& lock, const Most& most) {
-        while (kept_bytes_ > most()) {
+    // The oldest blocks go first. `most` may be another number when the mutex is held again.
+    void shrink_to(std::unique_lock<std::mutex>& lock, const std::size_t& most) {
+        while (kept_bytes_ > most) {
             Block& oldest = *by_age_.last();
             unkeep(oldest);
             empty(lock, oldest);
@@ -306,6 +306,8 @@ private:
         class_with(size).mappings.push(*mapping);
         return true;
     }
+
+    static constexpr std::size_t kNothing = 0;
 
     const std::size_t page_ = bytes_of_page();
     std::mutex mutex_;
@@ -350,13 +352,16 @@ void* pool_resize(void* block, std::size_t bytes) {
     return other;
 }
 
-void pool_empty_cache() { pool().empty_cache(); }
+void pool_empty_cache() {
+    pool().empty_cache();
+    small_empty_cache();
+}
 void pool_set_limit(std::size_t bytes) { pool().set_limit(bytes); }
 PoolFigures pool_figures() { return pool().figures(); }
 
 std::size_t pool_default_limit() {
     constexpr std::size_t most = std::size_t{1} << 30;
-    std::size_t memory = memory_limit();
+    std::size_t memory = control_limits().memory_bytes;
     if (const long pages = sysconf(_SC_PHYS_PAGES); pages > 0) {
         memory = std::min(memory, static_cast<std::size_t>(pages) * bytes_of_page());
     }

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <new>
 #include <type_traits>
-#include <utility>
 
 #include "cpu/pool.hpp"
 
@@ -19,39 +19,30 @@ class PoolArray {
 
 public:
     PoolArray() = default;
-    explicit PoolArray(std::size_t n) : size_(n), data_(static_cast<T*>(allocate(n * sizeof(T)))) {}
-    PoolArray(std::size_t n, T value) : PoolArray(n) { std::fill_n(data_, n, value); }
-    ~PoolArray() {
-        if (pooled(size_ * sizeof(T))) {
-            pool_release(data_);
-        } else {
-            ::operator delete(data_);
-        }
-    }
-    PoolArray(PoolArray&& other) noexcept
-        : size_(std::exchange(other.size_, 0)), data_(std::exchange(other.data_, nullptr)) {}
-    PoolArray& operator=(PoolArray&& other) noexcept {
-        std::swap(size_, other.size_);
-        std::swap(data_, other.data_);
-        return *this;
-    }
+    explicit PoolArray(std::size_t n) : size_(n), data_(allocate(n * sizeof(T))) {}
+    PoolArray(std::size_t n, T value) : PoolArray(n) { std::fill_n(data(), n, value); }
 
     [[nodiscard]] std::size_t size() const { return size_; }
-    [[nodiscard]] T* data() const { return data_; }
-    [[nodiscard]] T* begin() const { return data_; }
-    [[nodiscard]] T* end() const { return data_ + size_; }
+    [[nodiscard]] T* data() const { return data_.get(); }
+    [[nodiscard]] T* begin() const { return data(); }
+    [[nodiscard]] T* end() const { return data() + size_; }
 
 private:
-    static bool pooled(std::size_t bytes) { return bytes >= kWorthPooling; }
-    static void* allocate(std::size_t bytes) {
-        if (!pooled(bytes)) return ::operator new(bytes);
-        void* block = pool_allocate(bytes);
-        if (block == nullptr) throw std::bad_alloc();
-        return block;
+    struct Release {
+        bool pooled = false;
+        void operator()(T* data) const { pooled ? pool_release(data) : ::operator delete(data); }
+    };
+    using Memory = std::unique_ptr<T, Release>;
+
+    static Memory allocate(std::size_t bytes) {
+        const bool pooled = bytes >= kWorthPooling;
+        void* const data = pooled ? pool_allocate(bytes) : ::operator new(bytes);
+        if (data == nullptr) throw std::bad_alloc();
+        return Memory(static_cast<T*>(data), Release{pooled});
     }
 
     std::size_t size_ = 0;
-    T* data_ = nullptr;
+    Memory data_;
 };
 
 }  // namespace bnext::cpu

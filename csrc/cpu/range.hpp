@@ -15,6 +15,7 @@
 // done again depends on the channel's data alone, so that the result is the same whoever does it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/dtype.hpp"
@@ -29,34 +30,18 @@ inline constexpr bool kMayLeaveRange = DTypeOf<T>::value == DType::bfloat16;
 inline constexpr double kSmallestShare = 0x1p-110;  // of one value in a sum
 inline constexpr double kFarFromZero = 0x1p-40;
 
-// A few places of a channel, the first and the last among them.
-class SomePlaces {
-public:
-    explicit SomePlaces(const Tiling& tiling) {
-        const Index n = tiling.outer() * tiling.inner();
-        const Index wanted = n / kValuesPerPlace;
-        count_ = wanted < kFewest ? kFewest : (wanted < kMost ? wanted : kMost);
-        for (Index k = 0; k < count_; ++k) {
-            const Index place =
-                k * ((n - 1) / (count_ - 1)) + (k + 1 == count_ ? (n - 1) % (count_ - 1) : 0);
-            outer_[k] = place / tiling.inner();
-            inner_[k] = place % tiling.inner();
-        }
+// Whether f(o, i) is true at any of a few places of a channel, the first and the last among them.
+template <class F>
+bool at_few_places(const Tiling& tiling, const F& f) {
+    constexpr Index kValuesPerPlace = 512, kFewest = 4, kMost = 16;
+    const Index last = tiling.outer() * tiling.inner() - 1;
+    const Index steps = std::clamp((last + 1) / kValuesPerPlace, kFewest, kMost) - 1;
+    for (Index k = 0; k <= steps; ++k) {
+        const Index place = k < steps ? k * (last / steps) : last;
+        if (f(place / tiling.inner(), place % tiling.inner())) return true;
     }
-    // Whether f(o, i) is true anywhere.
-    template <class F>
-    [[nodiscard]] bool any(const F& f) const {
-        bool any = false;
-        for (Index k = 0; k < count_ && !any; ++k) any = f(outer_[k], inner_[k]);
-        return any;
-    }
-
-private:
-    static constexpr Index kValuesPerPlace = 512, kFewest = 4, kMost = 16;
-    Index count_;
-    Index outer_[kMost];
-    Index inner_[kMost];
-};
+    return false;
+}
 
 // Calls f(o, i) for every value of a channel, until it is false.
 template <class F>
@@ -122,13 +107,13 @@ template <class T>
 [[gnu::noinline, gnu::cold]] void mend_moments(const View<const T>& x, const Tiling& tiling,
                                                const ChannelRange& channels, double smallest,
                                                double* mean, double* m2) {
-    const SomePlaces places(tiling);
     for (Index c = channels.begin; c < channels.end; ++c) {
         if (m2[c] >= smallest && std::isfinite(m2[c])) continue;
         if (m2[c] == 0.0) {
             if (std::abs(mean[c]) >= kFarFromZero) continue;
-            const bool any = places.any(
-                [&](Index o, Index i) { return static_cast<double>(*at(x, o, c, i)) != mean[c]; });
+            const bool any = at_few_places(tiling, [&](Index o, Index i) {
+                return static_cast<double>(*at(x, o, c, i)) != mean[c];
+            });
             if (!any) continue;
         }
         exact_moments(x, tiling, c, mean[c], m2[c]);
@@ -142,7 +127,6 @@ template <class T>
                                                      const ChannelRange& channels, double smallest,
                                                      const double* mean, double* sum_dy,
                                                      double* sum_dy_xmu) {
-    const SomePlaces places(tiling);
     const auto n = static_cast<double>(tiling.outer() * tiling.inner());
     for (Index c = channels.begin; c < channels.end; ++c) {
         const double product = std::abs(sum_dy_xmu[c]);
@@ -151,7 +135,7 @@ template <class T>
             if (product == 0.0) {
                 const bool far = std::abs(mean[c]) >= kFarFromZero;
                 if (far && std::abs(sum_dy[c]) >= 0x1p-60 * n) continue;
-                const bool any = places.any([&](Index o, Index i) {
+                const bool any = at_few_places(tiling, [&](Index o, Index i) {
                     return static_cast<double>(*at(dy, o, c, i)) != 0.0 &&
                            static_cast<double>(*at(x, o, c, i)) != mean[c];
                 });

@@ -60,7 +60,7 @@ double recent_quota() {
     const Nanoseconds time = now();
     if (Nanoseconds due = next.load(std::memory_order_relaxed);
         time >= due && next.compare_exchange_strong(due, time + kQuotaAge)) {
-        quota.store(cpu_quota(), std::memory_order_relaxed);
+        quota.store(control_limits().cores, std::memory_order_relaxed);
     }
     return quota.load(std::memory_order_relaxed);
 }
@@ -69,7 +69,7 @@ double recent_quota() {
 // then stood still, in a team of any size.
 bool has_stood_still() {
     static std::atomic<std::uint64_t> known{0};
-    const std::uint64_t periods = throttled_periods();
+    const std::uint64_t periods = control_limits().throttled_periods;
     return known.exchange(periods, std::memory_order_relaxed) != periods;
 }
 

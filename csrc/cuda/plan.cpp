@@ -269,14 +269,14 @@ void lay_out_workspace(LaunchPlan& plan) {
         const Cut& cut = plan.first.cut;
         plan.counters_bytes = aligned(2 * cut.slabs * static_cast<Index>(sizeof(unsigned)));
         plan.partials_at = plan.counters_bytes;
-        const Index partials = cut.slabs * cut.slab_channels() * kPartialBytes;
+        const Index partials = cut.slabs * cut.slab_channels() * kSumsBytes;
         plan.totals_at = plan.partials_at + aligned(cut.parts * partials);
         end = plan.totals_at;
         if (plan.first.shares) end += aligned(partials);
     }
     if (plan.path == Path::two_kernels && plan.operation != Operation::forward) {
         plan.sums_at = end;
-        end += aligned(2 * plan.problem.channels * static_cast<Index>(sizeof(double)));
+        end += aligned(3 * plan.problem.channels * static_cast<Index>(sizeof(double)));
     }
     plan.workspace_bytes = end;
 }

@@ -35,7 +35,7 @@ struct Scalars {
     double eps = 0;
     double momentum = 0;
     double correction = 1;         // 1: running_var takes m2 / (n - 1); 0: m2 / n
-    double count = 0;              // values per channel behind sums; 0: those of the problem
+    double count = 0;              // values behind given sums; 0: those of the problem
     bool wide_statistics = false;  // given ones are float64
 };
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 import bnext
-from bnext.command_line import USAGE, Parser, ends_well, say
+from bnext.command_line import Parser, ends_well
 
 DESCRIPTION = """\
 Train two small networks with and without batch normalization on handwritten digits,
@@ -33,12 +33,6 @@ commands:
 SECONDS_OF_LOAD = 0.2  # for which config measures the load
 
 
-def program() -> str:
-    """Name the program as it was called: ``bnext`` or ``python -m bnext``."""
-    called = os.path.basename(sys.argv[0]) if sys.argv else ""
-    return "bnext" if called in ("bnext", "bnext.exe") else "python -m bnext"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit status.
 
@@ -54,23 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C. Results until then have been shown.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    called = os.path.basename(sys.argv[0]) if sys.argv else ""
+    name, command = "bnext" if called in ("bnext", "bnext.exe") else "python -m bnext", demo
     commands = {"config": config, "bench": bench, "statistics": statistics}
-    name, command = program(), demo
     if words and words[0] in commands:
         name, command = f"{name} {words[0]}", commands[words[0]]
         words = words[1:]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # letters that cannot be encoded do not end the program
             stream.reconfigure(errors="replace")
-    return ends_well(name)(command)(words)
+    return ends_well(name)(command)(words, name)
 
 
-def demo(words: list[str]) -> int:
+def demo(words: list[str], name: str) -> int:
     """``python -m bnext``: the demo."""
-    from bnext.demo.options import add_options, read_options
+    from bnext.demo.options import Options, add_options
 
     parser = Parser(
-        prog=program(),
+        prog=name,
         usage="%(prog)s [options]\n       %(prog)s {config,bench,statistics} [options]",
         description=DESCRIPTION,
         epilog=COMMANDS,
@@ -78,9 +73,8 @@ def demo(words: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"bnext {bnext.__version__}")
     add_options(parser)
-    options = read_options(parser, parser.parse_args(words))
-    if extra_is_missing(parser, picture=options.output is not None):
-        return USAGE
+    options = parser.parse_args(words, Options())
+    options.check(parser)
 
     from bnext.demo.run import run
 
@@ -88,15 +82,14 @@ def demo(words: list[str]) -> int:
     return 0
 
 
-def statistics(words: list[str]) -> int:
+def statistics(words: list[str], name: str) -> int:
     """``python -m bnext statistics``: the estimators of the statistics, side by side."""
-    from bnext.demo.statistics.options import add_options, read_options
+    from bnext.demo.statistics.options import Options, add_options
 
-    parser = Parser(prog=f"{program()} statistics", description=STATISTICS_DESCRIPTION)
+    parser = Parser(prog=name, description=STATISTICS_DESCRIPTION)
     add_options(parser)
-    options = read_options(parser, parser.parse_args(words))
-    if extra_is_missing(parser, picture=options.output is not None):
-        return USAGE
+    options = parser.parse_args(words, Options())
+    options.check(parser)
 
     from bnext.demo.statistics.run import run
 
@@ -104,25 +97,9 @@ def statistics(words: list[str]) -> int:
     return 0
 
 
-def extra_is_missing(parser: argparse.ArgumentParser, *, picture: bool) -> bool:
-    """Whether packages for the networks are missing; prints what to install."""
-    from bnext.demo.options import missing_extra
-
-    if missing := missing_extra(picture=picture):
-        say(
-            parser.prog,
-            f"expected {' and '.join(missing)}, not installed here: pip install 'bnext[demo]'",
-        )
-    return bool(missing)
-
-
-def config(words: list[str]) -> int:
+def config(words: list[str], name: str) -> int:
     """``python -m bnext config``: version, instruction sets, threads, compiler."""
-    parser = Parser(
-        prog=f"{program()} config",
-        description="Show how bnext was built and what it runs on.",
-    )
-    parser.parse_args(words)
+    Parser(prog=name, description="Show how bnext was built and what it runs on.").parse_args(words)
     from bnext.bench.load import LoadMeter
 
     meter = LoadMeter()
@@ -133,11 +110,11 @@ def config(words: list[str]) -> int:
     return 0
 
 
-def bench(words: list[str]) -> int:
+def bench(words: list[str], name: str) -> int:
     """``python -m bnext bench``: the benchmark, with its own options."""
     from bnext.bench.command import measure_and_report
 
-    return measure_and_report(words, f"{program()} bench")
+    return measure_and_report(words, name)
 
 
 if __name__ == "__main__":

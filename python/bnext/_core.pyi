@@ -120,6 +120,10 @@ def find_libraries_by(function: Callable[[Any], Any]) -> None: ...
 
 class GroupFailure(RuntimeError): ...  # noqa: N818
 
+def difference(
+    got: tuple[int, int, str, int, str], expected: tuple[int, int, str, int, str]
+) -> str: ...
+
 @final
 class ThreadGroup:
     def __init__(self, size: int, timeout: float) -> None: ...
@@ -139,7 +143,8 @@ class ThreadGroup:
         ticket: int,
         layer: int,
         step: int,
-        backward: bool,
+        direction: str,
+        channels: int,
         dtype: str,
         owner: int,
         count: int,

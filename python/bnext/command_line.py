@@ -9,32 +9,13 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-
-__all__ = [
-    "FAILED",
-    "INTERRUPTED",
-    "LARGEST_SEED",
-    "MOST_THREADS",
-    "USAGE",
-    "CommandError",
-    "Parser",
-    "at_least",
-    "check_output",
-    "ends_well",
-    "existing_file",
-    "not_negative",
-    "positive",
-    "say",
-    "write_output",
-]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit statuses; the last is the shells' for Ctrl-C
 
 LARGEST = 2**31 - 1
-LARGEST_SEED = 2**32 - 1  # of scikit-learn, which splits the digits
 MOST_THREADS = 1024  # of a measurement
 LONGEST = 40  # characters of a wrong argument that a message repeats
 ROOM = 1 << 19  # bytes: twice the largest picture
@@ -43,7 +24,11 @@ Command = Callable[..., int]
 
 
 class CommandError(Exception):
-    """A command fails for a reason outside of it: one line for the user."""
+    """A command fails for a reason outside of it: one line for the user, and the exit status."""
+
+    def __init__(self, line: str, status: int = FAILED) -> None:
+        super().__init__(line)
+        self.status = status
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,18 +49,8 @@ def ends_well(program: str) -> Callable[[Command], Command]:
     """Decorate a command: errors from outside end it with a status and one line.
 
     Ctrl-C ends it with 130; a full disk, a file that cannot be written or read, missing memory and
-    a `CommandError` with 1; a closed pipe (``| head``) with 1, silently. Other errors are bugs, and
-    keep their traceback.
-
-    Parameters
-    ----------
-    program : str
-        The name at the beginning of the line.
-
-    Returns
-    -------
-    callable
-        A decorator of functions that return the exit status.
+    a `CommandError` with 1 or its own status; a closed pipe (``| head``) with 1, silently. Other
+    errors are bugs, and keep their traceback. Lines begin with the name of the program.
     """
 
     def decorate(command: Command) -> Command:
@@ -83,27 +58,19 @@ def ends_well(program: str) -> Callable[[Command], Command]:
         def run(*arguments: object, **options: object) -> int:
             try:
                 try:
-                    status = command(*arguments, **options)
+                    return command(*arguments, **options)
                 finally:  # also where argparse ends the program
                     if sys.stdout is not None:
                         sys.stdout.flush()  # here, where a failure can still be reported
-            except KeyboardInterrupt:
-                say(program, "interrupted")
-                status = INTERRUPTED
             except BrokenPipeError:
-                status = FAILED
-            except CommandError as error:
-                say(program, str(error))
-                status = FAILED
-            except OSError as error:
-                say(program, _reason(error))
-                status = FAILED
-            except MemoryError as error:
-                say(program, f"not enough memory: {error}".removesuffix(": "))
-                status = FAILED
+                return FAILED
+            except (KeyboardInterrupt, CommandError, OSError, MemoryError) as error:
+                say(program, _line(error))
+                if isinstance(error, KeyboardInterrupt):
+                    return INTERRUPTED
+                return error.status if isinstance(error, CommandError) else FAILED
             finally:
                 _end_output()
-            return status
 
         return run
 
@@ -111,21 +78,19 @@ def ends_well(program: str) -> Callable[[Command], Command]:
 
 
 def say(program: str, text: str) -> None:
-    """Print one line to the standard error, if there is one.
-
-    Parameters
-    ----------
-    program : str
-        The name at the beginning of the line.
-    text : str
-        The rest; its line breaks become spaces.
-    """
+    """Print a line to the standard error, if there is one; line breaks in it become spaces."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(f"{program}: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def _reason(error: OSError) -> str:
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}".removesuffix(": ")
+    if not isinstance(error, OSError):
+        return str(error)
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename else reason
 
@@ -154,39 +119,31 @@ def at_least(smallest: int, largest: int = LARGEST) -> Callable[[str], int]:
         except ValueError:
             # Python refuses numbers of thousands of digits.
             value = largest + 1 if text.strip().isdecimal() else smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(
-                f"expected an integer >= {smallest}, got {_short(text)}"
-            )
-        if value > largest:
-            raise argparse.ArgumentTypeError(
-                f"expected an integer from {smallest} to {largest}, got {_short(text)}"
-            )
+        if not smallest <= value <= largest:
+            wanted = f">= {smallest}" if value < smallest else f"from {smallest} to {largest}"
+            raise argparse.ArgumentTypeError(f"expected an integer {wanted}, got {_short(text)}")
         return value
 
     return parse
 
 
-def positive(text: str) -> float:
-    """Read a finite number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {_short(text)}")
-    return value
+def number_where(is_right: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """Make a type for argparse of the numbers for which a function holds: `wanted`, in words."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not is_right(value):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {_short(text)}")
+        return value
+
+    return parse
 
 
-def not_negative(text: str) -> float:
-    """Read a finite number from 0 on, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {_short(text)}")
-    return value
+positive = number_where(lambda value: 0 < value < math.inf, "a finite number > 0")
+not_negative = number_where(lambda value: 0 <= value < math.inf, "a finite number >= 0")
 
 
 def existing_file(text: str) -> Path:
@@ -207,18 +164,10 @@ def _short(text: str) -> str:
 def check_output(
     parser: argparse.ArgumentParser, option: str, path: Path, suffixes: Sequence[str] = ()
 ) -> None:
-    """Check, before the work, that its result can be written.
+    """Check, before the work, that its result can be written to `path`, given by `option`.
 
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        Ends the program with status 2 if the name is wrong.
-    option : str
-        The option that gave the name.
-    path : Path
-        The place of the file. An existing file is not touched.
-    suffixes : sequence of str
-        The name must end in one of them; any name is right if there are none.
+    A wrong name, such as one that does not end in one of the `suffixes`, ends the program with
+    status 2. An existing file is not touched.
 
     Raises
     ------
@@ -227,29 +176,26 @@ def check_output(
         is no room.
     """
     if suffixes and path.suffix not in suffixes:
-        *others, last = suffixes
-        names = f"{', '.join(others)} or {last}" if others else last
+        names = " or ".join(", ".join(suffixes).rsplit(", ", 1))
         parser.error(f"{option}: expected a name ending in {names}, got {path}")
     folder = path.absolute().parent
     if not folder.is_dir():
         parser.error(f"{option}: expected an existing folder, got {folder}")
     if path.is_dir():
         parser.error(f"{option}: expected a file, got the folder {path}")
+    target = path.resolve()
     try:
-        _try_to_write(path.resolve())
+        if _is_replaced(target):
+            with _part_beside(target) as part:
+                part.write_bytes(bytes(ROOM))
+        else:
+            target.open("ab").close()  # changes nothing
     except OSError as error:
         raise CommandError(f"{option}: cannot write {path}: {error.strerror}") from None
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        Its place. An existing file is replaced, and stays if the new one cannot be written.
-    content : bytes
-        All of it.
+    """Write a file whole or not at all: an existing file stays if a new one cannot be written.
 
     Raises
     ------
@@ -261,29 +207,13 @@ def write_output(path: Path, content: bytes) -> None:
         if not _is_replaced(target):
             target.write_bytes(content)
             return
-        part = _beside(target)
-        try:
+        with _part_beside(target) as part:
             part.write_bytes(content)
             if target.exists():
                 shutil.copymode(target, part)
             part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _try_to_write(target: Path) -> None:
-    if _is_replaced(target):
-        part = _beside(target)
-        try:
-            part.write_bytes(bytes(ROOM))
-        finally:
-            part.unlink(missing_ok=True)
-    else:
-        with target.open("ab"):  # changes nothing
-            pass
 
 
 def _is_replaced(target: Path) -> bool:
@@ -291,5 +221,11 @@ def _is_replaced(target: Path) -> bool:
     return (target.is_file() or not target.exists()) and os.access(target.parent, os.W_OK)
 
 
-def _beside(target: Path) -> Path:
-    return target.parent / f".bnext-{os.getpid()}.part"
+@contextlib.contextmanager
+def _part_beside(target: Path) -> Iterator[Path]:
+    """Give the name of a file beside `target`, which is gone in the end."""
+    part = target.parent / f".bnext-{os.getpid()}.part"
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ import platform
 import re
 import sys
 import warnings
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -108,12 +107,7 @@ class use_isa:  # noqa: N801  (reads as a function at the place of use)
         _forced_by = "use_isa"
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Restore the set that was active before."""
         global _forced_by
         isa, _forced_by = self._before.pop()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
+from numpy import ndarray
 
 from bnext import _core
 from bnext.arrays import DeviceSaved, engine_of
@@ -75,7 +75,7 @@ def forward(
     # (Callers give the first operands by position: names cost a small call 0.1 us in CPython.)
     if part is ALONE and (given is None or moved is None):
         if engine is None:
-            engine = _core if type(x) is np.ndarray else engine_of(x)
+            engine = _core if type(x) is ndarray else engine_of(x)
         try:
             if given is None:
                 mean = var = momentum = counter = None
@@ -119,8 +119,8 @@ def forward(
     }  # fmt: skip
     with part:
         if engine is None:
-            engine = _core if type(x) is np.ndarray else engine_of(x)
-        if not isinstance(x, np.ndarray):
+            engine = _core if type(x) is ndarray else engine_of(x)
+        if not isinstance(x, ndarray):
             x = engine.as_array(x=x, name="x")
         try:
             running = NOT_MOVED if moved is None else moved.operands()
@@ -215,18 +215,18 @@ def backward(
             if engine is None and isinstance(saved, DeviceSaved):
                 engine = engine_of(saved.var)
             elif engine is None:
-                engine = _core if type(dy) is np.ndarray else engine_of(dy, "dy")
+                engine = _core if type(dy) is ndarray else engine_of(dy, "dy")
             dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out, plain=plain)
             return dx, None, None
         if engine is None:
-            engine = _core if type(x) is np.ndarray else engine_of(x)
+            engine = _core if type(x) is ndarray else engine_of(x)
         return engine.backward(dy=dy, x=x, saved=saved, weight=weight, out=out, plain=plain)
 
     part, local = saved.part, saved.local
     part.group.check_open()
     with part:
         total = check_parameter_gradients(parameter_gradients) == "total"
-        engine = _core if type(x) is np.ndarray else engine_of(x)
+        engine = _core if type(x) is ndarray else engine_of(x)
         operands = {"dy": dy, "x": x, "saved": local, "weight": weight, "out": out}
         sums = engine.backward_reduce(**operands)
         merged = part.merge_sums(*sums)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["TextTable", "column_groups", "table_width", "text_width"]
-
 WIDEST_TEXT = 100
-UNBOUNDED = 1000
+UNBOUNDED = 1000  # columns of a file or a pipe
+
+Columns = list[int]
 
 
 def text_width() -> int:
@@ -23,101 +23,87 @@ def text_width() -> int:
     return min(WIDEST_TEXT, shutil.get_terminal_size((WIDEST_TEXT, 24)).columns)
 
 
-def table_width() -> int:
-    """Give the width of a table: the terminal's; unbounded in a file or a pipe."""
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return shutil.get_terminal_size().columns if is_terminal else UNBOUNDED
-
-
-def column_groups(
-    columns: int, keys: int, fits: Callable[[Sequence[int]], bool]
-) -> list[list[int]]:
-    """Divide the columns of a table among tables that each fit.
-
-    Parameters
-    ----------
-    columns : int
-        Their number.
-    keys : int
-        The number of columns at the left that name a row: every table has them.
-    fits : callable
-        Whether a table of these columns fits.
-
-    Returns
-    -------
-    list of list of int
-        The columns of each table, in order: at least one besides the keys.
-    """
-    first = list(range(keys))
-    groups: list[list[int]] = []
-    current = list(first)
-    for column in range(keys, columns):
-        if len(current) > keys and not fits([*current, column]):
-            groups.append(current)
-            current = list(first)
-        current.append(column)
-    return [*groups, current]
-
-
 @dataclass(frozen=True)
 class TextTable:
-    """A table as text, to be printed with rich.
+    """A table of text."""
 
-    Attributes
-    ----------
-    title : str
-        Above the first of the tables.
-    header : sequence of str
-        Names of the columns.
-    rows : sequence of sequences of str
-        The cells, with rich's markup.
-    keys : int
-        The number of columns that name a row: at the left of every table.
-    left : collection of str
-        Columns with cells aligned to the left, besides the keys.
-    sections : collection of int
-        Rows with a line below them.
-    """
-
-    title: str
+    title: str  # above the first of the tables
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    keys: int = 1
-    left: Collection[str] = ()
-    sections: Collection[int] = ()
+    keys: int = 1  # columns that name a row: at the left of every table
+    left: Collection[str] = ()  # columns with cells aligned to the left, besides the keys
+    sections: Collection[int] = ()  # rows with a line below them, with rich
+    style: Callable[[str, str], str] = lambda column, cell: ""  # with rich
 
     def show(self, console: Console) -> None:
         """Print it, in as many tables as the terminal needs, without cutting numbers off."""
         unbounded = console.options.update(width=UNBOUNDED)
 
-        def width(columns: Sequence[int]) -> int:
-            return console.measure(self._table(columns, ""), options=unbounded).maximum
+        def width(columns: Columns) -> int:
+            return console.measure(self._table(columns, None), options=unbounded).maximum
 
         usual = console.width
-        limit = usual if console.is_terminal else UNBOUNDED
-        groups = column_groups(len(self.header), self.keys, lambda chosen: width(chosen) <= limit)
-        for place, columns in enumerate(groups):
+        title: str | None = self.title
+        for columns in self._groups(usual if console.is_terminal else UNBOUNDED, width):
             # A number that is cut off is worse than a line that the terminal breaks.
             console.width = max(usual, width(columns))
-            console.print(self._table(columns, "" if place else self.title))
-            console.width = usual
+            console.print(self._table(columns, title))
+            console.width, title = usual, None
 
-    def _table(self, columns: Sequence[int], title: str) -> Table:
+    def show_plain(self) -> None:
+        """Print it in the same way without rich: without lines and colours."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+
+        def width(columns: Columns) -> int:
+            return sum(widths[column] + 2 for column in columns) - 2
+
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        limit = shutil.get_terminal_size().columns if is_terminal else UNBOUNDED
+        begin = f"\n{self.title}\n"
+        for columns in self._groups(limit, width):
+            print(begin, end="")
+            begin = "\n"
+            for line in (self.header, *self.rows):
+                cells = (
+                    line[column].ljust(widths[column])
+                    if self._is_left(column)
+                    else line[column].rjust(widths[column])
+                    for column in columns
+                )
+                print("  ".join(cells).rstrip())
+
+    def _groups(self, limit: int, width: Callable[[Columns], int]) -> Iterator[Columns]:
+        """Divide the columns among tables that each fit, with one at least besides the keys."""
+        current = list(range(self.keys))
+        for column in range(self.keys, len(self.header)):
+            if len(current) > self.keys and width([*current, column]) > limit:
+                yield current
+                current = current[: self.keys]
+            current = [*current, column]
+        yield current
+
+    def _is_left(self, column: int) -> bool:
+        return column < self.keys or self.header[column] in self.left
+
+    def _table(self, columns: Columns, title: str | None) -> Table:
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(
-            title=title or None,
+            title=title,
             title_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
         )
-        for column in columns:
-            name = self.header[column]
-            at_left = column < self.keys or name in self.left
-            table.add_column(name, justify="left" if at_left else "right", no_wrap=True)
+        names = [self.header[column] for column in columns]
+        for column, name in zip(columns, names, strict=True):
+            table.add_column(
+                name, justify="left" if self._is_left(column) else "right", no_wrap=True
+            )
         for place, row in enumerate(self.rows):
-            cells = (row[column] for column in columns)
-            table.add_row(*cells, end_section=place in self.sections)
+            cells = zip(names, (row[column] for column in columns), strict=True)
+            texts = (Text(cell, self.style(name, cell)) for name, cell in cells)
+            table.add_row(*texts, end_section=place in self.sections)
         return table

@@ -60,17 +60,15 @@ class Case:
         """Allocate an array in the memory order of the case, of its dtype or another."""
         dtype = dtype or dtype_of(self.dtype)
         n, c, *inner = self.shape
-        if self.channels_last:
-            return np.moveaxis(self._dense((n, *inner, c), dtype), -1, 1)
-        return self._dense(self.shape, dtype)
-
-    def _dense(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        shape = (n, *inner, c) if self.channels_last else self.shape
         if self.aligned:
-            return np.empty(shape, dtype)
-        nbytes = math.prod(shape) * dtype.itemsize
-        raw = np.empty(nbytes + 2 * ALIGNMENT, np.uint8)
-        begin = -raw.ctypes.data % ALIGNMENT + max(OFFSET, dtype.itemsize)
-        return raw[begin : begin + nbytes].view(dtype).reshape(shape)
+            array: Array = np.empty(shape, dtype)
+        else:
+            nbytes = math.prod(shape) * dtype.itemsize
+            raw = np.empty(nbytes + 2 * ALIGNMENT, np.uint8)
+            begin = -raw.ctypes.data % ALIGNMENT + max(OFFSET, dtype.itemsize)
+            array = raw[begin : begin + nbytes].view(dtype).reshape(shape)
+        return np.moveaxis(array, -1, 1) if self.channels_last else array
 
 
 @dataclass(frozen=True)
@@ -90,17 +88,7 @@ class Data:
 def draw(case: Case, seed: int = 0) -> Data:
     """Draw the data of `case`: uniform, with a minimum and a width for each channel.
 
-    Parameters
-    ----------
-    case : Case
-        The shape, the layout and the dtype.
-    seed : int
-        Of the random numbers.
-
-    Returns
-    -------
-    Data
-        Pages of `out` are mapped; inference normalizes by `mean` and `var`.
+    Pages of `out` are mapped; inference normalizes by `mean` and `var`.
     """
     rng = np.random.default_rng(seed)
     channels = case.shape[1]

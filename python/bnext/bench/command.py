@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import bnext
 from bnext.bench import report
@@ -28,52 +26,12 @@ ORDER: tuple[Pages, ...] = ("fresh", "warm")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print the tables, and return the exit status.
-
-    Parameters
-    ----------
-    arguments : sequence of str
-        The words after ``python -m bnext bench``.
-
-    Returns
-    -------
-    int
-        0; 1 where a result could not be made or written, 130 after Ctrl-C. Results until then have
-        been printed. A wrong option ends the program with status 2.
-    """
+    """Measure, print the tables, and return the exit status, as ``python -m bnext bench``."""
     return ends_well(PROGRAM)(measure_and_report)(arguments)
 
 
 def measure_and_report(arguments: Sequence[str], program: str = PROGRAM) -> int:
     """Do what `main` does, and leave errors to the caller."""
-    parser = _parser(program)
-    options = parser.parse_args(arguments)
-    path: Path | None = options.json
-    if path is not None:
-        check_output(parser, "--json", path)
-
-    about = environment(options.threads)
-    for line in report.introduction(about).splitlines():
-        print(textwrap.fill(line, text_width()))
-    found: list[Measurement] = []
-    meter = LoadMeter()
-    try:
-        _measure_all(found, options.threads, quick=options.quick)
-    finally:
-        load = meter.read()
-        _progress("")
-        if found:
-            report.show(_in_order(found))
-            print(f"\n{textwrap.fill(report.EXPLANATION, text_width())}")
-        if load.is_busy:
-            print(f"\n{textwrap.fill(str(load), text_width())}")
-    if path is not None:
-        document = _document(about | {"load": vars(load)}, _in_order(found))
-        write_output(path, (json.dumps(document, indent=2) + "\n").encode())
-    return 0
-
-
-def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
         description="Measure forward, backward and inference beside NumPy's own expression, "
@@ -94,7 +52,33 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="also write the results to this file"
     )
-    return parser
+    options = parser.parse_args(arguments)
+    if options.json is not None:
+        check_output(parser, "--json", options.json)
+
+    about = environment(options.threads)
+    for line in report.introduction(about).splitlines():
+        print(textwrap.fill(line, text_width()))
+    found: list[Measurement] = []
+    meter = LoadMeter()
+    try:
+        _measure_all(found, options.threads, quick=options.quick)
+    finally:
+        load = meter.read()
+        _progress("")
+        if found:
+            report.show(_in_order(found))
+            print(f"\n{textwrap.fill(report.EXPLANATION, text_width())}")
+        if load.is_busy:
+            print(f"\n{textwrap.fill(str(load), text_width())}")
+    if options.json is not None:
+        document = {
+            "version": JSON_VERSION,
+            "environment": about | {"load": vars(load)},
+            "measurements": [measurement.as_dict() for measurement in _in_order(found)],
+        }
+        write_output(options.json, (json.dumps(document, indent=2) + "\n").encode())
+    return 0
 
 
 def _measure_all(found: list[Measurement], threads: int, *, quick: bool) -> None:
@@ -127,11 +111,3 @@ def _progress(text: str) -> None:
     """Show a line that the next one overwrites, on a terminal."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"\r{text:30}", end="" if text else "\r", file=sys.stderr, flush=True)
-
-
-def _document(about: dict[str, Any], measurements: Sequence[Measurement]) -> dict[str, Any]:
-    return {
-        "version": JSON_VERSION,
-        "environment": about,
-        "measurements": [measurement.as_dict() for measurement in measurements],
-    }

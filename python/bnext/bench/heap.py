@@ -22,16 +22,10 @@ def recycled_pages(nbytes: int) -> Iterator[None]:
 
     Usually each allocation of a large array gets fresh memory from the system, and the first touch
     of every page is a fault. Inside this context its memory comes from the heap, which has been
-    touched, does not shrink, and asks for huge pages, like NumPy's own arrays.
+    touched, does not shrink, and asks for huge pages, like NumPy's own arrays. `nbytes` are at
+    least twice the size of the arrays alive at a time: small objects get between them, and the next
+    array needs another place.
 
-    Parameters
-    ----------
-    nbytes : int
-        At least twice the size of the arrays alive at a time: small objects get between them, and
-        the next array needs another place.
-
-    Notes
-    -----
     Does nothing without glibc. Leaving the context restores glibc's initial thresholds, but glibc
     no longer adjusts them: measurements that depend on that come before.
     """

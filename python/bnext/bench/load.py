@@ -7,8 +7,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Load", "LoadMeter"]
-
 STAT = Path("/proc/stat")
 # Columns of a processor's line in Linux's /proc/stat without work.
 IDLE = (3, 4)  # idle, iowait
@@ -20,18 +18,10 @@ LEAST_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Load:
-    """The load by other processes during a measurement.
+    """The load by other processes during a measurement."""
 
-    Attributes
-    ----------
-    processors : int
-        The number that this process may use.
-    taken : float
-        The number of them that others took, on average; with time stolen from a virtual machine.
-    """
-
-    processors: int
-    taken: float
+    processors: int  # that this process may use
+    taken: float  # of them, by others, on average; with time stolen from a virtual machine
 
     @property
     def is_busy(self) -> bool:
@@ -65,11 +55,10 @@ class LoadMeter:
         """Give the load since the meter was made."""
         begun, ours, work = self._begin
         now, ours_now, work_now = self._now()
-        seconds = now - begun
-        if work is None or work_now is None or seconds < SHORTEST:
-            return Load(len(self._usable), min(self._average, len(self._usable)))
-        taken = ((work_now - work) - (ours_now - ours)) / seconds
-        return Load(len(self._usable), min(max(taken, 0.0), len(self._usable)))
+        taken = self._average
+        if work is not None and work_now is not None and now - begun >= SHORTEST:
+            taken = max(((work_now - work) - (ours_now - ours)) / (now - begun), 0.0)
+        return Load(len(self._usable), min(taken, len(self._usable)))
 
     def _now(self) -> tuple[float, float, float | None]:
         """Give the time, and the processor seconds of this process and of all its processors."""

@@ -89,17 +89,15 @@ class Measurement:
 @contextlib.contextmanager
 def threads_set_to(number: int) -> Iterator[None]:
     """Let bnext and PyTorch (NumPy has one anyway) use `number` threads."""
-    torch = import_torch()
-    before = bnext.get_num_threads(), torch.get_num_threads() if torch else 0
-    bnext.set_num_threads(number)
-    if torch:
-        torch.set_num_threads(number)
+    libraries = [library for library in (bnext, import_torch()) if library is not None]
+    before = [library.get_num_threads() for library in libraries]
+    for library in libraries:
+        library.set_num_threads(number)
     try:
         yield
     finally:
-        bnext.set_num_threads(before[0])
-        if torch:
-            torch.set_num_threads(before[1])
+        for library, threads in zip(libraries, before, strict=True):
+            library.set_num_threads(threads)
 
 
 def measure(
@@ -117,8 +115,6 @@ def measure(
 
     Parameters
     ----------
-    cases : sequence of Case
-        The cases, in this order.
     pages : {"warm", "fresh"}
         Whether outputs go to mapped memory or are allocated by the library. Measure "fresh" first:
         `recycled_pages` changes the allocator.
@@ -129,8 +125,6 @@ def measure(
         For each library, and for the copy.
     seconds : float
         For each operation of each case, unless three turns take longer.
-    operations : collection of str
-        Names of the operations.
     copier : type
         The class that copies.
     busy_seconds : float, optional

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bnext.bench.measure import Measurement
-from bnext.terminal import TextTable, column_groups, table_width
+from bnext.terminal import TextTable
 
 PEERS = {"torch": "PyTorch", "numpy": "NumPy"}
 
@@ -72,54 +72,25 @@ def _row(measurement: Measurement, peers: Sequence[str]) -> list[str]:
     ]
 
 
-def show(measurements: Sequence[Measurement], *, plain: bool = False) -> None:
+def show(measurements: Sequence[Measurement]) -> None:
     """Print the measurements, a table for each case: with rich where it is installed."""
-    use_rich = not plain and importlib.util.find_spec("rich") is not None
     for case in dict.fromkeys(measurement.case for measurement in measurements):
         of_case = [measurement for measurement in measurements if measurement.case == case]
-        title, lines = heading(of_case[0]), table(of_case)
-        (_show_rich if use_rich else _show_plain)(title, lines)
+        header, *rows = table(of_case)
+        text = TextTable(heading(of_case[0]), header, rows, keys=TEXT_COLUMNS, style=_style)
+        if importlib.util.find_spec("rich") is None:
+            text.show_plain()
+        else:
+            from rich.console import Console
+
+            text.show(Console())
 
 
-def _show_plain(title: str, lines: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    limit = table_width()
-
-    def fits(columns: Sequence[int]) -> bool:
-        return sum(widths[column] + 2 for column in columns) - 2 <= limit
-
-    print(f"\n{title}")
-    for place, columns in enumerate(column_groups(len(widths), TEXT_COLUMNS, fits)):
-        if place:
-            print()
-        for line in lines:
-            cells = [
-                line[column].ljust(widths[column])
-                if column < TEXT_COLUMNS
-                else line[column].rjust(widths[column])
-                for column in columns
-            ]
-            print("  ".join(cells).rstrip())
-
-
-def _show_rich(title: str, lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-
-    header, *rows = lines
-    colored = [
-        [
-            _colored(cell) if name.startswith("x ") else cell
-            for name, cell in zip(header, row, strict=True)
-        ]
-        for row in rows
-    ]
-    TextTable(title, header, colored, keys=TEXT_COLUMNS).show(Console())
-
-
-def _colored(ratio: str) -> str:
-    if ratio == "-":
-        return ratio
-    return f"[{'green' if float(ratio) >= 1 else 'red'}]{ratio}[/]"
+def _style(column: str, cell: str) -> str:
+    """Colour ratios."""
+    if not column.startswith("x ") or cell == "-":
+        return ""
+    return "green" if float(cell) >= 1 else "red"
 
 
 def _milliseconds(seconds: float) -> str:

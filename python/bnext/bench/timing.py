@@ -39,19 +39,8 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time `calls` in turns, forwards and then backwards, so that a drift meets all of them.
 
-    Parameters
-    ----------
-    calls : mapping of str to callable
-        The calls to compare. Dropping the result is part of a call's time.
-    seconds : float
-        In all, in equal shares. A call ends once it has used its share and had `fewest` turns.
-    fewest : int
-        The least number of turns of each call.
-
-    Returns
-    -------
-    dict of str to Timing
-        In the order of `calls`.
+    Dropping the result is part of a call's time. Calls have equal shares of the `seconds` in all; a
+    call ends once it has used its share and had `fewest` turns.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}

@@ -22,16 +22,6 @@ ARRAYS_MOVED: dict[str, int] = {
 def floor_bytes(operation: str, nbytes: int) -> int:
     """Bytes that `operation` must move, on arrays of `nbytes` each.
 
-    Parameters
-    ----------
-    operation : str
-        A key of `ARRAYS_MOVED`. Parameters and statistics, of one value a channel, are not counted.
-    nbytes : int
-        Size of `x`.
-
-    Returns
-    -------
-    int
-        A multiple of `nbytes`.
+    Parameters and statistics, of one value a channel, are not counted.
     """
     return ARRAYS_MOVED[operation] * nbytes

@@ -1,13 +1,13 @@
 """The layers around normalization, in plain NumPy: forward and backward of each.
 
-A layer keeps the values of its latest forward pass that its backward pass needs. Linear and
+A layer keeps the values of its latest forward pass that its backward pass needs, and the gradients
+of its latest backward pass beside its parameters, as ``weight_grad`` and ``bias_grad``. Linear and
 convolutional layers have no bias: normalized networks have the bias of the normalization, plain
 networks a `Bias` layer in place of the normalization.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from time import perf_counter
@@ -24,6 +24,8 @@ Array: TypeAlias = npt.NDArray[np.floating[Any]]
 class Layer(ABC):
     """One step of a network: ``y = forward(x)``, then ``dx = backward(dy)``."""
 
+    multiplications = 0  # so far, in matrix products of forward passes
+
     @abstractmethod
     def forward(self, x: Array) -> Array:
         """Output of the layer for the batch `x`."""
@@ -34,31 +36,35 @@ class Layer(ABC):
 
     def parameters(self) -> Iterator[tuple[Array, Array]]:
         """Each parameter with its gradient of the latest backward pass."""
-        yield from ()
+        return _parameters(self)
+
+
+def _parameters(owner: object) -> Iterator[tuple[Array, Array]]:
+    for name in ("weight", "bias"):
+        value, gradient = (getattr(owner, key, None) for key in (name, f"{name}_grad"))
+        if value is not None and gradient is not None:
+            yield value, gradient
 
 
 class Linear(Layer):
-    """``y = x @ weight.T``: shape (N, in) to (N, out), with `weight` of shape (out, in)."""
+    """``y = x @ weight.T``: shape (N, in) or (N, ...) to (N, out), `weight` of shape (out, in)."""
 
     def __init__(self, weight: Array) -> None:
         self.weight = weight
-        self.weight_grad = np.zeros_like(weight)
-        self._x: Array = np.empty(0, weight.dtype)
 
     def forward(self, x: Array) -> Array:
-        """``x @ weight.T``."""
-        self._x = x
-        y: Array = x @ self.weight.T
+        """``x @ weight.T``, with each example laid out in a row."""
+        self._shape = x.shape
+        self._x = x.reshape(len(x), self.weight.shape[1])
+        self.multiplications += len(x) * self.weight.size
+        y: Array = self._x @ self.weight.T
         return y
 
     def backward(self, dy: Array) -> Array:
         """``dx = dy @ weight``, ``weight_grad = dy.T @ x``."""
         self.weight_grad = dy.T @ self._x
-        return dy @ self.weight
-
-    def parameters(self) -> Iterator[tuple[Array, Array]]:
-        """Yield the weight."""
-        yield self.weight, self.weight_grad
+        dx: Array = dy @ self.weight
+        return dx.reshape(self._shape)
 
 
 class Conv2d(Layer):
@@ -71,87 +77,64 @@ class Conv2d(Layer):
 
     def __init__(self, weight: Array, stride: int = 1) -> None:
         self.weight = weight
-        self.weight_grad = np.zeros_like(weight)
         self.stride = stride
-        self._columns: Array = np.empty(0, weight.dtype)
-        self._shape: tuple[int, ...] = ()
 
     def forward(self, x: Array) -> Array:
         """Multiply the weight, one row per output channel, with the columns."""
-        kernel = self.weight.shape[-1]
-        pad = kernel // 2
-        examples, channels, rows, columns = x.shape
-        # np.pad does the same, but takes several times as long for a few images.
-        padded = np.zeros((examples, channels, rows + 2 * pad, columns + 2 * pad), x.dtype)
-        padded[:, :, pad : pad + rows, pad : pad + columns] = x
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
+        padded, inside = self._zeros_around(x.shape, x.dtype)
+        inside[...] = x
+        windows = np.lib.stride_tricks.sliding_window_view(
+            padded, self.weight.shape[2:], axis=(2, 3)
+        )
         windows = windows[:, :, :: self.stride, :: self.stride].transpose(0, 1, 4, 5, 2, 3)
+        self._x_shape, self._windows_shape = x.shape, windows.shape
         height, width = windows.shape[-2:]
+        matrix = self._matrix()
         # (N, in·K·K, H'·W'): this reshape is the copy that im2col is.
-        self._columns = windows.reshape(examples, channels * kernel * kernel, height * width)
-        self._shape = x.shape
-        y = self._matrix() @ self._columns
-        return y.reshape(examples, len(self.weight), height, width)
+        self._columns = windows.reshape(len(x), matrix.shape[1], height * width)
+        self.multiplications += len(x) * height * width * self.weight.size
+        y: Array = matrix @ self._columns
+        return y.reshape(len(x), len(matrix), height, width)
 
     def backward(self, dy: Array) -> Array:
         """``weight_grad`` from the columns, ``dx`` by adding the columns' gradients up."""
-        examples, _, height, width = dy.shape
-        dy_rows = dy.reshape(examples, len(self.weight), height * width)
+        height, width = dy.shape[2:]
+        dy_rows = dy.reshape(*dy.shape[:2], height * width)
         per_example = dy_rows @ self._columns.transpose(0, 2, 1)
         self.weight_grad = per_example.sum(axis=0).reshape(self.weight.shape)
-        return self._overlap_add(self._matrix().T @ dy_rows, height, width)
-
-    def parameters(self) -> Iterator[tuple[Array, Array]]:
-        """Yield the weight."""
-        yield self.weight, self.weight_grad
+        taps = (self._matrix().T @ dy_rows).reshape(self._windows_shape)
+        padded, dx = self._zeros_around(self._x_shape, taps.dtype)
+        # Entries of columns go back onto the pixels they were copied from (col2im).
+        for i, j in np.ndindex(self.weight.shape[2:]):
+            below, right = i + self.stride * height, j + self.stride * width
+            padded[:, :, i : below : self.stride, j : right : self.stride] += taps[:, :, i, j]
+        return dx
 
     def _matrix(self) -> Array:
         return self.weight.reshape(len(self.weight), -1)
 
-    def _overlap_add(self, columns: Array, height: int, width: int) -> Array:
-        """Sum the columns' entries back onto the pixels they were copied from (col2im)."""
-        examples, channels, rows, cols = self._shape
-        kernel, stride = self.weight.shape[-1], self.stride
-        pad = kernel // 2
-        padded = np.zeros((examples, channels, rows + 2 * pad, cols + 2 * pad), columns.dtype)
-        taps = columns.reshape(examples, channels, kernel, kernel, height, width)
-        for i in range(kernel):
-            for j in range(kernel):
-                below, right = i + stride * height, j + stride * width
-                padded[:, :, i:below:stride, j:right:stride] += taps[:, :, i, j]
-        return padded[:, :, pad : pad + rows, pad : pad + cols]
-
-
-class Flatten(Layer):
-    """Shape (N, ...) to (N, features)."""
-
-    def __init__(self) -> None:
-        self._shape: tuple[int, ...] = ()
-
-    def forward(self, x: Array) -> Array:
-        """Lay each example out in a row."""
-        self._shape = x.shape
-        return x.reshape(len(x), math.prod(x.shape[1:]))
-
-    def backward(self, dy: Array) -> Array:
-        """Restore the shape of `x`."""
-        return dy.reshape(self._shape)
+    def _zeros_around(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """Make zeros for images of `shape` with their padding; and a view without the padding."""
+        # np.pad takes several times as long for a few images.
+        pad = self.weight.shape[-1] // 2
+        *outer, rows, columns = shape
+        padded = np.zeros((*outer, rows + 2 * pad, columns + 2 * pad), dtype)
+        return padded, padded[:, :, pad : pad + rows, pad : pad + columns]
 
 
 class Relu(Layer):
-    """``y = max(x, 0)``."""
+    """``y = max(x, 0)``; `x` is the latest input."""
 
-    def __init__(self) -> None:
-        self._y: Array = np.empty(0, np.float32)
+    x: Array
 
     def forward(self, x: Array) -> Array:
         """``max(x, 0)``."""
-        self._y = np.maximum(x, 0)
-        return self._y
+        self.x = x
+        return np.maximum(x, 0)
 
     def backward(self, dy: Array) -> Array:
         """`dy` where `x` was positive, else 0."""
-        return dy * (self._y > 0)
+        return dy * (self.x > 0)
 
 
 class Bias(Layer):
@@ -159,7 +142,6 @@ class Bias(Layer):
 
     def __init__(self, bias: Array) -> None:
         self.bias = bias
-        self.bias_grad = np.zeros_like(bias)
 
     def forward(self, x: Array) -> Array:
         """``x + bias``."""
@@ -170,13 +152,11 @@ class Bias(Layer):
         self.bias_grad = dy.sum(axis=(0, *range(2, dy.ndim)))
         return dy
 
-    def parameters(self) -> Iterator[tuple[Array, Array]]:
-        """Yield the bias."""
-        yield self.bias, self.bias_grad
-
 
 class Normalization(Layer):
-    """A bnext layer in a network, with a clock around its calls."""
+    """A bnext layer in a network, with a clock around its calls; `x` is the latest input."""
+
+    x: Array
 
     def __init__(self, bn: bnext.BatchNorm1d | bnext.BatchNorm2d) -> None:
         self.bn = bn
@@ -184,6 +164,7 @@ class Normalization(Layer):
 
     def forward(self, x: Array) -> Array:
         """Normalize by the batch's statistics in training, by the running ones in inference."""
+        self.x = x
         start = perf_counter()
         y = self.bn(x)
         self.seconds += perf_counter() - start
@@ -197,8 +178,5 @@ class Normalization(Layer):
         return dx
 
     def parameters(self) -> Iterator[tuple[Array, Array]]:
-        """Yield the weight and the bias of the bnext layer."""
-        bn = self.bn
-        for value, gradient in ((bn.weight, bn.weight_grad), (bn.bias, bn.bias_grad)):
-            if value is not None and gradient is not None:
-                yield value, gradient
+        """Each parameter of the bnext layer with its gradient."""
+        return _parameters(self.bn)

@@ -15,18 +15,8 @@ Labels = npt.NDArray[np.integer[Any]]
 def softmax_cross_entropy(logits: Array, labels: Labels) -> tuple[float, Array]:
     """Mean cross-entropy of a batch and its gradient with respect to the logits.
 
-    With p = softmax(logits), the loss is the mean of -log p[label] and the gradient (p - onehot)/N.
-
-    Parameters
-    ----------
-    logits : array, shape (N, K)
-    labels : integer array, shape (N,), values in [0, K)
-
-    Returns
-    -------
-    loss : float
-        Not finite if a logit is not.
-    dlogits : array, shape (N, K)
+    With p = softmax(logits) of shape (N, K), the loss is the mean of -log p[label] and the gradient
+    (p - onehot)/N. The loss is not finite if a logit is not.
     """
     rows = np.arange(len(labels))
     # Without the largest logit of each row, exp cannot overflow and the sum is at least 1.

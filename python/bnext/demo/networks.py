@@ -10,13 +10,15 @@ normalization.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 import bnext
-from bnext.demo.layers import Array, Bias, Conv2d, Flatten, Layer, Linear, Normalization, Relu
+from bnext.demo.layers import Array, Bias, Conv2d, Layer, Linear, Normalization, Relu
+from bnext.demo.loss import Labels, softmax_cross_entropy
 
 Kind = Literal["dense", "conv"]
 
@@ -33,28 +35,23 @@ DESCRIPTIONS: dict[Kind, str] = {
 
 
 class Network:
-    """A chain of layers.
+    """A chain of layers, from images of shape (N, 1, 8, 8) to logits of shape (N, 10)."""
 
-    Parameters
-    ----------
-    layers : list of Layer
-        From images of shape (N, 1, 8, 8) to logits of shape (N, 10).
-    watched : Layer
-        The layer whose output is recorded: the input of the last sigma.
-    """
-
-    def __init__(self, layers: list[Layer], watched: Layer) -> None:
+    def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
-        self.watched = watched
-        self.watched_output: Array = np.empty(0, np.float32)
 
     def forward(self, x: Array) -> Array:
-        """Logits of the images `x`; keeps the output of the watched layer."""
+        """Logits of the images `x`."""
         for layer in self.layers:
             x = layer.forward(x)
-            if layer is self.watched:
-                self.watched_output = x
         return x
+
+    def step(self, images: Array, labels: Labels, rate: float) -> float:
+        """Take one step of gradient descent on all parameters; give the loss before it."""
+        loss, dlogits = softmax_cross_entropy(self.forward(images), labels)
+        self.backward(dlogits)
+        self.descend(rate)
+        return loss
 
     def backward(self, dy: Array) -> None:
         """Fill in the gradients of all parameters."""
@@ -62,7 +59,7 @@ class Network:
             dy = layer.backward(dy)
 
     def descend(self, rate: float) -> None:
-        """One step of gradient descent on all parameters."""
+        """Move all parameters against their gradients."""
         for layer in self.layers:
             for value, gradient in layer.parameters():
                 np.subtract(value, rate * gradient, out=value)
@@ -72,48 +69,36 @@ class Network:
         for layer in self.normalizations():
             layer.bn.train(mode)
 
-    def normalization_seconds(self) -> float:
-        """Time spent in normalization so far."""
-        return sum(layer.seconds for layer in self.normalizations())
+    def normalizations(self) -> list[Normalization]:
+        """List the normalizing layers, from the input to the output."""
+        return [layer for layer in self.layers if isinstance(layer, Normalization)]
 
-    def normalizations(self) -> Iterator[Normalization]:
-        """Go through the normalizing layers, from the input to the output."""
-        return (layer for layer in self.layers if isinstance(layer, Normalization))
+    def last_relu(self) -> Relu:
+        """Give the layer whose input is recorded."""
+        return [layer for layer in self.layers if isinstance(layer, Relu)][-1]
 
 
 def build(kind: Kind, *, normalized: bool, seed: int) -> Network:
     """Make a network; its weights depend on `seed` alone, normalized or not."""
-    make = dense_network if kind == "dense" else conv_network
-    return make(normalized=normalized, seed=seed)
-
-
-def dense_network(*, normalized: bool, seed: int) -> Network:
-    """Make the fully connected network."""
     generator = np.random.default_rng(seed)
-    layers: list[Layer] = [Flatten()]
-    features = PIXELS * PIXELS
-    for width in DENSE_WIDTHS:
-        layers.append(Linear(_hidden_weight(generator, width, features)))
-        layers.append(Normalization(bnext.BatchNorm1d(width)) if normalized else _bias(width))
-        layers.append(Relu())
-        features = width
-    layers.append(Linear(_output_weight(generator, features)))
-    return Network(layers, watched=layers[-3])
-
-
-def conv_network(*, normalized: bool, seed: int) -> Network:
-    """Make the convolutional network."""
-    generator = np.random.default_rng(seed)
+    batch_norm: type[bnext.BatchNorm1d | bnext.BatchNorm2d]
+    products: list[Linear] | list[Conv2d]
+    if kind == "dense":
+        batch_norm = bnext.BatchNorm1d
+        widths = pairwise((PIXELS * PIXELS, *DENSE_WIDTHS))
+        products = [Linear(_hidden_weight(generator, n, m)) for m, n in widths]
+        features = DENSE_WIDTHS[-1]
+    else:
+        batch_norm = bnext.BatchNorm2d
+        sizes = zip(pairwise((1, *CONV_CHANNELS)), CONV_STRIDES, strict=True)
+        products = [Conv2d(_hidden_weight(generator, n, m, 3, 3), s) for (m, n), s in sizes]
+        features = CONV_CHANNELS[-1] * (PIXELS // math.prod(CONV_STRIDES)) ** 2
     layers: list[Layer] = []
-    channels, pixels = 1, PIXELS
-    for width, stride in zip(CONV_CHANNELS, CONV_STRIDES, strict=True):
-        layers.append(Conv2d(_hidden_weight(generator, width, channels, 3, 3), stride))
-        layers.append(Normalization(bnext.BatchNorm2d(width)) if normalized else _bias(width))
-        layers.append(Relu())
-        channels, pixels = width, pixels // stride
-    layers.append(Flatten())
-    layers.append(Linear(_output_weight(generator, channels * pixels * pixels)))
-    return Network(layers, watched=layers[-4])
+    for product in products:
+        width = len(product.weight)
+        bias = Bias(np.zeros(width, np.float32))
+        layers += [product, Normalization(batch_norm(width)) if normalized else bias, Relu()]
+    return Network([*layers, Linear(_output_weight(generator, features))])
 
 
 def _hidden_weight(generator: np.random.Generator, *shape: int) -> Array:
@@ -122,8 +107,7 @@ def _hidden_weight(generator: np.random.Generator, *shape: int) -> Array:
     It is the best start for the plain networks (He et al. 2015); for the normalized networks the
     size does not matter.
     """
-    fan_in = int(np.prod(shape[1:]))
-    weight: Array = generator.standard_normal(shape) * np.sqrt(2 / fan_in)
+    weight: Array = generator.standard_normal(shape) * np.sqrt(2 / math.prod(shape[1:]))
     return weight.astype(np.float32)
 
 
@@ -131,7 +115,3 @@ def _output_weight(generator: np.random.Generator, features: int) -> Array:
     """Draw with variance 1/fan-in: no ReLU follows."""
     weight: Array = generator.standard_normal((CLASSES, features)) / np.sqrt(features)
     return weight.astype(np.float32)
-
-
-def _bias(width: int) -> Bias:
-    return Bias(np.zeros(width, np.float32))

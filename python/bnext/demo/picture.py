@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,7 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
     of a hidden layer at the gentle rate, with and without normalization.
     """
     figure = Figure(figsize=(16, 4.6 * len(kinds)), layout="constrained")
-    rows = figure.subfigures(len(kinds), 1, squeeze=False)[:, 0]
-    for row, kind in zip(rows, kinds, strict=True):
-        row.suptitle(DESCRIPTIONS[kind], fontsize=14, fontweight="bold")
-        left, middle, with_bn, without_bn = row.subplots(1, 4)
+    for kind, (left, middle, with_bn, without_bn) in panels(figure, kinds, 4, fontsize=14):
         # The order of the runs: gentle with, gentle without, large with, large without.
         runs = [record for record in records if record.case.kind == kind]
         lowest = min(_smooth(record).min() for record in runs)
@@ -46,6 +44,16 @@ def draw(records: Sequence[Record], kinds: Sequence[Kind], path: Path) -> None:
     save(figure, path, dpi=110)
 
 
+def panels(
+    figure: Figure, kinds: Sequence[Kind], columns: int, fontsize: int
+) -> Iterator[tuple[Kind, Sequence[Axes]]]:
+    """Add a row of panels for each network, under its description."""
+    rows = figure.subfigures(len(kinds), 1, squeeze=False)[:, 0]
+    for row, kind in zip(rows, kinds, strict=True):
+        row.suptitle(DESCRIPTIONS[kind], fontsize=fontsize, fontweight="bold")
+        yield kind, row.subplots(1, columns)
+
+
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write the picture, in the format of the file's suffix."""
     content = io.BytesIO()
@@ -55,66 +63,47 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 
 def _draw_losses(panel: Axes, pair: Sequence[Record]) -> None:
     """Draw the losses of two runs: each mini-batch's faintly, their moving average on top."""
+    across, up = panel.get_yaxis_transform(), panel.get_xaxis_transform()
     for record in pair:
         color = COLORS[record.case.normalized]
         losses = _finite_losses(record)
         steps = np.arange(1, len(losses) + 1)
         panel.plot(steps, losses, color=color, linewidth=0.5, alpha=0.4)
         panel.plot(steps, _smooth(record), color=color, label=LABELS[record.case.normalized])
-        if record.diverged:
-            _mark_divergence(panel, record)
+        if record.diverged:  # a cross at the step, at a fixed height
+            note = f"✕ {record.outcome}"
+            panel.annotate(note, (len(record.losses), 0.75), xycoords=up, color=color, va="center")
     panel.axhline(CHANCE_LOSS, color="gray", linewidth=0.8, linestyle=":")
-    panel.annotate(
-        "chance",
-        (1, CHANCE_LOSS),
-        xycoords=panel.get_yaxis_transform(),
-        color="gray",
-        ha="right",
-        va="bottom",
-    )
+    chance: dict[str, Any] = {"color": "gray", "ha": "right", "va": "bottom"}
+    panel.annotate("chance", (1, CHANCE_LOSS), xycoords=across, **chance)
     panel.set_yscale("log")
-    panel.set_title(f"training loss, learning rate {pair[0].case.rate:g}")
-    panel.set_xlabel("step")
-    panel.set_xlim(0, max(len(record.losses) for record in pair))
     panel.legend(loc="upper right", frameon=False)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _mark_divergence(panel: Axes, record: Record) -> None:
-    """Put a cross at the step, at a fixed height, and the outcome beside it."""
-    panel.annotate(
-        f"✕ {record.outcome}",
-        (len(record.losses), 0.75),
-        xycoords=panel.get_xaxis_transform(),
-        color=COLORS[record.case.normalized],
-        va="center",
-    )
+    longest = max(len(record.losses) for record in pair)
+    _finish(panel, longest, f"training loss, learning rate {pair[0].case.rate:g}")
 
 
 def _draw_quantiles(panel: Axes, record: Record) -> None:
     """Draw the quantiles over the steps of one run: two bands and the median."""
     color = COLORS[record.case.normalized]
-    lowest, low, median, high, highest = _finite_quantiles(record).T
+    quantiles = _finite_quantiles(record).T
+    lowest, low, median, high, highest = quantiles
     steps = np.arange(1, len(median) + 1)
     panel.fill_between(steps, lowest, highest, color=color, alpha=0.2, linewidth=0)
     panel.fill_between(steps, low, high, color=color, alpha=0.4, linewidth=0)
     panel.plot(steps, median, color=color)
-    for share, value in zip(QUANTILES, (lowest, low, median, high, highest), strict=True):
-        panel.annotate(
-            f"{share:.0%}",
-            (steps[-1], value[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            annotation_clip=True,
-        )
+    beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+    for share, value in zip(QUANTILES, quantiles, strict=True):
+        end = (steps[-1], value[-1])
+        panel.annotate(f"{share:.0%}", end, color=color, annotation_clip=True, **beside)
     normalization = LABELS[record.case.normalized]
-    panel.set_title(
-        f"quantiles of the last ReLU's input,\nrate {record.case.rate:g}, {normalization}"
-    )
+    title = f"quantiles of the last ReLU's input,\nrate {record.case.rate:g}, {normalization}"
+    _finish(panel, len(record.losses), title)
+
+
+def _finish(panel: Axes, steps: int, title: str) -> None:
+    panel.set_title(title)
     panel.set_xlabel("step")
-    panel.set_xlim(0, len(record.losses))
+    panel.set_xlim(0, steps)
     panel.spines[["top", "right"]].set_visible(False)
 
 

@@ -31,14 +31,17 @@ def introduce(console: Console, options: Options) -> None:
     )
 
 
-def progress_bars() -> Progress:
-    """Open a context in which each run shows a bar with its steps, loss and time on a terminal."""
+def progress_bars(text: str = "loss {task.fields[loss]}") -> Progress:
+    """Open a context in which tasks show a bar with their steps, a text and the time.
+
+    They go to the standard error, if it is a terminal.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn(text),
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,
@@ -46,10 +49,10 @@ def progress_bars() -> Progress:
     )
 
 
-def add_bar(bars: Progress, case: Case, steps: int) -> Callable[[float], None]:
+def add_bar(bars: Progress, case: Case) -> Callable[[float], None]:
     """Add the bar of one run; the result advances it by a step with the given loss."""
-    normalization = f"{NORMALIZATION[case.normalized]} BN"
-    task = bars.add_task(f"{case.kind:5} {case.rate:<4g} {normalization:10}", total=steps, loss="")
+    name = f"{case.kind:5} {case.rate:<4g} {NORMALIZATION[case.normalized] + ' BN':10}"
+    task = bars.add_task(name, total=case.epochs * case.steps_per_epoch, loss="")
 
     def advance(loss: float) -> None:
         bars.update(task, advance=1, loss=_loss(loss))
@@ -69,6 +72,7 @@ def table(kind: Kind, records: Sequence[Record]) -> TextTable:
         keys=2,
         left=("outcome",),
         sections=[n for n, record in enumerate(of_kind) if not record.case.normalized],
+        style=_style,
     )
 
 
@@ -92,8 +96,13 @@ def _row(record: Record) -> list[str]:
         _loss(record.final_loss),
         f"{seconds * 1e3:.2f} ms",
         f"{share:.0%}" if record.case.normalized else "-",
-        f"[{'green' if record.outcome == 'trained' else 'red'}]{record.outcome}",
+        record.outcome,
     ]
+
+
+def _style(column: str, cell: str) -> str:
+    color = "green" if cell == "trained" else "red"
+    return color if column == "outcome" else ""
 
 
 def _loss(loss: float) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from bnext.demo import report
-from bnext.demo.data import TRAIN_EXAMPLES, Digits, split_digits
+from bnext.demo.data import Digits, split_digits
 from bnext.demo.networks import build
 from bnext.demo.options import Options
 from bnext.demo.training import Case, Record, train
@@ -36,30 +36,16 @@ def run(options: Options) -> None:
 
 
 def _train(options: Options, digits: Digits, records: list[Record]) -> None:
-    """Train one network after the other; add the record of each at its end."""
-    steps = options.epochs * (TRAIN_EXAMPLES // options.batch_size)
-    # A second BLAS thread gains nothing on such small matrices, and costs much on busy cores, since
-    # BLAS threads spin while they wait. (threadpoolctl comes with scikit-learn.)
-    with threadpool_limits(1, user_api="blas"), report.progress_bars() as bars:
-        for case in _cases(options):
-            records.append(
-                train(
-                    build(case.kind, normalized=case.normalized, seed=options.seed),
-                    case,
-                    digits,
-                    epochs=options.epochs,
-                    batch_size=options.batch_size,
-                    seed=options.seed,
-                    on_step=report.add_bar(bars, case, steps),
-                )
-            )
-
-
-def _cases(options: Options) -> list[Case]:
-    """Every network at every rate, with normalization and then without."""
-    return [
-        Case(kind, rate, normalized)
+    """Train each network at every rate, with normalization and then without; add its record."""
+    cases = [
+        Case(kind, options.batch_size, rate, options.epochs, options.seed, normalized)
         for kind in options.kinds
         for rate in options.rates
         for normalized in (True, False)
     ]
+    # A second BLAS thread gains nothing on such small matrices, and costs much on busy cores, since
+    # BLAS threads spin while they wait. (threadpoolctl comes with scikit-learn.)
+    with threadpool_limits(1, user_api="blas"), report.progress_bars() as bars:
+        for case in cases:
+            network = build(case.kind, normalized=case.normalized, seed=case.seed)
+            records.append(train(network, case, digits, report.add_bar(bars, case)))

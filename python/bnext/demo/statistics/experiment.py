@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 import bnext
 from bnext.demo.data import Digits
-from bnext.demo.layers import Array, Layer, Normalization
-from bnext.demo.loss import accuracy, softmax_cross_entropy
-from bnext.demo.networks import Kind, Network, build
-from bnext.demo.statistics.distance import Distance, distance
-from bnext.demo.statistics.following import Following, Statistics
+from bnext.demo.layers import Array
+from bnext.demo.networks import Network, build
+from bnext.demo.statistics.layer_statistics import Distance, Following, Statistics, distance
 from bnext.demo.statistics.methods import EXACT, Method
-from bnext.demo.training import batch_indices
-
-
-@dataclass(frozen=True)
-class Case:
-    """The terms of one training run."""
-
-    kind: Kind
-    batch_size: int
-    rate: float
-    epochs: int
-    seed: int
+from bnext.demo.training import Case, batches, evaluate
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results with the statistics of one method after one run.
-
-    Attributes
-    ----------
-    accuracy, loss : float
-        On the held-out images, in inference mode.
-    distances : tuple of Distance
-        From the exact statistics, of each layer.
-    """
+    """The results with the statistics of one method after one run."""
 
     case: Case
     method: Method
-    accuracy: float
+    accuracy: float  # on the held-out images, in inference mode; so is the loss
     loss: float
-    distances: tuple[Distance, ...]
+    distances: tuple[Distance, ...]  # from the exact statistics, of each layer
 
     @property
     def distance(self) -> float:
@@ -68,29 +47,13 @@ def train(
     network: Network, case: Case, digits: Digits, estimators: Sequence[bnext.Estimator]
 ) -> list[Following]:
     """Train `network`; give the running statistics of all estimators, for each layer."""
-    following = {
-        layer: Following(estimators, layer.bn.num_features) for layer in network.normalizations()
-    }
-
-    def observe(layer: Layer, x: Array) -> None:
-        if isinstance(layer, Normalization):
-            following[layer].observe(x)
-
-    examples = len(digits.train_labels)
-    for batch in batch_indices(examples, case.batch_size, case.epochs, case.seed):
-        logits = forward(network, digits.train_images[batch], observe)
-        _, dlogits = softmax_cross_entropy(logits, digits.train_labels[batch])
-        network.backward(dlogits)
-        network.descend(case.rate)
-    return list(following.values())
-
-
-def forward(network: Network, x: Array, visit: Callable[[Layer, Array], None]) -> Array:
-    """Give the logits of `x`; visit each layer with its input before its call."""
-    for layer in network.layers:
-        visit(layer, x)
-        x = layer.forward(x)
-    return x
+    layers = network.normalizations()
+    following = [Following(estimators, layer.bn.num_features) for layer in layers]
+    for images, labels in batches(case, digits):
+        network.step(images, labels, case.rate)
+        for layer, each in zip(layers, following, strict=True):
+            each.observe(layer.x)
+    return following
 
 
 def in_batches(images: Array, batch_size: int) -> list[Array]:
@@ -126,11 +89,7 @@ def _test(
             assert array is not None
             array[...] = values
         distances.append(distance(_running(bn), exact, bn.eps))
-    network.train(False)
-    logits = network.forward(digits.test_images)
-    loss, _ = softmax_cross_entropy(logits, digits.test_labels)
-    correct = accuracy(logits, digits.test_labels)
-    return Outcome(case, method, correct, loss, tuple(distances))
+    return Outcome(case, method, *evaluate(network, digits), tuple(distances))
 
 
 def _running(bn: bnext.BatchNorm) -> Statistics:

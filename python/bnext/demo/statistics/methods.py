@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import bnext
 
 FromData = Literal["exact", "pooled", "average"]
-FROM_DATA: tuple[FromData, ...] = ("exact", "pooled", "average")
+FROM_DATA: tuple[FromData, ...] = get_args(FromData)
+RUNNING = {
+    bnext.Cumulative: "cumulative",
+    bnext.Exponential: "exponential",
+    bnext.DebiasedExponential: "debiased",
+}
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method: `bnext.update_statistics` on the data, or an estimator during training.
+    """One method: `bnext.update_statistics` on the data, or an estimator during training."""
 
-    Attributes
-    ----------
-    estimator : bnext.Estimator
-        The layers' estimator. `bnext.update_statistics` takes only Bessel's correction from it.
-    from_data : str or None
-        Method of `bnext.update_statistics`; None for a running average.
-    """
-
-    estimator: bnext.Estimator
-    from_data: FromData | None = None
+    estimator: bnext.Estimator  # `update_statistics` takes only Bessel's correction from it
+    from_data: FromData | None = None  # method of `update_statistics`; None: a running average
 
     @property
     def bessel(self) -> bool:
@@ -35,19 +32,12 @@ class Method:
     @property
     def family(self) -> str:
         """Name, without the decay and the correction."""
-        if self.from_data is not None:
-            return self.from_data
-        names = {
-            bnext.Cumulative: "cumulative",
-            bnext.Exponential: "exponential",
-            bnext.DebiasedExponential: "debiased",
-        }
-        return names[type(self.estimator)]
+        return self.from_data or RUNNING[type(self.estimator)]
 
     @property
     def decay(self) -> float | None:
         """Decay of an exponential average, None of others."""
-        return self.estimator.decay if self.from_data is None else None
+        return None if self.from_data else self.estimator.decay
 
     @property
     def name(self) -> str:
@@ -59,9 +49,8 @@ class Method:
 EXACT = Method(bnext.Exponential(), "exact")
 
 
-def methods(decays: Iterable[float]) -> list[Method]:
+def methods(decays: Sequence[float]) -> list[Method]:
     """List every method, with Bessel's correction and without."""
-    decays = list(decays)
     both = (True, False)
     return [
         *(Method(bnext.Exponential(bessel=b), from_data) for from_data in FROM_DATA for b in both),

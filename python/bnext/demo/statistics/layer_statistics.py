@@ -1,7 +1,8 @@
-"""Many running averages of one layer, from the same batches."""
+"""The statistics of one layer: running averages of the same batches; distances from the exact."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,15 +23,9 @@ class Statistics(NamedTuple):
 
 
 class Following:
-    """The running statistics of a layer under several estimators.
+    """The running statistics of a layer of so many channels under several estimators.
 
     Running statistics have no influence on training, so one training run is enough for all.
-
-    Parameters
-    ----------
-    estimators : sequence of bnext.Estimator
-    channels : int
-        Of the layer.
     """
 
     def __init__(self, estimators: Sequence[bnext.Estimator], channels: int) -> None:
@@ -52,9 +47,40 @@ class Following:
 
     def statistics(self) -> dict[bnext.Estimator, Statistics]:
         """Give the statistics of each estimator."""
-        rows = zip(self._estimators, self._mean, self._var, strict=True)
-        return {estimator: Statistics(mean.copy(), var.copy()) for estimator, mean, var in rows}
+        rows = zip(self._estimators, self._mean.copy(), self._var.copy(), strict=True)
+        return {estimator: Statistics(mean, var) for estimator, mean, var in rows}
 
 
 def _column(values: Sequence[float]) -> Float64Array:
     return np.array(values, np.float64).reshape(-1, 1)
+
+
+class Distance(NamedTuple):
+    """The change of a layer's normalized output if an estimate replaces the exact statistics.
+
+    With z for the output by the exact statistics, of mean 0 and standard deviation 1, the estimate
+    gives ``scale * z + shift``. The distance is the root mean square of the difference, over the
+    data set and the channels; the contributions of means and variances add up in squares.
+    """
+
+    mean: float
+    var: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return math.hypot(self.mean, self.var)
+
+
+def distance(estimate: Statistics, exact: Statistics, eps: float) -> Distance:
+    """Compare an estimate with the exact statistics of a layer that adds `eps` to variances."""
+    rstd = 1 / np.sqrt(estimate.var + eps)
+    exact_rstd = 1 / np.sqrt(exact.var + eps)
+    return Distance(
+        mean=_rms((estimate.mean - exact.mean) * rstd),
+        var=_rms(np.sqrt(exact.var) * (rstd - exact_rstd)),
+    )
+
+
+def _rms(values: Float64Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
