@@ -7,10 +7,10 @@ tensors (64, 20) of float32, and a launch returns at once. benchmarks/pretended_
 differences from a GPU: PyTorch's allocations, and the CUDA runtime below the launch. A GPU adds the
 launch itself, and the extra cost of PyTorch's CUDA allocator.
 
-Each row is a call, and beside it the same call by the general road, which is Python. Times are in
-microseconds: the least and the median of turns, with so few calls each that a busy machine does not
-interrupt all turns. With --check it exits with 1 if the least is above the promise; it exits with 2
-if it cannot measure.
+Each row is a call, and beside it the same call on tensors that are not plain, which Python views.
+Times are in microseconds: the least and the median of turns, with so few calls each that a busy
+machine does not interrupt all turns. With --check it exits with 1 if the least is above the
+promise; it exits with 2 if it cannot measure.
 """
 
 import importlib
@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from unittest import mock
 
 import bnext
+from bnext import _core, arrays
 from bnext.bench.libraries import import_torch
 from bnext.command_line import Parser, ends_well
 
@@ -68,13 +69,16 @@ def microseconds(call):
     return turns[0], turns[TURNS // 2]
 
 
-def by_the_general_road(stack, torch):
-    """Leave only plans and launches to C++."""
-    from bnext.arrays import engine_of
+def by_the_general_road(stack):
+    """Let no tensor be plain."""
     from bnext.torch import kernels
 
-    stack.enter_context(mock.patch.object(engine_of(torch.empty(1)), "_calls", None))
-    stack.enter_context(mock.patch.object(kernels, "_THERE", [None]))
+    calls_on = _core.calls_on
+    stack.enter_context(mock.patch.object(kernels, "_THERE", {}))
+    stack.enter_context(mock.patch.object(arrays, "_ENGINES", {}))
+    stack.enter_context(
+        mock.patch.object(_core, "calls_on", lambda *of: calls_on(*of, plain=False))
+    )
 
 
 @ends_well("call_path_gpu.py")
@@ -102,7 +106,7 @@ def main(arguments=None):
             for name, call in calls_of(torch).items():
                 least, median = microseconds(call)
                 with ExitStack() as stack:
-                    by_the_general_road(stack, torch)
+                    by_the_general_road(stack)
                     general, _ = microseconds(call)
                 limit = PROMISED.get(name)
                 is_broken = limit is not None and least > limit

@@ -33,6 +33,6 @@ def pretended_gpu(kernels):
         stack.enter_context(patch(pytorch.Torch, "where", lambda self, array: HERE))
         stack.enter_context(patch(pytorch.Torch, "stream", lambda self, view, index: 0))
         stack.enter_context(patch(layer_kernels, "_FOUND", [True]))
-        stack.enter_context(patch(layer_kernels, "_THERE", []))
+        stack.enter_context(patch(layer_kernels, "_THERE", {}))
         stack.enter_context(patch(torch.Tensor, "is_cuda", True))
         yield

@@ -131,7 +131,6 @@ endfunction()
 # What `_cuda` and `_cuda_emulated` are made of.
 set(BNEXT_CUDA_SOURCES
   csrc/bindings/cuda_module.cpp
-  csrc/bindings/cuda_tensors.cpp
   csrc/bindings/errors.cpp
   csrc/core/problem.cpp
   csrc/cuda/environment.cpp
@@ -139,8 +138,7 @@ set(BNEXT_CUDA_SOURCES
   csrc/cuda/launch.cpp
   csrc/cuda/plan.cpp
   csrc/cuda/plan_cache.cpp
-  csrc/cuda/residency.cpp
-  csrc/intake/dlpack.cpp)
+  csrc/cuda/residency.cpp)
 set(BNEXT_CUDA_KERNELS "")
 foreach(dtype float32 float64 float16 bfloat16)
   foreach(operation forward backward phases)

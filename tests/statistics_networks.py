@@ -94,3 +94,14 @@ def conv(depth, rng, dtype):
         return (rng.normal(size=shape) * 3 + rng.normal(size=(2, 1, 1))).astype(dtype)
 
     return Network(weights, layers, product, data)
+
+
+def in_batches(x, size):
+    return [x[start : start + size] for start in range(0, len(x), size)]
+
+
+def assert_close(layers, expected, tolerance):
+    """Means relative to the deviation, variances to themselves."""
+    for bn, (mean, var) in zip(layers, expected, strict=True):
+        assert np.max(np.abs(bn.running_mean - mean) / np.sqrt(var)) <= tolerance
+        np.testing.assert_allclose(bn.running_var, var, rtol=tolerance)

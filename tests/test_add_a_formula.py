@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "tests/examples"
 # The sources of the operation besides the kernels; without OpenMP.
 SOURCES = (
-    "core/problem", "core/tiling", "cpu/control_group", "cpu/forward", "cpu/machine", "cpu/openmp",
-    "cpu/pages", "cpu/pool", "cpu/schedule", "cpu/team_size",
+    "core/problem", "core/tiling", "cpu/control_group", "cpu/machine", "cpu/openmp",
+    "cpu/operations", "cpu/pages", "cpu/pool", "cpu/schedule", "cpu/team_size",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_the_example_of_a_new_formula(tmp_path):
     git, compiler = tool("git"), tool(*filter(None, (os.environ.get("CXX"), "g++", "clang++")))
     patch = EXAMPLE / "add_a_formula.patch"
     touched = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)
-    assert touched == ["csrc/core/formulas.hpp", "csrc/cpu/forward.cpp", "csrc/cpu/operations.hpp"]
+    assert touched == ["csrc/core/formulas.hpp", "csrc/cpu/operations.cpp", "csrc/cpu/operations.hpp"]
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copytree(ROOT / "tests/cpp", tmp_path / "tests/cpp")
     shutil.copytree(EXAMPLE, tmp_path / "tests/examples")

@@ -1,7 +1,5 @@
 """Running statistics made anew from data: exact, pooled, averaged."""
 
-import contextlib
-import copy
 import itertools
 
 import numpy as np
@@ -12,9 +10,7 @@ from bnext.inference.replay import greenlets
 
 from . import reference
 from .compare import assert_same_bits
-from .limits import NEVER
-from .snapshots import layer_state, raises_exactly
-from .statistics_networks import Network, conv, dense
+from .statistics_networks import Network, assert_close, conv, dense, in_batches
 
 EXAMPLES = 150  # no multiple of any batch size but 1
 SIZES = (1, 7, 64, EXAMPLES)
@@ -30,10 +26,6 @@ def network(request, rng, dtype):
     return make(depth, rng, dtype)
 
 
-def in_batches(x, size):
-    return [x[start : start + size] for start in range(0, len(x), size)]
-
-
 def of_one_big_batch(network, x):
     """Mean and unbiased variance of each layer's input: one call with all data, in training."""
     big = network.copy()
@@ -42,13 +34,6 @@ def of_one_big_batch(network, x):
         bn.momentum = 1.0
     big(x)
     return [(bn.running_mean, bn.running_var) for bn in big.layers]
-
-
-def assert_close(layers, expected, tolerance):
-    """Means relative to the deviation, variances to themselves."""
-    for bn, (mean, var) in zip(layers, expected, strict=True):
-        assert np.max(np.abs(bn.running_mean - mean) / np.sqrt(var)) <= tolerance
-        np.testing.assert_allclose(bn.running_var, var, rtol=tolerance)
 
 
 @pytest.mark.parametrize("keep", KEEP.values(), ids=KEEP)
@@ -204,286 +189,6 @@ def test_modes_switches_and_parameters_stay(rng):
     assert c.num_batches_tracked == counted + 1
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(rng):
-    network = dense(3, rng, np.float32)
-    return network, in_batches(network.data(rng, 20), 6)
-
-
-def state_of(network):
-    return {
-        f"{i}.{name}": value
-        for i, bn in enumerate(network.layers)
-        for name, value in layer_state(bn).items()
-    }
-
-
-@contextlib.contextmanager
-def refused(network, kind, text):
-    modes = [(bn.group, bn.use_running_stats, bn.update_running_stats, bn.parameter_gradients)
-             for bn in network.layers]  # fmt: skip
-    with raises_exactly(kind, text, lambda: state_of(network)):
-        yield
-    assert modes == [(bn.group, bn.use_running_stats, bn.update_running_stats,
-                      bn.parameter_gradients) for bn in network.layers]  # fmt: skip
-
-
-METHODS = ("exact", "pooled", "average")
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("keep", [0, None])
-def test_an_error_in_the_middle_changes_nothing(small, method, keep):
-    network, batches = small
-    calls = itertools.count()
-
-    def fails(x):
-        if next(calls) == 2:
-            raise KeyError("mine")
-        return network(x)
-
-    with refused(network, KeyError, "'mine'"):
-        bnext.update_statistics(fails, batches, network.layers, method=method, keep=keep)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("keep", [0, None])
-@pytest.mark.parametrize("at", [1, 2])
-def test_an_error_within_the_network_changes_nothing(small, method, keep, at):
-    network, batches = small
-    calls = itertools.count()
-
-    def fails(h):
-        if next(calls) == 3:
-            raise KeyError("mine")
-
-    network.hooks[at] = fails
-    with refused(network, KeyError, "'mine'"):
-        bnext.update_statistics(network, batches, network.layers, method=method, keep=keep)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("keep", [0, None])
-@pytest.mark.parametrize("shared", [0, 2])
-def test_a_shared_layer(small, method, keep, shared):
-    network, batches = small
-    layer = network.layers[shared]
-
-    def shares(x):
-        h = network(x)
-        width = layer.num_features
-        return layer(np.tile(h, (1, width))[:, :width])
-
-    text = (
-        f"layers[{shared}]: expected one call for each batch, got a second one: a layer that is "
-        "shared has no statistics of one input"
-    )
-    with refused(network, ValueError, text):
-        bnext.update_statistics(shares, batches, network.layers, method=method, keep=keep)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("keep", [0, None])
-def test_a_layer_that_is_not_reached(small, method, keep):
-    network, batches = small
-    other = bnext.BatchNorm1d(4)
-    text = "layers[1]: expected the network to call it, got no call of this BatchNorm1d(4)"
-    with refused(network, ValueError, text):
-        layers = [network.layers[0], other, *network.layers[1:]]
-        bnext.update_statistics(network, batches, layers, method=method, keep=keep)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    ("batches", "text"),
-    [
-        ([], "batches: expected at least one, got none"),
-        ([np.empty((0, 12), np.float32)], "batches: expected at least one with data, got none"),
-    ],
-)
-def test_no_data(small, method, batches, text):
-    network, _ = small
-    if method != "exact" and not batches:
-        text = "batches: expected at least one with data, got none"
-    with refused(network, ValueError, text):
-        bnext.update_statistics(network, batches, network.layers, method=method)
-
-
-def test_an_iterator_ends_after_one_pass(small):
-    network, batches = small
-    text = (
-        "batches: expected an iterable that can be gone through several times, got an iterator "
-        "(list_iterator), which ends after one pass"
-    )
-    with refused(network, ValueError, text):
-        bnext.update_statistics(network, iter(batches), network.layers)
-
-
-class Shrinking:
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        yield from self.batches
-        self.batches = self.batches[:-1]
-
-
-def test_data_that_change_between_passes(small):
-    network, batches = small
-    text = "batches: expected the same in every pass, got 4 batches in the first and 3 in pass 2"
-    with refused(network, ValueError, text):
-        bnext.update_statistics(network, Shrinking(batches), network.layers, keep=0)
-
-
-def test_batches_that_take_different_ways(small):
-    _, batches = small
-    x = np.ones((4, 3), np.float32)
-    one, other = bnext.BatchNorm1d(3), bnext.BatchNorm1d(3)
-    turns = itertools.cycle([(one, other), (other, one)])
-
-    def changing(_):
-        for bn in next(turns):
-            bn(x)
-
-    text = (
-        "network: expected the same calls for every batch, got layers[1] forward with 3 channels "
-        "of float32 where others had layers[0] forward with 3 channels of float32"
-    )
-    with raises_exactly(ValueError, text, {}):
-        bnext.update_statistics(changing, batches, [one, other])
-
-    turns = itertools.cycle([(one,), ()])
-    text = (
-        "network: expected the same calls for every batch, got layers[0] forward with 3 channels "
-        "of float32 for 2 of 4 batches"
-    )
-    with raises_exactly(ValueError, text, {}):
-        bnext.update_statistics(changing, batches, [one])
-
-
-def test_one_value_a_channel(small):
-    network, _ = small
-    x = network.data(np.random.default_rng(0), 1)
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        bnext.update_statistics(network, [x], network.layers)
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        bnext.update_statistics(network, [x, x], network.layers, method="pooled")
-    bnext.update_statistics(network, [x, 2 * x], network.layers)
-
-
-def test_a_network_that_swallows_the_end_of_a_pass(small):
-    network, batches = small
-
-    def swallows(x):
-        with contextlib.suppress(BaseException):
-            network(x)
-
-    with pytest.raises(RuntimeError, match="expected it to let an exception pass"):
-        bnext.update_statistics(swallows, batches, network.layers, keep=0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "text"),
-    [
-        ({"layers": []}, ValueError, "layers: expected at least one, got none"),
-        ({"layers": [None]}, TypeError, "layers[0]: expected a layer of bnext, got NoneType"),
-        (
-            {"method": "best"}, ValueError,
-            "method: expected one of exact, pooled, average, got 'best'",
-        ),
-        ({"network": 3}, TypeError, "network: expected a callable, got int"),
-        ({"batches": 3}, TypeError, "batches: expected an iterable, got int"),
-        ({"keep": -1}, ValueError, "keep: expected a number of bytes >= 0, got -1"),
-        ({"keep": True}, ValueError, "keep: expected a number of bytes >= 0, got True"),
-        (
-            {"layers": [bnext.BatchNorm1d(2, track_running_stats=False)]}, ValueError,
-            "layers[0]: expected a layer with running statistics, got one with "
-            "track_running_stats=False",
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_arguments(small, arguments, kind, text):
-    network, batches = small
-    given = {"network": network, "batches": batches, "layers": network.layers} | arguments
-    with refused(network, kind, text):
-        bnext.update_statistics(**given)
-
-
-def test_a_layer_given_twice(small):
-    network, batches = small
-    a, b, _ = network.layers
-    with refused(network, ValueError, "layers[2]: expected each layer once, got one a second time"):
-        bnext.update_statistics(network, batches, [a, b, a])
-
-
-# --- groups, and other things in the network ------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep", [0, None])
-@pytest.mark.parametrize("method", METHODS)
-def test_members_of_a_group_bring_parts_of_the_data(rng, method, keep):
-    whole = dense(3, rng, np.float64)
-    x = whole.data(rng, 66)
-    group = bnext.sync.ThreadGroup(3, timeout=NEVER)
-    # The union of the members' first batches is the batch of the whole, and so on.
-    shards = [
-        np.concatenate(parts)
-        for parts in zip(*[np.split(b, 3) for b in np.split(x, 2)], strict=True)
-    ]
-    replicas = [whole.copy(group) for _ in range(3)]
-    bnext.update_statistics(whole, np.split(x, 2), whole.layers, method=method)
-
-    def member(rank, shard):
-        network = replicas[rank]
-        batches = np.split(shard, 2 if method != "exact" else [1, 5 + rank])
-        return bnext.update_statistics(network, batches, network.layers, method=method, keep=keep)
-
-    group.run(member, shards)
-    for network in replicas:
-        assert_close(network.layers, [(b.running_mean, b.running_var) for b in whole.layers], 1e-11)
-        for bn, first in zip(network.layers, replicas[0].layers, strict=True):
-            assert_same_bits(bn.running_mean, first.running_mean)
-            assert_same_bits(bn.running_var, first.running_var)
-            assert bn.group is group
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_members_may_share_the_layers(rng, method):
-    whole = dense(3, rng, np.float64)
-    x = whole.data(rng, 60)
-    group = bnext.sync.ThreadGroup(2, timeout=NEVER)
-    shared = whole.copy(group)
-    bnext.update_statistics(whole, np.split(x, 2), whole.layers, method=method)
-    halves = [np.split(batch, 2) for batch in np.split(x, 2)]
-    shards = [np.concatenate(parts) for parts in zip(*halves, strict=True)]
-
-    def member(rank, shard):
-        network = copy.copy(shared)
-        return bnext.update_statistics(network, np.split(shard, 2), shared.layers, method=method)
-
-    group.run(member, shards)
-    assert_close(shared.layers, [(b.running_mean, b.running_var) for b in whole.layers], 1e-11)
-
-
-def test_an_error_of_one_member_reaches_the_others(rng):
-    group = bnext.sync.ThreadGroup(2, timeout=NEVER)
-    replicas = [dense(2, rng, np.float64).copy(group) for _ in range(2)]
-    batches = in_batches(replicas[0].data(rng, 20), 5)
-
-    def member(rank, _):
-        network = replicas[rank]
-        if rank == 1:
-            network.hooks[1] = lambda h: 1 / 0
-        bnext.update_statistics(network, batches, network.layers)
-
-    with pytest.raises(ZeroDivisionError):
-        group.run(member, range(2))
-    assert "rank 1 raised ZeroDivisionError" in group.broken
-
-
 def test_other_layers_do_as_their_modes_say(rng):
     network = dense(3, rng, np.float64)
     a, b, c = network.layers
@@ -501,8 +206,9 @@ def test_other_layers_do_as_their_modes_say(rng):
     assert_close([a, c], [(bn.running_mean, bn.running_var) for bn in big], 1e-12)
 
 
-def test_progress_is_shown_on_request(small, capsys):
-    network, batches = small
+def test_progress_is_shown_on_request(rng, capsys):
+    network = dense(3, rng, np.float32)
+    batches = in_batches(network.data(rng, 20), 6)
     bnext.update_statistics(network, batches, network.layers)
     assert capsys.readouterr() == ("", "")
     expected = network.copy()

@@ -192,7 +192,7 @@ def _check(facts, case, operation, path, call, s, expected):
         same = all(torch.equal(a, b) for other in again for a, b in zip(first, other, strict=True))
         right = all(error <= bars.LARGEST_ERROR[case.dtype] for error in found.values())
         facts.say("check", **where, errors=found, same_bits=same, right=right)
-    except bnext.cuda._load().PathError as error:
+    except bnext._core.PathError as error:
         facts.say("check", **where, refused=str(error))
     except Exception as error:
         facts.say("FAILED", **where, reason=f"{type(error).__name__}: {error}"[:400])
@@ -268,7 +268,7 @@ def paths(facts):
                 try:
                     with bnext.cuda._forced_path(path):
                         graphs[path], _ = timing.capture(calls[operation], sets)
-                except kernels.PathError:
+                except bnext._core.PathError:
                     pass
             took = timing.replay(graphs, len(sets), SECONDS)
             chosen = measure.plan_of(case, operation, sets[0]).path

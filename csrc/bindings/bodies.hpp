@@ -45,22 +45,22 @@ inline void count_batch(const Intake& call) {
     ++*call[Role::num_batches_tracked].as<std::int64_t>();
 }
 
-// y and Saved, from the batch's statistics.
+// y and Saved, from the batch's statistics; or y and None.
 template <class T>
-py::object forward_body(Intake& call, const Results& results, bool bessel) {
+py::object forward_body(Intake& call, const Results& results, bool bessel, bool keeps) {
     Saved saved(call.call);
     saved.fingerprint = fingerprint_of(call[Role::x]);
     Inputs inputs(call);
     Destination y(call, inputs, results);
-    saved.count = y.problem().count();
     const auto affine = affine_of<T>(call);
     without_gil(y.problem().elements(), [&] {
-        cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows());
+        saved.count = static_cast<Index>(
+            cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(), affine, saved.eps, saved.rows()));
     });
     py::object result = y.result();
     move_running<Param<T>>(call, saved, bessel);
     count_batch(call);
-    return pair_of(result, py::cast(std::move(saved)));
+    return pair_of(result, keeps ? object_of(std::move(saved)) : py::none());
 }
 
 // y from statistics in `saved`, which gets what follows from them.

@@ -11,7 +11,10 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_saved(m);
     bnext::bindings::register_calls(m);
     bnext::bindings::register_phases(m);
+    bnext::bindings::register_questions(m);
     bnext::bindings::register_checks(m);
+    bnext::bindings::register_device_saved(m);
+    bnext::bindings::register_engines(m);
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);
 }

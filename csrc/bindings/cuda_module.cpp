@@ -1,6 +1,5 @@
-// The CUDA kernels as Python sees them: plans and launches over addresses, and the calls over
-// PyTorch's tensors. Other arrays are bnext.arrays' business. Nothing here takes long, so the GIL
-// is kept.
+// The CUDA kernels: their table, by which `_core` calls them, and for tests and measurements plans
+// and launches as Python sees them. Nothing here takes long, so the GIL is kept.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,6 +13,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
+#include "intake/dlpack.hpp"
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
 #endif
@@ -39,13 +39,24 @@ T named(const std::string& name, const All& all, const char* argument) {
     value_error(argument, ": expected one of ", names, ", got '", name, "'");
 }
 
+template <class All>
+std::vector<std::string> names_of(const All& all) {
+    std::vector<std::string> names;
+    for (const auto each : all) names.emplace_back(name_of(each));
+    return names;
+}
+
+cuda::Operation operation_named(const std::string& name) {
+    return named<cuda::Operation>(name, cuda::kOperations, "operation");
+}
+
 constexpr std::array kDTypes{DType::float32, DType::float64, DType::float16, DType::bfloat16};
 
 LaunchPlan plan(const std::string& operation_name, const std::string& dtype_name,
                 const std::vector<Index>& shape, const std::vector<std::vector<Index>>& strides,
                 const std::vector<std::uint64_t>& addresses, Index channel_axis,
                 const Limits& limits, const std::optional<std::string>& path_name) {
-    const auto operation = named<cuda::Operation>(operation_name, cuda::kOperations, "operation");
+    const cuda::Operation operation = operation_named(operation_name);
     const auto dtype = named<DType>(dtype_name, kDTypes, "dtype");
     BNEXT_CHECK(strides.size() == cuda::operands_of(operation), "strides: expected ",
                 cuda::operands_of(operation), " arrays, got ", strides.size());
@@ -90,6 +101,34 @@ Limits made_limits(std::pair<int, int> compute_capability, int multiprocessors,
     return limits;
 }
 
+#ifdef BNEXT_CUDA_EMULATION
+constexpr std::int32_t kMemory = intake::dlpack::kCPU;
+#else
+constexpr std::int32_t kMemory = intake::dlpack::kCUDA;
+#endif
+
+void run(const cuda::KernelCall* call) {
+    using cuda::Failure;
+    try {
+        const auto plan = cuda::planned(*call);
+        cuda::Addresses at = call->at;
+        if (plan->workspace_bytes > 0) {
+            at.workspace = call->allocate(call->caller, plan->workspace_bytes);
+            if (at.workspace == nullptr) return;
+        }
+        cuda::launch(*plan, at, call->scalars, call->device, call->stream);
+    } catch (const Error& error) {
+        const Failure why = error.kind() == Error::Kind::layout ? Failure::layout
+                            : error.kind() == Error::Kind::path ? Failure::path
+                                                                : Failure::value;
+        call->fail(call->caller, why, error.what());
+    } catch (const std::exception& error) {
+        call->fail(call->caller, Failure::runtime, error.what());
+    }
+}
+
+constexpr cuda::KernelTable kTable{kMemory, &run};
+
 py::dict environment() {
     py::dict d;
     d["synchronous"] = cuda::environment().synchronous;
@@ -102,21 +141,6 @@ std::vector<std::string> architectures() {
     std::istringstream words(cuda::runtime::architectures());
     for (std::string word; words >> word;) result.push_back(word);
     return result;
-}
-
-std::vector<std::string> names_of_operations() {
-    std::vector<std::string> names;
-    for (const auto operation : cuda::kOperations) names.emplace_back(name_of(operation));
-    return names;
-}
-
-std::vector<std::string> names_of_paths(const std::string& operation) {
-    std::vector<std::string> names;
-    for (const auto path :
-         cuda::paths_of(named<cuda::Operation>(operation, cuda::kOperations, "operation"))) {
-        names.emplace_back(name_of(path));
-    }
-    return names;
 }
 
 py::dict launch_of(const cuda::Launch& launch) {
@@ -135,21 +159,6 @@ py::dict launch_of(const cuda::Launch& launch) {
     d["batches"] = launch.cut.batches;
     d["kept"] = launch.kept;
     return d;
-}
-
-// Why there is no plan, for callers that go on otherwise.
-void register_plan_errors(py::module_& m) {
-    static py::exception<Error> layout(m, "LayoutError", PyExc_ValueError);
-    static py::exception<Error> path(m, "PathError", PyExc_ValueError);
-    py::register_local_exception_translator([](std::exception_ptr pointer) {
-        try {
-            if (pointer) std::rethrow_exception(pointer);
-        } catch (const Error& error) {
-            if (error.kind() == Error::Kind::layout) return py::set_error(layout, error.what());
-            if (error.kind() == Error::Kind::path) return py::set_error(path, error.what());
-            throw;
-        }
-    });
 }
 
 // (Of this module alone: the emulated kernels may be loaded beside the real ones.)
@@ -202,13 +211,12 @@ void register_plan(py::module_& m) {
 PYBIND11_MODULE(BNEXT_MODULE, m) {
     using namespace bnext;  // NOLINT: of a module's body
     namespace runtime = cuda::runtime;
-    m.doc() = "The CUDA kernels of bnext: plans and launches over addresses.";
+    m.doc() = "The CUDA kernels of bnext.";
     m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
     bindings::register_errors();
-    bindings::register_plan_errors(m);
     bindings::register_plan(m);
-    bindings::register_cuda_tensors(m);
+    m.attr("table") = py::capsule(&bindings::kTable, cuda::KernelTable::kName);
 #ifdef BNEXT_CUDA_EMULATION
     m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
           "Whether launches run, for measurements of all that comes before.");
@@ -227,8 +235,13 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     m.def("limits", &cuda::limits_of, py::arg("device"));
     m.def("environment", &bindings::environment, "What environment variables say, as a dict.");
     m.def("architectures", &bindings::architectures, "What there is code for.");
-    m.def("operations", &bindings::names_of_operations);
-    m.def("paths", &bindings::names_of_paths, py::arg("operation"), "Best first.");
+    m.def("operations", [] { return bindings::names_of(cuda::kOperations); });
+    m.def(
+        "paths",
+        [](const std::string& operation) {
+            return bindings::names_of(cuda::paths_of(bindings::operation_named(operation)));
+        },
+        py::arg("operation"), "Best first.");
     m.def("force_path", &cuda::force_path, py::arg("path"),
           "Plan with that path if an operation has it; the one before is returned.");
     m.def("forget_plans", &cuda::forget_plans, "Plan anew, with limits asked for again.");
@@ -242,7 +255,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
             d["most"] = cuda::kMostPlans;
             return d;
         },
-        "Plans that `TensorCalls` keeps and has made, and the most that are kept.");
+        "Plans that calls keep and have made, and the most that are kept.");
     m.def("plan", &bindings::plan, py::arg("operation"), py::arg("dtype"), py::arg("shape"),
           py::arg("strides"), py::arg("addresses"), py::arg("channel_axis"), py::arg("limits"),
           py::arg("path") = py::none());

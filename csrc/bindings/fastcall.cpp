@@ -38,18 +38,22 @@ void Parameters::assign(PyObject* const* given, Py_ssize_t positional, PyObject*
                    " given)");
     }
     for (std::size_t k = 0; k < count; ++k) arguments[k] = given[k];
-    const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
-    for (Py_ssize_t k = 0; k < named; ++k) {
-        PyObject* const name = PyTuple_GET_ITEM(names, k);
-        const auto next = static_cast<std::size_t>(positional + k);  // where names are in order
-        const std::size_t index = next < size_ && names_[next] == name ? next : index_of(name);
+    const std::size_t named =
+        names == nullptr ? 0 : static_cast<std::size_t>(PyTuple_GET_SIZE(names));
+    std::size_t in_order = count;  // arguments that are where their parameters are
+    for (; in_order < std::min(count + named, size_); ++in_order) {
+        if (PyTuple_GET_ITEM(names, in_order - count) != names_[in_order]) break;
+        arguments[in_order] = given[in_order];
+    }
+    for (std::size_t k = in_order; k < count + named; ++k) {
+        const std::size_t index = index_of(PyTuple_GET_ITEM(names, k - count));
         if (arguments[index]) {
             type_error(function_, "() got multiple values for argument '",
                        std::string(py::str(names_[index])), "'");
         }
-        arguments[index] = given[positional + k];
+        arguments[index] = given[k];
     }
-    for (std::size_t k = 0; k < required_; ++k) {
+    for (std::size_t k = in_order; k < required_; ++k) {
         if (!arguments[k]) {
             type_error(function_, "() missing required argument: '",
                        std::string(py::str(names_[k])), "'");

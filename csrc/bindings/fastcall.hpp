@@ -60,27 +60,28 @@ PyObject* translated(const F& f) {
     return nullptr;
 }
 
-// `body` of a signature, as the interpreter calls it. Both are constants of the program.
+// `body` of a signature, as the interpreter calls it. Both are constants of the program. `self` is
+// what the function belongs to besides its module: null, or an engine for a GPU.
 template <std::size_t N, const Signature& signature,
-          py::object (*body)(const Arguments<N>& arguments)>
+          py::object (*body)(py::handle self, const Arguments<N>& arguments)>
 struct Fast {
     static const Parameters& parameters() {
         static const auto* const all = new Parameters(signature, N);  // NOLINT: never destroyed
         return *all;
     }
-    static PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t positional,
+    static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t positional,
                           PyObject* names) {
         return translated([&] {
             Arguments<N> arguments;
             parameters().assign(given, positional, names, arguments.data());
-            return body(arguments);
+            return body(self, arguments);
         });
     }
-    static void add_to(py::module_& m) {
+    static void add_to(const py::object& m, py::handle self = {}) {
         static PyMethodDef method{parameters().function(),
                                   reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call)),
                                   METH_FASTCALL | METH_KEYWORDS, parameters().doc()};
-        PyObject* const function = PyCFunction_NewEx(&method, nullptr, m.attr("__name__").ptr());
+        PyObject* const function = PyCFunction_NewEx(&method, self.ptr(), m.attr("__name__").ptr());
         if (function == nullptr) throw py::error_already_set();
         m.attr(method.ml_name) = py::reinterpret_steal<py::object>(function);
     }

@@ -1,6 +1,7 @@
 // The phases of the operations by themselves, as groups and compiled graphs call them. A first
 // phase is checked for all that its pass is given, so that a member that cannot go on says so
 // before others have written.
+#include "bindings/gpu_bodies.hpp"
 #include "bindings/register.hpp"
 #include "bindings/taking.hpp"
 
@@ -11,7 +12,7 @@ constexpr Signature kStatistics{"statistics", "x, weight, bias, eps, channel_axi
                                 "The rows of Saved; and unit, center, scale and shift, of\n"
                                 "y = (x * unit - center) * scale + shift."};
 
-py::object statistics(const Arguments<5>& arguments) {
+py::object statistics(py::handle /*self*/, const Arguments<5>& arguments) {
     const auto [x, weight, bias, eps, channel_axis] = arguments;
     Intake call(Function::collect_stats);
     take_x(call, x, eps, channel_axis);
@@ -49,12 +50,12 @@ struct Collected {
             using T = decltype(type);
             const auto x = view_of<const T>(inputs.x(), description.strides[0]);
             without_gil(description.problem.elements(), [&] {
-                cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
+                n = cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
             });
         });
     }
 
-    [[nodiscard]] Index count() const { return description.problem.count(); }
+    [[nodiscard]] Index count() const { return static_cast<Index>(n); }
     // As an array of NumPy's.
     [[nodiscard]] py::object row(Row which) const {
         const Index channels = description.problem.channels;
@@ -65,15 +66,18 @@ struct Collected {
     Inputs inputs;
     Description description;
     cpu::PoolArray<double> values;
+    double n = 0;
 };
 
 constexpr Signature kMoments{"moments", "x, channel_axis", "count, mean and m2 of each channel."};
 
-py::object moments(const Arguments<2>& arguments) {
-    Intake call(Function::moments);
+py::object moments(py::handle self, const Arguments<2>& arguments) {
+    const Engine* engine = engine_of(self);
+    Intake call(Function::moments, false, engine);
     call.lead(Role::x, arguments[0]);
     call.axis(arguments[1]);
     check(call.call);
+    if (engine != nullptr) return there::moments(call, *engine);
     const Collected found(call);
     return py::make_tuple(found.count(), found.row(Row::mean), found.row(Row::m2));
 }
@@ -85,15 +89,17 @@ constexpr Signature kCollectStats{
     "count, mean, mean_low and m2, and the name of the dtype, after a look at all that `forward` "
     "takes."};
 
-py::object collect_stats(const Arguments<10>& arguments) {
+py::object collect_stats(py::handle self, const Arguments<10>& arguments) {
     const auto [x, weight, bias, running_mean, running_var, momentum, counter, eps, channel_axis,
                 out] = arguments;
-    Intake call(Function::collect_stats);
+    const Engine* engine = engine_of(self);
+    Intake call(Function::collect_stats, false, engine);
     take_x(call, x, eps, channel_axis);
     take_affine(call, weight, bias);
     take_running(call, running_mean, running_var, momentum, counter);
     call.write(Role::out, out);
     check(call.call);
+    if (engine != nullptr) return there::collect_stats(call, *engine);
     const Collected found(call);
     return py::make_tuple(found.count(), found.row(Row::mean), found.row(Row::mean_low),
                           found.row(Row::m2), name_of(call[Role::x].dtype()));
@@ -103,9 +109,10 @@ constexpr Signature kApplyNorm{
     "apply_norm", "x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out",
     "y and Saved, from Moments of a batch that x is a part of. No mean_low: 0."};
 
-py::object apply_norm(const Arguments<10>& arguments) {
+py::object apply_norm(py::handle self, const Arguments<10>& arguments) {
     const auto [x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out] = arguments;
-    Intake call(Function::apply_norm);
+    const Engine* engine = engine_of(self);
+    Intake call(Function::apply_norm, false, engine);
     take_x(call, x, eps, channel_axis);
     call.read_numpy(Role::mean, mean);
     call.read_numpy(Role::mean_low, mean_low);
@@ -123,30 +130,41 @@ py::object apply_norm(const Arguments<10>& arguments) {
         std::ranges::fill(saved.row(Row::mean_low), 0.0);
     }
     saved.count = values;
-    saved.fingerprint = fingerprint_of(call[Role::x]);
     const auto n = static_cast<double>(std::max<Index>(values, 1));
     std::ranges::transform(saved.row(Row::m2), saved.rows().var(),
                            [=](double each) { return each / n; });
+    if (engine != nullptr) {
+        py::object both = there::apply_norm(call, *engine, std::move(saved));
+        call.count_writes();
+        return both;
+    }
+    saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_of(call, Results(call.library()), saved);
-    return pair_of(y, py::cast(std::move(saved)));
+    return pair_of(y, object_of(std::move(saved)));
 }
 
 constexpr Signature kMoveRunning{
     "move_running", "saved, running_mean, running_var, momentum, num_batches_tracked, bessel=True",
     "Updates running statistics by the statistics of a batch, as `forward` does."};
 
-py::object move_running_by(const Arguments<6>& arguments) {
+py::object move_running_by(py::handle self, const Arguments<6>& arguments) {
     const auto [saved_object, running_mean, running_var, momentum, counter, bessel] = arguments;
-    const Saved& saved = take_saved(saved_object);
-    const FromForward facts = saved.facts();
-    Intake call(Function::move_running);
-    call.call.from_forward = &facts;
+    const Engine* engine = engine_of(self);
+    const Left left(saved_object, engine, "x");
+    Intake call(Function::move_running, false, engine);
+    call.call.from_forward = &left.facts;
     call.belongs_to(intake::library_of(running_mean) != nullptr ? running_mean : running_var);
     take_running(call, running_mean, running_var, momentum, counter);
     check(call.call);
     const bool unbiased = flag_of(bessel, true);
-    with_dtype(saved.dtype,
-               [&](auto type) { move_running<Param<decltype(type)>>(call, saved, unbiased); });
+    if (engine != nullptr) {  // by operations of the library, which counts its writes
+        there::move_running(call, *engine, *left.there, running_mean, running_var, unbiased);
+        count_batch(call);
+        return py::none();
+    }
+    with_dtype(left.facts.dtype, [&](auto type) {
+        move_running<Param<decltype(type)>>(call, *left.saved, unbiased);
+    });
     count_batch(call);
     call.count_writes();
     return py::none();
@@ -157,14 +175,16 @@ constexpr Signature kBackwardReduce{
     "sum of dy, and of dy * (x - mean), of each channel, after a look at all that `backward` "
     "takes."};
 
-py::object backward_reduce(const Arguments<5>& arguments) {
+py::object backward_reduce(py::handle self, const Arguments<5>& arguments) {
     const auto [dy, x, saved_object, weight, out] = arguments;
-    const Saved& saved = take_saved(saved_object);
-    const FromForward facts = saved.facts();
-    Intake call(Function::backward_reduce);
-    call.call.from_forward = &facts;
+    const Engine* engine = engine_of(self);
+    const Left left(saved_object, engine, "x");
+    Intake call(Function::backward_reduce, false, engine);
+    call.call.from_forward = &left.facts;
     take_backward(call, dy, x, weight, out);
     check(call.call);
+    if (engine != nullptr) return there::backward_reduce(call, *engine, *left.there);
+    const Saved& saved = *left.saved;
     const auto size = static_cast<std::size_t>(saved.channels());
     const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
     with_dtype(saved.dtype, [&](auto type) {
@@ -199,19 +219,26 @@ constexpr Signature kBackwardApply{"backward_apply",
                                    "dy, x, saved, weight, sum_dy, sum_dy_xmu, count, out",
                                    "dx from sums over `count` values per channel."};
 
-py::object backward_apply(const Arguments<8>& arguments) {
+py::object backward_apply(py::handle self, const Arguments<8>& arguments) {
     const auto [dy, x, saved_object, weight, sum_dy, sum_dy_xmu, count_object, out] = arguments;
-    const Saved& saved = take_saved(saved_object);
-    const FromForward facts = saved.facts();
-    Intake call(Function::backward_apply);
-    call.call.from_forward = &facts;
+    const Engine* engine = engine_of(self);
+    const Left left(saved_object, engine, "x");
+    Intake call(Function::backward_apply, false, engine);
+    call.call.from_forward = &left.facts;
     take_backward(call, dy, x, weight, out);
     call.read_numpy(Role::sum_dy, sum_dy);
     call.read_numpy(Role::sum_dy_xmu, sum_dy_xmu);
     const double count = intake::take_real(count_object, "count");
     check(call.call);
-    Sums sums(saved.channels());
+    Sums sums(call.call.channels());
     sums.read(call);
+    if (engine != nullptr) {
+        py::object dx =
+            there::backward_apply(call, *engine, *left.there, sums.dy, sums.dy_xmu, count);
+        call.count_writes();
+        return dx;
+    }
+    const Saved& saved = *left.saved;
     const Results results(call.library());
     py::object result = with_dtype(saved.dtype, [&](auto type) {
         using T = decltype(type);
@@ -232,38 +259,45 @@ constexpr Signature kParameterGradients{
     "parameter_gradients", "saved, weight, sum_dy, sum_dy_xmu, like=None",
     "dweight, dbias from such sums; of the library that `backward` of `like` gives them in."};
 
-py::object parameter_gradients(const Arguments<5>& arguments) {
+py::object parameter_gradients(py::handle self, const Arguments<5>& arguments) {
     const auto [saved_object, weight, sum_dy, sum_dy_xmu, like] = arguments;
-    const Saved& saved = take_saved(saved_object);
-    const FromForward facts = saved.facts();
-    Intake call(Function::parameter_gradients);
-    call.call.from_forward = &facts;
+    const Engine* engine = engine_of(self);
+    const Left left(saved_object, engine, "x");
+    Intake call(Function::parameter_gradients, false, engine);
+    call.call.from_forward = &left.facts;
     call.belongs_to(like ? like : weight);
     call.read_numpy(Role::sum_dy, sum_dy);
     call.read_numpy(Role::sum_dy_xmu, sum_dy_xmu);
     check(call.call);
-    Sums sums(saved.channels());
+    Sums sums(call.call.channels());
     sums.read(call);
-    const Results results(call.library_of_weight(weight));
+    // Of a GPU's arrays on the host too, by the statistics that the group has merged.
+    const Saved& saved = engine != nullptr ? take_saved(left.there->of_group) : *left.saved;
+    const Results results(engine != nullptr ? nullptr : call.library_of_weight(weight));
     return with_dtype(saved.dtype, [&](auto type) {
         using P = Param<decltype(type)>;
-        return pair_of(
-            results.vector<P>({sums.dy_xmu.data(), sums.dy_xmu.size()}, saved.rows().rstd()),
-            results.vector<P>({sums.dy.data(), sums.dy.size()}));
+        py::object dweight = results.vector<P>(sums.dy_xmu, saved.rows().rstd());
+        py::object dbias = results.vector<P>(sums.dy);
+        if (engine != nullptr) {
+            const py::object from_numpy = engine->library->object.attr("from_numpy");
+            dweight = from_numpy(dweight, left.there->rows);
+            dbias = from_numpy(dbias, left.there->rows);
+        }
+        return pair_of(dweight, dbias);
     });
 }
 
 }  // namespace
 
-void register_phases(py::module_& m) {
-    Fast<5, kStatistics, statistics>::add_to(m);
-    Fast<2, kMoments, moments>::add_to(m);
-    Fast<10, kCollectStats, collect_stats>::add_to(m);
-    Fast<10, kApplyNorm, apply_norm>::add_to(m);
-    Fast<6, kMoveRunning, move_running_by>::add_to(m);
-    Fast<5, kBackwardReduce, backward_reduce>::add_to(m);
-    Fast<8, kBackwardApply, backward_apply>::add_to(m);
-    Fast<5, kParameterGradients, parameter_gradients>::add_to(m);
+void register_phases(const py::object& m, py::handle engine) {
+    Fast<5, kStatistics, statistics>::add_to(m, engine);
+    Fast<2, kMoments, moments>::add_to(m, engine);
+    Fast<10, kCollectStats, collect_stats>::add_to(m, engine);
+    Fast<10, kApplyNorm, apply_norm>::add_to(m, engine);
+    Fast<6, kMoveRunning, move_running_by>::add_to(m, engine);
+    Fast<5, kBackwardReduce, backward_reduce>::add_to(m, engine);
+    Fast<8, kBackwardApply, backward_apply>::add_to(m, engine);
+    Fast<5, kParameterGradients, parameter_gradients>::add_to(m, engine);
 }
 
 }  // namespace bnext::bindings

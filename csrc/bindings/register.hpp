@@ -1,4 +1,4 @@
-// One function per group of bindings; core_module.cpp lists them, and cuda_module.cpp the last.
+// One function per group of bindings, for core_module.cpp.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,11 +8,14 @@ namespace bnext::bindings {
 void register_errors();
 void register_dlpack(pybind11::module_& m);
 void register_saved(pybind11::module_& m);
-void register_calls(pybind11::module_& m);
-void register_phases(pybind11::module_& m);
+void register_device_saved(pybind11::module_& m);
+// The calls that compute, in the module, and in an engine for a GPU, to which they belong.
+void register_calls(const pybind11::object& m, pybind11::handle engine = {});
+void register_phases(const pybind11::object& m, pybind11::handle engine = {});
+void register_questions(const pybind11::object& m, pybind11::handle engine = {});
 void register_checks(pybind11::module_& m);
+void register_engines(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_sync(pybind11::module_& m);
-void register_cuda_tensors(pybind11::module_& m);
 
 }  // namespace bnext::bindings

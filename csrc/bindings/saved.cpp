@@ -3,49 +3,38 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <structmember.h>
+
 #include <algorithm>
 #include <limits>
+#include <utility>
+#include <vector>
 
+#include "bindings/fastcall.hpp"
 #include "bindings/register.hpp"
 #include "intake/arguments.hpp"
 #include "intake/dlpack.hpp"
 
 namespace bnext::bindings {
 
-namespace py = pybind11;
 using intake::take_eps;
 using intake::type_name;
-
-namespace {
-
-template <Row kRow>
-py::array_t<double> row_property(const py::object& self) {
-    const auto values = py::cast<const Saved&>(self).row(kRow);
-    py::array_t<double> array(static_cast<py::ssize_t>(values.size()), values.data(), self);
-    array.attr("setflags")(py::arg("write") = false);
-    return array;
-}
-
-// All rows at once, as an array of its own.
-py::array_t<double> rows_of(const Saved& saved) {
-    const auto channels = static_cast<py::ssize_t>(saved.channels());
-    return py::array_t<double>({py::ssize_t{kRows}, channels}, saved.all().data());
-}
-
-}  // namespace
 
 Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
     : dtype(of),
       channel_axis(axis),
       eps(epsilon),
-      shape(x.begin(), x.end()),
       channels_(x[static_cast<std::size_t>(axis)]),
-      rows_(static_cast<std::size_t>(kRows * channels_)) {}
+      rank_(x.size()),
+      memory_((kRows * extent() + rank_) * sizeof(double)) {
+    static_assert(sizeof(Index) == sizeof(double));
+    std::ranges::copy(x, const_cast<Index*>(shape().data()));
+}
 
 bool Saved::take(std::span<const double> rows) {
-    if (rows.size() != rows_.size() && rows.size() + extent() != rows_.size()) return false;
+    if (rows.size() != all().size() && rows.size() + extent() != all().size()) return false;
     std::ranges::fill(row(Row::mean_low), 0.0);
-    std::ranges::copy(rows, rows_.data());
+    std::ranges::copy(rows, first());
     return true;
 }
 
@@ -65,20 +54,36 @@ void Saved::take_rows(const ArrayRef& rows) {
     }
 }
 
-const Saved& take_saved(py::handle object) {
-    if (!py::isinstance<Saved>(object)) {
-        type_error("saved: expected what batch_norm_forward returned, got ", type_name(object));
-    }
-    return py::cast<const Saved&>(object);
-}
-
 namespace {
 
-// What a pickle has of it; nothing of the memory of this process.
-py::tuple state_of(const Saved& s) {
-    return py::make_tuple(
-        name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count, s.fingerprint,
-        s.shape, py::array_t<double>(static_cast<py::ssize_t>(s.all().size()), s.all().data()));
+struct Head {
+    PyObject_HEAD
+    PyObject* weak_references;
+};
+struct SavedObject {
+    Head head;
+    Saved value;
+};
+
+PyTypeObject* saved_type = nullptr;  // lives until the process ends
+
+Saved& value_of(py::handle self) { return reinterpret_cast<SavedObject*>(self.ptr())->value; }
+
+py::object made(PyTypeObject* type, Saved saved) {
+    auto self = py::reinterpret_steal<py::object>(type->tp_alloc(type, 0));
+    if (!self) throw py::error_already_set();
+    new (&value_of(self)) Saved(std::move(saved));
+    return self;
+}
+
+// --- pickles: nothing in them of the memory of this process --------------------------------------
+
+py::object state_of(py::handle self) {
+    const Saved& s = value_of(self);
+    const py::array_t<double> rows(static_cast<py::ssize_t>(s.all().size()), s.all().data());
+    const std::vector<Index> shape(s.shape().begin(), s.shape().end());
+    return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count,
+                          s.fingerprint, shape, rows);
 }
 
 Saved of_state(const py::tuple& state) {
@@ -100,65 +105,168 @@ Saved of_state(const py::tuple& state) {
     value_error("state: expected that of a pickled Saved");
 }
 
+py::object set_state(py::handle self, py::handle state) {
+    Saved& saved = value_of(self);
+    // Views of the rows of a Saved may be about.
+    if (!saved.shape().empty()) type_error("__setstate__: expected a Saved that __new__ has made");
+    saved = of_state(py::cast<py::tuple>(state));
+    return py::none();
+}
+
+// --- attributes ----------------------------------------------------------------------------------
+
+template <Row kRow>
+py::object view_of_row(py::handle self) {
+    const auto values = std::as_const(value_of(self)).row(kRow);
+    py::array_t<double> array(static_cast<py::ssize_t>(values.size()), values.data(), self);
+    array.attr("setflags")(py::arg("write") = false);
+    return array;
+}
+
+py::object copy_of_rows(py::handle self) {
+    const Saved& saved = value_of(self);
+    const auto channels = static_cast<py::ssize_t>(saved.channels());
+    return py::array_t<double>({py::ssize_t{kRows}, channels}, saved.all().data());
+}
+
+py::object shape_of(py::handle self) {
+    const auto shape = value_of(self).shape();
+    return py::tuple(py::cast(std::vector<Index>(shape.begin(), shape.end())));
+}
+
+using Getter = py::object (*)(py::handle self);
+
+PyGetSetDef attribute(const char* name, Getter getter, const char* doc) {
+    const auto get = [](PyObject* self, void* closure) {
+        return translated([&] { return reinterpret_cast<Getter>(closure)(self); });
+    };
+    return {name, get, nullptr, doc, reinterpret_cast<void*>(getter)};
+}
+
+template <auto value>
+py::object member(py::handle self) {
+    return py::cast(value_of(self).*value);
+}
+
+PyGetSetDef attributes[] = {
+    attribute("count", member<&Saved::count>,
+              "Values per channel (int): the elements of x over C."),
+    attribute("mean", view_of_row<Row::mean>,
+              "Mean of each channel: array of float64, shape (C,)."),
+    attribute("mean_low", view_of_row<Row::mean_low>,
+              "Low part of the mean, the rounding error of its float64: the exact mean is\n"
+              "mean + mean_low. Array of float64, shape (C,); 0 but for float64 data."),
+    attribute("m2", view_of_row<Row::m2>,
+              "Sum of squared deviations from the mean, of each channel: array of\n"
+              "float64, shape (C,); NaN where the statistics were given."),
+    attribute("var", view_of_row<Row::var>,
+              "Biased variance of each channel, m2 / count: array of float64, shape\n(C,)."),
+    attribute("rstd", view_of_row<Row::rstd>,
+              "1 / sqrt(var + eps) of each channel, 0 where that has no value: array\n"
+              "of float64, shape (C,)."),
+    attribute("rows", copy_of_rows,
+              "mean, m2, var, rstd and mean_low as one array of float64, shape\n(5, C): a copy."),
+    attribute("eps", member<&Saved::eps>, "What was added to the variance (float)."),
+    attribute("shape", shape_of, "Shape of x (tuple of int)."),
+    attribute(
+        "dtype",
+        [](py::handle self) { return intake::dlpack::descr_for(value_of(self).dtype, "dtype"); },
+        "Dtype of x (numpy.dtype)."),
+    attribute("channel_axis", member<&Saved::channel_axis>,
+              "Which axis of x has the channels (int >= 0)."),
+    attribute("batch_statistics", member<&Saved::batch_statistics>,
+              "Whether the statistics are the batch's (bool): False where they were\n"
+              "given, as running statistics are."),
+    {}};
+
+// It cannot change, and is a copy of itself.
+PyObject* itself(PyObject* self, PyObject*) { return Py_NewRef(self); }
+
+PyMethodDef methods[] = {
+    {"__getstate__",
+     [](PyObject* self, PyObject*) { return translated([&] { return state_of(self); }); },
+     METH_NOARGS, nullptr},
+    {"__setstate__",
+     [](PyObject* self, PyObject* state) {
+         return translated([&] { return set_state(self, state); });
+     },
+     METH_O, nullptr},
+    {"__copy__", itself, METH_NOARGS, nullptr},
+    {"__deepcopy__", itself, METH_O, nullptr},
+    {}};
+
+PyMemberDef members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(Head, weak_references),
+                          READONLY, nullptr},
+                         {}};
+
+// --- the type ------------------------------------------------------------------------------------
+
+PyObject* make_blank(PyTypeObject* type, PyObject*, PyObject*) {
+    return translated([&] { return made(type, {}); });
+}
+
+int refuse_to_make(PyObject* self, PyObject*, PyObject*) {
+    PyErr_Format(PyExc_TypeError, "%s: No constructor defined!", Py_TYPE(self)->tp_name);
+    return -1;
+}
+
+void destroy(PyObject* self) {
+    PyTypeObject* const type = Py_TYPE(self);
+    auto* const object = reinterpret_cast<SavedObject*>(self);
+    if (object->head.weak_references != nullptr) PyObject_ClearWeakRefs(self);
+    object->value.~Saved();
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyObject* repr_of(PyObject* self) {
+    return translated([&]() -> py::object {
+        const Saved& s = value_of(self);
+        return py::str(concat("<bnext.Saved of a ", name_of(s.dtype), " input of shape ",
+                              shape_text(s.shape()), ">"));
+    });
+}
+
+template <class T>
+void* slot(T* what) {
+    return reinterpret_cast<void*>(what);
+}
+
 }  // namespace
+
+py::object object_of(Saved saved) { return made(saved_type, std::move(saved)); }
+
+bool is_saved(py::handle object) { return PyObject_TypeCheck(object.ptr(), saved_type) != 0; }
+
+const Saved& take_saved(py::handle object) {
+    if (!is_saved(object) || value_of(object).shape().empty()) {
+        type_error("saved: expected what batch_norm_forward returned, got ", type_name(object));
+    }
+    return value_of(object);
+}
 
 void register_saved(py::module_& m) {
     py::tuple names(kRows);
     for (std::size_t row = 0; row < names.size(); ++row) names[row] = kRowNames[row];
     m.attr("ROWS") = names;
-    py::class_<Saved>(m, "Saved",
-                      "What a forward call leaves for its backward call: the statistics of each\n"
-                      "channel, and what is needed to notice another input. Read-only; its arrays\n"
-                      "are views.")
-        .def_property_readonly(
-            "count", [](const Saved& s) { return s.count; },
-            "Values per channel (int): the elements of x over C.")
-        .def_property_readonly("mean", row_property<Row::mean>,
-                               "Mean of each channel: array of float64, shape (C,).")
-        .def_property_readonly(
-            "mean_low", row_property<Row::mean_low>,
-            "Low part of the mean, the rounding error of its float64: the exact mean is\n"
-            "mean + mean_low. Array of float64, shape (C,); 0 but for float64 data.")
-        .def_property_readonly(
-            "m2", row_property<Row::m2>,
-            "Sum of squared deviations from the mean, of each channel: array of\n"
-            "float64, shape (C,); NaN where the statistics were given.")
-        .def_property_readonly(
-            "var", row_property<Row::var>,
-            "Biased variance of each channel, m2 / count: array of float64, shape\n"
-            "(C,).")
-        .def_property_readonly(
-            "rstd", row_property<Row::rstd>,
-            "1 / sqrt(var + eps) of each channel, 0 where that has no value: array\n"
-            "of float64, shape (C,).")
-        .def_property_readonly("rows", &rows_of,
-                               "mean, m2, var, rstd and mean_low as one array of float64, shape\n"
-                               "(5, C): a copy.")
-        .def_property_readonly(
-            "eps", [](const Saved& s) { return s.eps; }, "What was added to the variance (float).")
-        .def_property_readonly(
-            "shape", [](const Saved& s) { return py::tuple(py::cast(s.shape)); },
-            "Shape of x (tuple of int).")
-        .def_property_readonly(
-            "dtype", [](const Saved& s) { return intake::dlpack::descr_for(s.dtype, "dtype"); },
-            "Dtype of x (numpy.dtype).")
-        .def_property_readonly(
-            "channel_axis", [](const Saved& s) { return s.channel_axis; },
-            "Which axis of x has the channels (int >= 0).")
-        .def_property_readonly(
-            "batch_statistics", [](const Saved& s) { return s.batch_statistics; },
-            "Whether the statistics are the batch's (bool): False where they were\n"
-            "given, as running statistics are.")
-        .def(py::pickle(&state_of, &of_state))
-        // It cannot change, and is a copy of itself.
-        .def("__copy__", [](const py::object& self) { return self; })
-        .def(
-            "__deepcopy__", [](const py::object& self, const py::object&) { return self; },
-            py::arg("memo"))
-        .def("__repr__", [](const Saved& s) {
-            return concat("<bnext.Saved of a ", name_of(s.dtype), " input of shape ",
-                          shape_text(s.shape), ">");
-        });
+    static char doc[] =
+        "What a forward call leaves for its backward call: the statistics of each\n"
+        "channel, and what is needed to notice another input. Read-only; its arrays\n"
+        "are views.";
+    PyType_Slot slots[] = {{Py_tp_doc, doc},
+                           {Py_tp_new, slot(make_blank)},
+                           {Py_tp_init, slot(refuse_to_make)},
+                           {Py_tp_dealloc, slot(destroy)},
+                           {Py_tp_repr, slot(repr_of)},
+                           {Py_tp_members, members},
+                           {Py_tp_getset, attributes},
+                           {Py_tp_methods, methods},
+                           {0, nullptr}};
+    PyType_Spec spec{"bnext._core.Saved", sizeof(SavedObject), 0,
+                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+    saved_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+    if (saved_type == nullptr) throw py::error_already_set();
+    m.attr("Saved") = py::handle(reinterpret_cast<PyObject*>(saved_type));
 }
 
 }  // namespace bnext::bindings

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "core/call.hpp"
 #include "core/statistics.hpp"
@@ -22,8 +21,8 @@ public:
     double eps = 0;
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
-    std::vector<Index> shape;
 
+    Saved() = default;  // of no input at all
     // For an input of that dtype and shape; the statistics are not initialised.
     Saved(DType of, std::span<const Index> x, Index axis, double epsilon);
     // For the input of a call that was checked.
@@ -31,14 +30,17 @@ public:
         : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps) {}
 
     [[nodiscard]] Index channels() const { return channels_; }
-    [[nodiscard]] StatisticsOut rows() { return {rows_.data(), channels_}; }
-    [[nodiscard]] StatisticsIn rows() const { return {rows_.data(), channels_}; }
+    [[nodiscard]] StatisticsOut rows() { return {first(), channels_}; }
+    [[nodiscard]] StatisticsIn rows() const { return {first(), channels_}; }
     [[nodiscard]] std::span<double> row(Row which) { return {rows().row(which), extent()}; }
     [[nodiscard]] std::span<const double> row(Row which) const {
         return {rows().row(which), extent()};
     }
     // All rows, one behind the other.
-    [[nodiscard]] std::span<const double> all() const { return {rows_.data(), rows_.size()}; }
+    [[nodiscard]] std::span<const double> all() const { return {first(), kRows * extent()}; }
+    [[nodiscard]] std::span<const Index> shape() const {  // of x; of no input, empty
+        return {reinterpret_cast<const Index*>(first() + all().size()), rank_};
+    }
 
     // Takes all rows; or all but the last, which was not there once, and is 0 then. False: neither.
     bool take(std::span<const double> rows);
@@ -50,16 +52,25 @@ public:
 
     // What check() asks of it.
     [[nodiscard]] FromForward facts() const {
-        return {dtype, shape, channel_axis, batch_statistics, &fingerprint};
+        return {dtype, shape(), channel_axis, batch_statistics, &fingerprint};
     }
 
 private:
     [[nodiscard]] std::size_t extent() const { return static_cast<std::size_t>(channels_); }
+    [[nodiscard]] double* first() const { return reinterpret_cast<double*>(memory_.data()); }
 
     Index channels_ = 0;
-    cpu::PoolArray<double> rows_;  // one allocation
+    std::size_t rank_ = 0;
+    cpu::PoolArray<char> memory_;  // the rows, and the shape behind them: one allocation
 };
 
+// As an object of Python's type. That is a type of the interpreter's own: to make and to destroy an
+// instance of pybind11's takes as long as a twentieth of a call on (64, 20).
+pybind11::object object_of(Saved saved);
+
+bool is_saved(pybind11::handle object);
+
+// The Saved of an object; an error that names the argument for anything else.
 const Saved& take_saved(pybind11::handle object);
 
 }  // namespace bnext::bindings

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "bindings/gil.hpp"
 #include "bindings/register.hpp"
@@ -56,25 +57,36 @@ const double* take_row(const Float64& row, const char* name, Index channels) {
     return row.data();
 }
 
+// The fields of bnext.groups.exchange.Header, but for the owner.
+sync::Header header_of(Index layer, Index step, const std::string& direction, Index channels,
+                       const std::string& dtype) {
+    return {layer, step, direction == "backward" ? Direction::backward : Direction::forward,
+            channels, dtype_named(dtype)};
+}
+
+std::string difference(const py::tuple& got, const py::tuple& expected) {
+    using Fields = std::tuple<Index, Index, std::string, Index, std::string>;
+    return sync::difference(std::apply(header_of, py::cast<Fields>(got)),
+                            std::apply(header_of, py::cast<Fields>(expected)));
+}
+
 py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index layer, Index step,
-                   bool backward, const std::string& dtype, std::uintptr_t owner, Index count,
-                   const Float64& first, const Float64& second,
+                   const std::string& direction, Index channels, const std::string& dtype,
+                   std::uintptr_t owner, Index count, const Float64& first, const Float64& second,
                    const std::optional<Float64>& mean_low) {
     if (count < 0) value_error("count: expected an integer >= 0, got ", count);
-    const Index channels = first.size();
     const sync::Contribution brought{
-        {layer, step, backward ? Direction::backward : Direction::forward, channels,
-         dtype_named(dtype), owner},
+        header_of(layer, step, direction, channels, dtype),
+        owner,
         count,
-        take_row(first, "first", channels),
-        take_row(second, "second", channels),
-        mean_low ? take_row(*mean_low, "mean_low", channels) : nullptr};
+        {take_row(first, "first", channels), take_row(second, "second", channels),
+         mean_low ? take_row(*mean_low, "mean_low", channels) : nullptr}};
     py::array_t<double> merged_first(channels), merged_second(channels);
-    sync::Destination into{merged_first.mutable_data(), merged_second.mutable_data()};
+    sync::Rows<double> into{merged_first.mutable_data(), merged_second.mutable_data()};
     py::object merged_low = py::none();
     if (mean_low) {
         py::array_t<double> row(channels);
-        into.mean_low = row.mutable_data();
+        into[2] = row.mutable_data();
         merged_low = std::move(row);
     }
     WithoutGil waiter;
@@ -90,17 +102,16 @@ py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index la
 }  // namespace
 
 void register_sync(py::module_& m) {
-    // Its arguments: the whole text, layer, step and rank (-1: none), and the reason alone.
     static py::exception<sync::GroupFailure> failure(m, "GroupFailure", PyExc_RuntimeError);
     py::register_exception_translator([](std::exception_ptr pointer) {
         try {
             if (pointer) std::rethrow_exception(pointer);
-        } catch (const sync::GroupFailure& error) {
-            const py::tuple arguments = py::make_tuple(error.what(), error.header.layer,
-                                                       error.header.step, error.rank, error.reason);
-            PyErr_SetObject(failure.ptr(), arguments.ptr());
+        } catch (const sync::GroupFailure& error) {  // its arguments: the reason, the rank
+            PyErr_SetObject(failure.ptr(), py::make_tuple(error.what(), error.rank).ptr());
         }
     });
+    m.def("difference", &difference, py::arg("got"), py::arg("expected"),
+          "In what two headers differ, in words.");
     py::class_<ThreadGroup>(m, "ThreadGroup", "The barrier of threads; bnext.sync wraps it.")
         .def(py::init<Index, double>(), py::arg("size"), py::arg("timeout"))
         .def_property_readonly("size", &ThreadGroup::size)
@@ -111,9 +122,9 @@ void register_sync(py::module_& m) {
         .def("fail", &ThreadGroup::fail, py::arg("rank"), py::arg("ticket"), py::arg("message"))
         .def("reset", &ThreadGroup::reset, py::call_guard<py::gil_scoped_release>())
         .def("exchange", &exchange, py::arg("rank"), py::arg("ticket"), py::arg("layer"),
-             py::arg("step"), py::arg("backward"), py::arg("dtype"), py::arg("owner"),
-             py::arg("count"), py::arg("first").noconvert(), py::arg("second").noconvert(),
-             py::arg("mean_low").noconvert() = py::none(),
+             py::arg("step"), py::arg("direction"), py::arg("channels"), py::arg("dtype"),
+             py::arg("owner"), py::arg("count"), py::arg("first").noconvert(),
+             py::arg("second").noconvert(), py::arg("mean_low").noconvert() = py::none(),
              "count, both rows, the number of the exchange, whether the layer is shared, and the\n"
              "low part of the mean where one was brought.");
 }

@@ -1,5 +1,6 @@
 #include "core/array_ref.hpp"
 
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -25,15 +26,16 @@ std::pair<std::uintptr_t, std::uintptr_t> bounds(const ArrayRef& array) {
 
 void complete(ArrayRef& array, Extents& extents) {
     const Index item = array.item();
+    const int shift = std::countr_zero(static_cast<std::uint64_t>(item));
     const auto address = reinterpret_cast<std::uintptr_t>(array.data);
-    bool fits = address % static_cast<std::uintptr_t>(item) == 0;
+    bool fits = (address & static_cast<std::uintptr_t>(item - 1)) == 0;
     Index* strides = extents.take(array.rank);
     Index expected = item;
     array.c_contiguous = true;
     for (std::size_t a = array.rank; a-- > 0;) {
         const bool alone = array.extents[a] == 1;
-        strides[a] = array.steps[a] / item;
-        fits = fits && (strides[a] * item == array.steps[a] || alone);
+        strides[a] = array.steps[a] >> shift;
+        fits = fits && (alone || (array.steps[a] & (item - 1)) == 0);
         array.c_contiguous = array.c_contiguous && (alone || array.steps[a] == expected);
         expected *= array.extents[a];
     }
@@ -51,22 +53,22 @@ std::uint64_t fingerprint_of(const ArrayRef& x) {
     constexpr Index kSamples = 8;
     const Index size = x.size();
     if (size == 0) return 0;
-    const auto* base = static_cast<const char*>(x.data);
-    const Index item = x.item();
-    std::uint64_t hash = 1469598103934665603ULL;
-    for (Index s = 0; s < kSamples; ++s) {
-        Index flat = size <= kSamples ? s % size : s * (size - 1) / (kSamples - 1);
-        const char* p = base + (x.c_contiguous ? flat * item : 0);
-        for (std::size_t a = x.c_contiguous ? 0 : x.rank; a-- > 0;) {
-            p += (flat % x.extents[a]) * x.steps[a];
-            flat /= x.extents[a];
+    return with_dtype(x.dtype(), [&](auto value) {
+        std::uint64_t hash = 1469598103934665603ULL;
+        for (Index s = 0; s < kSamples; ++s) {
+            Index flat = size <= kSamples ? s % size : s * (size - 1) / (kSamples - 1);
+            const char* p = x.as<char>() + (x.c_contiguous ? flat * Index{sizeof value} : 0);
+            for (std::size_t a = x.c_contiguous ? 0 : x.rank; a-- > 0;) {
+                p += (flat % x.extents[a]) * x.steps[a];
+                flat /= x.extents[a];
+            }
+            std::uint64_t bits = 0;
+            std::memcpy(&bits, p, sizeof value);
+            hash = (hash ^ bits) * 1099511628211ULL;
+            hash ^= hash >> 29;
         }
-        std::uint64_t bits = 0;
-        std::memcpy(&bits, p, static_cast<std::size_t>(item));
-        hash = (hash ^ bits) * 1099511628211ULL;
-        hash ^= hash >> 29;
-    }
-    return hash;
+        return hash;
+    });
 }
 
 void read_doubles(const ArrayRef& vector, std::span<double> values) {

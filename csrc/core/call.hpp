@@ -46,8 +46,6 @@ enum class Role : std::uint8_t {
 constexpr std::size_t kRoles = 15;
 
 const char* name_of(Role role);
-Role role_named(const std::string& name);
-Function function_named(const std::string& name);
 
 // What a forward call has left for this one.
 struct FromForward {

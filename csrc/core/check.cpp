@@ -13,18 +13,6 @@ constexpr std::array<const char*, kRoles> kRoleNames{
     "x",      "dy",         "mean", "var",          "m2",          "mean_low",
     "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
     "sum_dy", "sum_dy_xmu", "out"};
-constexpr std::array kFunctionNames{
-    "forward",         "normalize",      "normalize_by_running", "backward",   "backward_constant",
-    "moments",         "restored",       "collect_stats",        "apply_norm", "move_running",
-    "backward_reduce", "backward_apply", "parameter_gradients"};
-
-template <class T, std::size_t N>
-T named(const std::string& name, const std::array<const char*, N>& names, const char* kind) {
-    for (std::size_t k = 0; k < N; ++k) {
-        if (name == names[k]) return static_cast<T>(k);
-    }
-    value_error(kind, ": there is none with the name ", name);
-}
 
 // For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
 std::string remedy_of(const ArrayRef& vector, std::span<const Index> x) {
@@ -302,12 +290,6 @@ private:
 
 const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 
-Role role_named(const std::string& name) { return named<Role>(name, kRoleNames, "role"); }
-
-Function function_named(const std::string& name) {
-    return named<Function>(name, kFunctionNames, "call");
-}
-
 void check(const Call& call) { Checker(call).run(); }
 
 void check_axis(Index axis, Index rank, const std::string& text) {
@@ -335,6 +317,7 @@ void check_counter(const ArrayRef& counter, const char* name) {
         type_error(name, ": expected a writeable int64 array of shape (), got ",
                    counter.type_text());
     }
+    if (counter.place == Place::cuda) return;  // where it cannot be read
     constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max() - 1;
     const std::int64_t count = *counter.as<std::int64_t>();
     if (count < 0 || count > largest) {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
 #include "core/dtype.hpp"
 #include "cpu/columns.hpp"
@@ -18,46 +19,28 @@ namespace bnext::cpu {
 
 constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
 
-template <class C>
-void spread_row(C* room, Index channels, Index columns) {
-    if (columns > 1) spread(room + made_at(channels, columns), room, channels, columns);
-}
-
 template <class C, std::size_t Rows, Index Capacity>
 class CoefficientRows {
+    static constexpr bool kAll = Capacity == 0;
+
 public:
     static constexpr std::size_t kRows = Rows;
 
-    C* row(std::size_t r, Index offset) { return &values_[r * kCapacity] + offset; }
-    [[nodiscard]] const C* row(std::size_t r, Index offset) const {
-        return &values_[r * kCapacity] + offset;
+    explicit CoefficientRows(Index columns = Capacity)
+        : columns_(columns), stride_(static_cast<std::size_t>(columns + (kAll ? kWrap : 0))) {
+        if constexpr (kAll) values_ = PoolArray<C>(Rows * stride_);
     }
-    void complete(Index offset, Index channels, Index columns) {
-        for (std::size_t r = 0; r < Rows; ++r) spread_row(row(r, offset), channels, columns);
-    }
-
-private:
-    static constexpr std::size_t kCapacity = static_cast<std::size_t>(Capacity);
-    std::array<C, Rows * kCapacity> values_;
-};
-
-template <class C, std::size_t Rows>
-class CoefficientRows<C, Rows, 0> {
-public:
-    static constexpr std::size_t kRows = Rows;
-
-    explicit CoefficientRows(Index columns)
-        : columns_(columns),
-          stride_(static_cast<std::size_t>(columns + kWrap)),
-          values_(Rows * stride_) {}
     C* row(std::size_t r, Index offset) { return values_.data() + r * stride_ + offset; }
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
         return values_.data() + r * stride_ + offset;
     }
     void complete(Index offset, Index channels, Index columns) {
-        const Index repeated = std::min(offset + channels * columns, kWrap);
+        const Index repeated = kAll ? std::min(offset + channels * columns, kWrap) : 0;
         for (std::size_t r = 0; r < Rows; ++r) {
-            spread_row(row(r, offset), channels, columns);
+            if (columns > 1) {
+                C* const room = row(r, offset);
+                spread(room + made_at(channels, columns), room, channels, columns);
+            }
             for (Index c = offset; c < repeated; ++c) {
                 for (Index k = c + columns_; k < columns_ + kWrap; k += columns_) {
                     *row(r, k) = *row(r, c);
@@ -67,9 +50,12 @@ public:
     }
 
 private:
+    using Values =
+        std::conditional_t<kAll, PoolArray<C>, std::array<C, Rows * static_cast<std::size_t>(Capacity)>>;
+
     Index columns_;
     std::size_t stride_;
-    PoolArray<C> values_;
+    Values values_;
 };
 
 }  // namespace bnext::cpu

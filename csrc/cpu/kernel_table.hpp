@@ -20,6 +20,11 @@ struct Region {
     const Tiling* tiling;
     TileRange tiles;
     ChannelRange channels;
+
+    // Of each channel.
+    [[nodiscard]] BNEXT_FORCE_INLINE double values() const {
+        return static_cast<double>(tiling->values(tiles));
+    }
 };
 
 // Rows of coefficients in the order of the formula's Row (core/formulas.hpp), one value for each
@@ -39,7 +44,7 @@ struct Terms {
     const Param<T>* bias = nullptr;
     const double* sum_dy = nullptr;
     const double* sum_dy_xmu = nullptr;
-    double count = 0;
+    double n = 0;  // the values behind these sums
 };
 
 // Where float32 is no longer enough for these formulas (extremes.hpp).
@@ -63,10 +68,11 @@ struct Access {
 
 template <class T>
 struct Kernels {
-    // Two sums of each channel over the region, from the first of the formula's inputs.
-    //   forward:  the mean relative to the channel's origin (view.hpp), and m2
+    // Two sums of each cell over the region, from the first of the formula's inputs.
+    //   forward:  the mean relative to the cell's origin (view.hpp), and m2
     //   backward: of dy, and of dy * (x - mean)
-    using Reduce = void (*)(const View<const T>* in, const Region&, const double* mean, double* a,
+    // Returns n, the values behind the sums of any cell.
+    using Reduce = double (*)(const View<const T>* in, const Region&, const double* mean, double* a,
                             double* b);
     // The formula at every place of the region.
     using Write = void (*)(const View<const T>* in, const View<T>* out, const Region&,
@@ -94,9 +100,9 @@ struct KernelTable {
     const char* name;     // "avx2"
     int vector_bytes;     // of the registers the kernels were compiled for
     void (*mark_used)();  // compiled with the kernels: notes that this table ran
-    // rstd of each channel, and var from m2 (null: var is given)
-    void (*finish_statistics)(Index channels, const double* m2, double count, double eps,
-                              double* var, double* rstd);
+    // rstd of each channel, and var from m2 over n values (null: var is given)
+    void (*finish_statistics)(Index channels, const double* m2, double n, double eps, double* var,
+                              double* rstd);
     // whether any sum of a channel is of a size below `smallest`, or no number (range.hpp)
     bool (*any_beyond)(Index channels, const double* sums, double smallest);
     KernelSet<float> float32;

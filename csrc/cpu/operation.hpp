@@ -1,4 +1,4 @@
-// What the operations of forward.cpp and backward.cpp have in common.
+// How an operation is put together from the phases of phases.hpp.
 #pragma once
 
 #include "core/formulas.hpp"
@@ -21,32 +21,37 @@ template <class T>
 struct Setting {
     Plan plan;
     int threads;
+    const KernelTable& table;
     const Kernels<T>& kernels;
-    decltype(KernelTable::finish_statistics) finish_statistics;
-    decltype(KernelTable::any_beyond) any_beyond;
     Stores stores;
 
     // Only coefficients of all channels go on behind the last as they began.
     [[nodiscard]] bool wraps() const { return plan.schedule == Schedule::split; }
+    // Both phases, or the first alone. Returns the n of the sums.
+    template <class Operation>
+    double run(const Operation& operation, const Problem& problem) const {
+        return run_two_phase(operation, problem, plan, threads);
+    }
 };
 
+// `together`: channels whose sums are finished together (core/cells.hpp).
 template <class T>
-Setting<T> prepare(const Problem& problem, const Work& work, Pass pass, Epilogue epilogue) {
+Setting<T> prepare(const Problem& problem, const Work& work, Pass pass,
+                   Epilogue epilogue = Epilogue::none, Index together = 1) {
     Machine machine = this_machine();
     const KernelTable& table = active_table();
     table.mark_used();
-    Plan plan = make_plan(problem, work, machine);
+    Plan plan = make_plan(problem, work, machine, together);
     if (plan.schedule != Schedule::serial) {
         // Small calls do not ask: it would take as long as they do.
         const int limit = machine.threads;
         machine.threads = free_threads(limit, problem.bytes());
-        if (machine.threads < limit) plan = make_plan(problem, work, machine);
+        if (machine.threads < limit) plan = make_plan(problem, work, machine, together);
     }
     return {plan,
             machine.threads,
+            table,
             table.kernels<T>(plan.tiling.walk(), pass, epilogue),
-            table.finish_statistics,
-            table.any_beyond,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 
@@ -72,11 +77,11 @@ bool make_coefficients(const Setting<T>& setting, const ChannelRange& channels,
     return extremes;
 }
 
-// The second phase of a pass: from statistics, and backward from sums, which are final for the
+// The second phase of a pass: from statistics, and from sums of n values, which are final for the
 // channels that it is called on. `Of` has
-//     prepare(setting, channels)    writes rows that follow from them
-//     terms(c)                      the data of coefficients, from channel c on
-//     is_extreme(c), write_one(in, out, region, c)    for channels of extremes.hpp
+//     prepare(setting, channels, n)    writes rows that follow from them
+//     terms(c, n)                      the data of coefficients, from channel c on
+//     is_extreme(c, n), write_one(in, out, region, c, n)    for channels of extremes.hpp
 template <class F, class T, class Of>
 struct Second {
     const Setting<T>& setting;
@@ -89,13 +94,15 @@ struct Second {
     using Coefficients = CoefficientRows<Compute<T>, F::kRows, Capacity>;
 
     template <class Rows>
-    void make(const ChannelRange& channels, Rows& rows, Index offset) const {
-        of.prepare(setting, channels);
-        extremes.note(make_coefficients(setting, channels, of.terms(channels.begin), rows, offset));
+    void make(const ChannelRange& channels, double n, Rows& rows, Index offset) const {
+        of.prepare(setting, channels, n);
+        extremes.note(
+            make_coefficients(setting, channels, of.terms(channels.begin, n), rows, offset));
     }
     // The coefficients of the region's first channel are at `offset`.
     template <class Rows>
-    void write(const Region& region, const Rows& rows, Index offset, const Access& access) const {
+    void write(const Region& region, double n, const Rows& rows, Index offset,
+               const Access& access) const {
         const auto by_kernels = [&](const Region& part, Index place, const Access& by) {
             CoefficientsIn<Compute<T>> all{};
             for (std::size_t r = 0; r < Rows::kRows; ++r) all.row[r] = rows.row(r, place);
@@ -103,24 +110,26 @@ struct Second {
         };
         if (!kHasExtremes<T> || !extremes.any()) return by_kernels(region, offset, access);
         for_each_run(
-            region, [&](Index c) { return of.is_extreme(c); },
+            region, [&](Index c) { return of.is_extreme(c, n); },
             [&](const Region& part) {
                 const Index skipped = part.channels.begin - region.channels.begin;
                 const bool apart = part.channels.size() < region.channels.size();
                 by_kernels(part, offset + skipped * setting.plan.tiling.columns(),
                            apart ? Access{access.stores, 0, false} : access);
             },
-            [&](Index c) { of.write_one(in, out, region, c); });
+            [&](Index c) { of.write_one(in, out, region, c, n); });
     }
-    // This phase alone.
-    void run(const Problem& problem) const {
+    // This phase alone; n is 0 where the statistics are given.
+    void run(const Problem& problem, double n = 0) const {
         const Index columns = setting.plan.tiling.columns();
         Coefficients<0> rows(problem.channels * columns);
         run_elementwise(
             problem, setting.plan, setting.threads,
-            [&](const ChannelRange& channels) { make(channels, rows, channels.begin * columns); },
+            [&](const ChannelRange& channels) {
+                make(channels, n, rows, channels.begin * columns);
+            },
             [&](const Region& region) {
-                write(region, rows, region.channels.begin * columns, {setting.stores, 0, true});
+                write(region, n, rows, region.channels.begin * columns, {setting.stores, 0, true});
             });
     }
 };
@@ -134,14 +143,16 @@ struct Both : First {
     using Coefficients = typename SecondPhase::template Coefficients<Capacity>;
 
     template <class Rows>
-    void finish(const ChannelRange& channels, const double* a, const double* b, Rows& rows,
-                Index offset) const {
-        this->keep(channels, a, b);
-        second.make(channels, rows, offset);
+    double finish(const ChannelRange& channels, double n, const double* a, const double* b,
+                  Rows& rows, Index offset) const {
+        n = this->keep(channels, n, a, b);
+        second.make(channels, n, rows, offset);
+        return n;
     }
     template <class Rows>
-    void apply(const Region& region, const Rows& rows, Index offset, Index ahead) const {
-        second.write(region, rows, offset, {second.setting.stores, ahead, second.setting.wraps()});
+    void apply(const Region& region, double n, const Rows& rows, Index offset, Index ahead) const {
+        second.write(region, n, rows, offset,
+                     {second.setting.stores, ahead, second.setting.wraps()});
     }
 };
 

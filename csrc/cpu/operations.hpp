@@ -15,9 +15,12 @@ struct Affine {  // null where there is none: weight 1, bias 0
     const Param<T>* bias;
 };
 
-// The mean, its low part and m2, of problem.count() values per channel; 0 where there are none.
+// n, the number of values behind the statistics of each channel, comes from the sums; of empty data
+// it is their number in the shape.
+
+// The mean, its low part and m2; 0 where there are no values. Returns n.
 template <class T>
-void collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out);
+double collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out);
 
 // y = (x - mean) * rstd * weight + bias, with rstd from var; nothing else of `rows` changes.
 template <class T>
@@ -29,16 +32,16 @@ template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu);
 
-// dx from sums over `count` values, which in a group are more than problem.count()
+// dx from sums over n values, which in a group are those of all members
 template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
-                    const double* sum_dy, const double* sum_dy_xmu, double count);
+                    const double* sum_dy, const double* sum_dy_xmu, double n);
 
 // The statistics that `forward` gives, alone.
 template <class T>
-void statistics(const Problem& problem, const View<const T>& x, double eps,
-                const StatisticsOut& out);
+double statistics(const Problem& problem, const View<const T>& x, double eps,
+                  const StatisticsOut& out);
 
 // Coefficients for a compiler that writes y = (x * unit - center) * scale + shift itself: rows
 // (4, C) of unit, center, scale and shift. The unit is a power of two. It is 1 but for the channels
@@ -48,10 +51,10 @@ void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine
                             Compute<T>* rows);
 
 // collect_stats and apply_norm in one region; x comes from memory once where a slab stays in a
-// cache.
+// cache. Returns n.
 template <class T>
-void forward(const Problem& problem, const View<const T>& x, const View<T>& y,
-             const Affine<T>& affine, double eps, const StatisticsOut& out);
+double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
+               const Affine<T>& affine, double eps, const StatisticsOut& out);
 
 // backward_reduce and backward_apply in one region.
 template <class T>

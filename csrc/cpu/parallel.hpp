@@ -137,7 +137,9 @@ void parallel(int threads, Index bytes, const Body& body) {
 class TaskShares {
 public:
     TaskShares(Index n, int members)
-        : n_(n), members_(members), next_(new Share[static_cast<std::size_t>(members)]) {
+        : n_(n),
+          members_(members),
+          many_(members > 1 ? new Share[static_cast<std::size_t>(members)] : nullptr) {
         for (int m = 0; m < members; ++m) share(m).next.store(begin(m), std::memory_order_relaxed);
     }
 
@@ -157,11 +159,12 @@ private:
     };
 
     [[nodiscard]] Index begin(int m) const { return n_ * m / members_; }
-    Share& share(int m) { return next_[static_cast<std::size_t>(m)]; }
+    Share& share(int m) { return many_ ? many_[static_cast<std::size_t>(m)] : only_; }
 
     Index n_;
     int members_;
-    std::unique_ptr<Share[]> next_;
+    Share only_;  // small calls have one member: to allocate its share takes as long as their sums
+    std::unique_ptr<Share[]> many_;
 };
 
 }  // namespace bnext::cpu

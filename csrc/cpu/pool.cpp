@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "cpu/control_group.hpp"
+#include "cpu/small_blocks.hpp"
 
 namespace bnext::cpu {
 namespace {
@@ -351,7 +352,10 @@ void* pool_resize(void* block, std::size_t bytes) {
     return other;
 }
 
-void pool_empty_cache() { pool().empty_cache(); }
+void pool_empty_cache() {
+    pool().empty_cache();
+    small_empty_cache();
+}
 void pool_set_limit(std::size_t bytes) { pool().set_limit(bytes); }
 PoolFigures pool_figures() { return pool().figures(); }
 

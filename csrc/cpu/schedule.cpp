@@ -161,20 +161,22 @@ std::atomic<const Schedule*> forced{nullptr};
 
 }  // namespace
 
-Plan make_plan(const Problem& problem, const Work& work, const Machine& machine) {
+Plan make_plan(const Problem& problem, const Work& work, const Machine& machine, Index together) {
     Tiling tiling(problem);
     const Candidate any{problem, tiling, work, machine};
     const Schedule* const wanted = forced.load(std::memory_order_relaxed);
-    const Schedule schedule = wanted != nullptr ? *wanted : choose(any);
+    Schedule schedule = wanted != nullptr ? *wanted : choose(any);
+    if (together > kMaxBlock) schedule = Schedule::split;
     // A serial schedule has blocks for one thread: smaller ones took a tenth longer.
     Machine used = machine;
     if (schedule == Schedule::serial) used.threads = 1;
     const Candidate candidate{problem, tiling, work, used};
     Index block = schedule == Schedule::split ? split_block(candidate) : block_of(candidate);
+    if (schedule != Schedule::split) block = std::max<Index>(block / together, 1) * together;
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
     const bool streams = streams_output(candidate, block);
     const bool prefetches = schedule == Schedule::channels && prefetches_next(candidate, block);
-    return {tiling, schedule, block, divide_up(problem.channels, block), streams, prefetches};
+    return {tiling, schedule, block, divide_up(problem.channels, block), streams, prefetches, together};
 }
 
 Plan plan_of(const Problem& problem, int operands) {

@@ -34,6 +34,7 @@ struct Plan {
     Index blocks;
     bool streams_output;  // non-temporal stores
     bool prefetches;      // under `channels`: the next block, while this one is written
+    Index together = 1;   // channels that are finished together: of a block, and of a share
 };
 
 // The work of a call: how many arrays of the problem's size it moves, in how many phases.
@@ -42,8 +43,10 @@ struct Work {
     int phases;
 };
 
-// Takes the first schedule of a best-first list that accepts the problem, or the forced one.
-Plan make_plan(const Problem& problem, const Work& work, const Machine& machine);
+// Takes the first schedule of a best-first list that accepts the problem, or the forced one. More
+// channels `together` than a block has room for are always split.
+Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
+               Index together = 1);
 
 // The plan of a call of both phases, for show and for tests.
 Plan plan_of(const Problem& problem, int operands);

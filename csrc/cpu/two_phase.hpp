@@ -3,15 +3,18 @@
 //   reduce every chunk | merge chunks in index order, finish | apply to every chunk
 //
 // An Operation keeps two double sums per channel, a and b, and provides
-//     reduce(region, a, b)                           one chunk's sums
+//     reduce(region, a, b)                           one chunk's sums; returns their n
 //     merge(done, more, channels, a, b, more_a, more_b)   merges the sums of `more` values behind
 //                                                    the sums of `done` values
 //     Coefficients<Capacity>                         the numbers per channel for the second phase
-//     finish(channels, a, b, coefficients, offset)   the sums are final: results and coefficients
-//     apply(region, coefficients, offset, ahead)     the second phase
+//     finish(channels, n, a, b, coefficients, offset)     the sums are final, of n values: results
+//                                                    and coefficients; returns n
+//     apply(region, n, coefficients, offset, ahead)  the second phase
+// n is a number of the sums and not of the Problem: a double, the same for all of a call's channels.
 // Coefficients have one value for each column of a channel (Tiling); `offset` is the place of the
 // first channel among them, and `ahead` as in Access. An operation of the first phase alone is
-// wrapped in FirstPhaseOnly, and provides keep(channels, a, b) in place of the last three.
+// wrapped in FirstPhaseOnly, and provides keep(channels, n, a, b) in place of the
+// last three. All of these return the n of the final sums.
 #pragma once
 
 #include "core/division.hpp"
@@ -32,19 +35,20 @@ struct FirstPhaseOnly : Sums {
     };
 
     template <class None>
-    void finish(const ChannelRange& channels, const double* a, const double* b, None&,
-                Index) const {
-        this->keep(channels, a, b);
+    double finish(const ChannelRange& channels, double n, const double* a, const double* b, None&,
+                  Index) const {
+        return this->keep(channels, n, a, b);
     }
     template <class None>
-    void apply(const Region&, const None&, Index, Index) const {}
+    void apply(const Region&, double, const None&, Index, Index) const {}
 };
 
 // A task is both phases of one block of channels.
 template <class Operation>
-void run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
-                     int threads) {
+double run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
+                       int threads) {
     TaskShares tasks(plan.blocks, threads);
+    double of_first = 0;
     parallel(threads, problem.bytes(), [&](const Team& team) {
         double a[kMaxBlock], b[kMaxBlock], chunk_a[kMaxBlock], chunk_b[kMaxBlock];
         typename Operation::template Coefficients<kMaxBlock> coefficients;
@@ -53,43 +57,41 @@ void run_by_channels(const Operation& operation, const Problem& problem, const P
             const Index begin = task * plan.block;
             const Index end = begin + plan.block;
             const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
-            Index done = 0;
-            for (Index k = 0; k < plan.tiling.chunks(); ++k) {
-                const TileRange chunk = plan.tiling.chunk(k);
-                const Region region{&plan.tiling, chunk, channels};
-                const Index values = plan.tiling.values(chunk);
-                if (k == 0) {
-                    operation.reduce(region, a, b);
-                } else {
-                    operation.reduce(region, chunk_a, chunk_b);
-                    operation.merge(done, values, channels.size(), a, b, chunk_a, chunk_b);
-                }
-                done += values;
+            double n = operation.reduce({&plan.tiling, plan.tiling.chunk(0), channels}, a, b);
+            for (Index k = 1; k < plan.tiling.chunks(); ++k) {
+                const Region region{&plan.tiling, plan.tiling.chunk(k), channels};
+                const double more = operation.reduce(region, chunk_a, chunk_b);
+                operation.merge(n, more, channels.size(), a, b, chunk_a, chunk_b);
+                n += more;
             }
-            operation.finish(channels, a, b, coefficients, 0);
+            n = operation.finish(channels, n, a, b, coefficients, 0);
+            if (task == 0) of_first = n;
             // Takes the next task now, so that its block can be prefetched, unless it is the last
             // one and narrower: memory behind it may not be touched.
             Index next = 0;
             taken = tasks.take(team.rank, next);
             const bool whole = taken && (next + 1) * plan.block <= problem.channels;
             const Index ahead = plan.prefetches && whole ? (next - task) * plan.block : 0;
-            operation.apply(Region{&plan.tiling, plan.tiling.all(), channels}, coefficients, 0,
+            operation.apply(Region{&plan.tiling, plan.tiling.all(), channels}, n, coefficients, 0,
                             ahead);
             task = next;
         }
     });
+    return of_first;
 }
 
 // Members share the chunks of all channels, with partial sums in slots; a barrier; each merges a
-// share of the channels; a barrier; the second phase, each member backwards over its own chunks.
+// share of the channels, of whole slabs; a barrier; the second phase, each member backwards over its own chunks.
 template <class Operation>
-void run_split(const Operation& operation, const Problem& problem, const Plan& plan, int threads) {
+double run_split(const Operation& operation, const Problem& problem, const Plan& plan, int threads) {
     const Index chunks = plan.tiling.chunks();
     const Index channels = problem.channels;
     // Not cleared: that would bring every line to this thread's core.
-    const PoolArray<double> slots(static_cast<std::size_t>(2 * chunks * channels));
+    const PoolArray<double> slots(static_cast<std::size_t>((2 * channels + 1) * chunks));
     const auto slot_a = [&](Index k) { return slots.data() + k * channels; };
     const auto slot_b = [&](Index k) { return slots.data() + (chunks + k) * channels; };
+    double* const slot_n = slot_b(chunks);
+    double of_all = 0;
     const Index columns = plan.tiling.columns();
     typename Operation::template Coefficients<0> coefficients(channels * columns);
 
@@ -109,38 +111,40 @@ void run_split(const Operation& operation, const Problem& problem, const Plan& p
         for (Index task = first; task < last; ++task) {
             Index chunk = 0;
             const Region region = region_of(task, chunk);
-            operation.reduce(region, slot_a(chunk) + region.channels.begin,
-                             slot_b(chunk) + region.channels.begin);
+            const double n = operation.reduce(region, slot_a(chunk) + region.channels.begin,
+                                              slot_b(chunk) + region.channels.begin);
+            if (region.channels.begin == 0) slot_n[chunk] = n;
         }
         team.barrier();
-        const ChannelRange mine{team.share_begin(channels), team.share_end(channels)};
+        const Index slabs = channels / plan.together;
+        const ChannelRange mine{team.share_begin(slabs) * plan.together,
+                                team.share_end(slabs) * plan.together};
         double* a = slot_a(0) + mine.begin;
         double* b = slot_b(0) + mine.begin;
-        Index done = plan.tiling.values(plan.tiling.chunk(0));
+        double n = slot_n[0];
         for (Index k = 1; k < chunks; ++k) {
-            const Index values = plan.tiling.values(plan.tiling.chunk(k));
-            operation.merge(done, values, mine.size(), a, b, slot_a(k) + mine.begin,
+            operation.merge(n, slot_n[k], mine.size(), a, b, slot_a(k) + mine.begin,
                             slot_b(k) + mine.begin);
-            done += values;
+            n += slot_n[k];
         }
-        operation.finish(mine, a, b, coefficients, mine.begin * columns);
+        n = operation.finish(mine, n, a, b, coefficients, mine.begin * columns);
+        if (team.rank == 0) of_all = n;
         team.barrier();
         for (Index task = last; task-- > first;) {
             Index chunk = 0;
             const Region region = region_of(task, chunk);
-            operation.apply(region, coefficients, region.channels.begin * columns, 0);
+            operation.apply(region, n, coefficients, region.channels.begin * columns, 0);
         }
     });
+    return of_all;
 }
 
 template <class Operation>
-void run_two_phase(const Operation& operation, const Problem& problem, const Plan& plan,
-                   int threads) {
-    switch (plan.schedule) {
-        case Schedule::serial: return run_by_channels(operation, problem, plan, 1);
-        case Schedule::channels: return run_by_channels(operation, problem, plan, threads);
-        case Schedule::split: return run_split(operation, problem, plan, threads);
-    }
+double run_two_phase(const Operation& operation, const Problem& problem, const Plan& plan,
+                     int threads) {
+    if (plan.schedule == Schedule::split) return run_split(operation, problem, plan, threads);
+    const int members = plan.schedule == Schedule::serial ? 1 : threads;
+    return run_by_channels(operation, problem, plan, members);
 }
 
 // One elementwise phase: prepare(channels) for all channels, a barrier, then apply(region) over the

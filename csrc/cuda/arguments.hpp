@@ -6,7 +6,7 @@
 
 #include "core/formulas.hpp"
 #include "core/statistics.hpp"
-#include "cuda/partition.hpp"
+#include "cuda/kernel_shape.hpp"
 
 namespace bnext::cuda {
 
@@ -45,13 +45,14 @@ struct Arguments {
     double* sums;                       // rows of `channels`: of dy, and of dy * (x - mean)
     void* dweight;
     void* dbias;
-    double* partials;    // workspace: kSumsValues a channel of a part
-    double* totals;      // workspace: kSumsValues a channel, where parts share the merging
+    Sums* partials;      // workspace: of a channel of a part
+    Sums* totals;        // workspace: of a channel, where parts share the merging
     unsigned* counters;  // workspace, 0: two a slab
     double eps;
     double momentum;
     double correction;  // of the variance that is kept: 1, or 0 to leave it biased
-    double count;       // values per channel behind the statistics or sums
+    double* n;          // workspace: values behind `sums`, a channel each, where a launch made them
+    double count;       // and where they were given
 };
 
 // A channel's place in a row of the statistics.

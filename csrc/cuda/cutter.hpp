@@ -101,7 +101,7 @@ public:
         return shared_bytes_of_coefficients(cut, shape_.arithmetic_bytes);
     }
     [[nodiscard]] Index bytes_for_sums(const Cut& cut) const {
-        return shared_bytes_of_sums(cut, shape_.sums_bytes) + bytes_for_coefficients(cut);
+        return shared_bytes_of_sums(cut) + bytes_for_coefficients(cut);
     }
     // Slots of the ring for batches that are not kept: none where units cannot be copied
     // asynchronously.

@@ -1,42 +1,37 @@
 // Forward: mean and variance of each channel, and y = (x - mean) * rstd * weight + bias.
 //
-// Sums: of x - pilot and its square, up to 32 values at a time in the arithmetic's type (float32
-// for 16-bit data), then in double. Where squares of such a batch overflow or vanish, they are
-// scaled. Coefficients: as on the CPU. With mean = center + low, center rounded to the arithmetic's
+// Sums: of x - pilot and its square (accumulator.hpp). Coefficients: as on the CPU. With mean = center + low, center rounded to the arithmetic's
 // type,
 //     y = (x - center) * scale + shift,  scale = weight * rstd,  shift = bias - low * scale
 // (core/statistics.hpp says where float64 arithmetic has the low part from.)
 // Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.
 #pragma once
 
+#include "cuda/accumulator.hpp"
 #include "cuda/sums.hpp"
 
 namespace bnext::cuda {
 
-// A parameter, or what stands for it where there is none.
-template <class P>
-BNEXT_DEVICE double parameter(const void* values, Index channel, double otherwise) {
-    return values == nullptr ? otherwise
-                             : static_cast<double>(static_cast<const P*>(values)[channel]);
+// The parameter of a cell, or what stands for it where there is none.
+template <class K>
+BNEXT_DEVICE double parameter(const void* values, Index cell, double otherwise) {
+    using P = typename K::P;
+    if (values == nullptr) return otherwise;
+    return static_cast<double>(static_cast<const P*>(values)[K::Maps::parameter(cell)]);
 }
 
-template <class P>
-BNEXT_DEVICE void prefetch_parameter(const void* values, Index channel) {
-    if (values != nullptr) device::prefetch(static_cast<const P*>(values) + channel);
+template <class K>
+BNEXT_DEVICE void prefetch_parameter(const void* values, Index cell) {
+    using P = typename K::P;
+    if (values != nullptr) {
+        device::prefetch(static_cast<const P*>(values) + K::Maps::parameter(cell));
+    }
 }
 
 BNEXT_DEVICE double rstd_of(double var, double eps) {
     const double sum = var + eps;
     return sum == 0.0 ? 0.0
                       : 1.0 / device::square_root(sum);  // 0 where both are, as PyTorch has it
-}
-
-// What values are multiplied by, where their squares would overflow or vanish in float32; and what
-// undoes it, without dividing.
-inline constexpr float kScaleUp = 0x1p70F, kScaleDown = 0x1p-70F;
-template <class C>
-BNEXT_DEVICE double back_of(C scale) {
-    return scale == C{1} ? 1.0 : (scale > C{1} ? 0x1p-70 : 0x1p70);
 }
 
 // The mean of a channel minus its value in the arithmetic's type C: the rounding error of a float,
@@ -54,129 +49,15 @@ struct Forward {
     using C = typename K::C;
     using F = Formula<Pass::forward, Epilogue::none, C>;
 
-    // What a thread sums of its channels.
-    class Accumulator {
-    public:
-        BNEXT_DEVICE Accumulator(const Arguments&, Index, bool) {}
-
-        BNEXT_DEVICE void add(const Batch<K> (&in)[K::kInputs], unsigned exists, bool first_batch) {
-            if (first_batch) choose_pilots(in[0], exists);
-            C sum[K::kChannels], squares[K::kChannels];
-            if (exists == kAllUnits<K>) {
-                sum_up(in[0], [&](int, C value, int c) { return value - pilot_[c]; }, sum, squares);
-            } else {
-                sum_up(
-                    in[0],
-                    [&](int u, C value, int c) {
-                        return (exists >> u & 1U) != 0 ? value - pilot_[c] : C{0};
-                    },
-                    sum, squares);
-            }
-            bool ordinary = true;
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) ordinary = ordinary && is_ordinary(squares[c]);
-            if (!ordinary) return add_scaled(in[0], exists, squares);
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) {
-                first_[c] += static_cast<double>(sum[c]);
-                second_[c] += static_cast<double>(squares[c]);
-            }
-        }
-
-        // After so many units in all.
-        BNEXT_DEVICE void take(Sums (&sums)[K::kChannels], int units) const {
-            const double n = static_cast<double>(units) * K::kPerChannel;
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) {
-                sums[c] = {n, first_[c], second_[c], static_cast<double>(pilot_[c])};
-            }
-        }
-
-    private:
-        // Of d(u, value, c) and its square.
-        template <class D>
-        BNEXT_DEVICE static void sum_up(const Batch<K>& x, D&& d, C (&sum)[K::kChannels],
-                                        C (&squares)[K::kChannels]) {
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) sum[c] = squares[c] = C{0};
-            for_each_value<K>([&](int u, int v, int c) {
-                const C one = d(u, wide<K>(x[u], v), c);
-                sum[c] += one;
-                squares[c] = device::fma_of(one, one, squares[c]);
-            });
-        }
-        // Once more, where a channel's squares overflow or vanish, with its values scaled. (Channel
-        // after channel, which takes fewer registers.)
-        BNEXT_DEVICE void add_scaled(const Batch<K>& x, unsigned exists,
-                                     const C (&before)[K::kChannels]) {
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) {
-                C scale = 1, sum = 0, squares = 0;
-                if (!is_ordinary(before[c])) {
-                    // (So far from 0, float32 values that differ at all differ by more.)
-                    const bool near_zero = pilot_[c] < C{1e10F} && pilot_[c] > C{-1e10F};
-                    scale = before[c] < C{1} ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
-                }
-                for_each_value_of<K>(c, [&](int u, int v) {
-                    C d = device::fma_of(wide<K>(x[u], v), scale, -pilot_[c] * scale);
-                    d = (exists >> u & 1U) != 0 ? d : C{0};
-                    sum += d;
-                    squares = device::fma_of(d, d, squares);
-                });
-                const double back = back_of(scale);
-                first_[c] += static_cast<double>(sum) * back;
-                second_[c] += static_cast<double>(squares) * (back * back);
-            }
-        }
-        BNEXT_DEVICE static int units_of(unsigned exists) {
-            int units = 0;
-            BNEXT_UNROLL
-            for (int u = 0; u < K::kBatch; ++u) units += static_cast<int>(exists >> u & 1U);
-            return units;
-        }
-        // The middle one of the means of the first three units, so that no outlier comes near it.
-        // The mean of all, where there are fewer (then no other batch follows). 0 where that is not
-        // a number.
-        BNEXT_DEVICE void choose_pilots(const Batch<K>& x, unsigned exists) {
-            static_assert(K::kBatch >= 3);
-            C sum[3][K::kChannels] = {};
-            for_each_value<K>([&](int u, int v, int c) {
-                if (u < 3) sum[u][c] += wide<K>(x[u], v);  // 0: there is none
-            });
-            const int units = units_of(exists);
-            const C n = static_cast<C>((units > 0 && units < 3 ? units : 1) * K::kPerChannel);
-            BNEXT_UNROLL
-            for (int c = 0; c < K::kChannels; ++c) {
-                const C p = sum[0][c], q = sum[1][c], r = sum[2][c];
-                const C low = p < q ? p : q, high = p < q ? q : p;
-                const C top = high < r ? high : r;
-                const C middle = low < top ? top : low;
-                const C pilot = (units < 3 ? p + q : middle) / n;
-                pilot_[c] = pilot - pilot == C{0} ? pilot : C{0};
-            }
-        }
-
-        // Whether float32 squares neither overflow nor vanish. (Those of a constant do vanish, and
-        // are looked at twice.)
-        BNEXT_DEVICE static bool is_ordinary(C squares) {
-            if constexpr (sizeof(C) == 8) {
-                return true;
-            } else {
-                return squares < C{1e37F} && squares > C{1e-30F};
-            }
-        }
-
-        C pilot_[K::kChannels] = {};
-        double first_[K::kChannels] = {}, second_[K::kChannels] = {};
-    };
+    using Accumulator = cuda::Accumulator<K, F::kSummed>;
 
     // Asks for what `finish` needs of a channel, long before it does.
     BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
         if (channel >= a.cut.channels) return;
-        prefetch_parameter<typename K::P>(a.weight, channel);
-        prefetch_parameter<typename K::P>(a.bias, channel);
-        prefetch_parameter<typename K::P>(a.running_mean, channel);
-        prefetch_parameter<typename K::P>(a.running_var, channel);
+        prefetch_parameter<K>(a.weight, channel);
+        prefetch_parameter<K>(a.bias, channel);
+        prefetch_parameter<K>(a.running_mean, channel);
+        prefetch_parameter<K>(a.running_var, channel);
     }
 
     // From the sums of a whole channel to its statistics; written once, by the block that `writes`.
@@ -204,12 +85,11 @@ struct Forward {
 
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, const HighLow& mean,
                                  double rstd, C* coefficients) {
-        using P = typename K::P;
-        const double scale = parameter<P>(a.weight, channel, 1.0) * rstd;
+        const double scale = parameter<K>(a.weight, channel, 1.0) * rstd;
         coefficients[F::kCenter] = static_cast<C>(mean.high);
         coefficients[F::kScale] = static_cast<C>(scale);
         coefficients[F::kShift] =
-            static_cast<C>(parameter<P>(a.bias, channel, 0.0) - low_part<C>(mean) * scale);
+            static_cast<C>(parameter<K>(a.bias, channel, 0.0) - low_part<C>(mean) * scale);
     }
 
     // The second phase alone: coefficients from statistics of an earlier launch, or from given

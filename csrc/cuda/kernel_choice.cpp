@@ -3,13 +3,8 @@
 namespace bnext::cuda {
 
 const char* name_of(Phase phase) {
-    switch (phase) {
-        case Phase::collect_stats: return "collect_stats";
-        case Phase::apply_norm: return "apply_norm";
-        case Phase::backward_reduce: return "backward_reduce";
-        case Phase::backward_apply: return "backward_apply";
-    }
-    return "?";
+    constexpr std::array kNames{"collect_stats", "apply_norm", "backward_reduce", "backward_apply"};
+    return kNames[static_cast<std::size_t>(phase)];
 }
 
 Role first_role(const LaunchPlan& plan) {

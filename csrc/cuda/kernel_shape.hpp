@@ -41,34 +41,18 @@ constexpr int ahead_of(Index batch_bytes, int inputs) {
     return batches < 4 ? 2 : 4;
 }
 
-// Sums of a channel, in registers, and as doubles in the workspace (sums.hpp).
+// Sums of a channel (sums.hpp), in registers, shared memory and the workspace.
 struct Sums {
     double n = 0;
     double first = 0;
     double second = 0;
     double pilot = 0;
 };
-inline constexpr int kSumsValues = 4;
-inline constexpr Index kPartialBytes = kSumsValues * static_cast<Index>(sizeof(double));
-
-// The sums of a part, in shared memory: a pilot is a value of the arithmetic's type, and the values
-// of a part can be counted in 32 bits. (For a whole slab, `n` is not read.)
-template <class C>
-struct KeptSums {
-    double first;
-    double second;
-    C pilot;
-    unsigned n;
-};
-static_assert(kLongestPart * kUnits[0] <= Index{1} << 31);
+inline constexpr Index kSumsBytes = static_cast<Index>(sizeof(Sums));
 inline constexpr int kCoefficients = kMostRows;  // of a channel, of the arithmetic's type
 
 // Shared memory behind the data: where there are sums, a row of them for the block and one for
 // every warp; then the coefficients.
-constexpr Index bytes_of_kept_sums(DType dtype) {
-    return static_cast<Index>(dtype == DType::float64 ? sizeof(KeptSums<double>)
-                                                      : sizeof(KeptSums<float>));
-}
 struct KernelShape {
     int unit;           // values
     int unit_channels;  // 1, or as many
@@ -76,7 +60,6 @@ struct KernelShape {
     int ahead;          // batches
     Index unit_bytes;
     Index arithmetic_bytes;  // of a value
-    Index sums_bytes;        // of a channel, in shared memory
 };
 constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inputs) {
     const int batch = batch_of(dtype, layout, unit, inputs);
@@ -86,15 +69,14 @@ constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inp
             batch,
             ahead_of(batch * unit_bytes, inputs),
             unit_bytes,
-            dtype == DType::float64 ? 8 : 4,
-            bytes_of_kept_sums(dtype)};
+            dtype == DType::float64 ? 8 : 4};
 }
 
 BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut, Index value_bytes) {
     return cut.slab_channels() * kCoefficients * value_bytes;
 }
-BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut, Index sums_bytes) {
-    return cut.slab_channels() * (cut.threads / kWarp + 1) * sums_bytes;
+BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut) {
+    return cut.slab_channels() * (cut.threads / kWarp + 1) * kSumsBytes;
 }
 
 }  // namespace bnext::cuda

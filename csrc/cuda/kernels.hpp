@@ -16,14 +16,14 @@
 
 namespace bnext::cuda {
 
-// The arrays that a kernel reads.
-template <class K>
-struct Inputs {
-    const Operand* of[K::kInputs];
+// Arrays that a kernel reads or writes.
+template <int N>
+struct Operands {
+    const Operand* of[N];
 
-    BNEXT_DEVICE explicit Inputs(const Arguments& a) {
+    BNEXT_DEVICE explicit Operands(const Operand* first) {
         BNEXT_UNROLL
-        for (int i = 0; i < K::kInputs; ++i) of[i] = &a.in[i];
+        for (int i = 0; i < N; ++i) of[i] = first + i;
     }
 };
 
@@ -39,7 +39,7 @@ public:
     BNEXT_DEVICE Batches(const Arguments& a, const Walk<K::kRuns>& walk, unsigned char* shared,
                          Index channel, bool active)
         : a_(a),
-          inputs_(a),
+          inputs_(a.in),
           shared_(slots_of_thread<K>(shared)),
           ahead_(a.cut, walk, inputs_.of, channel, active) {
         if constexpr (kAsync) {
@@ -140,7 +140,7 @@ private:
     }
 
     const Arguments& a_;
-    const Inputs<K> inputs_;
+    const Operands<K::kInputs> inputs_;
     U* shared_;
     Cursor<K::kInputs, K::kRuns> ahead_;  // at the batch to be asked for
 };
@@ -150,7 +150,7 @@ private:
 template <class K>
 BNEXT_DEVICE void prefetch_part(const Arguments& a, const Walk<K::kRuns>& begin, Index channel) {
     if (!tuning::kPrefetchNext) return;
-    const Inputs<K> inputs(a);
+    const Operands<K::kInputs> inputs(a.in);
     Cursor<K::kInputs, K::kRuns> cursor(a.cut, begin, inputs.of, channel, channel < a.cut.channels);
     BNEXT_UNROLL_BY(1)
     for (int b = 0; b < a.cut.batches; ++b) {
@@ -165,24 +165,13 @@ BNEXT_DEVICE void prefetch_part(const Arguments& a, const Walk<K::kRuns>& begin,
     }
 }
 
-// The arrays that a kernel writes.
-template <class F>
-struct Outputs {
-    const Operand* of[F::kWrites];
-
-    BNEXT_DEVICE explicit Outputs(const Arguments& a) {
-        BNEXT_UNROLL
-        for (int w = 0; w < F::kWrites; ++w) of[w] = &a.out[w];
-    }
-};
-
 // The results of a part's batches by the operation's formula, in the same order.
 template <class K, class Operation, bool kUpwards>
 class Results {
 public:
     BNEXT_DEVICE Results(const Arguments& a, const Walk<K::kRuns>& walk, Index channel, bool active,
                          const typename K::C* coefficients)
-        : a_(a), outputs_(a), at_(a.cut, walk, outputs_.of, channel, active) {
+        : a_(a), outputs_(a.out), at_(a.cut, walk, outputs_.of, channel, active) {
         static_assert(F::kReads == K::kInputs);
         BNEXT_UNROLL
         for (int c = 0; c < K::kChannels; ++c) {
@@ -222,10 +211,27 @@ private:
     using F = typename Operation::F;
 
     const Arguments& a_;
-    const Outputs<F> outputs_;
+    const Operands<F::kWrites> outputs_;
     Cursor<F::kWrites, K::kRuns> at_;
     F formula_[K::kChannels];
 };
+
+// The sums of a part's channels, in shared memory.
+template <class K, class Operation>
+BNEXT_DEVICE void sum_part(const Arguments& a, const Walk<K::kRuns>& begin, unsigned char* data,
+                           Index channel, bool active, const SharedPlaces<K>& shared) {
+    Batch<K> in[K::kInputs];
+    typename Operation::Accumulator sums(a, channel, active);
+    Batches<K, true> upwards(a, begin, data, channel, active);
+    BNEXT_UNROLL_BY(1)
+    for (int b = 0; b < a.cut.batches; ++b) {
+        const unsigned exists = upwards.take(in, b);
+        sums.add(in, exists, b == 0);
+    }
+    Sums own[K::kChannels];
+    sums.take(own, active ? begin.units_of(a.cut) : 0);
+    merge_block(a.cut, own, shared.scratch, shared.of_block);
+}
 
 template <class K, class Operation>
 BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
@@ -241,20 +247,8 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
         for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
             Operation::prefetch(a, cut.channel(slab, 0) + c);
         }
-        Batch<K> in[K::kInputs];
-        Sums own[K::kChannels];
-        {
-            typename Operation::Accumulator sums(a, channel, active);
-            Batches<K, true> upwards(a, begin, data, channel, active);
-            BNEXT_UNROLL_BY(1)
-            for (int b = 0; b < cut.batches; ++b) {
-                const unsigned exists = upwards.take(in, b);
-                sums.add(in, exists, b == 0);
-            }
-            sums.take(own, active ? begin.units_of(cut) : 0);
-        }
-        auto* const of_block = shared.of_block;
-        merge_block(cut, own, shared.scratch, of_block);
+        Sums* const of_block = shared.of_block;
+        sum_part<K, Operation>(a, begin, data, channel, active, shared);
         if (a.exchange == Exchange::cluster) device::cluster_barrier();
         if (a.exchange == Exchange::grid) {
             exchange_over_grid(a, slab, place.part, of_block, shared.scratch, [&] {
@@ -264,14 +258,13 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             });
         }
         for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
-            Sums total = recalled(of_block[c]);
+            Sums total = of_block[c];
             if (a.exchange == Exchange::cluster) {
-                total = recalled(*device::of_cluster_rank(of_block + c, 0));
+                total = *device::of_cluster_rank(of_block + c, 0);
                 for (int rank = 1; rank < cut.parts; ++rank) {
-                    add(total, recalled(*device::of_cluster_rank(of_block + c, rank)));
+                    add(total, *device::of_cluster_rank(of_block + c, rank));
                 }
             }
-            total.n = cut.values();
             const Index of_problem = cut.channel(slab, 0) + c;
             if (of_problem < cut.channels) {
                 Operation::finish(a, of_problem, total, place.part == 0,
@@ -281,6 +274,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
         device::block_barrier();
         if (a.exchange == Exchange::cluster) device::cluster_arrive();  // it has read the others
         const Walk<K::kRuns> end = begin.end_of(cut);
+        Batch<K> in[K::kInputs];
         Batches<K, false> downwards(a, end, data, channel, active);
         Results<K, Operation, false> results(
             a, end, channel, active, shared.coefficients + column * K::kChannels * kCoefficients);
@@ -304,18 +298,8 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     unsigned char* const data = device::shared_memory();
     const SharedPlaces<K> shared(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     const Walk<K::kRuns> begin(cut, place.part, device::thread());
-    Batch<K> in[K::kInputs];
-    typename Operation::Accumulator sums(a, channel, active);
-    Batches<K, true> upwards(a, begin, data, channel, active);
-    BNEXT_UNROLL_BY(1)
-    for (int b = 0; b < cut.batches; ++b) {
-        const unsigned exists = upwards.take(in, b);
-        sums.add(in, exists, b == 0);
-    }
-    Sums own[K::kChannels];
-    sums.take(own, active ? begin.units_of(cut) : 0);
-    auto* const of_block = shared.of_block;
-    merge_block(cut, own, shared.scratch, of_block);
+    Sums* const of_block = shared.of_block;
+    sum_part<K, Operation>(a, begin, data, channel, active, shared);
     if (cut.parts > 1) {
         write_partials(a, slab, place.part, of_block);
         if (!is_last_of(a, slab, shared.coefficients)) return;
@@ -324,9 +308,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
         const Index of_problem = cut.channel(slab, 0) + c;
         if (of_problem < cut.channels) {
-            Sums total = recalled(of_block[c]);
-            total.n = cut.values();
-            Operation::finish(a, of_problem, total, true, nullptr);
+            Operation::finish(a, of_problem, of_block[c], true, nullptr);
         }
     }
 }

@@ -40,8 +40,8 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     auto* const workspace = static_cast<unsigned char*>(at.workspace);
     if (plan.counters_bytes > 0) {
         a.counters = reinterpret_cast<unsigned*>(workspace);
-        a.partials = reinterpret_cast<double*>(workspace + plan.partials_at);
-        a.totals = reinterpret_cast<double*>(workspace + plan.totals_at);
+        a.partials = reinterpret_cast<Sums*>(workspace + plan.partials_at);
+        a.totals = reinterpret_cast<Sums*>(workspace + plan.totals_at);
     }
     return a;
 }
@@ -185,6 +185,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     if (sums_between) {
         a.sums =
             reinterpret_cast<double*>(static_cast<unsigned char*>(at.workspace) + plan.sums_at);
+        a.n = a.sums + 2 * plan.problem.channels;
     }
     if (plan.counters_bytes > 0) {
         tell_errors(first, false, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });

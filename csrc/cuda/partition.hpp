@@ -58,10 +58,6 @@ struct Cut {
         walk_along = static_cast<int>(Index{batches} * batch_rows % run);
     }
     BNEXT_HOST_DEVICE int slab_channels() const { return columns * unit_channels; }
-    // Of a channel.
-    [[nodiscard]] BNEXT_HOST_DEVICE double values() const {
-        return static_cast<double>(positions) * (unit / unit_channels);
-    }
     // Part 0 is the longest; no other has more than one position fewer.
     BNEXT_HOST_DEVICE Index part_begin(int part) const {
         const Index each = positions / parts, more = positions % parts;

@@ -1,6 +1,7 @@
 #include "cuda/plan.hpp"
 
 #include <algorithm>
+#include <ranges>
 
 #include "core/division.hpp"
 #include "core/error.hpp"
@@ -11,62 +12,48 @@
 
 namespace bnext::cuda {
 
-const char* name_of(Operation operation) {
-    switch (operation) {
-        case Operation::forward: return "forward";
-        case Operation::normalize: return "normalize";
-        case Operation::collect_stats: return "collect_stats";
-        case Operation::backward: return "backward";
-        case Operation::backward_fixed: return "backward_fixed";
-        case Operation::backward_reduce: return "backward_reduce";
-        case Operation::backward_apply: return "backward_apply";
-    }
-    return "?";
-}
-
 namespace {
+
+constexpr std::array kOperationNames{
+    "forward",        "normalize",       "collect_stats",  "backward",
+    "backward_fixed", "backward_reduce", "backward_apply",
+};
+constexpr std::array kPathNames{
+    "block", "cluster", "cooperative", "chunked", "two_kernels", "one_phase",
+};
 
 bool reduces_alone(Operation operation) {
     return operation == Operation::collect_stats || operation == Operation::backward_reduce;
 }
 
-// f(formula) of the operation's pass.
-template <class F>
-int of_formula(Operation operation, F&& f) {
-    return operation < Operation::backward ? f(Formula<Pass::forward, Epilogue::none, float>{})
-                                           : f(Formula<Pass::backward, Epilogue::none, float>{});
-}
+// Data arrays of an operation, as its formula says.
+struct Arrays {
+    int read, summed, written;
+};
 
-int summed_of(Operation operation) {
-    return of_formula(operation, [](auto formula) { return decltype(formula)::kSummed; });
-}
-
-int outputs_of(Operation operation) {
-    if (reduces_alone(operation)) return 0;
-    return of_formula(operation, [](auto formula) { return decltype(formula)::kWrites; });
+Arrays arrays_of(Operation operation) {
+    const auto of = [](auto formula) {
+        using F = decltype(formula);
+        return Arrays{F::kReads, F::kSummed, F::kWrites};
+    };
+    const Arrays all = operation < Operation::backward
+                           ? of(Formula<Pass::forward, Epilogue::none, float>{})
+                           : of(Formula<Pass::backward, Epilogue::none, float>{});
+    return reduces_alone(operation) ? Arrays{all.summed, all.summed, 0} : all;
 }
 
 }  // namespace
 
-int inputs_of(Operation operation) {
-    if (reduces_alone(operation)) return summed_of(operation);
-    return of_formula(operation, [](auto formula) { return decltype(formula)::kReads; });
+const char* name_of(Operation operation) {
+    return kOperationNames[static_cast<std::size_t>(operation)];
 }
+const char* name_of(Path path) { return kPathNames[static_cast<std::size_t>(path)]; }
+
+int inputs_of(Operation operation) { return arrays_of(operation).read; }
 
 std::size_t operands_of(Operation operation) {
-    return static_cast<std::size_t>(inputs_of(operation) + outputs_of(operation));
-}
-
-const char* name_of(Path path) {
-    switch (path) {
-        case Path::block: return "block";
-        case Path::cluster: return "cluster";
-        case Path::cooperative: return "cooperative";
-        case Path::chunked: return "chunked";
-        case Path::two_kernels: return "two_kernels";
-        case Path::one_phase: return "one_phase";
-    }
-    return "?";
+    const Arrays all = arrays_of(operation);
+    return static_cast<std::size_t>(all.read + all.written);
 }
 
 std::vector<Path> paths_of(Operation operation) {
@@ -215,14 +202,11 @@ private:
     }
     // The fewest parts that fit; 0 where even single positions do not.
     [[nodiscard]] Index parts_that_fit(Index room) const {
-        Index high = std::min(cutter_.whole().positions, kMostBlocks);
-        if (!fits(high, room)) return 0;
-        Index low = 1;
-        while (low < high) {
-            const Index middle = low + (high - low) / 2;
-            fits(middle, room) ? high = middle : low = middle + 1;
-        }
-        return low;
+        const Index most = std::min(cutter_.whole().positions, kMostBlocks);
+        if (!fits(most, room)) return 0;
+        const auto fewer = std::views::iota(Index{1}, most);
+        const auto too_few = [&](Index parts) { return !fits(parts, room); };
+        return 1 + (std::ranges::partition_point(fewer, too_few) - fewer.begin());
     }
     // A power of two from `fewest` on: the least that fits, and more where the device would be
     // idle. 0: none fits.
@@ -276,9 +260,6 @@ Index aligned(Index bytes) { return divide_up(bytes, 256) * 256; }
 
 void lay_out_workspace(LaunchPlan& plan) {
     plan.counters_bytes = plan.partials_at = plan.totals_at = plan.sums_at = 0;
-    const auto partials = [](const Launch& launch) {
-        return launch.cut.slabs * launch.cut.parts * launch.cut.slab_channels() * kPartialBytes;
-    };
     const bool counts =
         plan.first.exchange == Exchange::grid ||
         (plan.first.exchange == Exchange::none && plan.first.cut.parts > 1 &&
@@ -288,13 +269,14 @@ void lay_out_workspace(LaunchPlan& plan) {
         const Cut& cut = plan.first.cut;
         plan.counters_bytes = aligned(2 * cut.slabs * static_cast<Index>(sizeof(unsigned)));
         plan.partials_at = plan.counters_bytes;
-        plan.totals_at = plan.partials_at + aligned(partials(plan.first));
+        const Index partials = cut.slabs * cut.slab_channels() * kSumsBytes;
+        plan.totals_at = plan.partials_at + aligned(cut.parts * partials);
         end = plan.totals_at;
-        if (plan.first.shares) end += aligned(cut.slabs * cut.slab_channels() * kPartialBytes);
+        if (plan.first.shares) end += aligned(partials);
     }
     if (plan.path == Path::two_kernels && plan.operation != Operation::forward) {
         plan.sums_at = end;
-        end += aligned(2 * plan.problem.channels * static_cast<Index>(sizeof(double)));
+        end += aligned(3 * plan.problem.channels * static_cast<Index>(sizeof(double)));
     }
     plan.workspace_bytes = end;
 }
@@ -302,7 +284,8 @@ void lay_out_workspace(LaunchPlan& plan) {
 // Plans a launch for each phase, or for the only one.
 void plan_phases(LaunchPlan& plan, Path path, int unit) {
     const bool reduces = path == Path::two_kernels || reduces_alone(plan.operation);
-    const int inputs = reduces ? summed_of(plan.operation) : inputs_of(plan.operation);
+    const Arrays arrays = arrays_of(plan.operation);
+    const int inputs = reduces ? arrays.summed : arrays.read;
     const Planner planner(Cutter(plan.problem, unit, inputs), inputs, plan.limits);
     plan.path = path;
     plan.first = reduces ? planner.reduce() : planner.apply();

@@ -11,6 +11,7 @@
 #include "core/problem.hpp"
 #include "cuda/arguments.hpp"
 #include "cuda/kernel_shape.hpp"
+#include "cuda/table.hpp"
 
 namespace bnext::cuda {
 
@@ -33,15 +34,6 @@ struct Limits {
     Resident resident = nullptr;                // asks that device; null: resident_blocks holds
 };
 
-enum class Operation {
-    forward,
-    normalize,
-    collect_stats,
-    backward,
-    backward_fixed,  // the statistics are constants
-    backward_reduce,
-    backward_apply,
-};
 inline constexpr std::array kOperations{
     Operation::forward,        Operation::normalize,      Operation::collect_stats,
     Operation::backward,       Operation::backward_fixed, Operation::backward_reduce,

@@ -16,19 +16,39 @@ namespace {
 // A plan depends on addresses modulo this: it exceeds every unit, in bytes.
 constexpr std::uint64_t kAlignment = 256;
 
+// The operands of a call as plans see them.
+struct Operands {
+    explicit Operands(const KernelCall& call)
+        : shape(call.shape, static_cast<std::size_t>(call.rank)),
+          count(static_cast<std::size_t>(call.operands)) {
+        std::size_t k = 0;
+        for (const void* const address : {call.at.x, call.at.dy, call.at.y, call.at.dx}) {
+            if (address != nullptr) addresses[k++] = reinterpret_cast<std::uint64_t>(address);
+        }
+        for (k = 0; k < count; ++k) strides[k] = {call.strides[k], shape.size()};
+    }
+
+    std::span<const Index> shape;
+    std::size_t count;
+    std::array<AxisStrides, kMaxOperands> strides;
+    std::array<std::uint64_t, kMaxOperands> addresses{};
+};
+
 // Everything that a plan depends on, but for the limits of the device.
 class Key {
 public:
-    Key(const UniformCall& call, std::optional<Path> forced) {
-        words_.reserve(5 + call.shape.size() + call.strides.size() + call.addresses.size());
+    Key(const KernelCall& call, const Operands& operands, std::optional<Path> forced) {
+        words_.reserve(5 + operands.shape.size() + operands.count * (operands.shape.size() + 1));
         add(static_cast<Index>(call.operation));
-        add(static_cast<Index>(call.dtype));
+        add(call.dtype);
         add(call.channel_axis);
         add(call.device);
         add(forced ? static_cast<Index>(*forced) + 1 : 0);
-        for (const Index extent : call.shape) add(extent);
-        for (const Index stride : call.strides) add(stride);
-        for (const auto address : call.addresses) add(static_cast<Index>(address % kAlignment));
+        for (const Index extent : operands.shape) add(extent);
+        for (std::size_t k = 0; k < operands.count; ++k) {
+            for (const Index stride : operands.strides[k]) add(stride);
+            add(static_cast<Index>(operands.addresses[k] % kAlignment));
+        }
     }
 
     bool operator==(const Key& other) const = default;
@@ -72,28 +92,26 @@ std::optional<Path> path_named(const std::optional<std::string>& name, Operation
     return {};
 }
 
-std::shared_ptr<const LaunchPlan> make(const UniformCall& call, const Limits& limits,
-                                       std::optional<Path> forced) {
-    const std::vector<AxisStrides> operands(call.addresses.size(), call.strides);
-    const Description description = describe(call.dtype, call.shape, call.channel_axis, operands);
-    return std::make_shared<const LaunchPlan>(
-        make_launch_plan(call.operation, description, call.addresses, limits, forced));
-}
-
 }  // namespace
 
-std::shared_ptr<const LaunchPlan> planned(const UniformCall& call) {
+std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     Cache& all = cache();
     const std::scoped_lock lock(all.mutex);
     const auto forced = path_named(all.forced, call.operation);
-    Key key(call, forced);
+    const Operands operands(call);
+    Key key(call, operands, forced);
     if (const auto found = all.plans.find(key); found != all.plans.end()) return found->second;
 
     auto limits = all.limits.find(call.device);
     if (limits == all.limits.end()) {
         limits = all.limits.emplace(call.device, limits_of(call.device)).first;
     }
-    auto plan = make(call, limits->second, forced);
+    const Description description =
+        describe(static_cast<DType>(call.dtype), operands.shape, call.channel_axis,
+                 {operands.strides.data(), operands.count});
+    auto plan = std::make_shared<const LaunchPlan>(
+        make_launch_plan(call.operation, description, {operands.addresses.data(), operands.count},
+                         limits->second, forced));
     ++all.made;
     if (all.plans.size() >= kMostPlans) all.plans.clear();
     all.plans.emplace(std::move(key), plan);

@@ -10,21 +10,9 @@
 
 namespace bnext::cuda {
 
-// A call whose operands all have one shape and the same strides; addresses in the order of
-// operands_of.
-struct UniformCall {
-    Operation operation{};
-    DType dtype = DType::float32;
-    Index channel_axis = 0;
-    int device = 0;
-    std::span<const Index> shape;
-    AxisStrides strides;
-    std::span<const std::uint64_t> addresses;
-};
-
 // The plan for the limits of the device, with the forced path if the operation has it. Throws as
 // make_launch_plan does.
-std::shared_ptr<const LaunchPlan> planned(const UniformCall& call);
+std::shared_ptr<const LaunchPlan> planned(const KernelCall& call);
 
 // The number of plans that are kept, and that were made.
 struct PlanFigures {

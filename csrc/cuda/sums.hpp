@@ -34,29 +34,19 @@ BNEXT_DEVICE void add(Sums& total, const Sums& more) {
     total.second += s.second;
 }
 
-template <class C>
-BNEXT_DEVICE KeptSums<C> kept(const Sums& s) {
-    return {s.first, s.second, static_cast<C>(s.pilot), static_cast<unsigned>(s.n)};
-}
-template <class C>
-BNEXT_DEVICE Sums recalled(const KeptSums<C>& s) {
-    return {static_cast<double>(s.n), s.first, s.second, static_cast<double>(s.pilot)};
-}
-
 // What a block's threads share, behind the data.
 template <class K>
 struct SharedPlaces {
     using C = typename K::C;
 
-    KeptSums<C>* of_block;  // a row of slab_channels
-    KeptSums<C>* scratch;   // such a row for every warp
-    C* coefficients;        // kCoefficients a channel
+    Sums* of_block;   // a row of slab_channels
+    Sums* scratch;    // such a row for every warp
+    C* coefficients;  // kCoefficients a channel
 
     BNEXT_DEVICE SharedPlaces(const Cut& cut, unsigned char* behind_data)
-        : of_block(reinterpret_cast<KeptSums<C>*>(behind_data)),
+        : of_block(reinterpret_cast<Sums*>(behind_data)),
           scratch(of_block + cut.slab_channels()),
-          coefficients(reinterpret_cast<C*>(
-              behind_data + shared_bytes_of_sums(cut, static_cast<Index>(sizeof(KeptSums<C>))))) {}
+          coefficients(reinterpret_cast<C*>(behind_data + shared_bytes_of_sums(cut))) {}
 };
 
 // Lanes that are `columns` apart (a power of two up to 32) have sums of the same channel: added by
@@ -73,50 +63,42 @@ BNEXT_DEVICE Sums merge_lanes(const Sums& own, int columns) {
 }
 
 // Rows of `width` sums, added in their order.
-template <class C>
-BNEXT_DEVICE Sums merge_rows(const KeptSums<C>* sums, int rows, int width) {
-    Sums total = recalled(sums[0]);
-    for (int r = 1; r < rows; ++r) add(total, recalled(sums[r * width]));
+BNEXT_DEVICE Sums merge_rows(const Sums* sums, int rows, int width) {
+    Sums total = sums[0];
+    for (int r = 1; r < rows; ++r) add(total, sums[r * width]);
     return total;
 }
 
 // Of the threads of a block, each with sums of the unit_channels of its column: to `result`, of
 // which thread c has written channel c (and c + threads ...). No barrier at the end.
-template <class C, int kChannels>
-BNEXT_DEVICE void merge_block(const Cut& cut, const Sums (&own)[kChannels], KeptSums<C>* scratch,
-                              KeptSums<C>* result) {
+template <int kChannels>
+BNEXT_DEVICE void merge_block(const Cut& cut, const Sums (&own)[kChannels], Sums* scratch,
+                              Sums* result) {
     const int lane = device::thread() % kWarp, warp = device::thread() / kWarp;
     const int width = cut.slab_channels();
     for (int c = 0; c < kChannels; ++c) {
         const Sums s = merge_lanes(own[c], cut.columns);
-        if (lane < cut.columns) scratch[warp * width + lane * kChannels + c] = kept<C>(s);
+        if (lane < cut.columns) scratch[warp * width + lane * kChannels + c] = s;
     }
     device::block_barrier();
     for (int c = device::thread(); c < width; c += device::threads()) {
-        result[c] = kept<C>(merge_rows(scratch + c, device::threads() / kWarp, width));
+        result[c] = merge_rows(scratch + c, device::threads() / kWarp, width);
     }
 }
 
-BNEXT_DEVICE void write_sums(double* p, const Sums& sums) {
-    p[0] = sums.n;
-    p[1] = sums.first;
-    p[2] = sums.second;
-    p[3] = sums.pilot;
-}
-BNEXT_DEVICE Sums read_sums(const double* p) {
-    return {device::load_fresh(p), device::load_fresh(p + 1), device::load_fresh(p + 2),
-            device::load_fresh(p + 3)};
+// What other blocks have written.
+BNEXT_DEVICE Sums read_sums(const Sums* p) {
+    return {device::load_fresh(&p->n), device::load_fresh(&p->first),
+            device::load_fresh(&p->second), device::load_fresh(&p->pilot)};
 }
 
-BNEXT_DEVICE double* partial_of(const Arguments& a, Index slab, int part, int channel) {
+BNEXT_DEVICE Sums* partial_of(const Arguments& a, Index slab, int part, int channel) {
     const Index row = slab * a.cut.parts + part;
-    return a.partials + (row * a.cut.slab_channels() + channel) * kSumsValues;
+    return a.partials + row * a.cut.slab_channels() + channel;
 }
-template <class C>
-BNEXT_DEVICE void write_partials(const Arguments& a, Index slab, int part,
-                                 const KeptSums<C>* sums) {
+BNEXT_DEVICE void write_partials(const Arguments& a, Index slab, int part, const Sums* sums) {
     for (int c = device::thread(); c < a.cut.slab_channels(); c += device::threads()) {
-        write_sums(partial_of(a, slab, part, c), recalled(sums[c]));
+        *partial_of(a, slab, part, c) = sums[c];
     }
 }
 
@@ -134,9 +116,7 @@ BNEXT_DEVICE Sums merge_some_parts(const Arguments& a, Index slab, int channel, 
 
 // All parts' sums of a slab, from the workspace, by the whole block: thread t reads channel
 // t % width of every (threads / width)-th part. As merge_block, also in what it leaves.
-template <class C>
-BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, KeptSums<C>* scratch,
-                                 KeptSums<C>* result) {
+BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, Sums* scratch, Sums* result) {
     const int width = a.cut.slab_channels();
     const int t = device::thread(), threads = device::threads();
     Sums own = merge_some_parts(a, slab, t % width, t / width, threads / width);
@@ -144,13 +124,13 @@ BNEXT_DEVICE void merge_partials(const Arguments& a, Index slab, KeptSums<C>* sc
     if (width < kWarp) {
         own = merge_lanes(own, width);
         rows = threads / kWarp;
-        if (t % kWarp < width) scratch[t / kWarp * width + t % kWarp] = kept<C>(own);
+        if (t % kWarp < width) scratch[t / kWarp * width + t % kWarp] = own;
     } else {
-        scratch[t] = kept<C>(own);
+        scratch[t] = own;
     }
     device::block_barrier();
     for (int c = t; c < width; c += threads) {
-        result[c] = kept<C>(merge_rows(scratch + c, rows, width));
+        result[c] = merge_rows(scratch + c, rows, width);
     }
 }
 
@@ -168,22 +148,22 @@ BNEXT_DEVICE void meet(const Arguments& a, unsigned* counter, F&& meanwhile) {
 // The sums of the slab's channels over all its parts, in `of_block`, which had this part's. Every
 // block of the slab calls this, and gets the same bits. Where it were much to read all parts' sums
 // of all channels in every block, each merges a share of the channels, and reads the results.
-template <class C, class F>
-BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part,
-                                     KeptSums<C>* of_block, KeptSums<C>* scratch, F&& meanwhile) {
+template <class F>
+BNEXT_DEVICE void exchange_over_grid(const Arguments& a, Index slab, int part, Sums* of_block,
+                                     Sums* scratch, F&& meanwhile) {
     write_partials(a, slab, part, of_block);
     meet(a, a.counters + slab, meanwhile);
     if (!a.shares) return merge_partials(a, slab, scratch, of_block);
     const int lane = device::thread() % kWarp, warp = device::thread() / kWarp;
     const int warps = device::threads() / kWarp, width = a.cut.slab_channels();
-    double* const totals = a.totals + slab * width * kSumsValues;
+    Sums* const totals = a.totals + slab * width;
     for (int c = part + a.cut.parts * warp; c < width; c += a.cut.parts * warps) {
         const Sums total = merge_lanes(merge_some_parts(a, slab, c, lane, kWarp), 1);
-        if (lane == 0) write_sums(totals + c * kSumsValues, total);
+        if (lane == 0) totals[c] = total;
     }
     meet(a, a.counters + a.cut.slabs + slab, [] {});
     for (int c = device::thread(); c < width; c += device::threads()) {
-        of_block[c] = kept<C>(read_sums(totals + c * kSumsValues));
+        of_block[c] = read_sums(totals + c);
     }
 }
 

@@ -2,9 +2,9 @@
 // those lie in shared memory.
 #pragma once
 
+#include "core/cells.hpp"
 #include "cuda/arguments.hpp"
 #include "cuda/device.hpp"
-#include "cuda/kernel_shape.hpp"
 
 namespace bnext::cuda {
 
@@ -13,9 +13,10 @@ struct alignas(sizeof(T) * V) Unit {
     T value[V];
 };
 
-// What a kernel is made for: units of V values, I arrays that are read.
-template <class T_, Layout L, int V_, int I>
+// What a kernel is made for: units of V values, I arrays that are read; which parameters cells have.
+template <class T_, Layout L, int V_, int I, class Maps_ = OneToOne>
 struct Kind {
+    using Maps = Maps_;
     using T = T_;
     using C = Compute<T>;
     using P = Param<T>;

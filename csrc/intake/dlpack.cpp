@@ -53,7 +53,7 @@ std::string text_of(DataType type) {
     return name + bits + (type.lanes == 1 ? "" : concat(" in lanes of ", type.lanes));
 }
 
-const ExchangeTable* exchange_table(const py::type& type) {
+const ExchangeTable* exchange_table(py::handle type) {
     if (!py::hasattr(type, ExchangeTable::kAttribute)) return nullptr;
     const py::object capsule = type.attr(ExchangeTable::kAttribute);
     if (PyCapsule_IsValid(capsule.ptr(), ExchangeTable::kName) == 0) return nullptr;

@@ -92,7 +92,7 @@ struct ExchangeTable {
 };
 
 // That of a type of tensors; null where it has none, or one of another major version.
-const ExchangeTable* exchange_table(const pybind11::type& type);
+const ExchangeTable* exchange_table(pybind11::handle type);
 
 // Which of the supported dtypes it is, and the other way round.
 std::optional<DType> supported(DataType type);

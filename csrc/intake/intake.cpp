@@ -16,6 +16,8 @@ std::string tensor_text(const void* object) {
     return dlpack::text_of(described.dtype);
 }
 
+constexpr const char* kAnyGpu = "a CUDA device";  // whose number is not known
+
 // None: but for dy, which is nothing that could be left out.
 bool is_left_out(Role role, py::handle object) { return object.is_none() && role != Role::dy; }
 
@@ -23,19 +25,29 @@ bool is_left_out(Role role, py::handle object) { return object.is_none() && role
 
 void Intake::refer_to_array(Role role, const py::object& array) {
     refer(array, extents_, call.add(role));
-    kept_[kept_count_++] = array;
+    kept_[index(role)] = array;
+}
+
+bool Intake::take_plain(py::handle object, TensorView& view) {
+    const auto& reader = gpu_ != nullptr ? gpu_->reader : library_->reader;
+    if (!reader || !reader->take(object, view)) return false;
+    if (gpu_ != nullptr && view.tensor.device.id != gpu_->index) return false;
+    if (plain_) return true;
+    const auto& autograd = library_->autograd;
+    if (!dual_level_) dual_level_ = autograd->has_dual_level();
+    return !*dual_level_ && !autograd->records(object);
 }
 
 // A tensor that is dense, or a vector of which one value follows the other.
 bool Intake::refer_to_plain(Role role, py::handle object, bool is_data) {
     TensorView view;
-    if (!library_->take_plain(object, view, !plain_)) return false;
+    if (!take_plain(object, view)) return false;
     const auto dtype = dlpack::supported(view.tensor.dtype);
     if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
     const std::size_t rank = view.rank();
     if (is_data ? rank < 2 : (rank != 1 || view.strides()[0] != 1)) return false;
-    view.order = order_of(view);
-    if (view.order == Order::none) return false;
+    const Order order = order_of(view);
+    if (order == Order::none) return false;
     Index* const shape = extents_.take(3 * rank);
     Index* const steps = shape + rank;
     Index* const strides = steps + rank;
@@ -47,14 +59,24 @@ bool Intake::refer_to_plain(Role role, py::handle object, bool is_data) {
         size *= shape[a];
     }
     if (is_data && size == 0) return false;
-    call.add(role) = {
-        view.data(), shape, steps, strides, static_cast<std::uint8_t>(rank), element_of(*dtype),
-        Place::cpu,  true,  true,  true,    view.order == Order::c,          object.ptr(),
-        &tensor_text};
+    call.add(role) = {view.data(),
+                      shape,
+                      steps,
+                      strides,
+                      static_cast<std::uint8_t>(rank),
+                      element_of(*dtype),
+                      gpu_ != nullptr ? Place::cuda : Place::cpu,
+                      true,
+                      true,
+                      true,
+                      order == Order::c,
+                      object.ptr(),
+                      &tensor_text};
     return true;
 }
 
 void Intake::lead(Role role, py::handle object) {
+    if (gpu_ != nullptr) return refer_there(role, object, true);
     if (is_plain_array(object)) return refer(object, extents_, call.add(role));
     library_ = library_of(object);
     if (library_ == nullptr) return refer_to_array(role, as_array(object, name_of(role)));
@@ -62,7 +84,118 @@ void Intake::lead(Role role, py::handle object) {
     refer_to_array(role, adopted(object, name_of(role)));
 }
 
+// --- arrays on a GPU -----------------------------------------------------------------------------
+
+namespace {
+
+// The fields of a View of bnext.arrays.library.
+enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly, kStream };
+
+}  // namespace
+
+std::string Intake::misplaced_there(py::handle object) const {
+    const Library* other = library_of(object);
+    const auto text = [](const py::object& of) -> std::string { return py::str(of); };
+    const std::string there = gpu_->where;
+    const std::string where =
+        other == nullptr ? "the CPU" : text(other->object.attr("where")(object));
+    // An array that does not say on which device it is tells by its address.
+    if (other == library_ && (where == there || where == kAnyGpu)) return {};
+    if (where != there) {
+        return concat("expected an array on ", there, ", like x, got one on ", where);
+    }
+    return concat("expected an array of ", text(library_->object.attr("name")),
+                  ", like x, got one of ", text(other->object.attr("name")));
+}
+
+void Intake::refer_there(Role role, py::handle object, bool is_data) {
+    if (refer_to_plain(role, object, is_data)) {
+        kept_[index(role)] = py::reinterpret_borrow<py::object>(object);
+        return;
+    }
+    const char* name = name_of(role);
+    if (plain_) type_error(name, ": expected a plain tensor");
+    if (const std::string problem = misplaced_there(object); !problem.empty()) {
+        type_error(name, ": ", problem);
+    }
+    const py::tuple view = library_->object.attr("view")(object, name);
+    const auto address = py::cast<std::uintptr_t>(view[kAddress]);
+    if (address != 0 && std::string(py::str(library_->object.attr("where")(object))) == kAnyGpu) {
+        const auto device = py::cast<std::int32_t>(gpu_->device_of(address));
+        if (device != gpu_->index) {
+            type_error(name, ": expected an array on ", std::string(gpu_->where),
+                       ", like x, got one on ",
+                       device < 0 ? kAnyGpu : dlpack::device_name(dlpack::kCUDA, device));
+        }
+    }
+    refer_to_view(view, name, call.add(role));
+    kept_[index(role)] = view;
+    if (role != call.data()) check_stream(role, view);
+}
+
+// An array that says on which stream its values are made is on the stream of x.
+void Intake::check_stream(Role role, const py::tuple& view) {
+    const py::object stream = view[kStream];
+    const py::object& x = kept_[index(call.data())];
+    if (stream.is_none() || !x || PyTuple_Check(x.ptr()) == 0) return;
+    const py::object wanted = library_->object.attr("stream")(x, gpu_->index);
+    if (stream.equal(wanted)) return;
+    value_error(name_of(role), ": expected an array on the stream of x (",
+                std::string(py::str(wanted)), "), got one on stream ",
+                std::string(py::str(stream)));
+}
+
+void Intake::refer_to_view(const py::tuple& view, const char* name, ArrayRef& array) {
+    const py::tuple shape = view[kShape], strides = view[kStrides];
+    const std::string dtype = py::cast<std::string>(view[kDType]);
+    BNEXT_CHECK(shape.size() <= kMaxAxes, name, ": expected at most 64 dimensions, got ",
+                shape.size());
+    array = {};
+    array.element = Element::other;
+    for (const DType each : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+        if (dtype == bnext::name_of(each)) array.element = element_of(each);
+    }
+    array.data = reinterpret_cast<void*>(py::cast<std::uintptr_t>(view[kAddress]));
+    array.rank = static_cast<std::uint8_t>(shape.size());
+    Index* const extents = extents_.take(2 * shape.size());
+    Index* const steps = extents + shape.size();
+    for (std::size_t a = 0; a < shape.size(); ++a) {
+        extents[a] = py::cast<Index>(shape[a]);
+        steps[a] = py::cast<Index>(strides[a]) * array.item();
+    }
+    array.extents = extents;
+    array.steps = steps;
+    array.place = Place::cuda;
+    array.is_array = true;
+    array.writeable = !py::cast<bool>(view[kReadOnly]);
+    array.object = py::object(view[kDType]).ptr();
+    array.text = [](const void* text) -> std::string {
+        return py::str(py::handle(const_cast<PyObject*>(static_cast<const PyObject*>(text))));
+    };
+    complete(array, extents_);
+}
+
+ArrayRef Intake::refer_to_new(const py::object& object) {
+    ArrayRef array{};
+    TensorView view;
+    if (!gpu_->reader || !gpu_->reader->take_new(object, view)) {
+        refer_to_view(library_->object.attr("view")(object, "out"), "out", array);
+        return array;
+    }
+    const std::size_t rank = view.rank();
+    Index* const strides = extents_.take(rank);
+    std::ranges::copy(view.strides(), strides);
+    array.data = view.data();
+    array.rank = static_cast<std::uint8_t>(rank);
+    array.strides = strides;
+    array.place = Place::cuda;
+    return array;
+}
+
+// --- arrays beside the first ---------------------------------------------------------------------
+
 std::string Intake::misplaced(py::handle object) const {
+    if (gpu_ != nullptr) return misplaced_there(object);
     const Library* other = library_of(object);
     if (library_ == nullptr || other == nullptr) return {};
     const auto text = [](const py::object& of) -> std::string { return py::str(of); };
@@ -96,57 +229,42 @@ void Intake::read_numpy(Role role, py::handle object) {
 }
 
 void Intake::read(Role role, py::handle object) {
+    const bool is_data = role == Role::dy || role == Role::rows;
+    if (gpu_ != nullptr) {
+        if (!object.is_none() || is_data) refer_there(role, object, is_data);
+        return;
+    }
     if (is_plain_array(object) || library_ == nullptr || object.is_none()) {
         return read_numpy(role, object);
     }
-    if (refer_to_plain(role, object, role == Role::dy || role == Role::rows)) return;
+    if (refer_to_plain(role, object, is_data)) return;
     if (library_of(object) == nullptr) return read_numpy(role, object);
     refer_to_array(role, adopted_beside(object, name_of(role)));
 }
 
-void Intake::read_view(Role role, py::handle object) {
-    if (PyTuple_Check(object.ptr()) == 0) return read_numpy(role, object);
-    enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly };
-    const auto view = py::reinterpret_borrow<py::tuple>(object);
-    const py::tuple shape = view[kShape], strides = view[kStrides];
-    const std::string dtype = py::cast<std::string>(view[kDType]);
-    BNEXT_CHECK(shape.size() <= kMaxAxes, name_of(role), ": expected at most 64 dimensions, got ",
-                shape.size());
-    ArrayRef& array = call.add(role);
-    array = {};
-    array.element = Element::other;
-    for (const DType each : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
-        if (dtype == bnext::name_of(each)) array.element = element_of(each);
+// An array of the library, which counts the writes to it. Of a plain tensor only inference is
+// asked.
+void Intake::check_written(py::handle object, const char* name, bool is_plain) {
+    const bool asks_nothing = plain_ && gpu_ == nullptr;
+    if (!asks_nothing && !(is_plain && !library_->reader->is_inference(object))) {
+        if (plain_) type_error(name, ": expected a tensor that is not of inference");
+        library_->object.attr("check_writable")(object, name);
     }
-    array.data = reinterpret_cast<void*>(py::cast<std::uintptr_t>(view[kAddress]));
-    array.rank = static_cast<std::uint8_t>(shape.size());
-    Index* const extents = extents_.take(2 * shape.size());
-    Index* const steps = extents + shape.size();
-    for (std::size_t a = 0; a < shape.size(); ++a) {
-        extents[a] = py::cast<Index>(shape[a]);
-        steps[a] = py::cast<Index>(strides[a]) * array.item();
-    }
-    array.extents = extents;
-    array.steps = steps;
-    array.place = Place::cuda;
-    array.is_array = true;
-    array.writeable = !py::cast<bool>(view[kReadOnly]);
-    array.object = py::handle(view[kDType]).ptr();
-    array.text = [](const void* name) -> std::string {
-        return py::str(py::handle(const_cast<PyObject*>(static_cast<const PyObject*>(name))));
-    };
-    complete(array, extents_);
+    written_[written_count_++] = object;
 }
 
 void Intake::write(Role role, py::handle object) {
     if (object.is_none()) return;
     const char* name = name_of(role);
     if (role == Role::out) out_ = object;
+    if (gpu_ != nullptr) {
+        refer_there(role, object, role == Role::out);
+        return check_written(object, name, !view(role));
+    }
     const bool read = library_ != nullptr && refer_to_plain(role, object, role == Role::out);
     if (read || (library_ != nullptr && library_of(object) != nullptr)) {
         if (!read) refer_to_array(role, adopted_beside(object, name));
-        if (!plain_) library_->object.attr("check_writable")(object, name);
-        written_[written_count_++] = object;
+        check_written(object, name, read);
     } else if (!is_array(object)) {
         if (const auto where = dlpack::elsewhere(object)) {
             type_error(name, ": expected an array on the CPU, like x, got one on ", *where);
@@ -161,20 +279,22 @@ void Intake::write(Role role, py::handle object) {
 void Intake::count(py::handle object) {
     if (object.is_none()) return;
     ArrayRef& counter = call.add(Role::num_batches_tracked);
-    if (!plain_ || library_ == nullptr || !library_->reader) {
-        return refer_to_counter(object, extents_, counter);
+    std::int64_t* value = nullptr;
+    if (plain_ && library_ != nullptr) {
+        const auto& reader = gpu_ != nullptr ? gpu_->reader : library_->reader;
+        if (reader) value = reader->take_counter(object, gpu_ != nullptr ? gpu_->index : 0);
     }
-    std::int64_t* const value = library_->reader->take_counter(object);
     if (value == nullptr) return refer_to_counter(object, extents_, counter);
     counter = {};
     counter.data = value;
     counter.element = Element::int64;
+    counter.place = gpu_ != nullptr ? Place::cuda : Place::cpu;
     counter.is_array = counter.writeable = true;
-    written_[written_count_++] = object;
+    check_written(object, name_of(Role::num_batches_tracked), true);
 }
 
 const Library* Intake::library_of_weight(py::handle weight) const {
-    if (weight.is_none()) return library_;
+    if (weight.is_none() || gpu_ != nullptr) return library_;
     return library_ != nullptr && library_of(weight) == nullptr ? nullptr : library_;
 }
 

@@ -1,7 +1,8 @@
 // Intake: from the Python objects of a call, arrays of any library, to a Call.
 //
 // The library of the first array is the call's: results are made in kind, and arrays beside it may
-// be NumPy's. If that library is NumPy, whatever NumPy reads is taken. All of this needs the GIL.
+// be NumPy's. If that library is NumPy, whatever NumPy reads is taken. On a GPU all arrays are of
+// one library and on one device. All of this needs the GIL.
 #pragma once
 
 #include <array>
@@ -10,6 +11,7 @@
 #include "core/call.hpp"
 #include "cpu/pool_array.hpp"
 #include "intake/arguments.hpp"
+#include "intake/gpu.hpp"
 #include "intake/results.hpp"
 
 namespace bnext::intake {
@@ -17,19 +19,22 @@ namespace bnext::intake {
 class Intake {
 public:
     // `plain`: refuses a tensor that is not plain, and does not ask what autograd would record.
-    explicit Intake(Function function, bool plain = false) : call(function), plain_(plain) {
+    // `gpu`: where the arrays of the call are; null for the CPU.
+    explicit Intake(Function function, bool plain = false, const Gpu* gpu = nullptr)
+        : call(function), plain_(plain), gpu_(gpu) {
         call.share_memory = &share_memory;
+        if (gpu != nullptr) library_ = gpu->library;
     }
 
     // The array whose library is the call's.
     void lead(Role role, py::handle object);
     // The same for a call that takes no such array.
-    void belongs_to(py::handle object) { library_ = library_of(object); }
+    void belongs_to(py::handle object) {
+        if (gpu_ == nullptr) library_ = library_of(object);
+    }
     // None, and what is null, is not given.
     void read(Role role, py::handle object);
     void read_numpy(Role role, py::handle object);  // whatever the call's library is
-    // A View of bnext.arrays.library, of an array on whatever device; else as NumPy reads it.
-    void read_view(Role role, py::handle view);
     void write(Role role, py::handle object);
     void count(py::handle object);
     void axis(py::handle object) { take_axis_of(call, object); }
@@ -52,6 +57,17 @@ public:
     [[nodiscard]] const Library* library_of_weight(py::handle weight) const;
     // What was given as `out`; null where nothing was.
     [[nodiscard]] py::handle out() const { return out_; }
+    // The array of the library on a GPU whose memory a role has: the one that was given, or what
+    // that stands for.
+    [[nodiscard]] py::object array(Role role) const { return array_of(kept_[index(role)]); }
+    // The same of a new array on a GPU, which it refers to.
+    ArrayRef refer_to_new(const py::object& object);
+    // What an array on a GPU is read by, which says on which stream its values are made: its view
+    // as bnext.arrays.library has it, null of a plain tensor.
+    [[nodiscard]] py::object view(Role role) const {
+        const py::object& kept = kept_[index(role)];
+        return kept && PyTuple_Check(kept.ptr()) != 0 ? kept : py::object();
+    }
     // Lets the library know which of its arrays have been written.
     void count_writes() const;
     // What is wrong with another array of the call; empty if nothing is.
@@ -60,18 +76,32 @@ public:
     Call call;
 
 private:
+    static constexpr std::size_t index(Role role) { return static_cast<std::size_t>(role); }
+    static py::object array_of(const py::object& kept) {
+        return PyTuple_Check(kept.ptr()) != 0 ? py::object(kept[py::int_(0)]) : kept;
+    }
+
     void refer_to_array(Role role, const py::object& array);
+    bool take_plain(py::handle object, TensorView& view);
     bool refer_to_plain(Role role, py::handle object, bool is_data);
+    void refer_to_view(const py::tuple& view, const char* name, ArrayRef& array);
+    void refer_there(Role role, py::handle object, bool is_data);
+    void check_written(py::handle object, const char* name, bool is_plain);
+    void check_stream(Role role, const py::tuple& view);
+    [[nodiscard]] std::string misplaced_there(py::handle object) const;
     [[nodiscard]] py::object adopted(py::handle object, const char* name) const;
     [[nodiscard]] py::object adopted_beside(py::handle object, const char* name) const;
 
     static constexpr std::size_t kWritten = 4;
 
     const bool plain_;
+    const Gpu* const gpu_;
     const Library* library_ = nullptr;
     py::handle out_;
-    std::size_t kept_count_ = 0, copy_count_ = 0, written_count_ = 0;
-    std::array<py::object, kRoles> kept_;  // arrays that were made here
+    std::optional<bool> dual_level_;  // of forward-mode differentiation, once it was asked for
+    std::size_t copy_count_ = 0, written_count_ = 0;
+    // Arrays that were made here; of a call on a GPU, plain tensors and views.
+    std::array<py::object, kRoles> kept_;
     std::array<cpu::PoolArray<char>, 4> copies_;
     std::array<py::handle, kWritten> written_;  // of the library
     Extents extents_;

@@ -21,19 +21,20 @@ Known& known() {
     return *storage;
 }
 
-const Library* made_of(const py::object& object) {
+}  // namespace
+
+const Library* library_for(const py::object& object) {
     for (const Library* library : known().all) {
         if (library->object.is(object)) return library;
     }
     auto library = std::make_unique<Library>();
     library->object = object;
     library->count_writes = object.attr("count_writes");
-    const py::object torch = object.attr("plain_of");
-    if (!torch.is_none()) {
+    if (const py::object torch = object.attr("plain_of"); !torch.is_none()) {
         try {
-            library->reader.emplace(torch.attr("Tensor"), torch.attr("nn").attr("Parameter"),
-                                    dlpack::kCPU);
+            library->reader.emplace(torch, dlpack::kCPU);
             library->autograd.emplace(torch);
+            library->torch = torch;
             library->empty_like = torch.attr("empty_like");
         } catch (const Error&) {
             library->reader.reset();  // a version without the table
@@ -41,8 +42,6 @@ const Library* made_of(const py::object& object) {
     }
     return known().all.emplace_back(library.release());
 }
-
-}  // namespace
 
 void find_libraries_by(py::object function) { known().find = std::move(function); }
 
@@ -53,7 +52,7 @@ const Library* library_of(py::handle array) {
     if (const auto found = of_type.find(type); found != of_type.end()) return found->second;
     if (!known().find) return nullptr;
     const py::object object = known().find(array);
-    const Library* library = object.is_none() ? nullptr : made_of(object);
+    const Library* library = object.is_none() ? nullptr : library_for(object);
     Py_INCREF(type);  // its address stays its own
     of_type.emplace(type, library);
     return library;

@@ -24,18 +24,9 @@ struct NumPy {
     const py::detail::npy_api& api;
 };
 
-const NumPy& numpy() {
-    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<NumPy> storage;
-    const auto look_up = [] {
-        const auto np = py::module_::import("numpy");
-        const auto dtype = [&](const char* name) -> py::object { return np.attr("dtype")(name); };
-        return NumPy{np.attr("asarray"), np.attr("copyto"),         np.attr("shares_memory"),
-                     dtype("float16"),   dtype("float32"),          dtype("float64"),
-                     dtype("int64"),     dtype("uint16"),           dtype("uint32"),
-                     dtype("uint64"),    py::detail::npy_api::get()};
-    };
-    return storage.call_once_and_store_result(look_up).get_stored();
-}
+const NumPy* found = nullptr;
+
+const NumPy& numpy() { return *found; }
 
 void check_is_on_the_cpu(py::handle object, const char* name) {
     if (const auto where = dlpack::elsewhere(object)) {
@@ -44,10 +35,10 @@ void check_is_on_the_cpu(py::handle object, const char* name) {
 }
 
 // NumPy has no bfloat16. The package ml_dtypes registers one, which JAX and others use; it is here
-// as soon as somebody has such an array, and null before.
+// as soon as somebody has such an array, and null before. Never destroyed.
 py::object& known_bfloat16() {
-    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
-    return storage.call_once_and_store_result([] { return py::object(); }).get_stored();
+    static auto& known = *new py::object;  // NOLINT
+    return known;
 }
 
 bool is_bfloat16(const py::dtype& dtype) {
@@ -150,8 +141,13 @@ const py::object& descr_of(DType dtype) {
 bool is_data_dtype(const py::dtype& dtype) { return element_of(dtype.ptr()) < Element::int64; }
 
 void prepare_numpy() {
-    numpy();
-    known_bfloat16();
+    if (found != nullptr) return;
+    const auto np = py::module_::import("numpy");
+    const auto dtype = [&](const char* name) -> py::object { return np.attr("dtype")(name); };
+    found = new NumPy{np.attr("asarray"), np.attr("copyto"), np.attr("shares_memory"),
+                      dtype("float16"),   dtype("float32"),  dtype("float64"),
+                      dtype("int64"),     dtype("uint16"),   dtype("uint32"),
+                      dtype("uint64"),    py::detail::npy_api::get()};
 }
 
 py::object as_array(py::handle object, const char* name) {
@@ -231,9 +227,16 @@ void refer_to_counter(py::handle object, Extents& extents, ArrayRef& result) {
 
 py::object new_array(DType dtype, std::span<const Index> shape, const Index* byte_strides) {
     Index bytes = size_of(dtype);
-    for (const Index extent : shape) bytes *= extent;
-    const FromPool from_pool(static_cast<std::size_t>(bytes));
-    return array_over(descr_of(dtype), shape, byte_strides, nullptr);
+    bool in_c_order = true;
+    for (std::size_t a = shape.size(); a-- > 0;) {
+        in_c_order = in_c_order && (byte_strides == nullptr || byte_strides[a] == bytes);
+        bytes *= shape[a];
+    }
+    if (in_c_order && bytes > 0) byte_strides = nullptr;  // NumPy is faster without
+    ArrayMemory memory(static_cast<std::size_t>(bytes));
+    py::object array = array_over(descr_of(dtype), shape, byte_strides, memory.data());
+    if (memory.data() != nullptr) memory.give_to(array);
+    return array;
 }
 
 void* data_of(const py::object& array) { return proxy(array)->data; }

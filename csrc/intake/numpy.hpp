@@ -54,12 +54,5 @@ void round_each(std::span<const double> values, const double* factor, T* out) {
         out[c] = static_cast<T>(factor != nullptr ? values[c] * factor[c] : values[c]);
     }
 }
-template <class T>
-py::object vector_of(std::span<const double> values, const double* factor = nullptr) {
-    const auto size = static_cast<Index>(values.size());
-    py::object result = new_array(DTypeOf<T>::value, {&size, 1}, nullptr);
-    round_each(values, factor, static_cast<T*>(data_of(result)));
-    return result;
-}
 
 }  // namespace bnext::intake

@@ -1,19 +1,22 @@
 #include "intake/pooled.hpp"
 
+#include <dlfcn.h>
 #include <pybind11/numpy.h>
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "cpu/pool.hpp"
+#include "cpu/small_blocks.hpp"
 
 namespace bnext::intake {
 namespace {
 
 namespace py = pybind11;
 
-// NumPy's PyDataMem_Handler, version 1 (numpy/ndarraytypes.h). Its layout and kSetHandler are part
-// of NumPy's binary interface since 1.22.
+// NumPy's PyDataMem_Handler, version 1 (numpy/ndarraytypes.h), as far as blocks from one source
+// need it.
 struct Handler {
     char name[127];
     std::uint8_t version;
@@ -26,50 +29,87 @@ struct Handler {
     } allocator;
 };
 static_assert(sizeof(Handler) == 128 + 5 * sizeof(void*));
-constexpr std::size_t kSetHandler = 304;
 
-Handler handler = {
-    "bnext_pool",
-    1,
-    {
-        nullptr,
-        [](void*, std::size_t bytes) { return cpu::pool_allocate(bytes); },
-        [](void*, std::size_t count, std::size_t bytes) -> void* {
-            std::size_t all = 0;
-            if (__builtin_mul_overflow(count, bytes, &all)) return nullptr;
-            void* block = cpu::pool_allocate(all);
-            return block != nullptr ? std::memset(block, 0, all) : nullptr;
-        },
-        [](void*, void* block, std::size_t bytes) { return cpu::pool_resize(block, bytes); },
-        [](void*, void* block, std::size_t) { cpu::pool_release(block); },
+template <void* (*allocate)(std::size_t), void* (*resize)(void*, std::size_t),
+          void (*release)(void*)>
+constexpr Handler::Allocator kAllocator{
+    nullptr,
+    [](void*, std::size_t bytes) { return allocate(bytes); },
+    [](void*, std::size_t count, std::size_t bytes) -> void* {
+        std::size_t all = 0;
+        if (__builtin_mul_overflow(count, bytes, &all)) return nullptr;
+        void* block = allocate(all);
+        return block != nullptr ? std::memset(block, 0, all) : nullptr;
     },
+    [](void*, void* block, std::size_t bytes) { return resize(block, bytes); },
+    [](void*, void* block, std::size_t) { release(block); },
 };
 
-// Both live until the process ends, as arrays may.
-PyObject* handler_object = nullptr;
-PyObject* (*set_handler)(PyObject*) = nullptr;
+Handler pool = {"bnext_pool", 1,
+                kAllocator<&cpu::pool_allocate, &cpu::pool_resize, &cpu::pool_release>};
+Handler small = {"bnext_small", 1,
+                 kAllocator<&cpu::small_allocate, &cpu::small_resize, &cpu::small_release>};
+
+// Capsules of the two; they live until the process ends, as arrays may.
+PyObject *pool_capsule = nullptr, *small_capsule = nullptr;
+
+constexpr const char* kCapsule = "mem_handler";
+
+PyObject* capsule_of(Handler& handler) {
+    PyObject* const capsule = PyCapsule_New(&handler, kCapsule, nullptr);
+    if (capsule == nullptr) throw py::error_already_set();
+    return capsule;
+}
+
+// An array object to its last field, which is part of NumPy's binary interface since 1.22
+// (PyArrayObject_fields in numpy/ndarraytypes.h).
+struct ArrayFields {
+    py::detail::PyArray_Proxy first;
+    PyObject* weak_references;
+    void* buffer_info;
+    PyObject* handler;
+};
+
+ArrayFields& fields_of(py::handle array) { return *reinterpret_cast<ArrayFields*>(array.ptr()); }
+
+// Lets tracemalloc know of memory. Headers before Python 3.13 declare it as a function of C++'s.
+int (*track)(unsigned domain, std::uintptr_t address, std::size_t bytes) = nullptr;
+constexpr unsigned kDomain = 389047;  // NumPy's
+
+// NumPy keeps blocks below this size, in bytes, by itself.
+constexpr std::size_t kWorthKeeping = 1024;
 
 }  // namespace
 
 void prepare_pool() {
-    const auto table = py::detail::import_numpy_core_submodule("multiarray").attr("_ARRAY_API");
-    auto** functions = static_cast<void**>(PyCapsule_GetPointer(table.ptr(), nullptr));
-    if (functions == nullptr) throw py::error_already_set();
-    set_handler = reinterpret_cast<PyObject* (*)(PyObject*)>(functions[kSetHandler]);
-    handler_object = PyCapsule_New(&handler, "mem_handler", nullptr);
-    if (handler_object == nullptr) throw py::error_already_set();
+    const py::object array = py::module_::import("numpy").attr("empty")(1);
+    const bool is_known = Py_TYPE(array.ptr())->tp_basicsize >= Py_ssize_t{sizeof(ArrayFields)} &&
+                          fields_of(array).handler != nullptr &&
+                          PyCapsule_IsValid(fields_of(array).handler, kCapsule) != 0;
+    if (!is_known) {
+        throw py::import_error("numpy: expected arrays that name the handler of their memory");
+    }
+    track = reinterpret_cast<decltype(track)>(dlsym(RTLD_DEFAULT, "PyTraceMalloc_Track"));
+    if (track == nullptr) throw py::import_error("expected an interpreter with tracemalloc");
+    pool_capsule = capsule_of(pool);
+    small_capsule = capsule_of(small);
 }
 
-FromPool::FromPool(std::size_t bytes) {
-    if (bytes < cpu::kWorthPooling) return;
-    before_ = py::reinterpret_steal<py::object>(set_handler(handler_object));
-    if (!before_) throw py::error_already_set();
+ArrayMemory::ArrayMemory(std::size_t bytes) : bytes_(bytes) {
+    if (bytes < kWorthKeeping) return;
+    data_ = bytes < cpu::kWorthPooling ? cpu::small_allocate(bytes) : cpu::pool_allocate(bytes);
 }
 
-FromPool::~FromPool() {
-    if (!before_) return;
-    const py::error_scope error;  // keeps an error of the array's creation
-    Py_XDECREF(set_handler(before_.ptr()));
+ArrayMemory::~ArrayMemory() {
+    bytes_ < cpu::kWorthPooling ? cpu::small_release(data_) : cpu::pool_release(data_);
+}
+
+void ArrayMemory::give_to(py::handle array) {
+    track(kDomain, reinterpret_cast<std::uintptr_t>(data_), bytes_);
+    fields_of(array).handler =
+        Py_NewRef(bytes_ < cpu::kWorthPooling ? small_capsule : pool_capsule);
+    fields_of(array).first.flags |= py::detail::npy_api::NPY_ARRAY_OWNDATA_;
+    data_ = nullptr;
 }
 
 }  // namespace bnext::intake

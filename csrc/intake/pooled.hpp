@@ -1,9 +1,9 @@
-// NumPy arrays whose memory comes from the pool (cpu/pool.hpp).
+// NumPy arrays whose memory is bnext's: from the pool (cpu/pool.hpp), and below kWorthPooling from
+// the blocks for small results (cpu/small_blocks.hpp).
 //
-// NumPy asks a "handler" for the memory of each new array, keeps the handler with the array, and
-// gives the memory back through it (NEP 49). The arrays are ordinary in every respect: they own
-// their data, can be resized, and are counted by tracemalloc. The block returns to the pool when
-// the last view is gone, in any thread.
+// An array that owns its data has a "handler", by which NumPy resizes and frees them (NEP 49). So
+// the arrays are ordinary in every respect: they can be resized, and are counted by tracemalloc.
+// The block returns when the last view is gone, in any thread.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,20 +12,25 @@
 
 namespace bnext::intake {
 
-// While it lives, new arrays of this thread get their memory from the pool, if `bytes` reach
-// kWorthPooling: below it NumPy's own allocator is as fast or faster.
-class FromPool {
+// Memory for a new array; gives it back unless an array took it over.
+class ArrayMemory {
 public:
-    explicit FromPool(std::size_t bytes);
-    ~FromPool();
-    FromPool(const FromPool&) = delete;
-    FromPool& operator=(const FromPool&) = delete;
+    explicit ArrayMemory(std::size_t bytes);
+    ~ArrayMemory();
+    ArrayMemory(const ArrayMemory&) = delete;
+    ArrayMemory& operator=(const ArrayMemory&) = delete;
+
+    // Null for sizes whose blocks NumPy keeps by itself, and where there is no memory.
+    [[nodiscard]] void* data() const { return data_; }
+    // To an array over all of it, which owns it then.
+    void give_to(pybind11::handle array);
 
 private:
-    pybind11::object before_;  // the handler to restore; null: unchanged
+    std::size_t bytes_;
+    void* data_ = nullptr;
 };
 
-// Looks up NumPy's functions and makes the handler; at import, so that no later call can fail.
+// Makes the handlers; at import, so that no later call can fail.
 void prepare_pool();
 
 }  // namespace bnext::intake

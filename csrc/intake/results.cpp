@@ -6,7 +6,8 @@ Fresh Results::make(DType dtype, std::span<const Index> shape, AxisStrides strid
     if (like_ && library_ != nullptr && library_->reader) {
         py::object tensor = call(library_->empty_like, like_);
         TensorView view;
-        if (library_->reader->take_new_data(tensor, view) && view.dtype == dtype &&
+        if (library_->reader->take_new(tensor, view) &&
+            dlpack::supported(view.tensor.dtype) == dtype &&
             std::ranges::equal(view.shape(), shape) &&
             std::ranges::equal(view.strides(), strides)) {
             return {std::move(tensor), nullptr, view.data(), true};

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <span>
 
 #include "cpu/pool.hpp"
+#include "cpu/small_blocks.hpp"
 #include "intake/library.hpp"
 #include "intake/numpy.hpp"
 
@@ -25,7 +25,7 @@ struct Result {
         auto* result = static_cast<Result*>(managed->context);
         cpu::pool_release(result->pooled);
         result->~Result();
-        std::free(result);  // NOLINT: as it was allocated
+        cpu::small_release(result);
     }
 };
 
@@ -41,8 +41,7 @@ inline OwnedResult new_result(DType dtype, std::span<const Index> shape, AxisStr
     auto bytes = static_cast<std::size_t>(size_of(dtype));
     for (const Index extent : shape) bytes *= static_cast<std::size_t>(extent);
     const bool pooled = bytes >= cpu::kWorthPooling;
-    const std::size_t room = pooled ? kHead : (kHead + bytes + kLine - 1) / kLine * kLine;
-    void* block = std::aligned_alloc(kLine, room);
+    void* block = cpu::small_allocate(pooled ? kHead : kHead + bytes);
     if (block == nullptr) throw std::bad_alloc();
     OwnedResult result(new (block) Result());
     result->managed.context = result.get();

@@ -25,15 +25,10 @@ enum class Order : std::uint8_t { none, c, channels_last };
 // library's to change once the GIL is given away.
 struct TensorView {
     dlpack::Tensor tensor;
-    DType dtype = DType::float32;
-    Order order = Order::none;  // in which it is dense
-    Index size = 0;
-    std::array<Index, kMaxRank> byte_strides{};
 
     [[nodiscard]] std::size_t rank() const { return static_cast<std::size_t>(tensor.ndim); }
     [[nodiscard]] std::span<const Index> shape() const { return {tensor.shape, rank()}; }
     [[nodiscard]] AxisStrides strides() const { return {tensor.strides, rank()}; }
-    [[nodiscard]] Index bytes() const { return size * size_of(dtype); }
     [[nodiscard]] void* data() const {
         return static_cast<char*>(tensor.data) + tensor.byte_offset;
     }
@@ -62,10 +57,6 @@ inline Order order_of(const TensorView& x) {
         expected *= shape[a];
     }
     return strides[0] == expected ? Order::channels_last : Order::none;
-}
-
-inline bool are_alike(const TensorView& a, const TensorView& b) {
-    return a.dtype == b.dtype && std::ranges::equal(a.shape(), b.shape());
 }
 
 // A new reference to what a function of the library returns; its error is thrown.
@@ -101,20 +92,19 @@ private:
     py::str requires_grad_{"requires_grad"}, current_level_{"_current_level"};  // made once
 };
 
-// Takes tensors of the very types that are named, on one type of device, whose memory holds their
-// values. Every function says false, or null, of the others.
+// Takes PyTorch's tensors and parameters, and no subclasses, on one type of device, whose memory
+// holds their values. Every function says false, or null, of the others.
 class TensorReader {
 public:
-    // `type`, whose table it is, and a subclass that is as plain.
-    TensorReader(const py::type& type, const py::type& other, std::int32_t device_type)
-        : type_(type),
-          other_(other),
-          is_negative_(py::getattr(type, "is_neg", py::none())),
-          table_(dlpack::exchange_table(type)),
+    TensorReader(const py::object& torch, std::int32_t device_type)
+        : type_(torch.attr("Tensor")),
+          parameter_(torch.attr("nn").attr("Parameter")),
+          is_negative_(type_.attr("is_neg")),
+          is_inference_(type_.attr("is_inference")),
+          table_(dlpack::exchange_table(type_)),
           device_type_(device_type) {
         if (table_ == nullptr) {
-            type_error("type: expected one with DLPack's table of C functions, got ",
-                       std::string(py::repr(type)));
+            type_error("torch: expected one with DLPack's table of C functions");
         }
     }
 
@@ -126,27 +116,8 @@ public:
         return describe(object, view) && !is_negative(object);
     }
 
-    // Data of a supported dtype, dense, with at least one value per channel.
-    bool take_data(py::handle object, TensorView& view) const {
-        return take(object, view) && is_data(view);
-    }
-
     // A tensor that the library has just made, of which nothing can be lazy.
     bool take_new(py::handle object, TensorView& view) const { return describe(object, view); }
-    bool take_new_data(py::handle object, TensorView& view) const {
-        return describe(object, view) && is_data(view);
-    }
-
-    // A vector of that dtype on the device with that number, one value behind the other.
-    void* take_vector(py::handle object, Index size, DType dtype, std::int32_t device = 0) const {
-        TensorView view;
-        if (!take(object, view) || view.rank() != 1 || view.shape()[0] != size ||
-            view.strides()[0] != 1 || dlpack::supported(view.tensor.dtype) != dtype ||
-            view.tensor.device.id != device || !view.aligned_to(size_of(dtype))) {
-            return nullptr;
-        }
-        return view.data();
-    }
 
     // An int64 of shape () on the device with that number.
     std::int64_t* take_counter(py::handle object, std::int32_t device = 0) const {
@@ -159,10 +130,15 @@ public:
         return static_cast<std::int64_t*>(view.data());
     }
 
+    // Autograd counts no writes to an inference tensor, and PyTorch refuses them outside its mode.
+    [[nodiscard]] bool is_inference(py::handle object) const {
+        return call(is_inference_, object).ptr() != Py_False;
+    }
+
 private:
     bool describe(py::handle object, TensorView& view) const {
         const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-        if (type != type_.ptr() && type != other_.ptr()) return false;
+        if (type != type_.ptr() && type != parameter_.ptr()) return false;
         if (table_->describe(object.ptr(), &view.tensor) != 0) {
             PyErr_Clear();  // it is sparse, say
             return false;
@@ -172,27 +148,12 @@ private:
                view.tensor.data != nullptr;
     }
 
-    static bool is_data(TensorView& view) {
-        if (view.rank() < 2) return false;
-        const auto dtype = dlpack::supported(view.tensor.dtype);
-        if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
-        view.dtype = *dtype;
-        view.size = 1;
-        for (std::size_t a = 0; a < view.rank(); ++a) {
-            view.byte_strides[a] = view.strides()[a] * size_of(*dtype);
-            view.size *= view.shape()[a];
-        }
-        view.order = order_of(view);
-        return view.size > 0 && view.order != Order::none;
-    }
-
     // Whether memory has the negated values: a lazy negation, of which DLPack knows nothing.
     bool is_negative(py::handle object) const {
-        return !is_negative_.is_none() && call(is_negative_, object).ptr() != Py_False;
+        return call(is_negative_, object).ptr() != Py_False;
     }
 
-    py::type type_, other_;
-    py::object is_negative_;  // None: the library has no such tensors
+    py::object type_, parameter_, is_negative_, is_inference_;
     const dlpack::ExchangeTable* table_;
     std::int32_t device_type_;
 };

@@ -18,69 +18,34 @@ namespace {
 constexpr std::chrono::microseconds kLook{50};
 constexpr Index kLookPerCore = 4;
 
-const char* name_of(Direction direction) {
-    return direction == Direction::forward ? "forward" : "backward";
+// The fields of a header, each in words.
+std::array<std::string, 5> words_of(const Header& header) {
+    return {header.layer < 0 ? "no layer" : concat("layer ", header.layer),
+            concat("step ", header.step),
+            header.direction == Direction::forward ? "forward" : "backward",
+            concat(header.channels, " channels"), name_of(header.dtype)};
 }
 
-std::string call_text(const Header& header) {
-    if (header.step < 0) return "entering the group";
-    const std::string layer =
-        header.layer < 0 ? "a call without a layer" : concat("layer ", header.layer);
-    return concat(layer, ", step ", header.step, ", ", name_of(header.direction));
-}
-
-// What `header` has instead of what `expected` has.
-std::string difference(const Header& header, const Header& expected) {
-    std::string text;
-    const auto add = [&](const auto& got, const auto& other) {
-        text += concat(text.empty() ? "" : ", ", got, " instead of ", other);
-    };
-    const auto layer = [](Index number) {
-        return number < 0 ? std::string("no layer") : concat("layer ", number);
-    };
-    if (header.layer != expected.layer) add(layer(header.layer), layer(expected.layer));
-    if (header.step != expected.step) {
-        add(concat("step ", header.step), concat("step ", expected.step));
-    }
-    if (header.direction != expected.direction) {
-        add(name_of(header.direction), name_of(expected.direction));
-    }
-    if (header.channels != expected.channels) {
-        add(concat(header.channels, " channels"), expected.channels);
-    }
-    if (header.dtype != expected.dtype) {
-        add(bnext::name_of(header.dtype), bnext::name_of(expected.dtype));
-    }
-    return text;
-}
-
-// Counts the calls inside, so that a reset can wait for them.
-class Inside {
-public:
-    explicit Inside(std::atomic<Index>& count) : count_(count) { ++count_; }
-    Inside(const Inside&) = delete;
-    Inside& operator=(const Inside&) = delete;
-    ~Inside() { --count_; }
-
-private:
-    std::atomic<Index>& count_;
+// Runs `action` at the end of a block, however the block is left.
+template <class F>
+struct AtEnd {
+    F action;
+    ~AtEnd() { action(); }
 };
-
-class Waiting {
-public:
-    explicit Waiting(Waiter& waiter) : waiter_(waiter) { waiter_.begin(); }
-    Waiting(const Waiting&) = delete;
-    Waiting& operator=(const Waiting&) = delete;
-    ~Waiting() { waiter_.end(); }
-
-private:
-    Waiter& waiter_;
-};
+template <class F>
+AtEnd(F) -> AtEnd<F>;
 
 }  // namespace
 
-GroupFailure::GroupFailure(const Header& at, Index who, const std::string& why)
-    : std::runtime_error(concat(call_text(at), ": ", why)), header(at), rank(who), reason(why) {}
+std::string difference(const Header& got, const Header& expected) {
+    std::string text;
+    const auto one = words_of(got), other = words_of(expected);
+    for (std::size_t i = 0; i < one.size(); ++i) {
+        if (one[i] == other[i]) continue;
+        text += concat(text.empty() ? "" : ", ", one[i], " instead of ", other[i]);
+    }
+    return text;
+}
 
 ThreadGroup::ThreadGroup(Index size, double timeout_seconds)
     : timeout_(timeout_seconds),
@@ -106,7 +71,7 @@ ThreadGroup::Slot& ThreadGroup::slot_of(Index rank) {
 Ticket ThreadGroup::enter(Index rank) {
     Slot& slot = slot_of(rank);
     const std::lock_guard lock(mutex_);
-    if (broken_) throw GroupFailure({-1, -1}, broken_rank_, reason_);
+    if (broken_) throw_failure();
     BNEXT_CHECK(slot.ticket == 0, "rank: expected one that is free, got ", rank,
                 ", which another thread has");
     ++slot.entered;
@@ -121,7 +86,7 @@ void ThreadGroup::leave(Index rank, Ticket ticket) {
     slot.ticket = 0;
     slot.finished = slot.entered;
     // Tasks of the next step may have begun, and wait for a task of this rank that has not: only
-    // who has entered no more often than this member waits in vain.
+    // members that have entered no more often than this one wait in vain.
     const bool in_vain = std::ranges::any_of(
         slots_, [&](const Slot& other) { return other.arrived && other.entered <= slot.finished; });
     if (in_vain) break_group(rank, concat("rank ", rank, " has left the group"));
@@ -157,66 +122,69 @@ void ThreadGroup::break_group(Index rank, const std::string& reason) {
 }
 
 void ThreadGroup::wake_all() {
-    // Whoever has looked, and found that it has to wait, is asleep once this is locked.
+    // A member that has looked, and found that it has to wait, is asleep once this is locked.
     {
         const std::lock_guard asleep(sleep_);
     }
     wake_.notify_all();
 }
 
-void ThreadGroup::break_and_throw(const Header& at, Index rank, const std::string& reason) {
+void ThreadGroup::throw_failure() const { throw GroupFailure(broken_rank_, reason_); }
+
+void ThreadGroup::break_and_throw(Index rank, const std::string& reason) {
     break_group(rank, reason);
-    throw GroupFailure(at, broken_rank_, reason_);
+    throw_failure();
 }
 
-void ThreadGroup::check_header(Index rank, const Header& header) {
+void ThreadGroup::check_header(Index rank, const Contribution& brought) {
     if (arrived_ == 0) {
         first_arrived_ = rank;
         sharing_ = true;
         return;
     }
+    const auto differs = [&](Index other, const std::string& text) {
+        break_and_throw(rank, concat("rank ", rank, " differs from rank ", other, ": ", text));
+    };
     const Header& expected = slot_of(first_arrived_).brought.header;
-    Index other = first_arrived_;
-    std::string text = difference(header, expected);
-    if (text.empty()) {
-        const auto same = [&](const Slot& slot) {
-            return slot.brought.header.owner == header.owner;
-        };
-        const auto brought_it = [&](const Slot& slot) { return slot.arrived && same(slot); };
-        if (arrived_ == 1) sharing_ = header.owner == expected.owner;
-        if (std::ranges::any_of(slots_, brought_it) == sharing_) return;
-        const auto another = std::ranges::find_if(
-            slots_, [&](const Slot& slot) { return slot.arrived && !same(slot); });
-        other = another - slots_.begin();
-        text = "another layer, where all share one or each has a replica";
+    if (brought.header != expected) differs(first_arrived_, difference(brought.header, expected));
+    // All members share one layer object, or each has a replica: the second to arrive decides.
+    const auto arrived_with = [&](bool same) {
+        return std::ranges::find_if(slots_, [&](const Slot& slot) {
+            return slot.arrived && (slot.brought.owner == brought.owner) == same;
+        });
+    };
+    const bool known = arrived_with(true) != slots_.end();
+    if (arrived_ == 1) sharing_ = known;
+    if (known != sharing_) {
+        differs(arrived_with(false) - slots_.begin(),
+                "another layer, where all share one or each has a replica");
     }
-    break_and_throw(header, rank, concat("rank ", rank, " differs from rank ", other, ": ", text));
 }
 
-void ThreadGroup::check_presence(Index rank, const Header& header) {
+void ThreadGroup::check_presence(Index rank) {
     const Index entered = slot_of(rank).entered;
     for (Index other = 0; other < size(); ++other) {
         const Slot& slot = slot_of(other);
         if (!slot.arrived && slot.ticket == 0 && slot.finished >= entered) {
-            break_and_throw(header, other, concat("rank ", other, " has left the group"));
+            break_and_throw(other, concat("rank ", other, " has left the group"));
         }
     }
 }
 
 Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brought,
-                             const Destination& into, Waiter& waiter) {
+                             const Rows<double>& into, Waiter& waiter) {
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(timeout_));
     Slot& slot = slot_of(rank);
-    const Inside inside(inside_);
+    ++inside_;
+    const AtEnd outside{[this] { --inside_; }};
     std::unique_lock lock(mutex_);
-    const Header& header = brought.header;
     if (ticket == 0 || slot.ticket != ticket) {
-        throw GroupFailure(header, rank, concat("rank ", rank, " is no member since a reset"));
+        throw GroupFailure(rank, concat("rank ", rank, " is no member since a reset"));
     }
-    if (broken_) throw GroupFailure(header, broken_rank_, reason_);
-    check_header(rank, header);
-    check_presence(rank, header);
+    if (broken_) throw_failure();
+    check_header(rank, brought);
+    check_presence(rank);
     slot.brought = brought;
     slot.arrived = true;
     if (++arrived_ == size()) {
@@ -228,47 +196,38 @@ Merged ThreadGroup::exchange(Index rank, Ticket ticket, const Contribution& brou
         lock.unlock();
         wait(rank, generation, deadline, waiter);
     }
-    // Nobody writes these before this member brings something again.
-    std::copy_n(merged_first_.begin(), header.channels, into.first);
-    std::copy_n(merged_second_.begin(), header.channels, into.second);
-    if (into.mean_low != nullptr) {
-        std::copy_n(merged_low_.begin(), header.channels, into.mean_low);
+    // No member writes these before this one brings something again.
+    for (std::size_t row = 0; row < into.size(); ++row) {
+        if (into[row] == nullptr) continue;
+        std::copy_n(merged_rows_[row].begin(), brought.header.channels, into[row]);
     }
     return merged_;
 }
 
 void ThreadGroup::wait(Index rank, Index generation, Clock::time_point deadline, Waiter& waiter) {
-    const Waiting waiting(waiter);
+    waiter.begin();
+    const AtEnd back{[&] { waiter.end(); }};
     const auto over = [&] { return generation_ != generation || broken_; };
     if (looks_) {
         const auto until = Clock::now() + kLook;
         while (!over() && Clock::now() < until) std::this_thread::yield();
     }
-    if (generation_ != generation) return;
-    auto next_poll = Clock::now() + kPoll;
     bool polls = true;
-    std::unique_lock asleep(sleep_);
-    while (!over()) {
-        const auto now = Clock::now();
-        if (now >= deadline) break;
-        if (polls && now >= next_poll) {
-            asleep.unlock();
-            polls = poll(rank, generation, waiter);
-            next_poll = Clock::now() + kPoll;
-            asleep.lock();
-            continue;
+    while (!over() && Clock::now() < deadline) {
+        const auto until = polls ? std::min(deadline, Clock::now() + kPoll) : deadline;
+        {
+            std::unique_lock asleep(sleep_);
+            wake_.wait_until(asleep, until, over);
         }
-        wake_.wait_until(asleep, polls ? std::min(deadline, next_poll) : deadline);
+        if (polls && !over()) polls = poll(rank, generation, waiter);
     }
-    asleep.unlock();
     // What was merged is good, whatever broke afterwards: this member is through.
     if (generation_ != generation) return;
     const std::lock_guard lock(mutex_);
     if (generation_ != generation) return;
-    const Header& header = slot_of(rank).brought.header;
-    if (broken_) throw GroupFailure(header, broken_rank_, reason_);
-    const auto [who, names] = missing();
-    break_and_throw(header, who, concat("time-out after ", timeout_, " s: ", names, " missing"));
+    if (broken_) throw_failure();
+    const auto [first, names] = missing();
+    break_and_throw(first, concat("time-out after ", timeout_, " s: ", names, " missing"));
 }
 
 bool ThreadGroup::poll(Index rank, Index generation, Waiter& waiter) {
@@ -299,16 +258,11 @@ std::pair<Index, std::string> ThreadGroup::missing() const {
 void ThreadGroup::merge_all() {
     const Header& header = slots_.front().brought.header;
     const auto channels = static_cast<std::size_t>(header.channels);
-    if (merged_first_.size() < channels) {
-        merged_first_.resize(channels);
-        merged_second_.resize(channels);
-        merged_low_.resize(channels);
+    for (std::vector<double>& row : merged_rows_) {
+        if (row.size() < channels) row.resize(channels);
+        std::fill_n(row.begin(), channels, 0.0);
     }
-    merged_.count = 0;
-    merged_.shared = sharing_;
-    std::fill_n(merged_first_.begin(), channels, 0.0);
-    std::fill_n(merged_second_.begin(), channels, 0.0);
-    std::fill_n(merged_low_.begin(), channels, 0.0);
+    merged_ = {0, generation_ + 1, sharing_};
     if (header.direction == Direction::forward) {
         merge_moments(channels);
     } else {
@@ -316,7 +270,6 @@ void ThreadGroup::merge_all() {
     }
     for (Slot& slot : slots_) slot.arrived = false;
     arrived_ = 0;
-    merged_.generation = generation_ + 1;
     generation_ = merged_.generation;  // last: members that spin look at nothing else
 }
 
@@ -324,26 +277,23 @@ void ThreadGroup::merge_all() {
 // of the means. Means of float64 data have a low part, and so has the merged mean; others have bits
 // to spare.
 void ThreadGroup::merge_moments(std::size_t channels) {
-    const FloatMode mode;  // whichever thread comes last
+    const FloatMode mode;  // of the calling thread, which is any member's
+    auto& [mean, m2, mean_low] = merged_rows_;
     const double* pilot = nullptr;
-    double* const mean = merged_first_.data();
-    double* const m2 = merged_second_.data();
-    const auto low_of = [](const Contribution& brought, std::size_t c) {
-        return brought.mean_low == nullptr ? 0.0 : brought.mean_low[c];
-    };
     for (const Slot& slot : slots_) {
         const Contribution& more = slot.brought;
         if (more.count == 0) continue;
+        const auto [more_mean, more_m2, more_low] = more.rows;
         if (pilot == nullptr) {
-            pilot = more.first;
-            std::copy_n(more.second, channels, m2);
-            for (std::size_t c = 0; c < channels; ++c) mean[c] = low_of(more, c);
+            pilot = more_mean;
+            std::copy_n(more_m2, channels, m2.begin());
+            if (more_low != nullptr) std::copy_n(more_low, channels, mean.begin());
         } else {
             const MergeShares shares(static_cast<double>(merged_.count),
                                      static_cast<double>(more.count));
             for (std::size_t c = 0; c < channels; ++c) {
-                const double from_pilot = (more.first[c] - pilot[c]) + low_of(more, c);
-                merge(mean[c], m2[c], from_pilot, more.second[c], shares);
+                const double low = more_low == nullptr ? 0.0 : more_low[c];
+                merge(mean[c], m2[c], (more_mean[c] - pilot[c]) + low, more_m2[c], shares);
             }
         }
         merged_.count += more.count;
@@ -353,7 +303,7 @@ void ThreadGroup::merge_moments(std::size_t channels) {
     for (std::size_t c = 0; c < channels; ++c) {
         const HighLow whole = two_sum(pilot[c], mean[c]);
         mean[c] = whole.high;
-        merged_low_[c] = has_low ? whole.low : 0.0;
+        mean_low[c] = has_low ? whole.low : 0.0;
     }
 }
 
@@ -362,9 +312,8 @@ void ThreadGroup::add_sums(std::size_t channels) {
         const Contribution& more = slot.brought;
         if (more.count == 0) continue;
         merged_.count += more.count;
-        for (std::size_t c = 0; c < channels; ++c) {
-            merged_first_[c] += more.first[c];
-            merged_second_[c] += more.second[c];
+        for (std::size_t row = 0; row < 2; ++row) {
+            for (std::size_t c = 0; c < channels; ++c) merged_rows_[row][c] += more.rows[row][c];
         }
     }
 }

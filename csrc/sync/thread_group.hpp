@@ -1,18 +1,19 @@
 // The barrier of threads that hold parts of one batch: each brings rows of doubles, two or three,
-// and waits until all have come; everybody gets the merged rows.
+// and waits until all have come; every member gets the merged rows.
 //
-// Order:   the last to arrive merges, in the order of ranks, so the result depends on nobody's
-//          speed and is the same to the bit for all.
+// Order:   the last to arrive merges, in the order of ranks, so the result does not depend on the
+//          order of arrival and is the same to the bit for all.
 // Waiting: members look again and again for some microseconds, unless they are many more than
-//          there are cores, and then sleep. Nobody waits for longer than the time-out, and nobody
-//          waits at all for what is known never to come.
+//          there are cores, and then sleep. No member waits for longer than the time-out, or for a
+//          member that is known never to come.
 // Faults:  whatever goes wrong breaks the group: members that wait, and those that come later, get
 //          the same reason at once, until reset().
 // Memory:  rows are read where their owner has them, for the owner waits meanwhile; the merged rows
-//          have one buffer, which grows but never shrinks. It is written again only after everybody
-//          has come back, that is, has copied what was in it.
+//          have one buffer, which grows but never shrinks. It is written again only after all
+//          members have come back, and so have copied the rows.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -29,32 +30,31 @@ namespace bnext::sync {
 
 enum class Direction : std::uint8_t { forward, backward };
 
-// What must agree among members. `owner` tells layer objects apart: members bring one object that
-// they share, or each a replica of its own.
+// What must agree among members.
 struct Header {
     Index layer = -1;  // -1: a call without a layer
-    Index step = 0;    // -1, in a failure: no call, but entering
+    Index step = 0;
     Direction direction = Direction::forward;
     Index channels = 0;
     DType dtype = DType::float32;
-    std::uintptr_t owner = 0;
+
+    friend bool operator==(const Header&, const Header&) = default;
 };
+
+// In what `got` differs from `expected`, in words.
+std::string difference(const Header& got, const Header& expected);
 
 // Forward: mean and m2 of `count` values a channel, and of float64 data the mean's low part
-// (core/statistics.hpp; null: 0). Backward: two sums. Of a count of 0, rows are not looked at.
+// (core/statistics.hpp; null: 0). Backward: two sums.
+template <class T>
+using Rows = std::array<T*, 3>;
+
 struct Contribution {
     Header header;
-    Index count = 0;
-    const double* first = nullptr;
-    const double* second = nullptr;
-    const double* mean_low = nullptr;
-};
-
-// Where the merged rows are put; mean_low may be null.
-struct Destination {
-    double* first = nullptr;
-    double* second = nullptr;
-    double* mean_low = nullptr;
+    // Tells layer objects apart: members bring one that they share, or each a replica of its own.
+    std::uintptr_t owner = 0;
+    Index count = 0;  // of a count of 0, rows are not looked at
+    Rows<const double> rows{};
 };
 
 struct Merged {
@@ -63,17 +63,15 @@ struct Merged {
     bool shared = false;   // whether all members brought the same layer object
 };
 
-// Why an exchange failed, as the member that gets it sees it.
-class GroupFailure : public std::runtime_error {
-public:
-    GroupFailure(const Header& at, Index rank, const std::string& reason);
+// Why an exchange failed; the same for every member.
+struct GroupFailure : std::runtime_error {
+    GroupFailure(Index culprit, const std::string& reason)
+        : std::runtime_error(reason), rank(culprit) {}
 
-    Header header;  // of the call that failed
-    Index rank;     // who is to blame; -1: no member
-    std::string reason;
+    Index rank;  // of the culprit; -1: no member
 };
 
-// What a member does beside waiting. No function is called with a lock held.
+// The work of a member beside waiting. No function is called with a lock held.
 class Waiter {
 public:
     Waiter() = default;
@@ -101,21 +99,21 @@ public:
     // The calling thread becomes the member `rank` until leave(). Throws GroupFailure if the group
     // is broken, Error if the rank does not exist or is taken.
     Ticket enter(Index rank);
-    // A member that leaves in good order. Whoever waits for it, having entered no more often, is
+    // A member leaves in good order. Members that wait for it, having entered no more often, are
     // told; so all ranks are to be entered equally often.
     void leave(Index rank, Ticket ticket);
-    // A member announces that it cannot go on; rank -1: somebody else does.
+    // A member announces that it cannot go on; rank -1: the caller is no member.
     void fail(Index rank, Ticket ticket, const std::string& message);
     // Forgets all members and the fault. Those still waiting get an error.
     void reset();
 
-    // Brings rows of header.channels each and gets the merged ones.
-    Merged exchange(Index rank, Ticket ticket, const Contribution& brought, const Destination& into,
-                    Waiter& waiter);
+    // Brings rows of header.channels each, and copies the merged ones to `into`, but for null.
+    Merged exchange(Index rank, Ticket ticket, const Contribution& brought,
+                    const Rows<double>& into, Waiter& waiter);
 
 private:
     struct Slot {
-        Ticket ticket = 0;   // of the thread that has this rank; 0: nobody
+        Ticket ticket = 0;   // of the thread that has this rank; 0: none
         Index entered = 0;   // how often the rank was taken
         Index finished = 0;  // how many of these have ended
         bool arrived = false;
@@ -126,9 +124,10 @@ private:
     Slot& slot_of(Index rank);
     void wake_all();
     void break_group(Index rank, const std::string& reason);
-    [[noreturn]] void break_and_throw(const Header& at, Index rank, const std::string& reason);
-    void check_header(Index rank, const Header& header);
-    void check_presence(Index rank, const Header& header);
+    [[noreturn]] void throw_failure() const;
+    [[noreturn]] void break_and_throw(Index rank, const std::string& reason);
+    void check_header(Index rank, const Contribution& brought);
+    void check_presence(Index rank);
     void wait(Index rank, Index generation, Clock::time_point deadline, Waiter& waiter);
     bool poll(Index rank, Index generation, Waiter& waiter);
     void merge_all();
@@ -145,11 +144,11 @@ private:
     std::condition_variable wake_;
     std::vector<Slot> slots_;
     Index arrived_ = 0;
-    Index first_arrived_ = 0;  // who the others are compared with
+    Index first_arrived_ = 0;  // the rank that the others are compared with
     bool sharing_ = false;     // whether those that have arrived brought one layer object
     Ticket tickets_ = 0;
     Merged merged_;
-    std::vector<double> merged_first_, merged_second_, merged_low_;
+    std::array<std::vector<double>, 3> merged_rows_;
     std::atomic<Index> generation_{0};
     std::atomic<bool> broken_{false};
     Index broken_rank_ = -1;

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypedDict, final
 
 import numpy as np
@@ -78,6 +78,26 @@ class Saved:
         """Whether the statistics are the batch's; False where they were given."""
 
 @final
+class DeviceSaved:
+    """What a forward call on a GPU leaves for its backward call: as `Saved`, on the device."""
+
+    @property
+    def rows(self) -> Any:
+        """All statistics, shape (5, C): mean, m2, var, rstd, mean_low."""
+
+    mean: Any
+    m2: Any
+    var: Any
+    rstd: Any
+    mean_low: Any
+    count: int
+    eps: float
+    shape: tuple[int, ...]
+    dtype: Any
+    channel_axis: int
+    batch_statistics: bool
+
+@final
 class Exported:
     def __init__(self, array: npt.ArrayLike) -> None: ...
     def __dlpack__(
@@ -95,9 +115,14 @@ def describe_dlpack(
     capsule: Any, name: str = "x"
 ) -> tuple[int, tuple[int, ...], tuple[int, ...], str, int, int, bool, Any]: ...
 def device_name(device_type: int, device_id: int) -> str: ...
+def calls_on(kernels: Any, library: Any, device: int, plain: bool = True) -> Any: ...
 def find_libraries_by(function: Callable[[Any], Any]) -> None: ...
 
 class GroupFailure(RuntimeError): ...  # noqa: N818
+
+def difference(
+    got: tuple[int, int, str, int, str], expected: tuple[int, int, str, int, str]
+) -> str: ...
 
 @final
 class ThreadGroup:
@@ -118,7 +143,8 @@ class ThreadGroup:
         ticket: int,
         layer: int,
         step: int,
-        backward: bool,
+        direction: str,
+        channels: int,
         dtype: str,
         owner: int,
         count: int,
@@ -140,6 +166,7 @@ def forward(
     out: Any,
     bessel: bool = True,
     plain: bool = False,
+    keeps: bool = True,
 ) -> tuple[Any, Saved]: ...
 def backward(
     dy: npt.ArrayLike,
@@ -255,16 +282,6 @@ def check_momentum(momentum: float) -> float: ...
 def check_axis(channel_axis: Any, rank: int) -> int: ...
 def check_count(count: Any, name: str = "num_batches_tracked") -> None: ...
 def check_more_than_one(shape: tuple[int, ...], count: int) -> None: ...
-def check_call(
-    call: str,
-    arrays: Mapping[str, Any],
-    saved: tuple[str, tuple[int, ...], int, bool] | None = None,
-    *,
-    eps: float = 0.0,
-    channel_axis: int = 1,
-    momentum: float | None = 0.0,
-    num_batches_tracked: Any = None,
-) -> int: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def fix_team(fixed: bool) -> None: ...

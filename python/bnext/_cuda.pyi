@@ -1,9 +1,6 @@
-"""The CUDA kernels: plans and launches over addresses, and calls over PyTorch's tensors.
+"""The CUDA kernels: their table for `_core`, and plans and launches for tests and measurements."""
 
-`bnext.arrays` has all other arrays.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 __version__: str
@@ -65,89 +62,7 @@ class Plan:
     def launches(self) -> list[dict[str, int]]: ...
     def coverage(self, launch: int = 0, downwards: bool = False) -> bytes: ...
 
-# Calls of usual tensors; None for every other call, which has changed nothing. Numbers are exact
-# floats, an axis an exact int.
-
-@final
-class TensorCalls:
-    """Calls of layers, as functions of `_core` with `plain=True`: they do not ask autograd."""
-
-    def __init__(self, torch: Any, saved_type: type, problem_of: Callable[[int], str]) -> None: ...
-    def forward(
-        self,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        running_mean: Any,
-        running_var: Any,
-        momentum: Any,
-        num_batches_tracked: Any,
-        eps: Any,
-    ) -> tuple[Any, Any] | None: ...
-    def forward_only(
-        self,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        running_mean: Any,
-        running_var: Any,
-        momentum: Any,
-        num_batches_tracked: Any,
-        eps: Any,
-    ) -> Any: ...
-    def normalize_by_running(
-        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any
-    ) -> tuple[Any, Any] | None: ...
-    def evaluate(
-        self, x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: Any
-    ) -> Any: ...
-    def backward(self, dy: Any, x: Any, saved: Any, weight: Any) -> tuple[Any, Any, Any] | None: ...
-    def backward_constant(self, dy: Any, saved: Any, weight: Any) -> Any: ...
-
-@final
-class FunctionCalls:
-    """The calls of functions, which refuse what autograd would have to record."""
-
-    def __init__(self, torch: Any, saved_type: type, problem_of: Callable[[int], str]) -> None: ...
-    def forward(
-        self,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        running_mean: Any,
-        running_var: Any,
-        momentum: Any,
-        eps: Any,
-        channel_axis: Any,
-        out: Any,
-        bessel: bool,
-    ) -> tuple[Any, Any] | None: ...
-    def normalize(
-        self,
-        x: Any,
-        mean: Any,
-        var: Any,
-        weight: Any,
-        bias: Any,
-        eps: Any,
-        channel_axis: Any,
-        out: Any,
-    ) -> Any: ...
-    def normalize_by_running(
-        self,
-        x: Any,
-        running_mean: Any,
-        running_var: Any,
-        weight: Any,
-        bias: Any,
-        eps: Any,
-        channel_axis: Any,
-        out: Any,
-    ) -> tuple[Any, Any] | None: ...
-    def backward(
-        self, dy: Any, x: Any, saved: Any, weight: Any, out: Any
-    ) -> tuple[Any, Any, Any] | None: ...
-    def backward_constant(self, dy: Any, saved: Any, weight: Any, out: Any) -> Any: ...
+table: Any  # the functions that `_core` calls
 
 def device_count() -> int: ...
 def unavailable_reason() -> str: ...

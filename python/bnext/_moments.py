@@ -62,19 +62,17 @@ class Moments:
     mean_low: Float64Array | None = None
 
     def __post_init__(self) -> None:
-        count = count_of(self.count, "count")
-        mean, m2 = _float64(self.mean, "mean"), _float64(self.m2, "m2")
-        if mean.ndim != 1:
-            raise ValueError(f"mean: expected shape (C,), got {tuple(mean.shape)}")
-        if m2.shape != mean.shape:
-            raise ValueError(f"m2: expected shape {tuple(mean.shape)}, got {tuple(m2.shape)}")
-        low = None if self.mean_low is None else _float64(self.mean_low, "mean_low")
-        if low is not None and low.shape != mean.shape:
-            raise ValueError(
-                f"mean_low: expected shape {tuple(mean.shape)}, got {tuple(low.shape)}"
-            )
-        for name, value in (("count", count), ("mean", mean), ("m2", m2), ("mean_low", low)):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "count", count_of(self.count, "count"))
+        object.__setattr__(self, "mean", _float64(self.mean, "mean"))
+        shape = tuple(self.mean.shape)
+        if len(shape) != 1:
+            raise ValueError(f"mean: expected shape (C,), got {shape}")
+        for name, given in (("m2", self.m2), ("mean_low", self.mean_low)):
+            if name == "m2" or given is not None:
+                row = _float64(given, name)
+                if row.shape != shape:
+                    raise ValueError(f"{name}: expected shape {shape}, got {tuple(row.shape)}")
+                object.__setattr__(self, name, row)
 
     @classmethod
     def empty(cls, channels: int) -> Moments:
@@ -162,13 +160,8 @@ class Moments:
         """Compare counts, means and sums of squares, to the bit; waits for a GPU that has them."""
         if not isinstance(other, Moments):
             return NotImplemented
-        return (
-            self.count == other.count
-            and _equal(self.mean, other.mean)
-            and _equal(self.m2, other.m2)
-            and (self.mean_low is None) is (other.mean_low is None)
-            and (self.mean_low is None or _equal(self.mean_low, other.mean_low))
-        )
+        mine, others = (self.mean, self.m2, self.mean_low), (other.mean, other.m2, other.mean_low)
+        return self.count == other.count and all(map(_equal, mine, others))
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
@@ -194,6 +187,8 @@ def _float64(values: Any, name: str) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return one is other
     library = library_of(one)
     if library is not library_of(other) or one.shape != other.shape:
         return False

@@ -240,15 +240,9 @@ def chosen(momentum: float | None, decay: float | None, estimator: Estimator | N
 
     A momentum other than `DEFAULT_MOMENTUM` itself counts as given; None is cumulative.
     """
-    given = {
-        name: value
-        for name, value, default in (
-            ("momentum", momentum, DEFAULT_MOMENTUM),
-            ("decay", decay, None),
-            ("estimator", estimator, None),
-        )
-        if value is not default
-    }
+    arguments = {"momentum": momentum, "decay": decay, "estimator": estimator}
+    defaults = {"momentum": DEFAULT_MOMENTUM}
+    given = {k: value for k, value in arguments.items() if value is not defaults.get(k)}
     if len(given) > 1:
         text = " and ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-import numpy as np
 import numpy.typing as npt
+from numpy import ndarray
 
 from bnext import _core, spine
 from bnext._core import Saved
@@ -326,5 +326,5 @@ def moments(x: Values, *, channel_axis: int = 1) -> Moments:
     RuntimeError
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     """
-    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
+    engine: Any = _core if type(x) is ndarray else engine_of(x)
     return Moments(*engine.moments(x=x, channel_axis=channel_axis))

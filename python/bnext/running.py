@@ -23,7 +23,7 @@ from bnext.arrays.libraries import to_numpy
 from bnext.estimators import Estimator, Exponential
 from bnext.writes import Writes, check_writeable
 
-__all__ = ["Running"]
+__all__ = ["Running", "check_tracked"]
 
 
 @dataclass(eq=False)
@@ -75,9 +75,11 @@ class Running:
 
     def operands(self) -> dict[str, Any]:
         """Give the operands of an engine's call that moves them."""
+        return {**self._arrays(), "momentum": self.weight()}
+
+    def _arrays(self) -> dict[str, Any]:
         return {
-            "running_mean": self.mean, "running_var": self.var, "momentum": self.weight(),
-            "num_batches_tracked": self.counter,
+            "running_mean": self.mean, "running_var": self.var, "num_batches_tracked": self.counter
         }  # fmt: skip
 
     def check_movable(self, prefix: str = "") -> None:
@@ -102,8 +104,7 @@ class Running:
     def prepare(self, writes: Writes, count: int, mean: Any, m2: Any, prefix: str = "") -> None:
         """Add that move to `writes`, on top of earlier ones. Errors have `prefix` before names."""
         self.check_movable(prefix)
-        arrays = {"running_mean": self.mean, "running_var": self.var}
-        arrays["num_batches_tracked"] = self.counter
+        arrays = self._arrays()
         moved = {name: None if a is None else writes.pending(a) for name, a in arrays.items()}
         tracked = moved["num_batches_tracked"]
         weight = 0.0
@@ -116,6 +117,15 @@ class Running:
         for name, array in arrays.items():
             if array is not None:
                 writes.add(prefix + name, array, moved[name], self.dtype)
+
+
+def check_tracked(layer: Any, name: str) -> None:
+    """ValueError for a layer without running statistics."""
+    if layer.running_mean is None or layer.running_var is None:
+        raise ValueError(
+            f"{name}: expected a layer with running statistics, got one with "
+            f"track_running_stats={layer.track_running_stats}"
+        )
 
 
 def _saved_of(count: int, mean: Any, m2: Any, dtype: np.dtype[Any]) -> _core.Saved:

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
+from numpy import ndarray
 
 from bnext import _core
 from bnext.arrays import DeviceSaved, engine_of
 from bnext.groups.exchange import Merged
 from bnext.groups.group import ALONE, Part
 from bnext.groups.saved import SyncSaved
-from bnext.running import Running
 
 __all__ = ["backward", "check_parameter_gradients", "forward"]
 
@@ -36,10 +35,12 @@ def forward(
     channel_axis: Any,
     out: Any,
     given: Any = None,
-    moved: Running | None = None,
+    moved: Any = None,
     part: Part = ALONE,
     engine: Any = None,
     explain: Callable[[Any, Any], None] | None = None,
+    plain: bool = False,
+    keeps: bool = True,
 ) -> Any:
     """Normalize `x`: give y, and the statistics that `backward` needs.
 
@@ -47,16 +48,22 @@ def forward(
     ----------
     x, weight, bias, eps, channel_axis, out
         As `bnext.batch_norm_forward` takes them.
-    given : Running or (mean, var), optional
-        Statistics to normalize by; the batch's if not given.
-    moved : Running, optional
-        Running statistics that the batch moves; in a group once for all members that share them.
+    given : Running, (mean, var, weight, counter) or (mean, var), optional
+        Statistics to normalize by; the batch's if not given. A pair need not be of the dtype of x.
+    moved : Running or (mean, var, weight, counter), optional
+        Running statistics that the batch moves by that weight; in a group, a `Running`, once for
+        all members that share it.
     part : Part
         The caller's part in the call: in a group the batch is the shards of all members.
     engine : engine, optional
         Computes on `x`; found if not given.
     explain : callable, optional
         Called with x and the engine after a TypeError; raises a better one, or returns.
+    plain : bool
+        Outside groups: TypeError for tensors of PyTorch that are not plain. What autograd would
+        record is not asked.
+    keeps : bool
+        Whether a backward pass may follow. Otherwise `saved` need not be made.
 
     Returns
     -------
@@ -68,28 +75,39 @@ def forward(
     # (Callers give the first operands by position: names cost a small call 0.1 us in CPython.)
     if part is ALONE and (given is None or moved is None):
         if engine is None:
-            engine = _core if type(x) is np.ndarray else engine_of(x)
+            engine = _core if type(x) is ndarray else engine_of(x)
         try:
-            if given is None and moved is None:
+            if given is None:
+                mean = var = momentum = counter = None
+                bessel = True
+                if type(moved) is tuple:
+                    mean, var, momentum, counter = moved
+                elif moved is not None:
+                    mean, var, counter = moved.mean, moved.var, moved.counter
+                    momentum, bessel = moved.weight(), moved.estimator.bessel
                 return engine.forward(
-                    x=x, weight=weight, bias=bias, running_mean=None, running_var=None,
-                    momentum=None, num_batches_tracked=None, eps=eps, channel_axis=channel_axis,
-                    out=out,
+                    x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
+                    momentum=momentum, num_batches_tracked=counter, eps=eps,
+                    channel_axis=channel_axis, out=out, bessel=bessel, plain=plain, keeps=keeps,
                 )  # fmt: skip
-            if moved is not None:
-                return engine.forward(
-                    x=x, weight=weight, bias=bias, running_mean=moved.mean, running_var=moved.var,
-                    momentum=moved.weight(), num_batches_tracked=moved.counter, eps=eps,
-                    channel_axis=channel_axis, out=out, bessel=moved.estimator.bessel,
-                )  # fmt: skip
-            if type(given) is tuple:
+            if type(given) is not tuple:
+                mean, var = given.mean, given.var
+            elif len(given) == len(RUNNING):
+                mean, var, *_ = given
+            else:
                 return engine.normalize(
                     x=x, mean=given[0], var=given[1], weight=weight, bias=bias, eps=eps,
                     channel_axis=channel_axis, out=out,
                 )  # fmt: skip
+            if not keeps:
+                y = engine.evaluate(
+                    x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+                    channel_axis=channel_axis, plain=plain,
+                )  # fmt: skip
+                return y, None
             return engine.normalize_by_running(
-                x=x, running_mean=given.mean, running_var=given.var, weight=weight, bias=bias,
-                eps=eps, channel_axis=channel_axis, out=out,
+                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+                channel_axis=channel_axis, out=out, plain=plain,
             )  # fmt: skip
         except TypeError:
             if explain is not None:
@@ -101,8 +119,8 @@ def forward(
     }  # fmt: skip
     with part:
         if engine is None:
-            engine = _core if type(x) is np.ndarray else engine_of(x)
-        if not isinstance(x, np.ndarray):
+            engine = _core if type(x) is ndarray else engine_of(x)
+        if not isinstance(x, ndarray):
             x = engine.as_array(x=x, name="x")
         try:
             running = NOT_MOVED if moved is None else moved.operands()
@@ -145,9 +163,8 @@ def forward(
     return y, saved
 
 
-NOT_MOVED: dict[str, Any] = {
-    "running_mean": None, "running_var": None, "momentum": None, "num_batches_tracked": None
-}  # fmt: skip
+RUNNING = ("running_mean", "running_var", "momentum", "num_batches_tracked")
+NOT_MOVED: dict[str, Any] = dict.fromkeys(RUNNING)
 
 
 def _recalled(part: Part, engine: Any, x: Any, channel_axis: Any) -> Merged | None:
@@ -171,6 +188,8 @@ def backward(
     weight: Any,
     out: Any,
     parameter_gradients: str = "local",
+    engine: Any = None,
+    plain: bool = False,
 ) -> Any:
     """Gradients of `forward`: dx, dweight and dbias.
 
@@ -181,6 +200,8 @@ def backward(
         gradients of parameters None.
     parameter_gradients : {"local", "total"}
         In a group: sums over the shard, or over the whole batch.
+    engine, plain
+        As in `forward`.
 
     Returns
     -------
@@ -191,20 +212,21 @@ def backward(
         if parameter_gradients != "local":
             check_parameter_gradients(parameter_gradients)
         if x is None:
-            if isinstance(saved, DeviceSaved):
+            if engine is None and isinstance(saved, DeviceSaved):
                 engine = engine_of(saved.var)
-            else:
-                engine = _core if type(dy) is np.ndarray else engine_of(dy, "dy")
-            dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out)
+            elif engine is None:
+                engine = _core if type(dy) is ndarray else engine_of(dy, "dy")
+            dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out, plain=plain)
             return dx, None, None
-        engine = _core if type(x) is np.ndarray else engine_of(x)
-        return engine.backward(dy=dy, x=x, saved=saved, weight=weight, out=out)
+        if engine is None:
+            engine = _core if type(x) is ndarray else engine_of(x)
+        return engine.backward(dy=dy, x=x, saved=saved, weight=weight, out=out, plain=plain)
 
     part, local = saved.part, saved.local
     part.group.check_open()
     with part:
         total = check_parameter_gradients(parameter_gradients) == "total"
-        engine = _core if type(x) is np.ndarray else engine_of(x)
+        engine = _core if type(x) is ndarray else engine_of(x)
         operands = {"dy": dy, "x": x, "saved": local, "weight": weight, "out": out}
         sums = engine.backward_reduce(**operands)
         merged = part.merge_sums(*sums)

@@ -1,12 +1,14 @@
-"""What the tests share of the two roads of PyTorch's tensors on a GPU: in C++, and the general one.
+"""What the tests share of the two roads of PyTorch's tensors into a call on a GPU.
 
+Plain tensors are read by DLPack's table of C functions, others as `bnext.arrays.pytorch` sees them.
 Without a GPU: tensors on the CPU stand for tensors there (benchmarks/pretended_gpu.py), and the
 kernels are compiled for the CPU. Both roads launch the same kernels, so all bits are equal. The
 fixtures are in conftest.py.
 """
 
 import bnext
-from bnext.arrays import cuda_arrays, engine_of
+from bnext import _core, arrays
+from bnext.arrays.pytorch import Torch
 
 from ..optional import import_torch
 
@@ -34,23 +36,27 @@ def arguments(shape, dtype, last=False):
 
 
 class Roads:
-    """Which road calls take; `entered` counts launches of the general one."""
+    """Which road tensors take; `entered` counts the views of the general one."""
 
     def __init__(self, monkeypatch):
         self.patch = monkeypatch
         self.entered = 0
-        launch = cuda_arrays.CudaArrays._launch
+        view = Torch.view
 
         def counted(*given, **options):
+            seen = view(*given, **options)
             self.entered += 1
-            return launch(*given, **options)
+            return seen
 
-        monkeypatch.setattr(cuda_arrays.CudaArrays, "_launch", counted)
+        monkeypatch.setattr(Torch, "view", counted)
 
     def general(self, function, *given, **options):
+        """Without a table: no tensor is plain."""
         with self.patch.context() as patch:
-            patch.setattr(engine_of(torch.ones(2, 2)), "_calls", None)
-            patch.setattr(kernels, "_THERE", [None])
+            patch.setattr(arrays, "_ENGINES", {})
+            patch.setattr(kernels, "_THERE", {})
+            calls_on = _core.calls_on
+            patch.setattr(_core, "calls_on", lambda *of: calls_on(*of, plain=False))
             before = self.entered
             result = outcome(function, *given, **options)
             return result, self.entered - before
@@ -73,7 +79,8 @@ def flat(result):
     if isinstance(result, tuple | list):
         return [value for each in result for value in flat(each)]
     if isinstance(result, bnext.arrays.DeviceSaved):
-        values = [getattr(result, name) for name in type(result).__slots__]
+        names = ("rows", "count", "eps", "shape", "dtype", "channel_axis", "batch_statistics")
+        values = [getattr(result, name) for name in names]
         return [type(result), repr(result), *flat(values)]
     return [result]
 

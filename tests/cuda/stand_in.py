@@ -4,6 +4,7 @@ So the way from an array to a launch and back can be tested where there is neith
 with kernels. Values come from tests/reference.py; nothing is shared with the kernels.
 """
 
+import ctypes
 import math
 import types
 
@@ -16,11 +17,64 @@ from .. import reference
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16")}
 DTYPES |= {name: np.dtype(name) for name in ("float32", "float64")}
-OPERANDS = {
-    "forward": "x y", "collect_stats": "x", "normalize": "x y", "backward": "x dy dx",
+OPERANDS = {  # in the order of csrc/cuda/table.hpp
+    "forward": "x y", "normalize": "x y", "collect_stats": "x", "backward": "x dy dx",
     "backward_fixed": "x dy dx", "backward_reduce": "x dy", "backward_apply": "x dy dx",
 }  # fmt: skip
 OPERANDS = {operation: names.split() for operation, names in OPERANDS.items()}
+
+
+DTYPE_NAMES = ("float32", "float64", "float16", "bfloat16")  # as csrc/core/dtype.hpp numbers them
+LAYOUT, VALUE, RUNTIME = range(3)  # what a call can fail of, as csrc/cuda/table.hpp numbers it
+
+
+# The structures of csrc/cuda/table.hpp.
+class _Addresses(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in (
+            "x", "y", "dy", "dx", "weight", "bias", "mean", "var", "running_mean", "running_var",
+            "num_batches_tracked", "statistics", "sums", "dweight", "dbias", "workspace",
+        )
+    ]  # fmt: skip
+
+
+class _Scalars(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("eps", "momentum", "correction", "count")),
+        ("wide_statistics", ctypes.c_bool),
+    ]
+
+
+class _KernelCall(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("operation", "dtype", "device", "operands")),
+        ("rank", ctypes.c_int64),
+        ("channel_axis", ctypes.c_int64),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64) * 3),
+        ("at", _Addresses),
+        ("scalars", _Scalars),
+        ("stream", ctypes.c_void_p),
+        ("caller", ctypes.c_void_p),
+        ("allocate", ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("fail", ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p)),
+    ]
+
+
+_Run = ctypes.PYFUNCTYPE(None, ctypes.POINTER(_KernelCall))
+
+
+class _KernelTable(ctypes.Structure):
+    _fields_ = [("memory", ctypes.c_int32), ("run", _Run)]
+
+
+def _capsule(table):
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = (
+        ctypes.py_object,
+        (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p),
+    )
+    return new(ctypes.addressof(table), b"bnext.kernels", None)
 
 
 class _Memory:
@@ -71,6 +125,8 @@ class StandIn:
         self.launches = []
         self.plans = []
         self.path = None
+        self._table = _KernelTable(2, _Run(self._run))  # of DLPack's kDLCUDA
+        self.table = _capsule(self._table)
 
     def device_count(self):
         return self.devices
@@ -107,8 +163,28 @@ class StandIn:
         before, self.path = self.path, path
         return before
 
-    def FunctionCalls(self, *arguments):  # noqa: N802
-        raise TypeError("there are no such calls here")
+    def _run(self, pointer):
+        """A call of the table."""
+        call = pointer.contents
+        try:
+            operation = list(OPERANDS)[call.operation]
+            given = {name: getattr(call.at, name) or 0 for name, _ in _Addresses._fields_}
+            given |= {name: getattr(call.scalars, name) for name, _ in _Scalars._fields_}
+            names = OPERANDS[operation]
+            assert call.operands == len(names)
+            plan = self.plan(
+                operation, DTYPE_NAMES[call.dtype], tuple(call.shape[: call.rank]),
+                [call.strides[k][: call.rank] for k in range(call.operands)],
+                [given[name] for name in names], call.channel_axis, self.limits(call.device),
+            )  # fmt: skip
+            assert not given.pop("workspace")
+            if self.workspace_bytes:
+                given["workspace"] = call.allocate(call.caller, self.workspace_bytes)
+            self.launch(plan, call.device, call.stream or 0, **given)
+        except self.LayoutError as error:
+            call.fail(call.caller, LAYOUT, str(error).encode())
+        except Exception as error:
+            call.fail(call.caller, RUNTIME, repr(error).encode())
 
     def plan(self, operation, dtype, shape, strides, addresses, channel_axis, limits, path=None):
         if path is None and self.path in self.paths(operation):

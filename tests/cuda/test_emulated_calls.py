@@ -1,4 +1,4 @@
-"""Functions on PyTorch's tensors on a GPU: calls in C++ beside the general road."""
+"""Functions on PyTorch's tensors on a GPU: plain tensors beside the general road."""
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,6 @@ from .roads import (
     arguments,
     assert_equal,
     both_ways,
-    kernels,
     outcome,
     param,
     torch,
@@ -80,7 +79,7 @@ def test_where_out_may_not_be(roads):
     """Of another layout it is written through a copy; what overlaps an input is refused."""
     x, dy, *_ = arguments((3, 4, 2, 5), torch.float32)
     other = torch.empty_like(x, memory_format=torch.channels_last)
-    both_ways(roads, lambda: bnext.batch_norm_forward(x, out=other), short=False)
+    both_ways(roads, lambda: bnext.batch_norm_forward(x, out=other))
     memory = torch.randn(1000)
     first, second = memory[:120].view(3, 4, 2, 5), memory[100:220].view(3, 4, 2, 5)
     beside = memory[118:122]
@@ -94,8 +93,7 @@ def test_where_out_may_not_be(roads):
         lambda: bnext.batch_norm_forward(x, out=x.double()),
     ):
         before = memory.clone()
-        (kind, text), launches = roads.short(call)
-        assert launches == 0
+        (kind, text), _ = roads.short(call)
         assert_equal([kind, text], roads.general(call)[0])
         assert issubclass(kind, ValueError | TypeError)
         assert text.startswith("out: ")
@@ -130,10 +128,11 @@ def test_modes_that_fake_tensors_leave_nothing_behind(pretended):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     x = torch.randn(7, 3)
-    calls = pretended.FunctionCalls(torch, bnext.arrays.DeviceSaved, lambda device: "")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        assert calls.forward(x, None, None, None, None, None, 1e-5, 1, None, True) is None
-    y, saved = calls.forward(x, None, None, None, None, None, 1e-5, 1, None, True)
+    calls = bnext._core.calls_on(pretended, bnext.arrays.library_of(x), 0)
+    nothing = [None] * 6
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(TypeError, match="FakeTensor"):
+        calls.forward(x, *nothing, 1e-5, 1, None)
+    y, saved = calls.forward(x, *nothing, 1e-5, 1, None)
     assert type(y) is type(saved.rows) is torch.Tensor
 
 
@@ -180,13 +179,14 @@ def unusual():
 
 @pytest.mark.parametrize("given", list(unusual()))
 def test_unusual_tensors(roads, given):
-    """The calls in C++ leave them alone; functions do by the general road what they did."""
+    """Calls for plain tensors refuse them, and have changed nothing; functions take them."""
     x, _, w, b, mean, var, counter = given
     buffers = [t for t in (mean, var, counter) if t is not None]
     before = [t.clone() for t in buffers]
-    calls = kernels.calls_there()
-    for call in (calls.forward, calls.forward_only):
-        assert call(x, w, b, mean, var, 0.1, counter, 1e-5) is None
+    for keeps in (True, False):
+        options = {"plain": True, "keeps": keeps}
+        with pytest.raises((TypeError, ValueError)):
+            engine_of(x).forward(x, w, b, mean, var, 0.1, counter, 1e-5, 1, None, **options)
     assert all(map(torch.equal, buffers, before))
     first, _ = roads.short(bnext.batch_norm_forward, x, w, b)
     second, _ = roads.general(bnext.batch_norm_forward, x, w, b)
@@ -216,8 +216,8 @@ def test_numbers(roads, options):
 def test_momentum_that_is_wrong_moves_nothing(momentum):
     x, _, w, b, mean, var, counter = arguments((4, 6), torch.float32)
     before = mean.clone()
-    calls = kernels.calls_there()
-    assert calls.forward(x, w, b, mean, var, momentum, counter, 1e-5) is None
+    with pytest.raises((TypeError, ValueError), match="momentum"):
+        engine_of(x).forward(x, w, b, mean, var, momentum, counter, 1e-5, 1, None, plain=True)
     assert torch.equal(mean, before)
     assert counter == 5
 
@@ -243,7 +243,7 @@ def test_what_backward_refuses(roads):
         assert issubclass(first[0], ValueError | TypeError)
         assert_equal(first, roads.general(call)[0])
     other = dy.to(memory_format=torch.channels_last)  # is copied
-    both_ways(roads, lambda: bnext.batch_norm_backward(other, x, saved, weight), short=False)
+    both_ways(roads, lambda: bnext.batch_norm_backward(other, x, saved, weight))
 
 
 SIZES = st.lists(st.integers(1, 6), min_size=2, max_size=5)

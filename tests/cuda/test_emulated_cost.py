@@ -11,7 +11,7 @@ import bnext
 from benchmarks import call_path_gpu
 
 from . import gpu
-from .roads import arguments, assert_equal, both_ways, kernels, layer, torch
+from .roads import arguments, assert_equal, both_ways, layer, torch
 
 pytestmark = pytest.mark.usefixtures("pretended", "seeded")
 
@@ -167,18 +167,20 @@ def test_results_are_memory_of_pytorchs():
 
 def test_calls_leave_nothing_behind():
     tensors = x, dy, w, b, mean, var, counter = arguments((40, 20), torch.float32)
-    calls = kernels.calls_there()
+    calls = bnext.arrays.engine_of(x)
+    running = mean, var, 0.1, counter, 1e-5, 1, None
     saved_type = bnext.arrays.DeviceSaved
 
     def run(number):
         for _ in range(number):
-            y, saved = calls.forward(x, w, b, mean, var, 0.1, counter, 1e-5)
-            calls.backward(dy, x, saved, w)
-            calls.forward_only(x, w, b, mean, var, 0.1, counter, 1e-5)
+            y, saved = calls.forward(x, w, b, *running, plain=True)
+            calls.backward(dy, x, saved, w, None, plain=True)
+            calls.forward(x, w, b, *running, plain=True, keeps=False)
             bnext.batch_norm_forward(x, w, b, out=y)
-            _, given_ones = calls.normalize_by_running(x, mean, var, w, b, 1e-5)
-            calls.backward_constant(dy, given_ones, None)
-            calls.forward(x, w, b.double(), mean, var, 0.1, counter, 1e-5)
+            _, given_ones = calls.normalize_by_running(x, mean, var, w, b, 1e-5, 1, None)
+            calls.backward_constant(dy, given_ones, None, None)
+            with pytest.raises(TypeError):
+                calls.forward(x, w, b.double(), *running, plain=True)
 
     def figures():
         gc.collect()

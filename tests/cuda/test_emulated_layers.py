@@ -1,8 +1,9 @@
-"""Layers on PyTorch's tensors on a GPU: calls in C++ beside the general road."""
+"""Layers on PyTorch's tensors on a GPU: plain tensors beside the general road."""
 
 import pytest
 
 import bnext
+from bnext.arrays import engine_of
 
 from .roads import (
     DTYPES,
@@ -161,17 +162,10 @@ def test_inference_tensors(roads):
 
 
 def test_a_launch_that_fails_counts_nothing(monkeypatch, pretended):
-    class Failing:
-        def __getattr__(self, name):
-            return getattr(kernels_before, name)
+    def forward(**operands):
+        raise RuntimeError("CUDA: cudaLaunchKernelExC: out of luck")
 
-        def forward(self, *arguments):
-            raise RuntimeError("CUDA: cudaLaunchKernelExC: out of luck")
-
-        forward_only = forward
-
-    kernels_before = kernels.calls_there()
-    monkeypatch.setattr(kernels, "_THERE", [Failing()])
+    monkeypatch.setattr(engine_of(torch.ones(1)), "forward", forward)
     bn = bnext.torch.BatchNorm1d(3)
     versions = [getattr(bn, name)._version for name in STATE]
     for x in (torch.randn(7, 3), torch.randn(7, 3, requires_grad=True)):
@@ -200,7 +194,8 @@ def test_own_layers_of_arrays(roads):
 
 def test_without_kernels_the_short_way_is_left_at_once(monkeypatch):
     """Also the CPU's calls are not asked about a tensor on a GPU."""
-    monkeypatch.setattr(kernels, "_THERE", [None])
+    monkeypatch.setattr(kernels, "_THERE", {})
+    monkeypatch.setattr(kernels, "_FOUND", [False])
     monkeypatch.setattr(kernels, "_core", object())  # to ask them is an error
     for training in (True, False):
         bn = bnext.torch.BatchNorm1d(3).train(training)

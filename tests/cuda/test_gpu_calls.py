@@ -1,9 +1,10 @@
-"""On a GPU: calls in C++ (`_cuda.TensorCalls`, `_cuda.FunctionCalls`) beside the general road."""
+"""On a GPU: plain tensors, which are read by DLPack's table of C functions, beside the others."""
 
 import pytest
 
 import bnext
-from bnext.arrays import cuda_arrays, engine_of
+from bnext import _core, arrays
+from bnext.arrays import pytorch
 
 from . import gpu
 
@@ -15,24 +16,22 @@ FORMATS = {4: "channels_last", 5: "channels_last_3d"}
 
 @pytest.fixture
 def xp(tensors):
-    """PyTorch, with the calls in C++ at work."""
-    from bnext.torch import kernels
-
-    if kernels.calls_there() is None:
-        pytest.fail("this PyTorch has no table of C functions that bnext knows")
+    """PyTorch, which has the table."""
     return tensors.xp
 
 
 def by_both_roads(monkeypatch, call):
-    """The results of a call in C++, during which the general road is closed, and by that road."""
+    """The results of a call on plain tensors, during which to view one is an error; and without."""
     from bnext.torch import kernels
 
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_arrays.CudaArrays, "_launch", None)  # to call it is an error
+        patch.setattr(pytorch.Torch, "view", None)
         first = call()
     with monkeypatch.context() as patch:
-        patch.setattr(engine_of(first[0].detach()), "_calls", None)
-        patch.setattr(kernels, "_THERE", [None])
+        calls_on = _core.calls_on
+        patch.setattr(arrays, "_ENGINES", {})
+        patch.setattr(kernels, "_THERE", {})
+        patch.setattr(_core, "calls_on", lambda *of: calls_on(*of, plain=False))
         second = call()
     return first, second
 

@@ -33,19 +33,13 @@ class Simulated(ProcessGroup):
     """A rank whose engine is memory; it counts sums and the numbers in them."""
 
     def __init__(self, world, rank):
-        super().__init__(timeout=NEVER, block=16)
-        self._world, self._rank = world, rank
+        super().__init__(rank, len(world.brought), NEVER, block=16)
+        self._world = world
         self.sums = []
-
-    size = property(lambda self: len(self._world.brought))
-    rank = property(lambda self: self._rank)
 
     def _start_sum(self, buffer):
         self.sums.append(buffer.size)
         buffer[...] = sum(self._world.collect(self._rank, buffer))
-
-    def _start_gather(self, row, rows):
-        rows[...] = self._world.collect(self._rank, row)
 
     def _is_done(self, request):
         return True

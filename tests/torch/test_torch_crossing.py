@@ -72,13 +72,13 @@ def test_torch_both_ways_give_the_same_bits(shape, dtype, last, monkeypatch):
 
     def everything():
         buffers = [mean.clone(), var.clone(), counter.clone()]
-        y, saved = kernels.forward(x, w, b, 1e-3, *buffers[:2], 0.3, buffers[2])
+        y, saved = kernels.forward(x, w, b, 1e-3, None, (*buffers[:2], 0.3, buffers[2]))
         gradients = kernels.backward(dy, x, saved, w)
-        inference, constant = kernels.inference(x, mean, var, w, b, 1e-3)
+        inference, constant = kernels.forward(x, w, b, 1e-3, (mean, var, None, None))
         rows = [kernels.rows_of(s) for s in (saved, constant)]
         of_constants = [
             *kernels.backward(dy, x, constant, w),
-            kernels.backward_constant(dy, constant, w),
+            kernels.backward(dy, None, constant, w)[0],
         ]
         tensors = [
             y,
@@ -205,7 +205,7 @@ def test_torch_evaluation_takes_the_short_way(shape, dtype, monkeypatch):
         by_arrays(patched)
         by_long_way = ours(x)
     with monkeypatch.context() as patched:
-        for function in ("forward", "backward_of_parameters", "engine_of"):
+        for function in ("_forward_of_others", "backward_of_parameters", "engine_of"):
             patched.setattr(kernels, function, None)  # to call it is an error
         with torch.no_grad():
             assert torch.equal(ours(x), by_long_way)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import pkgutil
 import re
 
 from ..optional import import_torch
@@ -43,6 +44,17 @@ WITHOUT_TORCH = """
     except ImportError as error:
         print(type(error).__name__, error.name, error)
 """
+
+
+def test_torch_nothing_hides_a_module():
+    """A public name of bnext.torch that is named like a module in it is that module."""
+    import bnext.torch
+
+    names = [found.name for found in pkgutil.iter_modules(bnext.torch.__path__)]
+    assert {"functional", "reports", "sync"} <= set(names)
+    for name in names:
+        module = importlib.import_module(f"bnext.torch.{name}")
+        assert getattr(bnext.torch, name) is module, name
 
 
 def test_torch_missing_is_said():

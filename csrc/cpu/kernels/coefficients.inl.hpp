@@ -7,12 +7,12 @@
 // instruction sets give the same bits. A thousand channels are common, and 20,000 occur: done one
 // by one, this would take as long as the phases.
 
-inline void finish_statistics(Index channels, const double* m2, double count, double eps,
-                              double* var, double* rstd) {
-    const Wide n = broadcast(count), e = broadcast(eps), one = broadcast(1.0);
+inline void finish_statistics(Index channels, const double* m2, double n, double eps, double* var,
+                              double* rstd) {
+    const Wide values = broadcast(n), e = broadcast(eps), one = broadcast(1.0);
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide v =
-            m2 != nullptr ? load_columns(m2 + c, columns) / n : load_columns(var + c, columns);
+            m2 != nullptr ? load_columns(m2 + c, columns) / values : load_columns(var + c, columns);
         const Wide sum = v + e;
         const Wide root = square_root(where_not_zero(sum, sum, one));
         if (m2 != nullptr) store_columns(var + c, columns, v);
@@ -153,7 +153,7 @@ bool norm_coefficients(Index channels, const Terms<T>& of, Compute<T>* const* ro
 template <class T>
 bool backward_coefficients(Index channels, const Terms<T>& of, Compute<T>* const* rows) {
     using Row = Gradient<Compute<T>>;
-    const Wide n = broadcast(of.count), zero = broadcast(0.0);
+    const Wide n = broadcast(of.n), zero = broadcast(0.0);
     ExtremesSeen<Compute<T>> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(of.mean + c, columns);

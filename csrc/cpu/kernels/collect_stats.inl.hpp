@@ -37,77 +37,7 @@ BNEXT_FORCE_INLINE bool is_far(double sum_d, double sum_d2, double share_of_one)
 
 // --- planar -------------------------------------------------------------------------------------
 
-struct TileSums {
-    double d = 0;
-    double d2 = 0;
-};
-
-inline constexpr Index kGroup = 16 * kLanes;  // values: 8 per lane and accumulator
 inline constexpr Index kPilotValues = 64, kPilotRows = 8;
-
-// What a run's rest counts for in a group: its last pack adds to a lane however few values it has,
-// so that of runs of two or three values no more follow each other in one lane than of longer ones.
-BNEXT_FORCE_INLINE Index in_group(Index rest) {
-    return rest > 0 && rest < kLanes ? Index{kLanes} : rest;
-}
-
-template <class T>
-BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>& x, const Tiling& tiling,
-                                             const Tile& tile, Index c, Sum<T> pilot) {
-    using C = Sum<T>;
-    const Deviation<C> from_pilot(broadcast(pilot));
-    Wide d_sum = broadcast(0.0);
-    Wide d2_sum = broadcast(0.0);
-    Pack<C> even = broadcast(C{0}), odd = broadcast(C{0});  // of every other pack
-    Pack<C> even2 = broadcast(C{0}), odd2 = broadcast(C{0});
-    const auto add = [&](const Pack<C>& value, Pack<C>& sum, Pack<C>& sum2) BNEXT_INLINE_LAMBDA {
-        const Pack<C> d = from_pilot(value);
-        sum = sum + d;
-        sum2 = fma(d, d, sum2);
-    };
-    const auto flush = [&]() BNEXT_INLINE_LAMBDA {
-        d_sum = d_sum + widen(even + odd);
-        d2_sum = d2_sum + widen(even2 + odd2);
-        even = broadcast(C{0});
-        odd = broadcast(C{0});
-        even2 = broadcast(C{0});
-        odd2 = broadcast(C{0});
-    };
-    const Index n = tile.inner_end - tile.inner_begin;
-    Index pending = 0;
-    for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
-        const T* run = at(x, o, c, 0) + tile.inner_begin;
-        const Lookahead<T> next(x, tiling, tile, o, c);
-        Index j = 0;
-        const auto pair = [&]() BNEXT_INLINE_LAMBDA {
-            next.prefetch_pair(j);
-            add(load_sum_of_pair<0>(run + j), even, even2);
-            add(load_sum_of_pair<1>(run + j), odd, odd2);
-            j += 2 * kLanes;
-        };
-        while (j + kGroup <= n) {
-            const Index end = j + kGroup;
-            while (j < end) pair();
-            flush();
-        }
-        const Index rest = n - j;
-        while (j + 2 * kLanes <= n) pair();
-        if (j + kLanes <= n) {
-            add(load_sum(run + j), even, even2);
-            j += kLanes;
-        }
-        if (j < n) {
-            add(load_sum(run + j, static_cast<int>(n - j), pilot), odd, odd2);
-        }
-        pending += in_group(rest);
-        if (pending >= kGroup) {
-            flush();
-            pending = 0;
-        }
-    }
-    flush();
-    return {sum_lanes(d_sum), sum_lanes(d2_sum)};
-}
 
 // Of the compute type's values, so that it can stand in for values that are not there.
 template <class T>
@@ -134,11 +64,27 @@ BNEXT_FORCE_INLINE Sum<T> planar_pilot(const View<const T>& x, const Tile& tile,
     return pilot_near<T>(mean);
 }
 
+struct TileSums {
+    double d;
+    double d2;
+};
+
 template <class T>
-void planar_collect_stats(const View<const T>* in, const Region& region, const double*,
-                          double* mean, double* m2) {
+BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>* in, const Tiling& tiling,
+                                             const Tile& tile, Index c, Sum<T> pilot) {
+    RunSums<T, 1, Deviation> sums(pilot);
+    Index pending = 0;
+    add_tile<1>(in, tiling, tile, c, sums, pending);
+    sums.end_of_group();
+    return {sums.first(), sums.second()};
+}
+
+template <class T>
+double planar_collect_stats(const View<const T>* in, const Region& region, const double*,
+                            double* mean, double* m2) {
     const View<const T>& x = in[0];
     const Tiling& tiling = *region.tiling;
+    double values = 0;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
         const double origin = origin_of(x, tiling, c);
         Moments sum;
@@ -146,10 +92,10 @@ void planar_collect_stats(const View<const T>* in, const Region& region, const d
             const Tile tile = tiling.tile(t);
             const auto n = static_cast<double>(tile.values());
             Sum<T> pilot = planar_pilot(x, tile, c);
-            TileSums s = planar_tile_sums(x, tiling, tile, c, pilot);
+            TileSums s = planar_tile_sums(in, tiling, tile, c, pilot);
             if (kLooksTwice<T> || (!kAnyPilotWillDo<T> && is_far(s.d, s.d2, 1.0 / n))) {
                 pilot = pilot_near<T>(static_cast<double>(pilot) + s.d / n);
-                s = planar_tile_sums(x, tiling, tile, c, pilot);
+                s = planar_tile_sums(in, tiling, tile, c, pilot);
             }
             const double share = s.d / n;
             const double tile_m2 = s.d2 - s.d * share;
@@ -158,79 +104,21 @@ void planar_collect_stats(const View<const T>* in, const Region& region, const d
         }
         mean[c - region.channels.begin] = sum.mean;
         m2[c - region.channels.begin] = sum.m2;
+        values = sum.count;
     }
+    return values;
 }
 
 // --- interleaved, and small planes ---------------------------------------------------------------
 
 // Columns summed together: 10 KiB on the stack, and in the first-level cache beside the rows.
-inline constexpr Index kStrip = 512;
-
-template <class C>
-struct StripSums {
-    C pilot[kStrip + 16];  // the arrays are no power of two apart, so that places do not collide
-    double d_sum[kStrip + 16];
-    double d2_sum[kStrip + 16];
-    C shared[kStrip / 2];  // pilots of channels that have several columns
-};
-
-// Adds a block of rows of G packs of columns from c on to their sums.
-template <int G, class T>
-BNEXT_FORCE_INLINE void add_rows(const T* x, Index pitch, bool dense, Index rows, Index c,
-                                 int columns, StripSums<Sum<T>>& sums) {
-    using C = Sum<T>;
-    Pack<C> pilot[G];
-    load_per_column<T>(sums.pilot + c, pilot);
-    for (Index begin = 0; begin < rows; begin += kSummedRows) {
-        const Index end = begin + kSummedRows < rows ? begin + kSummedRows : rows;
-        Pack<C> d_sum[G], d2_sum[G];
-        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            d_sum[g] = broadcast(C{0});
-            d2_sum[g] = broadcast(C{0});
-        });
-        for (Index r = begin; r < end; ++r) {
-            prefetch_next_block<G>(x, pitch, dense, rows, r, c);
-            Pack<C> values[G];
-            load_row<T>(x + r * pitch + c, columns, values);
-            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-                const Pack<C> d = values[g] - pilot[g];
-                d_sum[g] = d_sum[g] + d;
-                d2_sum[g] = fma(d, d, d2_sum[g]);
-            });
-        }
-        order_per_column<T>(d_sum);
-        order_per_column<T>(d2_sum);
-        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            double* const d = sums.d_sum + c + g * kLanes;
-            double* const d2 = sums.d2_sum + c + g * kLanes;
-            store(d, load(d) + widen(d_sum[g]));
-            store(d2, load(d2) + widen(d2_sum[g]));
-        });
-    }
-}
-
-// Sums of columns [first, first + width) of a tile about the pilots.
 template <class T>
-BNEXT_FORCE_INLINE void sum_tile(const View<const T>& x, const Tile& tile, Index first, Index width,
-                                 StripSums<Sum<T>>& sums) {
-    for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
-        sums.d_sum[c] = sums.d2_sum[c] = 0.0;
-    }
-    const Index pitch = row_pitch(x, tile);
-    const Index block = rows_of_block<T>(width, pitch);
-    for_each_row_block(tile, block, [&](Index o, Index i, Index rows) BNEXT_INLINE_LAMBDA {
-        const T* const row = at(x, o, 0, i) + first;
-        for_each_column_group<kGroupPacks>(
-            width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
-                add_rows<packs>(row, pitch, pitch == width, rows, c, columns, sums);
-            });
-    });
-}
+using PilotStrip = Strip<Sum<T>, 512>;
 
 // The means of the tile's first rows, by their deviations from the very first.
 template <class T>
 BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Index first,
-                                   Index width, StripSums<Sum<T>>& sums) {
+                                   Index width, PilotStrip<T>& sums) {
     using C = Sum<T>;
     const T* row = at(x, tile.outer_begin, 0, tile.inner_begin) + first;
     const Index most =
@@ -238,109 +126,85 @@ BNEXT_FORCE_INLINE void set_pilots(const View<const T>& x, const Tile& tile, Ind
     const Index rows = kAnyPilotWillDo<T> ? 1 : (most < kPilotRows ? most : kPilotRows);
     const Pack<C> share = broadcast(C{1} / static_cast<C>(rows));
     const Index pitch = row_pitch(x, tile);
-    for_each_column_group<1>(width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
-        Pack<C> start[packs], sum[packs];
-        unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-            start[g] = load_sum(row + c + g * kLanes, columns, C{0});
-            sum[g] = broadcast(C{0});
-        });
+    for_each_pack(width, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
+        const Pack<C> start = load_sum(row + c, columns, C{0});
+        Pack<C> sum = broadcast(C{0});
         for (Index r = 1; r < rows; ++r) {
-            unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-                const T* const p = row + r * pitch + c + g * kLanes;
-                sum[g] = sum[g] + (load_sum(p, columns, C{0}) - start[g]);
-            });
+            sum = sum + (load_sum(row + r * pitch + c, columns, C{0}) - start);
         }
-        unrolled<packs>([&](auto g) BNEXT_INLINE_LAMBDA {
-            store(sums.pilot + c + g * kLanes, fma(sum[g], share, start[g]));
-        });
+        store(sums.center + c, fma(sum, share, start));
     });
 }
 
 // Whether a pilot was far from the mean; those that were are moved there.
-template <bool kAll, class C>
+template <class T>
 BNEXT_FORCE_INLINE bool improve_pilots(Index channels, double share_of_one,
-                                       const StripSums<C>& sums, C* pilots) {
+                                       const PilotStrip<T>& sums, Sum<T>* pilots) {
+    constexpr bool kAll = kLooksTwice<T>;
     bool any = kAll;  // looked at first by itself: a loop without branches
-    for (Index c = 0; c < channels; ++c) any |= is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one);
+    for (Index c = 0; c < channels; ++c) any |= is_far(sums.first[c], sums.second[c], share_of_one);
     if (!any) return false;
     for (Index c = 0; c < channels; ++c) {
-        if (kAll || is_far(sums.d_sum[c], sums.d2_sum[c], share_of_one)) {
-            const double mean = static_cast<double>(pilots[c]) + sums.d_sum[c] * share_of_one;
-            pilots[c] = static_cast<C>(mean);
+        if (kAll || is_far(sums.first[c], sums.second[c], share_of_one)) {
+            const double mean = static_cast<double>(pilots[c]) + sums.first[c] * share_of_one;
+            pilots[c] = static_cast<Sum<T>>(mean);
         }
     }
     return true;
 }
 
-// Sums of a tile, one value a channel.
+// The origins (view.hpp) of a pack of channels, which lie side by side.
 template <class T>
-BNEXT_FORCE_INLINE void sum_channels(const View<const T>& x, const Tile& rows, Index first,
-                                     Index channels, Index columns, StripSums<Sum<T>>& sums) {
-    if (columns > 1) spread(sums.shared, sums.pilot, channels, columns);
-    sum_tile(x, rows, first * columns, channels * columns, sums);
-    sum_columns(sums.d_sum, channels, columns);
-    sum_columns(sums.d2_sum, channels, columns);
+BNEXT_FORCE_INLINE Wide origins_side_by_side(const View<const T>& x, const Tiling& tiling,
+                                             Index first, int columns) {
+    const auto values = [&](Index o, Index i) BNEXT_INLINE_LAMBDA {
+        return widen(load_columns(at(x, o, first, i), columns));
+    };
+    return median(values(0, 0), values(tiling.outer() / 2, tiling.inner() / 2),
+                  values(tiling.outer() - 1, tiling.inner() - 1));
 }
-
-// Where the values of the channel's origin (view.hpp) are, for all columns from `first` on.
-template <class T>
-class OriginRows {
-public:
-    BNEXT_FORCE_INLINE OriginRows(const View<const T>& x, const Tiling& tiling, Index first)
-        : first_(at(x, 0, first, 0)),
-          middle_(at(x, tiling.outer() / 2, first, tiling.inner() / 2)),
-          last_(at(x, tiling.outer() - 1, first, tiling.inner() - 1)) {}
-    BNEXT_FORCE_INLINE Wide load(Index c, int columns) const {
-        return median(widen(load_columns(first_ + c, columns)),
-                      widen(load_columns(middle_ + c, columns)),
-                      widen(load_columns(last_ + c, columns)));
-    }
-
-private:
-    const T* first_;
-    const T* middle_;
-    const T* last_;
-};
 
 // A chunk that is walked by rows is one tile (Tiling sees to that), so there is nothing to merge
 // here.
 template <class T>
-void interleaved_collect_stats(const View<const T>* in, const Region& region, const double*,
-                               double* mean, double* m2) {
+double interleaved_collect_stats(const View<const T>* in, const Region& region, const double*,
+                                 double* mean, double* m2) {
     const View<const T>& x = in[0];
     const Tiling& tiling = *region.tiling;
     const Tile tile = tiling.tile(region.tiles.begin);
     const Tile rows = rows_of_tile(tiling, region.tiles.begin);
     const Index columns = tiling.columns();
-    const Index strip = channels_of_strip(kStrip, columns);
-    const double share_of_one = 1.0 / static_cast<double>(tile.values());
-    StripSums<Sum<T>> sums;
+    const double n = region.values();
+    const double share_of_one = 1.0 / n;
+    PilotStrip<T> sums;
+    Sum<T>* const pilots = sums.centers(columns);
+    const Index strip = channels_of_strip(sums.kMost, columns);
     for (Index begin = region.channels.begin; begin < region.channels.end; begin += strip) {
         const Index left = region.channels.end - begin;
         const Index channels = left < strip ? left : strip;
-        Sum<T>* const pilots = columns == 1 ? sums.pilot : sums.shared;
         if (columns == 1) {
             set_pilots(x, rows, begin, channels, sums);
         } else {
             set_usual_values(x, tile, begin, channels, sums.shared);
         }
         for (bool again = false;; again = true) {  // a loop, so that it is compiled once
-            sum_channels(x, rows, begin, channels, columns, sums);
+            sum_channels<1>(in, rows, begin, channels, columns, sums);
             if (kAnyPilotWillDo<T> || again) break;
-            if (!improve_pilots<kLooksTwice<T>>(channels, share_of_one, sums, pilots)) break;
+            if (!improve_pilots<T>(channels, share_of_one, sums, pilots)) break;
         }
-        const OriginRows<T> origins(x, tiling, begin);
         const Wide one = broadcast(share_of_one);
         for_each_pack(channels, [&](Index c, int some) BNEXT_INLINE_LAMBDA {
-            const Wide sum = load(sums.d_sum + c);
+            const Wide sum = load(sums.first + c);
             const Wide share = sum * one;
             const Wide pilot = widen(load(pilots + c));
-            const Wide origin = columns == 1 ? origins.load(c, some)
-                                             : origins_apart(x, tiling, begin + c, channels - c);
+            const Wide origin = columns == 1
+                                    ? origins_side_by_side(x, tiling, begin + c, some)
+                                    : origins_apart(x, tiling, begin + c, channels - c);
             store_columns(mean + c, some, (pilot - origin) + share);
-            store_columns(m2 + c, some, not_negative(load(sums.d2_sum + c) - sum * share));
+            store_columns(m2 + c, some, not_negative(load(sums.second + c) - sum * share));
         });
         mean += channels;
         m2 += channels;
     }
+    return n;
 }

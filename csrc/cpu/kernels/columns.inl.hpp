@@ -36,21 +36,20 @@ BNEXT_NO_INLINE inline void sum_columns(double* values, Index channels, Index co
 // A usual value of each channel in a tile, as the pilot of all its columns. It is one of the n that
 // are summed, which is enough for float32; and of the data's own type, so that differences of
 // 16-bit data are exact, which with a pilot near the mean they are not.
-template <class T>
+template <class T, class Value>
 BNEXT_NO_INLINE void set_usual_values(const View<const T>& x, const Tile& tile, Index first,
-                                      Index channels, Sum<T>* values) {
+                                      Index channels, Value* values) {
     for (Index k = 0; k < channels; ++k) {
-        values[k] = static_cast<Sum<T>>(usual_value(x, tile, first + k));
+        values[k] = static_cast<Value>(usual_value(x, tile, first + k));
     }
 }
 
 // The origins (view.hpp) of a pack of channels, of which so many exist.
 template <class T>
-BNEXT_NO_INLINE Wide origins_apart(const View<const T>& x, const Tiling& tiling, Index first,
-                                   Index channels) {
+BNEXT_FORCE_INLINE Wide origins_apart(const View<const T>& x, const Tiling& tiling, Index first,
+                                      Index channels) {
     double origins[kLanes] = {};
-    for (Index k = 0; k < channels && k < kLanes; ++k) {
-        origins[k] = origin_of(x, tiling, first + k);
-    }
+    const Tile all{0, tiling.outer(), 0, tiling.inner()};
+    set_usual_values(x, all, first, channels < kLanes ? channels : kLanes, origins);
     return load_wide(origins);
 }

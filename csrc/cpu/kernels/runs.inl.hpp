@@ -32,24 +32,28 @@ BNEXT_FORCE_INLINE void prefetch_packs(const T* p) {
 
 // What a planar reduction will read once this run is over: the beginning of the channel's next run.
 // Hardware prefetchers follow a run by themselves, but start anew at the next.
-template <class T>
+template <class T, int kReads>
 class Lookahead {
 public:
-    BNEXT_FORCE_INLINE Lookahead(const View<const T>& view, const Tiling& tiling, const Tile& tile,
+    BNEXT_FORCE_INLINE Lookahead(const View<const T>* in, const Tiling& tiling, const Tile& tile,
                                  Index o, Index c)
-        : next_(nullptr), from_(tile.inner_end - tile.inner_begin) {
+        : from_(tile.inner_end - tile.inner_begin) {
+        for (int i = 0; i < kReads; ++i) next_[i] = nullptr;
         if (tile.inner_end < tiling.inner() || o + 1 >= tiling.outer()) return;
-        next_ = at(view, o + 1, c, 0);
+        for (int i = 0; i < kReads; ++i) next_[i] = at(in[i], o + 1, c, 0);
         from_ = from_ > kReach ? from_ - kReach : 0;
     }
     // Two packs' worth, when those at j of the run are read.
     BNEXT_FORCE_INLINE void prefetch_pair(Index j) const {
-        if (j >= from_) prefetch_packs<2>(next_ + (j - from_));
+        if (j < from_) return;
+        unrolled<kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
+            prefetch_packs<2>(next_[i] + (j - from_));
+        });
     }
 
 private:
     static constexpr Index kReach = 1024 / static_cast<Index>(sizeof(T));
-    const T* next_;
+    const T* next_[kReads];
     Index from_;
 };
 
@@ -62,6 +66,13 @@ template <class T>
 BNEXT_FORCE_INLINE Index row_pitch(const View<T>& view, const Tile& tile) {
     return is_outer_only(tile) ? view.stride.outer : view.stride.inner;
 }
+
+// Rows of an input, from one column on.
+template <class T>
+struct RowsIn {
+    const T* first;
+    Index pitch;
+};
 
 // Calls f(o, i, rows) for blocks of at most `most` consecutive rows, which are gone through by
 // groups of columns: what belongs to the columns (sums, coefficients) stays in registers meanwhile.
@@ -158,15 +169,19 @@ BNEXT_FORCE_INLINE Pack<Sum<T>> load_sum(const T* p) {
         return load_wide(p);
     }
 }
-// The first n lanes (all for 0); the others from `fill`, which is one of T's values.
+// The first n lanes; the others from `fill`, which is one of T's values.
 template <class T>
-BNEXT_FORCE_INLINE Pack<Sum<T>> load_sum(const T* p, int n, Sum<T> fill) {
-    if (n == 0) return load_sum(p);
+BNEXT_FORCE_INLINE Pack<Sum<T>> load_first_sum(const T* p, int n, Sum<T> fill) {
     if constexpr (kIs16Bit<T>) {
         return load_first(p, n, fill);
     } else {
         return widen(load_first(p, n, static_cast<T>(fill)));
     }
+}
+// The same, and all lanes for n = 0.
+template <class T>
+BNEXT_FORCE_INLINE Pack<Sum<T>> load_sum(const T* p, int n, Sum<T> fill) {
+    return n == 0 ? load_sum(p) : load_first_sum(p, n, fill);
 }
 
 // Pack h of two packs of values in a row, in the order of a unit.

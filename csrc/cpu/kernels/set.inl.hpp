@@ -56,6 +56,8 @@ struct NumbersUpTo<0, I...> {
 
 #include "cpu/kernels/coefficients.inl.hpp"
 
+#include "cpu/kernels/sums.inl.hpp"
+
 #include "cpu/kernels/collect_stats.inl.hpp"
 
 #include "cpu/kernels/backward_reduce.inl.hpp"

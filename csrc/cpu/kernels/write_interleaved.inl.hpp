@@ -206,39 +206,25 @@ struct InOrder {
     }
 };
 
-// Pieces of the inputs and outputs in which rows follow each other without a gap.
-template <class Formula, class T>
-struct Pieces {
-    const T* in[Formula::kReads];
-    T* out[Formula::kWrites];
-};
-
 // Writes n values that follow each other, of channels 0, 1, ... width - 1, 0, 1, ... Coefficients
 // go on behind the last channel as they began. Between the ends all is written by whole units, on
 // boundaries of lines if they are streamed.
 template <bool kStreams, class Formula, class T>
-BNEXT_NO_INLINE void write_in_order(const Pieces<Formula, T> pieces, Index n, Index width,
+BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T> runs, Index n, Index width,
                                     const CoefficientsIn<Compute<T>>& all) {
     constexpr int kPacks = kUnitPacks<T>;
     Index j = 0;
     const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
         for (Index m = 0; j < end; j += m) {
             m = end - j < kLanes ? end - j : kLanes;
-            const int columns = static_cast<int>(m % kLanes);
-            write_pack(
-                formula_of_pack<Formula>(all, j % width),
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(pieces.in[i] + j, columns); },
-                [&](auto w, const auto& pack)
-                    BNEXT_INLINE_LAMBDA { store_columns(pieces.out[w] + j, columns, pack); });
+            write_pack_at(runs, j, static_cast<int>(m % kLanes),
+                          formula_of_pack<Formula>(all, j % width));
         }
     };
     const auto unit = [&](auto&& formula_of) BNEXT_INLINE_LAMBDA {
-        write_unit_by<kStreams, Formula, T>(
-            formula_of,
-            [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(pieces.in[i] + j); },
-            [&](auto w) BNEXT_INLINE_LAMBDA { return pieces.out[w] + j; });
+        write_unit_at<kStreams>(runs, j, formula_of);
     };
-    if (kStreams) some(values_to_boundary(pieces.out[0], n));
+    if (kStreams) some(values_to_boundary(runs.out[0], n));
     if (InOrder<Formula, T>::by_table(width)) {
         Formula table[InOrder<Formula, T>::kTable];
         const Index units = width / kUnit<T>;
@@ -266,9 +252,9 @@ BNEXT_NO_INLINE void write_in_order(const Pieces<Formula, T> pieces, Index n, In
                 constexpr Index first = h * kLanes;
                 write_pack(
                     formula_of_pack<Formula>(all, k + first),
-                    [&](auto i) BNEXT_INLINE_LAMBDA { return load(pieces.in[i] + j + first); },
+                    [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
                     [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                        T* const p = pieces.out[w] + j + first;
+                        T* const p = runs.out[w] + j + first;
                         kStreams ? stream(p, pack) : store(p, pack);
                     });
             });
@@ -292,14 +278,14 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
         dense && InOrder<Formula, T>::pays(width, access.stores == Stores::streaming);
     const auto write = [&](Index o, Index n) BNEXT_INLINE_LAMBDA {
         const Index c = region.channels.begin;
-        Pieces<Formula, T> pieces;
+        Runs<Formula, T> runs;
         unrolled<Formula::kReads>([&](auto i)
-                                      BNEXT_INLINE_LAMBDA { pieces.in[i] = at(in[i], o, c, 0); });
+                                      BNEXT_INLINE_LAMBDA { runs.in[i] = at(in[i], o, c, 0); });
         unrolled<Formula::kWrites>(
-            [&](auto w) BNEXT_INLINE_LAMBDA { pieces.out[w] = at(out[w], o, c, 0); });
-        access.stores == Stores::streaming&& begin_alike(pieces.out)
-            ? write_in_order<true>(pieces, n, width, all)
-            : write_in_order<false>(pieces, n, width, all);
+            [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
+        access.stores == Stores::streaming&& begin_alike(runs.out)
+            ? write_in_order<true>(runs, n, width, all)
+            : write_in_order<false>(runs, n, width, all);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = rows_of_tile(*region.tiling, t);

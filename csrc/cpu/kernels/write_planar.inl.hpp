@@ -68,51 +68,54 @@ BNEXT_FORCE_INLINE const T* run_ahead(const View<const T>& view, const Region& r
     return at(view, outer, c + access.ahead, 0) + i;
 }
 
-// Runs of the inputs and outputs, and the runs that the caller reads next.
+// Runs of the inputs and outputs.
 template <class Formula, class T>
 struct Runs {
     const T* in[Formula::kReads];
-    const T* ahead[Formula::kReads];
     T* out[Formula::kWrites];
 };
+
+// The unit at j of runs, pack h by formula_of(h).
+template <bool kStreams, class Formula, class T, class FormulaOfPack>
+BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
+                                      FormulaOfPack&& formula_of) {
+    write_unit_by<kStreams, Formula, T>(
+        formula_of,
+        [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
+        [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
+}
+// The pack at j, or the first `columns` values of it (0: all).
+template <class Formula, class T>
+BNEXT_FORCE_INLINE void write_pack_at(const Runs<Formula, T>& runs, Index j, int columns,
+                                      const Formula& formula) {
+    write_pack(
+        formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
+        [&](auto w, const auto& pack)
+            BNEXT_INLINE_LAMBDA { store_columns(runs.out[w] + j, columns, pack); });
+}
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
 // follow each other without a gap, in the outputs as in the inputs. Where there are several, n is
 // at least a unit. Between its ends all is written by whole units, on boundaries of lines: a unit
 // in which one plane ends and the next begins has a formula blended of both.
 template <bool kStreams, class Formula, class T>
-BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs, Index planes, Index n,
-                                     const CoefficientsIn<Compute<T>>& all, Index k) {
-    using C = Compute<T>;
+BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
+                                     const T* const (&ahead)[Formula::kReads], Index planes,
+                                     Index n, const CoefficientsIn<Compute<T>>& all, Index k) {
     constexpr Index kStep = 2 * kLanes;
     const Index total = planes * n;
     Formula formula = formula_of_channel<Formula>(all, k);
-    const auto unit = [&](Index j, auto&& formula_of) BNEXT_INLINE_LAMBDA {
-        write_unit_by<kStreams, Formula, T>(
-            formula_of,
-            [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
-            [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
-    };
     const auto whole = [&](Index j) BNEXT_INLINE_LAMBDA {
-        unit(j, [&](auto) BNEXT_INLINE_LAMBDA -> const Formula& { return formula; });
+        write_unit_at<kStreams>(runs, j,
+                                [&](auto) BNEXT_INLINE_LAMBDA -> const Formula& { return formula; });
     };
     // Up to a unit of single values.
     const auto some = [&](Index j, Index end) BNEXT_INLINE_LAMBDA {
         if (j + kLanes <= end) {
-            write_pack(
-                formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j); },
-                [&](auto w, const auto& pack)
-                    BNEXT_INLINE_LAMBDA { store(runs.out[w] + j, pack); });
+            write_pack_at(runs, j, 0, formula);
             j += kLanes;
         }
-        if (j < end) {
-            const int m = static_cast<int>(end - j);
-            write_pack(
-                formula,
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load_first(runs.in[i] + j, m, C{0}); },
-                [&](auto w, const auto& pack)
-                    BNEXT_INLINE_LAMBDA { store_first(runs.out[w] + j, m, pack); });
-        }
+        if (j < end) write_pack_at(runs, j, static_cast<int>(end - j), formula);
     };
     Index j = 0;
     if (kStreams || planes > 1) {
@@ -122,7 +125,7 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs, Index planes, 
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
             unrolled<Formula::kReads>(
-                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<2>(runs.ahead[i] + j); });
+                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
             unrolled<2 / kUnitPacks<T>>([&](auto u)
                                             BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }
@@ -131,7 +134,7 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs, Index planes, 
         const Formula next = formula_of_channel<Formula>(all, ++k);
         if (j < end) {
             const int m = static_cast<int>(end - j);
-            unit(j, [&](auto h) BNEXT_INLINE_LAMBDA {
+            write_unit_at<kStreams>(runs, j, [&](auto h) BNEXT_INLINE_LAMBDA {
                 return across(lanes_of_first<T>(m, h), formula, next);
             });
             j += kUnit<T>;
@@ -155,15 +158,16 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
     const auto write = [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
         const Index k = c - region.channels.begin;
         Runs<Formula, T> runs;
+        const T* ahead[Formula::kReads];
         unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
             runs.in[r] = at(in[r], o, c, 0) + i;
-            runs.ahead[r] = run_ahead(in[r], region, access, o, c, i);
+            ahead[r] = run_ahead(in[r], region, access, o, c, i);
         });
         unrolled<Formula::kWrites>(
             [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0) + i; });
         const bool streams = access.stores == Stores::streaming && begin_alike(runs.out);
-        streams ? write_planes<true>(runs, planes, n, all, k)
-                : write_planes<false>(runs, planes, n, all, k);
+        streams ? write_planes<true>(runs, ahead, planes, n, all, k)
+                : write_planes<false>(runs, ahead, planes, n, all, k);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = tiling.tile(t);

@@ -1,8 +1,9 @@
 """Arrays of other libraries: where they lie, and what computes on them.
 
 Every engine has the calls of `bnext._core`, with the same arguments, checks and messages: `_core`
-itself for arrays on the CPU, of NumPy and of other libraries, and `CudaEngine` for arrays on a GPU.
-No library is imported here: an array of it exists, so it is imported already.
+itself for arrays on the CPU, of NumPy and of other libraries, and for arrays of one library on one
+GPU what `_core.calls_on` makes. No library is imported here: an array of it exists, so it is
+imported already.
 
 Some are whole passes, the others are what groups make passes of: ``collect_stats | apply_norm`` and
 ``backward_reduce | backward_apply``, with `move_running` and `parameter_gradients` for what else a
@@ -11,12 +12,11 @@ pass leaves. What a group exchanges in between is in NumPy arrays of float64, wh
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from bnext import _core
-from bnext.arrays.libraries import library_of
-from bnext.arrays.saved import DeviceSaved
+from bnext import _core, cuda
+from bnext._core import DeviceSaved
+from bnext.arrays.libraries import Library, Where, library_of
 
 __all__ = ["DeviceSaved", "engine_of"]
 
@@ -35,14 +35,31 @@ def engine_of(x: Any, name: str = "x") -> Any:
             f"write to arrays of {library.name}, which cannot be written"
         )
     if where.kind == "cuda":
-        return _engine_on()(library, x, where, name)
+        return _engine_on(library, x, where, name)
     raise RuntimeError(
         f"{name}: expected an array on the CPU or on a CUDA device, got one on {where}"
     )
 
 
-@functools.cache  # the statement takes half a microsecond, also when all is imported
-def _engine_on() -> Any:
-    from bnext.arrays.cuda_engine import engine_on
+_ENGINES: dict[Any, Any] = {}
 
-    return engine_on
+
+def _engine_on(library: Library, x: Any, where: Where, name: str) -> Any:
+    try:
+        kernels = cuda._load()
+        key = library, where.index, kernels
+        if where.index >= 0 and key in _ENGINES:
+            return _ENGINES[key]
+        if where.index < 0 and kernels.device_count():  # only the address of x tells on which
+            where = Where("cuda", kernels.device_of(library.view(x, name).address))
+            key = library, where.index, kernels
+        problem = cuda._problem_of(kernels, where.index)
+    except ImportError as error:
+        problem = str(error)
+    if problem:
+        raise RuntimeError(
+            f"{name}: got an array on {where}, and bnext cannot compute there: {problem}"
+        )
+    if key not in _ENGINES:
+        _ENGINES.setdefault(key, _core.calls_on(kernels, library, where.index))
+    return _ENGINES[key]

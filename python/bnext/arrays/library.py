@@ -109,10 +109,6 @@ class Library:
         """Find the stream on which work on the array is to be put."""
         return LEGACY_STREAM if view.stream is None else view.stream
 
-    def usual_calls(self, kernels: Any) -> Any:
-        """Make the module's calls of functions on usual arrays; None where it has none for them."""
-        return None
-
     def _namespace(self) -> Any:
         if self.xp is None:
             raise RuntimeError(

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bnext import cuda
 from bnext.arrays.library import CPU, Library, View, Where
-from bnext.arrays.saved import DeviceSaved
 
-__all__ = ["Torch", "calls_on_a_gpu", "counter_of_writes"]
-
-
-def calls_on_a_gpu(make: Any, torch: Any, kernels: Any) -> Any:
-    """Make one of the classes of calls in `kernels`; None for a PyTorch without DLPack's table."""
-    try:
-        return make(torch, DeviceSaved, functools.partial(cuda._problem_of, kernels))
-    except TypeError:
-        return None
+__all__ = ["Torch", "counter_of_writes"]
 
 
 def counter_of_writes(torch: Any) -> Any:
@@ -55,10 +44,6 @@ class Torch(Library):
         self._places: dict[Any, Where] = {}
         # PyTorch for AMD's GPUs calls them "cuda" as well.
         self._cuda = "cuda" if getattr(torch.version, "hip", None) is None else ""
-
-    def usual_calls(self, kernels: Any) -> Any:
-        """Make the module's calls of functions on usual tensors."""
-        return calls_on_a_gpu(kernels.FunctionCalls, self.xp, kernels)
 
     def where(self, array: Any) -> Where:
         """Say where the tensor lies."""

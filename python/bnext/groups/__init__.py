@@ -1,4 +1,4 @@
-"""Groups: who holds the parts of a batch, and how its statistics become one.
+"""Groups: the members that hold the parts of a batch, and how its statistics become one.
 
 group              the protocol: a member's part in a call; `ALONE`
 exchange           headers of calls, what members merge, `GroupError`

@@ -4,8 +4,8 @@ MPI has few communicators (MPICH about 2,000 in a process), and all ranks of one
 rank alone may not, when it closes a group or the garbage collector finds one. So a rank only notes
 that it has given a communicator up. When a group is made, all ranks of its communicator meet
 anyway: they tell each other what they have given up, and free what all of its ranks have, in one
-order everywhere. So nobody waits for a rank that does not come, and ranks need not close at one
-time. What is left when MPI ends is freed by MPI.
+order everywhere. So no rank waits for another one, and ranks need not close at one time. MPI frees
+the rest when it ends.
 
 A message that was sent and not received would be the next communicator's that gets the same number.
 So ranks say how many notes they have sent, and receive them all before they free. A communicator on
@@ -19,7 +19,11 @@ import itertools
 import secrets
 from typing import Any, NamedTuple
 
+from bnext.groups.roll_call import Board
+
 __all__ = ["Duplicate", "free_given_up"]
+
+LOOKS = 50  # looks for a message, in vain, before a read gives up; a microsecond each
 
 Identity = tuple[str, int]  # the process that was rank 0 when it was made, and a number of its own
 
@@ -39,50 +43,56 @@ class GivenUp(NamedTuple):
     stuck: bool
 
 
-class Duplicate:
+class Duplicate(Board):
     """A communicator of one group: a duplicate of the one that the group is given.
 
-    Attributes
-    ----------
-    comm : mpi4py.MPI.Intracomm
-        The duplicate.
-    notes_sent : int
-        How many notes this rank has sent to each of the others.
-    notes_received : Counter
-        How many notes have come, by rank.
-    requests : list
-        Of notes that were sent, as far as they have not ended.
-    stuck : bool
-        Whether an exchange did not end.
-    given_up : bool
-        Whether this rank needs it no more.
+    It is the board of the group's roll call as well, with notes that are sent to each of the
+    others. Messages between two ranks are not mixed up with sums.
     """
 
     def __init__(self, comm: Any) -> None:
         self._identity: Identity = free_given_up(comm)
         self.comm: Any = comm.Dup()
         self.rank, self.size = int(comm.rank), int(comm.size)
-        self.notes_sent = 0
-        self.notes_received: collections.Counter[int] = collections.Counter()
-        self.requests: list[Any] = []
-        self.stuck = self.given_up = False
+        self.stuck = False  # whether an exchange did not end
+        self.given_up = False  # whether this rank needs it no more
+        self._sent = 0  # notes, to each of the others
+        self._requests: list[Any] = []  # of sent notes, as far as they have not ended
+        self._received: collections.Counter[int] = collections.Counter()  # notes, by rank
+        self._notes: dict[int, str] = {}
         _duplicates[self._identity] = self
 
-    def send(self, note: str) -> None:
-        """Send a note to each of the others."""
+    def write(self, note: str, bell: str) -> None:
+        """See `Board`; notes come by themselves, without a bell."""
         to = [other for other in range(self.size) if other != self.rank]
-        self.requests += [self.comm.isend((self.rank, note), other) for other in to]
-        self.notes_sent += 1
+        self._requests += [self.comm.isend((self.rank, note), other) for other in to]
+        self._sent += 1
 
-    def receive(self, source: int) -> tuple[int, str]:
-        """Receive a note that has been sent."""
-        rank, note = self.comm.recv(source=source)
-        self.notes_received[rank] += 1
-        return rank, note
+    def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
+        """See `Board`."""
+        # MPI does its work while it is asked: the first answers may be too early.
+        looks = LOOKS if patience else 1
+        while looks:
+            if self.comm.iprobe():
+                self._receive()
+            else:
+                looks -= 1
+        self.is_settled()
+        return self._notes
+
+    def is_settled(self, patience: float = 0.0) -> bool:
+        """See `Board`. Short messages leave at once, before another rank takes them."""
+        self._requests = [request for request in self._requests if not request.test()[0]]
+        return True
+
+    def _receive(self, **source: int) -> None:
+        rank, note = self.comm.recv(**source)
+        self._received[rank] += 1
+        self._notes[rank] = note
 
     def say(self) -> GivenUp:
         """Give what the other ranks have to know of it."""
-        return GivenUp(self._identity, self.rank, self.notes_sent, self.stuck)
+        return GivenUp(self._identity, self.rank, self._sent, self.stuck)
 
     def free(self, said: list[GivenUp]) -> None:
         """Free it, which all of its ranks do; or keep it for good, if one of them has to."""
@@ -90,9 +100,9 @@ class Duplicate:
             _lost.append(self)
             return
         for each in said:
-            while each.rank != self.rank and self.notes_received[each.rank] < each.notes:
-                self.receive(each.rank)
-        for request in self.requests:
+            while each.rank != self.rank and self._received[each.rank] < each.notes:
+                self._receive(source=each.rank)
+        for request in self._requests:
             request.wait()
         self.comm.Free()
 

@@ -8,9 +8,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CLOSED", "Calls", "Float64Array", "GroupError", "Header", "Merged"]
+__all__ = ["CLOSED", "Calls", "Float64Array", "GroupError", "Header", "Merged", "Rows", "error_of"]
 
 Float64Array = npt.NDArray[np.float64]
+# Mean and m2 of a shard, with the low part of the mean for float64 data; or two sums.
+Rows = tuple[Float64Array, Float64Array, Float64Array | None]
 
 CLOSED = "the group was closed"
 
@@ -79,6 +81,16 @@ class Header(NamedTuple):
     owner: int = 0
 
 
+def error_of(header: Header | None, reason: str, rank: int | None = None) -> GroupError:
+    """Make the error of a call, or without one of entering the group."""
+    if header is None:
+        return GroupError(f"entering the group: {reason}", rank=rank, reason=reason)
+    layer, step, direction, *_ = header
+    call = "a call without a layer" if layer < 0 else f"layer {layer}"
+    text = f"{call}, step {step}, {direction}: {reason}"
+    return GroupError(text, layer=layer, step=step, rank=rank, reason=reason)
+
+
 class Merged(NamedTuple):
     """What every member gets from an exchange: the same bits.
 
@@ -109,9 +121,10 @@ class Calls:
     """How one member numbers its layers, by their first call, and the steps of each."""
 
     def __init__(self) -> None:
+        # Numbers of layers, and how many calls each has had.
         self._layers: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
         self._next = 0  # no number is given twice, also where layers have died
-        self._of_functions = 0
+        self._of_functions = [-1, 0]
 
     def numbers(self) -> set[int]:
         """Numbers of the layers that are alive."""
@@ -119,14 +132,10 @@ class Calls:
 
     def begin(self, layer: Any) -> tuple[int, int, bool]:
         """Count a forward call: its layer's number, its step, and whether it is the first."""
-        if layer is None:
-            self._of_functions += 1
-            return -1, self._of_functions - 1, False
-        entry = self._layers.get(layer)
+        entry = self._of_functions if layer is None else self._layers.get(layer)
+        first = entry is None
         if entry is None:
-            number = self._next
+            entry = self._layers[layer] = [self._next, 0]
             self._next += 1
-            self._layers[layer] = [number, 1]
-            return number, 0, True
         entry[1] += 1
-        return entry[0], entry[1] - 1, False
+        return entry[0], entry[1] - 1, first

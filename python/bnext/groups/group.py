@@ -7,10 +7,9 @@ import importlib
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
-from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged
+from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged, Rows
 
 __all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module"]
 
@@ -18,12 +17,9 @@ __all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module
 class Group(abc.ABC):
     """Members that each hold a shard of one batch.
 
-    Subclasses say how rows of numbers get from member to member. All members call the same layers
-    in the same order; each call is one exchange.
+    All members call the same layers in the same order; each call is one exchange in the forward
+    pass and one in the backward pass. Subclasses say how rows of numbers get from member to member.
     """
-
-    # Whether `recalled` may know what an exchange gives before anything is brought to it.
-    recalls = False
 
     def __init__(self) -> None:
         # Members of one process that share a layer take turns in what must happen once.
@@ -100,7 +96,6 @@ class Group(abc.ABC):
                 action()
                 self._done[changed] = generation
 
-    @abc.abstractmethod
     def merge_moments(
         self,
         header: Header,
@@ -125,15 +120,15 @@ class Group(abc.ABC):
         Returns
         -------
         Merged
-            The same to the bit for all members, whoever came first.
+            The same to the bit for all members, in any order of arrival.
 
         Raises
         ------
         GroupError
             A member is missing, has failed, or brought another header.
         """
+        return self._exchange(header, count, (mean, m2, mean_low))
 
-    @abc.abstractmethod
     def merge_sums(
         self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
     ) -> Merged:
@@ -158,21 +153,11 @@ class Group(abc.ABC):
         GroupError
             A member is missing, has failed, or brought another header.
         """
+        return self._exchange(header, count, (sum_dy, sum_dy_xmu, None))
 
-    def recalled(self, header: Header) -> Merged | None:
-        """Give what a forward exchange gives, if that is known already; then it counts as made.
-
-        Parameters
-        ----------
-        header : Header
-            The call that the exchange is part of.
-
-        Returns
-        -------
-        Merged or None
-            None where it is not known.
-        """
-        return None
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+        """Merge the rows of all members, by the direction in the header: both methods above."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def fail(self, message: str) -> None:
@@ -192,7 +177,7 @@ class Group(abc.ABC):
     def close(self) -> None:
         """Give the group up, and give back what it holds: communicators, keys of a store.
 
-        Nobody waits here, and every member may close at a time of its own, more than once, also
+        It does not wait, and every member may close at a time of its own, more than once, also
         where the group is broken, or in a forked child. Members that wait for an exchange with a
         member that has closed get a `GroupError`, and so does every later call in the closed group.
         Its `size` can still be asked for. A layer that has the group goes on when another one is
@@ -215,7 +200,7 @@ class Group(abc.ABC):
             )
 
     def _release(self) -> None:  # noqa: B027 - most groups hold nothing but memory
-        """Give back what the group holds, without waiting for anybody; called once."""
+        """Give back what the group holds, without waiting for other members; called once."""
 
     def __copy__(self) -> Group:
         """Itself: copies of a layer belong to the same group."""
@@ -272,12 +257,7 @@ class announcing:  # noqa: N801 - read as `with announcing(group):`
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None and not isinstance(error, GroupError):
             self.group.fail(error_text(error))
 
@@ -295,22 +275,18 @@ class Part(announcing):
 
     __slots__ = ("count", "header")
 
+    # Whether to ask `recalled` before the member collects anything.
+    recalls = False
+
     def __init__(self, group: Group, layer: Any) -> None:
         super().__init__(group)
         owner = 0 if layer is None else id(layer)
         self.header = Header(*group.begin(layer), "forward", 0, "", owner)
         self.count = 0
 
-    @property
-    def recalls(self) -> bool:
-        """Whether to ask `recalled` before anything is collected."""
-        return self.group.recalls
-
     def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
-        """Give the result of `merge_moments` before the call, if the group knows it already."""
-        self.header = self.header._replace(channels=channels, dtype=dtype)
-        self.count = count
-        return self.group.recalled(self.header)
+        """Give the result of `merge_moments` before the call; None where it is not known."""
+        return None
 
     def merge_moments(
         self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
@@ -331,7 +307,6 @@ class _Alone(Part):
     """The part of a caller without a group, whose shard is the whole batch."""
 
     __slots__ = ()
-    recalls = False
 
     def __init__(self) -> None:
         pass

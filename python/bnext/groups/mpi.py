@@ -6,18 +6,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from bnext.groups.communicators import Duplicate, free_given_up
 from bnext.groups.exchange import Float64Array
 from bnext.groups.group import engine_module
 from bnext.groups.processes import ProcessGroup
-from bnext.groups.roll_call import Board
 
 __all__ = ["MPIGroup"]
-
-LOOKS = 50  # how often who must know looks for a message in vain; a microsecond each
 
 
 class MPIGroup(ProcessGroup):
@@ -54,12 +48,11 @@ class MPIGroup(ProcessGroup):
 
     def __init__(self, comm: Any, *, timeout: float = 60.0) -> None:
         MPI = check_communicator(comm)  # noqa: N806 - as mpi4py calls it
-        super().__init__(timeout)
+        super().__init__(int(comm.rank), int(comm.size), timeout)
         self._mpi: Any = MPI
         self._duplicate = Duplicate(comm)
         self._comm: Any = self._duplicate.comm
-        self._rank, self._size = self._duplicate.rank, self._duplicate.size
-        self._board = MessageBoard(self._duplicate, MPI.ANY_SOURCE)
+        self._roll.use(self._duplicate)
         # It may run in any thread, also one that MPI does not allow: it only takes a note.
         weakref.finalize(self, setattr, self._duplicate, "given_up", True).atexit = False
 
@@ -83,28 +76,15 @@ class MPIGroup(ProcessGroup):
         check_communicator(comm)
         free_given_up(comm)
 
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return self._size
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is."""
-        return self._rank
-
     def _start_sum(self, buffer: Float64Array) -> Any:
         return self._comm.Iallreduce(self._mpi.IN_PLACE, buffer, op=self._mpi.SUM)
-
-    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        return self._comm.Iallgather(row, rows)
 
     def _is_done(self, request: Any) -> bool:
         return bool(request.Test())
 
-    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
+    def _abandon(self, request: Any, buffer: Float64Array) -> None:
         self._duplicate.stuck = True
-        super()._abandon(request, arrays)
+        super()._abandon(request, buffer)
 
     def _end_of(self, request: Any) -> Callable[[], bool]:
         mpi = self._mpi
@@ -130,35 +110,3 @@ def check_communicator(comm: Any) -> Any:
     if not isinstance(comm, MPI.Intracomm):
         raise TypeError(f"comm: expected an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
     return MPI
-
-
-class MessageBoard(Board):
-    """Notes sent to each of the others. Messages between two ranks are not mixed up with sums."""
-
-    def __init__(self, duplicate: Duplicate, any_source: int) -> None:
-        self._duplicate = duplicate
-        self._any_source = any_source
-        self._notes: dict[int, str] = {}
-
-    def write(self, note: str, bell: str) -> None:
-        """See `Board`; nobody has to listen for what comes by itself."""
-        self._duplicate.send(note)
-
-    def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
-        """See `Board`."""
-        # MPI does its work while it is asked: the first answers may be too early.
-        looks = LOOKS if patience else 1
-        while looks:
-            if self._duplicate.comm.iprobe(self._any_source):
-                rank, note = self._duplicate.receive(self._any_source)
-                self._notes[rank] = note
-            else:
-                looks -= 1
-        self.is_settled()
-        return self._notes
-
-    def is_settled(self, patience: float = 0.0) -> bool:
-        """See `Board`. Short messages leave at once, whether or not anybody takes them."""
-        waiting = [request for request in self._duplicate.requests if not request.test()[0]]
-        self._duplicate.requests = waiting
-        return True

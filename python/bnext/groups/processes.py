@@ -10,44 +10,50 @@ of the sums N, S1, S2. What cancels in m2 is ``N D**2``. Where that is not small
 ranks see it alike, and add up once more about the mean that they have just found. The mean of
 float64 data has a low part, in d as in the result.
 
-The header is a few small integers, each with its square: their sums are those of equal numbers only
-if all are equal. Blocks have one size, whatever the header says, so that ranks that call different
-things still meet. Only who calls a layer of more channels than a block has adds up the rest after.
+The header is a few small integers, each with its square: sums over n ranks are n a and n a**2 only
+if all ranks have the same a. Blocks have one size, whatever the header says, so that ranks meet
+though they call different things. A layer's channels beyond a block are added up after it.
 
-What does not come to an end is for `roll_call.py`.
+`roll_call.py` deals with exchanges that do not end.
 """
 
 from __future__ import annotations
 
 import abc
-import functools
 import math
 import os
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from bnext.groups.exchange import CLOSED, Calls, Float64Array, GroupError, Header, Merged
+from bnext import _core
+from bnext.groups.exchange import (
+    CLOSED,
+    Calls,
+    Float64Array,
+    GroupError,
+    Header,
+    Merged,
+    Rows,
+    error_of,
+)
 from bnext.groups.group import Group, error_text
-from bnext.groups.roll_call import PATIENCE, Board, RollCall
+from bnext.groups.roll_call import PATIENCE, RollCall, Verdict
 from bnext.rows import two_sum
 
 __all__ = ["ProcessGroup"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-FIELDS = ("layer", "step", "direction", "channels", "dtype")
 # Sums of squares of 2**14 such numbers are integers that float64 has.
 MODULUS = 1 << 19
-HEAD = 2 * len(FIELDS) + 2  # each field and its square; how many failed; count
+HEAD = 2 * 5 + 2  # each field and its square; how many failed; count
 TEXT = 512  # bytes of what a rank says where something is wrong
 # m2 has lost 10 of 53 bits where N D**2 is as much larger; 2, which float64 results can do without.
 CANCELLED = 1024.0
 CANCELLED_OF_FLOAT64 = 4.0
-ROOM = 64  # shifts that are kept before those of dead layers are looked for
+ROOM = 64  # how many shifts are kept before the shifts of dead layers are dropped
 
 let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 
@@ -56,15 +62,15 @@ _abandoned: list[Abandoned] = []
 
 
 class Abandoned(NamedTuple):
-    """A collective that somebody gave up, and the arrays that it is about."""
+    """A sum that was given up, and its buffer."""
 
     has_ended: Callable[[], bool]
-    arrays: tuple[Any, ...]
+    buffer: Float64Array
     process: int
 
 
 def forget_ended() -> None:
-    """Let go of arrays of abandoned collectives that have come to an end since."""
+    """Let go of the buffers of abandoned sums that have come to an end since."""
     # A forked child has only copies, of which its engine knows nothing.
     _abandoned[:] = [
         each for each in _abandoned if each.process != os.getpid() or not each.has_ended()
@@ -72,16 +78,17 @@ def forget_ended() -> None:
 
 
 class ProcessGroup(Group):
-    """A group whose members are processes; subclasses say how numbers are added up among them."""
+    """A group whose members are processes; subclasses say how to add up numbers among them."""
 
-    def __init__(self, timeout: float, block: int = 512) -> None:
+    def __init__(self, rank: int, size: int, timeout: float, block: int = 512) -> None:
         super().__init__()
         if not 0 < timeout < 3.2e7:
             raise ValueError(f"timeout: expected seconds above 0, got {timeout}")
         self.timeout = float(timeout)
         self.broken = ""
         self._broken_rank: int | None = None
-        self._board: Board | None = None  # engines that have one set it
+        self._rank, self._size = rank, size
+        self._roll = RollCall(rank, size, self.timeout)
         self._block = block
         self._calls = Calls()
         self._exchanges = 0
@@ -94,30 +101,34 @@ class ProcessGroup(Group):
         self._process = os.getpid()
         forget_ended()
 
-    @functools.cached_property
-    def _roll(self) -> RollCall:
-        return RollCall(self.rank, self.size, self.timeout, self._board)
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self._size
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return self._rank
+
+    # --- the engine -------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def _start_sum(self, buffer: Float64Array) -> Any:
         """Begin to add up `buffer` over all ranks, in place."""
 
     @abc.abstractmethod
-    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        """Begin to collect the `row` of each rank into `rows`, shape (size, len(row))."""
-
-    @abc.abstractmethod
     def _is_done(self, request: Any) -> bool:
         """Whether that has ended. Raises what the engine does where it failed."""
 
-    def _abandon(self, request: Any, arrays: tuple[Any, ...]) -> None:
-        """Keep what the engine may still write to."""
+    def _abandon(self, request: Any, buffer: Float64Array) -> None:
+        """Keep the buffer that the engine may still write to, and start nothing more."""
         self._stuck = True
-        _abandoned.append(Abandoned(self._end_of(request), arrays, self._process))
+        _abandoned.append(Abandoned(self._end_of(request), buffer, self._process))
 
     def _end_of(self, request: Any) -> Callable[[], bool]:
         """Give what says whether `request` has ended, without holding the group; here: never."""
-        return never
+        return lambda: False
 
     def _release(self) -> None:
         """Tell the others, and give back what the engine has; see `Group`."""
@@ -148,16 +159,22 @@ class ProcessGroup(Group):
             self._room = max(ROOM, 2 * len(self._shifts))
         return number, step
 
-    def merge_moments(
-        self,
-        header: Header,
-        count: int,
-        mean: Float64Array,
-        m2: Float64Array,
-        mean_low: Float64Array | None = None,
-    ) -> Merged:
-        """Merge Moments of the whole batch; see `Group`."""
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         self._open(header)
+        if count == 0:
+            rows = np.zeros(header.channels), np.zeros(header.channels), None
+        low = None
+        if header.direction == "backward":
+            total, first, second = self._sum(header, count, *rows[:2])
+        else:
+            total, first, second, low = self._moments(header, count, *rows)
+        self._exchanges += 1
+        return Merged(total, first, second, self._exchanges, self.size == 1, low)
+
+    def _moments(
+        self, header: Header, count: int, mean: Float64Array, m2: Float64Array, low: Any
+    ) -> tuple[int, Float64Array, Float64Array, Float64Array | None]:
+        """Merge Moments by one sum, or by two where the first cancels."""
         key = (header.layer, header.channels)
         of_float64 = header.dtype == "float64"
         cancelled = CANCELLED_OF_FLOAT64 if of_float64 else CANCELLED
@@ -166,16 +183,11 @@ class ProcessGroup(Group):
             shift = np.zeros(header.channels)
         with np.errstate(all="ignore"):  # of NaN and infinities in the data
             for last in (False, True):
-                if count:
-                    d = mean - shift
-                    if of_float64 and mean_low is not None:
-                        d += mean_low
-                    first = count * d
-                    second = first * d
-                    second += m2
-                else:
-                    first = second = np.zeros(header.channels)
-                total, s1, s2 = self._sum(header, count, first, second)
+                d = mean - shift if count else mean  # or zeros
+                if of_float64 and low is not None:
+                    d += low
+                first = count * d
+                total, s1, s2 = self._sum(header, count, first, first * d + m2)
                 drift = s1 / max(total, 1)
                 lost = s1 * drift
                 merged_m2 = np.maximum(s2 - lost, 0.0)
@@ -185,21 +197,7 @@ class ProcessGroup(Group):
                 shift = finite(merged_mean)
             if total:
                 self._shifts[key] = finite(merged_mean)
-        self._exchanges += 1
-        shared = self.size == 1
-        low = merged_low if of_float64 else None
-        return Merged(total, merged_mean, merged_m2, self._exchanges, shared, low)
-
-    def merge_sums(
-        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
-    ) -> Merged:
-        """Add up sums over the whole batch; see `Group`."""
-        self._open(header)
-        if count == 0:
-            sum_dy, sum_dy_xmu = np.zeros(header.channels), np.zeros(header.channels)
-        total, first, second = self._sum(header, count, sum_dy, sum_dy_xmu)
-        self._exchanges += 1
-        return Merged(total, first, second, self._exchanges, self.size == 1)
+        return total, merged_mean, merged_m2, merged_low if of_float64 else None
 
     def fail(self, message: str) -> None:
         """Tell the other ranks, when they come, that this one cannot go on.
@@ -211,10 +209,10 @@ class ProcessGroup(Group):
         message : str
             Why.
         """
-        if self.broken or self.closed:  # nobody would understand another message
+        if self.broken or self.closed:  # another message would not be understood
             return
         self._message = message
-        why: tuple[str, int | None] = f"rank {self.rank} {message}", self.rank
+        why = Verdict(f"rank {self.rank} {message}", self.rank)
         try:
             if self._stuck:  # as after Ctrl-C: the engine takes nothing more, but the board does
                 why = self._roll.decide(*why)
@@ -223,7 +221,7 @@ class ProcessGroup(Group):
             self._roll.cannot_go_on(message)
             buffer = np.zeros(HEAD + 2 * self._block)
             buffer[HEAD - 2] = 1.0
-            self._run(self._start_sum, buffer)
+            self._run(buffer)
             why = self._say_what_is_wrong()
         except GroupError:  # not all have come: this member's own error says enough
             pass
@@ -237,12 +235,7 @@ class ProcessGroup(Group):
         self._roll.enter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None and not isinstance(error, GroupError):
             self.fail(error_text(error))
         tell = error is None and not self.broken and not self.closed
@@ -254,8 +247,7 @@ class ProcessGroup(Group):
         """Begin an exchange, unless the others have given it up."""
         self._at = header
         if self.closed:
-            text = f"{call_text(header)}: {CLOSED}"
-            raise GroupError(text, layer=header.layer, step=header.step, reason=CLOSED)
+            raise error_of(header, CLOSED)
         if self.broken:
             raise self._error(self.broken, self._broken_rank)
         now = time.monotonic()
@@ -276,22 +268,22 @@ class ProcessGroup(Group):
         buffer[:HEAD] = [*numbers, 0, count]
         parts = [buffer[at : at + block] for at in (HEAD, HEAD + self._block)]
         parts[0][:], parts[1][:] = first[:block], second[:block]
-        self._run(self._start_sum, buffer)
+        self._run(buffer)
         *sums, failed, total = buffer[:HEAD].tolist()
         if failed or sums != [self.size * number for number in numbers]:
             raise self._error(*self._say_what_is_wrong())
         if header.channels > block:
             rest = np.concatenate([first[block:], second[block:]])
-            self._run(self._start_sum, rest)
+            self._run(rest)
             rests = rest[: header.channels - block], rest[header.channels - block :]
             parts = [np.concatenate(pair) for pair in zip(parts, rests, strict=True)]
         return int(total), parts[0], parts[1]
 
-    def _run(self, start: Any, *arrays: Any) -> None:
-        """Start a collective, and wait for it; whatever goes wrong is a `GroupError`."""
+    def _run(self, buffer: Float64Array) -> None:
+        """Start a sum, and wait for it; whatever goes wrong is a `GroupError`."""
         request = None
         try:
-            request = start(*arrays)
+            request = self._start_sum(buffer)
             began = time.monotonic()
             next_look = self._began + self._roll.interval
             while not self._is_done(request):
@@ -301,21 +293,21 @@ class ProcessGroup(Group):
                     if verdict is not None:
                         raise self._error(*verdict)
                     next_look = now + self._roll.interval
-                # Messages among processes of one machine take microseconds: look at first, and
-                # let others have the core, who may be those that this one waits for.
+                # Messages among processes of one machine take microseconds: look at first, and let
+                # others have the core, perhaps the process that this one waits for.
                 if now - began > 0.002:
                     time.sleep(min(0.001, (now - began) / 20))
                 elif now - began > 20e-6:
                     let_others_run()
         except BaseException as error:
-            self._abandon(request, arrays)
+            self._abandon(request, buffer)
             if isinstance(error, GroupError) or not isinstance(error, Exception):
                 raise
             # Whatever the engine raises: a rank that died, mostly.
             raise self._failure(str(error)) from error
 
     def _failure(self, text: str) -> GroupError:
-        """Find out who it is because of that the engine failed with this text."""
+        """Find which rank made the engine fail with this text."""
         failed = time.monotonic()
         while True:
             now = time.monotonic()
@@ -326,51 +318,34 @@ class ProcessGroup(Group):
                 return self._error(*verdict)
             time.sleep(0.005)
 
-    def _say_what_is_wrong(self) -> tuple[str, int | None]:
-        """Find reason and rank in what each rank was about; all ranks come here together."""
-        row = np.zeros(TEXT, np.uint8)
-        numbers = " ".join(str(int(n)) for n in numbers_of(self._at))
-        text = f"{numbers}|{self._message}".encode()[:TEXT]
-        row[: len(text)] = np.frombuffer(text, np.uint8)
-        rows = np.zeros((self.size, TEXT), np.uint8)
-        self._run(self._start_gather, row, rows)
-        said = [bytes(row).rstrip(b"\0").decode(errors="ignore").split("|", 1) for row in rows]
-        reason, who = "the ranks disagree", None
-        for rank, (_, message) in enumerate(said):
+    def _say_what_is_wrong(self) -> Verdict:
+        """Find reason and rank in the call of each rank; all ranks come here together."""
+        text = "{} {} {} {} {}|".format(*self._at[:5]) + self._message
+        said = np.frombuffer(text.encode()[:TEXT], np.uint8)
+        rows = np.zeros((self.size, TEXT))  # of which each rank has one; the sum has all
+        rows[self.rank, : said.size] = said
+        self._run(rows)
+        texts = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows.astype(np.uint8)]
+        calls, messages = zip(*(each.split("|", 1) for each in texts), strict=True)
+        for rank, message in enumerate(messages):
             if message:
-                reason, who = f"rank {rank} {message}", rank
-                break
-        else:
-            for rank, (numbers, _) in enumerate(said):
-                if numbers != said[0][0]:
-                    got = difference(numbers.split(), said[0][0].split())
-                    reason, who = f"rank {rank} differs from rank 0: {got}", rank
-                    break
-        return reason, who
+                return Verdict(f"rank {rank} {message}", rank)
+        for rank, call in enumerate(calls):
+            if call != calls[0]:
+                got = _core.difference(fields_of(call), fields_of(calls[0]))
+                return Verdict(f"rank {rank} differs from rank 0: {got}", rank)
+        return Verdict("the ranks disagree", None)
 
     def _error(self, reason: str, rank: int | None = None) -> GroupError:
         if not self.broken:
             self.broken, self._broken_rank = reason, rank
-        at = self._at
-        text = f"{call_text(at)}: {reason}"
-        return GroupError(text, layer=at.layer, step=at.step, rank=rank, reason=reason)
+        return error_of(self._at, reason, rank)
 
     def __repr__(self) -> str:
         """Give the rank, the size, and what broke the group."""
         state = f", broken: {self.broken}" if self.broken else ""
         state = ", closed" if self.closed else state
         return f"<bnext.sync.{type(self).__name__}: rank {self.rank} of {self.size}{state}>"
-
-
-def never() -> bool:
-    """Give False: whether it has ended is not known."""
-    return False
-
-
-def call_text(header: Header) -> str:
-    """Give the call in words."""
-    call = "a call without a layer" if header.layer < 0 else f"layer {header.layer}"
-    return f"{call}, step {header.step}, {header.direction}"
 
 
 def finite(values: Float64Array) -> Float64Array:
@@ -389,20 +364,7 @@ def numbers_of(header: Header) -> list[int]:
     return [number % MODULUS for number in numbers]
 
 
-def difference(got: list[str], expected: list[str]) -> str:
-    """Say what two headers differ in."""
-
-    def text(field: str, number: str) -> str:
-        if field == "layer":
-            return f"layer {int(number) - 1}" if number != "0" else "no layer"
-        if field == "direction":
-            return ("forward", "backward")[int(number)]
-        if field == "dtype":
-            return DTYPES[int(number)]
-        return f"{number} channels" if field == "channels" else f"step {number}"
-
-    return ", ".join(
-        f"{text(field, a)} instead of {text(field, b)}"
-        for field, a, b in zip(FIELDS, got, expected, strict=True)
-        if a != b
-    )
+def fields_of(call: str) -> tuple[int, int, str, int, str]:
+    """Read the fields of a header that a rank has sent in words."""
+    layer, step, direction, channels, dtype = call.split()
+    return int(layer), int(step), direction, int(channels), dtype

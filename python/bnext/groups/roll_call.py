@@ -1,18 +1,18 @@
-"""Who is missing: what processes find out about each other when an exchange does not end.
+"""The roll call: how processes find the missing rank when an exchange does not end.
 
-An engine that adds up numbers knows nothing then but that it is not through. So members have a
-board beside it, where each has one note that all others can read:
+The engine that adds up numbers knows only that the sum has not ended. So members have a board
+beside it, where each has one note that all others can read:
 
     waits   an exchange for which it waits, or for which another rank has called the roll
-    failed  what it says of the error that keeps it from going on
+    failed  the text of the error that keeps it from going on
     left    which ``with group:`` it has left, and how many exchanges it had been through
     closed  how many exchanges it had been through when it closed the group
     over    the verdict, once it has given up: the reason, and the rank
 
-Some time before the time-out, who waits writes so: that calls the roll, and all others that wait
-answer. Who has not answered at the time-out is missing. That is the verdict; who reads it gives up
-too, so that all give one reason, and who comes late reads it before it waits. As long as exchanges
-end soon nobody looks at the board.
+Some time before the time-out, a rank that waits writes so: that calls the roll, and all other ranks
+that wait answer. A rank that has not answered at the time-out is missing. That is the verdict. A
+rank that reads a verdict gives up too, with the same reason; a late rank reads it before it waits.
+As long as exchanges end soon no rank looks at the board.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from typing import Any, NamedTuple
 __all__ = ["Board", "RollCall", "Verdict"]
 
 ROLL = "roll"
-PATIENCE = 0.25  # seconds that somebody who must know waits for the board
+PATIENCE = 0.25  # seconds to wait for the board, where its answer is needed
 
 
 class Verdict(NamedTuple):
-    """Why an exchange is given up, and the rank that it is because of."""
+    """Why an exchange is given up, and the rank that caused it."""
 
     reason: str
     rank: int | None
 
 
 class Board(abc.ABC):
-    """One note for each rank. Who uses it has a time-out to keep: nothing here may take long."""
+    """One note for each rank. Nothing here may take long: members have a time-out to keep."""
 
     @abc.abstractmethod
     def write(self, note: str, bell: str) -> None:
-        """Replace this rank's note, and ring a bell for those who listen to it."""
+        """Replace this rank's note, and ring a bell for the ranks that listen to it."""
 
     @abc.abstractmethod
     def read(self, bells: list[str], patience: float = 0.0) -> dict[int, str]:
         """Give the notes of the others, as far as they are known by now.
 
-        They are asked for if one of `bells` has been rung. `patience` is for how many seconds an
-        answer may be waited for; without it, it may be that of the call before.
+        They are asked for if one of `bells` has been rung. `patience` is for how many seconds to
+        wait for an answer; without it, the answer may be the one of the call before.
         """
 
     @abc.abstractmethod
@@ -59,23 +59,28 @@ class Board(abc.ABC):
 class RollCall:
     """One member's part in it."""
 
-    def __init__(self, rank: int, size: int, timeout: float, board: Board | None) -> None:
+    def __init__(self, rank: int, size: int, timeout: float, board: Board | None = None) -> None:
         self.timeout = timeout
-        # For how long before the time-out the roll is called; how often who waits looks.
+        # How long before the time-out the roll is called; how often a waiting rank looks.
         self.grace = min(1.0, timeout / 2)
         self.interval = min(0.05, self.grace / 8)
         self.verdict: Verdict | None = None
         self._rank = rank
         self._others = [other for other in range(size) if other != rank]
-        self._board = board if self._others else None
+        self._board: Board | None = None
+        self.use(board)
         self._mine: dict[str, Any] = {"waits": 0}
         self._notes: dict[int, dict[str, Any]] = {}
         self._entered = self._depth = 0
 
+    def use(self, board: Board | None) -> None:
+        """Put a board in the place of the present one; None: hold it no more."""
+        self._board = board if self._others else None
+
     # --- a wait that takes long -------------------------------------------------------------------
 
     def look(self, exchange: int, waited: float, patience: float = 0.0) -> Verdict | None:
-        """Say what is to become of an exchange that was waited for so long; None: to wait on."""
+        """Give the verdict on an exchange after a wait of so many seconds; None: to wait on."""
         self._read(exchange, patience)
         called = max((note["waits"] for note in self._notes.values()), default=0)
         if waited > self.timeout - self.grace or called > self._mine["waits"]:
@@ -116,14 +121,12 @@ class RollCall:
         """Give up, and let the others know; what one of them has decided before stands."""
         if self.verdict is None:
             notes = {**self._notes, self._rank: self._mine}
-            failed = [who for who in sorted(notes) if "failed" in notes[who]]
-            if failed:  # what came first, or what is known for certain
+            failed = [each for each in sorted(notes) if "failed" in notes[each]]
+            if failed:  # which came first, or is known for certain
                 rank = failed[0]
                 reason = f"rank {rank} {notes[rank]['failed']}; {reason}"
             self.verdict = Verdict(reason, rank)
-            self._write(ROLL, over=self.verdict)
-            if self._board is not None:
-                self._board.is_settled(PATIENCE)
+            self._tell(ROLL, over=self.verdict)
         return self.verdict
 
     def cannot_go_on(self, text: str) -> None:
@@ -141,20 +144,12 @@ class RollCall:
         """Let others know, in case they wait for this rank; it has been through `exchanges`."""
         self._depth -= 1
         if tell and self._depth == 0 and self.verdict is None:
-            self._write(bell_of_leaving(self._entered), left=(self._entered, exchanges))
-            if self._board is not None:
-                self._board.is_settled(PATIENCE)
-
-    def forget_board(self) -> None:
-        """Hold the board no more."""
-        self._board = None
+            self._tell(bell_of_leaving(self._entered), left=(self._entered, exchanges))
 
     def close(self, exchanges: int) -> None:
         """Let others know, in case they wait for this rank; it has been through `exchanges`."""
         if self.verdict is None:
-            self._write(ROLL, closed=exchanges)
-            if self._board is not None:
-                self._board.is_settled(PATIENCE)
+            self._tell(ROLL, closed=exchanges)
 
     # --- the board --------------------------------------------------------------------------------
 
@@ -169,25 +164,24 @@ class RollCall:
             if "over" in note:
                 self.verdict = Verdict(*note["over"])
                 return
-        closed = [
-            rank
-            for rank, note in self._notes.items()
-            if "closed" in note and note["closed"] < exchange
-        ]
+        closed = [r for r, note in self._notes.items() if note.get("closed", exchange) < exchange]
+        # A rank that has left, and entered no more often than this member, has no part in the
+        # exchange of this member; but in the one before, which may not have ended here.
+        left = []
+        for rank, note in self._notes.items():
+            entered, through = note.get("left", (0, 0))
+            if block and entered >= block and through < exchange:
+                left.append(rank)
         if closed:
-            has = "has" if len(closed) == 1 else "have"
-            self.decide(f"{names_of(closed)} {has} closed the group", closed[0])
-            return
-        # Who has left, and entered no more often than this member, has no part in its exchange; but
-        # in the one before, which may not have ended here.
-        left = [
-            rank
-            for rank, note in self._notes.items()
-            if block and "left" in note and note["left"][0] >= block and note["left"][1] < exchange
-        ]
-        if left:
-            has = "has" if len(left) == 1 else "have"
-            self.decide(f"{names_of(left)} {has} left the group", left[0])
+            self.decide(f"{names_of(closed, 'has', 'have')} closed the group", closed[0])
+        elif left:
+            self.decide(f"{names_of(left, 'has', 'have')} left the group", left[0])
+
+    def _tell(self, bell: str, **changes: Any) -> None:
+        """Write to the board, and see to it that others can read it."""
+        self._write(bell, **changes)
+        if self._board is not None:
+            self._board.is_settled(PATIENCE)
 
     def _write(self, bell: str, **changes: Any) -> None:
         self._mine |= changes
@@ -210,17 +204,17 @@ class RollCall:
             return
         missing = self._missing(exchange)
         if missing:
-            are = "is" if len(missing) == 1 else "are"
-            self.decide(f"{reason}: {names_of(missing)} {are} missing", missing[0])
+            self.decide(f"{reason}: {names_of(missing, 'is', 'are')} missing", missing[0])
         else:
             self.decide(f"{reason}, though all ranks have come", None)
 
 
 def bell_of_leaving(block: int) -> str:
-    """Who waits in the n-th ``with group:`` listens to those who leave theirs."""
+    """Give the bell of ranks that leave their n-th ``with group:``."""
     return f"left-{block}"
 
 
-def names_of(ranks: list[int]) -> str:
-    """``rank 1``, or ``ranks 1, 2``."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
+def names_of(ranks: list[int], one: str, many: str) -> str:
+    """``rank 1 is``, or ``ranks 1, 2 are``."""
+    names = ", ".join(map(str, ranks))
+    return f"rank {names} {one}" if len(ranks) == 1 else f"ranks {names} {many}"

@@ -51,7 +51,7 @@ class StoreBoard(Board):
         self._key.bells.add(bell)
 
         def request() -> None:
-            # In one message: whoever else is through may end the store before a second one.
+            # In one message: another rank may end the store before a second one.
             if self._store.has_extended_api():
                 self._store.multi_set(keys, values)
             else:
@@ -93,7 +93,7 @@ class StoreBoard(Board):
 
         def request() -> None:
             if store.add(key("retired"), 1) < key.size:
-                names: Iterable[object] = key.bells - {ROLL}  # who waits hears of the roll, too
+                names: Iterable[object] = key.bells - {ROLL}  # for ranks that still wait
             else:
                 names = [*range(key.size), *key.bells, ROLL, "retired"]
             for name in names:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, TypeVar
 
 from bnext import _core
-from bnext.groups.exchange import CLOSED, Calls, Float64Array, GroupError, Header, Merged
+from bnext.arguments import index_of
+from bnext.groups.exchange import CLOSED, Calls, GroupError, Header, Merged, Rows, error_of
 from bnext.groups.group import Group, error_text
 
 __all__ = ["ThreadGroup"]
@@ -22,6 +21,12 @@ POLL = 0.25
 
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")
+
+
+class Local(threading.local):
+    """A thread's own: its rank and ticket, if it is a member."""
+
+    membership: tuple[int, int] | None = None
 
 
 class ThreadGroup(Group):
@@ -57,13 +62,12 @@ class ThreadGroup(Group):
     """
 
     def __init__(self, size: int, *, timeout: float = 60.0) -> None:
-        if isinstance(size, bool) or not hasattr(size, "__index__"):
-            raise TypeError(f"size: expected an integer, got {type(size).__name__}")
+        size = index_of(size, "size")
         if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
             raise TypeError(f"timeout: expected seconds, got {type(timeout).__name__}")
         super().__init__()
         self._barrier = _core.ThreadGroup(size, timeout)
-        self._local = threading.local()
+        self._local = Local()
         self._process = os.getpid()
         self._forget()
 
@@ -101,17 +105,16 @@ class ThreadGroup(Group):
     @property
     def rank_or_none(self) -> int | None:
         """The same; None where the calling thread is no member."""
-        membership = getattr(self._local, "membership", None)
+        membership = self._local.membership
         return None if membership is None else membership[0]
 
     def _membership(self) -> tuple[int, int]:
-        try:
-            membership: tuple[int, int] = self._local.membership
-        except AttributeError:
+        membership = self._local.membership
+        if membership is None:
             raise GroupError(
                 "group: expected a call from a member, got one from a thread that is none; use "
                 "group.run(fn, shards) or `with group.member(rank):`"
-            ) from None
+            )
         return membership
 
     def __enter__(self) -> ThreadGroup:
@@ -119,12 +122,7 @@ class ThreadGroup(Group):
         self.check_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _release(self) -> None:
@@ -182,8 +180,7 @@ class ThreadGroup(Group):
         if len(shards) != self.size:
             raise ValueError(f"shards: expected {self.size}, one a member, got {len(shards)}")
         results: dict[int, Result] = {}
-        errors: list[tuple[int, BaseException]] = []
-        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        errors: list[tuple[int, BaseException]] = []  # the first that came is the first here
 
         def work(rank: int) -> None:
             try:
@@ -196,21 +193,19 @@ class ThreadGroup(Group):
             except BaseException as error:
                 if all(error is not known for _, known in errors):
                     errors.append((rank, error))
-            finally:
-                ended.put(rank)
 
-        threads: dict[int, threading.Thread] = {}  # that have not ended
+        threads: list[threading.Thread] = []
         try:
             for rank in range(self.size):
                 thread = threading.Thread(
                     target=work, args=(rank,), name=f"bnext-member-{rank}", daemon=True
                 )
                 thread.start()
-                threads[rank] = thread
-            self._wait_for(threads, ended, errors)
+                threads.append(thread)
+            self._wait_for(threads, errors)
         except BaseException as error:
             self._barrier.fail(-1, 0, f"run {error_text(error)}")
-            self._wait_for(threads, ended, errors, seconds=1.0)
+            self._wait_for(threads, errors, seconds=1.0)
             raise
         if errors:
             rank, first = errors[0]
@@ -225,24 +220,20 @@ class ThreadGroup(Group):
 
     def _wait_for(
         self,
-        threads: dict[int, threading.Thread],
-        ended: queue.SimpleQueue[int],
+        threads: list[threading.Thread],
         errors: list[tuple[int, BaseException]],
         seconds: float | None = None,
     ) -> None:
         """Wait until all threads have ended, for `seconds`, or the time-out after an error."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        while threads:
-            if deadline is None and errors:
-                deadline = time.monotonic() + self.timeout
-            left = POLL if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                return
-            try:
-                rank = ended.get(timeout=min(left, POLL))
-            except queue.Empty:
-                continue
-            threads.pop(rank).join()
+        for thread in threads:
+            while thread.is_alive():
+                if deadline is None and errors:
+                    deadline = time.monotonic() + self.timeout
+                left = POLL if deadline is None else min(deadline - time.monotonic(), POLL)
+                if left <= 0:
+                    return
+                thread.join(left)
 
     def reset(self) -> None:
         """Make a broken group work again.
@@ -267,10 +258,8 @@ class ThreadGroup(Group):
         message : str
             What it did, as in "raised ValueError: ...".
         """
-        membership = getattr(self._local, "membership", None)
-        if membership is not None:
-            rank, ticket = membership
-            self._barrier.fail(rank, ticket, message)
+        if self._local.membership is not None:
+            self._barrier.fail(*self._local.membership, message)
 
     # --- exchanges --------------------------------------------------------------------------------
 
@@ -283,49 +272,22 @@ class ThreadGroup(Group):
             with self.lock:
                 known = self._numbers.setdefault(layer, number)
             if known != number:
-                reason = f"rank {rank} calls layer {known} where it is to call layer {number}"
                 self.fail(f"calls layer {known} where layer {number} is next")
-                raise GroupError(
-                    f"layer {number}, step {step}, forward: {reason}",
-                    layer=number, step=step, rank=rank, reason=reason,
-                )  # fmt: skip
+                reason = f"rank {rank} calls layer {known} where it is to call layer {number}"
+                raise error_of(Header(number, step, "forward", 0, ""), reason, rank)
         return number, step
 
-    def merge_moments(
-        self,
-        header: Header,
-        count: int,
-        mean: Float64Array,
-        m2: Float64Array,
-        mean_low: Float64Array | None = None,
-    ) -> Merged:
-        """Merge Moments of the whole batch; see `Group`."""
-        return self._exchange(header, False, count, mean, m2, mean_low)
-
-    def merge_sums(
-        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
-    ) -> Merged:
-        """Add up sums over the whole batch; see `Group`."""
-        return self._exchange(header, True, count, sum_dy, sum_dy_xmu)
-
-    def _exchange(
-        self,
-        header: Header,
-        backward: bool,
-        count: int,
-        first: Float64Array,
-        second: Float64Array,
-        mean_low: Float64Array | None = None,
-    ) -> Merged:
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
         rank, ticket = self._membership()
+        first, second, mean_low = rows
         try:
             merged = self._barrier.exchange(
-                rank, ticket, header.layer, header.step, backward, header.dtype, header.owner,
-                count, first, second, mean_low,
+                rank, ticket, header.layer, header.step, header.direction, header.channels,
+                header.dtype, header.owner, count, first, second, mean_low,
             )  # fmt: skip
         except _core.GroupFailure as failure:
-            raise converted(failure) from None
-        return Merged(*merged)
+            raise converted(failure, header) from None
+        return Merged._make(merged)
 
     def __repr__(self) -> str:
         """Give the size, and what broke the group."""
@@ -339,10 +301,8 @@ class Member:
     """A membership of the thread that enters; `ThreadGroup.member` makes them."""
 
     def __init__(self, group: ThreadGroup, rank: int) -> None:
-        if isinstance(rank, bool) or not hasattr(rank, "__index__"):
-            raise TypeError(f"rank: expected an integer, got {type(rank).__name__}")
         self._group = group
-        self._rank = rank
+        self._rank = index_of(rank, "rank")
 
     def __enter__(self) -> ThreadGroup:
         group = self._group
@@ -355,31 +315,19 @@ class Member:
         try:
             ticket = group._barrier.enter(self._rank)
         except _core.GroupFailure as failure:
-            raise converted(failure) from None
+            raise converted(failure, None) from None
         group._local.membership = (self._rank, ticket)
         return group
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         group = self._group
-        rank, ticket = group._local.membership
         if error is not None:
-            group._barrier.fail(rank, ticket, error_text(error))
-        group._barrier.leave(rank, ticket)
+            group.fail(error_text(error))
+        group._barrier.leave(*group._membership())
         del group._local.membership
 
 
-def converted(failure: _core.GroupFailure) -> GroupError:
-    """Make the error that users get from that of the C++ barrier."""
-    message, layer, step, rank, reason = failure.args
-    return GroupError(
-        message,
-        layer=None if step < 0 else layer,
-        step=None if step < 0 else step,
-        rank=None if rank < 0 else rank,
-        reason=reason,
-    )
+def converted(failure: _core.GroupFailure, header: Header | None) -> GroupError:
+    """Make the error that users get from the error of the C++ barrier."""
+    reason, rank = failure.args
+    return error_of(header, reason, None if rank < 0 else rank)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from bnext.groups.exchange import Float64Array, GroupError
 from bnext.groups.group import engine_module
@@ -34,8 +31,8 @@ class TorchDistributedGroup(ProcessGroup):
         One that takes tensors of the CPU or of CUDA devices; the default group if not given.
         ``torch.distributed.new_group`` gives sub-groups. All of its ranks make the group together.
     timeout : float
-        For how many seconds a member waits for the others. Who is missing is found out by the store
-        of `process_group`; where that is lost as well, the error names nobody.
+        For how many seconds a member waits for the others. The store of `process_group` tells which
+        rank is missing; where the store is lost as well, the error names none.
 
     Raises
     ------
@@ -47,13 +44,13 @@ class TorchDistributedGroup(ProcessGroup):
 
     Notes
     -----
-    Data may lie anywhere, whatever the backend: what is exchanged is small, and in the memory of
-    the host. A backend that takes it there is used as it is: gloo, MPI, and of
-    ``"cpu:gloo,cuda:nccl"`` the first. With NCCL alone it goes through a CUDA device, by the
+    Data may lie anywhere, whatever the backend: the exchanged rows are small, and in the memory of
+    the host. A backend that takes them there is used as it is: gloo, MPI, and of
+    ``"cpu:gloo,cuda:nccl"`` the first. With NCCL alone they go through a CUDA device, by the
     current stream there: the device that `process_group` is bound to (`device_id` of
     ``init_process_group``), else the one that is current when the group is made; so call
     ``torch.cuda.set_device`` before. Sums are float64 with any of them, and the same to the bit for
-    all ranks as far as those of the backend are.
+    all ranks as far as the backend's sums are.
 
     It holds `process_group` weakly, so that ``destroy_process_group`` ends it, and a few keys in
     its store. The last rank that closes the group takes them out; of a group that is garbage, ranks
@@ -67,23 +64,22 @@ class TorchDistributedGroup(ProcessGroup):
             raise RuntimeError(
                 "process_group: expected torch.distributed.init_process_group to have been called"
             )
-        super().__init__(timeout)
+        rank, size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if rank < 0:
+            raise ValueError("process_group: expected one that this process is a member of")
+        super().__init__(rank, size, timeout)
         self._torch: Any = torch
         self._dist: Any = dist
         # Those that make groups for each model must be able to destroy them.
         bound = dist.group.WORLD if process_group is None else process_group
-        self._group = None if bound is None else weakref.ref(bound)
-        self._rank, self._size = dist.get_rank(process_group), dist.get_world_size(process_group)
-        if self._rank < 0:
-            raise ValueError("process_group: expected one that this process is a member of")
+        self._group = weakref.ref(bound)
         self._device = device_of(torch, dist, process_group)
         self._board = self._new_board(bound)
+        self._roll.use(self._board)
         take_out_what_was_left()
 
     def _new_board(self, process_group: Any) -> StoreBoard | None:
         """Make a board in the store of the process group, where it has one."""
-        if process_group is None:
-            return None
         number = _made[process_group] = _made.get(process_group, 0) + 1
         store = store_of(process_group)
         if store is None:
@@ -96,50 +92,29 @@ class TorchDistributedGroup(ProcessGroup):
 
     def _give_up(self) -> None:
         board, self._board = self._board, None
-        if isinstance(board, StoreBoard):
+        self._roll.use(None)  # which holds the store
+        if board is not None:
             self._finalizer.detach()
             if self._works():
                 board.retire()
-        self._roll.forget_board()  # and with it the store
         take_out_what_was_left()
 
     def _works(self) -> bool:
-        return self._group is None or self._group() is not None
+        return self._group() is not None
 
     def _process_group(self) -> Any:
-        group = None if self._group is None else self._group()
-        if group is None and self._group is not None:
+        group = self._group()
+        if group is None:
             raise GroupError(
                 "process_group: expected one that is in use, got one that was destroyed"
             )
         return group
 
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return int(self._size)
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is."""
-        return int(self._rank)
-
     def _start_sum(self, buffer: Float64Array) -> Any:
         here = self._torch.from_numpy(buffer)
-        there = self._brought(here)
+        there = here if self._device is None else here.to(self._device, copy=True)
         work = self._dist.all_reduce(there, group=self._process_group(), async_op=True)
-        return work if there is here else Staged(work, [(here, there)])
-
-    def _start_gather(self, row: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8]) -> Any:
-        here = [self._torch.from_numpy(each) for each in rows]
-        there = [self._brought(each) for each in here]
-        own = self._brought(self._torch.from_numpy(row))
-        work = self._dist.all_gather(there, own, group=self._process_group(), async_op=True)
-        return work if self._device is None else Staged(work, zip(here, there, strict=True))
-
-    def _brought(self, tensor: Any) -> Any:
-        """Copy to where the backend takes tensors, unless that is the host."""
-        return tensor if self._device is None else tensor.to(self._device, copy=True)
+        return work if there is here else Staged(work, here, there)
 
     def _is_done(self, request: Any) -> bool:
         if not request.is_completed():
@@ -151,25 +126,24 @@ class TorchDistributedGroup(ProcessGroup):
         return super()._end_of(request) if request is None else request.is_completed
 
 
-class Staged:
-    """A collective over copies on a device, in the way of a Work of torch.distributed.
+class Staged(NamedTuple):
+    """A sum in a copy on a device, in the way of a Work of torch.distributed.
 
-    Once it `is_completed`, which the device is asked for without waiting, `wait` fetches them.
+    Once it `is_completed`, which the device is asked for without waiting, `wait` fetches the sum.
     """
 
-    def __init__(self, work: Any, copies: Iterable[tuple[Any, Any]]) -> None:
-        self._work = work
-        self._copies = list(copies)
+    work: Any
+    here: Any
+    there: Any
 
     def is_completed(self) -> bool:
         """Whether the device has done it."""
-        return bool(self._work.is_completed())
+        return bool(self.work.is_completed())
 
     def wait(self) -> None:
-        """Raise what went wrong, or copy the results back."""
-        self._work.wait()  # and let the current stream wait for that of the collective
-        for here, there in self._copies:
-            here.copy_(there)
+        """Raise what went wrong, or copy the sum back."""
+        self.work.wait()  # and let the current stream wait for the one of the sum
+        self.here.copy_(self.there)
 
 
 def store_of(process_group: Any) -> Any:

@@ -7,14 +7,15 @@ group. The layers themselves do not change: each call looks for a visit in its c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bnext.groups.group import Group
 
-__all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "visits_of"]
+__all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "on_visit"]
 
+Result = TypeVar("Result")
 
 # Input and `Saved` of the latest forward call, by the rank of the member; None without a group.
 Latest = dict[int | None, tuple[Any, Any]]
@@ -35,14 +36,20 @@ class Visit(NamedTuple):
     latest: Latest
 
 
-# The visits of layers. To set a mapping, and to set the one before again, is one call of C each, in
-# which no signal handler runs. The mapping itself never changes.
+# The visits of layers. The mapping itself never changes.
 VISITS: ContextVar[Mapping[Any, Visit]] = ContextVar("bnext_visits", default={})  # noqa: B039
 
 
-def visits_of(layers: Iterable[Any], group: Group) -> Mapping[Any, Visit]:
-    """Give the present visits, and in addition visits of `layers` to `group`."""
-    return {**VISITS.get(), **{layer: Visit(group, {}) for layer in layers}}
+def on_visit(layers: Iterable[Any], group: Group, body: Callable[[], Result]) -> Result:
+    """Call `body` while `layers` visit `group`; give its result."""
+    before = VISITS.get()
+    during = {**before, **{layer: Visit(group, {}) for layer in layers}}
+    # To set a mapping is one call of C, in which no signal handler runs.
+    try:
+        VISITS.set(during)
+        return body()
+    finally:
+        VISITS.set(before)
 
 
 def check_at_rest(layers: Sequence[Any]) -> None:

@@ -24,33 +24,36 @@ import numpy as np
 from bnext.arguments import count_of, counter_of, values_of
 from bnext.estimators import Cumulative, Exponential
 from bnext.layers import BatchNorm
+from bnext.running import check_tracked
 
 __all__ = ["from_convention", "to_convention"]
 
 
 class _Convention(NamedTuple):
     names: tuple[str, str, str, str]  # of weight, bias, running_mean, running_var
-    eps: str
-    momentum_is_decay: bool
-    bessel: bool
-    channel_axis: int
-    decay: float
-    default_eps: float
+    eps: str = "epsilon"
+    counter: str = ""  # the name of the number of batches, where it is stored
+    momentum_is_decay: bool = True
+    bessel: bool = False
+    channel_axis: int = 1
+    decay: float = 0.9  # the default, as the next one
+    default_eps: float = 1e-5
+    needs_parameters: bool = False
 
 
 CONVENTIONS = {
     "pytorch": _Convention(
-        ("weight", "bias", "running_mean", "running_var"), "eps", False, True, 1, 0.9, 1e-5
+        ("weight", "bias", "running_mean", "running_var"), eps="eps",
+        counter="num_batches_tracked", momentum_is_decay=False, bessel=True,
     ),
     "keras": _Convention(
-        ("gamma", "beta", "moving_mean", "moving_variance"), "epsilon", True, False, -1, 0.99, 1e-3
+        ("gamma", "beta", "moving_mean", "moving_variance"), channel_axis=-1, decay=0.99,
+        default_eps=1e-3,
     ),
-    "flax": _Convention(("scale", "bias", "mean", "var"), "epsilon", True, False, -1, 0.99, 1e-5),
-    "onnx": _Convention(
-        ("scale", "B", "input_mean", "input_var"), "epsilon", True, False, 1, 0.9, 1e-5
-    ),
-}
-COUNTER = "num_batches_tracked"
+    "flax": _Convention(("scale", "bias", "mean", "var"), channel_axis=-1, decay=0.99),
+    "onnx": _Convention(("scale", "B", "input_mean", "input_var"), needs_parameters=True),
+}  # fmt: skip
+ATTRIBUTES = ("weight", "bias", "running_mean", "running_var")
 
 
 def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -> dict[str, Any]:
@@ -84,15 +87,11 @@ def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -
         `count` is not an integer.
     """
     words = _convention_of(convention)
-    if bn.running_mean is None or bn.running_var is None:
-        raise ValueError(
-            "bn: expected a layer with running statistics, got one with "
-            f"track_running_stats={bn.track_running_stats}"
-        )
-    weight, bias, mean, var = words.names
-    arrays = {weight: bn.weight, bias: bn.bias, mean: bn.running_mean, var: bn.running_var}
+    check_tracked(bn, "bn")
+    weight, bias, _, var = words.names
+    arrays = {name: getattr(bn, ours) for name, ours in zip(words.names, ATTRIBUTES, strict=True)}
     values: dict[str, Any] = {k: values_of(v, k) for k, v in arrays.items() if v is not None}
-    if convention == "onnx":
+    if words.needs_parameters:
         values.setdefault(weight, np.ones(bn.num_features, bn.dtype))
         values.setdefault(bias, np.zeros(bn.num_features, bn.dtype))
     values[var] = _corrected(values[var], bn.estimator.bessel, words.bessel, count)
@@ -103,8 +102,8 @@ def to_convention(bn: BatchNorm, convention: str, *, count: int | None = None) -
         )
     values["momentum"] = bn.decay if words.momentum_is_decay else momentum
     values[words.eps] = bn.eps
-    if convention == "pytorch" and bn.num_batches_tracked is not None:
-        values[COUNTER] = np.array(bn.num_batches_tracked)
+    if words.counter and bn.num_batches_tracked is not None:
+        values[words.counter] = np.array(bn.num_batches_tracked)
     return values
 
 
@@ -146,9 +145,7 @@ def from_convention(
         An array is not of real numbers, or has a mask; `count` is not an integer.
     """
     words = _convention_of(convention)
-    known = {*words.names, "momentum", words.eps} | (
-        {COUNTER} if convention == "pytorch" else set()
-    )
+    known = {*words.names, "momentum", words.eps, words.counter} - {""}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"values: expected names among {sorted(known)}, got {unknown}")
     weight, bias, mean, var = words.names
@@ -171,14 +168,12 @@ def from_convention(
     )
     wide = arrays[var].astype(np.float64)  # rounded once, to the layer's dtype
     arrays[var] = _corrected(wide, words.bessel, bn.estimator.bessel, count)
-    for name, ours in zip(
-        words.names, ("weight", "bias", "running_mean", "running_var"), strict=True
-    ):
+    for name, ours in zip(words.names, ATTRIBUTES, strict=True):
         if name in arrays:
             with np.errstate(all="ignore"):  # overflow in rounding is silent
                 getattr(bn, ours)[...] = arrays[name]
-    if COUNTER in values and bn.num_batches_tracked is not None:
-        bn.num_batches_tracked[...] = counter_of(values[COUNTER], COUNTER)
+    if words.counter and words.counter in values and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked[...] = counter_of(values[words.counter], words.counter)
     return bn
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from bnext._moments import Moments
 from bnext.groups.group import Group
-from bnext.groups.visits import VISITS, visits_of
-from bnext.inference.layers import Estimate, not_reached
+from bnext.groups.visits import on_visit
+from bnext.inference.layers import Estimate
 from bnext.inference.progress import Watch
 from bnext.inference.replay import ReplayGroup, Turn, drop
 from bnext.layers import BatchNorm
@@ -28,10 +28,9 @@ def exact(
     """Estimates of each layer, and of every pass how many batches it went through."""
     replay = ReplayGroup(layers, group, once=True)
     sizes: list[int] = []  # of the data set, in each pass
-    held: list[Turn] = []
-    before, during = VISITS.get(), visits_of(layers, replay)
-    try:
-        VISITS.set(during)
+
+    def through() -> None:
+        held: list[Turn] = []
         try:
             while len(replay.points) < len(layers):
                 words = f"layer {len(replay.points) + 1} of {len(layers)}"
@@ -43,7 +42,7 @@ def exact(
                     sizes.append(size)
                     _check_sizes(sizes)
                 if not replay.end_round():
-                    raise not_reached({point.header.layer for point in replay.points}, layers)
+                    replay.check_reached({point.header.layer for point in replay.points})
                 if replay.points[-1].merged.total_count == 0:
                     raise ValueError("batches: expected at least one with data, got none")
             # One batch to its end, where a second call of the last layer would show.
@@ -51,16 +50,10 @@ def exact(
             last.go_on(hold=False)
         finally:
             drop(held)
-    finally:
-        VISITS.set(before)
-    estimates = {
-        point.header.layer: Estimate.of(
-            Moments(point.merged.total_count, point.merged.first, point.merged.second),
-            layers[point.header.layer].estimator.bessel,
-        )
-        for point in replay.points
-    }
-    return [estimates[place] for place in range(len(layers))], sizes
+
+    on_visit(layers, replay, through)
+    moments = {point.header.layer: Moments(*point.merged[:3]) for point in replay.points}
+    return [Estimate.of(moments[place], layer) for place, layer in enumerate(layers)], sizes
 
 
 def _round(turns: Iterable[Turn], keep: int) -> tuple[list[Turn], int]:

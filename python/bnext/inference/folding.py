@@ -21,6 +21,7 @@ from bnext import _core
 from bnext.arguments import index_of, values_of
 from bnext.array_types import ArrayT
 from bnext.arrays.libraries import library_of
+from bnext.running import check_tracked
 
 if TYPE_CHECKING:
     from bnext.layers.normalization import Normalization
@@ -48,22 +49,17 @@ class Affine(NamedTuple):
 
 def affine_of(bn: Normalization) -> Affine:
     """Make `Affine` of a layer; see `BatchNorm.as_affine`."""
-    if bn.running_mean is None or bn.running_var is None:
-        raise ValueError(
-            "bn: expected a layer with running statistics, got one with "
-            f"track_running_stats={bn.track_running_stats}"
-        )
-    mean = _of_layer(bn.running_mean, "running_mean")
-    var = _of_layer(bn.running_var, "running_var")
+    check_tracked(bn, "bn")
+    mean, var = _of_layer(bn, "running_mean"), _of_layer(bn, "running_var")
     with np.errstate(under="ignore"):
         root = np.sqrt(var + bn.eps)
         scale = np.divide(1.0, root, out=np.zeros_like(root), where=root != 0)  # 0, like rstd
         shift = -mean * scale
         if bn.weight is not None:
-            weight = _of_layer(bn.weight, "weight")
+            weight = _of_layer(bn, "weight")
             scale, shift = weight * scale, weight * shift
         if bn.bias is not None:
-            shift = shift + _of_layer(bn.bias, "bias")
+            shift = shift + _of_layer(bn, "bias")
     return Affine(scale, shift)
 
 
@@ -114,15 +110,10 @@ def fold(
     if groups > 1 and (len(axes) > 1 or axes == (0,)):
         raise ValueError(f"groups: expected 1 with outputs along axis {axis}, got {groups}")
     count = math.prod(values.shape[a] for a in axes) * groups
-    if count != len(scale):
-        raise ValueError(
-            f"weight: expected {len(scale)} outputs, as bn has channels, got {count} "
-            f"(shape {values.shape}, axis {axis}, {groups} group(s))"
-        )
-    offset = 0.0 if bias is None else _vector(bias, len(scale))
+    _check_count(scale, count, "outputs", f"(shape {values.shape}, axis {axis}, {groups} group(s))")
     with np.errstate(under="ignore"):
         folded = values * _spread(scale, values.shape, axes, groups, 0)
-        of_outputs = scale * offset + shift
+        of_outputs = scale * _offset(bias, count) + shift
     return _like(folded, weight), _like(of_outputs, weight if bias is None else bias)
 
 
@@ -192,11 +183,7 @@ def fold_into_next(
     _check_groups(groups, values.shape, whole)
     groups_of_inputs = 1 if transposed else groups
     count = values.shape[inputs] * groups_of_inputs
-    if count != len(scale):
-        raise ValueError(
-            f"weight: expected {len(scale)} inputs, as bn has channels, got {count} "
-            f"(shape {values.shape}, axis {axis}, {groups} group(s))"
-        )
+    _check_count(scale, count, "inputs", f"(shape {values.shape}, axis {axis}, {groups} group(s))")
     factor, addend = (
         _spread(vector, values.shape, (inputs,), groups_of_inputs, outputs)
         for vector in (scale, shift)
@@ -210,12 +197,8 @@ def fold_into_next(
         through = through.reshape(groups, -1, values.shape[outputs]).sum(axis=1)
     else:
         through = through.reshape(values.shape[inputs], -1).sum(axis=0)
-    of_outputs = through.reshape(-1)
-    offset = 0.0 if bias is None else _vector(bias, len(of_outputs))
-    return (
-        _like(values, weight),
-        _like(offset + of_outputs, weight if bias is None else bias),
-    )
+    of_outputs = _offset(bias, through.size) + through.reshape(-1)
+    return _like(values, weight), _like(of_outputs, weight if bias is None else bias)
 
 
 def _spread(
@@ -274,12 +257,21 @@ def _values_of(array: Any, name: str) -> Float64Array:
     return wide
 
 
-def _of_layer(array: Any, name: str) -> Float64Array:
-    wide: Float64Array = values_of(array, name).astype(np.float64)
+def _of_layer(bn: Normalization, name: str) -> Float64Array:
+    wide: Float64Array = values_of(getattr(bn, name), name).astype(np.float64)
     return wide
 
 
-def _vector(bias: Any, count: int) -> Float64Array:
+def _check_count(scale: Float64Array, count: int, what: str, weight: str) -> None:
+    if count != len(scale):
+        raise ValueError(
+            f"weight: expected {len(scale)} {what}, as bn has channels, got {count} {weight}"
+        )
+
+
+def _offset(bias: Any, count: int) -> Float64Array | float:
+    if bias is None:
+        return 0.0
     values = _values_of(bias, "bias")
     if values.shape != (count,):
         raise ValueError(f"bias: expected shape ({count},), got {values.shape}")

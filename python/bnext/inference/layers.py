@@ -1,35 +1,30 @@
-"""Checks of the layers that a pass over data is given, and errors that name them."""
+"""The layers that a pass over data is given: checks, and the group that they visit meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 from bnext._moments import Moments
 from bnext.groups.exchange import Float64Array
-from bnext.groups.group import Group
+from bnext.groups.group import ALONE, Group, Part
 from bnext.groups.visits import check_at_rest
 from bnext.layers import BatchNorm
 
-__all__ = [
-    "Estimate",
-    "called_twice",
-    "checked_layers",
-    "common_group",
-    "not_reached",
-]
+__all__ = ["Estimate", "PassGroup", "checked_layers", "common_group"]
 
 
 class Estimate(NamedTuple):
-    """What is to become a layer's statistics."""
+    """A layer's new statistics."""
 
     mean: Float64Array
     var: Float64Array
 
     @classmethod
-    def of(cls, moments: Moments, bessel: bool) -> Estimate:
-        """Make it of a layer's whole input, with Bessel's correction or without."""
-        return cls(moments.mean, moments.unbiased_var if bessel else moments.var)
+    def of(cls, moments: Moments, layer: BatchNorm) -> Estimate:
+        """Make it of a layer's whole input, with Bessel's correction if its estimator has it."""
+        var = moments.unbiased_var if layer.estimator.bessel else moments.var
+        return cls(moments.mean, var)
 
 
 def checked_layers(layers: Any) -> list[BatchNorm]:
@@ -58,18 +53,56 @@ def common_group(layers: Sequence[BatchNorm]) -> Group | None:
     return groups[0] if groups else None
 
 
-def called_twice(place: int) -> ValueError:
-    """Give the error for a layer that is shared within the network."""
-    return ValueError(
-        f"layers[{place}]: expected one call for each batch, got a second one: a layer that is "
-        "shared has no statistics of one input"
-    )
+class PassGroup(Group):
+    """A group that layers visit while a pass over data runs; one thread has all of its members.
 
+    Parameters
+    ----------
+    layers : sequence of BatchNorm
+        Errors call them by their place here.
+    inner : Group, optional
+        A group of which the batch is this caller's shard.
+    once : bool
+        Whether a layer that is called twice for a batch is an error.
+    """
 
-def not_reached(reached: set[int], layers: Sequence[BatchNorm]) -> ValueError:
-    """Give the error for the first layer that is not among those that were `reached`."""
-    place = next(place for place in range(len(layers)) if place not in reached)
-    name = f"{type(layers[place]).__name__}({layers[place].num_features})"
-    return ValueError(
-        f"layers[{place}]: expected the network to call it, got no call of this {name}"
-    )
+    def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
+        super().__init__()
+        self._layers = layers
+        self._places = {id(layer): place for place, layer in enumerate(layers)}
+        self._inner = inner
+        self._once = once
+        self._calls: dict[int, int] = {}  # of the present batch, by the place of the layer
+
+    @property
+    def rank(self) -> int:
+        """0: a layer keeps what the latest call needs."""
+        return 0
+
+    def begin(self, layer: Any) -> tuple[int, int]:
+        """Give the layer's place, and how often it was called before for the present batch."""
+        place = self._places[id(layer)]
+        step = self._calls.get(place, 0)
+        self._calls[place] = step + 1
+        if step and self._once:
+            raise ValueError(
+                f"layers[{place}]: expected one call for each batch, got a second one: a layer "
+                "that is shared has no statistics of one input"
+            )
+        return place, step
+
+    def inner_part(self, place: int) -> Part:
+        """Begin a forward call of a layer in the inner group."""
+        return ALONE if self._inner is None else self._inner.part(self._layers[place])
+
+    def check_reached(self, reached: Container[int]) -> None:
+        """ValueError for the first layer that is not among those that were `reached`."""
+        for place, layer in enumerate(self._layers):
+            if place not in reached:
+                name = f"{type(layer).__name__}({layer.num_features})"
+                raise ValueError(
+                    f"layers[{place}]: expected the network to call it, got no call of this {name}"
+                )
+
+    def fail(self, message: str) -> None:
+        """Tell nobody: no other member waits, and the inner group is told by the pass."""

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnext._moments import Moments
-from bnext.groups.exchange import Float64Array, Header, Merged
+from bnext.groups.exchange import Header, Merged, Rows
 from bnext.groups.group import Group, Part
-from bnext.inference.layers import called_twice
+from bnext.inference.layers import PassGroup
 from bnext.layers import BatchNorm
 
 __all__ = ["ReplayGroup", "Turn", "drop", "greenlets"]
@@ -49,59 +49,41 @@ def greenlets() -> Any:
     return greenlet
 
 
-class ReplayGroup(Group):
+class ReplayGroup(PassGroup):
     """The pieces of one batch as members that come one after the other.
 
-    Parameters
-    ----------
-    layers : sequence of BatchNorm
-        Those that pieces meet in; errors call them by their place here.
-    inner : Group, optional
-        A group of which the whole batch is this caller's shard.
-    once : bool
-        Whether a layer that a piece calls twice is an error.
+    Its parameters are those of `PassGroup`; a piece counts as a batch there.
     """
 
-    recalls = True
-
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
-        super().__init__()
+        super().__init__(layers, inner, once=once)
         self.points: list[Point] = []
-        self._places = {id(layer): place for place, layer in enumerate(layers)}
-        self._layers = layers
-        self._inner = inner
         self._parts: dict[Any, Part] = {}  # of the whole batch, in calls of the inner group
-        self._once = once
         self._turn = Turn(self, lambda: None)
         self._turns = 0  # of this round
         self._stops = 0
         self._header: Header | None = None
-        self._union: Any = None
+        self._union: Any = None  # of what was brought: Moments; or count and sums
 
     @property
     def size(self) -> int:
         """How many pieces there were in this round so far."""
         return self._turns
 
-    @property
-    def rank(self) -> int:
-        """0: a layer keeps what one piece needs, that whose turn it is."""
-        return 0
-
     # --- rounds -----------------------------------------------------------------------------------
 
     def start(self, turn: Turn) -> None:
         """Make it the turn of one piece, from its start or from where it was left."""
         self._turn = turn
+        self._calls = turn.calls
         self._turns += 1
 
     def end_round(self) -> bool:
         """Make what was brought known; False if all pieces came to their end."""
         turns, stops, header = self._turns, self._stops, self._header
         self._turns = self._stops = 0
-        if stops == 0:
+        if header is None:
             return False
-        assert header is not None
         if stops < turns:
             raise ValueError(
                 f"network: expected the same calls for every batch, got {text_of(header)} for "
@@ -113,36 +95,27 @@ class ReplayGroup(Group):
 
     def _merged(self, header: Header) -> Merged:
         """Merge what all pieces brought with what other members of the inner group have."""
-        place, call = header.layer, header[:2]
-        forward = header.direction == "forward"
-        if forward:
-            union = self._union
-            count, first, second, low = union.count, union.mean, union.m2, union.mean_low
+        union, call = self._union, header[:2]
+        if header.direction == "forward":
+            part = self._parts[call] = self.inner_part(header.layer)
+            mean, m2 = np.array(union.mean), np.array(union.m2)
+            merged = part.merge_moments(header.dtype, union.count, mean, m2, union.mean_low)
+        elif self._inner is None:
+            merged = Merged(union[0], union[1], union[2], 0, False)
         else:
-            (count, first, second), low = self._union, None
-        merged = Merged(count, np.array(first), np.array(second), 0, False, low)
-        if self._inner is not None and forward:
-            part = self._parts[call] = self._inner.part(self._layers[place])
-            merged = part.merge_moments(header.dtype, *merged[:3], low)
-        elif self._inner is not None:
-            merged = self._parts[call].merge_sums(*merged[1:3])
+            merged = self._parts[call].merge_sums(*union[1:])
         if merged.shared and self._inner is not None and self._inner.size > 1 and not self._once:
             raise RuntimeError(
-                f"layers[{place}]: expected a replica for each member of the group, got a layer "
-                "that members share, which has the gradients of one of them"
+                f"layers[{header.layer}]: expected a replica for each member of the group, got a "
+                "layer that members share, which has the gradients of one of them"
             )
         return merged._replace(generation=len(self.points) + 1, shared=False)
 
     # --- the calls of a piece ---------------------------------------------------------------------
 
-    def begin(self, layer: Any) -> tuple[int, int]:
-        """Give the layer's place among `layers`, and how often this piece has called it before."""
-        place = self._places[id(layer)]
-        step = self._turn.calls.get(place, 0)
-        self._turn.calls[place] = step + 1
-        if step and self._once:
-            raise called_twice(place)
-        return place, step
+    def part(self, layer: Any) -> Part:
+        """Begin a forward call; see `Group`."""
+        return PieceOfCall(self, layer)
 
     def recalled(self, header: Header) -> Merged | None:
         """Give what the call gave in an earlier round; None if there was none."""
@@ -150,48 +123,27 @@ class ReplayGroup(Group):
         if turn.cursor >= len(self.points):
             return None
         point = self.points[turn.cursor]
-        if not same_call(point.header, header):
-            raise self._differs(header, point.header)
+        check_same_call(header, point.header)
         turn.cursor += 1
-        # Whoever gets it may mark it read-only, or keep it.
         return point.merged
 
-    def merge_moments(
-        self,
-        header: Header,
-        count: int,
-        mean: Float64Array,
-        m2: Float64Array,
-        mean_low: Float64Array | None = None,
-    ) -> Merged:
-        """Merge Moments in the order of pieces; see `Group`."""
+    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+        """Merge in the order of pieces, and leave the piece at a call that no point is known of."""
         recalled = self.recalled(header)
         if recalled is not None:
             return recalled
-        brought = Moments(count, mean, m2, mean_low)
-        union = brought if self._union is None else self._union + brought
-        return self._stop(header, union, count)
-
-    def merge_sums(
-        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
-    ) -> Merged:
-        """Add up sums in the order of pieces; see `Group`."""
-        recalled = self.recalled(header)
-        if recalled is not None:
-            return recalled
-        union = self._union or (0, 0.0, 0.0)
-        if count:
-            with np.errstate(all="ignore"):  # as the kernels, which say nothing of NaN and overflow
-                union = (union[0] + count, union[1] + sum_dy, union[2] + sum_dy_xmu)
-        elif self._union is None:
-            union = (0, np.zeros(header.channels), np.zeros(header.channels))
-        return self._stop(header, union, count)
-
-    def _stop(self, header: Header, union: Any, count: int) -> Merged:
-        """Leave the piece at this call, which no point is known of."""
-        if self._header is not None and not same_call(self._header, header):
-            raise self._differs(header, self._header)
-        self._header, self._union = header, union
+        if self._header is not None:
+            check_same_call(header, self._header)
+        self._header = header
+        if header.direction == "forward":
+            brought = Moments(count, *rows)
+            self._union = brought if self._union is None else self._union + brought
+        else:
+            union = self._union or (0, np.zeros(header.channels), np.zeros(header.channels))
+            if count:
+                with np.errstate(all="ignore"):  # as the kernels do of NaN and overflow
+                    union = (union[0] + count, union[1] + rows[0], union[2] + rows[1])
+            self._union = union
         self._stops += 1
         turn = self._turn
         turn.bytes = count * header.channels * ITEM_SIZES[header.dtype]
@@ -199,14 +151,19 @@ class ReplayGroup(Group):
         turn.cursor += 1  # it goes on
         return self.points[turn.cursor - 1].merged
 
-    def _differs(self, got: Header, expected: Header) -> ValueError:
-        return ValueError(
-            f"network: expected the same calls for every batch, got {text_of(got)} where others "
-            f"had {text_of(expected)}"
-        )
 
-    def fail(self, message: str) -> None:
-        """Tell nobody: there is no other member that waits."""
+class PieceOfCall(Part):
+    """The part of a piece in a call, whose result an earlier round may have."""
+
+    __slots__ = ()
+    group: ReplayGroup
+    recalls = True
+
+    def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
+        """See `Part`; then the exchange counts as made."""
+        self.header = self.header._replace(channels=channels, dtype=dtype)
+        self.count = count
+        return self.group.recalled(self.header)
 
 
 class Turn:
@@ -282,9 +239,13 @@ def drop(turns: list[Turn]) -> None:
         raise errors[0]
 
 
-def same_call(one: Header, other: Header) -> bool:
-    """Whether two pieces do the same."""
-    return one[:5] == other[:5]
+def check_same_call(got: Header, expected: Header) -> None:
+    """ValueError where two pieces do not do the same."""
+    if got[:5] != expected[:5]:
+        raise ValueError(
+            f"network: expected the same calls for every batch, got {text_of(got)} where others "
+            f"had {text_of(expected)}"
+        )
 
 
 def text_of(header: Header) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
 from bnext.groups.exchange import GroupError
 from bnext.groups.group import error_text
-from bnext.groups.visits import VISITS, check_at_rest, visits_of
+from bnext.groups.visits import check_at_rest, on_visit
 from bnext.inference.layers import checked_layers, common_group
 from bnext.inference.replay import ReplayGroup, Turn
 from bnext.layers import BatchNorm
@@ -92,15 +91,10 @@ class MicroBatches:
         self._open = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._open = False
         runs, self._runs = self._runs, []
-        for run in runs:  # whose results somebody still has
+        for run in runs:  # with results that are still held
             run.announce(error)
 
     def run(self, step: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
@@ -158,7 +152,8 @@ class MicroBatches:
         self._runs.append(run)
         self.rounds = 0
         try:
-            for _ in run.rounds():
+            again = True
+            while again:
                 for turn in run.turns(step, pieces):
                     if turn.ended:
                         yield turn.result
@@ -168,6 +163,7 @@ class MicroBatches:
                                 "bnext.micro_batches(...)`, which has been left"
                             )
                 self.rounds += 1
+                again = run.replay.end_round()
             run.finish()
         except BaseException as error:
             if run in self._runs:
@@ -200,28 +196,16 @@ class Run:
                 if moves:
                     layer.running.check_movable(f"layers[{place}].")
                     self._moving.add(place)
-        self._replay = ReplayGroup(layers, self._group, once=False)
+        self.replay = ReplayGroup(layers, self._group, once=False)
         self._number: int | None = None  # of micro-batches, in the first round
-
-    def rounds(self) -> Iterator[None]:
-        """Give a turn to each round, until all micro-batches have come to their end."""
-        again = True
-        while again:
-            yield
-            again = self._replay.end_round()
 
     def turns(self, step: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterator[Turn]:
         """Run the step of each micro-batch as far as it comes, with the layers on a visit."""
         number = 0
         for piece in pieces:
             number += 1
-            turn = Turn(self._replay, partial(step, piece))
-            before, during = VISITS.get(), visits_of(self._visiting, self._replay)
-            try:
-                VISITS.set(during)
-                turn.go_on(hold=False)
-            finally:
-                VISITS.set(before)
+            turn = Turn(self.replay, partial(step, piece))
+            on_visit(self._visiting, self.replay, partial(turn.go_on, hold=False))
             yield turn
         if self._number is None:
             self._number = number
@@ -232,14 +216,14 @@ class Run:
     def finish(self) -> None:
         """Move the running statistics, of all layers or none."""
         writes = Writes()
-        for header, merged in self._replay.points:
+        for header, merged in self.replay.points:
             if header.direction == "forward" and header.layer in self._moving:
                 running = self._layers[header.layer].running
                 running.prepare(writes, *merged[:3], f"layers[{header.layer}].")
         writes.commit()
 
     def announce(self, error: BaseException | None) -> None:
-        """Tell the other members of the layers' group, who wait for this one, that it ends here."""
+        """Tell the other members of the layers' group, which wait for this one, of its end."""
         if self._group is None or isinstance(error, GroupError):
             return
         if error is None or isinstance(error, GeneratorExit):

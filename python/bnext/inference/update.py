@@ -14,6 +14,7 @@ from bnext.inference.one_pass import Average, Pooled, one_pass
 from bnext.inference.progress import watching
 from bnext.inference.replay import greenlets
 from bnext.layers import BatchNorm
+from bnext.running import check_tracked
 from bnext.writes import Writes
 
 __all__ = ["Update", "update_statistics"]
@@ -109,11 +110,7 @@ def update_statistics(
     """
     targets = checked_layers(layers)
     for place, layer in enumerate(targets):
-        if layer.running_mean is None or layer.running_var is None:
-            raise ValueError(
-                f"layers[{place}]: expected a layer with running statistics, got one with "
-                f"track_running_stats={layer.track_running_stats}"
-            )
+        check_tracked(layer, f"layers[{place}]")
         layer.running.check_movable(f"layers[{place}].")
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -138,11 +135,10 @@ def update_statistics(
         if method == "exact":
             memory = (KEEP if keep is None else keep) if greenlets() else 0
             estimates, sizes = exact(network, batches, targets, group, memory, watch)
-            update = Update(sizes[0], len(sizes))
         else:
             kind = Pooled if method == "pooled" else Average
-            estimates, number = one_pass(network, batches, targets, group, kind, watch)
-            update = Update(number, 1)
+            estimates, sizes = one_pass(network, batches, targets, group, kind, watch)
+    update = Update(batches=sizes[0], passes=len(sizes))
     writes = Writes()
     for place, (layer, estimate) in enumerate(zip(targets, estimates, strict=True)):
         new: dict[str, Any] = {"running_mean": estimate.mean, "running_var": estimate.var}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 from bnext import _core
 from bnext.arrays import engine_of
@@ -20,10 +21,12 @@ SIXTEEN_BITS = ("float16", "bfloat16")
 
 def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
     """Check that the layer takes `x`; give it as an array, and the engine that computes on it."""
-    engine: Any = _core if type(x) is np.ndarray else engine_of(x)
-    if not isinstance(x, np.ndarray):  # whose subclasses go through: as_array would drop masks
-        x = engine.as_array(x=x, name="x")
-    if isinstance(x, np.ndarray):
+    engine: Any = _core
+    if type(x) is not ndarray:
+        engine = engine_of(x)
+        if not isinstance(x, ndarray):  # whose subclasses go through: as_array would drop masks
+            x = engine.as_array(x=x, name="x")
+    if isinstance(x, ndarray):
         shape, dtype = x.shape, x.dtype
         # Usually there is one object for each dtype; to compare what they say takes longer.
         fits = dtype is layer.dtype or _fits(layer, dtype)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
+from numpy import ndarray
 
 from bnext import _core, spine
 from bnext.arguments import index_of
@@ -163,7 +164,7 @@ class Normalization:
             with part:
                 x, engine = taken(self, x)
         running = self.running
-        explain = None if type(x) is np.ndarray else partial(check_places, self)
+        explain = None if type(x) is ndarray else partial(check_places, self)
         y, saved = spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, engine, explain,

@@ -17,15 +17,14 @@ modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
 sync         SyncBatchNorm
 lazy         LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 classes      which class stands for one of PyTorch's, or for a subclass of a user
-report       layers that are exchanged in a model, layers that stay, and why
+reports      layers that are exchanged in a model, layers that stay, and why
 conversion   convert, revert
 tools        software that looks layers up by their classes, and gets bnext's entered
 imports      doing something once a module has been imported
-threads      one pool of threads for both
 """
 
 try:
-    import torch  # noqa: F401
+    import torch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
@@ -35,17 +34,19 @@ except ModuleNotFoundError as error:
         name="torch",
     ) from None
 
+from bnext import _core
 from bnext.torch import functional
 from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
 from bnext.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnext.torch.report import Layer, Report, report
+from bnext.torch.reports import Layer, Report, report
 from bnext.torch.sync import SyncBatchNorm
-from bnext.torch.threads import share_threads
 from bnext.torch.tools import tell
 
-share_threads()
+# Where both packages bring an OpenMP runtime along, a process has two, whose threads take each
+# other's cores (`csrc/cpu/parallel.hpp` says how much that costs). bnext uses PyTorch's.
+_core.share_openmp(torch._C.__file__)
 tell()
 
 __all__ = [

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "is_compiling", "is_exported", "is_plain", "is_recomputed", "is_symbolic", "is_traced",
-    "is_transformed",
+    "backward_task", "is_compiling", "is_exported", "is_plain", "is_recomputed", "is_symbolic",
+    "is_traced", "is_transformed",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
 _PLAIN = (Tensor, torch.nn.Parameter)
-_PLAIN_OR_NONE = frozenset((*_PLAIN, type(None)))
+_PLAIN_OR_NONE = (*_PLAIN, type(None))
 
 
 def _known(module: Any, name: str, otherwise: Any) -> Any:
@@ -38,7 +38,7 @@ is_compiling = torch.compiler.is_compiling
 _is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 _is_exporting = _known(torch.compiler, "is_exporting", None)
 _is_scripted = _known(torch._C, "_is_tracing", lambda: True)
-_backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)
+backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)  # -1: of no backward pass
 
 
 def is_plain(
@@ -123,4 +123,4 @@ def is_symbolic(*values: Any) -> bool:
 def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     # A compiler repeats no mutation, and would not know of the task.
-    return not _is_traced_by_dynamo() and _backward_task() != -1
+    return not _is_traced_by_dynamo() and backward_task() != -1

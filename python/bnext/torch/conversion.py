@@ -22,7 +22,7 @@ from bnext.torch.classes import (
     reparametrized,
     target_of,
 )
-from bnext.torch.report import Layer, check_module, qualified, told
+from bnext.torch.reports import Layer, check_module, qualified, told
 from bnext.torch.sync import SyncBatchNorm, check_group
 
 __all__ = ["as_torch", "convert", "revert"]

@@ -85,9 +85,8 @@ def counted_batch_norm(
     if road is KERNELS:
         known = weight_of_batch(counter) if momentum is None else momentum
         try:
-            return gradients.batch_norm(
-                input, running_mean, running_var, weight, bias, training, known, eps, counter
-            )
+            running = running_mean, running_var, known, counter
+            return gradients.batch_norm(input, weight, bias, eps, running, training)
         except KernelRefusal:
             pass
     tensors = (input, running_mean, running_var, weight, bias)

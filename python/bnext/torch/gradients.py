@@ -10,6 +10,7 @@ gradients (``is_grads_batched``), or where functorch, a mode or a compiler obser
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -17,70 +18,73 @@ from torch import Tensor, is_grad_enabled
 
 from bnext.rows import unbound
 from bnext.torch import formulas, kernels
-from bnext.torch.context import is_plain, is_recomputed
+from bnext.torch.context import backward_task, is_plain
 
-__all__ = ["batch_norm", "records"]
+__all__ = ["batch_norm"]
 
 Gradients = tuple[Tensor | None, ...]
 
 
 def batch_norm(
-    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    training: bool, momentum: float, eps: float, counter: Tensor | None,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, running: kernels.Running,
+    training: bool,
 ) -> Tensor:  # fmt: skip
     """Normalize plain tensors by the kernels; KernelRefusal if PyTorch or they do not take them.
 
     A call that autograd repeats normalizes by the batch, and moves nothing.
     """
-    recorded = False
-    if is_grad_enabled():
-        recorded = records(x, weight, bias)
-        if mean is not None and var is not None:
-            if mean.requires_grad or var.requires_grad:
-                raise kernels.KernelRefusal
-            if recorded and (mean.is_inference() or var.is_inference()):  # autograd keeps them
-                raise kernels.KernelRefusal
+    mean, var, _, counter = running
+    given = moved = None
     if not training:
-        if not recorded:
-            return kernels.evaluate(x, mean, var, weight, bias, eps)
-        y: Tensor = _record_by_running(x, weight, bias, (mean, var, eps))
-        return y
-    if is_recomputed():
-        mean = var = counter = None
-    if not recorded:
-        return kernels.forward(x, weight, bias, eps, mean, var, momentum, counter, False)[0]
-    y = _record_by_batch(x, weight, bias, (eps, mean, var, momentum, counter))
-    return y
-
-
-def records(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether autograd wants to know of a call."""
-    return is_grad_enabled() and (
+        given = running
+    elif (mean is not None or var is not None or counter is not None) and backward_task() == -1:
+        moved = running
+    if not is_grad_enabled():
+        return kernels.forward(x, weight, bias, eps, given, moved, False)[0]
+    recorded = (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
     )
+    if mean is not None and var is not None:
+        if mean.requires_grad or var.requires_grad:
+            raise kernels.KernelRefusal
+        if recorded and (mean.is_inference() or var.is_inference()):  # autograd keeps them
+            raise kernels.KernelRefusal
+    if not recorded:
+        return kernels.forward(x, weight, bias, eps, given, moved, False)[0]
+    y: Tensor = _record(x, weight, bias, (eps, given, moved))
+    return y
 
 
 # --- as autograd functions ------------------------------------------------------------------------
 
 
-class _ByBatch(torch.autograd.Function):
-    """y of x, weight and bias by the batch's statistics."""
+class _Normalization(torch.autograd.Function):
+    """y of x, weight and bias, by given statistics or by the batch's."""
+
+    # PyTorch looks for each in every class above by a name that is no interned string.
+    setup_context = torch.autograd.Function.setup_context
+    clear_saved_tensors_on_access = boxed_grads_call = False
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, others: Any
     ) -> Tensor:
-        y, ctx.statistics = kernels.forward(x, weight, bias, *others)
-        ctx.save_for_backward(x, weight)
+        eps, given, moved = others
+        y, ctx.statistics = kernels.forward(x, weight, bias, eps, given, moved)
         ctx.address = x.data_ptr()
+        if given is not None and not any(ctx.needs_input_grad[1:3]):
+            # Only gradients of parameters take x: dx is a function of dy and weight.
+            ctx.save_for_backward(None, weight)
+        else:
+            ctx.save_for_backward(x, weight)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         dx: Tensor | None
         if not is_plain(dy):
             dx, dweight, dbias = _by_formulas(ctx, dy, x, weight)
@@ -94,22 +98,6 @@ class _ByBatch(torch.autograd.Function):
             dbias if wants_bias else None,
             None,
         )
-
-
-class _ByRunning(_ByBatch):
-    """y of x, weight and bias by given statistics, a mean and a variance."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, others: Any
-    ) -> Tensor:
-        mean, var, eps = others
-        y, ctx.statistics = kernels.inference(x, mean, var, weight, bias, eps)
-        # Only gradients of parameters take x; it is not kept for dx, a function of dy and weight.
-        _, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if wants_weight or wants_bias else None, weight)
-        ctx.address = x.data_ptr()
-        return y
 
 
 class _Backward(torch.autograd.Function):
@@ -126,23 +114,12 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Gradients:
-        dy, x, weight = ctx.saved_tensors
-        of = formulas.OfBackward(*gradients)
-        if ctx.statistics.batch_statistics:
-            twice = formulas.backward_twice(of, dy, x, weight, ctx.statistics.eps)
-        else:
-            by = _given_statistics(ctx)
-            twice = formulas.backward_constant_twice(of, dy, _like_x(x, dy), *by, weight)
-        every = (*twice, None, None)
-        return tuple(
-            each if wanted else None
-            for each, wanted in zip(every, ctx.needs_input_grad, strict=True)
-        )
+        again = functools.partial(_by_formulas, ctx)
+        return *formulas.derivatives(again, ctx.saved_tensors, gradients), None, None
 
 
 # What `Function.apply` does besides, for transforms of functions, is a quarter of a small call.
-_record_by_batch: Any = super(torch.autograd.Function, _ByBatch).apply
-_record_by_running: Any = super(torch.autograd.Function, _ByRunning).apply
+_record: Any = super(torch.autograd.Function, _Normalization).apply
 
 
 # --- the two ways of a backward pass --------------------------------------------------------------
@@ -153,9 +130,7 @@ def _by_kernels(
 ) -> Gradients:
     """Give dx, if it is wanted, and the gradients of the parameters."""
     try:
-        if x is None:
-            return kernels.backward_constant(dy, ctx.statistics, weight), None, None
-        if wants_x:
+        if x is None or wants_x:
             return kernels.backward(dy, x, ctx.statistics, weight)
         return None, *kernels.backward_of_parameters(dy, x, ctx.statistics)
     except TypeError:
@@ -175,14 +150,6 @@ def _by_formulas(ctx: Any, dy: Tensor, x: Any, weight: Tensor | None) -> Gradien
     statistics = ctx.statistics
     if statistics.batch_statistics:
         return formulas.backward(dy, x, weight, statistics.eps)
-    return formulas.backward_constant(dy, _like_x(x, dy), *_given_statistics(ctx), weight)
-
-
-def _like_x(x: Tensor | None, dy: Tensor) -> Tensor:
-    """Stand for x where no gradient of parameters takes it."""
-    return dy if x is None else x
-
-
-def _given_statistics(ctx: Any) -> tuple[Tensor, Tensor, float]:
-    rows = unbound(kernels.rows_of(ctx.statistics))
-    return rows.mean, rows.var, ctx.statistics.eps
+    rows = unbound(kernels.rows_of(statistics))
+    like_x = dy if x is None else x  # where no gradient of parameters takes it
+    return formulas.backward_constant(dy, like_x, rows.mean, rows.var, statistics.eps, weight)

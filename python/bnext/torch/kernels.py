@@ -1,9 +1,9 @@
 """Tensors to kernels and back: no autograd here, and few checks but the kernels' own.
 
-On the CPU a call is one of `_core`. Usual tensors (dense, of the dtypes that kernels compute with)
-are read by DLPack's table of C functions; `plain=True` asks for no others. Other tensors, and all
-where PyTorch has no table, are taken again as functions of bnext take them. On a GPU the calls for
-usual tensors are `TensorCalls` of `_cuda`, and the engine has those for the others.
+Both passes are those of `bnext.spine`. Plain tensors (dense, of the dtypes that kernels compute
+with) go as they are: the kernels read them by DLPack's table of C functions. Others, and all where
+PyTorch has no table, go again, prepared: widened to the dtype that kernels take beside 16 bits, or
+without what autograd has to say of them.
 
 On the CPU results are memory of bnext's pool, which tensors take over: with PyTorch's allocator,
 whose memory is mapped anew for each large tensor, forward and backward of a layer took 1.8 to 3
@@ -19,54 +19,45 @@ format in which PyTorch's operators have theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnext import _core, cuda
+from bnext import _core, cuda, spine
 from bnext.arrays import DeviceSaved, engine_of
-from bnext.arrays.pytorch import calls_on_a_gpu, counter_of_writes
+from bnext.groups.group import ALONE
 from bnext.rows import unbound
 from bnext.torch.formats import formatted
 
 __all__ = [
-    "KernelRefusal", "backward", "backward_by_rows", "backward_constant", "backward_of_parameters",
-    "calls_there", "evaluate", "forward", "fuses", "has_memory", "inference", "move_running",
-    "rows_of", "saved_beside", "saved_of", "statistics", "takes", "widened", "work_together",
+    "KernelRefusal", "Running", "backward", "backward_by_rows", "backward_of_parameters",
+    "calls_on", "forward", "fuses", "has_memory", "move_running", "rows_of", "saved_beside",
+    "saved_of", "statistics", "takes", "widened", "work_together",
 ]  # fmt: skip
 
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NARROW = (torch.float16, torch.bfloat16)
 
-Results = tuple[Tensor, Any]  # y, and `saved`, which backward needs besides x and weight
-Gradients = tuple[Tensor, Tensor, Tensor]  # dx, dweight, dbias
-
-
-count_writes = counter_of_writes(torch)  # that kernels have written to tensors on a GPU
+Running = tuple[Tensor | None, Tensor | None, Any, Any]  # mean, var, weight of a batch, counter
+Gradients = tuple[Tensor, Any, Any]  # dx, dweight, dbias
 
 
 class KernelRefusal(Exception):  # noqa: N818
     """The kernels do not take the tensors of a call. Nothing was changed."""
 
 
-def calls_there() -> Any:
-    """Give the calls for usual tensors on a GPU; None where there are no kernels for it."""
-    if not _THERE:
-        kernels = cuda._load() if _has_cuda() else None
-        _THERE.append(kernels and calls_on_a_gpu(kernels.TensorCalls, torch, kernels))
-    return _THERE[0]
+def calls_on(x: Tensor) -> Any:
+    """Give the calls for a tensor on a GPU; KernelRefusal without kernels."""
+    device = x.get_device()
+    if device not in _THERE:
+        if not _has_cuda():
+            raise KernelRefusal
+        _THERE[device] = engine_of(x)
+    return _THERE[device]
 
 
-_THERE: list[Any] = []
-
-
-def _there(call: str, *operands: Any) -> Any:
-    """Do one of the calls for usual tensors on a GPU; None where it has not taken them."""
-    calls = calls_there()
-    return calls and getattr(calls, call)(*operands)
+_THERE: dict[int, Any] = {}
 
 
 # --- tensors that kernels take --------------------------------------------------------------------
@@ -111,116 +102,55 @@ def widened(x: Tensor, tensor: Tensor | None) -> Any:
     return tensor if tensor is None or x.dtype not in NARROW else tensor.float()
 
 
-def _all_widened(x: Tensor, *others: Tensor | None) -> list[Any]:
-    if not work_together(x, *others):
-        raise KernelRefusal
-    return [widened(x, tensor) for tensor in others]
-
-
 # --- calls ----------------------------------------------------------------------------------------
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mean: Tensor | None = None,
-    var: Tensor | None = None, momentum: float = 0.0, counter: Tensor | None = None,
-    keeps: bool = True,
-) -> Results:  # fmt: skip
-    """Normalize by the batch, and move running statistics and their counter if there are any.
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+    given: Running | None = None, moved: Running | None = None, keeps: bool = True,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """Normalize by `given`, or by the batch, which moves `moved`: y, and what backward needs.
 
     `keeps` is False where no backward pass follows, which takes the second result.
     """
-    if not x.is_cuda:
-        try:
-            return _core.forward(
-                x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
-                momentum=momentum, num_batches_tracked=counter, eps=eps, channel_axis=1, out=None,
-                plain=True,
-            )  # fmt: skip
-        except (TypeError, ValueError):
-            return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
-    call = "forward" if keeps else "forward_only"
-    done = _there(call, x, weight, bias, mean, var, momentum, counter, eps)
-    if done is None:
-        return _forward_of_others(x, weight, bias, eps, mean, var, momentum, counter, keeps)
-    if mean is not None and var is not None:
-        count_writes((mean, var) if counter is None else (mean, var, counter))
-    return done if keeps else (done, None)
+    engine = calls_on(x) if x.is_cuda else _core
+    try:
+        result: tuple[Tensor, Any] = spine.forward(
+            x, weight, bias, eps, 1, None, given, moved, ALONE, engine, None, True, keeps
+        )
+    except (TypeError, ValueError):
+        return _forward_of_others(x, weight, bias, eps, given, moved, keeps)
+    return result
 
 
 def _forward_of_others(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mean: Tensor | None,
-    var: Tensor | None, momentum: float, counter: Tensor | None, keeps: bool,
-) -> Results:  # fmt: skip
-    given = (weight, bias, mean, var)
-    wide = _all_widened(x, *given)
-    if _differ(given, wide):
-        done = forward(x, wide[0], wide[1], eps, wide[2], wide[3], momentum, None, keeps)
-        _bring_back((mean, var), wide[2:])
-    else:
-        with _refusing():
-            y, saved = engine_of(x).forward(
-                x=_detached(x), weight=_detached(weight), bias=_detached(bias),
-                running_mean=_detached(mean), running_var=_detached(var), momentum=momentum,
-                num_batches_tracked=None, eps=eps, channel_axis=1, out=None,
-            )  # fmt: skip
-        done = formatted(y, x), saved
-    if counter is not None:
-        counter.add_(1)
-    return done
-
-
-def inference(
-    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    eps: float,
-) -> Results:  # fmt: skip
-    """Normalize by running statistics; otherwise as `forward`."""
-    if not x.is_cuda:
-        try:
-            return _core.normalize_by_running(
-                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                channel_axis=1, out=None, plain=True,
-            )  # fmt: skip
-        except (TypeError, ValueError):
-            return _inference_of_others(x, mean, var, weight, bias, eps)
-    done: Results | None = _there("normalize_by_running", x, mean, var, weight, bias, eps)
-    return _inference_of_others(x, mean, var, weight, bias, eps) if done is None else done
-
-
-def evaluate(
-    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    eps: float,
-) -> Tensor:  # fmt: skip
-    """Do `inference` where no backward pass follows: y alone."""
-    y: Tensor | None
-    if x.is_cuda:
-        y = _there("evaluate", x, mean, var, weight, bias, eps)
-    else:
-        try:
-            y = _core.evaluate(
-                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                channel_axis=1, plain=True,
-            )  # fmt: skip
-        except (TypeError, ValueError):
-            y = None
-    return _inference_of_others(x, mean, var, weight, bias, eps)[0] if y is None else y
-
-
-def _inference_of_others(
-    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    eps: float,
-) -> Results:  # fmt: skip
-    if mean is None or var is None:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: Running | None,
+    moved: Running | None, keeps: bool,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    mean, var, momentum, counter = given or moved or (None,) * 4
+    tensors = (weight, bias, mean, var)
+    if not work_together(x, *tensors) or (given and (mean is None or var is None)):
         raise KernelRefusal
-    given = (mean, var, weight, bias)
-    wide = _all_widened(x, *given)
-    if _differ(given, wide):
-        return inference(x, wide[0], wide[1], wide[2], wide[3], eps)
-    with _refusing():
-        y, saved = engine_of(x).normalize_by_running(
-            x=_detached(x), running_mean=_detached(mean), running_var=_detached(var),
-            weight=_detached(weight), bias=_detached(bias), eps=eps, channel_axis=1, out=None,
-        )  # fmt: skip
-    return formatted(y, x), saved
+    wide = [widened(x, tensor) for tensor in tensors]
+    if any(before is not after for before, after in zip(tensors, wide, strict=True)):
+        taken = (*wide[2:], momentum, None)
+        result = forward(x, wide[0], wide[1], eps, given and taken, moved and taken, keeps)
+    else:
+        try:
+            data, *vectors = map(_detached, (x, *tensors))
+            taken = (*vectors[2:], momentum, None)
+            y, saved = spine.forward(
+                data, vectors[0], vectors[1], eps, 1, None, given and taken, moved and taken,
+                ALONE, engine_of(x), keeps=keeps,
+            )  # fmt: skip
+        except (TypeError, ValueError) as refusal:
+            raise KernelRefusal(str(refusal)) from refusal
+        result = formatted(y, x), saved
+    if moved is not None:
+        _bring_back((mean, var), wide[2:])
+        if counter is not None:
+            counter.add_(1)
+    return result
 
 
 def fuses(x: Tensor) -> bool:
@@ -241,25 +171,25 @@ def statistics(
     )  # fmt: skip
 
 
-def backward(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradients:
-    """Give dx, dweight and dbias, by the statistics that forward left."""
-    if not x.is_cuda:
-        try:
-            return _core.backward(dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True)
-        except TypeError:
-            return _backward_of_others(dy, x, saved, weight)
-    done: Gradients | None = _there("backward", dy, x, saved, weight)
-    return _backward_of_others(dy, x, saved, weight) if done is None else done
+def backward(dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None) -> Gradients:
+    """Give dx, dweight and dbias, by the statistics that forward left.
 
-
-def _backward_of_others(dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None) -> Gradients:
-    wide = widened(x, weight)
-    if wide is not weight:
-        return backward(dy, x, saved, wide)
-    dx, dweight, dbias = engine_of(x).backward(
-        dy=_detached(_settled(dy)), x=_detached(x), saved=saved, weight=_detached(weight), out=None
-    )
-    return formatted(dx, x), dweight, dbias
+    Without `x` the statistics are constants, and gradients of parameters None.
+    """
+    engine = calls_on(dy) if dy.is_cuda else _core
+    try:
+        result: Gradients = spine.backward(dy, x, saved, weight, None, "local", engine, True)
+    except TypeError:
+        like = dy if x is None else x
+        wide = widened(like, weight)
+        if wide is not weight:
+            return backward(dy, x, saved, wide)
+        dx, dweight, dbias = spine.backward(
+            _detached(_settled(dy)), _detached(x), saved, _detached(weight), None,
+            engine=engine_of(like),
+        )  # fmt: skip
+        result = formatted(dx, like), dweight, dbias
+    return result
 
 
 def backward_by_rows(
@@ -281,25 +211,6 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
     )
 
 
-def backward_constant(dy: Tensor, saved: Any, weight: Tensor | None) -> Tensor:
-    """Give dx where the statistics are constants. It takes no x."""
-    weight = widened(dy, weight)
-    dx: Tensor | None
-    if dy.is_cuda:
-        dx = _there("backward_constant", dy, saved, weight)
-    else:
-        try:
-            dx = _core.backward_constant(dy=dy, saved=saved, weight=weight, out=None, plain=True)
-        except TypeError:
-            dx = None
-    if dx is not None:
-        return dx
-    result = engine_of(dy, "dy").backward_constant(
-        dy=_detached(_settled(dy)), saved=saved, weight=_detached(weight), out=None
-    )
-    return formatted(result, dy)
-
-
 def move_running(saved: Any, mean: Tensor, var: Tensor, momentum: float) -> None:
     """Move running statistics by the statistics of a batch."""
     wide = [widened(buffer, buffer) for buffer in (mean, var)]
@@ -315,10 +226,6 @@ def _bring_back(buffers: tuple[Tensor | None, ...], wide: list[Any]) -> None:
     for buffer, written in zip(buffers, wide, strict=True):
         if buffer is not None and written is not buffer:
             buffer.copy_(written)
-
-
-def _differ(given: tuple[Tensor | None, ...], wide: list[Any]) -> bool:
-    return any(before is not after for before, after in zip(given, wide, strict=True))
 
 
 # --- statistics that forward leaves ---------------------------------------------------------------
@@ -341,19 +248,10 @@ def saved_beside(x: Tensor, saved: Any) -> Any:
     if saved.batch_statistics:
         return saved_of(x, rows, saved.eps)
     of = unbound(rows if x.dtype == torch.float64 else rows.float())  # as they were given
-    return inference(x, of.mean, of.var, None, None, saved.eps)[1]
+    return forward(x, None, None, saved.eps, (of.mean, of.var, None, None))[1]
 
 
 # --- tensors as engines take them -----------------------------------------------------------------
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Raise a KernelRefusal where a check of a forward pass finds something wrong."""
-    try:
-        yield
-    except (TypeError, ValueError) as refusal:
-        raise KernelRefusal(str(refusal)) from refusal
 
 
 def _detached(tensor: Tensor | None) -> Any:

@@ -44,7 +44,8 @@ class Forward(_BatchNorm):
         elif self._is_one_node(input):
             return self._node(input)
         # Not as attributes: PyTorch looks up each of these by a function in Python.
-        parameters, buffers = self._parameters, self._buffers
+        of = self.__dict__
+        parameters, buffers = of["_parameters"], of["_buffers"]
         try:
             weight, bias = parameters["weight"], parameters["bias"]
             running_mean, running_var = buffers["running_mean"], buffers["running_var"]
@@ -53,14 +54,14 @@ class Forward(_BatchNorm):
             weight, bias = self.weight, self.bias
             running_mean, running_var = self.running_mean, self.running_var
             counter = self.num_batches_tracked
-        by_batch = self.training
+        by_batch = of["training"]
         if not by_batch:
             by_batch = running_mean is None and running_var is None
             counter = None
-        elif not self.track_running_stats:
+        elif not of["track_running_stats"]:
             running_mean = running_var = counter = None
         return counted_batch_norm(
-            input, running_mean, running_var, weight, bias, by_batch, self.momentum, self.eps,
+            input, running_mean, running_var, weight, bias, by_batch, of["momentum"], of["eps"],
             counter,
         )  # fmt: skip
 

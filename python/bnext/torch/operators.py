@@ -28,6 +28,7 @@ compilers' caches of graphs have neither in their keys.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -166,16 +167,9 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-        dy, x, weight = ctx.saved_tensors
-
-        def again(dy: Tensor, x: Tensor, weight: Tensor | None = None) -> Any:
-            return formulas.backward(dy, x, weight, ctx.eps)
-
-        given = (dy, x) if weight is None else (dy, x, weight)
-        vjp: Any = torch.func.vjp
-        _, pull_back = vjp(again, *given)
-        of_dy, of_x, *of_weight = pull_back(gradients)
-        return of_dy, of_x, (of_weight[0] if of_weight else None), None, None
+        again = functools.partial(formulas.backward, eps=ctx.eps)
+        of_dy, of_x, of_weight = formulas.derivatives(again, ctx.saved_tensors, gradients)
+        return of_dy, of_x, of_weight, None, None
 
 
 def _recorded_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from bnext import spine
 from bnext.groups.group import Group, announcing
 from bnext.groups.torch_distributed import TorchDistributedGroup
-from bnext.torch import gradients, kernels
+from bnext.torch import kernels
 from bnext.torch.context import is_recomputed
 from bnext.torch.formats import formatted
 from bnext.torch.modules import Forward, in_a_range, is_profiled, wants_range
@@ -97,16 +97,21 @@ class SyncBatchNorm(Forward):
                     f"bnext has kernels, got {input.layout}, {input.dtype} on {input.device}"
                 )
         weight, bias = kernels.widened(input, self.weight), kernels.widened(input, self.bias)
-        call = _Call(group, self)
-        if gradients.records(input, weight, bias):
-            y: Tensor = _InGroup.apply(input, weight, bias, call)
-        else:
-            y = call.forward(input, weight, bias)
+        if torch.is_grad_enabled():
+            y: Tensor = _InGroup.apply(input, weight, bias, self, group)
+            return y
+        return self._normalized(input, weight, bias, group)[0]
+
+    def _normalized(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, group: Group
+    ) -> tuple[Tensor, Any]:
+        """Normalize a shard by the statistics of the whole batch, which move the running ones."""
+        y, saved = spine.forward(x, weight, bias, self.eps, 1, None, part=group.part(self))
         if self.track_running_stats and not is_recomputed():
             momentum = self._weight_of_batch(self.num_batches_tracked)
             with announcing(group):
-                group.once(self, call.saved.generation, lambda: self._move(call.saved, momentum))
-        return y
+                group.once(self, saved.generation, lambda: self._move(saved, momentum))
+        return formatted(y, x), saved
 
     def _move(self, saved: Any, momentum: float) -> None:
         mean, var = self.running_mean, self.running_var
@@ -150,47 +155,26 @@ class SyncBatchNorm(Forward):
         return converted
 
 
-class _Call:
-    """One call of a layer in a group, and the statistics that it left."""
-
-    saved: Any = None
-
-    def __init__(self, group: Group, layer: SyncBatchNorm) -> None:
-        self.group = group
-        self.layer = layer
-
-    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Normalize a shard."""
-        given: Any = (None if t is None else t.detach() for t in (x, weight, bias))
-        x, weight, bias = given
-        y, self.saved = spine.forward(
-            x, weight=weight, bias=bias, eps=self.layer.eps, channel_axis=1, out=None,
-            part=self.group.part(self.layer),
-        )  # fmt: skip
-        return formatted(y, x)
-
-
 class _InGroup(torch.autograd.Function):
     """y of a shard, weight and bias by the statistics of the whole batch."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: _Call
-    ) -> Tensor:
-        y = call.forward(x, weight, bias)
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: SyncBatchNorm,
+        group: Group,
+    ) -> Tensor:  # fmt: skip
+        y, ctx.saved = layer._normalized(x, weight, bias, group)
         ctx.save_for_backward(x, weight)
-        ctx.saved = call.saved
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        weight = None if weight is None else weight.detach()
         # All gradients, whichever are wanted here: the other members wait for this one.
-        every = spine.backward(dy.detach(), x.detach(), ctx.saved, weight=weight, out=None)
+        every = spine.backward(dy, x, ctx.saved, weight, None)
         wanted = zip(every, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None
+        return *(gradient if wants else None for gradient, wants in wanted), None, None
 
 
 # One for each process group, since layers are told apart by the order of their calls in it. Neither

@@ -1,0 +1,76 @@
+#include "bindings/device_saved.hpp"
+
+#include <pybind11/stl.h>
+
+#include "bindings/register.hpp"
+
+namespace bnext::bindings {
+
+Left::Left(py::handle object, const Engine* engine, const char* data) {
+    if (engine == nullptr) {
+        saved = &take_saved(object);
+        facts = saved->facts();
+        return;
+    }
+    if (is_saved(object)) {
+        type_error("saved: made from an input on the CPU, got ", data, " on ",
+                   std::string(engine->where));
+    }
+    if (!py::isinstance<DeviceSaved>(object)) {
+        type_error("saved: expected what batch_norm_forward returned, got ",
+                   intake::type_name(object));
+    }
+    there = &py::cast<const DeviceSaved&>(object);
+    if (!there->where.equal(engine->where)) {
+        type_error("saved: expected an array on ", std::string(engine->where),
+                   ", like x, got one on ", std::string(there->where));
+    }
+    facts = there->facts();
+}
+
+namespace {
+
+template <Row kRow>
+py::object row(const DeviceSaved& saved) {
+    return row_of(saved.rows, kRow);
+}
+
+}  // namespace
+
+void register_device_saved(py::module_& m) {
+    py::class_<DeviceSaved> type(
+        py::handle(), "DeviceSaved",
+        "What a forward call on a GPU leaves for its backward call: as `Saved`, on the device.\n\n"
+        "Calls make it. Whether `x` has changed since is not noticed here, as it is on the CPU:\n"
+        "to look at its elements would mean to wait for the device. Its arrays are of float64, of\n"
+        "the library and on the device of `x`.");
+    type.def_readonly("rows", &DeviceSaved::rows,
+                      "All statistics, shape (5, C): mean, m2, var, rstd, mean_low.")
+        .def_property_readonly("mean", &row<Row::mean>, "Mean of each channel, shape (C,).")
+        .def_property_readonly("m2", &row<Row::m2>,
+                               "Sum of squared deviations from the mean, shape (C,); NaN where the\n"
+                               "statistics were given.")
+        .def_property_readonly("var", &row<Row::var>, "Biased variance, shape (C,).")
+        .def_property_readonly("rstd", &row<Row::rstd>, "1 / sqrt(var + eps), shape (C,).")
+        .def_property_readonly("mean_low", &row<Row::mean_low>,
+                               "Low part of the mean, shape (C,): the exact mean is mean +\n"
+                               "mean_low.")
+        .def_readonly("count", &DeviceSaved::count, "Values per channel (int).")
+        .def_readonly("eps", &DeviceSaved::eps, "What was added to the variance (float).")
+        .def_property_readonly(
+            "shape", [](const DeviceSaved& s) { return py::tuple(py::cast(s.shape)); },
+            "Shape of `x` (tuple of int).")
+        .def_readonly("dtype", &DeviceSaved::dtype_object, "Dtype of `x`, as its library has it.")
+        .def_readonly("channel_axis", &DeviceSaved::channel_axis,
+                      "Which axis of `x` has the channels, from 0 (int).")
+        .def_readonly("batch_statistics", &DeviceSaved::batch_statistics,
+                      "Whether the statistics are the batch's (bool): False where they were given.")
+        .def("__repr__", [](const DeviceSaved& s) {
+            return concat("<bnext.DeviceSaved of a ", name_of(s.dtype), " input of shape ",
+                          shape_text(s.shape), " on ", std::string(s.where), ">");
+        });
+    type.attr("__module__") = "bnext";
+    m.attr("DeviceSaved") = type;
+}
+
+}  // namespace bnext::bindings

@@ -1,0 +1,41 @@
+// DeviceSaved: what a forward call on a GPU leaves for its backward call.
+#pragma once
+
+#include "bindings/gpu.hpp"
+#include "bindings/saved.hpp"
+
+namespace bnext::bindings {
+
+inline py::object row_of(const py::object& rows, Row which) {
+    const py::slice all{py::none(), py::none(), py::none()};
+    return rows[py::make_tuple(static_cast<int>(which), all)];
+}
+
+struct DeviceSaved {
+    py::object rows;  // an array of float64 of the library, shape (kRows, C)
+    py::str where;
+    py::object dtype_object;  // of x, as the library has it
+    DType dtype = DType::float32;
+    Index channel_axis = 0;
+    double eps = 0;
+    Index count = 0;  // 0 where the statistics were given
+    bool batch_statistics = true;
+    std::vector<Index> shape;
+    py::object of_group = py::none();  // a Saved of the same statistics, where a group merged them
+
+    [[nodiscard]] FromForward facts() const {
+        return {dtype, shape, channel_axis, batch_statistics, nullptr};
+    }
+};
+
+// What forward has left for a call: a Saved, or of an engine for a GPU a DeviceSaved.
+struct Left {
+    // `data`: what errors call the array that is given again.
+    Left(py::handle object, const Engine* engine, const char* data);
+
+    const Saved* saved = nullptr;
+    const DeviceSaved* there = nullptr;
+    FromForward facts{};
+};
+
+}  // namespace bnext::bindings

@@ -1,0 +1,150 @@
+#include "cpu/operations.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/float_mode.hpp"
+#include "core/formulas.hpp"
+#include "cpu/phases.hpp"
+
+namespace bnext::cpu {
+namespace {
+
+template <class T>
+using Forward = Formula<Pass::forward, Epilogue::none, Compute<T>>;
+template <class T>
+using Backward = Formula<Pass::backward, Epilogue::none, Compute<T>>;
+
+double set_empty(const Problem& problem, std::initializer_list<double*> rows) {
+    for (double* const row : rows) std::fill_n(row, problem.channels, 0.0);
+    return static_cast<double>(problem.count());
+}
+
+double finish(const Problem& problem, double n, double eps, const StatisticsOut& out) {
+    active_table().finish_statistics(problem.channels, out.m2(), n, eps, out.var(), out.rstd());
+    return n;
+}
+
+}  // namespace
+
+template <class T>
+double collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out) {
+    if (problem.elements() == 0) {
+        return set_empty(problem, {out.mean(), out.mean_low(), out.m2()});
+    }
+    const auto setting = prepare<T>(problem, kSummingWork<Forward<T>>, Pass::forward);
+    return setting.run(FirstPhaseOnly<CollectMoments<T>>{{setting, x, out}}, problem);
+}
+
+template <class T>
+double statistics(const Problem& problem, const View<const T>& x, double eps,
+                  const StatisticsOut& out) {
+    const double n = collect_stats<T>(problem, x, out);
+    const FloatMode mode;
+    return finish(problem, n, eps, out);
+}
+
+template <class T>
+double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
+               const Affine<T>& affine, double eps, const StatisticsOut& out) {
+    if (problem.elements() == 0) {
+        return finish(problem, collect_stats<T>(problem, x, out), eps, out);
+    }
+    return forward_of_cells<T>(problem, x, y, affine, eps, out);
+}
+
+template <class T>
+void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
+                const StatisticsOut& rows, double eps, const Affine<T>& affine) {
+    if (problem.elements() == 0) {
+        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, rows.var(),
+                                         rows.rstd());
+        return;
+    }
+    const auto setting = prepare<T>(problem, kWritingWork<Forward<T>>, Pass::forward);
+    Second<Forward<T>, T, Normal<T>>{setting, &x, &y, {rows, affine, eps}}.run(problem);
+}
+
+template <class T>
+void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+                     const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu) {
+    if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    const auto setting = prepare<T>(problem, kSummingWork<Backward<T>>, Pass::backward);
+    const View<const T> in[] = {x, dy};
+    setting.run(FirstPhaseOnly<CollectGradients<T>>{{setting, in, of, sum_dy, sum_dy_xmu}},
+                problem);
+}
+
+template <class T>
+void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+              const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
+              double* sum_dy_xmu) {
+    if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    const auto setting = prepare<T>(problem, kWholeWork<Backward<T>>, Pass::backward);
+    const View<const T> in[] = {x, dy};
+    setting.run(Both<CollectGradients<T>, Second<Backward<T>, T, Gradients<T>>>{
+                    {setting, in, of, sum_dy, sum_dy_xmu},
+                    {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu}}},
+                problem);
+}
+
+template <class T>
+void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
+                    const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
+                    const double* sum_dy, const double* sum_dy_xmu, double n) {
+    if (problem.elements() == 0) return;
+    const auto setting = prepare<T>(problem, kWritingWork<Backward<T>>, Pass::backward);
+    const View<const T> in[] = {x, dy};
+    Second<Backward<T>, T, Gradients<T>>{setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu}}.run(
+        problem, n);
+}
+
+template <class T>
+void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine<T>& affine,
+                            Compute<T>* rows) {
+    using C = Compute<T>;
+    constexpr int kLeast = -126, kMost = 126;  // exponents of normal float32
+    const FloatMode mode;
+    for (Index c = 0; c < channels; ++c) {
+        const NormConstants constants = norm_constants<T>(c, of, affine);
+        const double rstd = of.rstd()[c];
+        const bool apart = kHasExtremes<T> && constants.is_extreme(rstd) && std::isfinite(rstd) &&
+                           std::isfinite(constants.mean);
+        const int room = kMost - 1 - std::max(std::ilogb(constants.mean), -1);
+        const double unit =
+            apart ? std::ldexp(1.0, std::clamp(std::ilogb(rstd), kLeast, room)) : 1.0;
+        const C center = static_cast<C>(constants.mean);
+        const double low =
+            kHasMeanLow<T> ? of.mean_low()[c] : constants.mean - static_cast<double>(center);
+        rows[c] = static_cast<C>(unit);
+        rows[c + channels] = static_cast<C>(static_cast<double>(center) * unit);
+        rows[c + 2 * channels] = static_cast<C>(constants.scale / unit);
+        rows[c + 3 * channels] = static_cast<C>(constants.bias - low * constants.scale);
+    }
+}
+
+#define BNEXT_INSTANTIATE(T)                                                                       \
+    template double collect_stats<T>(const Problem&, const View<const T>&, const StatisticsOut&);  \
+    template double statistics<T>(const Problem&, const View<const T>&, double,                    \
+                                  const StatisticsOut&);                                           \
+    template double forward<T>(const Problem&, const View<const T>&, const View<T>&,               \
+                               const Affine<T>&, double, const StatisticsOut&);                    \
+    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,              \
+                                const StatisticsOut&, double, const Affine<T>&);                   \
+    template void backward_reduce<T>(const Problem&, const View<const T>&, const View<const T>&,   \
+                                     const StatisticsIn&, double*, double*);                       \
+    template void backward<T>(const Problem&, const View<const T>&, const View<const T>&,          \
+                              const View<T>&, const StatisticsIn&, const Param<T>*, double*,       \
+                              double*);                                                            \
+    template void backward_apply<T>(const Problem&, const View<const T>&, const View<const T>&,    \
+                                    const View<T>&, const StatisticsIn&, const Param<T>*,          \
+                                    const double*, const double*, double);                         \
+    template void pointwise_coefficients<T>(Index, const StatisticsIn&, const Affine<T>&,          \
+                                            Compute<T>*);
+BNEXT_INSTANTIATE(float)
+BNEXT_INSTANTIATE(double)
+BNEXT_INSTANTIATE(float16)
+BNEXT_INSTANTIATE(bfloat16)
+#undef BNEXT_INSTANTIATE
+
+}  // namespace bnext::cpu
