@@ -177,7 +177,9 @@ def test_small_results_are_arrays_like_any_other(nbytes, rng):
     x = rng.standard_normal((nbytes // 64, 16)).astype(np.float32)
     y = result(x)
     assert (type(y), y.base, y.strides) == (np.ndarray, None, x.strides)
-    assert y.flags.owndata and y.flags.writeable and y.flags.c_contiguous
+    assert y.flags.owndata
+    assert y.flags.writeable
+    assert y.flags.c_contiguous
     if nbytes >= 1024:
         assert address(y) % 64 == 0
     for elements in (3, 2000, 0, 40000, 700):

@@ -47,9 +47,10 @@ void register_device_saved(py::module_& m) {
     type.def_readonly("rows", &DeviceSaved::rows,
                       "All statistics, shape (5, C): mean, m2, var, rstd, mean_low.")
         .def_property_readonly("mean", &row<Row::mean>, "Mean of each channel, shape (C,).")
-        .def_property_readonly("m2", &row<Row::m2>,
-                               "Sum of squared deviations from the mean, shape (C,); NaN where the\n"
-                               "statistics were given.")
+        .def_property_readonly(
+            "m2", &row<Row::m2>,
+            "Sum of squared deviations from the mean, shape (C,); NaN where the\n"
+            "statistics were given.")
         .def_property_readonly("var", &row<Row::var>, "Biased variance, shape (C,).")
         .def_property_readonly("rstd", &row<Row::rstd>, "1 / sqrt(var + eps), shape (C,).")
         .def_property_readonly("mean_low", &row<Row::mean_low>,

@@ -1,7 +1,7 @@
 // The pool, and the blocks for small results, under load: threads that take, resize and release
-// blocks, hand them to each other, empty the pool and change its limit, and forks meanwhile. No block
-// may be another's, and in the end nothing may be in use. A plain program, so that sanitizers can
-// watch it (preset "tsan").
+// blocks, hand them to each other, empty the pool and change its limit, and forks meanwhile. No
+// block may be another's, and in the end nothing may be in use. A plain program, so that sanitizers
+// can watch it (preset "tsan").
 //   pool_stress [steps] [forks]
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,9 +32,15 @@ struct Source {
     std::array<std::size_t, 8> sizes;
 };
 constexpr Source kSources[] = {
-    {&pool_allocate, &pool_resize, &pool_release, 4096,
+    {&pool_allocate,
+     &pool_resize,
+     &pool_release,
+     4096,
      {1, 70'000, 100'000, 500'000, 900'000, 1'900'000, 2'100'000, 5'000'000}},
-    {&small_allocate, &small_resize, &small_release, 64,
+    {&small_allocate,
+     &small_resize,
+     &small_release,
+     64,
      {1, 1'023, 1'024, 5'120, 20'000, 60'000, 66'000, 100'000}},
 };
 
