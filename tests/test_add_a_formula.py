@@ -35,7 +35,11 @@ def test_the_example_of_a_new_formula(tmp_path):
     git, compiler = tool("git"), tool(*filter(None, (os.environ.get("CXX"), "g++", "clang++")))
     patch = EXAMPLE / "add_a_formula.patch"
     touched = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)
-    assert touched == ["csrc/core/formulas.hpp", "csrc/cpu/operations.cpp", "csrc/cpu/operations.hpp"]
+    assert touched == [
+        "csrc/core/formulas.hpp",
+        "csrc/cpu/operations.cpp",
+        "csrc/cpu/operations.hpp",
+    ]
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copytree(ROOT / "tests/cpp", tmp_path / "tests/cpp")
     shutil.copytree(EXAMPLE, tmp_path / "tests/examples")

@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -82,6 +83,30 @@ def test_a_state_that_is_none_of_saved(state):
     saved = bnext.Saved.__new__(bnext.Saved)
     with pytest.raises(ValueError, match="state: expected that of a pickled Saved"):
         saved.__setstate__(state)
+
+
+def test_saved_is_made_by_calls_alone(rng):
+    x = rng.normal(size=(6, 3))
+    _, saved = bnext.batch_norm_forward(x)
+    with pytest.raises(TypeError, match=r"^bnext\._core\.Saved: No constructor defined!$"):
+        bnext.Saved()
+    blank = bnext.Saved.__new__(bnext.Saved)
+    assert (blank.shape, blank.mean.shape, blank.rows.shape) == ((), (0,), (5, 0))
+    with pytest.raises(TypeError, match=r"^saved: expected what batch_norm_forward returned, got"):
+        bnext.batch_norm_backward(x, x, blank)
+    with pytest.raises(ValueError, match=r"^state: expected that of a pickled Saved$"):
+        blank.__setstate__(blank.__getstate__())
+    mean = saved.mean
+    with pytest.raises(TypeError, match=r"^__setstate__: expected a Saved that __new__ has made$"):
+        saved.__setstate__(saved.__getstate__())
+    with pytest.raises(AttributeError):
+        saved.count = 3
+    reference, expected = weakref.ref(saved), mean.copy()
+    del saved
+    assert reference() is not None, "its views keep it"
+    assert_same_bits(mean, expected)
+    del mean
+    assert reference() is None
 
 
 def test_saved_of_a_group(rng):

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import types
 
 import pytest
 
@@ -99,7 +100,9 @@ def test_the_layers_of_a_rank_say_what_the_general_one_does(kind):
 
 def test_attributes_of_saved_say_shape_and_meaning():
     properties = {
-        name: value.__doc__ for name, value in vars(bnext.Saved).items() if type(value) is property
+        name: value.__doc__
+        for name, value in vars(bnext.Saved).items()
+        if isinstance(value, types.GetSetDescriptorType)
     }
     assert set(properties) >= {
         "count", "mean", "m2", "var", "rstd", "eps", "shape", "dtype", "channel_axis",

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 TERMS = (
-    "batch", "outer", "channels", "inner", "layout", "Problem", "cell", "slab", "parameter of a cell", "n",
+    "batch", "outer", "channels", "inner", "layout", "Problem", "cell", "slab",
+    "parameter of a cell", "n",
     "Tiling", "chunk", "tile", "walk", "column", "run", "pack", "unit", "pilot", "slot",
     "thread", "team", "region", "task", "Plan", "schedule", "kernel table", "pool",
     "path", "part", "position", "step", "cursor",

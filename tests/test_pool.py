@@ -172,8 +172,56 @@ def test_results_can_be_resized(elements):
     assert (pool()["in_use_bytes"] > before) == (elements > MIB)
 
 
-def test_profiles_of_memory_have_them():
-    x = data(8 * MIB)
+@pytest.mark.parametrize("nbytes", [512, 1024, 5120, 60000])
+def test_small_results_are_arrays_like_any_other(nbytes, rng):
+    x = rng.standard_normal((nbytes // 64, 16)).astype(np.float32)
+    y = result(x)
+    assert (type(y), y.base, y.strides) == (np.ndarray, None, x.strides)
+    assert y.flags.owndata
+    assert y.flags.writeable
+    assert y.flags.c_contiguous
+    if nbytes >= 1024:
+        assert address(y) % 64 == 0
+    for elements in (3, 2000, 0, 40000, 700):
+        expected = np.zeros(elements, np.float32)
+        kept = min(elements, y.size)
+        expected[:kept] = y.reshape(-1)[:kept]
+        y.resize(elements, refcheck=False)
+        assert_same_bits(y, expected)
+
+
+def test_memory_of_small_results_is_used_again():
+    x = data(5120)
+    y = result(x)
+    where = address(y)
+    view = y[1:]
+    del y
+    assert address(result(x)) != where  # the view still has it
+    del view
+    assert address(result(x)) == where
+    bnext.empty_cache()
+    alive = [result(x) for _ in range(300)]  # more than what is kept
+    assert len({address(y) for y in alive}) == 300
+
+
+def test_threads_share_the_memory_of_small_results():
+    def work(value):
+        alive = []
+        for step in range(300):
+            x = np.full((40, 16), value, np.float32)
+            x[::2] += 1
+            alive.append(result(x))
+            assert_same_bits(alive[-1], alive[0])
+            if step % 7 == 0:
+                del alive[1:]
+
+    with ThreadPoolExecutor(4) as pool_of_threads:
+        list(pool_of_threads.map(work, range(8)))
+
+
+@pytest.mark.parametrize("nbytes", [5120, 8 * MIB])
+def test_profiles_of_memory_have_them(nbytes):
+    x = data(nbytes)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -183,8 +231,8 @@ def test_profiles_of_memory_have_them():
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert during - before >= 8 * MIB
-    assert after - before < MIB
+    assert during - before >= nbytes
+    assert after - before < nbytes / 2
 
 
 def test_views_keep_the_memory():

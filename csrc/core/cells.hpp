@@ -2,7 +2,8 @@
 //
 // A cell is a largest set of values that share their moments and their weight: kernels sum and
 // write cells (Problem::channels of them). A slab is a set of cells that are normalized together,
-// by the moments of all. Two maps say which slab a cell is in, and which weight and bias it has:
+// by the moments of all. Two maps give the slab and the parameter of a cell, which is the index of
+// its weight and bias:
 //
 //     norm of (N, C, L)    cells    slab of cell c    parameter of cell c
 //     batch                C        c                 c
@@ -10,8 +11,8 @@
 //     group, G groups      N * C    c div (C / G)     c mod C
 //
 // The cells of a slab follow each other. Every row of numbers has one for each cell; after a merge
-// all cells of a slab have the slab's. So what follows from a row goes by cells alone, and knows no
-// maps; where both are the identity, merging is nothing.
+// all cells of a slab have the slab's. So the coefficients and the second phase go by cells alone,
+// and know no maps; where both are the identity, merging is nothing.
 #pragma once
 
 #include <type_traits>
@@ -26,8 +27,8 @@ namespace bnext {
 struct OneToOne {
     static constexpr Index cells_of_slab = 1;
 
-    [[nodiscard]] static constexpr Index slab(Index cell) { return cell; }
-    [[nodiscard]] static constexpr Index parameter(Index cell) { return cell; }
+    static constexpr Index slab(Index cell) { return cell; }
+    static constexpr Index parameter(Index cell) { return cell; }
 };
 
 struct CellMaps {
@@ -46,23 +47,17 @@ struct CellMaps {
 template <class Maps>
 inline constexpr bool kIsIdentity = std::is_same_v<Maps, OneToOne>;
 
-// Values of parameters, for each cell.
-template <class Maps, class P>
-void spread_parameters(const Maps& maps, Index cells, const P* values, P* of_cells) {
-    for (Index c = 0; c < cells; ++c) of_cells[c] = values[maps.parameter(c)];
-}
-
 // Forward. Of cells [begin, end), whole slabs, whose rows have mean, mean_low and m2 of n values
 // each: gives every cell the moments of its slab, merged in the order of cells, with means relative
-// to the first cell's. Returns the n of a slab. Without low parts, as of narrow data, mean_low is 0.
+// to the first cell's. Returns the n of a slab. Without low parts, as of narrow data, mean_low is
+// 0.
 template <class Maps>
 double merge_slabs(const Maps& maps, Index begin, Index end, double n, bool low_parts,
                    const StatisticsOut& rows) {
     if constexpr (kIsIdentity<Maps>) return n;
-    Moments slab;
     for (Index first = begin; first < end; first += maps.cells_of_slab) {
         const double origin = rows.mean()[first], low = rows.mean_low()[first];
-        slab = {};
+        Moments slab;
         for (Index c = first; c < first + maps.cells_of_slab; ++c) {
             merge(slab, {n, (rows.mean()[c] - origin) + (rows.mean_low()[c] - low), rows.m2()[c]});
         }
@@ -73,7 +68,7 @@ double merge_slabs(const Maps& maps, Index begin, Index end, double n, bool low_
             rows.m2()[c] = slab.m2;
         }
     }
-    return slab.count;
+    return n * static_cast<double>(maps.cells_of_slab);
 }
 
 // Backward. With a = sum of dy and b = sum of dy * (x - mean) of every cell, gives every cell the

@@ -13,15 +13,6 @@ struct Axis {
     std::array<Index, kMaxOperands> stride;
 };
 
-struct AxisList {
-    std::array<Axis, kMaxAxes> axes;
-    std::size_t size = 0;
-
-    void push(const Axis& axis) { axes[size++] = axis; }
-    Axis& back() { return axes[size - 1]; }
-    [[nodiscard]] const Axis& operator[](std::size_t i) const { return axes[i]; }
-};
-
 // Stable, and unlike std::stable_sort it allocates nothing; axes are few.
 template <class T, class Before>
 void insertion_sort(std::span<T> items, const Before& before) {
@@ -33,38 +24,33 @@ void insertion_sort(std::span<T> items, const Before& before) {
 }
 
 // The axes other than the channels', without those of extent 1 (their strides mean nothing), from
-// the slowest to the quickest in the first operand's memory.
-AxisList batch_axes(std::span<const Index> shape, Index channel_axis,
-                    std::span<const AxisStrides> operands) {
-    AxisList list;
+// the slowest to the quickest in the first operand's memory; those that lie one inside the other in
+// every operand as one axis. They are put to the beginning of `all`.
+std::span<const Axis> batch_axes(std::span<const Index> shape, Index channel_axis,
+                                 std::span<const AxisStrides> operands, std::span<Axis> all) {
+    std::size_t size = 0;
     for (std::size_t a = 0; a < shape.size(); ++a) {
         if (static_cast<Index>(a) == channel_axis || shape[a] == 1) continue;
-        Axis axis{shape[a], {}};
+        Axis& axis = all[size++];
+        axis = {shape[a], {}};
         for (std::size_t k = 0; k < operands.size(); ++k) axis.stride[k] = operands[k][a];
-        list.push(axis);
     }
-    insertion_sort(std::span(list.axes).first(list.size), [](const Axis& a, const Axis& b) {
+    insertion_sort(all.first(size), [](const Axis& a, const Axis& b) {
         return std::abs(a.stride[0]) > std::abs(b.stride[0]);
     });
-    return list;
-}
-
-AxisList merged(const AxisList& list, std::size_t operands) {
-    AxisList result;
-    for (std::size_t i = 0; i < list.size; ++i) {
-        const Axis& axis = list[i];
-        bool nested = result.size > 0;
-        for (std::size_t k = 0; nested && k < operands; ++k) {
-            nested = result.back().stride[k] == axis.stride[k] * axis.extent;
+    std::size_t merged = 0;
+    for (const Axis& axis : all.first(size)) {
+        bool nested = merged > 0;
+        for (std::size_t k = 0; nested && k < operands.size(); ++k) {
+            nested = all[merged - 1].stride[k] == axis.stride[k] * axis.extent;
         }
         if (nested) {
-            result.back().extent *= axis.extent;
-            result.back().stride = axis.stride;
+            all[merged - 1] = {all[merged - 1].extent * axis.extent, axis.stride};
         } else {
-            result.push(axis);
+            all[merged++] = axis;
         }
     }
-    return result;
+    return all.first(merged);
 }
 
 bool all_equal_one(const std::array<Index, kMaxOperands>& stride, std::size_t operands) {
@@ -98,13 +84,14 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
         channel_stride[k] = operands[k][static_cast<std::size_t>(channel_axis)];
     }
 
-    const AxisList axes = merged(batch_axes(shape, channel_axis, operands), n);
+    std::array<Axis, kMaxAxes> room;
+    const std::span<const Axis> axes = batch_axes(shape, channel_axis, operands, room);
     const bool empty = std::any_of(shape.begin(), shape.end(), [](Index e) { return e == 0; });
-    const bool unit_inner = axes.size > 0 && all_equal_one(axes[axes.size - 1].stride, n);
+    const bool unit_inner = !axes.empty() && all_equal_one(axes.back().stride, n);
 
     if (empty) {  // no element will be touched; only the extents matter
         problem.outer = 1;
-        for (std::size_t i = 0; i < axes.size; ++i) problem.outer *= axes[i].extent;
+        for (const Axis& axis : axes) problem.outer *= axis.extent;
         return result;
     }
     const auto take = [&](const Axis* outer, const Axis* inner) {
@@ -115,17 +102,17 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
                                  inner != nullptr ? inner->stride[k] : 1};
         }
     };
-    if (unit_inner && axes.size <= 2) {
+    if (unit_inner && axes.size() <= 2) {
         problem.layout = Layout::planar;
-        take(axes.size == 2 ? &axes.axes[0] : nullptr, &axes.axes[axes.size - 1]);
+        take(axes.size() == 2 ? &axes[0] : nullptr, &axes.back());
         problem.adjoining = problem.channels == 1 ||
                             std::all_of(channel_stride.begin(),
                                         channel_stride.begin() + static_cast<std::ptrdiff_t>(n),
                                         [&](Index s) { return s == problem.inner; });
-    } else if (axes.size <= 2 && (problem.channels == 1 || all_equal_one(channel_stride, n))) {
+    } else if (axes.size() <= 2 && (problem.channels == 1 || all_equal_one(channel_stride, n))) {
         problem.layout = Layout::interleaved;
-        take(axes.size >= 1 ? &axes.axes[0] : nullptr, axes.size == 2 ? &axes.axes[1] : nullptr);
-    } else if (axes.size > 2) {
+        take(axes.empty() ? nullptr : &axes[0], axes.size() == 2 ? &axes[1] : nullptr);
+    } else if (axes.size() > 2) {
         result.refusal = "the batch axes do not merge into an outer and an inner one";
     } else {
         result.refusal = "neither the innermost axis nor the channels are contiguous";

@@ -50,8 +50,8 @@ public:
     }
 
 private:
-    using Values =
-        std::conditional_t<kAll, PoolArray<C>, std::array<C, Rows * static_cast<std::size_t>(Capacity)>>;
+    using Values = std::conditional_t<kAll, PoolArray<C>,
+                                      std::array<C, Rows* static_cast<std::size_t>(Capacity)>>;
 
     Index columns_;
     std::size_t stride_;

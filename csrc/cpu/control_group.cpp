@@ -45,18 +45,11 @@ struct Mount {
 };
 
 // mountinfo has spaces, tabs, newlines and backslashes as a backslash and three octal digits.
-string unescaped(const string& text) {
-    string plain;
-    for (std::size_t i = 0; i < text.size(); ++i) {
-        if (text[i] == '\\' && i + 3 < text.size()) {
-            plain += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
-                                       (text[i + 3] - '0'));
-            i += 3;
-        } else {
-            plain += text[i];
-        }
+string unescaped(string text) {
+    for (auto at = text.find('\\'); at != string::npos; at = text.find('\\', at + 1)) {
+        text.replace(at, 4, 1, static_cast<char>(std::stoi(text.substr(at + 1, 3), nullptr, 8)));
     }
-    return plain;
+    return text;
 }
 
 // The mounts of a hierarchy, from lines of mountinfo:

@@ -73,7 +73,7 @@ struct Kernels {
     //   backward: of dy, and of dy * (x - mean)
     // Returns n, the values behind the sums of any cell.
     using Reduce = double (*)(const View<const T>* in, const Region&, const double* mean, double* a,
-                            double* b);
+                              double* b);
     // The formula at every place of the region.
     using Write = void (*)(const View<const T>* in, const View<T>* out, const Region&,
                            const CoefficientsIn<Compute<T>>&, const Access&);

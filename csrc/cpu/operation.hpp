@@ -48,10 +48,7 @@ Setting<T> prepare(const Problem& problem, const Work& work, Pass pass,
         machine.threads = free_threads(limit, problem.bytes());
         if (machine.threads < limit) plan = make_plan(problem, work, machine, together);
     }
-    return {plan,
-            machine.threads,
-            table,
-            table.kernels<T>(plan.tiling.walk(), pass, epilogue),
+    return {plan, machine.threads, table, table.kernels<T>(plan.tiling.walk(), pass, epilogue),
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 

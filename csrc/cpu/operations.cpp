@@ -82,10 +82,11 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
     const auto setting = prepare<T>(problem, kWholeWork<Backward<T>>, Pass::backward);
     const View<const T> in[] = {x, dy};
-    setting.run(Both<CollectGradients<T>, Second<Backward<T>, T, Gradients<T>>>{
-                    {setting, in, of, sum_dy, sum_dy_xmu},
-                    {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu}}},
-                problem);
+    setting.run(
+        Both<CollectGradients<T>, Second<Backward<T>, T, Gradients<T>>>{
+            {setting, in, of, sum_dy, sum_dy_xmu},
+            {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu}}},
+        problem);
 }
 
 template <class T>
@@ -123,24 +124,15 @@ void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine
     }
 }
 
-#define BNEXT_INSTANTIATE(T)                                                                       \
-    template double collect_stats<T>(const Problem&, const View<const T>&, const StatisticsOut&);  \
-    template double statistics<T>(const Problem&, const View<const T>&, double,                    \
-                                  const StatisticsOut&);                                           \
-    template double forward<T>(const Problem&, const View<const T>&, const View<T>&,               \
-                               const Affine<T>&, double, const StatisticsOut&);                    \
-    template void apply_norm<T>(const Problem&, const View<const T>&, const View<T>&,              \
-                                const StatisticsOut&, double, const Affine<T>&);                   \
-    template void backward_reduce<T>(const Problem&, const View<const T>&, const View<const T>&,   \
-                                     const StatisticsIn&, double*, double*);                       \
-    template void backward<T>(const Problem&, const View<const T>&, const View<const T>&,          \
-                              const View<T>&, const StatisticsIn&, const Param<T>*, double*,       \
-                              double*);                                                            \
-    template void backward_apply<T>(const Problem&, const View<const T>&, const View<const T>&,    \
-                                    const View<T>&, const StatisticsIn&, const Param<T>*,          \
-                                    const double*, const double*, double);                         \
-    template void pointwise_coefficients<T>(Index, const StatisticsIn&, const Affine<T>&,          \
-                                            Compute<T>*);
+#define BNEXT_INSTANTIATE(T)                                  \
+    template decltype(collect_stats<T>) collect_stats<T>;     \
+    template decltype(statistics<T>) statistics<T>;           \
+    template decltype(forward<T>) forward<T>;                 \
+    template decltype(apply_norm<T>) apply_norm<T>;           \
+    template decltype(backward_reduce<T>) backward_reduce<T>; \
+    template decltype(backward<T>) backward<T>;               \
+    template decltype(backward_apply<T>) backward_apply<T>;   \
+    template decltype(pointwise_coefficients<T>) pointwise_coefficients<T>;
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)
 BNEXT_INSTANTIATE(float16)

@@ -24,7 +24,8 @@ const P* from(const P* values, Index c) {
     return values != nullptr ? values + c : nullptr;
 }
 
-// --- forward --------------------------------------------------------------------------------------
+// --- forward
+// --------------------------------------------------------------------------------------
 
 // Sums: moments. Until they are final, means are relative to the cell's origin (view.hpp).
 template <class T, class Maps = OneToOne>
@@ -92,7 +93,8 @@ struct Normal {
     }
 };
 
-// --- backward -------------------------------------------------------------------------------------
+// --- backward
+// -------------------------------------------------------------------------------------
 
 // Sums: of dy, and of dy * (x - mean). They go to one row each, of all cells.
 template <class T>
@@ -162,17 +164,18 @@ struct Gradients {
     }
 };
 
-// --- whole passes ---------------------------------------------------------------------------------
+// --- whole passes
+// ---------------------------------------------------------------------------------
 
-// Forward of cells, whose weight and bias `affine` has cell by cell; rows get the statistics of each
-// cell's slab. Returns the n of a slab.
+// Forward of cells, whose weight and bias `affine` has cell by cell; rows get the statistics of
+// each cell's slab. Returns the n of a slab.
 template <class T, class Maps = OneToOne>
 double forward_of_cells(const Problem& problem, const View<const T>& x, const View<T>& y,
                         const Affine<T>& affine, double eps, const StatisticsOut& rows,
                         const Maps& maps = {}) {
     using F = Formula<Pass::forward, Epilogue::none, Compute<T>>;
-    const Setting<T> setting = prepare<T>(problem, kWholeWork<F>, Pass::forward, Epilogue::none,
-                                          maps.cells_of_slab);
+    const Setting<T> setting =
+        prepare<T>(problem, kWholeWork<F>, Pass::forward, Epilogue::none, maps.cells_of_slab);
     return setting.run(
         Both<CollectMoments<T, Maps>, Second<F, T, Normal<T>>>{
             {setting, x, rows, maps}, {setting, &x, &y, {rows, affine, eps}}},

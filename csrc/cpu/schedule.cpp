@@ -176,7 +176,8 @@ Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
     const bool streams = streams_output(candidate, block);
     const bool prefetches = schedule == Schedule::channels && prefetches_next(candidate, block);
-    return {tiling, schedule, block, divide_up(problem.channels, block), streams, prefetches, together};
+    return {tiling,  schedule,   block,   divide_up(problem.channels, block),
+            streams, prefetches, together};
 }
 
 Plan plan_of(const Problem& problem, int operands) {

@@ -10,11 +10,11 @@
 //     finish(channels, n, a, b, coefficients, offset)     the sums are final, of n values: results
 //                                                    and coefficients; returns n
 //     apply(region, n, coefficients, offset, ahead)  the second phase
-// n is a number of the sums and not of the Problem: a double, the same for all of a call's channels.
-// Coefficients have one value for each column of a channel (Tiling); `offset` is the place of the
-// first channel among them, and `ahead` as in Access. An operation of the first phase alone is
-// wrapped in FirstPhaseOnly, and provides keep(channels, n, a, b) in place of the
-// last three. All of these return the n of the final sums.
+// n is a number of the sums and not of the Problem: a double, the same for all of a call's
+// channels. Coefficients have one value for each column of a channel (Tiling); `offset` is the
+// place of the first channel among them, and `ahead` as in Access. An operation of the first phase
+// alone is wrapped in FirstPhaseOnly, and provides keep(channels, n, a, b) in place of the last
+// three. All of these return the n of the final sums.
 #pragma once
 
 #include "core/division.hpp"
@@ -81,9 +81,11 @@ double run_by_channels(const Operation& operation, const Problem& problem, const
 }
 
 // Members share the chunks of all channels, with partial sums in slots; a barrier; each merges a
-// share of the channels, of whole slabs; a barrier; the second phase, each member backwards over its own chunks.
+// share of the channels, of whole slabs; a barrier; the second phase, each member backwards over
+// its own chunks.
 template <class Operation>
-double run_split(const Operation& operation, const Problem& problem, const Plan& plan, int threads) {
+double run_split(const Operation& operation, const Problem& problem, const Plan& plan,
+                 int threads) {
     const Index chunks = plan.tiling.chunks();
     const Index channels = problem.channels;
     // Not cleared: that would bring every line to this thread's core.

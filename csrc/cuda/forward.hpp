@@ -1,7 +1,7 @@
 // Forward: mean and variance of each channel, and y = (x - mean) * rstd * weight + bias.
 //
-// Sums: of x - pilot and its square (accumulator.hpp). Coefficients: as on the CPU. With mean = center + low, center rounded to the arithmetic's
-// type,
+// Sums: of x - pilot and its square (accumulator.hpp). Coefficients: as on the CPU. With mean =
+// center + low, center rounded to the arithmetic's type,
 //     y = (x - center) * scale + shift,  scale = weight * rstd,  shift = bias - low * scale
 // (core/statistics.hpp says where float64 arithmetic has the low part from.)
 // Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.

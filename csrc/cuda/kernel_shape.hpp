@@ -64,12 +64,9 @@ struct KernelShape {
 constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inputs) {
     const int batch = batch_of(dtype, layout, unit, inputs);
     const Index unit_bytes = unit * size_of(dtype);
-    return {unit,
-            layout == Layout::planar ? 1 : unit,
-            batch,
-            ahead_of(batch * unit_bytes, inputs),
-            unit_bytes,
-            dtype == DType::float64 ? 8 : 4};
+    return {unit,       layout == Layout::planar ? 1 : unit,
+            batch,      ahead_of(batch * unit_bytes, inputs),
+            unit_bytes, dtype == DType::float64 ? 8 : 4};
 }
 
 BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut, Index value_bytes) {

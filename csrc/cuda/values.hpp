@@ -13,7 +13,8 @@ struct alignas(sizeof(T) * V) Unit {
     T value[V];
 };
 
-// What a kernel is made for: units of V values, I arrays that are read; which parameters cells have.
+// What a kernel is made for: units of V values, I arrays that are read; which parameters cells
+// have.
 template <class T_, Layout L, int V_, int I, class Maps_ = OneToOne>
 struct Kind {
     using Maps = Maps_;

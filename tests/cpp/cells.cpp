@@ -58,7 +58,9 @@ std::vector<Slab> slabs_of(const CellMaps& maps, const std::vector<T>& x, Index 
                            double origin) {
     std::vector<Slab> slabs(at(cells / maps.cells_of_slab));
     const Real n = static_cast<Real>(maps.cells_of_slab) * length;
-    const auto value = [&](Index k) { return static_cast<Real>(static_cast<double>(x[at(k)])) - origin; };
+    const auto value = [&](Index k) {
+        return static_cast<Real>(static_cast<double>(x[at(k)])) - origin;
+    };
     for (Index k = 0; k < cells * length; ++k) {
         slabs[at(maps.slab(k / length))].mean += value(k) / n;
     }
@@ -81,8 +83,10 @@ void check_norm(const CellMaps& maps, Index examples, Index length, double mean,
     const auto weight = drawn<Param<T>>(maps.parameters, 2.0, random);
     const auto bias = drawn<Param<T>>(maps.parameters, 0.0, random);
     std::vector<Param<T>> cell_weight(at(cells)), cell_bias(at(cells));
-    spread_parameters(maps, cells, weight.data(), cell_weight.data());
-    spread_parameters(maps, cells, bias.data(), cell_bias.data());
+    for (Index c = 0; c < cells; ++c) {
+        cell_weight[at(c)] = weight[at(maps.parameter(c))];
+        cell_bias[at(c)] = bias[at(maps.parameter(c))];
+    }
     const auto slabs = slabs_of(maps, x, cells, length, mean);
     const auto deviation = [&](Index k, const Slab& slab) {
         return (static_cast<Real>(static_cast<double>(x[at(k)])) - mean) - slab.mean;
@@ -95,9 +99,9 @@ void check_norm(const CellMaps& maps, Index examples, Index length, double mean,
     const View<const T> x_view{x.data(), stride}, dy_view{dy.data(), stride};
     for (const Schedule schedule : kSchedules) {
         force_schedule(&schedule);
-        const double returned = forward_of_cells<T>(
-            problem, x_view, View<T>{y.data(), stride}, {cell_weight.data(), cell_bias.data()}, kEps,
-            rows, maps);
+        const double returned =
+            forward_of_cells<T>(problem, x_view, View<T>{y.data(), stride},
+                                {cell_weight.data(), cell_bias.data()}, kEps, rows, maps);
         REQUIRE(returned == n);
         backward_reduce<T>(problem, dy_view, x_view, rows, a.data(), b.data());
         // The sums of slabs, with their cells' weights in them; Gradient multiplies by the weight.
@@ -165,7 +169,8 @@ void check_norm(const CellMaps& maps, Index examples, Index length, double mean,
     force_schedule(nullptr);
 }
 
-// --- n that is no integer -------------------------------------------------------------------------
+// --- n that is no integer
+// -------------------------------------------------------------------------
 
 double share(Index o, Index i) { return 0.37 + 0.5 * static_cast<double>((7 * o + 3 * i) % 5); }
 
@@ -286,9 +291,8 @@ template <class T>
 void check_norms(double mean, std::mt19937& random) {
     for (const Index examples : {1, 3}) {
         for (const Index length : {1, 7, 33, 129, 4099}) {
-            for (const CellMaps& maps :
-                 {CellMaps::instance_norm(5), CellMaps::group_norm(5, 1),
-                  CellMaps::group_norm(21, 7), CellMaps::group_norm(6, 6)}) {
+            for (const CellMaps& maps : {CellMaps::instance_norm(5), CellMaps::group_norm(5, 1),
+                                         CellMaps::group_norm(21, 7), CellMaps::group_norm(6, 6)}) {
                 if (maps.cells_of_slab * length > 1) {
                     check_norm<T>(maps, examples, length, mean, random);
                 }

@@ -1,6 +1,7 @@
-// The pool under load: threads that take, resize and release blocks, hand them to each other, empty
-// the pool and change its limit, and forks meanwhile. No block may be another's, and in the end
-// nothing may be in use. A plain program, so that sanitizers can watch it (preset "tsan").
+// The pool, and the blocks for small results, under load: threads that take, resize and release
+// blocks, hand them to each other, empty the pool and change its limit, and forks meanwhile. No
+// block may be another's, and in the end nothing may be in use. A plain program, so that sanitizers
+// can watch it (preset "tsan").
 //   pool_stress [steps] [forks]
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,17 +17,36 @@
 #include <vector>
 
 #include "cpu/pool.hpp"
+#include "cpu/small_blocks.hpp"
 #include "require.hpp"
 
 namespace {
 
 using namespace bnext::cpu;
 
-constexpr std::array<std::size_t, 8> kSizes = {1,       70'000,    100'000,   500'000,
-                                               900'000, 1'900'000, 2'100'000, 5'000'000};
+struct Source {
+    void* (*allocate)(std::size_t bytes);
+    void* (*resize)(void* block, std::size_t bytes);
+    void (*release)(void* block);
+    std::size_t alignment;
+    std::array<std::size_t, 8> sizes;
+};
+constexpr Source kSources[] = {
+    {&pool_allocate,
+     &pool_resize,
+     &pool_release,
+     4096,
+     {1, 70'000, 100'000, 500'000, 900'000, 1'900'000, 2'100'000, 5'000'000}},
+    {&small_allocate,
+     &small_resize,
+     &small_release,
+     64,
+     {1, 1'023, 1'024, 5'120, 20'000, 60'000, 66'000, 100'000}},
+};
 
 // A block with its mark at both ends.
 struct Marked {
+    const Source* source = nullptr;
     char* data = nullptr;
     std::size_t bytes = 0;
     char mark = 0;
@@ -35,16 +55,16 @@ struct Marked {
     [[nodiscard]] bool is_whole() const { return data[0] == mark && data[bytes - 1] == mark; }
 };
 
-Marked take(std::size_t bytes, char mark) {
-    const Marked block{static_cast<char*>(pool_allocate(bytes)), bytes, mark};
+Marked take(const Source& source, std::size_t bytes, char mark) {
+    const Marked block{&source, static_cast<char*>(source.allocate(bytes)), bytes, mark};
     REQUIRE(block.data != nullptr);
-    REQUIRE(reinterpret_cast<std::uintptr_t>(block.data) % 4096 == 0);
+    REQUIRE(reinterpret_cast<std::uintptr_t>(block.data) % source.alignment == 0);
     block.write();
     return block;
 }
 void give_back(const Marked& block) {
     REQUIRE(block.is_whole());
-    pool_release(block.data);
+    block.source->release(block.data);
 }
 
 std::mutex shared_mutex;
@@ -54,12 +74,13 @@ void work(unsigned seed, int steps) {
     std::mt19937 random(seed);
     std::vector<Marked> own;
     for (int step = 0; step < steps; ++step) {
-        const std::size_t bytes = kSizes[random() % kSizes.size()];
-        own.push_back(take(bytes, static_cast<char>(random())));
+        const Source& source = kSources[random() % 2];
+        const std::size_t bytes = source.sizes[random() % 8];
+        own.push_back(take(source, bytes, static_cast<char>(random())));
         if (random() % 4 == 0) {
             Marked& last = own.back();
-            const std::size_t other = kSizes[random() % kSizes.size()];
-            last.data = static_cast<char*>(pool_resize(last.data, other));
+            const std::size_t other = source.sizes[random() % 8];
+            last.data = static_cast<char*>(source.resize(last.data, other));
             REQUIRE(last.data != nullptr);
             REQUIRE(last.data[0] == last.mark);
             last.bytes = other;
@@ -89,7 +110,9 @@ void work(unsigned seed, int steps) {
 
 void in_child() {
     REQUIRE(pool_figures().cached_bytes == 0);
-    for (const std::size_t bytes : kSizes) give_back(take(bytes, 'c'));
+    for (const Source& source : kSources) {
+        for (const std::size_t bytes : source.sizes) give_back(take(source, bytes, 'c'));
+    }
     _exit(0);
 }
 

@@ -197,9 +197,8 @@ double interleaved_collect_stats(const View<const T>* in, const Region& region, 
             const Wide sum = load(sums.first + c);
             const Wide share = sum * one;
             const Wide pilot = widen(load(pilots + c));
-            const Wide origin = columns == 1
-                                    ? origins_side_by_side(x, tiling, begin + c, some)
-                                    : origins_apart(x, tiling, begin + c, channels - c);
+            const Wide origin = columns == 1 ? origins_side_by_side(x, tiling, begin + c, some)
+                                             : origins_apart(x, tiling, begin + c, channels - c);
             store_columns(mean + c, some, (pilot - origin) + share);
             store_columns(m2 + c, some, not_negative(load(sums.second + c) - sum * share));
         });

@@ -46,9 +46,8 @@ public:
     // Two packs' worth, when those at j of the run are read.
     BNEXT_FORCE_INLINE void prefetch_pair(Index j) const {
         if (j < from_) return;
-        unrolled<kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-            prefetch_packs<2>(next_[i] + (j - from_));
-        });
+        unrolled<kReads>([&](auto i)
+                             BNEXT_INLINE_LAMBDA { prefetch_packs<2>(next_[i] + (j - from_)); });
     }
 
 private:

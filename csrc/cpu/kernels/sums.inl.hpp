@@ -39,9 +39,8 @@ public:
     }
     BNEXT_FORCE_INLINE void add_pair(const T* const (&run)[kReads], Index j) {
         unrolled<2>([&](auto h) BNEXT_INLINE_LAMBDA {
-            add(h, load_sum_of_pair<h>(run[kOf] + j), [&]() BNEXT_INLINE_LAMBDA {
-                return load_sum_of_pair<h>(run[0] + j);
-            });
+            add(h, load_sum_of_pair<h>(run[kOf] + j),
+                [&]() BNEXT_INLINE_LAMBDA { return load_sum_of_pair<h>(run[0] + j); });
         });
     }
     BNEXT_FORCE_INLINE void add(const T* const (&run)[kReads], Index j) {
@@ -106,9 +105,8 @@ BNEXT_FORCE_INLINE void add_tile(const View<const T>* in, const Tiling& tiling, 
     const Index n = tile.inner_end - tile.inner_begin;
     for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
         const T* run[kReads];
-        unrolled<kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-            run[i] = at(in[i], o, c, 0) + tile.inner_begin;
-        });
+        unrolled<kReads>(
+            [&](auto i) BNEXT_INLINE_LAMBDA { run[i] = at(in[i], o, c, 0) + tile.inner_begin; });
         const Lookahead<T, kReads> next(in, tiling, tile, o, c);
         Index j = 0;
         const auto pair = [&]() BNEXT_INLINE_LAMBDA {
@@ -201,18 +199,18 @@ BNEXT_FORCE_INLINE void sum_channels(const View<const T>* in, const Tile& rows, 
     for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
         sums.first[c] = sums.second[c] = 0.0;
     }
-    for_each_row_block(
-        rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
-        [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
-            RowsIn<T> block[kReads];
-            unrolled<kReads>([&](auto k) BNEXT_INLINE_LAMBDA {
-                block[k] = {at(in[k], o, 0, i) + first * columns, row_pitch(in[k], rows)};
-            });
-            for_each_column_group<kGroupPacks>(
-                width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
-                    add_rows<packs, T>(block, width, count, c, some, sums);
-                });
-        });
+    for_each_row_block(rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
+                       [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
+                           RowsIn<T> block[kReads];
+                           unrolled<kReads>([&](auto k) BNEXT_INLINE_LAMBDA {
+                               block[k] = {at(in[k], o, 0, i) + first * columns,
+                                           row_pitch(in[k], rows)};
+                           });
+                           for_each_column_group<kGroupPacks>(
+                               width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
+                                   add_rows<packs, T>(block, width, count, c, some, sums);
+                               });
+                       });
     sum_columns(sums.first, channels, columns);
     sum_columns(sums.second, channels, columns);
 }

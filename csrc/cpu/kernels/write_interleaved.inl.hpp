@@ -221,9 +221,8 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T> runs, Index n, Index 
                           formula_of_pack<Formula>(all, j % width));
         }
     };
-    const auto unit = [&](auto&& formula_of) BNEXT_INLINE_LAMBDA {
-        write_unit_at<kStreams>(runs, j, formula_of);
-    };
+    const auto unit = [&](auto&& formula_of)
+                          BNEXT_INLINE_LAMBDA { write_unit_at<kStreams>(runs, j, formula_of); };
     if (kStreams) some(values_to_boundary(runs.out[0], n));
     if (InOrder<Formula, T>::by_table(width)) {
         Formula table[InOrder<Formula, T>::kTable];
@@ -281,8 +280,8 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
         Runs<Formula, T> runs;
         unrolled<Formula::kReads>([&](auto i)
                                       BNEXT_INLINE_LAMBDA { runs.in[i] = at(in[i], o, c, 0); });
-        unrolled<Formula::kWrites>(
-            [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
+        unrolled<Formula::kWrites>([&](auto w)
+                                       BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
         access.stores == Stores::streaming&& begin_alike(runs.out)
             ? write_in_order<true>(runs, n, width, all)
             : write_in_order<false>(runs, n, width, all);

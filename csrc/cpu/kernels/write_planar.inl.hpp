@@ -106,8 +106,8 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     const Index total = planes * n;
     Formula formula = formula_of_channel<Formula>(all, k);
     const auto whole = [&](Index j) BNEXT_INLINE_LAMBDA {
-        write_unit_at<kStreams>(runs, j,
-                                [&](auto) BNEXT_INLINE_LAMBDA -> const Formula& { return formula; });
+        write_unit_at<kStreams>(
+            runs, j, [&](auto) BNEXT_INLINE_LAMBDA -> const Formula& { return formula; });
     };
     // Up to a unit of single values.
     const auto some = [&](Index j, Index end) BNEXT_INLINE_LAMBDA {
@@ -124,8 +124,8 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     }
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
-            unrolled<Formula::kReads>(
-                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
+            unrolled<Formula::kReads>([&](auto i)
+                                          BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
             unrolled<2 / kUnitPacks<T>>([&](auto u)
                                             BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }

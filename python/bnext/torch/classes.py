@@ -26,8 +26,8 @@ from bnext.torch.sync import SyncBatchNorm
 
 __all__ = [
     "FORMS", "WHEN_MADE", "ConversionWarning", "Form", "NoCounterpart", "class_for", "class_of",
-    "counterparts", "is_exchanged", "is_ours", "is_synchronized", "original", "reparametrized",
-    "target_of",
+    "counterparts", "is_exchanged", "is_ours", "is_synchronized", "original", "qualified",
+    "reparametrized", "target_of",
 ]  # fmt: skip
 
 OURS: dict[type, type] = {
@@ -39,7 +39,9 @@ OURS: dict[type, type] = {
     torch.nn.LazyBatchNorm2d: lazy.LazyBatchNorm2d,
     torch.nn.LazyBatchNorm3d: lazy.LazyBatchNorm3d,
 }
-THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+# A class of bnext's says which class it stands for, and whether `convert` was given a group.
+for _theirs, _ours in OURS.items():
+    _ours._stands_for = (_theirs, False)  # type: ignore[attr-defined]
 
 
 class Form(NamedTuple):
@@ -87,13 +89,10 @@ class _Untold:
         pass
 
 
-class _Exchanged:
+class _Exchanged(_Untold):
     """What classes that are made have besides the class that they stand for."""
 
     _stands_for: tuple[type, bool]
-
-    def __init_subclass__(cls, **named: Any) -> None:
-        pass  # as `_Untold`
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled as the class that can be found by its name, and made again."""
@@ -116,7 +115,9 @@ def _remade(function: Any, arguments: tuple[Any, ...], kind: type, sync: bool) -
     try:
         layer.__class__ = class_for(kind, sync)
     except NoCounterpart as reason:  # it had one when the layer was saved
-        warnings.warn(f"{_name_of(kind)} stays as it is: {reason}", ConversionWarning, stacklevel=2)
+        warnings.warn(
+            f"{qualified(kind)} stays as it is: {reason}", ConversionWarning, stacklevel=2
+        )
     return layer
 
 
@@ -151,7 +152,7 @@ def target_of(layer: Any, sync: bool) -> type:
     if is_ours(layer):
         if not sync or is_synchronized(kind):
             return kind
-        return class_for(original(kind) if is_exchanged(kind) else kind, sync)
+        return class_for(original(kind), sync)
     if "forward" in vars(layer):
         raise NoCounterpart("its forward was set on the object, where it hides the class's")
     return class_for(kind, sync)
@@ -170,12 +171,12 @@ def is_synchronized(kind: Any) -> bool:
 def _with_forward(kind: type, sync: bool) -> type:
     known = None
     for each in kind.__mro__:
-        if each in OURS or each in THEIRS or each in (Forward, _BatchNorm):
+        if each in OURS or each in OURS.values() or each in (Forward, _BatchNorm):
             break
-        if known is None and _name_of(each) in FORMS:
+        if known is None and qualified(each) in FORMS:
             known = each
-            if not FORMS[_name_of(each)].fits(each):
-                raise NoCounterpart(f"{_name_of(each)}.forward is of a form that is not known")
+            if not FORMS[qualified(each)].fits(each):
+                raise NoCounterpart(f"{qualified(each)}.forward is of a form that is not known")
         elif known is None:
             _check_forward(each)
     base = OURS.get(each, Forward)
@@ -184,7 +185,7 @@ def _with_forward(kind: type, sync: bool) -> type:
     elif sync:
         base = SyncBatchNorm
     if known is not None:
-        base = _followed(known, base, FORMS[_name_of(known)].after)
+        base = _followed(known, base, FORMS[qualified(known)].after)
     return _made(kind, (base,) if known is kind else (kind, base), sync)
 
 
@@ -239,7 +240,8 @@ def _made(kind: type, bases: tuple[type, ...], sync: bool) -> type:
     return types.new_class(kind.__name__, (_Exchanged, *bases), {}, lambda made: made.update(body))
 
 
-def _name_of(kind: type) -> str:
+def qualified(kind: type) -> str:
+    """Give the name of a class with its module."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -266,20 +268,21 @@ def _with_super(code: types.CodeType) -> Iterator[types.CodeType]:
 # --- and back -------------------------------------------------------------------------------------
 
 
-def original(ours: Any) -> type:
-    """Give the class that a class of bnext's stands for."""
-    kind: type = THEIRS[ours] if ours in THEIRS else vars(ours)["_stands_for"][0]
-    return kind
+def original(kind: type) -> type:
+    """Give the class that a class of bnext's stands for; of any other, itself."""
+    stands_for: tuple[type, bool] = vars(kind).get("_stands_for", (kind, False))
+    return stands_for[0]
 
 
 def is_exchanged(kind: type) -> bool:
     """Whether `kind` is a class that stands for another."""
-    return kind in THEIRS or "_stands_for" in vars(kind)
+    return "_stands_for" in vars(kind)
 
 
 def counterparts() -> list[tuple[type, type]]:
     """Every class of bnext's that there is now, and the class that it stands for."""
-    return [*THEIRS.items(), *((made, kind) for (kind, _), made in list(_MADE.items()))]
+    made = [*OURS.items(), *((kind, made) for (kind, _), made in list(_MADE.items()))]
+    return [(ours, theirs) for theirs, ours in made]
 
 
 def reparametrized(kind: Any, base: type) -> type:

@@ -24,21 +24,17 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _PLAIN_OR_NONE = (*_PLAIN, type(None))
 
 
-def _known(module: Any, name: str, otherwise: Any) -> Any:
-    return getattr(module, name, otherwise)
-
-
-_dispatch_modes = _known(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_has_transforms = _known(torch._C, "_are_functorch_transforms_active", lambda: True)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_has_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _forward_ad: Any = torch.autograd.forward_ad
 if not hasattr(_forward_ad, "_current_level"):
     _forward_ad = SimpleNamespace(_current_level=0)
 is_compiling = torch.compiler.is_compiling
 # Other compilers and exporters have a dispatch mode, and `is_compiling` takes longer.
 _is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
-_is_exporting = _known(torch.compiler, "is_exporting", None)
-_is_scripted = _known(torch._C, "_is_tracing", lambda: True)
-backward_task = _known(torch._C, "_current_graph_task_id", lambda: -1)  # -1: of no backward pass
+_is_exporting = getattr(torch.compiler, "is_exporting", None)
+_is_scripted = getattr(torch._C, "_is_tracing", lambda: True)
+backward_task = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1: of no backward pass
 
 
 def is_plain(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +20,11 @@ from bnext.torch.classes import (
     is_exchanged,
     is_ours,
     original,
+    qualified,
     reparametrized,
     target_of,
 )
-from bnext.torch.reports import Layer, check_module, qualified, told
+from bnext.torch.reports import Layer, check_module, told
 from bnext.torch.sync import SyncBatchNorm, check_group
 
 __all__ = ["as_torch", "convert", "revert"]
@@ -67,13 +69,12 @@ def convert(model: Module, sync: Group | Any = None) -> Module:
         check_group(None if sync is True else sync, "sync")
     synced = sync is not None
     changes, left = _planned(model, synced)
-    with _AllOrNothing(module for module, _ in changes):
+    with _all_or_nothing(module for module, _ in changes):
         for module, ours in changes:
             if synced:
                 kind = class_of(module)
                 group = getattr(module, "process_group", None)
-                theirs = original(kind) if is_exchanged(kind) else kind
-                vars(module).setdefault("_was", (theirs, group))
+                vars(module).setdefault("_was", (original(kind), group))
                 module.process_group = None if sync is True else sync
             _set_class(module, ours)
     if left:
@@ -111,7 +112,7 @@ def revert(model: Module) -> Module:
     check_module(model)
     modules = [each for each in model.modules() if _is_changed(each)]
     before = [_before(module) for module in modules]
-    with _AllOrNothing(modules):
+    with _all_or_nothing(modules):
         for module, (kind, group) in zip(modules, before, strict=True):
             _become(module, kind, group)
     return model
@@ -140,21 +141,18 @@ def _planned(model: torch.nn.Module, sync: bool) -> tuple[list[tuple[Any, type]]
     return changes, left
 
 
-class _AllOrNothing:
-    """Gives layers their class and state of before if the block ends in an error."""
-
-    def __init__(self, modules: Iterable[Any]) -> None:
-        self.before = [(module, type(module), dict(vars(module))) for module in modules]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if error is not None:
-            for module, before, state in self.before:
-                object.__setattr__(module, "__class__", before)
-                vars(module).clear()
-                vars(module).update(state)
+@contextmanager
+def _all_or_nothing(modules: Iterable[Any]) -> Iterator[None]:
+    """Give layers their class and state of before if the block ends in an error."""
+    before = [(module, type(module), dict(vars(module))) for module in modules]
+    try:
+        yield
+    except BaseException:
+        for module, kind, state in before:
+            object.__setattr__(module, "__class__", kind)
+            vars(module).clear()
+            vars(module).update(state)
+        raise
 
 
 def _set_class(module: Any, kind: type) -> None:

@@ -110,7 +110,9 @@ def _by_pytorch(
 ) -> Tensor:  # fmt: skip
     recomputed = is_recomputed()
     if recomputed:  # copies, which may move; autograd is to keep as much as it did before
-        running_mean, running_var = _copied(running_mean), _copied(running_var)
+        running_mean, running_var = (
+            None if buffer is None else buffer.clone() for buffer in (running_mean, running_var)
+        )
     elif is_compiling() and isinstance(momentum, Tensor):
         momentum = float(momentum)  # made from a count that is traced
     y: Tensor = _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -132,7 +134,3 @@ def _node_of(function: Any, *arguments: Any) -> Any:
     """Make a call of `function` a node of the graph that one of the arguments belongs to."""
     proxy: Any = next(value for value in arguments if is_symbolic(value))
     return proxy.tracer.create_proxy("call_function", function, arguments, {})
-
-
-def _copied(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None else buffer.clone()

@@ -39,18 +39,18 @@ def batch_norm(
         given = running
     elif (mean is not None or var is not None or counter is not None) and backward_task() == -1:
         moved = running
-    if not is_grad_enabled():
-        return kernels.forward(x, weight, bias, eps, given, moved, False)[0]
-    recorded = (
-        x.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-    )
-    if mean is not None and var is not None:
-        if mean.requires_grad or var.requires_grad:
-            raise kernels.KernelRefusal
-        if recorded and (mean.is_inference() or var.is_inference()):  # autograd keeps them
-            raise kernels.KernelRefusal
+    recorded = False
+    if is_grad_enabled():
+        recorded = (
+            (weight is not None and weight.requires_grad)
+            or x.requires_grad
+            or (bias is not None and bias.requires_grad)
+        )
+        if mean is not None and var is not None:
+            if mean.requires_grad or var.requires_grad:
+                raise kernels.KernelRefusal
+            if recorded and (mean.is_inference() or var.is_inference()):  # autograd keeps them
+                raise kernels.KernelRefusal
     if not recorded:
         return kernels.forward(x, weight, bias, eps, given, moved, False)[0]
     y: Tensor = _record(x, weight, bias, (eps, given, moved))

@@ -15,17 +15,9 @@ from bnext.docstrings import with_sections_of
 from bnext.torch.functional import counted_batch_norm, weight_of_batch
 
 __all__ = [
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "Forward",
-    "in_a_range",
-    "is_profiled",
+    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward", "in_a_range", "is_profiled",
     "wants_range",
-]
-
-
-OURS = "bnext.torch."
+]  # fmt: skip
 
 
 class Forward(_BatchNorm):
@@ -78,9 +70,8 @@ class Forward(_BatchNorm):
         it, and within the `forward` of a subclass, which is traced through.
         """
         forward = type(self).forward
-        return getattr(input.tracer, "root", None) is not self and forward.__module__.startswith(
-            OURS
-        )
+        is_ours = forward.__module__.startswith("bnext.torch.")
+        return is_ours and getattr(input.tracer, "root", None) is not self
 
     def _node(self, input: Any) -> Any:
         """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""

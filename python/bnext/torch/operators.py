@@ -172,14 +172,6 @@ class _Backward(torch.autograd.Function):
         return of_dy, of_x, of_weight, None, None
 
 
-def _recorded_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-    return _Forward.apply(torch.ops.bnext.forward_by_batch, x, weight, bias, eps)
-
-
-def _recorded_fused(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-    return _Forward.apply(_in_pieces, x, weight, bias, eps)
-
-
 def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
     statistics, coefficients, first = torch.ops.bnext.statistics_of_batch(x, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
@@ -187,12 +179,6 @@ def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     y = (x.to(coefficients.dtype) * unit - center) * scale + shift
     y = y.to(x.dtype).contiguous(memory_format=format_of(x))
     return y, statistics, first
-
-
-def _recorded_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
-) -> Any:
-    return _Backward.apply(dy, x, weight, statistics, eps)
 
 
 # --- registration ---------------------------------------------------------------------------------
@@ -223,9 +209,10 @@ def _define_work(name: str, schema: str, work: Any, fake: Any) -> None:
     torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
 
 
-_define("batch_norm_training", _OF_FORWARD, _recorded_forward)
-_define("fused_batch_norm_training", _OF_FORWARD, _recorded_fused)
-_define("batch_norm_backward", _OF_BACKWARD, _recorded_backward)
 _define_work("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
 _define_work("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
 _define_work("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
+_work: Any = torch.ops.bnext.forward_by_batch
+_define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
+_define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
+_define("batch_norm_backward", _OF_BACKWARD, lambda *given: _Backward.apply(*given))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnext.torch.classes import (
     NoCounterpart,
     class_of,
-    is_exchanged,
     is_ours,
     is_synchronized,
     original,
+    qualified,
     target_of,
 )
 
-__all__ = ["Layer", "Report", "check_module", "qualified", "report", "told"]
+__all__ = ["Layer", "Report", "check_module", "report", "told"]
 
 NAMES_SHOWN = 3
 
@@ -66,7 +65,10 @@ class Report:
         count = len(self.exchanged)
         total = count + len(self.left)
         lines = [f"{count} of {total} layers of batch normalization are bnext's"]
-        lines += _counted((each.kind + _mark(each), each.name) for each in self.exchanged)
+        marks = {False: "", True: ", synchronized"}
+        lines += _counted(
+            (each.kind + marks[each.synchronized], each.name) for each in self.exchanged
+        )
         if self.left:
             stay = (
                 "1 stays as it is" if len(self.left) == 1 else f"{len(self.left)} stay as they are"
@@ -101,8 +103,7 @@ def report(model: torch.nn.Module) -> Report:
     for name, module in model.named_modules():
         if is_ours(module):
             kind = class_of(module)
-            theirs = original(kind) if is_exchanged(kind) else kind
-            theirs, _ = vars(module).get("_was", (theirs, None))
+            theirs, _ = vars(module).get("_was", (original(kind), None))
             exchanged.append(Layer(name, qualified(theirs), is_synchronized(kind)))
             continue
         reason = _unconverted(module) if isinstance(module, _BatchNorm) else _foreign(module)
@@ -145,24 +146,13 @@ def told(layers: Iterable[Layer]) -> list[str]:
 
 def _counted(pairs: Iterable[tuple[str, str]]) -> list[str]:
     names: dict[str, list[str]] = {}
-    counts: Counter[str] = Counter()
     for text, name in pairs:
-        counts[text] += 1
         names.setdefault(text, []).append(name or "the model itself")
     lines = []
-    for text, count in counts.items():
-        shown = names[text][:NAMES_SHOWN] + ["..."] * (count > NAMES_SHOWN)
-        lines.append(f"  {count} x {text}: {', '.join(shown)}")
+    for text, every in names.items():
+        shown = every[:NAMES_SHOWN] + ["..."] * (len(every) > NAMES_SHOWN)
+        lines.append(f"  {len(every)} x {text}: {', '.join(shown)}")
     return lines
-
-
-def _mark(layer: Layer) -> str:
-    return ", synchronized" if layer.synchronized else ""
-
-
-def qualified(kind: type) -> str:
-    """Give the name of a class with its module."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def check_module(model: Any) -> None:

@@ -28,12 +28,10 @@ Entry = Callable[[Any, type, type], None]
 # --- tables: each function enters one class beside the one that it stands for ---------------------
 
 
-def _thop(thop: Any, ours: type, theirs: type) -> None:
-    _beside(thop.register_hooks, ours, theirs)
-
-
-def _ptflops(ptflops: Any, ours: type, theirs: type) -> None:
-    _beside(ptflops.MODULES_MAPPING, ours, theirs)
+def _beside(name: str, module: Any, ours: type, theirs: type) -> None:
+    table = getattr(module, name)
+    if theirs in table:
+        table.setdefault(ours, table[theirs])
 
 
 def _opacus(opacus: Any, ours: type, theirs: type) -> None:
@@ -65,15 +63,6 @@ def _fuse_modules(mappings: Any, ours: type, theirs: type) -> None:
 def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
     """Fuse PyTorch's layers: what comes of it looks at their classes as well."""
     return method(is_qat, *(revert(module) for module in modules))
-
-
-def _eager_quantization(mappings: Any, ours: type, theirs: type) -> None:
-    _beside(mappings.DEFAULT_STATIC_QUANT_MODULE_MAPPINGS, ours, theirs)
-
-
-def _beside(table: dict[Any, Any], ours: type, theirs: type) -> None:
-    if theirs in table:
-        table.setdefault(ours, table[theirs])
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -118,24 +107,23 @@ def _pytorch_sync(batchnorm: Any) -> None:
     theirs = batchnorm.SyncBatchNorm.convert_sync_batchnorm.__func__
 
     @functools.wraps(theirs)
-    def convert_sync_batchnorm(cls: Any, module: Any, process_group: Any = None) -> Any:
-        if isinstance(module, Forward):
-            return _synchronized(module, process_group)
-        return theirs(cls, module, process_group)
+    def convert_sync_batchnorm(cls: Any, *arguments: Any, **named: Any) -> Any:
+        return _synchronized(functools.partial(theirs, cls), *arguments, **named)
 
     batchnorm.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
 
 
 def _timm_sync(norm_act: Any) -> None:
     theirs = norm_act.convert_sync_batchnorm
+    ours = functools.wraps(theirs)(functools.partial(_synchronized, theirs))
+    _exchange(norm_act, "convert_sync_batchnorm", theirs, ours)
 
-    @functools.wraps(theirs)
-    def convert_sync_batchnorm(module: Any, process_group: Any = None) -> Any:
-        if isinstance(module, Forward):
-            return _synchronized(module, process_group)
-        return theirs(module, process_group)
 
-    _exchange(norm_act, "convert_sync_batchnorm", theirs, convert_sync_batchnorm)
+def _synchronized(theirs: Any, module: Any, process_group: Any = None) -> Any:
+    """Keep a layer bnext's where PyTorch would put a new one of its own in its place."""
+    if isinstance(module, Forward):
+        return convert(module, sync=True if process_group is None else process_group)
+    return theirs(module, process_group)
 
 
 def _timm_split(split_batchnorm: Any) -> None:
@@ -156,19 +144,17 @@ def _exchange(module: Any, name: str, theirs: Any, ours: Any) -> None:
             setattr(each, name, ours)
 
 
-def _synchronized(layer: Forward, group: Any) -> Any:
-    """Keep a layer bnext's where PyTorch would put a new one of its own in its place."""
-    return convert(layer, sync=True if group is None else group)
-
-
 # --- who is told, and when ------------------------------------------------------------------------
 
 TABLES: list[tuple[str, Entry]] = [
-    ("thop.profile", _thop),
-    ("ptflops.pytorch_ops", _ptflops),
+    ("thop.profile", functools.partial(_beside, "register_hooks")),
+    ("ptflops.pytorch_ops", functools.partial(_beside, "MODULES_MAPPING")),
     ("opacus.validators", _opacus),
     ("torch.ao.quantization.fuser_method_mappings", _fuse_modules),
-    ("torch.ao.quantization.quantization_mappings", _eager_quantization),
+    (
+        "torch.ao.quantization.quantization_mappings",
+        functools.partial(_beside, "DEFAULT_STATIC_QUANT_MODULE_MAPPINGS"),
+    ),
 ]
 FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
     ("torch.nn.modules.batchnorm", _pytorch_sync),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bnext.demo.data import TEST_EXAMPLES, TRAIN_EXAMPLES
 from bnext.demo.networks import DESCRIPTIONS, Kind
-from bnext.demo.statistics.comparison import Comparison, Means
+from bnext.demo.statistics.comparison import Comparison
 from bnext.demo.statistics.cost import Cost
 from bnext.demo.statistics.options import REFERENCE_BATCH, Options, detailed
 from bnext.terminal import TextTable
@@ -30,10 +30,10 @@ def introduce(console: Console, options: Options) -> None:
 
 def tables(options: Options, compared: Comparison) -> list[TextTable]:
     """Make the tables of one network."""
-    sizes = compared.sizes
+    sizes, means = compared.sizes, compared.means
     chosen = sizes[:: max(1, -(-(len(sizes) - 1) // (MOST_COLUMNS - 1)))]
     size = detailed(sizes)
-    layers = range(len(compared.means[size, compared.methods[0]].layers))
+    layers = range(len(means[size, compared.methods[0]].layers))
 
     def table(title: str, header: Sequence[str], cells: Callable[..., list[str]]) -> TextTable:
         rows = [[method.name, *cells(method)] for method in compared.methods]
@@ -42,40 +42,36 @@ def tables(options: Options, compared: Comparison) -> list[TextTable]:
     return [
         table(
             f"{DESCRIPTIONS[compared.kind]}\nTest accuracy in %, and test loss, by batch size",
-            [f"{size}\n{options.epochs * (TRAIN_EXAMPLES // size)} steps" for size in chosen],
-            lambda m: [_quality(compared.means[size, m]) for size in chosen],
+            [f"{m}\n{options.epochs * (TRAIN_EXAMPLES // m)} steps" for m in chosen],
+            lambda of: [
+                f"{100 * found.accuracy:.1f} {found.loss:.3f}"
+                for found in (means[m, of] for m in chosen)
+            ],
         ),
         table(
             "Distance from exact, of the layer that is farthest off, by batch size",
-            [str(size) for size in sizes],
-            lambda m: [_short(compared.means[size, m].farthest) for size in sizes],
+            [str(m) for m in sizes],
+            lambda of: [_short(means[m, of].farthest) for m in sizes],
         ),
         table(
             f"Distance of each layer, by its means and by its variances; batches of {size}",
             [f"layer {layer + 1}" for layer in layers],
-            lambda m: [
-                f"{_short(mean)} {_short(var)}" for mean, var, _ in compared.means[size, m].layers
-            ],
+            lambda of: [f"{_short(mean)} {_short(var)}" for mean, var, _ in means[size, of].layers],
         ),
     ]
 
 
 def cost_table(options: Options, costs: dict[Kind, list[Cost]]) -> TextTable:
     """Tabulate the cost of each method, for each network."""
+
+    def cell(cost: Cost) -> str:
+        return f"{cost.passes} {'pass' if cost.passes == 1 else 'passes'}  {cost.work:.2f}"
+
     return TextTable(
         "Cost after training: passes over the data, and the work in them; batches of "
         f"{detailed(options.batch_sizes)}",
         ["statistics", *costs],
-        [
-            [
-                of_method[0].name,
-                *(
-                    f"{c.passes} {'pass' if c.passes == 1 else 'passes'}  {c.work:.2f}"
-                    for c in of_method
-                ),
-            ]
-            for of_method in zip(*costs.values(), strict=True)
-        ],
+        [[of[0].name, *map(cell, of)] for of in zip(*costs.values(), strict=True)],
     )
 
 
@@ -90,10 +86,6 @@ def explain(console: Console) -> None:
         "network being 1; passes of the exact method end at the layer they are for.",
         highlight=False,
     )
-
-
-def _quality(means: Means) -> str:
-    return f"{100 * means.accuracy:.1f} {means.loss:.3f}"
 
 
 def _short(value: float) -> str:
