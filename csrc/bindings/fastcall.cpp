@@ -8,13 +8,10 @@ Parameters::Parameters(const Signature& signature, std::size_t size)
     : function_(signature.function),
       doc_(concat(signature.function, "(", signature.parameters, ")\n--\n\n", signature.doc)),
       size_(size) {
-    std::string_view rest = signature.parameters;
     for (std::size_t k = 0; k < size; ++k) {
-        const std::string_view each = rest.substr(0, rest.find(", "));
-        rest.remove_prefix(std::min(rest.size(), each.size() + 2));
-        const std::string name(each.substr(0, each.find('=')));
-        if (name.size() == each.size()) required_ = k + 1;
-        names_[k] = PyUnicode_InternFromString(name.c_str());
+        const std::string_view name = bindings::name_of(signature, k);
+        if (name.data()[name.size()] != '=') required_ = k + 1;
+        names_[k] = PyUnicode_InternFromString(std::string(name).c_str());
         if (names_[k] == nullptr) throw py::error_already_set();
     }
 }

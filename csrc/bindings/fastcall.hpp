@@ -23,6 +23,25 @@ struct Signature {
     const char* doc;
 };
 
+// The name of parameter k; empty behind the last.
+constexpr std::string_view name_of(const Signature& signature, std::size_t k) {
+    std::string_view rest = signature.parameters;
+    for (; k > 0 && !rest.empty(); --k) {
+        const std::size_t end = rest.find(", ");
+        rest = end == rest.npos ? std::string_view() : rest.substr(end + 2);
+    }
+    return rest.substr(0, rest.find_first_of("=,"));
+}
+// The place of a parameter; that behind the last where there is none of the name.
+constexpr std::size_t place_of(const Signature& signature, std::string_view name) {
+    std::size_t k = 0;
+    for (std::string_view each = name_of(signature, k); !each.empty() && each != name;) {
+        each = name_of(signature, ++k);
+    }
+    return k;
+}
+constexpr std::size_t size_of(const Signature& signature) { return place_of(signature, ""); }
+
 class Parameters {
 public:
     Parameters(const Signature& signature, std::size_t size);
