@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, TypedDict, final
+from typing import Any, Final, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,9 @@ ROWS: tuple[str, ...]
 
 _Array = npt.NDArray[Any]
 _Float64 = npt.NDArray[np.float64]
+_Values = npt.ArrayLike
+_Row = npt.ArrayLike | None  # a value for each channel; None: there is none
+_Counter = npt.NDArray[np.int64] | None
 
 class _BuildConfig(TypedDict):
     compiled_isas: list[str]
@@ -29,62 +32,37 @@ class _BuildConfig(TypedDict):
 class Saved:
     """What a forward call leaves for its backward call: statistics of each channel; read-only."""
 
-    @property
-    def count(self) -> int:
-        """Values per channel."""
-
-    @property
-    def mean(self) -> _Float64:
-        """Mean of each channel, shape (C,)."""
-
-    @property
-    def mean_low(self) -> _Float64:
-        """Low part of the mean, shape (C,): the exact mean is ``mean + mean_low``."""
-
-    @property
-    def m2(self) -> _Float64:
-        """Sum of squared deviations from the mean, shape (C,); NaN where statistics were given."""
-
-    @property
-    def var(self) -> _Float64:
-        """Biased variance of each channel, ``m2 / count``, shape (C,)."""
-
-    @property
-    def rstd(self) -> _Float64:
-        """``1 / sqrt(var + eps)`` of each channel, shape (C,)."""
-
-    @property
-    def rows(self) -> _Float64:
-        """``mean``, ``m2``, ``var``, ``rstd``, ``mean_low`` as one array, shape (5, C); a copy."""
-
-    @property
-    def eps(self) -> float:
-        """What was added to the variance."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of `x`."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of `x`."""
-
-    @property
-    def channel_axis(self) -> int:
-        """Which axis of `x` has the channels, from 0."""
-
-    @property
-    def batch_statistics(self) -> bool:
-        """Whether the statistics are the batch's; False where they were given."""
+    count: Final[int]
+    """Values per channel."""
+    mean: Final[_Float64]
+    """Mean of each channel, shape (C,)."""
+    mean_low: Final[_Float64]
+    """Low part of the mean, shape (C,): the exact mean is ``mean + mean_low``."""
+    m2: Final[_Float64]
+    """Sum of squared deviations from the mean, shape (C,); NaN where statistics were given."""
+    var: Final[_Float64]
+    """Biased variance of each channel, ``m2 / count``, shape (C,)."""
+    rstd: Final[_Float64]
+    """``1 / sqrt(var + eps)`` of each channel, shape (C,)."""
+    rows: Final[_Float64]
+    """``mean``, ``m2``, ``var``, ``rstd``, ``mean_low`` as one array, shape (5, C); a copy."""
+    eps: Final[float]
+    """What was added to the variance."""
+    shape: Final[tuple[int, ...]]
+    """Shape of `x`."""
+    dtype: Final[np.dtype[Any]]
+    """Dtype of `x`."""
+    channel_axis: Final[int]
+    """Which axis of `x` has the channels, from 0."""
+    batch_statistics: Final[bool]
+    """Whether the statistics are the batch's; False where they were given."""
 
 @final
 class DeviceSaved:
     """What a forward call on a GPU leaves for its backward call: as `Saved`, on the device."""
 
-    @property
-    def rows(self) -> Any:
-        """All statistics, shape (5, C): mean, m2, var, rstd, mean_low."""
-
+    rows: Final[Any]
+    """All statistics, shape (5, C): mean, m2, var, rstd, mean_low."""
     mean: Any
     m2: Any
     var: Any
@@ -128,10 +106,8 @@ def difference(
 @final
 class ThreadGroup:
     def __init__(self, size: int, timeout: float) -> None: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def timeout(self) -> float: ...
+    size: Final[int]
+    timeout: Final[float]
     @property
     def broken(self) -> str: ...
     def enter(self, rank: int) -> int: ...
@@ -155,9 +131,9 @@ class ThreadGroup:
     ) -> tuple[int, _Float64, _Float64, int, bool, _Float64 | None]: ...
 
 def forward(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    x: _Values,
+    weight: _Row,
+    bias: _Row,
     running_mean: Any,
     running_var: Any,
     momentum: float | None,
@@ -170,75 +146,66 @@ def forward(
     keeps: bool = True,
 ) -> tuple[Any, Saved]: ...
 def backward(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
-    saved: Saved,
-    weight: npt.ArrayLike | None,
-    out: Any,
-    plain: bool = False,
+    dy: _Values, x: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
 ) -> tuple[Any, Any, Any]: ...
 def backward_constant(
-    dy: npt.ArrayLike, saved: Saved, weight: npt.ArrayLike | None, out: Any, plain: bool = False
+    dy: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
 ) -> Any: ...
 def normalize(
-    x: npt.ArrayLike,
-    mean: npt.ArrayLike | None,
-    var: npt.ArrayLike | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    x: _Values,
+    mean: _Row,
+    var: _Row,
+    weight: _Row,
+    bias: _Row,
     eps: float,
     channel_axis: int,
     out: _Array | None,
 ) -> tuple[_Array, Saved]: ...
 def normalize_by_running(
-    x: npt.ArrayLike,
-    running_mean: npt.ArrayLike | None,
-    running_var: npt.ArrayLike | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    x: _Values,
+    running_mean: _Row,
+    running_var: _Row,
+    weight: _Row,
+    bias: _Row,
     eps: float,
     channel_axis: int,
     out: Any,
     plain: bool = False,
 ) -> tuple[Any, Saved]: ...
 def evaluate(
-    x: npt.ArrayLike,
-    running_mean: npt.ArrayLike | None,
-    running_var: npt.ArrayLike | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    x: _Values,
+    running_mean: _Row,
+    running_var: _Row,
+    weight: _Row,
+    bias: _Row,
     eps: float,
     channel_axis: int,
     plain: bool = False,
 ) -> Any: ...
 def statistics(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    eps: float,
-    channel_axis: int,
+    x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int
 ) -> tuple[Any, Any]: ...
-def moments(x: npt.ArrayLike, channel_axis: int) -> tuple[int, _Float64, _Float64]: ...
+def moments(x: _Values, channel_axis: int) -> tuple[int, _Float64, _Float64]: ...
 def collect_stats(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    x: _Values,
+    weight: _Row,
+    bias: _Row,
     running_mean: _Array | None,
     running_var: _Array | None,
     momentum: float | None,
-    num_batches_tracked: npt.NDArray[np.int64] | None,
+    num_batches_tracked: _Counter,
     eps: float,
     channel_axis: int,
     out: _Array | None,
 ) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
 def apply_norm(
-    x: npt.ArrayLike,
+    x: _Values,
     count: int,
     mean: _Float64,
     mean_low: _Float64 | None,
     m2: _Float64,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
+    weight: _Row,
+    bias: _Row,
     eps: float,
     channel_axis: int,
     out: _Array | None,
@@ -248,30 +215,26 @@ def move_running(
     running_mean: _Array | None,
     running_var: _Array | None,
     momentum: float | None,
-    num_batches_tracked: npt.NDArray[np.int64] | None,
+    num_batches_tracked: _Counter,
     bessel: bool = True,
 ) -> None: ...
 def backward_reduce(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
-    saved: Saved,
-    weight: npt.ArrayLike | None = None,
-    out: _Array | None = None,
+    dy: _Values, x: _Values, saved: Saved, weight: _Row = None, out: _Array | None = None
 ) -> tuple[_Float64, _Float64]: ...
 def backward_apply(
-    dy: npt.ArrayLike,
-    x: npt.ArrayLike,
+    dy: _Values,
+    x: _Values,
     saved: Saved,
-    weight: npt.ArrayLike | None,
-    sum_dy: npt.ArrayLike,
-    sum_dy_xmu: npt.ArrayLike,
+    weight: _Row,
+    sum_dy: _Values,
+    sum_dy_xmu: _Values,
     count: float,
     out: _Array | None,
 ) -> _Array: ...
 def parameter_gradients(
-    saved: Saved, weight: Any, sum_dy: npt.ArrayLike, sum_dy_xmu: npt.ArrayLike, like: Any = None
+    saved: Saved, weight: Any, sum_dy: _Values, sum_dy_xmu: _Values, like: Any = None
 ) -> tuple[Any, Any]: ...
-def restored(x: npt.ArrayLike, rows: _Float64, eps: float, channel_axis: int) -> Saved: ...
+def restored(x: _Values, rows: _Float64, eps: float, channel_axis: int) -> Saved: ...
 def as_array(x: Any, name: str) -> Any: ...
 def inspect(x: Any) -> tuple[tuple[int, ...], str]: ...
 def misplaced(array: Any, like: Any) -> str: ...

@@ -1,7 +1,7 @@
 """The CUDA kernels: their table for `_core`, and plans and launches for tests and measurements."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 __version__: str
 
@@ -27,39 +27,25 @@ class Limits:
         reserved: int = 0,
         resident_blocks: int = 2,
     ) -> None: ...
-    @property
-    def compute_capability(self) -> tuple[int, int]: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def shared_per_block(self) -> int: ...
-    @property
-    def shared_per_multiprocessor(self) -> int: ...
-    @property
-    def cluster(self) -> int: ...
-    @property
-    def cooperative(self) -> bool: ...
-    @property
-    def reserved(self) -> int: ...
-    @property
-    def resident_blocks(self) -> int: ...
+    compute_capability: Final[tuple[int, int]]
+    multiprocessors: Final[int]
+    shared_per_block: Final[int]
+    shared_per_multiprocessor: Final[int]
+    cluster: Final[int]
+    cooperative: Final[bool]
+    reserved: Final[int]
+    resident_blocks: Final[int]
 
 @final
 class Plan:
     """How one call is launched."""
 
-    @property
-    def operation(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def layout(self) -> str: ...
-    @property
-    def unit(self) -> int: ...
-    @property
-    def workspace_bytes(self) -> int: ...
-    @property
-    def launches(self) -> list[dict[str, int]]: ...
+    operation: Final[str]
+    path: Final[str]
+    layout: Final[str]
+    unit: Final[int]
+    workspace_bytes: Final[int]
+    launches: Final[list[dict[str, int]]]
     def coverage(self, launch: int = 0, downwards: bool = False) -> bytes: ...
 
 table: Any  # the functions that `_core` calls
