@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -62,8 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demo(words: list[str], name: str) -> int:
     """``python -m bnext``: the demo."""
-    from bnext.demo.options import Options, add_options
-
     parser = Parser(
         prog=name,
         usage="%(prog)s [options]\n       %(prog)s {config,bench,statistics} [options]",
@@ -72,28 +71,22 @@ def demo(words: list[str], name: str) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bnext {bnext.__version__}")
-    add_options(parser)
-    options = parser.parse_args(words, Options())
-    options.check(parser)
-
-    from bnext.demo.run import run
-
-    run(options)
-    return 0
+    return _run("bnext.demo", parser, words)
 
 
 def statistics(words: list[str], name: str) -> int:
     """``python -m bnext statistics``: the estimators of the statistics, side by side."""
-    from bnext.demo.statistics.options import Options, add_options
-
     parser = Parser(prog=name, description=STATISTICS_DESCRIPTION)
-    add_options(parser)
-    options = parser.parse_args(words, Options())
+    return _run("bnext.demo.statistics", parser, words)
+
+
+def _run(package: str, parser: Parser, words: list[str]) -> int:
+    """Read the options of a package that trains networks, check them, and let it run."""
+    module = importlib.import_module(f"{package}.options")
+    module.add_options(parser)
+    options = parser.parse_args(words, module.Options())
     options.check(parser)
-
-    from bnext.demo.statistics.run import run
-
-    run(options)
+    importlib.import_module(f"{package}.run").run(options)  # needs the extra
     return 0
 
 

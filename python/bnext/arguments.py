@@ -27,15 +27,7 @@ def index_of(value: Any, name: str) -> int:
 
 
 def count_of(value: Any, name: str, least: int = 0) -> int:
-    """Give a count as Python's integer, which never overflows.
-
-    Raises
-    ------
-    TypeError
-        `value` is not an integer.
-    ValueError
-        It is less than `least`.
-    """
+    """Give a count as Python's integer, which never overflows; ValueError below `least`."""
     try:
         count = index_of(value, name)
     except TypeError:
@@ -49,12 +41,7 @@ def count_of(value: Any, name: str, least: int = 0) -> int:
 def counter_of(value: Any, name: str) -> int:
     """Give a layer's counter, from an integer or a whole number of any library and dtype.
 
-    Raises
-    ------
-    ValueError
-        `value` is not one number, or not a whole one that int64 holds, from 0.
-    TypeError
-        It has a mask, or is not a number.
+    ValueError if it is not one whole number from 0 that int64 holds.
     """
     array = values_of(value, name)
     if array.size != 1:

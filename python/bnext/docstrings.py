@@ -13,18 +13,7 @@ FIRST = "Parameters\n----------\n"
 
 
 def with_sections_of(other: type) -> Callable[[Class], Class]:
-    """Add to a class's docstring the sections of another class's, from its parameters on.
-
-    Parameters
-    ----------
-    other : type
-        Has the sections, and the same parameters.
-
-    Returns
-    -------
-    callable
-        A decorator of classes.
-    """
+    """Decorate a class: append the docstring of `other`, from its parameters on."""
 
     def decorate(kind: Class) -> Class:
         sections = inspect.cleandoc(other.__doc__ or "").partition(FIRST)

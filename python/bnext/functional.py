@@ -207,13 +207,8 @@ def batch_norm_backward(
     ValueError
         A shape does not fit, `saved` is from another input, or `x` has changed since (which is
         noticed on the CPU only); `out` is read-only or overlaps an input.
-    TypeError
-        A dtype does not fit, `saved` is something else, an argument is not an array, or not where
-        `x` is.
-    RuntimeError
-        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
-    bnext.sync.GroupError
-        A member of the group is missing, has failed, or called something else.
+    TypeError, RuntimeError, bnext.sync.GroupError
+        As from `batch_norm_forward`; a TypeError also where `saved` is something else.
     """
     if group is not None:
         check_group(group)
@@ -290,13 +285,8 @@ def normalize(
 
     Raises
     ------
-    ValueError
-        A shape does not fit, `eps` is negative or not finite, `channel_axis` is not an axis of
-        `x`, `out` is read-only or overlaps an input.
-    TypeError
-        A dtype does not fit, an argument is not an array, or not where `x` is.
-    RuntimeError
-        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
+    ValueError, TypeError, RuntimeError
+        As from `batch_norm_forward`; one value per channel is enough here.
     """
     return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var))[0]
 
@@ -319,12 +309,8 @@ def moments(x: Values, *, channel_axis: int = 1) -> Moments:
 
     Raises
     ------
-    ValueError
-        `channel_axis` is not an axis of `x`.
-    TypeError
-        `x` is not of one of these dtypes, or not an array.
-    RuntimeError
-        `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
+    ValueError, TypeError, RuntimeError
+        As from `batch_norm_forward`, as far as `x` and `channel_axis` are concerned.
     """
     engine: Any = _core if type(x) is ndarray else engine_of(x)
     return Moments(*engine.moments(x=x, channel_axis=channel_axis))

@@ -28,25 +28,13 @@ __all__ = ["Running", "check_tracked"]
 
 @dataclass(eq=False)
 class Running:
-    """The running statistics of a layer.
+    """The running statistics of a layer; arrays are None where nothing is tracked."""
 
-    Attributes
-    ----------
-    mean, var : array, shape (C,), or None
-        None where nothing is tracked.
-    counter : array of int64, shape (), or None
-        Batches seen.
-    estimator : Estimator
-        Gives the weight of a batch, and says whether the variance has Bessel's correction.
-    dtype : dtype
-        Dtype of the arrays, as far as their library does not say it in NumPy's words.
-    """
-
-    mean: Parameter
+    mean: Parameter  # shape (C,), as the variance
     var: Parameter
-    counter: npt.NDArray[np.int64] | None
-    estimator: Estimator
-    dtype: np.dtype[Any]
+    counter: npt.NDArray[np.int64] | None  # batches seen, shape ()
+    estimator: Estimator  # gives weights of batches; knows whether there is Bessel's correction
+    dtype: np.dtype[Any]  # of mean and var, where their library does not say it in NumPy's words
 
     @classmethod
     def new(

@@ -133,13 +133,9 @@ def empty_cache() -> None:
 
 
 def apply_environment() -> None:
-    """Apply ``BNEXT_ISA``, ``BNEXT_POOL_LIMIT`` and ``BNEXT_TEAM``; called once, at import.
+    """Apply ``BNEXT_ISA``, ``BNEXT_POOL_LIMIT`` and ``BNEXT_TEAM``, or raise ImportError.
 
-    Raises
-    ------
-    ImportError
-        This machine, or this build, does not have the instruction set, the limit is not a number of
-        bytes, or the team is neither adaptive nor fixed.
+    Called once, at import.
     """
     global _forced_by
     if limit := os.environ.get(POOL_VARIABLE):

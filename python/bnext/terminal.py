@@ -53,6 +53,7 @@ class TextTable:
     def show_plain(self) -> None:
         """Print it in the same way without rich: without lines and colours."""
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        aligned = [str.ljust if self._is_left(n) else str.rjust for n in range(len(self.header))]
 
         def width(columns: Columns) -> int:
             return sum(widths[column] + 2 for column in columns) - 2
@@ -64,12 +65,7 @@ class TextTable:
             print(begin, end="")
             begin = "\n"
             for line in (self.header, *self.rows):
-                cells = (
-                    line[column].ljust(widths[column])
-                    if self._is_left(column)
-                    else line[column].rjust(widths[column])
-                    for column in columns
-                )
+                cells = (aligned[column](line[column], widths[column]) for column in columns)
                 print("  ".join(cells).rstrip())
 
     def _groups(self, limit: int, width: Callable[[Columns], int]) -> Iterator[Columns]:

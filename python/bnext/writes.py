@@ -36,18 +36,10 @@ class Writes:
         self._writes: dict[int, _Write] = {}  # by the identity of the target
 
     def add(self, name: str, target: Any, values: Any, dtype: npt.DTypeLike) -> None:
-        """Prepare to write `values`, of the shape of `target`, rounded to its dtype.
+        """Prepare to write `values` to `target`, an array of any library that errors call `name`.
 
-        Parameters
-        ----------
-        name : str
-            What errors call the target.
-        target : array
-            Of any library.
-        values : array_like
-            In NumPy's memory. A number is meant for each element.
-        dtype : dtype
-            What a target of another library than NumPy is given.
+        `values` are in NumPy's memory: of the shape of `target`, or a number for each element. They
+        are rounded to the dtype of a NumPy array, to `dtype` for another library.
 
         Raises
         ------
@@ -79,15 +71,9 @@ class Writes:
         others = [write for write in self._writes.values() if write.library is not None]
         before: list[tuple[Library, Any, Any]] = []
         done: list[bool] = []
-        steps = chain(
-            map(
-                np.ndarray.__setitem__,
-                [write.target for write in numpys],
-                repeat(...),
-                [write.values for write in numpys],
-            ),
-            map(done.append, (True,)),
-        )
+        targets, prepared = [w.target for w in numpys], [w.values for w in numpys]
+        setting = map(np.ndarray.__setitem__, targets, repeat(...), prepared)
+        steps = chain(setting, map(done.append, (True,)))
         try:
             for target, name, values, library in others:
                 assert library is not None

@@ -119,9 +119,7 @@ class Jax(Library):
 
 _KNOWN: dict[type, Library | None] = {}
 _TORCH_AND_CUPY: dict[str, Library] = {}
-_FINDING = (
-    threading.Lock()
-)  # threads that bring the first array of a library at once get one object
+_FINDING = threading.Lock()  # threads that bring a library's first arrays at once get one object
 
 
 def library_of(array: Any) -> Library | None:

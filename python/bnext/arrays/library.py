@@ -5,6 +5,7 @@ Memory comes by DLPack or by `__cuda_array_interface__`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -191,16 +192,11 @@ def _interface_view(array: Any, name: str) -> View:
     shape = tuple(interface["shape"])
     strides = interface.get("strides")
     if strides is None:
-        steps = [1] * len(shape)
-        for axis in range(len(shape) - 1, 0, -1):
-            steps[axis - 1] = steps[axis] * shape[axis]
-        strides = tuple(steps)
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     else:
         strides = in_elements(strides, item, name)
-    stream = interface.get("stream")
-    return View(
-        array, int(address or 0), shape, strides, str(np.dtype(code)), read_only, stream
-    )  # fmt: skip
+    dtype, stream = str(np.dtype(code)), interface.get("stream")
+    return View(array, int(address or 0), shape, strides, dtype, read_only, stream)
 
 
 def in_elements(strides: Sequence[int], item: int, name: str) -> tuple[int, ...]:

@@ -110,15 +110,8 @@ class Duplicate(Board):
 def free_given_up(comm: Any) -> Identity:
     """Free what all ranks of a communicator have given up; all ranks of `comm` call this together.
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Intracomm
-        Communicators that have a rank outside of it stay.
-
-    Returns
-    -------
-    Identity
-        One that no communicator has had, the same for all ranks of `comm`.
+    Communicators that have a rank outside of `comm` stay. The result is an identity that no
+    communicator has had, the same for all ranks.
     """
     given_up = [each.say() for each in list(_duplicates.values()) if each.given_up]
     said = comm.allgather(((_process, next(_numbers)), given_up))

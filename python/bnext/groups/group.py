@@ -265,12 +265,8 @@ class announcing:  # noqa: N801 - read as `with announcing(group):`
 class Part(announcing):
     """A member's part in one call, forward and backward; `Group.part` makes it.
 
-    Attributes
-    ----------
-    header : Header
-        Of the call; `channels` and `dtype` are known from the forward exchange on.
-    count : int
-        Values per channel of the member's shard, known from then on.
+    From the forward exchange on, `header` has channels and dtype, and `count` is the number of
+    values per channel of the member's shard.
     """
 
     __slots__ = ("count", "header")

@@ -13,17 +13,11 @@ __all__ = ["SyncSaved"]
 class SyncSaved:
     """What a forward call in a group leaves for its backward call: the whole batch's statistics.
 
+    Rows of statistics are float64 of shape (C,), the same bits for all members: read-only NumPy
+    arrays, or if `x` is on a GPU, arrays there.
+
     Attributes
     ----------
-    count : int
-        Values per channel of the whole batch.
-    mean, m2, var, rstd, mean_low : array of float64, shape (C,)
-        Statistics of the whole batch, the same bits for all members. Read-only NumPy arrays, or if
-        `x` is on a GPU, arrays there.
-    shape, dtype, channel_axis, eps
-        Of the forward call.
-    group : Group
-        Merged the statistics, and merges the sums of the backward pass.
     generation : int
         Number of the exchange in the group.
     shared : bool
@@ -40,7 +34,9 @@ class SyncSaved:
         self.generation = merged.generation
         self.shared = merged.shared
 
-    group = property(lambda self: self.part.group, doc="Where the statistics are from.")
+    group = property(
+        lambda self: self.part.group, doc="It merges statistics and sums of all members."
+    )
     count = property(lambda self: self.local.count, doc="Values per channel of the whole batch.")
     mean = property(lambda self: self.local.mean, doc="Mean of each channel.")
     mean_low = property(lambda self: self.local.mean_low, doc="Low part of `mean`.")

@@ -22,18 +22,10 @@ Latest = dict[int | None, tuple[Any, Any]]
 
 
 class Visit(NamedTuple):
-    """A layer's stay in another group than its own.
+    """A layer's stay in another group than its own."""
 
-    Attributes
-    ----------
-    group : Group
-        Its statistics normalize; running statistics are neither used nor moved.
-    latest : dict
-        Latest calls of the visit, apart from the layer's own.
-    """
-
-    group: Group
-    latest: Latest
+    group: Group  # its statistics normalize; running statistics are neither used nor moved
+    latest: Latest  # calls of the visit, apart from the layer's own
 
 
 # The visits of layers. The mapping itself never changes.

@@ -56,14 +56,8 @@ def common_group(layers: Sequence[BatchNorm]) -> Group | None:
 class PassGroup(Group):
     """A group that layers visit while a pass over data runs; one thread has all of its members.
 
-    Parameters
-    ----------
-    layers : sequence of BatchNorm
-        Errors call them by their place here.
-    inner : Group, optional
-        A group of which the batch is this caller's shard.
-    once : bool
-        Whether a layer that is called twice for a batch is an error.
+    Errors call the `layers` by their places. The batch may be this caller's shard of an `inner`
+    group's. With `once`, a layer that is called twice for a batch is an error.
     """
 
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:

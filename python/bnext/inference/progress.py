@@ -14,13 +14,7 @@ Watch = Callable[[Iterable[Any], str], Iterator[Any]]
 
 @contextlib.contextmanager
 def watching(show: bool) -> Iterator[Watch]:
-    """Give a function that goes through iterables and shows, if asked to, how far it is.
-
-    Raises
-    ------
-    ImportError
-        A bar is wanted, and rich is not installed.
-    """
+    """Give a function that goes through iterables and shows, if asked to, how far it is."""
     if not show:
         yield lambda batches, _: iter(batches)
         return

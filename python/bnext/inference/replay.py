@@ -52,7 +52,7 @@ def greenlets() -> Any:
 class ReplayGroup(PassGroup):
     """The pieces of one batch as members that come one after the other.
 
-    Its parameters are those of `PassGroup`; a piece counts as a batch there.
+    A piece counts as a batch of `PassGroup`.
     """
 
     def __init__(self, layers: Sequence[BatchNorm], inner: Group | None, *, once: bool) -> None:
@@ -167,15 +167,7 @@ class PieceOfCall(Part):
 
 
 class Turn:
-    """One piece on its way through the network.
-
-    Parameters
-    ----------
-    group : ReplayGroup
-        Where it meets the others.
-    run : callable
-        What is done with the piece.
-    """
+    """One piece on its way through the network, which `run` sends it through."""
 
     def __init__(self, group: ReplayGroup, run: Callable[[], Any]) -> None:
         self.calls: dict[int, int] = {}

@@ -175,13 +175,7 @@ class MicroBatches:
 
 
 class Run:
-    """The rounds of one union of micro-batches.
-
-    Parameters
-    ----------
-    layers : list of BatchNorm
-        All that the context has; those that normalize by the batch take part.
-    """
+    """The rounds of one union of micro-batches; layers that normalize by the batch take part."""
 
     def __init__(self, layers: list[BatchNorm]) -> None:
         check_at_rest(layers)

@@ -23,6 +23,7 @@ from bnext.groups.visits import VISITS, Latest
 from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
 from bnext.layers.state import Layer
+from bnext.running import check_tracked
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -252,11 +253,7 @@ class Normalization(Layer):
         ValueError
             The layer has no running statistics.
         """
-        if self.running_mean is None or self.running_var is None:
-            raise ValueError(
-                "freeze: expected a layer with running statistics, got one with "
-                f"track_running_stats={self.track_running_stats}"
-            )
+        check_tracked(self, "freeze")
         switches: dict[str, object] = {"use_running_stats": True, "update_running_stats": False}
         if affine:
             switches |= {"train_affine": False, "weight_grad": None, "bias_grad": None}

@@ -23,20 +23,14 @@ def write(outcomes: Iterable[Outcome], path: Path) -> None:
     rows.writerow(COLUMNS)
     for outcome in outcomes:
         case, method = outcome.case, outcome.method
+        of_case = case.kind, case.batch_size, _text(case.rate), case.epochs, case.seed
+        decay = "" if method.decay is None else f"{method.decay:g}"
+        of_method = method.family, decay, "yes" if method.bessel else "no"
+        of_run = *of_case, *of_method, _text(outcome.accuracy), _text(outcome.loss)
         for layer, distance in enumerate(outcome.distances, start=1):
-            rows.writerow(
-                (
-                    case.kind,
-                    case.batch_size,
-                    f"{case.rate:.6g}",
-                    case.epochs,
-                    case.seed,
-                    method.family,
-                    "" if method.decay is None else f"{method.decay:g}",
-                    "yes" if method.bessel else "no",
-                    *(f"{x:.6g}" for x in (outcome.accuracy, outcome.loss)),
-                    layer,
-                    *(f"{x:.6g}" for x in (distance.total, *distance)),
-                )
-            )
+            rows.writerow((*of_run, layer, *map(_text, (distance.total, *distance))))
     write_output(path, file.getvalue().encode())
+
+
+def _text(number: float) -> str:
+    return f"{number:.6g}"
