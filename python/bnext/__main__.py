@@ -30,23 +30,14 @@ commands:
   COMMAND --help        the options of a command
 """
 
-
 SECONDS_OF_LOAD = 0.2  # for which config measures the load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return the exit status.
+    """Run one command line, by default the one of ``sys.argv``, and return the exit status.
 
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        The words after the program's name; by default from ``sys.argv``.
-
-    Returns
-    -------
-    int
-        0; 1 where a result could not be made or written, 2 for a wrong command line, 130 after
-        Ctrl-C. Results until then have been shown.
+    It is 0; 1 where a result could not be made or written, 2 for a wrong command line, 130 after
+    Ctrl-C. Results until then have been shown.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0]) if sys.argv else ""

@@ -167,13 +167,8 @@ def check_output(
     """Check, before the work, that its result can be written to `path`, given by `option`.
 
     A wrong name, such as one that does not end in one of the `suffixes`, ends the program with
-    status 2. An existing file is not touched.
-
-    Raises
-    ------
-    CommandError
-        The name is right, but the file cannot be written: it or its folder is protected, or there
-        is no room.
+    status 2. Where the file cannot be written, since it or its folder is protected or there is no
+    room, a `CommandError` is raised. An existing file is not touched.
     """
     if suffixes and path.suffix not in suffixes:
         names = " or ".join(", ".join(suffixes).rsplit(", ", 1))
@@ -197,10 +192,7 @@ def check_output(
 def write_output(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: an existing file stays if a new one cannot be written.
 
-    Raises
-    ------
-    OSError
-        It cannot be written; the error has the name.
+    An `OSError` has the name.
     """
     target = path.resolve()
     try:

@@ -14,7 +14,6 @@ Array = npt.NDArray[Any]
 
 EPS = 1e-5
 
-
 # A misaligned array begins this many bytes, or one element, after a multiple of ALIGNMENT.
 OFFSET = 4
 ALIGNMENT = 64

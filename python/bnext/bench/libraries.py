@@ -162,10 +162,8 @@ class Copier:
         pieces = max(1, min(self._threads, source.nbytes // self.SMALLEST_PIECE))
         if pieces == 1:
             return {"copy": lambda: np.copyto(target, source)}
-        pairs = list(
-            zip(np.array_split(target, pieces), np.array_split(source, pieces), strict=True)
-        )
-        return {"copy": lambda: [*self._pool.map(lambda pair: np.copyto(*pair), pairs)]}
+        targets, sources = np.array_split(target, pieces), np.array_split(source, pieces)
+        return {"copy": lambda: [*self._pool.map(np.copyto, targets, sources)]}
 
 
 LIBRARIES: dict[str, Prepare] = {
@@ -177,8 +175,5 @@ LIBRARIES: dict[str, Prepare] = {
 
 def installed() -> dict[str, Prepare]:
     """Give the libraries that can be measured here."""
-    return {
-        name: prepare
-        for name, prepare in LIBRARIES.items()
-        if name != "torch" or import_torch() is not None
-    }
+    missing = ("torch",) if import_torch() is None else ()
+    return {name: prepare for name, prepare in LIBRARIES.items() if name not in missing}

@@ -1,11 +1,9 @@
 """Communicators that belong to MPI groups, and when they are freed.
 
-MPI has few communicators (MPICH about 2,000 in a process), and all ranks of one free it together. A
-rank alone may not, when it closes a group or the garbage collector finds one. So a rank only notes
-that it has given a communicator up. When a group is made, all ranks of its communicator meet
-anyway: they tell each other what they have given up, and free what all of its ranks have, in one
-order everywhere. So no rank waits for another one, and ranks need not close at one time. MPI frees
-the rest when it ends.
+The notes of `MPIGroup` say when and why. A rank only notes that it has given a communicator up.
+When a group is made, all ranks of its communicator meet anyway: they tell each other what they have
+given up, and free what all of its ranks have, in one order everywhere. So no rank waits for another
+one. MPI frees the rest when it ends.
 
 A message that was sent and not received would be the next communicator's that gets the same number.
 So ranks say how many notes they have sent, and receive them all before they free. A communicator on

@@ -180,11 +180,9 @@ def from_convention(
 def _estimator_of(
     words: _Convention, values: Mapping[str, Any], bessel: bool
 ) -> Exponential | Cumulative:
-    if "momentum" not in values:
-        return Exponential(decay=words.decay, bessel=bessel)
-    momentum = values["momentum"]
     if words.momentum_is_decay:
-        return Exponential(decay=momentum, bessel=bessel)
+        return Exponential(decay=values.get("momentum", words.decay), bessel=bessel)
+    momentum = values.get("momentum", 1.0 - words.decay)
     return Cumulative(bessel=bessel) if momentum is None else Exponential(momentum, bessel=bessel)
 
 

@@ -34,14 +34,7 @@ __all__ = ["Normalization"]
 class Normalization(Layer):
     """A layer with parameters for each channel, and statistics of its own or of the batch.
 
-    Parameters
-    ----------
-    num_features, eps, affine, channel_axis, dtype, group, parameter_gradients
-        As `bnext.BatchNorm` has them.
-
-    Notes
-    -----
-    Subclasses set `running` and `track_running_stats`.
+    `bnext.BatchNorm` explains the arguments. Subclasses set `running` and `track_running_stats`.
     """
 
     ranks: ClassVar[tuple[int, ...]] = ()  # of input that is taken; empty: any
