@@ -286,7 +286,7 @@ def normalize(
     Raises
     ------
     ValueError, TypeError, RuntimeError
-        As from `batch_norm_forward`; one value per channel is enough here.
+        As from `batch_norm_forward`; one value per channel is enough.
     """
     return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var))[0]
 
@@ -310,7 +310,7 @@ def moments(x: Values, *, channel_axis: int = 1) -> Moments:
     Raises
     ------
     ValueError, TypeError, RuntimeError
-        As from `batch_norm_forward`, as far as `x` and `channel_axis` are concerned.
+        As from `batch_norm_forward`, for `x` and `channel_axis`; one value per channel is enough.
     """
     engine: Any = _core if type(x) is ndarray else engine_of(x)
     return Moments(*engine.moments(x=x, channel_axis=channel_axis))

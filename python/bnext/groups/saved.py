@@ -34,9 +34,7 @@ class SyncSaved:
         self.generation = merged.generation
         self.shared = merged.shared
 
-    group = property(
-        lambda self: self.part.group, doc="It merges statistics and sums of all members."
-    )
+    group = property(lambda self: self.part.group, doc="It merges the statistics and the sums.")
     count = property(lambda self: self.local.count, doc="Values per channel of the whole batch.")
     mean = property(lambda self: self.local.mean, doc="Mean of each channel.")
     mean_low = property(lambda self: self.local.mean_low, doc="Low part of `mean`.")
