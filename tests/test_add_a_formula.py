@@ -13,7 +13,7 @@ EXAMPLE = ROOT / "tests/examples"
 # The sources of the operation besides the kernels; without OpenMP.
 SOURCES = (
     "core/problem", "core/tiling", "cpu/control_group", "cpu/machine", "cpu/openmp",
-    "cpu/operations", "cpu/pages", "cpu/pool", "cpu/schedule", "cpu/team_size",
+    "cpu/operations", "cpu/pages", "cpu/pool", "cpu/schedule", "cpu/small_blocks", "cpu/team_size",
 )  # fmt: skip
 
 

@@ -92,8 +92,7 @@ DType dtype_named(const std::string& name) {
 std::string shape_text(std::span<const Index> shape) {
     std::string text = "(";
     for (std::size_t i = 0; i < shape.size(); ++i) {
-        if (i > 0) text += ", ";
-        text += std::to_string(shape[i]);
+        text += concat(i > 0 ? ", " : "", shape[i]);
     }
     return text + (shape.size() == 1 ? ",)" : ")");
 }

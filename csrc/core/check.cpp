@@ -40,15 +40,12 @@ void check_memory(const ArrayRef& array, const char* name) {
     }
 }
 
+// One of two dtypes, or, where they are the same, that one.
 void check_dtype(const ArrayRef& array, const char* name, DType expected, DType other) {
     check_memory(array, name);
     if (array.is(expected) || array.is(other)) return;
     type_error(name, ": expected dtype ", name_of(expected), other != expected ? " or " : "",
                other != expected ? name_of(other) : "", ", got ", array.type_text());
-}
-
-void check_dtype(const ArrayRef& array, const char* name, DType expected) {
-    check_dtype(array, name, expected, expected);
 }
 
 template <class... Parts>
@@ -187,7 +184,7 @@ private:
     void like(Role role, DType dtype, std::span<const Index> shape) const {
         const char* name = name_of(role);
         if (!call_.has(role)) type_error(name, ": expected an array, got None");
-        check_dtype(call_[role], name, dtype);
+        check_dtype(call_[role], name, dtype, dtype);
         check_shape(call_[role], name, shape);
     }
 

@@ -14,67 +14,56 @@ using Index = std::int64_t;  // extents, strides (in elements) and offsets; neve
 
 enum class DType : std::uint8_t { float32, float64, float16, bfloat16 };
 
-constexpr Index size_of(DType dtype) {
-    switch (dtype) {
-        case DType::float32: return 4;
-        case DType::float64: return 8;
-        case DType::float16:
-        case DType::bfloat16: return 2;
-    }
-    return 0;
+// In the order of DType.
+inline constexpr Index kSizes[] = {4, 8, 2, 2};
+inline constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
+
+constexpr Index size_of(DType dtype) { return kSizes[static_cast<std::size_t>(dtype)]; }
+constexpr const char* name_of(DType dtype) { return kDTypeNames[static_cast<std::size_t>(dtype)]; }
+
+// Of a word or a float, or of vectors of them: the same bits as the other type.
+template <class To, class From>
+BNEXT_FORCE_INLINE To bits_as(const From& from) {
+    To to;
+    static_assert(sizeof to == sizeof from);
+    __builtin_memcpy(&to, &from, sizeof to);
+    return to;
 }
 
-constexpr const char* name_of(DType dtype) {
-    switch (dtype) {
-        case DType::float32: return "float32";
-        case DType::float64: return "float64";
-        case DType::float16: return "float16";
-        case DType::bfloat16: return "bfloat16";
-    }
-    return "?";
+// Between the bits of a float16 (IEEE 754 binary16) and those of a float32, rounded to nearest even
+// and with quiet NaN. Words are single ones or vectors, and Floats are floats or vectors as well.
+template <class Floats, class Word>
+BNEXT_FORCE_INLINE Word half_of_float_word(const Word& word) {
+    const Word magnitude = word & 0x7fffffffU;
+    const Word normal = (magnitude - (112U << 23) + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
+    // Below 2^-14: the unit of 0.5 is that of the result.
+    const Word tiny = bits_as<Word>(bits_as<Floats>(magnitude) + 0.5F) - 0x3f000000U;
+    Word half = magnitude < 0x38800000U ? tiny : normal;
+    half = magnitude >= 0x47800000U ? 0x7c00U - Word{} : half;  // 2^16 and more
+    half = magnitude > 0x7f800000U ? 0x7e00U | ((magnitude >> 13) & 0x3ffU) : half;  // NaN
+    return half | ((word >> 16) & 0x8000U);
+}
+template <class Floats, class Word>
+BNEXT_FORCE_INLINE Word float_word_of_half(const Word& half) {
+    const Word magnitude = half & 0x7fffU;
+    const Word normal = (magnitude << 13) + (112U << 23);
+    const Word tiny = bits_as<Word>(bits_as<Floats>(normal + (1U << 23)) - 0x1p-14F);
+    Word word = magnitude >= 0x7c00U ? normal + (112U << 23) : normal;  // infinite or NaN
+    word = magnitude < 0x400U ? tiny : word;                            // subnormal
+    return word | ((half & 0x8000U) << 16);
 }
 
 // 16-bit floating-point numbers as they lie in memory. Arithmetic is done on packs of floats
 // (cpu/simd.inl.hpp); here is what single values need. Conversions round to nearest even.
-struct float16 {  // IEEE 754 binary16
+struct float16 {
     std::uint16_t bits;
 
     float16() = default;
-    BNEXT_FORCE_INLINE explicit float16(float value) {
-        std::uint32_t word = 0;
-        __builtin_memcpy(&word, &value, sizeof word);
-        const std::uint32_t sign = (word >> 16) & 0x8000U;
-        const std::uint32_t magnitude = word & 0x7fffffffU;
-        std::uint32_t half = 0;
-        if (magnitude > 0x7f800000U) {  // NaN, made quiet
-            half = 0x7e00U | ((magnitude >> 13) & 0x3ffU);
-        } else if (magnitude >= 0x47800000U) {  // 2^16 and more
-            half = 0x7c00U;
-        } else if (magnitude < 0x38800000U) {  // below 2^-14: the unit of 0.5 is that of the result
-            float shifted = 0;
-            __builtin_memcpy(&shifted, &magnitude, sizeof shifted);
-            shifted += 0.5F;
-            __builtin_memcpy(&half, &shifted, sizeof half);
-            half -= 0x3f000000U;
-        } else {
-            half = (magnitude - (112U << 23) + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-        }
-        bits = static_cast<std::uint16_t>(sign | half);
-    }
+    BNEXT_FORCE_INLINE explicit float16(float value)
+        : bits(static_cast<std::uint16_t>(
+              half_of_float_word<float>(bits_as<std::uint32_t>(value)))) {}
     BNEXT_FORCE_INLINE explicit operator float() const {
-        const std::uint32_t magnitude = bits & 0x7fffU;
-        std::uint32_t word = (magnitude << 13) + (112U << 23);
-        if (magnitude >= 0x7c00U) word += 112U << 23;  // infinite or NaN
-        float value = 0;
-        if (magnitude < 0x400U) {  // subnormal
-            word += 1U << 23;
-            __builtin_memcpy(&value, &word, sizeof value);
-            value -= 0x1p-14F;
-            __builtin_memcpy(&word, &value, sizeof word);
-        }
-        word |= static_cast<std::uint32_t>(bits & 0x8000U) << 16;
-        __builtin_memcpy(&value, &word, sizeof value);
-        return value;
+        return bits_as<float>(float_word_of_half<float>(std::uint32_t{bits}));
     }
     BNEXT_FORCE_INLINE explicit operator double() const { return static_cast<float>(*this); }
 };
@@ -84,8 +73,7 @@ struct bfloat16 {  // the upper half of a float32
 
     bfloat16() = default;
     BNEXT_FORCE_INLINE explicit bfloat16(float value) {
-        std::uint32_t word = 0;
-        __builtin_memcpy(&word, &value, sizeof word);
+        const auto word = bits_as<std::uint32_t>(value);
         if ((word & 0x7fffffffU) > 0x7f800000U) {  // NaN, made quiet
             bits = static_cast<std::uint16_t>((word >> 16) | 0x40U);
         } else {
@@ -93,40 +81,27 @@ struct bfloat16 {  // the upper half of a float32
         }
     }
     BNEXT_FORCE_INLINE explicit operator float() const {
-        const std::uint32_t word = static_cast<std::uint32_t>(bits) << 16;
-        float value = 0;
-        __builtin_memcpy(&value, &word, sizeof value);
-        return value;
+        return bits_as<float>(std::uint32_t{bits} << 16);
     }
     BNEXT_FORCE_INLINE explicit operator double() const { return static_cast<float>(*this); }
 };
 
+template <DType dtype, class P>
+struct DataType {
+    static constexpr DType value = dtype;
+    using Param = P;    // weight, bias, running statistics
+    using Compute = P;  // arithmetic on single values; whatever is summed ends in double
+};
 template <class T>
 struct DTypeOf;
 template <>
-struct DTypeOf<float> {
-    static constexpr DType value = DType::float32;
-    using Param = float;    // weight, bias, running statistics
-    using Compute = float;  // arithmetic on single values; whatever is summed ends in double
-};
+struct DTypeOf<float> : DataType<DType::float32, float> {};
 template <>
-struct DTypeOf<double> {
-    static constexpr DType value = DType::float64;
-    using Param = double;
-    using Compute = double;
-};
+struct DTypeOf<double> : DataType<DType::float64, double> {};
 template <>
-struct DTypeOf<float16> {
-    static constexpr DType value = DType::float16;
-    using Param = float;
-    using Compute = float;
-};
+struct DTypeOf<float16> : DataType<DType::float16, float> {};
 template <>
-struct DTypeOf<bfloat16> {
-    static constexpr DType value = DType::bfloat16;
-    using Param = float;
-    using Compute = float;
-};
+struct DTypeOf<bfloat16> : DataType<DType::bfloat16, float> {};
 
 template <class T>
 using Param = typename DTypeOf<T>::Param;

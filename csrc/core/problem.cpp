@@ -53,9 +53,11 @@ std::span<const Axis> batch_axes(std::span<const Index> shape, Index channel_axi
     return all.first(merged);
 }
 
-bool all_equal_one(const std::array<Index, kMaxOperands>& stride, std::size_t operands) {
-    return std::all_of(stride.begin(), stride.begin() + static_cast<std::ptrdiff_t>(operands),
-                       [](Index s) { return s == 1; });
+// Puts axes into the order of their strides, the largest first.
+void sort_by_stride(std::span<std::size_t> axes, AxisStrides strides) {
+    insertion_sort(axes, [&](std::size_t a, std::size_t b) {
+        return std::abs(strides[a]) > std::abs(strides[b]);
+    });
 }
 
 }  // namespace
@@ -79,6 +81,10 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
     problem.dtype = dtype;
     problem.channels = shape[static_cast<std::size_t>(channel_axis)];
     const std::size_t n = operands.size();
+    const auto all_are = [&](const std::array<Index, kMaxOperands>& stride, Index wanted) {
+        return std::ranges::all_of(std::span(stride).first(n),
+                                   [&](Index s) { return s == wanted; });
+    };
     std::array<Index, kMaxOperands> channel_stride{};
     for (std::size_t k = 0; k < n; ++k) {
         channel_stride[k] = operands[k][static_cast<std::size_t>(channel_axis)];
@@ -86,10 +92,10 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
 
     std::array<Axis, kMaxAxes> room;
     const std::span<const Axis> axes = batch_axes(shape, channel_axis, operands, room);
-    const bool empty = std::any_of(shape.begin(), shape.end(), [](Index e) { return e == 0; });
-    const bool unit_inner = !axes.empty() && all_equal_one(axes.back().stride, n);
+    const bool unit_inner = !axes.empty() && all_are(axes.back().stride, 1);
 
-    if (empty) {  // no element will be touched; only the extents matter
+    if (std::ranges::find(shape, 0) !=
+        shape.end()) {  // no element will be touched; only the extents matter
         problem.outer = 1;
         for (const Axis& axis : axes) problem.outer *= axis.extent;
         return result;
@@ -105,11 +111,8 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
     if (unit_inner && axes.size() <= 2) {
         problem.layout = Layout::planar;
         take(axes.size() == 2 ? &axes[0] : nullptr, &axes.back());
-        problem.adjoining = problem.channels == 1 ||
-                            std::all_of(channel_stride.begin(),
-                                        channel_stride.begin() + static_cast<std::ptrdiff_t>(n),
-                                        [&](Index s) { return s == problem.inner; });
-    } else if (axes.size() <= 2 && (problem.channels == 1 || all_equal_one(channel_stride, n))) {
+        problem.adjoining = problem.channels == 1 || all_are(channel_stride, problem.inner);
+    } else if (axes.size() <= 2 && (problem.channels == 1 || all_are(channel_stride, 1))) {
         problem.layout = Layout::interleaved;
         take(axes.empty() ? nullptr : &axes[0], axes.size() == 2 ? &axes[1] : nullptr);
     } else if (axes.size() > 2) {
@@ -127,9 +130,7 @@ void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::spa
     std::array<std::size_t, kMaxAxes> order;
     const std::size_t rank = shape.size();
     for (std::size_t a = 0; a < rank; ++a) order[a] = a;
-    insertion_sort(std::span(order).first(rank), [&](std::size_t a, std::size_t b) {
-        return std::abs(like[a]) > std::abs(like[b]);
-    });
+    sort_by_stride(std::span(order).first(rank), like);
     Index stride = 1;
     for (std::size_t i = rank; i-- > 0;) {
         result[order[i]] = stride;
@@ -144,11 +145,9 @@ bool may_overlap_itself(std::span<const Index> shape, AxisStrides strides) {
         if (shape[a] == 0) return false;
         if (shape[a] > 1) order[rank++] = a;
     }
-    std::sort(
-        order.begin(), order.begin() + static_cast<std::ptrdiff_t>(rank),
-        [&](std::size_t a, std::size_t b) { return std::abs(strides[a]) < std::abs(strides[b]); });
+    sort_by_stride(std::span(order).first(rank), strides);
     Index reach = 0;  // distance from the first to the last element of the axes so far
-    for (std::size_t i = 0; i < rank; ++i) {
+    for (std::size_t i = rank; i-- > 0;) {
         const Index stride = std::abs(strides[order[i]]);
         if (stride <= reach) return true;
         reach += stride * (shape[order[i]] - 1);

@@ -3,10 +3,9 @@
 //   - planar, inner is contiguous: NCHW (N, C, H*W), NCDHW, (N, C, L), Fortran-ordered (N, C)
 //   - interleaved, channels are contiguous: NHWC (N*H*W, C, 1), NDHWC, (N, C)
 //
-// Axes that lie one inside the other in memory are merged; what is left must fit the three extents.
-// All arrays of a call (x and y; dy, x and dx) are described together, since axes merge only where
-// they merge in every one of them. Arrays that do not fit are refused with a reason, and the caller
-// copies them once.
+// Axes that lie one inside the other in memory are merged, where they are so in all arrays of a
+// call (x and y; dy, x and dx). What is left must fit the three extents, else the caller makes a
+// copy.
 #pragma once
 
 #include <array>

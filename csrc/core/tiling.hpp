@@ -1,8 +1,7 @@
 // Tiling: how a Problem is cut into pieces.
 //
-// A function of the Problem alone. It fixes the order in which values are summed, and so every bit
-// of the result. Neither the data, the number of threads nor the machine may enter here. Which
-// thread takes which piece is up to the caller, and changes no bit.
+// A function of the Problem alone: neither the data, the number of threads nor the machine may
+// enter here, since it fixes the order of all sums, and so every bit of the result.
 //
 // A tile is the unit that is summed about one pilot value: 4096 values of a planar channel, 256 to
 // 4096 of one that is walked by rows. A chunk is a run of tiles (of rows: one) whose partial result

@@ -89,14 +89,9 @@ struct Kernels {
 template <class T>
 struct KernelSet {
     Kernels<T> of[2][kPasses][kEpilogues];
-
-    [[nodiscard]] const Kernels<T>& at(Layout layout, Pass pass, Epilogue epilogue) const {
-        return of[static_cast<std::size_t>(layout)][static_cast<std::size_t>(pass)]
-                 [static_cast<std::size_t>(epilogue)];
-    }
 };
 
-struct KernelTable {
+struct KernelTable : KernelSet<float>, KernelSet<double>, KernelSet<float16>, KernelSet<bfloat16> {
     const char* name;     // "avx2"
     int vector_bytes;     // of the registers the kernels were compiled for
     void (*mark_used)();  // compiled with the kernels: notes that this table ran
@@ -105,29 +100,11 @@ struct KernelTable {
                               double* rstd);
     // whether any sum of a channel is of a size below `smallest`, or no number (range.hpp)
     bool (*any_beyond)(Index channels, const double* sums, double smallest);
-    KernelSet<float> float32;
-    KernelSet<double> float64;
-    KernelSet<bnext::float16> float16;
-    KernelSet<bnext::bfloat16> bfloat16;
 
     template <class T>
     [[nodiscard]] const Kernels<T>& kernels(Layout layout, Pass pass, Epilogue epilogue) const {
-        return set<T>().at(layout, pass, epilogue);
-    }
-
-private:
-    template <class T>
-    [[nodiscard]] const KernelSet<T>& set() const {
-        constexpr DType dtype = DTypeOf<T>::value;
-        if constexpr (dtype == DType::float32) {
-            return float32;
-        } else if constexpr (dtype == DType::float64) {
-            return float64;
-        } else if constexpr (dtype == DType::float16) {
-            return float16;
-        } else {
-            return bfloat16;
-        }
+        return KernelSet<T>::of[static_cast<std::size_t>(layout)][static_cast<std::size_t>(pass)]
+                               [static_cast<std::size_t>(epilogue)];
     }
 };
 

@@ -44,11 +44,17 @@ bool look_up(void* library, Runtime& runtime) {
            look_up(library, "omp_get_max_threads", runtime.max_threads);
 }
 
-const void* address_in_runtime() {
+#endif
+
+#ifdef _OPENMP
+auto max_threads_in_use() {
     const Runtime* runtime = shared_runtime();
-    int (*function)() = runtime != nullptr ? runtime->max_threads : &omp_get_max_threads;
-    return reinterpret_cast<const void*>(function);
+    return runtime != nullptr ? runtime->max_threads : &omp_get_max_threads;
 }
+#endif
+
+#ifdef BNEXT_POSIX
+const void* address_in_runtime() { return reinterpret_cast<const void*>(max_threads_in_use()); }
 #endif
 
 #ifdef BNEXT_GLIBC
@@ -154,8 +160,7 @@ const Runtime* shared_runtime() { return shared.load(std::memory_order_acquire);
 
 int openmp_max_threads() {
 #ifdef _OPENMP
-    const Runtime* runtime = shared_runtime();
-    return runtime != nullptr ? runtime->max_threads() : omp_get_max_threads();
+    return max_threads_in_use()();
 #else
     return 1;
 #endif
@@ -171,10 +176,10 @@ bool share_openmp(const char* library) {
     const std::lock_guard lock(mutex);
     Runtime found;
     if (!look_up(opened, found)) return false;
-    const Runtime* before = shared_runtime();
-    int (*in_use)() = before != nullptr ? before->max_threads : &omp_get_max_threads;
-    // Never freed: other threads may be in a region.
-    if (found.max_threads != in_use) shared.store(new Runtime(found), std::memory_order_release);
+    if (found.max_threads != max_threads_in_use()) {
+        // Never freed: other threads may be in a region.
+        shared.store(new Runtime(found), std::memory_order_release);
+    }
     return true;
 #else
     (void)library;

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <unordered_map>
@@ -118,12 +119,10 @@ public:
         const std::size_t size = class_of(bytes);
         if (size == 0) return nullptr;
         std::unique_lock lock(mutex_);
-        Block* block = take(size);
-        if (block == nullptr && grow(lock, size)) block = take(size);
+        Block* block = take_or_map(lock, size);
         if (block == nullptr) {
             shrink_to(lock, kNothing);
-            block = take(size);
-            if (block == nullptr && grow(lock, size)) block = take(size);
+            block = take_or_map(lock, size);
         }
         if (block == nullptr) return nullptr;
         in_use_ += size;
@@ -132,23 +131,22 @@ public:
 
     void release(void* data) {
         std::unique_lock lock(mutex_);
-        const auto found = blocks_.find(data);
-        if (found == blocks_.end()) return;
-        Block& block = found->second;
-        const std::size_t size = block.mapping->size;
+        Block* const block = block_at(data);
+        if (block == nullptr) return;
+        const std::size_t size = block->mapping->size;
         in_use_ -= size;
         if (size > limit_) {  // it would push out all other blocks, and itself
-            empty(lock, block);
+            empty(lock, *block);
         } else {
-            keep(block);
+            keep(*block);
             shrink_to(lock, limit_);
         }
     }
 
     std::size_t size_of(void* data) {
         const std::lock_guard lock(mutex_);
-        const auto found = blocks_.find(data);
-        return found == blocks_.end() ? 0 : found->second.mapping->size;
+        const Block* const block = block_at(data);
+        return block == nullptr ? 0 : block->mapping->size;
     }
 
     void empty_cache() {
@@ -189,6 +187,11 @@ private:
     Class& class_with(std::size_t size) { return classes_[index_of(size)]; }
 
     // --- all with the mutex held ---
+
+    Block* block_at(void* data) {
+        const auto found = blocks_.find(data);
+        return found == blocks_.end() ? nullptr : &found->second;
+    }
 
     // The kept block that was released last, since it is the likeliest to be in a cache; else an
     // empty block, else a new one from a mapping with room.
@@ -282,11 +285,16 @@ private:
         }
     }
 
+    Block* take_or_map(std::unique_lock<std::mutex>& lock, std::size_t size) {
+        Block* const block = take(size);
+        return block == nullptr && grow(lock, size) ? take(size) : block;
+    }
+
     // Adds a mapping with room for blocks of that size; for one, if there is no memory for more.
     bool grow(std::unique_lock<std::mutex>& lock, std::size_t size) {
         const std::size_t stride = (size + page_ - 1) / page_ * page_;
         std::size_t room = blocks_of_mapping(stride, class_with(size).blocks);
-        auto* mapping = new (std::nothrow) Mapping;
+        std::unique_ptr<Mapping> mapping(new (std::nothrow) Mapping);
         if (mapping == nullptr) return false;
         lock.unlock();
         Pages pages = map_pages(room * stride);
@@ -295,15 +303,12 @@ private:
             pages = map_pages(stride);
         }
         lock.lock();
-        if (pages.begin == nullptr) {
-            delete mapping;
-            return false;
-        }
+        if (pages.begin == nullptr) return false;
         mapping->pages = pages;
         mapping->size = size;
         mapping->stride = stride;
         mapping->room = room;
-        class_with(size).mappings.push(*mapping);
+        class_with(size).mappings.push(*mapping.release());
         return true;
     }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/division.hpp"
+#include "core/inline.hpp"
 #include "cpu/parallel.hpp"
 
 namespace bnext::cpu {
@@ -21,19 +23,15 @@ void transpose_strip(const U* from, U* to, Index rows, Index columns, Index begi
             const Index height = std::min(kTile, rows - r), width = std::min(kTile, end - c);
             const U* source = from + r * columns + c;
             U* target = to + c * rows + r;
-            if (height == kTile && width == kTile) {
-                for (Index j = 0; j < kTile; ++j) {
-                    for (Index i = 0; i < kTile; ++i) {
+            const auto tile = [&](Index of_rows, Index of_columns) BNEXT_INLINE_LAMBDA {
+                for (Index j = 0; j < of_columns; ++j) {
+                    for (Index i = 0; i < of_rows; ++i) {
                         target[j * rows + i] = source[i * columns + j];
                     }
                 }
-            } else {
-                for (Index j = 0; j < width; ++j) {
-                    for (Index i = 0; i < height; ++i) {
-                        target[j * rows + i] = source[i * columns + j];
-                    }
-                }
-            }
+            };
+            const bool whole = height == kTile && width == kTile;
+            whole ? tile(kTile, kTile) : tile(height, width);
         }
     }
 }
@@ -42,7 +40,7 @@ template <class U>
 void transpose_all(const U* from, U* to, Index count, Index rows, Index columns) {
     const Index size = rows * columns;
     const Index bytes = count * size * static_cast<Index>(sizeof(U));
-    const Index strips = (columns + kStrip - 1) / kStrip;
+    const Index strips = divide_up(columns, kStrip);
     const int threads = bytes < kWorthTeam ? 1 : free_threads(num_threads(), bytes);
     parallel(threads, bytes, [&](const Team& team) {
         const Index last = team.share_end(count * strips);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <iterator>
 #include <numeric>
+#include <optional>
 
 #include "core/division.hpp"
 
@@ -100,8 +100,6 @@ bool has_enough_channels(const Candidate& c) {
     return blocks * 8 >= rounds * c.machine.threads * 7;
 }
 
-bool anything(const Candidate&) { return true; }
-
 // Where the call's arrays together exceed the last-level cache, the output evicts the inputs, and
 // an ordinary store first reads the line that it overwrites: a third of the traffic. On two cores
 // of a Zen 4, streaming stores gained 10 to 90 % in all three operations and both layouts. Two
@@ -130,21 +128,11 @@ bool prefetches_next(const Candidate& c, Index block) {
     return c.machine.zen || (2 * c.work.operands - 1) * array <= c.machine.l2_bytes;
 }
 
-struct Choice {
-    Schedule schedule;
-    bool (*accepts)(const Candidate&);
-};
-
-constexpr Choice kBestFirst[] = {
-    {Schedule::serial, is_small},
-    {Schedule::channels, has_enough_channels},
-    {Schedule::split, anything},
-};
-
-Schedule choose(const Candidate& candidate) {
-    const auto* choice = std::find_if(std::begin(kBestFirst), std::end(kBestFirst),
-                                      [&](const Choice& c) { return c.accepts(candidate); });
-    return choice->schedule;
+// The best first.
+Schedule choose(const Candidate& c) {
+    if (is_small(c)) return Schedule::serial;
+    if (has_enough_channels(c)) return Schedule::channels;
+    return Schedule::split;
 }
 
 // Under `split`, tasks are pairs of block and chunk. Interleaved rows are best written whole, so
@@ -156,16 +144,14 @@ Index split_block(const Candidate& c) {
     return std::max(narrow, round_up(divide_up(c.problem.channels, wanted), kLanes));
 }
 
-constexpr Schedule kSchedules[] = {Schedule::serial, Schedule::channels, Schedule::split};
-std::atomic<const Schedule*> forced{nullptr};
+std::atomic<std::optional<Schedule>> forced;
 
 }  // namespace
 
 Plan make_plan(const Problem& problem, const Work& work, const Machine& machine, Index together) {
-    Tiling tiling(problem);
-    const Candidate any{problem, tiling, work, machine};
-    const Schedule* const wanted = forced.load(std::memory_order_relaxed);
-    Schedule schedule = wanted != nullptr ? *wanted : choose(any);
+    const Tiling tiling(problem);
+    const std::optional<Schedule> wanted = forced.load(std::memory_order_relaxed);
+    Schedule schedule = wanted ? *wanted : choose({problem, tiling, work, machine});
     if (together > kMaxBlock) schedule = Schedule::split;
     // A serial schedule has blocks for one thread: smaller ones took a tenth longer.
     Machine used = machine;
@@ -185,11 +171,7 @@ Plan plan_of(const Problem& problem, int operands) {
 }
 
 void force_schedule(const Schedule* schedule) {
-    const Schedule* kept = nullptr;  // points into the table above, so that it never dangles
-    for (const Schedule& known : kSchedules) {
-        if (schedule != nullptr && known == *schedule) kept = &known;
-    }
-    forced.store(kept, std::memory_order_relaxed);
+    forced = schedule != nullptr ? std::optional(*schedule) : std::nullopt;
 }
 
 }  // namespace bnext::cpu

@@ -1,7 +1,5 @@
-// Schedule: which thread takes which piece of a Problem, in which order, with which stores.
-//
-// It depends on the kind of processor, its caches and the number of threads, and changes no bit:
-// the Tiling fixes all of them.
+// Schedule: which thread takes which piece of a Problem, in which order, with which stores. It
+// changes no bit, so the machine and its threads may decide.
 #pragma once
 
 #include "core/problem.hpp"

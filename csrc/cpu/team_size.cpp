@@ -87,12 +87,12 @@ int num_threads() {
     return std::max(n > 0 && openmp_version() != nullptr ? n : openmp_max_threads(), 1);
 }
 
-void set_num_threads(int n) { requested.store(n, std::memory_order_relaxed); }
+void set_num_threads(int n) { requested = n; }
 
-void fix_team(bool wanted) { fixed.store(wanted, std::memory_order_relaxed); }
+void fix_team(bool wanted) { fixed = wanted; }
 
 int free_threads(int limit, Index bytes) {
-    if (limit <= 1 || fixed.load(std::memory_order_relaxed)) return limit;
+    if (limit <= 1 || fixed) return limit;
     int threads = std::min(limit, allowed_processors(limit));
     if (bytes < kBurstBytes) {
         const double granted = std::ceil(recent_quota());
@@ -133,7 +133,7 @@ RegionInUse::~RegionInUse() {
         lost_regions.fetch_add(1, std::memory_order_relaxed);
         lost_time.fetch_add(lost, std::memory_order_relaxed);
     }
-    if (fixed.load(std::memory_order_relaxed)) return;
+    if (fixed) return;
     if (is_tried(bytes_)) {
         trials_of(bytes_).add(threads_, took, worked_, end);
     } else {
@@ -142,16 +142,11 @@ RegionInUse::~RegionInUse() {
 }
 
 TeamFigures team_figures() {
-    TeamFigures figures{};
-    figures.limit = num_threads();
-    figures.allowed = allowed_processors(figures.limit);
-    figures.quota = recent_quota();
-    figures.now = free_threads(figures.limit, 0);
-    figures.fixed = fixed.load(std::memory_order_relaxed);
-    figures.regions = regions.load(std::memory_order_relaxed);
-    figures.lost_regions = lost_regions.load(std::memory_order_relaxed);
-    figures.lost = lost_time.load(std::memory_order_relaxed);
-    return figures;
+    const int limit = num_threads();
+    return {limit,          allowed_processors(limit),
+            recent_quota(), free_threads(limit, 0),
+            fixed,          regions,
+            lost_regions,   lost_time};
 }
 
 }  // namespace bnext::cpu

@@ -17,6 +17,8 @@
 // three. All of these return the n of the final sums.
 #pragma once
 
+#include <algorithm>
+
 #include "core/division.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
@@ -43,6 +45,11 @@ struct FirstPhaseOnly : Sums {
     void apply(const Region&, double, const None&, Index, Index) const {}
 };
 
+// The k-th block of so many channels, of which the last may have fewer.
+inline ChannelRange block_of_channels(const Problem& problem, Index block, Index k) {
+    return {k * block, std::min((k + 1) * block, problem.channels)};
+}
+
 // A task is both phases of one block of channels.
 template <class Operation>
 double run_by_channels(const Operation& operation, const Problem& problem, const Plan& plan,
@@ -54,9 +61,7 @@ double run_by_channels(const Operation& operation, const Problem& problem, const
         typename Operation::template Coefficients<kMaxBlock> coefficients;
         Index task = 0;
         for (bool taken = tasks.take(team.rank, task); taken;) {
-            const Index begin = task * plan.block;
-            const Index end = begin + plan.block;
-            const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
+            const ChannelRange channels = block_of_channels(problem, plan.block, task);
             double n = operation.reduce({&plan.tiling, plan.tiling.chunk(0), channels}, a, b);
             for (Index k = 1; k < plan.tiling.chunks(); ++k) {
                 const Region region{&plan.tiling, plan.tiling.chunk(k), channels};
@@ -102,10 +107,9 @@ double run_split(const Operation& operation, const Problem& problem, const Plan&
     const auto region_of = [&](Index task, Index& chunk) {
         const bool planar = plan.tiling.walk() == Layout::planar;
         chunk = planar ? task % chunks : task / plan.blocks;
-        const Index begin = (planar ? task / chunks : task % plan.blocks) * plan.block;
-        const Index end = begin + plan.block;
+        const Index k = planar ? task / chunks : task % plan.blocks;
         return Region{&plan.tiling, plan.tiling.chunk(chunk),
-                      ChannelRange{begin, end < channels ? end : channels}};
+                      block_of_channels(problem, plan.block, k)};
     };
     parallel(threads, problem.bytes(), [&](const Team& team) {
         const Index first = team.share_begin(tasks);
@@ -180,9 +184,7 @@ void run_elementwise(const Problem& problem, const Plan& plan, int threads, cons
         }
         Index task = 0;
         while (tasks.take(team.rank, task)) {
-            const Index begin = task % blocks * block;
-            const Index end = begin + block;
-            const ChannelRange channels{begin, end < problem.channels ? end : problem.channels};
+            const ChannelRange channels = block_of_channels(problem, block, task % blocks);
             if (apart) prepare(channels);
             apply(Region{&tiling, tiling.plane_chunk(task / blocks), channels});
         }

@@ -4,8 +4,6 @@
 // bfloat16 is the upper half of a float32, so a word of two values comes apart by a shift and a
 // mask, and together again as cheaply. The packs of a bfloat16 unit are therefore its values at
 // even places and those at odd ones.
-//
-// Included inside bnext::cpu::<instruction set>, by table.inl.hpp alone, behind simd16.inl.hpp.
 
 template <class T>
 inline constexpr int kUnitPacks = kIs16Bit<T> ? 2 : 1;
@@ -16,13 +14,11 @@ inline constexpr int kUnit = kUnitPacks<T> * kLanes;
 template <int h, class T>
 BNEXT_FORCE_INLINE Pack<Compute<T>> load_of_unit(const T* p) {
     if constexpr (DTypeOf<T>::value == DType::bfloat16) {
-        Words r;
-        unrolled<Words::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
-            Native<std::uint32_t> both;
+        return pack_of<float>([&](auto i) BNEXT_INLINE_LAMBDA {
+            WordsPart both;
             __builtin_memcpy(&both, p + i * 2 * Words::kPartLanes, sizeof both);
-            r.part[i] = h == 0 ? both << 16 : both & 0xffff0000U;
+            return (Floats)(h == 0 ? both << 16 : both & 0xffff0000U);
         });
-        return floats_of(r);
     } else {
         return load(p + h * kLanes);
     }
@@ -31,11 +27,9 @@ BNEXT_FORCE_INLINE Pack<Compute<T>> load_of_unit(const T* p) {
 // Both packs of a bfloat16 unit, rounded, as they are in memory: but for their type, floats.
 BNEXT_FORCE_INLINE Pack<float> joined(const Pack<float>& a, const Pack<float>& b) {
     const Words even = rounded_words(a), odd = rounded_words(b);
-    Words r;
-    unrolled<Words::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
-        r.part[i] = (even.part[i] >> 16) | (odd.part[i] & 0xffff0000U);
+    return pack_of<float>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Floats)((even.part[i] >> 16) | (odd.part[i] & 0xffff0000U));
     });
-    return floats_of(r);
 }
 
 // Writes a unit, whose packs are pack(Number<h>). Non-temporal where `kStreams`; then p is 64-byte
@@ -70,25 +64,14 @@ inline constexpr C kPlaces[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> blend(int n, const Pack<C>& a, const Pack<C>& b) {
 #if defined(__AVX512F__)
-    const unsigned mask = (1U << n) - 1U;
-    Pack<C> r;
-    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
-        if constexpr (sizeof(C) == 4) {
-            r.part[i] = (Native<C>)_mm512_mask_blend_ps(static_cast<__mmask16>(mask),
-                                                        (__m512)b.part[i], (__m512)a.part[i]);
-        } else {
-            r.part[i] = (Native<C>)_mm512_mask_blend_pd(static_cast<__mmask8>(mask >> (8 * i)),
-                                                        (__m512d)b.part[i], (__m512d)a.part[i]);
-        }
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return blend_masked(mask_of<C>(n, i), a.part[i], b.part[i]);
     });
-    return r;
 #else
     const Pack<C> places = load(kPlaces<C>), end = broadcast(static_cast<C>(n));
-    Pack<C> r;
-    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
-        r.part[i] = places.part[i] < end.part[i] ? a.part[i] : b.part[i];
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return places.part[i] < end.part[i] ? a.part[i] : b.part[i];
     });
-    return r;
 #endif
 }
 
@@ -104,10 +87,8 @@ BNEXT_FORCE_INLINE Pack<C> columns_of_unit(const C* p) {
         const __m512i even =
             _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
         const __m512i places = _mm512_add_epi32(even, _mm512_set1_epi32(h));
-        const auto low = (__m512)load(p).part[0], high = (__m512)load(p + kLanes).part[0];
-        Pack<C> r;
-        r.part[0] = (Native<C>)_mm512_permutex2var_ps(low, places, high);
-        return r;
+        const Floats low = load(p).part[0], high = load(p + kLanes).part[0];
+        return {_mm512_permutex2var_ps(low, places, high)};
     }
 #endif
     return load(p + h * kLanes);
@@ -122,10 +103,9 @@ BNEXT_FORCE_INLINE void into_column_order(Pack<C> (&packs)[G]) {
             _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
         const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
         unrolled<G / 2>([&](auto u) BNEXT_INLINE_LAMBDA {
-            const auto even = (__m512)packs[2 * u].part[0];
-            const auto odd = (__m512)packs[2 * u + 1].part[0];
-            packs[2 * u].part[0] = (Native<C>)_mm512_permutex2var_ps(even, low, odd);
-            packs[2 * u + 1].part[0] = (Native<C>)_mm512_permutex2var_ps(even, high, odd);
+            const Floats even = packs[2 * u].part[0], odd = packs[2 * u + 1].part[0];
+            packs[2 * u].part[0] = _mm512_permutex2var_ps(even, low, odd);
+            packs[2 * u + 1].part[0] = _mm512_permutex2var_ps(even, high, odd);
         });
     }
 #else

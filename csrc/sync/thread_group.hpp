@@ -1,16 +1,15 @@
 // The barrier of threads that hold parts of one batch: each brings rows of doubles, two or three,
 // and waits until all have come; every member gets the merged rows.
 //
-// Order:   the last to arrive merges, in the order of ranks, so the result does not depend on the
-//          order of arrival and is the same to the bit for all.
-// Waiting: members look again and again for some microseconds, unless they are many more than
-//          there are cores, and then sleep. No member waits for longer than the time-out, or for a
-//          member that is known never to come.
-// Faults:  whatever goes wrong breaks the group: members that wait, and those that come later, get
-//          the same reason at once, until reset().
-// Memory:  rows are read where their owner has them, for the owner waits meanwhile; the merged rows
-//          have one buffer, which grows but never shrinks. It is written again only after all
-//          members have come back, and so have copied the rows.
+// Order:   the last to arrive merges, in the order of ranks: the same bits for all, in whatever
+//          order they arrive.
+// Waiting: awake for some microseconds, unless members are many more than cores, then asleep; for
+// no
+//          longer than the time-out, and for no member that is known never to come.
+// Faults:  break the group: members that wait, and those that come later, get the same reason at
+//          once, until reset().
+// Memory:  rows are read where their owner, who waits, has them; the merged rows have one buffer,
+//          which never shrinks, and is written again only after all members have come back.
 #pragma once
 
 #include <array>

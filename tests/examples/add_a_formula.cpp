@@ -15,9 +15,8 @@
 namespace bnext::cpu {
 namespace example {
 
-const KernelTable table = {
-    "example", kNativeBytes, mark_used, finish_statistics, any_beyond, {}, kernels_of<double>(), {},
-    {}};
+const KernelTable table = {{},        kernels_of<double>(), {},        {}, "example", kNativeBytes,
+                           mark_used, finish_statistics,    any_beyond};
 
 }  // namespace example
 

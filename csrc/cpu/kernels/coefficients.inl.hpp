@@ -31,10 +31,9 @@ BNEXT_FORCE_INLINE Wide parameter(const P* values, Index c, int columns, double 
 template <class T>
 BNEXT_FORCE_INLINE void store_coefficients(Compute<T>* p, int columns, const Wide& values) {
     if constexpr (kIs16Bit<T>) {
-        Wide plain;
-        unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
-            const Native<double> part = values.part[i];
-            plain.part[i] = part == part ? part : __builtin_nan("") + Native<double>{};
+        const Wide plain = pack_of<double>([&](auto i) BNEXT_INLINE_LAMBDA {
+            const Doubles part = values.part[i];
+            return part == part ? part : __builtin_nan("") + Doubles{};
         });
         store_columns(p, columns, round_to<Compute<T>>(plain));
     } else {
@@ -42,11 +41,21 @@ BNEXT_FORCE_INLINE void store_coefficients(Compute<T>* p, int columns, const Wid
     }
 }
 
+// Whether test(i) is true of any lane of part i.
+template <class Test>
+BNEXT_FORCE_INLINE bool any_lane(Test&& test) {
+    decltype(Doubles{} < Doubles{}) seen{};
+    unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA { seen |= test(i); });
+    bool any = false;
+    for (int k = 0; k < Wide::kPartLanes; ++k) any |= seen[k] != 0;
+    return any;
+}
+
 // Whether any of the sums is beyond what cpu/range.hpp takes as it is.
 inline bool any_beyond(Index channels, const double* sums, double smallest) {
     Wide least = broadcast(1.0), rest = broadcast(0.0);
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
-        const Wide sum = columns == 0 ? load(sums + c) : load_first(sums + c, columns, 1.0);
+        const Wide sum = load_columns(sums + c, columns, 1.0);
         unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
             const Native<double> value = sum.part[i], opposite = 0.0 - value;
             const Native<double> size = value > opposite ? value : opposite;
@@ -54,13 +63,9 @@ inline bool any_beyond(Index channels, const double* sums, double smallest) {
             rest.part[i] += value - value;  // 0, or NaN of what is no number
         });
     });
-    decltype(least.part[0] < smallest) seen{};
-    unrolled<Wide::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
-        seen |= (least.part[i] < smallest) | (rest.part[i] != 0.0);
+    return any_lane([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (least.part[i] < smallest) | (rest.part[i] != 0.0);
     });
-    bool any = false;
-    for (int k = 0; k < Wide::kPartLanes; ++k) any |= seen[k] != 0;
-    return any;
 }
 
 // Whether any channel may be beyond the second phase's arithmetic: cpu/extremes.hpp has the limits,
@@ -88,15 +93,12 @@ public:
         });
     }
     [[nodiscard]] BNEXT_FORCE_INLINE bool any() const {
-        decltype(Native<double>{} < Native<double>{}) seen{};
-        each([&](auto i) BNEXT_INLINE_LAMBDA {
-            seen |= (top_.part[i] >= kLargeDifferences) | (bottom_.part[i] <= -kLargeDifferences) |
-                    (least_r_.part[i] < kSmallestScale) |
-                    (least_slope_.part[i] < kSmallSlopesMatter);
+        if constexpr (sizeof(C) > 4) return false;
+        return any_lane([&](auto i) BNEXT_INLINE_LAMBDA {
+            return (top_.part[i] >= kLargeDifferences) | (bottom_.part[i] <= -kLargeDifferences) |
+                   (least_r_.part[i] < kSmallestScale) |
+                   (least_slope_.part[i] < kSmallSlopesMatter);
         });
-        bool any = false;
-        for (int k = 0; k < Wide::kPartLanes; ++k) any |= seen[k] != 0;
-        return any;
     }
 
 private:
@@ -111,11 +113,6 @@ private:
     Wide top_ = broadcast(0.0), bottom_ = broadcast(0.0);
     Wide least_r_ = broadcast(1.0), least_slope_ = broadcast(1.0);
 };
-
-// rstd of a pack of channels, and 1 for lanes without one.
-BNEXT_FORCE_INLINE Wide load_rstd(const double* rstd, int columns) {
-    return columns == 0 ? load(rstd) : load_first(rstd, columns, 1.0);
-}
 
 // The mean minus its value in the compute type: for float64 data the low part that it has beside
 // that (core/statistics.hpp).
@@ -135,7 +132,7 @@ bool norm_coefficients(Index channels, const Terms<T>& of, Compute<T>* const* ro
     ExtremesSeen<Compute<T>> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(of.mean + c, columns);
-        const Wide r = load_rstd(of.rstd + c, columns);
+        const Wide r = load_columns(of.rstd + c, columns, 1.0);
         const Wide low = low_part<T>(exact, of.mean_low + c, columns);
         const Wide factor = parameter(of.weight, c, columns, 1.0) * r;
         const Wide bias = parameter(of.bias, c, columns, 0.0);
@@ -157,7 +154,7 @@ bool backward_coefficients(Index channels, const Terms<T>& of, Compute<T>* const
     ExtremesSeen<Compute<T>> extremes;
     for_each_pack(channels, [&](Index c, int columns) BNEXT_INLINE_LAMBDA {
         const Wide exact = load_columns(of.mean + c, columns);
-        const Wide r = load_rstd(of.rstd + c, columns);
+        const Wide r = load_columns(of.rstd + c, columns, 1.0);
         const Wide low = low_part<T>(exact, of.mean_low + c, columns);
         const Wide tilt = (zero - r) * (r * (load_columns(of.sum_dy_xmu + c, columns) / n));
         const Wide mean_dy = load_columns(of.sum_dy + c, columns) / n;

@@ -55,11 +55,9 @@ BNEXT_FORCE_INLINE Sum<T> planar_pilot(const View<const T>& x, const Tile& tile,
     const C first = static_cast<C>(*run);
     if constexpr (kAnyPilotWillDo<T>) return first;
     Pack<C> sum = broadcast(C{0});
-    Index j = 0;
-    for (; j + kLanes <= n; j += kLanes) sum = sum + (load_sum(run + j) - broadcast(first));
-    if (j < n) {
-        sum = sum + (load_sum(run + j, static_cast<int>(n - j), first) - broadcast(first));
-    }
+    for_each_pack(n, [&](Index j, int some) BNEXT_INLINE_LAMBDA {
+        sum = sum + (load_sum(run + j, some, first) - broadcast(first));
+    });
     const double mean = static_cast<double>(first) + sum_lanes(widen(sum)) / static_cast<double>(n);
     return pilot_near<T>(mean);
 }

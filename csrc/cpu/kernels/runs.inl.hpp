@@ -137,8 +137,8 @@ BNEXT_FORCE_INLINE void for_each_pack(Index width, F&& f) {
 }
 
 template <class T>
-BNEXT_FORCE_INLINE Pack<Compute<T>> load_columns(const T* p, int columns) {
-    return columns == 0 ? load(p) : load_first(p, columns, Compute<T>{0});
+BNEXT_FORCE_INLINE Pack<Compute<T>> load_columns(const T* p, int columns, Compute<T> others = 0) {
+    return columns == 0 ? load(p) : load_first(p, columns, others);
 }
 template <class T>
 BNEXT_FORCE_INLINE void store_columns(T* p, int columns, const Pack<Compute<T>>& values) {
@@ -149,16 +149,7 @@ BNEXT_FORCE_INLINE void store_columns(T* p, int columns, const Pack<Compute<T>>&
 // data, and squares neither overflow nor vanish. 16-bit data: in float32, for groups of at most 16
 // values, and then in double.
 template <class T>
-struct SumOf {
-    using type = double;
-};
-template <class T>
-    requires kIs16Bit<T>
-struct SumOf<T> {
-    using type = float;
-};
-template <class T>
-using Sum = typename SumOf<T>::type;
+using Sum = std::conditional_t<kIs16Bit<T>, float, double>;
 
 template <class T>
 BNEXT_FORCE_INLINE Pack<Sum<T>> load_sum(const T* p) {

@@ -1,13 +1,16 @@
 // The kernels of one instruction set, as templates: kernels_of<T>() has a dtype's. A file
 // that includes this defines BNEXT_ISA and is compiled with that set's flags. Everything lands in
-// bnext::cpu::BNEXT_ISA; nothing from the standard library is used, and functions of other headers
-// are forced inline (core/inline.hpp).
+// bnext::cpu::BNEXT_ISA: no function of the standard library is used, and functions of other
+// headers are forced inline (core/inline.hpp).
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+
+#include <type_traits>
+#include <utility>
 
 #include "core/dtype.hpp"
 #include "core/formulas.hpp"
@@ -26,18 +29,10 @@
 namespace bnext::cpu::BNEXT_ISA {
 namespace {
 
-// Compile-time numbers (std::integral_constant and friends would be weak symbols).
+// A compile-time number. (The conversion of std::integral_constant would be a weak symbol.)
 template <int I>
 struct Number {
     BNEXT_FORCE_INLINE constexpr operator int() const { return I; }
-};
-template <int... I>
-struct Numbers {};
-template <int N, int... I>
-struct NumbersUpTo : NumbersUpTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct NumbersUpTo<0, I...> {
-    using type = Numbers<I...>;
 };
 
 #include "cpu/simd.inl.hpp"

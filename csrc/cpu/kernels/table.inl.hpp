@@ -5,14 +5,14 @@
 namespace bnext::cpu::BNEXT_ISA {
 
 extern const KernelTable table;
-const KernelTable table = {BNEXT_TEXT(BNEXT_ISA),
+const KernelTable table = {kernels_of<float>(),
+                           kernels_of<double>(),
+                           kernels_of<float16>(),
+                           kernels_of<bfloat16>(),
+                           BNEXT_TEXT(BNEXT_ISA),
                            kNativeBytes,
                            mark_used,
                            finish_statistics,
-                           any_beyond,
-                           kernels_of<float>(),
-                           kernels_of<double>(),
-                           kernels_of<float16>(),
-                           kernels_of<bfloat16>()};
+                           any_beyond};
 
 }  // namespace bnext::cpu::BNEXT_ISA

@@ -2,6 +2,21 @@
 // without gaps as one piece in the order of memory; others by groups of columns, around the caches
 // or through them.
 
+// The formula of a pack whose first column is k, of which the first `columns` exist (0: all).
+template <class Formula, class C>
+BNEXT_FORCE_INLINE Formula formula_of_pack(const CoefficientsIn<C>& all, Index k, int columns) {
+    return formula_from<Formula>(
+        all, [&](const C* row) BNEXT_INLINE_LAMBDA { return load_columns(row + k, columns); });
+}
+
+// The formula of pack h of the unit whose first column is k.
+template <class Formula, class T, int h>
+BNEXT_FORCE_INLINE Formula formula_of_unit(const CoefficientsIn<Compute<T>>& all, Index k) {
+    return formula_from<Formula>(all, [&](const Compute<T>* row) BNEXT_INLINE_LAMBDA {
+        return columns_of_unit<T, h>(row + k);
+    });
+}
+
 // The formulas of G packs of columns from c on, of a last one the first `columns`.
 template <class Formula, class T, int G>
 struct FormulaGroup {
@@ -9,14 +24,12 @@ struct FormulaGroup {
 
     BNEXT_FORCE_INLINE FormulaGroup(const CoefficientsIn<Compute<T>>& all, Index c, int columns) {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            pack[g] = formula_from<Formula>(all, [&](const auto* row) BNEXT_INLINE_LAMBDA {
-                if constexpr (kLoadsUnits<T, G>) {
-                    constexpr int kPacks = kUnitPacks<T>;
-                    return columns_of_unit<T, g % kPacks>(row + c + g / kPacks * kUnit<T>);
-                } else {
-                    return load_columns(row + c + g * kLanes, columns);
-                }
-            });
+            if constexpr (kLoadsUnits<T, G>) {
+                constexpr int kPacks = kUnitPacks<T>;
+                pack[g] = formula_of_unit<Formula, T, g % kPacks>(all, c + g / kPacks * kUnit<T>);
+            } else {
+                pack[g] = formula_of_pack<Formula>(all, c + g * kLanes, columns);
+            }
         });
     }
 };
@@ -170,21 +183,6 @@ BNEXT_FORCE_INLINE void write_rows(const View<const T>* in, const View<T>* out, 
     });
 }
 
-// The formula of a pack whose first channel is k.
-template <class Formula, class C>
-BNEXT_FORCE_INLINE Formula formula_of_pack(const CoefficientsIn<C>& all, Index k) {
-    return formula_from<Formula>(all,
-                                 [&](const C* row) BNEXT_INLINE_LAMBDA { return load(row + k); });
-}
-
-// The formula of pack h of a unit.
-template <class Formula, class T, int h>
-BNEXT_FORCE_INLINE Formula formula_of_unit(const CoefficientsIn<Compute<T>>& all, Index k) {
-    return formula_from<Formula>(all, [&](const Compute<T>* row) BNEXT_INLINE_LAMBDA {
-        return columns_of_unit<T, h>(row + k);
-    });
-}
-
 // Rows that leave no gap can be written as one piece, in the order of memory.
 template <class Formula, class T>
 struct InOrder {
@@ -218,7 +216,7 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T> runs, Index n, Index 
         for (Index m = 0; j < end; j += m) {
             m = end - j < kLanes ? end - j : kLanes;
             write_pack_at(runs, j, static_cast<int>(m % kLanes),
-                          formula_of_pack<Formula>(all, j % width));
+                          formula_of_pack<Formula>(all, j % width, 0));
         }
     };
     const auto unit = [&](auto&& formula_of)
@@ -250,7 +248,7 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T> runs, Index n, Index 
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
                 write_pack(
-                    formula_of_pack<Formula>(all, k + first),
+                    formula_of_pack<Formula>(all, k + first, 0),
                     [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
                     [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
                         T* const p = runs.out[w] + j + first;
