@@ -47,6 +47,13 @@ def _about(x: Tensor, mean: Tensor) -> Tensor:
     return (x - high) - (mean - high.double()).to(x.dtype)
 
 
+def _weighted(dx: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    """``dx * weight`` in the dtype of x; the derivative by weight is then a sum in float64."""
+    if weight is not None:
+        dx = dx.double() * per_channel(weight.double(), x)
+    return dx.to(x.dtype)
+
+
 def _centred(values: Tensor, dims: list[int]) -> Tensor:
     return values - values.mean(dims, keepdim=True)
 
@@ -64,9 +71,7 @@ def backward(
     g = wide(dy)
     centred = _centred(g, dims)
     dx = rstd * (centred - xhat * (centred * xhat).mean(dims, keepdim=True))
-    if weight is not None:
-        dx = dx * per_channel(wide(weight), x)
-    return dx.to(x.dtype), (centred * xhat).sum(dims), g.sum(dims)
+    return _weighted(dx, weight, x), (centred * xhat).sum(dims), g.sum(dims)
 
 
 def backward_constant(
@@ -77,8 +82,7 @@ def backward_constant(
     g, xs = wide(dy), wide(x)
     rstd = per_channel(rstd_of(var.double(), eps), x).to(xs.dtype)
     xhat = _about(xs, per_channel(mean.double(), x)) * rstd
-    dx = g * rstd if weight is None else g * rstd * per_channel(wide(weight), x)
-    return dx.to(x.dtype), (g * xhat).sum(dims), g.sum(dims)
+    return _weighted(g * rstd, weight, x), (g * xhat).sum(dims), g.sum(dims)
 
 
 def derivatives(
