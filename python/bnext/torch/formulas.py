@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "backward_constant", "derivatives"]
+__all__ = ["Backward", "backward", "backward_constant"]
+
+Results = Callable[..., tuple[Any, ...]]
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -85,8 +87,27 @@ def backward_constant(
     return _weighted(g * rstd, weight, x), (g * xhat).sum(dims), g.sum(dims)
 
 
-def derivatives(
-    function: Callable[..., tuple[Any, ...]], inputs: Sequence[Tensor | None], outer: Iterable[Any]
+class Backward(torch.autograd.Function):
+    """dx, dweight and dbias of dy, x and weight by `work`, differentiated by formulas, `again`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, work: Results, again: Results
+    ) -> tuple[Any, ...]:
+        """Do the work."""
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, x, weight)
+        ctx.again = again
+        return work(dy, x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        """Differentiate the formulas."""
+        return *_derivatives(ctx.again, ctx.saved_tensors, gradients), None, None
+
+
+def _derivatives(
+    function: Results, inputs: Sequence[Tensor | None], outer: Iterable[Any]
 ) -> list[Tensor | None]:
     """Differentiate a backward pass: gradients of its inputs, by those of its results.
 

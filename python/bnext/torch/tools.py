@@ -65,7 +65,7 @@ def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
     return method(is_qat, *(revert(module) for module in modules))
 
 
-# --- functions: each is called in the place of the tool's, which is its first argument -------------
+# --- functions: each is called in place of a tool's, its first argument ---------------------------
 
 
 def _fx_fusion(matches: Any, pattern: Any, node: Any, modules: Any) -> Any:
