@@ -220,10 +220,7 @@ def _followed(known: Any, base: type, after: Callable[[Any, Any], Any]) -> type:
 
 
 class _Synchronized(SyncBatchNorm, torch.nn.SyncBatchNorm):
-    """Stands for `torch.nn.SyncBatchNorm` among the ancestors of its subclasses.
-
-    They stay instances of it, which `SyncBatchNorm` is not.
-    """
+    """An ancestor of its subclasses: they stay instances of it, which `SyncBatchNorm` is not."""
 
 
 def qualified(kind: type) -> str:

@@ -43,11 +43,9 @@ def is_plain(
 ) -> bool:
     """Whether a tensor, and others that may be None, are what their memory holds, and no more.
 
-    Their types are PyTorch's own, not subclasses, and nothing observes the operations on them: no
-    compiler or exporter, no dispatch mode, no transform of functorch, no level of forward-mode
-    differentiation, no tracer of TorchScript. Kernels may then read memory in place of operations;
-    they refuse a tensor whose memory does not hold its values (`kernels.KernelRefusal`): a wrapper
-    that a transform has left behind, a batch of gradients, zeros without memory.
+    Nothing observes the operations on them, and kernels may read memory in their place. They refuse
+    a tensor whose memory does not hold its values (`kernels.KernelRefusal`): a wrapper that a
+    transform has left behind, a batch of gradients, zeros without memory.
     """
     return not (
         _is_traced_by_dynamo()

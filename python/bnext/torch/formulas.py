@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["Backward", "backward", "backward_constant"]
 
-Results = Callable[..., tuple[Any, ...]]
+Pass = Callable[..., tuple[Any, ...]]
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, work: Results, again: Results
+        ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, work: Pass, again: Pass
     ) -> tuple[Any, ...]:
         """Do the work."""
         ctx.set_materialize_grads(False)
@@ -107,7 +107,7 @@ class Backward(torch.autograd.Function):
 
 
 def _derivatives(
-    function: Results, inputs: Sequence[Tensor | None], outer: Iterable[Any]
+    function: Pass, inputs: Sequence[Tensor | None], outer: Iterable[Any]
 ) -> list[Tensor | None]:
     """Differentiate a backward pass: gradients of its inputs, by those of its results.
 

@@ -1,8 +1,4 @@
-"""`torch.nn.functional.batch_norm` over bnext's kernels: the one door of all calls.
-
-`roads` decides which road a call takes. The functions here take it: over the kernels by autograd
-functions (`gradients`) or by registered operators (`operators`), or by PyTorch's own operator.
-"""
+"""`torch.nn.functional.batch_norm` over bnext's kernels: the one door of all calls."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
 Statistics are kept as the kernels left them; x and weight go through `save_for_backward`, so that
 autograd notices what has changed meanwhile, and hooks on saved tensors (activation checkpointing,
-offloading) have them. Where gradients of gradients are wanted, the backward pass is an autograd
-function in turn: its values are the kernels', as without, and its derivatives are `formulas`. A
-backward pass of gradients that are not plain is made of PyTorch's own operations: of a batch of
-gradients (``is_grads_batched``), or where functorch, a mode or a compiler observes it.
+offloading) have them. A backward pass of gradients that are not plain is made of PyTorch's own
+operations: of a batch of gradients (``is_grads_batched``), or where functorch, a mode or a compiler
+observes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The road of every call: it is decided here, and nowhere else.
 
-The conditions that ask for PyTorch's state are in `context`, `is_plain` first among them; those
-that ask for kernels are in `kernels`. Every road ends in one forward and one backward function of
-`kernels`, or in PyTorch's operator.
+Every road ends in one forward and one backward function of `kernels`, or in PyTorch's operator.
 """
 
 from __future__ import annotations
