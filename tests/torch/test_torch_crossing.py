@@ -392,14 +392,14 @@ def test_torch_statistics_of_what_is_not_plain():
 def test_torch_gradients_by_rows():
     x, weight = torch.randn(4, 6, 3, 5), torch.randn(6)
     rows, _ = kernels.statistics(x, weight, None, 1e-5)
-    results = kernels.backward_by_rows(x, x, rows, 1e-5, weight)
+    results = kernels.backward_by_rows(x, x, weight, rows, 1e-5)
     _, saved = kernels.forward(x, weight, None, 1e-5)
     assert all(map(torch.equal, results, kernels.backward(x, x, saved, weight)))
-    same = kernels.backward_by_rows(x, x, rows.t().contiguous().t(), 1e-5, weight)
+    same = kernels.backward_by_rows(x, x, weight, rows.t().contiguous().t(), 1e-5)
     assert all(map(torch.equal, results, same))
     for other in (rows.float(), rows[:3], rows[:, :5], rows.t(), rows[None]):
         with pytest.raises((TypeError, ValueError), match=r"^rows: "):
-            kernels.backward_by_rows(x, x, other, 1e-5, weight)
+            kernels.backward_by_rows(x, x, weight, other, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)

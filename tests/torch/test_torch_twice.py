@@ -206,6 +206,26 @@ def test_torch_gradients_keep_their_digits_with_a_graph(statistics, offset, eps)
         assert off <= max(1e-6, off_theirs), (name, off, off_theirs)
 
 
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_torch_the_derivative_by_weight_is_summed_in_64_bits(statistics):
+    """Of large terms that cancel: each value is there twice, and its gradients have two signs."""
+    torch.manual_seed(9)
+    x, dy = (torch.randn(16, 4, 8, 8).repeat(2, 1, 1, 1) for _ in range(2))
+    of_dx = torch.randn(32, 4, 8, 8)
+    of_dx[:16] += 4096.0
+    of_dx[16:] -= 4096.0
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        weight = torch.ones(4, dtype=dtype, requires_grad=True)
+        constants = torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
+        given = (None, None) if statistics == "batch" else constants
+        leaf = x.to(dtype).requires_grad_()
+        y = OURS(leaf, *given, weight, None, statistics == "batch")
+        (dx,) = torch.autograd.grad(y, leaf, dy.to(dtype), create_graph=True)
+        results += torch.autograd.grad(dx, weight, of_dx.to(dtype))
+    torch.testing.assert_close(results[1].double(), results[0], rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("statistics", STATISTICS)
 def test_torch_first_gradients_are_the_kernels_with_a_graph_too(statistics, dtype):

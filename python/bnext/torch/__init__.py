@@ -5,22 +5,9 @@ layers are subclasses of `torch.nn`'s, and do what those do: same arguments, sta
 errors. So does `functional.batch_norm`. This package is the only place of bnext that imports
 PyTorch, and bnext's compiled parts know nothing of it.
 
-context      PyTorch's state around a call, and whether tensors are plain
-formats      memory formats of results
-kernels      tensors to kernels and back: one forward and one backward function
-formulas     the backward passes written in PyTorch, for gradients of gradients
-gradients    both passes as autograd functions, for eager calls
-operators    both passes as registered operators, for torch.compile and dispatch modes
-roads        which of these a call takes
-functional   the door of all calls
-modules      BatchNorm1d, BatchNorm2d, BatchNorm3d
-sync         SyncBatchNorm
-lazy         LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
-classes      which class stands for one of PyTorch's, or for a subclass of a user
-reports      layers that are exchanged in a model, layers that stay, and why
-conversion   convert, revert
-tools        software that looks layers up by their classes, and gets bnext's entered
-imports      doing something once a module has been imported
+From the bottom: context, formats and kernels; formulas, gradients and operators (the ways over the
+kernels), which roads and functional choose from; the layers (modules, sync, lazy); conversion of
+models (classes, reports, conversion), and other tools that get to know them (tools, imports).
 """
 
 try:

@@ -12,7 +12,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,14 +31,12 @@ __all__ = [
 ]  # fmt: skip
 
 OURS: dict[type, type] = {
-    torch.nn.BatchNorm1d: BatchNorm1d,
-    torch.nn.BatchNorm2d: BatchNorm2d,
-    torch.nn.BatchNorm3d: BatchNorm3d,
-    torch.nn.SyncBatchNorm: SyncBatchNorm,
-    torch.nn.LazyBatchNorm1d: lazy.LazyBatchNorm1d,
-    torch.nn.LazyBatchNorm2d: lazy.LazyBatchNorm2d,
-    torch.nn.LazyBatchNorm3d: lazy.LazyBatchNorm3d,
-}
+    getattr(torch.nn, ours.__name__): ours
+    for ours in (
+        BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, lazy.LazyBatchNorm1d,
+        lazy.LazyBatchNorm2d, lazy.LazyBatchNorm3d,
+    )
+}  # fmt: skip
 # A class of bnext's says which class it stands for, and whether `convert` was given a group.
 for _theirs, _ours in OURS.items():
     _ours._stands_for = (_theirs, False)  # type: ignore[attr-defined]
@@ -135,7 +133,7 @@ def class_for(kind: type, sync: bool = False) -> type:
     if made is not None:
         return made
     try:
-        made = _lazy(kind, sync) if issubclass(kind, LazyModuleMixin) else _with_forward(kind, sync)
+        made = _made_for(kind, sync)
     except NoCounterpart:
         raise
     except Exception as error:  # of a metaclass, say
@@ -168,7 +166,32 @@ def is_synchronized(kind: Any) -> bool:
     return issubclass(getattr(kind, "cls_to_become", None) or kind, SyncBatchNorm)
 
 
-def _with_forward(kind: type, sync: bool) -> type:
+def _made_for(kind: Any, sync: bool) -> type:
+    is_lazy = issubclass(kind, LazyModuleMixin)
+    if is_lazy and kind.cls_to_become is None:
+        raise NoCounterpart("its class never becomes another")
+    known, nearest = _checked(kind)
+    if is_lazy:
+        base = OURS.get(nearest, lazy.LazyForward)
+    elif nearest is torch.nn.SyncBatchNorm:
+        base = _Synchronized
+    else:
+        base = SyncBatchNorm if sync else OURS.get(nearest, Forward)
+    if known is not None:
+        base = _followed(known, base, FORMS[qualified(known)].after)
+    bases = (base,) if kind is known or kind in OURS else (kind, base)
+    body = {name: getattr(kind, name) for name in ("__doc__", "__module__", "__qualname__")}
+    body["_stands_for"] = (kind, sync)
+    if is_lazy:
+        body["cls_to_become"] = class_for(kind.cls_to_become, sync)
+    return types.new_class(kind.__name__, (_Exchanged, *bases), {}, lambda made: made.update(body))
+
+
+def _checked(kind: type) -> tuple[type | None, type]:
+    """Find the ancestor of known form, if there is one, and the nearest of PyTorch or bnext.
+
+    NoCounterpart if a `forward` before these does not call its ancestors'.
+    """
     known = None
     for each in kind.__mro__:
         if each in OURS or each in OURS.values() or each in (Forward, _BatchNorm):
@@ -177,16 +200,9 @@ def _with_forward(kind: type, sync: bool) -> type:
             known = each
             if not FORMS[qualified(each)].fits(each):
                 raise NoCounterpart(f"{qualified(each)}.forward is of a form that is not known")
-        elif known is None:
-            _check_forward(each)
-    base = OURS.get(each, Forward)
-    if each is torch.nn.SyncBatchNorm:
-        base = _Synchronized
-    elif sync:
-        base = SyncBatchNorm
-    if known is not None:
-        base = _followed(known, base, FORMS[qualified(known)].after)
-    return _made(kind, (base,) if known is kind else (kind, base), sync)
+        elif known is None and not _calls_super(vars(each).get("forward")):
+            raise NoCounterpart(f"{each.__qualname__}.forward does not call super().forward")
+    return known, each
 
 
 def _followed(known: Any, base: type, after: Callable[[Any, Any], Any]) -> type:
@@ -203,41 +219,8 @@ def _followed(known: Any, base: type, after: Callable[[Any, Any], Any]) -> type:
     return kind
 
 
-def _check_forward(kind: type) -> None:
-    """NoCounterpart if a class has a `forward` that does not call its ancestors'."""
-    if "forward" in vars(kind) and not _calls_super(vars(kind)["forward"]):
-        raise NoCounterpart(f"{kind.__qualname__}.forward does not call super().forward")
-
-
 class _Synchronized(SyncBatchNorm, torch.nn.SyncBatchNorm):
-    """Stands for `torch.nn.SyncBatchNorm` among the ancestors of its subclasses.
-
-    They stay instances of it, which `SyncBatchNorm` is not.
-    """
-
-
-def _lazy(kind: Any, sync: bool) -> type:
-    become = kind.cls_to_become
-    if become is None:
-        raise NoCounterpart("its class never becomes another")
-    for each in kind.__mro__:
-        if each in OURS:
-            break
-        _check_forward(each)
-    base = OURS.get(each, lazy.LazyForward)
-    made: Any = _made(kind, (base,) if kind in OURS else (kind, base), sync)
-    made.cls_to_become = class_for(become, sync)
-    return made
-
-
-def _made(kind: type, bases: tuple[type, ...], sync: bool) -> type:
-    body = {
-        "__doc__": kind.__doc__,
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "_stands_for": (kind, sync),
-    }
-    return types.new_class(kind.__name__, (_Exchanged, *bases), {}, lambda made: made.update(body))
+    """An ancestor of its subclasses: they stay instances of it, which `SyncBatchNorm` is not."""
 
 
 def qualified(kind: type) -> str:
@@ -246,23 +229,18 @@ def qualified(kind: type) -> str:
 
 
 def _calls_super(function: Any) -> bool:
-    """Whether the code of a method has a call of ``super().forward``."""
-    return any("forward" in code.co_names for code in _with_super(_code_of(function)))
+    """Whether the code of a method, if there is one, has a call of ``super().forward``."""
+    codes = [_code_of(function)] if function is not None else []
+    for code in codes:
+        codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return not codes or any({"super", "forward"} <= {*code.co_names} for code in codes)
 
 
 def _code_of(function: Any) -> types.CodeType:
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code: Any = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         raise NoCounterpart(f"{function!r} is no function in Python")
     return code
-
-
-def _with_super(code: types.CodeType) -> Iterator[types.CodeType]:
-    if "super" in code.co_names:
-        yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _with_super(constant)
 
 
 # --- and back -------------------------------------------------------------------------------------

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 __all__ = [
-    "backward_task", "is_compiling", "is_exported", "is_plain", "is_recomputed", "is_symbolic",
-    "is_traced", "is_transformed",
+    "backward_task", "in_a_range", "is_compiling", "is_exported", "is_plain", "is_recomputed",
+    "is_symbolic", "is_traced", "is_transformed",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
 _PLAIN = (Tensor, torch.nn.Parameter)
 _PLAIN_OR_NONE = (*_PLAIN, type(None))
-
+_PARAMETER_OR_NONE = (torch.nn.Parameter, Tensor, type(None))  # the most likely one first
 
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _has_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -42,11 +43,9 @@ def is_plain(
 ) -> bool:
     """Whether a tensor, and others that may be None, are what their memory holds, and no more.
 
-    Their types are PyTorch's own, not subclasses, and nothing observes the operations on them: no
-    compiler or exporter, no dispatch mode, no transform of functorch, no level of forward-mode
-    differentiation, no tracer of TorchScript. Kernels may then read memory in place of operations;
-    they refuse a tensor whose memory does not hold its values (`kernels.KernelRefusal`): a wrapper
-    that a transform has left behind, a batch of gradients, zeros without memory.
+    Nothing observes the operations on them, and kernels may read memory in their place. They refuse
+    a tensor whose memory does not hold its values (`kernels.KernelRefusal`): a wrapper that a
+    transform has left behind, a batch of gradients, zeros without memory.
     """
     return not (
         _is_traced_by_dynamo()
@@ -57,8 +56,8 @@ def is_plain(
         or type(tensor) not in _PLAIN
         or type(mean) not in _PLAIN_OR_NONE
         or type(var) not in _PLAIN_OR_NONE
-        or type(weight) not in _PLAIN_OR_NONE
-        or type(bias) not in _PLAIN_OR_NONE
+        or type(weight) not in _PARAMETER_OR_NONE
+        or type(bias) not in _PARAMETER_OR_NONE
     )
 
 
@@ -109,6 +108,12 @@ def _is_exported_now() -> bool:
 
 # As torch.compiler.assume_constant_result has it, which would import all of the compiler.
 _is_exported_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def in_a_range(call: Any, *arguments: Any) -> Any:
+    """Do a call as one range of a profiler, which sees only PyTorch's operators by itself."""
+    with profiler.record_function("bnext::batch_norm"):
+        return call(*arguments)
 
 
 def is_symbolic(*values: Any) -> bool:

@@ -110,10 +110,9 @@ def revert(model: Module) -> Module:
         PyTorch's know nothing. Nothing was changed then.
     """
     check_module(model)
-    modules = [each for each in model.modules() if _is_changed(each)]
-    before = [_before(module) for module in modules]
-    with _all_or_nothing(modules):
-        for module, (kind, group) in zip(modules, before, strict=True):
+    before = {each: _before(each) for each in model.modules() if _is_changed(each)}
+    with _all_or_nothing(before):
+        for module, (kind, group) in before.items():
             _become(module, kind, group)
     return model
 

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "backward_constant", "derivatives"]
+__all__ = ["Backward", "backward", "backward_constant"]
+
+Pass = Callable[..., tuple[Any, ...]]
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -47,6 +49,13 @@ def _about(x: Tensor, mean: Tensor) -> Tensor:
     return (x - high) - (mean - high.double()).to(x.dtype)
 
 
+def _weighted(dx: Tensor, weight: Tensor | None, x: Tensor) -> Tensor:
+    """``dx * weight`` in the dtype of x; the derivative by weight is then a sum in float64."""
+    if weight is not None:
+        dx = dx.double() * per_channel(weight.double(), x)
+    return dx.to(x.dtype)
+
+
 def _centred(values: Tensor, dims: list[int]) -> Tensor:
     return values - values.mean(dims, keepdim=True)
 
@@ -64,9 +73,7 @@ def backward(
     g = wide(dy)
     centred = _centred(g, dims)
     dx = rstd * (centred - xhat * (centred * xhat).mean(dims, keepdim=True))
-    if weight is not None:
-        dx = dx * per_channel(wide(weight), x)
-    return dx.to(x.dtype), (centred * xhat).sum(dims), g.sum(dims)
+    return _weighted(dx, weight, x), (centred * xhat).sum(dims), g.sum(dims)
 
 
 def backward_constant(
@@ -77,12 +84,30 @@ def backward_constant(
     g, xs = wide(dy), wide(x)
     rstd = per_channel(rstd_of(var.double(), eps), x).to(xs.dtype)
     xhat = _about(xs, per_channel(mean.double(), x)) * rstd
-    dx = g * rstd if weight is None else g * rstd * per_channel(wide(weight), x)
-    return dx.to(x.dtype), (g * xhat).sum(dims), g.sum(dims)
+    return _weighted(g * rstd, weight, x), (g * xhat).sum(dims), g.sum(dims)
 
 
-def derivatives(
-    function: Callable[..., tuple[Any, ...]], inputs: Sequence[Tensor | None], outer: Iterable[Any]
+class Backward(torch.autograd.Function):
+    """dx, dweight and dbias of dy, x and weight by `work`, differentiated by formulas, `again`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, work: Pass, again: Pass
+    ) -> tuple[Any, ...]:
+        """Do the work."""
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, x, weight)
+        ctx.again = again
+        return work(dy, x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        """Differentiate the formulas."""
+        return *_derivatives(ctx.again, ctx.saved_tensors, gradients), None, None
+
+
+def _derivatives(
+    function: Pass, inputs: Sequence[Tensor | None], outer: Iterable[Any]
 ) -> list[Tensor | None]:
     """Differentiate a backward pass: gradients of its inputs, by those of its results.
 

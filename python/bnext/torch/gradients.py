@@ -2,15 +2,14 @@
 
 Statistics are kept as the kernels left them; x and weight go through `save_for_backward`, so that
 autograd notices what has changed meanwhile, and hooks on saved tensors (activation checkpointing,
-offloading) have them. Where gradients of gradients are wanted, the backward pass is an autograd
-function in turn: its values are the kernels', as without, and its derivatives are `formulas`. A
-backward pass of gradients that are not plain is made of PyTorch's own operations: of a batch of
-gradients (``is_grads_batched``), or where functorch, a mode or a compiler observes it.
+offloading) have them. A backward pass of gradients that are not plain is made of PyTorch's own
+operations: of a batch of gradients (``is_grads_batched``), or where functorch, a mode or a compiler
+observes it.
 """
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,8 +48,11 @@ def batch_norm(
         if mean is not None and var is not None:
             if mean.requires_grad or var.requires_grad:
                 raise kernels.KernelRefusal
-            if recorded and (mean.is_inference() or var.is_inference()):  # autograd keeps them
-                raise kernels.KernelRefusal
+            if recorded:  # autograd keeps them, and inference tensors have no version to notice
+                try:
+                    _ = mean._version, var._version  # costs half of `is_inference`
+                except RuntimeError:
+                    raise kernels.KernelRefusal from None
     if not recorded:
         return kernels.forward(x, weight, bias, eps, given, moved, False)[0]
     y: Tensor = _record(x, weight, bias, (eps, given, moved))
@@ -78,7 +80,7 @@ class _Normalization(torch.autograd.Function):
             # Only gradients of parameters take x: dx is a function of dy and weight.
             ctx.save_for_backward(None, weight)
         else:
-            ctx.save_for_backward(x, weight)
+            ctx.to_save = x, weight  # as `save_for_backward` does, without its frame
         return y
 
     @staticmethod
@@ -87,9 +89,11 @@ class _Normalization(torch.autograd.Function):
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         dx: Tensor | None
         if not is_plain(dy):
-            dx, dweight, dbias = _by_formulas(ctx, dy, x, weight)
+            dx, dweight, dbias = _by_formulas(ctx.statistics, dy, x, weight)
         elif is_grad_enabled():
-            dx, dweight, dbias = _Backward.apply(dy, x, weight, ctx, wants_x)
+            work = partial(_by_kernels, ctx, wants_x=wants_x)
+            again = partial(_by_formulas, ctx.statistics)
+            dx, dweight, dbias = formulas.Backward.apply(dy, x, weight, work, again)
         else:
             dx, dweight, dbias = _by_kernels(ctx, dy, x, weight, wants_x)
         return (
@@ -98,24 +102,6 @@ class _Normalization(torch.autograd.Function):
             dbias if wants_bias else None,
             None,
         )
-
-
-class _Backward(torch.autograd.Function):
-    """dx, dweight and dbias of dy, x and weight; `of` is the context of the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, of: Any, wants_x: bool
-    ) -> Gradients:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, x, weight)
-        ctx.statistics = of.statistics
-        return _by_kernels(of, dy, x, weight, wants_x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Gradients:
-        again = functools.partial(_by_formulas, ctx)
-        return *formulas.derivatives(again, ctx.saved_tensors, gradients), None, None
 
 
 # What `Function.apply` does besides, for transforms of functions, is a quarter of a small call.
@@ -136,7 +122,7 @@ def _by_kernels(
     except TypeError:
         if kernels.has_memory(dy):
             raise
-        return _by_formulas(ctx, dy, x, weight)  # a batch of gradients
+        return _by_formulas(ctx.statistics, dy, x, weight)  # a batch of gradients
     except ValueError:
         # It has changed, by ways that autograd does not see; or the error is another.
         if x is None or x.data_ptr() == ctx.address:
@@ -146,8 +132,7 @@ def _by_kernels(
     return _by_kernels(ctx, dy, x, weight, wants_x)
 
 
-def _by_formulas(ctx: Any, dy: Tensor, x: Any, weight: Tensor | None) -> Gradients:
-    statistics = ctx.statistics
+def _by_formulas(statistics: Any, dy: Tensor, x: Any, weight: Tensor | None) -> Gradients:
     if statistics.batch_statistics:
         return formulas.backward(dy, x, weight, statistics.eps)
     rows = unbound(kernels.rows_of(statistics))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -38,21 +37,15 @@ class _Finder:
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
         if name not in self.actions:
             return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                return self._followed(spec)
-        return None
-
-    def _followed(self, spec: ModuleSpec) -> ModuleSpec:
-        loader: Any = spec.loader
+        others = (each for each in sys.meta_path if each is not self and hasattr(each, "find_spec"))
+        found = (each.find_spec(name, path, target) for each in others)
+        spec = next((each for each in found if each is not None), None)
+        loader: Any = getattr(spec, "loader", None)
         run: Any = getattr(loader, "exec_module", None)
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            for action in self.actions[spec.name]:
+            for action in self.actions[name]:
                 action(module)
 
         if run is not None:

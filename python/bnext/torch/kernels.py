@@ -127,7 +127,7 @@ def _forward_of_others(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: Running | None,
     moved: Running | None, keeps: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    mean, var, momentum, counter = given or moved or (None,) * 4
+    mean, var, momentum, _ = given or moved or (None,) * 4
     tensors = (weight, bias, mean, var)
     if not work_together(x, *tensors) or (given and (mean is None or var is None)):
         raise KernelRefusal
@@ -147,9 +147,7 @@ def _forward_of_others(
             raise KernelRefusal(str(refusal)) from refusal
         result = formatted(y, x), saved
     if moved is not None:
-        _bring_back((mean, var), wide[2:])
-        if counter is not None:
-            counter.add_(1)
+        _bring_back(moved, wide[2:])
     return result
 
 
@@ -193,7 +191,7 @@ def backward(dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None) ->
 
 
 def backward_by_rows(
-    dy: Tensor, x: Tensor, rows: Tensor, eps: float, weight: Tensor | None
+    dy: Tensor, x: Tensor, weight: Tensor | None, rows: Tensor, eps: float
 ) -> Gradients:
     """Do `backward` by the rows of the statistics that forward left."""
     return backward(dy, x, saved_of(x, rows, eps), weight)
@@ -211,21 +209,27 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
     )
 
 
-def move_running(saved: Any, mean: Tensor, var: Tensor, momentum: float) -> None:
-    """Move running statistics by the statistics of a batch."""
-    wide = [widened(buffer, buffer) for buffer in (mean, var)]
-    engine_of(mean).move_running(
-        saved=saved, running_mean=wide[0], running_var=wide[1], momentum=momentum,
-        num_batches_tracked=None,
-    )  # fmt: skip
-    _bring_back((mean, var), wide)
+def move_running(saved: Any, running: Running) -> None:
+    """Move running statistics by the statistics of a batch, and count it."""
+    mean, var, momentum, _ = running
+    wide = [mean, var]
+    if mean is not None and var is not None:
+        wide = [widened(buffer, buffer) for buffer in (mean, var)]
+        engine_of(mean).move_running(
+            saved=saved, running_mean=wide[0], running_var=wide[1], momentum=momentum,
+            num_batches_tracked=None,
+        )  # fmt: skip
+    _bring_back(running, wide)
 
 
-def _bring_back(buffers: tuple[Tensor | None, ...], wide: list[Any]) -> None:
-    """Copy running statistics from the tensors that kernels wrote to the buffers of a layer."""
+def _bring_back(running: Running, wide: list[Any]) -> None:
+    """Copy running statistics from the tensors that kernels wrote, and count the batch."""
+    *buffers, _, counter = running
     for buffer, written in zip(buffers, wide, strict=True):
         if buffer is not None and written is not buffer:
             buffer.copy_(written)
+    if counter is not None:
+        counter.add_(1)
 
 
 # --- statistics that forward leaves ---------------------------------------------------------------

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.docstrings import with_sections_of
-from bnext.torch.functional import counted_batch_norm, weight_of_batch
+from bnext.torch.functional import counted_batch_norm
 
-__all__ = [
-    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward", "in_a_range", "is_profiled",
-    "wants_range",
-]  # fmt: skip
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
 
 
 class Forward(_BatchNorm):
@@ -29,8 +24,6 @@ class Forward(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
-        if is_profiled() and wants_range():
-            return in_a_range(Forward.forward, self, input)
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)
         elif self._is_one_node(input):
@@ -60,9 +53,6 @@ class Forward(_BatchNorm):
     # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
     forward.__annotations__.update({"input": Tensor, "return": Tensor})
 
-    def _weight_of_batch(self, counter: Tensor | None) -> float:
-        return weight_of_batch(counter) if self.momentum is None else self.momentum
-
     def _is_one_node(self, input: Any) -> bool:
         """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
 
@@ -89,43 +79,8 @@ class Forward(_BatchNorm):
         return revert(copy.copy(self))
 
 
-class _Range(threading.local):
-    is_open = False
-
-
-_RANGE = _Range()
-
-
-def is_profiled() -> bool:
-    """Whether a profiler of PyTorch's runs."""
-    return profiler._is_profiler_enabled
-
-
-# With a guard on it compiled models would compile again where a profiler starts.
-is_profiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def wants_range() -> bool:
-    """Whether the running profiler is to see a call as one range."""
-    return not torch.compiler.is_compiling() and not _RANGE.is_open
-
-
-def in_a_range(forward: Any, layer: Forward, input: Tensor) -> Tensor:
-    """Do a call of a layer as one range of a profiler, which sees only PyTorch's operators."""
-    _RANGE.is_open = True
-    try:
-        with profiler.record_function("bnext::batch_norm"):
-            y: Tensor = forward(layer, input)
-            return y
-    finally:
-        _RANGE.is_open = False
-
-
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d`, for input of shape (N, C) or (N, C, L).
-
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
-    algorithm 1), by bnext's kernels.
 
     Parameters
     ----------
@@ -148,23 +103,18 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
 
     Notes
     -----
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
+    algorithm 1), by bnext's kernels.
+
     State dicts, hooks, modes and errors are PyTorch's.
     """
 
 
 @with_sections_of(BatchNorm1d)
 class BatchNorm2d(Forward, torch.nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d`, for input of shape (N, C, H, W).
-
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
-    algorithm 1), by bnext's kernels.
-    """
+    """`torch.nn.BatchNorm2d`, for input of shape (N, C, H, W)."""
 
 
 @with_sections_of(BatchNorm1d)
 class BatchNorm3d(Forward, torch.nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d`, for input of shape (N, C, D, H, W).
-
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
-    algorithm 1), by bnext's kernels.
-    """
+    """`torch.nn.BatchNorm3d`, for input of shape (N, C, D, H, W)."""

@@ -28,8 +28,8 @@ compilers' caches of graphs have neither in their keys.
 
 from __future__ import annotations
 
-import functools
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +44,6 @@ __all__ = ["batch_norm"]
 
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, ...]
-
-
-def parameter_dtype(x: Tensor) -> torch.dtype:
-    """Name the dtype of parameters in the kernels."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def batch_norm(
@@ -87,8 +82,8 @@ def _forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
     return y, kernels.rows_of(saved), _first(x)
 
 
-def _fake_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    return _like(x), _fake_rows(x), x.new_empty((), dtype=torch.int64)
+def _fake_forward(x: Tensor, *_: Any) -> Results:
+    return _like(x), *_fake_rest(x)
 
 
 def _statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
@@ -96,30 +91,31 @@ def _statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
     return *kernels.statistics(x, weight, bias, eps), _first(x)
 
 
-def _fake_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    first = x.new_empty((), dtype=torch.int64)
-    return _fake_rows(x), x.new_empty((4, x.size(1)), dtype=parameter_dtype(x)), first
+def _fake_statistics(x: Tensor, *_: Any) -> Results:
+    rows, first = _fake_rest(x)
+    return rows, _fake_vectors(x, 4), first
 
 
-def _backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
-) -> Results:
-    return kernels.backward_by_rows(dy, x, statistics, eps, weight)
+def _backward(*given: Any) -> Results:
+    return kernels.backward_by_rows(*given)
 
 
-def _fake_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
-) -> Results:
-    dweight, dbias = (x.new_empty(x.size(1), dtype=parameter_dtype(x)) for _ in range(2))
-    return _like(x), dweight, dbias
+def _fake_backward(dy: Tensor, x: Tensor, *_: Any) -> Results:
+    return _like(x), _fake_vectors(x), _fake_vectors(x)
 
 
 def _first(x: Tensor) -> Tensor:
     return torch.full((), 0 if is_recomputed() else 1, device=x.device)
 
 
-def _fake_rows(x: Tensor) -> Tensor:
-    return x.new_empty((len(Statistics._fields), x.size(1)), dtype=torch.float64)
+def _fake_rest(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.new_empty((len(Statistics._fields), x.size(1)), dtype=torch.float64)
+    return rows, x.new_empty((), dtype=torch.int64)
+
+
+def _fake_vectors(x: Tensor, *rows: int) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((*rows, x.size(1)), dtype=dtype)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -145,31 +141,17 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
         if dy is None:
-            return None, None, None, None, None
-        x, weight, statistics = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:4]
-        gradients = torch.ops.bnext.batch_norm_backward(dy, x, weight, statistics, ctx.eps)
-        wanted_gradients = (
-            g if wants else None for g, wants in zip(gradients, wanted, strict=True)
-        )
-        return None, *wanted_gradients, None
+            return (None,) * 5
+        gradients = torch.ops.bnext.batch_norm_backward(dy, *ctx.saved_tensors, ctx.eps)
+        wanted = zip(gradients, ctx.needs_input_grad[1:4], strict=True)
+        return None, *(gradient if wants else None for gradient, wants in wanted), None
 
 
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
-    ) -> Results:
-        ctx.save_for_backward(dy, x, weight)
-        ctx.eps = eps
-        results: Results = torch.ops.bnext.backward_by_batch(dy, x, weight, statistics, eps)
-        return results
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
-        again = functools.partial(formulas.backward, eps=ctx.eps)
-        of_dy, of_x, of_weight = formulas.derivatives(again, ctx.saved_tensors, gradients)
-        return of_dy, of_x, of_weight, None, None
+def _backward_recorded(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+) -> Any:
+    work = partial(torch.ops.bnext.backward_by_batch, statistics=statistics, eps=eps)
+    return formulas.Backward.apply(dy, x, weight, work, partial(formulas.backward, eps=eps))
 
 
 def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
@@ -196,23 +178,18 @@ _OF_BACKWARD = (
 )
 
 
-def _define(name: str, schema: str, recorded: Any) -> None:
-    """Define a composite."""
+def _define(name: str, schema: str, run: Any, fake: Any = None) -> None:
+    """Define a composite, or with `fake` an operator that does the work of one."""
     _LIBRARY.define(name + schema, tags=_TAGS)
-    _LIBRARY.impl(name, recorded, "CompositeImplicitAutograd")
+    _LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
+    if fake is not None:
+        torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
 
 
-def _define_work(name: str, schema: str, work: Any, fake: Any) -> None:
-    """Define an operator that does the work of a composite."""
-    _LIBRARY.define(name + schema, tags=_TAGS)
-    _LIBRARY.impl(name, work, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
-
-
-_define_work("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
-_define_work("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
-_define_work("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
+_define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
+_define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
+_define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
 _work: Any = torch.ops.bnext.forward_by_batch
 _define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
 _define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
-_define("batch_norm_backward", _OF_BACKWARD, lambda *given: _Backward.apply(*given))
+_define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)

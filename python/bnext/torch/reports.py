@@ -70,9 +70,7 @@ class Report:
             (each.kind + marks[each.synchronized], each.name) for each in self.exchanged
         )
         if self.left:
-            stay = (
-                "1 stays as it is" if len(self.left) == 1 else f"{len(self.left)} stay as they are"
-            )
+            stay = "1 stays as it is" if total - count == 1 else f"{total - count} stay as they are"
             lines += [stay, *told(self.left)]
         return "\n".join(lines)
 

@@ -1,8 +1,6 @@
 """The road of every call: it is decided here, and nowhere else.
 
-The conditions that ask for PyTorch's state are in `context`, `is_plain` first among them; those
-that ask for kernels are in `kernels`. Every road ends in one forward and one backward function of
-`kernels`, or in PyTorch's operator.
+Every road ends in one forward and one backward function of `kernels`, or in PyTorch's operator.
 """
 
 from __future__ import annotations
@@ -91,10 +89,10 @@ def _fits_operators(
 ) -> bool:  # fmt: skip
     """Whether the operators take a traced call; PyTorch has the errors of the others."""
     others = (running_mean, running_var, weight, bias)
-    if x.dim() < 2 or not kernels.work_together(x, *others):
-        return False
-    if (running_mean is None) != (running_var is None):
-        return False
-    if any(buffer is not None and buffer.requires_grad for buffer in others[:2]):
-        return False
-    return all(tensor is None or tensor.shape == (x.size(1),) for tensor in others)
+    return (
+        x.dim() > 1
+        and kernels.work_together(x, *others)
+        and (running_mean is None) == (running_var is None)
+        and not any(buffer is not None and buffer.requires_grad for buffer in others[:2])
+        and all(tensor is None or tensor.shape == (x.size(1),) for tensor in others)
+    )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import profiler
 from torch.autograd.function import once_differentiable
 
 from bnext import spine
 from bnext.groups.group import Group, announcing
 from bnext.groups.torch_distributed import TorchDistributedGroup
 from bnext.torch import kernels
-from bnext.torch.context import is_recomputed
+from bnext.torch.context import in_a_range, is_recomputed
 from bnext.torch.formats import formatted
-from bnext.torch.modules import Forward, in_a_range, is_profiled, wants_range
+from bnext.torch.functional import weight_of_batch
+from bnext.torch.modules import Forward
 from bnext.torch.roads import GROUP, road_of_shard
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
@@ -78,9 +81,9 @@ class SyncBatchNorm(Forward):
             self._check_input(input)
             return super().forward(input)
         if torch.compiler.is_compiling():  # a wait for others is no part of a graph
-            return _outside_of_graphs()(self, input)
-        if is_profiled() and wants_range():
-            return in_a_range(SyncBatchNorm._in_group, self, input)
+            return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input)
+        if profiler._is_profiler_enabled:
+            return in_a_range(self._in_group, input)
         return self._in_group(input)
 
     forward.__annotations__.update({"input": Tensor, "return": Tensor})  # as torch.fx needs them
@@ -108,17 +111,13 @@ class SyncBatchNorm(Forward):
         """Normalize a shard by the statistics of the whole batch, which move the running ones."""
         y, saved = spine.forward(x, weight, bias, self.eps, 1, None, part=group.part(self))
         if self.track_running_stats and not is_recomputed():
-            momentum = self._weight_of_batch(self.num_batches_tracked)
+            counter = self.num_batches_tracked
+            momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
+            running = (self.running_mean, self.running_var, momentum, counter)
+            move = functools.partial(kernels.move_running, saved.local, running)
             with announcing(group):
-                group.once(self, saved.generation, lambda: self._move(saved, momentum))
+                group.once(self, saved.generation, move)
         return formatted(y, x), saved
-
-    def _move(self, saved: Any, momentum: float) -> None:
-        mean, var = self.running_mean, self.running_var
-        if mean is not None and var is not None:
-            kernels.move_running(saved.local, mean, var, momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
 
     def _check_input(self, input: Tensor) -> None:
         self._check_input_dim(input)
@@ -223,7 +222,3 @@ def _is_destroyed(group: Any) -> bool:
     except (RuntimeError, ValueError):
         return True
     return False
-
-
-def _outside_of_graphs() -> Any:
-    return torch._dynamo.disable(SyncBatchNorm._in_group)

@@ -7,10 +7,10 @@ here.
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +57,7 @@ def _fuse_modules(mappings: Any, ours: type, theirs: type) -> None:
     for kinds, method in list(table.items()):
         if theirs in kinds:
             known = tuple(ours if kind is theirs else kind for kind in kinds)
-            table.setdefault(known, functools.partial(_fuse, method))
+            table.setdefault(known, partial(_fuse, method))
 
 
 def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
@@ -65,58 +65,24 @@ def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
     return method(is_qat, *(revert(module) for module in modules))
 
 
-# --- functions ------------------------------------------------------------------------------------
+# --- functions: each is called in place of a tool's, its first argument ---------------------------
 
 
-def _fx_fusion(optimization: Any) -> None:
-    matches = optimization.matches_module_pattern
-
-    @functools.wraps(matches)
-    def matches_module_pattern(pattern: Any, node: Any, modules: Any) -> Any:
-        if matches(pattern, node, modules):
-            return True
-        names = [each.target for each in (node, *node.args[:1]) if hasattr(each, "target")]
-        found = [name for name in names if isinstance(modules.get(name), Forward)]
-        if not found:
-            return False
-        return matches(pattern, node, modules | {name: as_torch(modules[name]) for name in found})
-
-    optimization.matches_module_pattern = matches_module_pattern
+def _fx_fusion(matches: Any, pattern: Any, node: Any, modules: Any) -> Any:
+    if matches(pattern, node, modules):
+        return True
+    names = [each.target for each in (node, *node.args[:1]) if hasattr(each, "target")]
+    ours = [name for name in names if isinstance(modules.get(name), Forward)]
+    exchanged = modules | {name: as_torch(modules[name]) for name in ours}
+    return bool(ours) and matches(pattern, node, exchanged)
 
 
-def _fx_quantization(quantize_fx: Any) -> None:
-    fuse = quantize_fx.fuse
-
-    @functools.wraps(fuse)
-    def fuse_as_torch(graph: Any, *arguments: Any, **named: Any) -> Any:
-        """Fuse, and then quantize, a graph with PyTorch's layers; the model keeps its own."""
-        for name, module in list(graph.named_modules()):
-            if name and isinstance(module, Forward):
-                graph.set_submodule(name, as_torch(module))
-        return fuse(graph, *arguments, **named)
-
-    quantize_fx.fuse = fuse_as_torch
-
-
-def _fvcore(precise_bn: Any) -> None:
-    precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, SyncBatchNorm)
-
-
-def _pytorch_sync(batchnorm: Any) -> None:
-    """Also what Lightning calls, with ``sync_batchnorm=True``."""
-    theirs = batchnorm.SyncBatchNorm.convert_sync_batchnorm.__func__
-
-    @functools.wraps(theirs)
-    def convert_sync_batchnorm(cls: Any, *arguments: Any, **named: Any) -> Any:
-        return _synchronized(functools.partial(theirs, cls), *arguments, **named)
-
-    batchnorm.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
-
-
-def _timm_sync(norm_act: Any) -> None:
-    theirs = norm_act.convert_sync_batchnorm
-    ours = functools.wraps(theirs)(functools.partial(_synchronized, theirs))
-    _exchange(norm_act, "convert_sync_batchnorm", theirs, ours)
+def _fx_quantization(fuse: Any, graph: Any, *arguments: Any, **named: Any) -> Any:
+    """Fuse, and then quantize, a graph with PyTorch's layers; the model keeps its own."""
+    for name, module in list(graph.named_modules()):
+        if name and isinstance(module, Forward):
+            graph.set_submodule(name, as_torch(module))
+    return fuse(graph, *arguments, **named)
 
 
 def _synchronized(theirs: Any, module: Any, process_group: Any = None) -> Any:
@@ -126,52 +92,66 @@ def _synchronized(theirs: Any, module: Any, process_group: Any = None) -> Any:
     return theirs(module, process_group)
 
 
-def _timm_split(split_batchnorm: Any) -> None:
-    theirs = split_batchnorm.convert_splitbn_model
-
-    @functools.wraps(theirs)
-    def convert_splitbn_model(module: Any, *arguments: Any, **named: Any) -> Any:
-        split = theirs(module, *arguments, **named)
-        return convert(split) if isinstance(module, Forward) else split
-
-    _exchange(split_batchnorm, "convert_splitbn_model", theirs, convert_splitbn_model)
+def _split(theirs: Any, module: Any, *arguments: Any, **named: Any) -> Any:
+    split = theirs(module, *arguments, **named)
+    return convert(split) if isinstance(module, Forward) else split
 
 
-def _exchange(module: Any, name: str, theirs: Any, ours: Any) -> None:
-    """Put a function in the place of one of timm's, also where the package has it already."""
-    for each in (module, sys.modules.get("timm.layers")):
+def _instead(name: str, ours: Callable[..., Any], module: ModuleType) -> None:
+    """Put a function in the place of a tool's, also where the package of its module has it."""
+    theirs = getattr(module, name)
+    made = wraps(theirs)(partial(ours, theirs))
+    for each in (module, sys.modules.get(module.__name__.rpartition(".")[0])):
         if getattr(each, name, None) is theirs:
-            setattr(each, name, ours)
+            setattr(each, name, made)
+
+
+def _pytorch_sync(batchnorm: Any) -> None:
+    """Also what Lightning calls, with ``sync_batchnorm=True``."""
+    theirs = batchnorm.SyncBatchNorm.convert_sync_batchnorm.__func__
+
+    @wraps(theirs)
+    def convert_sync_batchnorm(cls: Any, *arguments: Any, **named: Any) -> Any:
+        return _synchronized(partial(theirs, cls), *arguments, **named)
+
+    batchnorm.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
+
+
+def _fvcore(precise_bn: Any) -> None:
+    precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, SyncBatchNorm)
 
 
 # --- who is told, and when ------------------------------------------------------------------------
 
 TABLES: list[tuple[str, Entry]] = [
-    ("thop.profile", functools.partial(_beside, "register_hooks")),
-    ("ptflops.pytorch_ops", functools.partial(_beside, "MODULES_MAPPING")),
+    ("thop.profile", partial(_beside, "register_hooks")),
+    ("ptflops.pytorch_ops", partial(_beside, "MODULES_MAPPING")),
     ("opacus.validators", _opacus),
     ("torch.ao.quantization.fuser_method_mappings", _fuse_modules),
     (
         "torch.ao.quantization.quantization_mappings",
-        functools.partial(_beside, "DEFAULT_STATIC_QUANT_MODULE_MAPPINGS"),
+        partial(_beside, "DEFAULT_STATIC_QUANT_MODULE_MAPPINGS"),
     ),
 ]
 FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
     ("torch.nn.modules.batchnorm", _pytorch_sync),
-    ("torch.fx.experimental.optimization", _fx_fusion),
-    ("torch.ao.quantization.quantize_fx", _fx_quantization),
+    (
+        "torch.fx.experimental.optimization",
+        partial(_instead, "matches_module_pattern", _fx_fusion),
+    ),
+    ("torch.ao.quantization.quantize_fx", partial(_instead, "fuse", _fx_quantization)),
     ("fvcore.nn.precise_bn", _fvcore),
-    ("timm.layers.norm_act", _timm_sync),
-    ("timm.layers.split_batchnorm", _timm_split),
+    ("timm.layers.norm_act", partial(_instead, "convert_sync_batchnorm", _synchronized)),
+    ("timm.layers.split_batchnorm", partial(_instead, "convert_splitbn_model", _split)),
 ]
 
 
 def tell() -> None:
     """Have every tool know bnext's classes, once it is imported."""
     for name, function in FUNCTIONS:
-        when_imported(name, functools.partial(_attempt, name, function))
+        when_imported(name, partial(_attempt, name, function))
     for name, enter in TABLES:
-        when_imported(name, functools.partial(_enter_all, name, enter))
+        when_imported(name, partial(_enter_all, name, enter))
     WHEN_MADE.append(_enter_made)
 
 
