@@ -121,15 +121,17 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
 }
 
 void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result) {
-    BNEXT_CHECK(
-        shape.size() <= kMaxAxes && like.size() == shape.size() && result.size() == shape.size(),
-        "strides: expected ", shape.size(), " of them");
+    BNEXT_CHECK(shape.size() <= kMaxAxes && (like.empty() || like.size() == shape.size()) &&
+                    result.size() == shape.size(),
+                "strides: expected ", shape.size(), " of them");
     std::array<std::size_t, kMaxAxes> order;
     const std::size_t rank = shape.size();
     for (std::size_t a = 0; a < rank; ++a) order[a] = a;
-    insertion_sort(std::span(order).first(rank), [&](std::size_t a, std::size_t b) {
-        return std::abs(like[a]) > std::abs(like[b]);
-    });
+    if (!like.empty()) {
+        insertion_sort(std::span(order).first(rank), [&](std::size_t a, std::size_t b) {
+            return std::abs(like[a]) > std::abs(like[b]);
+        });
+    }
     Index stride = 1;
     for (std::size_t i = rank; i-- > 0;) {
         result[order[i]] = stride;
