@@ -8,17 +8,10 @@
 namespace bnext::bindings {
 
 using intake::call;
+using intake::tuple_of_integers;
 namespace dlpack = intake::dlpack;
 
 namespace {
-
-py::tuple tuple_of(std::span<const Index> values) {
-    py::tuple tuple(values.size());
-    for (std::size_t k = 0; k < values.size(); ++k) {
-        PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(k), PyLong_FromLongLong(values[k]));
-    }
-    return tuple;
-}
 
 // What is common to all exporters of tables: memory that is aligned for every kernel.
 constexpr std::size_t kAlignment = 256;
@@ -57,12 +50,12 @@ py::object Engine::seed(DType dtype) const {
 }
 
 py::object Engine::empty(std::span<const Index> shape, DType dtype, const py::object& like) const {
-    if (reader) return call(new_empty_, seed(dtype), tuple_of(shape));
-    return library->object.attr("empty")(tuple_of(shape), name_of(dtype), like);
+    if (reader) return call(new_empty_, seed(dtype), tuple_of_integers(shape));
+    return library->object.attr("empty")(tuple_of_integers(shape), name_of(dtype), like);
 }
 
 py::object Engine::zeros(Index size, DType dtype, const py::object& like) const {
-    const py::tuple shape = tuple_of({&size, 1});
+    const py::tuple shape = tuple_of_integers({&size, 1});
     if (reader) return call(new_zeros_, seed(dtype), shape);
     return library->object.attr("zeros")(shape, name_of(dtype), like);
 }
@@ -184,9 +177,9 @@ Made Launch::copied(const Made& operand, Made into) {
 }
 
 Made Launch::in_c_order(const Made& operand) {
-    return copied(operand,
-                  taken(engine_.library->object.attr("empty")(
-                      tuple_of(operand.ref.shape()), name_of(operand.ref.dtype()), operand.array)));
+    return copied(operand, taken(engine_.library->object.attr("empty")(
+                               tuple_of_integers(operand.ref.shape()), name_of(operand.ref.dtype()),
+                               operand.array)));
 }
 
 // Copies what is in the way: in x's memory order, or everything in C order.

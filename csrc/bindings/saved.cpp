@@ -128,10 +128,7 @@ py::object copy_of_rows(py::handle self) {
     return py::array_t<double>({py::ssize_t{kRows}, channels}, saved.all().data());
 }
 
-py::object shape_of(py::handle self) {
-    const auto shape = value_of(self).shape();
-    return py::tuple(py::cast(std::vector<Index>(shape.begin(), shape.end())));
-}
+py::object shape_of(py::handle self) { return intake::tuple_of_integers(value_of(self).shape()); }
 
 using Getter = py::object (*)(py::handle self);
 
