@@ -1,7 +1,5 @@
 #include "bindings/device_saved.hpp"
 
-#include <pybind11/stl.h>
-
 #include "bindings/register.hpp"
 
 namespace bnext::bindings {

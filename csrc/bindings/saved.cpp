@@ -17,9 +17,6 @@
 
 namespace bnext::bindings {
 
-using intake::take_eps;
-using intake::type_name;
-
 Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
     : dtype(of),
       channel_axis(axis),
@@ -94,7 +91,7 @@ Saved of_state(const py::tuple& state) {
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
         if (name != name_of(dtype)) continue;
         if (axis < 0 || axis >= static_cast<Index>(shape.size())) break;
-        Saved saved(dtype, shape, axis, take_eps(state[3]));
+        Saved saved(dtype, shape, axis, intake::take_eps(state[3]));
         saved.batch_statistics = py::cast<bool>(state[1]);
         saved.count = py::cast<Index>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
@@ -237,7 +234,8 @@ bool is_saved(py::handle object) {
 
 const Saved& take_saved(py::handle object) {
     if (!is_saved(object)) {
-        type_error("saved: expected what batch_norm_forward returned, got ", type_name(object));
+        type_error("saved: expected what batch_norm_forward returned, got ",
+                   intake::type_name(object));
     }
     return value_of(object);
 }

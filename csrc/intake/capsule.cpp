@@ -48,9 +48,6 @@ struct Taken {
         return tensor.data != nullptr ? static_cast<char*>(tensor.data) + tensor.byte_offset
                                       : nullptr;
     }
-    [[nodiscard]] bool empty() const {
-        return std::ranges::any_of(shape(), [](Index extent) { return extent == 0; });
-    }
     [[nodiscard]] std::vector<Index> strides() const {
         const auto rank = static_cast<std::size_t>(tensor.ndim);
         if (tensor.strides != nullptr) return {tensor.strides, tensor.strides + rank};
@@ -93,7 +90,7 @@ Taken take(py::handle capsule, const std::string& name) {
 
 // NumPy would make memory of its own, and leave in it what was there.
 void check_memory(const Taken& taken, const std::string& name) {
-    if (taken.data() != nullptr || taken.empty()) return;
+    if (taken.data() != nullptr || std::ranges::count(taken.shape(), 0) > 0) return;
     type_error(name,
                ": expected an array whose memory holds its values, got one without memory: "
                "it is a wrapper of others, was freed, or is not computed yet");

@@ -16,6 +16,9 @@ std::string tensor_text(const void* object) {
     return dlpack::text_of(described.dtype);
 }
 
+// The fields of a View of bnext.arrays.library.
+enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly, kStream };
+
 constexpr const char* kAnyGpu = "a CUDA device";  // whose number is not known
 
 std::string text_of(const py::object& object) { return py::str(object); }
@@ -84,13 +87,6 @@ void Intake::lead(Role role, py::handle object) {
 }
 
 // --- arrays on a GPU -----------------------------------------------------------------------------
-
-namespace {
-
-// The fields of a View of bnext.arrays.library.
-enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly, kStream };
-
-}  // namespace
 
 std::string Intake::misplaced_there(py::handle object) const {
     const Library* other = library_of(object);

@@ -101,10 +101,8 @@ py::object array_over(const py::object& descr, std::span<const Index> shape,
 py::object bytes_view(const ArrayRef& array) {
     const NumPy& np = numpy();
     const Index item = array.item();
-    return array_over(item == 8   ? np.bytes8
-                      : item == 4 ? np.bytes4
-                                  : np.bytes2,
-                      array.shape(), array.steps, array.data);
+    const py::object& bytes = item == 8 ? np.bytes8 : item == 4 ? np.bytes4 : np.bytes2;
+    return array_over(bytes, array.shape(), array.steps, array.data);
 }
 
 }  // namespace

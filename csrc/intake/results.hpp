@@ -93,10 +93,6 @@ public:
     }
 
 private:
-    [[nodiscard]] bool by_table(std::size_t rank) const {
-        return library_ != nullptr && library_->reader && rank <= kMaxRank;
-    }
-
     const Library* library_ = nullptr;
     py::handle like_;
 };
