@@ -21,24 +21,38 @@ cpu::Affine<T> affine_of(Intake& call) {
     return {call.vector<Param<T>>(Role::weight), call.vector<Param<T>>(Role::bias)};
 }
 
+// f(type, arrays, affine) over the arrays of a call, of the dtype of its data, without the GIL; y
+// or dx, made by `results` unless there is `out`. Without `results`, f only reads.
+template <class F>
+py::object compute(Intake& call, const std::optional<Results>& results, const F& f) {
+    return with_dtype(call[call.call.data()].dtype(), [&](auto type) {
+        Operands arrays(call, results);
+        const auto affine = affine_of<decltype(type)>(call);
+        without_gil(arrays.problem().elements(), [&] { f(type, arrays, affine); });
+        return arrays.result();
+    });
+}
+
 // A layer's running statistics: new = (1 - momentum) * old + momentum * batch, rounded once. The
 // correction is Bessel's 1, or 0, which leaves the variance biased. Counts the batch.
-template <class P>
-void move_running(const Intake& call, const Saved& saved, bool bessel) {
+inline void move_running(const Intake& call, const Saved& saved, bool bessel) {
     if (call.call.has(Role::running_mean) && saved.count >= 2) {
         const FloatMode mode;
         const double momentum = call.call.momentum;
-        const auto blend = [&](const ArrayRef& running, std::size_t c, double batch) {
-            P& value = running.as<P>()[static_cast<Index>(c) * running.strides[0]];
-            value =
-                static_cast<P>((1.0 - momentum) * static_cast<double>(value) + momentum * batch);
-        };
         const double n = static_cast<double>(saved.count) - (bessel ? 1.0 : 0.0);
         const auto batch_mean = saved.row(Row::mean), batch_m2 = saved.row(Row::m2);
-        for (std::size_t c = 0; c < batch_mean.size(); ++c) {
-            blend(call[Role::running_mean], c, batch_mean[c]);
-            blend(call[Role::running_var], c, batch_m2[c] / n);
-        }
+        with_dtype(saved.dtype, [&](auto type) {
+            using P = Param<decltype(type)>;
+            const auto blend = [&](const ArrayRef& running, std::size_t c, double batch) {
+                P& value = running.as<P>()[static_cast<Index>(c) * running.strides[0]];
+                value = static_cast<P>((1.0 - momentum) * static_cast<double>(value) +
+                                       momentum * batch);
+            };
+            for (std::size_t c = 0; c < batch_mean.size(); ++c) {
+                blend(call[Role::running_mean], c, batch_mean[c]);
+                blend(call[Role::running_var], c, batch_m2[c] / n);
+            }
+        });
     }
     if (call.call.has(Role::num_batches_tracked)) {
         ++*call[Role::num_batches_tracked].as<std::int64_t>();
@@ -47,25 +61,35 @@ void move_running(const Intake& call, const Saved& saved, bool bessel) {
 
 // y from statistics in `saved`, which gets what follows from them.
 inline py::object apply_norm_by(Intake& call, Saved& saved, const Results& results) {
-    return with_dtype(call[Role::x].dtype(), [&](auto type) {
+    return compute(call, results, [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        Inputs inputs(call);
-        Destination y(call, inputs, results);
-        const auto affine = affine_of<T>(call);
-        without_gil(y.problem().elements(), [&] {
-            cpu::apply_norm<T>(y.problem(), y.x<T>(), y.target<T>(), saved.rows(), saved.eps,
-                               affine);
-        });
-        return y.result();
+        cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), saved.rows(),
+                           saved.eps, affine);
     });
 }
 
 // Sums over a whole batch, one for each channel.
 struct Sums {
-    explicit Sums(const Intake& call)
-        : dy(static_cast<std::size_t>(call.call.channels())), dy_xmu(dy.size()) {
+    explicit Sums(Index channels)
+        : dy(static_cast<std::size_t>(channels), 0.0), dy_xmu(dy.size(), 0.0) {}
+    // As they were given.
+    explicit Sums(const Intake& call) : Sums(call.call.channels()) {
         read_doubles(call[Role::sum_dy], {dy.data(), dy.size()});
         read_doubles(call[Role::sum_dy_xmu], {dy_xmu.data(), dy_xmu.size()});
+    }
+
+    // As arrays of NumPy's.
+    [[nodiscard]] py::object arrays() const {
+        const Results numpy;
+        return tuple_of(numpy.vector<double>(dy), numpy.vector<double>(dy_xmu));
+    }
+    // dweight and dbias.
+    [[nodiscard]] std::array<py::object, 2> gradients(const Saved& saved, const double* rstd,
+                                                      const Results& results) const {
+        return with_dtype(saved.dtype, [&](auto type) {
+            using P = Param<decltype(type)>;
+            return std::array{results.vector<P>(dy_xmu, rstd), results.vector<P>(dy)};
+        });
     }
 
     cpu::PoolArray<double> dy, dy_xmu;
@@ -87,16 +111,6 @@ inline Saved merged_of(const Taken& taken) {
     std::ranges::transform(saved.row(Row::m2), saved.rows().var(),
                            [=](double each) { return each / n; });
     return saved;
-}
-
-// dweight and dbias from sums.
-inline py::object gradients_of(const Taken& taken, const Saved& saved, const Results& results) {
-    const Sums sums(taken.call);
-    return with_dtype(saved.dtype, [&](auto type) {
-        using P = Param<decltype(type)>;
-        return tuple_of(results.vector<P>(sums.dy_xmu, saved.rows().rstd()),
-                        results.vector<P>(sums.dy));
-    });
 }
 
 }  // namespace bnext::bindings

@@ -2,7 +2,6 @@
 #include "bindings/bodies.hpp"
 #include "bindings/gpu_bodies.hpp"
 #include "bindings/register.hpp"
-#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -17,22 +16,16 @@ constexpr Signature kForward{
 
 py::object forward(Taken& taken) {
     Intake& call = taken.call;
-    const Results results(call.library());
-    return with_dtype(call[Role::x].dtype(), [&](auto type) {
+    Saved saved(call.call);
+    saved.fingerprint = fingerprint_of(call[Role::x]);
+    const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        Saved saved(call.call);
-        saved.fingerprint = fingerprint_of(call[Role::x]);
-        Inputs inputs(call);
-        Destination y(call, inputs, results);
-        const auto affine = affine_of<T>(call);
-        without_gil(y.problem().elements(), [&] {
-            saved.count = static_cast<Index>(cpu::forward<T>(y.problem(), y.x<T>(), y.target<T>(),
-                                                             affine, saved.eps, saved.rows()));
-        });
-        const py::object result = y.result();
-        move_running<Param<T>>(call, saved, taken.bessel);
-        return tuple_of(result, taken.keeps ? object_of(std::move(saved)) : py::none());
-    });
+        saved.count = static_cast<Index>(cpu::forward<T>(
+            arrays.problem(), arrays.x<T>(), arrays.target<T>(), affine, saved.eps, saved.rows()));
+    };
+    const py::object y = compute(call, Results(call.library()), pass);
+    move_running(call, saved, taken.bessel);
+    return tuple_of(y, taken.keeps ? object_of(std::move(saved)) : py::none());
 }
 
 // What is saved where statistics are given by these roles.
@@ -73,12 +66,13 @@ py::object evaluate(Taken& taken) {
 
 // dx = dy * weight * rstd where the statistics are constants: apply_norm of dy.
 template <class T>
-void scale_gradient(const Problem& problem, const cpu::View<const T>& dy, const cpu::View<T>& dx,
-                    const Saved& saved, const Param<T>* weight) {
+void scale_gradient(const Operands& arrays, const cpu::View<const T>& dy, const Saved& saved,
+                    const Param<T>* weight) {
     const cpu::PoolArray<double> values(saved.all().size(), 0.0);
     const StatisticsOut about_zero(values.data(), saved.channels());
     std::ranges::copy(saved.row(Row::var), about_zero.var());
-    cpu::apply_norm<T>(problem, dy, dx, about_zero, saved.eps, {weight, nullptr});
+    cpu::apply_norm<T>(arrays.problem(), dy, arrays.target<T>(), about_zero, saved.eps,
+                       {weight, nullptr});
 }
 
 constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=False",
@@ -87,48 +81,34 @@ constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=Fals
 py::object backward(Taken& taken) {
     Intake& call = taken.call;
     const Saved& saved = *taken.saved;
-    const Results results(call.library()), of_parameters(call.library_of_weight(taken.weight));
-    return with_dtype(saved.dtype, [&](auto type) {
+    const Sums sums(saved.channels());
+    const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        Inputs inputs(call);
-        Destination dx(call, inputs, results);
-        const Problem& problem = dx.problem();
-        const auto* weight = call.vector<Param<T>>(Role::weight);
-        const auto size = static_cast<std::size_t>(saved.channels());
-        const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
-        without_gil(problem.elements(), [&] {
-            if (saved.batch_statistics) {
-                cpu::backward<T>(problem, dx.dy<T>(), dx.x<T>(), dx.target<T>(), saved.rows(),
-                                 weight, sum_dy.data(), sum_dy_xmu.data());
-            } else {
-                cpu::backward_reduce<T>(problem, dx.dy<T>(), dx.x<T>(), saved.rows(), sum_dy.data(),
-                                        sum_dy_xmu.data());
-                scale_gradient<T>(problem, dx.dy<T>(), dx.target<T>(), saved, weight);
-            }
-        });
-        const double* rstd = problem.count() == 0 ? nullptr : saved.rows().rstd();
-        const py::object result = dx.result();
-        return tuple_of(result, of_parameters.vector<Param<T>>(sum_dy_xmu, rstd),
-                        of_parameters.vector<Param<T>>(sum_dy));
-    });
+        if (saved.batch_statistics) {
+            cpu::backward<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
+                             saved.rows(), affine.weight, sums.dy.data(), sums.dy_xmu.data());
+        } else {
+            cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
+                                    sums.dy.data(), sums.dy_xmu.data());
+            scale_gradient<T>(arrays, arrays.dy<T>(), saved, affine.weight);
+        }
+    };
+    const py::object dx = compute(call, Results(call.library()), pass);
+    const double* rstd = call[Role::x].size() == 0 ? nullptr : saved.rows().rstd();
+    const auto [dweight, dbias] =
+        sums.gradients(saved, rstd, Results(call.library_of_weight(taken.weight)));
+    return tuple_of(dx, dweight, dbias);
 }
 
 constexpr Signature kBackwardConstant{"backward_constant", "dy, saved, weight, out, plain=False",
                                       "dx alone, where the statistics were given: it needs no x."};
 
 py::object backward_constant(Taken& taken) {
-    Intake& call = taken.call;
-    const Results results(call.library());
-    return with_dtype(taken.saved->dtype, [&](auto type) {
+    const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        Inputs inputs(call);
-        Destination dx(call, inputs, results);
-        const auto* weight = call.vector<Param<T>>(Role::weight);
-        without_gil(dx.problem().elements(), [&] {
-            scale_gradient<T>(dx.problem(), dx.x<T>(), dx.target<T>(), *taken.saved, weight);
-        });
-        return dx.result();
-    });
+        scale_gradient<T>(arrays, arrays.x<T>(), *taken.saved, affine.weight);
+    };
+    return compute(taken.call, Results(taken.call.library()), pass);
 }
 
 constexpr Signature kRestored{
@@ -152,9 +132,9 @@ void register_calls(const py::object& m, py::handle engine) {
     Operation<Function::normalize, kNormalize, normalize_by<Role::mean, Role::var>,
               there::normalize>::add_to(m, engine);
     Operation<Function::normalize_by_running, kNormalizeByRunning, normalize_by<mean, var>,
-              there::normalize_by_running>::add_to(m, engine);
-    Operation<Function::normalize_by_running, kEvaluate, evaluate, there::evaluate>::add_to(m,
-                                                                                            engine);
+              there::normalized<mean, var, true>>::add_to(m, engine);
+    Operation<Function::normalize_by_running, kEvaluate, evaluate,
+              there::normalized<mean, var, false>>::add_to(m, engine);
     Operation<Function::backward, kBackward, backward, there::backward>::add_to(m, engine);
     Operation<Function::backward_constant, kBackwardConstant, backward_constant,
               there::backward_constant>::add_to(m, engine);

@@ -24,9 +24,8 @@ py::object inspect(py::handle self, const Arguments<1>& arguments) {
     Intake call(Function::moments, false, engine_of(self));
     call.lead(Role::x, arguments[0]);
     const ArrayRef& x = call[Role::x];
-    py::tuple shape(x.rank);
-    for (std::size_t a = 0; a < x.rank; ++a) shape[a] = py::int_(x.extents[a]);
-    return py::make_tuple(shape, x.supported() ? name_of(x.dtype()) : x.type_text());
+    return py::make_tuple(intake::tuple_of_integers(x.shape()),
+                          x.supported() ? name_of(x.dtype()) : x.type_text());
 }
 
 constexpr Signature kMisplaced{

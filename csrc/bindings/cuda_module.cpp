@@ -4,7 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <tuple>
+#include <utility>
 
 #include "bindings/register.hpp"
 #include "core/error.hpp"
@@ -17,9 +17,6 @@
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
 #endif
-
-#define BNEXT_STRING_OF(name) #name
-#define BNEXT_STRING(name) BNEXT_STRING_OF(name)
 
 namespace py = pybind11;
 
@@ -89,16 +86,15 @@ void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uint
 Limits made_limits(std::pair<int, int> compute_capability, int multiprocessors,
                    Index shared_per_block, Index shared_per_multiprocessor, int cluster,
                    bool cooperative, int reserved, int resident_blocks) {
-    Limits limits;
-    std::tie(limits.major, limits.minor) = compute_capability;
-    limits.multiprocessors = multiprocessors;
-    limits.shared_per_block = shared_per_block;
-    limits.shared_per_multiprocessor = shared_per_multiprocessor;
-    limits.cluster = cluster;
-    limits.cooperative = cooperative;
-    limits.reserved = reserved;
-    limits.resident_blocks = resident_blocks;
-    return limits;
+    return {.major = compute_capability.first,
+            .minor = compute_capability.second,
+            .multiprocessors = multiprocessors,
+            .shared_per_block = shared_per_block,
+            .shared_per_multiprocessor = shared_per_multiprocessor,
+            .cluster = cluster,
+            .cooperative = cooperative,
+            .reserved = reserved,
+            .resident_blocks = resident_blocks};
 }
 
 #ifdef BNEXT_CUDA_EMULATION
@@ -212,7 +208,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     using namespace bnext;  // NOLINT: of a module's body
     namespace runtime = cuda::runtime;
     m.doc() = "The CUDA kernels of bnext.";
-    m.attr("__version__") = BNEXT_STRING(BNEXT_VERSION);
+    m.attr("__version__") = BNEXT_VERSION;
     (void)cuda::environment();  // a variable with a wrong value is an ImportError
     bindings::register_errors();
     bindings::register_plan(m);

@@ -1,7 +1,5 @@
 #include "bindings/device_saved.hpp"
 
-#include <pybind11/stl.h>
-
 #include "bindings/register.hpp"
 
 namespace bnext::bindings {
@@ -54,7 +52,7 @@ void register_device_saved(py::module_& m) {
         .def_readonly("count", &DeviceSaved::count, "Values per channel (int).")
         .def_readonly("eps", &DeviceSaved::eps, "What was added to the variance (float).")
         .def_property_readonly(
-            "shape", [](const DeviceSaved& s) { return py::tuple(py::cast(s.shape)); },
+            "shape", [](const DeviceSaved& s) { return intake::tuple_of_integers(s.shape); },
             "Shape of `x` (tuple of int).")
         .def_readonly("dtype", &DeviceSaved::dtype_object, "Dtype of `x`, as its library has it.")
         .def_readonly("channel_axis", &DeviceSaved::channel_axis,

@@ -8,17 +8,10 @@
 namespace bnext::bindings {
 
 using intake::call;
+using intake::tuple_of_integers;
 namespace dlpack = intake::dlpack;
 
 namespace {
-
-py::tuple tuple_of(std::span<const Index> values) {
-    py::tuple tuple(values.size());
-    for (std::size_t k = 0; k < values.size(); ++k) {
-        PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(k), PyLong_FromLongLong(values[k]));
-    }
-    return tuple;
-}
 
 // What is common to all exporters of tables: memory that is aligned for every kernel.
 constexpr std::size_t kAlignment = 256;
@@ -57,12 +50,12 @@ py::object Engine::seed(DType dtype) const {
 }
 
 py::object Engine::empty(std::span<const Index> shape, DType dtype, const py::object& like) const {
-    if (reader) return call(new_empty_, seed(dtype), tuple_of(shape));
-    return library->object.attr("empty")(tuple_of(shape), name_of(dtype), like);
+    if (reader) return call(new_empty_, seed(dtype), tuple_of_integers(shape));
+    return library->object.attr("empty")(tuple_of_integers(shape), name_of(dtype), like);
 }
 
 py::object Engine::zeros(Index size, DType dtype, const py::object& like) const {
-    const py::tuple shape = tuple_of({&size, 1});
+    const py::tuple shape = tuple_of_integers({&size, 1});
     if (reader) return call(new_zeros_, seed(dtype), shape);
     return library->object.attr("zeros")(shape, name_of(dtype), like);
 }
@@ -114,7 +107,7 @@ const void* Launch::vector(Role role) {
     if (!call_.call.has(role)) return nullptr;
     const ArrayRef& array = call_[role];
     if (array.c_contiguous) return array.data;
-    const Operand copy = in_c_order(given(role));
+    const Made copy = in_c_order(given(role));
     kept_.push_back(copy.array);
     return copy.ref.data;
 }
@@ -126,7 +119,7 @@ void Launch::given_statistics(Role mean, Role var) {
         const Made copy =
             taken(engine_.library->object.attr("converted")(call_.array(role), "float64"));
         kept_.push_back(copy.array);
-        return copy.data;
+        return copy.ref.data;
     };
     at.mean = address(mean);
     at.var = address(var);
@@ -170,38 +163,36 @@ void* Launch::scratch(Index bytes) {
     size = (size + 3) / 4;
     const Made made = taken(engine_.empty({&size, 1}, DType::float32, x_array_));
     kept_.push_back(made.array);
-    return aligned(made.data);
+    return aligned(made.ref.data);
 }
 
-Launch::Operand Launch::like(const Operand& operand) {
-    py::object array = engine_.reader ? call(engine_.library->empty_like, operand.array)
-                                      : engine_.library->object.attr("empty_like")(operand.array);
-    const ArrayRef ref = call_.refer_to_new(array);
-    return {std::move(array), ref};
+Made Launch::like(const Made& operand) {
+    return taken(engine_.reader ? call(engine_.library->empty_like, operand.array)
+                                : engine_.library->object.attr("empty_like")(operand.array));
 }
 
-Launch::Operand Launch::copied(const Operand& operand, Operand into) {
+Made Launch::copied(const Made& operand, Made into) {
     copy_into(into.array, operand.array);
     return into;
 }
 
-Launch::Operand Launch::in_c_order(const Operand& operand) {
-    const py::object array = engine_.library->object.attr("empty")(
-        tuple_of(operand.ref.shape()), name_of(operand.ref.dtype()), operand.array);
-    return copied(operand, {array, call_.refer_to_new(array)});
+Made Launch::in_c_order(const Made& operand) {
+    return copied(operand, taken(engine_.library->object.attr("empty")(
+                               tuple_of_integers(operand.ref.shape()), name_of(operand.ref.dtype()),
+                               operand.array)));
 }
 
 // Copies what is in the way: in x's memory order, or everything in C order.
-void Launch::make_walkable(std::span<Operand> inputs, bool in_order_of_x) {
+void Launch::make_walkable(std::span<Made> inputs, bool in_order_of_x) {
     if (!in_order_of_x) {
-        for (Operand& each : inputs) each = in_c_order(each);
+        for (Made& each : inputs) each = in_c_order(each);
         return;
     }
     const std::array strides{AxisStrides{inputs[0].ref.strides, x().rank}};
     if (!describe(x().dtype(), x().shape(), call_.call.axis(), strides).accepted()) {
         inputs[0] = copied(inputs[0], like(inputs[0]));
     }
-    for (Operand& other : inputs.subspan(1)) other = copied(other, like(inputs[0]));
+    for (Made& other : inputs.subspan(1)) other = copied(other, like(inputs[0]));
 }
 
 py::object Launch::run(cuda::Operation operation) {
@@ -209,14 +200,14 @@ py::object Launch::run(cuda::Operation operation) {
     const bool writes =
         operation != Operation::collect_stats && operation != Operation::backward_reduce;
     const auto out = py::reinterpret_borrow<py::object>(call_.out());
-    const Operand x = given(call_.call.data());
+    const Made x = given(call_.call.data());
     if (empty()) return !writes ? py::none() : out ? out : like(x).array;
 
-    std::array<Operand, 2> operands{x};
+    std::array<Made, 2> operands{x};
     const bool has_dy = call_.call.has(Role::x) && call_.call.has(Role::dy);
     if (has_dy) operands[1] = given(Role::dy);
-    const std::array<Operand, 2> as_given = operands;
-    const std::span<Operand> inputs(operands.data(), has_dy ? 2 : 1);
+    const std::array<Made, 2> as_given = operands;
+    const std::span<Made> inputs(operands.data(), has_dy ? 2 : 1);
     for (const int attempt : {0, 1, 2}) {
         if (attempt == 2) operands = as_given;
         if (attempt > 0) make_walkable(inputs, attempt == 1);
@@ -225,10 +216,10 @@ py::object Launch::run(cuda::Operation operation) {
             continue;
         }
         if (out) {
-            const Operand wanted{out, call_[Role::out]};
+            const Made wanted{out, call_[Role::out]};
             if (launched(operation, inputs, &wanted)) return out;
         }
-        const Operand target = like(inputs[0]);
+        const Made target = like(inputs[0]);
         if (!launched(operation, inputs, &target)) continue;
         if (out) copy_into(out, target.array);
         return out ? out : target.array;
@@ -250,8 +241,7 @@ void* Launch::stream() {
 }
 
 // False where copies have to be made first.
-bool Launch::launched(cuda::Operation operation, std::span<const Operand> inputs,
-                      const Operand* target) {
+bool Launch::launched(cuda::Operation operation, std::span<const Made> inputs, const Made* target) {
     cuda::KernelCall kernel;
     kernel.operation = operation;
     kernel.dtype = static_cast<std::int32_t>(x().dtype());
@@ -259,7 +249,7 @@ bool Launch::launched(cuda::Operation operation, std::span<const Operand> inputs
     kernel.rank = x().rank;
     kernel.channel_axis = call_.call.axis();
     kernel.shape = x().extents;
-    for (const Operand& each : inputs) kernel.strides[kernel.operands++] = each.ref.strides;
+    for (const Made& each : inputs) kernel.strides[kernel.operands++] = each.ref.strides;
     kernel.at = at;
     kernel.at.x = inputs[0].ref.data;
     if (inputs.size() > 1) kernel.at.dy = inputs[1].ref.data;

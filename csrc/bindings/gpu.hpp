@@ -47,13 +47,13 @@ inline const Engine* engine_of(py::handle self) {
     return static_cast<const Engine*>(PyCapsule_GetPointer(self.ptr(), Engine::kName));
 }
 
-// An array of the library, and the address of its values.
+// An array of the library, and where its values are.
 struct Made {
     py::object array;
-    void* data = nullptr;
+    ArrayRef ref{};
     template <class T>
     [[nodiscard]] T* as() const {
-        return static_cast<T*>(data);
+        return ref.as<T>();
     }
 };
 
@@ -86,7 +86,7 @@ public:
     Made rows(Index count);
     Made gradient();
     Made of_host(const py::object& values);  // a copy of an array of NumPy's
-    Made taken(const py::object& array) { return {array, call_.refer_to_new(array).data}; }
+    Made taken(const py::object& array) { return {array, call_.refer_to_new(array)}; }
     void* scratch(Index bytes);  // for the time of the launch
 
     // Launches the operation on the data, or on copies of what its kernels cannot walk. Of an empty
@@ -95,20 +95,15 @@ public:
     py::object run(cuda::Operation operation);
 
 private:
-    struct Operand {
-        py::object array;
-        ArrayRef ref;
-    };
     using Memory = std::unique_ptr<intake::dlpack::ManagedVersioned,
                                    void (*)(intake::dlpack::ManagedVersioned*)>;
 
-    [[nodiscard]] Operand given(Role role) const { return {call_.array(role), call_[role]}; }
-    Operand like(const Operand& x);
-    Operand copied(const Operand& operand, Operand into);
-    Operand in_c_order(const Operand& operand);
-    void make_walkable(std::span<Operand> inputs, bool in_order_of_x);
-    bool launched(cuda::Operation operation, std::span<const Operand> inputs,
-                  const Operand* target);
+    [[nodiscard]] Made given(Role role) const { return {call_.array(role), call_[role]}; }
+    Made like(const Made& x);
+    Made copied(const Made& operand, Made into);
+    Made in_c_order(const Made& operand);
+    void make_walkable(std::span<Made> inputs, bool in_order_of_x);
+    bool launched(cuda::Operation operation, std::span<const Made> inputs, const Made* target);
     void* stream();
     void copy_into(const py::object& target, const py::object& source) {
         engine_.library->object.attr("copy_into")(target, source);

@@ -14,6 +14,12 @@ inline void take_affine(Launch& launch) {
     launch.at.bias = launch.vector(Role::bias);
 }
 
+// The statistics that forward has left.
+inline void take_statistics(Launch& launch, const DeviceSaved& saved) {
+    launch.at.statistics = launch.taken(saved.rows).as<double>();
+    launch.scalars.eps = saved.eps;
+}
+
 // A new array of NumPy's with these rows of float64.
 inline py::object on_host(std::span<const double> values, Index channels) {
     const Index count = channels == 0 ? kRows : static_cast<Index>(values.size()) / channels;
@@ -74,7 +80,7 @@ inline py::object forward(Taken& taken) {
     } else if (taken.keeps) {
         rows = launch.rows(kRows);
     } else {
-        rows.data = launch.scratch(kRows * launch.channels() * Index{sizeof(double)});
+        rows.ref.data = launch.scratch(kRows * launch.channels() * Index{sizeof(double)});
     }
     launch.at.statistics = rows.as<double>();
     take_affine(launch);
@@ -95,7 +101,8 @@ inline py::object forward(Taken& taken) {
 }
 
 // y by statistics that are given; and where they are kept, what backward needs.
-inline py::object normalized(Taken& taken, Role mean, Role var, bool keeps) {
+template <Role mean, Role var, bool keeps>
+py::object normalized(Taken& taken) {
     Launch launch(taken.call, *taken.engine);
     launch.given_statistics(mean, var);
     take_affine(launch);
@@ -107,13 +114,7 @@ inline py::object normalized(Taken& taken, Role mean, Role var, bool keeps) {
 }
 
 inline py::object normalize(Taken& taken) {
-    return tuple_of(normalized(taken, Role::mean, Role::var, false), py::none());
-}
-inline py::object normalize_by_running(Taken& taken) {
-    return normalized(taken, Role::running_mean, Role::running_var, true);
-}
-inline py::object evaluate(Taken& taken) {
-    return normalized(taken, Role::running_mean, Role::running_var, false);
+    return tuple_of(normalized<Role::mean, Role::var, false>(taken), py::none());
 }
 
 inline py::object backward(Taken& taken) {
@@ -123,14 +124,13 @@ inline py::object backward(Taken& taken) {
         if (!launch.empty()) return launch.gradient();
         const DType dtype = param_dtype(saved.dtype);
         const py::object like = taken.call.array(Role::x);
-        return Made{taken.engine->zeros(launch.channels(), dtype, like), nullptr};
+        return Made{taken.engine->zeros(launch.channels(), dtype, like), {}};
     };
     const Made dweight = gradient(), dbias = gradient();
-    launch.at.dweight = dweight.data;
-    launch.at.dbias = dbias.data;
-    launch.at.weight = launch.vector(Role::weight);
-    launch.at.statistics = launch.taken(saved.rows).as<double>();
-    launch.scalars.eps = saved.eps;
+    launch.at.dweight = dweight.ref.data;
+    launch.at.dbias = dbias.ref.data;
+    take_affine(launch);
+    take_statistics(launch, saved);
     const py::object dx =
         launch.run(saved.batch_statistics ? Operation::backward : Operation::backward_fixed);
     return tuple_of(dx, dweight.array, dbias.array);
@@ -143,7 +143,7 @@ inline py::object backward_constant(Taken& taken) {
     const Index channels = launch.channels();
     const py::object zero =
         taken.engine->zeros(channels, DType::float64, taken.call.array(Role::dy));
-    launch.at.mean = launch.taken(zero).data;
+    launch.at.mean = launch.taken(zero).ref.data;
     launch.at.var = StatisticsIn(launch.taken(saved.rows).as<double>(), channels).var();
     launch.at.weight = launch.vector(Role::weight);
     launch.scalars.eps = saved.eps;
@@ -219,16 +219,10 @@ inline py::object move_running(Taken& taken) {
 
 inline py::object backward_reduce(Taken& taken) {
     Launch launch(taken.call, *taken.engine);
-    const DeviceSaved& saved = *taken.saved_there;
-    if (launch.empty()) {
-        const cpu::PoolArray<double> zeros(static_cast<std::size_t>(launch.channels()), 0.0);
-        const Results numpy;
-        return tuple_of(numpy.vector<double>(zeros), numpy.vector<double>(zeros));
-    }
+    if (launch.empty()) return Sums(launch.channels()).arrays();
     const Made sums = launch.rows(2);
     launch.at.sums = sums.as<double>();
-    launch.at.statistics = launch.taken(saved.rows).as<double>();
-    launch.scalars.eps = saved.eps;
+    take_statistics(launch, *taken.saved_there);
     launch.run(Operation::backward_reduce);
     const py::object host = taken.engine->library->object.attr("to_numpy")(sums.array);
     return tuple_of(py::object(host[py::int_(0)]), py::object(host[py::int_(1)]));
@@ -236,7 +230,6 @@ inline py::object backward_reduce(Taken& taken) {
 
 inline py::object backward_apply(Taken& taken) {
     Launch launch(taken.call, *taken.engine);
-    const DeviceSaved& saved = *taken.saved_there;
     const double count = intake::take_real(taken.count, "count");
     Made on_device;
     if (!launch.empty()) {
@@ -246,9 +239,8 @@ inline py::object backward_apply(Taken& taken) {
         on_device = launch.of_host(on_host(both, launch.channels()));
     }
     launch.at.sums = on_device.as<double>();
-    launch.at.statistics = launch.taken(saved.rows).as<double>();
-    launch.at.weight = launch.vector(Role::weight);
-    launch.scalars.eps = saved.eps;
+    take_affine(launch);
+    take_statistics(launch, *taken.saved_there);
     launch.scalars.count = count;
     return launch.run(Operation::backward_apply);
 }
@@ -256,10 +248,11 @@ inline py::object backward_apply(Taken& taken) {
 // On the host, by the statistics that the group has merged.
 inline py::object parameter_gradients(Taken& taken) {
     const DeviceSaved& saved = *taken.saved_there;
-    const py::object on_host = gradients_of(taken, take_saved(saved.of_group), Results());
+    const Saved& merged = take_saved(saved.of_group);
+    const auto [dweight, dbias] =
+        Sums(taken.call).gradients(merged, merged.rows().rstd(), Results());
     const py::object from_numpy = taken.engine->library->object.attr("from_numpy");
-    return tuple_of(from_numpy(py::object(on_host[py::int_(0)]), saved.rows),
-                    from_numpy(py::object(on_host[py::int_(1)]), saved.rows));
+    return tuple_of(from_numpy(dweight, saved.rows), from_numpy(dbias, saved.rows));
 }
 
 }  // namespace bnext::bindings::there

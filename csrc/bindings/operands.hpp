@@ -15,98 +15,113 @@ using intake::Fresh;
 using intake::Intake;
 using intake::Results;
 
-template <class T>
-cpu::View<T> view_of(const ArrayRef& array, const Strides& strides) {
-    return {static_cast<T*>(array.data), strides};
-}
-
-// Inputs of one call, described together: x alone, dy alone, or both. Nothing is copied until it is
-// asked for.
-class Inputs {
+// The inputs of one call (x alone, dy alone, or both) and its result, described together. The
+// result is `out` itself where its strides suit the kernels, else fresh memory that is copied into
+// `out` at the end; a fresh array where there is no `out`.
+class Operands {
 public:
-    explicit Inputs(Intake& call)
+    // Without `results`: of an operation that writes no data.
+    Operands(Intake& call, const std::optional<Results>& results)
         : call_(call),
+          results_(results),
           x_(call[call.call.data()]),
           has_dy_(call.call.has(Role::x) && call.call.has(Role::dy)),
           axis_(call.call.axis()) {
         if (has_dy_) dy_ = call[Role::dy];
-    }
-
-    // The first one; by themselves, which they are once kernels can walk them.
-    [[nodiscard]] const ArrayRef& x() const { return x_; }
-    [[nodiscard]] const ArrayRef& dy() const { return dy_; }
-    [[nodiscard]] std::size_t count() const { return has_dy_ ? 2 : 1; }
-
-    [[nodiscard]] bool viewable() const { return x_.viewable && (!has_dy_ || dy_.viewable); }
-
-    // By themselves; replaced by copies first if the kernels cannot walk them.
-    Description describe_inputs() {
-        if (viewable()) {
-            const Description description = described({});
-            if (description.accepted()) return description;
+        if (results && call.call.has(Role::out)) wanted_ = &call[Role::out];
+        const bool viewable = x_.viewable && (!has_dy_ || dy_.viewable);
+        if (viewable && (wanted_ != nullptr ? fits_wanted() : fits_fresh())) return;
+        make_walkable();  // x is one of them
+        if (wanted_ != nullptr && fits_wanted()) return;
+        if (!fits_fresh()) {
+            copy_all();
+            fits_fresh();
         }
-        make_walkable();
-        return described({});
+        BNEXT_CHECK(description_.accepted(), "out: ", description_.refusal);
     }
 
-    // With an output of those strides. All inputs must be viewable; refuses where the output's
-    // layout is another than x's.
-    [[nodiscard]] Description describe_with(AxisStrides out) const { return described(out); }
+    [[nodiscard]] const Problem& problem() const { return description_.problem; }
 
-    // An input that does not fit is replaced by a copy: in x's memory order if the kernels can walk
-    // that, else in C order.
-    void make_walkable() {
-        if (!x_.viewable || !describe_x().accepted()) {
-            x_ = copy_of(x_, x_.steps);
-            if (!describe_x().accepted()) x_ = copy_of(x_, nullptr);
-        }
-        if (has_dy_ && (!dy_.viewable || !described({}).accepted())) dy_ = copy_of(dy_, x_.steps);
+    // The views of the first input, of dy beside x, and of the result.
+    template <class T>
+    [[nodiscard]] cpu::View<const T> x() const {
+        return {x_.as<const T>(), description_.strides[0]};
+    }
+    template <class T>
+    [[nodiscard]] cpu::View<const T> dy() const {
+        return {dy_.as<const T>(), description_.strides[1]};
+    }
+    template <class T>
+    [[nodiscard]] cpu::View<T> target() const {
+        return {static_cast<T*>(direct_ ? wanted_->data : fresh_.data),
+                description_.strides[has_dy_ ? 2 : 1]};
     }
 
-    // For inputs that can be read where they are, but whose order no dense output can have:
-    // repeated or overlapping elements (broadcast_to, sliding windows).
-    void copy_all() {
-        x_ = copy_of(x_, nullptr);
-        if (has_dy_) dy_ = copy_of(dy_, x_.steps);
-    }
-
-    // Strides in elements of a dense array in x's memory order.
-    [[nodiscard]] AxisStrides dense_strides() const {
-        Index* const strides = call_.extents().take(x_.rank);
-        dense_strides_like(x_.shape(), x_.byte_strides(), {strides, x_.rank});
-        return {strides, x_.rank};
+    // None where nothing is written.
+    py::object result() {
+        if (!results_) return py::none();
+        if (wanted_ == nullptr) return results_->give(std::move(fresh_));
+        if (!direct_) intake::copy_values(*wanted_, fresh_ref_);
+        return py::reinterpret_borrow<py::object>(call_.out());
     }
 
 private:
-    [[nodiscard]] Description describe_x() const {
-        const std::array strides{x_.axis_strides()};
-        return describe(x_.dtype(), x_.shape(), axis_, strides);
-    }
-    [[nodiscard]] Description described(AxisStrides out) const {
+    // Describes the inputs, and an output of those strides: whether kernels can walk them all.
+    bool fits(AxisStrides out) {
         std::array<AxisStrides, kMaxOperands> strides{x_.axis_strides()};
         std::size_t n = 1;
         if (has_dy_) strides[n++] = dy_.axis_strides();
         if (!out.empty()) strides[n++] = out;
-        return describe(x_.dtype(), x_.shape(), axis_, {strides.data(), n});
+        description_ = describe(x_.dtype(), x_.shape(), axis_, {strides.data(), n});
+        return description_.accepted();
+    }
+    bool fits_wanted() { return direct_ = wanted_->viewable && fits(wanted_->axis_strides()); }
+    // With fresh memory in x's memory order.
+    bool fits_fresh() {
+        if (!results_) return fits({});
+        Index* const strides = call_.extents().take(x_.rank);
+        dense_strides_like(x_.shape(), x_.byte_strides(), {strides, x_.rank});
+        if (!fits({strides, x_.rank})) return false;
+        const Results results = wanted_ == nullptr ? *results_ : Results();
+        fresh_ = results.make(x_.dtype(), x_.shape(), {strides, x_.rank});
+        if (wanted_ != nullptr) {
+            fresh_ref_ = x_;
+            fresh_ref_.data = fresh_.data;
+            Index* const steps = call_.extents().take(x_.rank);
+            for (std::size_t a = 0; a < x_.rank; ++a) steps[a] = strides[a] * x_.item();
+            fresh_ref_.steps = steps;
+        }
+        return true;
     }
 
-    // A dense copy whose axes lie in memory in the order of the steps `like`, or in C order.
-    ArrayRef copy_of(const ArrayRef& array, const Index* like) {
+    // An input that does not fit is replaced by a copy: in x's memory order if the kernels can walk
+    // that, else in C order.
+    void make_walkable() {
+        if (!x_.viewable || !x_fits()) {
+            x_ = copy_of(x_, x_.byte_strides());
+            if (!x_fits()) x_ = copy_of(x_, {});
+        }
+        if (has_dy_ && (!dy_.viewable || !fits({}))) dy_ = copy_of(dy_, x_.byte_strides());
+    }
+    // For inputs that can be read where they are, but whose order no dense output can have:
+    // repeated or overlapping elements (broadcast_to, sliding windows).
+    void copy_all() {
+        x_ = copy_of(x_, {});
+        if (has_dy_) dy_ = copy_of(dy_, x_.byte_strides());
+    }
+    [[nodiscard]] bool x_fits() const {
+        const std::array strides{x_.axis_strides()};
+        return describe(x_.dtype(), x_.shape(), axis_, strides).accepted();
+    }
+
+    // A dense copy whose axes lie in memory in the order of the steps `like`; of none, in C order.
+    ArrayRef copy_of(const ArrayRef& array, AxisStrides like) {
         ArrayRef copy = array;
         Index* const steps = call_.extents().take(array.rank);
-        Index size = array.item();
-        if (like != nullptr) {
-            dense_strides_like(array.shape(), {like, array.rank}, {steps, array.rank});
-            for (std::size_t a = 0; a < array.rank; ++a) steps[a] *= array.item();
-            size *= array.size();
-        } else {
-            for (std::size_t a = array.rank; a-- > 0;) {
-                steps[a] = size;
-                size *= array.extents[a];
-            }
-        }
+        dense_strides_like(array.shape(), like, {steps, array.rank});
+        for (std::size_t a = 0; a < array.rank; ++a) steps[a] *= array.item();
         auto& memory = copies_[copy_count_++];
-        memory = cpu::PoolArray<char>(static_cast<std::size_t>(size));
+        memory = cpu::PoolArray<char>(static_cast<std::size_t>(array.size() * array.item()));
         copy.data = memory.data();
         copy.steps = steps;
         complete(copy, call_.extents());
@@ -140,82 +155,12 @@ private:
     }
 
     Intake& call_;
-    ArrayRef x_;
-    ArrayRef dy_;
+    const std::optional<Results>& results_;
+    ArrayRef x_, dy_;
     bool has_dy_;
     Index axis_;
     std::array<cpu::PoolArray<char>, 4> copies_;
     std::size_t copy_count_ = 0;
-};
-
-// Where the result goes: `out` itself where its strides suit the kernels, else fresh memory that is
-// copied into `out` at the end; a fresh array where there is no `out`.
-class Destination {
-public:
-    Destination(Intake& call, Inputs& inputs, const Results& results)
-        : call_(call), inputs_(inputs), results_(results) {
-        if (call.call.has(Role::out)) wanted_ = &call[Role::out];
-        if (inputs.viewable() && (wanted_ != nullptr ? fits_wanted() : fits_fresh())) return;
-        inputs.make_walkable();  // x is one of them
-        if (wanted_ != nullptr && fits_wanted()) return;
-        if (!fits_fresh()) {
-            inputs.copy_all();
-            fits_fresh();
-        }
-        BNEXT_CHECK(description_.accepted(), "out: ", description_.refusal);
-    }
-
-    [[nodiscard]] const Description& description() const { return description_; }
-    [[nodiscard]] const Problem& problem() const { return description_.problem; }
-
-    // The views of x, of dy if there is one, and of the result.
-    template <class T>
-    [[nodiscard]] cpu::View<const T> x() const {
-        return view_of<const T>(inputs_.x(), description_.strides[0]);
-    }
-    template <class T>
-    [[nodiscard]] cpu::View<const T> dy() const {
-        return view_of<const T>(inputs_.dy(), description_.strides[1]);
-    }
-    template <class T>
-    [[nodiscard]] cpu::View<T> target() const {
-        return {static_cast<T*>(direct_ ? wanted_->data : fresh_.data),
-                description_.strides[inputs_.count()]};
-    }
-
-    py::object result() {
-        if (wanted_ == nullptr) return results_.give(std::move(fresh_));
-        if (!direct_) intake::copy_values(*wanted_, fresh_ref_);
-        return py::reinterpret_borrow<py::object>(call_.out());
-    }
-
-private:
-    bool fits_wanted() {
-        if (!wanted_->viewable) return false;
-        description_ = inputs_.describe_with(wanted_->axis_strides());
-        return direct_ = description_.accepted();
-    }
-    bool fits_fresh() {
-        const ArrayRef& x = inputs_.x();
-        const AxisStrides strides = inputs_.dense_strides();
-        description_ = inputs_.describe_with(strides);
-        if (!description_.accepted()) return false;
-        const Results& results = wanted_ == nullptr ? results_ : numpy_;
-        fresh_ = results.make(x.dtype(), x.shape(), strides);
-        if (wanted_ != nullptr) {
-            fresh_ref_ = x;
-            fresh_ref_.data = fresh_.data;
-            Index* const steps = call_.extents().take(x.rank);
-            for (std::size_t a = 0; a < x.rank; ++a) steps[a] = strides[a] * x.item();
-            fresh_ref_.steps = steps;
-        }
-        return true;
-    }
-
-    Intake& call_;
-    Inputs& inputs_;
-    const Results& results_;
-    Results numpy_;  // memory that is copied from
     const ArrayRef* wanted_ = nullptr;
     Fresh fresh_;
     ArrayRef fresh_ref_;

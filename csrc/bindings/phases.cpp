@@ -4,7 +4,6 @@
 #include "bindings/bodies.hpp"
 #include "bindings/gpu_bodies.hpp"
 #include "bindings/register.hpp"
-#include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -14,63 +13,51 @@ constexpr Signature kStatistics{"statistics", "x, weight, bias, eps, channel_axi
                                 "y = (x * unit - center) * scale + shift."};
 
 py::object statistics(Taken& taken) {
-    Intake& call = taken.call;
-    const Results results(call.library());
-    Inputs inputs(call);
-    const Description description = inputs.describe_inputs();
-    const Index channels = description.problem.channels;
-    const std::array<Index, 2> strides{channels, 1};
-    Fresh rows = results.make(DType::float64, std::array<Index, 2>{kRows, channels}, strides);
+    const Call& call = taken.call.call;
+    const Results results(taken.call.library());
+    const Index channels = call.channels();
+    const auto make = [&](DType dtype, Index count) {
+        const std::array<Index, 2> shape{count, channels}, strides{channels, 1};
+        return results.make(dtype, shape, strides);
+    };
+    Fresh rows = make(DType::float64, kRows);
+    Fresh coefficients = make(param_dtype(call[Role::x].dtype()), 4);
     const StatisticsOut out(static_cast<double*>(rows.data), channels);
-    return with_dtype(call[Role::x].dtype(), [&](auto type) {
+    compute(taken.call, {}, [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        Fresh coefficients =
-            results.make(DTypeOf<Compute<T>>::value, std::array<Index, 2>{4, channels}, strides);
-        const auto affine = affine_of<T>(call);
-        without_gil(description.problem.elements(), [&] {
-            cpu::statistics<T>(description.problem,
-                               view_of<const T>(inputs.x(), description.strides[0]), call.call.eps,
-                               out);
-            cpu::pointwise_coefficients<T>(channels, out, affine,
-                                           static_cast<Compute<T>*>(coefficients.data));
-        });
-        return tuple_of(results.give(std::move(rows)), results.give(std::move(coefficients)));
+        cpu::statistics<T>(arrays.problem(), arrays.x<T>(), call.eps, out);
+        cpu::pointwise_coefficients<T>(channels, out, affine,
+                                       static_cast<Compute<T>*>(coefficients.data));
     });
+    return tuple_of(results.give(std::move(rows)), results.give(std::move(coefficients)));
 }
 
 // What the first phase finds of x: its rows mean, mean_low and m2.
 struct Collected {
-    explicit Collected(Intake& call) : inputs(call), description(inputs.describe_inputs()) {
-        const Index channels = description.problem.channels;
-        values = cpu::PoolArray<double>(static_cast<std::size_t>(kRows * channels));
-        with_dtype(call[Role::x].dtype(), [&](auto type) {
+    explicit Collected(Intake& call)
+        : channels(call.call.channels()), values(static_cast<std::size_t>(kRows * channels)) {
+        compute(call, {}, [&](auto type, const Operands& arrays, const auto&) {
             using T = decltype(type);
-            const auto x = view_of<const T>(inputs.x(), description.strides[0]);
-            without_gil(description.problem.elements(), [&] {
-                n = cpu::collect_stats<T>(description.problem, x, {values.data(), channels});
-            });
+            count = static_cast<Index>(
+                cpu::collect_stats<T>(arrays.problem(), arrays.x<T>(), {values.data(), channels}));
         });
     }
 
-    [[nodiscard]] Index count() const { return static_cast<Index>(n); }
     // As an array of NumPy's.
     [[nodiscard]] py::object row(Row which) const {
-        const Index channels = description.problem.channels;
         const double* const first = StatisticsIn(values.data(), channels).row(which);
         return Results().vector<double>({first, static_cast<std::size_t>(channels)});
     }
 
-    Inputs inputs;
-    Description description;
+    Index channels, count = 0;
     cpu::PoolArray<double> values;
-    double n = 0;
 };
 
 constexpr Signature kMoments{"moments", "x, channel_axis", "count, mean and m2 of each channel."};
 
 py::object moments(Taken& taken) {
     const Collected found(taken.call);
-    return py::make_tuple(found.count(), found.row(Row::mean), found.row(Row::m2));
+    return py::make_tuple(found.count, found.row(Row::mean), found.row(Row::m2));
 }
 
 constexpr Signature kCollectStats{
@@ -82,7 +69,7 @@ constexpr Signature kCollectStats{
 
 py::object collect_stats(Taken& taken) {
     const Collected found(taken.call);
-    return py::make_tuple(found.count(), found.row(Row::mean), found.row(Row::mean_low),
+    return py::make_tuple(found.count, found.row(Row::mean), found.row(Row::mean_low),
                           found.row(Row::m2), name_of(taken.call[Role::x].dtype()));
 }
 
@@ -103,9 +90,7 @@ constexpr Signature kMoveRunning{
     "Updates running statistics by the statistics of a batch, as `forward` does."};
 
 py::object move_running_by(Taken& taken) {
-    with_dtype(taken.saved->dtype, [&](auto type) {
-        move_running<Param<decltype(type)>>(taken.call, *taken.saved, taken.bessel);
-    });
+    move_running(taken.call, *taken.saved, taken.bessel);
     return py::none();
 }
 
@@ -115,23 +100,14 @@ constexpr Signature kBackwardReduce{
     "takes."};
 
 py::object backward_reduce(Taken& taken) {
-    Intake& call = taken.call;
     const Saved& saved = *taken.saved;
-    const auto size = static_cast<std::size_t>(saved.channels());
-    const cpu::PoolArray<double> sum_dy(size, 0.0), sum_dy_xmu(size, 0.0);
-    with_dtype(saved.dtype, [&](auto type) {
+    const Sums sums(saved.channels());
+    compute(taken.call, {}, [&](auto type, const Operands& arrays, const auto&) {
         using T = decltype(type);
-        Inputs inputs(call);
-        const Description description = inputs.describe_inputs();
-        const auto x_view = view_of<const T>(inputs.x(), description.strides[0]);
-        const auto dy_view = view_of<const T>(inputs.dy(), description.strides[1]);
-        without_gil(description.problem.elements(), [&] {
-            cpu::backward_reduce<T>(description.problem, dy_view, x_view, saved.rows(),
-                                    sum_dy.data(), sum_dy_xmu.data());
-        });
+        cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
+                                sums.dy.data(), sums.dy_xmu.data());
     });
-    const Results numpy;
-    return tuple_of(numpy.vector<double>(sum_dy), numpy.vector<double>(sum_dy_xmu));
+    return sums.arrays();
 }
 
 constexpr Signature kBackwardApply{"backward_apply",
@@ -139,22 +115,15 @@ constexpr Signature kBackwardApply{"backward_apply",
                                    "dx from sums over `count` values per channel."};
 
 py::object backward_apply(Taken& taken) {
-    Intake& call = taken.call;
-    const Saved& saved = *taken.saved;
+    const StatisticsIn rows = taken.saved->rows();
     const double count = intake::take_real(taken.count, "count");
-    const Sums sums(call);
-    const Results results(call.library());
-    return with_dtype(saved.dtype, [&](auto type) {
+    const Sums sums(taken.call);
+    const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        Inputs inputs(call);
-        Destination dx(call, inputs, results);
-        const auto* scale = call.vector<Param<T>>(Role::weight);
-        without_gil(dx.problem().elements(), [&] {
-            cpu::backward_apply<T>(dx.problem(), dx.dy<T>(), dx.x<T>(), dx.target<T>(),
-                                   saved.rows(), scale, sums.dy.data(), sums.dy_xmu.data(), count);
-        });
-        return dx.result();
-    });
+        cpu::backward_apply<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
+                               rows, affine.weight, sums.dy.data(), sums.dy_xmu.data(), count);
+    };
+    return compute(taken.call, Results(taken.call.library()), pass);
 }
 
 constexpr Signature kParameterGradients{
@@ -163,7 +132,10 @@ constexpr Signature kParameterGradients{
 
 py::object parameter_gradients(Taken& taken) {
     taken.call.belongs_to(taken.like ? taken.like : taken.weight);
-    return gradients_of(taken, *taken.saved, Results(taken.call.library_of_weight(taken.weight)));
+    const Results results(taken.call.library_of_weight(taken.weight));
+    const auto [dweight, dbias] =
+        Sums(taken.call).gradients(*taken.saved, taken.saved->rows().rstd(), results);
+    return tuple_of(dweight, dbias);
 }
 
 }  // namespace

@@ -17,13 +17,9 @@
 #include "cpu/team_size.hpp"
 #include "intake/intake.hpp"
 
-#define BNEXT_TEXT_(x) #x
-#define BNEXT_TEXT(x) BNEXT_TEXT_(x)
-
 namespace bnext::bindings {
 
 namespace py = pybind11;
-using intake::type_name;
 
 namespace {
 
@@ -46,10 +42,7 @@ void set_isa(const std::string& name) {
 }
 
 void set_num_threads(py::handle n) {
-    if (PyIndex_Check(n.ptr()) == 0) {
-        type_error("n: expected an integer, got ", type_name(n));
-    }
-    const auto value = PyNumber_AsSsize_t(n.ptr(), nullptr);
+    const Index value = intake::take_integer(n, "n");
     constexpr int kMost = 65536;
     if (value < 1 || value > kMost) {
         const auto expected = value < 1 ? std::string(">= 1") : concat("from 1 to ", kMost);
@@ -102,9 +95,6 @@ std::string compiler() {
 #endif
 }
 
-// The remedy for a build without OpenMP, from cmake/compiler.cmake.
-constexpr const char* kOpenmpRemedy = BNEXT_OPENMP_REMEDY;
-
 py::dict build_config() {
     const cpu::Machine machine = cpu::this_machine();
     py::dict config;
@@ -113,10 +103,10 @@ py::dict build_config() {
     config["active_isa"] = cpu::active_table().name;
     config["vector_bytes"] = cpu::active_table().vector_bytes;
     const char* openmp = cpu::openmp_version();
-    config["openmp"] = openmp != nullptr ? py::object(py::str(openmp)) : py::none();
-    const char* file = cpu::openmp_file();
-    config["openmp_file"] = file != nullptr ? py::object(py::str(file)) : py::none();
-    config["openmp_remedy"] = openmp != nullptr ? py::none() : py::object(py::str(kOpenmpRemedy));
+    config["openmp"] = openmp;  // None for null
+    config["openmp_file"] = cpu::openmp_file();
+    // For a build without OpenMP, from cmake/compiler.cmake.
+    config["openmp_remedy"] = openmp != nullptr ? nullptr : BNEXT_OPENMP_REMEDY;
     config["threads"] = machine.threads;
     config["l2_bytes"] = machine.l2_bytes;
     config["l3_bytes"] = machine.l3_bytes;
@@ -168,7 +158,7 @@ py::tuple control_limits(const std::string& groups, const std::string& mounts) {
 }  // namespace
 
 void register_runtime(py::module_& m) {
-    m.attr("__version__") = BNEXT_TEXT(BNEXT_VERSION);
+    m.attr("__version__") = BNEXT_VERSION;
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "At most this many threads per call.");
     m.def("get_num_threads", &cpu::num_threads, "How many threads a call may use.");
     m.def("fix_team", &cpu::fix_team, py::arg("fixed"),

@@ -17,9 +17,6 @@
 
 namespace bnext::bindings {
 
-using intake::take_eps;
-using intake::type_name;
-
 Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
     : dtype(of),
       channel_axis(axis),
@@ -94,7 +91,7 @@ Saved of_state(const py::tuple& state) {
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
         if (name != name_of(dtype)) continue;
         if (axis < 0 || axis >= static_cast<Index>(shape.size())) break;
-        Saved saved(dtype, shape, axis, take_eps(state[3]));
+        Saved saved(dtype, shape, axis, intake::take_eps(state[3]));
         saved.batch_statistics = py::cast<bool>(state[1]);
         saved.count = py::cast<Index>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
@@ -128,10 +125,7 @@ py::object copy_of_rows(py::handle self) {
     return py::array_t<double>({py::ssize_t{kRows}, channels}, saved.all().data());
 }
 
-py::object shape_of(py::handle self) {
-    const auto shape = value_of(self).shape();
-    return py::tuple(py::cast(std::vector<Index>(shape.begin(), shape.end())));
-}
+py::object shape_of(py::handle self) { return intake::tuple_of_integers(value_of(self).shape()); }
 
 using Getter = py::object (*)(py::handle self);
 
@@ -240,7 +234,8 @@ bool is_saved(py::handle object) {
 
 const Saved& take_saved(py::handle object) {
     if (!is_saved(object)) {
-        type_error("saved: expected what batch_norm_forward returned, got ", type_name(object));
+        type_error("saved: expected what batch_norm_forward returned, got ",
+                   intake::type_name(object));
     }
     return value_of(object);
 }

@@ -124,13 +124,13 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
 }
 
 void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result) {
-    BNEXT_CHECK(
-        shape.size() <= kMaxAxes && like.size() == shape.size() && result.size() == shape.size(),
-        "strides: expected ", shape.size(), " of them");
+    BNEXT_CHECK(shape.size() <= kMaxAxes && (like.empty() || like.size() == shape.size()) &&
+                    result.size() == shape.size(),
+                "strides: expected ", shape.size(), " of them");
     std::array<std::size_t, kMaxAxes> order;
     const std::size_t rank = shape.size();
     for (std::size_t a = 0; a < rank; ++a) order[a] = a;
-    sort_by_stride(std::span(order).first(rank), like);
+    if (!like.empty()) sort_by_stride(std::span(order).first(rank), like);
     Index stride = 1;
     for (std::size_t i = rank; i-- > 0;) {
         result[order[i]] = stride;

@@ -59,7 +59,7 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
                      std::span<const AxisStrides> operands);
 
 // Strides (in elements) of a dense array of `shape` whose axes lie in the same order in memory as
-// those of an array with strides `like`.
+// those of an array with strides `like`; without these, in C order.
 void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result);
 
 // True where two different indices of the array may be the same element, so that it cannot be

@@ -6,6 +6,17 @@ namespace bnext::intake {
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
+py::tuple tuple_of_integers(std::span<const Index> values) {
+    py::tuple tuple(values.size());
+    for (std::size_t k = 0; k < values.size(); ++k) tuple[k] = py::int_(values[k]);
+    return tuple;
+}
+
+void raise_from(py::error_already_set& cause, PyObject* type, const std::string& text) {
+    py::raise_from(cause, type, text.c_str());
+    throw py::error_already_set();
+}
+
 bool is_tracer(py::handle object) {
     const py::object base = py::type::of(object).attr("__mro__");
     return std::ranges::any_of(base, [](py::handle type) {

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <span>
 #include <string>
 
 #include "core/call.hpp"
@@ -14,6 +15,10 @@ namespace bnext::intake {
 namespace py = pybind11;
 
 std::string type_name(py::handle object);
+py::tuple tuple_of_integers(std::span<const Index> values);
+
+// Raises an error of Python's as the effect of another one.
+[[noreturn]] void raise_from(py::error_already_set& cause, PyObject* type, const std::string& text);
 
 bool is_tracer(py::handle object);  // what JAX gives functions that it transforms
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "intake/arguments.hpp"
 #include "intake/numpy.hpp"
 
 namespace bnext::intake::dlpack {
@@ -19,12 +20,10 @@ py::object descr_for(DType dtype, const std::string& name) {
             is_data_dtype(py::dtype::from_args(scalar));  // from here on it is known
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_ImportError)) throw;
-            py::raise_from(error, PyExc_ImportError,
-                           concat(name,
-                                  ": bfloat16 on the CPU needs ml_dtypes, not installed "
-                                  "here: pip install 'bnext[bfloat16]'")
-                               .c_str());
-            throw py::error_already_set();
+            raise_from(error, PyExc_ImportError,
+                       concat(name,
+                              ": bfloat16 on the CPU needs ml_dtypes, not installed here: pip "
+                              "install 'bnext[bfloat16]'"));
         }
     }
     return descr_of(dtype);
@@ -49,59 +48,49 @@ struct Taken {
         return tensor.data != nullptr ? static_cast<char*>(tensor.data) + tensor.byte_offset
                                       : nullptr;
     }
-    [[nodiscard]] bool empty() const {
-        return std::ranges::any_of(shape(), [](Index extent) { return extent == 0; });
-    }
     [[nodiscard]] std::vector<Index> strides() const {
         const auto rank = static_cast<std::size_t>(tensor.ndim);
         if (tensor.strides != nullptr) return {tensor.strides, tensor.strides + rank};
         std::vector<Index> strides(rank);
-        Index stride = 1;
-        for (std::size_t a = rank; a-- > 0;) {
-            strides[a] = stride;
-            stride *= tensor.shape[a];
-        }
+        dense_strides_like(shape(), {}, strides);
         return strides;
     }
 };
 
 template <class Form>
-Taken take_form(py::handle capsule, const std::string& name, const Tensor& tensor, bool read_only) {
+std::optional<Taken> take_form(py::handle capsule, const std::string& name) {
+    if (PyCapsule_IsValid(capsule.ptr(), Form::kName) == 0) return std::nullopt;
+    auto* managed = static_cast<Form*>(PyCapsule_GetPointer(capsule.ptr(), Form::kName));
+    bool read_only = false;
+    if constexpr (std::is_same_v<Form, ManagedVersioned>) {
+        if (managed->version.major != ManagedVersioned::kVersion.major) {
+            throw py::buffer_error(concat(name, ": expected version 1 of DLPack, got ",
+                                          managed->version.major, ".", managed->version.minor));
+        }
+        read_only = (managed->flags & ManagedVersioned::kReadOnly) != 0;
+    }
+    const Tensor& tensor = managed->tensor;
     if (tensor.ndim < 0 || static_cast<std::size_t>(tensor.ndim) > kMaxAxes) {
         value_error(name, ": expected at most 64 dimensions, got ", tensor.ndim);
     }
-    auto* managed = static_cast<Form*>(PyCapsule_GetPointer(capsule.ptr(), Form::kName));
     py::capsule keepalive(static_cast<void*>(managed), [](void* pointer) {
         auto* held = static_cast<Form*>(pointer);
         if (held->deleter != nullptr) held->deleter(held);
     });
     PyCapsule_SetName(capsule.ptr(), Form::kUsed);
-    return {tensor, read_only, std::move(keepalive)};
+    return Taken{tensor, read_only, std::move(keepalive)};
 }
 
 Taken take(py::handle capsule, const std::string& name) {
-    if (PyCapsule_IsValid(capsule.ptr(), ManagedVersioned::kName) != 0) {
-        const auto* managed = static_cast<const ManagedVersioned*>(
-            PyCapsule_GetPointer(capsule.ptr(), ManagedVersioned::kName));
-        if (managed->version.major != ManagedVersioned::kVersion.major) {
-            throw py::buffer_error(concat(name, ": expected version 1 of DLPack, got ",
-                                          managed->version.major, ".", managed->version.minor));
-        }
-        const bool read_only = (managed->flags & ManagedVersioned::kReadOnly) != 0;
-        return take_form<ManagedVersioned>(capsule, name, managed->tensor, read_only);
-    }
-    if (PyCapsule_IsValid(capsule.ptr(), Managed::kName) != 0) {
-        const auto* managed =
-            static_cast<const Managed*>(PyCapsule_GetPointer(capsule.ptr(), Managed::kName));
-        return take_form<Managed>(capsule, name, managed->tensor, false);
-    }
+    if (auto taken = take_form<ManagedVersioned>(capsule, name)) return *std::move(taken);
+    if (auto taken = take_form<Managed>(capsule, name)) return *std::move(taken);
     type_error(name, ": expected a DLPack capsule that nobody has used, got ",
                std::string(py::repr(capsule)));
 }
 
 // NumPy would make memory of its own, and leave in it what was there.
 void check_memory(const Taken& taken, const std::string& name) {
-    if (taken.data() != nullptr || taken.empty()) return;
+    if (taken.data() != nullptr || std::ranges::count(taken.shape(), 0) > 0) return;
     type_error(name,
                ": expected an array whose memory holds its values, got one without memory: "
                "it is a wrapper of others, was freed, or is not computed yet");
@@ -130,13 +119,13 @@ py::object lend(const py::object& object, const ArrayRef& array) {
     auto lent = std::make_unique<Lent<Form>>();
     lent->shape.assign(array.extents, array.extents + array.rank);
     lent->strides.assign(array.strides, array.strides + array.rank);
-    Tensor& tensor = lent->managed.tensor;
-    tensor.data = array.data;
-    tensor.device = {kCPU, 0};
-    tensor.ndim = static_cast<std::int32_t>(array.rank);
-    tensor.dtype = type_of(array.dtype());
-    tensor.shape = lent->shape.data();
-    tensor.strides = lent->strides.data();
+    lent->managed.tensor = {.data = array.data,
+                            .device = {kCPU, 0},
+                            .ndim = array.rank,
+                            .dtype = type_of(array.dtype()),
+                            .shape = lent->shape.data(),
+                            .strides = lent->strides.data(),
+                            .byte_offset = 0};
     lent->managed.context = lent.get();
     lent->managed.deleter = &Lent<Form>::give_back;
     if constexpr (std::is_same_v<Form, ManagedVersioned>) {
@@ -182,9 +171,8 @@ py::object from_dlpack(py::handle capsule, const std::string& name) {
 
 py::tuple describe_dlpack(py::handle capsule, const std::string& name) {
     const Taken taken = take(capsule, name);
-    const std::vector<Index> shape(taken.shape().begin(), taken.shape().end());
     return py::make_tuple(reinterpret_cast<std::uintptr_t>(taken.data()),
-                          py::tuple(py::cast(shape)), py::tuple(py::cast(taken.strides())),
+                          tuple_of_integers(taken.shape()), tuple_of_integers(taken.strides()),
                           text_of(taken.tensor.dtype), taken.tensor.device.type,
                           taken.tensor.device.id, taken.read_only, taken.keepalive);
 }

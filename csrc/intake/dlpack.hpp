@@ -110,8 +110,7 @@ std::optional<std::string> elsewhere(pybind11::handle object);
 
 // A NumPy array on the memory that a capsule describes, which it uses up.
 pybind11::object from_dlpack(pybind11::handle capsule, const std::string& name);
-// Address, shape, strides in elements, dtype, type and number of the device, whether it is
-// read-only, and what keeps the memory; of any device. Uses the capsule up.
+// Its fields, of any device, and what keeps the memory (bindings/exchange.cpp).
 pybind11::tuple describe_dlpack(pybind11::handle capsule, const std::string& name);
 
 // A NumPy array as a DLPack producer, also of bfloat16.

@@ -16,10 +16,12 @@ std::string tensor_text(const void* object) {
     return dlpack::text_of(described.dtype);
 }
 
+// The fields of a View of bnext.arrays.library.
+enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly, kStream };
+
 constexpr const char* kAnyGpu = "a CUDA device";  // whose number is not known
 
-// None: but for dy, which is nothing that could be left out.
-bool is_left_out(Role role, py::handle object) { return object.is_none() && role != Role::dy; }
+std::string text_of(const py::object& object) { return py::str(object); }
 
 }  // namespace
 
@@ -81,31 +83,23 @@ void Intake::lead(Role role, py::handle object) {
     library_ = library_of(object);
     if (library_ == nullptr) return refer_to_array(role, as_array(object, name_of(role)));
     if (refer_to_plain(role, object, true)) return;
-    refer_to_array(role, adopted(object, name_of(role)));
+    adopt(role, object);
 }
 
 // --- arrays on a GPU -----------------------------------------------------------------------------
 
-namespace {
-
-// The fields of a View of bnext.arrays.library.
-enum Field : std::size_t { kArray, kAddress, kShape, kStrides, kDType, kReadOnly, kStream };
-
-}  // namespace
-
 std::string Intake::misplaced_there(py::handle object) const {
     const Library* other = library_of(object);
-    const auto text = [](const py::object& of) -> std::string { return py::str(of); };
     const std::string there = gpu_->where;
     const std::string where =
-        other == nullptr ? "the CPU" : text(other->object.attr("where")(object));
+        other == nullptr ? "the CPU" : text_of(other->object.attr("where")(object));
     // An array that does not say on which device it is tells by its address.
     if (other == library_ && (where == there || where == kAnyGpu)) return {};
     if (where != there) {
         return concat("expected an array on ", there, ", like x, got one on ", where);
     }
-    return concat("expected an array of ", text(library_->object.attr("name")),
-                  ", like x, got one of ", text(other->object.attr("name")));
+    return concat("expected an array of ", text_of(library_->object.attr("name")),
+                  ", like x, got one of ", text_of(other->object.attr("name")));
 }
 
 void Intake::refer_there(Role role, py::handle object, bool is_data) {
@@ -198,32 +192,30 @@ std::string Intake::misplaced(py::handle object) const {
     if (gpu_ != nullptr) return misplaced_there(object);
     const Library* other = library_of(object);
     if (library_ == nullptr || other == nullptr) return {};
-    const auto text = [](const py::object& of) -> std::string { return py::str(of); };
     if (other != library_) {
-        return concat("expected an array of ", text(library_->object.attr("name")),
-                      ", like x, or of NumPy, got one of ", text(other->object.attr("name")));
+        return concat("expected an array of ", text_of(library_->object.attr("name")),
+                      ", like x, or of NumPy, got one of ", text_of(other->object.attr("name")));
     }
     const py::object where = library_->object.attr("where")(object);
-    if (text(where.attr("kind")) == "cpu") return {};
-    return concat("expected an array on the CPU, like x, got one on ", text(where));
+    if (text_of(where.attr("kind")) == "cpu") return {};
+    return concat("expected an array on the CPU, like x, got one on ", text_of(where));
 }
 
 // NumPy's array over the memory of an array of the call's library.
-py::object Intake::adopted(py::handle object, const char* name) const {
-    if (plain_) type_error(name, ": expected a plain tensor");
-    return library_->object.attr("adopt")(object, name);
+void Intake::adopt(Role role, py::handle object) {
+    if (plain_) type_error(name_of(role), ": expected a plain tensor");
+    refer_to_array(role, library_->object.attr("adopt")(object, name_of(role)));
 }
 
-// The same of an array beside the first.
-py::object Intake::adopted_beside(py::handle object, const char* name) const {
+void Intake::adopt_beside(Role role, py::handle object) {
     if (const std::string problem = misplaced(object); !problem.empty()) {
-        type_error(name, ": ", problem);
+        type_error(name_of(role), ": ", problem);
     }
-    return adopted(object, name);
+    adopt(role, object);
 }
 
 void Intake::read_numpy(Role role, py::handle object) {
-    if (is_left_out(role, object)) return;
+    if (object.is_none() && role != Role::dy) return;  // dy cannot be left out
     if (is_plain_array(object)) return refer(object, extents_, call.add(role));
     refer_to_array(role, as_array(object, name_of(role)));
 }
@@ -239,7 +231,7 @@ void Intake::read(Role role, py::handle object) {
     }
     if (refer_to_plain(role, object, is_data)) return;
     if (library_of(object) == nullptr) return read_numpy(role, object);
-    refer_to_array(role, adopted_beside(object, name_of(role)));
+    adopt_beside(role, object);
 }
 
 // An array of the library, which counts the writes to it. Of a plain tensor only inference is
@@ -263,12 +255,10 @@ void Intake::write(Role role, py::handle object) {
     }
     const bool read = library_ != nullptr && refer_to_plain(role, object, role == Role::out);
     if (read || (library_ != nullptr && library_of(object) != nullptr)) {
-        if (!read) refer_to_array(role, adopted_beside(object, name));
+        if (!read) adopt_beside(role, object);
         check_written(object, name, read);
     } else if (!is_array(object)) {
-        if (const auto where = dlpack::elsewhere(object)) {
-            type_error(name, ": expected an array on the CPU, like x, got one on ", *where);
-        }
+        check_is_on_the_cpu(object, name);
         refer_to_none(object, call.add(role));
     } else {
         if (!is_plain_array(object)) refuse_mask(object, name);

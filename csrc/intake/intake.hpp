@@ -11,7 +11,6 @@
 #include "core/call.hpp"
 #include "cpu/pool_array.hpp"
 #include "intake/arguments.hpp"
-#include "intake/gpu.hpp"
 #include "intake/results.hpp"
 
 namespace bnext::intake {
@@ -89,8 +88,8 @@ private:
     void check_written(py::handle object, const char* name, bool is_plain);
     void check_stream(Role role, const py::tuple& view);
     [[nodiscard]] std::string misplaced_there(py::handle object) const;
-    [[nodiscard]] py::object adopted(py::handle object, const char* name) const;
-    [[nodiscard]] py::object adopted_beside(py::handle object, const char* name) const;
+    void adopt(Role role, py::handle object);
+    void adopt_beside(Role role, py::handle object);
 
     static constexpr std::size_t kWritten = 4;
 

@@ -17,6 +17,15 @@ struct Library {
     std::optional<Autograd> autograd;    // what is recorded is not plain
 };
 
+// The device of a call whose arrays are on a GPU, all of one library.
+struct Gpu {
+    const Library* library;
+    std::int32_t index;
+    py::str where;                       // as errors call it
+    py::object device_of;                // the device of an address
+    std::optional<TensorReader> reader;  // of plain tensors there, where the library has the table
+};
+
 // The library of an array; null for NumPy's, and for what only NumPy makes arrays of.
 const Library* library_of(py::handle array);
 

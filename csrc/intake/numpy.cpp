@@ -28,24 +28,11 @@ const NumPy* found = nullptr;
 
 const NumPy& numpy() { return *found; }
 
-void check_is_on_the_cpu(py::handle object, const char* name) {
-    if (const auto where = dlpack::elsewhere(object)) {
-        type_error(name, ": expected an array on the CPU, like x, got one on ", *where);
-    }
-}
-
 // NumPy has no bfloat16. The package ml_dtypes registers one, which JAX and others use; it is here
 // as soon as somebody has such an array, and null before. Never destroyed.
 py::object& known_bfloat16() {
     static auto& known = *new py::object;  // NOLINT
     return known;
-}
-
-bool is_bfloat16(const py::dtype& dtype) {
-    if (dtype.itemsize() != 2 || dtype.num() < 256) return false;  // NumPy's own are below
-    if (py::cast<std::string>(dtype.attr("name")) != "bfloat16") return false;
-    known_bfloat16() = dtype;
-    return true;
 }
 
 Element supported(const py::dtype& dtype) {
@@ -58,8 +45,11 @@ Element supported(const py::dtype& dtype) {
         case kHalf: return Element::float16;
         default: break;
     }
-    if (is_bfloat16(dtype)) return Element::bfloat16;
-    return Element::other;
+    // NumPy's own numbers are below 256.
+    if (dtype.itemsize() != 2 || dtype.num() < 256) return Element::other;
+    if (py::cast<std::string>(dtype.attr("name")) != "bfloat16") return Element::other;
+    known_bfloat16() = dtype;
+    return Element::bfloat16;
 }
 
 Element element_of(const PyObject* descr) {
@@ -89,11 +79,6 @@ std::string type_of_text(const void* object) {
 }
 std::string repr_text(const void* object) { return py::repr(handle_of(object)); }
 
-const py::object& bytes_of(Index item) {
-    const NumPy& np = numpy();
-    return item == 8 ? np.bytes8 : item == 4 ? np.bytes4 : np.bytes2;
-}
-
 // An array over memory, or if there is none, over new memory.
 py::object array_over(const py::object& descr, std::span<const Index> shape,
                       const Index* byte_strides, void* data) {
@@ -114,7 +99,10 @@ py::object array_over(const py::object& descr, std::span<const Index> shape,
 
 // NumPy's view of the elements of an array as so many bytes.
 py::object bytes_view(const ArrayRef& array) {
-    return array_over(bytes_of(array.item()), array.shape(), array.steps, array.data);
+    const NumPy& np = numpy();
+    const Index item = array.item();
+    const py::object& bytes = item == 8 ? np.bytes8 : item == 4 ? np.bytes4 : np.bytes2;
+    return array_over(bytes, array.shape(), array.steps, array.data);
 }
 
 }  // namespace
@@ -136,6 +124,12 @@ const py::object& descr_of(DType dtype) {
         case DType::bfloat16: break;
     }
     return known_bfloat16();
+}
+
+void check_is_on_the_cpu(py::handle object, const char* name) {
+    if (const auto where = dlpack::elsewhere(object)) {
+        type_error(name, ": expected an array on the CPU, like x, got one on ", *where);
+    }
 }
 
 bool is_data_dtype(const py::dtype& dtype) { return element_of(dtype.ptr()) < Element::int64; }
@@ -161,11 +155,9 @@ py::object as_array(py::handle object, const char* name) {
         return array;
     } catch (py::error_already_set& error) {
         if (error.matches(PyExc_RuntimeError)) {  // a library says what is wrong with its array
-            py::raise_from(error, PyExc_TypeError,
-                           concat(name, ": expected an array that NumPy can read, got ",
-                                  type_name(object), ": ", std::string(py::str(error.value())))
-                               .c_str());
-            throw py::error_already_set();
+            raise_from(error, PyExc_TypeError,
+                       concat(name, ": expected an array that NumPy can read, got ",
+                              type_name(object), ": ", std::string(py::str(error.value()))));
         }
         if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw;
         const std::string got =
@@ -174,9 +166,7 @@ py::object as_array(py::handle object, const char* name) {
                 : concat("a tracer of JAX (", type_name(object),
                          "), which has no values: call bnext outside of jax.jit, jax.grad and "
                          "jax.vmap, or inside of them by jax.pure_callback");
-        py::raise_from(error, PyExc_TypeError,
-                       concat(name, ": expected an array, got ", got).c_str());
-        throw py::error_already_set();
+        raise_from(error, PyExc_TypeError, concat(name, ": expected an array, got ", got));
     }
 }
 
@@ -233,9 +223,9 @@ py::object new_array(DType dtype, std::span<const Index> shape, const Index* byt
         bytes *= shape[a];
     }
     if (in_c_order && bytes > 0) byte_strides = nullptr;  // NumPy is faster without
-    ArrayMemory memory(static_cast<std::size_t>(bytes));
-    py::object array = array_over(descr_of(dtype), shape, byte_strides, memory.data());
-    if (memory.data() != nullptr) memory.give_to(array);
+    ArrayMemory memory = memory_for(static_cast<std::size_t>(bytes));
+    py::object array = array_over(descr_of(dtype), shape, byte_strides, memory.get());
+    if (memory) give(std::move(memory), static_cast<std::size_t>(bytes), array);
     return array;
 }
 

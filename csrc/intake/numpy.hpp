@@ -24,6 +24,9 @@ const py::object& descr_of(DType dtype);  // NumPy's; of bfloat16, once an array
 bool is_plain_array(py::handle object);  // of ndarray, and of no subclass
 bool is_array(py::handle object);        // also of a subclass
 
+// TypeError for an array on another device.
+void check_is_on_the_cpu(py::handle object, const char* name);
+
 // numpy.asarray without a change of precision, or an error that names the argument.
 py::object as_array(py::handle object, const char* name);
 

@@ -95,21 +95,15 @@ void prepare_pool() {
     small_capsule = capsule_of(small);
 }
 
-ArrayMemory::ArrayMemory(std::size_t bytes) : bytes_(bytes) {
-    if (bytes < kWorthKeeping) return;
-    data_ = bytes < cpu::kWorthPooling ? cpu::small_allocate(bytes) : cpu::pool_allocate(bytes);
+ArrayMemory memory_for(std::size_t bytes) {
+    if (bytes >= cpu::kWorthPooling) return {cpu::pool_allocate(bytes), &cpu::pool_release};
+    return {bytes < kWorthKeeping ? nullptr : cpu::small_allocate(bytes), &cpu::small_release};
 }
 
-ArrayMemory::~ArrayMemory() {
-    bytes_ < cpu::kWorthPooling ? cpu::small_release(data_) : cpu::pool_release(data_);
-}
-
-void ArrayMemory::give_to(py::handle array) {
-    track(kDomain, reinterpret_cast<std::uintptr_t>(data_), bytes_);
-    fields_of(array).handler =
-        Py_NewRef(bytes_ < cpu::kWorthPooling ? small_capsule : pool_capsule);
+void give(ArrayMemory memory, std::size_t bytes, py::handle array) {
+    fields_of(array).handler = Py_NewRef(bytes < cpu::kWorthPooling ? small_capsule : pool_capsule);
     fields_of(array).first.flags |= py::detail::npy_api::NPY_ARRAY_OWNDATA_;
-    data_ = nullptr;
+    track(kDomain, reinterpret_cast<std::uintptr_t>(memory.release()), bytes);
 }
 
 }  // namespace bnext::intake

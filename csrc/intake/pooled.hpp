@@ -9,26 +9,16 @@
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <memory>
 
 namespace bnext::intake {
 
-// Memory for a new array; gives it back unless an array took it over.
-class ArrayMemory {
-public:
-    explicit ArrayMemory(std::size_t bytes);
-    ~ArrayMemory();
-    ArrayMemory(const ArrayMemory&) = delete;
-    ArrayMemory& operator=(const ArrayMemory&) = delete;
-
-    // Null for sizes whose blocks NumPy keeps by itself, and where there is no memory.
-    [[nodiscard]] void* data() const { return data_; }
-    // To an array over all of it, which owns it then.
-    void give_to(pybind11::handle array);
-
-private:
-    std::size_t bytes_;
-    void* data_ = nullptr;
-};
+// Memory for a new array, which gives it back unless the array takes it over. Null for sizes whose
+// blocks NumPy keeps by itself, and where there is no memory.
+using ArrayMemory = std::unique_ptr<void, void (*)(void*)>;
+ArrayMemory memory_for(std::size_t bytes);
+// To an array over all of it, which owns it then.
+void give(ArrayMemory memory, std::size_t bytes, pybind11::handle array);
 
 // Makes the handlers; at import, so that no later call can fail.
 void prepare_pool();

@@ -13,7 +13,7 @@ Fresh Results::make(DType dtype, std::span<const Index> shape, AxisStrides strid
             return {std::move(tensor), nullptr, view.data(), true};
         }
     }
-    if (by_table(shape.size())) {
+    if (library_ != nullptr && library_->reader && shape.size() <= kMaxRank) {
         OwnedResult own = new_result(dtype, shape, strides);
         void* data = own->managed.tensor.data;
         return {{}, std::move(own), data, false};

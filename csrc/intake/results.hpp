@@ -49,17 +49,17 @@ inline OwnedResult new_result(DType dtype, std::span<const Index> shape, AxisStr
     result->managed.version = dlpack::ManagedVersioned::kVersion;
     std::ranges::copy(shape, result->shape.begin());
     std::ranges::copy(strides, result->strides.begin());
-    dlpack::Tensor& tensor = result->managed.tensor;
-    tensor.data = static_cast<char*>(block) + kHead;
     if (pooled) {
-        tensor.data = result->pooled = cpu::pool_allocate(bytes);
-        if (tensor.data == nullptr) throw std::bad_alloc();
+        result->pooled = cpu::pool_allocate(bytes);
+        if (result->pooled == nullptr) throw std::bad_alloc();
     }
-    tensor.device = {dlpack::kCPU, 0};
-    tensor.ndim = static_cast<std::int32_t>(shape.size());
-    tensor.dtype = dlpack::type_of(dtype);
-    tensor.shape = result->shape.data();
-    tensor.strides = result->strides.data();
+    result->managed.tensor = {.data = pooled ? result->pooled : static_cast<char*>(block) + kHead,
+                              .device = {dlpack::kCPU, 0},
+                              .ndim = static_cast<std::int32_t>(shape.size()),
+                              .dtype = dlpack::type_of(dtype),
+                              .shape = result->shape.data(),
+                              .strides = result->strides.data(),
+                              .byte_offset = 0};
     return result;
 }
 
@@ -93,10 +93,6 @@ public:
     }
 
 private:
-    [[nodiscard]] bool by_table(std::size_t rank) const {
-        return library_ != nullptr && library_->reader && rank <= kMaxRank;
-    }
-
     const Library* library_ = nullptr;
     py::handle like_;
 };

@@ -113,11 +113,22 @@ public:
     // Of a rank that can be. A tensor of zeros may have no memory, as may one that is computed
     // later.
     bool take(py::handle object, TensorView& view) const {
-        return describe(object, view) && !is_negative(object);
+        // A lazy negation, of which DLPack knows nothing: memory has the negated values.
+        return take_new(object, view) && call(is_negative_, object).ptr() == Py_False;
     }
 
     // A tensor that the library has just made, of which nothing can be lazy.
-    bool take_new(py::handle object, TensorView& view) const { return describe(object, view); }
+    bool take_new(py::handle object, TensorView& view) const {
+        const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+        if (type != type_.ptr() && type != parameter_.ptr()) return false;
+        if (table_->describe(object.ptr(), &view.tensor) != 0) {
+            PyErr_Clear();  // it is sparse, say
+            return false;
+        }
+        return view.tensor.device.type == device_type_ && view.rank() <= kMaxRank &&
+               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
+               view.tensor.data != nullptr;
+    }
 
     // An int64 of shape () on the device with that number.
     std::int64_t* take_counter(py::handle object, std::int32_t device = 0) const {
@@ -136,23 +147,6 @@ public:
     }
 
 private:
-    bool describe(py::handle object, TensorView& view) const {
-        const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-        if (type != type_.ptr() && type != parameter_.ptr()) return false;
-        if (table_->describe(object.ptr(), &view.tensor) != 0) {
-            PyErr_Clear();  // it is sparse, say
-            return false;
-        }
-        return view.tensor.device.type == device_type_ && view.rank() <= kMaxRank &&
-               view.tensor.ndim >= 0 && (view.tensor.ndim == 0 || view.tensor.strides != nullptr) &&
-               view.tensor.data != nullptr;
-    }
-
-    // Whether memory has the negated values: a lazy negation, of which DLPack knows nothing.
-    bool is_negative(py::handle object) const {
-        return call(is_negative_, object).ptr() != Py_False;
-    }
-
     py::object type_, parameter_, is_negative_, is_inference_;
     const dlpack::ExchangeTable* table_;
     std::int32_t device_type_;
