@@ -97,7 +97,8 @@ private:
                 const bool vanish = kForward && second_before[c] < C{1};
                 scale = vanish ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
             }
-            for_each_value_of<K>(c, [&](int u, int v) {
+            for_each_value<K>([&](int u, int v, int of) {
+                if (of != c) return;
                 C d = device::fma_of(wide<K>(in[0][u], v), scale, -center_[c] * scale);
                 if (kForward) d = (exists >> u & 1U) != 0 ? d : C{0};
                 const C one = kForward ? d : wide<K>(in[kSummed - 1][u], v) * scale;

@@ -19,7 +19,6 @@ struct Backward {
     using Accumulator = cuda::Accumulator<K, F::kSummed>;
 
     BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
-        if (channel >= a.cut.channels) return;
         prefetch_parameter<K>(a.weight, channel);
         device::prefetch(statistic(a, Row::rstd, channel));
     }

@@ -65,16 +65,13 @@ inline std::vector<std::uint8_t> coverage(const LaunchPlan& plan, const Launch& 
     for (Index block = 0; block < launch.grid; ++block) {
         const Place place = place_of(cut, block);
         for (int thread = 0; thread < cut.threads; ++thread) {
+            const auto walk = [&]<Runs kRuns>() {
+                walk_part<kRuns>(cut, place, thread, downwards, of, unit);
+            };
             switch (runs_of(problem.layout, cut.unit)) {
-                case Runs::many:
-                    walk_part<Runs::many>(cut, place, thread, downwards, of, unit);
-                    break;
-                case Runs::one:
-                    walk_part<Runs::one>(cut, place, thread, downwards, of, unit);
-                    break;
-                case Runs::either:
-                    walk_part<Runs::either>(cut, place, thread, downwards, of, unit);
-                    break;
+                case Runs::many: walk.template operator()<Runs::many>(); break;
+                case Runs::one: walk.template operator()<Runs::one>(); break;
+                case Runs::either: walk.template operator()<Runs::either>(); break;
             }
         }
     }

@@ -14,10 +14,6 @@ namespace bnext::cuda {
 
 inline constexpr Index kMostBlocks = 0x7fffffff;  // of a grid
 
-inline Index power_of_two_from(Index n) {
-    return static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(std::max<Index>(n, 1))));
-}
-
 inline bool takes_unit(Index values, const Description& description,
                        std::span<const std::uint64_t> addresses) {
     const Problem& p = description.problem;
@@ -75,10 +71,9 @@ public:
         cut_.positions = problem.outer * cut_.run;
         cut_.straight = problem.outer == 1;
         const Index units = divide_up(problem.channels, shape_.unit_channels);
-        const Index most = tuning::kColumnBytes / shape_.unit_bytes;
-        cut_.columns =
-            planar_ ? 1
-                    : static_cast<int>(std::min<Index>({power_of_two_from(units), most, kWarp}));
+        const auto all = static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(units)));
+        const Index most = std::min<Index>(tuning::kColumnBytes / shape_.unit_bytes, kWarp);
+        cut_.columns = planar_ ? 1 : static_cast<int>(std::min(all, most));
         cut_.slabs = divide_up(units, cut_.columns);
         cut_.groups = cut_.slabs;
         cut_.parts = 1;

@@ -12,6 +12,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "core/dtype.hpp"
 #include "cuda/annotations.hpp"
 #include "cuda/tuning.hpp"
@@ -21,7 +23,6 @@ namespace bnext::cuda::device {
 BNEXT_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 BNEXT_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 BNEXT_DEVICE Index block() { return static_cast<Index>(blockIdx.x); }
-BNEXT_DEVICE Index blocks() { return static_cast<Index>(gridDim.x); }
 
 BNEXT_DEVICE unsigned char* shared_memory() {
     extern __shared__ __align__(16) unsigned char bytes[];
@@ -85,12 +86,6 @@ BNEXT_DEVICE void arrive_and_forget(unsigned* counter) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
-BNEXT_DEVICE unsigned long long nanoseconds() {
-    unsigned long long time = 0;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
-    return time;
-}
-
 // Polls without order, and one fence at the end. A wait past tuning::kMostWait ends the kernel with
 // an error in place of a hang. The polls are counted too: they stand still under a debugger, while
 // the clock goes on, and slow down with the other blocks under a sanitizer.
@@ -101,7 +96,8 @@ BNEXT_DEVICE void wait_for(const unsigned* counter, unsigned arrivals) {
         asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
         if (seen >= arrivals) break;
         if (tuning::kMostWait > 0 && polls % tuning::kPollsPerLook == 0) {
-            const unsigned long long now = nanoseconds();
+            unsigned long long now = 0;  // nanoseconds
+            asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
             if (begin == 0) begin = now;
             if (polls >= tuning::kFewestPolls && now - begin > tuning::kMostWait) __trap();
         }
@@ -115,35 +111,22 @@ BNEXT_DEVICE double load_fresh(const double* p) { return __ldcg(p); }
 // --- data ----------------------------------------------------------------------------------------
 
 // Values of up to 16 bytes, as one access.
-template <int kBytes>
-struct WordOf;
-template <>
-struct WordOf<2> {
-    using type = unsigned short;
-};
-template <>
-struct WordOf<4> {
-    using type = unsigned;
-};
-template <>
-struct WordOf<8> {
-    using type = uint2;
-};
-template <>
-struct WordOf<16> {
-    using type = uint4;
-};
+template <class V>
+using WordOf =
+    std::conditional_t<sizeof(V) == 2, unsigned short,
+                       std::conditional_t<sizeof(V) == 4, unsigned,
+                                          std::conditional_t<sizeof(V) == 8, uint2, uint4> > >;
 
 template <class V>
 BNEXT_DEVICE V load(const V* p) {
-    using Word = typename WordOf<sizeof(V)>::type;
+    using Word = WordOf<V>;
     const Word word = __ldg(reinterpret_cast<const Word*>(p));
     return reinterpret_cast<const V&>(word);
 }
 // What this launch does not read again.
 template <class V>
 BNEXT_DEVICE void store_once(V* p, const V& value) {
-    using Word = typename WordOf<sizeof(V)>::type;
+    using Word = WordOf<V>;
     const Word word = reinterpret_cast<const Word&>(value);
     if constexpr (tuning::kStoreOnce) {
         __stcs(reinterpret_cast<Word*>(p), word);
@@ -218,15 +201,13 @@ BNEXT_DEVICE void narrow(T* to, const Compute<T> (&values)[kCount]) {
     if constexpr (sizeof(T) == 2 && kCount > 1) {
         BNEXT_UNROLL
         for (int v = 0; v < kCount; v += 2) {
-            unsigned word;
             if constexpr (DTypeOf<T>::value == DType::float16) {
                 const __half2 pair = __floats2half2_rn(values[v], values[v + 1]);
-                word = reinterpret_cast<const unsigned&>(pair);
+                *reinterpret_cast<__half2*>(to + v) = pair;
             } else {
                 const __nv_bfloat162 pair = __floats2bfloat162_rn(values[v], values[v + 1]);
-                word = reinterpret_cast<const unsigned&>(pair);
+                *reinterpret_cast<__nv_bfloat162*>(to + v) = pair;
             }
-            reinterpret_cast<unsigned*>(to)[v / 2] = word;
         }
     } else {
         BNEXT_UNROLL
@@ -237,7 +218,6 @@ BNEXT_DEVICE void narrow(T* to, const Compute<T> (&values)[kCount]) {
 BNEXT_DEVICE float fma_of(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 BNEXT_DEVICE double fma_of(double a, double b, double c) { return __fma_rn(a, b, c); }
 BNEXT_DEVICE double square_root(double a) { return __dsqrt_rn(a); }
-BNEXT_DEVICE double not_a_number() { return __longlong_as_double(0x7ff8000000000000LL); }
 
 }  // namespace bnext::cuda::device
 

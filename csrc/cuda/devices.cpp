@@ -55,11 +55,9 @@ Kernel any_kernel() { return fused_forward<float>(Layout::planar, 1); }
 
 int device_count() {
     int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return 0;
-    }
-    return count;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    (void)cudaGetLastError();
+    return status == cudaSuccess ? count : 0;
 }
 
 std::string unavailable_reason() {
@@ -180,38 +178,27 @@ void prepare(Kernel kernel) {
 
 namespace {
 
-// A launch in the runtime's form. (It points into itself.)
-class Configuration {
-public:
-    Configuration(const Launch& launch, Stream stream) {
-        unsigned count = 0;
-        if (launch.cluster > 1) {
-            attributes_[count].id = cudaLaunchAttributeClusterDimension;
-            attributes_[count].val.clusterDim.x = static_cast<unsigned>(launch.cluster);
-            attributes_[count].val.clusterDim.y = 1;
-            attributes_[count].val.clusterDim.z = 1;
-            ++count;
-        }
-        if (launch.cooperative) {
-            attributes_[count].id = cudaLaunchAttributeCooperative;
-            attributes_[count].val.cooperative = 1;
-            ++count;
-        }
-        config_.gridDim = dim3(static_cast<unsigned>(launch.grid));
-        config_.blockDim = dim3(static_cast<unsigned>(launch.cut.threads));
-        config_.dynamicSmemBytes = static_cast<std::size_t>(launch.shared_bytes);
-        config_.stream = static_cast<cudaStream_t>(stream);
-        config_.attrs = attributes_;
-        config_.numAttrs = count;
+// A launch in the runtime's form, which points to `attributes`.
+cudaLaunchConfig_t configured(const Launch& launch, Stream stream,
+                              cudaLaunchAttribute (&attributes)[2]) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(launch.grid));
+    config.blockDim = dim3(static_cast<unsigned>(launch.cut.threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(launch.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes;
+    if (launch.cluster > 1) {
+        cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim = {static_cast<unsigned>(launch.cluster), 1, 1};
     }
-    Configuration(const Configuration&) = delete;
-    Configuration& operator=(const Configuration&) = delete;
-    [[nodiscard]] const cudaLaunchConfig_t* get() const { return &config_; }
-
-private:
-    cudaLaunchAttribute attributes_[2] = {};
-    cudaLaunchConfig_t config_ = {};
-};
+    if (launch.cooperative) {
+        cudaLaunchAttribute& cooperative = attributes[config.numAttrs++];
+        cooperative.id = cudaLaunchAttributeCooperative;
+        cooperative.val.cooperative = 1;
+    }
+    return config;
+}
 
 bool does_not_fit(cudaError_t status) {
     return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorInvalidClusterSize ||
@@ -233,8 +220,9 @@ int occupancy(Kernel kernel, const Launch& launch, int device) {
               "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
         return count;
     }
-    const Configuration config(launch, nullptr);
-    const cudaError_t status = cudaOccupancyMaxActiveClusters(&count, function, config.get());
+    cudaLaunchAttribute attributes[2] = {};
+    const cudaLaunchConfig_t config = configured(launch, nullptr, attributes);
+    const cudaError_t status = cudaOccupancyMaxActiveClusters(&count, function, &config);
     if (does_not_fit(status)) {
         (void)cudaGetLastError();
         return 0;
@@ -244,11 +232,12 @@ int occupancy(Kernel kernel, const Launch& launch, int device) {
 }
 
 void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
-    const Configuration config(launch, stream);
+    cudaLaunchAttribute attributes[2] = {};
+    const cudaLaunchConfig_t config = configured(launch, stream, attributes);
     Arguments copy = arguments;
     void* parameters[] = {&copy};
     const cudaError_t status =
-        cudaLaunchKernelExC(config.get(), reinterpret_cast<const void*>(kernel), parameters);
+        cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), parameters);
     if (must_be_resident(launch) && does_not_fit(status)) {
         fail(status, "cudaLaunchKernelExC", Fault::refused);
     }

@@ -7,6 +7,8 @@
 // Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.
 #pragma once
 
+#include <limits>
+
 #include "cuda/accumulator.hpp"
 #include "cuda/sums.hpp"
 
@@ -28,10 +30,10 @@ BNEXT_DEVICE void prefetch_parameter(const void* values, Index cell) {
     }
 }
 
+// 0 where both are, as PyTorch has it.
 BNEXT_DEVICE double rstd_of(double var, double eps) {
     const double sum = var + eps;
-    return sum == 0.0 ? 0.0
-                      : 1.0 / device::square_root(sum);  // 0 where both are, as PyTorch has it
+    return sum == 0.0 ? 0.0 : 1.0 / device::square_root(sum);
 }
 
 // The mean of a channel minus its value in the arithmetic's type C: the rounding error of a float,
@@ -53,7 +55,6 @@ struct Forward {
 
     // Asks for what `finish` needs of a channel, long before it does.
     BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
-        if (channel >= a.cut.channels) return;
         prefetch_parameter<K>(a.weight, channel);
         prefetch_parameter<K>(a.bias, channel);
         prefetch_parameter<K>(a.running_mean, channel);
@@ -115,7 +116,8 @@ struct Forward {
         const double rstd = rstd_of(var, a.eps);
         set(a, channel, {mean, 0.0}, rstd, coefficients);
         if (writes && a.statistics != nullptr) {
-            write(a, channel, {mean, 0.0}, device::not_a_number(), var, rstd);  // there is no m2
+            constexpr double kNoM2 = std::numeric_limits<double>::quiet_NaN();
+            write(a, channel, {mean, 0.0}, kNoM2, var, rstd);
         }
     }
 

@@ -1,19 +1,34 @@
 // What instances/*.cu instantiate: every kernel of one data type.
 #pragma once
 
+#include <array>
+#include <type_traits>
+
 #include "cuda/instances.hpp"
 #include "cuda/kernels.hpp"
 
 namespace bnext::cuda {
 
-// Calls f with the Kind of that layout and unit, for I inputs.
-template <class T, Layout L, int I, class F>
-Kernel with_unit(int unit, F&& f) {
+enum class Phases { fused, reduce, apply };
+
+template <class T, Pass kPass, Phases kPhases>
+Kernel kernel_for(Layout layout, int unit) {
+    using F = Formula<kPass, Epilogue::none, Compute<T>>;
+    constexpr int kInputs = kPhases == Phases::reduce ? F::kSummed : F::kReads;
     Kernel kernel = nullptr;
-    const auto try_unit = [&]<int V>() {
+    const auto try_kind = [&]<Layout L, int V>() {
         if constexpr (has_unit(DTypeOf<T>::value, V)) {
-            if (unit == V) kernel = f(Kind<T, L, V, I>{});
+            using K = Kind<T, L, V, kInputs>;
+            using Operation = std::conditional_t<kPass == Pass::forward, Forward<K>, Backward<K>>;
+            if (layout != L || unit != V) return;
+            if constexpr (kPhases == Phases::fused) kernel = &fused<K, Operation>;
+            if constexpr (kPhases == Phases::reduce) kernel = &reduce<K, Operation>;
+            if constexpr (kPhases == Phases::apply) kernel = &apply<K, Operation>;
         }
+    };
+    const auto try_unit = [&]<int V>() {
+        try_kind.template operator()<Layout::planar, V>();
+        try_kind.template operator()<Layout::interleaved, V>();
     };
     try_unit.template operator()<1>();
     try_unit.template operator()<2>();
@@ -21,56 +36,24 @@ Kernel with_unit(int unit, F&& f) {
     try_unit.template operator()<8>();
     return kernel;
 }
-template <class T, int I, class F>
-Kernel with_kind(Layout layout, int unit, F&& f) {
-    return layout == Layout::planar ? with_unit<T, Layout::planar, I>(unit, f)
-                                    : with_unit<T, Layout::interleaved, I>(unit, f);
-}
-
-template <class T>
-using ForwardFormula = Formula<Pass::forward, Epilogue::none, Compute<T>>;
-template <class T>
-using BackwardFormula = Formula<Pass::backward, Epilogue::none, Compute<T>>;
 
 template <class T>
 Kernel fused_forward(Layout layout, int unit) {
-    return with_kind<T, ForwardFormula<T>::kReads>(layout, unit, [](auto kind) -> Kernel {
-        using K = decltype(kind);
-        return &fused<K, Forward<K>>;
-    });
+    return kernel_for<T, Pass::forward, Phases::fused>(layout, unit);
 }
-
 template <class T>
 Kernel fused_backward(Layout layout, int unit) {
-    return with_kind<T, BackwardFormula<T>::kReads>(layout, unit, [](auto kind) -> Kernel {
-        using K = decltype(kind);
-        return &fused<K, Backward<K>>;
-    });
+    return kernel_for<T, Pass::backward, Phases::fused>(layout, unit);
 }
-
-// The phases of one direction alone.
-template <class T, class F, template <class> class Operation>
-Kernel phase_of_formula(bool sums, Layout layout, int unit) {
-    if (sums) {
-        return with_kind<T, F::kSummed>(layout, unit, [](auto kind) -> Kernel {
-            using K = decltype(kind);
-            return &reduce<K, Operation<K>>;
-        });
-    }
-    return with_kind<T, F::kReads>(layout, unit, [](auto kind) -> Kernel {
-        using K = decltype(kind);
-        return &apply<K, Operation<K>>;
-    });
-}
-
 template <class T>
 Kernel phase_kernel(Phase phase, Layout layout, int unit) {
-    if (phase == Phase::collect_stats || phase == Phase::apply_norm) {
-        return phase_of_formula<T, ForwardFormula<T>, Forward>(phase == Phase::collect_stats,
-                                                               layout, unit);
-    }
-    return phase_of_formula<T, BackwardFormula<T>, Backward>(phase == Phase::backward_reduce,
-                                                             layout, unit);
+    constexpr std::array kKernels{
+        &kernel_for<T, Pass::forward, Phases::reduce>,
+        &kernel_for<T, Pass::forward, Phases::apply>,
+        &kernel_for<T, Pass::backward, Phases::reduce>,
+        &kernel_for<T, Pass::backward, Phases::apply>,
+    };
+    return kKernels[static_cast<std::size_t>(phase)](layout, unit);
 }
 
 }  // namespace bnext::cuda

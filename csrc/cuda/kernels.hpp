@@ -16,6 +16,15 @@
 
 namespace bnext::cuda {
 
+// The channels of a slab, each by one thread of the block: f(its number in the slab, its number).
+template <class F>
+BNEXT_DEVICE void for_each_channel(const Cut& cut, Index slab, F&& f) {
+    for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
+        const Index channel = cut.channel(slab, 0) + c;
+        if (channel < cut.channels) f(c, channel);
+    }
+}
+
 // Arrays that a kernel reads or writes.
 template <int N>
 struct Operands {
@@ -244,9 +253,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     for (Index slab = place.group; slab < cut.slabs; slab += cut.groups) {
         const Index channel = cut.channel(slab, column);
         const bool active = channel < cut.channels;
-        for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
-            Operation::prefetch(a, cut.channel(slab, 0) + c);
-        }
+        for_each_channel(cut, slab, [&](int, Index c) { Operation::prefetch(a, c); });
         Sums* const of_block = shared.of_block;
         sum_part<K, Operation>(a, begin, data, channel, active, shared);
         if (a.exchange == Exchange::cluster) device::cluster_barrier();
@@ -305,12 +312,9 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
         if (!is_last_of(a, slab, shared.coefficients)) return;
         merge_partials(a, slab, shared.scratch, of_block);
     }
-    for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
-        const Index of_problem = cut.channel(slab, 0) + c;
-        if (of_problem < cut.channels) {
-            Operation::finish(a, of_problem, of_block[c], true, nullptr);
-        }
-    }
+    for_each_channel(cut, slab, [&](int c, Index of_problem) {
+        Operation::finish(a, of_problem, of_block[c], true, nullptr);
+    });
 }
 
 template <class K, class Operation>
@@ -328,13 +332,10 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply(BNEXT_CONSTANT Arguments a) {
     // The first batches come while the coefficients are made.
     const Walk<K::kRuns> begin(cut, place.part, device::thread());
     Batches<K, true> upwards(a, begin, data, channel, active);
-    for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
-        const Index of_problem = cut.channel(slab, 0) + c;
-        if (of_problem < cut.channels) {
-            Operation::coefficients_of(a, of_problem, place.part == 0,
-                                       coefficients + c * kCoefficients);
-        }
-    }
+    for_each_channel(cut, slab, [&](int c, Index of_problem) {
+        Operation::coefficients_of(a, of_problem, place.part == 0,
+                                   coefficients + c * kCoefficients);
+    });
     device::block_barrier();
     Batch<K> in[K::kInputs];
     Results<K, Operation, true> results(a, begin, channel, active,

@@ -1,6 +1,7 @@
 #include "cuda/launch.hpp"
 
 #include <array>
+#include <memory>
 
 #include "core/error.hpp"
 #include "cuda/environment.hpp"
@@ -11,13 +12,6 @@
 
 namespace bnext::cuda {
 namespace {
-
-Operand operand(const LaunchPlan& plan, const Cut& cut, std::size_t number, void* data) {
-    Operand operand =
-        operand_of(plan.problem.layout, cut, plan.strides[number], size_of(plan.problem.dtype));
-    operand.data = data;
-    return operand;
-}
 
 Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars) {
     Arguments a{};
@@ -40,14 +34,10 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     auto* const workspace = static_cast<unsigned char*>(at.workspace);
     if (plan.counters_bytes > 0) {
         a.counters = reinterpret_cast<unsigned*>(workspace);
-        a.partials = reinterpret_cast<Sums*>(workspace + plan.partials_at);
+        a.partials = reinterpret_cast<Sums*>(workspace + plan.counters_bytes);
         a.totals = reinterpret_cast<Sums*>(workspace + plan.totals_at);
     }
     return a;
-}
-
-void require(const void* address, const char* name) {
-    BNEXT_CHECK(address != nullptr, name, ": expected an address, got none");
 }
 
 // Whether the statistics of a normalization are given, and not saved ones.
@@ -57,31 +47,33 @@ bool is_given(const LaunchPlan& plan, const Addresses& at) {
 }
 
 void check_addresses(const LaunchPlan& plan, const Addresses& at) {
-    require(at.x, "x");
+    const auto is = [&](auto... one_of) { return ((plan.operation == one_of) || ...); };
     const bool backward = plan.operation >= Operation::backward;
-    if (backward) require(at.dy, "dy");
-    const bool writes_dx = backward && plan.operation != Operation::backward_reduce;
-    if (writes_dx) require(at.dx, "dx");
-    if (plan.operation == Operation::forward || plan.operation == Operation::normalize) {
-        require(at.y, "y");
-    }
-    if (is_given(plan, at)) {
-        require(at.mean, "mean");
-        require(at.var, "var");
-    } else {
-        require(at.statistics, "statistics");
-    }
-    if (plan.operation == Operation::backward || plan.operation == Operation::backward_fixed) {
-        require(at.dweight, "dweight");
-        require(at.dbias, "dbias");
-    }
-    if (plan.operation == Operation::backward_reduce ||
-        plan.operation == Operation::backward_apply) {
-        require(at.sums, "sums");
+    const bool given = is_given(plan, at);
+    const bool whole = is(Operation::backward, Operation::backward_fixed);
+    const bool sums = is(Operation::backward_reduce, Operation::backward_apply);
+    const struct {
+        const char* name;
+        const void* address;
+        bool needed;
+    } all[] = {
+        {"x", at.x, true},
+        {"dy", at.dy, backward},
+        {"dx", at.dx, backward && !is(Operation::backward_reduce)},
+        {"y", at.y, is(Operation::forward, Operation::normalize)},
+        {"mean", at.mean, given},
+        {"var", at.var, given},
+        {"statistics", at.statistics, !given},
+        {"dweight", at.dweight, whole},
+        {"dbias", at.dbias, whole},
+        {"sums", at.sums, sums},
+        {"workspace", at.workspace, plan.workspace_bytes > 0},
+    };
+    for (const auto& [name, address, needed] : all) {
+        BNEXT_CHECK(!needed || address != nullptr, name, ": expected an address, got none");
     }
     BNEXT_CHECK((at.running_mean == nullptr) == (at.running_var == nullptr),
                 "running_var: expected it with running_mean, and neither without the other");
-    if (plan.workspace_bytes > 0) require(at.workspace, "workspace");
 }
 
 // One launch of a call.
@@ -170,19 +162,26 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     if (plan.second.grid > 0) prepare(second);
     Arguments a = arguments_of(plan, at, scalars);
     const bool forward = plan.operation < Operation::backward;
-    const auto cut_by = [&](const Cut& cut) {
-        a.cut = cut;
+    const auto take = [&](const Launch& launch) {
+        const auto operand = [&](std::size_t number, void* data) {
+            return operand_of(plan.problem.layout, launch.cut, plan.strides[number],
+                              size_of(plan.problem.dtype), data);
+        };
         const std::array read{at.x, at.dy};
         const auto inputs = static_cast<std::size_t>(inputs_of(plan.operation));
-        for (std::size_t i = 0; i < inputs; ++i) a.in[i] = operand(plan, cut, i, read[i]);
+        for (std::size_t i = 0; i < inputs; ++i) a.in[i] = operand(i, read[i]);
         void* const written = forward ? at.y : at.dx;
-        if (written != nullptr) a.out[0] = operand(plan, cut, inputs, written);
+        if (written != nullptr) a.out[0] = operand(inputs, written);
+        a.cut = launch.cut;
+        a.kept = launch.kept;
+        a.slots = launch.slots;
+        a.shares = launch.shares;
+        a.exchange = launch.exchange;
     };
     if (is_given(plan, at)) {
         a.source = scalars.wide_statistics ? Statistics::wide : Statistics::given;
     }
-    const bool sums_between = plan.path == Path::two_kernels && !forward;
-    if (sums_between) {
+    if (plan.path == Path::two_kernels && !forward) {
         a.sums =
             reinterpret_cast<double*>(static_cast<unsigned char*>(at.workspace) + plan.sums_at);
         a.n = a.sums + 2 * plan.problem.channels;
@@ -190,18 +189,11 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     if (plan.counters_bytes > 0) {
         tell_errors(first, false, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });
     }
-    cut_by(plan.first.cut);
-    a.kept = plan.first.kept;
-    a.slots = plan.first.slots;
-    a.shares = plan.first.shares;
-    a.exchange = plan.first.exchange;
+    take(plan.first);
     run(first, a);
     if (plan.second.grid == 0) return;
 
-    cut_by(plan.second.cut);
-    a.kept = 0;
-    a.slots = plan.second.slots;
-    a.exchange = Exchange::none;
+    take(plan.second);
     if (plan.operation == Operation::backward_fixed) {  // the second launch is apply_norm of dy
         a.in[0] = a.in[1];
         a.bias = nullptr;
@@ -209,23 +201,6 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     }
     run(second, a);
 }
-
-// Memory that a launch allocates for itself, on its stream.
-class Workspace {
-public:
-    Workspace(Index bytes, runtime::Stream stream)
-        : stream_(stream), memory_(bytes > 0 ? runtime::allocate(bytes, stream) : nullptr) {}
-    ~Workspace() {
-        if (memory_ != nullptr) runtime::release(memory_, stream_);
-    }
-    Workspace(const Workspace&) = delete;
-    Workspace& operator=(const Workspace&) = delete;
-    [[nodiscard]] void* memory() const { return memory_; }
-
-private:
-    runtime::Stream stream_;
-    void* memory_;
-};
 
 // True once the plan is enqueued; false where the device refuses a grid or a cluster that must be
 // resident. Then no kernel is enqueued, nor captured in a graph, but the clearing of counters is.
@@ -255,9 +230,13 @@ void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& s
     }
     if (enqueue_resident(plan, addresses, scalars, device, stream)) return;
     const LaunchPlan other = in_two_kernels(plan);
-    const Workspace workspace(other.workspace_bytes, stream);
+    std::shared_ptr<void> workspace;
+    if (other.workspace_bytes > 0) {
+        workspace.reset(runtime::allocate(other.workspace_bytes, stream),
+                        [stream](void* memory) { runtime::release(memory, stream); });
+    }
     Addresses at = addresses;
-    at.workspace = workspace.memory();
+    at.workspace = workspace.get();
     enqueue(other, at, scalars, device, stream);
 }
 

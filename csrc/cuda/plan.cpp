@@ -182,11 +182,9 @@ private:
         const Index slabs = cutter_.whole().slabs;
         return divide_up(slabs, divide_up(slabs, std::min(slabs, most)));
     }
-    [[nodiscard]] Index bytes_to_keep(const Cut& cut) const {
-        return cut.batches * cutter_.batch_bytes(cut) * inputs_;
-    }
     [[nodiscard]] bool fits(const Cut& cut, Index room) const {
-        return bytes_to_keep(cut) + cutter_.bytes_for_sums(cut) <= room;
+        const Index kept = cut.batches * cutter_.batch_bytes(cut) * inputs_;
+        return kept + cutter_.bytes_for_sums(cut) <= room;
     }
     // The cut into so many parts, for the largest blocks that fit: every warp takes room for a row
     // of sums. Where none fit, for the largest.
@@ -256,10 +254,10 @@ private:
     const Limits& limits_;
 };
 
-Index aligned(Index bytes) { return divide_up(bytes, 256) * 256; }
+Index aligned(Index bytes) { return round_up(bytes, 256); }
 
 void lay_out_workspace(LaunchPlan& plan) {
-    plan.counters_bytes = plan.partials_at = plan.totals_at = plan.sums_at = 0;
+    plan.counters_bytes = plan.totals_at = plan.sums_at = 0;
     const bool counts =
         plan.first.exchange == Exchange::grid ||
         (plan.first.exchange == Exchange::none && plan.first.cut.parts > 1 &&
@@ -268,9 +266,8 @@ void lay_out_workspace(LaunchPlan& plan) {
     if (counts) {
         const Cut& cut = plan.first.cut;
         plan.counters_bytes = aligned(2 * cut.slabs * static_cast<Index>(sizeof(unsigned)));
-        plan.partials_at = plan.counters_bytes;
         const Index partials = cut.slabs * cut.slab_channels() * kSumsBytes;
-        plan.totals_at = plan.partials_at + aligned(cut.parts * partials);
+        plan.totals_at = plan.counters_bytes + aligned(cut.parts * partials);
         end = plan.totals_at;
         if (plan.first.shares) end += aligned(partials);
     }
@@ -321,8 +318,10 @@ const char* plan_fused(const LaunchPlan& plan, Path path, int unit, Launch& laun
 
 }  // namespace
 
-Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes) {
+Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes,
+                   void* data) {
     Operand operand;
+    operand.data = data;
     operand.channel = strides.channel * value_bytes;
     operand.outer = strides.outer * value_bytes;
     operand.along = (layout == Layout::planar ? cut.unit : strides.inner) * value_bytes;

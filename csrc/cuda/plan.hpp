@@ -82,17 +82,17 @@ struct LaunchPlan {
     std::array<Strides, kMaxOperands> strides{};
     Launch first;   // of both phases, of the only one, or of the first
     Launch second;  // of the second phase in two kernels; else with grid 0
-    // Places in the workspace, in bytes: counters, partial sums, merged sums, sums between two
-    // kernels.
+    // Places in the workspace, in bytes: counters, partial sums behind them, merged sums, sums
+    // between two kernels.
     Index counters_bytes = 0;
-    Index partials_at = 0;
     Index totals_at = 0;
     Index sums_at = 0;
     Index workspace_bytes = 0;
 };
 
-// An array as a launch with that cut walks it, without its address.
-Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes);
+// An array as a launch with that cut walks it.
+Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes,
+                   void* data = nullptr);
 
 // Throws Error: of the kind layout where the arrays have to be copied first, of the kind path where
 // the forced path cannot run the call.

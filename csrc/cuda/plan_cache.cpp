@@ -1,12 +1,10 @@
 #include "cuda/plan_cache.hpp"
 
-#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include "cuda/residency.hpp"
 
@@ -34,45 +32,30 @@ struct Operands {
     std::array<std::uint64_t, kMaxOperands> addresses{};
 };
 
-// Everything that a plan depends on, but for the limits of the device.
-class Key {
-public:
-    Key(const KernelCall& call, const Operands& operands, std::optional<Path> forced) {
-        words_.reserve(5 + operands.shape.size() + operands.count * (operands.shape.size() + 1));
-        add(static_cast<Index>(call.operation));
-        add(call.dtype);
-        add(call.channel_axis);
-        add(call.device);
-        add(forced ? static_cast<Index>(*forced) + 1 : 0);
-        for (const Index extent : operands.shape) add(extent);
-        for (std::size_t k = 0; k < operands.count; ++k) {
-            for (const Index stride : operands.strides[k]) add(stride);
-            add(static_cast<Index>(operands.addresses[k] % kAlignment));
-        }
-    }
-
-    bool operator==(const Key& other) const = default;
-
-    struct Hash {
-        std::size_t operator()(const Key& key) const {
-            std::uint64_t hash = key.words_.size();
-            for (const Index word : key.words_) {
-                hash = (hash ^ static_cast<std::uint64_t>(word)) * 0x9e3779b97f4a7c15U;
-                hash ^= hash >> 32U;
-            }
-            return hash;
-        }
+// The bytes of everything that a plan depends on, but for the limits of the device.
+std::string key_of(const KernelCall& call, const Operands& operands, std::optional<Path> forced) {
+    std::string key;
+    key.reserve((5 + operands.shape.size() + operands.count * (operands.shape.size() + 1)) *
+                sizeof(Index));
+    const auto add = [&](Index word) {
+        key.append(reinterpret_cast<const char*>(&word), sizeof word);
     };
-
-private:
-    void add(Index word) { words_.push_back(word); }
-
-    std::vector<Index> words_;
-};
+    add(static_cast<Index>(call.operation));
+    add(call.dtype);
+    add(call.channel_axis);
+    add(call.device);
+    add(forced ? static_cast<Index>(*forced) : -1);
+    for (const Index extent : operands.shape) add(extent);
+    for (std::size_t k = 0; k < operands.count; ++k) {
+        for (const Index stride : operands.strides[k]) add(stride);
+        add(static_cast<Index>(operands.addresses[k] % kAlignment));
+    }
+    return key;
+}
 
 struct Cache {
     std::mutex mutex;
-    std::unordered_map<Key, std::shared_ptr<const LaunchPlan>, Key::Hash> plans;
+    std::unordered_map<std::string, std::shared_ptr<const LaunchPlan>> plans;
     std::map<int, Limits> limits;
     std::size_t made = 0;
     std::optional<std::string> forced;
@@ -99,7 +82,7 @@ std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     const std::scoped_lock lock(all.mutex);
     const auto forced = path_named(all.forced, call.operation);
     const Operands operands(call);
-    Key key(call, operands, forced);
+    std::string key = key_of(call, operands, forced);
     if (const auto found = all.plans.find(key); found != all.plans.end()) return found->second;
 
     auto limits = all.limits.find(call.device);

@@ -12,57 +12,37 @@
 namespace bnext::cuda {
 namespace {
 
-using Shape = std::tuple<Kernel, int, int, int, Index>;
-
-Shape shape_of(Kernel kernel, const Launch& launch, int device) {
-    return {kernel, device, launch.cluster, launch.cut.threads, launch.shared_bytes};
-}
-
 struct Answer {
     int resident;
     Index refused_from = std::numeric_limits<Index>::max();  // blocks of a grid
 };
 
-class Answers {
-public:
-    int resident(Kernel kernel, const Launch& launch, int device) {
-        const std::scoped_lock lock(mutex_);
-        const Answer& answer = of(kernel, launch, device);
-        return launch.grid < answer.refused_from ? answer.resident : 0;
-    }
-    void refuse(Kernel kernel, const Launch& launch, int device) {
-        const std::scoped_lock lock(mutex_);
-        Answer& answer = of(kernel, launch, device);
-        answer.refused_from = std::min(answer.refused_from, launch.grid);
-    }
+std::mutex answers_mutex;
 
-private:
-    Answer& of(Kernel kernel, const Launch& launch, int device) {
-        const Shape shape = shape_of(kernel, launch, device);
-        auto found = answers_.find(shape);
-        if (found == answers_.end()) {
-            const Answer asked{runtime::occupancy(kernel, launch, device)};
-            found = answers_.emplace(shape, asked).first;
-        }
-        return found->second;
+// Of such a kernel and blocks of such a shape; `answers_mutex` is held.
+Answer& answer(Kernel kernel, const Launch& launch, int device) {
+    static std::map<std::tuple<Kernel, int, int, int, Index>, Answer> answers;
+    const std::tuple shape(kernel, device, launch.cluster, launch.cut.threads, launch.shared_bytes);
+    auto found = answers.find(shape);
+    if (found == answers.end()) {
+        const Answer asked{runtime::occupancy(kernel, launch, device)};
+        found = answers.emplace(shape, asked).first;
     }
-
-    std::mutex mutex_;
-    std::map<Shape, Answer> answers_;
-};
-Answers& answers() {
-    static Answers of_process;
-    return of_process;
+    return found->second;
 }
 
 }  // namespace
 
 int resident(Kernel kernel, const Launch& launch, int device) {
-    return answers().resident(kernel, launch, device);
+    const std::scoped_lock lock(answers_mutex);
+    const Answer& known = answer(kernel, launch, device);
+    return launch.grid < known.refused_from ? known.resident : 0;
 }
 
 void remember_refusal(Kernel kernel, const Launch& launch, int device) {
-    answers().refuse(kernel, launch, device);
+    const std::scoped_lock lock(answers_mutex);
+    Answer& known = answer(kernel, launch, device);
+    known.refused_from = std::min(known.refused_from, launch.grid);
 }
 
 Limits limits_of(int device) {

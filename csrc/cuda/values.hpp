@@ -53,16 +53,6 @@ BNEXT_DEVICE void for_each_value(F&& f) {
     }
 }
 
-// Those of channel c alone.
-template <class K, class F>
-BNEXT_DEVICE void for_each_value_of(int c, F&& f) {
-    BNEXT_UNROLL
-    for (int u = 0; u < K::kBatch; ++u) {
-        BNEXT_UNROLL
-        for (int v = c; v < K::V; v += K::kChannels) f(u, v);
-    }
-}
-
 // A batch's place in shared memory, by its number. Units of a warp lie side by side, so that all of
 // a thread's are at distances known to the compiler. No other thread touches them, so that nothing
 // has to be waited for.

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "core/dtype.hpp"
 #include "cuda/annotations.hpp"
@@ -13,7 +12,6 @@ namespace bnext::cuda::device {
 int thread();
 int threads();
 Index block();
-Index blocks();
 unsigned char* shared_memory();
 void block_barrier();
 void cluster_barrier();
@@ -72,26 +70,17 @@ void wait_for_copies() {
     finish_copies(kPending);
 }
 
-inline float widened(float value) { return value; }
-inline double widened(double value) { return value; }
-inline float widened(float16 value) { return static_cast<float>(value); }
-inline float widened(bfloat16 value) { return static_cast<float>(value); }
-template <class T>
-T narrowed(Compute<T> value) {
-    return static_cast<T>(value);
-}
 template <int kCount, class T>
 Compute<T> widened_of(const T* values, int v) {
-    return widened(values[v]);
+    return static_cast<Compute<T>>(values[v]);
 }
 template <int kCount, class T>
 void narrow(T* to, const Compute<T> (&values)[kCount]) {
-    for (int v = 0; v < kCount; ++v) to[v] = narrowed<T>(values[v]);
+    for (int v = 0; v < kCount; ++v) to[v] = static_cast<T>(values[v]);
 }
 
 inline float fma_of(float a, float b, float c) { return std::fma(a, b, c); }
 inline double fma_of(double a, double b, double c) { return std::fma(a, b, c); }
 inline double square_root(double a) { return std::sqrt(a); }
-inline double not_a_number() { return std::numeric_limits<double>::quiet_NaN(); }
 
 }  // namespace bnext::cuda::device

@@ -28,7 +28,7 @@ struct Block {
     Index index = 0;
     std::vector<unsigned char> shared;
     int running = 0;  // threads that have not ended
-    Meeting meeting;
+    Meeting meeting{};
     std::vector<Meeting> warps;
     // The value that each lane shows; two, since some lanes read one while others show the next.
     std::vector<unsigned char> shown[2];
@@ -58,10 +58,9 @@ struct Team {
     Kernel kernel = nullptr;
     const Arguments* arguments = nullptr;
     int threads = 0;
-    Index grid = 0;
     std::vector<Block> blocks;
     std::vector<Fiber> fibers;
-    Meeting meeting;
+    Meeting meeting{};
     ucontext_t scheduler{};
     Fiber* current = nullptr;
     bool progress = false;
@@ -107,8 +106,7 @@ void body() {
 }
 
 void run_team() {
-    const std::size_t count = team->fibers.size();
-    std::size_t left = count;
+    std::size_t left = team->fibers.size();
     while (left > 0) {
         team->progress = false;
         for (Fiber& fiber : team->fibers) {
@@ -133,7 +131,6 @@ namespace device {
 int thread() { return team->current->thread; }
 int threads() { return team->threads; }
 Index block() { return team->current->block->index; }
-Index blocks() { return team->grid; }
 int lane() { return thread() % kWarp; }
 unsigned char* shared_memory() { return team->current->block->shared.data(); }
 unsigned char* shared_memory_of_rank(int rank) {
@@ -223,34 +220,31 @@ bool wants_kernels = true;
 
 void run_kernels(bool wanted) { wants_kernels = wanted; }
 
-void run(Kernel kernel, const Arguments& arguments, const Shape& shape) {
+void run(Kernel kernel, const Arguments& arguments, const Launch& launch) {
     if (!wants_kernels) return;
-    const Index together = shape.cooperative ? shape.grid : shape.cluster;
-    Team launch;
-    launch.kernel = kernel;
-    launch.arguments = &arguments;
-    launch.threads = shape.threads;
-    launch.grid = shape.grid;
-    launch.blocks.resize(static_cast<std::size_t>(together));
-    launch.fibers.resize(static_cast<std::size_t>(together * shape.threads));
-    team = &launch;
-    for (Index first = 0; first < shape.grid; first += together) {
-        launch.meeting = {};
-        std::size_t f = 0;
-        for (std::size_t b = 0; b < launch.blocks.size(); ++b) {
-            Block& block = launch.blocks[b];
-            block.index = first + static_cast<Index>(b);
-            // Not cleared, as on a device.
-            block.shared.assign(shape.shared_bytes, 0xff);
-            block.running = shape.threads;
-            block.meeting = {};
-            block.warps.assign(static_cast<std::size_t>(shape.threads / kWarp), {});
-            for (auto& shown : block.shown) {
-                shown.assign(static_cast<std::size_t>(shape.threads) * kMostValue, 0xff);
-            }
-            for (int t = 0; t < shape.threads; ++t, ++f) {
-                begin(launch.fibers[f], block, t);
-            }
+    const int threads = launch.cut.threads;
+    const Index together = launch.cooperative ? launch.grid : launch.cluster;
+    const std::vector<unsigned char> unwritten(static_cast<std::size_t>(threads) * kMostValue,
+                                               0xff);
+    Team running{.kernel = kernel,
+                 .arguments = &arguments,
+                 .threads = threads,
+                 .blocks = std::vector<Block>(static_cast<std::size_t>(together)),
+                 .fibers = std::vector<Fiber>(static_cast<std::size_t>(together * threads))};
+    team = &running;
+    for (Index first = 0; first < launch.grid; first += together) {
+        running.meeting = {};
+        auto fiber = running.fibers.begin();
+        Index index = first;
+        for (Block& block : running.blocks) {
+            block = {.index = index++,
+                     // Not cleared, as on a device.
+                     .shared = std::vector<unsigned char>(
+                         static_cast<std::size_t>(launch.shared_bytes), 0xff),
+                     .running = threads,
+                     .warps = std::vector<Meeting>(static_cast<std::size_t>(threads / kWarp)),
+                     .shown = {unwritten, unwritten}};
+            for (int t = 0; t < threads; ++t) begin(*fiber++, block, t);
         }
         run_team();
     }

@@ -34,9 +34,6 @@ constexpr Device kDevices[] = {
 int current_device = 0;
 bool failed = false;  // a kernel has failed, and no call has reported it
 
-const Device& device_of_number(int device) { return kDevices[device]; }
-const Device& current() { return device_of_number(current_device); }
-
 Index shared_of_multiprocessor(const Device& device) { return 2 * device.shared + 2 * 1024; }
 
 void tell_failure(const char* what) {
@@ -49,13 +46,13 @@ void tell_failure(const char* what) {
 
 int device_count() { return static_cast<int>(std::size(kDevices)); }
 std::string unavailable_reason() { return ""; }
-std::string device_name(int device) { return device_of_number(device).name; }
+std::string device_name(int device) { return kDevices[device].name; }
 std::string device_problem(int) { return ""; }
 int device_of(const void*) { return 0; }
 std::string architectures() { return "emulation"; }
 
 Limits attributes(int device) {
-    const Device& there = device_of_number(device);
+    const Device& there = kDevices[device];
     Limits limits;
     limits.major = 9;
     limits.multiprocessors = 3;
@@ -67,7 +64,7 @@ Limits attributes(int device) {
 }
 
 int occupancy(Kernel, const Launch& launch, int device) {
-    const Device& there = device_of_number(device);
+    const Device& there = kDevices[device];
     if (launch.cluster > 1) return there.clusters;
     const Index fit = shared_of_multiprocessor(there) / (launch.shared_bytes + 1024);
     return static_cast<int>(std::min<Index>(fit, there.resident));
@@ -88,17 +85,15 @@ void zero(void* memory, Index bytes, Stream) {
 
 void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream) {
     tell_failure("run");
-    if (current().refuses && must_be_resident(launch)) {
+    if (kDevices[current_device].refuses && must_be_resident(launch)) {
         throw Error(Fault::refused, "emulated CUDA: run: the launch is too large");
     }
-    if (current().fails) {
+    if (kDevices[current_device].fails) {
         failed = true;
         return;
     }
     try {
-        emulation::run(kernel, arguments,
-                       {launch.grid, launch.cut.threads, launch.cluster,
-                        static_cast<std::size_t>(launch.shared_bytes), launch.cooperative});
+        emulation::run(kernel, arguments, launch);
     } catch (const std::runtime_error& error) {
         throw Error(Fault::other, error.what());
     }
