@@ -63,6 +63,25 @@ void register_device_saved(py::module_& m) {
             return concat("<bnext.DeviceSaved of a ", name_of(s.dtype), " input of shape ",
                           shape_text(s.shape), " on ", std::string(s.where), ">");
         });
+    type.def(py::pickle(  // for copies too
+        [](const DeviceSaved& s) {
+            return py::make_tuple(s.rows, s.where, s.dtype_object, static_cast<int>(s.dtype),
+                                  s.channel_axis, s.eps, s.count, s.batch_statistics, s.shape,
+                                  s.of_group);
+        },
+        [](const py::tuple& state) {
+            if (state.size() != 10) type_error("DeviceSaved: expected a state of 10 values");
+            return DeviceSaved{state[0],
+                               state[1],
+                               state[2],
+                               static_cast<DType>(state[3].cast<int>()),
+                               state[4].cast<Index>(),
+                               state[5].cast<double>(),
+                               state[6].cast<Index>(),
+                               state[7].cast<bool>(),
+                               state[8].cast<std::vector<Index>>(),
+                               state[9]};
+        }));
     type.attr("__module__") = "bnext";
     m.attr("DeviceSaved") = type;
 }
