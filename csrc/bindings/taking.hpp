@@ -44,6 +44,9 @@ private:
     static constexpr std::size_t kSize = size_of(signature);
     static consteval std::size_t place(std::string_view name) { return place_of(signature, name); }
     static consteval bool has(std::string_view name) { return place(name) < kSize; }
+    // The first phases are checked for all that a pass writes, and write none of it.
+    static constexpr bool kWrites =
+        function != Function::collect_stats && function != Function::backward_reduce;
     // The first array, whose library is the call's.
     static constexpr std::string_view kLead = function == Function::backward_constant ? "dy"
                                               : has("x")                              ? "x"
@@ -77,7 +80,7 @@ private:
         }(std::make_index_sequence<kSize>());
         check(taken.call.call);
         py::object result = taken.engine == nullptr ? body(taken) : there(taken);
-        taken.call.count_writes();
+        if constexpr (kWrites) taken.call.count_writes();
         return result;
     }
 

@@ -1,5 +1,8 @@
 """Functions on PyTorch's tensors on a GPU: plain tensors beside the general road."""
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,6 +137,22 @@ def test_modes_that_fake_tensors_leave_nothing_behind(pretended):
         calls.forward(x, *nothing, 1e-5, 1, None)
     y, saved = calls.forward(x, *nothing, 1e-5, 1, None)
     assert type(y) is type(saved.rows) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
+def test_saved_is_copied(roads, again):
+    x, dy, weight, *_ = arguments((3, 4, 2, 5), torch.bfloat16, True)
+    _, saved = bnext.batch_norm_forward(x, weight)
+    other = again(saved)
+    assert type(other) is bnext.DeviceSaved
+    assert repr(other) == repr(saved)
+    for name in ("count", "eps", "shape", "dtype", "channel_axis", "batch_statistics"):
+        assert getattr(other, name) == getattr(saved, name)
+    assert torch.equal(other.rows, saved.rows)
+    expected = bnext.batch_norm_backward(dy, x, saved, weight)
+    assert_equal(bnext.batch_norm_backward(dy, x, other, weight), expected)
 
 
 class Subclass(torch.Tensor):

@@ -53,6 +53,20 @@ def test_torch_results_written_to_a_tensor_are_counted(name, view):
     assert_counted(out, lambda: WRITES[name](out, *arguments()))
 
 
+def test_torch_first_phases_write_nothing():
+    x, dy, saved = arguments()
+    out, mean, var = torch.ones(SHAPE), torch.zeros(4), torch.ones(4)
+    bnext._core.collect_stats(
+        x=x, weight=None, bias=None, running_mean=mean, running_var=var, momentum=0.1,
+        num_batches_tracked=None, eps=1e-5, channel_axis=1, out=out,
+    )  # fmt: skip
+    bnext._core.backward_reduce(dy=dy, x=x, saved=saved, weight=None, out=out)
+    assert [tensor._version for tensor in (out, mean, var)] == [0, 0, 0]
+    assert (out == 1).all()
+    assert (var == 1).all()
+    assert (mean == 0).all()
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
 def test_torch_running_statistics_of_layers_are_counted(statistic, steps):
