@@ -81,7 +81,7 @@ def test_saved_of_nothing_and_of_given_statistics():
 )  # fmt: skip
 def test_a_state_that_is_none_of_saved(state):
     saved = bnext.Saved.__new__(bnext.Saved)
-    with pytest.raises(ValueError, match="state: expected that of a pickled Saved"):
+    with pytest.raises(ValueError, match="state: expected the state of a pickled Saved"):
         saved.__setstate__(state)
 
 
@@ -94,7 +94,7 @@ def test_saved_is_made_by_calls_alone(rng):
     assert (blank.shape, blank.mean.shape, blank.rows.shape) == ((), (0,), (5, 0))
     with pytest.raises(TypeError, match=r"^saved: expected what batch_norm_forward returned, got"):
         bnext.batch_norm_backward(x, x, blank)
-    with pytest.raises(ValueError, match=r"^state: expected that of a pickled Saved$"):
+    with pytest.raises(ValueError, match=r"^state: expected the state of a pickled Saved$"):
         blank.__setstate__(blank.__getstate__())
     mean = saved.mean
     with pytest.raises(TypeError, match=r"^__setstate__: expected a Saved that __new__ has made$"):

@@ -194,5 +194,5 @@ def test_rows_go_with_pickles(rng):
     assert_same_bits(older.rows[: ROW.mean_low], saved.rows[: ROW.mean_low])
     assert not older.mean_low.any()
     for wrong in (rows[:5], np.zeros(6 * 5)):
-        with pytest.raises(ValueError, match=r"^state: expected that of a pickled Saved$"):
+        with pytest.raises(ValueError, match=r"^state: expected the state of a pickled Saved$"):
             Saved.__new__(Saved).__setstate__((*others, wrong))

@@ -95,7 +95,7 @@ struct Sums {
     cpu::PoolArray<double> dy, dy_xmu;
 };
 
-// What is saved of Moments that were merged; but for rstd, which follows when y is written.
+// Saved, of merged Moments; rstd follows when y is written.
 inline Saved merged_of(const Taken& taken) {
     const Intake& call = taken.call;
     Saved saved(call.call);

@@ -83,7 +83,7 @@ py::object state_of(py::handle self) {
 }
 
 Saved of_state(const py::tuple& state) {
-    if (state.size() != 8) value_error("state: expected that of a pickled Saved");
+    if (state.size() != 8) value_error("state: expected the state of a pickled Saved");
     const auto name = py::cast<std::string>(state[0]);
     const auto shape = py::cast<std::vector<Index>>(state[6]);
     const auto axis = py::cast<Index>(state[2]);
@@ -98,7 +98,7 @@ Saved of_state(const py::tuple& state) {
         if (!saved.take({rows.data(), static_cast<std::size_t>(rows.size())})) break;
         return saved;
     }
-    value_error("state: expected that of a pickled Saved");
+    value_error("state: expected the state of a pickled Saved");
 }
 
 py::object set_state(py::handle self, py::handle state) {

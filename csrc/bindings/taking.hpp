@@ -117,7 +117,7 @@ private:
         constexpr bool is_merged = has("m2") && role != Role::weight && role != Role::bias;
         if (role == Role::weight) taken.weight = object;
         if constexpr (role == Role::out || (is_running && has("momentum"))) {
-            // Without a first array, the call's library is that of one of these.
+            // Without a first array, one of these has the call's library.
             if (!has(kLead) && taken.call.library() == nullptr) taken.call.belongs_to(object);
             taken.call.write(role, object);
         } else if constexpr (is_sum || is_merged) {

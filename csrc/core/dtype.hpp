@@ -30,13 +30,13 @@ BNEXT_FORCE_INLINE To bits_as(const From& from) {
     return to;
 }
 
-// Between the bits of a float16 (IEEE 754 binary16) and those of a float32, rounded to nearest even
-// and with quiet NaN. Words are single ones or vectors, and Floats are floats or vectors as well.
+// Between the bits of a float16 (IEEE 754 binary16) and of a float32, rounded to nearest even and
+// with quiet NaN. Words are single ones or vectors, and Floats are floats or vectors as well.
 template <class Floats, class Word>
 BNEXT_FORCE_INLINE Word half_of_float_word(const Word& word) {
     const Word magnitude = word & 0x7fffffffU;
     const Word normal = (magnitude - (112U << 23) + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-    // Below 2^-14: the unit of 0.5 is that of the result.
+    // Below 2^-14: 0.5 has the unit of the result.
     const Word tiny = bits_as<Word>(bits_as<Floats>(magnitude) + 0.5F) - 0x3f000000U;
     Word half = magnitude < 0x38800000U ? tiny : normal;
     half = magnitude >= 0x47800000U ? 0x7c00U - Word{} : half;  // 2^16 and more

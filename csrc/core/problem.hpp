@@ -58,8 +58,8 @@ struct Description {
 Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
                      std::span<const AxisStrides> operands);
 
-// Strides (in elements) of a dense array of `shape` whose axes lie in the same order in memory as
-// those of an array with strides `like`; without these, in C order.
+// Strides (in elements) of a dense array of `shape` whose axes lie in memory in the order of the
+// strides `like`; without them, in C order.
 void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result);
 
 // True where two different indices of the array may be the same element, so that it cannot be

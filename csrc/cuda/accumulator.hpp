@@ -140,7 +140,7 @@ private:
         }
     }
 
-    // Whether float32 sums neither overflow nor, being of squares, vanish. (Those of a constant do
+    // Whether float32 sums neither overflow nor, being of squares, vanish. (Sums of a constant do
     // vanish, and are looked at twice.)
     BNEXT_DEVICE static bool is_ordinary(C first, C second) {
         constexpr C kMost = C{1e37F};

@@ -8,8 +8,8 @@
 
 inline constexpr Index kGroup = 16 * kLanes;  // values: 8 per lane and accumulator
 
-// The weight of a run's rest in a group. Its last pack adds to a lane however few values it has, so
-// that of runs of two or three values no more follow each other in one lane than of longer ones.
+// The weight of a run's rest in a group. Its last pack adds to a lane however few values it has:
+// runs of two or three values add to one lane no more often in a row than longer runs.
 BNEXT_FORCE_INLINE Index in_group(Index rest) {
     return rest > 0 && rest < kLanes ? Index{kLanes} : rest;
 }
@@ -22,9 +22,9 @@ struct Difference {
     BNEXT_FORCE_INLINE Pack<C> operator()(const Pack<C>& x) const { return x - center; }
 };
 
-// The two sums of a run of packs. Those of every other pack have accumulators of their own, which
-// are added to sums in double after a group; but products of float32 and float64 data, which are
-// summed in double, have one.
+// The two sums of a run of packs. Every other pack has accumulators of its own, which are added to
+// sums in double after a group; but products of float32 and float64 data, which are summed in
+// double, have one accumulator.
 template <class T, int kReads, template <class> class From>
 class RunSums {
     using C = Sum<T>;

@@ -109,7 +109,7 @@ class Backward(torch.autograd.Function):
 def _derivatives(
     function: Pass, inputs: Sequence[Tensor | None], outer: Iterable[Any]
 ) -> list[Tensor | None]:
-    """Differentiate a backward pass: gradients of its inputs, by those of its results.
+    """Differentiate a backward pass: gradients of its inputs, by gradients of its results.
 
     `function` makes the results of the inputs once more. Inputs and gradients may be None.
     """

@@ -1,6 +1,6 @@
 """Tensors to kernels and back: no autograd here, and few checks but the kernels' own.
 
-Both passes are those of `bnext.spine`. Plain tensors (dense, of the dtypes that kernels compute
+Both passes come through `bnext.spine`. Plain tensors (dense, of the dtypes that kernels compute
 with) go as they are: the kernels read them by DLPack's table of C functions. Others, and all where
 PyTorch has no table, go again, prepared: widened to the dtype that kernels take beside 16 bits, or
 without what autograd has to say of them.

@@ -16,7 +16,7 @@ class Cost(NamedTuple):
 
     name: str
     passes: int  # over the data set
-    work: float  # multiplications in them; 1: those of one pass of the whole network
+    work: float  # multiplications in them; 1: as many as one pass of the whole network has
 
 
 def costs(kind: Kind, images: Array, batch_size: int) -> list[Cost]:
