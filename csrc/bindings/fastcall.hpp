@@ -32,7 +32,7 @@ constexpr std::string_view name_of(const Signature& signature, std::size_t k) {
     }
     return rest.substr(0, rest.find_first_of("=,"));
 }
-// The place of a parameter; that behind the last where there is none of the name.
+// The place of a parameter; where there is none of the name, the place behind the last.
 constexpr std::size_t place_of(const Signature& signature, std::string_view name) {
     std::size_t k = 0;
     for (std::string_view each = name_of(signature, k); !each.empty() && each != name;) {
@@ -41,6 +41,9 @@ constexpr std::size_t place_of(const Signature& signature, std::string_view name
     return k;
 }
 constexpr std::size_t size_of(const Signature& signature) { return place_of(signature, ""); }
+constexpr bool has(const Signature& signature, std::string_view name) {
+    return place_of(signature, name) < size_of(signature);
+}
 
 class Parameters {
 public:

@@ -22,7 +22,8 @@ inline void take_statistics(Launch& launch, const DeviceSaved& saved) {
 
 // A new array of NumPy's with these rows of float64.
 inline py::object on_host(std::span<const double> values, Index channels) {
-    const Index count = channels == 0 ? kRows : static_cast<Index>(values.size()) / channels;
+    const Index count =
+        channels == 0 ? kStatisticsRows : static_cast<Index>(values.size()) / channels;
     py::object array =
         intake::new_array(DType::float64, std::array<Index, 2>{count, channels}, nullptr);
     std::ranges::copy(values, static_cast<double*>(intake::data_of(array)));
@@ -78,9 +79,9 @@ inline py::object forward(Taken& taken) {
         });
         rows = launch.of_host(on_host(nothing.all(), nothing.channels()));
     } else if (taken.keeps) {
-        rows = launch.rows(kRows);
+        rows = launch.rows(kStatisticsRows);
     } else {
-        rows.ref.data = launch.scratch(kRows * launch.channels() * Index{sizeof(double)});
+        rows.ref.data = launch.scratch(kStatisticsRows * launch.channels() * Index{sizeof(double)});
     }
     launch.at.statistics = rows.as<double>();
     take_affine(launch);
@@ -106,7 +107,7 @@ py::object normalized(Taken& taken) {
     Launch launch(taken.call, *taken.engine);
     launch.given_statistics(mean, var);
     take_affine(launch);
-    const Made rows = keeps ? launch.rows(kRows) : Made{};
+    const Made rows = keeps ? launch.rows(kStatisticsRows) : Made{};
     launch.at.statistics = rows.as<double>();
     const py::object y = launch.run(Operation::normalize);
     if (!keeps) return y;
@@ -161,11 +162,11 @@ inline py::object restored(Taken& taken) {
 // The rows of statistics of x, of which a kernel collects mean, mean_low and m2.
 inline py::object collected(Launch& launch) {
     if (launch.empty()) {
-        const auto size = static_cast<std::size_t>(kRows * launch.channels());
+        const auto size = static_cast<std::size_t>(kStatisticsRows * launch.channels());
         const cpu::PoolArray<double> zeros(size, 0.0);
         return launch.of_host(on_host(zeros, launch.channels())).array;
     }
-    const Made rows = launch.rows(kRows);
+    const Made rows = launch.rows(kStatisticsRows);
     launch.at.statistics = rows.as<double>();
     launch.scalars.eps = 1;
     launch.run(Operation::collect_stats);

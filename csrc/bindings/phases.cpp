@@ -20,7 +20,7 @@ py::object statistics(Taken& taken) {
         const std::array<Index, 2> shape{count, channels}, strides{channels, 1};
         return results.make(dtype, shape, strides);
     };
-    Fresh rows = make(DType::float64, kRows);
+    Fresh rows = make(DType::float64, kStatisticsRows);
     Fresh coefficients = make(param_dtype(call[Role::x].dtype()), 4);
     const StatisticsOut out(static_cast<double*>(rows.data), channels);
     compute(taken.call, {}, [&](auto type, const Operands& arrays, const auto& affine) {
@@ -35,7 +35,8 @@ py::object statistics(Taken& taken) {
 // What the first phase finds of x: its rows mean, mean_low and m2.
 struct Collected {
     explicit Collected(Intake& call)
-        : channels(call.call.channels()), values(static_cast<std::size_t>(kRows * channels)) {
+        : channels(call.call.channels()),
+          values(static_cast<std::size_t>(kStatisticsRows * channels)) {
         compute(call, {}, [&](auto type, const Operands& arrays, const auto&) {
             using T = decltype(type);
             count = static_cast<Index>(

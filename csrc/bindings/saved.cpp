@@ -23,7 +23,7 @@ Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
       eps(epsilon),
       channels_(x[static_cast<std::size_t>(axis)]),
       rank_(x.size()),
-      memory_((kRows * extent() + rank_) * sizeof(double)) {
+      memory_((kStatisticsRows * extent() + rank_) * sizeof(double)) {
     static_assert(sizeof(Index) == sizeof(double));
     std::ranges::copy(x, const_cast<Index*>(shape().data()));
 }
@@ -45,7 +45,7 @@ void Saved::take_rows(const ArrayRef& rows) {
     ArrayRef row = rows;
     row.rank = 1;
     row.steps = rows.steps + 1;
-    for (Index number = 0; number < kRows; ++number) {
+    for (Index number = 0; number < kStatisticsRows; ++number) {
         row.data = rows.as<char>() + number * rows.steps[0];
         read_doubles(row, this->row(static_cast<Row>(number)));
     }
@@ -122,7 +122,7 @@ py::object view_of_row(py::handle self) {
 py::object copy_of_rows(py::handle self) {
     const Saved& saved = value_of(self);
     const auto channels = static_cast<py::ssize_t>(saved.channels());
-    return py::array_t<double>({py::ssize_t{kRows}, channels}, saved.all().data());
+    return py::array_t<double>({py::ssize_t{kStatisticsRows}, channels}, saved.all().data());
 }
 
 py::object shape_of(py::handle self) { return intake::tuple_of_integers(value_of(self).shape()); }
@@ -241,7 +241,7 @@ const Saved& take_saved(py::handle object) {
 }
 
 void register_saved(py::module_& m) {
-    py::tuple names(kRows);
+    py::tuple names(kStatisticsRows);
     for (std::size_t row = 0; row < names.size(); ++row) names[row] = kRowNames[row];
     m.attr("ROWS") = names;
     static char doc[] =

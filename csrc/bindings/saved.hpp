@@ -37,7 +37,9 @@ public:
         return {rows().row(which), extent()};
     }
     // All rows, one behind the other.
-    [[nodiscard]] std::span<const double> all() const { return {first(), kRows * extent()}; }
+    [[nodiscard]] std::span<const double> all() const {
+        return {first(), kStatisticsRows * extent()};
+    }
     [[nodiscard]] std::span<const Index> shape() const {  // of x; of no input, empty
         return {reinterpret_cast<const Index*>(first() + all().size()), rank_};
     }
@@ -47,7 +49,7 @@ public:
     // mean and var are given, and constants; m2 there is none.
     void has_given_statistics();
 
-    // All rows, shape (kRows, C), of float64.
+    // All rows, shape (kStatisticsRows, C), of float64.
     void take_rows(const ArrayRef& rows);
 
     // What check() asks of it.

@@ -42,24 +42,23 @@ public:
 
 private:
     static constexpr std::size_t kSize = size_of(signature);
-    static consteval std::size_t place(std::string_view name) { return place_of(signature, name); }
-    static consteval bool has(std::string_view name) { return place(name) < kSize; }
     // The first phases are checked for all that a pass writes, and write none of it.
     static constexpr bool kWrites =
         function != Function::collect_stats && function != Function::backward_reduce;
     // The first array, whose library is the call's.
     static constexpr std::string_view kLead = function == Function::backward_constant ? "dy"
-                                              : has("x")                              ? "x"
+                                              : has(signature, "x")                   ? "x"
                                                                                       : "";
 
     static py::object call(py::handle self, const Arguments<kSize>& arguments) {
         bool plain = false;
-        if constexpr (has("plain")) {
-            plain = arguments[place("plain")] && flag_of(arguments[place("plain")]);
+        if constexpr (has(signature, "plain")) {
+            plain = arguments[place_of(signature, "plain")] &&
+                    flag_of(arguments[place_of(signature, "plain")]);
         }
         Taken taken(function, plain, engine_of(self));
-        if constexpr (has("saved")) {
-            const py::handle saved = arguments[place("saved")];
+        if constexpr (has(signature, "saved")) {
+            const py::handle saved = arguments[place_of(signature, "saved")];
             if (taken.engine == nullptr) {
                 taken.saved = &take_saved(saved);
                 taken.facts = taken.saved->facts();
@@ -70,8 +69,8 @@ private:
             }
             taken.call.call.from_forward = &taken.facts;
         }
-        if constexpr (has(kLead)) {
-            taken.x = arguments[place(kLead)];
+        if constexpr (has(signature, kLead)) {
+            taken.x = arguments[place_of(signature, kLead)];
             constexpr Role role = role_of(kLead);
             taken.call.lead(role, taken.x);
         }
@@ -114,11 +113,13 @@ private:
     static void take_array(Taken& taken, py::handle object) {
         constexpr bool is_running = role == Role::running_mean || role == Role::running_var;
         constexpr bool is_sum = role == Role::sum_dy || role == Role::sum_dy_xmu;
-        constexpr bool is_merged = has("m2") && role != Role::weight && role != Role::bias;
+        constexpr bool is_merged =
+            has(signature, "m2") && role != Role::weight && role != Role::bias;
         if (role == Role::weight) taken.weight = object;
-        if constexpr (role == Role::out || (is_running && has("momentum"))) {
+        if constexpr (role == Role::out || (is_running && has(signature, "momentum"))) {
             // Without a first array, one of these has the call's library.
-            if (!has(kLead) && taken.call.library() == nullptr) taken.call.belongs_to(object);
+            if (!has(signature, kLead) && taken.call.library() == nullptr)
+                taken.call.belongs_to(object);
             taken.call.write(role, object);
         } else if constexpr (is_sum || is_merged) {
             taken.call.read_numpy(role, object);

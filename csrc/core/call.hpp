@@ -53,7 +53,7 @@ inline constexpr std::array<const char*, kRoles> kRoleNames{
 constexpr const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 constexpr Role role_of(std::string_view name) {  // of a name that is one
     std::size_t role = 0;
-    while (name != kRoleNames[role]) ++role;
+    while (role < kRoleNames.size() && name != kRoleNames[role]) ++role;
     return static_cast<Role>(role);
 }
 

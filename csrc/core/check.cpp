@@ -114,7 +114,7 @@ private:
     void restored() const {
         data();
         check_eps(call_.eps);
-        const std::array<Index, 2> shape{kRows, call_.channels()};
+        const std::array<Index, 2> shape{kStatisticsRows, call_.channels()};
         required(Role::rows, shape);
         like(Role::rows, DType::float64, shape);
     }

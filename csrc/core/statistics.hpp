@@ -14,7 +14,7 @@ namespace bnext {
 // In the order in which they lie. A new row comes last: graphs that PyTorch has exported pick rows
 // by their places.
 enum class Row : std::uint8_t { mean, m2, var, rstd, mean_low };
-inline constexpr Index kRows = 5;
+inline constexpr Index kStatisticsRows = 5;
 inline constexpr const char* kRowNames[] = {"mean", "m2", "var", "rstd", "mean_low"};
 
 // D: double, or const double.

@@ -12,7 +12,6 @@ namespace {
 
 namespace flags {
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-constexpr int kCOrder = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
 }  // namespace flags
 
 // What is used of NumPy, looked up once and kept until the process ends.

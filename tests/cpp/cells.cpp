@@ -94,7 +94,7 @@ void check_norm(const CellMaps& maps, Index examples, Index length, double mean,
     const auto n = static_cast<double>(per_slab * length);
 
     std::vector<T> y(at(values)), dx(at(values)), first_y, first_dx;
-    std::vector<double> all = zeros(kRows * cells), a = zeros(cells), b = zeros(cells);
+    std::vector<double> all = zeros(kStatisticsRows * cells), a = zeros(cells), b = zeros(cells);
     const StatisticsOut rows(all.data(), cells);
     const View<const T> x_view{x.data(), stride}, dy_view{dy.data(), stride};
     for (const Schedule schedule : kSchedules) {
@@ -232,7 +232,8 @@ void check_weighted(Index outer, Index channels, Index inner, std::mt19937& rand
     const auto x = drawn<double>(problem.elements(), 3.0, random);
     const auto dy = drawn<double>(problem.elements(), 0.5, random);
     std::vector<double> y(x.size()), dx(x.size());
-    std::vector<double> all = zeros(kRows * channels), a = zeros(channels), b = zeros(channels);
+    std::vector<double> all = zeros(kStatisticsRows * channels), a = zeros(channels),
+                        b = zeros(channels);
     const StatisticsOut rows(all.data(), channels);
     const View<const double> in[] = {{x.data(), stride}, {dy.data(), stride}};
     const View<double> y_view{y.data(), stride}, dx_view{dx.data(), stride};

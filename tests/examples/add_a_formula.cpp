@@ -63,7 +63,7 @@ void check(const Shape& shape, std::mt19937& random) {
              std::vector<double>(n + 8),
              drawn(static_cast<std::size_t>(c), 0, random),
              drawn(static_cast<std::size_t>(c), 0, random),
-             std::vector<double>(static_cast<std::size_t>(kRows * c))};
+             std::vector<double>(static_cast<std::size_t>(kStatisticsRows * c))};
     const Strides at = description.strides[0];
     const cpu::View<const double> x{a.x.data(), at}, residual{a.residual.data(), at};
     const cpu::View<double> y{a.y.data(), at}, z{a.z.data() + shape.offset, at};
