@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <numeric>
-#include <optional>
 
 #include "core/division.hpp"
 
@@ -144,14 +143,17 @@ Index split_block(const Candidate& c) {
     return std::max(narrow, round_up(divide_up(c.problem.channels, wanted), kLanes));
 }
 
-std::atomic<std::optional<Schedule>> forced;
+// (Of an optional, Clang asks for the functions of libatomic.)
+constexpr int kNotForced = -1;
+std::atomic<int> forced{kNotForced};
 
 }  // namespace
 
 Plan make_plan(const Problem& problem, const Work& work, const Machine& machine, Index together) {
     const Tiling tiling(problem);
-    const std::optional<Schedule> wanted = forced.load(std::memory_order_relaxed);
-    Schedule schedule = wanted ? *wanted : choose({problem, tiling, work, machine});
+    const int wanted = forced.load(std::memory_order_relaxed);
+    Schedule schedule = wanted == kNotForced ? choose({problem, tiling, work, machine})
+                                             : static_cast<Schedule>(wanted);
     if (together > kMaxBlock) schedule = Schedule::split;
     // A serial schedule has blocks for one thread: smaller ones took a tenth longer.
     Machine used = machine;
@@ -171,7 +173,7 @@ Plan plan_of(const Problem& problem, int operands) {
 }
 
 void force_schedule(const Schedule* schedule) {
-    forced = schedule != nullptr ? std::optional(*schedule) : std::nullopt;
+    forced = schedule != nullptr ? static_cast<int>(*schedule) : kNotForced;
 }
 
 }  // namespace bnext::cpu
