@@ -26,10 +26,12 @@ class Accumulator {
 
 public:
     BNEXT_DEVICE Accumulator(const Arguments& a, Index channel, bool active) {
-        if (kForward || !active) return;
-        BNEXT_UNROLL
-        for (int c = 0; c < K::kChannels; ++c) {
-            center_[c] = static_cast<C>(*statistic(a, Row::mean, channel + c));
+        if constexpr (!kForward) {
+            if (!active) return;
+            BNEXT_UNROLL
+            for (int c = 0; c < K::kChannels; ++c) {
+                center_[c] = static_cast<C>(*statistic(a, Row::mean, channel + c));
+            }
         }
     }
 
