@@ -50,15 +50,20 @@ private:
                                               : has(signature, "x")                   ? "x"
                                                                                       : "";
 
+    // (Constants: as expressions of a call they would be found while it runs.)
+    static constexpr std::size_t kPlain = place_of(signature, "plain");
+    static constexpr std::size_t kSavedPlace = place_of(signature, "saved");
+    static constexpr std::size_t kLeadPlace = place_of(signature, kLead);
+    static constexpr bool kHasLead = has(signature, kLead);
+
     static py::object call(py::handle self, const Arguments<kSize>& arguments) {
         bool plain = false;
         if constexpr (has(signature, "plain")) {
-            plain = arguments[place_of(signature, "plain")] &&
-                    flag_of(arguments[place_of(signature, "plain")]);
+            plain = arguments[kPlain] && flag_of(arguments[kPlain]);
         }
         Taken taken(function, plain, engine_of(self));
         if constexpr (has(signature, "saved")) {
-            const py::handle saved = arguments[place_of(signature, "saved")];
+            const py::handle saved = arguments[kSavedPlace];
             if (taken.engine == nullptr) {
                 taken.saved = &take_saved(saved);
                 taken.facts = taken.saved->facts();
@@ -70,7 +75,7 @@ private:
             taken.call.call.from_forward = &taken.facts;
         }
         if constexpr (has(signature, kLead)) {
-            taken.x = arguments[place_of(signature, kLead)];
+            taken.x = arguments[kLeadPlace];
             constexpr Role role = role_of(kLead);
             taken.call.lead(role, taken.x);
         }
@@ -118,8 +123,7 @@ private:
         if (role == Role::weight) taken.weight = object;
         if constexpr (role == Role::out || (is_running && has(signature, "momentum"))) {
             // Without a first array, one of these has the call's library.
-            if (!has(signature, kLead) && taken.call.library() == nullptr)
-                taken.call.belongs_to(object);
+            if (!kHasLead && taken.call.library() == nullptr) taken.call.belongs_to(object);
             taken.call.write(role, object);
         } else if constexpr (is_sum || is_merged) {
             taken.call.read_numpy(role, object);
