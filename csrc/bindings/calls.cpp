@@ -128,17 +128,17 @@ py::object restored(Taken& taken) {
 
 void register_calls(const py::object& m, py::handle engine) {
     constexpr Role mean = Role::running_mean, var = Role::running_var;
-    Operation<Function::forward, kForward, forward, there::forward>::add_to(m, engine);
+    Operation<Function::forward, kForward, forward, gpu::forward>::add_to(m, engine);
     Operation<Function::normalize, kNormalize, normalize_by<Role::mean, Role::var>,
-              there::normalize>::add_to(m, engine);
+              gpu::normalize>::add_to(m, engine);
     Operation<Function::normalize_by_running, kNormalizeByRunning, normalize_by<mean, var>,
-              there::normalized<mean, var, true>>::add_to(m, engine);
+              gpu::normalized<mean, var, true>>::add_to(m, engine);
     Operation<Function::normalize_by_running, kEvaluate, evaluate,
-              there::normalized<mean, var, false>>::add_to(m, engine);
-    Operation<Function::backward, kBackward, backward, there::backward>::add_to(m, engine);
+              gpu::normalized<mean, var, false>>::add_to(m, engine);
+    Operation<Function::backward, kBackward, backward, gpu::backward>::add_to(m, engine);
     Operation<Function::backward_constant, kBackwardConstant, backward_constant,
-              there::backward_constant>::add_to(m, engine);
-    Operation<Function::restored, kRestored, restored, there::restored>::add_to(m, engine);
+              gpu::backward_constant>::add_to(m, engine);
+    Operation<Function::restored, kRestored, restored, gpu::restored>::add_to(m, engine);
 }
 
 }  // namespace bnext::bindings

@@ -4,7 +4,7 @@
 
 namespace bnext::bindings {
 
-const DeviceSaved& take_saved_there(py::handle object, const Engine& engine, const char* data) {
+const DeviceSaved& take_device_saved(py::handle object, const Engine& engine, const char* data) {
     if (is_saved(object)) {
         type_error("saved: made from an input on the CPU, got ", data, " on ",
                    std::string(engine.where));
@@ -65,16 +65,17 @@ void register_device_saved(py::module_& m) {
         });
     type.def(py::pickle(  // for copies too
         [](const DeviceSaved& s) {
-            return py::make_tuple(s.rows, s.where, s.dtype_object, static_cast<int>(s.dtype),
-                                  s.channel_axis, s.eps, s.count, s.batch_statistics, s.shape,
-                                  s.of_group);
+            return py::make_tuple(s.rows, s.where, s.dtype_object, name_of(s.dtype), s.channel_axis,
+                                  s.eps, s.count, s.batch_statistics, s.shape, s.of_group);
         },
         [](const py::tuple& state) {
-            if (state.size() != 10) type_error("DeviceSaved: expected a state of 10 values");
+            if (state.size() != 10) {
+                value_error("state: expected the state of a pickled DeviceSaved");
+            }
             return DeviceSaved{state[0],
                                state[1],
                                state[2],
-                               static_cast<DType>(state[3].cast<int>()),
+                               dtype_named(state[3].cast<std::string>()),
                                state[4].cast<Index>(),
                                state[5].cast<double>(),
                                state[6].cast<Index>(),

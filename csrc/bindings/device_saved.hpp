@@ -32,6 +32,6 @@ struct DeviceSaved {
 
 // The DeviceSaved of an object, made on the GPU of an engine. `data`: what errors call the array
 // that is given again.
-const DeviceSaved& take_saved_there(py::handle object, const Engine& engine, const char* data);
+const DeviceSaved& take_device_saved(py::handle object, const Engine& engine, const char* data);
 
 }  // namespace bnext::bindings

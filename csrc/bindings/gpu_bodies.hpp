@@ -1,11 +1,11 @@
-// The bodies of the operations on a GPU, as bodies.hpp has those on the CPU. What a group exchanges
-// is copied to the host, for which the stream of x is waited for.
+// The bodies of the operations on a GPU, beside the CPU's in calls.cpp and phases.cpp. What a group
+// exchanges is copied to the host, for which the stream of x is waited for.
 #pragma once
 
 #include "bindings/bodies.hpp"
 #include "intake/numpy.hpp"
 
-namespace bnext::bindings::there {
+namespace bnext::bindings::gpu {
 
 using cuda::Operation;
 
@@ -120,7 +120,7 @@ inline py::object normalize(Taken& taken) {
 
 inline py::object backward(Taken& taken) {
     Launch launch(taken.call, *taken.engine);
-    const DeviceSaved& saved = *taken.saved_there;
+    const DeviceSaved& saved = *taken.device_saved;
     const auto gradient = [&] {
         if (!launch.empty()) return launch.gradient();
         const DType dtype = param_dtype(saved.dtype);
@@ -140,7 +140,7 @@ inline py::object backward(Taken& taken) {
 // dx where the statistics are constants: dy is normalized about 0.
 inline py::object backward_constant(Taken& taken) {
     Launch launch(taken.call, *taken.engine);
-    const DeviceSaved& saved = *taken.saved_there;
+    const DeviceSaved& saved = *taken.device_saved;
     const Index channels = launch.channels();
     const py::object zero =
         taken.engine->zeros(channels, DType::float64, taken.call.array(Role::dy));
@@ -206,7 +206,7 @@ inline py::object apply_norm(Taken& taken) {
 // By operations of the library, on the device.
 inline py::object move_running(Taken& taken) {
     const Intake& call = taken.call;
-    const DeviceSaved& saved = *taken.saved_there;
+    const DeviceSaved& saved = *taken.device_saved;
     if (call.call.has(Role::running_mean) && saved.count >= 2) {
         const py::object blend = taken.engine->library->object.attr("blend");
         const double momentum = call.call.momentum;
@@ -223,7 +223,7 @@ inline py::object backward_reduce(Taken& taken) {
     if (launch.empty()) return Sums(launch.channels()).arrays();
     const Made sums = launch.rows(2);
     launch.at.sums = sums.as<double>();
-    take_statistics(launch, *taken.saved_there);
+    take_statistics(launch, *taken.device_saved);
     launch.run(Operation::backward_reduce);
     const py::object host = taken.engine->library->object.attr("to_numpy")(sums.array);
     return tuple_of(py::object(host[py::int_(0)]), py::object(host[py::int_(1)]));
@@ -241,14 +241,14 @@ inline py::object backward_apply(Taken& taken) {
     }
     launch.at.sums = on_device.as<double>();
     take_affine(launch);
-    take_statistics(launch, *taken.saved_there);
+    take_statistics(launch, *taken.device_saved);
     launch.scalars.count = count;
     return launch.run(Operation::backward_apply);
 }
 
 // On the host, by the statistics that the group has merged.
 inline py::object parameter_gradients(Taken& taken) {
-    const DeviceSaved& saved = *taken.saved_there;
+    const DeviceSaved& saved = *taken.device_saved;
     const Saved& merged = take_saved(saved.of_group);
     const auto [dweight, dbias] =
         Sums(taken.call).gradients(merged, merged.rows().rstd(), Results());
@@ -256,4 +256,4 @@ inline py::object parameter_gradients(Taken& taken) {
     return tuple_of(from_numpy(dweight, saved.rows), from_numpy(dbias, saved.rows));
 }
 
-}  // namespace bnext::bindings::there
+}  // namespace bnext::bindings::gpu

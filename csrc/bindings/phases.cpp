@@ -143,18 +143,18 @@ py::object parameter_gradients(Taken& taken) {
 
 void register_phases(const py::object& m, py::handle engine) {
     Operation<Function::collect_stats, kStatistics, statistics>::add_to(m, engine);
-    Operation<Function::moments, kMoments, moments, there::moments>::add_to(m, engine);
-    Operation<Function::collect_stats, kCollectStats, collect_stats, there::collect_stats>::add_to(
+    Operation<Function::moments, kMoments, moments, gpu::moments>::add_to(m, engine);
+    Operation<Function::collect_stats, kCollectStats, collect_stats, gpu::collect_stats>::add_to(
         m, engine);
-    Operation<Function::apply_norm, kApplyNorm, apply_norm, there::apply_norm>::add_to(m, engine);
-    Operation<Function::move_running, kMoveRunning, move_running_by, there::move_running>::add_to(
+    Operation<Function::apply_norm, kApplyNorm, apply_norm, gpu::apply_norm>::add_to(m, engine);
+    Operation<Function::move_running, kMoveRunning, move_running_by, gpu::move_running>::add_to(
         m, engine);
     Operation<Function::backward_reduce, kBackwardReduce, backward_reduce,
-              there::backward_reduce>::add_to(m, engine);
+              gpu::backward_reduce>::add_to(m, engine);
     Operation<Function::backward_apply, kBackwardApply, backward_apply,
-              there::backward_apply>::add_to(m, engine);
+              gpu::backward_apply>::add_to(m, engine);
     Operation<Function::parameter_gradients, kParameterGradients, parameter_gradients,
-              there::parameter_gradients>::add_to(m, engine);
+              gpu::parameter_gradients>::add_to(m, engine);
 }
 
 }  // namespace bnext::bindings

@@ -16,7 +16,7 @@ struct Taken {
     Intake call;
     const Engine* engine;  // of a call on a GPU
     const Saved* saved = nullptr;
-    const DeviceSaved* saved_there = nullptr;  // of a call on a GPU
+    const DeviceSaved* device_saved = nullptr;  // of a call on a GPU
     FromForward facts{};
     bool bessel = true, keeps = true;
     py::handle x, weight, like, count;
@@ -29,15 +29,15 @@ inline bool flag_of(py::handle object) {
     return truth != 0;
 }
 
-// A function of the module: takes its arguments in, checks the call, and hands it to `body`, or on
-// a GPU to `there`. Nothing is written, and no state changes, before the check is through.
+// A function of the module: takes its arguments in, checks the call, and hands it to `body`, or
+// on a GPU to `on_gpu`. Nothing is written, and no state changes, before the check is through.
 template <Function function, const Signature& signature, py::object (*body)(Taken& taken),
-          py::object (*there)(Taken& taken) = nullptr>
+          py::object (*on_gpu)(Taken& taken) = nullptr>
 class Operation {
 public:
-    // To the module; or to an engine for a GPU, which has it if there is a body `there`.
+    // To the module; or to an engine for a GPU, which has it if there is a body for it.
     static void add_to(const py::object& m, py::handle engine) {
-        if (!engine || there != nullptr) Fast<kSize, signature, &call>::add_to(m, engine);
+        if (!engine || on_gpu != nullptr) Fast<kSize, signature, &call>::add_to(m, engine);
     }
 
 private:
@@ -69,12 +69,12 @@ private:
                 taken.facts = taken.saved->facts();
             } else {
                 const char* data = kLead == "dy" ? "dy" : "x";
-                taken.saved_there = &take_saved_there(saved, *taken.engine, data);
-                taken.facts = taken.saved_there->facts();
+                taken.device_saved = &take_device_saved(saved, *taken.engine, data);
+                taken.facts = taken.device_saved->facts();
             }
             taken.call.call.from_forward = &taken.facts;
         }
-        if constexpr (has(signature, kLead)) {
+        if constexpr (kHasLead) {
             taken.x = arguments[kLeadPlace];
             constexpr Role role = role_of(kLead);
             taken.call.lead(role, taken.x);
@@ -83,7 +83,7 @@ private:
             (take<k>(taken, arguments[k]), ...);
         }(std::make_index_sequence<kSize>());
         check(taken.call.call);
-        py::object result = taken.engine == nullptr ? body(taken) : there(taken);
+        py::object result = taken.engine == nullptr ? body(taken) : on_gpu(taken);
         if constexpr (kWrites) taken.call.count_writes();
         return result;
     }

@@ -25,8 +25,8 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, running: kernels.Running,
-    training: bool,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+    running: kernels.RunningTensors, training: bool,
 ) -> Tensor:  # fmt: skip
     """Normalize plain tensors by the kernels; KernelRefusal if PyTorch or they do not take them.
 

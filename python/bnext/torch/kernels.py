@@ -26,12 +26,11 @@ from torch import Tensor
 
 from bnext import _core, cuda, spine
 from bnext.arrays import DeviceSaved, engine_of
-from bnext.groups.group import ALONE
 from bnext.rows import unbound
 from bnext.torch.formats import formatted
 
 __all__ = [
-    "KernelRefusal", "Running", "backward", "backward_by_rows", "backward_of_parameters",
+    "KernelRefusal", "RunningTensors", "backward", "backward_by_rows", "backward_of_parameters",
     "calls_on", "forward", "fuses", "has_memory", "move_running", "rows_of", "saved_beside",
     "saved_of", "statistics", "takes", "widened", "work_together",
 ]  # fmt: skip
@@ -39,7 +38,9 @@ __all__ = [
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NARROW = (torch.float16, torch.bfloat16)
 
-Running = tuple[Tensor | None, Tensor | None, Any, Any]  # mean, var, weight of a batch, counter
+RunningTensors = tuple[
+    Tensor | None, Tensor | None, Any, Any
+]  # mean, var, weight of a batch, counter
 Gradients = tuple[Tensor, Any, Any]  # dx, dweight, dbias
 
 
@@ -107,7 +108,7 @@ def widened(x: Tensor, tensor: Tensor | None) -> Any:
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-    given: Running | None = None, moved: Running | None = None, keeps: bool = True,
+    given: RunningTensors | None = None, moved: RunningTensors | None = None, keeps: bool = True,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """Normalize by `given`, or by the batch, which moves `moved`: y, and what backward needs.
 
@@ -116,7 +117,7 @@ def forward(
     engine = calls_on(x) if x.is_cuda else _core
     try:
         result: tuple[Tensor, Any] = spine.forward(
-            x, weight, bias, eps, 1, None, given, moved, ALONE, engine, None, True, keeps
+            x, weight, bias, eps, 1, None, given, moved, engine=engine, plain=True, keeps=keeps
         )
     except (TypeError, ValueError):
         return _forward_of_others(x, weight, bias, eps, given, moved, keeps)
@@ -124,8 +125,8 @@ def forward(
 
 
 def _forward_of_others(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: Running | None,
-    moved: Running | None, keeps: bool,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: RunningTensors | None,
+    moved: RunningTensors | None, keeps: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     mean, var, momentum, _ = given or moved or (None,) * 4
     tensors = (weight, bias, mean, var)
@@ -141,7 +142,7 @@ def _forward_of_others(
             taken = (*vectors[2:], momentum, None)
             y, saved = spine.forward(
                 data, vectors[0], vectors[1], eps, 1, None, given and taken, moved and taken,
-                ALONE, engine_of(x), keeps=keeps,
+                engine=engine_of(x), keeps=keeps,
             )  # fmt: skip
         except (TypeError, ValueError) as refusal:
             raise KernelRefusal(str(refusal)) from refusal
@@ -176,7 +177,7 @@ def backward(dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None) ->
     """
     engine = calls_on(dy) if dy.is_cuda else _core
     try:
-        result: Gradients = spine.backward(dy, x, saved, weight, None, "local", engine, True)
+        result: Gradients = spine.backward(dy, x, saved, weight, None, engine=engine, plain=True)
     except TypeError:
         like = dy if x is None else x
         wide = widened(like, weight)
@@ -209,7 +210,7 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
     )
 
 
-def move_running(saved: Any, running: Running) -> None:
+def move_running(saved: Any, running: RunningTensors) -> None:
     """Move running statistics by the statistics of a batch, and count it."""
     mean, var, momentum, _ = running
     wide = [mean, var]
@@ -222,7 +223,7 @@ def move_running(saved: Any, running: Running) -> None:
     _bring_back(running, wide)
 
 
-def _bring_back(running: Running, wide: list[Any]) -> None:
+def _bring_back(running: RunningTensors, wide: list[Any]) -> None:
     """Copy running statistics from the tensors that kernels wrote, and count the batch."""
     *buffers, _, counter = running
     for buffer, written in zip(buffers, wide, strict=True):
