@@ -34,8 +34,11 @@ struct FormulaGroup {
     }
 };
 
-// Rows of the inputs and outputs, from one column on. (Passed by value:
-// members behind a reference would be read again after every store.)
+// Rows of the inputs and outputs, from one column on.
+//
+// What writes by rows or runs takes them by reference and begins with a copy of its own: members behind
+// a reference are read again after every store, and a copy that a caller makes is moved as vectors,
+// whose loads wait until all stores before them, streamed ones too, have left the processor.
 template <class Formula, class T>
 struct Rows {
     struct Input {
@@ -97,8 +100,9 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
 // `count` rows, columns [begin, end), through the cache: four rows at a time, unit by unit. Data
 // that a cache has want neither prefetches nor far strides.
 template <class Formula, class T>
-BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T> rows, Index count, Index begin,
+BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T>& given, Index count, Index begin,
                                        Index end, const CoefficientsIn<Compute<T>>& all) {
+    const Rows<Formula, T> rows = given;
     constexpr int kPacks = kColumnsByUnits ? kUnitPacks<T> : 1;
     const auto some_rows = [&](auto at_once, Index r) BNEXT_INLINE_LAMBDA {
         for_each_column_group<kPacks>(
@@ -122,7 +126,7 @@ BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T> rows, Index count,
 template <class Formula, class T>
 BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T>& given, Index count, Index begin, Index end,
                                  const CoefficientsIn<Compute<T>>& all) {
-    const Rows<Formula, T> rows = given;  // of its own: addresses stay in registers
+    const Rows<Formula, T> rows = given;
     for_each_column_group<kGroupPacks>(
         end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
             const Index c = begin + k;
@@ -208,8 +212,9 @@ struct InOrder {
 // go on behind the last channel as they began. Between the ends all is written by whole units, on
 // boundaries of lines if they are streamed.
 template <bool kStreams, class Formula, class T>
-BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T> runs, Index n, Index width,
+BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Index width,
                                     const CoefficientsIn<Compute<T>>& all) {
+    const Runs<Formula, T> runs = given;
     constexpr int kPacks = kUnitPacks<T>;
     Index j = 0;
     const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
