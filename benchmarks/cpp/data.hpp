@@ -58,7 +58,7 @@ inline Description describe(const Shape& shape, Layout layout, DType dtype) {
     const std::array<Index, 3> planar{c * shape.inner, shape.inner, 1};
     const std::array<Index, 3> interleaved{c * shape.inner, 1, c};
     const AxisStrides strides(layout == Layout::planar ? planar : interleaved);
-    const std::array<AxisStrides, kMaxOperands> operands{strides, strides, strides};
+    const std::array<AxisStrides, 3> operands{strides, strides, strides};
     return bnext::describe(dtype, extents, 1, operands);
 }
 

@@ -22,15 +22,90 @@ cpu::Affine<T> affine_of(Intake& call) {
 }
 
 // f(type, arrays, affine) over the arrays of a call, of the dtype of its data, without the GIL; y
-// or dx, made by `results` unless there is `out`. Without `results`, f only reads.
+// or dx, made by `results` unless there is `out`. Without `results`, f only reads. `dresidual`: where
+// to put the residual's gradient, if it is wanted.
 template <class F>
-py::object compute(Intake& call, const std::optional<Results>& results, const F& f) {
+py::object compute(Intake& call, const std::optional<Results>& results, const F& f,
+                   py::object* dresidual = nullptr, CallFlags flags = {}) {
     return with_dtype(call[call.call.data()].dtype(), [&](auto type) {
-        Operands arrays(call, results);
+        Operands arrays(call, results, dresidual != nullptr, flags);
         const auto affine = affine_of<decltype(type)>(call);
         without_gil(arrays.problem().elements(), [&] { f(type, arrays, affine); });
-        return arrays.result();
+        py::object result = arrays.result();
+        if (dresidual != nullptr) *dresidual = arrays.dresidual_result();
+        return result;
     });
+}
+
+// --- an activation, a residual -------------------------------------------------------------------
+
+// What a forward pass applies besides.
+template <class T>
+cpu::Applied<T> applied_of(const Call& call, const Operands& arrays) {
+    cpu::Applied<T> applied{call.applied()};
+    applied.residual = arrays.residual<T>();
+    applied.flags = arrays.flags();
+    return applied;
+}
+
+// What it leaves for the backward pass; null without an activation or a residual. Flags are made by
+// the pass itself. Of `keeps` false nothing is kept.
+inline std::shared_ptr<SavedEpilogue> epilogue_of(Intake& call) {
+    const Fused fused = call.call.applied();
+    if (!fused.any()) return nullptr;
+    auto kept = std::make_shared<SavedEpilogue>();
+    kept->fused = fused;
+    if (fused.reads_residual()) kept->residual_fingerprint = fingerprint_of(call[Role::residual]);
+    if (fused.changes_backward() && !fused.keeps_flags()) {
+        const auto read = [&](Role role, std::vector<double>& row) {
+            if (!call.call.has(role)) return;
+            row.resize(static_cast<std::size_t>(call.call.channels()));
+            read_doubles(call[role], row);
+        };
+        read(Role::weight, kept->weight);
+        read(Role::bias, kept->bias);
+    }
+    return kept;
+}
+inline CallFlags flags_to_make(const std::shared_ptr<SavedEpilogue>& epilogue) {
+    return {epilogue && epilogue->fused.keeps_flags() ? &epilogue->flags : nullptr, nullptr};
+}
+inline CallFlags flags_to_read(const Saved& saved) {
+    const bool are_there = saved.epilogue && saved.epilogue->fused.keeps_flags();
+    return {nullptr, are_there ? &saved.epilogue->flags : nullptr};
+}
+
+// The same for the backward pass, with the parameters of the forward call.
+template <class T>
+class AppliedAgain {
+public:
+    AppliedAgain(const Saved& saved, const Operands& arrays) {
+        if (saved.epilogue == nullptr) return;
+        const SavedEpilogue& kept = *saved.epilogue;
+        applied_.fused = kept.fused;
+        applied_.residual = arrays.residual<T>();
+        applied_.flags = arrays.flags();
+        applied_.dresidual = arrays.dresidual<T>();
+        applied_.of_forward = {parameter(kept.weight, weight_), parameter(kept.bias, bias_)};
+    }
+    [[nodiscard]] const cpu::Applied<T>& get() const { return applied_; }
+
+private:
+    static const Param<T>* parameter(const std::vector<double>& row, std::vector<Param<T>>& values) {
+        if (row.empty()) return nullptr;
+        for (const double each : row) values.push_back(static_cast<Param<T>>(each));
+        return values.data();
+    }
+
+    cpu::Applied<T> applied_{};
+    std::vector<Param<T>> weight_, bias_;
+};
+
+// Where the residual's gradient goes, if the pass makes one.
+inline py::object* wanted_dresidual(const Saved& saved, py::object& dresidual) {
+    const bool wanted = saved.epilogue && saved.epilogue->fused.residual &&
+                        saved.epilogue->fused.changes_backward();
+    return wanted ? &dresidual : nullptr;
 }
 
 // A layer's running statistics: new = (1 - momentum) * old + momentum * batch, rounded once. The
@@ -59,13 +134,18 @@ inline void move_running(const Intake& call, const Saved& saved, bool bessel) {
     }
 }
 
-// y from statistics in `saved`, which gets what follows from them.
-inline py::object apply_norm_by(Intake& call, Saved& saved, const Results& results) {
-    return compute(call, results, [&](auto type, const Operands& arrays, const auto& affine) {
+// y from statistics in `saved`, which gets what follows from them, and what an activation leaves.
+inline py::object apply_norm_by(Intake& call, Saved& saved, const Results& results,
+                                bool keeps = true) {
+    auto epilogue = keeps ? epilogue_of(call) : nullptr;
+    const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), saved.rows(),
-                           saved.eps, affine);
-    });
+                           saved.eps, affine, applied_of<T>(call.call, arrays));
+    };
+    const py::object y = compute(call, results, pass, nullptr, flags_to_make(epilogue));
+    saved.epilogue = std::move(epilogue);
+    return y;
 }
 
 // Sums over a whole batch, one for each channel.

@@ -9,7 +9,7 @@ namespace {
 constexpr Signature kForward{
     "forward",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, bessel=True, plain=False, keeps=True",
+    "out, bessel=True, plain=False, keeps=True, epilogue=None",
     "y and Saved, from batch statistics; updates the running ones where they are given. With\n"
     "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked.\n"
     "Without `keeps`, None in place of Saved: no backward pass follows."};
@@ -18,12 +18,16 @@ py::object forward(Taken& taken) {
     Intake& call = taken.call;
     Saved saved(call.call);
     saved.fingerprint = fingerprint_of(call[Role::x]);
+    auto epilogue = taken.keeps ? epilogue_of(call) : nullptr;
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        saved.count = static_cast<Index>(cpu::forward<T>(
-            arrays.problem(), arrays.x<T>(), arrays.target<T>(), affine, saved.eps, saved.rows()));
+        saved.count = static_cast<Index>(
+            cpu::forward<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), affine, saved.eps,
+                            saved.rows(), applied_of<T>(call.call, arrays)));
     };
-    const py::object y = compute(call, Results(call.library()), pass);
+    const py::object y =
+        compute(call, Results(call.library()), pass, nullptr, flags_to_make(epilogue));
+    saved.epilogue = std::move(epilogue);
     move_running(call, saved, taken.bessel);
     return tuple_of(y, taken.keeps ? object_of(std::move(saved)) : py::none());
 }
@@ -46,22 +50,25 @@ py::object normalize_by(Taken& taken) {
     return tuple_of(y, object_of(std::move(saved)));
 }
 
-constexpr Signature kNormalize{"normalize", "x, mean, var, weight, bias, eps, channel_axis, out",
+constexpr Signature kNormalize{"normalize",
+                               "x, mean, var, weight, bias, eps, channel_axis, out, epilogue=None",
                                "y and Saved, from given statistics."};
 
 constexpr Signature kNormalizeByRunning{
     "normalize_by_running",
-    "x, running_mean, running_var, weight, bias, eps, channel_axis, out, plain=False",
+    "x, running_mean, running_var, weight, bias, eps, channel_axis, out, plain=False, "
+    "epilogue=None",
     "The same, from a layer's statistics, which are of the dtype of x."};
 
 constexpr Signature kEvaluate{
-    "evaluate", "x, running_mean, running_var, weight, bias, eps, channel_axis, plain=False",
+    "evaluate",
+    "x, running_mean, running_var, weight, bias, eps, channel_axis, plain=False, epilogue=None",
     "y of `normalize_by_running` alone, for no backward pass; a tensor in its library's memory."};
 
 py::object evaluate(Taken& taken) {
     Intake& call = taken.call;
     Saved saved = given_statistics(call, Role::running_mean, Role::running_var);
-    return apply_norm_by(call, saved, Results(call.library(), taken.x));
+    return apply_norm_by(call, saved, Results(call.library(), taken.x), false);
 }
 
 // dx = dy * weight * rstd where the statistics are constants: apply_norm of dy.
@@ -75,8 +82,17 @@ void scale_gradient(const Operands& arrays, const cpu::View<const T>& dy, const 
                        {weight, nullptr});
 }
 
-constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=False",
-                              "dx, dweight, dbias."};
+constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=False, residual=None",
+                              "dx, dweight, dbias; and dresidual, if the forward call had one."};
+
+// dx of given statistics, which are constants: backward_apply without the sums.
+template <class T>
+void scale_activated(const Operands& arrays, const Saved& saved, const Param<T>* weight,
+                     const cpu::Applied<T>& applied) {
+    const Sums none(saved.channels());
+    cpu::backward_apply<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
+                           saved.rows(), weight, none.dy.data(), none.dy_xmu.data(), 1.0, applied);
+}
 
 py::object backward(Taken& taken) {
     Intake& call = taken.call;
@@ -84,19 +100,30 @@ py::object backward(Taken& taken) {
     const Sums sums(saved.channels());
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
+        const AppliedAgain<T> again(saved, arrays);
+        const cpu::Applied<T>& applied = again.get();
         if (saved.batch_statistics) {
             cpu::backward<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
-                             saved.rows(), affine.weight, sums.dy.data(), sums.dy_xmu.data());
+                             saved.rows(), affine.weight, sums.dy.data(), sums.dy_xmu.data(),
+                             applied);
+            return;
+        }
+        cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
+                                sums.dy.data(), sums.dy_xmu.data(), applied);
+        if (applied.fused.changes_backward()) {
+            scale_activated<T>(arrays, saved, affine.weight, applied);
         } else {
-            cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
-                                    sums.dy.data(), sums.dy_xmu.data());
             scale_gradient<T>(arrays, arrays.dy<T>(), saved, affine.weight);
         }
     };
-    const py::object dx = compute(call, Results(call.library()), pass);
+    const bool has_residual = saved.epilogue && saved.epilogue->fused.residual;
+    py::object dresidual = py::reinterpret_borrow<py::object>(taken.dy);
+    const py::object dx = compute(call, Results(call.library()), pass,
+                                  wanted_dresidual(saved, dresidual), flags_to_read(saved));
     const double* rstd = call[Role::x].size() == 0 ? nullptr : saved.rows().rstd();
     const auto [dweight, dbias] =
         sums.gradients(saved, rstd, Results(call.library_of_weight(taken.weight)));
+    if (has_residual) return tuple_of(dx, dweight, dbias, dresidual);
     return tuple_of(dx, dweight, dbias);
 }
 

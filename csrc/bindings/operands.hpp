@@ -2,7 +2,10 @@
 // walk.
 #pragma once
 
+#include <algorithm>
+
 #include "bindings/gil.hpp"
+#include "bindings/saved.hpp"
 #include "cpu/reorder.hpp"
 #include "cpu/view.hpp"
 #include "intake/intake.hpp"
@@ -15,21 +18,33 @@ using intake::Fresh;
 using intake::Intake;
 using intake::Results;
 
-// The inputs of one call (x alone, dy alone, or both) and its result, described together. The
-// result is `out` itself where its strides suit the kernels, else fresh memory that is copied into
-// `out` at the end; a fresh array where there is no `out`.
+// The flags of a call with an activation: to be made, to be read, or neither.
+struct CallFlags {
+    Flags* made = nullptr;
+    const Flags* read = nullptr;
+};
+
+// The inputs of one call (x, dy, the residual) and its results, described together. The result is
+// `out` itself where its strides suit the kernels, else fresh memory that is copied into `out` at the
+// end; a fresh array where there is no `out`. The residual's gradient is always fresh.
 class Operands {
 public:
     // Without `results`: of an operation that writes no data.
-    Operands(Intake& call, const std::optional<Results>& results)
+    Operands(Intake& call, const std::optional<Results>& results, bool wants_dresidual = false,
+             CallFlags flags = {})
         : call_(call),
           results_(results),
-          x_(call[call.call.data()]),
-          has_dy_(call.call.has(Role::x) && call.call.has(Role::dy)),
+          wants_dresidual_(wants_dresidual),
+          flags_(flags),
           axis_(call.call.axis()) {
-        if (has_dy_) dy_ = call[Role::dy];
+        in_[count_++] = call[call.call.data()];
+        if (call.call.has(Role::x) && call.call.has(Role::dy)) in_[dy_ = count_++] = call[Role::dy];
+        if (call.call.applied().any() && call.call.has(Role::residual)) {
+            in_[residual_ = count_++] = call[Role::residual];
+        }
         if (results && call.call.has(Role::out)) wanted_ = &call[Role::out];
-        const bool viewable = x_.viewable && (!has_dy_ || dy_.viewable);
+        const bool viewable =
+            std::all_of(&in_[0], &in_[count_], [](const ArrayRef& each) { return each.viewable; });
         if (viewable && (wanted_ != nullptr ? fits_wanted() : fits_fresh())) return;
         make_walkable();  // x is one of them
         if (wanted_ != nullptr && fits_wanted()) return;
@@ -42,19 +57,34 @@ public:
 
     [[nodiscard]] const Problem& problem() const { return description_.problem; }
 
-    // The views of the first input, of dy beside x, and of the result.
+    // The views of the first input, of dy beside x, of the residual (null without), and of the
+    // result.
     template <class T>
     [[nodiscard]] cpu::View<const T> x() const {
-        return {x_.as<const T>(), description_.strides[0]};
+        return input<T>(0);
     }
     template <class T>
     [[nodiscard]] cpu::View<const T> dy() const {
-        return {dy_.as<const T>(), description_.strides[1]};
+        return input<T>(dy_);
+    }
+    template <class T>
+    [[nodiscard]] cpu::View<const T> residual() const {
+        return residual_ == 0 ? cpu::View<const T>{nullptr, {}} : input<T>(residual_);
     }
     template <class T>
     [[nodiscard]] cpu::View<T> target() const {
         return {static_cast<T*>(direct_ ? wanted_->data : fresh_.data),
-                description_.strides[has_dy_ ? 2 : 1]};
+                description_.strides[count_]};
+    }
+    template <class T>
+    [[nodiscard]] cpu::View<T> dresidual() const {
+        if (!wants_dresidual_) return {nullptr, {}};
+        return {static_cast<T*>(dresidual_.data), description_.strides[count_ + 1]};
+    }
+    [[nodiscard]] cpu::View<std::uint8_t> flags() const {
+        const Flags* const flags = flags_.made != nullptr ? flags_.made : flags_.read;
+        if (flags == nullptr) return {nullptr, {}};
+        return {const_cast<std::uint8_t*>(flags->values.data()), description_.strides[flags_at_]};
     }
 
     // None where nothing is written.
@@ -64,54 +94,88 @@ public:
         if (!direct_) intake::copy_values(*wanted_, fresh_ref_);
         return py::reinterpret_borrow<py::object>(call_.out());
     }
+    py::object dresidual_result() { return results_->give(std::move(dresidual_)); }
 
 private:
-    // Describes the inputs, and an output of those strides: whether kernels can walk them all.
-    bool fits(AxisStrides out) {
-        std::array<AxisStrides, kMaxOperands> strides{x_.axis_strides()};
-        std::size_t n = 1;
-        if (has_dy_) strides[n++] = dy_.axis_strides();
-        if (!out.empty()) strides[n++] = out;
-        description_ = describe(x_.dtype(), x_.shape(), axis_, {strides.data(), n});
-        return description_.accepted();
+    template <class T>
+    [[nodiscard]] cpu::View<const T> input(std::size_t k) const {
+        return {in_[k].template as<const T>(), description_.strides[k]};
     }
-    bool fits_wanted() { return direct_ = wanted_->viewable && fits(wanted_->axis_strides()); }
+    // The memory order that copies are made in: of flags that there are, else of x.
+    [[nodiscard]] AxisStrides order() const {
+        return flags_.read != nullptr ? AxisStrides(flags_.read->strides) : in_[0].byte_strides();
+    }
+    Index* dense_strides() {
+        Index* const strides = call_.extents().take(in_[0].rank);
+        dense_strides_like(in_[0].shape(), order(), {strides, in_[0].rank});
+        return strides;
+    }
+
+    // Describes the first `inputs` inputs, an output of those strides, and what goes with it: whether
+    // kernels can walk them all.
+    bool fits(AxisStrides out, std::size_t inputs) {
+        std::array<AxisStrides, kMaxOperands> strides;
+        std::size_t n = 0;
+        for (; n < inputs; ++n) strides[n] = in_[n].axis_strides();
+        if (!out.empty()) strides[n++] = out;
+        const bool whole = inputs == count_;
+        if (whole && wants_dresidual_) strides[n++] = {dense_strides(), in_[0].rank};
+        flags_at_ = n;
+        if (flags_.read != nullptr) strides[n++] = flags_.read->strides;
+        if (whole && flags_.made != nullptr) strides[n++] = {dense_strides(), in_[0].rank};
+        description_ = describe(in_[0].dtype(), in_[0].shape(), axis_, {strides.data(), n});
+        if (!description_.accepted() || !whole || flags_.made == nullptr) {
+            return description_.accepted();
+        }
+        flags_.made->strides.assign(strides[n - 1].begin(), strides[n - 1].end());
+        flags_.made->values = cpu::PoolArray<std::uint8_t>(static_cast<std::size_t>(in_[0].size()));
+        return true;
+    }
+    bool fits(AxisStrides out) { return fits(out, count_); }
+    bool fits_wanted() {
+        return direct_ = wanted_->viewable && fits(wanted_->axis_strides()) && made_dresidual();
+    }
     // With fresh memory in x's memory order.
     bool fits_fresh() {
         if (!results_) return fits({});
-        Index* const strides = call_.extents().take(x_.rank);
-        dense_strides_like(x_.shape(), x_.byte_strides(), {strides, x_.rank});
-        if (!fits({strides, x_.rank})) return false;
+        Index* const strides = dense_strides();
+        const std::size_t rank = in_[0].rank;
+        if (!fits({strides, rank})) return false;
         const Results results = wanted_ == nullptr ? *results_ : Results();
-        fresh_ = results.make(x_.dtype(), x_.shape(), {strides, x_.rank});
+        fresh_ = results.make(in_[0].dtype(), in_[0].shape(), {strides, rank});
         if (wanted_ != nullptr) {
-            fresh_ref_ = x_;
+            fresh_ref_ = in_[0];
             fresh_ref_.data = fresh_.data;
-            Index* const steps = call_.extents().take(x_.rank);
-            for (std::size_t a = 0; a < x_.rank; ++a) steps[a] = strides[a] * x_.item();
+            Index* const steps = call_.extents().take(rank);
+            for (std::size_t a = 0; a < rank; ++a) steps[a] = strides[a] * in_[0].item();
             fresh_ref_.steps = steps;
+        }
+        return made_dresidual();
+    }
+    bool made_dresidual() {
+        if (wants_dresidual_) {
+            dresidual_ =
+                results_->make(in_[0].dtype(), in_[0].shape(), {dense_strides(), in_[0].rank});
         }
         return true;
     }
 
-    // An input that does not fit is replaced by a copy: in x's memory order if the kernels can walk
-    // that, else in C order.
+    // An input that does not fit is replaced by a copy: in the memory order of x (or the flags) if the
+    // kernels can walk that, else in C order.
     void make_walkable() {
-        if (!x_.viewable || !x_fits()) {
-            x_ = copy_of(x_, x_.byte_strides());
-            if (!x_fits()) x_ = copy_of(x_, {});
+        if (!in_[0].viewable || !fits({}, 1)) {
+            in_[0] = copy_of(in_[0], order());
+            if (!fits({}, 1)) in_[0] = copy_of(in_[0], {});
         }
-        if (has_dy_ && (!dy_.viewable || !fits({}))) dy_ = copy_of(dy_, x_.byte_strides());
+        for (std::size_t k = 1; k < count_; ++k) {
+            if (!in_[k].viewable || !fits({}, k + 1)) in_[k] = copy_of(in_[k], order());
+        }
     }
     // For inputs that can be read where they are, but whose order no dense output can have:
     // repeated or overlapping elements (broadcast_to, sliding windows).
     void copy_all() {
-        x_ = copy_of(x_, {});
-        if (has_dy_) dy_ = copy_of(dy_, x_.byte_strides());
-    }
-    [[nodiscard]] bool x_fits() const {
-        const std::array strides{x_.axis_strides()};
-        return describe(x_.dtype(), x_.shape(), axis_, strides).accepted();
+        in_[0] = copy_of(in_[0], flags_.read != nullptr ? order() : AxisStrides());
+        for (std::size_t k = 1; k < count_; ++k) in_[k] = copy_of(in_[k], order());
     }
 
     // A dense copy whose axes lie in memory in the order of the steps `like`; of none, in C order.
@@ -156,13 +220,15 @@ private:
 
     Intake& call_;
     const std::optional<Results>& results_;
-    ArrayRef x_, dy_;
-    bool has_dy_;
+    const bool wants_dresidual_;
+    const CallFlags flags_;
+    std::array<ArrayRef, 3> in_;  // NOLINT: not initialised on purpose
+    std::size_t count_ = 0, dy_ = 0, residual_ = 0, flags_at_ = 0;
     Index axis_;
-    std::array<cpu::PoolArray<char>, 4> copies_;
+    std::array<cpu::PoolArray<char>, 8> copies_;
     std::size_t copy_count_ = 0;
     const ArrayRef* wanted_ = nullptr;
-    Fresh fresh_;
+    Fresh fresh_, dresidual_;
     ArrayRef fresh_ref_;
     bool direct_ = false;
     Description description_;

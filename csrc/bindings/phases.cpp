@@ -64,7 +64,7 @@ py::object moments(Taken& taken) {
 constexpr Signature kCollectStats{
     "collect_stats",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out",
+    "out, epilogue=None",
     "count, mean, mean_low and m2, and the name of the dtype, after a look at all that `forward` "
     "takes."};
 
@@ -75,7 +75,8 @@ py::object collect_stats(Taken& taken) {
 }
 
 constexpr Signature kApplyNorm{
-    "apply_norm", "x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out",
+    "apply_norm",
+    "x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out, epilogue=None",
     "y and Saved, from Moments of a batch that x is a part of. No mean_low: 0."};
 
 py::object apply_norm(Taken& taken) {
@@ -96,7 +97,7 @@ py::object move_running_by(Taken& taken) {
 }
 
 constexpr Signature kBackwardReduce{
-    "backward_reduce", "dy, x, saved, weight=None, out=None",
+    "backward_reduce", "dy, x, saved, weight=None, out=None, residual=None",
     "sum of dy, and of dy * (x - mean), of each channel, after a look at all that `backward` "
     "takes."};
 
@@ -105,26 +106,35 @@ py::object backward_reduce(Taken& taken) {
     const Sums sums(saved.channels());
     compute(taken.call, {}, [&](auto type, const Operands& arrays, const auto&) {
         using T = decltype(type);
+        const AppliedAgain<T> again(saved, arrays);
         cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
-                                sums.dy.data(), sums.dy_xmu.data());
-    });
+                                sums.dy.data(), sums.dy_xmu.data(), again.get());
+    }, nullptr, flags_to_read(saved));
     return sums.arrays();
 }
 
 constexpr Signature kBackwardApply{"backward_apply",
-                                   "dy, x, saved, weight, sum_dy, sum_dy_xmu, count, out",
-                                   "dx from sums over `count` values per channel."};
+                                   "dy, x, saved, weight, sum_dy, sum_dy_xmu, count, out, "
+                                   "residual=None",
+                                   "dx from sums over `count` values per channel; and dresidual, "
+                                   "if the forward call had a residual."};
 
 py::object backward_apply(Taken& taken) {
     const StatisticsIn rows = taken.saved->rows();
     const double count = intake::take_real(taken.count, "count");
     const Sums sums(taken.call);
+    const Saved& saved = *taken.saved;
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
+        const AppliedAgain<T> again(saved, arrays);
         cpu::backward_apply<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
-                               rows, affine.weight, sums.dy.data(), sums.dy_xmu.data(), count);
+                               rows, affine.weight, sums.dy.data(), sums.dy_xmu.data(), count,
+                               again.get());
     };
-    return compute(taken.call, Results(taken.call.library()), pass);
+    py::object dresidual = py::reinterpret_borrow<py::object>(taken.dy);
+    const py::object dx = compute(taken.call, Results(taken.call.library()), pass,
+                                  wanted_dresidual(saved, dresidual), flags_to_read(saved));
+    return saved.epilogue && saved.epilogue->fused.residual ? tuple_of(dx, dresidual) : dx;
 }
 
 constexpr Signature kParameterGradients{

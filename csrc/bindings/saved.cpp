@@ -74,16 +74,65 @@ py::object made(PyTypeObject* type, Saved saved) {
 
 // --- pickles: nothing in them of the memory of this process --------------------------------------
 
+py::object state_of(const SavedEpilogue& epilogue) {
+    const auto row = [](const std::vector<double>& values) {
+        return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+    };
+    const Flags& flags = epilogue.flags;
+    return py::make_tuple(
+        name_of(epilogue.fused.activation), epilogue.fused.negative_slope, epilogue.fused.residual,
+        epilogue.residual_fingerprint, row(epilogue.weight), row(epilogue.bias), flags.strides,
+        py::bytes(reinterpret_cast<const char*>(flags.values.data()), flags.values.size()));
+}
+
+// Null for a state that is none.
+std::shared_ptr<SavedEpilogue> epilogue_of_state(const py::tuple& state, const Saved& saved) {
+    if (state.size() != 8) return nullptr;
+    auto epilogue = std::make_shared<SavedEpilogue>();
+    const int number = activation_number(py::cast<std::string>(state[0]));
+    if (number == kActivations) return nullptr;
+    epilogue->fused = {static_cast<Activation>(number), py::cast<double>(state[1]),
+                       py::cast<bool>(state[2])};
+    epilogue->residual_fingerprint = py::cast<std::uint64_t>(state[3]);
+    const auto row = [&](py::handle values, std::vector<double>& into) {
+        const auto array = py::cast<py::array_t<double, py::array::c_style>>(values);
+        into.assign(array.data(), array.data() + array.size());
+        return into.empty() || into.size() == static_cast<std::size_t>(saved.channels());
+    };
+    if (!row(state[4], epilogue->weight) || !row(state[5], epilogue->bias)) return nullptr;
+    // Flags in an order that reaches each of them, as dense arrays have it.
+    Flags& flags = epilogue->flags;
+    flags.strides = py::cast<std::vector<Index>>(state[6]);
+    const auto bytes = py::cast<std::string>(state[7]);
+    std::size_t size = 1;
+    for (const Index extent : saved.shape()) size *= static_cast<std::size_t>(extent);
+    const bool has_flags = epilogue->fused.keeps_flags();
+    if (bytes.size() != (has_flags ? size : 0)) return nullptr;
+    if (has_flags) {
+        std::vector<Index> dense(saved.shape().size());
+        if (flags.strides.size() != dense.size()) return nullptr;
+        dense_strides_like(saved.shape(), flags.strides, dense);
+        flags.strides = dense;
+    }
+    flags.values = cpu::PoolArray<std::uint8_t>(bytes.size());
+    std::ranges::copy(bytes, reinterpret_cast<char*>(flags.values.data()));
+    return epilogue;
+}
+
 py::object state_of(py::handle self) {
     const Saved& s = value_of(self);
     const py::array_t<double> rows(static_cast<py::ssize_t>(s.all().size()), s.all().data());
     const std::vector<Index> shape(s.shape().begin(), s.shape().end());
     return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count,
-                          s.fingerprint, shape, rows);
+                          s.fingerprint, shape, rows,
+                          s.epilogue ? state_of(*s.epilogue) : py::object(py::none()));
 }
 
 Saved of_state(const py::tuple& state) {
-    if (state.size() != 8) value_error("state: expected the state of a pickled Saved");
+    const bool is_older = state.size() == 8;  // than activations
+    if (!is_older && state.size() != 9) {
+        value_error("state: expected the state of a pickled Saved");
+    }
     const auto name = py::cast<std::string>(state[0]);
     const auto shape = py::cast<std::vector<Index>>(state[6]);
     const auto axis = py::cast<Index>(state[2]);
@@ -96,6 +145,9 @@ Saved of_state(const py::tuple& state) {
         saved.count = py::cast<Index>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
         if (!saved.take({rows.data(), static_cast<std::size_t>(rows.size())})) break;
+        if (is_older || state[8].is_none()) return saved;
+        saved.epilogue = epilogue_of_state(py::cast<py::tuple>(state[8]), saved);
+        if (saved.epilogue == nullptr) break;
         return saved;
     }
     value_error("state: expected the state of a pickled Saved");
@@ -167,6 +219,28 @@ PyGetSetDef attributes[] = {
         "Dtype of x (numpy.dtype)."),
     attribute("channel_axis", member<&Saved::channel_axis>,
               "Which axis of x has the channels (int >= 0)."),
+    attribute(
+        "activation",
+        [](py::handle self) -> py::object {
+            const auto& epilogue = value_of(self).epilogue;
+            if (!epilogue || epilogue->fused.activation == Activation::none) return py::none();
+            return py::str(name_of(epilogue->fused.activation));
+        },
+        "Name of the activation that followed (str), or None."),
+    attribute(
+        "residual",
+        [](py::handle self) -> py::object {
+            const auto& epilogue = value_of(self).epilogue;
+            return py::bool_(epilogue && epilogue->fused.residual);
+        },
+        "Whether a residual was added (bool)."),
+    attribute(
+        "reads_residual",
+        [](py::handle self) -> py::object {
+            const auto& epilogue = value_of(self).epilogue;
+            return py::bool_(epilogue && epilogue->fused.reads_residual());
+        },
+        "Whether the backward pass needs the residual again (bool)."),
     attribute("batch_statistics", member<&Saved::batch_statistics>,
               "Whether the statistics are the batch's (bool): False where they were\n"
               "given, as running statistics are."),

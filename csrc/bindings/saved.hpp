@@ -5,13 +5,30 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <vector>
 
 #include "core/call.hpp"
 #include "core/statistics.hpp"
 #include "cpu/pool_array.hpp"
 
 namespace bnext::bindings {
+
+// A flag for every value of x (core/activation.hpp), in an order of its own.
+struct Flags {
+    cpu::PoolArray<std::uint8_t> values;
+    std::vector<Index> strides;
+};
+
+// What a call with an activation or a residual leaves besides: rows of float64 of the parameters
+// that z follows from, which may change until the backward pass.
+struct SavedEpilogue {
+    Fused fused;
+    std::uint64_t residual_fingerprint = 0;
+    std::vector<double> weight, bias;  // empty where there was none
+    Flags flags;                       // empty where none are kept
+};
 
 class Saved {
 public:
@@ -21,6 +38,7 @@ public:
     double eps = 0;
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
+    std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all
     // For an input of that dtype and shape; the statistics are not initialised.
@@ -54,7 +72,12 @@ public:
 
     // What check() asks of it.
     [[nodiscard]] FromForward facts() const {
-        return {dtype, shape(), channel_axis, batch_statistics, &fingerprint};
+        FromForward facts{dtype, shape(), channel_axis, batch_statistics, &fingerprint};
+        if (epilogue != nullptr) {
+            facts.fused = epilogue->fused;
+            facts.residual_fingerprint = &epilogue->residual_fingerprint;
+        }
+        return facts;
     }
 
 private:

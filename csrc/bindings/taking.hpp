@@ -19,7 +19,7 @@ struct Taken {
     const DeviceSaved* device_saved = nullptr;  // of a call on a GPU
     FromForward facts{};
     bool bessel = true, keeps = true;
-    py::handle x, weight, like, count;
+    py::handle x, dy, weight, like, count;
 };
 
 inline bool flag_of(py::handle object) {
@@ -83,6 +83,9 @@ private:
             (take<k>(taken, arguments[k]), ...);
         }(std::make_index_sequence<kSize>());
         check(taken.call.call);
+        if (taken.engine != nullptr && taken.call.call.applied().any()) {
+            value_error("activation: expected None for arrays on a GPU, and no residual");
+        }
         py::object result = taken.engine == nullptr ? body(taken) : on_gpu(taken);
         if constexpr (kWrites) taken.call.count_writes();
         return result;
@@ -97,6 +100,8 @@ private:
             call.eps(object);
         } else if constexpr (name == "channel_axis") {
             call.axis(object);
+        } else if constexpr (name == "epilogue") {
+            take_epilogue(taken, object);
         } else if constexpr (name == "momentum") {
             call.momentum(object);
         } else if constexpr (name == "num_batches_tracked") {
@@ -114,6 +119,16 @@ private:
         }
     }
 
+    // None; or what follows normalization: residual, activation, negative_slope.
+    static void take_epilogue(Taken& taken, py::handle object) {
+        if (object.is_none()) return;
+        const auto parts = py::reinterpret_borrow<py::tuple>(object);
+        Fused& fused = taken.call.call.fused;
+        take_array<Role::residual>(taken, parts[0]);
+        fused.activation = intake::take_activation(parts[1]);
+        fused.negative_slope = intake::take_real(parts[2], "negative_slope");
+    }
+
     template <Role role>
     static void take_array(Taken& taken, py::handle object) {
         constexpr bool is_running = role == Role::running_mean || role == Role::running_var;
@@ -121,6 +136,7 @@ private:
         constexpr bool is_merged =
             has(signature, "m2") && role != Role::weight && role != Role::bias;
         if (role == Role::weight) taken.weight = object;
+        if (role == Role::dy) taken.dy = object;
         if constexpr (role == Role::out || (is_running && has(signature, "momentum"))) {
             // Without a first array, one of these has the call's library.
             if (!kHasLead && taken.call.library() == nullptr) taken.call.belongs_to(object);

@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 
+#include "core/activation.hpp"
 #include "core/array_ref.hpp"
 
 namespace bnext {
@@ -43,12 +44,13 @@ enum class Role : std::uint8_t {
     sum_dy,
     sum_dy_xmu,
     out,
+    residual,
 };
-constexpr std::size_t kRoles = 15;
+constexpr std::size_t kRoles = 16;
 inline constexpr std::array<const char*, kRoles> kRoleNames{
     "x",      "dy",         "mean", "var",          "m2",          "mean_low",
     "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
-    "sum_dy", "sum_dy_xmu", "out"};
+    "sum_dy", "sum_dy_xmu", "out",  "residual"};
 
 constexpr const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 constexpr Role role_of(std::string_view name) {  // of a name that is one
@@ -64,6 +66,8 @@ struct FromForward {
     Index channel_axis;
     bool batch_statistics;
     const std::uint64_t* fingerprint;  // null: whether x has changed is not asked
+    Fused fused{};                                    // what it applied besides
+    const std::uint64_t* residual_fingerprint = nullptr;
 };
 
 struct Call {
@@ -76,6 +80,7 @@ struct Call {
     std::string axis_text;   // as it was given, where Index does not say it
     double eps = 0;
     double momentum = 0;
+    Fused fused{};  // of a forward pass, but for whether there is a residual
     const FromForward* from_forward = nullptr;
     // Whether two arrays share an element; asked where their bounds meet.
     bool (*share_memory)(const ArrayRef&, const ArrayRef&) = nullptr;
@@ -85,6 +90,13 @@ struct Call {
     ArrayRef& add(Role role) {
         given_ |= 1U << index(role);
         return arrays_[index(role)];
+    }
+    // What the call applies besides: of a backward pass, what its forward pass did.
+    [[nodiscard]] Fused applied() const {
+        if (from_forward != nullptr) return from_forward->fused;
+        Fused all = fused;
+        all.residual = has(Role::residual);
+        return all;
     }
     [[nodiscard]] Role data() const { return has(Role::x) ? Role::x : Role::dy; }
     [[nodiscard]] Index axis() const {  // from the front, of a call that was checked
@@ -113,6 +125,7 @@ void check(const Call& call);
 void check_axis(Index axis, Index rank, const std::string& text = {});
 void check_eps(double eps);
 void check_momentum(double momentum);
+void check_negative_slope(double slope);
 void check_counter(const ArrayRef& counter, const char* name);
 void check_more_than_one(std::span<const Index> shape, Index count);
 

@@ -82,9 +82,11 @@ private:
         affine(x().shape());
         running(x().dtype());
         check_counter();
+        epilogue();
         if (call_.function == Function::forward) check_more_than_one(x().shape(), count());
         out(x().dtype(), x().shape(),
-            {Role::x, Role::weight, Role::bias, Role::running_mean, Role::running_var});
+            {Role::x, Role::residual, Role::weight, Role::bias, Role::running_mean,
+             Role::running_var});
     }
 
     void normalize() const {
@@ -98,7 +100,9 @@ private:
             statistics(role, dtype, by_running ? dtype : DType::float64, x().shape());
         }
         affine(x().shape());
-        out(x().dtype(), x().shape(), {Role::x, mean, var, Role::weight, Role::bias});
+        epilogue();
+        out(x().dtype(), x().shape(),
+            {Role::x, Role::residual, mean, var, Role::weight, Role::bias});
     }
 
     void apply_norm() const {
@@ -108,7 +112,8 @@ private:
             if (role != Role::mean_low || call_.has(role)) statistics(role, DType::float64);
         }
         affine({});
-        out(x().dtype(), x().shape(), {Role::x, Role::weight, Role::bias});
+        epilogue();
+        out(x().dtype(), x().shape(), {Role::x, Role::residual, Role::weight, Role::bias});
     }
 
     void restored() const {
@@ -133,15 +138,20 @@ private:
             of_another("another x, or x was changed since (their elements differ)");
         }
         like(Role::dy, saved.dtype, saved.shape);
+        residual_again();
         if (call_.function == Function::backward_apply) sums();
         parameter(Role::weight, {});
-        out(saved.dtype, saved.shape, {Role::dy, Role::x, Role::weight});
+        out(saved.dtype, saved.shape, {Role::dy, Role::x, Role::residual, Role::weight});
     }
 
     void backward_constant() const {
         const FromForward& saved = *call_.from_forward;
         if (saved.batch_statistics) {
             value_error("saved: expected given statistics, which are constants, got a batch's");
+        }
+        if (saved.fused.changes_backward()) {
+            value_error("x: expected the input of the forward call, since the derivative of ",
+                        name_of(saved.fused.activation), " follows from it, got None");
         }
         like(Role::dy, saved.dtype, saved.shape);
         parameter(Role::weight, {});
@@ -215,6 +225,30 @@ private:
         vector(role, dtype, other, x);
     }
     void statistics(Role role, DType dtype) const { statistics(role, dtype, dtype, {}); }
+
+    void epilogue() const {
+        check_negative_slope(call_.fused.negative_slope);
+        if (!call_.has(Role::residual)) return;
+        like(Role::residual, x().dtype(), x().shape());
+    }
+
+    // The forward call's residual, where the backward pass reads it.
+    void residual_again() const {
+        const FromForward& saved = *call_.from_forward;
+        if (!call_.has(Role::residual)) {
+            if (!saved.fused.reads_residual()) return;
+            value_error("residual: expected that of the forward call, since the derivative of ",
+                        name_of(saved.fused.activation), " follows from it, got None");
+        }
+        if (!saved.fused.residual) {
+            value_error("residual: expected None, since the forward call had none");
+        }
+        like(Role::residual, saved.dtype, saved.shape);
+        if (saved.fused.reads_residual() && saved.residual_fingerprint != nullptr &&
+            *saved.residual_fingerprint != fingerprint_of(call_[Role::residual])) {
+            of_another("another residual, or it was changed since (its elements differ)");
+        }
+    }
 
     // Updated in place: both or neither.
     void running(DType dtype) const {
@@ -291,6 +325,12 @@ void check_axis(Index axis, Index rank, const std::string& text) {
 void check_eps(double eps) {
     if (!(eps >= 0.0) || std::isinf(eps)) {
         value_error("eps: expected a finite number >= 0, got ", number_text(eps));
+    }
+}
+
+void check_negative_slope(double slope) {
+    if (!std::isfinite(slope)) {
+        value_error("negative_slope: expected a finite number, got ", number_text(slope));
     }
 }
 

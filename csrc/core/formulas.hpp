@@ -7,34 +7,28 @@
 //     kSummed            how many of those it reads, from the first on, the first phase sums
 //     Row, kRows         its coefficients, one a channel each
 //     operator()         from in[kReads] to out[kWrites]
+// An activated formula has besides
+//     fused              what it applies (core/activation.hpp); arrays that this does without are
+//                        read in vain, and not written
+//     kFlags             whether it writes or reads a flag for every value, where there are flags:
+//                        the last argument of operator(), 1 or 0
 // Kernels, their tables, the bytes of a call and its schedule follow from that. The coefficients
 // of a channel are computed in cpu/kernels/coefficients.inl.hpp, and by `set` in cuda/forward.hpp
 // and backward.hpp.
 #pragma once
 
+#include "core/activation_math.hpp"
 #include "core/dtype.hpp"
 #include "core/inline.hpp"
-
-#if defined(__CUDACC__)
-#define BNEXT_FORMULA __host__ __device__ __forceinline__
-#else
-#define BNEXT_FORMULA BNEXT_FORCE_INLINE
-#endif
 
 namespace bnext {
 
 enum class Pass : std::uint8_t { forward, backward };
-enum class Epilogue : std::uint8_t { none };  // an operation on the results of a pass
-inline constexpr int kPasses = 2, kEpilogues = 1;
-
-// a * b + c, rounded once. (Packs have their own.)
-#if defined(__CUDACC__)
-BNEXT_FORMULA float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
-BNEXT_FORMULA double fma(double a, double b, double c) { return ::fma(a, b, c); }
-#else
-BNEXT_FORMULA float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-BNEXT_FORMULA double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#endif
+// What a pass applies besides. `activated` has all of Fused, chosen while it runs: with a kernel for
+// each of them the package would take many times as long to compile.
+enum class Epilogue : std::uint8_t { none, activated };
+inline constexpr int kPasses = 2, kEpilogues = 2;
+enum class Flags : std::uint8_t { none, written, read };
 
 // y = (x - center) * scale + shift.
 //
@@ -49,6 +43,7 @@ BNEXT_FORMULA double fma(double a, double b, double c) { return __builtin_fma(a,
 template <class V>
 struct Normalize {
     static constexpr int kReads = 1, kWrites = 1, kSummed = 1;
+    static constexpr Flags kFlags = Flags::none;
     enum Row { kCenter, kScale, kShift, kRows };
     V row[kRows];
 
@@ -72,6 +67,7 @@ struct Normalize {
 template <class V>
 struct Gradient {
     static constexpr int kReads = 2, kWrites = 1, kSummed = 2;
+    static constexpr Flags kFlags = Flags::none;
     enum Row { kCenter, kSlope, kOffset, kScale, kRows };
     V row[kRows];
 
@@ -80,6 +76,82 @@ struct Gradient {
         const V& dy = in[1];
         const V centred = x - row[kCenter];
         out[0] = fma(centred, row[kSlope], dy - row[kOffset]) * row[kScale];
+    }
+};
+
+// y = act(z), z = Normalize(x) + residual.
+//
+// Traffic: x, the residual and y once each; the flags, a byte a value, where they are kept.
+// Order:   elementwise.
+// Error:   Normalize's, one rounding of the sum, and the activation's (activation_math.hpp).
+template <class V>
+struct NormalizeActivated : Normalize<V> {
+    static constexpr int kReads = 2, kWrites = 1, kSummed = 1;
+    static constexpr Flags kFlags = Flags::written;
+    Fused fused{};
+
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
+        const V z = activated_at(in);
+        out[0] = activate(fused, z);
+    }
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], V& flag) const {
+        const V z = activated_at(in);
+        out[0] = activate(fused, z);
+        flag = passes(fused, z);
+    }
+
+private:
+    BNEXT_FORMULA V activated_at(const V (&in)[kReads]) const {
+        const V x[] = {in[0]};
+        V z[1];
+        Normalize<V>::operator()(x, z);
+        return fused.residual ? z[0] + in[1] : z[0];
+    }
+};
+
+// g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize has
+// them, of the forward call's weight and bias.
+template <class V>
+struct ThroughActivation {
+    static constexpr Flags kFlags = Flags::read;
+    enum Row { kCenter, kScale, kShift, kRows };
+    V row[kRows];
+    Fused fused{};
+
+    BNEXT_FORMULA V operator()(const V& x, const V& dy, const V& residual) const {
+        const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
+        return gradient_through(fused, fused.residual ? z + residual : z, dy);
+    }
+    BNEXT_FORMULA V by_flag(const V& dy, const V& flag) const {
+        return gradient_by_flag(fused, flag, dy);
+    }
+};
+
+// dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g.
+//
+// Traffic: x, dy, the residual or the flags, and dx once each; dresidual where there is a residual.
+// Order:   elementwise.
+// Error:   Gradient's, and of g (activation_math.hpp).
+template <class V>
+struct GradientActivated {
+    static constexpr int kReads = 3, kWrites = 2, kSummed = 2;
+    static constexpr Flags kFlags = Flags::read;
+    enum Row { kCenter, kSlope, kOffset, kScale, kScaleOfZ, kShiftOfZ, kRows };
+    V row[kRows];
+    Fused fused{};
+
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
+        const ThroughActivation<V> through{{row[kCenter], row[kScaleOfZ], row[kShiftOfZ]}, fused};
+        write(in[0], through(in[0], in[1], in[2]), out);
+    }
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], const V& flag) const {
+        write(in[0], gradient_by_flag(fused, flag, in[1]), out);
+    }
+
+private:
+    BNEXT_FORMULA void write(const V& x, const V& g, V (&out)[kWrites]) const {
+        out[0] = fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
+        out[1] = g;
     }
 };
 
@@ -94,6 +166,14 @@ template <class V>
 struct FormulaOf<Pass::backward, Epilogue::none, V> {
     using type = Gradient<V>;
 };
+template <class V>
+struct FormulaOf<Pass::forward, Epilogue::activated, V> {
+    using type = NormalizeActivated<V>;
+};
+template <class V>
+struct FormulaOf<Pass::backward, Epilogue::activated, V> {
+    using type = GradientActivated<V>;
+};
 template <Pass P, Epilogue E, class V>
 using Formula = typename FormulaOf<P, E, V>::type;
 
@@ -102,6 +182,8 @@ template <class F>
 constexpr void for_each_formula(F&& f) {
     f.template operator()<Pass::forward, Epilogue::none>();
     f.template operator()<Pass::backward, Epilogue::none>();
+    f.template operator()<Pass::forward, Epilogue::activated>();
+    f.template operator()<Pass::backward, Epilogue::activated>();
 }
 
 // The most that any formula has of something.

@@ -40,7 +40,7 @@ struct Strides {  // in elements
     Index inner = 0;
 };
 
-constexpr std::size_t kMaxOperands = 3;
+constexpr std::size_t kMaxOperands = 6;  // x, dy, residual, dx, dresidual and flags
 constexpr std::size_t kMaxAxes = 64;  // NumPy's own limit
 
 using AxisStrides = std::span<const Index>;  // one per axis, in elements
@@ -53,7 +53,7 @@ struct Description {
     [[nodiscard]] bool accepted() const { return refusal == nullptr; }
 };
 
-// Describes one to three arrays of the same shape. The first one decides in which order the axes
+// Describes arrays of the same shape. The first one decides in which order the axes
 // are merged. Throws Error where shape, axis and strides contradict each other.
 Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
                      std::span<const AxisStrides> operands);

@@ -77,19 +77,31 @@ void for_each_run(const Region& region, const IsExtreme& is_extreme, const Ordin
     }
 }
 
+// f(o, i) at every place of a channel in a region.
+template <class F>
+void for_each_place_in(const Region& region, const F& f) {
+    for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
+        const Tile tile = region.tiling->tile(t);
+        for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
+            for (Index i = tile.inner_begin; i < tile.inner_end; ++i) f(o, i);
+        }
+    }
+}
+
+// A value of data, rounded.
+template <class T>
+T value_of(double value) {
+    return static_cast<T>(static_cast<Compute<T>>(value));
+}
+
 // out = formula(values of the inputs ...) for all of a channel in a region.
 template <class Formula, class T, class... In>
 void write_channel(const View<T>& out, const Region& region, Index c, const Formula& formula,
                    const In&... in) {
-    for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
-        const Tile tile = region.tiling->tile(t);
-        for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
-            for (Index i = tile.inner_begin; i < tile.inner_end; ++i) {
-                const double value = formula(static_cast<double>(*at(in, o, c, i))...);
-                *at(out, o, c, i) = static_cast<T>(static_cast<Compute<T>>(value));
-            }
-        }
-    }
+    for_each_place_in(region, [&](Index o, Index i) {
+        *at(out, o, c, i) =
+            value_of<T>(formula(static_cast<double>(*at(in, o, c, i))...));
+    });
 }
 
 }  // namespace bnext::cpu

@@ -27,11 +27,18 @@ struct Region {
     }
 };
 
+// What activated formulas apply, and the flags that they write or read, if any (core/formulas.hpp).
+struct Activated {
+    Fused fused;
+    View<std::uint8_t> flags{nullptr, {}};
+};
+
 // Rows of coefficients in the order of the formula's Row (core/formulas.hpp), one value for each
 // column (Tiling) of the region.
 template <class C>
 struct CoefficientsIn {
     const C* row[kMostRows];
+    const Activated* activated = nullptr;  // not null for activated formulas
 };
 
 // The data of coefficients, for a range of channels; weight and bias may be null.
@@ -71,9 +78,10 @@ struct Kernels {
     // Two sums of each cell over the region, from the first of the formula's inputs.
     //   forward:  the mean relative to the cell's origin (view.hpp), and m2
     //   backward: of dy, and of dy * (x - mean)
-    // Returns n, the values behind the sums of any cell.
-    using Reduce = double (*)(const View<const T>* in, const Region&, const double* mean, double* a,
-                              double* b);
+    // Returns n, the values behind the sums of any cell. Activated, backward: of g in place of dy
+    // (core/formulas.hpp), with the rows of Normalize that z follows from.
+    using Reduce = double (*)(const View<const T>* in, const Region&, const double* mean,
+                              const CoefficientsIn<Compute<T>>* of_z, double* a, double* b);
     // The formula at every place of the region.
     using Write = void (*)(const View<const T>* in, const View<T>* out, const Region&,
                            const CoefficientsIn<Compute<T>>&, const Access&);

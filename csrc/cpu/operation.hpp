@@ -74,6 +74,39 @@ bool make_coefficients(const Setting<T>& setting, const ChannelRange& channels,
     return extremes;
 }
 
+// The rows of z for all columns, which both phases of an activated backward pass take: Normalize's,
+// of the statistics and of the forward call's weight and bias. Whether any channel is extreme.
+template <class T>
+struct RowsOfZ {
+    using Row = typename Normalize<Compute<T>>::Row;
+    static constexpr std::size_t kRows = Normalize<Compute<T>>::kRows;
+
+    RowsOfZ(const Problem& problem, const Setting<T>& setting, const Terms<T>& terms,
+            const Activated& activated)
+        : columns(setting.plan.tiling.columns()), rows(problem.channels * columns) {
+        const auto& forward = setting.table.template kernels<T>(setting.plan.tiling.walk(),
+                                                                Pass::forward, Epilogue::activated);
+        const Index made = made_at(problem.channels, columns);
+        Compute<T>* into[kRows];
+        for (std::size_t r = 0; r < kRows; ++r) into[r] = rows.row(r, made);
+        any_extreme = forward.make_coefficients(problem.channels, terms, into);
+        rows.complete(0, problem.channels, columns);
+        for (std::size_t r = 0; r < kRows; ++r) all.row[r] = rows.row(r, 0);
+        all.activated = &activated;
+    }
+    // From the region's first channel on.
+    [[nodiscard]] CoefficientsIn<Compute<T>> from(Index channel) const {
+        CoefficientsIn<Compute<T>> part = all;
+        for (std::size_t r = 0; r < kRows; ++r) part.row[r] += channel * columns;
+        return part;
+    }
+
+    Index columns;
+    CoefficientRows<Compute<T>, kRows, 0> rows;
+    CoefficientsIn<Compute<T>> all{};
+    bool any_extreme = false;
+};
+
 // The second phase of a pass: from statistics, and from sums of n values, which are final for the
 // channels that it is called on. `Of` has
 //     prepare(setting, channels, n)    writes rows that follow from them
@@ -85,14 +118,19 @@ struct Second {
     const View<const T>* in;  // F::kReads
     const View<T>* out;       // F::kWrites
     Of of;
+    const Activated* activated = nullptr;  // of an activated formula
+    const RowsOfZ<T>* of_z = nullptr;      // of an activated backward pass
     Extremes extremes{};
 
+    // Rows that the phase makes: of an activated backward pass without those of z.
+    static constexpr std::size_t kMadeRows = std::size_t{F::kFlags == Flags::read ? 4 : int{F::kRows}};
     template <Index Capacity>
-    using Coefficients = CoefficientRows<Compute<T>, F::kRows, Capacity>;
+    using Coefficients = CoefficientRows<Compute<T>, kMadeRows, Capacity>;
 
     template <class Rows>
     void make(const ChannelRange& channels, double n, Rows& rows, Index offset) const {
         of.prepare(setting, channels, n);
+        if (of_z != nullptr) extremes.note(of_z->any_extreme);
         extremes.note(
             make_coefficients(setting, channels, of.terms(channels.begin, n), rows, offset));
     }
@@ -103,6 +141,12 @@ struct Second {
         const auto by_kernels = [&](const Region& part, Index place, const Access& by) {
             CoefficientsIn<Compute<T>> all{};
             for (std::size_t r = 0; r < Rows::kRows; ++r) all.row[r] = rows.row(r, place);
+            all.activated = activated;
+            if constexpr (F::kFlags == Flags::read) {
+                const auto z = of_z->from(part.channels.begin);
+                all.row[F::kScaleOfZ] = z.row[RowsOfZ<T>::Row::kScale];
+                all.row[F::kShiftOfZ] = z.row[RowsOfZ<T>::Row::kShift];
+            }
             setting.kernels.write(in, out, part, all, by);
         };
         if (!kHasExtremes<T> || !extremes.any()) return by_kernels(region, offset, access);

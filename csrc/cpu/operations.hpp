@@ -2,6 +2,7 @@
 // checked. All of them may be called from several threads at once.
 #pragma once
 
+#include "core/activation.hpp"
 #include "core/dtype.hpp"
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
@@ -15,6 +16,17 @@ struct Affine {  // null where there is none: weight 1, bias 0
     const Param<T>* bias;
 };
 
+// What is applied besides (core/activation.hpp), and the arrays that it takes. A pass without them
+// is given nothing.
+template <class T>
+struct Applied {
+    Fused fused;
+    View<const T> residual{nullptr, {}};
+    View<std::uint8_t> flags{nullptr, {}};  // written by forward, read by backward
+    View<T> dresidual{nullptr, {}};         // written by backward
+    Affine<T> of_forward{nullptr, nullptr};  // for backward, the weight and bias that z has
+};
+
 // n, the number of values behind the statistics of each channel, comes from the sums; of empty data
 // it is their number in the shape.
 
@@ -25,18 +37,21 @@ double collect_stats(const Problem& problem, const View<const T>& x, const Stati
 // y = (x - mean) * rstd * weight + bias, with rstd from var; nothing else of `rows` changes.
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
-                const StatisticsOut& rows, double eps, const Affine<T>& affine);
+                const StatisticsOut& rows, double eps, const Affine<T>& affine,
+                const Applied<T>& applied = {});
 
 // sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
 template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
-                     const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu);
+                     const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
+                     const Applied<T>& applied = {});
 
 // dx from sums over n values: in a group, the values of all members
 template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
-                    const double* sum_dy, const double* sum_dy_xmu, double n);
+                    const double* sum_dy, const double* sum_dy_xmu, double n,
+                    const Applied<T>& applied = {});
 
 // The statistics that `forward` gives, alone.
 template <class T>
@@ -54,12 +69,13 @@ void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine
 // cache. Returns n.
 template <class T>
 double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
-               const Affine<T>& affine, double eps, const StatisticsOut& out);
+               const Affine<T>& affine, double eps, const StatisticsOut& out,
+               const Applied<T>& applied = {});
 
 // backward_reduce and backward_apply in one region.
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
-              double* sum_dy_xmu);
+              double* sum_dy_xmu, const Applied<T>& applied = {});
 
 }  // namespace bnext::cpu

@@ -36,7 +36,7 @@ struct CollectMoments {
     Maps maps{};
 
     double reduce(const Region& region, double* a, double* b) const {
-        return setting.kernels.reduce(&x, region, nullptr, a, b);
+        return setting.kernels.reduce(&x, region, nullptr, nullptr, a, b);
     }
     void merge(double done, double more, Index channels, double* a, double* b, const double* more_a,
                const double* more_b) const {
@@ -106,7 +106,7 @@ struct CollectGradients {
     double* sum_dy_xmu;
 
     double reduce(const Region& region, double* a, double* b) const {
-        return setting.kernels.reduce(in, region, of.mean() + region.channels.begin, a, b);
+        return setting.kernels.reduce(in, region, of.mean() + region.channels.begin, nullptr, a, b);
     }
     void merge(double, double, Index channels, double* a, double* b, const double* more_a,
                const double* more_b) const {
@@ -116,6 +116,14 @@ struct CollectGradients {
         }
     }
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
+        return keep(channels, n, a, b, [&](Index o, Index c, Index i) {
+            return static_cast<double>(*at(in[1], o, c, i));
+        });
+    }
+    // Where dy(o, c, i) are the gradients that were summed.
+    template <class Dy>
+    double keep(const ChannelRange& channels, double n, const double* a, const double* b,
+                const Dy& dy) const {
         std::copy_n(a, channels.size(), sum_dy + channels.begin);
         std::copy_n(b, channels.size(), sum_dy_xmu + channels.begin);
         if constexpr (kHasMeanLow<T>) {
@@ -127,7 +135,7 @@ struct CollectGradients {
             const double smallest = kSmallestShare * n;
             if (setting.table.any_beyond(channels.size(), a, 0.0) ||
                 setting.table.any_beyond(channels.size(), b, smallest)) {
-                mend_gradient_sums(in[1], in[0], setting.plan.tiling, channels, smallest, of.mean(),
+                mend_gradient_sums(dy, in[0], setting.plan.tiling, channels, smallest, of.mean(),
                                    sum_dy, sum_dy_xmu);
             }
         }

@@ -35,6 +35,15 @@ struct Pack {
 
 using Wide = Pack<double>;  // what sums are kept in
 
+template <class P>
+struct LaneOfPack;
+template <class C>
+struct LaneOfPack<Pack<C>> {
+    using type = C;
+};
+template <class P>
+using LaneOf = typename LaneOfPack<P>::type;
+
 // Calls f(0), f(1), ... f(N-1) with compile-time numbers, so that arrays of registers stay such.
 template <int N, class F>
 BNEXT_FORCE_INLINE void unrolled(F&& f) {
@@ -104,6 +113,26 @@ template <class C>
 BNEXT_FORCE_INLINE Pack<C> fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>& c) {
     return pack_of<C>(
         [&](auto i) BNEXT_INLINE_LAMBDA { return fma_parts(a.part[i], b.part[i], c.part[i]); });
+}
+
+// As core/values.hpp has them.
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> like(const Pack<C>&, double number) {
+    return broadcast(static_cast<C>(number));
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> where_less(const Pack<C>& a, const Pack<C>& b, const Pack<C>& then,
+                                      const Pack<C>& otherwise) {
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return a.part[i] < b.part[i] ? then.part[i] : otherwise.part[i];
+    });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> unless_at_most(const Pack<C>& a, const Pack<C>& b, const Pack<C>& then,
+                                          const Pack<C>& otherwise) {
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return a.part[i] <= b.part[i] ? otherwise.part[i] : then.part[i];
+    });
 }
 
 // x - center, by the multiplier: Zen cores add with two of their four pipes and multiply with the

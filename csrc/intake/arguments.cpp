@@ -77,6 +77,26 @@ double take_eps(py::handle object) {
     return eps;
 }
 
+Activation take_activation(py::handle object) {
+    if (object.is_none()) return Activation::none;
+    const auto expected = [] {
+        std::string names;
+        for (int k = 1; k < kActivations; ++k) {
+            names += concat("'", kActivationNames[k], "', ");
+        }
+        return names;
+    };
+    if (!py::isinstance<py::str>(object)) {
+        type_error("activation: expected ", expected(), "or None, got ", type_name(object));
+    }
+    const auto name = py::cast<std::string>(object);
+    const int number = activation_number(name);
+    if (number == 0 || number == kActivations) {
+        value_error("activation: expected ", expected(), "or None, got '", name, "'");
+    }
+    return static_cast<Activation>(number);
+}
+
 double take_momentum(py::handle object) {
     const double momentum = take_real(object, "momentum");
     check_momentum(momentum);

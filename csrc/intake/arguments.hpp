@@ -30,6 +30,7 @@ double take_real(py::handle object, const char* name);
 Index take_integer(py::handle object, const char* name);  // clipped
 double take_eps(py::handle object);
 double take_momentum(py::handle object);
+Activation take_activation(py::handle object);  // of a name, or None
 // An axis as it is given; its range is left to check().
 void take_axis_of(Call& call, py::handle object);
 Index take_axis(py::handle object, std::size_t rank);  // checked, from the front

@@ -221,7 +221,7 @@ void Intake::read_numpy(Role role, py::handle object) {
 }
 
 void Intake::read(Role role, py::handle object) {
-    const bool is_data = role == Role::dy || role == Role::rows;
+    const bool is_data = role == Role::dy || role == Role::residual || role == Role::rows;
     if (gpu_ != nullptr) {
         if (!object.is_none() || is_data) refer_there(role, object, is_data);
         return;

@@ -144,10 +144,17 @@ def forward(
     bessel: bool = True,
     plain: bool = False,
     keeps: bool = True,
+    epilogue: _Epilogue = None,
 ) -> tuple[Any, Saved]: ...
 def backward(
-    dy: _Values, x: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
-) -> tuple[Any, Any, Any]: ...
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row,
+    out: Any,
+    plain: bool = False,
+    residual: Any = None,
+) -> tuple[Any, ...]: ...
 def backward_constant(
     dy: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
 ) -> Any: ...

@@ -45,6 +45,9 @@ def batch_norm_forward(
     channel_axis: int = 1,
     group: Group | None = None,
     out: ArrayT | None = None,
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[ArrayT, Saved | DeviceSaved | SyncSaved]: ...
 
 
@@ -58,6 +61,9 @@ def batch_norm_forward(
     channel_axis: int = 1,
     group: Group | None = None,
     out: Array | None = None,
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
 
 
@@ -70,8 +76,13 @@ def batch_norm_forward(
     channel_axis: int = 1,
     group: Group | None = None,
     out: Any = None,
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[Any, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
+
+    In the same pass over memory a residual is added and an activation applied, if they are given.
 
     Parameters
     ----------
@@ -91,12 +102,20 @@ def batch_norm_forward(
         library and on any device.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
+    residual : array, shape of `x`, optional
+        What is added after normalizing and before the activation; of the dtype of `x`.
+    activation : str, optional
+        What is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu",
+        "gelu_tanh", "sigmoid" or "tanh", as PyTorch defines them ("gelu_tanh" is GELU's
+        approximation by tanh). On the CPU alone.
+    negative_slope : float
+        Of "leaky_relu", for values below 0.
 
     Returns
     -------
     y : array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1), in
-        the memory order of `x`, or `out`. A channel whose variance and `eps` are both 0 gives
+        ``act(z)`` with ``z = (x - mean) / sqrt(var + eps) * weight + bias + residual`` (Ioffe and
+        Szegedy 2015, algorithm 1), in the memory order of `x`, or `out`. A channel whose variance and `eps` are both 0 gives
         `bias`.
     saved : Saved, DeviceSaved, or bnext.sync.SyncSaved with a group
         The statistics, for `batch_norm_backward`: NumPy arrays, or if `x` is on a GPU, arrays
@@ -119,9 +138,19 @@ def batch_norm_forward(
         check_group(group)
         part = group.part(None)
     result: tuple[Any, Saved | DeviceSaved | SyncSaved] = spine.forward(
-        x, weight, bias, eps, channel_axis, out, None, None, part
-    )
+        x, weight, bias, eps, channel_axis, out, None, None, part,
+        epilogue=epilogue_of(residual, activation, negative_slope),
+    )  # fmt: skip
     return result
+
+
+def epilogue_of(
+    residual: Values | None, activation: str | None, negative_slope: float
+) -> spine.Epilogue | None:
+    """What follows normalization, as the spine takes it; None if nothing does."""
+    if residual is None and activation is None:
+        return None
+    return residual, activation, negative_slope
 
 
 @overload
@@ -134,6 +163,7 @@ def batch_norm_backward(
     group: Group | None = None,
     parameter_gradients: str = "local",
     out: NumpyT | None = None,
+    residual: None = None,
 ) -> tuple[NumpyT, Array, Array]: ...
 
 
@@ -147,6 +177,7 @@ def batch_norm_backward(
     group: Group | None = None,
     parameter_gradients: str = "local",
     out: ArrayT | None = None,
+    residual: None = None,
 ) -> tuple[ArrayT, ArrayT, ArrayT]: ...
 
 
@@ -160,7 +191,22 @@ def batch_norm_backward(
     group: Group | None = None,
     parameter_gradients: str = "local",
     out: Array | None = None,
+    residual: None = None,
 ) -> tuple[Array, Array, Array]: ...
+
+
+@overload
+def batch_norm_backward(
+    dy: Values,
+    x: ArrayT,
+    saved: Saved | DeviceSaved | SyncSaved,
+    weight: Values | None = None,
+    *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
+    out: ArrayT | None = None,
+    residual: Values,
+) -> tuple[ArrayT, ArrayT, ArrayT, ArrayT]: ...
 
 
 def batch_norm_backward(
@@ -172,8 +218,12 @@ def batch_norm_backward(
     group: Group | None = None,
     parameter_gradients: str = "local",
     out: Any = None,
-) -> tuple[Any, Any, Any]:
+    residual: Values | None = None,
+) -> tuple[Any, ...]:
     """Gradients of `batch_norm_forward`, taken through the batch's mean and variance.
+
+    With an activation these are gradients of ``g = dy * act'(z)``, where z is made again from `x` by
+    the forward call's own arithmetic, and so has its bits.
 
     Parameters
     ----------
@@ -192,6 +242,10 @@ def batch_norm_backward(
         of gradients expects them, or over the whole batch.
     out : array, shape of `x`, optional
         Where to put `dx`: of the dtype of `x`, with memory of its own.
+    residual : array, shape of `x`, optional
+        The forward call's, unchanged, where the derivative follows from it: after "silu",
+        "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" (`saved.reads_residual`). For the
+        others the forward call has kept a flag for every value, a byte.
 
     Returns
     -------
@@ -201,6 +255,9 @@ def batch_norm_backward(
     dweight, dbias : array, shape (C,)
         ``sum(dy * xhat)`` and ``sum(dy)``, of the dtype of `x`, float32 for 16-bit data; also where
         no weight was given.
+    dresidual : array, shape of `x`
+        Where the forward call had a residual, the fourth: ``g``. It is `dy` itself where there was
+        no activation.
 
     Raises
     ------
@@ -218,7 +275,9 @@ def batch_norm_backward(
             raise ValueError(
                 f"group: expected that of the forward call, {saved.group!r}, got {group!r}"
             )
-    result: tuple[Any, Any, Any] = spine.backward(dy, x, saved, weight, out, parameter_gradients)
+    result: tuple[Any, ...] = spine.backward(
+        dy, x, saved, weight, out, parameter_gradients, residual=residual
+    )
     return result
 
 
@@ -233,6 +292,9 @@ def normalize(
     eps: float = 1e-5,
     channel_axis: int = 1,
     out: ArrayT | None = None,
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> ArrayT: ...
 
 
@@ -247,6 +309,9 @@ def normalize(
     eps: float = 1e-5,
     channel_axis: int = 1,
     out: Array | None = None,
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> Array: ...
 
 
@@ -260,6 +325,9 @@ def normalize(
     eps: float = 1e-5,
     channel_axis: int = 1,
     out: Any = None,
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> Any:
     """Normalize `x` by given statistics, as inference does.
 
@@ -277,18 +345,23 @@ def normalize(
         Which axis of `x` has the channels; negative counts from the end.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
+    residual, activation, negative_slope
+        As `batch_norm_forward` takes them.
 
     Returns
     -------
     array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias``, in the memory order of `x`, or `out`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in the memory order of `x`, or `out`.
 
     Raises
     ------
     ValueError, TypeError, RuntimeError
         As from `batch_norm_forward`; one value per channel is enough.
     """
-    return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var))[0]
+    epilogue = epilogue_of(residual, activation, negative_slope)
+    return spine.forward(
+        x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue
+    )[0]
 
 
 def moments(x: Values, *, channel_axis: int = 1) -> Moments:

@@ -41,6 +41,7 @@ def forward(
     explain: Callable[[Any, Any], None] | None = None,
     plain: bool = False,
     keeps: bool = True,
+    epilogue: Epilogue | None = None,
 ) -> Any:
     """Normalize `x`: give y, and the statistics that `backward` needs.
 
@@ -64,6 +65,8 @@ def forward(
         record is not asked.
     keeps : bool
         Whether a backward pass may follow. Otherwise `saved` need not be made.
+    epilogue : (residual, activation, negative_slope), optional
+        What follows normalization, as `bnext.batch_norm_forward` takes it.
 
     Returns
     -------
@@ -89,6 +92,7 @@ def forward(
                     x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
                     momentum=momentum, num_batches_tracked=counter, eps=eps,
                     channel_axis=channel_axis, out=out, bessel=bessel, plain=plain, keeps=keeps,
+                    epilogue=epilogue,
                 )  # fmt: skip
             if type(given) is not tuple:
                 mean, var = given.mean, given.var
@@ -97,17 +101,17 @@ def forward(
             else:
                 return engine.normalize(
                     x=x, mean=given[0], var=given[1], weight=weight, bias=bias, eps=eps,
-                    channel_axis=channel_axis, out=out,
+                    channel_axis=channel_axis, out=out, epilogue=epilogue,
                 )  # fmt: skip
             if not keeps:
                 y = engine.evaluate(
                     x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                    channel_axis=channel_axis, plain=plain,
+                    channel_axis=channel_axis, plain=plain, epilogue=epilogue,
                 )  # fmt: skip
                 return y, None
             return engine.normalize_by_running(
                 x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                channel_axis=channel_axis, out=out, plain=plain,
+                channel_axis=channel_axis, out=out, plain=plain, epilogue=epilogue,
             )  # fmt: skip
         except TypeError:
             if explain is not None:
@@ -115,7 +119,8 @@ def forward(
             raise
 
     operands = {
-        "weight": weight, "bias": bias, "eps": eps, "channel_axis": channel_axis, "out": out
+        "weight": weight, "bias": bias, "eps": eps, "channel_axis": channel_axis, "out": out,
+        "epilogue": epilogue,
     }  # fmt: skip
     with part:
         if engine is None:
@@ -163,6 +168,7 @@ def forward(
     return y, saved
 
 
+Epilogue = tuple[Any, str | None, float]
 RUNNING = ("running_mean", "running_var", "momentum", "num_batches_tracked")
 NOT_MOVED: dict[str, Any] = dict.fromkeys(RUNNING)
 
@@ -190,6 +196,7 @@ def backward(
     parameter_gradients: str = "local",
     engine: Any = None,
     plain: bool = False,
+    residual: Any = None,
 ) -> Any:
     """Gradients of `forward`: dx, dweight and dbias.
 
@@ -202,11 +209,13 @@ def backward(
         In a group: sums over the shard, or over the whole batch.
     engine, plain
         As in `forward`.
+    residual : array, optional
+        The forward call's, where `saved.reads_residual`.
 
     Returns
     -------
     tuple
-        dx, dweight, dbias.
+        dx, dweight, dbias; and dresidual, if the forward call had a residual.
     """
     if not isinstance(saved, SyncSaved):
         if parameter_gradients != "local":
@@ -220,14 +229,18 @@ def backward(
             return dx, None, None
         if engine is None:
             engine = _core if type(x) is ndarray else engine_of(x)
-        return engine.backward(dy=dy, x=x, saved=saved, weight=weight, out=out, plain=plain)
+        return engine.backward(
+            dy=dy, x=x, saved=saved, weight=weight, out=out, plain=plain, residual=residual
+        )
 
     part, local = saved.part, saved.local
     part.group.check_open()
     with part:
         total = check_parameter_gradients(parameter_gradients) == "total"
         engine = _core if type(x) is ndarray else engine_of(x)
-        operands = {"dy": dy, "x": x, "saved": local, "weight": weight, "out": out}
+        operands = {
+            "dy": dy, "x": x, "saved": local, "weight": weight, "out": out, "residual": residual
+        }  # fmt: skip
         sums = engine.backward_reduce(**operands)
         merged = part.merge_sums(*sums)
         count, *of_all = merged[:3]
@@ -240,4 +253,7 @@ def backward(
         dx = engine.backward_apply(
             **operands, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu, count=max(count, 1)
         )
+    if getattr(local, "residual", False):
+        dx, dresidual = dx
+        return dx, *gradients, dresidual
     return dx, *gradients

@@ -53,7 +53,7 @@ void check(const Shape& shape, std::mt19937& random) {
     const std::array<Index, 3> planar{c * shape.inner, shape.inner, 1};
     const std::array<Index, 3> interleaved{c * shape.inner, 1, c};
     const AxisStrides strides(shape.interleaved ? interleaved : planar);
-    const std::array<AxisStrides, kMaxOperands> operands{strides, strides, strides};
+    const std::array<AxisStrides, 3> operands{strides, strides, strides};
     const Description description = describe(DType::float64, extents, 1, operands);
     const Problem& problem = description.problem;
     const auto n = static_cast<std::size_t>(problem.elements());

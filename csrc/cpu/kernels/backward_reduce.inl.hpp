@@ -17,7 +17,8 @@
 
 template <class T>
 double planar_backward_reduce(const View<const T>* in, const Region& region, const double* mean,
-                              double* sum_dy, double* sum_dy_xmu) {
+                              const CoefficientsIn<Compute<T>>*, double* sum_dy,
+                              double* sum_dy_xmu) {
     const Tiling& tiling = *region.tiling;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
         const Index k = c - region.channels.begin;
@@ -40,7 +41,8 @@ double planar_backward_reduce(const View<const T>* in, const Region& region, con
 // A chunk that is walked by rows is one tile.
 template <class T>
 double interleaved_backward_reduce(const View<const T>* in, const Region& region,
-                                   const double* mean, double* sum_dy, double* sum_dy_xmu) {
+                                   const double* mean, const CoefficientsIn<Compute<T>>*,
+                                   double* sum_dy, double* sum_dy_xmu) {
     const Tile rows = rows_of_tile(*region.tiling, region.tiles.begin);
     const Index columns = region.tiling->columns();
     Strip<Sum<T>, 256> sums;

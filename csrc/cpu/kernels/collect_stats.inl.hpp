@@ -79,7 +79,7 @@ BNEXT_FORCE_INLINE TileSums planar_tile_sums(const View<const T>* in, const Tili
 
 template <class T>
 double planar_collect_stats(const View<const T>* in, const Region& region, const double*,
-                            double* mean, double* m2) {
+                            const CoefficientsIn<Compute<T>>*, double* mean, double* m2) {
     const View<const T>& x = in[0];
     const Tiling& tiling = *region.tiling;
     double values = 0;
@@ -166,7 +166,7 @@ BNEXT_FORCE_INLINE Wide origins_side_by_side(const View<const T>& x, const Tilin
 // here.
 template <class T>
 double interleaved_collect_stats(const View<const T>* in, const Region& region, const double*,
-                                 double* mean, double* m2) {
+                                 const CoefficientsIn<Compute<T>>*, double* mean, double* m2) {
     const View<const T>& x = in[0];
     const Tiling& tiling = *region.tiling;
     const Tile tile = tiling.tile(region.tiles.begin);

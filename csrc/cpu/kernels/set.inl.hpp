@@ -45,6 +45,8 @@ struct Number {
 
 #include "cpu/kernels/columns.inl.hpp"
 
+#include "cpu/kernels/flags.inl.hpp"
+
 #include "cpu/kernels/write_planar.inl.hpp"
 
 #include "cpu/kernels/write_interleaved.inl.hpp"
@@ -57,12 +59,16 @@ struct Number {
 
 #include "cpu/kernels/backward_reduce.inl.hpp"
 
-// The first phase of a pass: from `in` alone, whatever its second phase applies.
-template <class T, Layout L, Pass P>
+#include "cpu/kernels/activated_reduce.inl.hpp"
+
+// The first phase of a pass.
+template <class T, Layout L, Pass P, Epilogue E>
 constexpr auto reduction_of() {
     constexpr bool planar = L == Layout::planar;
     if constexpr (P == Pass::forward) {
         return planar ? planar_collect_stats<T> : interleaved_collect_stats<T>;
+    } else if constexpr (E == Epilogue::activated) {
+        return planar ? planar_activated_reduce<T> : interleaved_activated_reduce<T>;
     } else {
         return planar ? planar_backward_reduce<T> : interleaved_backward_reduce<T>;
     }
@@ -74,7 +80,7 @@ constexpr KernelSet<T> kernels_of() {
     const auto add = [&]<Layout L, Pass P, Epilogue E>() {
         using F = Formula<P, E, Pack<Compute<T>>>;
         set.of[static_cast<int>(L)][static_cast<int>(P)][static_cast<int>(E)] = {
-            reduction_of<T, L, P>(),
+            reduction_of<T, L, P, E>(),
             L == Layout::planar ? write_planar<F, T> : write_interleaved<F, T>,
             P == Pass::forward ? norm_coefficients<T> : backward_coefficients<T>};
     };

@@ -51,6 +51,13 @@ public:
         add(Number<1>{}, load_some(run[kOf] + j, n),
             [&]() BNEXT_INLINE_LAMBDA { return load_some(run[0] + j, n); });
     }
+    // Of two arrays: pack h of a pair, in registers.
+    template <int H>
+    BNEXT_FORCE_INLINE void add_packs(const Pack<C>& value, const Pack<C>& x) {
+        add(Number<H>{}, value, [&]() BNEXT_INLINE_LAMBDA { return x; });
+    }
+    // Of the runs that come, (o, inner) is the first place.
+    BNEXT_FORCE_INLINE void begin_run(Index, Index) {}
     BNEXT_FORCE_INLINE void end_of_group() {
         if constexpr (kInGroups) {
             first_ = first_ + widen(group_first_[0] + group_first_[1]);
@@ -107,6 +114,7 @@ BNEXT_FORCE_INLINE void add_tile(const View<const T>* in, const Tiling& tiling, 
         const T* run[kReads];
         unrolled<kReads>(
             [&](auto i) BNEXT_INLINE_LAMBDA { run[i] = at(in[i], o, c, 0) + tile.inner_begin; });
+        sums.begin_run(o, tile.inner_begin);
         const Lookahead<T, kReads> next(in, tiling, tile, o, c);
         Index j = 0;
         const auto pair = [&]() BNEXT_INLINE_LAMBDA {

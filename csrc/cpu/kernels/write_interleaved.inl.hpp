@@ -52,12 +52,21 @@ struct Rows {
     };
     Input in[Formula::kReads];
     Output out[Formula::kWrites];
+    struct {
+        std::uint8_t* first;  // or null
+        Index pitch;
+    } flags;
 
+    [[nodiscard]] BNEXT_FORCE_INLINE std::uint8_t* flags_at(Index r, Index c) const {
+        if constexpr (Formula::kFlags == Flags::none) return nullptr;
+        return flags.first != nullptr ? flags.first + r * flags.pitch + c : nullptr;
+    }
     // The same from row r on.
     [[nodiscard]] BNEXT_FORCE_INLINE Rows from(Index r) const {
         Rows rows = *this;
         for (int i = 0; i < Formula::kReads; ++i) rows.in[i].first += r * in[i].pitch;
         for (int w = 0; w < Formula::kWrites; ++w) rows.out[w].first += r * out[w].pitch;
+        rows.flags.first = flags_at(r, 0);
         return rows;
     }
 };
@@ -78,6 +87,7 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
         unrolled<G / kPacks>([&](auto u) BNEXT_INLINE_LAMBDA {
             const Index first = u * kUnit<T>;
             write_unit_by<kStreams, Formula, T>(
+                rows.flags_at(r, c + first),
                 [&](auto h)
                     BNEXT_INLINE_LAMBDA -> const Formula& { return formulas.pack[u * kPacks + h]; },
                 [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i, first)); },
@@ -87,7 +97,7 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             const Index first = g * kLanes;
             write_pack(
-                formulas.pack[g],
+                formulas.pack[g], rows.flags_at(r, c + first), columns,
                 [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i, first), columns); },
                 [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
                     kStreams ? stream(to(w, first), pack)
@@ -168,6 +178,10 @@ BNEXT_FORCE_INLINE void write_rows(const View<const T>* in, const View<T>* out, 
             begins[w] = at(out[w], o, 0, i) + first;
             rows.out[w] = {begins[w], row_pitch(out[w], tile)};
         });
+        rows.flags = {flags_at(all, o, 0, i), 0};
+        if (rows.flags.first != nullptr) {
+            rows.flags = {rows.flags.first + first, row_pitch(all.activated->flags, tile)};
+        }
         if (!in_lines || !begin_alike(begins)) {
             return write_rows_cached(rows, count, 0, width, all);
         }
@@ -253,7 +267,7 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Inde
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
                 write_pack(
-                    formula_of_pack<Formula>(all, k + first, 0),
+                    formula_of_pack<Formula>(all, k + first, 0), runs.flags_at(j + first), 0,
                     [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
                     [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
                         T* const p = runs.out[w] + j + first;
@@ -276,6 +290,9 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
     bool dense = access.wraps;
     for (int w = 0; w < Formula::kWrites; ++w) dense = dense && out[w].stride.outer == width;
     for (int i = 0; i < Formula::kReads; ++i) dense = dense && in[i].stride.outer == width;
+    if (flags_at(all, 0, 0, 0) != nullptr) {
+        dense = dense && all.activated->flags.stride.outer == width;
+    }
     const bool in_order =
         dense && InOrder<Formula, T>::pays(width, access.stores == Stores::streaming);
     const auto write = [&](Index o, Index n) BNEXT_INLINE_LAMBDA {
@@ -285,6 +302,7 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
                                       BNEXT_INLINE_LAMBDA { runs.in[i] = at(in[i], o, c, 0); });
         unrolled<Formula::kWrites>([&](auto w)
                                        BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
+        runs.flags = flags_at(all, o, c, 0);
         access.stores == Stores::streaming&& begin_alike(runs.out)
             ? write_in_order<true>(runs, n, width, all)
             : write_in_order<false>(runs, n, width, all);

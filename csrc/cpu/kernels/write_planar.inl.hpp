@@ -8,6 +8,7 @@ template <class Formula, class C, class Get>
 BNEXT_FORCE_INLINE Formula formula_from(const CoefficientsIn<C>& all, Get&& get) {
     Formula formula;
     unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA { formula.row[r] = get(all.row[r]); });
+    if constexpr (Formula::kFlags != Flags::none) formula.fused = all.activated->fused;
     return formula;
 }
 
@@ -23,28 +24,50 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
     Formula both;
     unrolled<Formula::kRows>(
         [&](auto r) BNEXT_INLINE_LAMBDA { both.row[r] = blend(n, a.row[r], b.row[r]); });
+    if constexpr (Formula::kFlags != Flags::none) both.fused = a.fused;
     return both;
 }
 
-// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
+// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack): all, or
+// the first `columns` values (not 0). `flags`: of this pack, or null.
 template <class Formula, class Load, class Store>
-BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& store) {
-    decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
+BNEXT_FORCE_INLINE void write_pack(const Formula& formula, std::uint8_t* flags, int columns,
+                                   Load&& load, Store&& store) {
+    using Packs = decltype(formula.row[0] + formula.row[0]);
+    Packs in[Formula::kReads], out[Formula::kWrites];
     unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
-    formula(in, out);
-    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { store(w, out[w]); });
+    call_formula(
+        formula, in, out, flags,
+        [&]() BNEXT_INLINE_LAMBDA { return load_flags<LaneOf<Packs>>(flags, columns); },
+        [&](const auto& pack) BNEXT_INLINE_LAMBDA { store_flags(flags, columns, pack); });
+    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
+        if (writes_output(formula, w)) store(w, out[w]);
+    });
 }
 
 // The same of a unit: pack h by formula_of(h), its inputs by load(i, h), to to(w).
 template <bool kStreams, class Formula, class T, class FormulaOfPack, class Load, class To>
-BNEXT_FORCE_INLINE void write_unit_by(FormulaOfPack&& formula_of, Load&& load, To&& to) {
-    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
+BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formula_of, Load&& load,
+                                      To&& to) {
+    using Packs = Pack<Compute<T>>;
+    Packs made[Formula::kWrites][kUnitPacks<T>], passed[kUnitPacks<T>];
     unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
-        write_pack(
-            formula_of(h), [&](auto i) BNEXT_INLINE_LAMBDA { return load(i, h); },
-            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
+        Packs in[Formula::kReads], out[Formula::kWrites];
+        unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i, h); });
+        call_formula(
+            formula_of(h), in, out, flags,
+            [&]() BNEXT_INLINE_LAMBDA { return load_flags_of_unit<T, h>(flags); },
+            [&](const auto& pack) BNEXT_INLINE_LAMBDA { passed[h] = pack; });
+        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { made[w][h] = out[w]; });
     });
+    if constexpr (Formula::kFlags == Flags::written) {
+        if (flags != nullptr) {
+            store_flags_of_unit<T>(flags,
+                                   [&](auto h) BNEXT_INLINE_LAMBDA { return passed[h]; });
+        }
+    }
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
+        if (!writes_output(formula_of(Number<0>{}), w)) return;
         write_unit<kStreams>(static_cast<T*>(to(w)),
                              [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
     });
@@ -73,14 +96,27 @@ template <class Formula, class T>
 struct Runs {
     const T* in[Formula::kReads];
     T* out[Formula::kWrites];
+    std::uint8_t* flags;  // or null
+
+    [[nodiscard]] BNEXT_FORCE_INLINE std::uint8_t* flags_at(Index j) const {
+        if constexpr (Formula::kFlags == Flags::none) return nullptr;
+        return flags != nullptr ? flags + j : nullptr;
+    }
 };
+
+// The place of flags, or null.
+template <class C>
+BNEXT_FORCE_INLINE std::uint8_t* flags_at(const CoefficientsIn<C>& all, Index o, Index c, Index i) {
+    if (all.activated == nullptr || all.activated->flags.data == nullptr) return nullptr;
+    return at(all.activated->flags, o, c, i);
+}
 
 // The unit at j of runs, pack h by formula_of(h).
 template <bool kStreams, class Formula, class T, class FormulaOfPack>
 BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
                                       FormulaOfPack&& formula_of) {
     write_unit_by<kStreams, Formula, T>(
-        formula_of,
+        runs.flags_at(j), formula_of,
         [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
         [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
 }
@@ -89,7 +125,8 @@ template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_pack_at(const Runs<Formula, T>& runs, Index j, int columns,
                                       const Formula& formula) {
     write_pack(
-        formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
+        formula, runs.flags_at(j), columns,
+        [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
         [&](auto w, const auto& pack)
             BNEXT_INLINE_LAMBDA { store_columns(runs.out[w] + j, columns, pack); });
 }
@@ -155,6 +192,9 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
     bool joined = plane >= kUnit<T> && out[0].stride.inner == 1;
     for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
     for (int w = 0; w < Formula::kWrites; ++w) joined = joined && out[w].stride.channel == plane;
+    if (flags_at(all, 0, 0, 0) != nullptr) {
+        joined = joined && all.activated->flags.stride.channel == plane;
+    }
     const auto write = [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
         const Index k = c - region.channels.begin;
         Runs<Formula, T> runs;
@@ -165,6 +205,7 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
         });
         unrolled<Formula::kWrites>(
             [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0) + i; });
+        runs.flags = flags_at(all, o, c, i);
         const bool streams = access.stores == Stores::streaming && begin_alike(runs.out);
         streams ? write_planes<true>(runs, ahead, planes, n, all, k)
                 : write_planes<false>(runs, ahead, planes, n, all, k);
