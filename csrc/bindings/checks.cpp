@@ -72,6 +72,17 @@ void register_checks(py::module_& m) {
     m.def("is_data_dtype", &intake::is_data_dtype, py::arg("dtype"),
           "Whether x may be of this dtype.");
     m.def("check_eps", &intake::take_eps, py::arg("eps"), "eps, if it is a finite number >= 0.");
+    m.def(
+        "check_activation", [](const py::object& name) { (void)intake::take_activation(name); },
+        py::arg("activation"), "Refuses what names no activation.");
+    m.def(
+        "check_negative_slope",
+        [](const py::object& object) {
+            const double slope = intake::take_real(object, "negative_slope");
+            check_negative_slope(slope);
+            return slope;
+        },
+        py::arg("negative_slope"), "The slope, if it is a finite number.");
     m.def("check_momentum", &intake::take_momentum, py::arg("momentum"),
           "momentum, if it is finite.");
 }

@@ -11,6 +11,7 @@ _Array = npt.NDArray[Any]
 _Float64 = npt.NDArray[np.float64]
 _Values = npt.ArrayLike
 _Row = npt.ArrayLike | None  # a value for each channel; None: there is none
+_Epilogue = tuple[Any, str | None, float] | None  # residual, activation, negative_slope
 _Counter = npt.NDArray[np.int64] | None
 
 class _BuildConfig(TypedDict):
@@ -56,6 +57,12 @@ class Saved:
     """Which axis of `x` has the channels, from 0."""
     batch_statistics: Final[bool]
     """Whether the statistics are the batch's; False where they were given."""
+    activation: Final[str | None]
+    """Name of the activation that followed, or None."""
+    residual: Final[bool]
+    """Whether a residual was added."""
+    reads_residual: Final[bool]
+    """Whether the backward pass needs the residual again."""
 
 @final
 class DeviceSaved:
@@ -167,6 +174,7 @@ def normalize(
     eps: float,
     channel_axis: int,
     out: _Array | None,
+    epilogue: _Epilogue = None,
 ) -> tuple[_Array, Saved]: ...
 def normalize_by_running(
     x: _Values,
@@ -178,6 +186,7 @@ def normalize_by_running(
     channel_axis: int,
     out: Any,
     plain: bool = False,
+    epilogue: _Epilogue = None,
 ) -> tuple[Any, Saved]: ...
 def evaluate(
     x: _Values,
@@ -188,6 +197,7 @@ def evaluate(
     eps: float,
     channel_axis: int,
     plain: bool = False,
+    epilogue: _Epilogue = None,
 ) -> Any: ...
 def statistics(
     x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int
@@ -204,6 +214,7 @@ def collect_stats(
     eps: float,
     channel_axis: int,
     out: _Array | None,
+    epilogue: _Epilogue = None,
 ) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
 def apply_norm(
     x: _Values,
@@ -216,6 +227,7 @@ def apply_norm(
     eps: float,
     channel_axis: int,
     out: _Array | None,
+    epilogue: _Epilogue = None,
 ) -> tuple[_Array, Saved]: ...
 def move_running(
     saved: Saved,
@@ -226,7 +238,12 @@ def move_running(
     bessel: bool = True,
 ) -> None: ...
 def backward_reduce(
-    dy: _Values, x: _Values, saved: Saved, weight: _Row = None, out: _Array | None = None
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row = None,
+    out: _Array | None = None,
+    residual: Any = None,
 ) -> tuple[_Float64, _Float64]: ...
 def backward_apply(
     dy: _Values,
@@ -237,7 +254,8 @@ def backward_apply(
     sum_dy_xmu: _Values,
     count: float,
     out: _Array | None,
-) -> _Array: ...
+    residual: Any = None,
+) -> Any: ...
 def parameter_gradients(
     saved: Saved, weight: Any, sum_dy: _Values, sum_dy_xmu: _Values, like: Any = None
 ) -> tuple[Any, Any]: ...
@@ -250,6 +268,8 @@ def refuse_tracer(x: Any, name: str) -> None: ...
 def is_data_dtype(dtype: np.dtype[Any]) -> bool: ...
 def check_eps(eps: float) -> float: ...
 def check_momentum(momentum: float) -> float: ...
+def check_activation(activation: str | None) -> None: ...
+def check_negative_slope(negative_slope: float) -> float: ...
 def check_axis(channel_axis: Any, rank: int) -> int: ...
 def check_count(count: Any, name: str = "num_batches_tracked") -> None: ...
 def check_more_than_one(shape: tuple[int, ...], count: int) -> None: ...

@@ -44,6 +44,11 @@ class SyncSaved:
     eps = property(lambda self: self.local.eps, doc="Added to the variance.")
     shape = property(lambda self: self.local.shape, doc="Shape of the member's shard.")
     dtype = property(lambda self: self.local.dtype, doc="Dtype of the input.")
+    activation = property(lambda self: self.local.activation, doc="Name of the activation.")
+    residual = property(lambda self: self.local.residual, doc="Whether a residual was added.")
+    reads_residual = property(
+        lambda self: self.local.reads_residual, doc="Whether the backward pass needs it again."
+    )
     channel_axis = property(lambda self: self.local.channel_axis, doc="Which axis has channels.")
 
     def __repr__(self) -> str:

@@ -17,8 +17,9 @@ __all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "on_visit"]
 
 Result = TypeVar("Result")
 
-# Input and `Saved` of the latest forward call, by the rank of the member; None without a group.
-Latest = dict[int | None, tuple[Any, Any]]
+# Input, `Saved` and residual of the latest forward call, by the rank of the member; None without a
+# group.
+Latest = dict[int | None, tuple[Any, Any, Any]]
 
 
 class Visit(NamedTuple):

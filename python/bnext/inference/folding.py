@@ -50,6 +50,11 @@ class Affine(NamedTuple):
 def affine_of(bn: Normalization) -> Affine:
     """Make `Affine` of a layer; see `BatchNorm.as_affine`."""
     check_tracked(bn, "bn")
+    if bn.activation is not None:
+        raise ValueError(
+            f"bn: expected a layer without an activation, got one that applies {bn.activation!r} "
+            "(set bn.activation = None, and apply it after what was folded)"
+        )
     mean, var = _of_layer(bn, "running_mean"), _of_layer(bn, "running_var")
     with np.errstate(under="ignore"):
         root = np.sqrt(var + bn.eps)

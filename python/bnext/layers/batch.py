@@ -59,6 +59,12 @@ class BatchNorm(Normalization):
     estimator : bnext.Estimator, optional
         How the running statistics are estimated: `bnext.Exponential`, `bnext.Cumulative` or
         `bnext.DebiasedExponential`, each with or without Bessel's correction of the variance.
+    activation : str, optional
+        What is applied last, in the same pass over memory: "relu", "relu6", "leaky_relu", "silu",
+        "hardswish", "gelu", "gelu_tanh", "sigmoid" or "tanh"; see `bnext.batch_norm_forward`. A
+        residual that a call is given is added before it.
+    negative_slope : float
+        Of "leaky_relu".
 
     Attributes
     ----------
@@ -81,6 +87,8 @@ class BatchNorm(Normalization):
         Calls that use and move them use what they were before.
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
+    activation, negative_slope : str or None, float
+        As they were given; may be replaced at any time.
     estimator : bnext.Estimator
         May be replaced at any time; `momentum` and `decay` read it and replace it.
 
@@ -90,8 +98,8 @@ class BatchNorm(Normalization):
     Raises
     ------
     ValueError
-        `num_features` is negative, `eps` is negative or not finite, or more than one of
-        `momentum`, `decay` and `estimator` was given.
+        `num_features` is negative, `eps` is negative or not finite, more than one of `momentum`,
+        `decay` and `estimator` was given, or `activation` is none that there is.
     TypeError
         `dtype` is not float32 or float64, or an argument is not a number.
     """
@@ -110,10 +118,13 @@ class BatchNorm(Normalization):
         parameter_gradients: str = "local",
         decay: float | None = None,
         estimator: Estimator | None = None,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> None:
         super().__init__(
             num_features, eps, affine, channel_axis=channel_axis, dtype=dtype, group=group,
-            parameter_gradients=parameter_gradients,
+            parameter_gradients=parameter_gradients, activation=activation,
+            negative_slope=negative_slope,
         )  # fmt: skip
         self.track_running_stats = bool(track_running_stats)
         self.running = Running.new(

@@ -38,6 +38,9 @@ class Normalization(Layer):
     """
 
     ranks: ClassVar[tuple[int, ...]] = ()  # of input that is taken; empty: any
+    # Here too, for pickles of layers from before there were activations.
+    activation: str | None = None
+    negative_slope: float = 0.01
 
     track_running_stats: bool
 
@@ -51,8 +54,13 @@ class Normalization(Layer):
         dtype: npt.DTypeLike,
         group: Group | None,
         parameter_gradients: str,
+        activation: str | None,
+        negative_slope: float,
     ) -> None:
         super().__init__(num_features, affine, dtype)
+        _core.check_activation(activation=activation)
+        self.activation = activation
+        self.negative_slope = _core.check_negative_slope(negative_slope=negative_slope)
         self.channel_axis = index_of(channel_axis, "channel_axis")
         _core.check_eps(eps=eps)
         check_group(group)
@@ -67,12 +75,16 @@ class Normalization(Layer):
     # --- the two passes ---------------------------------------------------------------------------
 
     @overload
-    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+    def forward(
+        self, x: ArrayT, *, out: ArrayT | None = None, residual: Any = None
+    ) -> ArrayT: ...
 
     @overload
-    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+    def forward(
+        self, x: npt.ArrayLike, *, out: Array | None = None, residual: Any = None
+    ) -> Array: ...
 
-    def forward(self, x: Any, *, out: Any = None) -> Any:
+    def forward(self, x: Any, *, out: Any = None, residual: Any = None) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -82,6 +94,9 @@ class Normalization(Layer):
             layer keeps it, without a copy, until `backward` or the next call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
+        residual : array, shape of `x`, optional
+            What is added before the activation. Where the derivative of the activation follows from
+            it, the layer keeps it like `x`.
 
         Returns
         -------
@@ -120,12 +135,21 @@ class Normalization(Layer):
                 x, engine = taken(self, x)
         running = self.running
         explain = None if type(x) is ndarray else partial(check_places, self)
+        activation, epilogue = self.activation, None
+        if activation is not None or residual is not None:
+            epilogue = residual, activation, self.negative_slope
         y, saved = spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, engine, explain,
+            epilogue=epilogue,
         )  # fmt: skip
-        # Where statistics are constants, gradients of parameters are all that x is needed for.
-        latest[member] = (None if uses and not self._trains_parameters() else x), saved
+        if epilogue is not None and not saved.reads_residual:
+            residual = None
+        # Where statistics are constants, x is needed for gradients of parameters, and for the
+        # derivative of an activation.
+        if uses and activation is None and not self._trains_parameters():
+            x = None
+        latest[member] = x, saved, residual
         return y
 
     __call__ = forward
@@ -154,7 +178,8 @@ class Normalization(Layer):
         Returns
         -------
         array, shape of `x`
-            ``dx``. The call replaces `weight_grad` and `bias_grad`.
+            ``dx``; or ``(dx, dresidual)``, if the forward call had a residual. The call replaces
+            `weight_grad` and `bias_grad`.
 
         Raises
         ------
@@ -182,18 +207,20 @@ class Normalization(Layer):
                 "backward: expected a forward call before it, since the latest one was consumed "
                 "or there was none"
             )
-        x, saved = latest[member]
+        x, saved, residual = latest[member]
         sums = "local"
         if group is not None and isinstance(saved, SyncSaved):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
             sums = "total" if saved.shared else own
-        dx, dweight, dbias = spine.backward(dy, x, saved, self.weight, out, sums)
+        dx, dweight, dbias, *dresidual = spine.backward(
+            dy, x, saved, self.weight, out, sums, residual=residual
+        )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight
         if self.train_affine and self.bias is not None:
             self.bias_grad = dbias
         del latest[member]
-        return dx
+        return (dx, *dresidual) if dresidual else dx
 
     # --- modes ------------------------------------------------------------------------------------
 
@@ -329,6 +356,10 @@ class Normalization(Layer):
             text += f", channel_axis={self.channel_axis}"
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
+        if self.activation == "leaky_relu":
+            text += f", negative_slope={self.negative_slope}"
         if self.frozen:
             text += ", frozen"
         return f"{type(self).__name__}({text})"
