@@ -24,8 +24,9 @@
 namespace bnext {
 
 enum class Pass : std::uint8_t { forward, backward };
-// What a pass applies besides. `activated` has all of Fused, chosen while it runs: with a kernel for
-// each of them the package would take many times as long to compile.
+// What a pass applies besides. `activated` has all of Fused, chosen while it runs, by functions that
+// kernels call for each pack: with a kernel for each activation, or with all of them inline, the
+// package would take many times as long to compile.
 enum class Epilogue : std::uint8_t { none, activated };
 inline constexpr int kPasses = 2, kEpilogues = 2;
 enum class Flags : std::uint8_t { none, written, read };
@@ -91,21 +92,24 @@ struct NormalizeActivated : Normalize<V> {
     Fused fused{};
 
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
-        const V z = activated_at(in);
-        out[0] = activate(fused, z);
+        out[0] = y(in[0], in[1]);
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], V& flag) const {
-        const V z = activated_at(in);
-        out[0] = activate(fused, z);
-        flag = passes(fused, z);
+        out[0] = y_and_flag(in[0], in[1], flag);
     }
 
 private:
-    BNEXT_FORMULA V activated_at(const V (&in)[kReads]) const {
-        const V x[] = {in[0]};
-        V z[1];
-        Normalize<V>::operator()(x, z);
-        return fused.residual ? z[0] + in[1] : z[0];
+    BNEXT_OUTLINE V y(V x, V residual) const { return activate(fused, z(x, residual)); }
+    BNEXT_OUTLINE V y_and_flag(V x, V residual, V& flag) const {
+        const V at = z(x, residual);
+        flag = passes(fused, at);
+        return activate(fused, at);
+    }
+    BNEXT_FORMULA V z(const V& x, const V& residual) const {
+        const V in[] = {x};
+        V out[1];
+        Normalize<V>::operator()(in, out);
+        return fused.residual ? out[0] + residual : out[0];
     }
 };
 
@@ -118,13 +122,11 @@ struct ThroughActivation {
     V row[kRows];
     Fused fused{};
 
-    BNEXT_FORMULA V operator()(const V& x, const V& dy, const V& residual) const {
+    BNEXT_OUTLINE V operator()(V x, V dy, V residual) const {
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
     }
-    BNEXT_FORMULA V by_flag(const V& dy, const V& flag) const {
-        return gradient_by_flag(fused, flag, dy);
-    }
+    BNEXT_OUTLINE V by_flag(V dy, V flag) const { return gradient_by_flag(fused, flag, dy); }
 };
 
 // dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g.
@@ -141,17 +143,24 @@ struct GradientActivated {
     Fused fused{};
 
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
-        const ThroughActivation<V> through{{row[kCenter], row[kScaleOfZ], row[kShiftOfZ]}, fused};
-        write(in[0], through(in[0], in[1], in[2]), out);
+        out[0] = dx(in[0], in[1], in[2], out[1]);
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], const V& flag) const {
-        write(in[0], gradient_by_flag(fused, flag, in[1]), out);
+        out[0] = dx_by_flag(in[0], in[1], flag, out[1]);
     }
 
 private:
-    BNEXT_FORMULA void write(const V& x, const V& g, V (&out)[kWrites]) const {
-        out[0] = fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
-        out[1] = g;
+    BNEXT_OUTLINE V dx(V x, V dy, V residual, V& dresidual) const {
+        const V z = fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
+        dresidual = gradient_through(fused, fused.residual ? z + residual : z, dy);
+        return of(x, dresidual);
+    }
+    BNEXT_OUTLINE V dx_by_flag(V x, V dy, V flag, V& dresidual) const {
+        dresidual = gradient_by_flag(fused, flag, dy);
+        return of(x, dresidual);
+    }
+    BNEXT_FORMULA V of(const V& x, const V& g) const {
+        return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
     }
 };
 

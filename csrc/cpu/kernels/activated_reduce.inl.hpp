@@ -16,22 +16,14 @@ BNEXT_FORCE_INLINE Pack<Sum<T>> to_sum(const Pack<Compute<T>>& a) {
     }
 }
 
-// Pack h of two packs of values in a row, in the order of a unit.
-template <class T, int h>
-BNEXT_FORCE_INLINE Pack<Compute<T>> load_of_pair(const T* p) {
-    if constexpr (kIs16Bit<T>) {
-        return load_of_unit<h>(p);
-    } else {
-        return load(p + h * kLanes);
-    }
-}
-template <class T, int h>
-BNEXT_FORCE_INLINE Pack<Compute<T>> load_flags_of_pair(const std::uint8_t* p) {
-    if constexpr (kIs16Bit<T>) {
-        return load_flags_of_unit<T, h>(p);
-    } else {
-        return load_flags<Compute<T>>(p + h * kLanes, 0);
-    }
+// The pack of g, by the flags if there are any (not null).
+template <class C, class T>
+BNEXT_NO_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& through, const T* x,
+                                         const T* dy, const T* residual, const std::uint8_t* flags,
+                                         int columns) {
+    const Pack<C> of_dy = load_columns(dy, columns);
+    if (flags != nullptr) return through.by_flag(of_dy, load_flags<C>(flags, columns));
+    return through(load_columns(x, columns), of_dy, load_columns(residual, columns));
 }
 
 // RunSums of g, from x, dy and the residual.
@@ -47,33 +39,25 @@ public:
 
     BNEXT_FORCE_INLINE void begin_run(Index o, Index i) { flags_ = flags_at(of_z_, o, channel_, i); }
     BNEXT_FORCE_INLINE void add_pair(const T* const (&run)[3], Index j) {
-        unrolled<2>([&](auto h) BNEXT_INLINE_LAMBDA {
-            add_packs<h>(
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_pair<T, h>(run[i] + j); },
-                [&]() BNEXT_INLINE_LAMBDA { return load_flags_of_pair<T, h>(flags_ + j); });
-        });
+        add_packs<0>(run, j, 0);
+        add_packs<1>(run, j + kLanes, 0);
     }
-    BNEXT_FORCE_INLINE void add(const T* const (&run)[3], Index j) {
-        add_packs<0>([&](auto i) BNEXT_INLINE_LAMBDA { return load(run[i] + j); },
-                     [&]() BNEXT_INLINE_LAMBDA { return load_flags<Compute<T>>(flags_ + j, 0); });
-    }
+    BNEXT_FORCE_INLINE void add(const T* const (&run)[3], Index j) { add_packs<0>(run, j, 0); }
     // Values that are not there have a gradient of 0.
     BNEXT_FORCE_INLINE void add_first(const T* const (&run)[3], Index j, int n) {
-        add_packs<1>(
-            [&](auto i) BNEXT_INLINE_LAMBDA { return load_first(run[i] + j, n, Compute<T>{0}); },
-            [&]() BNEXT_INLINE_LAMBDA { return load_flags<Compute<T>>(flags_ + j, n); });
+        add_packs<1>(run, j, n);
     }
     BNEXT_FORCE_INLINE void end_of_group() { sums_.end_of_group(); }
     BNEXT_FORCE_INLINE double first() const { return sums_.first(); }
     BNEXT_FORCE_INLINE double second() const { return sums_.second(); }
 
 private:
-    template <int H, class Load, class LoadFlags>
-    BNEXT_FORCE_INLINE void add_packs(Load&& load, LoadFlags&& load_flags) {
-        const Pack<Compute<T>> x = load(Number<0>{}), dy = load(Number<1>{});
-        const Pack<Compute<T>> g = flags_ != nullptr ? through_.by_flag(dy, load_flags())
-                                                     : through_(x, dy, load(Number<2>{}));
-        sums_.template add_packs<H>(to_sum<T>(g), to_sum<T>(x));
+    template <int H>
+    BNEXT_FORCE_INLINE void add_packs(const T* const (&run)[3], Index j, int columns) {
+        const auto g = gradient_of_pack<Compute<T>, T>(
+            through_, run[0] + j, run[1] + j, run[2] + j,
+            flags_ != nullptr ? flags_ + j : nullptr, columns);
+        sums_.template add_packs<H>(to_sum<T>(g), to_sum<T>(load_columns(run[0] + j, columns)));
     }
 
     RunSums<T, 2, Difference> sums_;
@@ -115,7 +99,8 @@ BNEXT_FORCE_INLINE void add_activated_rows(const RowsIn<T> (&in)[3], std::uint8_
                                            S& sums) {
     const FormulaGroup<Through<T>, T, G> through(of_z, c, columns);
     Pack<Sum<T>> center[G];
-    load_per_column<T>(sums.center + c, center);
+    unrolled<G>([&](auto g)
+                    BNEXT_INLINE_LAMBDA { center[g] = load(sums.center + c + g * kLanes); });
     for (Index begin = 0; begin < rows; begin += kSummedRows) {
         const Index end = begin + kSummedRows < rows ? begin + kSummedRows : rows;
         Pack<Sum<T>> first[G], second[G];
@@ -128,33 +113,18 @@ BNEXT_FORCE_INLINE void add_activated_rows(const RowsIn<T> (&in)[3], std::uint8_
                 prefetch_next_block<G>(in[i].first, in[i].pitch, in[i].pitch == width, rows, r, c);
             });
             unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-                const auto value = [&](auto i) BNEXT_INLINE_LAMBDA {
-                    const T* const p = in[i].first + r * in[i].pitch + c;
-                    if constexpr (kLoadsUnits<T, G>) {
-                        return load_of_unit<g % kUnitPacks<T>>(p + g / kUnitPacks<T> * kUnit<T>);
-                    } else {
-                        return load_columns(p + g * kLanes, columns);
-                    }
+                const auto at_pack = [&](int i) BNEXT_INLINE_LAMBDA {
+                    return in[i].first + r * in[i].pitch + c + g * kLanes;
                 };
-                const auto flag = [&]() BNEXT_INLINE_LAMBDA {
-                    const std::uint8_t* const p = flags + r * flags_pitch + c;
-                    if constexpr (kLoadsUnits<T, G>) {
-                        return load_flags_of_unit<T, g % kUnitPacks<T>>(p + g / kUnitPacks<T> *
-                                                                                kUnit<T>);
-                    } else {
-                        return load_flags<Compute<T>>(p + g * kLanes, columns);
-                    }
-                };
-                const Pack<Compute<T>> x = value(Number<0>{}), dy = value(Number<1>{});
-                const Pack<Sum<T>> of = to_sum<T>(
-                    flags != nullptr ? through.pack[g].by_flag(dy, flag())
-                                     : through.pack[g](x, dy, value(Number<2>{})));
+                const Pack<Sum<T>> of = to_sum<T>(gradient_of_pack<Compute<T>, T>(
+                    through.pack[g], at_pack(0), at_pack(1), at_pack(2),
+                    flags != nullptr ? flags + r * flags_pitch + c + g * kLanes : nullptr,
+                    columns));
+                const Pack<Sum<T>> x = to_sum<T>(load_columns(at_pack(0), columns));
                 first[g] = first[g] + of;
-                second[g] = fma(of, to_sum<T>(x) - center[g], second[g]);
+                second[g] = fma(of, x - center[g], second[g]);
             });
         }
-        order_per_column<T>(first);
-        order_per_column<T>(second);
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             double* const s1 = sums.first + c + g * kLanes;
             double* const s2 = sums.second + c + g * kLanes;
@@ -168,7 +138,6 @@ template <class T>
 double interleaved_activated_reduce(const View<const T>* in, const Region& region,
                                     const double* mean, const CoefficientsIn<Compute<T>>* of_z,
                                     double* sum_dy, double* sum_dy_xmu) {
-    constexpr int kPacks = kColumnsByUnits ? kUnitPacks<T> : 1;  // more would leave the registers
     const Tile rows = rows_of_tile(*region.tiling, region.tiles.begin);
     const Index columns = region.tiling->columns();
     Strip<Sum<T>, 256> sums;
@@ -199,7 +168,7 @@ double interleaved_activated_reduce(const View<const T>* in, const Region& regio
                     flags += first;
                     flags_pitch = row_pitch(of_z->activated->flags, rows);
                 }
-                for_each_column_group<kPacks>(
+                for_each_column_group<1>(
                     width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
                         add_activated_rows<packs, T>(block, flags, flags_pitch, width, count, c,
                                                      some, of_strip, sums);

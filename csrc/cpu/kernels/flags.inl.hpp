@@ -1,5 +1,6 @@
-// Flags of activated formulas (core/activation.hpp): a byte for every value, 1 or 0; in registers
-// packs of the compute type. A unit's are in the order of its packs (cpu/units.inl.hpp).
+// Activated formulas (core/formulas.hpp), and their flags: a byte for every value, 1 or 0; in
+// registers packs of the compute type. Such formulas go by packs of values in a row, and by no units
+// whose packs are others (cpu/units.inl.hpp).
 
 BNEXT_FORCE_INLINE Words flag_words(const Pack<float>& flags) {  // 1.0 is 0x3f800000
     return map_words(words_of(flags), [](auto word) BNEXT_INLINE_LAMBDA { return word >> 29; });
@@ -48,57 +49,32 @@ BNEXT_FORCE_INLINE Pack<C> load_flags(const std::uint8_t* p, int columns) {
 #endif
 }
 
-// A unit's flags, of which pack h is flags(Number<h>).
-template <class T, class F>
-BNEXT_FORCE_INLINE void store_flags_of_unit(std::uint8_t* p, F&& flags) {
-    if constexpr (DTypeOf<T>::value == DType::bfloat16) {
-        const Words even = flag_words(flags(Number<0>{})), odd = flag_words(flags(Number<1>{}));
-        const Words both = pack_of<std::uint32_t>(
-            [&](auto i) BNEXT_INLINE_LAMBDA { return even.part[i] | odd.part[i] << 8; });
-#if defined(__AVX512F__)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                            _mm512_cvtepi32_epi16((__m512i)both.part[0]));
-#else
-        std::uint16_t shorts[kLanes];
-        narrow_to_shorts(both, shorts);
-        __builtin_memcpy(p, shorts, sizeof shorts);
-#endif
-    } else {
-        unrolled<kUnitPacks<T>>(
-            [&](auto h) BNEXT_INLINE_LAMBDA { store_flags(p + h * kLanes, 0, flags(h)); });
-    }
-}
-
-template <class T, int h>
-BNEXT_FORCE_INLINE Pack<Compute<T>> load_flags_of_unit(const std::uint8_t* p) {
-    if constexpr (DTypeOf<T>::value == DType::bfloat16) {
-        std::uint16_t shorts[kLanes];
-        __builtin_memcpy(shorts, p, sizeof shorts);
-        return flags_of_words<Compute<T>>(
-            map_words(widen_shorts(shorts), [](auto word) BNEXT_INLINE_LAMBDA {
-                return h == 0 ? word & 0xffU : word >> 8;
-            }));
-    } else {
-        return load_flags<Compute<T>>(p + h * kLanes, 0);
-    }
-}
-
-// Calls the formula on packs that were loaded, with its flag where there are flags (not null): of
-// the pack at `flags`, loaded by load(), or put by put(pack).
-template <class Formula, class Pack, int kReads, int kWrites, class Load, class Put>
-BNEXT_FORCE_INLINE void call_formula(const Formula& formula, const Pack (&in)[kReads],
-                                     Pack (&out)[kWrites], const std::uint8_t* flags, Load&& load,
-                                     Put&& put) {
-    if constexpr (Formula::kFlags == Flags::none) {
-        formula(in, out);
-    } else if (flags == nullptr) {
+// Calls the formula on packs that were loaded. Activated ones are called out of line, with the flags
+// of the pack (null: none), of which the first `columns` values exist (0: all).
+template <class Formula, class P>
+BNEXT_NO_INLINE void call_activated(const Formula& formula, const P (&in)[Formula::kReads],
+                                    P (&out)[Formula::kWrites], std::uint8_t* flags, int columns) {
+    if (flags == nullptr) {
         formula(in, out);
     } else if constexpr (Formula::kFlags == Flags::read) {
-        formula(in, out, load());
+        formula(in, out, load_flags<LaneOf<P>>(flags, columns));
     } else {
-        Pack flag = in[0];
+        P flag = in[0];
         formula(in, out, flag);
-        put(flag);
+        store_flags(flags, columns, flag);
+    }
+}
+template <class Formula>
+inline constexpr bool kIsActivated = Formula::kFlags != Flags::none;
+
+template <class Formula, class P>
+BNEXT_FORCE_INLINE void call_formula(const Formula& formula, const P (&in)[Formula::kReads],
+                                     P (&out)[Formula::kWrites], std::uint8_t* flags,
+                                     int columns) {
+    if constexpr (kIsActivated<Formula>) {
+        call_activated(formula, in, out, flags, columns);
+    } else {
+        formula(in, out);
     }
 }
 

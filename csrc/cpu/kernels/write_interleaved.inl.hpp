@@ -17,6 +17,10 @@ BNEXT_FORCE_INLINE Formula formula_of_unit(const CoefficientsIn<Compute<T>>& all
     });
 }
 
+// Whether G packs of columns go by units, whose packs are not values in a row.
+template <class Formula, class T, int G>
+inline constexpr bool kByUnits = kLoadsUnits<T, G> && !kIsActivated<Formula>;
+
 // The formulas of G packs of columns from c on, of a last one the first `columns`.
 template <class Formula, class T, int G>
 struct FormulaGroup {
@@ -24,7 +28,7 @@ struct FormulaGroup {
 
     BNEXT_FORCE_INLINE FormulaGroup(const CoefficientsIn<Compute<T>>& all, Index c, int columns) {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            if constexpr (kLoadsUnits<T, G>) {
+            if constexpr (kByUnits<Formula, T, G>) {
                 constexpr int kPacks = kUnitPacks<T>;
                 pack[g] = formula_of_unit<Formula, T, g % kPacks>(all, c + g / kPacks * kUnit<T>);
             } else {
@@ -82,15 +86,15 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
     const auto to = [&](auto w, Index first) BNEXT_INLINE_LAMBDA {
         return rows.out[w].first + r * rows.out[w].pitch + c + first;
     };
-    if constexpr (kLoadsUnits<T, G>) {
+    if constexpr (kByUnits<Formula, T, G>) {
         constexpr int kPacks = kUnitPacks<T>;
         unrolled<G / kPacks>([&](auto u) BNEXT_INLINE_LAMBDA {
             const Index first = u * kUnit<T>;
             write_unit_by<kStreams, Formula, T>(
-                rows.flags_at(r, c + first),
+                nullptr,
                 [&](auto h)
                     BNEXT_INLINE_LAMBDA -> const Formula& { return formulas.pack[u * kPacks + h]; },
-                [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i, first)); },
+                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i, first); },
                 [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); });
         });
     } else {
@@ -113,7 +117,7 @@ template <class Formula, class T>
 BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T>& given, Index count, Index begin,
                                        Index end, const CoefficientsIn<Compute<T>>& all) {
     const Rows<Formula, T> rows = given;
-    constexpr int kPacks = kColumnsByUnits ? kUnitPacks<T> : 1;
+    constexpr int kPacks = kColumnsByUnits && !kIsActivated<Formula> ? kUnitPacks<T> : 1;
     const auto some_rows = [&](auto at_once, Index r) BNEXT_INLINE_LAMBDA {
         for_each_column_group<kPacks>(
             end - begin, [&](auto packs, Index k, int columns) BNEXT_INLINE_LAMBDA {
@@ -125,7 +129,7 @@ BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T>& given, Index coun
             });
     };
     Index r = 0;
-    if constexpr (kNativeBytes > 16) {  // else a pack alone takes four registers or more
+    if constexpr (kNativeBytes > 16 && !kIsActivated<Formula>) {  // else a pack alone takes four registers or more
         for (; r + 4 <= count; r += 4) some_rows(Number<4>{}, r);
     }
     for (; r < count; ++r) some_rows(Number<1>{}, r);
@@ -137,7 +141,8 @@ template <class Formula, class T>
 BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T>& given, Index count, Index begin, Index end,
                                  const CoefficientsIn<Compute<T>>& all) {
     const Rows<Formula, T> rows = given;
-    for_each_column_group<kGroupPacks>(
+    constexpr int kPacks = kIsActivated<Formula> && kGroupPacks > 1 ? 2 : kGroupPacks;
+    for_each_column_group<kPacks>(
         end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
             const Index c = begin + k;
             const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
@@ -217,6 +222,7 @@ struct InOrder {
     // where it took up to a third longer: what is prefetched there counts more. Without a table it
     // pays only where rows share lines.
     BNEXT_FORCE_INLINE static bool pays(Index width, bool streams) {
+        if constexpr (kIsActivated<Formula>) return false;  // compiled once less
         if (by_table(width)) return !streams || Formula::kReads == 1;
         return width * static_cast<Index>(sizeof(T)) % 64 != 0 && width <= kMostChannels;
     }
@@ -267,7 +273,7 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Inde
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
                 write_pack(
-                    formula_of_pack<Formula>(all, k + first, 0), runs.flags_at(j + first), 0,
+                    formula_of_pack<Formula>(all, k + first, 0), nullptr, 0,
                     [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
                     [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
                         T* const p = runs.out[w] + j + first;
@@ -303,9 +309,11 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
         unrolled<Formula::kWrites>([&](auto w)
                                        BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
         runs.flags = flags_at(all, o, c, 0);
-        access.stores == Stores::streaming&& begin_alike(runs.out)
-            ? write_in_order<true>(runs, n, width, all)
-            : write_in_order<false>(runs, n, width, all);
+        if constexpr (!kIsActivated<Formula>) {
+            access.stores == Stores::streaming&& begin_alike(runs.out)
+                ? write_in_order<true>(runs, n, width, all)
+                : write_in_order<false>(runs, n, width, all);
+        }
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = rows_of_tile(*region.tiling, t);

@@ -28,49 +28,54 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
     return both;
 }
 
-// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack): all, or
-// the first `columns` values (not 0). `flags`: of this pack, or null.
+// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
 template <class Formula, class Load, class Store>
 BNEXT_FORCE_INLINE void write_pack(const Formula& formula, std::uint8_t* flags, int columns,
                                    Load&& load, Store&& store) {
-    using Packs = decltype(formula.row[0] + formula.row[0]);
-    Packs in[Formula::kReads], out[Formula::kWrites];
+    decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
     unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
-    call_formula(
-        formula, in, out, flags,
-        [&]() BNEXT_INLINE_LAMBDA { return load_flags<LaneOf<Packs>>(flags, columns); },
-        [&](const auto& pack) BNEXT_INLINE_LAMBDA { store_flags(flags, columns, pack); });
+    call_formula(formula, in, out, flags, columns);
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
         if (writes_output(formula, w)) store(w, out[w]);
     });
 }
 
-// The same of a unit: pack h by formula_of(h), its inputs by load(i, h), to to(w).
-template <bool kStreams, class Formula, class T, class FormulaOfPack, class Load, class To>
-BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formula_of, Load&& load,
+// The same of a unit at from(i): pack h by formula_of(h), to to(w).
+template <bool kStreams, class Formula, class T, class FormulaOfPack, class From, class To>
+BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formula_of, From&& from,
                                       To&& to) {
-    using Packs = Pack<Compute<T>>;
-    Packs made[Formula::kWrites][kUnitPacks<T>], passed[kUnitPacks<T>];
-    unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
-        Packs in[Formula::kReads], out[Formula::kWrites];
-        unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i, h); });
-        call_formula(
-            formula_of(h), in, out, flags,
-            [&]() BNEXT_INLINE_LAMBDA { return load_flags_of_unit<T, h>(flags); },
-            [&](const auto& pack) BNEXT_INLINE_LAMBDA { passed[h] = pack; });
-        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { made[w][h] = out[w]; });
-    });
-    if constexpr (Formula::kFlags == Flags::written) {
-        if (flags != nullptr) {
-            store_flags_of_unit<T>(flags,
-                                   [&](auto h) BNEXT_INLINE_LAMBDA { return passed[h]; });
-        }
+    if constexpr (kIsActivated<Formula>) {
+        unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
+            constexpr Index first = h * kLanes;
+            write_pack(
+                formula_of(h), flags != nullptr ? flags + first : nullptr, 0,
+                [&](auto i) BNEXT_INLINE_LAMBDA { return load(from(i) + first); },
+                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+                    T* const p = to(w) + first;
+                    kStreams ? stream(p, pack) : store(p, pack);
+                });
+        });
+        return;
     }
+    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
+    unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
+        write_pack(
+            formula_of(h), nullptr, 0,
+            [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
+            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
+    });
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-        if (!writes_output(formula_of(Number<0>{}), w)) return;
         write_unit<kStreams>(static_cast<T*>(to(w)),
                              [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
     });
+}
+
+// How many lanes of pack h belong to the unit's first n values.
+template <class Formula, class T>
+BNEXT_FORCE_INLINE int lanes_before(int n, int h) {
+    if constexpr (!kIsActivated<Formula>) return lanes_of_first<T>(n, h);
+    const int left = n - h * kLanes;
+    return left < 0 ? 0 : (left < kLanes ? left : kLanes);
 }
 
 // Whether lines of all outputs begin at the same places.
@@ -117,7 +122,7 @@ BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
                                       FormulaOfPack&& formula_of) {
     write_unit_by<kStreams, Formula, T>(
         runs.flags_at(j), formula_of,
-        [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
+        [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
         [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
 }
 // The pack at j, or the first `columns` values of it (0: all).
@@ -139,7 +144,7 @@ template <bool kStreams, class Formula, class T>
 BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
                                      const T* const (&ahead)[Formula::kReads], Index planes,
                                      Index n, const CoefficientsIn<Compute<T>>& all, Index k) {
-    constexpr Index kStep = 2 * kLanes;
+    constexpr Index kStep = kIsActivated<Formula> ? kUnit<T> : 2 * kLanes;
     const Index total = planes * n;
     Formula formula = formula_of_channel<Formula>(all, k);
     const auto whole = [&](Index j) BNEXT_INLINE_LAMBDA {
@@ -162,17 +167,21 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
             unrolled<Formula::kReads>([&](auto i)
-                                          BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
-            unrolled<2 / kUnitPacks<T>>([&](auto u)
-                                            BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
+                                          BNEXT_INLINE_LAMBDA {
+                                              prefetch_packs<kStep / kLanes>(ahead[i] + j);
+                                          });
+            unrolled<kStep / kUnit<T>>([&](auto u)
+                                           BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }
-        for (; j + kUnit<T> <= end; j += kUnit<T>) whole(j);
+        if constexpr (kStep > kUnit<T>) {
+            for (; j + kUnit<T> <= end; j += kUnit<T>) whole(j);
+        }
         if (end == total) break;
         const Formula next = formula_of_channel<Formula>(all, ++k);
         if (j < end) {
             const int m = static_cast<int>(end - j);
             write_unit_at<kStreams>(runs, j, [&](auto h) BNEXT_INLINE_LAMBDA {
-                return across(lanes_of_first<T>(m, h), formula, next);
+                return across(lanes_before<Formula, T>(m, h), formula, next);
             });
             j += kUnit<T>;
         }
