@@ -91,6 +91,12 @@ struct NormalizeActivated : Normalize<V> {
     static constexpr Flags kFlags = Flags::written;
     Fused fused{};
 
+    // ReLU, inline. Returns z.
+    BNEXT_FORMULA V relu(const V (&in)[kReads], V (&out)[kWrites]) const {
+        const V at = z(in[0], in[1]);
+        out[0] = bnext::relu(at);
+        return at;
+    }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = y(in[0], in[1]);
     }
@@ -122,6 +128,10 @@ struct ThroughActivation {
     V row[kRows];
     Fused fused{};
 
+    // Of ReLU without a residual, inline.
+    BNEXT_FORMULA V relu(const V& x, const V& dy) const {
+        return relu_gradient(fma(x - row[kCenter], row[kScale], row[kShift]), dy);
+    }
     BNEXT_OUTLINE V operator()(V x, V dy, V residual) const {
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
@@ -142,6 +152,15 @@ struct GradientActivated {
     V row[kRows];
     Fused fused{};
 
+    // Of ReLU, inline: without a residual, and by the flag with one.
+    BNEXT_FORMULA void relu(const V (&in)[kReads], V (&out)[kWrites]) const {
+        const V z = fma(in[0] - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
+        out[0] = of(in[0], relu_gradient(z, in[1]));
+    }
+    BNEXT_FORMULA void relu(const V (&in)[kReads], V (&out)[kWrites], const V& flag) const {
+        out[1] = relu_gradient(flag, in[1]);
+        out[0] = of(in[0], out[1]);
+    }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = dx(in[0], in[1], in[2], out[1]);
     }

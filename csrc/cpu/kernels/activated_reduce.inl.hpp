@@ -18,12 +18,27 @@ BNEXT_FORCE_INLINE Pack<Sum<T>> to_sum(const Pack<Compute<T>>& a) {
 
 // The pack of g, by the flags if there are any (not null).
 template <class C, class T>
-BNEXT_NO_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& through, const T* x,
+BNEXT_NO_INLINE Pack<C> gradient_out_of_line(const ThroughActivation<Pack<C>>& through, const T* x,
                                          const T* dy, const T* residual, const std::uint8_t* flags,
                                          int columns) {
     const Pack<C> of_dy = load_columns(dy, columns);
     if (flags != nullptr) return through.by_flag(of_dy, load_flags<C>(flags, columns));
     return through(load_columns(x, columns), of_dy, load_columns(residual, columns));
+}
+
+// The same, inline where formulas have an inline way (flags.inl.hpp).
+template <class C, class T>
+BNEXT_FORCE_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& through, const T* x,
+                                            const T* dy, const T* residual,
+                                            const std::uint8_t* flags, int columns) {
+    if constexpr (kInlinesRelu<ThroughActivation<Pack<C>>, T>) {
+        if (through.fused.activation == Activation::relu) {
+            const Pack<C> of_dy = load_columns(dy, columns);
+            if (flags == nullptr) return through.relu(load_columns(x, columns), of_dy);
+            return relu_gradient(load_flags<C>(flags, columns), of_dy);
+        }
+    }
+    return gradient_out_of_line<C, T>(through, x, dy, residual, flags, columns);
 }
 
 // RunSums of g, from x, dy and the residual.
@@ -57,7 +72,7 @@ private:
         const auto g = gradient_of_pack<Compute<T>, T>(
             through_, run[0] + j, run[1] + j, run[2] + j,
             flags_ != nullptr ? flags_ + j : nullptr, columns);
-        sums_.template add_packs<H>(to_sum<T>(g), to_sum<T>(load_columns(run[0] + j, columns)));
+        sums_.template add_packs<H>(to_sum<T>(g), load_sum(run[0] + j, columns, Sum<T>{0}));
     }
 
     RunSums<T, 2, Difference> sums_;
@@ -120,7 +135,7 @@ BNEXT_FORCE_INLINE void add_activated_rows(const RowsIn<T> (&in)[3], std::uint8_
                     through.pack[g], at_pack(0), at_pack(1), at_pack(2),
                     flags != nullptr ? flags + r * flags_pitch + c + g * kLanes : nullptr,
                     columns));
-                const Pack<Sum<T>> x = to_sum<T>(load_columns(at_pack(0), columns));
+                const Pack<Sum<T>> x = load_sum(at_pack(0), columns, Sum<T>{0});
                 first[g] = first[g] + of;
                 second[g] = fma(of, x - center[g], second[g]);
             });

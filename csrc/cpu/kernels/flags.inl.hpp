@@ -36,6 +36,12 @@ BNEXT_FORCE_INLINE void store_flags(std::uint8_t* p, int columns, const Pack<C>&
 #endif
 }
 
+// Flags of ReLU: 1 unless z <= 0.
+BNEXT_FORCE_INLINE void store_signs(std::uint8_t* p, int columns, const Pack<float>& z) {
+    const Pack<float> zero = broadcast(0.0F);
+    store_flags(p, columns, unless_at_most(z, zero, broadcast(1.0F), zero));
+}
+
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> load_flags(const std::uint8_t* p, int columns) {
 #if defined(__AVX512F__)
@@ -67,10 +73,33 @@ BNEXT_NO_INLINE void call_activated(const Formula& formula, const P (&in)[Formul
 template <class Formula>
 inline constexpr bool kIsActivated = Formula::kFlags != Flags::none;
 
-template <class Formula, class P>
-BNEXT_FORCE_INLINE void call_formula(const Formula& formula, const P (&in)[Formula::kReads],
-                                     P (&out)[Formula::kWrites], std::uint8_t* flags,
-                                     int columns) {
+// Which formulas have ReLU inline: of float32, the most common ones.
+template <class Formula, class T>
+inline constexpr bool kInlinesRelu = kIsActivated<Formula> && sizeof(T) == 4;
+
+// Loads the packs of the inputs by load(i), and calls the formula.
+template <class T, class Formula, class P, class Load>
+BNEXT_FORCE_INLINE void call_formula(const Formula& formula, P (&out)[Formula::kWrites],
+                                     std::uint8_t* flags, int columns, Load&& load) {
+    P in[Formula::kReads];
+    constexpr int kLast = Formula::kReads - 1;  // of activated ones, the residual
+    unrolled<kLast>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
+    if constexpr (kInlinesRelu<Formula, T>) {
+        const bool is_relu = formula.fused.activation == Activation::relu;
+        if constexpr (Formula::kFlags == Flags::written) {
+            if (is_relu) {
+                in[kLast] = formula.fused.residual ? load(Number<kLast>{}) : in[0];
+                const P z = formula.relu(in, out);
+                if (flags != nullptr) store_signs(flags, columns, z);
+                return;
+            }
+        } else if (is_relu && flags != nullptr) {
+            return formula.relu(in, out, load_flags<LaneOf<P>>(flags, columns));
+        } else if (is_relu && !formula.fused.residual) {
+            return formula.relu(in, out);
+        }
+    }
+    in[kLast] = load(Number<kLast>{});
     if constexpr (kIsActivated<Formula>) {
         call_activated(formula, in, out, flags, columns);
     } else {

@@ -100,7 +100,7 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
     } else {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             const Index first = g * kLanes;
-            write_pack(
+            write_pack<T>(
                 formulas.pack[g], rows.flags_at(r, c + first), columns,
                 [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i, first), columns); },
                 [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
@@ -272,7 +272,7 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Inde
         } else {
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
-                write_pack(
+                write_pack<T>(
                     formula_of_pack<Formula>(all, k + first, 0), nullptr, 0,
                     [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
                     [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
