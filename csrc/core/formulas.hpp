@@ -152,14 +152,12 @@ struct GradientActivated {
     V row[kRows];
     Fused fused{};
 
-    // Of ReLU, inline: without a residual, and by the flag with one.
-    BNEXT_FORMULA void relu(const V (&in)[kReads], V (&out)[kWrites]) const {
-        const V z = fma(in[0] - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
-        out[0] = of(in[0], relu_gradient(z, in[1]));
+    // g of ReLU without a residual, inline; and dx of any g.
+    BNEXT_FORMULA V relu(const V& x, const V& dy) const {
+        return relu_gradient(fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]), dy);
     }
-    BNEXT_FORMULA void relu(const V (&in)[kReads], V (&out)[kWrites], const V& flag) const {
-        out[1] = relu_gradient(flag, in[1]);
-        out[0] = of(in[0], out[1]);
+    BNEXT_FORMULA V from_gradient(const V& x, const V& g) const {
+        return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = dx(in[0], in[1], in[2], out[1]);
@@ -172,14 +170,11 @@ private:
     BNEXT_OUTLINE V dx(V x, V dy, V residual, V& dresidual) const {
         const V z = fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
         dresidual = gradient_through(fused, fused.residual ? z + residual : z, dy);
-        return of(x, dresidual);
+        return from_gradient(x, dresidual);
     }
     BNEXT_OUTLINE V dx_by_flag(V x, V dy, V flag, V& dresidual) const {
         dresidual = gradient_by_flag(fused, flag, dy);
-        return of(x, dresidual);
-    }
-    BNEXT_FORMULA V of(const V& x, const V& g) const {
-        return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
+        return from_gradient(x, dresidual);
     }
 };
 

@@ -35,7 +35,7 @@ BNEXT_FORCE_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& th
         if (through.fused.activation == Activation::relu) {
             const Pack<C> of_dy = load_columns(dy, columns);
             if (flags == nullptr) return through.relu(load_columns(x, columns), of_dy);
-            return relu_gradient(load_flags<C>(flags, columns), of_dy);
+            return relu_gradient_by_flags(flags, columns, of_dy);
         }
     }
     return gradient_out_of_line<C, T>(through, x, dy, residual, flags, columns);

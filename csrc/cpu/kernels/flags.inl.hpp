@@ -21,13 +21,26 @@ BNEXT_FORCE_INLINE Pack<C> flags_of_words(const Words& words) {
     }
 }
 
+#if defined(__AVX512F__)
+BNEXT_FORCE_INLINE void store_bytes(std::uint8_t* p, int columns, __m128i bytes) {
+    if (columns == 0) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    } else {
+        _mm_mask_storeu_epi8(p, mask_of<float>(columns, 0), bytes);
+    }
+}
+BNEXT_FORCE_INLINE __m128i load_bytes(const std::uint8_t* p, int columns) {
+    if (columns == 0) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm_maskz_loadu_epi8(mask_of<float>(columns, 0), p);
+}
+#endif
+
 // The first `columns` of a pack's flags (0: all).
 template <class C>
 BNEXT_FORCE_INLINE void store_flags(std::uint8_t* p, int columns, const Pack<C>& flags) {
     const Words words = flag_words(flags);
 #if defined(__AVX512F__)
-    const __mmask16 mask = columns == 0 ? __mmask16{0xffff} : mask_of<float>(columns, 0);
-    _mm512_mask_cvtepi32_storeu_epi8(p, mask, (__m512i)words.part[0]);
+    store_bytes(p, columns, _mm512_cvtepi32_epi8((__m512i)words.part[0]));
 #else
     std::uint16_t shorts[kLanes];
     narrow_to_shorts(words, shorts);
@@ -36,23 +49,41 @@ BNEXT_FORCE_INLINE void store_flags(std::uint8_t* p, int columns, const Pack<C>&
 #endif
 }
 
-// Flags of ReLU: 1 unless z <= 0.
-BNEXT_FORCE_INLINE void store_signs(std::uint8_t* p, int columns, const Pack<float>& z) {
-    const Pack<float> zero = broadcast(0.0F);
-    store_flags(p, columns, unless_at_most(z, zero, broadcast(1.0F), zero));
-}
-
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> load_flags(const std::uint8_t* p, int columns) {
 #if defined(__AVX512F__)
-    const __mmask16 mask = columns == 0 ? __mmask16{0xffff} : mask_of<float>(columns, 0);
-    return flags_of_words<C>({(WordsPart)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p))});
+    return flags_of_words<C>({(WordsPart)_mm512_cvtepu8_epi32(load_bytes(p, columns))});
 #else
     const int n = columns == 0 ? kLanes : columns;
     std::uint16_t shorts[kLanes] = {};
     for (int i = 0; i < n; ++i) shorts[i] = p[i];
     return flags_of_words<C>(widen_shorts(shorts));
 #endif
+}
+
+// Flags of ReLU: 1 unless z <= 0; and the gradient by them.
+template <class C>
+BNEXT_FORCE_INLINE void store_relu_flags(std::uint8_t* p, int columns, const Pack<C>& z) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(C) == 4) {
+        const __mmask16 above =
+            _mm512_cmp_ps_mask((__m512)z.part[0], _mm512_setzero_ps(), _CMP_NLE_UQ);
+        return store_bytes(p, columns, _mm_maskz_set1_epi8(above, 1));
+    }
+#endif
+    const Pack<C> zero = broadcast(C{0});
+    store_flags(p, columns, unless_at_most(z, zero, broadcast(C{1}), zero));
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> relu_gradient_by_flags(const std::uint8_t* p, int columns,
+                                                  const Pack<C>& dy) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(C) == 4) {
+        const __m128i bytes = load_bytes(p, columns);
+        return {_mm512_maskz_mov_ps(_mm_test_epi8_mask(bytes, bytes), (__m512)dy.part[0])};
+    }
+#endif
+    return relu_gradient(load_flags<C>(p, columns), dy);
 }
 
 // Calls the formula on packs that were loaded. Activated ones are called out of line, with the flags
@@ -90,13 +121,16 @@ BNEXT_FORCE_INLINE void call_formula(const Formula& formula, P (&out)[Formula::k
             if (is_relu) {
                 in[kLast] = formula.fused.residual ? load(Number<kLast>{}) : in[0];
                 const P z = formula.relu(in, out);
-                if (flags != nullptr) store_signs(flags, columns, z);
+                if (flags != nullptr) store_relu_flags(flags, columns, z);
                 return;
             }
         } else if (is_relu && flags != nullptr) {
-            return formula.relu(in, out, load_flags<LaneOf<P>>(flags, columns));
+            out[1] = relu_gradient_by_flags(flags, columns, in[1]);
+            out[0] = formula.from_gradient(in[0], out[1]);
+            return;
         } else if (is_relu && !formula.fused.residual) {
-            return formula.relu(in, out);
+            out[0] = formula.from_gradient(in[0], formula.relu(in[0], in[1]));
+            return;
         }
     }
     in[kLast] = load(Number<kLast>{});
