@@ -102,6 +102,11 @@ BNEXT_PACK_OPERATOR(*)
 BNEXT_PACK_OPERATOR(/)
 #undef BNEXT_PACK_OPERATOR
 
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> operator-(const Pack<C>& a) {
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA { return -a.part[i]; });
+}
+
 // Negative values become 0; NaN stays NaN.
 BNEXT_FORCE_INLINE Wide not_negative(const Wide& a) {
     return pack_of<double>(
@@ -132,6 +137,45 @@ BNEXT_FORCE_INLINE Pack<C> unless_at_most(const Pack<C>& a, const Pack<C>& b, co
                                           const Pack<C>& otherwise) {
     return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
         return a.part[i] <= b.part[i] ? otherwise.part[i] : then.part[i];
+    });
+}
+
+template <class C>
+C lane_of(const Pack<C>&);
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> rest_of_product(const Pack<C>& a, const Pack<C>& b,
+                                           const Pack<C>& product) {
+#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
+    return fma(a, b, -product);
+#else
+    // Dekker: the products of halves are exact.
+    const Pack<C> splitter = broadcast(sizeof(C) == 4 ? C{0x1p12 + 1} : C{0x1p27 + 1});
+    const auto upper_half = [&](const Pack<C>& x) BNEXT_INLINE_LAMBDA {
+        const Pack<C> multiple = x * splitter;
+        return multiple - (multiple - x);
+    };
+    const Pack<C> a_upper = upper_half(a), a_lower = a - a_upper;
+    const Pack<C> b_upper = upper_half(b), b_lower = b - b_upper;
+    const Pack<C> crossed = a_upper * b_lower + (a_upper * b_upper - product);
+    return a_lower * b_lower + (a_lower * b_upper + crossed);
+#endif
+}
+
+template <class C>
+using WordOf = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> with_sign_of(const Pack<C>& a, const Pack<C>& b) {
+    using Bits = Native<WordOf<C>>;
+    constexpr WordOf<C> kSign = WordOf<C>{1} << (8 * sizeof(C) - 1);
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)(((Bits)a.part[i] & ~kSign) | ((Bits)b.part[i] & kSign));
+    });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> power_of_two(const Pack<C>& rounded) {
+    constexpr int kMantissaBits = sizeof(C) == 4 ? 23 : 52;
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)((Native<WordOf<C>>)rounded.part[i] << kMantissaBits);
     });
 }
 
