@@ -87,77 +87,57 @@ struct TailOf {
 };
 
 // --- what the functions are made of -------------------------------------------------------------
+// (Constructors initialize every member in its place: GCC copies packs through memory.)
 
-template <class V>
-BNEXT_FORMULA V magnitude(const V& z) { return with_sign_of(z, like(z, 1.0)); }
-template <class V>
-BNEXT_FORMULA V minus_magnitude(const V& z) { return with_sign_of(z, like(z, -1.0)); }
-
-template <class V>
-BNEXT_FORMULA V at_least(const V& z, double least) {
-    return where_less(z, like(z, least), like(z, least), z);
-}
-template <class V>
-BNEXT_FORMULA V at_most(const V& z, double most) {
-    return where_less(like(z, most), z, like(z, most), z);
-}
-
-// exp(x + low) = exp(r) power 2^-up, |r| <= ln(2)/2.
-template <class V>
+// exp(x) = exp(r) power 2^-up, |r| <= ln(2)/2, of x or of x + low.
+template <int up, class V>
 struct Reduced {
-    V r, power;
-};
-// x - n ln(2) is exact for the first part of ln(2).
-template <int up, class V>
-BNEXT_FORMULA Reduced<V> reduced(const V& x, const V& low) {
     using N = Of<V>;
-    // The last bits of `rounded` are n + bias.
-    const V rounding = like(x, N::kRounding + N::kBias + up);
-    const V rounded = fma(x, like(x, std::numbers::log2e), rounding);
-    const V n = rounded - rounding;
-    const V first = fma(n, like(x, -N::kLn2), x);
-    return {first + fma(n, like(x, -N::kLn2Rest), low), power_of_two(rounded)};
-}
-template <int up, class V>
-BNEXT_FORMULA Reduced<V> reduced(const V& x) {
-    using N = Of<V>;
-    const V rounding = like(x, N::kRounding + N::kBias + up);
-    const V rounded = fma(x, like(x, std::numbers::log2e), rounding);
-    const V n = rounded - rounding;
-    const V first = fma(n, like(x, -N::kLn2), x);
-    return {fma(n, like(x, -N::kLn2Rest), first), power_of_two(rounded)};
-}
+    // The last bits of `rounded` are n + bias, and x - n ln(2) is exact for ln(2)'s first part.
+    V rounding, rounded, n, first, r, power;
 
-// kUp exp(r) power
+    BNEXT_FORMULA explicit Reduced(const V& x)
+        : rounding(like(x, N::kRounding + N::kBias + up)),
+          rounded(fma(x, like(x, std::numbers::log2e), rounding)),
+          n(rounded - rounding),
+          first(fma(n, like(x, -N::kLn2), x)),
+          r(fma(n, like(x, -N::kLn2Rest), first)),
+          power(power_of_two(rounded)) {}
+    BNEXT_FORMULA Reduced(const V& x, const V& low)
+        : rounding(like(x, N::kRounding + N::kBias + up)),
+          rounded(fma(x, like(x, std::numbers::log2e), rounding)),
+          n(rounded - rounding),
+          first(fma(n, like(x, -N::kLn2), x)),
+          r(first + fma(n, like(x, -N::kLn2Rest), low)),
+          power(power_of_two(rounded)) {}
+};
 template <class V>
-BNEXT_FORMULA V exponential(const Reduced<V>& x) {
+using Raised = Reduced<Of<V>::kUpExponent, V>;
+
+// kUp exp(x)
+template <class V>
+BNEXT_FORMULA V exponential(const Raised<V>& x) {
     const V one = like(x.r, 1.0);
     const V p = polynomial<ExponentialOf<Of<V>>>(x.r);
     return fma(fma(p, x.r, one), x.r, one) * x.power;
 }
 
-// e = exp(x), x <= 0, and what of it the functions need.
+// 1 + e, of up = kUp e.
+template <class V>
+BNEXT_FORMULA V plus_one(const V& up) {
+    return fma(up, like(up, Of<V>::kDown), like(up, 1.0));
+}
+
+// Of e = exp(x), x = -|z|.
 template <class V>
 struct Decay {
-    V up;        // kUp e
-    V plus_one;  // 1 + e
+    V x, up, sum;  // kUp e, 1 + e
+
+    BNEXT_FORMULA explicit Decay(const V& z)
+        : x(at_least(minus_magnitude(z), like(z, -Of<V>::kFar))),
+          up(exponential<V>(Raised<V>(x))),
+          sum(plus_one(up)) {}
 };
-template <class V>
-BNEXT_FORMULA Decay<V> decay(const Reduced<V>& x) {
-    const V up = exponential(x);
-    return {up, fma(up, like(up, Of<V>::kDown), like(up, 1.0))};
-}
-// Of exp(-|z|), and x = -|z|.
-template <class V>
-struct Exponent {
-    V x;
-    Decay<V> e;
-};
-template <class V>
-BNEXT_FORMULA Exponent<V> exponent_of(const V& z) {
-    const V x = at_least(minus_magnitude(z), -Of<V>::kFar);
-    return {x, decay(reduced<Of<V>::kUpExponent>(x))};
-}
 
 // Where z < 0 the results are multiples of e, kept multiplied by kUp.
 template <class V>
@@ -167,110 +147,108 @@ BNEXT_FORMULA V scaled_down_if_negative(const V& z, const V& up) {
 
 // --- z times a sigmoid --------------------------------------------------------------------------
 
-// z sigmoid(w), of e = exp(-|w|); w has the sign of z, and x is -|z|.
-template <class V>
-BNEXT_FORMULA V gated(const V& z, const V& x, const Decay<V>& e) {
-    const V numerator = where_less(z, like(z, 0.0), x * e.up, z);
-    return scaled_down_if_negative(z, numerator / e.plus_one);
+// z sigmoid(w), of e = exp(-|w|); w has the sign of z, and e.x is -|z|.
+template <class V, class E>
+BNEXT_FORMULA V gated(const V& z, const E& e) {
+    const V numerator = where_less(z, like(z, 0.0), e.x * e.up, z);
+    return scaled_down_if_negative(z, numerator / e.sum);
 }
 // Its derivative, sigmoid(w) (1 + z w' (1 - sigmoid(w))), of m = -|z w'|:
 //     (1 + e - m e) / (1 + e)^2,  z < 0: e (1 + e + m) / (1 + e)^2
-template <class V>
-BNEXT_FORMULA V gated_derivative(const V& z, const V& m, const Decay<V>& e) {
-    const V positive = fma(m * e.up, like(z, -Of<V>::kDown), e.plus_one);
-    const V negative = e.up * (e.plus_one + m);
-    const V numerator = where_less(z, like(z, 0.0), negative, positive);
-    return scaled_down_if_negative(z, numerator / (e.plus_one * e.plus_one));
+template <class V, class E>
+BNEXT_FORMULA V gated_derivative(const V& z, const V& m, const E& e) {
+    const V positive = fma(m * e.up, like(z, -Of<V>::kDown), e.sum);
+    const V numerator = where_less(z, like(z, 0.0), e.up * (e.sum + m), positive);
+    return scaled_down_if_negative(z, numerator / (e.sum * e.sum));
 }
 
 // gelu_tanh(z) = z (1 + tanh(w/2)) / 2 = z sigmoid(w), w = linear z + cubic z^3. The relative error
-// of exp(w) is the absolute one of w, so w has a low part.
+// of exp(w) is the absolute one of w, so w has a low part. Of e = exp(w), x = -|z|:
 template <class V>
-struct Cubic {
-    V x;  // -|z|
-    Decay<V> e;
-    V slope_times_x;  // x w'
-};
-template <class V>
-BNEXT_FORMULA Cubic<V> cubic_of(const V& z) {
+struct CubicDecay {
     using N = Of<V>;
-    const V linear = like(z, N::kLinear), cubic = like(z, N::kCubic);
-    const V x = at_least(minus_magnitude(z), -N::kFarOfCubic);
-    const V square = x * x, rest = rest_of_product(x, x, square);
-    const V factor = fma(cubic, square, linear);
-    const V rests = fma(cubic, rest, fma(like(z, N::kCubicRest), square, like(z, N::kLinearRest)));
-    const V low = fma(cubic, square, linear - factor) + rests;  // the difference is exact
-    const V w = x * factor, rest_of_w = fma(x, low, rest_of_product(x, factor, w));
-    const V slope = fma(like(z, 3 * (N::kCubic + N::kCubicRest)), square,
-                        like(z, N::kLinear + N::kLinearRest));
-    return {x, decay(reduced<N::kUpExponent>(w, rest_of_w)), x * slope};
-}
+    V x, square, factor, rests, low, w, up, sum;
+
+    BNEXT_FORMULA explicit CubicDecay(const V& z)
+        : x(at_least(minus_magnitude(z), like(z, -N::kFarOfCubic))),
+          square(x * x),
+          factor(fma(like(z, N::kCubic), square, like(z, N::kLinear))),
+          rests(fma(like(z, N::kCubic), rest_of_product(x, x, square),
+                    fma(like(z, N::kCubicRest), square, like(z, N::kLinearRest)))),
+          // The difference is exact.
+          low(fma(like(z, N::kCubic), square, like(z, N::kLinear) - factor) + rests),
+          w(x * factor),
+          up(exponential<V>(Raised<V>(w, fma(x, low, rest_of_product(x, factor, w))))),
+          sum(plus_one(up)) {}
+
+    // x w'
+    [[nodiscard]] BNEXT_FORMULA V slope() const {
+        return x * fma(like(x, 3 * (N::kCubic + N::kCubicRest)), square,
+                       like(x, N::kLinear + N::kLinearRest));
+    }
+};
 
 // --- gelu ---------------------------------------------------------------------------------------
 
 inline constexpr double kPeak = std::numbers::inv_sqrtpi / std::numbers::sqrt2;  // phi(0)
 
-// Of t = |z|: Phi(-t) = gaussian (p inverse + low), gaussian = exp(-t^2/2). t^2 has a low part, since
-// exponentials make relative errors of absolute ones.
+// Of t = |z|: Phi(-t) = exp(-t^2/2) p(y) (inverse + low), y = 1 - 2k (inverse + low). The tail is
+// steep in 1/(t + k), hence the low part; and t^2 has one as well.
 template <class V>
 struct Gaussian {
-    V t, up, p, inverse, low;  // up = kUp gaussian
-};
-template <class V>
-BNEXT_FORMULA Gaussian<V> gaussian_of(const V& z) {
     using N = Of<V>;
-    const V t = at_most(magnitude(z), N::kFarOfTail);
-    const V half = t * like(z, -0.5);
-    const V product = half * t, rest = rest_of_product(half, t, product);
-    const V up = exponential(reduced<N::kUpExponent>(product, rest));
-    // The tail is steep in 1/(t + k) = inverse + low.
-    const V one = like(z, 1.0), k = like(z, N::kTailShift), minus_twice_k = like(z, -2 * N::kTailShift);
-    const V sum = t + k, missing = t - (sum - k);
-    const V inverse = one / sum;
-    const V low = inverse * fma(-missing, inverse, fma(-sum, inverse, one));
-    const V y = fma(low, minus_twice_k, fma(inverse, minus_twice_k, one));
-    const V p = polynomial<TailOf<N>>(y);
-    return {t, up, p, inverse, p * low};
-}
+    V t, half, product, up;  // kUp exp(-t^2/2)
+    V sum, missing, inverse, low, p;
+
+    BNEXT_FORMULA explicit Gaussian(const V& z)
+        : t(at_most(-minus_magnitude(z), like(z, N::kFarOfTail))),
+          half(t * like(z, -0.5)),
+          product(half * t),
+          up(exponential<V>(Raised<V>(product, rest_of_product(half, t, product)))),
+          sum(t + like(z, N::kTailShift)),
+          missing((sum - like(z, N::kTailShift)) - t),
+          inverse(like(z, 1.0) / sum),
+          low(inverse * fma(missing, inverse, fma(-sum, inverse, like(z, 1.0)))),
+          p(polynomial<TailOf<N>>(fma(low, like(z, -2 * N::kTailShift),
+                                      fma(inverse, like(z, -2 * N::kTailShift), like(z, 1.0))))) {}
+};
 
 template <class V>
 BNEXT_FORMULA V gelu(const V& z) {
-    const Gaussian<V> g = gaussian_of(z);
+    const Gaussian<V> g(z);
     const V positive = where_less(z, like(z, 0.0), like(z, -0.0), z);  // -0, also if not fused
-    const V tail = fma(g.p, g.inverse, g.low);
+    const V tail = fma(g.p, g.inverse, g.p * g.low);
     return fma(g.t * (tail * g.up), like(z, -Of<V>::kDown), positive);
 }
 // Phi(z) + z phi(z), which is 1 minus itself for -z.
 template <class V>
 BNEXT_FORMULA V gelu_derivative(const V& z) {
-    const Gaussian<V> g = gaussian_of(z);
-    const V zero = like(z, 0.0), one = like(z, 1.0), down = like(z, Of<V>::kDown);
-    const V of_negative = fma(g.p, g.inverse, fma(g.t, like(z, -kPeak), g.low)) * g.up;
-    return fma(of_negative, where_less(z, zero, down, zero - down),
-               where_less(z, zero, zero, one));
+    const Gaussian<V> g(z);
+    const V zero = like(z, 0.0), down = like(z, Of<V>::kDown);
+    const V tail = fma(g.p, g.inverse, fma(g.t, like(z, -kPeak), g.p * g.low));
+    return fma(tail * g.up, where_less(z, zero, down, -down), where_less(z, zero, zero, like(z, 1.0)));
 }
 
 // --- the others ---------------------------------------------------------------------------------
 
 template <class V>
 BNEXT_FORMULA V sigmoid(const V& z) {
-    const Decay<V> e = exponent_of(z).e;
+    const Decay<V> e(z);
     const V numerator = where_less(z, like(z, 0.0), e.up, like(z, 1.0));
-    return scaled_down_if_negative(z, numerator / e.plus_one);
+    return scaled_down_if_negative(z, numerator / e.sum);
 }
 // e / (1 + e)^2 times kUp
 template <class V>
 BNEXT_FORMULA V sigmoid_derivative_up(const V& z) {
-    const Decay<V> e = exponent_of(z).e;
-    return e.up / (e.plus_one * e.plus_one);
+    const Decay<V> e(z);
+    return e.up / (e.sum * e.sum);
 }
 
 // -(e - 1) / (e + 1) of e = exp(-2|z|), with e - 1 from the polynomial: no cancellation.
 template <class V>
 BNEXT_FORMULA V tanh(const V& z) {
     constexpr double kOne = 44;  // tanh(22) rounds to 1
-    const V x = at_least(minus_magnitude(z) * like(z, 2.0), -kOne);
-    const Reduced<V> e = reduced<0>(x);
+    const Reduced<0, V> e(at_least(minus_magnitude(z) * like(z, 2.0), like(z, -kOne)));
     const V p = polynomial<ExponentialOf<Of<V>>>(e.r);
     const V less_one = fma(e.r * e.r, p, e.r);  // exp(r) - 1
     const V numerator = fma(e.power, less_one, e.power - like(z, 1.0));
@@ -280,8 +258,8 @@ BNEXT_FORMULA V tanh(const V& z) {
 // z min(max(z + 3, 0), 6) / 6
 template <class V>
 BNEXT_FORMULA V hardswish(const V& z) {
-    const V factor = at_most(at_least(z + like(z, 3.0), 0.0), 6.0);
-    return at_least(z, -4.0) * (factor * like(z, 1.0 / 6));  // -inf * 0 would be NaN
+    const V factor = at_most(at_least(z + like(z, 3.0), like(z, 0.0)), like(z, 6.0));
+    return at_least(z, like(z, -4.0)) * (factor * like(z, 1.0 / 6));  // -inf * 0 would be NaN
 }
 template <class V>
 BNEXT_FORMULA V hardswish_derivative(const V& z) {
@@ -299,16 +277,10 @@ template <class V>
 BNEXT_OUTLINE V smooth(Activation activation, const V& z) {
     namespace act = smooth_activations;
     switch (activation) {
-        case Activation::silu: {
-            const auto [x, e] = act::exponent_of(z);
-            return act::gated(z, x, e);
-        }
+        case Activation::silu: return act::gated(z, act::Decay<V>(z));
         case Activation::hardswish: return act::hardswish(z);
         case Activation::gelu: return act::gelu(z);
-        case Activation::gelu_tanh: {
-            const auto w = act::cubic_of(z);
-            return act::gated(z, w.x, w.e);
-        }
+        case Activation::gelu_tanh: return act::gated(z, act::CubicDecay<V>(z));
         case Activation::sigmoid: return act::sigmoid(z);
         case Activation::tanh: return act::tanh(z);
         default: return z;
@@ -322,14 +294,14 @@ BNEXT_OUTLINE V smooth_derivative(Activation activation, const V& z) {
     constexpr double kDown = act::Of<V>::kDown;
     switch (activation) {
         case Activation::silu: {
-            const auto [x, e] = act::exponent_of(z);
-            return act::gated_derivative(z, x, e);
+            const act::Decay<V> e(z);
+            return act::gated_derivative(z, e.x, e);
         }
         case Activation::hardswish: return act::hardswish_derivative(z);
         case Activation::gelu: return act::gelu_derivative(z);
         case Activation::gelu_tanh: {
-            const auto w = act::cubic_of(z);
-            return act::gated_derivative(z, w.slope_times_x, w.e);
+            const act::CubicDecay<V> e(z);
+            return act::gated_derivative(z, e.slope(), e);
         }
         case Activation::sigmoid: return act::sigmoid_derivative_up(z) * like(z, kDown);
         case Activation::tanh:  // 1 - tanh(z)^2

@@ -57,6 +57,12 @@ BNEXT_FORMULA double unless_at_most(double a, double b, double then, double othe
     return !(a <= b) ? then : otherwise;
 }
 
+// The larger and the smaller of two; of NaN and b, NaN.
+BNEXT_FORMULA float at_least(float a, float b) { return a < b ? b : a; }
+BNEXT_FORMULA double at_least(double a, double b) { return a < b ? b : a; }
+BNEXT_FORMULA float at_most(float a, float b) { return b < a ? b : a; }
+BNEXT_FORMULA double at_most(double a, double b) { return b < a ? b : a; }
+
 // What was rounded off from `product`, a * b: exact unless it is subnormal.
 BNEXT_FORMULA float rest_of_product(float a, float b, float product) {
     return fma(a, b, -product);
@@ -76,6 +82,10 @@ BNEXT_FORMULA double with_sign_of(double a, double b) {
     return bits_as<double>((bits_as<std::uint64_t>(a) & ~kSign) |
                            (bits_as<std::uint64_t>(b) & kSign));
 }
+
+// -|a|, also of NaN.
+BNEXT_FORMULA float minus_magnitude(float a) { return with_sign_of(a, -1.0F); }
+BNEXT_FORMULA double minus_magnitude(double a) { return with_sign_of(a, -1.0); }
 
 // 2^n, when the last bits of `rounded` are n plus the exponent's bias.
 BNEXT_FORMULA float power_of_two(float rounded) {

@@ -140,6 +140,39 @@ BNEXT_FORCE_INLINE Pack<C> unless_at_most(const Pack<C>& a, const Pack<C>& b, co
     });
 }
 
+
+// The instructions' second operand is the result where one is NaN.
+#if defined(__AVX512F__)
+BNEXT_FORCE_INLINE Floats larger_part(Floats b, Floats a) { return _mm512_max_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles larger_part(Doubles b, Doubles a) { return _mm512_max_pd(b, a); }
+BNEXT_FORCE_INLINE Floats smaller_part(Floats b, Floats a) { return _mm512_min_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles smaller_part(Doubles b, Doubles a) { return _mm512_min_pd(b, a); }
+#elif defined(__AVX__)
+BNEXT_FORCE_INLINE Floats larger_part(Floats b, Floats a) { return _mm256_max_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles larger_part(Doubles b, Doubles a) { return _mm256_max_pd(b, a); }
+BNEXT_FORCE_INLINE Floats smaller_part(Floats b, Floats a) { return _mm256_min_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles smaller_part(Doubles b, Doubles a) { return _mm256_min_pd(b, a); }
+#else
+template <class Part>
+BNEXT_FORCE_INLINE Part larger_part(const Part& b, const Part& a) {
+    return a < b ? b : a;
+}
+template <class Part>
+BNEXT_FORCE_INLINE Part smaller_part(const Part& b, const Part& a) {
+    return b < a ? b : a;
+}
+#endif
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> at_least(const Pack<C>& a, const Pack<C>& b) {
+    return pack_of<C>(
+        [&](auto i) BNEXT_INLINE_LAMBDA { return larger_part(b.part[i], a.part[i]); });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> at_most(const Pack<C>& a, const Pack<C>& b) {
+    return pack_of<C>(
+        [&](auto i) BNEXT_INLINE_LAMBDA { return smaller_part(b.part[i], a.part[i]); });
+}
+
 template <class C>
 C lane_of(const Pack<C>&);
 template <class C>
@@ -169,6 +202,13 @@ BNEXT_FORCE_INLINE Pack<C> with_sign_of(const Pack<C>& a, const Pack<C>& b) {
     constexpr WordOf<C> kSign = WordOf<C>{1} << (8 * sizeof(C) - 1);
     return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
         return (Native<C>)(((Bits)a.part[i] & ~kSign) | ((Bits)b.part[i] & kSign));
+    });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> minus_magnitude(const Pack<C>& a) {
+    constexpr WordOf<C> kSign = WordOf<C>{1} << (8 * sizeof(C) - 1);
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)((Native<WordOf<C>>)a.part[i] | kSign);
     });
 }
 template <class C>
