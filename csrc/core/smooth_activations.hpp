@@ -2,10 +2,10 @@
 // pack of them (values.hpp). Only operations that IEEE 754 defines, in one order: with fused
 // multiply-add every machine has the same bits. No branch depends on data.
 //
-// Error:   values, 4 units in the last place; derivatives, the same or 2^-24 (double: 2^-53) times
-//          the derivative's maximum, whichever is more. So also where results are nearly 0, down to
-//          the subnormal numbers, where the least number is one unit. Without fused multiply-add
-//          gelu_tanh has 32 units below 1e-6. tests/cpp/activations.cpp measures it.
+// Error:   values have at most 4 units in the last place, also where they are nearly 0 and down to
+//          the subnormal numbers. Derivatives have the same, or 2^-24 (double: 2^-53) times the
+//          derivative's maximum where they change their sign. Without fused multiply-add gelu has
+//          8 units. tests/cpp/activations.cpp measures it.
 // Limits:  those of the functions, where PyTorch has NaN at an infinite z; NaN stays NaN.
 //
 // All but hardswish need one exponential, of a number that is not positive: of -|z|, or of -z^2/2.
@@ -38,11 +38,14 @@ struct Numbers<float> {
     static constexpr double kCubic = 0.071354814, kCubicRest = 2.3988325e-9;
 
     // exp(r) = 1 + r + r^2 p(r), |r| <= ln(2)/2
-    static constexpr double kExponential[] = {0.49999997, 0.16666543, 0.0416672, 0.0083665205, 0.0013882524};
+    static constexpr double kExponential[] = {0.49999997, 0.16666543, 0.0416672, 0.0083665205,
+                                              0.0013882524};
     // Phi(-t) = exp(-t^2/2) p(y) / (t + k), y = 1 - 2k/(t + k), 0 <= t <= kFarOfTail, and k is one
     // of the numbers where the coefficients' rounding errors do least
     static constexpr double kTailShift = 4.25;
-    static constexpr double kTail[] = {0.7595542, -0.6251298, 0.4182275, -0.22051498, 0.085273, -0.019368414, -0.0007555008, 0.002185617, -0.00035684276, -0.00023006347};
+    static constexpr double kTail[] = {0.7595542,      -0.6251298,    0.4182275,     -0.22051498,
+                                       0.085273,       -0.019368414,  -0.0007555008, 0.002185617,
+                                       -0.00035684276, -0.00023006347};
 };
 
 template <>
@@ -57,9 +60,20 @@ struct Numbers<double> {
     static constexpr double kLinear = 1.5957691216057341, kLinearRest = -3.430362161966579e-15;
     static constexpr double kCubic = 0.07135481627260025, kCubicRest = -6.175149918155315e-19;
 
-    static constexpr double kExponential[] = {0.5000000000000006, 0.16666666666666588, 0.04166666666657676, 0.008333333333389554, 0.0013888888931564926, 0.00019841269718999608, 2.4801505273641942e-5, 2.755740755060776e-6, 2.7626037967393664e-7, 2.505377215494738e-8};
+    static constexpr double kExponential[] = {
+        0.5000000000000006,    0.16666666666666588,    0.04166666666657676,   0.008333333333389554,
+        0.0013888888931564926, 0.00019841269718999608, 2.4801505273641942e-5, 2.755740755060776e-6,
+        2.7626037967393664e-7, 2.505377215494738e-8};
     static constexpr double kTailShift = 4.375;
-    static constexpr double kTail[] = {0.7614595266200178, -0.6329363131921146, 0.4326824790142076, -0.23701621464760184, 0.09821364445283978, -0.026306542845016084, 0.0014555278226717789, 0.002086651525634552, -0.0006805532747473, -0.00011010294378072292, 0.00010374015210317174, 3.6723312029502256e-6, -1.5328654766705793e-5, -6.595534067267354e-8, 2.464130315090366e-6, 9.577501898440054e-8, -4.1960786256449755e-7, -5.411034578612454e-8, 6.649106117234516e-8, 1.6973136135851514e-8, -6.949180077365664e-9, -2.7141331837093435e-9};
+    static constexpr double kTail[] = {
+        0.7614595266200178,      -0.6329363131921146,    0.4326824790142076,
+        -0.23701621464760184,    0.09821364445283978,    -0.026306542845016084,
+        0.0014555278226717789,   0.002086651525634552,   -0.0006805532747473,
+        -0.00011010294378072292, 0.00010374015210317174, 3.6723312029502256e-6,
+        -1.5328654766705793e-5,  -6.595534067267354e-8,  2.464130315090366e-6,
+        9.577501898440054e-8,    -4.1960786256449755e-7, -5.411034578612454e-8,
+        6.649106117234516e-8,    1.6973136135851514e-8,  -6.949180077365664e-9,
+        -2.7141331837093435e-9};
 };
 
 template <class V>
@@ -173,12 +187,12 @@ struct CubicDecay {
         : x(at_least(minus_magnitude(z), like(z, -N::kFarOfCubic))),
           square(x * x),
           factor(fma(like(z, N::kCubic), square, like(z, N::kLinear))),
-          rests(fma(like(z, N::kCubic), rest_of_product(x, x, square),
+          rests(fma(like(z, N::kCubic), cancelling_fma(x, x, -square),
                     fma(like(z, N::kCubicRest), square, like(z, N::kLinearRest)))),
           // The difference is exact.
-          low(fma(like(z, N::kCubic), square, like(z, N::kLinear) - factor) + rests),
+          low(cancelling_fma(like(z, N::kCubic), square, like(z, N::kLinear) - factor) + rests),
           w(x * factor),
-          up(exponential<V>(Raised<V>(w, fma(x, low, rest_of_product(x, factor, w))))),
+          up(exponential<V>(Raised<V>(w, fma(x, low, cancelling_fma(x, factor, -w))))),
           sum(plus_one(up)) {}
 
     // x w'
@@ -190,25 +204,23 @@ struct CubicDecay {
 
 // --- gelu ---------------------------------------------------------------------------------------
 
-inline constexpr double kPeak = std::numbers::inv_sqrtpi / std::numbers::sqrt2;  // phi(0)
-
-// Of t = |z|: Phi(-t) = exp(-t^2/2) p(y) (inverse + low), y = 1 - 2k (inverse + low). The tail is
-// steep in 1/(t + k), hence the low part; and t^2 has one as well.
+// Of x = -|z|: Phi(x) = exp(-x^2/2) p(y) (inverse + low), y = 1 - 2k (inverse + low). The tail is
+// steep in 1/(k - x), hence the low part; and x^2 has one as well.
 template <class V>
 struct Gaussian {
     using N = Of<V>;
-    V t, half, product, up;  // kUp exp(-t^2/2)
+    V x, half, square, up;  // -x/2, -x^2/2, kUp exp(-x^2/2)
     V sum, missing, inverse, low, p;
 
     BNEXT_FORMULA explicit Gaussian(const V& z)
-        : t(at_most(-minus_magnitude(z), like(z, N::kFarOfTail))),
-          half(t * like(z, -0.5)),
-          product(half * t),
-          up(exponential<V>(Raised<V>(product, rest_of_product(half, t, product)))),
-          sum(t + like(z, N::kTailShift)),
-          missing((sum - like(z, N::kTailShift)) - t),
+        : x(at_least(minus_magnitude(z), like(z, -N::kFarOfTail))),
+          half(x * like(z, -0.5)),
+          square(half * x),
+          up(exponential<V>(Raised<V>(square, cancelling_fma(half, x, -square)))),
+          sum(like(z, N::kTailShift) - x),
+          missing((sum - like(z, N::kTailShift)) + x),
           inverse(like(z, 1.0) / sum),
-          low(inverse * fma(missing, inverse, fma(-sum, inverse, like(z, 1.0)))),
+          low(inverse * fma(missing, inverse, cancelling_fma(-sum, inverse, like(z, 1.0)))),
           p(polynomial<TailOf<N>>(fma(low, like(z, -2 * N::kTailShift),
                                       fma(inverse, like(z, -2 * N::kTailShift), like(z, 1.0))))) {}
 };
@@ -216,17 +228,19 @@ struct Gaussian {
 template <class V>
 BNEXT_FORMULA V gelu(const V& z) {
     const Gaussian<V> g(z);
-    const V positive = where_less(z, like(z, 0.0), like(z, -0.0), z);  // -0, also if not fused
     const V tail = fma(g.p, g.inverse, g.p * g.low);
-    return fma(g.t * (tail * g.up), like(z, -Of<V>::kDown), positive);
+    const V positive = at_least(z, like(z, -0.0));  // -0, also if not fused
+    return fma(g.x * (tail * g.up), like(z, Of<V>::kDown), positive);
 }
 // Phi(z) + z phi(z), which is 1 minus itself for -z.
 template <class V>
 BNEXT_FORMULA V gelu_derivative(const V& z) {
+    constexpr double kPeak = std::numbers::inv_sqrtpi / std::numbers::sqrt2;  // phi(0)
     const Gaussian<V> g(z);
     const V zero = like(z, 0.0), down = like(z, Of<V>::kDown);
-    const V tail = fma(g.p, g.inverse, fma(g.t, like(z, -kPeak), g.p * g.low));
-    return fma(tail * g.up, where_less(z, zero, down, -down), where_less(z, zero, zero, like(z, 1.0)));
+    const V of_negative = fma(g.p, g.inverse, fma(g.x, like(z, kPeak), g.p * g.low)) * g.up;
+    return fma(of_negative, where_less(z, zero, down, -down),
+               where_less(z, zero, zero, like(z, 1.0)));
 }
 
 // --- the others ---------------------------------------------------------------------------------

@@ -63,13 +63,10 @@ BNEXT_FORMULA double at_least(double a, double b) { return a < b ? b : a; }
 BNEXT_FORMULA float at_most(float a, float b) { return b < a ? b : a; }
 BNEXT_FORMULA double at_most(double a, double b) { return b < a ? b : a; }
 
-// What was rounded off from `product`, a * b: exact unless it is subnormal.
-BNEXT_FORMULA float rest_of_product(float a, float b, float product) {
-    return fma(a, b, -product);
-}
-BNEXT_FORMULA double rest_of_product(double a, double b, double product) {
-    return fma(a, b, -product);
-}
+// a * b + c, c about -a * b: also where the machine has no fused multiply-add, the product is not
+// rounded.
+BNEXT_FORMULA float cancelling_fma(float a, float b, float c) { return fma(a, b, c); }
+BNEXT_FORMULA double cancelling_fma(double a, double b, double c) { return fma(a, b, c); }
 
 // The magnitude of a with the sign of b, also of zeros.
 BNEXT_FORMULA float with_sign_of(float a, float b) {

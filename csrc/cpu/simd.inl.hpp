@@ -140,7 +140,6 @@ BNEXT_FORCE_INLINE Pack<C> unless_at_most(const Pack<C>& a, const Pack<C>& b, co
     });
 }
 
-
 // The instructions' second operand is the result where one is NaN.
 #if defined(__AVX512F__)
 BNEXT_FORCE_INLINE Floats larger_part(Floats b, Floats a) { return _mm512_max_ps(b, a); }
@@ -164,24 +163,23 @@ BNEXT_FORCE_INLINE Part smaller_part(const Part& b, const Part& a) {
 #endif
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> at_least(const Pack<C>& a, const Pack<C>& b) {
-    return pack_of<C>(
-        [&](auto i) BNEXT_INLINE_LAMBDA { return larger_part(b.part[i], a.part[i]); });
+    return pack_of<C>([&](auto i)
+                          BNEXT_INLINE_LAMBDA { return larger_part(b.part[i], a.part[i]); });
 }
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> at_most(const Pack<C>& a, const Pack<C>& b) {
-    return pack_of<C>(
-        [&](auto i) BNEXT_INLINE_LAMBDA { return smaller_part(b.part[i], a.part[i]); });
+    return pack_of<C>([&](auto i)
+                          BNEXT_INLINE_LAMBDA { return smaller_part(b.part[i], a.part[i]); });
 }
 
 template <class C>
 C lane_of(const Pack<C>&);
 template <class C>
-BNEXT_FORCE_INLINE Pack<C> rest_of_product(const Pack<C>& a, const Pack<C>& b,
-                                           const Pack<C>& product) {
+BNEXT_FORCE_INLINE Pack<C> cancelling_fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>& c) {
 #if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
-    return fma(a, b, -product);
+    return fma(a, b, c);
 #else
-    // Dekker: the products of halves are exact.
+    // Dekker's: the products of halves are exact, and so is the sum of `product` and c.
     const Pack<C> splitter = broadcast(sizeof(C) == 4 ? C{0x1p12 + 1} : C{0x1p27 + 1});
     const auto upper_half = [&](const Pack<C>& x) BNEXT_INLINE_LAMBDA {
         const Pack<C> multiple = x * splitter;
@@ -189,8 +187,9 @@ BNEXT_FORCE_INLINE Pack<C> rest_of_product(const Pack<C>& a, const Pack<C>& b,
     };
     const Pack<C> a_upper = upper_half(a), a_lower = a - a_upper;
     const Pack<C> b_upper = upper_half(b), b_lower = b - b_upper;
+    const Pack<C> product = a * b;
     const Pack<C> crossed = a_upper * b_lower + (a_upper * b_upper - product);
-    return a_lower * b_lower + (a_lower * b_upper + crossed);
+    return (product + c) + (a_lower * b_lower + (a_lower * b_upper + crossed));
 #endif
 }
 

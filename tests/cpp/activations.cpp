@@ -1,12 +1,14 @@
-// The smooth activations and their derivatives, of single values and of packs, against long double.
-// It is built once for each instruction set, and prints the largest error of each function in
-// units in the last place, and where it is.
+// The smooth activations and their derivatives, of single values and of packs, against long double:
+// over dense steps where results change, and at random places of all magnitudes. Built once for
+// each instruction set. With fused multiply-add packs have the bits of single values. It prints the
+// largest errors in units in the last place, and where they are.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -67,7 +69,7 @@ Real normal_density(Real z) { return std::exp(-z * z / 2) / std::sqrt(2 * kPi); 
 Real cubic(Real z) { return 2 * std::sqrt(2 / kPi) * (z + 0.044715L * z * z * z); }
 Real cubic_slope(Real z) { return 2 * std::sqrt(2 / kPi) * (1 + 3 * 0.044715L * z * z); }
 
-// Of a finite z, or of the limit's place.
+// Of a finite z.
 Real value(Activation activation, Real z) {
     switch (activation) {
         case Activation::silu: return z * sigmoid(z);
@@ -96,11 +98,11 @@ struct Case {
     Activation activation;
     Real largest_derivative;
 };
-constexpr Case kCases[] = {{Activation::silu, 1.0998L},     {Activation::hardswish, 1.5L},
-                           {Activation::gelu, 1.1289L},     {Activation::gelu_tanh, 1.1289L},
-                           {Activation::sigmoid, 0.25L},    {Activation::tanh, 1.0L}};
+constexpr Case kCases[] = {{Activation::silu, 1.0998L},  {Activation::hardswish, 1.5L},
+                           {Activation::gelu, 1.1289L},  {Activation::gelu_tanh, 1.1289L},
+                           {Activation::sigmoid, 0.25L}, {Activation::tanh, 1.0L}};
 constexpr Real kUnits = 4;               // what is promised
-constexpr Real kUnitsOfUnfusedTail = 32;  // of gelu_tanh without fused multiply-add
+constexpr Real kUnitsOfUnfusedGelu = 8;  // without fused multiply-add
 
 // --- places -------------------------------------------------------------------------------------
 
@@ -217,8 +219,7 @@ void check(const Case& of, const std::vector<T>& z) {
     std::puts("");
     std::fflush(stdout);
     REQUIRE(values.units <= kUnits && derivatives.units <= kUnits);
-    const bool has_tail = activation == Activation::gelu_tanh;
-    const Real units = has_tail ? kUnitsOfUnfusedTail : kUnits;
+    const Real units = activation == Activation::gelu ? kUnitsOfUnfusedGelu : kUnits;
     REQUIRE(pack_values.units <= units && pack_derivatives.units <= units);
 }
 
