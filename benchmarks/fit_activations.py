@@ -136,9 +136,9 @@ def text(coefficient: float, dtype: type) -> str:
 
 TABLES = [
     exponential(np.float32, 5),
-    tail(np.float32, 10, "4.25", "14.75"),
+    tail(np.float32, 10, "3.53125", "14.75"),
     exponential(np.float64, 10),
-    tail(np.float64, 22, "4.375", "39"),
+    tail(np.float64, 24, "3.9375", "39"),
 ]
 
 

@@ -28,8 +28,8 @@ template <>
 struct Numbers<float> {
     static constexpr double kRounding = 0x1.8p23;  // a sum with it is a whole number
     static constexpr int kBias = 127;              // of exponents
-    static constexpr int kUpExponent = 64;
-    static constexpr double kUp = 0x1p64, kDown = 0x1p-64;
+    static constexpr int kUpExponent = 64;         // kUp is 2^this
+    static constexpr double kDown = 0x1p-64;       // 1 / kUp
     // Whose exponential, and whose tail times themselves, are 0. Exponents are in range there.
     static constexpr double kFar = 110, kFarOfTail = 14.75, kFarOfCubic = 11;
 
@@ -42,10 +42,10 @@ struct Numbers<float> {
                                               0.0013882524};
     // Phi(-t) = exp(-t^2/2) p(y) / (t + k), y = 1 - 2k/(t + k), 0 <= t <= kFarOfTail, and k is one
     // of the numbers where the coefficients' rounding errors do least
-    static constexpr double kTailShift = 4.25;
-    static constexpr double kTail[] = {0.7595542,      -0.6251298,    0.4182275,     -0.22051498,
-                                       0.085273,       -0.019368414,  -0.0007555008, 0.002185617,
-                                       -0.00035684276, -0.00023006347};
+    static constexpr double kTailShift = 3.53125;
+    static constexpr double kTail[] = {0.74520606,   -0.56856686,   0.3203015,     -0.12048729,
+                                       0.019730577,  0.006023928,   -0.0033698909, -0.000387164,
+                                       0.0004400405, 0.000100666846};
 };
 
 template <>
@@ -53,7 +53,7 @@ struct Numbers<double> {
     static constexpr double kRounding = 0x1.8p52;
     static constexpr int kBias = 1023;
     static constexpr int kUpExponent = 512;
-    static constexpr double kUp = 0x1p512, kDown = 0x1p-512;
+    static constexpr double kDown = 0x1p-512;
     static constexpr double kFar = 800, kFarOfTail = 39, kFarOfCubic = 22;
 
     static constexpr double kLn2 = 0.6931471805598903, kLn2Rest = 5.497923018708371e-14;
@@ -64,16 +64,16 @@ struct Numbers<double> {
         0.5000000000000006,    0.16666666666666588,    0.04166666666657676,   0.008333333333389554,
         0.0013888888931564926, 0.00019841269718999608, 2.4801505273641942e-5, 2.755740755060776e-6,
         2.7626037967393664e-7, 2.505377215494738e-8};
-    static constexpr double kTailShift = 4.375;
+    static constexpr double kTailShift = 3.9375;
     static constexpr double kTail[] = {
-        0.7614595266200178,      -0.6329363131921146,    0.4326824790142076,
-        -0.23701621464760184,    0.09821364445283978,    -0.026306542845016084,
-        0.0014555278226717789,   0.002086651525634552,   -0.0006805532747473,
-        -0.00011010294378072292, 0.00010374015210317174, 3.6723312029502256e-6,
-        -1.5328654766705793e-5,  -6.595534067267354e-8,  2.464130315090366e-6,
-        9.577501898440054e-8,    -4.1960786256449755e-7, -5.411034578612454e-8,
-        6.649106117234516e-8,    1.6973136135851514e-8,  -6.949180077365664e-9,
-        -2.7141331837093435e-9};
+        0.7541108056114132,      -0.6032175877860371,    0.3788883217419735,
+        -0.17784760767384516,    0.05445373511102412,    -0.005057371598910256,
+        -0.003831248309656435,   0.0014048021887235675,  0.0002434497791305568,
+        -0.00021491730082559294, -2.242298453665086e-5,  3.3557379540575696e-5,
+        4.546406266286637e-6,    -5.493346273282475e-6,  -1.3665729473368303e-6,
+        8.536312696002142e-7,    4.048453324827923e-7,   -9.669333198047824e-8,
+        -1.032908125006107e-7,   -2.1656519543532006e-9, 2.0040166505895175e-8,
+        4.3859225842932915e-9,   -2.176838615241745e-9,  -8.200658936350708e-10};
 };
 
 template <class V>
@@ -127,6 +127,12 @@ struct Reduced {
 };
 template <class V>
 using Raised = Reduced<Of<V>::kUpExponent, V>;
+
+// exp(r) - 1
+template <int up, class V>
+BNEXT_FORMULA V less_one(const Reduced<up, V>& x) {
+    return fma(x.r * x.r, polynomial<ExponentialOf<Of<V>>>(x.r), x.r);
+}
 
 // kUp exp(x)
 template <class V>
@@ -209,20 +215,28 @@ struct CubicDecay {
 template <class V>
 struct Gaussian {
     using N = Of<V>;
-    V x, half, square, up;  // -x/2, -x^2/2, kUp exp(-x^2/2)
+    V x, half, square;  // -x/2, -x^2/2
+    Raised<V> reduced;
+    V exponential_less_one;
     V sum, missing, inverse, low, p;
 
     BNEXT_FORMULA explicit Gaussian(const V& z)
         : x(at_least(minus_magnitude(z), like(z, -N::kFarOfTail))),
           half(x * like(z, -0.5)),
           square(half * x),
-          up(exponential<V>(Raised<V>(square, cancelling_fma(half, x, -square)))),
+          reduced(square, cancelling_fma(half, x, -square)),
+          exponential_less_one(less_one(reduced)),
           sum(like(z, N::kTailShift) - x),
           missing((sum - like(z, N::kTailShift)) + x),
           inverse(like(z, 1.0) / sum),
           low(inverse * fma(missing, inverse, cancelling_fma(-sum, inverse, like(z, 1.0)))),
           p(polynomial<TailOf<N>>(fma(low, like(z, -2 * N::kTailShift),
                                       fma(inverse, like(z, -2 * N::kTailShift), like(z, 1.0))))) {}
+
+    // kUp exp(-x^2/2) a, with one rounding less than the product
+    [[nodiscard]] BNEXT_FORMULA V times_exponential(const V& a) const {
+        return fma(a, exponential_less_one, a) * reduced.power;
+    }
 };
 
 template <class V>
@@ -230,7 +244,7 @@ BNEXT_FORMULA V gelu(const V& z) {
     const Gaussian<V> g(z);
     const V tail = fma(g.p, g.inverse, g.p * g.low);
     const V positive = at_least(z, like(z, -0.0));  // -0, also if not fused
-    return fma(g.x * (tail * g.up), like(z, Of<V>::kDown), positive);
+    return fma(g.times_exponential(g.x * tail), like(z, Of<V>::kDown), positive);
 }
 // Phi(z) + z phi(z), which is 1 minus itself for -z.
 template <class V>
@@ -238,7 +252,8 @@ BNEXT_FORMULA V gelu_derivative(const V& z) {
     constexpr double kPeak = std::numbers::inv_sqrtpi / std::numbers::sqrt2;  // phi(0)
     const Gaussian<V> g(z);
     const V zero = like(z, 0.0), down = like(z, Of<V>::kDown);
-    const V of_negative = fma(g.p, g.inverse, fma(g.x, like(z, kPeak), g.p * g.low)) * g.up;
+    const V of_negative =
+        g.times_exponential(fma(g.p, g.inverse, fma(g.x, like(z, kPeak), g.p * g.low)));
     return fma(of_negative, where_less(z, zero, down, -down),
                where_less(z, zero, zero, like(z, 1.0)));
 }
@@ -263,9 +278,7 @@ template <class V>
 BNEXT_FORMULA V tanh(const V& z) {
     constexpr double kOne = 44;  // tanh(22) rounds to 1
     const Reduced<0, V> e(at_least(minus_magnitude(z) * like(z, 2.0), like(z, -kOne)));
-    const V p = polynomial<ExponentialOf<Of<V>>>(e.r);
-    const V less_one = fma(e.r * e.r, p, e.r);  // exp(r) - 1
-    const V numerator = fma(e.power, less_one, e.power - like(z, 1.0));
+    const V numerator = fma(e.power, less_one(e), e.power - like(z, 1.0));
     return with_sign_of(numerator / (numerator + like(z, 2.0)), z);
 }
 

@@ -180,7 +180,7 @@ BNEXT_FORCE_INLINE Pack<C> cancelling_fma(const Pack<C>& a, const Pack<C>& b, co
     return fma(a, b, c);
 #else
     // Dekker's: the products of halves are exact, and so is the sum of `product` and c.
-    const Pack<C> splitter = broadcast(sizeof(C) == 4 ? C{0x1p12 + 1} : C{0x1p27 + 1});
+    const Pack<C> splitter = broadcast(static_cast<C>(sizeof(C) == 4 ? 0x1p12 + 1 : 0x1p27 + 1));
     const auto upper_half = [&](const Pack<C>& x) BNEXT_INLINE_LAMBDA {
         const Pack<C> multiple = x * splitter;
         return multiple - (multiple - x);
