@@ -31,8 +31,7 @@ BNEXT_FORMULA V activate(const Fused& f, const V& z) {
             const V six = like(z, 6.0), above = where_less(z, zero, zero, z);
             return where_less(six, above, six, above);
         }
-        case Activation::leaky_relu:
-            return where_less(z, zero, z * like(z, f.negative_slope), z);
+        case Activation::leaky_relu: return where_less(z, zero, z * like(z, f.negative_slope), z);
         default: return smooth(f.activation, z);
     }
 }
@@ -46,8 +45,7 @@ BNEXT_FORMULA V gradient_through(const Fused& f, const V& z, const V& dy) {
         case Activation::relu: return relu_gradient(z, dy);
         case Activation::relu6:
             return unless_at_most(z, zero, unless_at_most(like(z, 6.0), z, dy, zero), zero);
-        case Activation::leaky_relu:
-            return where_less(zero, z, dy, dy * like(z, f.negative_slope));
+        case Activation::leaky_relu: return where_less(zero, z, dy, dy * like(z, f.negative_slope));
         default: return dy * smooth_derivative(f.activation, z);
     }
 }

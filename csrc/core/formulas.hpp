@@ -24,9 +24,9 @@
 namespace bnext {
 
 enum class Pass : std::uint8_t { forward, backward };
-// What a pass applies besides. `activated` has all of Fused, chosen while it runs, by functions that
-// kernels call for each pack: with a kernel for each activation, or with all of them inline, the
-// package would take many times as long to compile.
+// What a pass applies besides. `activated` has all of Fused, chosen while it runs, by functions
+// that kernels call for each pack: with a kernel for each activation, or with all of them inline,
+// the package would take many times as long to compile.
 enum class Epilogue : std::uint8_t { none, activated };
 inline constexpr int kPasses = 2, kEpilogues = 2;
 enum class Flags : std::uint8_t { none, written, read };
@@ -119,8 +119,8 @@ private:
     }
 };
 
-// g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize has
-// them, of the forward call's weight and bias.
+// g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize
+// has them, of the forward call's weight and bias.
 template <class V>
 struct ThroughActivation {
     static constexpr Flags kFlags = Flags::read;

@@ -1,6 +1,6 @@
 // Activated formulas (core/formulas.hpp), and their flags: a byte for every value, 1 or 0; in
-// registers packs of the compute type. Such formulas go by packs of values in a row, and by no units
-// whose packs are others (cpu/units.inl.hpp).
+// registers packs of the compute type. Such formulas go by packs of values in a row, and by no
+// units whose packs are others (cpu/units.inl.hpp).
 
 BNEXT_FORCE_INLINE Words flag_words(const Pack<float>& flags) {  // 1.0 is 0x3f800000
     return map_words(words_of(flags), [](auto word) BNEXT_INLINE_LAMBDA { return word >> 29; });
@@ -86,8 +86,8 @@ BNEXT_FORCE_INLINE Pack<C> relu_gradient_by_flags(const std::uint8_t* p, int col
     return relu_gradient(load_flags<C>(p, columns), dy);
 }
 
-// Calls the formula on packs that were loaded. Activated ones are called out of line, with the flags
-// of the pack (null: none), of which the first `columns` values exist (0: all).
+// Calls the formula on packs that were loaded. Activated ones are called out of line, with the
+// flags of the pack (null: none), of which the first `columns` values exist (0: all).
 template <class Formula, class P>
 BNEXT_NO_INLINE void call_activated(const Formula& formula, const P (&in)[Formula::kReads],
                                     P (&out)[Formula::kWrites], std::uint8_t* flags, int columns) {

@@ -40,9 +40,10 @@ struct FormulaGroup {
 
 // Rows of the inputs and outputs, from one column on.
 //
-// What writes by rows or runs takes them by reference and begins with a copy of its own: members behind
-// a reference are read again after every store, and a copy that a caller makes is moved as vectors,
-// whose loads wait until all stores before them, streamed ones too, have left the processor.
+// What writes by rows or runs takes them by reference and begins with a copy of its own: members
+// behind a reference are read again after every store, and a copy that a caller makes is moved as
+// vectors, whose loads wait until all stores before them, streamed ones too, have left the
+// processor.
 template <class Formula, class T>
 struct Rows {
     struct Input {
@@ -129,7 +130,8 @@ BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T>& given, Index coun
             });
     };
     Index r = 0;
-    if constexpr (kNativeBytes > 16 && !kIsActivated<Formula>) {  // else a pack alone takes four registers or more
+    if constexpr (kNativeBytes > 16 &&
+                  !kIsActivated<Formula>) {  // else a pack alone takes four registers or more
         for (; r + 4 <= count; r += 4) some_rows(Number<4>{}, r);
     }
     for (; r < count; ++r) some_rows(Number<1>{}, r);
@@ -142,18 +144,17 @@ BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T>& given, Index count, Ind
                                  const CoefficientsIn<Compute<T>>& all) {
     const Rows<Formula, T> rows = given;
     constexpr int kPacks = kIsActivated<Formula> && kGroupPacks > 1 ? 2 : kGroupPacks;
-    for_each_column_group<kPacks>(
-        end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
-            const Index c = begin + k;
-            const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
-            for (Index r = 0; r < count; ++r) {
-                unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-                    const auto& in = rows.in[i];
-                    prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
-                });
-                write_group<true>(rows, formulas, r, c, 0);
-            }
-        });
+    for_each_column_group<kPacks>(end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
+        const Index c = begin + k;
+        const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
+        for (Index r = 0; r < count; ++r) {
+            unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
+                const auto& in = rows.in[i];
+                prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
+            });
+            write_group<true>(rows, formulas, r, c, 0);
+        }
+    });
 }
 
 inline constexpr Index kWrittenRows = 16;  // of a block
@@ -231,8 +232,8 @@ struct InOrder {
 // Writes n values that follow each other, of channels 0, 1, ... width - 1, 0, 1, ... Coefficients
 // go on behind the last channel as they began. Between the ends all is written by whole units, on
 // boundaries of lines if they are streamed. Then inputs are prefetched well ahead: beside streamed
-// stores hardware prefetchers fall behind, in some processes for as long as they live (twice as long
-// a call with bfloat16 rows of 256, Zen 4). 2 KiB ahead were not enough.
+// stores hardware prefetchers fall behind, in some processes for as long as they live (twice as
+// long a call with bfloat16 rows of 256, Zen 4). 2 KiB ahead were not enough.
 template <bool kStreams, class Formula, class T>
 BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Index width,
                                     const CoefficientsIn<Compute<T>>& all) {

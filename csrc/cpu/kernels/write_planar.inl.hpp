@@ -120,8 +120,7 @@ template <bool kStreams, class Formula, class T, class FormulaOfPack>
 BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
                                       FormulaOfPack&& formula_of) {
     write_unit_by<kStreams, Formula, T>(
-        runs.flags_at(j), formula_of,
-        [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
+        runs.flags_at(j), formula_of, [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
         [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
 }
 // The pack at j, or the first `columns` values of it (0: all).
@@ -165,10 +164,8 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     }
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
-            unrolled<Formula::kReads>([&](auto i)
-                                          BNEXT_INLINE_LAMBDA {
-                                              prefetch_packs<kStep / kLanes>(ahead[i] + j);
-                                          });
+            unrolled<Formula::kReads>(
+                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<kStep / kLanes>(ahead[i] + j); });
             unrolled<kStep / kUnit<T>>([&](auto u)
                                            BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }
