@@ -107,7 +107,8 @@ def batch_norm_forward(
     activation : str, optional
         The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
         "gelu", "gelu_tanh", "sigmoid" or "tanh", as PyTorch defines them ("gelu_tanh" is GELU's
-        approximation by tanh). On the CPU only.
+        approximation by tanh). At infinities they have their limits, also where PyTorch gives NaN.
+        On the CPU only.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
 
