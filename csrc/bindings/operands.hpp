@@ -225,7 +225,7 @@ private:
     std::array<ArrayRef, 3> in_;  // NOLINT: not initialised on purpose
     std::size_t count_ = 0, dy_ = 0, residual_ = 0, flags_at_ = 0;
     Index axis_;
-    std::array<cpu::PoolArray<char>, 8> copies_;
+    std::array<cpu::PoolArray<char>, 6> copies_;  // of each input, in two orders at most
     std::size_t copy_count_ = 0;
     const ArrayRef* wanted_ = nullptr;
     Fresh fresh_, dresidual_;

@@ -139,8 +139,7 @@ class Normalization(Layer):
             epilogue = residual, activation, self.negative_slope
         y, saved = spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
-            running if uses else None, running if moves else None, part, engine, explain,
-            epilogue=epilogue,
+            running if uses else None, running if moves else None, part, epilogue, engine, explain,
         )  # fmt: skip
         if epilogue is not None and not saved.reads_residual:
             residual = None
@@ -213,7 +212,7 @@ class Normalization(Layer):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
             sums = "total" if saved.shared else own
         dx, dweight, dbias, *dresidual = spine.backward(
-            dy, x, saved, self.weight, out, sums, residual=residual
+            dy, x, saved, self.weight, out, sums, residual
         )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight
