@@ -24,6 +24,7 @@ SPECIAL = [0.0, -0.0, 6e-8, -6e-8, 5.9961, 6.0, 6.0039, -1.0, 3.5, np.inf, -np.i
 
 def passed_through(name, z, dy):
     """dy * act'(z), with PyTorch's values at kinks and for NaN."""
+    z = z.astype(np.float64)  # bfloat16's comparisons warn of NaN
     if name == "relu":
         return np.where(~(z <= 0), dy, dy.dtype.type(0))
     if name == "relu6":
