@@ -90,7 +90,8 @@ struct Data {
     std::size_t channels = static_cast<std::size_t>(description.problem.channels);
     std::vector<Param<T>> weight = std::vector<Param<T>>(channels, Param<T>{1.5});
     std::vector<Param<T>> bias = std::vector<Param<T>>(channels, Param<T>{0.5});
-    std::vector<double> rows = std::vector<double>(static_cast<std::size_t>(kStatisticsRows) * channels);
+    std::vector<double> rows =
+        std::vector<double>(static_cast<std::size_t>(kStatisticsRows) * channels);
     std::vector<double> sum_dy = std::vector<double>(channels);
     std::vector<double> sum_dy_xmu = std::vector<double>(channels);
 };

@@ -22,8 +22,8 @@ cpu::Affine<T> affine_of(Intake& call) {
 }
 
 // f(type, arrays, affine) over the arrays of a call, of the dtype of its data, without the GIL; y
-// or dx, made by `results` unless there is `out`. Without `results`, f only reads. `dresidual`: where
-// to put the residual's gradient, if it is wanted.
+// or dx, made by `results` unless there is `out`. Without `results`, f only reads. `dresidual`:
+// where to put the residual's gradient, if it is wanted.
 template <class F>
 py::object compute(Intake& call, const std::optional<Results>& results, const F& f,
                    py::object* dresidual = nullptr, CallFlags flags = {}) {
@@ -91,7 +91,8 @@ public:
     [[nodiscard]] const cpu::Applied<T>& get() const { return applied_; }
 
 private:
-    static const Param<T>* parameter(const std::vector<double>& row, std::vector<Param<T>>& values) {
+    static const Param<T>* parameter(const std::vector<double>& row,
+                                     std::vector<Param<T>>& values) {
         if (row.empty()) return nullptr;
         for (const double each : row) values.push_back(static_cast<Param<T>>(each));
         return values.data();

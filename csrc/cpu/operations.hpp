@@ -22,8 +22,8 @@ template <class T>
 struct Applied {
     Fused fused;
     View<const T> residual{nullptr, {}};
-    View<std::uint8_t> flags{nullptr, {}};  // written by forward, read by backward
-    View<T> dresidual{nullptr, {}};         // written by backward
+    View<std::uint8_t> flags{nullptr, {}};   // written by forward, read by backward
+    View<T> dresidual{nullptr, {}};          // written by backward
     Affine<T> of_forward{nullptr, nullptr};  // for backward, the weight and bias that z has
 };
 
