@@ -226,6 +226,8 @@ def backward(
             elif engine is None:
                 engine = _core if type(dy) is ndarray else engine_of(dy, "dy")
             dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out, plain=plain)
+            if getattr(saved, "residual", False):  # without an activation
+                return dx, None, None, dy
             return dx, None, None
         if engine is None:
             engine = _core if type(x) is ndarray else engine_of(x)
