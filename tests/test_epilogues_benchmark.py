@@ -69,7 +69,9 @@ def test_compiled_chain_computes_the_same(torch, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **o: compile_(f, backend="eager", **o))
     data = draw(TINY)
     for epilogue in (RELU, ADD_RELU):
-        compiled, plain = (make(data, epilogue) for make in (measure.compiled_calls, measure.torch_calls))
+        compiled, plain = (
+            make(data, epilogue) for make in (measure.compiled_calls, measure.torch_calls)
+        )
         for operation in cases.OPERATIONS:
             for _ in range(2):  # backward may run again
                 torch.testing.assert_close(compiled[operation](), plain[operation]())

@@ -85,7 +85,10 @@ public:
     AppliedAgain(const Saved& saved, const Operands& arrays) {
         if (saved.epilogue == nullptr) return;
         const SavedEpilogue& kept = *saved.epilogue;
-        applied_ = {kept.fused, arrays.residual<T>(), arrays.flags(), arrays.dresidual<T>(),
+        applied_ = {kept.fused,
+                    arrays.residual<T>(),
+                    arrays.flags(),
+                    arrays.dresidual<T>(),
                     {parameter(kept.weight, weight_), parameter(kept.bias, bias_)}};
     }
     [[nodiscard]] const cpu::Applied<T>* get() const { return pointer_to(applied_); }

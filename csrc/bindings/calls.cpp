@@ -22,9 +22,9 @@ py::object forward(Taken& taken) {
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         const auto applied = applied_of<T>(call.call, arrays);
-        saved.count = static_cast<Index>(
-            cpu::forward<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), affine, saved.eps,
-                            saved.rows(), pointer_to(applied)));
+        saved.count = static_cast<Index>(cpu::forward<T>(arrays.problem(), arrays.x<T>(),
+                                                         arrays.target<T>(), affine, saved.eps,
+                                                         saved.rows(), pointer_to(applied)));
     };
     const py::object y =
         compute(call, Results(call.library()), pass, nullptr, flags_to_make(epilogue));

@@ -367,9 +367,7 @@ def normalize(
     epilogue = None
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
-    return spine.forward(
-        x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue
-    )[0]
+    return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue)[0]
 
 
 def moments(x: Values, *, channel_axis: int = 1) -> Moments:
