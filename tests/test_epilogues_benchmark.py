@@ -69,7 +69,9 @@ def test_compiled_chain_computes_the_same(torch, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **o: compile_(f, backend="eager", **o))
     data = draw(TINY)
     for epilogue in (RELU, ADD_RELU):
-        compiled, plain = (make(data, epilogue) for make in (measure.compiled_calls, measure.torch_calls))
+        compiled, plain = (
+            make(data, epilogue) for make in (measure.compiled_calls, measure.torch_calls)
+        )
         for operation in cases.OPERATIONS:
             for _ in range(2):  # backward may run again
                 torch.testing.assert_close(compiled[operation](), plain[operation]())
@@ -94,7 +96,9 @@ def test_bounds_from_above_and_below():
     def row(operation, **seconds):
         return measure.Row(TINY, operation, seconds)
 
-    ratio = lambda r: r.ratio("a", "b")
+    def ratio(r):
+        return r.ratio("a", "b")
+
     rows = [row("forward", a=1.0, b=1.0), row("forward", a=1.2, b=1.0)]
     assert report.worst("text", rows, ratio, most=1.25).word == "kept"
     assert report.worst("text", rows, ratio, most=1.1).word == "NOT KEPT"
