@@ -96,7 +96,9 @@ def test_bounds_from_above_and_below():
     def row(operation, **seconds):
         return measure.Row(TINY, operation, seconds)
 
-    ratio = lambda r: r.ratio("a", "b")
+    def ratio(r):
+        return r.ratio("a", "b")
+
     rows = [row("forward", a=1.0, b=1.0), row("forward", a=1.2, b=1.0)]
     assert report.worst("text", rows, ratio, most=1.25).word == "kept"
     assert report.worst("text", rows, ratio, most=1.1).word == "NOT KEPT"
