@@ -64,9 +64,7 @@ ACTIVATIONS = {
     "leaky_relu": Activation(
         lambda z: np.where(z > 0, z, SLOPE * z), lambda z: np.where(z > 0, 1.0, SLOPE), (0.0,)
     ),
-    "silu": Activation(
-        lambda z: z * sigmoid(z), lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z)))
-    ),
+    "silu": Activation(lambda z: z * sigmoid(z), lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z)))),
     "hardswish": Activation(
         lambda z: z * np.clip(z + 3, 0, 6) / 6, hardswish_derivative, (-3.0, 3.0)
     ),

@@ -158,14 +158,10 @@ class Expected:
         else:
             centred = self.g - self.dbias[:, None] / n - self.xhat * self.dweight[:, None] / n
             self.dx = signed * centred
-            of_terms = np.maximum.reduce(
-                [largest(self.g), mean_g, largest(self.xhat) * projection]
-            )
+            of_terms = np.maximum.reduce([largest(self.g), mean_g, largest(self.xhat) * projection])
             of_sums = self.of_xhat * (projection + largest(self.xhat) * mean_g)
             self.of_dx = self.slope * self.of_g * (2 + largest(self.xhat))
-        self.of_dx = self.of_dx + tolerances.DX[self.bits] * units(
-            self.slope * of_terms, self.bits
-        )
+        self.of_dx = self.of_dx + tolerances.DX[self.bits] * units(self.slope * of_terms, self.bits)
         self.of_dx += tolerances.MEAN[self.bits] * self.slope * of_sums
 
     def _assert_data(self, actual, expected, allowed, what):

@@ -88,7 +88,9 @@ def test_activations_of_layers(arrays, options, kind, text):
 
 
 @pytest.mark.parametrize("name", [None, "relu", "silu"])
-@pytest.mark.parametrize(("residual", "kind", "text"), WRONG_RESIDUALS.values(), ids=WRONG_RESIDUALS)
+@pytest.mark.parametrize(
+    ("residual", "kind", "text"), WRONG_RESIDUALS.values(), ids=WRONG_RESIDUALS
+)
 def test_residuals(arrays, name, residual, kind, text):
     options = {"activation": name, "residual": residual}
     for call in calls_of(arrays["x"], out=arrays["out"], **options):

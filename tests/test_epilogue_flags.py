@@ -68,9 +68,7 @@ def test_at_kinks_and_for_nan(rng, name, dtype, of_residual):
     assert_equal(y, value_of(name, z).astype(dtype))
     assert_equal(dresidual, passed_through(name, z, dy))
     if not of_residual:  # without flags, from z
-        _, alone = bnext.batch_norm_forward(
-            x, weight, bias, activation=name, negative_slope=SLOPE
-        )
+        _, alone = bnext.batch_norm_forward(x, weight, bias, activation=name, negative_slope=SLOPE)
         assert_same_bits(bnext.batch_norm_backward(dy, x, alone, weight)[2], dbias)
 
 
@@ -133,9 +131,7 @@ def test_z_is_made_again_with_the_forward_s_bits(rng, case, name, dtype):
     for kink in ACTIVATIONS[name].kinks:
         x, dy, weight, bias = about(rng, case, dtype, kink)
         z, _ = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis)
-        _, saved = bnext.batch_norm_forward(
-            x, weight, bias, channel_axis=axis, activation=name
-        )
+        _, saved = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, activation=name)
         if is_16_bit(dtype) and kink:
             continue  # its z has been rounded to the kink itself; about 0 it keeps its sign
         expected = passed_through(name, z, dy).sum(axis=other_axes, dtype=np.float64)
@@ -191,9 +187,7 @@ def test_parameters_may_change_until_the_backward_pass(rng, name):
 def test_copies_give_the_same_gradients(rng, name, dtype, copied):
     for case in (CASES[0], CASES[5]):
         inputs = drawn(rng, case, dtype, name, True)
-        _, saved = bnext.batch_norm_forward(
-            inputs.x, inputs.weight, inputs.bias, **inputs.options
-        )
+        _, saved = bnext.batch_norm_forward(inputs.x, inputs.weight, inputs.bias, **inputs.options)
         other = copied(saved)
         for what in ("activation", "residual", "reads_residual"):
             assert getattr(other, what) == getattr(saved, what)
@@ -201,9 +195,7 @@ def test_copies_give_the_same_gradients(rng, name, dtype, copied):
         expected = bnext.batch_norm_backward(
             *arguments, saved, inputs.weight, **inputs.again(saved)
         )
-        actual = bnext.batch_norm_backward(
-            *arguments, other, inputs.weight, **inputs.again(other)
-        )
+        actual = bnext.batch_norm_backward(*arguments, other, inputs.weight, **inputs.again(other))
         for each, same in zip(actual, expected, strict=True):
             assert_same_bits(each, same)
 
