@@ -172,7 +172,7 @@ def test_one_value_per_channel(name):
 
 @pytest.mark.parametrize("name", [None, "relu"])
 def test_a_tensor_that_requires_a_gradient(arrays, name):
-    """bnext's functions record nothing for autograd; beside an array of NumPy's it is unreadable."""
+    """bnext's functions record nothing for autograd, and NumPy cannot read such a tensor."""
     torch = import_torch()
     residual = torch.from_numpy(arrays["residual"].copy()).requires_grad_()
     text = (
