@@ -25,16 +25,17 @@ from .test_array_libraries import (
 )
 
 CASES = named(
-    "NC-many-rows", "NCHW-many-chunks", "NCHW-2x2-many-strips", "NHWC-many-chunks",
-    "channels-3-to-20",
+    "NC-many-rows", "NCHW-many-chunks", "NCHW-2x2-many-strips", "channels-3-to-20"
 )  # fmt: skip
+CASES.append(Case("interleaved-chunks", (5, 31, 33, 17), channel_axis=-1))
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 NAMES = pytest.mark.parametrize("name", ["relu", "leaky_relu", "gelu", None])
-NAMES_AND_DTYPES = [
-    pytest.param(name, dtype, id=f"{name}-{name_of(dtype)}")
-    for name, dtype in (
-        ("relu", np.float32), ("gelu", np.float32), ("leaky_relu", np.float64),
-        ("relu", ml_dtypes.bfloat16), (None, np.float32),
+CALLS = [
+    pytest.param(name, dtype, residual, id=f"{name}-{name_of(dtype)}{'-residual' * residual}")
+    for name, dtype, residual in (
+        ("relu", np.float32, True), ("relu", np.float32, False), ("gelu", np.float32, True),
+        ("leaky_relu", np.float64, False), ("relu", ml_dtypes.bfloat16, True),
+        (None, np.float32, True),
     )
 ]  # fmt: skip
 LIBRARIES = {
@@ -68,8 +69,7 @@ def assert_all_same_bits(actual, expected, where):
 
 
 @pytest.mark.usefixtures("isa", "restore_threads", "fixed_team")
-@RESIDUAL
-@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+@pytest.mark.parametrize(("name", "dtype", "residual"), CALLS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype, name, residual):
     inputs = drawn(rng, case, dtype, name, residual)

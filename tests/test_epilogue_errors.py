@@ -6,6 +6,7 @@ import pytest
 import bnext
 
 from .activations import SMOOTH
+from .optional import import_torch
 from .snapshots import layer_state, raises_exactly
 
 NAMES = (
@@ -125,8 +126,7 @@ def test_the_residual_is_needed_again(arrays, name):
     )
     with raises_exactly(ValueError, text, arrays):
         bnext.batch_norm_backward(dy, x, saved, out=arrays["out"])
-    changed = residual.copy()
-    changed[1, 2, 3, 1] += 1
+    changed = residual + 1
     text = "saved: made from another residual, or it was changed since (its elements differ)"
     with raises_exactly(ValueError, text, arrays):
         bnext.batch_norm_backward(dy, x, saved, residual=changed, out=arrays["out"])
@@ -168,3 +168,22 @@ def test_one_value_per_channel(name):
         bnext.batch_norm_forward(x, activation=name, residual=x)
     one = np.ones(3, np.float32)
     assert bnext.normalize(x, one, one, activation=name, residual=x).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", [None, "relu"])
+def test_a_tensor_that_requires_a_gradient(arrays, name):
+    """bnext's functions record nothing for autograd, and NumPy cannot read such a tensor."""
+    torch = import_torch()
+    residual = torch.from_numpy(arrays["residual"].copy()).requires_grad_()
+    text = (
+        "residual: expected a tensor that requires no gradient, got one that does; bnext's "
+        "functions record nothing for autograd (pass residual.detach(), or call them under "
+        "torch.no_grad())"
+    )
+    options = {"activation": name, "residual": residual}
+    with raises_exactly(TypeError, text, arrays):
+        bnext.batch_norm_forward(torch.from_numpy(arrays["x"]), **options)
+    with pytest.raises(TypeError, match=r"^residual: expected an array that NumPy can read, got T"):
+        bnext.batch_norm_forward(arrays["x"], **options)
+    options["residual"] = residual.detach()
+    assert bnext.batch_norm_forward(arrays["x"], **options)[0].shape == SHAPE

@@ -148,13 +148,10 @@ def test_z_is_made_again_with_the_forward_s_bits(rng, case, name, dtype):
         assert_same_bits(np.abs(dx), np.abs(passed_through(name, z, dy)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("case", CASES[:5], ids=str)
 def test_smooth_derivatives_are_of_the_forward_s_bits(rng, case, name, dtype):
     """act'(z) with z from x, and with z as a residual beside a weight of 0."""
-    if is_16_bit(dtype):  # z is then no value of the dtype: it is in the place of x's
-        pytest.skip("z is float32, which the residual is not")
     inputs = drawn(rng, case, dtype, name, True)
     one, none = np.ones_like(inputs.dy), np.zeros_like(inputs.residual)
     z, _ = bnext.batch_norm_forward(
@@ -181,8 +178,8 @@ def test_parameters_may_change_until_the_backward_pass(rng, name):
         assert_same_bits(each, other)
 
 
-@pytest.mark.parametrize("name", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("name", [None, "relu", "leaky_relu", "gelu"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=name_of)
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda saved: pickle.loads(pickle.dumps(saved))],
     ids=["copy", "deepcopy", "pickle"],

@@ -128,11 +128,25 @@ def test_arrays_may_lie_in_memory_in_different_orders(rng, name, dtype, of_x):
             inputs.x, inputs.weight, inputs.bias, out=out, **moved.options
         )
         assert y is out
+        x = other.place(inputs.x)  # other than where the flags were made
         gradients = bnext.batch_norm_backward(
-            dy, inputs.x, saved, inputs.weight, out=into, **moved.again(saved)
+            dy, x, saved, inputs.weight, out=into, **moved.again(saved)
         )
         assert gradients[0] is into
         expected.assert_are_results((y, *gradients))
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "gelu", None])
+def test_elements_of_a_residual_may_share_memory(rng, name):
+    """With each other, or with x."""
+    inputs = drawn(rng, Case("planes", MEMORIES_SHAPE), np.float32, name, True)
+    row = np.broadcast_to(inputs.residual[:, :, :1], MEMORIES_SHAPE)
+    windows = np.lib.stride_tricks.as_strided(inputs.dy, MEMORIES_SHAPE, (4, 4, 4, 4))
+    for residual in (row, windows, inputs.x):
+        z = reference.forward(inputs.x, inputs.weight, inputs.bias) + residual
+        dy = activations.without_kinks(inputs.dy, z, name)
+        moved = inputs._replace(residual=residual, dy=dy)
+        Expected(moved).assert_are_results(both_passes(moved))
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", None])

@@ -1,16 +1,19 @@
 """An activation and a residual in a group: what the whole batch gives, forward and backward."""
 
+import re
+
 import numpy as np
 import pytest
 
 import bnext
+from bnext.sync import GroupError
 
 from ..activations import ACTIVATIONS, SLOPE, SMOOTH
 from ..cases import named
 from ..compare import assert_same_bits
 from ..epilogues import DTYPES, Expected, Results, both_passes, computed, drawn
 from ..sixteen import name_of
-from .support import CUTS, batch_axis, new_group, shards_of, whole
+from .support import CUTS, batch_axis, members, new_group, shards_of, whole
 
 ALL = [*ACTIVATIONS, None]
 CASES = named("NC", "NHWC-three-channels", "NCHW-stored-NHWC", "C-first")
@@ -28,9 +31,9 @@ def shards(inputs, cut):
     )
 
 
-def results_of(members, axis):
+def results_of(parts, axis):
     """Of the whole batch; parameters' gradients, which are totals, of the first member."""
-    ys, dxs, dweights, dbiases, dresiduals = zip(*members, strict=True)
+    ys, dxs, dweights, dbiases, dresiduals = zip(*parts, strict=True)
     for each in (dweights, dbiases):
         for other in each[1:]:
             assert_same_bits(other, each[0])
@@ -136,3 +139,20 @@ def test_a_missing_residual_is_refused_before_anyone_waits(rng, name):
         return True
 
     assert group.run(member, np.split(x, 3)) == [True] * 3
+
+
+def test_a_wrong_residual_is_seen_before_anyone_has_written(rng):
+    x = rng.normal(size=(6, 3))
+    group = new_group(3)
+    bn = bnext.BatchNorm1d(3, dtype=np.float64, group=group, activation="relu")
+
+    def member(rank, shard):
+        return bn(shard, residual=shard[:1] if rank == 1 else shard)
+
+    text = r"rank 1 raised ValueError: residual: expected shape \(2, 3\), got \(1, 3\)$"
+    results = members(group, lambda rank: member(rank, np.split(x, 3)[rank]))
+    assert all(isinstance(result, (ValueError, GroupError)) for result in results)
+    assert re.search(text, str(results[0]))
+    assert str(results[1]) == "residual: expected shape (2, 3), got (1, 3)"
+    assert bn.num_batches_tracked == 0
+    assert not bn.running_mean.any()
