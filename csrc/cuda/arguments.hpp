@@ -27,8 +27,8 @@ enum class Statistics : int {
 
 struct Arguments {
     Cut cut;
-    Operand in[kMostReads];    // x, dy
-    Operand out[kMostWrites];  // y or dx
+    Operand in[kMostInputs];    // x, dy
+    Operand out[kMostOutputs];  // y or dx
     int kept;                  // batches of a part that stay in shared memory between the phases
     int slots;    // for batches there: those, and a ring for the others where there are any
     bool shares;  // parts merge a share of the channels each, and take the others' results

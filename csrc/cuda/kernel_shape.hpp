@@ -2,6 +2,8 @@
 // units are, how many of them a thread asks for at once, how much shared memory sums take.
 #pragma once
 
+#include <algorithm>
+
 #include "core/formulas.hpp"
 #include "cuda/partition.hpp"
 #include "cuda/tuning.hpp"
@@ -49,7 +51,18 @@ struct Sums {
     double pilot = 0;
 };
 inline constexpr Index kSumsBytes = static_cast<Index>(sizeof(Sums));
-inline constexpr int kCoefficients = kMostRows;  // of a channel, of the arithmetic's type
+
+// The most that a formula for which there are kernels has of something.
+template <class Number>
+constexpr int most_of_kernels(Number number) {
+    return std::max(int{number(Formula<Pass::forward, Epilogue::none, float>{})},
+                    int{number(Formula<Pass::backward, Epilogue::none, float>{})});
+}
+inline constexpr int kMostInputs = most_of_kernels([](auto f) { return decltype(f)::kReads; });
+inline constexpr int kMostOutputs = most_of_kernels([](auto f) { return decltype(f)::kWrites; });
+// Of a channel, of the arithmetic's type.
+inline constexpr int kCoefficients =
+    most_of_kernels([](auto f) { return int{decltype(f)::kRows}; });
 
 // Shared memory behind the data: where there are sums, a row of them for the block and one for
 // every warp; then the coefficients.

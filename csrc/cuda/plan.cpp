@@ -26,6 +26,8 @@ bool reduces_alone(Operation operation) {
     return operation == Operation::collect_stats || operation == Operation::backward_reduce;
 }
 
+static_assert(kMostInputs + kMostOutputs == kKernelOperands);
+
 // Data arrays of an operation, as its formula says.
 struct Arrays {
     int read, summed, written;

@@ -2,6 +2,7 @@
 // types, since the two modules are apart; a capsule hands it over.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/problem.hpp"
@@ -42,6 +43,8 @@ struct Scalars {
 // layout: copies have to be made first; path: the forced path cannot run the call.
 enum class Failure : std::int32_t { layout, path, value, runtime };
 
+constexpr std::size_t kKernelOperands = 3;  // x, dy and dx: the most of a kernel
+
 // A call of a kernel. Operands are the data that is read, x first, and then what is written.
 struct KernelCall {
     Operation operation{};
@@ -51,7 +54,7 @@ struct KernelCall {
     Index rank = 0;
     Index channel_axis = 0;
     const Index* shape = nullptr;
-    const Index* strides[kMaxOperands] = {};  // in elements
+    const Index* strides[kKernelOperands] = {};  // in elements
     Addresses at;
     Scalars scalars;
     void* stream = nullptr;
