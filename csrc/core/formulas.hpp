@@ -91,31 +91,19 @@ struct NormalizeActivated : Normalize<V> {
     static constexpr Flags kFlags = Flags::written;
     Fused fused{};
 
-    // ReLU, inline. Returns z.
-    BNEXT_FORMULA V relu(const V (&in)[kReads], V (&out)[kWrites]) const {
-        const V at = z(in[0], in[1]);
-        out[0] = bnext::relu(at);
-        return at;
-    }
-    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
-        out[0] = y(in[0], in[1]);
-    }
-    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], V& flag) const {
-        out[0] = y_and_flag(in[0], in[1], flag);
-    }
-
-private:
-    BNEXT_OUTLINE V y(V x, V residual) const { return activate(fused, z(x, residual)); }
-    BNEXT_OUTLINE V y_and_flag(V x, V residual, V& flag) const {
-        const V at = z(x, residual);
-        flag = passes(fused, at);
-        return activate(fused, at);
-    }
     BNEXT_FORMULA V z(const V& x, const V& residual) const {
         const V in[] = {x};
         V out[1];
         Normalize<V>::operator()(in, out);
         return fused.residual ? out[0] + residual : out[0];
+    }
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
+        out[0] = activate(fused, z(in[0], in[1]));
+    }
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], V& flag) const {
+        const V at = z(in[0], in[1]);
+        flag = passes(fused, at);
+        out[0] = activate(fused, at);
     }
 };
 
@@ -132,11 +120,11 @@ struct ThroughActivation {
     BNEXT_FORMULA V relu(const V& x, const V& dy) const {
         return relu_gradient(fma(x - row[kCenter], row[kScale], row[kShift]), dy);
     }
-    BNEXT_OUTLINE V operator()(V x, V dy, V residual) const {
+    BNEXT_FORMULA V operator()(const V& x, const V& dy, const V& residual) const {
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
     }
-    BNEXT_OUTLINE V by_flag(V dy, V flag) const { return gradient_by_flag(fused, flag, dy); }
+    BNEXT_FORMULA V by_flag(const V& dy, const V& flag) const { return gradient_by_flag(fused, flag, dy); }
 };
 
 // dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g.
@@ -160,21 +148,13 @@ struct GradientActivated {
         return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
-        out[0] = dx(in[0], in[1], in[2], out[1]);
+        const V z = fma(in[0] - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
+        out[1] = gradient_through(fused, fused.residual ? z + in[2] : z, in[1]);
+        out[0] = from_gradient(in[0], out[1]);
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], const V& flag) const {
-        out[0] = dx_by_flag(in[0], in[1], flag, out[1]);
-    }
-
-private:
-    BNEXT_OUTLINE V dx(V x, V dy, V residual, V& dresidual) const {
-        const V z = fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
-        dresidual = gradient_through(fused, fused.residual ? z + residual : z, dy);
-        return from_gradient(x, dresidual);
-    }
-    BNEXT_OUTLINE V dx_by_flag(V x, V dy, V flag, V& dresidual) const {
-        dresidual = gradient_by_flag(fused, flag, dy);
-        return from_gradient(x, dresidual);
+        out[1] = gradient_by_flag(fused, flag, in[1]);
+        out[0] = from_gradient(in[0], out[1]);
     }
 };
 

@@ -86,64 +86,67 @@ BNEXT_FORCE_INLINE Pack<C> relu_gradient_by_flags(const std::uint8_t* p, int col
     return relu_gradient(load_flags<C>(p, columns), dy);
 }
 
-// Calls the formula on packs that were loaded. Activated ones are called out of line, with the
-// flags of the pack (null: none), of which the first `columns` values exist (0: all).
-template <class Formula, class P>
-BNEXT_NO_INLINE void call_activated(const Formula& formula, const P (&in)[Formula::kReads],
-                                    P (&out)[Formula::kWrites], std::uint8_t* flags, int columns) {
-    if (flags == nullptr) {
-        formula(in, out);
-    } else if constexpr (Formula::kFlags == Flags::read) {
-        formula(in, out, load_flags<LaneOf<P>>(flags, columns));
-    } else {
-        P flag = in[0];
-        formula(in, out, flag);
-        store_flags(flags, columns, flag);
-    }
-}
 template <class Formula>
 inline constexpr bool kIsActivated = Formula::kFlags != Flags::none;
 
-// Which formulas have ReLU inline: of float32, the most common ones.
+// Writes a pack by an activated formula, out of line: from from[i] to to[w], with its flags (null:
+// none), of which the first `columns` values exist (0: all).
 template <class Formula, class T>
-inline constexpr bool kInlinesRelu = kIsActivated<Formula> && sizeof(T) == 4;
-
-// Loads the packs of the inputs by load(i), and calls the formula.
-template <class T, class Formula, class P, class Load>
-BNEXT_FORCE_INLINE void call_formula(const Formula& formula, P (&out)[Formula::kWrites],
-                                     std::uint8_t* flags, int columns, Load&& load) {
-    P in[Formula::kReads];
-    constexpr int kLast = Formula::kReads - 1;  // of activated ones, the residual
-    unrolled<kLast>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
-    if constexpr (kInlinesRelu<Formula, T>) {
-        const bool is_relu = formula.fused.activation == Activation::relu;
-        if constexpr (Formula::kFlags == Flags::written) {
-            if (is_relu) {
-                in[kLast] = formula.fused.residual ? load(Number<kLast>{}) : in[0];
-                const P z = formula.relu(in, out);
-                if (flags != nullptr) store_relu_flags(flags, columns, z);
-                return;
-            }
-        } else if (is_relu && flags != nullptr) {
-            out[1] = relu_gradient_by_flags(flags, columns, in[1]);
-            out[0] = formula.from_gradient(in[0], out[1]);
-            return;
-        } else if (is_relu && !formula.fused.residual) {
-            out[0] = formula.from_gradient(in[0], formula.relu(in[0], in[1]));
-            return;
-        }
-    }
-    in[kLast] = load(Number<kLast>{});
-    if constexpr (kIsActivated<Formula>) {
-        call_activated(formula, in, out, flags, columns);
-    } else {
+BNEXT_NO_INLINE void write_out_of_line(const Formula& formula, const T* const (&from)[Formula::kReads],
+                                       T* const (&to)[Formula::kWrites], std::uint8_t* flags,
+                                       int columns, bool streams) {
+    Pack<Compute<T>> in[Formula::kReads], out[Formula::kWrites];
+    for (int i = 0; i < Formula::kReads; ++i) in[i] = load_columns(from[i], columns);
+    if (flags == nullptr) {
         formula(in, out);
+    } else if constexpr (Formula::kFlags == Flags::read) {
+        formula(in, out, load_flags<Compute<T>>(flags, columns));
+    } else {
+        Pack<Compute<T>> flag = in[0];
+        formula(in, out, flag);
+        store_flags(flags, columns, flag);
+    }
+    // The last output, the residual's gradient, may not be wanted.
+    const int wanted = Formula::kWrites == 1 || formula.fused.residual ? Formula::kWrites : 1;
+    for (int w = 0; w < wanted; ++w) {
+        streams ? stream(to[w], out[w]) : store_columns(to[w], columns, out[w]);
     }
 }
 
-// Whether the formula's output w is wanted: of activated ones, the residual's gradient may not be.
-template <class Formula>
-BNEXT_FORCE_INLINE bool writes_output(const Formula& formula, int w) {
-    if constexpr (Formula::kFlags == Flags::read) return w == 0 || formula.fused.residual;
-    return true;
+// Which formulas have ReLU inline besides: of float32, where registers are wide.
+template <class Formula, class T>
+inline constexpr bool kInlinesRelu = kIsActivated<Formula> && sizeof(T) == 4 && kNativeBytes > 16;
+
+// The same, with ReLU inline: from from(i), to to(w).
+template <bool kStreams, class T, class Formula, class From, class To>
+BNEXT_FORCE_INLINE void write_activated(const Formula& formula, std::uint8_t* flags, int columns,
+                                        From&& from, To&& to) {
+    if constexpr (kInlinesRelu<Formula, T>) {
+        const auto load_from = [&](auto i)
+                                   BNEXT_INLINE_LAMBDA { return load_columns(from(i), columns); };
+        const auto store_to = [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+            kStreams ? stream(to(w), pack) : store_columns(to(w), columns, pack);
+        };
+        if (formula.fused.activation == Activation::relu) {
+            const Pack<float> x = load_from(Number<0>{});
+            if constexpr (Formula::kFlags == Flags::written) {
+                const Pack<float> z =
+                    formula.z(x, formula.fused.residual ? load_from(Number<1>{}) : x);
+                store_to(Number<0>{}, relu(z));
+                if (flags != nullptr) store_relu_flags(flags, columns, z);
+            } else {
+                const Pack<float> dy = load_from(Number<1>{});
+                const Pack<float> g = flags != nullptr ? relu_gradient_by_flags(flags, columns, dy)
+                                                       : formula.relu(x, dy);
+                store_to(Number<0>{}, formula.from_gradient(x, g));
+                if (formula.fused.residual) store_to(Number<1>{}, g);
+            }
+            return;
+        }
+    }
+    const T* in[Formula::kReads];
+    T* out[Formula::kWrites];
+    unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = from(i); });
+    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { out[w] = to(w); });
+    write_out_of_line<Formula, T>(formula, in, out, flags, columns, kStreams);
 }

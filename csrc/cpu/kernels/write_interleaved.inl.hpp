@@ -101,13 +101,10 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
     } else {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             const Index first = g * kLanes;
-            write_pack<T>(
+            write_columns<kStreams, T>(
                 formulas.pack[g], rows.flags_at(r, c + first), columns,
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i, first), columns); },
-                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                    kStreams ? stream(to(w, first), pack)
-                             : store_columns(to(w, first), columns, pack);
-                });
+                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i, first); },
+                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); });
         });
     }
 }
@@ -281,13 +278,10 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Inde
         } else {
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
-                write_pack<T>(
+                write_columns<kStreams, T>(
                     formula_of_pack<Formula>(all, k + first, 0), nullptr, 0,
-                    [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
-                    [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                        T* const p = runs.out[w] + j + first;
-                        kStreams ? stream(p, pack) : store(p, pack);
-                    });
+                    [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j + first; },
+                    [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j + first; });
             });
         }
         k += step;

@@ -29,44 +29,55 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
 }
 
 // Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
-template <class T, class Formula, class Load, class Store>
-BNEXT_FORCE_INLINE void write_pack(const Formula& formula, std::uint8_t* flags, int columns,
-                                   Load&& load, Store&& store) {
-    Pack<Compute<T>> out[Formula::kWrites];
-    call_formula<T>(formula, out, flags, columns, load);
-    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-        if (writes_output(formula, w)) store(w, out[w]);
-    });
+template <class Formula, class Load, class Store>
+BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& store) {
+    decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
+    unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
+    formula(in, out);
+    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { store(w, out[w]); });
 }
 
-// The same of a unit at from(i): pack h by formula_of(h), to to(w).
+// The same of a unit, from from(i) to to(w), pack h by formula_of(h). `flags`: the unit's, or null.
 template <bool kStreams, class Formula, class T, class FormulaOfPack, class From, class To>
 BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formula_of, From&& from,
                                       To&& to) {
     if constexpr (kIsActivated<Formula>) {
         unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
             constexpr Index first = h * kLanes;
-            write_pack<T>(
+            write_activated<kStreams, T>(
                 formula_of(h), flags != nullptr ? flags + first : nullptr, 0,
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load(from(i) + first); },
-                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                    T* const p = to(w) + first;
-                    kStreams ? stream(p, pack) : store(p, pack);
-                });
+                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i) + first; },
+                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w) + first; });
         });
-        return;
+    } else {
+        Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
+        unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
+            write_pack(
+                formula_of(h),
+                [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
+                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
+        });
+        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
+            write_unit<kStreams>(static_cast<T*>(to(w)),
+                                 [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
+        });
     }
-    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
-    unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
-        write_pack<T>(
-            formula_of(h), nullptr, 0,
-            [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
-            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
-    });
-    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-        write_unit<kStreams>(static_cast<T*>(to(w)),
-                             [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
-    });
+}
+
+// A pack from from(i) to to(w), of which the first `columns` values exist (0: all).
+template <bool kStreams, class T, class Formula, class From, class To>
+BNEXT_FORCE_INLINE void write_columns(const Formula& formula, std::uint8_t* flags, int columns,
+                                      From&& from, To&& to) {
+    if constexpr (kIsActivated<Formula>) {
+        write_activated<kStreams, T>(formula, flags, columns, from, to);
+    } else {
+        write_pack(
+            formula,
+            [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i), columns); },
+            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+                kStreams ? stream(to(w), pack) : store_columns(to(w), columns, pack);
+            });
+    }
 }
 
 // How many lanes of pack h belong to the unit's first n values.
@@ -127,11 +138,10 @@ BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
 template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_pack_at(const Runs<Formula, T>& runs, Index j, int columns,
                                       const Formula& formula) {
-    write_pack<T>(
+    write_columns<false, T>(
         formula, runs.flags_at(j), columns,
-        [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
-        [&](auto w, const auto& pack)
-            BNEXT_INLINE_LAMBDA { store_columns(runs.out[w] + j, columns, pack); });
+        [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
+        [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
 }
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
