@@ -154,9 +154,7 @@ def _verdict(merged):
     rows = results.rows_of(merged)
     found = promises.verdicts(rows, merged["environment"]["caches"], merged["accuracy"])
     for v in found:
-        figure = "" if v.figure is None else f"; it is {v.figure:.2f}"
-        where = f" ({v.where})" if v.where else ""
-        print(f"{v.word}: {v.text}: at least {v.least:g}{figure}{where}")
+        print(v.line)
     slow = promises.losses(rows)
     print(f"\nSlower than PyTorch by more than 5 %: {len(slow)} of {len(rows)} rows")
     for row in slow:

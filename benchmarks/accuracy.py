@@ -7,8 +7,9 @@ statistics with momentum 1. An error is counted in units in the last place (ulp)
 dtype, at the largest magnitude in the channel (`exact` says of which value). The tables have the
 largest error of all channels, as a mean over several draws of the data, since the largest error of
 all draws is luck. The exact result is computed in long double for float64 data, and in float64 for
-the others (so the tests' reference does not serve here). 16-bit data has float32 parameters and
-statistics: rounding y and dx once, at the end, costs half a unit.
+the others (so the tests' reference does not serve here). Cases with an activation have it in the
+same pass, where PyTorch has two operators. 16-bit data has float32 parameters and statistics:
+rounding y and dx once, at the end, costs half a unit.
 
 Exits with 1 if bnext is worse than PyTorch anywhere, and with 2 if it cannot compare.
 """
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     name: str
     shape: tuple[int, ...]
     channels_last: bool = False
+    activation: str | None = None  # in the same pass; PyTorch's is one after the other
 
 
 CASES = (
@@ -64,6 +66,10 @@ CASES = (
     Case("NCHW 224x224", (2, 4, 224, 224)),
     Case("NC 64x20", (64, 20)),
     Case("NC 8192x32", (8192, 32)),
+    # The derivative of a ReLU jumps, so that an error of z in the last place is one of dy's size.
+    Case("NCHW SiLU", (8, 16, 28, 28), activation="silu"),
+    Case("NHWC SiLU", (8, 16, 28, 28), channels_last=True, activation="silu"),
+    Case("NCHW GELU~", (8, 16, 28, 28), activation="gelu_tanh"),
 )
 
 
@@ -73,6 +79,7 @@ class Inputs(NamedTuple):
     weight: np.ndarray
     bias: np.ndarray
     eps: float
+    activation: str | None = None
 
 
 class Results(NamedTuple):
@@ -144,7 +151,25 @@ def draw(kind, case, dtype, seed):
         weight=rng.uniform(0.5, 2, channels).astype(parameter),
         bias=rng.normal(size=channels).astype(parameter),
         eps=eps,
+        activation=case.activation,
     )
+
+
+def silu(z):
+    """SiLU and its derivative."""
+    sigmoid = 1 / (1 + np.exp(-z))
+    return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+
+
+def gelu_tanh(z):
+    """GELU by its approximation with tanh, and its derivative (Hendrycks and Gimpel 2016)."""
+    root = 1 / np.sqrt(2 * np.arctan(z.dtype.type(1)))  # sqrt(2 / pi)
+    cubic = z.dtype.type("0.044715")
+    t = np.tanh(root * (z + cubic * z**3))
+    return z * (1 + t) / 2, (1 + t + z * (1 - t * t) * root * (1 + 3 * cubic * z * z)) / 2
+
+
+ACTIVATIONS = {None: lambda z: (z, np.ones_like(z)), "silu": silu, "gelu_tanh": gelu_tanh}
 
 
 def rows(array):
@@ -174,10 +199,12 @@ def exact(inputs):
     var = np.square(centred).mean(axis=1, keepdims=True)
     rstd = 1 / np.sqrt(var + wider(inputs.eps))
     xhat = centred * rstd
+    y, slope = ACTIVATIONS[inputs.activation](xhat * weight + bias)
+    dy = dy * slope
     dbias = dy.sum(axis=1, keepdims=True)
     dweight = (dy * xhat).sum(axis=1, keepdims=True)
     dx = weight * rstd * (dy - dbias / n - xhat * dweight / n)
-    results = Results(xhat * weight + bias, dx, dweight, dbias, mean, var * n / (n - 1))
+    results = Results(y, dx, dweight, dbias, mean, var * n / (n - 1))
 
     far = np.abs(mean * rstd) if wider is np.longdouble else np.zeros_like(mean)
     far_dx = np.abs(weight * rstd / n) * far * np.maximum(np.abs(dweight), np.abs(xhat * dbias))
@@ -191,13 +218,13 @@ def exact(inputs):
 
 
 def of_bnext(inputs):
-    x, dy, weight, bias, eps = inputs
+    x, dy, weight, bias, eps, activation = inputs
     if x.dtype != weight.dtype:  # a layer has the dtype of its parameters
-        y, saved = bnext.batch_norm_forward(x, weight, bias, eps=eps)
+        y, saved = bnext.batch_norm_forward(x, weight, bias, eps=eps, activation=activation)
         dx, dweight, dbias = bnext.batch_norm_backward(dy, x, saved, weight)
         statistics = saved.mean, saved.m2 / (saved.count - 1)
         return Results(y, dx, dweight, dbias, *(s.astype(weight.dtype) for s in statistics))
-    layer = bnext.BatchNorm(x.shape[1], eps, momentum=1.0, dtype=x.dtype)
+    layer = bnext.BatchNorm(x.shape[1], eps, momentum=1.0, dtype=x.dtype, activation=activation)
     layer.weight[...], layer.bias[...] = weight, bias
     y = layer(x)
     dx = layer.backward(dy)
@@ -214,7 +241,13 @@ def of_torch(inputs):
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
-    y = layer(x)
+    functional = torch.nn.functional
+    after = {
+        None: lambda z: z,
+        "silu": functional.silu,
+        "gelu_tanh": lambda z: functional.gelu(z, approximate="tanh"),
+    }
+    y = after[inputs.activation](layer(x))
     y.backward(dy)
 
     def array(tensor):

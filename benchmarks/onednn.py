@@ -35,10 +35,10 @@ class Layer:
     """One case in one of oneDNN's formats, with the arrays bound to it.
 
     If the case has another format, the data is reordered here, outside any timing, and `output`
-    reorders the output back.
+    reorders the output back. With `relu`, a ReLU is fused to it.
     """
 
-    def __init__(self, data, format):
+    def __init__(self, data, format, *, relu=False):
         self.native, self.data, self.format = onednn(), data, format
         case = data.case
         threads = bnext.get_num_threads()
@@ -48,7 +48,7 @@ class Layer:
             )
         shape = (ctypes.c_int64 * len(case.shape))(*case.shape)
         self.layer = self.native.onednn_create(
-            shape, len(case.shape), case.dtype.encode(), format.encode(), EPS
+            shape, len(case.shape), case.dtype.encode(), format.encode(), EPS, relu
         )
         if not self.layer:
             raise UnavailableError(f"oneDNN, {format}: {self.error()}")
@@ -124,12 +124,12 @@ def onednn_calls(data):
     return {(op, pages): layer.call(op, pages) for op in OPERATIONS for pages in ("warm", "fresh")}
 
 
-def fastest_layers(data):
+def fastest_layers(data, *, relu=False):
     """The fastest format by trial, for each operation: a dictionary of layers."""
     fastest, shortest = {}, {}
     for format in FORMATS_OF_LARGE if data.case.nbytes > LARGE else FORMATS:
         try:
-            layer = Layer(data, format)
+            layer = Layer(data, format, relu=relu)
         except UnavailableError:
             continue
         if layer.implementation("forward").startswith("ref"):  # orders of magnitude slower
@@ -153,7 +153,7 @@ def _time(call):
     return min(times)
 
 
-def best_calls(data, note=None):
+def best_calls(data, note=None, *, relu=False):
     """Prepare oneDNN on data reordered to its fastest format.
 
     Reordering is not in the time: a network that runs in oneDNN keeps its tensors in such a layout.
@@ -164,7 +164,7 @@ def best_calls(data, note=None):
     if data.case.channels_last:
         raise UnavailableError("stands beside the planar case of the same shape")
     calls = {}
-    for operation, layer in fastest_layers(data).items():
+    for operation, layer in fastest_layers(data, relu=relu).items():
         if note:
             note(operation, layer.format, layer.implementation(operation))
         for pages in ("warm", "fresh"):

@@ -1,5 +1,8 @@
 """The peers of bnext in the suite, under their names in the results."""
 
+import contextlib
+import importlib
+
 import bnext
 from benchmarks import onednn, shared_libraries
 from benchmarks.shared_libraries import UnavailableError
@@ -103,15 +106,58 @@ def compile_calls(data):
     calls = {}
     for function, given in arguments.items():
         compiled = torch.compile(function, dynamic=False)
-        try:
+        with _compiling():
             compiled(*given)
-        except Exception as error:  # any error of the compiler below it
-            raise UnavailableError(
-                f"torch.compile: {str(error).strip().splitlines()[0]}"
-            ) from error
         for pages in ("fresh", "warm"):
             calls[function.__name__, pages] = lambda f=compiled, given=given: f(*given)
     return calls
+
+
+@contextlib.contextmanager
+def _compiling():
+    """Any error of a compiler is a reason to leave it out."""
+    try:
+        yield
+    except Exception as error:
+        raise UnavailableError(f"torch.compile: {str(error).strip().splitlines()[0]}") from error
+
+
+def chain_calls(data, *, residual, relu, compiled=False):
+    """PyTorch's batch norm, addition and ReLU one after the other, and autograd through them.
+
+    Forward records for backward, as in training. `data.dy` stands for the residual too. With
+    `compiled`, torch.compile fuses the chain, here and once, outside the time.
+    """
+    torch = _torch()
+    x, dy, weight, bias = map(as_tensor, (data.x, data.dy, data.weight, data.bias))
+    inputs = [x, weight, bias, *([as_tensor(data.dy)] if residual else [])]
+    for tensor in inputs:
+        tensor.requires_grad_()
+
+    def chain(x, weight, bias, residual=None):
+        z = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.1, EPS)
+        if residual is not None:
+            z = z + residual
+        return torch.relu(z) if relu else z
+
+    def backward():
+        return torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+    if not compiled:
+        y = chain(*inputs)
+        return {"forward": lambda: chain(*inputs), "backward": backward}
+    torch.compiler.reset()
+    function = torch.compile(chain, dynamic=False)
+    with _compiling(), _kept_buffers():
+        y = function(*inputs)
+        backward()
+    return {"forward": lambda: function(*inputs), "backward": backward}
+
+
+def _kept_buffers():
+    """Compile backward passes that may run again: they leave what forward kept for them."""
+    config = importlib.import_module("torch._functorch.config")
+    return config.patch(donated_buffer=False)
 
 
 class BestCopier(Copier):

@@ -4,6 +4,7 @@ Promises are for two threads and, unless they say otherwise, for the kernels alo
 ratio is the peer's time over bnext's.
 """
 
+import math
 from dataclasses import dataclass
 
 from benchmarks.summaries import below_share, resnet50_sums, slower_than
@@ -22,12 +23,21 @@ class Verdict:
     least: float
     figure: float | None
     where: str = ""  # the worst case, where there are several
+    most: float = math.inf
+
+    @property
+    def line(self):
+        """The promise and its figure, in a line of text."""
+        bound = f"at least {self.least:g}" if self.most == math.inf else f"at most {self.most:g}"
+        figure = "" if self.figure is None else f"; it is {self.figure:.3f}"
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.word}: {self.text}: {bound}{figure}{where}"
 
     @property
     def word(self):
         if self.figure is None:
             return "not measured"
-        return "kept" if self.figure >= self.least else "NOT KEPT"
+        return "kept" if self.least <= self.figure <= self.most else "NOT KEPT"
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def onednn():
         ("error", text, []),
         ("version", text, []),
         ("set_threads", integer, [integer]),
-        ("create", layer, [pointer, integer, text, text, ctypes.c_float]),
+        ("create", layer, [pointer, integer, text, text, ctypes.c_float, integer]),
         ("destroy", None, [layer]),
         ("bytes", ctypes.c_size_t, [layer]),
         ("implementation", text, [layer, integer]),

@@ -14,8 +14,8 @@ TERMS = (
     "thread", "team", "region", "task", "Plan", "schedule", "kernel table", "pool",
     "path", "part", "position", "step", "cursor",
     "phase", "seam", "Moments", "m2", "mean_low", "rstd", "row of statistics", "Saved",
-    "coefficients", "formula", "epilogue", "running statistics", "momentum", "estimator",
-    "Bessel's correction",
+    "coefficients", "formula", "epilogue", "activation", "residual", "z", "g", "flag",
+    "running statistics", "momentum", "estimator", "Bessel's correction",
     "group", "member", "shard", "exchange", "header", "generation", "roll call", "replay", "turn",
     "point", "visit", "library", "engine", "intake", "ArrayRef", "Role", "Call", "plain", "road",
 )  # fmt: skip

@@ -33,6 +33,11 @@ ANY_MEAN = 8.0
 # directions.
 PARAMETER_GRADIENT = {np.float32: 1.0, np.float64: 64.0}
 
+# Values of activations, in units of the largest value, and of their derivatives, in units of the
+# largest derivative. Smooth ones have 4 (8 without fused multiply-add) and the last product one
+# more; the others are exact but for the product. (csrc/core/smooth_activations.hpp)
+ACTIVATION = 9.0
+
 # Moments are float64 whatever the data, and so are these units. Values are summed about a pilot:
 # the first value of a tile for float32, the tile's mean for float64. Where that first value is an
 # outlier, the 256 values that follow each other in one lane are all as far from it, their sum is

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -68,7 +69,9 @@ struct Data {
         : description(describe(shape, layout, DTypeOf<T>::value)),
           x_values(problem().elements()),
           dy_values(problem().elements()),
-          out_values(problem().elements()) {
+          out_values(problem().elements()),
+          dresidual_values(problem().elements()),
+          flag_values(problem().elements()) {
         std::minstd_rand random(static_cast<unsigned>(shape.channels + shape.inner));
         x_values.fill(random);
         dy_values.fill(random);
@@ -76,6 +79,8 @@ struct Data {
         cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, statistics());
         cpu::backward_reduce<T>(problem(), dy(), x(), statistics(), sum_dy.data(),
                                 sum_dy_xmu.data());
+        cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, statistics(),
+                        applied(Activation::relu, true));  // the flags, for backward
     }
 
     [[nodiscard]] const Problem& problem() const { return description.problem; }
@@ -84,13 +89,27 @@ struct Data {
     cpu::View<T> out() { return {out_values.data(), description.strides[0]}; }
     StatisticsOut statistics() { return {rows.data(), problem().channels}; }
     cpu::Affine<T> affine() { return {weight.data(), bias.data()}; }
+    // What a pass with this epilogue is given. dy stands for the residual too: no pass here reads
+    // both.
+    cpu::Applied<T> applied(Activation activation, bool residual) {
+        cpu::Applied<T> applied{.fused = {.activation = activation, .residual = residual}};
+        if (residual) applied.residual = dy();
+        if (residual) applied.dresidual = {dresidual_values.data(), description.strides[0]};
+        if (applied.fused.keeps_flags()) {
+            applied.flags = {flag_values.data(), description.strides[0]};
+        }
+        applied.of_forward = affine();
+        return applied;
+    }
 
     Description description;
-    Buffer<T> x_values, dy_values, out_values;
+    Buffer<T> x_values, dy_values, out_values, dresidual_values;
+    Buffer<std::uint8_t> flag_values;
     std::size_t channels = static_cast<std::size_t>(description.problem.channels);
     std::vector<Param<T>> weight = std::vector<Param<T>>(channels, Param<T>{1.5});
     std::vector<Param<T>> bias = std::vector<Param<T>>(channels, Param<T>{0.5});
-    std::vector<double> rows = std::vector<double>(static_cast<std::size_t>(kStatisticsRows) * channels);
+    std::vector<double> rows =
+        std::vector<double>(static_cast<std::size_t>(kStatisticsRows) * channels);
     std::vector<double> sum_dy = std::vector<double>(channels);
     std::vector<double> sum_dy_xmu = std::vector<double>(channels);
 };

@@ -23,7 +23,20 @@ struct Operation {
     void (*run)(Data<T>& d);
 };
 
-// The phases alone, and fused.
+template <class T, Activation kActivation, bool kResidual>
+void forward_with(Data<T>& d) {
+    cpu::forward<T>(d.problem(), d.x(), d.out(), d.affine(), 1e-5, d.statistics(),
+                    d.applied(kActivation, kResidual));
+}
+
+template <class T, Activation kActivation, bool kResidual>
+void backward_with(Data<T>& d) {
+    cpu::backward<T>(d.problem(), d.dy(), d.x(), d.out(), d.statistics(), d.weight.data(),
+                     d.sum_dy.data(), d.sum_dy_xmu.data(), d.applied(kActivation, kResidual));
+}
+
+// The phases alone, and fused; and with what follows (core/activation.hpp). The flags of an
+// addition and a ReLU, a byte a value, are not in the floor.
 template <class T>
 constexpr Operation<T> kOperations[] = {
     {"collect_stats", 1,
@@ -52,6 +65,12 @@ constexpr Operation<T> kOperations[] = {
          cpu::backward<T>(d.problem(), d.dy(), d.x(), d.out(), d.statistics(), d.weight.data(),
                           d.sum_dy.data(), d.sum_dy_xmu.data());
      }},
+    {"forward_relu", 2, forward_with<T, Activation::relu, false>},
+    {"forward_add_relu", 3, forward_with<T, Activation::relu, true>},
+    {"forward_silu", 2, forward_with<T, Activation::silu, false>},
+    {"backward_relu", 3, backward_with<T, Activation::relu, false>},
+    {"backward_add_relu", 4, backward_with<T, Activation::relu, true>},
+    {"backward_silu", 3, backward_with<T, Activation::silu, false>},
 };
 
 template <class T>

@@ -114,7 +114,7 @@ def _check():
     kept = True
     for v in verdicts():
         kept = kept and v.word == "kept"
-        print(f"{v.word}: {v.text}: at least {v.least:.3g}; it is {v.figure:.3f}", flush=True)
+        print(v.line, flush=True)
     return 0 if kept else 1
 
 

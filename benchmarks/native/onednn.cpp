@@ -71,25 +71,27 @@ memory::data_type type_of(const std::string& name) {
 
 class Layer {
 public:
-    Layer(const memory::dims& shape, const char* dtype, const char* format, float eps)
+    // With `relu`, forward and inference end in a ReLU, and backward begins with its derivative.
+    Layer(const memory::dims& shape, const char* dtype, const char* format, float eps, bool relu)
         : engine_(dnnl::engine::kind::cpu, 0),
           stream_(engine_),
           data_(shape, type_of(dtype), tag_of(format, shape.size())),
           plain_(shape, type_of(dtype), tag_of("planar", shape.size())),
           channels_last_(shape, type_of(dtype), tag_of("channels last", shape.size())),
           channel_({shape[1]}, memory::data_type::f32, Tag::a) {
-        const auto affine =
-            dnnl::normalization_flags::use_scale | dnnl::normalization_flags::use_shift;
+        using Flags = dnnl::normalization_flags;
+        const Flags flags =
+            Flags::use_scale | Flags::use_shift | (relu ? Flags::fuse_norm_relu : Flags::none);
         const Forward::primitive_desc training(engine_, dnnl::prop_kind::forward_training, data_,
-                                               data_, eps, affine);
+                                               data_, eps, flags);
         const Backward::primitive_desc backward(engine_, dnnl::prop_kind::backward, data_, data_,
-                                                data_, eps, affine, training);
-        const Forward::primitive_desc inference(
-            engine_, dnnl::prop_kind::forward_inference, data_, data_, eps,
-            affine | dnnl::normalization_flags::use_global_stats);
+                                                data_, eps, flags, training);
+        const Forward::primitive_desc inference(engine_, dnnl::prop_kind::forward_inference, data_,
+                                                data_, eps, flags | Flags::use_global_stats);
         primitives_ = {Forward(training), Backward(backward), Forward(inference)};
         implementations_ = {training.impl_info_str(), backward.impl_info_str(),
                             inference.impl_info_str()};
+        if (relu) workspace_ = memory(training.workspace_desc(), engine_);
     }
 
     void bind(const Arrays& a) {
@@ -113,6 +115,10 @@ public:
                                   {DNNL_ARG_SHIFT, channel(a.bias)},
                                   {DNNL_ARG_MEAN, channel(a.given_mean)},
                                   {DNNL_ARG_VARIANCE, channel(a.given_var)}};
+        if (!workspace_) return;
+        for (const Operation operation : {kForward, kBackward}) {
+            arguments_[operation][DNNL_ARG_WORKSPACE] = workspace_;
+        }
     }
 
     void run(int operation) { execute(operation, arguments_.at(index(operation))); }
@@ -150,6 +156,7 @@ private:
     dnnl::engine engine_;
     dnnl::stream stream_;
     memory::desc data_, plain_, channels_last_, channel_;
+    memory workspace_;  // a bit or a byte for every value: which of them the ReLU has passed
     std::array<dnnl::primitive, kOperations> primitives_;
     std::array<std::string, kOperations> implementations_;
     std::array<Arguments, kOperations> arguments_;
@@ -193,11 +200,11 @@ EXPORT int onednn_set_threads(int threads) {
 }
 
 EXPORT Layer* onednn_create(const std::int64_t* shape, int dimensions, const char* dtype,
-                            const char* format, float eps) {
+                            const char* format, float eps, int relu) {
     std::unique_ptr<Layer> layer;
     guarded([&] {
-        layer =
-            std::make_unique<Layer>(memory::dims(shape, shape + dimensions), dtype, format, eps);
+        layer = std::make_unique<Layer>(memory::dims(shape, shape + dimensions), dtype, format, eps,
+                                        relu != 0);
     });
     return layer.release();
 }

@@ -22,8 +22,8 @@ cpu::Affine<T> affine_of(Intake& call) {
 }
 
 // f(type, arrays, affine) over the arrays of a call, of the dtype of its data, without the GIL; y
-// or dx, made by `results` unless there is `out`. Without `results`, f only reads. `dresidual`: where
-// to put the residual's gradient, if it is wanted.
+// or dx, made by `results` unless there is `out`. Without `results`, f only reads. `dresidual`:
+// where to put the residual's gradient, if it is wanted.
 template <class F>
 py::object compute(Intake& call, const std::optional<Results>& results, const F& f,
                    py::object* dresidual = nullptr, CallFlags flags = {}) {
@@ -39,13 +39,16 @@ py::object compute(Intake& call, const std::optional<Results>& results, const F&
 
 // --- an activation, a residual -------------------------------------------------------------------
 
-// What a forward pass applies besides.
+// What a forward pass applies besides, if anything.
 template <class T>
-cpu::Applied<T> applied_of(const Call& call, const Operands& arrays) {
-    cpu::Applied<T> applied{call.applied()};
-    applied.residual = arrays.residual<T>();
-    applied.flags = arrays.flags();
-    return applied;
+std::optional<cpu::Applied<T>> applied_of(const Call& call, const Operands& arrays) {
+    const Fused fused = call.applied();
+    if (!fused.any()) return {};
+    return cpu::Applied<T>{fused, arrays.residual<T>(), arrays.flags()};
+}
+template <class T>
+const cpu::Applied<T>* pointer_to(const std::optional<cpu::Applied<T>>& applied) {
+    return applied ? &*applied : nullptr;
 }
 
 // What it leaves for the backward pass; null without an activation or a residual. Flags are made by
@@ -82,23 +85,24 @@ public:
     AppliedAgain(const Saved& saved, const Operands& arrays) {
         if (saved.epilogue == nullptr) return;
         const SavedEpilogue& kept = *saved.epilogue;
-        applied_.fused = kept.fused;
-        applied_.residual = arrays.residual<T>();
-        applied_.flags = arrays.flags();
-        applied_.dresidual = arrays.dresidual<T>();
-        applied_.of_forward = {parameter(kept.weight, weight_), parameter(kept.bias, bias_)};
+        applied_ = {kept.fused,
+                    arrays.residual<T>(),
+                    arrays.flags(),
+                    arrays.dresidual<T>(),
+                    {parameter(kept.weight, weight_), parameter(kept.bias, bias_)}};
     }
-    [[nodiscard]] const cpu::Applied<T>& get() const { return applied_; }
+    [[nodiscard]] const cpu::Applied<T>* get() const { return pointer_to(applied_); }
 
 private:
-    static const Param<T>* parameter(const std::vector<double>& row, std::vector<Param<T>>& values) {
+    static const Param<T>* parameter(const std::vector<double>& row,
+                                     std::vector<Param<T>>& values) {
         if (row.empty()) return nullptr;
         for (const double each : row) values.push_back(static_cast<Param<T>>(each));
         return values.data();
     }
 
-    cpu::Applied<T> applied_{};
     std::vector<Param<T>> weight_, bias_;
+    std::optional<cpu::Applied<T>> applied_;
 };
 
 // Where the residual's gradient goes, if the pass makes one.
@@ -140,8 +144,9 @@ inline py::object apply_norm_by(Intake& call, Saved& saved, const Results& resul
     auto epilogue = keeps ? epilogue_of(call) : nullptr;
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
+        const auto applied = applied_of<T>(call.call, arrays);
         cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), saved.rows(),
-                           saved.eps, affine, applied_of<T>(call.call, arrays));
+                           saved.eps, affine, pointer_to(applied));
     };
     const py::object y = compute(call, results, pass, nullptr, flags_to_make(epilogue));
     saved.epilogue = std::move(epilogue);

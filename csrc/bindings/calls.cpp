@@ -21,9 +21,10 @@ py::object forward(Taken& taken) {
     auto epilogue = taken.keeps ? epilogue_of(call) : nullptr;
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        saved.count = static_cast<Index>(
-            cpu::forward<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), affine, saved.eps,
-                            saved.rows(), applied_of<T>(call.call, arrays)));
+        const auto applied = applied_of<T>(call.call, arrays);
+        saved.count = static_cast<Index>(cpu::forward<T>(arrays.problem(), arrays.x<T>(),
+                                                         arrays.target<T>(), affine, saved.eps,
+                                                         saved.rows(), pointer_to(applied)));
     };
     const py::object y =
         compute(call, Results(call.library()), pass, nullptr, flags_to_make(epilogue));
@@ -88,7 +89,7 @@ constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=Fals
 // dx of given statistics, which are constants: backward_apply without the sums.
 template <class T>
 void scale_activated(const Operands& arrays, const Saved& saved, const Param<T>* weight,
-                     const cpu::Applied<T>& applied) {
+                     const cpu::Applied<T>* applied) {
     const Sums none(saved.channels());
     cpu::backward_apply<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
                            saved.rows(), weight, none.dy.data(), none.dy_xmu.data(), 1.0, applied);
@@ -101,7 +102,7 @@ py::object backward(Taken& taken) {
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         const AppliedAgain<T> again(saved, arrays);
-        const cpu::Applied<T>& applied = again.get();
+        const cpu::Applied<T>* const applied = again.get();
         if (saved.batch_statistics) {
             cpu::backward<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
                              saved.rows(), affine.weight, sums.dy.data(), sums.dy_xmu.data(),
@@ -110,7 +111,7 @@ py::object backward(Taken& taken) {
         }
         cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
                                 sums.dy.data(), sums.dy_xmu.data(), applied);
-        if (applied.fused.changes_backward()) {
+        if (applied != nullptr && applied->fused.changes_backward()) {
             scale_activated<T>(arrays, saved, affine.weight, applied);
         } else {
             scale_gradient<T>(arrays, arrays.dy<T>(), saved, affine.weight);

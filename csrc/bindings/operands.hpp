@@ -25,8 +25,8 @@ struct CallFlags {
 };
 
 // The inputs of one call (x, dy, the residual) and its results, described together. The result is
-// `out` itself where its strides suit the kernels, else fresh memory that is copied into `out` at the
-// end; a fresh array where there is no `out`. The residual's gradient is always fresh.
+// `out` itself where its strides suit the kernels, else fresh memory that is copied into `out` at
+// the end; a fresh array where there is no `out`. The residual's gradient is always fresh.
 class Operands {
 public:
     // Without `results`: of an operation that writes no data.
@@ -111,8 +111,8 @@ private:
         return strides;
     }
 
-    // Describes the first `inputs` inputs, an output of those strides, and what goes with it: whether
-    // kernels can walk them all.
+    // Describes the first `inputs` inputs, an output of those strides, and what goes with it:
+    // whether kernels can walk them all.
     bool fits(AxisStrides out, std::size_t inputs) {
         std::array<AxisStrides, kMaxOperands> strides;
         std::size_t n = 0;
@@ -160,8 +160,8 @@ private:
         return true;
     }
 
-    // An input that does not fit is replaced by a copy: in the memory order of x (or the flags) if the
-    // kernels can walk that, else in C order.
+    // An input that does not fit is replaced by a copy: in the memory order of x (or the flags) if
+    // the kernels can walk that, else in C order.
     void make_walkable() {
         if (!in_[0].viewable || !fits({}, 1)) {
             in_[0] = copy_of(in_[0], order());
@@ -225,7 +225,7 @@ private:
     std::array<ArrayRef, 3> in_;  // NOLINT: not initialised on purpose
     std::size_t count_ = 0, dy_ = 0, residual_ = 0, flags_at_ = 0;
     Index axis_;
-    std::array<cpu::PoolArray<char>, 8> copies_;
+    std::array<cpu::PoolArray<char>, 6> copies_;  // of each input, in two orders at most
     std::size_t copy_count_ = 0;
     const ArrayRef* wanted_ = nullptr;
     Fresh fresh_, dresidual_;

@@ -104,12 +104,15 @@ constexpr Signature kBackwardReduce{
 py::object backward_reduce(Taken& taken) {
     const Saved& saved = *taken.saved;
     const Sums sums(saved.channels());
-    compute(taken.call, {}, [&](auto type, const Operands& arrays, const auto&) {
-        using T = decltype(type);
-        const AppliedAgain<T> again(saved, arrays);
-        cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
-                                sums.dy.data(), sums.dy_xmu.data(), again.get());
-    }, nullptr, flags_to_read(saved));
+    compute(
+        taken.call, {},
+        [&](auto type, const Operands& arrays, const auto&) {
+            using T = decltype(type);
+            const AppliedAgain<T> again(saved, arrays);
+            cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
+                                    sums.dy.data(), sums.dy_xmu.data(), again.get());
+        },
+        nullptr, flags_to_read(saved));
     return sums.arrays();
 }
 

@@ -25,8 +25,8 @@ enum class Activation : std::uint8_t {
 };
 inline constexpr int kActivations = 10;
 inline constexpr const char* kActivationNames[kActivations] = {
-    "none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid",
-    "tanh"};
+    "none",      "relu", "relu6",     "leaky_relu", "silu",
+    "hardswish", "gelu", "gelu_tanh", "sigmoid",    "tanh"};
 
 constexpr const char* name_of(Activation activation) {
     return kActivationNames[static_cast<int>(activation)];

@@ -8,19 +8,30 @@
 
 namespace bnext {
 
+// ReLU, which kernels have inline, and its gradient.
+template <class V>
+BNEXT_FORMULA V relu(const V& z) {
+    const V zero = like(z, 0.0);
+    return where_less(z, zero, zero, z);
+}
+template <class V>
+BNEXT_FORMULA V relu_gradient(const V& z, const V& dy) {
+    const V zero = like(z, 0.0);
+    return unless_at_most(z, zero, dy, zero);
+}
+
 // y = act(z). Piecewise linear ones are exact; NaN stays NaN.
 template <class V>
 BNEXT_FORMULA V activate(const Fused& f, const V& z) {
     const V zero = like(z, 0.0);
     switch (f.activation) {
         case Activation::none: return z;
-        case Activation::relu: return where_less(z, zero, zero, z);
+        case Activation::relu: return relu(z);
         case Activation::relu6: {
             const V six = like(z, 6.0), above = where_less(z, zero, zero, z);
             return where_less(six, above, six, above);
         }
-        case Activation::leaky_relu:
-            return where_less(z, zero, z * like(z, f.negative_slope), z);
+        case Activation::leaky_relu: return where_less(z, zero, z * like(z, f.negative_slope), z);
         default: return smooth(f.activation, z);
     }
 }
@@ -31,11 +42,10 @@ BNEXT_FORMULA V gradient_through(const Fused& f, const V& z, const V& dy) {
     const V zero = like(z, 0.0);
     switch (f.activation) {
         case Activation::none: return dy;
-        case Activation::relu: return unless_at_most(z, zero, dy, zero);
+        case Activation::relu: return relu_gradient(z, dy);
         case Activation::relu6:
             return unless_at_most(z, zero, unless_at_most(like(z, 6.0), z, dy, zero), zero);
-        case Activation::leaky_relu:
-            return where_less(zero, z, dy, dy * like(z, f.negative_slope));
+        case Activation::leaky_relu: return where_less(zero, z, dy, dy * like(z, f.negative_slope));
         default: return dy * smooth_derivative(f.activation, z);
     }
 }

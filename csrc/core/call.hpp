@@ -66,7 +66,7 @@ struct FromForward {
     Index channel_axis;
     bool batch_statistics;
     const std::uint64_t* fingerprint;  // null: whether x has changed is not asked
-    Fused fused{};                                    // what it applied besides
+    Fused fused{};                     // what it applied besides
     const std::uint64_t* residual_fingerprint = nullptr;
 };
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/inline.hpp"
+#include "core/values.hpp"
 
 namespace bnext {
 
@@ -20,15 +21,6 @@ inline constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "
 
 constexpr Index size_of(DType dtype) { return kSizes[static_cast<std::size_t>(dtype)]; }
 constexpr const char* name_of(DType dtype) { return kDTypeNames[static_cast<std::size_t>(dtype)]; }
-
-// Of a word or a float, or of vectors of them: the same bits as the other type.
-template <class To, class From>
-BNEXT_FORCE_INLINE To bits_as(const From& from) {
-    To to;
-    static_assert(sizeof to == sizeof from);
-    __builtin_memcpy(&to, &from, sizeof to);
-    return to;
-}
 
 // Between the bits of a float16 (IEEE 754 binary16) and of a float32, rounded to nearest even and
 // with quiet NaN. Words are single ones or vectors, and Floats are floats or vectors as well.

@@ -24,9 +24,9 @@
 namespace bnext {
 
 enum class Pass : std::uint8_t { forward, backward };
-// What a pass applies besides. `activated` has all of Fused, chosen while it runs, by functions that
-// kernels call for each pack: with a kernel for each activation, or with all of them inline, the
-// package would take many times as long to compile.
+// What a pass applies besides. `activated` has all of Fused, chosen while it runs, by functions
+// that kernels call for each pack: with a kernel for each activation, or with all of them inline,
+// the package would take many times as long to compile.
 enum class Epilogue : std::uint8_t { none, activated };
 inline constexpr int kPasses = 2, kEpilogues = 2;
 enum class Flags : std::uint8_t { none, written, read };
@@ -91,6 +91,12 @@ struct NormalizeActivated : Normalize<V> {
     static constexpr Flags kFlags = Flags::written;
     Fused fused{};
 
+    // ReLU, inline. Returns z.
+    BNEXT_FORMULA V relu(const V (&in)[kReads], V (&out)[kWrites]) const {
+        const V at = z(in[0], in[1]);
+        out[0] = bnext::relu(at);
+        return at;
+    }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = y(in[0], in[1]);
     }
@@ -113,8 +119,8 @@ private:
     }
 };
 
-// g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize has
-// them, of the forward call's weight and bias.
+// g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize
+// has them, of the forward call's weight and bias.
 template <class V>
 struct ThroughActivation {
     static constexpr Flags kFlags = Flags::read;
@@ -122,6 +128,10 @@ struct ThroughActivation {
     V row[kRows];
     Fused fused{};
 
+    // Of ReLU without a residual, inline.
+    BNEXT_FORMULA V relu(const V& x, const V& dy) const {
+        return relu_gradient(fma(x - row[kCenter], row[kScale], row[kShift]), dy);
+    }
     BNEXT_OUTLINE V operator()(V x, V dy, V residual) const {
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
@@ -142,6 +152,13 @@ struct GradientActivated {
     V row[kRows];
     Fused fused{};
 
+    // g of ReLU without a residual, inline; and dx of any g.
+    BNEXT_FORMULA V relu(const V& x, const V& dy) const {
+        return relu_gradient(fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]), dy);
+    }
+    BNEXT_FORMULA V from_gradient(const V& x, const V& g) const {
+        return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
+    }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = dx(in[0], in[1], in[2], out[1]);
     }
@@ -153,14 +170,11 @@ private:
     BNEXT_OUTLINE V dx(V x, V dy, V residual, V& dresidual) const {
         const V z = fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
         dresidual = gradient_through(fused, fused.residual ? z + residual : z, dy);
-        return of(x, dresidual);
+        return from_gradient(x, dresidual);
     }
     BNEXT_OUTLINE V dx_by_flag(V x, V dy, V flag, V& dresidual) const {
         dresidual = gradient_by_flag(fused, flag, dy);
-        return of(x, dresidual);
-    }
-    BNEXT_FORMULA V of(const V& x, const V& g) const {
-        return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
+        return from_gradient(x, dresidual);
     }
 };
 

@@ -69,8 +69,8 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
                 rank);
     BNEXT_CHECK(channel_axis >= 0 && channel_axis < rank, "channel_axis: expected 0 to ", rank - 1,
                 ", got ", channel_axis);
-    BNEXT_CHECK(!operands.empty() && operands.size() <= kMaxOperands,
-                "operands: expected 1 to ", kMaxOperands, ", got ", operands.size());
+    BNEXT_CHECK(!operands.empty() && operands.size() <= kMaxOperands, "operands: expected 1 to ",
+                kMaxOperands, ", got ", operands.size());
     for (const AxisStrides& strides : operands) {
         BNEXT_CHECK(strides.size() == shape.size(), "strides: expected ", rank, ", got ",
                     strides.size());

@@ -41,7 +41,7 @@ struct Strides {  // in elements
 };
 
 constexpr std::size_t kMaxOperands = 6;  // x, dy, residual, dx, dresidual and flags
-constexpr std::size_t kMaxAxes = 64;  // NumPy's own limit
+constexpr std::size_t kMaxAxes = 64;     // NumPy's own limit
 
 using AxisStrides = std::span<const Index>;  // one per axis, in elements
 

@@ -71,8 +71,8 @@ struct CollectActivated : CollectGradients<T> {
 
     double reduce(const Region& region, double* a, double* b) const {
         const auto part = of_z.from(region.channels.begin);
-        return this->setting.kernels.reduce(
-            this->in, region, this->of.mean() + region.channels.begin, &part, a, b);
+        return this->setting.kernels.reduce(this->in, region,
+                                            this->of.mean() + region.channels.begin, &part, a, b);
     }
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
         const ThroughAt<T> through{this->in, this->of, of_forward, of_z};
@@ -112,8 +112,8 @@ struct ActivatedGradients : Gradients<T> {
     }
 };
 
-// The arrays of such a pass, in the order of the formulas: what it does without stands for itself as
-// x, or as dx, which is not written twice.
+// The arrays of such a pass, in the order of the formulas: what it does without stands for itself
+// as x, or as dx, which is not written twice.
 template <class T>
 struct ActivatedArrays {
     ActivatedArrays(const View<const T>& x, const View<T>& y, const Applied<T>& applied)
@@ -170,16 +170,13 @@ void activated_apply_norm(const Problem& problem, const View<const T>& x, const 
     using F = Formula<Pass::forward, Epilogue::activated, Compute<T>>;
     const auto setting = prepare<T>(problem, applied.fused, Pass::forward, true, 1);
     const ActivatedArrays<T> arrays(x, y, applied);
-    Second<F, T, ActivatedNormal<T>>{setting,
-                                     arrays.in,
-                                     arrays.out,
-                                     {{rows, affine, eps}, arrays.activated},
-                                     &arrays.activated}
+    Second<F, T, ActivatedNormal<T>>{
+        setting, arrays.in, arrays.out, {{rows, affine, eps}, arrays.activated}, &arrays.activated}
         .run(problem);
 }
 
-// The backward pass, its first phase alone (`apply` false), or its second alone (`reduce` false, of n
-// values).
+// The backward pass, its first phase alone (`apply` false), or its second alone (`reduce` false, of
+// n values).
 template <class T>
 void activated_backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                         const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
@@ -188,8 +185,8 @@ void activated_backward(const Problem& problem, const View<const T>& dy, const V
     using F = Formula<Pass::backward, Epilogue::activated, Compute<T>>;
     using Summing = CollectActivated<T>;
     using Writing = Second<F, T, ActivatedGradients<T>>;
-    const auto setting = prepare<T>(problem, applied.fused, Pass::backward, apply,
-                                    reduce && apply ? 2 : 1);
+    const auto setting =
+        prepare<T>(problem, applied.fused, Pass::backward, apply, reduce && apply ? 2 : 1);
     const ActivatedArrays<T> arrays(dy, x, dx, applied);
     const Affine<T>& affine = applied.of_forward;
     const RowsOfZ<T> of_z(problem, setting,

@@ -99,8 +99,7 @@ template <class Formula, class T, class... In>
 void write_channel(const View<T>& out, const Region& region, Index c, const Formula& formula,
                    const In&... in) {
     for_each_place_in(region, [&](Index o, Index i) {
-        *at(out, o, c, i) =
-            value_of<T>(formula(static_cast<double>(*at(in, o, c, i))...));
+        *at(out, o, c, i) = value_of<T>(formula(static_cast<double>(*at(in, o, c, i))...));
     });
 }
 

@@ -123,7 +123,8 @@ struct Second {
     Extremes extremes{};
 
     // Rows that the phase makes: of an activated backward pass without those of z.
-    static constexpr std::size_t kMadeRows = std::size_t{F::kFlags == Flags::read ? 4 : int{F::kRows}};
+    static constexpr std::size_t kMadeRows =
+        std::size_t{F::kFlags == Flags::read ? 4 : int{F::kRows}};
     template <Index Capacity>
     using Coefficients = CoefficientRows<Compute<T>, kMadeRows, Capacity>;
 

@@ -48,12 +48,12 @@ double statistics(const Problem& problem, const View<const T>& x, double eps,
 template <class T>
 double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
                const Affine<T>& affine, double eps, const StatisticsOut& out,
-               const Applied<T>& applied) {
+               const Applied<T>* applied) {
     if (problem.elements() == 0) {
         return finish(problem, collect_stats<T>(problem, x, out), eps, out);
     }
-    if (applied.fused.any()) {
-        return activated_forward<T>(problem, x, y, affine, eps, out, applied);
+    if (applied != nullptr && applied->fused.any()) {
+        return activated_forward<T>(problem, x, y, affine, eps, out, *applied);
     }
     return forward_of_cells<T>(problem, x, y, affine, eps, out);
 }
@@ -61,14 +61,14 @@ double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
                 const StatisticsOut& rows, double eps, const Affine<T>& affine,
-                const Applied<T>& applied) {
+                const Applied<T>* applied) {
     if (problem.elements() == 0) {
         active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, rows.var(),
                                          rows.rstd());
         return;
     }
-    if (applied.fused.any()) {
-        return activated_apply_norm<T>(problem, x, y, rows, eps, affine, applied);
+    if (applied != nullptr && applied->fused.any()) {
+        return activated_apply_norm<T>(problem, x, y, rows, eps, affine, *applied);
     }
     const auto setting = prepare<T>(problem, kWritingWork<Forward<T>>, Pass::forward);
     Second<Forward<T>, T, Normal<T>>{setting, &x, &y, {rows, affine, eps}}.run(problem);
@@ -77,11 +77,11 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
 template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
-                     const Applied<T>& applied) {
+                     const Applied<T>* applied) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
-    if (applied.fused.changes_backward()) {
+    if (applied != nullptr && applied->fused.changes_backward()) {
         return activated_backward<T>(problem, dy, x, {nullptr, {}}, of, nullptr, sum_dy, sum_dy_xmu,
-                                     applied, true, false, 0);
+                                     *applied, true, false, 0);
     }
     const auto setting = prepare<T>(problem, kSummingWork<Backward<T>>, Pass::backward);
     const View<const T> in[] = {x, dy};
@@ -92,10 +92,10 @@ void backward_reduce(const Problem& problem, const View<const T>& dy, const View
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
-              double* sum_dy_xmu, const Applied<T>& applied) {
+              double* sum_dy_xmu, const Applied<T>* applied) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
-    if (applied.fused.changes_backward()) {
-        return activated_backward<T>(problem, dy, x, dx, of, weight, sum_dy, sum_dy_xmu, applied,
+    if (applied != nullptr && applied->fused.changes_backward()) {
+        return activated_backward<T>(problem, dy, x, dx, of, weight, sum_dy, sum_dy_xmu, *applied,
                                      true, true, 0);
     }
     const auto setting = prepare<T>(problem, kWholeWork<Backward<T>>, Pass::backward);
@@ -111,12 +111,12 @@ template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
                     const double* sum_dy, const double* sum_dy_xmu, double n,
-                    const Applied<T>& applied) {
+                    const Applied<T>* applied) {
     if (problem.elements() == 0) return;
-    if (applied.fused.changes_backward()) {
+    if (applied != nullptr && applied->fused.changes_backward()) {
         // (The sums are read alone.)
         return activated_backward<T>(problem, dy, x, dx, of, weight, const_cast<double*>(sum_dy),
-                                     const_cast<double*>(sum_dy_xmu), applied, false, true, n);
+                                     const_cast<double*>(sum_dy_xmu), *applied, false, true, n);
     }
     const auto setting = prepare<T>(problem, kWritingWork<Backward<T>>, Pass::backward);
     const View<const T> in[] = {x, dy};

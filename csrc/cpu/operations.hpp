@@ -16,14 +16,14 @@ struct Affine {  // null where there is none: weight 1, bias 0
     const Param<T>* bias;
 };
 
-// What is applied besides (core/activation.hpp), and the arrays that it takes. A pass without them
-// is given nothing.
+// What is applied besides (core/activation.hpp), and the arrays that it takes; null for a pass that
+// applies nothing.
 template <class T>
 struct Applied {
     Fused fused;
     View<const T> residual{nullptr, {}};
-    View<std::uint8_t> flags{nullptr, {}};  // written by forward, read by backward
-    View<T> dresidual{nullptr, {}};         // written by backward
+    View<std::uint8_t> flags{nullptr, {}};   // written by forward, read by backward
+    View<T> dresidual{nullptr, {}};          // written by backward
     Affine<T> of_forward{nullptr, nullptr};  // for backward, the weight and bias that z has
 };
 
@@ -38,20 +38,20 @@ double collect_stats(const Problem& problem, const View<const T>& x, const Stati
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
                 const StatisticsOut& rows, double eps, const Affine<T>& affine,
-                const Applied<T>& applied = {});
+                const Applied<T>* applied = nullptr);
 
 // sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
 template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
-                     const Applied<T>& applied = {});
+                     const Applied<T>* applied = nullptr);
 
 // dx from sums over n values: in a group, the values of all members
 template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
                     const double* sum_dy, const double* sum_dy_xmu, double n,
-                    const Applied<T>& applied = {});
+                    const Applied<T>* applied = nullptr);
 
 // The statistics that `forward` gives, alone.
 template <class T>
@@ -70,12 +70,12 @@ void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine
 template <class T>
 double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
                const Affine<T>& affine, double eps, const StatisticsOut& out,
-               const Applied<T>& applied = {});
+               const Applied<T>* applied = nullptr);
 
 // backward_reduce and backward_apply in one region.
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
-              double* sum_dy_xmu, const Applied<T>& applied = {});
+              double* sum_dy_xmu, const Applied<T>* applied = nullptr);
 
 }  // namespace bnext::cpu

@@ -136,8 +136,7 @@ template <class T, class Dy>
                 const bool far = std::abs(mean[c]) >= kFarFromZero;
                 if (far && std::abs(sum_dy[c]) >= 0x1p-60 * n) continue;
                 const bool any = at_few_places(tiling, [&](Index o, Index i) {
-                    return dy(o, c, i) != 0.0 &&
-                           static_cast<double>(*at(x, o, c, i)) != mean[c];
+                    return dy(o, c, i) != 0.0 && static_cast<double>(*at(x, o, c, i)) != mean[c];
                 });
                 if (!any) continue;
             }

@@ -102,6 +102,11 @@ BNEXT_PACK_OPERATOR(*)
 BNEXT_PACK_OPERATOR(/)
 #undef BNEXT_PACK_OPERATOR
 
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> operator-(const Pack<C>& a) {
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA { return -a.part[i]; });
+}
+
 // Negative values become 0; NaN stays NaN.
 BNEXT_FORCE_INLINE Wide not_negative(const Wide& a) {
     return pack_of<double>(
@@ -132,6 +137,84 @@ BNEXT_FORCE_INLINE Pack<C> unless_at_most(const Pack<C>& a, const Pack<C>& b, co
                                           const Pack<C>& otherwise) {
     return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
         return a.part[i] <= b.part[i] ? otherwise.part[i] : then.part[i];
+    });
+}
+
+// The instructions' second operand is the result where one is NaN.
+#if defined(__AVX512F__)
+BNEXT_FORCE_INLINE Floats larger_part(Floats b, Floats a) { return _mm512_max_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles larger_part(Doubles b, Doubles a) { return _mm512_max_pd(b, a); }
+BNEXT_FORCE_INLINE Floats smaller_part(Floats b, Floats a) { return _mm512_min_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles smaller_part(Doubles b, Doubles a) { return _mm512_min_pd(b, a); }
+#elif defined(__AVX__)
+BNEXT_FORCE_INLINE Floats larger_part(Floats b, Floats a) { return _mm256_max_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles larger_part(Doubles b, Doubles a) { return _mm256_max_pd(b, a); }
+BNEXT_FORCE_INLINE Floats smaller_part(Floats b, Floats a) { return _mm256_min_ps(b, a); }
+BNEXT_FORCE_INLINE Doubles smaller_part(Doubles b, Doubles a) { return _mm256_min_pd(b, a); }
+#else
+template <class Part>
+BNEXT_FORCE_INLINE Part larger_part(const Part& b, const Part& a) {
+    return a < b ? b : a;
+}
+template <class Part>
+BNEXT_FORCE_INLINE Part smaller_part(const Part& b, const Part& a) {
+    return b < a ? b : a;
+}
+#endif
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> at_least(const Pack<C>& a, const Pack<C>& b) {
+    return pack_of<C>([&](auto i)
+                          BNEXT_INLINE_LAMBDA { return larger_part(b.part[i], a.part[i]); });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> at_most(const Pack<C>& a, const Pack<C>& b) {
+    return pack_of<C>([&](auto i)
+                          BNEXT_INLINE_LAMBDA { return smaller_part(b.part[i], a.part[i]); });
+}
+
+template <class C>
+C lane_of(const Pack<C>&);
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> cancelling_fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>& c) {
+#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
+    return fma(a, b, c);
+#else
+    // Dekker's: the products of halves are exact, and so is the sum of `product` and c.
+    const Pack<C> splitter = broadcast(static_cast<C>(sizeof(C) == 4 ? 0x1p12 + 1 : 0x1p27 + 1));
+    const auto upper_half = [&](const Pack<C>& x) BNEXT_INLINE_LAMBDA {
+        const Pack<C> multiple = x * splitter;
+        return multiple - (multiple - x);
+    };
+    const Pack<C> a_upper = upper_half(a), a_lower = a - a_upper;
+    const Pack<C> b_upper = upper_half(b), b_lower = b - b_upper;
+    const Pack<C> product = a * b;
+    const Pack<C> crossed = a_upper * b_lower + (a_upper * b_upper - product);
+    return (product + c) + (a_lower * b_lower + (a_lower * b_upper + crossed));
+#endif
+}
+
+template <class C>
+using WordOf = std::conditional_t<sizeof(C) == 4, std::uint32_t, std::uint64_t>;
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> with_sign_of(const Pack<C>& a, const Pack<C>& b) {
+    using Bits = Native<WordOf<C>>;
+    constexpr WordOf<C> kSign = WordOf<C>{1} << (8 * sizeof(C) - 1);
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)(((Bits)a.part[i] & ~kSign) | ((Bits)b.part[i] & kSign));
+    });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> minus_magnitude(const Pack<C>& a) {
+    constexpr WordOf<C> kSign = WordOf<C>{1} << (8 * sizeof(C) - 1);
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)((Native<WordOf<C>>)a.part[i] | kSign);
+    });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> power_of_two(const Pack<C>& rounded) {
+    constexpr int kMantissaBits = sizeof(C) == 4 ? 23 : 52;
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)((Native<WordOf<C>>)rounded.part[i] << kMantissaBits);
     });
 }
 

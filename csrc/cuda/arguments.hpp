@@ -29,7 +29,7 @@ struct Arguments {
     Cut cut;
     Operand in[kMostInputs];    // x, dy
     Operand out[kMostOutputs];  // y or dx
-    int kept;                  // batches of a part that stay in shared memory between the phases
+    int kept;                   // batches of a part that stay in shared memory between the phases
     int slots;    // for batches there: those, and a ring for the others where there are any
     bool shares;  // parts merge a share of the channels each, and take the others' results
     Exchange exchange;

@@ -37,11 +37,11 @@ def forward(
     given: Any = None,
     moved: Any = None,
     part: Part = ALONE,
+    epilogue: Epilogue | None = None,
     engine: Any = None,
     explain: Callable[[Any, Any], None] | None = None,
     plain: bool = False,
     keeps: bool = True,
-    epilogue: Epilogue | None = None,
 ) -> Any:
     """Normalize `x`: give y, and the statistics that `backward` needs.
 
@@ -56,6 +56,8 @@ def forward(
         all members that share it.
     part : Part
         The caller's part in the call: in a group the batch is the shards of all members.
+    epilogue : (residual, activation, negative_slope), optional
+        What follows normalization, as `bnext.batch_norm_forward` takes it.
     engine : engine, optional
         Computes on `x`; found if not given.
     explain : callable, optional
@@ -65,8 +67,6 @@ def forward(
         record is not asked.
     keeps : bool
         Whether a backward pass may follow. Otherwise `saved` need not be made.
-    epilogue : (residual, activation, negative_slope), optional
-        What follows normalization, as `bnext.batch_norm_forward` takes it.
 
     Returns
     -------
@@ -194,9 +194,9 @@ def backward(
     weight: Any,
     out: Any,
     parameter_gradients: str = "local",
+    residual: Any = None,
     engine: Any = None,
     plain: bool = False,
-    residual: Any = None,
 ) -> Any:
     """Gradients of `forward`: dx, dweight and dbias.
 
@@ -207,10 +207,10 @@ def backward(
         gradients of parameters None.
     parameter_gradients : {"local", "total"}
         In a group: sums over the shard, or over the whole batch.
-    engine, plain
-        As in `forward`.
     residual : array, optional
         The forward call's, where `saved.reads_residual`.
+    engine, plain
+        As in `forward`.
 
     Returns
     -------
@@ -226,6 +226,8 @@ def backward(
             elif engine is None:
                 engine = _core if type(dy) is ndarray else engine_of(dy, "dy")
             dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out, plain=plain)
+            if getattr(saved, "residual", False):  # without an activation
+                return dx, None, None, dy
             return dx, None, None
         if engine is None:
             engine = _core if type(x) is ndarray else engine_of(x)

@@ -37,7 +37,7 @@ struct Shape {
 };
 
 struct Arrays {
-    std::vector<double> x, residual, y, z, weight, bias, rows;
+    std::vector<double> x, residual, y, sum, weight, bias, rows;
 };
 
 std::vector<double> drawn(std::size_t n, double mean, std::mt19937& random) {
@@ -66,7 +66,7 @@ void check(const Shape& shape, std::mt19937& random) {
              std::vector<double>(static_cast<std::size_t>(kStatisticsRows * c))};
     const Strides at = description.strides[0];
     const cpu::View<const double> x{a.x.data(), at}, residual{a.residual.data(), at};
-    const cpu::View<double> y{a.y.data(), at}, z{a.z.data() + shape.offset, at};
+    const cpu::View<double> y{a.y.data(), at}, sum{a.sum.data() + shape.offset, at};
     const StatisticsOut rows(a.rows.data(), c);
     const cpu::Affine<double> affine{a.weight.data(), a.bias.data()};
     cpu::statistics<double>(problem, x, 1e-5, rows);
@@ -78,16 +78,16 @@ void check(const Shape& shape, std::mt19937& random) {
                 for (Index i = 0; i < problem.inner; ++i) {
                     const long double expected =
                         (*cpu::at(x, o, k, i) - mean) * rows.rstd()[k] * a.weight[k] + a.bias[k];
-                    const long double sum = expected + *cpu::at(residual, o, k, i);
-                    REQUIRE(std::abs(*cpu::at(z, o, k, i) - expected) < 1e-14L);
-                    REQUIRE(std::abs(*cpu::at(y, o, k, i) - sum) < 1e-14L);
+                    const long double added = expected + *cpu::at(residual, o, k, i);
+                    REQUIRE(std::abs(*cpu::at(y, o, k, i) - expected) < 1e-14L);
+                    REQUIRE(std::abs(*cpu::at(sum, o, k, i) - added) < 1e-14L);
                 }
             }
         }
         std::fill(a.y.begin(), a.y.end(), NAN);
-        std::fill(a.z.begin(), a.z.end(), NAN);
+        std::fill(a.sum.begin(), a.sum.end(), NAN);
     };
-    cpu::apply_norm_add<double>(problem, x, residual, y, z, rows, 1e-5, affine);
+    cpu::apply_norm_add<double>(problem, x, residual, y, sum, rows, 1e-5, affine);
     compare();
 
     // The kernels alone, over everything at once.
@@ -107,7 +107,7 @@ void check(const Shape& shape, std::mt19937& random) {
         c, {rows.mean(), rows.mean_low(), rows.rstd(), a.weight.data(), a.bias.data()}, into);
     made.complete(0, c, columns);
     const cpu::View<const double> in[] = {x, residual};
-    const cpu::View<double> out[] = {y, z};
+    const cpu::View<double> out[] = {y, sum};
     for (const cpu::Stores stores : {cpu::Stores::cached, cpu::Stores::streaming}) {
         kernels.write(in, out, {&tiling, tiling.all(), {0, c}}, all, {stores, 0, true});
         compare();
@@ -118,7 +118,7 @@ void check(const Shape& shape, std::mt19937& random) {
 
 int main() {
     using F = Formula<Pass::forward, Epilogue::add, double>;
-    static_assert(F::kReads == 2 && F::kWrites == 2 && kMostWrites == 2);
+    static_assert(F::kReads == 2 && F::kWrites == 2 && F::kFlags == Flags::none);
     std::mt19937 random(7);
     int shapes = 0;
     for (const Index offset : {0, 1, 8}) {

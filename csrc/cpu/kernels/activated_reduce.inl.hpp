@@ -18,12 +18,27 @@ BNEXT_FORCE_INLINE Pack<Sum<T>> to_sum(const Pack<Compute<T>>& a) {
 
 // The pack of g, by the flags if there are any (not null).
 template <class C, class T>
-BNEXT_NO_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& through, const T* x,
-                                         const T* dy, const T* residual, const std::uint8_t* flags,
-                                         int columns) {
+BNEXT_NO_INLINE Pack<C> gradient_out_of_line(const ThroughActivation<Pack<C>>& through, const T* x,
+                                             const T* dy, const T* residual,
+                                             const std::uint8_t* flags, int columns) {
     const Pack<C> of_dy = load_columns(dy, columns);
     if (flags != nullptr) return through.by_flag(of_dy, load_flags<C>(flags, columns));
     return through(load_columns(x, columns), of_dy, load_columns(residual, columns));
+}
+
+// The same, inline where formulas have an inline way (flags.inl.hpp).
+template <class C, class T>
+BNEXT_FORCE_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& through, const T* x,
+                                            const T* dy, const T* residual,
+                                            const std::uint8_t* flags, int columns) {
+    if constexpr (kInlinesRelu<ThroughActivation<Pack<C>>, T>) {
+        if (through.fused.activation == Activation::relu) {
+            const Pack<C> of_dy = load_columns(dy, columns);
+            if (flags == nullptr) return through.relu(load_columns(x, columns), of_dy);
+            return relu_gradient_by_flags(flags, columns, of_dy);
+        }
+    }
+    return gradient_out_of_line<C, T>(through, x, dy, residual, flags, columns);
 }
 
 // RunSums of g, from x, dy and the residual.
@@ -37,7 +52,9 @@ public:
           of_z_(of_z),
           channel_(c) {}
 
-    BNEXT_FORCE_INLINE void begin_run(Index o, Index i) { flags_ = flags_at(of_z_, o, channel_, i); }
+    BNEXT_FORCE_INLINE void begin_run(Index o, Index i) {
+        flags_ = flags_at(of_z_, o, channel_, i);
+    }
     BNEXT_FORCE_INLINE void add_pair(const T* const (&run)[3], Index j) {
         add_packs<0>(run, j, 0);
         add_packs<1>(run, j + kLanes, 0);
@@ -54,10 +71,10 @@ public:
 private:
     template <int H>
     BNEXT_FORCE_INLINE void add_packs(const T* const (&run)[3], Index j, int columns) {
-        const auto g = gradient_of_pack<Compute<T>, T>(
-            through_, run[0] + j, run[1] + j, run[2] + j,
-            flags_ != nullptr ? flags_ + j : nullptr, columns);
-        sums_.template add_packs<H>(to_sum<T>(g), to_sum<T>(load_columns(run[0] + j, columns)));
+        const auto g =
+            gradient_of_pack<Compute<T>, T>(through_, run[0] + j, run[1] + j, run[2] + j,
+                                            flags_ != nullptr ? flags_ + j : nullptr, columns);
+        sums_.template add_packs<H>(to_sum<T>(g), load_sum(run[0] + j, columns, Sum<T>{0}));
     }
 
     RunSums<T, 2, Difference> sums_;
@@ -120,7 +137,7 @@ BNEXT_FORCE_INLINE void add_activated_rows(const RowsIn<T> (&in)[3], std::uint8_
                     through.pack[g], at_pack(0), at_pack(1), at_pack(2),
                     flags != nullptr ? flags + r * flags_pitch + c + g * kLanes : nullptr,
                     columns));
-                const Pack<Sum<T>> x = to_sum<T>(load_columns(at_pack(0), columns));
+                const Pack<Sum<T>> x = load_sum(at_pack(0), columns, Sum<T>{0});
                 first[g] = first[g] + of;
                 second[g] = fma(of, x - center[g], second[g]);
             });
@@ -155,25 +172,24 @@ double interleaved_activated_reduce(const View<const T>* in, const Region& regio
         }
         CoefficientsIn<Compute<T>> of_strip = *of_z;
         for (int r = 0; r < Through<T>::kRows; ++r) of_strip.row[r] += begin * columns;
-        for_each_row_block(
-            rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
-            [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
-                RowsIn<T> block[3];
-                unrolled<3>([&](auto k) BNEXT_INLINE_LAMBDA {
-                    block[k] = {at(in[k], o, 0, i) + first, row_pitch(in[k], rows)};
-                });
-                std::uint8_t* flags = flags_at(*of_z, o, 0, i);
-                Index flags_pitch = 0;
-                if (flags != nullptr) {
-                    flags += first;
-                    flags_pitch = row_pitch(of_z->activated->flags, rows);
-                }
-                for_each_column_group<1>(
-                    width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
-                        add_activated_rows<packs, T>(block, flags, flags_pitch, width, count, c,
-                                                     some, of_strip, sums);
-                    });
-            });
+        for_each_row_block(rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
+                           [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
+                               RowsIn<T> block[3];
+                               unrolled<3>([&](auto k) BNEXT_INLINE_LAMBDA {
+                                   block[k] = {at(in[k], o, 0, i) + first, row_pitch(in[k], rows)};
+                               });
+                               std::uint8_t* flags = flags_at(*of_z, o, 0, i);
+                               Index flags_pitch = 0;
+                               if (flags != nullptr) {
+                                   flags += first;
+                                   flags_pitch = row_pitch(of_z->activated->flags, rows);
+                               }
+                               for_each_column_group<1>(width, [&](auto packs, Index c,
+                                                                   int some) BNEXT_INLINE_LAMBDA {
+                                   add_activated_rows<packs, T>(block, flags, flags_pitch, width,
+                                                                count, c, some, of_strip, sums);
+                               });
+                           });
         sum_columns(sums.first, channels, columns);
         sum_columns(sums.second, channels, columns);
         for (Index c = 0; c < channels; ++c) {

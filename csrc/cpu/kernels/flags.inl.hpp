@@ -1,6 +1,6 @@
 // Activated formulas (core/formulas.hpp), and their flags: a byte for every value, 1 or 0; in
-// registers packs of the compute type. Such formulas go by packs of values in a row, and by no units
-// whose packs are others (cpu/units.inl.hpp).
+// registers packs of the compute type. Such formulas go by packs of values in a row, and by no
+// units whose packs are others (cpu/units.inl.hpp).
 
 BNEXT_FORCE_INLINE Words flag_words(const Pack<float>& flags) {  // 1.0 is 0x3f800000
     return map_words(words_of(flags), [](auto word) BNEXT_INLINE_LAMBDA { return word >> 29; });
@@ -21,13 +21,26 @@ BNEXT_FORCE_INLINE Pack<C> flags_of_words(const Words& words) {
     }
 }
 
+#if defined(__AVX512F__)
+BNEXT_FORCE_INLINE void store_bytes(std::uint8_t* p, int columns, __m128i bytes) {
+    if (columns == 0) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    } else {
+        _mm_mask_storeu_epi8(p, mask_of<float>(columns, 0), bytes);
+    }
+}
+BNEXT_FORCE_INLINE __m128i load_bytes(const std::uint8_t* p, int columns) {
+    if (columns == 0) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm_maskz_loadu_epi8(mask_of<float>(columns, 0), p);
+}
+#endif
+
 // The first `columns` of a pack's flags (0: all).
 template <class C>
 BNEXT_FORCE_INLINE void store_flags(std::uint8_t* p, int columns, const Pack<C>& flags) {
     const Words words = flag_words(flags);
 #if defined(__AVX512F__)
-    const __mmask16 mask = columns == 0 ? __mmask16{0xffff} : mask_of<float>(columns, 0);
-    _mm512_mask_cvtepi32_storeu_epi8(p, mask, (__m512i)words.part[0]);
+    store_bytes(p, columns, _mm512_cvtepi32_epi8((__m512i)words.part[0]));
 #else
     std::uint16_t shorts[kLanes];
     narrow_to_shorts(words, shorts);
@@ -39,8 +52,7 @@ BNEXT_FORCE_INLINE void store_flags(std::uint8_t* p, int columns, const Pack<C>&
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> load_flags(const std::uint8_t* p, int columns) {
 #if defined(__AVX512F__)
-    const __mmask16 mask = columns == 0 ? __mmask16{0xffff} : mask_of<float>(columns, 0);
-    return flags_of_words<C>({(WordsPart)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p))});
+    return flags_of_words<C>({(WordsPart)_mm512_cvtepu8_epi32(load_bytes(p, columns))});
 #else
     const int n = columns == 0 ? kLanes : columns;
     std::uint16_t shorts[kLanes] = {};
@@ -49,8 +61,33 @@ BNEXT_FORCE_INLINE Pack<C> load_flags(const std::uint8_t* p, int columns) {
 #endif
 }
 
-// Calls the formula on packs that were loaded. Activated ones are called out of line, with the flags
-// of the pack (null: none), of which the first `columns` values exist (0: all).
+// Flags of ReLU: 1 unless z <= 0; and the gradient by them.
+template <class C>
+BNEXT_FORCE_INLINE void store_relu_flags(std::uint8_t* p, int columns, const Pack<C>& z) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(C) == 4) {
+        const __mmask16 above =
+            _mm512_cmp_ps_mask((__m512)z.part[0], _mm512_setzero_ps(), _CMP_NLE_UQ);
+        return store_bytes(p, columns, _mm_maskz_set1_epi8(above, 1));
+    }
+#endif
+    const Pack<C> zero = broadcast(C{0});
+    store_flags(p, columns, unless_at_most(z, zero, broadcast(C{1}), zero));
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> relu_gradient_by_flags(const std::uint8_t* p, int columns,
+                                                  const Pack<C>& dy) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(C) == 4) {
+        const __m128i bytes = load_bytes(p, columns);
+        return {_mm512_maskz_mov_ps(_mm_test_epi8_mask(bytes, bytes), (__m512)dy.part[0])};
+    }
+#endif
+    return relu_gradient(load_flags<C>(p, columns), dy);
+}
+
+// Calls the formula on packs that were loaded. Activated ones are called out of line, with the
+// flags of the pack (null: none), of which the first `columns` values exist (0: all).
 template <class Formula, class P>
 BNEXT_NO_INLINE void call_activated(const Formula& formula, const P (&in)[Formula::kReads],
                                     P (&out)[Formula::kWrites], std::uint8_t* flags, int columns) {
@@ -67,10 +104,36 @@ BNEXT_NO_INLINE void call_activated(const Formula& formula, const P (&in)[Formul
 template <class Formula>
 inline constexpr bool kIsActivated = Formula::kFlags != Flags::none;
 
-template <class Formula, class P>
-BNEXT_FORCE_INLINE void call_formula(const Formula& formula, const P (&in)[Formula::kReads],
-                                     P (&out)[Formula::kWrites], std::uint8_t* flags,
-                                     int columns) {
+// Which formulas have ReLU inline: of float32, the most common ones.
+template <class Formula, class T>
+inline constexpr bool kInlinesRelu = kIsActivated<Formula> && sizeof(T) == 4;
+
+// Loads the packs of the inputs by load(i), and calls the formula.
+template <class T, class Formula, class P, class Load>
+BNEXT_FORCE_INLINE void call_formula(const Formula& formula, P (&out)[Formula::kWrites],
+                                     std::uint8_t* flags, int columns, Load&& load) {
+    P in[Formula::kReads];
+    constexpr int kLast = Formula::kReads - 1;  // of activated ones, the residual
+    unrolled<kLast>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
+    if constexpr (kInlinesRelu<Formula, T>) {
+        const bool is_relu = formula.fused.activation == Activation::relu;
+        if constexpr (Formula::kFlags == Flags::written) {
+            if (is_relu) {
+                in[kLast] = formula.fused.residual ? load(Number<kLast>{}) : in[0];
+                const P z = formula.relu(in, out);
+                if (flags != nullptr) store_relu_flags(flags, columns, z);
+                return;
+            }
+        } else if (is_relu && flags != nullptr) {
+            out[1] = relu_gradient_by_flags(flags, columns, in[1]);
+            out[0] = formula.from_gradient(in[0], out[1]);
+            return;
+        } else if (is_relu && !formula.fused.residual) {
+            out[0] = formula.from_gradient(in[0], formula.relu(in[0], in[1]));
+            return;
+        }
+    }
+    in[kLast] = load(Number<kLast>{});
     if constexpr (kIsActivated<Formula>) {
         call_activated(formula, in, out, flags, columns);
     } else {

@@ -8,7 +8,7 @@ template <class Formula, class C, class Get>
 BNEXT_FORCE_INLINE Formula formula_from(const CoefficientsIn<C>& all, Get&& get) {
     Formula formula;
     unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA { formula.row[r] = get(all.row[r]); });
-    if constexpr (Formula::kFlags != Flags::none) formula.fused = all.activated->fused;
+    if constexpr (kIsActivated<Formula>) formula.fused = all.activated->fused;
     return formula;
 }
 
@@ -24,17 +24,16 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
     Formula both;
     unrolled<Formula::kRows>(
         [&](auto r) BNEXT_INLINE_LAMBDA { both.row[r] = blend(n, a.row[r], b.row[r]); });
-    if constexpr (Formula::kFlags != Flags::none) both.fused = a.fused;
+    if constexpr (kIsActivated<Formula>) both.fused = a.fused;
     return both;
 }
 
 // Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
-template <class Formula, class Load, class Store>
+template <class T, class Formula, class Load, class Store>
 BNEXT_FORCE_INLINE void write_pack(const Formula& formula, std::uint8_t* flags, int columns,
                                    Load&& load, Store&& store) {
-    decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
-    unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
-    call_formula(formula, in, out, flags, columns);
+    Pack<Compute<T>> out[Formula::kWrites];
+    call_formula<T>(formula, out, flags, columns, load);
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
         if (writes_output(formula, w)) store(w, out[w]);
     });
@@ -47,7 +46,7 @@ BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formu
     if constexpr (kIsActivated<Formula>) {
         unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
             constexpr Index first = h * kLanes;
-            write_pack(
+            write_pack<T>(
                 formula_of(h), flags != nullptr ? flags + first : nullptr, 0,
                 [&](auto i) BNEXT_INLINE_LAMBDA { return load(from(i) + first); },
                 [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
@@ -59,7 +58,7 @@ BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formu
     }
     Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
     unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
-        write_pack(
+        write_pack<T>(
             formula_of(h), nullptr, 0,
             [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
             [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
@@ -121,15 +120,14 @@ template <bool kStreams, class Formula, class T, class FormulaOfPack>
 BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
                                       FormulaOfPack&& formula_of) {
     write_unit_by<kStreams, Formula, T>(
-        runs.flags_at(j), formula_of,
-        [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
+        runs.flags_at(j), formula_of, [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
         [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
 }
 // The pack at j, or the first `columns` values of it (0: all).
 template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_pack_at(const Runs<Formula, T>& runs, Index j, int columns,
                                       const Formula& formula) {
-    write_pack(
+    write_pack<T>(
         formula, runs.flags_at(j), columns,
         [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
         [&](auto w, const auto& pack)
@@ -166,10 +164,8 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     }
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
-            unrolled<Formula::kReads>([&](auto i)
-                                          BNEXT_INLINE_LAMBDA {
-                                              prefetch_packs<kStep / kLanes>(ahead[i] + j);
-                                          });
+            unrolled<Formula::kReads>(
+                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<kStep / kLanes>(ahead[i] + j); });
             unrolled<kStep / kUnit<T>>([&](auto u)
                                            BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }

@@ -106,7 +106,7 @@ def fold(
     Raises
     ------
     ValueError
-        The shapes do not fit, or `bn` has no running statistics.
+        The shapes do not fit, `bn` has no running statistics, or it has an activation.
     """
     scale, shift = affine_of(bn)
     values = _values_of(weight, "weight")
@@ -168,7 +168,8 @@ def fold_into_next(
     Raises
     ------
     ValueError
-        Folding is not exact here, the shapes do not fit, or `bn` has no running statistics.
+        Folding is not exact here, the shapes do not fit, `bn` has no running statistics, or it has
+        an activation.
     """
     scale, shift = affine_of(bn)
     values = _values_of(weight, "weight")

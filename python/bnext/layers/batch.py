@@ -22,6 +22,8 @@ class BatchNorm(Normalization):
     are used and stay as they are; a layer that tracks none goes on using the batch's.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1).
+    With an activation, or a residual that a call is given, the result is ``act(y + residual)``, in
+    the same pass over memory.
 
     Parameters
     ----------
@@ -60,11 +62,11 @@ class BatchNorm(Normalization):
         How the running statistics are estimated: `bnext.Exponential`, `bnext.Cumulative` or
         `bnext.DebiasedExponential`, each with or without Bessel's correction of the variance.
     activation : str, optional
-        What is applied last, in the same pass over memory: "relu", "relu6", "leaky_relu", "silu",
-        "hardswish", "gelu", "gelu_tanh", "sigmoid" or "tanh"; see `bnext.batch_norm_forward`. A
-        residual that a call is given is added before it.
+        The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
+        "gelu", "gelu_tanh", "sigmoid" or "tanh", as `bnext.batch_norm_forward` has them. On the CPU
+        only.
     negative_slope : float
-        Of "leaky_relu".
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Attributes
     ----------
@@ -88,7 +90,8 @@ class BatchNorm(Normalization):
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
     activation, negative_slope : str or None, float
-        As they were given; may be replaced at any time.
+        As they were given; may be replaced at any time. A backward call goes by what its forward
+        call applied.
     estimator : bnext.Estimator
         May be replaced at any time; `momentum` and `decay` read it and replace it.
 
@@ -99,9 +102,11 @@ class BatchNorm(Normalization):
     ------
     ValueError
         `num_features` is negative, `eps` is negative or not finite, more than one of `momentum`,
-        `decay` and `estimator` was given, or `activation` is none that there is.
+        `decay` and `estimator` was given, `activation` is not one of the names, or `negative_slope`
+        is not finite.
     TypeError
-        `dtype` is not float32 or float64, or an argument is not a number.
+        `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
+        string.
     """
 
     def __init__(

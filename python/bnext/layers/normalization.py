@@ -75,9 +75,7 @@ class Normalization(Layer):
     # --- the two passes ---------------------------------------------------------------------------
 
     @overload
-    def forward(
-        self, x: ArrayT, *, out: ArrayT | None = None, residual: Any = None
-    ) -> ArrayT: ...
+    def forward(self, x: ArrayT, *, out: ArrayT | None = None, residual: Any = None) -> ArrayT: ...
 
     @overload
     def forward(
@@ -95,8 +93,9 @@ class Normalization(Layer):
         out : array, shape of `x`, optional
             Where to put the result.
         residual : array, shape of `x`, optional
-            What is added before the activation. Where the derivative of the activation follows from
-            it, the layer keeps it like `x`.
+            Added to the normalized values, before the activation; of the dtype of `x`. On the CPU
+            only. After "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer
+            keeps it like `x`.
 
         Returns
         -------
@@ -140,8 +139,7 @@ class Normalization(Layer):
             epilogue = residual, activation, self.negative_slope
         y, saved = spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
-            running if uses else None, running if moves else None, part, engine, explain,
-            epilogue=epilogue,
+            running if uses else None, running if moves else None, part, epilogue, engine, explain,
         )  # fmt: skip
         if epilogue is not None and not saved.reads_residual:
             residual = None
@@ -166,7 +164,8 @@ class Normalization(Layer):
         ``dx = weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with
         ``xhat = (x - mean) * rstd`` and E the mean over a channel's values (Ioffe and Szegedy 2015,
         section 3). In evaluation mode with running statistics these are constants, and ``dx`` is
-        ``dy * weight * rstd``.
+        ``dy * weight * rstd``. After an activation, ``g = dy * act'(z)`` takes the place of `dy`,
+        with z the argument of the activation; ``dresidual`` is ``g``.
 
         Parameters
         ----------
@@ -178,8 +177,8 @@ class Normalization(Layer):
         Returns
         -------
         array, shape of `x`
-            ``dx``; or ``(dx, dresidual)``, if the forward call had a residual. The call replaces
-            `weight_grad` and `bias_grad`.
+            ``dx``; or ``(dx, dresidual)``, a tuple, if the forward call had a residual. The call
+            replaces `weight_grad` and `bias_grad`.
 
         Raises
         ------
@@ -213,7 +212,7 @@ class Normalization(Layer):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
             sums = "total" if saved.shared else own
         dx, dweight, dbias, *dresidual = spine.backward(
-            dy, x, saved, self.weight, out, sums, residual=residual
+            dy, x, saved, self.weight, out, sums, residual
         )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight
@@ -256,7 +255,8 @@ class Normalization(Layer):
         """Make a constant of the layer, in every mode.
 
         It normalizes by its running statistics and leaves them alone, and `backward` is a
-        multiplication: it neither needs the input nor computes gradients of parameters.
+        multiplication: it neither needs the input nor computes gradients of parameters. (After an
+        activation, it needs the input for the derivative.)
 
         Parameters
         ----------
@@ -340,7 +340,7 @@ class Normalization(Layer):
         Raises
         ------
         ValueError
-            The layer has no running statistics.
+            The layer has no running statistics, or it has an activation.
         """
         return affine_of(self)
 

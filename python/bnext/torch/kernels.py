@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bnext import _core, cuda, spine
 from bnext.arrays import DeviceSaved, engine_of
+from bnext.groups.group import ALONE
 from bnext.rows import unbound
 from bnext.torch.formats import formatted
 
@@ -117,7 +118,7 @@ def forward(
     engine = calls_on(x) if x.is_cuda else _core
     try:
         result: tuple[Tensor, Any] = spine.forward(
-            x, weight, bias, eps, 1, None, given, moved, engine=engine, plain=True, keeps=keeps
+            x, weight, bias, eps, 1, None, given, moved, ALONE, None, engine, None, True, keeps
         )
     except (TypeError, ValueError):
         return _forward_of_others(x, weight, bias, eps, given, moved, keeps)
@@ -177,7 +178,7 @@ def backward(dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None) ->
     """
     engine = calls_on(dy) if dy.is_cuda else _core
     try:
-        result: Gradients = spine.backward(dy, x, saved, weight, None, engine=engine, plain=True)
+        result: Gradients = spine.backward(dy, x, saved, weight, None, "local", None, engine, True)
     except TypeError:
         like = dy if x is None else x
         wide = widened(like, weight)

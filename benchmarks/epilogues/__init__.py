@@ -1,0 +1,1 @@
+"""Benchmarks of epilogues: activations and additions that follow normalization."""

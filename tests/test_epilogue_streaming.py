@@ -1,0 +1,76 @@
+"""Activations and residuals of arrays larger than the caches, which are written around them.
+
+As in test_streaming.py: the reference is the same call on slices along the batch.
+"""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import bnext
+from bnext import _core
+
+from .compare import assert_same_bits
+from .conftest import AVAILABLE_ISAS
+from .limits import SOAK
+from .sixteen import name_of
+from .test_streaming import GUARD, LAYOUTS, PIECES, TOTAL, data, guarded
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+FEW = ("NCHW-13x13", "NCHW-2x2-of-more", "NC-257", "stored-NHWC-50")
+
+
+def combinations():
+    """Each of a few layouts with the best instruction set; all with BNEXT_SOAK."""
+    every = [
+        (isa, dtype, layout, name)
+        for isa in AVAILABLE_ISAS
+        for dtype in DTYPES
+        for layout in LAYOUTS
+        for name in ("relu", "leaky_relu", "gelu")
+    ]
+    few = [(AVAILABLE_ISAS[0], DTYPES[k % 3], FEW[k], ("relu", "gelu")[k % 2]) for k in range(4)]
+    return [
+        pytest.param(*each, id=f"{each[0]}-{name_of(each[1])}-{each[2]}-{each[3]}")
+        for each in (few if SOAK == 1 else every)
+    ]
+
+
+@pytest.mark.parametrize(("isa", "dtype", "layout", "name"), combinations(), indirect=["isa"])
+def test_large_outputs(isa, dtype, layout, name):
+    case = LAYOUTS[layout]
+    examples = TOTAL // 2 // np.dtype(dtype).itemsize // int(np.prod(case.shape)) + 1
+    shape = (examples, *case.shape[1:])
+    axis = case.channel_axis
+    weight, bias = np.random.default_rng(4).normal(size=(2, case.channels)).astype(np.float32)
+    size = int(np.prod(shape))
+    x, dy = (case.memory.place(values[:size].reshape(shape)) for values in data(dtype))
+    residual = case.memory.place(data(dtype)[0][-size:].reshape(shape))
+    epilogue = (residual, name, 0.25)
+    options = {"residual": residual, "activation": name, "negative_slope": 0.25}
+
+    whole, out = guarded(case, shape, dtype, 0)
+    _, saved = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, out=out, **options)
+    y = out.copy()
+    again = residual if saved.reads_residual else None
+    sums = _core.backward_reduce(dy, x, saved, residual=again)
+    dx, _, dbias, dresidual = bnext.batch_norm_backward(
+        dy, x, saved, weight, out=out, residual=again
+    )
+    assert dx is out
+    np.testing.assert_allclose(dbias, sums[0], rtol=1e-6)
+
+    step = -(-examples // PIECES)
+    for first in range(0, examples, step):
+        part = slice(first, first + step)
+        given = x[part], saved.mean, saved.var, weight, bias, saved.eps, axis, None
+        of_part, part_saved = _core.normalize(*given, epilogue=(residual[part], *epilogue[1:]))
+        assert_same_bits(y[part], of_part, "y")
+        expected, of_residual = _core.backward_apply(
+            dy[part], x[part], part_saved, weight, *sums, saved.count, None,
+            residual=None if again is None else again[part],
+        )  # fmt: skip
+        assert_same_bits(dx[part], expected, "dx")
+        assert_same_bits(dresidual[part], of_residual, "dresidual")
+    out[...] = GUARD
+    assert (whole == np.asarray(GUARD, dtype)).all(), "written beyond the output"
