@@ -253,7 +253,7 @@ def test_epilogues_are_for_the_cpu(kernels, make, epilogue):
         lambda: bn(x, residual=residual),
         lambda: bn.eval()(x, residual=residual),
     ):
-        with pytest.raises(ValueError, match="^activation: expected None for arrays on a GPU"):
+        with pytest.raises(ValueError, match=r"^activation: expected None for arrays on a GPU"):
             call()
     assert kernels.launches == []
     assert bn.num_batches_tracked == 0
