@@ -223,7 +223,8 @@ void Intake::read_numpy(Role role, py::handle object) {
 void Intake::read(Role role, py::handle object) {
     const bool is_data = role == Role::dy || role == Role::residual || role == Role::rows;
     if (gpu_ != nullptr) {
-        if (!object.is_none() || is_data) refer_there(role, object, is_data);
+        const bool is_needed = is_data && role != Role::residual;
+        if (!object.is_none() || is_needed) refer_there(role, object, is_data);
         return;
     }
     if (is_plain_array(object) || library_ == nullptr || object.is_none()) {

@@ -239,3 +239,30 @@ def test_a_layer_moved_forgets_its_input(kernels, make):
     bn.to(make(X))
     with pytest.raises(RuntimeError, match="expected a forward call before"):
         bn.backward(make(X))
+
+
+@pytest.mark.parametrize("epilogue", ["activation", "residual"])
+def test_epilogues_are_for_the_cpu(kernels, make, epilogue):
+    x = make(X)
+    given = {"activation": "relu"} if epilogue == "activation" else {"residual": make(X + 1)}
+    bn = bnext.BatchNorm1d(3, activation=given.get("activation")).to(x)
+    residual = given.get("residual")
+    for call in (
+        lambda: bnext.batch_norm_forward(x, **given),
+        lambda: bnext.normalize(x, make(VECTOR), make(VECTOR), **given),
+        lambda: bn(x, residual=residual),
+        lambda: bn.eval()(x, residual=residual),
+    ):
+        with pytest.raises(ValueError, match=r"^activation: expected None for arrays on a GPU"):
+            call()
+    assert kernels.launches == []
+    assert bn.num_batches_tracked == 0
+
+
+def test_a_residual_for_a_call_that_had_none(kernels, make):
+    _, saved = bnext.batch_norm_forward(make(X))
+    kernels.launches.clear()
+    text = "^residual: expected None, since the forward call had none$"
+    with pytest.raises(ValueError, match=text):
+        bnext.batch_norm_backward(make(X), make(X), saved, residual=make(X))
+    assert kernels.launches == []
