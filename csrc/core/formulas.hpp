@@ -124,7 +124,9 @@ struct ThroughActivation {
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
     }
-    BNEXT_FORMULA V by_flag(const V& dy, const V& flag) const { return gradient_by_flag(fused, flag, dy); }
+    BNEXT_FORMULA V by_flag(const V& dy, const V& flag) const {
+        return gradient_by_flag(fused, flag, dy);
+    }
 };
 
 // dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g.

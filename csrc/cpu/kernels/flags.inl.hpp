@@ -92,7 +92,8 @@ inline constexpr bool kIsActivated = Formula::kFlags != Flags::none;
 // Writes a pack by an activated formula, out of line: from from[i] to to[w], with its flags (null:
 // none), of which the first `columns` values exist (0: all).
 template <class Formula, class T>
-BNEXT_NO_INLINE void write_out_of_line(const Formula& formula, const T* const (&from)[Formula::kReads],
+BNEXT_NO_INLINE void write_out_of_line(const Formula& formula,
+                                       const T* const (&from)[Formula::kReads],
                                        T* const (&to)[Formula::kWrites], std::uint8_t* flags,
                                        int columns, bool streams) {
     Pack<Compute<T>> in[Formula::kReads], out[Formula::kWrites];

@@ -53,8 +53,7 @@ BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formu
         Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
         unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
             write_pack(
-                formula_of(h),
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
+                formula_of(h), [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
                 [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
         });
         unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
@@ -72,8 +71,7 @@ BNEXT_FORCE_INLINE void write_columns(const Formula& formula, std::uint8_t* flag
         write_activated<kStreams, T>(formula, flags, columns, from, to);
     } else {
         write_pack(
-            formula,
-            [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i), columns); },
+            formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i), columns); },
             [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
                 kStreams ? stream(to(w), pack) : store_columns(to(w), columns, pack);
             });
