@@ -79,8 +79,9 @@ struct Data {
         cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, statistics());
         cpu::backward_reduce<T>(problem(), dy(), x(), statistics(), sum_dy.data(),
                                 sum_dy_xmu.data());
+        const cpu::Applied<T> with_relu = applied(Activation::relu, true);
         cpu::forward<T>(problem(), x(), out(), affine(), 1e-5, statistics(),
-                        applied(Activation::relu, true));  // the flags, for backward
+                        &with_relu);  // the flags, for backward
     }
 
     [[nodiscard]] const Problem& problem() const { return description.problem; }

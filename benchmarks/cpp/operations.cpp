@@ -25,14 +25,15 @@ struct Operation {
 
 template <class T, Activation kActivation, bool kResidual>
 void forward_with(Data<T>& d) {
-    cpu::forward<T>(d.problem(), d.x(), d.out(), d.affine(), 1e-5, d.statistics(),
-                    d.applied(kActivation, kResidual));
+    const cpu::Applied<T> applied = d.applied(kActivation, kResidual);
+    cpu::forward<T>(d.problem(), d.x(), d.out(), d.affine(), 1e-5, d.statistics(), &applied);
 }
 
 template <class T, Activation kActivation, bool kResidual>
 void backward_with(Data<T>& d) {
+    const cpu::Applied<T> applied = d.applied(kActivation, kResidual);
     cpu::backward<T>(d.problem(), d.dy(), d.x(), d.out(), d.statistics(), d.weight.data(),
-                     d.sum_dy.data(), d.sum_dy_xmu.data(), d.applied(kActivation, kResidual));
+                     d.sum_dy.data(), d.sum_dy_xmu.data(), &applied);
 }
 
 // The phases alone, and fused; and with what follows (core/activation.hpp). The flags of an
