@@ -55,7 +55,7 @@ def gradients_of(call, x, dy, layer):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of_dtype)
 def test_torch_compile_of_layers_with_an_activation(dtype, backend, kernel_names):
     """Each activation beside the eager layer; the backward kernel makes z again."""
-    names = [*ACTIVATIONS] if backend == "aot_eager" else ["relu", "silu"]
+    names = [*ACTIVATIONS] if backend == "aot_eager" else ["relu"]
     for name in names:
         torch.compiler.reset()
         layer = bnext.torch.BatchNorm2d(5, activation=name, negative_slope=0.3)
@@ -92,14 +92,15 @@ def test_torch_compile_of_a_layer_with_a_residual():
             assert_close(one, other, "result", 10.0)
 
 
-@pytest.mark.parametrize("name", ["residual", "mobilenet", "dense"])
+@pytest.mark.parametrize("name", ["residual", "mobilenet", "dense", "crossstage", "preactivated"])
 def test_torch_compile_of_fused_models(name, kernel_names):
-    """With Inductor, whole training steps; without a break."""
+    """Whole training steps; without a break."""
     build, shape, _, _ = ARCHITECTURES[name]
     model = build().double()
     reference = copy.deepcopy(model)
     bnext.torch.convert(model, fuse=True)
-    call = torch.compile(model, fullgraph=True)
+    backend = "inductor" if name == "mobilenet" else "aot_eager"  # Inductor is slow
+    call = torch.compile(model, backend=backend, fullgraph=True)
     losses = []
     for each, run in ((model, call), (reference, reference)):
         torch.manual_seed(4)
