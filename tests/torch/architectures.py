@@ -233,14 +233,21 @@ def vgg():
     layers = []
     for inputs, outputs in ((3, 6), (6, 6), (6, 8)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(True)]
-    return nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
+    return nn.Sequential(
+        nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)
+    )
 
 
 # name: (how to build it, shape of the input, layers that are fused, layers that are not)
 ARCHITECTURES = {
     "residual": (Residual, IMAGE, 5, 1),
     "bottleneck": (Bottleneck, IMAGE, 3, 0),
-    "mobilenet": (lambda: nn.Sequential(ConvNormActivation(3, 4), InvertedResidual(4, 8)), IMAGE, 3, 1),
+    "mobilenet": (
+        lambda: nn.Sequential(ConvNormActivation(3, 4), InvertedResidual(4, 8)),
+        IMAGE,
+        3,
+        1,
+    ),
     "hardswish": (partial(InvertedResidual, 3, 8, nn.Hardswish, True), IMAGE, 2, 1),
     "efficientnet": (partial(InvertedResidual, 3, 8, nn.SiLU, True), IMAGE, 2, 1),
     "dense": (DenseBlock, IMAGE, 6, 0),

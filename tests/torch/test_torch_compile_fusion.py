@@ -1,4 +1,4 @@
-"""torch.compile of layers with an activation, and of fused models: one operator in each direction."""
+"""torch.compile of layers with an activation, and of fused models."""
 
 import copy
 

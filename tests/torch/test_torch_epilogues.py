@@ -159,7 +159,9 @@ def test_torch_epilogue_in_every_layout(activation):
             leaves[1].requires_grad_()
             y = OURS(leaves[0], None, None, weight, bias, True, activation=activation,
                      residual=leaves[1])  # fmt: skip
-            assert_same_format(y, torch.nn.functional.batch_norm(leaves[0], None, None, None, None, True))
+            assert_same_format(
+                y, torch.nn.functional.batch_norm(leaves[0], None, None, None, None, True)
+            )
             y.backward(lay_other(dy))
             results[name, other] = [y, *(leaf.grad for leaf in leaves)]
     first = results["contiguous", "contiguous"]
@@ -201,7 +203,9 @@ def test_torch_epilogue_leaves_residuals_of_other_kinds_to_pytorch():
     }  # fmt: skip
     for name, residual in others.items():
         y = OURS(x, None, None, training=True, activation="silu", residual=residual)
-        expected = after(torch.nn.functional.batch_norm(x, None, None, training=True), "silu", residual)
+        expected = after(
+            torch.nn.functional.batch_norm(x, None, None, training=True), "silu", residual
+        )
         assert y.shape == expected.shape, name
         assert y.dtype == expected.dtype, name
         assert_close(torch.Tensor(y).float(), torch.Tensor(expected).float(), name, 10.0)

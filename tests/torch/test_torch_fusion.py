@@ -219,7 +219,10 @@ def test_torch_fusion_yields_to_hooks(on, epilogues):
         model = chain(nn.ReLU())
         expected = copy.deepcopy(model)
         seen = []
-        hook = lambda module, inputs, y: seen.append((type(module).__name__, y.clone()))  # noqa: E731
+
+        def hook(module, inputs, y, seen=seen):
+            seen.append((type(module).__name__, y.clone()))
+
         if when == "after":
             fused(model)
         if on == "everywhere":

@@ -28,7 +28,7 @@ from bnext.torch.tracing import Untraceable, arguments_of, traced
 
 __all__ = ["Fusion", "fused_layers", "is_fused", "planned_fusions", "set_fusion", "unfused_class"]
 
-# What may be different in a graph: the module's mode, and whether all arguments are tensors or none.
+# Graphs differ by the mode of the module, and by whether all arguments are tensors, or none.
 _VARIANTS = tuple((training, tensors) for training in (True, False) for tensors in (True, False))
 _SIMPLE = (int, float, bool, str, type(None))
 

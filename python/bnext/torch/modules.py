@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnext.docstrings import with_sections_of
 from bnext import _core
+from bnext.docstrings import with_sections_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
 

@@ -196,7 +196,7 @@ def _activated_backward_recorded(
 ) -> Any:  # fmt: skip
     operator: Any = torch.ops.bnext.activated_backward_by_batch
     named = {"activation": activation, "negative_slope": negative_slope}
-    
+
     def work(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
         return operator(dy, x, weight, bias, statistics, eps, activation, negative_slope)
 
@@ -257,12 +257,12 @@ def _define(name: str, schema: str, run: Any, fake: Any = None) -> None:
 _define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
 _define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
 _define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
-_define(
-    "activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward
-)
+_define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)
 _work: Any = torch.ops.bnext.forward_by_batch
 _define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
 _define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
 _define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)
-_define("activated_batch_norm_training", _OF_ACTIVATED_FORWARD, lambda *given: _Activated.apply(*given))
+_define(
+    "activated_batch_norm_training", _OF_ACTIVATED_FORWARD, lambda *given: _Activated.apply(*given)
+)
 _define("activated_batch_norm_backward", _OF_ACTIVATED_BACKWARD, _activated_backward_recorded)

@@ -122,9 +122,7 @@ class SyncBatchNorm(Forward):
     ) -> tuple[Tensor, Any]:  # fmt: skip
         """Normalize a shard by the statistics of the whole batch, which move the running ones."""
         part = group.part(self)
-        y, saved = spine.forward(
-            x, weight, bias, self.eps, 1, None, part=part, epilogue=epilogue
-        )
+        y, saved = spine.forward(x, weight, bias, self.eps, 1, None, part=part, epilogue=epilogue)
         if self.track_running_stats and not is_recomputed():
             counter = self.num_batches_tracked
             momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
