@@ -142,7 +142,7 @@ def test_torch_epilogue_of_parameters_that_want_no_gradient():
                 y = y.relu()
             y.backward(dy)
             found.append([leaf.grad for leaf in leaves])
-        for name, expected, actual in zip("x weight bias residual".split(), *found, strict=True):
+        for name, expected, actual in zip(("x", "weight", "bias", "residual"), *found, strict=True):
             assert_close(actual, expected, f"{name}, {wants}", 10.0)
 
 
@@ -232,7 +232,7 @@ def test_torch_epilogue_layers_keep_what_layers_have():
 
 def test_torch_epilogue_errors():
     for function in (bnext.torch.BatchNorm1d, bnext.torch.SyncBatchNorm):
-        with pytest.raises(ValueError, match="activation: expected .*relu.*got 'relu7'"):
+        with pytest.raises(ValueError, match=r"activation: expected .*relu.*got 'relu7'"):
             function(3, activation="relu7")
         with pytest.raises(TypeError, match="activation: expected"):
             function(3, activation=torch.nn.ReLU())

@@ -5,9 +5,10 @@ layers are subclasses of `torch.nn`'s, and do what those do: same arguments, sta
 errors. So does `functional.batch_norm`. This package is the only place of bnext that imports
 PyTorch, and bnext's compiled parts know nothing of it.
 
-From the bottom: context, formats, epilogues and kernels; formulas, gradients and operators (the ways
-over the kernels), which roads and functional choose from; the layers (modules, sync, lazy);
-conversion of models (tracing, patterns and fusion; classes, reports, conversion), and other tools that get to know them (tools, imports).
+From the bottom: context, formats, epilogues and kernels; formulas, gradients and operators (the
+ways over the kernels), which roads and functional choose from; the layers (modules, sync, lazy);
+conversion of models (tracing, patterns and fusion; classes, reports, conversion), and other tools
+that get to know them (tools, imports).
 """
 
 try:

@@ -33,8 +33,9 @@ from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "RunningTensors", "activated_backward_by_rows", "backward", "backward_by_rows",
-    "backward_of_parameters", "calls_on", "flags_of", "forward", "fuses", "has_memory", "move_running", "rows_of", "saved_beside",
-    "saved_of", "statistics", "takes", "widened", "work_together",
+    "backward_of_parameters", "calls_on", "flags_of", "forward", "fuses", "has_memory",
+    "move_running", "rows_of", "saved_beside", "saved_of", "statistics", "takes", "widened",
+    "work_together",
 ]  # fmt: skip
 
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -181,7 +182,7 @@ def statistics(
 def backward(
     dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None, residual: Tensor | None = None
 ) -> Gradients:
-    """Give dx, dweight and dbias, by the statistics that forward left; and dresidual, if it had one.
+    """Give dx, dweight and dbias by the statistics that forward left; dresidual, if it had one.
 
     Without `x` the statistics are constants, and gradients of parameters None. `residual` is the
     forward call's, where ``saved.reads_residual``.

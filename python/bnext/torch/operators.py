@@ -195,7 +195,6 @@ def _activated_backward_recorded(
     eps: float, activation: str, negative_slope: float,
 ) -> Any:  # fmt: skip
     operator: Any = torch.ops.bnext.activated_backward_by_batch
-    named = {"activation": activation, "negative_slope": negative_slope}
 
     def work(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
         return operator(dy, x, weight, bias, statistics, eps, activation, negative_slope)

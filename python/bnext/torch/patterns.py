@@ -1,4 +1,4 @@
-"""Batch normalization, an addition, an activation, one behind the other in a graph of `torch.fx`."""
+"""Batch normalization, an addition, an activation, one behind the other in a graph."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ class Chain:
 
 # --- layers ---------------------------------------------------------------------------------------
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN_FORWARDS = (Forward.forward, SyncBatchNorm.forward)
 
 
@@ -184,11 +183,11 @@ def chain_of(norm: fx.Node, modules: dict[str, Any]) -> Chain:
         if len(last.users) == 1:
             follower = _only_user(last)
     found = None if follower is last else _applied_by(follower, modules)
-    if found is not None and follower.op == "call_module":
-        if has_hooks(modules[str(follower.target)]):
-            if add is None:
-                raise Apart("the activation behind it has hooks")
-            found = None
+    is_module = found is not None and follower.op == "call_module"
+    if is_module and has_hooks(modules[str(follower.target)]):
+        if add is None:
+            raise Apart("the activation behind it has hooks")
+        found = None
     if found is None and add is None:
         raise Apart(f"its output goes to {_title(follower, modules)}")
     act = follower if found is not None else None
