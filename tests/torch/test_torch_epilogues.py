@@ -257,7 +257,8 @@ def test_torch_epilogue_notices_what_was_changed():
             y.sum().backward()
 
 
-def test_torch_epilogue_with_hooks_on_saved_tensors():
+@pytest.mark.parametrize("activation", ["relu", "silu", None], ids=str)
+def test_torch_epilogue_with_hooks_on_saved_tensors(activation):
     """What hooks give back may be close to what was saved, and not the same."""
     x, residual = torch.randn(2, 8, 4, 5, dtype=torch.float64)
     gradients = []
@@ -265,12 +266,27 @@ def test_torch_epilogue_with_hooks_on_saved_tensors():
         leaves = [each.clone().requires_grad_() for each in (x, residual)]
         pack = (lambda t: t.float().double()) if rounds else (lambda t: t)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            y = OURS(leaves[0], None, None, training=True, activation="silu", residual=leaves[1])
+            y = OURS(
+                leaves[0], None, None, training=True, activation=activation, residual=leaves[1]
+            )
         y.square().sum().backward()
         gradients.append([leaf.grad for leaf in leaves])
     for exact, rounded in zip(*gradients, strict=True):
         torch.testing.assert_close(rounded, exact, rtol=1e-5, atol=1e-5)
-        assert not torch.equal(rounded, exact)
+    assert not torch.equal(gradients[0][0], gradients[1][0])
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", None], ids=str)
+def test_torch_epilogue_gradients_of_many_outputs_at_once(activation):
+    x, residual = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    dys = torch.randn(4, 6, 3, dtype=torch.float64)
+    leaves = [each.detach().requires_grad_() for each in (x, residual)]
+    y = OURS(leaves[0], None, None, training=True, activation=activation, residual=leaves[1])
+    at_once = torch.autograd.grad(y, leaves, dys, is_grads_batched=True, retain_graph=True)
+    for number, dy in enumerate(dys):
+        one = torch.autograd.grad(y, leaves, dy, retain_graph=True)
+        for actual, expected in zip(at_once, one, strict=True):
+            torch.testing.assert_close(actual[number], expected)
 
 
 def test_torch_epilogue_in_a_graph_of_fx():

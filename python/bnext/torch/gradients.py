@@ -219,19 +219,15 @@ def _activated_by_kernels(
     return _activated_by_formulas(ctx, dy, x, weight, bias, residual)
 
 
-def _activated_by_formulas(ctx: Any, *inputs: Any) -> Gradients:
+def _activated_by_formulas(ctx: Any, dy: Tensor, x: Any, *others: Any) -> Gradients:
     saved, (has_residual, activation, negative_slope) = ctx.statistics, ctx.epilogue
     slope: Any = None
     if activation is not None:
         slope = derivative(activation, negative_slope)
         if has_residual and not saved.reads_residual:  # z is not known again, only its flags
-            below = negative_slope if activation == "leaky_relu" else 0.0
-            slope = partial(_slope_by_flags, kernels.flags_of(saved), below)
-    return _every_gradient(saved, slope, *inputs)[: 4 if has_residual else 3]
-
-
-def _slope_by_flags(flags: Tensor, below: float, z: Tensor) -> Tensor:
-    return torch.where(flags, 1.0, below).to(z.dtype)
+            known = kernels.slope_by_flags(x, saved)
+            slope = lambda z: known.to(z.dtype)  # noqa: E731
+    return _every_gradient(saved, slope, dy, x, *others)[: 4 if has_residual else 3]
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
