@@ -91,11 +91,14 @@ struct NormalizeActivated : Normalize<V> {
     static constexpr Flags kFlags = Flags::written;
     Fused fused{};
 
-    BNEXT_FORMULA V z(const V& x, const V& residual) const {
+    BNEXT_FORMULA V normalized(const V& x) const {
         const V in[] = {x};
         V out[1];
         Normalize<V>::operator()(in, out);
-        return fused.residual ? out[0] + residual : out[0];
+        return out[0];
+    }
+    BNEXT_FORMULA V z(const V& x, const V& residual) const {
+        return fused.residual ? normalized(x) + residual : normalized(x);
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = activate(fused, z(in[0], in[1]));

@@ -134,32 +134,92 @@ BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
     return run.ahead[i] != nullptr ? run.ahead[i] : run.in[i] + 2 * kPiece;
 }
 
+// --- formulas along a run
+// -------------------------------------------------------------------------
+// A walk calls f(j, columns, formula) for the packs of a run, of which `columns` values exist (0:
+// all), with the formula of these values.
+
+// The values [begin, end) of a run, by its coefficients.
+template <class Formula, class T>
+struct RunWalk {
+    const ActivatedRun<T>& run;
+    Index begin, end;
+    bool streams;
+
+    template <class F>
+    BNEXT_FORCE_INLINE void for_each(F&& f) const {
+        const Compute<T>* row[Formula::kRows];
+        for (int r = 0; r < Formula::kRows; ++r) row[r] = run.row[r];
+        const Index step = run.step;
+        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+            Formula formula;
+            unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA {
+                formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
+            });
+            f(j, columns, formula, streams);
+        });
+    }
+};
+
+// Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
+// there are several, n is at least two units. Packs that begin at `head` or behind are streamed; one
+// in which a plane ends and the next begins has a formula blended of both.
+template <class Formula, class T>
+struct PlaneWalk {
+    const CoefficientsIn<Compute<T>>& all;
+    Index k, planes, n, head;
+    bool streams;
+
+    template <class F>
+    BNEXT_FORCE_INLINE void for_each(F&& f) const {
+        const Index total = planes * n;
+        Index j = 0, channel = k;
+        Formula formula = formula_of_channel<Formula>(all, channel);
+        // Up to two packs before `head`, and less than a pack at the end.
+        const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
+            for (; j < end; j += kLanes) {
+                f(j, end - j < kLanes ? static_cast<int>(end - j) : 0, formula, false);
+            }
+            j = end;
+        };
+        some(head < total ? head : total);
+        for (Index end = n;; end += n) {
+            for (; j + kLanes <= end; j += kLanes) f(j, 0, formula, streams);
+            if (end == total) break;
+            const Formula next = formula_of_channel<Formula>(all, ++channel);
+            if (j < end) {
+                f(j, 0, across(static_cast<int>(end - j), formula, next), streams);
+                j += kLanes;
+            }
+            formula = next;
+        }
+        some(total);
+    }
+};
+
 // --- forward
 // --------------------------------------------------------------------------------------
 
-template <bool kResidual, class T>
-BNEXT_NO_INLINE void write_relu(const ActivatedRun<T>& run, Index begin, Index end, bool streams,
-                                FlagWriter& flags) {
+template <bool kResidual, class T, class Walk>
+BNEXT_NO_INLINE void write_relu(const ActivatedRun<T>& run, const Walk& walk, FlagWriter& flags) {
     using C = Compute<T>;
     const T *const x = run.in[0], *const residual = run.in[1];
     const T *const next_x = ahead_of(run, 0), *const next_residual = ahead_of(run, 1);
     T* const y = run.out[0];
     FlagWriter writer = flags;
     const bool keeps = kResidual && writer.are_kept();
-    z_of<T, Pass::forward>(run).with_formulas([&](auto&& formula_at) BNEXT_INLINE_LAMBDA {
-        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            prefetch_packs<1>(next_x + j);
-            Pack<C> z = ZOfRun<T>::z(formula_at(j, columns), load_columns(x + j, columns));
-            if constexpr (kResidual) {
-                prefetch_packs<1>(next_residual + j);
-                z = z + load_columns(residual + j, columns);
-            }
-            write_pack_of_run(y + j, columns, streams, relu(z));
-            if (keeps) {
-                const unsigned bits = bits_of(passes(Fused{Activation::relu, 0.0, true}, z));
-                writer.put(bits & ((1U << lanes_in(columns)) - 1U), lanes_in(columns));
-            }
-        });
+    walk.for_each([&](Index j, int columns, const auto& formula, bool streams) BNEXT_INLINE_LAMBDA {
+        prefetch_packs<1>(next_x + j);
+        if constexpr (kResidual) prefetch_packs<1>(next_residual + j);
+        const Pack<C> of_x = load_columns(x + j, columns);
+        const Pack<C> z =
+            kResidual ? formula.normalized(of_x) + load_columns(residual + j, columns)
+                      : formula.normalized(of_x);
+        write_pack_of_run(y + j, columns, streams, relu(z));
+        if (keeps) {
+            const unsigned bits = bits_of(passes(Fused{Activation::relu, 0.0, true}, z));
+            writer.put(bits & ((1U << lanes_in(columns)) - 1U), lanes_in(columns));
+        }
     });
     if (keeps) flags = writer;
 }
@@ -212,25 +272,9 @@ struct GradientByFlags {
     }
 };
 
-// Calls f(gradient), with gradient(j, columns, x, dy) inline, for flags and for ReLU without them;
-// false for other activations.
-template <class T, class F>
-BNEXT_FORCE_INLINE bool with_plain_gradient(const ActivatedRun<T>& run, const ZOfRun<T>& z_of_run,
-                                            const Activated& by, F&& f) {
-    using C = Compute<T>;
-    if (by.flags.are_kept()) {
-        const GradientByFlags<C> by_flags(by, run.flag);
-        f([&](Index j, int, const auto&, const Pack<C>& dy)
-              BNEXT_INLINE_LAMBDA { return by_flags(j, dy); });
-        return true;
-    }
-    if (by.fused.activation != Activation::relu) return false;
-    z_of_run.with_formulas([&](auto&& formula_at) BNEXT_INLINE_LAMBDA {
-        f([&](Index j, int columns, const auto& load_x, const Pack<C>& dy) BNEXT_INLINE_LAMBDA {
-            return relu_gradient(ZOfRun<T>::z(formula_at(j, columns), load_x()), dy);
-        });
-    });
-    return true;
+// Whether gradients are those of ReLU without flags, or by flags: both are made in registers.
+BNEXT_FORCE_INLINE bool has_plain_gradient(const Activated& by) {
+    return by.flags.are_kept() || by.fused.activation == Activation::relu;
 }
 
 // g = dy * act'(z) of the values [begin, end) of a run, at most a piece.
@@ -247,16 +291,25 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
         prefetch_packs<1>(next_x + j);
         prefetch_packs<1>(next_dy + j);
     };
-    const bool plain =
-        with_plain_gradient(run, z_of_run, by, [&](auto&& gradient) BNEXT_INLINE_LAMBDA {
+    if (by.flags.are_kept()) {
+        const GradientByFlags<C> by_flags(by, run.flag);
+        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+            prefetch(j);
+            store(g + (j - begin), by_flags(j, load_columns(dy + j, columns)));
+        });
+        return;
+    }
+    if (by.fused.activation == Activation::relu) {
+        z_of_run.with_formulas([&](auto&& formula_at) BNEXT_INLINE_LAMBDA {
             for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
                 prefetch(j);
-                const auto load_x = [&]()
-                                        BNEXT_INLINE_LAMBDA { return load_columns(x + j, columns); };
-                store(g + (j - begin), gradient(j, columns, load_x, load_columns(dy + j, columns)));
+                const Pack<C> z =
+                    ZOfRun<T>::z(formula_at(j, columns), load_columns(x + j, columns));
+                store(g + (j - begin), relu_gradient(z, load_columns(dy + j, columns)));
             });
         });
-    if (plain) return;
+        return;
+    }
     const T* const residual = by.fused.residual ? run.in[2] : nullptr;
     const ZOfRun<T> normalized = z_of_run;
     alignas(64) C of_dy[kPiece];
@@ -271,45 +324,71 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
         .derive(by.fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
 }
 
+template <bool kByFlags, class T, class Walk>
+BNEXT_NO_INLINE void write_plain_gradients(const ActivatedRun<T>& run, const Walk& walk,
+                                           const Activated& by) {
+    using C = Compute<T>;
+    const T *const x = run.in[0], *const dy = run.in[1];
+    const T *const next_x = ahead_of(run, 0), *const next_dy = ahead_of(run, 1);
+    T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
+    const GradientByFlags<C> by_flags(by, run.flag);
+    walk.for_each([&](Index j, int columns, const auto& formula, bool streams) BNEXT_INLINE_LAMBDA {
+        prefetch_packs<1>(next_x + j);
+        prefetch_packs<1>(next_dy + j);
+        const Pack<C> of_x = load_columns(x + j, columns), of_dy = load_columns(dy + j, columns);
+        const Pack<C> g = kByFlags ? by_flags(j, of_dy) : formula.relu(of_x, of_dy);
+        write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, g));
+        if (kByFlags && dresidual != nullptr) {
+            write_pack_of_run(dresidual + j, columns, streams, g);
+        }
+    });
+}
+
 template <class T>
-BNEXT_NO_INLINE void write_gradients(const ActivatedRun<T>& run, Index first, Index last,
-                                     bool streams, const Activated& by) {
+BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index first, Index last,
+                                              bool streams, const Activated& by) {
     using C = Compute<T>;
     using F = GradientActivated<Pack<C>>;
     const ZOfRun<T> z = z_of<T, Pass::backward>(run);
-    const T *const x = run.in[0], *const dy = run.in[1];
-    const T *const next_x = ahead_of(run, 0), *const next_dy = ahead_of(run, 1);
+    const T* const x = run.in[0];
     T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
     const C* row[4];
     for (int r = 0; r < 4; ++r) row[r] = run.row[r];
     const Index step = run.step;
-    const auto write = [&](Index j, int columns, const Pack<C>& of_x, const Pack<C>& g)
-                           BNEXT_INLINE_LAMBDA {
-        F formula;
-        unrolled<4>([&](auto r) BNEXT_INLINE_LAMBDA {
-            formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
-        });
-        write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, g));
-        if (dresidual != nullptr) write_pack_of_run(dresidual + j, columns, streams, g);
-    };
-    const bool plain = with_plain_gradient(run, z, by, [&](auto&& gradient) BNEXT_INLINE_LAMBDA {
-        for_each_pack_of(first, last, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            prefetch_packs<1>(next_x + j);
-            prefetch_packs<1>(next_dy + j);
-            const Pack<C> of_x = load_columns(x + j, columns);
-            const auto load_x = [&]() BNEXT_INLINE_LAMBDA { return of_x; };
-            write(j, columns, of_x, gradient(j, columns, load_x, load_columns(dy + j, columns)));
-        });
-    });
-    if (plain) return;
     alignas(64) C g[kPiece];
     for (Index begin = first; begin < last; begin += kPiece) {
         const Index end = last - begin < kPiece ? last : begin + kPiece;
         gradient_of_piece(run, z, begin, end, by, g);
         for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            write(j, columns, load_columns(x + j, columns), load(g + (j - begin)));
+            F formula;
+            unrolled<4>([&](auto r) BNEXT_INLINE_LAMBDA {
+                formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
+            });
+            const Pack<C> of_g = load(g + (j - begin));
+            const Pack<C> dx_of_pack = formula.from_gradient(load_columns(x + j, columns), of_g);
+            write_pack_of_run(dx + j, columns, streams, dx_of_pack);
+            if (dresidual != nullptr) write_pack_of_run(dresidual + j, columns, streams, of_g);
         });
     }
+}
+
+// --- both
+// -----------------------------------------------------------------------------------------
+
+// Writes what a walk goes through, if that needs no loop of an activation.
+template <class Formula, class T, class Walk>
+BNEXT_FORCE_INLINE bool write_plainly(const ActivatedRun<T>& run, const Walk& walk,
+                                      const Activated& by, FlagWriter& flags) {
+    if constexpr (Formula::kFlags == Flags::written) {
+        if (by.fused.activation != Activation::relu) return false;
+        by.fused.residual ? write_relu<true>(run, walk, flags)
+                          : write_relu<false>(run, walk, flags);
+    } else {
+        if (!has_plain_gradient(by)) return false;
+        by.flags.are_kept() ? write_plain_gradients<true>(run, walk, by)
+                            : write_plain_gradients<false>(run, walk, by);
+    }
+    return true;
 }
 
 // Writes the values [begin, end) of a run.
@@ -317,16 +396,12 @@ template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_run(const ActivatedRun<T>& run, Index begin, Index end, bool streams,
                                   const Activated& by, FlagWriter& flags) {
     if (begin >= end) return;
-    if constexpr (Formula::kFlags == Flags::read) {
-        write_gradients(run, begin, end, streams, by);
+    if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag + begin);
+    const RunWalk<Formula, T> walk{run, begin, end, streams};
+    if (write_plainly<Formula>(run, walk, by, flags)) return;
+    if constexpr (Formula::kFlags == Flags::written) {
+        write_by_loops(run, begin, end, streams, by.fused, flags);
     } else {
-        flags.begin_at(run.flag + begin);
-        if (by.fused.activation != Activation::relu) {
-            write_by_loops(run, begin, end, streams, by.fused, flags);
-        } else if (by.fused.residual) {
-            write_relu<true>(run, begin, end, streams, flags);
-        } else {
-            write_relu<false>(run, begin, end, streams, flags);
-        }
+        write_gradients_by_loops(run, begin, end, streams, by);
     }
 }

@@ -23,15 +23,18 @@ template <class Formula, class T>
 BNEXT_NO_INLINE void write_activated_planes(ActivatedRun<T>& run, Index planes, Index n,
                                             bool streams, const CoefficientsIn<Compute<T>>& all,
                                             Index k) {
+    const Index total = planes * n;
+    Index j = streams || planes > 1 ? values_to_boundary(run.out[0], total) : 0;
+    FlagWriter flags(all.activated->flags);
+    if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag);
+    const PlaneWalk<Formula, T> walk{all, k, planes, n, j, streams};
+    if (write_plainly<Formula>(run, walk, *all.activated, flags)) return flags.finish();
     AlikeCoefficients<Formula, Compute<T>> by;
     for (int r = 0; r < Formula::kRows; ++r) run.row[r] = by.values[r];
     run.step = 0;
-    FlagWriter flags(all.activated->flags);
     const auto write = [&](Index begin, Index end, bool around_caches) BNEXT_INLINE_LAMBDA {
         write_run<Formula>(run, begin, end, around_caches, *all.activated, flags);
     };
-    const Index total = planes * n;
-    Index j = streams || planes > 1 ? values_to_boundary(run.out[0], total) : 0;
     by.set(all, k);
     write(0, j < n ? j : n, false);
     for (Index end = n; end < total; end += n) {
