@@ -8,9 +8,9 @@
 
 inline constexpr int kPiece = 256;
 
-// What writes runs reads members one by one and keeps them in registers: a copy of all of them would
-// be moved as vectors, whose loads wait until the stores before them, streamed ones too, have left
-// the processor.
+// What writes runs reads members one by one and keeps them in registers: a copy of all of them
+// would be moved as vectors, whose loads wait until the stores before them, streamed ones too, have
+// left the processor.
 template <class T>
 struct ActivatedRun {
     using C = Compute<T>;
@@ -18,7 +18,8 @@ struct ActivatedRun {
     const T* ahead[3];  // of each input, what the caller reads next; null where nothing is known
     T* out[2];          // y; backward: dx, dresidual
     const C* row[kMostRows];
-    Index step;  // from the coefficients of one value to the next one's: 1, or 0 (then 16 are alike)
+    Index
+        step;  // from the coefficients of one value to the next one's: 1, or 0 (then 16 are alike)
     Index flag;  // of the first value, where flags are kept
 };
 
@@ -79,7 +80,7 @@ BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : co
 template <class T>
 BNEXT_FORCE_INLINE void write_pack_of_run(T* p, int columns, bool streams,
                                           const Pack<Compute<T>>& values) {
-    streams && columns == 0 ? stream(p, values) : store_columns(p, columns, values);
+    streams&& columns == 0 ? stream(p, values) : store_columns(p, columns, values);
 }
 
 // --- loops of an activation
@@ -162,8 +163,8 @@ struct RunWalk {
 };
 
 // Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
-// there are several, n is at least two units. Packs that begin at `head` or behind are streamed; one
-// in which a plane ends and the next begins has a formula blended of both.
+// there are several, n is at least two units. Packs that begin at `head` or behind are streamed;
+// one in which a plane ends and the next begins has a formula blended of both.
 template <class Formula, class T>
 struct PlaneWalk {
     const CoefficientsIn<Compute<T>>& all;
@@ -212,9 +213,8 @@ BNEXT_NO_INLINE void write_relu(const ActivatedRun<T>& run, const Walk& walk, Fl
         prefetch_packs<1>(next_x + j);
         if constexpr (kResidual) prefetch_packs<1>(next_residual + j);
         const Pack<C> of_x = load_columns(x + j, columns);
-        const Pack<C> z =
-            kResidual ? formula.normalized(of_x) + load_columns(residual + j, columns)
-                      : formula.normalized(of_x);
+        const Pack<C> z = kResidual ? formula.normalized(of_x) + load_columns(residual + j, columns)
+                                    : formula.normalized(of_x);
         write_pack_of_run(y + j, columns, streams, relu(z));
         if (keeps) {
             const unsigned bits = bits_of(passes(Fused{Activation::relu, 0.0, true}, z));
@@ -253,21 +253,21 @@ BNEXT_NO_INLINE void write_by_loops(const ActivatedRun<T>& run, Index first, Ind
 // --- backward
 // -------------------------------------------------------------------------------------
 
-// g of one pack by its flags: dy, or so many times dy.
+// g of a pack by its flags: dy, or dy times the other derivative.
 template <class C>
 struct GradientByFlags {
     FlagBits flags;
     Index first;
-    Pack<C> slope;
-    bool leaks;
+    Pack<C> other;
+    bool is_zero;
 
     BNEXT_FORCE_INLINE GradientByFlags(const Activated& by, Index flag)
         : flags(by.flags),
           first(flag),
-          slope(broadcast(static_cast<C>(by.fused.negative_slope))),
-          leaks(by.fused.activation == Activation::leaky_relu) {}
+          other(broadcast(static_cast<C>(by.fused.other_derivative()))),
+          is_zero(by.fused.other_derivative() == 0) {}
     BNEXT_FORCE_INLINE Pack<C> operator()(Index j, const Pack<C>& dy) const {
-        const Pack<C> off = leaks ? dy * slope : broadcast(C{0});
+        const Pack<C> off = is_zero ? broadcast(C{0}) : dy * other;
         return where_set(flags_from(flags, first + j), dy, off);
     }
 };
@@ -280,8 +280,7 @@ BNEXT_FORCE_INLINE bool has_plain_gradient(const Activated& by) {
 // g = dy * act'(z) of the values [begin, end) of a run, at most a piece.
 template <class T>
 BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<T>& z_of_run,
-                                       Index begin, Index end, const Activated& by,
-                                       Compute<T>* g) {
+                                       Index begin, Index end, const Activated& by, Compute<T>* g) {
     using C = Compute<T>;
     const T *const x = run.in[0], *const dy = run.in[1];
     const bool prefetches = run.ahead[0] != nullptr;

@@ -68,9 +68,8 @@ void write_activated_planar(const View<const T>* in, const View<T>* out, const R
             run.in[r] = at(in[r], o, c, 0) + i;
             if (access.ahead != 0) run.ahead[r] = run_ahead(in[r], region, access, o, c, i);
         });
-        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-            run.out[w] = begins[w] = at(out[w], o, c, 0) + i;
-        });
+        unrolled<Formula::kWrites>(
+            [&](auto w) BNEXT_INLINE_LAMBDA { run.out[w] = begins[w] = at(out[w], o, c, 0) + i; });
         run.flag = flags.at(o, c, i);
         const bool streams = access.stores == Stores::streaming && begin_alike(begins);
         write_activated_planes<Formula>(run, planes, n, streams, all, c - region.channels.begin);
@@ -121,8 +120,9 @@ BNEXT_FORCE_INLINE void write_activated_rows(const View<const T>* in, const View
                                              Stores stores, const CoefficientsIn<Compute<T>>& all) {
     const bool outer_only = is_outer_only(tile);
     const Activated& by = *all.activated;
-    const auto pitch_of = [&](const Strides& stride)
-                              BNEXT_INLINE_LAMBDA { return outer_only ? stride.outer : stride.inner; };
+    const auto pitch_of = [&](const Strides& stride) BNEXT_INLINE_LAMBDA {
+        return outer_only ? stride.outer : stride.inner;
+    };
     bool in_lines = stores == Stores::streaming && width >= 2 * kLanes;
     for (int w = 0; w < Formula::kWrites; ++w) {
         in_lines = in_lines && row_pitch(out[w], tile) * static_cast<Index>(sizeof(T)) % 64 == 0;
@@ -144,7 +144,8 @@ BNEXT_FORCE_INLINE void write_activated_rows(const View<const T>* in, const View
         rows.first.flag = by.flags.at(o, 0, i) + first;
         rows.flag_pitch = pitch_of(by.flags.stride);
         rows.ahead = count;
-        if (!in_lines || !begin_alike(begins)) return rows.write(by, 0, count, 0, width, false, flags);
+        if (!in_lines || !begin_alike(begins))
+            return rows.write(by, 0, count, 0, width, false, flags);
         const bool wraps = dense && outer_only;
         const Index head = values_to_boundary(begins[0], width);
         // The last row of the tile has no next one to go on in.
@@ -210,12 +211,10 @@ void write_activated_interleaved(const View<const T>* in, const View<T>* out, co
             const Index o = tile.outer_begin, c = region.channels.begin;
             ActivatedRun<T> run{};
             T* begins[Formula::kWrites];
-            unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-                run.in[i] = at(in[i], o, c, 0);
-            });
-            unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-                run.out[w] = begins[w] = at(out[w], o, c, 0);
-            });
+            unrolled<Formula::kReads>([&](auto i)
+                                          BNEXT_INLINE_LAMBDA { run.in[i] = at(in[i], o, c, 0); });
+            unrolled<Formula::kWrites>(
+                [&](auto w) BNEXT_INLINE_LAMBDA { run.out[w] = begins[w] = at(out[w], o, c, 0); });
             run.flag = flags.at(o, c, 0);
             const bool streams = access.stores == Stores::streaming && begin_alike(begins);
             RepeatedRows<Formula, T>::write(run, (tile.outer_end - o) * width, width, streams, all);
