@@ -140,15 +140,17 @@ py::object backward_constant(Taken& taken) {
 }
 
 constexpr Signature kRestored{
-    "restored", "x, rows, eps, channel_axis",
-    "Saved, from x and the rows of its statistics as an array of float64."};
+    "restored", "x, rows, eps, channel_axis, weight=None, bias=None, epilogue=None",
+    "Saved, from x and the rows of its statistics as an array of float64; and from the parameters\n"
+    "and what followed normalization, where that left no flags."};
 
 py::object restored(Taken& taken) {
-    const Intake& call = taken.call;
+    Intake& call = taken.call;
     Saved saved(call.call);
     saved.take_rows(call[Role::rows]);
     saved.count = saved.channels() == 0 ? 0 : call[Role::x].size() / saved.channels();
     saved.fingerprint = fingerprint_of(call[Role::x]);
+    saved.epilogue = epilogue_of(call);
     return object_of(std::move(saved));
 }
 

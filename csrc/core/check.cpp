@@ -122,6 +122,12 @@ private:
         const std::array<Index, 2> shape{kStatisticsRows, call_.channels()};
         required(Role::rows, shape);
         like(Role::rows, DType::float64, shape);
+        affine(x().shape());
+        epilogue();
+        if (call_.applied().keeps_flags()) {
+            value_error("epilogue: expected no residual with ", name_of(call_.fused.activation),
+                        ", since its flags are not among the statistics");
+        }
     }
 
     void backward() const {

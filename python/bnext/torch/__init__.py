@@ -5,9 +5,10 @@ layers are subclasses of `torch.nn`'s, and do what those do: same arguments, sta
 errors. So does `functional.batch_norm`. This package is the only place of bnext that imports
 PyTorch, and bnext's compiled parts know nothing of it.
 
-From the bottom: context, formats and kernels; formulas, gradients and operators (the ways over the
-kernels), which roads and functional choose from; the layers (modules, sync, lazy); conversion of
-models (classes, reports, conversion), and other tools that get to know them (tools, imports).
+From the bottom: context, formats, epilogues and kernels; formulas, gradients and operators (the
+ways over the kernels), which roads and functional choose from; the layers (modules, sync, lazy);
+conversion of models (tracing, patterns and fusion; classes, reports, conversion), and other tools
+that get to know them (tools, imports).
 """
 
 try:
@@ -27,7 +28,7 @@ from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
 from bnext.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnext.torch.reports import Layer, Report, report
+from bnext.torch.reports import Fused, Layer, Report, report
 from bnext.torch.sync import SyncBatchNorm
 from bnext.torch.tools import tell
 
@@ -41,6 +42,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ConversionWarning",
+    "Fused",
     "Layer",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",

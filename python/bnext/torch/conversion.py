@@ -24,6 +24,7 @@ from bnext.torch.classes import (
     reparametrized,
     target_of,
 )
+from bnext.torch.fusion import is_fused, planned_fusions, set_fusion
 from bnext.torch.reports import Layer, check_module, told
 from bnext.torch.sync import SyncBatchNorm, check_group
 
@@ -32,7 +33,7 @@ __all__ = ["as_torch", "convert", "revert"]
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def convert(model: Module, sync: Group | Any = None) -> Module:
+def convert(model: Module, sync: Group | Any = None, *, fuse: bool = False) -> Module:
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
@@ -47,6 +48,13 @@ def convert(model: Module, sync: Group | Any = None) -> Module:
         A model, or a single layer.
     sync : bnext.sync.Group, torch.distributed.ProcessGroup or True, optional
         Make them `SyncBatchNorm` layers of that group; True is PyTorch's default group.
+    fuse : bool
+        Have layers do what follows them: an addition, an activation (those of
+        `functional.batch_norm`). Where the forward of a module calls a layer and, with nothing in
+        between, adds a tensor to its output, or applies an activation, or both, one call takes the
+        place of all. The module gets a subclass of its class under the same name; modules, names,
+        hooks and state dicts stay. Values are the same up to rounding. `report` lists what is
+        fused, and for other layers the reason.
 
     Returns
     -------
@@ -57,6 +65,14 @@ def convert(model: Module, sync: Group | Any = None) -> Module:
     ------
     TypeError
         `model` is no module, or `sync` no group. Nothing was changed then.
+
+    Notes
+    -----
+    Forward passes are traced by `torch.fx`, child modules as single operations, in both modes. One
+    that depends on values, draws random numbers, has contexts (``no_grad``, checkpoints) or sets
+    attributes is left alone. A fused module goes back to its own forward for a call with other
+    arguments, under hooks on the fused layers and activations, and after its settings or children
+    have changed. Copies of it are fused, pickles are not.
 
     Warns
     -----
@@ -77,6 +93,8 @@ def convert(model: Module, sync: Group | Any = None) -> Module:
                 vars(module).setdefault("_was", (original(kind), group))
                 module.process_group = None if sync is True else sync
             _set_class(module, ours)
+    if fuse:
+        _fuse(model)
     if left:
         which = "1 layer" if len(left) == 1 else f"{len(left)} layers"
         stay = "stays" if len(left) == 1 else "stay"
@@ -110,11 +128,29 @@ def revert(model: Module) -> Module:
         PyTorch's know nothing. Nothing was changed then.
     """
     check_module(model)
+    fused = [each for each in model.modules() if is_fused(each)]
     before = {each: _before(each) for each in model.modules() if _is_changed(each)}
     with _all_or_nothing(before):
         for module, (kind, group) in before.items():
             _become(module, kind, group)
+    for module in fused:
+        set_fusion(module, None)
     return model
+
+
+def _fuse(model: torch.nn.Module) -> None:
+    """Fuse what can be fused, and note why other layers are not."""
+    plans, reasons = planned_fusions(model)
+    for module, fusion in plans:
+        try:
+            set_fusion(module, fusion)
+        except TypeError as error:
+            text = f"{type(module).__name__}: its class has no subclass: {error}"
+            reasons |= {module.get_submodule(each.name): text for each in fusion.layers}
+    for layer in model.modules():
+        vars(layer).pop("_apart", None)
+    for layer, why in reasons.items():
+        vars(layer)["_apart"] = why
 
 
 def as_torch(layer: Any) -> Any:
@@ -184,6 +220,7 @@ def _become(module: Any, kind: Any, group: Any) -> None:
     if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
         kind = kind.cls_to_become
     vars(module).pop("_was", None)
+    vars(module).pop("_apart", None)
     if "process_group" in vars(module):
         module.process_group = group
         if not issubclass(kind, torch.nn.SyncBatchNorm | SyncBatchNorm):

@@ -20,6 +20,7 @@ from torch import Tensor
 __all__ = ["Backward", "backward", "backward_constant"]
 
 Pass = Callable[..., tuple[Any, ...]]
+Slope = Callable[[Tensor], Tensor]  # act'(z) of z
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -60,50 +61,70 @@ def _centred(values: Tensor, dims: list[int]) -> Tensor:
     return values - values.mean(dims, keepdim=True)
 
 
+def _before_activation(
+    dy: Tensor, xhat: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    slope: Slope | None,
+) -> Tensor:  # fmt: skip
+    """Give the gradient by z, ``dy * act'(z)``, where z = xhat * weight + bias + residual."""
+    g = wide(dy)
+    if slope is None:
+        return g
+    z = xhat
+    if weight is not None:
+        z = z * per_channel(wide(weight), xhat)
+    if bias is not None:
+        z = z + per_channel(wide(bias), xhat)
+    if residual is not None:
+        z = z + wide(residual)
+    return g * slope(z)
+
+
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dx, dweight and dbias where the statistics are the batch's."""
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None,
+    residual: Tensor | None = None, *, eps: float, slope: Slope | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give dx, dweight, dbias and dresidual where the statistics are the batch's."""
     dims = _dims(x)
     pilot = x.detach().mean(dims, keepdim=True, dtype=torch.float64)
     # The mean of what is left is small, and makes the derivatives right: the pilot has none.
     xs = _centred(_about(wide(x), pilot), dims)
     rstd = rstd_of((xs * xs).mean(dims, keepdim=True), eps)
     xhat = xs * rstd
-    g = wide(dy)
+    g = _before_activation(dy, xhat, weight, bias, residual, slope)
     centred = _centred(g, dims)
     dx = rstd * (centred - xhat * (centred * xhat).mean(dims, keepdim=True))
-    return _weighted(dx, weight, x), (centred * xhat).sum(dims), g.sum(dims)
+    return _weighted(dx, weight, x), (centred * xhat).sum(dims), g.sum(dims), g.to(x.dtype)
 
 
 def backward_constant(
-    dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dx, dweight and dbias where the statistics are constants."""
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None,
+    residual: Tensor | None = None, *, mean: Tensor, var: Tensor, eps: float,
+    slope: Slope | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give dx, dweight, dbias and dresidual where the statistics are constants."""
     dims = _dims(x)
-    g, xs = wide(dy), wide(x)
+    xs = wide(x)
     rstd = per_channel(rstd_of(var.double(), eps), x).to(xs.dtype)
     xhat = _about(xs, per_channel(mean.double(), x)) * rstd
-    return _weighted(g * rstd, weight, x), (g * xhat).sum(dims), g.sum(dims)
+    g = _before_activation(dy, xhat, weight, bias, residual, slope)
+    return _weighted(g * rstd, weight, x), (g * xhat).sum(dims), g.sum(dims), g.to(x.dtype)
 
 
 class Backward(torch.autograd.Function):
-    """dx, dweight and dbias of dy, x and weight by `work`, differentiated by formulas, `again`."""
+    """Gradients of `inputs` (dy, x, weight, ...) by `work`, differentiated by formulas, `again`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, work: Pass, again: Pass
-    ) -> tuple[Any, ...]:
+    def forward(ctx: Any, work: Pass, again: Pass, *inputs: Tensor | None) -> tuple[Any, ...]:
         """Do the work."""
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, x, weight)
+        ctx.save_for_backward(*inputs)
         ctx.again = again
-        return work(dy, x, weight)
+        return work(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         """Differentiate the formulas."""
-        return *_derivatives(ctx.again, ctx.saved_tensors, gradients), None, None
+        return None, None, *_derivatives(ctx.again, ctx.saved_tensors, gradients)
 
 
 def _derivatives(
@@ -111,7 +132,8 @@ def _derivatives(
 ) -> list[Tensor | None]:
     """Differentiate a backward pass: gradients of its inputs, by gradients of its results.
 
-    `function` makes the results of the inputs once more. Inputs and gradients may be None.
+    `function` makes the results of the inputs once more, and perhaps others behind them. Inputs and
+    gradients may be None.
     """
     goes_on = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -122,7 +144,7 @@ def _derivatives(
             else each.detach().requires_grad_()
             for each in inputs
         ]  # fmt: skip
-        pairs = [pair for pair in zip(function(*ends), outer, strict=True) if pair[1] is not None]
+        pairs = [pair for pair in zip(function(*ends), outer, strict=False) if pair[1] is not None]
         if not pairs:
             return [None] * len(inputs)
         results, of_results = zip(*pairs, strict=True)

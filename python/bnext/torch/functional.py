@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from bnext.torch import gradients, operators
+from bnext.torch import epilogues, gradients, operators
 from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
+from bnext.torch.epilogues import Epilogue
 from bnext.torch.kernels import KernelRefusal
-from bnext.torch.roads import EXPORTED, FUSED, KERNELS, NODE, OPERATORS, road_of
+from bnext.torch.roads import (
+    EXPORTED,
+    FUSED,
+    KERNELS,
+    NODE,
+    OPERATORS,
+    fits_kernels,
+    road_of,
+)
 
-__all__ = ["batch_norm", "counted_batch_norm", "weight_of_batch"]
+__all__ = ["activated_batch_norm", "batch_norm", "counted_batch_norm", "weight_of_batch"]
 
 # Kept as it is at import: programs may put `batch_norm` below under PyTorch's name, for layers that
 # call it there.
@@ -29,8 +38,16 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    negative_slope: float = 0.01,
 ) -> Tensor:
     """Do what `torch.nn.functional.batch_norm` does, with the same arguments and errors.
+
+    With an activation or a residual the result is ``act(norm(input) + residual)``, by one pass over
+    memory in each direction where kernels have it: on the CPU, for a residual of the shape and
+    dtype of `input`. Elsewhere PyTorch's operators add and apply.
 
     Parameters
     ----------
@@ -48,16 +65,25 @@ def batch_norm(
         Weight of the new batch in the running statistics.
     eps : float
         Added to the variance.
+    activation : str, optional
+        "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh" (GELU's
+        approximation), "sigmoid" or "tanh", as PyTorch defines them.
+    residual : Tensor, optional
+        Added before the activation.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
     Tensor
-        Of the shape and dtype of `input`.
+        Of the shape and dtype of `input`; or as the addition of the residual makes it.
 
     Raises
     ------
     ValueError, RuntimeError
-        As PyTorch's.
+        As PyTorch's; `activation` is not one of the names; `negative_slope` is not finite.
+    TypeError
+        `activation` is not a string, or `negative_slope` not a number.
 
     Notes
     -----
@@ -67,6 +93,9 @@ def batch_norm(
     tensors = (input, running_mean, running_var, weight, bias)
     if momentum is None:  # an error, and PyTorch has its text
         return _by_pytorch(*tensors, training, momentum, eps, None)
+    epilogue = epilogues.checked(residual, activation, negative_slope)
+    if epilogue is not None:
+        return activated_batch_norm(*tensors, training, momentum, eps, None, epilogue)
     return counted_batch_norm(*tensors, training, momentum, eps, None)
 
 
@@ -105,6 +134,43 @@ def counted_batch_norm(
     return _by_pytorch(*tensors, training, momentum, eps, counter)
 
 
+def activated_batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: Any, eps: float, counter: Tensor | None,
+    epilogue: Epilogue,
+) -> Tensor:  # fmt: skip
+    """Do `counted_batch_norm`, and what follows it."""
+    tensors = (input, running_mean, running_var, weight, bias)
+    residual, activation, negative_slope = epilogue
+    if is_symbolic(input, residual):
+        if counter is None and momentum is not None:
+            return _node_of(
+                batch_norm, *tensors, training, momentum, eps, activation=activation,
+                residual=residual, negative_slope=negative_slope,
+            )  # fmt: skip
+        return _node_of(activated_batch_norm, *tensors, training, momentum, eps, counter, epilogue)
+    road = road_of(*tensors, training, momentum, eps)
+    if road is KERNELS and fits_kernels(input, residual):
+        known = weight_of_batch(counter) if momentum is None else momentum
+        running = running_mean, running_var, known, counter
+        of: Any = (input, weight, bias, eps, running, training, epilogue)
+        try:
+            if profiler._is_profiler_enabled:
+                y: Tensor = in_a_range(gradients.batch_norm, *of)
+                return y
+            return gradients.batch_norm(*of)
+        except KernelRefusal:
+            pass
+    elif road is FUSED and residual is None and activation is not None:
+        if momentum is None:
+            momentum = weight_of_batch(counter)
+        return operators.batch_norm(*tensors, momentum, eps, counter, True, epilogue)
+    # Apart. A compiler makes one loop of the addition and the activation and the second phase. The
+    # gradient by z is the residual's, and made in any case.
+    y = counted_batch_norm(*tensors, training, momentum, eps, counter)
+    return epilogues.applied(y, epilogue)
+
+
 def _by_pytorch(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, training: bool, momentum: Any, eps: float, counter: Tensor | None,
@@ -131,7 +197,7 @@ def weight_of_batch(counter: Tensor | None) -> Any:
     return 1.0 / (count + 1)
 
 
-def _node_of(function: Any, *arguments: Any) -> Any:
+def _node_of(function: Any, *arguments: Any, **named: Any) -> Any:
     """Make a call of `function` a node of the graph that one of the arguments belongs to."""
-    proxy: Any = next(value for value in arguments if is_symbolic(value))
-    return proxy.tracer.create_proxy("call_function", function, arguments, {})
+    proxy: Any = next(value for value in (*arguments, *named.values()) if is_symbolic(value))
+    return proxy.tracer.create_proxy("call_function", function, arguments, named)

@@ -18,6 +18,7 @@ from torch import Tensor, is_grad_enabled
 from bnext.rows import unbound
 from bnext.torch import formulas, kernels
 from bnext.torch.context import backward_task, is_plain
+from bnext.torch.epilogues import Epilogue, derivative
 
 __all__ = ["batch_norm"]
 
@@ -26,7 +27,7 @@ Gradients = tuple[Tensor | None, ...]
 
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-    running: kernels.RunningTensors, training: bool,
+    running: kernels.RunningTensors, training: bool, epilogue: Epilogue | None = None,
 ) -> Tensor:  # fmt: skip
     """Normalize plain tensors by the kernels; KernelRefusal if PyTorch or they do not take them.
 
@@ -44,6 +45,7 @@ def batch_norm(
             (weight is not None and weight.requires_grad)
             or x.requires_grad
             or (bias is not None and bias.requires_grad)
+            or (epilogue is not None and wants_gradient(epilogue.residual))
         )
         if mean is not None and var is not None:
             if mean.requires_grad or var.requires_grad:
@@ -54,7 +56,9 @@ def batch_norm(
                 except RuntimeError:
                     raise kernels.KernelRefusal from None
     if not recorded:
-        return kernels.forward(x, weight, bias, eps, given, moved, False)[0]
+        return kernels.forward(x, weight, bias, eps, given, moved, False, epilogue)[0]
+    if epilogue is not None:
+        return _record_activated(x, weight, bias, eps, given, moved, epilogue)
     y: Tensor = _record(x, weight, bias, (eps, given, moved))
     return y
 
@@ -93,7 +97,7 @@ class _Normalization(torch.autograd.Function):
         elif is_grad_enabled():
             work = partial(_by_kernels, ctx, wants_x=wants_x)
             again = partial(_by_formulas, ctx.statistics)
-            dx, dweight, dbias = formulas.Backward.apply(dy, x, weight, work, again)
+            dx, dweight, dbias = formulas.Backward.apply(work, again, dy, x, weight)
         else:
             dx, dweight, dbias = _by_kernels(ctx, dy, x, weight, wants_x)
         return (
@@ -106,6 +110,56 @@ class _Normalization(torch.autograd.Function):
 
 # What `Function.apply` does besides, for transforms of functions, is a quarter of a small call.
 _record: Any = super(torch.autograd.Function, _Normalization).apply
+
+
+def wants_gradient(tensor: Any) -> bool:
+    """Whether a tensor, if it is one, wants a gradient."""
+    return tensor is not None and bool(tensor.requires_grad)
+
+
+class _Activated(torch.autograd.Function):
+    """act(norm(x) + residual) of x, weight, bias and residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        others: Any,
+    ) -> Tensor:  # fmt: skip
+        eps, given, moved, epilogue = others
+        y, saved = kernels.forward(x, weight, bias, eps, given, moved, True, epilogue)
+        ctx.statistics, ctx.epilogue = saved, epilogue._replace(residual=residual is not None)
+        constant = given is not None and epilogue.activation is None
+        kept = residual if saved.reads_residual else None
+        if constant and not any(ctx.needs_input_grad[1:3]):
+            ctx.save_for_backward(None, weight, bias, kept)
+        else:
+            ctx.save_for_backward(x, weight, bias, kept)
+        ctx.addresses = _addresses(x, kept)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Gradients:
+        x, weight, bias, residual = ctx.saved_tensors
+        again = partial(_activated_by_formulas, ctx)
+        every: Any
+        if not is_plain(dy):
+            every = again(dy, x, weight, bias, residual)
+        elif is_grad_enabled():
+            work = partial(_activated_by_kernels, ctx)
+            every = formulas.Backward.apply(work, again, dy, x, weight, bias, residual)
+        else:
+            every = _activated_by_kernels(ctx, dy, x, weight, bias, residual)
+        wanted = zip(every, ctx.needs_input_grad, strict=False)
+        found = [gradient if wants else None for gradient, wants in wanted]
+        return *found, *(None,) * (5 - len(found))
+
+
+def _record_activated(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: Any, moved: Any,
+    epilogue: Epilogue,
+) -> Tensor:  # fmt: skip
+    y: Tensor = _Activated.apply(x, weight, bias, epilogue.residual, (eps, given, moved, epilogue))
+    return y
 
 
 # --- the two ways of a backward pass --------------------------------------------------------------
@@ -133,8 +187,48 @@ def _by_kernels(
 
 
 def _by_formulas(statistics: Any, dy: Tensor, x: Any, weight: Tensor | None) -> Gradients:
+    return _every_gradient(statistics, None, dy, x, weight)[:3]
+
+
+def _every_gradient(statistics: Any, slope: Any, dy: Tensor, x: Any, *others: Any) -> Gradients:
+    """Give dx, dweight, dbias and dresidual by formulas."""
+    eps = statistics.eps
     if statistics.batch_statistics:
-        return formulas.backward(dy, x, weight, statistics.eps)
+        return formulas.backward(dy, x, *others, eps=eps, slope=slope)
     rows = unbound(kernels.rows_of(statistics))
     like_x = dy if x is None else x  # where no gradient of parameters takes it
-    return formulas.backward_constant(dy, like_x, rows.mean, rows.var, statistics.eps, weight)
+    return formulas.backward_constant(
+        dy, like_x, *others, mean=rows.mean, var=rows.var, eps=eps, slope=slope
+    )
+
+
+def _activated_by_kernels(
+    ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    residual: Tensor | None,
+) -> Gradients:  # fmt: skip
+    """Give dx, dweight and dbias; and dresidual, if there was a residual."""
+    try:
+        return kernels.backward(dy, x, ctx.statistics, weight, residual)
+    except TypeError:
+        if kernels.has_memory(dy):
+            raise
+    except ValueError:
+        # What hooks have made of x or the residual may be close to it, and not the same.
+        if x is None or _addresses(x, residual) == ctx.addresses:
+            raise
+    return _activated_by_formulas(ctx, dy, x, weight, bias, residual)
+
+
+def _activated_by_formulas(ctx: Any, dy: Tensor, x: Any, *others: Any) -> Gradients:
+    saved, (has_residual, activation, negative_slope) = ctx.statistics, ctx.epilogue
+    slope: Any = None
+    if activation is not None:
+        slope = derivative(activation, negative_slope)
+        if has_residual and not saved.reads_residual:  # z is not known again, only its flags
+            known = kernels.slope_by_flags(x, saved)
+            slope = lambda z: known.to(z.dtype)  # noqa: E731
+    return _every_gradient(saved, slope, dy, x, *others)[: 4 if has_residual else 3]
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -28,12 +28,14 @@ from bnext import _core, cuda, spine
 from bnext.arrays import DeviceSaved, engine_of
 from bnext.groups.group import ALONE
 from bnext.rows import unbound
+from bnext.torch.epilogues import Epilogue
 from bnext.torch.formats import formatted
 
 __all__ = [
-    "KernelRefusal", "RunningTensors", "backward", "backward_by_rows", "backward_of_parameters",
-    "calls_on", "forward", "fuses", "has_memory", "move_running", "rows_of", "saved_beside",
-    "saved_of", "statistics", "takes", "widened", "work_together",
+    "KernelRefusal", "RunningTensors", "activated_backward_by_rows", "backward", "backward_by_rows",
+    "backward_of_parameters", "calls_on", "forward", "fuses", "has_memory", "move_running",
+    "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes", "widened",
+    "work_together",
 ]  # fmt: skip
 
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -42,7 +44,7 @@ NARROW = (torch.float16, torch.bfloat16)
 RunningTensors = tuple[
     Tensor | None, Tensor | None, Any, Any
 ]  # mean, var, weight of a batch, counter
-Gradients = tuple[Tensor, Any, Any]  # dx, dweight, dbias
+Gradients = tuple[Any, ...]  # dx, dweight, dbias; and dresidual after a residual
 
 
 class KernelRefusal(Exception):  # noqa: N818
@@ -110,24 +112,26 @@ def widened(x: Tensor, tensor: Tensor | None) -> Any:
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     given: RunningTensors | None = None, moved: RunningTensors | None = None, keeps: bool = True,
+    epilogue: Epilogue | None = None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """Normalize by `given`, or by the batch, which moves `moved`: y, and what backward needs.
 
-    `keeps` is False where no backward pass follows, which takes the second result.
+    `keeps` is False where no backward pass follows, which takes the second result. `epilogue` is
+    what follows normalization.
     """
     engine = calls_on(x) if x.is_cuda else _core
     try:
         result: tuple[Tensor, Any] = spine.forward(
-            x, weight, bias, eps, 1, None, given, moved, ALONE, None, engine, None, True, keeps
+            x, weight, bias, eps, 1, None, given, moved, ALONE, epilogue, engine, None, True, keeps
         )
     except (TypeError, ValueError):
-        return _forward_of_others(x, weight, bias, eps, given, moved, keeps)
+        return _forward_of_others(x, weight, bias, eps, given, moved, keeps, epilogue)
     return result
 
 
 def _forward_of_others(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: RunningTensors | None,
-    moved: RunningTensors | None, keeps: bool,
+    moved: RunningTensors | None, keeps: bool, epilogue: Epilogue | None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     mean, var, momentum, _ = given or moved or (None,) * 4
     tensors = (weight, bias, mean, var)
@@ -136,14 +140,18 @@ def _forward_of_others(
     wide = [widened(x, tensor) for tensor in tensors]
     if any(before is not after for before, after in zip(tensors, wide, strict=True)):
         taken = (*wide[2:], momentum, None)
-        result = forward(x, wide[0], wide[1], eps, given and taken, moved and taken, keeps)
+        result = forward(
+            x, wide[0], wide[1], eps, given and taken, moved and taken, keeps, epilogue
+        )
     else:
         try:
             data, *vectors = map(_detached, (x, *tensors))
             taken = (*vectors[2:], momentum, None)
+            if epilogue is not None:
+                epilogue = epilogue._replace(residual=_detached(epilogue.residual))
             y, saved = spine.forward(
                 data, vectors[0], vectors[1], eps, 1, None, given and taken, moved and taken,
-                engine=engine_of(x), keeps=keeps,
+                epilogue=epilogue, engine=engine_of(x), keeps=keeps,
             )  # fmt: skip
         except (TypeError, ValueError) as refusal:
             raise KernelRefusal(str(refusal)) from refusal
@@ -171,24 +179,29 @@ def statistics(
     )  # fmt: skip
 
 
-def backward(dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None) -> Gradients:
-    """Give dx, dweight and dbias, by the statistics that forward left.
+def backward(
+    dy: Tensor, x: Tensor | None, saved: Any, weight: Tensor | None, residual: Tensor | None = None
+) -> Gradients:
+    """Give dx, dweight and dbias by the statistics that forward left; dresidual, if it had one.
 
-    Without `x` the statistics are constants, and gradients of parameters None.
+    Without `x` the statistics are constants, and gradients of parameters None. `residual` is the
+    forward call's, where ``saved.reads_residual``.
     """
     engine = calls_on(dy) if dy.is_cuda else _core
     try:
-        result: Gradients = spine.backward(dy, x, saved, weight, None, "local", None, engine, True)
+        result: Gradients = spine.backward(
+            dy, x, saved, weight, None, "local", residual, engine, True
+        )
     except TypeError:
         like = dy if x is None else x
         wide = widened(like, weight)
         if wide is not weight:
-            return backward(dy, x, saved, wide)
-        dx, dweight, dbias = spine.backward(
+            return backward(dy, x, saved, wide, residual)
+        dx, dweight, dbias, *dresidual = spine.backward(
             _detached(_settled(dy)), _detached(x), saved, _detached(weight), None,
-            engine=engine_of(like),
+            residual=_detached(residual), engine=engine_of(like),
         )  # fmt: skip
-        result = formatted(dx, like), dweight, dbias
+        result = formatted(dx, like), dweight, dbias, *(formatted(each, like) for each in dresidual)
     return result
 
 
@@ -197,6 +210,15 @@ def backward_by_rows(
 ) -> Gradients:
     """Do `backward` by the rows of the statistics that forward left."""
     return backward(dy, x, saved_of(x, rows, eps), weight)
+
+
+def activated_backward_by_rows(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, rows: Tensor, eps: float,
+    activation: str, negative_slope: float,
+) -> Gradients:  # fmt: skip
+    """Do `backward` of an activation after normalization, without a residual, by such rows."""
+    epilogue = Epilogue(None, activation, negative_slope)
+    return backward(dy, x, saved_of(x, rows, eps, weight, bias, epilogue), weight)
 
 
 def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
@@ -243,9 +265,40 @@ def rows_of(saved: Any) -> Tensor:
     return rows if isinstance(saved, DeviceSaved) else torch.from_numpy(rows)
 
 
-def saved_of(x: Tensor, rows: Tensor, eps: float) -> Any:
-    """Make the `saved` of a forward call from its rows of statistics."""
-    return engine_of(x).restored(x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1)
+def saved_of(
+    x: Tensor, rows: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None,
+    epilogue: Epilogue | None = None,
+) -> Any:  # fmt: skip
+    """Make the `saved` of a forward call from its rows of statistics.
+
+    The parameters are those that the argument of an activation follows from.
+    """
+    if epilogue is None:
+        return engine_of(x).restored(x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1)
+    return engine_of(x).restored(
+        x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1, weight=_detached(weight),
+        bias=_detached(bias), epilogue=epilogue,
+    )  # fmt: skip
+
+
+def slope_by_flags(x: Tensor, saved: Any) -> Tensor:
+    """Give act'(z) where a forward pass has left flags and z is not known: the gradient of ones."""
+    with torch.no_grad():
+        x = x.detach()
+        ones = torch.ones_like(x)
+        try:
+            return backward(ones, x, saved, None)[3]
+        except ValueError:  # hooks gave back another x
+            state = list(saved.__getstate__())
+            state[_FINGERPRINT] = saved_of(x, rows_of(saved), saved.eps).__getstate__()[
+                _FINGERPRINT
+            ]
+            beside = saved.__class__.__new__(saved.__class__)
+            beside.__setstate__(tuple(state))
+            return backward(ones, x, beside, None)[3]
+
+
+_FINGERPRINT = 5  # in the state of a pickle
 
 
 def saved_beside(x: Tensor, saved: Any) -> Any:

@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.docstrings import with_sections_of
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, Forward
-from bnext.torch.sync import SyncBatchNorm
 
 __all__ = ["LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyForward"]
 
@@ -22,13 +21,11 @@ class LazyForward(_BatchNorm):
     the lazy class's own.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize `input` as a layer of ``cls_to_become``."""
         layer: Any = self
-        if isinstance(layer, SyncBatchNorm):
-            return SyncBatchNorm.forward(layer, input)
         if isinstance(layer, Forward):
-            return Forward.forward(layer, input)
+            return Forward.forward(layer, input, residual)
         return super().forward(input)  # called without the hook: the error is PyTorch's
 
     def extra_repr(self) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnext import _core
 from bnext.docstrings import with_sections_of
-from bnext.torch.functional import counted_batch_norm
+from bnext.torch.epilogues import Epilogue
+from bnext.torch.functional import activated_batch_norm, counted_batch_norm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
 
@@ -22,12 +24,47 @@ class Forward(_BatchNorm):
     repeats (activation checkpointing) is not counted again.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`, as PyTorch's layer does."""
+    # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
+    _activation: tuple[str | None, float] = (None, 0.01)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        **more: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
+        )
+        _core.check_activation(activation=activation)
+        slope = _core.check_negative_slope(negative_slope=negative_slope)
+        if activation is not None:
+            self._activation = activation, slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation."""
+        if (
+            type(input) is not Tensor
+            and isinstance(input, torch.fx.Proxy)
+            and self._is_one_node(input)
+        ):
+            return self._node(input, residual)
+        if residual is None and self._activation[0] is None:
+            return self._normalized(input, None)
+        return self._normalized(input, Epilogue(residual, *self._activation))
+
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
+        """Normalize `input`, and do what follows."""
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)
-        elif self._is_one_node(input):
-            return self._node(input)
         # Not as attributes: PyTorch looks up each of these by a function in Python.
         of = self.__dict__
         parameters, buffers = of["_parameters"], of["_buffers"]
@@ -45,13 +82,20 @@ class Forward(_BatchNorm):
             counter = None
         elif not of["track_running_stats"]:
             running_mean = running_var = counter = None
+        if epilogue is not None:
+            return activated_batch_norm(
+                input, running_mean, running_var, weight, bias, by_batch, of["momentum"], of["eps"],
+                counter, epilogue,
+            )  # fmt: skip
         return counted_batch_norm(
             input, running_mean, running_var, weight, bias, by_batch, of["momentum"], of["eps"],
             counter,
         )  # fmt: skip
 
     # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
-    forward.__annotations__.update({"input": Tensor, "return": Tensor})
+    forward.__annotations__.update(
+        {"input": Tensor, "residual": Optional[Tensor], "return": Tensor}  # noqa: UP045
+    )
 
     def _is_one_node(self, input: Any) -> bool:
         """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
@@ -63,14 +107,21 @@ class Forward(_BatchNorm):
         is_ours = forward.__module__.startswith("bnext.torch.")
         return is_ours and getattr(input.tracer, "root", None) is not self
 
-    def _node(self, input: Any) -> Any:
+    def _node(self, input: Any, residual: Any = None) -> Any:
         """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
         tracer = input.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+        given = (input,) if residual is None else (input, residual)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), given, {})
 
     def extra_repr(self) -> str:
-        """Describe the layer as PyTorch does, and whose kernels it runs."""
-        return f"{super().extra_repr()}, kernels=bnext"
+        """Describe the layer as PyTorch does, what it applies, and whose kernels it runs."""
+        text = super().extra_repr()
+        activation, negative_slope = self._activation
+        if activation is not None:
+            text += f", activation={activation}"
+        if activation == "leaky_relu":
+            text += f", negative_slope={negative_slope}"
+        return f"{text}, kernels=bnext"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
@@ -98,13 +149,26 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
         Where the parameters and the running statistics are.
     dtype : torch.dtype, optional
         Of the parameters and the running statistics.
+    activation : str, optional
+        The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
+        "gelu", "gelu_tanh" (GELU's approximation), "sigmoid" or "tanh", as PyTorch defines them.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
     bias : bool
         Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+
+    Raises
+    ------
+    ValueError
+        `activation` is not one of the names, or `negative_slope` is not finite.
+    TypeError
+        `activation` is not a string, or `negative_slope` not a number.
 
     Notes
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
-    algorithm 1), by bnext's kernels.
+    algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``: on the CPU in
+    the same pass over memory, for a residual of the shape and dtype of `x`.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """

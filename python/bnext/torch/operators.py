@@ -2,7 +2,10 @@
 
 ``bnext::batch_norm_training``        x, weight, bias, eps -> y, statistics, first
 ``bnext::fused_batch_norm_training``  the same
+``bnext::activated_batch_norm_training``  these, activation, negative_slope -> the same
 ``bnext::batch_norm_backward``        dy, x, weight, statistics, eps -> dx, dweight, dbias
+``bnext::activated_batch_norm_backward``  dy, x, weight, bias, statistics, eps, activation,
+                                      negative_slope -> the same
 
 `statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
 functional: running statistics are moved from these rows, by operations that a compiler can fuse.
@@ -38,6 +41,7 @@ from torch import Tensor
 from bnext.rows import Statistics
 from bnext.torch import formulas, kernels
 from bnext.torch.context import is_recomputed
+from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
 
 __all__ = ["batch_norm"]
@@ -49,13 +53,17 @@ Gradients = tuple[Tensor | None, ...]
 def batch_norm(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, momentum: Any, eps: float, counter: Tensor | None, fused: bool,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:  # fmt: skip
     """Normalize by the batch, move running statistics and a counter, in ways that can be traced."""
     functional: Any = torch.nn.functional
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
     ours: Any = torch.ops.bnext
-    normalize = ours.fused_batch_norm_training if fused else ours.batch_norm_training
+    if epilogue is not None:  # an activation alone
+        normalize = partial(ours.activated_batch_norm_training, **_named(epilogue))
+    else:
+        normalize = ours.fused_batch_norm_training if fused else ours.batch_norm_training
     y, statistics, first = normalize(x, weight, bias, eps)
     if not is_recomputed():  # nothing here is differentiated: `statistics` and `first` are not
         count = math.prod(x.shape) // max(x.shape[1], 1)
@@ -104,6 +112,10 @@ def _fake_backward(dy: Tensor, x: Tensor, *_: Any) -> Results:
     return _like(x), _fake_vectors(x), _fake_vectors(x)
 
 
+def _activated_backward(*given: Any) -> Results:
+    return kernels.activated_backward_by_rows(*given)
+
+
 def _first(x: Tensor) -> Tensor:
     return torch.full((), 0 if is_recomputed() else 1, device=x.device)
 
@@ -147,18 +159,64 @@ class _Forward(torch.autograd.Function):
         return None, *(gradient if wants else None for gradient, wants in wanted), None
 
 
+class _Activated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+        activation: str, negative_slope: float,
+    ) -> Results:  # fmt: skip
+        after = Epilogue(None, activation, negative_slope)
+        y, statistics, first = _in_pieces(x, weight, bias, eps, after)
+        ctx.mark_non_differentiable(statistics, first)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, statistics)
+        ctx.others = eps, activation, negative_slope
+        return y, statistics, first
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
+        if dy is None:
+            return (None,) * 6
+        backward: Any = torch.ops.bnext.activated_batch_norm_backward
+        gradients = backward(dy, *ctx.saved_tensors, *ctx.others)
+        wanted = zip(gradients, ctx.needs_input_grad[:3], strict=True)
+        return *(gradient if wants else None for gradient, wants in wanted), None, None, None
+
+
 def _backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> Any:
     work = partial(torch.ops.bnext.backward_by_batch, statistics=statistics, eps=eps)
-    return formulas.Backward.apply(dy, x, weight, work, partial(formulas.backward, eps=eps))
+    return formulas.Backward.apply(work, partial(formulas.backward, eps=eps), dy, x, weight)
 
 
-def _in_pieces(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
+def _activated_backward_recorded(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
+    eps: float, activation: str, negative_slope: float,
+) -> Any:  # fmt: skip
+    operator: Any = torch.ops.bnext.activated_backward_by_batch
+
+    def work(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
+        return operator(dy, x, weight, bias, statistics, eps, activation, negative_slope)
+
+    again = partial(formulas.backward, eps=eps, slope=derivative(activation, negative_slope))
+    return formulas.Backward.apply(work, again, dy, x, weight, bias)
+
+
+def _named(epilogue: Epilogue) -> dict[str, Any]:
+    return {"activation": epilogue.activation, "negative_slope": epilogue.negative_slope}
+
+
+def _in_pieces(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+    after: Epilogue | None = None,
+) -> Results:  # fmt: skip
     statistics, coefficients, first = torch.ops.bnext.statistics_of_batch(x, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     unit, center, scale, shift = (row.view(shape) for row in coefficients.unbind())
     y = (x.to(coefficients.dtype) * unit - center) * scale + shift
+    if after is not None:
+        y = applied(y, after)
     y = y.to(x.dtype).contiguous(memory_format=format_of(x))
     return y, statistics, first
 
@@ -177,6 +235,15 @@ _OF_BACKWARD = (
     "-> (Tensor, Tensor, Tensor)"
 )
 
+_OF_ACTIVATED_FORWARD = (
+    "(Tensor x, Tensor? weight, Tensor? bias, float eps, str activation, float negative_slope) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+_OF_ACTIVATED_BACKWARD = (
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor statistics, float eps, "
+    "str activation, float negative_slope) -> (Tensor, Tensor, Tensor)"
+)
+
 
 def _define(name: str, schema: str, run: Any, fake: Any = None) -> None:
     """Define a composite, or with `fake` an operator that does the work of one."""
@@ -189,7 +256,12 @@ def _define(name: str, schema: str, run: Any, fake: Any = None) -> None:
 _define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
 _define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
 _define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
+_define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)
 _work: Any = torch.ops.bnext.forward_by_batch
 _define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
 _define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
 _define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)
+_define(
+    "activated_batch_norm_training", _OF_ACTIVATED_FORWARD, lambda *given: _Activated.apply(*given)
+)
+_define("activated_batch_norm_backward", _OF_ACTIVATED_BACKWARD, _activated_backward_recorded)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnext.torch import fusion
 from bnext.torch.classes import (
     NoCounterpart,
     class_of,
@@ -19,7 +20,7 @@ from bnext.torch.classes import (
     target_of,
 )
 
-__all__ = ["Layer", "Report", "check_module", "report", "told"]
+__all__ = ["Fused", "Layer", "Report", "check_module", "report", "told"]
 
 NAMES_SHOWN = 3
 
@@ -47,6 +48,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """A layer of bnext's that does what follows it.
+
+    Attributes
+    ----------
+    name : str
+        Where it is in the model.
+    module : str
+        Name of the module whose forward calls it; empty for the model itself.
+    activation : str or None
+        What it applies.
+    residual : bool
+        Whether it adds something before.
+    """
+
+    name: str
+    module: str
+    activation: str | None
+    residual: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """Layers of batch normalization in a model; ``str`` of it is made to be read.
 
@@ -56,10 +79,16 @@ class Report:
         Those that run bnext's kernels.
     left : tuple of Layer
         Those that do not, each with the reason.
+    fused : tuple of Fused
+        Those that do what follows them, after ``convert(model, fuse=True)``.
+    apart : tuple of Layer
+        Those that do not although they were to, each with the reason.
     """
 
     exchanged: tuple[Layer, ...]
     left: tuple[Layer, ...]
+    fused: tuple[Fused, ...] = ()
+    apart: tuple[Layer, ...] = ()
 
     def __str__(self) -> str:
         count = len(self.exchanged)
@@ -72,6 +101,11 @@ class Report:
         if self.left:
             stay = "1 stays as it is" if total - count == 1 else f"{total - count} stay as they are"
             lines += [stay, *told(self.left)]
+        if self.fused or self.apart:
+            lines.append(f"{len(self.fused)} of them do what follows as well")
+            lines += _counted((_title(each), each.name) for each in self.fused)
+        if self.apart:
+            lines += [f"{len(self.apart)} do not", *_counted(map(_reason, self.apart))]
         return "\n".join(lines)
 
 
@@ -96,18 +130,23 @@ def report(model: torch.nn.Module) -> Report:
         `model` is no module.
     """
     check_module(model)
-    exchanged, left = [], []
+    exchanged, left, fused, apart = [], [], [], []
     module: Any
     for name, module in model.named_modules():
         if is_ours(module):
             kind = class_of(module)
             theirs, _ = vars(module).get("_was", (original(kind), None))
             exchanged.append(Layer(name, qualified(theirs), is_synchronized(kind)))
+            if "_apart" in vars(module):
+                apart.append(replace(exchanged[-1], reason=vars(module)["_apart"]))
             continue
+        for each in fusion.fused_layers(module):
+            place = f"{name}.{each.name}" if name else each.name
+            fused.append(Fused(place, name, each.activation, each.residual))
         reason = _unconverted(module) if isinstance(module, _BatchNorm) else _foreign(module)
         if reason is not None:
             left.append(Layer(name, qualified(class_of(module)), reason=reason))
-    return Report(tuple(exchanged), tuple(left))
+    return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart))
 
 
 def _unconverted(layer: _BatchNorm) -> str:
@@ -135,6 +174,14 @@ def _foreign(module: Any) -> str | None:
 
 
 # --- words ----------------------------------------------------------------------------------------
+
+
+def _title(layer: Fused) -> str:
+    return " and ".join([*["addition"] * layer.residual, *filter(None, [layer.activation])])
+
+
+def _reason(layer: Layer) -> tuple[str, str]:
+    return str(layer.reason), layer.name
 
 
 def told(layers: Iterable[Layer]) -> list[str]:

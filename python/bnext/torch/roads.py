@@ -21,8 +21,8 @@ from bnext.torch.context import (
 )
 
 __all__ = [
-    "EXPORTED", "FUSED", "GROUP", "KERNELS", "NODE", "OPERATORS", "PYTORCH", "Road", "road_of",
-    "road_of_shard",
+    "EXPORTED", "FUSED", "GROUP", "KERNELS", "NODE", "OPERATORS", "PYTORCH", "Road", "fits_kernels",
+    "road_of", "road_of_shard",
 ]  # fmt: skip
 
 
@@ -76,6 +76,16 @@ def road_of(
     if not (by_batch and _fits_operators(x, running_mean, running_var, weight, bias)):
         return PYTORCH
     return FUSED if is_compiling() and kernels.fuses(x) else OPERATORS
+
+
+def fits_kernels(x: Tensor, residual: Tensor | None) -> bool:
+    """Whether kernels add this residual to the normalized x; PyTorch broadcasts and promotes."""
+    return residual is None or (
+        is_plain(residual)
+        and residual.shape == x.shape
+        and residual.dtype == x.dtype
+        and residual.device == x.device
+    )
 
 
 def road_of_shard(x: Tensor) -> Road:

@@ -17,10 +17,11 @@ from bnext.groups.group import Group, announcing
 from bnext.groups.torch_distributed import TorchDistributedGroup
 from bnext.torch import kernels
 from bnext.torch.context import in_a_range, is_recomputed
+from bnext.torch.epilogues import Epilogue, applied
 from bnext.torch.formats import formatted
 from bnext.torch.functional import weight_of_batch
 from bnext.torch.modules import Forward
-from bnext.torch.roads import GROUP, road_of_shard
+from bnext.torch.roads import GROUP, fits_kernels, road_of_shard
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
@@ -40,6 +41,8 @@ class SyncBatchNorm(Forward):
     ----------
     num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As in PyTorch's layer, and in its order.
+    activation, negative_slope
+        As in `BatchNorm1d`.
     process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
         The group of the members that hold the shards; PyTorch's default group if not given. Without
         torch.distributed, or in a group of one process, the layer normalizes by itself.
@@ -65,30 +68,37 @@ class SyncBatchNorm(Forward):
         process_group: Any = None,
         device: Any = None,
         dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         **more: Any,
     ) -> None:
         check_group(process_group, "process_group")
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
-        )
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            activation=activation, negative_slope=negative_slope, **more,
+        )  # fmt: skip
         self.process_group = process_group
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`, a shard of the batch."""
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
         if not isinstance(input, Tensor):
-            return super().forward(input)
+            return super()._normalized(input, epilogue)
         if not (self.training and has_others(self.process_group)):
             self._check_input(input)
-            return super().forward(input)
+            return super()._normalized(input, epilogue)
         if torch.compiler.is_compiling():  # a wait for others is no part of a graph
-            return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input)
+            return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input, epilogue)
         if profiler._is_profiler_enabled:
-            return in_a_range(self._in_group, input)
-        return self._in_group(input)
+            return in_a_range(self._in_group, input, epilogue)
+        return self._in_group(input, epilogue)
 
-    forward.__annotations__.update({"input": Tensor, "return": Tensor})  # as torch.fx needs them
-
-    def _in_group(self, input: Tensor) -> Tensor:
+    def _in_group(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
+        if epilogue is not None and not (
+            fits_kernels(input, epilogue.residual)
+            and input.device.type == "cpu"
+            and road_of_shard(input) is GROUP
+        ):
+            return applied(self._in_group(input, None), epilogue)
         group = group_of(self.process_group)
         with announcing(group):
             self._check_input(input)
@@ -101,15 +111,18 @@ class SyncBatchNorm(Forward):
                 )
         weight, bias = kernels.widened(input, self.weight), kernels.widened(input, self.bias)
         if torch.is_grad_enabled():
-            y: Tensor = _InGroup.apply(input, weight, bias, self, group)
+            residual = None if epilogue is None else epilogue.residual
+            y: Tensor = _InGroup.apply(input, weight, bias, residual, self, group, epilogue)
             return y
-        return self._normalized(input, weight, bias, group)[0]
+        return self._shard(input, weight, bias, group, epilogue)[0]
 
-    def _normalized(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, group: Group
-    ) -> tuple[Tensor, Any]:
+    def _shard(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, group: Group,
+        epilogue: Epilogue | None,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
         """Normalize a shard by the statistics of the whole batch, which move the running ones."""
-        y, saved = spine.forward(x, weight, bias, self.eps, 1, None, part=group.part(self))
+        part = group.part(self)
+        y, saved = spine.forward(x, weight, bias, self.eps, 1, None, part=part, epilogue=epilogue)
         if self.track_running_stats and not is_recomputed():
             counter = self.num_batches_tracked
             momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
@@ -159,21 +172,24 @@ class _InGroup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, layer: SyncBatchNorm,
-        group: Group,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        layer: SyncBatchNorm, group: Group, epilogue: Epilogue | None,
     ) -> Tensor:  # fmt: skip
-        y, ctx.saved = layer._normalized(x, weight, bias, group)
-        ctx.save_for_backward(x, weight)
+        if epilogue is not None:
+            epilogue = epilogue._replace(residual=residual)
+        y, ctx.saved = layer._shard(x, weight, bias, group, epilogue)
+        ctx.save_for_backward(x, weight, residual if ctx.saved.reads_residual else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, residual = ctx.saved_tensors
         # All gradients, whichever are wanted here: the other members wait for this one.
-        every = spine.backward(dy, x, ctx.saved, weight, None)
+        every = spine.backward(dy, x, ctx.saved, weight, None, residual=residual)
         wanted = zip(every, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None, None
+        found = [gradient if wants else None for gradient, wants in wanted]
+        return *found, *(None,) * (7 - len(found))
 
 
 # One for each process group, since layers are told apart by the order of their calls in it. Neither
