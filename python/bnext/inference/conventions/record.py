@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bnext.conventions.rules import Start
+from bnext.inference.conventions.rules import Start
 
 __all__ = ["Convention"]
 

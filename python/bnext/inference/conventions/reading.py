@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import counter_of, values_of
-from bnext.conventions.record import Convention
-from bnext.conventions.rules import Steps, Values, check_finite, complement, power
+from bnext.inference.conventions.record import Convention
+from bnext.inference.conventions.rules import Steps, Values, check_finite, complement, power
 
 __all__ = ["Stored", "named_arrays", "stored", "stored_steps", "usable"]
 

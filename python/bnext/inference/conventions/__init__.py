@@ -7,6 +7,6 @@ reading     arrays by their names and shapes
 convert     `from_convention`, `to_convention`
 """
 
-from bnext.conventions.convert import from_convention, to_convention
+from bnext.inference.conventions.convert import from_convention, to_convention
 
 __all__ = ["from_convention", "to_convention"]

@@ -185,7 +185,7 @@ def _initial(values: Values, target: Rule) -> Values:
 
 
 def _shares(rule: Rule, decay: float, steps: Steps) -> tuple[float, float]:
-    """a and c of the module's formula."""
+    """Give a and c of the formula at the head of this module."""
     if rule.start == "blended":
         return power(decay, steps), 1.0
     rest = complement(decay, steps)

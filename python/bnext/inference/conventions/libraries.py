@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from bnext.conventions.record import Convention
+from bnext.inference.conventions.record import Convention
 
 __all__ = ["CONVENTIONS", "convention_of"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import count_of, values_of
-from bnext.conventions import reading, rules
-from bnext.conventions.libraries import convention_of
-from bnext.conventions.record import Convention
-from bnext.conventions.rules import Rule, Start, Steps, Values
+from bnext.inference.conventions import reading, rules
+from bnext.inference.conventions.libraries import convention_of
+from bnext.inference.conventions.record import Convention
+from bnext.inference.conventions.rules import Rule, Start, Steps, Values
 from bnext.estimators import Exponential
 from bnext.layers import BatchNorm
 from bnext.running import check_tracked
