@@ -203,7 +203,7 @@ def test_what_the_library_stores_after_the_same_batches(rng, library, steps, siz
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_equal_corrections_take_batches_of_unequal_sizes(rng, library, steps):
-    _, names, bessel, decay, _, ask = LIBRARIES[library]
+    _, _, bessel, decay, _, ask = LIBRARIES[library]
     data = [batches(rng, 1, int(size))[0] for size in rng.integers(2, 40, steps)]
     bn = trained(data, None, estimator=bnext.Exponential(decay=decay, bessel=bessel))
     _, expected, _ = simulated(library, data)

@@ -100,7 +100,7 @@ def _without(record: Convention, full: str, prefix: str) -> str | None:
 
 
 def stored(record: Convention, arrays: Mapping[str, Any]) -> Stored:
-    """Check dtypes, shapes and values; give shape (C,) to arrays of (1, ..., C) and (1, C, 1, 1)."""
+    """Check dtypes, shapes and values; (1, ..., C) and (1, C, 1, 1) become (C,)."""
     four = {n: _vector(values_of(arrays[n], n), n) for n in record.names if n in arrays}
     extra = {name: arrays[name] for name in arrays if name not in four}
     for name in record.hidden or ():

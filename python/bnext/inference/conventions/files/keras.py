@@ -47,8 +47,6 @@ def read_h5(path: Path) -> Contents:
         raise ValueError(f"{path}: expected an HDF5 file, got {error}") from None
     with file:
         version = _text(file.attrs.get("keras_version", ""))
-        if not version and "model_weights" not in file:
-            version = _text(file.attrs.get("keras_version", ""))
         config = json.loads(_text(file.attrs.get("model_config", "null")))
         return _contents(path, file, config, version)
 
@@ -61,7 +59,7 @@ def _contents(path: Path, file: Any, config: Any, version: str) -> Contents:
     configs = {c["name"]: (c, shape) for c, shape in _configs(config)}
     arrays: dict[str, Any] = {}
     facts: dict[str, Facts] = {}
-    conventions = EITHER
+    conventions: tuple[str, ...] = EITHER
     if version:
         conventions = ("keras",) if int(version.partition(".")[0]) >= 3 else ("tf-keras",)
     for name, group in _groups(file):
@@ -71,7 +69,7 @@ def _contents(path: Path, file: Any, config: Any, version: str) -> Contents:
                 layer = name.removesuffix("/vars")  # a name that several layers have
             found = _numbered(path, name, layer, group, configs.get(layer, (None, None))[0])
         else:
-            layer = name.removeprefix("model_weights/")
+            layer = name.removeprefix("model_weights/").partition("/")[2] or name
             found = {key.partition(":")[0]: v for key, v in group.items() if _is_array(v)}
         if NAMES[2] in found:
             facts[f"{layer}/"] = _facts(configs, layer, conventions)
@@ -95,7 +93,7 @@ def _is_array(item: Any) -> bool:
 
 
 def _numbered(path: Path, name: str, layer: str, group: Any, config: Any) -> dict[str, Any]:
-    """Give numbered variables their names: weight, bias, mean, variance, as far as there are any."""
+    """Give numbered variables their names: gamma, beta, mean, variance, as far as there are any."""
     values = [group[key] for key in sorted(group, key=int) if key.isdigit()]
     shapes = {value.shape for value in values}
     in_class = name.split("/")[-2].startswith(GROUP)

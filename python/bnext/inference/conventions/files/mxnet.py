@@ -1,10 +1,10 @@
 """MXNet's .params files: a list of arrays and their names, read without MXNet.
 
 All numbers are little-endian. The file has: the magic number 0x112 and a reserved number (64 bits
-each), the number of arrays (64), the arrays, the number of names (64), and each name with its length
-(64). An array has: the magic number of its version (32), the kind of its storage (32, 0 is dense),
-the number of axes (32), their extents (64 each), the kind and the number of its device (32 each), its
-type (32), its elements.
+each), the number of arrays (64), the arrays, the number of names (64), and each name with its
+length (64). An array has: the magic number of its version (32), the kind of its storage (32, 0 is
+dense), the number of axes (32), their extents (64 each), the kind and the number of its device (32
+each), its type (32), its elements.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class _File:
         kind = self.number(4)
         if version not in VERSIONS or kind != 0:
             raise ValueError(
-                f"{self.path}: expected dense arrays of version 2 or 3, got version {version:#x} and "
-                f"kind {kind} (save them again with MXNet 1.9)"
+                f"{self.path}: expected dense arrays of version 2 or 3, got version {version:#x} "
+                f"and kind {kind} (save them again with MXNet 1.9)"
             )
         axes = self.number(4)
         if axes > MOST_AXES:

@@ -25,18 +25,31 @@ FOR_ARRAYS: Names = frozenset(
     | {(f"{core}.multiarray", name) for core in CORES for name in ("_reconstruct", "scalar")}
     | {(f"{core}.numeric", "_frombuffer") for core in CORES}
 )
-CONTAINERS = {
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Make bytes as old pickles do, which have text alone."""
+    if encoding != "latin1" or not isinstance(text, str):
+        raise pickle.UnpicklingError(f"text in {encoding}")
+    return text.encode("latin1")
+
+
+OTHERS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _bytes,
     ("builtins", "tuple"): tuple, ("__builtin__", "tuple"): tuple,
     ("collections", "OrderedDict"): collections.OrderedDict,
 }  # fmt: skip
+
+
+WRONG = (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class _Arrays(pickle.Unpickler):
     """An unpickler of NumPy's arrays, tuples, lists and dicts."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in CONTAINERS:
-            return CONTAINERS[module, name]
+        if (module, name) in OTHERS:
+            return OTHERS[module, name]
         if (module, name) in FOR_ARRAYS:
             if not hasattr(np, "_core"):  # NumPy 1
                 module = module.replace("numpy._core", "numpy.core")
@@ -51,9 +64,7 @@ def read_pdparams(path: Path) -> Contents:
     try:
         with path.open("rb") as file:
             state = _Arrays(file).load()
-    except (
-        pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError
-    ) as error:  # fmt: skip
+    except WRONG as error:
         raise ValueError(
             f"{path}: expected a pickle of arrays and containers alone, got {error}"
         ) from None

@@ -106,7 +106,8 @@ def safetensors_bytes(arrays: Mapping[str, Any]) -> bytes:
 
 def _dtype(name: str) -> np.dtype[Any] | None:
     if name == "BF16":
-        return np.dtype(library("ml_dtypes", "bfloat16 arrays").bfloat16)
+        wide: np.dtype[Any] = np.dtype(library("ml_dtypes", "bfloat16 arrays").bfloat16)
+        return wide
     return np.dtype(DTYPES[name]) if name in DTYPES else None
 
 

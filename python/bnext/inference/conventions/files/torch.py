@@ -1,4 +1,4 @@
-"""PyTorch's state dicts, read by ``torch.load(weights_only=True)``, which runs no code of the file."""
+"""PyTorch's state dicts, read by ``torch.load(weights_only=True)``, which runs no code."""
 
 from __future__ import annotations
 
