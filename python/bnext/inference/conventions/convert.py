@@ -101,6 +101,11 @@ def to_convention(
     moved = bool(values.mean.any() or (values.var != 1.0).any())
     known = _steps_of(bn, known, moved)
     if count is not None or steps is not None:
+        if record.start is None:
+            raise ValueError(
+                f"count, steps: expected None, as {record.title} stores the statistics that it is "
+                "given"
+            )
         target = _rule(
             record,
             source.momentum,
@@ -244,18 +249,14 @@ def _converted(
             warnings.warn(
                 "steps: not given and not stored; the initial variance 1 is taken to have decayed "
                 "(pass the number of batches, or math.inf)",
-                UserWarning, stacklevel=4,
+                UserWarning, stacklevel=3,
             )  # fmt: skip
         steps = math.inf
     return rules.convert(values, source, target, steps, count)
 
 
 def _rule(record: Convention, momentum: float | None, bessel: bool) -> Rule:
-    if record.start is None:
-        raise ValueError(
-            f"count, steps: expected None, as {record.title} stores the statistics that it is given"
-        )
-    start: Start = "cumulative" if momentum is None else record.start
+    start: Start = "cumulative" if momentum is None or record.start is None else record.start
     return Rule(start, bessel, momentum)
 
 

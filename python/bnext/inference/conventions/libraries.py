@@ -52,8 +52,8 @@ _ALL = {
         bessel_depends="the version: True from 0.32.1, False up to 0.32.0",
     ),
     "keras": Convention(
-        title="Keras 3", releases="3.15.1", names=KERAS, eps=1e-3, eps_name="epsilon", momentum=0.99,
-        channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
+        title="Keras 3", releases="3.15.1", names=KERAS, eps=1e-3, eps_name="epsilon",
+        momentum=0.99, channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
         note="the PyTorch backend can store a negative or NaN variance",
     ),
     "tf-keras": Convention(
