@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from bnext.inference.conventions.files import FORMATS, WRITERS
 from bnext.inference.conventions.libraries import CONVENTIONS
 from bnext.inference.conventions.loading import Entry, entries_of
 from bnext.inference.conventions.record import Convention
-from bnext.terminal import TextTable
+from bnext.terminal import TextTable, text_width
 
 __all__ = ["convert"]
 
@@ -68,7 +69,7 @@ def convert(words: list[str], name: str) -> int:
     try:
         contents, entries = entries_of(options.path, options.source, options.format, options.prefix)
     except (ValueError, TypeError, ImportError) as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(_by_options(str(error))) from None
     rows: list[dict[str, str]] = []
     arrays: dict[str, Any] = {}
     notes: list[str] = []
@@ -157,7 +158,7 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
             bessel=CORRECTIONS.get(options.to_bessel or ""), ndim=options.ndim,
         )  # fmt: skip
     arrays = {
-        entry.prefix + name: value for name, value in given.items()
+        entry.prefix_in(target) + name: value for name, value in given.items()
         if name not in target.hyperparameters()
     }  # fmt: skip
     row = {
@@ -215,6 +216,6 @@ def _show(title: str, rows: list[dict[str, str]], notes: list[str], options: Opt
         else f"{target} infers as the source does; --count and --steps give what it would have "
         "stored after the same batches."
     )
-    print(f"\n{meaning}")
-    for note in notes:
-        print(note)
+    print()
+    for text in (meaning, *notes):
+        print(textwrap.fill(text, text_width()))

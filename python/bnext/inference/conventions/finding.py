@@ -10,7 +10,7 @@ from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
 from bnext.inference.conventions.reading import flat
 from bnext.inference.conventions.record import Convention
 
-__all__ = ["Found", "chosen", "find_layers", "guess_convention"]
+__all__ = ["SEPARATORS", "Found", "chosen", "find_layers", "guess_convention"]
 
 SEPARATORS = ("/", ".", ":")
 
