@@ -396,9 +396,9 @@ def test_mxnet(rng, tmp_path, version):
     symbol["arg:bn0_gamma"] = np.ones(CHANNELS, np.float32)
     (tmp_path / "c.params").write_bytes(mxnet_bytes(symbol, version))
     layers = bnext.load_statistics(tmp_path / "c.params")
-    assert list(layers) == ["bn0_"]
-    assert_is(layers["bn0_"], symbol, names)
-    assert layers["bn0_"].eps == 1e-3
+    assert list(layers) == ["bn0"]
+    assert_is(layers["bn0"], symbol, names)
+    assert layers["bn0"].eps == 1e-3
 
 
 @pytest.mark.parametrize("cut", [3, 20, 60, -4])

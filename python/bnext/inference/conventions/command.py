@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import textwrap
 import warnings
 from pathlib import Path
@@ -69,7 +70,7 @@ def convert(words: list[str], name: str) -> int:
     try:
         contents, entries = entries_of(options.path, options.source, options.format, options.prefix)
     except (ValueError, TypeError, ImportError) as error:
-        raise CommandError(_by_options(str(error))) from None
+        raise CommandError(_by_options(error)) from None
     rows: list[dict[str, str]] = []
     arrays: dict[str, Any] = {}
     notes: list[str] = []
@@ -77,7 +78,7 @@ def convert(words: list[str], name: str) -> int:
         try:
             row, given, more = _moved(entry, options)
         except (ValueError, TypeError) as error:
-            raise CommandError(_by_options(str(error))) from None
+            raise CommandError(_by_options(error, entry.name)) from None
         rows.append(row)
         arrays |= given
         notes += [text for text in more if text not in notes]
@@ -137,11 +138,13 @@ def _steps(text: str) -> int | float:
     return math.inf if text == "inf" else at_least(0)(text)
 
 
-def _by_options(text: str) -> str:
-    """Name options in place of arguments."""
-    for name in ("count", "steps", "bessel", "eps", "decay"):
-        text = text.replace(f" {name}: expected", f" --{name}: expected")
-    return text.replace("convention: expected", "--from: expected")
+def _by_options(error: Exception, layer: str = "") -> str:
+    """Give an error's text with the names of options in place of arguments."""
+    text = str(error)
+    if layer and not text.startswith(f"{layer}: "):
+        text = f"{layer}: {text}"
+    text = re.sub(r"\b(count|steps|bessel|eps|decay): (?=expected)", r"--\1: ", text)
+    return re.sub(r"\bconvention: (?=expected)", "--from: ", text)
 
 
 def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, Any], list[str]]:
