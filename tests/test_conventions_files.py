@@ -232,6 +232,21 @@ def test_keras_weights(keras_model, tmp_path):
     assert_is(layers["bn"], dict(zip(KERAS, one.get_weights(), strict=True)), KERAS)
 
 
+@warns_of_numpy
+def test_keras_layers_of_one_name(keras_model, tmp_path):
+    keras, _ = keras_model
+    x = source = keras.Input((4,))
+    for n, eps in enumerate((1e-2, 1e-4)):
+        layer = keras.layers.BatchNormalization(name="bn", epsilon=eps)
+        x = keras.Sequential([keras.Input((4,)), layer], name=f"part{n}")(x)
+    model = keras.Model(source, x)
+    model.set_weights([np.full(w.shape, n + 1.0) for n, w in enumerate(model.get_weights())])
+    model.save(tmp_path / "m.keras")
+    layers = bnext.load_statistics(tmp_path / "m.keras")
+    found = {bn.eps: bn.running_mean[0] for bn in layers.values()}
+    assert found == {1e-2: 3, 1e-4: 7}
+
+
 def test_fused_layers_of_tf_keras(rng, tmp_path):
     """The file says the version and the rank of the input; so it says Bessel's correction."""
     h5py = import_reader("h5py")
@@ -242,7 +257,6 @@ def test_fused_layers_of_tf_keras(rng, tmp_path):
              ("plain", [None, 8, 8, 5], {"fused": False})]
         ):  # fmt: skip
             place = file.create_group(f"layers/batch_normalization{f'_{n}' if n else ''}/vars")
-            place.attrs["name"] = name
             for k, array in enumerate(arrays_of(rng, KERAS).values()):
                 place[str(k)] = array
             config = {"name": name, "axis": [len(shape) - 1], "momentum": 0.99, "epsilon": 0.002}
