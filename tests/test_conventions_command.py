@@ -126,7 +126,13 @@ def test_what_is_not_known_is_asked_for(layer, tmp_path, capsys):
         capsys.readouterr().out.split()
     )
     assert run(path, "--from", "tf-keras", "--bessel", "yes", "--to", "flax", "--count", 8) == 0
-    assert "m2/(n-1)" in capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
+    assert "m2/(n-1)" in output
+    assert (
+        "The file does not say --eps and --decay: taken as tf-keras (Keras 2)'s default." in output
+    )
+    assert run(path, "--from", "keras", "--eps", 1e-3, "--decay", 0.9) == 0
+    assert "does not say" not in capsys.readouterr().out
 
 
 def test_impossible_values_end_the_command(layer, tmp_path, capsys):

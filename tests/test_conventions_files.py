@@ -225,11 +225,20 @@ def test_keras_weights(keras_model, tmp_path):
     small = keras.Model(source, one(x))
     one.set_weights([np.random.default_rng(n).uniform(0.5, 2, 7) for n in range(4)])
     small.save_weights(tmp_path / "s.weights.h5")
-    with pytest.raises(ValueError, match="convention: expected one of 'keras', 'tf-keras'"):
-        bnext.load_statistics(tmp_path / "s.weights.h5")
-    layers = bnext.load_statistics(tmp_path / "s.weights.h5", "keras")
+    layers = bnext.load_statistics(tmp_path / "s.weights.h5")
     assert list(layers) == ["bn"]
     assert_is(layers["bn"], dict(zip(KERAS, one.get_weights(), strict=True)), KERAS)
+    assert not layers["bn"].estimator.bessel
+    import h5py
+
+    with h5py.File(tmp_path / "s.weights.h5", "a") as file:  # as Keras 2 writes it
+        del file["layers/batch_normalization/vars"].attrs["name"]
+        del file["layers/dense/vars"].attrs["name"]
+        del file["layers/input_layer/vars"].attrs["name"]
+    with pytest.raises(ValueError, match="convention: expected one of 'keras', 'tf-keras'"):
+        bnext.load_statistics(tmp_path / "s.weights.h5")
+    layers = bnext.load_statistics(tmp_path / "s.weights.h5", "tf-keras", bessel=True)
+    assert list(layers) == ["layers/batch_normalization"]
 
 
 @warns_of_numpy

@@ -21,8 +21,9 @@ from bnext.command_line import (
     number_where,
     write_output,
 )
-from bnext.inference.conventions.convert import bessel_of, to_convention
+from bnext.inference.conventions.convert import to_convention
 from bnext.inference.conventions.files import FORMATS, WRITERS
+from bnext.inference.conventions.hyperparameters import bessel_of
 from bnext.inference.conventions.libraries import CONVENTIONS
 from bnext.inference.conventions.loading import Entry, entries_of
 from bnext.inference.conventions.record import Convention
@@ -176,6 +177,8 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
         target.momentum_name: _number(given.get(target.momentum_name)),
     }
     notes = [str(warning.message) for warning in caught]
+    if assumed := _assumed(entry, options):
+        notes.append(f"The file does not say {assumed}: taken as {source.title}'s default.")
     notes += [f"{r.title}: {r.note}." for r in (source, target) if r.note]
     return row, arrays, notes
 
@@ -183,6 +186,18 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
 def _is_trained(options: Options) -> bool:
     """Whether statistics become what the other library would have stored."""
     return options.count is not None or options.steps is not None
+
+
+def _assumed(entry: Entry, options: Options) -> str:
+    """Name the options whose values neither the file nor the user has given."""
+    record = CONVENTIONS[entry.convention]
+    given = {"--eps": options.eps, "--decay": options.decay}
+    names = {"--eps": record.eps_name, "--decay": record.momentum_name if record.start else None}
+    return " and ".join(
+        option
+        for option, name in names.items()
+        if name is not None and given[option] is None and name not in entry.facts.numbers
+    )
 
 
 def _variance(record: Convention, bessel: bool) -> str:

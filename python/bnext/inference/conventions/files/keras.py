@@ -63,7 +63,10 @@ def _contents(path: Path, file: Any, config: Any, version: str) -> Contents:
     conventions: tuple[str, ...] = EITHER
     if version:
         conventions = ("keras",) if int(version.partition(".")[0]) >= 3 else ("tf-keras",)
-    for name, group in _groups(file):
+    groups = list(_groups(file))
+    if any(name.endswith("/vars") and "name" in group.attrs for name, group in groups):
+        conventions = ("keras",)  # Keras 2 writes no names there
+    for name, group in groups:
         if name.endswith("/vars"):
             place = name.removesuffix("/vars")
             entry = configs.at(place, _text(group.attrs.get("name", "")))
