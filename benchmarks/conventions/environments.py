@@ -1,0 +1,68 @@
+"""Environments: a virtual one for each release, and a process in it that runs the runner."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]  # of the repository
+SECONDS = 1800  # at most, for an installation or a run
+
+
+class Failure(Exception):
+    """A release could not be installed or run: the reason, in one line."""
+
+
+def record(release, batches, output, folder):
+    """Install a release under `folder`, if it is not there yet, and write what it stores."""
+    python = _installed(release, folder)
+    module = f"benchmarks.conventions.runners.{release.runner}"
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    _run(
+        [python, "-m", module, batches, output], "run", cwd=ROOT,
+        env={**variables, **dict(release.variables), "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+
+
+def _installed(release, folder):
+    python, complete = folder / "bin" / "python", folder / "complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([_interpreter(release.python), "-m", "venv", folder], "venv")
+        _run(
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+             *release.requirements],
+            "pip",
+        )  # fmt: skip
+        complete.touch()
+    return python
+
+
+def _interpreter(version):
+    if sys.version.startswith(f"{version}."):
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for found in (shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")):
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    raise Failure(f"no Python {version} on PATH or under pyenv")
+
+
+def _run(command, what, **options):
+    command = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, **options
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{what}: more than {SECONDS} s") from None
+    if done.returncode:
+        raise Failure(f"{what}: {_reason(done.stderr) or f'exit status {done.returncode}'}")
+
+
+def _reason(text):
+    """The last line that says something: pip's ERROR, or the end of a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR: ")]
+    return (errors or lines or [""])[-1]

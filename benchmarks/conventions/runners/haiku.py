@@ -1,0 +1,44 @@
+"""dm-haiku: hk.BatchNorm, whose averages are debiased. It has no default of decay_rate."""
+
+import haiku
+import jax
+import jax.numpy as jnp
+
+from .recording import Layer, record
+
+
+class BatchNorm(Layer):
+    channels_last = True
+    momentum = 0.9
+    eps = 1e-5  # the default
+
+    def __init__(self, given, rank):
+        def call(x, training):
+            layer = haiku.BatchNorm(create_scale=True, create_offset=True, decay_rate=self.momentum)
+            return layer(x, is_training=training)
+
+        self.function = haiku.transform_with_state(call)
+        shape = (1,) * (rank - 1) + (given.weight.size,)
+        params, self.state = self.function.init(jax.random.key(0), jnp.ones(shape), True)
+        (self.module,) = params
+        values = {"scale": given.weight, "offset": given.bias}
+        self.params = {
+            self.module: {k: values[k].reshape(v.shape) for k, v in params[self.module].items()}
+        }
+
+    def train(self, x):
+        _, self.state = self.function.apply(self.params, self.state, None, x, True)
+
+    def stored(self):
+        arrays = dict(self.params[self.module])
+        for module, state in self.state.items():
+            average = module.rpartition("/~/")[2]
+            arrays.update({"%s/%s" % (average, k): v for k, v in state.items()})
+        return arrays
+
+    def infer(self, x):
+        return self.function.apply(self.params, self.state, None, x, False)[0]
+
+
+if __name__ == "__main__":
+    record({"decay_rate=0.9": BatchNorm}, "dm-haiku", "jax")
