@@ -9,10 +9,16 @@ from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
-from bnext.estimators import Cumulative, DebiasedExponential, Estimator, Exponential
+from bnext.conventions import from_convention, to_convention
+from bnext.estimators import (
+    Cumulative,
+    DebiasedExponential,
+    Estimator,
+    Exponential,
+    FirstBatchExponential,
+)
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
 from bnext.inference import micro_batches, update_statistics
-from bnext.inference.conventions import from_convention, to_convention
 from bnext.inference.folding import Affine, fold, fold_into_next
 from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.runtime import (
@@ -35,6 +41,7 @@ __all__ = [
     "DeviceSaved",
     "Estimator",
     "Exponential",
+    "FirstBatchExponential",
     "Moments",
     "Saved",
     "__version__",

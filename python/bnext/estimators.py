@@ -20,7 +20,14 @@ from typing import ClassVar
 from bnext import _core
 from bnext.arguments import count_of
 
-__all__ = ["DEFAULT_MOMENTUM", "Cumulative", "DebiasedExponential", "Estimator", "Exponential"]
+__all__ = [
+    "DEFAULT_MOMENTUM",
+    "Cumulative",
+    "DebiasedExponential",
+    "Estimator",
+    "Exponential",
+    "FirstBatchExponential",
+]
 
 
 class _Default(float):
@@ -192,6 +199,35 @@ class DebiasedExponential(Exponential):
         # 1 - decay**t cancels where momentum is small.
         number = count_of(batch, "batch", 1)
         return self.momentum / -math.expm1(number * math.log1p(-self.momentum))
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class FirstBatchExponential(Exponential):
+    """Exponential average that begins with the first batch, whole, in place of initial values.
+
+    w is 1 for the first batch and `momentum` after it. (Equinox with ``mode="ema"``.)
+
+    Parameters
+    ----------
+    momentum : float, optional
+        Weight of the new batch after the first; 0.1 if neither it nor `decay` is given. At most one
+        may be given.
+    decay : float, optional
+        Weight of the old average, ``1 - momentum``.
+    bessel : bool
+        Whether the variance has Bessel's correction.
+
+    Raises
+    ------
+    ValueError
+        Both were given, or the number is not finite.
+    TypeError
+        It is not a number.
+    """
+
+    def weight(self, batch: int) -> float:
+        """1 for the first `batch`, `momentum` for every other; batches have numbers from 1."""
+        return 1.0 if count_of(batch, "batch", 1) == 1 else self.momentum
 
 
 @dataclass(frozen=True, repr=False)
