@@ -9,7 +9,6 @@ from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
-from bnext.conventions import from_convention, to_convention
 from bnext.estimators import (
     Cumulative,
     DebiasedExponential,
@@ -19,6 +18,12 @@ from bnext.estimators import (
 )
 from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
 from bnext.inference import micro_batches, update_statistics
+from bnext.inference.conventions import (
+    from_convention,
+    guess_convention,
+    load_statistics,
+    to_convention,
+)
 from bnext.inference.folding import Affine, fold, fold_into_next
 from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.runtime import (
@@ -54,6 +59,8 @@ __all__ = [
     "from_convention",
     "functional",
     "get_num_threads",
+    "guess_convention",
+    "load_statistics",
     "micro_batches",
     "moments",
     "normalize",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m bnext [config | bench | statistics]``."""
+"""The command line: ``python -m bnext [config | bench | convert | statistics]``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ COMMANDS = """\
 commands:
   config                show how bnext was built and what it runs on
   bench                 measure the kernels on this machine
+  convert FILE          show a checkpoint's statistics, and move them to another library
   statistics            train the networks, and compare the statistics for inference
   COMMAND --help        the options of a command
 """
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0]) if sys.argv else ""
     name, command = "bnext" if called in ("bnext", "bnext.exe") else "python -m bnext", demo
-    commands = {"config": config, "bench": bench, "statistics": statistics}
+    commands = {"config": config, "bench": bench, "convert": convert, "statistics": statistics}
     if words and words[0] in commands:
         name, command = f"{name} {words[0]}", commands[words[0]]
         words = words[1:]
@@ -56,7 +57,7 @@ def demo(words: list[str], name: str) -> int:
     """``python -m bnext``: the demo."""
     parser = Parser(
         prog=name,
-        usage="%(prog)s [options]\n       %(prog)s {config,bench,statistics} [options]",
+        usage="%(prog)s [options]\n       %(prog)s {config,bench,convert,statistics} [options]",
         description=DESCRIPTION,
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,6 +100,13 @@ def bench(words: list[str], name: str) -> int:
     from bnext.bench.command import measure_and_report
 
     return measure_and_report(words, name)
+
+
+def convert(words: list[str], name: str) -> int:
+    """``python -m bnext convert``: the statistics of a checkpoint, in another convention."""
+    from bnext.inference.conventions.command import convert
+
+    return convert(words, name)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ replay          a group whose members take turns in one thread
 update          `update_statistics`: running statistics made anew from a data set
 union           `micro_batches`: gradient accumulation with the statistics of the whole batch
 folding         `fold`: a trained layer inside the linear layer before or after it
+conventions     a trained layer in the conventions of other libraries
 progress        the bar
 """
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import counter_of, values_of
-from bnext.conventions.record import Convention
-from bnext.conventions.rules import Steps, Values, check_finite, complement, power
+from bnext.inference.conventions.record import Convention
+from bnext.inference.conventions.rules import Steps, Values, check_finite, complement, power
 
 __all__ = ["Stored", "named_arrays", "stored", "stored_steps", "usable"]
 
@@ -100,7 +100,7 @@ def _without(record: Convention, full: str, prefix: str) -> str | None:
 
 
 def stored(record: Convention, arrays: Mapping[str, Any]) -> Stored:
-    """Check dtypes, shapes and values; give shape (C,) to arrays of (1, ..., C) and (1, C, 1, 1)."""
+    """Check dtypes, shapes and values; (1, ..., C) and (1, C, 1, 1) become (C,)."""
     four = {n: _vector(values_of(arrays[n], n), n) for n in record.names if n in arrays}
     extra = {name: arrays[name] for name in arrays if name not in four}
     for name in record.hidden or ():

@@ -4,9 +4,9 @@ After k batches, every average that is known here is
 
     stored = a * initial + c * sum_i (1 - d) d^(k - i) batch_i,
 
-where d is the decay, the initial values are 0 (mean) and 1 (variance), and a and c follow from k and
-d. The sum is the same for every rule, but for Bessel's correction of the variance. So the value that
-another rule would have given after the same batches, of n values per channel each, is
+where d is the decay, the initial values are 0 (mean) and 1 (variance), and a and c follow from k
+and d. The sum is the same for every rule, but for Bessel's correction of the variance. So the value
+that another rule would have given after the same batches, of n values per channel each, is
 
     sum = (stored - a * initial) / c,    a' * initial + c' * f * sum,
 
@@ -150,8 +150,8 @@ def convert(
     if (wrong := np.flatnonzero(total < -LEAST * abs(a))).size:
         channel = int(wrong[0])
         raise ValueError(
-            f"steps: expected as many batches as the variance was averaged over; after {steps}, the "
-            f"initial 1 alone contributes {a:.6g}, but channel {channel} has {var[channel]:.6g} "
+            f"steps: expected as many batches as the variance was averaged over; after {steps}, "
+            f"the initial 1 contributes {a:.6g}, but channel {channel} has {var[channel]:.6g} "
             "(pass the right steps and decay)"
         )
     return Values(mean, np.maximum(b + (e / c) * factor * total, 0.0))
@@ -185,7 +185,7 @@ def _initial(values: Values, target: Rule) -> Values:
 
 
 def _shares(rule: Rule, decay: float, steps: Steps) -> tuple[float, float]:
-    """a and c of the module's formula."""
+    """Give a and c of the formula at the head of this module."""
     if rule.start == "blended":
         return power(decay, steps), 1.0
     rest = complement(decay, steps)

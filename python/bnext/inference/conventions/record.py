@@ -1,4 +1,4 @@
-"""`Convention`: what a library calls its batch normalization's numbers, and what it means by them."""
+"""`Convention`: what a library calls the numbers of batch normalization, and what they mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bnext.conventions.rules import Start
+from bnext.inference.conventions.rules import Start
 
 __all__ = ["Convention"]
 
@@ -17,8 +17,8 @@ Form = Literal["vector", "keepdims"]
 class Convention:
     """One library's way to store a batch normalization.
 
-    Everything else follows from these facts: no library has code of its own. Names of arrays are the
-    library's, flat: what is nested there is joined with ``/``.
+    Everything else follows from these facts: no library has code of its own. Names of arrays are
+    the library's, flat: what is nested there is joined with ``/``.
     """
 
     title: str
@@ -57,6 +57,7 @@ class Convention:
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names, and what they stand for
     collections: tuple[str, ...] = ()  # what may stand before the prefix of an array's name
     prefixes: tuple[str, ...] = ()  # what may stand before a name where no prefix is given
+    underscores: bool = False  # whether a prefix may end in one
     needs_parameters: bool = False  # weight and bias cannot be left out
     folded: bool = False  # weight and bias are a scale and a shift; there are no statistics
     least_std: float = 0.0  # taken for sqrt(var + eps) = 0

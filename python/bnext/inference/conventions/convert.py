@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import count_of, values_of
-from bnext.conventions import reading, rules
-from bnext.conventions.libraries import convention_of
-from bnext.conventions.record import Convention
-from bnext.conventions.rules import Rule, Start, Steps, Values
 from bnext.estimators import Exponential
+from bnext.inference.conventions import reading, rules
+from bnext.inference.conventions.libraries import convention_of
+from bnext.inference.conventions.record import Convention
+from bnext.inference.conventions.rules import Rule, Start, Steps, Values
 from bnext.layers import BatchNorm
 from bnext.running import check_tracked
 
-__all__ = ["from_convention", "to_convention"]
+__all__ = ["bessel_of", "from_convention", "to_convention"]
 
 ATTRIBUTES = ("weight", "bias", "running_mean", "running_var")
 OURS: Start = "blended"  # by PyTorch's rule, which is a layer's by default
@@ -102,7 +102,9 @@ def to_convention(
     known = _steps_of(bn, known, moved)
     if count is not None or steps is not None:
         target = _rule(
-            record, source.decay, _bessel(record, record.moves_bessel if bessel is None else bessel)
+            record,
+            source.decay,
+            bessel_of(record, record.moves_bessel if bessel is None else bessel),
         )
         values = _converted(values, source, target, known, count)
         moved = moved and known != 0
@@ -188,8 +190,8 @@ def from_convention(
         raise ValueError(f"train_as: expected 'pytorch' or None, got {train_as!r}")
     if record.folded:
         raise ValueError(
-            f"convention: expected one with statistics, got {convention!r}, which keeps a scale and "
-            "a shift (convert the model that was exported to it)"
+            f"convention: expected one with statistics, got {convention!r}, which keeps a scale "
+            "and a shift (convert the model that was exported to it)"
         )
     named = reading.named_arrays(record, values, prefix)
     arrays = reading.stored(record, named.arrays)
@@ -208,8 +210,8 @@ def from_convention(
             )
         source = target = Rule(OURS, True, decay)
     else:
-        asked = bessel if switched or record.moves_bessel is None else record.moves_bessel
-        source = target = _rule(record, decay, _bessel(record, asked))
+        asked = record.moves_bessel if bessel is None and not switched else bessel
+        source = target = _rule(record, decay, bessel_of(record, asked))
         if switched:
             target = Rule(source.start if decay is None else OURS, True, decay)
         usable = _converted(usable, source, target, known, count)
@@ -257,7 +259,7 @@ def _rule(record: Convention, decay: float | None, bessel: bool) -> Rule:
     return Rule(start, bessel, decay)
 
 
-def _bessel(record: Convention, bessel: bool | None) -> bool:
+def bessel_of(record: Convention, bessel: bool | None) -> bool:
     """Whether the variance that the library stores has Bessel's correction."""
     if bessel is None:
         bessel = record.bessel

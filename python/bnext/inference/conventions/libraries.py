@@ -1,7 +1,7 @@
 """The conventions of the libraries, as declared records.
 
-Facts are measured: they were printed by runs of the releases that `releases` names, on a CPU, unless
-`note` says where they come from.
+Facts are measured: they were printed by runs of the releases that `releases` names, on a CPU,
+unless `note` says otherwise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from bnext.conventions.record import Convention
+from bnext.inference.conventions.record import Convention
 
 __all__ = ["CONVENTIONS", "convention_of"]
 
@@ -111,13 +111,13 @@ _ALL = {
     "mxnet": Convention(
         title="MXNet, Gluon", releases="1.9.1",
         names=("gamma", "beta", "running_mean", "running_var"), eps_name="epsilon",
-        collections=("arg:", "aux:"), unit_weight_flag="fix_gamma", unit_weight=False,
+        collections=("arg:", "aux:"), underscores=True, unit_weight_flag="fix_gamma", unit_weight=False,
         note="backward moves the statistics; scale=False (fix_gamma) sets the stored gamma to 1",
     ),
     "mxnet-symbol": Convention(
         title="MXNet, the operator", releases="1.9.1",
         names=("gamma", "beta", "moving_mean", "moving_var"), eps=1e-3,
-        collections=("arg:", "aux:"), unit_weight_flag="fix_gamma",
+        collections=("arg:", "aux:"), underscores=True, unit_weight_flag="fix_gamma",
         note="fix_gamma is True by default, and the file of the arrays does not say it",
     ),
     "paddle": Convention(
@@ -141,7 +141,7 @@ _ALL = {
     "caffe": Convention(
         title="Caffe", names=CORE_ML, decay=0.999, momentum_name="moving_average_fraction",
         start="debiased", bessel=True, factor="scale_factor",
-        note="not run; blobs 0 and 1 are sums, to be divided by blob 2; gamma and beta are those of "
+        note="not run; blobs 0 and 1 are sums, to be divided by blob 2; gamma and beta belong to "
         "the Scale layer",
     ),
     "ncnn": Convention(

@@ -1,0 +1,492 @@
+"""Files of several libraries, written by the libraries themselves, read as layers."""
+
+import json
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+import bnext
+from bnext.inference.conventions import files
+
+from .compare import assert_same_bits
+from .optional import NotHere, import_extra, import_jax, import_torch
+
+CHANNELS = 5
+
+
+def import_reader(name, package=None):
+    try:
+        return import_extra(name)
+    except NotHere as missing:
+        raise NotHere(package or missing.what, f"pip install {package or name}") from None
+
+
+def arrays_of(rng, names, dtype=np.float32):
+    weight, bias, mean, var = names
+    return {
+        weight: rng.normal(size=CHANNELS).astype(dtype),
+        bias: rng.normal(size=CHANNELS).astype(dtype),
+        mean: rng.normal(size=CHANNELS).astype(dtype),
+        var: rng.uniform(0.3, 4, CHANNELS).astype(dtype),
+    }
+
+
+PYTORCH = ("weight", "bias", "running_mean", "running_var")
+KERAS = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+def checkpoint(rng):
+    """A state dict of PyTorch's kind: two layers, and a convolution beside them."""
+    state = {"conv.weight": rng.normal(size=(CHANNELS, 3, 3, 3)).astype(np.float32)}
+    for layer in ("bn1", "body.0.bn"):
+        state |= {f"{layer}.{name}": array for name, array in arrays_of(rng, PYTORCH).items()}
+        state[f"{layer}.num_batches_tracked"] = np.array(17)
+    return state
+
+
+def assert_is(bn, arrays, names):
+    for name, ours in zip(names, PYTORCH, strict=True):
+        assert_same_bits(getattr(bn, ours), np.asarray(arrays[name]), name)
+
+
+def assert_checkpoint(layers, state):
+    assert list(layers) == ["bn1", "body.0.bn"]
+    for name, bn in layers.items():
+        assert_is(bn, state, [f"{name}.{ours}" for ours in PYTORCH])
+        assert bn.num_batches_tracked == 17
+        assert bn.estimator == bnext.Exponential(0.1)
+
+
+# --- plain files ----------------------------------------------------------------------------------
+
+
+def test_npz(rng, tmp_path):
+    state = checkpoint(rng)
+    np.savez(tmp_path / "a.npz", **state)
+    assert_checkpoint(bnext.load_statistics(tmp_path / "a.npz"), state)
+    only = bnext.load_statistics(str(tmp_path / "a.npz"), prefix="body.", decay=0.99, eps=1e-3)
+    assert list(only) == ["body.0.bn"]
+    assert (only["body.0.bn"].eps, only["body.0.bn"].decay) == (1e-3, 0.99)
+
+
+def test_safetensors_of_our_own(rng, tmp_path):
+    state = checkpoint(rng) | {"half": rng.normal(size=3).astype(np.float16), "none": np.ones(0)}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(files.WRITERS[".safetensors"](state))
+    assert_checkpoint(bnext.load_statistics(path), state)
+    assert_same_bits(files.read(path).arrays["half"], state["half"])
+
+
+def test_safetensors_by_their_own_package(rng, tmp_path):
+    numpy = import_reader("safetensors.numpy", "safetensors")
+    state = checkpoint(rng)
+    numpy.save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert_checkpoint(bnext.load_statistics(tmp_path / "theirs.safetensors"), state)
+    (tmp_path / "ours.safetensors").write_bytes(files.WRITERS[".safetensors"](state))
+    read = numpy.load_file(tmp_path / "ours.safetensors")
+    assert read.keys() == state.keys()
+    for name, array in state.items():
+        assert_same_bits(read[name], array, name)
+
+
+def test_safetensors_in_bfloat16(rng, tmp_path):
+    ml_dtypes = import_extra("ml_dtypes")
+    values = {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays_of(rng, PYTORCH).items()}
+    header, data = {}, b""
+    for name, array in values.items():
+        end = len(data) + array.nbytes
+        header[name] = {"dtype": "BF16", "shape": [CHANNELS], "data_offsets": [len(data), end]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    with pytest.raises(ValueError, match="convention: expected one of 'pytorch'.*'e3nn'"):
+        bnext.load_statistics(path)
+    (bn,) = bnext.load_statistics(path, "pytorch").values()
+    np.testing.assert_array_equal(bn.running_var, values["running_var"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "a header longer than the file"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "a header longer than the file"),
+        (struct.pack("<Q", 2) + b"xx", "a header that is no JSON"),
+        (struct.pack("<Q", 2) + b"[]", "a header that is no object"),
+        (struct.pack("<Q", 8) + b'{"a": 1}', "a wrong entry for a"),
+        (
+            struct.pack("<Q", 56) + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0, 8]}} ',
+            "a outside of the file",
+        ),
+    ],
+)
+def test_broken_safetensors(tmp_path, data, text):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"expected a .safetensors file, got {text}"):
+        bnext.load_statistics(path)
+
+
+# --- PyTorch --------------------------------------------------------------------------------------
+
+
+def test_pytorch_state_dicts(rng, tmp_path):
+    torch = import_torch()
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, CHANNELS, 3), torch.nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.01)
+    )
+    x = torch.randn(4, 3, 9, 9) * 3 + 1
+    for _ in range(3):
+        net(x)
+    expected = net.eval()(x).detach().numpy()
+    inner = net[0](x).detach().numpy()
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    torch.save({"epoch": 3, "state_dict": net.state_dict()}, tmp_path / "b.pth")
+    torch.save(net.to(torch.bfloat16).state_dict(), tmp_path / "c.bin")
+    for name in ("a.pt", "b.pth"):
+        layers = bnext.load_statistics(tmp_path / name, eps=1e-3, decay=0.99)
+        assert list(layers) == ["1"]
+        bn = layers["1"].eval()
+        assert (bn.num_batches_tracked, bn.momentum) == (3, pytest.approx(0.01))
+        np.testing.assert_allclose(bn(inner), expected, rtol=1e-5, atol=1e-5)
+    half = bnext.load_statistics(tmp_path / "c.bin")["1"]
+    np.testing.assert_array_equal(half.running_var, net[1].running_var.float().numpy())
+
+
+def test_whole_models_of_pytorch_are_refused(tmp_path):
+    torch = import_torch()
+    torch.save(torch.nn.BatchNorm1d(3), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="expected a state dict that torch.load reads with weig"):
+        bnext.load_statistics(tmp_path / "model.pt")
+
+
+# --- Keras ----------------------------------------------------------------------------------------
+
+
+warns_of_numpy = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in Keras itself
+
+
+@pytest.fixture(scope="module")
+def keras_model():
+    import os
+
+    import_jax()
+    import_reader("h5py")
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = import_reader("keras")
+    rng = np.random.default_rng(5)
+    layer = keras.layers.BatchNormalization
+    inner = keras.Sequential([keras.Input((4, 4, 6)), layer(center=False, name="inner_bn")])
+    x = source = keras.Input((4, 4, 6))
+    for kind in (layer(name="first"), layer(scale=False, momentum=0.9, epsilon=1e-4), inner):
+        x = kind(x)
+    x = layer(axis=1, name="last")(x)
+    model = keras.Model(source, x)
+    model.set_weights([rng.uniform(0.5, 2, w.shape) for w in model.get_weights()])
+    return keras, model
+
+
+@warns_of_numpy
+def test_keras_files(keras_model, tmp_path):
+    keras, model = keras_model
+    rng = np.random.default_rng(6)
+    model.save(tmp_path / "m.keras")
+    model.save(tmp_path / "m.h5")
+    x = rng.normal(size=(3, 4, 4, 6)).astype(np.float32)
+    for path in ("m.keras", "m.h5"):
+        layers = bnext.load_statistics(tmp_path / path)
+        by_name = {name.rpartition("/")[2]: bn for name, bn in layers.items()}
+        found = [
+            layer for layer in model._flatten_layers() if "normal" in type(layer).__name__.lower()
+        ]
+        assert {layer.name for layer in found} == by_name.keys()
+        for layer in found:
+            bn = by_name[layer.name].eval()
+            assert (bn.eps, bn.decay) == (layer.epsilon, pytest.approx(layer.momentum))
+            assert not bn.estimator.bessel
+            assert bn.channel_axis == (1 if layer.name == "last" else -1)
+            given = x if layer.name != "last" else np.ascontiguousarray(x[..., :4])
+            expected = np.asarray(layer(given, training=False))
+            np.testing.assert_allclose(bn(given), expected, rtol=1e-5, atol=1e-5)
+
+
+@warns_of_numpy
+def test_keras_weights(keras_model, tmp_path):
+    keras, model = keras_model
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(ValueError, match=r"three variables .*save the model as .keras"):
+        bnext.load_statistics(tmp_path / "m.weights.h5")
+    source = keras.Input((6,))
+    x = keras.layers.Dense(7, name="dense")(source)
+    one = keras.layers.BatchNormalization(name="bn")
+    small = keras.Model(source, one(x))
+    one.set_weights([np.random.default_rng(n).uniform(0.5, 2, 7) for n in range(4)])
+    small.save_weights(tmp_path / "s.weights.h5")
+    with pytest.raises(ValueError, match="convention: expected one of 'keras', 'tf-keras'"):
+        bnext.load_statistics(tmp_path / "s.weights.h5")
+    layers = bnext.load_statistics(tmp_path / "s.weights.h5", "keras")
+    assert list(layers) == ["bn"]
+    assert_is(layers["bn"], dict(zip(KERAS, one.get_weights(), strict=True)), KERAS)
+
+
+def test_fused_layers_of_tf_keras(rng, tmp_path):
+    """The file says the version and the rank of the input; so it says Bessel's correction."""
+    h5py = import_reader("h5py")
+    layers = []
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        for n, (name, shape, more) in enumerate(
+            [("image", [None, 8, 8, 5], {}), ("row", [None, 5], {}),
+             ("plain", [None, 8, 8, 5], {"fused": False})]
+        ):  # fmt: skip
+            place = file.create_group(f"layers/batch_normalization{f'_{n}' if n else ''}/vars")
+            place.attrs["name"] = name
+            for k, array in enumerate(arrays_of(rng, KERAS).values()):
+                place[str(k)] = array
+            config = {"name": name, "axis": [len(shape) - 1], "momentum": 0.99, "epsilon": 0.002}
+            layers.append({
+                "class_name": "BatchNormalization", "config": config | more,
+                "build_config": {"input_shape": shape},
+            })  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as file:
+        file.write(tmp_path / "model.weights.h5", "model.weights.h5")
+        file.writestr("metadata.json", json.dumps({"keras_version": "2.21.0"}))
+        file.writestr("config.json", json.dumps({"config": {"layers": layers}}))
+    found = bnext.load_statistics(tmp_path / "m.keras")
+    assert {name: bn.estimator.bessel for name, bn in found.items()} == {
+        "image": True, "row": False, "plain": False
+    }  # fmt: skip
+    assert {bn.channel_axis for bn in found.values()} == {-1}
+    assert {bn.eps for bn in found.values()} == {0.002}
+
+
+# --- Flax, Orbax ----------------------------------------------------------------------------------
+
+
+def flax_variables(rng):
+    def layer():
+        scale, bias, mean, var = arrays_of(rng, ("scale", "bias", "mean", "var")).values()
+        return {"scale": scale, "bias": bias}, {"mean": mean, "var": var}
+
+    first, second = layer(), layer()
+    dense = {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}
+    return {
+        "params": {"BatchNorm_0": first[0], "Dense_0": dense, "Block_0": {"bn": second[0]}},
+        "batch_stats": {"BatchNorm_0": first[1], "Block_0": {"bn": second[1]}},
+    }
+
+
+def assert_flax(layers, tree):
+    assert sorted(layers) == ["BatchNorm_0", "Block_0/bn"]
+    for name, bn in layers.items():
+        params, stats = tree["params"], tree["batch_stats"]
+        for part in name.split("/"):
+            params, stats = params[part], stats[part]
+        assert_is(bn, {**params, **stats}, ("scale", "bias", "mean", "var"))
+        assert bn.estimator == bnext.Exponential(decay=0.99, bessel=False)
+
+
+def test_flax_msgpack(rng, tmp_path):
+    serialization = import_reader("flax.serialization", "flax")
+    tree = flax_variables(rng)
+    (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes(tree))
+    assert_flax(bnext.load_statistics(tmp_path / "a.msgpack"), tree)
+    one = serialization.to_bytes(tree["params"])
+    (tmp_path / "b.msgpack").write_bytes(one)
+    with pytest.raises(ValueError, match="expected statistics by the names of any known conventi"):
+        bnext.load_statistics(tmp_path / "b.msgpack")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_orbax(rng, tmp_path):
+    orbax = import_reader("orbax.checkpoint", "orbax-checkpoint")
+    tree = flax_variables(rng)
+    with orbax.PyTreeCheckpointer() as writer:
+        writer.save(tmp_path / "checkpoint", tree)
+    assert_flax(bnext.load_statistics(tmp_path / "checkpoint"), tree)
+
+
+def test_flax_linen_s_own_layer(rng, tmp_path):
+    jax = import_jax()
+    linen = import_reader("flax.linen", "flax")
+    serialization = import_reader("flax.serialization", "flax")
+    net = linen.BatchNorm(momentum=0.9)
+    x = rng.normal(2, 3, (16, CHANNELS)).astype(np.float32)
+    variables = net.init(jax.random.PRNGKey(0), x, use_running_average=False)
+    for _ in range(5):
+        _, moved = net.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        variables = {**variables, **moved}
+    (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes(variables))
+    bn = bnext.load_statistics(tmp_path / "a.msgpack", decay=0.9)[""]
+    expected = net.apply(variables, x, use_running_average=True)
+    np.testing.assert_allclose(bn.eval()(x), np.asarray(expected), rtol=1e-4, atol=1e-5)
+    _, moved = net.apply(variables, x[:7], use_running_average=False, mutable=["batch_stats"])
+    bn.train()(x[:7])
+    np.testing.assert_allclose(bn.running_var, moved["batch_stats"]["var"], rtol=1e-5)
+
+
+# --- ONNX, MXNet, Paddle --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("producer", ["pytorch", "other"])
+def test_onnx(rng, tmp_path, producer):
+    onnx = import_reader("onnx")
+    from onnx import helper, numpy_helper
+
+    names = ("scale", "B", "input_mean", "input_var")
+    values = arrays_of(rng, [f"c_{name}" for name in names])
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", *values], ["y"], name="bn", epsilon=1e-3,
+                         momentum=0.8),
+        helper.make_node("BatchNormalization", ["y", *values], ["z"]),
+    ]  # fmt: skip
+    info = [helper.make_tensor_value_info(n, 1, ["N", CHANNELS, 4]) for n in ("x", "z")]
+    constants = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], constants)
+    model = helper.make_model(
+        graph, producer_name=producer, opset_imports=[helper.make_opsetid("", 15)]
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    layers = bnext.load_statistics(tmp_path / "m.onnx")
+    assert list(layers) == ["bn", "z"]
+    assert (layers["bn"].eps, layers["bn"].decay) == (1e-3, pytest.approx(0.8))
+    assert layers["z"].eps == 1e-5
+    assert layers["bn"].estimator.bessel == (producer == "pytorch")
+    from onnx.reference import ReferenceEvaluator
+
+    x = rng.normal(size=(3, CHANNELS, 4)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    y = layers["z"].eval()(layers["bn"].eval()(x))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    if producer == "other":
+        with pytest.raises(ValueError, match=r"bn: bessel: expected True or False for ONNX"):
+            bnext.load_statistics(tmp_path / "m.onnx", count=8)
+
+
+def mxnet_bytes(arrays, version):
+    """MXNet's format, as its source defines it."""
+    out = struct.pack("<QQQ", 0x112, 0, len(arrays))
+    for array in arrays.values():
+        out += struct.pack("<Ii", version, 0) + struct.pack("<i", array.ndim)
+        out += struct.pack(f"<{array.ndim}q", *array.shape) + struct.pack("<iii", 1, 0, 0)
+        out += array.astype("<f4").tobytes()
+    out += struct.pack("<Q", len(arrays))
+    for name in arrays:
+        out += struct.pack("<Q", len(name)) + name.encode()
+    return out
+
+
+@pytest.mark.parametrize("version", [0xF993FAC9, 0xF993FACA])
+def test_mxnet(rng, tmp_path, version):
+    gluon = {f"features.1.{k}": v for k, v in
+             arrays_of(rng, ("gamma", "beta", "running_mean", "running_var")).items()}  # fmt: skip
+    (tmp_path / "a.params").write_bytes(mxnet_bytes(gluon, version))
+    layers = bnext.load_statistics(tmp_path / "a.params")
+    assert list(layers) == ["features.1"]
+    assert_is(layers["features.1"], gluon, gluon)
+    assert layers["features.1"].eps == 1e-5
+
+    names = ("arg:bn0_gamma", "arg:bn0_beta", "aux:bn0_moving_mean", "aux:bn0_moving_var")
+    symbol = arrays_of(rng, names)
+    (tmp_path / "b.params").write_bytes(mxnet_bytes(symbol, version))
+    with pytest.raises(ValueError, match="fix_gamma: expected True"):
+        bnext.load_statistics(tmp_path / "b.params")
+    symbol["arg:bn0_gamma"] = np.ones(CHANNELS, np.float32)
+    (tmp_path / "c.params").write_bytes(mxnet_bytes(symbol, version))
+    layers = bnext.load_statistics(tmp_path / "c.params")
+    assert list(layers) == ["bn0_"]
+    assert_is(layers["bn0_"], symbol, names)
+    assert layers["bn0_"].eps == 1e-3
+
+
+@pytest.mark.parametrize("cut", [3, 20, 60, -4])
+def test_mxnet_files_that_end_early(rng, tmp_path, cut):
+    data = mxnet_bytes({"running_mean": np.ones(3), "running_var": np.ones(3)}, 0xF993FAC9)
+    (tmp_path / "a.params").write_bytes(data[:cut])
+    with pytest.raises(ValueError, match="got the end of the file"):
+        bnext.load_statistics(tmp_path / "a.params")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_paddle(rng, tmp_path, protocol):
+    names = ("weight", "bias", "_mean", "_variance")
+    state = {f"bn1.{name}": array for name, array in arrays_of(rng, names).items()}
+    table = {name: f"batch_norm2d_0.w_{n}" for n, name in enumerate(state)}
+    named = {name: (table[name], array) for name, array in state.items()}
+    for values in (state, named):
+        data = pickle.dumps(values | {"StructuredToParameterName@@": table}, protocol=protocol)
+        (tmp_path / "a.pdparams").write_bytes(data)
+        layers = bnext.load_statistics(tmp_path / "a.pdparams")
+        assert list(layers) == ["bn1"]
+        assert_is(layers["bn1"], state, state)
+        assert layers["bn1"].estimator == bnext.Exponential(decay=0.9, bessel=False)
+
+
+class Harmless:
+    """Its pickle names a function that no array needs."""
+
+    def __reduce__(self):
+        return len, ([1, 2],)
+
+
+@pytest.mark.parametrize("value", [Harmless(), json.JSONDecoder, [Harmless()], np.sum])
+def test_pickles_of_anything_else_are_refused(tmp_path, value):
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps({"bn1._mean": value}))
+    with pytest.raises(ValueError, match=r"of arrays and containers alone, got the name .*, which"):
+        bnext.load_statistics(path)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_packages_that_are_missing(rng, tmp_path, monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+    wanted = {"torch", "h5py", "flax", "orbax", "onnx"}
+
+    def without(name):
+        if name.partition(".")[0] in wanted:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name)
+
+    from bnext.inference.conventions.files import contents
+
+    monkeypatch.setattr(contents.importlib, "import_module", without)
+    for format, package in (
+        ("torch", "torch"), ("h5", "h5py"), ("msgpack", "flax"), ("onnx", "onnx"),
+        ("orbax", "orbax-checkpoint"),
+    ):  # fmt: skip
+        with pytest.raises(ImportError, match=f"not installed here: pip install {package}$"):
+            bnext.load_statistics(tmp_path, format=format)
+
+
+def test_wrong_arguments(rng, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        bnext.load_statistics(tmp_path / "none.npz")
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"format: expected one of 'npz', .* the suffix '.txt'"):
+        bnext.load_statistics(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match="got 'zip'"):
+        bnext.load_statistics(tmp_path / "a.txt", format="zip")
+    with pytest.raises(ValueError, match="expected an .npz file of plain arrays"):
+        bnext.load_statistics(tmp_path / "a.txt", format="npz")
+    np.savez(tmp_path / "a.npz", kernel=np.ones(3))
+    with pytest.raises(ValueError, match="expected statistics by the names of Keras 3, got kernel"):
+        bnext.load_statistics(tmp_path / "a.npz", "keras")
+    with pytest.raises(ValueError, match="convention: expected one of"):
+        bnext.load_statistics(tmp_path / "a.npz", "theano")
+
+
+def test_what_is_wrong_in_a_layer_names_the_layer(rng, tmp_path):
+    state = checkpoint(rng)
+    state["body.0.bn.running_var"][3] = -8
+    np.savez(tmp_path / "a.npz", **state)
+    with pytest.raises(
+        ValueError,
+        match=r"^body.0.bn: running_var: expected a finite variance >= 0, got -8.0 in chan",
+    ):
+        bnext.load_statistics(tmp_path / "a.npz")
