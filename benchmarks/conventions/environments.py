@@ -1,4 +1,4 @@
-"""Environments: a virtual one for each release, and a process in it that runs the runner."""
+"""Environments: a virtual one for each group of releases, in which their runners run."""
 
 import os
 import shutil
@@ -15,36 +15,38 @@ class Failure(Exception):
 
 
 def record(release, batches, output, folder):
-    """Install a release under `folder`, if it is not there yet, and write what it stores."""
-    python = _installed(release, folder)
-    module = f"benchmarks.conventions.runners.{release.runner}"
+    """Install a release in the environment at `folder`, and write what it stores."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        _run([_interpreter(release.python), "-m", "venv", folder], "venv")
+    if release.first:
+        _pip(python, *release.first)
+        _pip(python, "--no-build-isolation", *release.requirements)
+    else:
+        _pip(python, *release.requirements)
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     _run(
-        [python, "-m", module, batches, output], "run", cwd=ROOT,
-        env={**variables, **dict(release.variables), "OMP_NUM_THREADS": "2"},
+        [python, "-m", f"benchmarks.conventions.runners.{release.runner}", batches, output],
+        "run", cwd=ROOT, env={**variables, **release.variables, "OMP_NUM_THREADS": "2"},
     )  # fmt: skip
 
 
-def _installed(release, folder):
-    python, complete = folder / "bin" / "python", folder / "complete"
-    if not complete.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _run([_interpreter(release.python), "-m", "venv", folder], "venv")
-        _run(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             *release.requirements],
-            "pip",
-        )  # fmt: skip
-        complete.touch()
-    return python
+def removed(folder):
+    """Remove an environment."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pip(python, *words):
+    _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words], "pip")
 
 
 def _interpreter(version):
     if sys.version.startswith(f"{version}."):
         return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    for found in (shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")):
-        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+    candidates = [shutil.which(f"python{version}"), *pyenv.glob(f"versions/{version}.*/bin/python")]
+    for found in filter(None, candidates):
+        if subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
             return found
     raise Failure(f"no Python {version} on PATH or under pyenv")
 
@@ -62,7 +64,7 @@ def _run(command, what, **options):
 
 
 def _reason(text):
-    """The last line that says something: pip's ERROR, or the end of a traceback."""
+    """Give the line that says most: pip's ERROR, or the end of a traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or [""])[-1]

@@ -31,4 +31,4 @@ class Scalars(Layer):
 
 
 if __name__ == "__main__":
-    record({"0e": Scalars}, "e3nn", "torch")
+    record({"scalars": Scalars}, "e3nn", "torch")

@@ -11,9 +11,13 @@ class Batch(Layer):
     mode = "batch"
 
     def __init__(self, given, rank):
-        layer = equinox.nn.BatchNorm(given.weight.size, "batch", mode=self.mode)
+        if self.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        layer = equinox.nn.BatchNorm(
+            given.weight.size, "batch", mode=self.mode, dtype=jnp.dtype(self.dtype)
+        )
         self.momentum, self.eps = layer.momentum, layer.eps
-        parameters = (jnp.asarray(given.weight), jnp.asarray(given.bias))
+        parameters = tuple(jnp.asarray(a, self.dtype) for a in (given.weight, given.bias))
         layer = equinox.tree_at(lambda m: (m.weight, m.bias), layer, parameters)
         self.layer, self.state = layer, equinox.nn.State(layer)
         self.call = equinox.filter_jit(
@@ -46,5 +50,9 @@ class Ema(Batch):
     mode = "ema"
 
 
+class BatchDouble(Batch):
+    dtype = "float64"
+
+
 if __name__ == "__main__":
-    record({"batch": Batch, "ema": Ema}, "equinox", "jax")
+    record({"batch": Batch, "ema": Ema, "batch, float64": BatchDouble}, "equinox", "jax")

@@ -12,10 +12,15 @@ class Linen(Layer):
 
     def __init__(self, given, rank):
         self.layer = linen.BatchNorm(use_running_average=None)
-        self.params = {"scale": jnp.asarray(given.weight), "bias": jnp.asarray(given.bias)}
+        dtype = self.dtype
+        if dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        self.params = {
+            "scale": jnp.asarray(given.weight, dtype), "bias": jnp.asarray(given.bias, dtype)
+        }  # fmt: skip
         channels = given.weight.size
         shape = (1, *(1,) * (rank - 2), channels)
-        variables = self.layer.init(jax.random.key(0), jnp.ones(shape), use_running_average=False)
+        variables = self.layer.init(jax.random.key(0), jnp.ones(shape, dtype), use_running_average=False)
         self.statistics = variables["batch_stats"]
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
@@ -39,9 +44,12 @@ class NNX(Layer):
     channels_last = True
 
     def __init__(self, given, rank):
-        self.layer = nnx.BatchNorm(given.weight.size, rngs=nnx.Rngs(0))
-        self.layer.scale.set_value(jnp.asarray(given.weight))
-        self.layer.bias.set_value(jnp.asarray(given.bias))
+        dtype = self.dtype
+        if dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        self.layer = nnx.BatchNorm(given.weight.size, param_dtype=dtype, rngs=nnx.Rngs(0))
+        self.layer.scale.set_value(jnp.asarray(given.weight, dtype))
+        self.layer.bias.set_value(jnp.asarray(given.bias, dtype))
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def train(self, x):
@@ -55,5 +63,18 @@ class NNX(Layer):
         return self.layer(x, use_running_average=True)
 
 
+class LinenDouble(Linen):
+    dtype = "float64"
+
+
+class NNXDouble(NNX):
+    dtype = "float64"
+
+
 if __name__ == "__main__":
-    record({"linen": Linen, "nnx": NNX}, "flax", "jax")
+    record(
+        {
+            "linen": Linen, "nnx": NNX, "linen, float64": LinenDouble, "nnx, float64": NNXDouble
+        },
+        "flax", "jax",
+    )  # fmt: skip

@@ -13,17 +13,23 @@ class BatchNorm(Layer):
     eps = 1e-5  # the default
 
     def __init__(self, given, rank):
+        if self.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+
         def call(x, training):
             layer = haiku.BatchNorm(create_scale=True, create_offset=True, decay_rate=self.momentum)
             return layer(x, is_training=training)
 
         self.function = haiku.transform_with_state(call)
         shape = (1,) * (rank - 1) + (given.weight.size,)
-        params, self.state = self.function.init(jax.random.key(0), jnp.ones(shape), True)
+        params, self.state = self.function.init(jax.random.key(0), jnp.ones(shape, self.dtype), True)
         (self.module,) = params
         values = {"scale": given.weight, "offset": given.bias}
         self.params = {
-            self.module: {k: values[k].reshape(v.shape) for k, v in params[self.module].items()}
+            self.module: {
+                k: jnp.asarray(values[k], self.dtype).reshape(v.shape)
+                for k, v in params[self.module].items()
+            }
         }
 
     def train(self, x):
@@ -40,5 +46,9 @@ class BatchNorm(Layer):
         return self.function.apply(self.params, self.state, None, x, False)[0]
 
 
+class Double(BatchNorm):
+    dtype = "float64"
+
+
 if __name__ == "__main__":
-    record({"decay_rate=0.9": BatchNorm}, "dm-haiku", "jax")
+    record({"decay_rate=0.9": BatchNorm, "float64": Double}, "dm-haiku", "jax")

@@ -37,4 +37,4 @@ class FixedGamma(BatchNorm):
 
 
 if __name__ == "__main__":
-    record({"gluon": BatchNorm, "gluon, scale=False": FixedGamma}, "mxnet")
+    record({"default": BatchNorm, "scale=False": FixedGamma}, "mxnet")

@@ -60,7 +60,8 @@ if __name__ == "__main__":
     record(
         {
             "opset 15": Training, "opset 14": Opset14,
-            "opset 9, inference": Inference9, "opset 7, inference": Inference7,
+            "opset 15, inference": Inference15, "opset 9, inference": Inference9,
+            "opset 7, inference": Inference7,
         },
         "onnx",
     )  # fmt: skip

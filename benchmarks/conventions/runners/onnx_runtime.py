@@ -22,6 +22,7 @@ if __name__ == "__main__":
         {
             "opset 15": _variant(onnx_reference.Training),
             "opset 14": _variant(onnx_reference.Opset14),
+            "opset 15, inference": _variant(onnx_reference.Inference15),
             "opset 9, inference": _variant(onnx_reference.Inference9),
             "opset 7, inference": _variant(onnx_reference.Inference7),
         },

@@ -32,6 +32,13 @@ class WithMomentum(BatchNorm):
         return (torch.nn.BatchNorm2d if rank == 4 else torch.nn.BatchNorm1d)(channels, momentum=0.3)
 
 
+class Double(BatchNorm):
+    dtype = "float64"
+
+    def make(self, channels, rank):
+        return super().make(channels, rank).double()
+
+
 class Cumulative(BatchNorm):
     def make(self, channels, rank):
         return (torch.nn.BatchNorm2d if rank == 4 else torch.nn.BatchNorm1d)(
@@ -40,4 +47,10 @@ class Cumulative(BatchNorm):
 
 
 if __name__ == "__main__":
-    record({"default": BatchNorm, "momentum=0.3": WithMomentum, "momentum=None": Cumulative}, "torch")
+    record(
+        {
+            "default": BatchNorm, "momentum=0.3": WithMomentum, "momentum=None": Cumulative,
+            "float64": Double,
+        },
+        "torch",
+    )  # fmt: skip

@@ -24,6 +24,7 @@ class Layer:
     """
 
     ranks = RANKS
+    dtype = "float32"
     channels_last = False
     momentum = None  # attributes of the class or of the object
     eps = None
@@ -40,7 +41,7 @@ class Layer:
         raise NotImplementedError
 
     def infer(self, x):
-        """The output of inference."""
+        """The output of inference; None where the library cannot infer here."""
         raise NotImplementedError
 
 
@@ -69,7 +70,7 @@ def record(variants, *packages):
 
 
 def _recorded(name, kind, given, arrays):
-    facts = {"ranks": list(kind.ranks)}
+    facts = {"channels_last": kind.channels_last}
     for rank in kind.ranks:
         trainings = ("given",) if issubclass(kind, Inference) else SIZES
         for sizes in trainings:
@@ -79,7 +80,7 @@ def _recorded(name, kind, given, arrays):
                 _keep(arrays, "%s|%d|given|0" % (name, rank), layer, given, rank)
                 continue
             for step, x in enumerate(given.training(rank, sizes), 1):
-                layer.train(_placed(x, layer, back=False))
+                layer.train(_placed(x.astype(kind.dtype), layer, back=False))
                 if step in STEPS:
                     _keep(arrays, "%s|%d|%s|%d" % (name, rank, sizes, step), layer, given, rank)
     return facts
@@ -87,8 +88,9 @@ def _recorded(name, kind, given, arrays):
 
 def _keep(arrays, key, layer, given, rank):
     stored = {k: np.array(v) for k, v in layer.stored().items()}  # copied: it may be moved later
-    y = layer.infer(_placed(given.test(rank), layer, back=False))
-    stored["y"] = _placed(np.array(y), layer, back=True)
+    y = layer.infer(_placed(given.test(rank).astype(layer.dtype), layer, back=False))
+    if y is not None:
+        stored["y"] = _placed(np.array(y), layer, back=True)
     for name, value in stored.items():
         arrays["%s|%s" % (key, name)] = value
 

@@ -1,6 +1,7 @@
 """tinygrad: nn.BatchNorm."""
 
 from tinygrad import Tensor, nn
+from tinygrad.helpers import Context
 
 from .recording import Layer, record
 
@@ -13,7 +14,7 @@ class BatchNorm(Layer):
         self.momentum, self.eps = self.layer.momentum, self.layer.eps
 
     def train(self, x):
-        with Tensor.train():
+        with Context(TRAINING=1):
             self.layer(Tensor(x)).realize()
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             getattr(self.layer, name).realize()
@@ -22,7 +23,7 @@ class BatchNorm(Layer):
         return {k: v.numpy() for k, v in nn.state.get_state_dict(self.layer).items()}
 
     def infer(self, x):
-        with Tensor.train(False):
+        with Context(TRAINING=0):
             return self.layer(Tensor(x)).numpy()
 
 
