@@ -103,7 +103,7 @@ def test_safetensors_in_bfloat16(rng, tmp_path):
     text = json.dumps(header).encode()
     path = tmp_path / "b.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    with pytest.raises(ValueError, match="convention: expected one of 'pytorch'.*'e3nn'"):
+    with pytest.raises(ValueError, match=r"convention: expected one of 'pytorch'.*'e3nn'"):
         bnext.load_statistics(path)
     (bn,) = bnext.load_statistics(path, "pytorch").values()
     np.testing.assert_array_equal(bn.running_var, values["running_var"].astype(np.float32))
@@ -159,7 +159,7 @@ def test_pytorch_state_dicts(rng, tmp_path):
 def test_whole_models_of_pytorch_are_refused(tmp_path):
     torch = import_torch()
     torch.save(torch.nn.BatchNorm1d(3), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="expected a state dict that torch.load reads with weig"):
+    with pytest.raises(ValueError, match=r"expected a state dict that torch.load reads with weig"):
         bnext.load_statistics(tmp_path / "model.pt")
 
 
@@ -191,7 +191,7 @@ def keras_model():
 
 @warns_of_numpy
 def test_keras_files(keras_model, tmp_path):
-    keras, model = keras_model
+    _, model = keras_model
     rng = np.random.default_rng(6)
     model.save(tmp_path / "m.keras")
     model.save(tmp_path / "m.h5")
@@ -472,7 +472,7 @@ def test_wrong_arguments(rng, tmp_path):
         bnext.load_statistics(tmp_path / "a.txt")
     with pytest.raises(ValueError, match="got 'zip'"):
         bnext.load_statistics(tmp_path / "a.txt", format="zip")
-    with pytest.raises(ValueError, match="expected an .npz file of plain arrays"):
+    with pytest.raises(ValueError, match=r"expected an .npz file of plain arrays"):
         bnext.load_statistics(tmp_path / "a.txt", format="npz")
     np.savez(tmp_path / "a.npz", kernel=np.ones(3))
     with pytest.raises(ValueError, match="expected statistics by the names of Keras 3, got kernel"):

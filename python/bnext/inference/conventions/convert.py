@@ -103,7 +103,7 @@ def to_convention(
     if count is not None or steps is not None:
         target = _rule(
             record,
-            source.decay,
+            source.momentum,
             bessel_of(record, record.moves_bessel if bessel is None else bessel),
         )
         values = _converted(values, source, target, known, count)
@@ -196,11 +196,11 @@ def from_convention(
     named = reading.named_arrays(record, values, prefix)
     arrays = reading.stored(record, named.arrays)
     epsilon = _epsilon(record, named.numbers, eps)
-    decay = _decay(record, named.numbers, decay, convention)
+    momentum = _momentum(record, named.numbers, decay, convention)
     arrays.extra["eps"] = epsilon
-    if known is None and (record.counts == "batches" or decay is None):
+    if known is None and (record.counts == "batches" or momentum is None):
         known = reading.stored_steps(record, arrays)
-    usable, known = reading.usable(record, arrays, known, decay)
+    usable, known = reading.usable(record, arrays, known, Rule(OURS, True, momentum).decay)
     switched = count is not None or train_as == "pytorch"
     if record.start is None:
         if count is not None:
@@ -208,12 +208,12 @@ def from_convention(
                 f"count: expected None, as {record.title} keeps the statistics that it was given; "
                 "name the convention of the library that trained them"
             )
-        source = target = Rule(OURS, True, decay)
+        source = target = Rule(OURS, True, momentum)
     else:
         asked = record.moves_bessel if bessel is None and not switched else bessel
-        source = target = _rule(record, decay, bessel_of(record, asked))
+        source = target = _rule(record, momentum, bessel_of(record, asked))
         if switched:
-            target = Rule(source.start if decay is None else OURS, True, decay)
+            target = Rule(source.start if momentum is None else OURS, True, momentum)
         usable = _converted(usable, source, target, known, count)
     if target.start == "first":
         known = 1 if known is None else known  # at least: the next batch is no longer the first
@@ -223,7 +223,7 @@ def from_convention(
             "(math.inf where the initial values have decayed), got None"
         )
     elif known is not None and math.isinf(known) and target.start != OURS:
-        target = Rule(OURS, target.bessel, target.decay)
+        target = Rule(OURS, target.bessel, target.momentum)
     bn = _layer(record, arrays, epsilon, target, channel_axis)
     _fill(bn, record, arrays, usable)
     if known is not None and math.isfinite(known) and bn.num_batches_tracked is not None:
@@ -250,13 +250,13 @@ def _converted(
     return rules.convert(values, source, target, steps, count)
 
 
-def _rule(record: Convention, decay: float | None, bessel: bool) -> Rule:
+def _rule(record: Convention, momentum: float | None, bessel: bool) -> Rule:
     if record.start is None:
         raise ValueError(
             f"count, steps: expected None, as {record.title} stores the statistics that it is given"
         )
-    start: Start = "cumulative" if decay is None else record.start
-    return Rule(start, bessel, decay)
+    start: Start = "cumulative" if momentum is None else record.start
+    return Rule(start, bessel, momentum)
 
 
 def bessel_of(record: Convention, bessel: bool | None) -> bool:
@@ -303,27 +303,24 @@ def _epsilon(record: Convention, numbers: Mapping[str, Any], eps: float | None) 
     return float(value)
 
 
-def _decay(
+def _momentum(
     record: Convention, numbers: Mapping[str, Any], decay: float | None, convention: str
 ) -> float | None:
-    name = record.momentum_name
+    """Give the weight of a new batch; None for the cumulative average."""
     if decay is not None:
-        Exponential(decay=decay)  # checks it
-        return float(decay)
-    if name not in numbers:
-        if record.decay is None:
-            raise ValueError(f"{name}: expected a number, as {convention} has no default, got None")
-        return record.decay
-    value = numbers[name]
+        return Exponential(decay=decay).momentum
+    name = record.momentum_name
+    value = numbers.get(name, record.momentum)
     if value is None:
-        if record.cumulative:
+        if name in numbers and record.cumulative:
             return None
-        raise ValueError(f"{name}: expected a number, got None")
-    number = float(values_of(value, name)) if hasattr(value, "dtype") else value
+        reason = "" if record.momentum else f", as {convention} has no default"
+        raise ValueError(f"{name}: expected a number{reason}, got None (or pass decay=)")
+    if hasattr(value, "dtype"):
+        value = values_of(value, name).item()
     if record.momentum_weighs == "new":
-        return Exponential(number).decay
-    Exponential(decay=number)  # checks it
-    return float(number)
+        return Exponential(value).momentum
+    return Exponential(decay=value).momentum
 
 
 def _parameters(record: Convention, bn: BatchNorm) -> dict[str, Any]:

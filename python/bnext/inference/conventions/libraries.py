@@ -21,54 +21,55 @@ COUNTER = ("num_batches_tracked",)
 _ALL = {
     "pytorch": Convention(
         title="PyTorch", releases="2.13.0", names=PYTORCH, counters=COUNTER,
-        momentum_weighs="new", bessel=True, cumulative=True,
+        momentum=0.1, momentum_weighs="new", bessel=True, cumulative=True,
     ),
     "torch-geometric": Convention(
         title="PyTorch Geometric", releases="2.8.1", names=PYTORCH, counters=COUNTER,
-        momentum_weighs="new", bessel=True, cumulative=True, prefixes=("module.",),
+        momentum=0.1, momentum_weighs="new", bessel=True, cumulative=True, prefixes=("module.",),
         note="a BatchNorm1d under the name module",
     ),
     "thunder": Convention(
         title="Lightning Thunder", releases="0.2.6", names=PYTORCH, counters=COUNTER,
-        momentum_weighs="new", bessel=True,
+        momentum=0.1, momentum_weighs="new", bessel=True,
     ),
     "tinygrad": Convention(
         title="tinygrad", releases="0.14.0", names=PYTORCH, counters=COUNTER,
-        momentum_weighs="new", bessel=True,
+        momentum=0.1, momentum_weighs="new", bessel=True,
         note="has the counter also with track_running_stats=False",
     ),
     "e3nn": Convention(
-        title="e3nn, scalars", releases="0.6.0", names=PYTORCH, momentum_weighs="new",
-        channel_axis=-1,
+        title="e3nn, scalars", releases="0.6.0", names=PYTORCH, momentum=0.1,
+        momentum_weighs="new", channel_axis=-1,
         note="irreps of l > 0 have no mean, and one variance each: they are no batch normalization",
     ),
     "jittor": Convention(
-        title="Jittor", releases="1.3.11.0", names=PYTORCH, momentum_weighs="new",
+        title="Jittor", releases="1.3.11.0", names=PYTORCH, momentum=0.1,
+        momentum_weighs="new",
     ),
     "mlx": Convention(
-        title="MLX", releases="0.32.4", names=PYTORCH, momentum_weighs="new", channel_axis=-1,
-        bessel=None,
+        title="MLX", releases="0.32.4", names=PYTORCH, momentum=0.1, momentum_weighs="new",
+        channel_axis=-1, bessel=None,
         bessel_depends="the version: True from 0.32.1, False up to 0.32.0",
     ),
     "keras": Convention(
-        title="Keras 3", releases="3.15.1", names=KERAS, eps=1e-3, eps_name="epsilon", decay=0.99,
+        title="Keras 3", releases="3.15.1", names=KERAS, eps=1e-3, eps_name="epsilon", momentum=0.99,
         channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
         note="the PyTorch backend can store a negative or NaN variance",
     ),
     "tf-keras": Convention(
         title="tf-keras (Keras 2)", releases="2.21.0", names=KERAS, eps=1e-3, eps_name="epsilon",
-        decay=0.99, channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
+        momentum=0.99, channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
         bessel=None,
         bessel_depends="the kernel: True for input of rank 4 and 5 (fused), False for rank 2 and "
         "3, fused=False and synchronized=True",
     ),
     "flax": Convention(
         title="Flax, linen and nnx", releases="0.12.8", names=("scale", "bias", "mean", "var"),
-        eps_name="epsilon", decay=0.99, channel_axis=-1, collections=("params/", "batch_stats/"),
+        eps_name="epsilon", momentum=0.99, channel_axis=-1, collections=("params/", "batch_stats/"),
     ),
     "haiku": Convention(
         title="Haiku", releases="0.0.17",
-        names=("scale", "offset", "mean_ema/average", "var_ema/average"), decay=None,
+        names=("scale", "offset", "mean_ema/average", "var_ema/average"), momentum=None,
         momentum_name="decay_rate", channel_axis=-1, start="debiased",
         counters=("mean_ema/counter", "var_ema/counter"),
         hidden=("mean_ema/hidden", "var_ema/hidden"), form="keepdims",
@@ -79,7 +80,7 @@ _ALL = {
     ),
     "sonnet": Convention(
         title="Sonnet", releases="2.0.2",
-        names=("scale", "offset", "moving_mean/average", "moving_variance/average"), decay=0.999,
+        names=("scale", "offset", "moving_mean/average", "moving_variance/average"), momentum=0.999,
         momentum_name="decay_rate", channel_axis=-1, start="debiased", bessel=None,
         bessel_depends="the kernel: True for input of rank 4 with channels last (fused), False "
         "for channels first and for other ranks",
@@ -90,18 +91,18 @@ _ALL = {
     ),
     "equinox-batch": Convention(
         title='Equinox, mode="batch"', releases="0.13.8", names=("weight", "bias", "mean", "var"),
-        decay=0.99, start="divided", counters=("counter",),
+        momentum=0.99, start="divided", counters=("counter",),
         note="the stored pair is blended from 0 and 1; Equinox evaluates with it divided by "
         "1 - d^k, so that the variance it uses is too large by d^k / (1 - d^k)",
     ),
     "equinox-ema": Convention(
         title='Equinox, mode="ema"', releases="0.13.8", names=("weight", "bias", "mean", "var"),
-        decay=0.99, start="first", first_flag="first_time",
+        momentum=0.99, start="first", first_flag="first_time",
         note="also training normalizes by the running statistics",
     ),
     "objax": Convention(
         title="Objax", releases="1.8.0", names=("gamma", "beta", "running_mean", "running_var"),
-        eps=1e-6, decay=0.999, form="keepdims", ndim=4,
+        eps=1e-6, momentum=0.999, form="keepdims", ndim=4,
     ),
     "chainer": Convention(
         title="Chainer", releases="7.8.1", names=("gamma", "beta", "avg_mean", "avg_var"),
@@ -111,7 +112,8 @@ _ALL = {
     "mxnet": Convention(
         title="MXNet, Gluon", releases="1.9.1",
         names=("gamma", "beta", "running_mean", "running_var"), eps_name="epsilon",
-        collections=("arg:", "aux:"), underscores=True, unit_weight_flag="fix_gamma", unit_weight=False,
+        collections=("arg:", "aux:"), underscores=True,
+        unit_weight_flag="fix_gamma", unit_weight=False,
         note="backward moves the statistics; scale=False (fix_gamma) sets the stored gamma to 1",
     ),
     "mxnet-symbol": Convention(
@@ -139,7 +141,7 @@ _ALL = {
         note="opsets 7 and 9 call the statistics mean and var",
     ),
     "caffe": Convention(
-        title="Caffe", names=CORE_ML, decay=0.999, momentum_name="moving_average_fraction",
+        title="Caffe", names=CORE_ML, momentum=0.999, momentum_name="moving_average_fraction",
         start="debiased", bessel=True, factor="scale_factor",
         note="not run; blobs 0 and 1 are sums, to be divided by blob 2; gamma and beta belong to "
         "the Scale layer",

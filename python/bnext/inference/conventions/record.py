@@ -25,10 +25,10 @@ class Convention:
     names: tuple[str, str, str, str]  # of weight, bias, mean and variance
     releases: str = ""  # that were run; empty: by its documentation
 
-    # Hyperparameters. None: the library has no default, or does not store it; it must be given.
+    # Hyperparameters. None: the library has no default, and it must be given.
     eps: float | None = 1e-5
     eps_name: str = "eps"
-    decay: float | None = 0.9
+    momentum: float | None = 0.9  # in the library's own meaning
     momentum_name: str = "momentum"
     momentum_weighs: Literal["new", "old"] = "old"  # what a number of that name weighs
     channel_axis: int = 1
@@ -69,11 +69,12 @@ class Convention:
         """Whether what is stored is divided by 1 - d^k before use, and not before it is stored."""
         return self.start == "divided"
 
-    def momentum_of(self, decay: float | None) -> float | None:
-        """Give the library's momentum for a decay."""
-        if decay is None or self.momentum_weighs == "old":
-            return decay
-        return 1.0 - decay
+    @property
+    def decay(self) -> float | None:
+        """The default weight of the old average."""
+        if self.momentum is None or self.momentum_weighs == "old":
+            return self.momentum
+        return 1.0 - self.momentum
 
     def optional_names(self) -> set[str]:
         """Names, besides the four arrays', that may be given with them."""

@@ -66,18 +66,23 @@ class Rule:
 
     start: Start
     bessel: bool
-    decay: float | None  # None: cumulative
+    momentum: float | None  # the weight of a new batch; None: cumulative
+
+    @property
+    def decay(self) -> float | None:
+        """The weight of the old average."""
+        return None if self.momentum is None else 1.0 - self.momentum
 
     def estimator(self) -> Estimator:
         """Make the estimator of a layer that moves its statistics by this rule."""
-        if self.decay is None:
+        if self.momentum is None:
             return Cumulative(bessel=self.bessel)
         if self.start == "blended":
-            return Exponential(decay=self.decay, bessel=self.bessel)
+            return Exponential(self.momentum, bessel=self.bessel)
         if self.start == "first":
-            return FirstBatchExponential(decay=self.decay, bessel=self.bessel)
+            return FirstBatchExponential(self.momentum, bessel=self.bessel)
         # By the weight (1 - d) / (1 - d^t), (stored / (1 - d^t)) moves as `divided` does, too.
-        return DebiasedExponential(decay=self.decay, bessel=self.bessel)
+        return DebiasedExponential(self.momentum, bessel=self.bessel)
 
 
 def rule_of(estimator: Estimator) -> Rule:
@@ -91,7 +96,7 @@ def rule_of(estimator: Estimator) -> Rule:
         raise ValueError(
             f"bn: expected an estimator among {expected}, got {type(estimator).__name__}"
         )
-    return Rule(starts[type(estimator)], estimator.bessel, estimator.decay)
+    return Rule(starts[type(estimator)], estimator.bessel, estimator.momentum)
 
 
 def power(decay: float, steps: Steps) -> float:
