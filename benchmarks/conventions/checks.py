@@ -12,7 +12,7 @@ import numpy as np
 
 import bnext
 from benchmarks.conventions.batches import CHANNELS, values_per_channel
-from bnext.conventions.libraries import CONVENTIONS
+from bnext.inference.conventions.libraries import CONVENTIONS
 
 CONVERTED = 1e-6  # how near a converted layer comes to what the library stored
 EXACT = 1e-12  # how near conversions come to each other, in float64
@@ -56,8 +56,8 @@ def check(variant, stored, case, batches):
     record = CONVENTIONS[variant.convention]
     numbers = dict(variant.extra)
     facts = stored.facts["variants"][case.variant]
-    if record.start is not None and record.momentum_name not in numbers:
-        numbers[record.momentum_name] = facts["momentum"]
+    if facts["momentum"] is not None or (record.cumulative and case.sizes != "given"):
+        numbers.setdefault(record.momentum_name, facts["momentum"])
     numbers[record.eps_name] = facts["eps"]
     return _Comparison(variant, record, stored, case, batches, numbers).found()
 
@@ -127,7 +127,7 @@ class _Comparison:
         for number, x in enumerate(self.training(), 1):
             bn(x)
             if number in steps:
-                layers[number] = _copied(bn)
+                layers[number] = _wide(bn)
         return layers
 
     def training(self):
@@ -196,18 +196,14 @@ class _Comparison:
         found.on = _statistics_error(self.record, self.to_library(bn), theirs)
 
 
-def _copied(bn):
+def _wide(bn):
+    """The same layer in float64."""
     other = bnext.BatchNorm(
         bn.num_features, eps=bn.eps, estimator=bn.estimator, channel_axis=bn.channel_axis,
         dtype=np.float64,
     )  # fmt: skip
     other.load_state_dict(bn.state_dict())
     return other
-
-
-def _wide(bn):
-    """The same layer in float64."""
-    return _copied(bn)
 
 
 def _statistics_error(record, ours, theirs):

@@ -19,11 +19,12 @@ def record(release, batches, output, folder):
     python = folder / "bin" / "python"
     if not python.exists():
         _run([_interpreter(release.python), "-m", "venv", folder], "venv")
-    if release.first:
-        _pip(python, *release.first)
-        _pip(python, "--no-build-isolation", *release.requirements)
-    else:
-        _pip(python, *release.requirements)
+    installed = folder / f"installed-{release.runner}"
+    if not installed.exists():
+        if release.first:
+            _pip(python, *release.first)
+        _pip(python, *["--no-build-isolation"] * bool(release.first), *release.requirements)
+        installed.touch()
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     _run(
         [python, "-m", f"benchmarks.conventions.runners.{release.runner}", batches, output],
