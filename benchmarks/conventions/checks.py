@@ -110,6 +110,15 @@ class _Comparison:
         )
         return {name: v for name, v in values.items() if name not in self.record.hyperparameters()}
 
+    def theirs(self, step):
+        """Arrays that the library stored, by the convention's own names."""
+        found = {}
+        for name, array in self.stored.arrays(self.case, step).items():
+            for usual in self.record.prefixes:
+                name = name.removeprefix(usual)
+            found[self.record.aliases.get(name, name)] = array
+        return found
+
     def pytorch(self, bn):
         """PyTorch's estimator of the same decay."""
         decay = bn.estimator.decay
@@ -141,7 +150,7 @@ class _Comparison:
 
     def conversions(self, found, step, own, pytorch):
         """Compare the library's arrays with bnext's: by its rule, and by PyTorch's converted."""
-        theirs = self.stored.arrays(self.case, step)
+        theirs = self.theirs(step)
         changes = own.estimator.bessel != pytorch.estimator.bessel
         if not self.variant.copied:
             ours = self.to_library(own)
@@ -178,7 +187,7 @@ class _Comparison:
     def trip(self, found, step):
         """From the library to bnext, and back: the same arrays."""
         back = self.to_library(self.layer(step))
-        theirs = self.stored.arrays(self.case, step)
+        theirs = self.theirs(step)
         found.trip = 0.0
         for name, value in back.items():
             if name in theirs:
@@ -192,7 +201,7 @@ class _Comparison:
         for number, x in enumerate(self.training(), 1):
             if before < number <= step:
                 bn(x)
-        theirs = self.stored.arrays(self.case, step)
+        theirs = self.theirs(step)
         found.on = _statistics_error(self.record, self.to_library(bn), theirs)
 
 

@@ -1,10 +1,22 @@
 """Flax: linen.BatchNorm and nnx.BatchNorm."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
 from .recording import Layer, record
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _linen(layer, variables, x):
+    return layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+
+
+@nnx.jit
+def _nnx(layer, x):
+    layer(x, use_running_average=False)
 
 
 class Linen(Layer):
@@ -28,9 +40,7 @@ class Linen(Layer):
         return {"params": self.params, "batch_stats": self.statistics}
 
     def train(self, x):
-        _, moved = self.layer.apply(
-            self._variables(), x, use_running_average=False, mutable=["batch_stats"]
-        )
+        _, moved = _linen(self.layer, self._variables(), x)
         self.statistics = moved["batch_stats"]
 
     def stored(self):
@@ -53,7 +63,7 @@ class NNX(Layer):
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def train(self, x):
-        self.layer(x, use_running_average=False)
+        _nnx(self.layer, x)
 
     def stored(self):
         names = ("scale", "bias", "mean", "var")

@@ -21,6 +21,7 @@ class BatchNorm(Layer):
             return layer(x, is_training=training)
 
         self.function = haiku.transform_with_state(call)
+        self.train_step = jax.jit(lambda *arrays: self.function.apply(*arrays, True)[1])
         shape = (1,) * (rank - 1) + (given.weight.size,)
         params, self.state = self.function.init(jax.random.key(0), jnp.ones(shape, self.dtype), True)
         (self.module,) = params
@@ -33,7 +34,7 @@ class BatchNorm(Layer):
         }
 
     def train(self, x):
-        _, self.state = self.function.apply(self.params, self.state, None, x, True)
+        self.state = self.train_step(self.params, self.state, None, x)
 
     def stored(self):
         arrays = dict(self.params[self.module])
