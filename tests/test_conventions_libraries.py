@@ -108,8 +108,9 @@ def test_every_release_is_declared():
 
 def test_a_library_that_fails_is_named(tmp_path, monkeypatch, capsys):
     """One failure ends neither the command nor the other libraries."""
+
     def fail(release, *_):
-        raise environments.Failure(f"pip: no {release.title}")
+        raise environments.ReleaseError(f"pip: no {release.title}")
 
     monkeypatch.setattr(environments, "record", fail)
     assert command.main(["ncnn", "mlx", "--out", str(tmp_path / "table.txt")]) == 2

@@ -1,12 +1,13 @@
 """Pinned releases of other libraries beside bnext's conversions.
 
-    python -m benchmarks.conventions [LIBRARY...] [--out FILE] [--environments FOLDER] [--keep FOLDER]
+    python -m benchmarks.conventions [LIBRARY...] [--out FILE]
+        [--environments FOLDER] [--keep FOLDER]
 
-For each library: makes a virtual environment in a temporary folder, installs the pinned release from
-PyPI, trains its layers on the same batches, and compares what it stored with `bnext.to_convention`,
-`bnext.from_convention` and bnext's layers. Libraries of one environment run one after the other, and
-it is removed after the last. A library that cannot be installed or run is named with the reason, and
-the others go on. It needs the network, 10 GB of disk and an hour.
+For each library: makes a virtual environment in a temporary folder, installs the pinned release
+from PyPI, trains its layers on the same batches, and compares what it stored with
+`bnext.to_convention`, `bnext.from_convention` and bnext's layers. Libraries of one environment run
+one after the other, and it is removed after the last. A library that cannot be installed or run is
+named with the reason, and the others go on. It needs the network, 10 GB of disk and an hour.
 
 It exits with 1 if a conversion is wrong, and with 2 if nothing could be compared.
 """
@@ -80,7 +81,7 @@ def recorded(options, folder, kept, batches):
             try:
                 if not output.exists():
                     environments.record(RELEASES[name], batches, output, folder / environment)
-            except environments.Failure as failure:
+            except environments.ReleaseError as failure:
                 yield name, str(failure)
             else:
                 yield name, output

@@ -47,7 +47,9 @@ def write(path, batches=BATCHES):
     for rank in RANKS:
         arrays[f"test/{rank}"] = samples(7, rank, 0.0)
         for sizes in SIZES:
-            each = [samples(n, rank, 0.1 * rng.normal(size=CHANNELS)) for n in rows_of(sizes, batches)]
+            each = [
+                samples(n, rank, 0.1 * rng.normal(size=CHANNELS)) for n in rows_of(sizes, batches)
+            ]
             arrays[f"x/{rank}/{sizes}"] = np.concatenate(each)
     np.savez(path, **arrays)
 
@@ -64,7 +66,9 @@ class Batches:
 
     def training(self, rank, sizes):
         """The batches of a training, in order."""
-        return np.split(self._arrays[f"x/{rank}/{sizes}"], np.cumsum(rows_of(sizes, self.batches))[:-1])
+        return np.split(
+            self._arrays[f"x/{rank}/{sizes}"], np.cumsum(rows_of(sizes, self.batches))[:-1]
+        )
 
     def test(self, rank):
         """The input of inference."""

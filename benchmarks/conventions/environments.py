@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the repository
 SECONDS = 1800  # at most, for an installation or a run
 
 
-class Failure(Exception):
+class ReleaseError(Exception):
     """A release could not be installed or run: the reason, in one line."""
 
 
@@ -28,7 +28,7 @@ def record(release, batches, output, folder):
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     _run(
         [python, "-m", f"benchmarks.conventions.runners.{release.runner}", batches, output],
-        "run", cwd=ROOT, env={**variables, **release.variables, "OMP_NUM_THREADS": "2"},
+        "run", cwd=ROOT, env={**variables, **release.variables, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def _interpreter(version):
     for found in filter(None, candidates):
         if subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
             return found
-    raise Failure(f"no Python {version} on PATH or under pyenv")
+    raise ReleaseError(f"no Python {version} on PATH or under pyenv")
 
 
 def _run(command, what, **options):
@@ -59,9 +59,9 @@ def _run(command, what, **options):
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS, **options
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"{what}: more than {SECONDS} s") from None
+        raise ReleaseError(f"{what}: more than {SECONDS} s") from None
     if done.returncode:
-        raise Failure(f"{what}: {_reason(done.stderr) or f'exit status {done.returncode}'}")
+        raise ReleaseError(f"{what}: {_reason(done.stderr) or f'exit status {done.returncode}'}")
 
 
 def _reason(text):

@@ -32,16 +32,16 @@ def introduction(commit: str) -> str:
     return f"""\
 Conventions: {now:%Y-%m-%d %H:%M} UTC, commit {commit}, bnext {bnext.__version__}
 
-Every library trained its own layer on the same {BATCHES} batches (rows per batch: {sizes}), and kept
-what it stored after 1, 5 and 300. Errors are relative to what it stored, the largest over channels,
-arrays and sizes. bnext computes in float64.
+Every library trained its own layer on the same {BATCHES} batches (rows per batch: {sizes}), and
+kept what it stored after 1, 5 and 300. Errors are relative to what it stored, the largest over
+channels, arrays and sizes. bnext computes in float64.
 
 own     bnext's layer with the library's estimator, trained on the same batches: what the library's
         own rounding (float32, unless the variant says float64) makes of its statistics
 to      to_convention of bnext's layer with PyTorch's estimator after 1, 5 and 300 steps: at most
-        {CONVERTED:g}, or what the library's own rounding is; for batches of unequal sizes only where
-        both variances have Bessel's correction or neither has. Against bnext's layer with the
-        library's estimator the conversion is exact: at most {EXACT:g}
+        {CONVERTED:g}, or what the library's own rounding is; for batches of unequal sizes only
+        where both variances have Bessel's correction or neither has. Against bnext's layer with
+        the library's estimator the conversion is exact: at most {EXACT:g}
 back    from_convention of what the library stored, against bnext's layer with PyTorch's estimator
 on      trained on with bnext from what the library stored after 1 and 5, until 5 and 300
 y       inference of from_convention's layer beside the library's, in units in the last place of the

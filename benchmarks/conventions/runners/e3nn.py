@@ -13,7 +13,7 @@ class Scalars(Layer):
     channels_last = True
 
     def __init__(self, given, rank):
-        self.layer = nn.BatchNorm(o3.Irreps("%dx0e" % given.weight.size))
+        self.layer = nn.BatchNorm(o3.Irreps(f"{given.weight.size}x0e"))
         with torch.no_grad():
             self.layer.weight.copy_(torch.from_numpy(given.weight))
             self.layer.bias.copy_(torch.from_numpy(given.bias))

@@ -32,7 +32,9 @@ class Linen(Layer):
         }  # fmt: skip
         channels = given.weight.size
         shape = (1, *(1,) * (rank - 2), channels)
-        variables = self.layer.init(jax.random.key(0), jnp.ones(shape, dtype), use_running_average=False)
+        variables = self.layer.init(
+            jax.random.key(0), jnp.ones(shape, dtype), use_running_average=False
+        )
         self.statistics = variables["batch_stats"]
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 

@@ -23,7 +23,9 @@ class BatchNorm(Layer):
         self.function = haiku.transform_with_state(call)
         self.train_step = jax.jit(lambda *arrays: self.function.apply(*arrays, True)[1])
         shape = (1,) * (rank - 1) + (given.weight.size,)
-        params, self.state = self.function.init(jax.random.key(0), jnp.ones(shape, self.dtype), True)
+        params, self.state = self.function.init(
+            jax.random.key(0), jnp.ones(shape, self.dtype), True
+        )
         (self.module,) = params
         values = {"scale": given.weight, "offset": given.bias}
         self.params = {
@@ -40,7 +42,7 @@ class BatchNorm(Layer):
         arrays = dict(self.params[self.module])
         for module, state in self.state.items():
             average = module.rpartition("/~/")[2]
-            arrays.update({"%s/%s" % (average, k): v for k, v in state.items()})
+            arrays.update({f"{average}/{k}": v for k, v in state.items()})
         return arrays
 
     def infer(self, x):

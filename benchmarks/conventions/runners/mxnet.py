@@ -1,12 +1,14 @@
 """MXNet: gluon.nn.BatchNorm. Statistics move in the backward pass."""
 
+from types import MappingProxyType
+
 import mxnet
 
 from .recording import Layer, record
 
 
 class BatchNorm(Layer):
-    options = {}
+    options = MappingProxyType({})
 
     def __init__(self, given, rank):
         self.layer = mxnet.gluon.nn.BatchNorm(in_channels=given.weight.size, **self.options)
@@ -33,7 +35,7 @@ class BatchNorm(Layer):
 class FixedGamma(BatchNorm):
     """Gamma stays 1, whatever is set: the operator's fix_gamma."""
 
-    options = {"scale": False}
+    options = MappingProxyType({"scale": False})
 
 
 if __name__ == "__main__":

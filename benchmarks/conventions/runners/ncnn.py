@@ -17,7 +17,7 @@ class BatchNorm(Inference):
 
     def __init__(self, given, rank):
         values = (given.weight, given.mean, given.var, given.bias)
-        self.arrays = dict(zip(NAMES, values))
+        self.arrays = dict(zip(NAMES, values, strict=True))
         text = "7767517\n2 2\nInput x 0 1 x\nBatchNorm bn 1 1 x y 0=%d 1=%r\n"
         self.net = ncnn.Net()
         self.net.opt.use_fp16_storage = self.net.opt.use_fp16_arithmetic = False

@@ -19,7 +19,7 @@ def training(opset):
 def inference(opset, arrays, names=NAMES):
     """Inference with the arrays as initializers, under the operator's names."""
     node = helper.make_node("BatchNormalization", ["x", *names], ["y"])
-    values = [numpy_helper.from_array(np.array(a), n) for a, n in zip(arrays, names)]
+    values = [numpy_helper.from_array(np.array(a), n) for a, n in zip(arrays, names, strict=True)]
     return _model(node, opset, [_any("x")], ["y"], values)
 
 

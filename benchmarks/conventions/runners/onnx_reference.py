@@ -21,10 +21,10 @@ class Training(Layer):
         return lambda feeds: session.run(None, feeds)
 
     def train(self, x):
-        _, *self.arrays[2:] = self.run({"x": x, **dict(zip(NAMES, self.arrays))})
+        _, *self.arrays[2:] = self.run({"x": x, **dict(zip(NAMES, self.arrays, strict=True))})
 
     def stored(self):
-        return dict(zip(NAMES, self.arrays))
+        return dict(zip(NAMES, self.arrays, strict=True))
 
     def infer(self, x):
         return self.runner(inference(self.opset, self.arrays))({"x": x})[0]
@@ -41,7 +41,7 @@ class Inference15(Inference, Training):
         self.arrays = [given.weight, given.bias, given.mean, given.var]
 
     def stored(self):
-        return dict(zip(self.names, self.arrays))
+        return dict(zip(self.names, self.arrays, strict=True))
 
     def infer(self, x):
         return self.runner(inference(self.opset, self.arrays, self.names))({"x": x})[0]

@@ -24,9 +24,12 @@ class BatchNormInference(Inference):
     eps = 1e-5
 
     def __init__(self, given, rank):
-        self.arrays = dict(
-            gamma=given.weight, beta=given.bias, mean=given.mean, variance=given.var
-        )
+        self.arrays = {
+            "gamma": given.weight,
+            "beta": given.bias,
+            "mean": given.mean,
+            "variance": given.var,
+        }
         x = opset8.parameter([-1, given.weight.size, *[-1] * (rank - 2)], np.float32, "x")
         constants = [opset8.constant(array) for array in self.arrays.values()]
         node = opset8.batch_norm_inference(x, *constants, self.eps)

@@ -29,7 +29,7 @@ class Exported(BatchNorm):
         model = onnx.load_model_from_string(file.getvalue())
         (node,) = (n for n in model.graph.node if n.op_type == "BatchNormalization")
         values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-        arrays = {name: values[given] for name, given in zip(NAMES, node.input[1:])}
+        arrays = {name: values[given] for name, given in zip(NAMES, node.input[1:], strict=True)}
         return file.getvalue(), arrays, {a.name: a.f for a in node.attribute}
 
     def stored(self):

@@ -2,7 +2,7 @@
 
 The file has arrays ``VARIANT|RANK|SIZES|STEP|NAME`` under the library's own names, ``y`` being the
 output of inference, and ``facts``: JSON with versions, and for each variant its momentum, its eps,
-or its error. (These files run on every version of Python that a library asks for.)
+or its error.
 """
 
 import json
@@ -65,7 +65,7 @@ def record(variants, *packages):
         except Exception as error:
             traceback.print_exc()
             text = str(error).strip().splitlines() or [""]
-            facts["variants"][name] = {"error": "%s: %s" % (type(error).__name__, text[0])}
+            facts["variants"][name] = {"error": f"{type(error).__name__}: {text[0]}"}
     np.savez(target, facts=json.dumps(facts), **arrays)
 
 
@@ -77,12 +77,12 @@ def _recorded(name, kind, given, arrays):
             layer = kind(given, rank)
             facts.update(momentum=_number(layer.momentum), eps=_number(layer.eps))
             if sizes == "given":
-                _keep(arrays, "%s|%d|given|0" % (name, rank), layer, given, rank)
+                _keep(arrays, f"{name}|{rank}|given|0", layer, given, rank)
                 continue
             for step, x in enumerate(given.training(rank, sizes), 1):
                 layer.train(_placed(x.astype(kind.dtype), layer, back=False))
                 if step in (*STEPS, given.batches):
-                    _keep(arrays, "%s|%d|%s|%d" % (name, rank, sizes, step), layer, given, rank)
+                    _keep(arrays, f"{name}|{rank}|{sizes}|{step}", layer, given, rank)
     return facts
 
 
@@ -92,7 +92,7 @@ def _keep(arrays, key, layer, given, rank):
     if y is not None:
         stored["y"] = _placed(np.array(y), layer, back=True)
     for name, value in stored.items():
-        arrays["%s|%s" % (key, name)] = value
+        arrays[f"{key}|{name}"] = value
 
 
 def _placed(x, layer, back):

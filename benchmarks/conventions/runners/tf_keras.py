@@ -4,6 +4,8 @@ import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
+from types import MappingProxyType
+
 import tf_keras
 
 from .recording import Layer, record
@@ -11,7 +13,7 @@ from .recording import Layer, record
 
 class Default(Layer):
     channels_last = True
-    options = {}
+    options = MappingProxyType({})
 
     def __init__(self, given, rank):
         self.layer = tf_keras.layers.BatchNormalization(**self.options)
@@ -33,12 +35,12 @@ class Default(Layer):
 
 class NotFused(Default):
     ranks = (4,)
-    options = {"fused": False}
+    options = MappingProxyType({"fused": False})
 
 
 class Synchronized(Default):
     ranks = (4,)
-    options = {"synchronized": True}
+    options = MappingProxyType({"synchronized": True})
 
 
 if __name__ == "__main__":
