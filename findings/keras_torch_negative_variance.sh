@@ -28,12 +28,12 @@ import torch
 x = np.random.default_rng(0).normal(1e4, 1, (4096, 8)).astype(np.float32)
 layer = keras.layers.BatchNormalization(momentum=0.0)
 layer(x, training=True)
-stored = layer.moving_variance.detach().numpy()
+stored = keras.ops.convert_to_numpy(layer.moving_variance)
 print("a variance of (4096, 8) values is negative:", bool((stored < 0).any()))
 theirs = torch.nn.BatchNorm1d(8, momentum=1.0)
 theirs(torch.from_numpy(x))
 print(f"torch.nn.BatchNorm1d, the same values: {float(theirs.running_var.mean()):.1f}")
-y = layer(x, training=False).detach().numpy()
+y = keras.ops.convert_to_numpy(layer(x, training=False))
 print("output of evaluation, some of it NaN:", bool(np.isnan(y).any()))
 PYTHON
 cat >seen.txt <<'TEXT'
