@@ -30,7 +30,8 @@ class Found:
     exact: float | None = None  # the same, against bnext's layer by the library's rule
     back: float | None = None  # of the library's layer, converted to PyTorch
     y: float | None = None  # of inference, in ulps of the largest term
-    trip: float | None = None  # from the library and back to it
+    trip: float | None = None  # from the library and back to it: what inference uses, the bits
+    derived: float | None = None  # the same for arrays that are derived from these by a division
     on: float | None = None  # trained on from the step before this one
     notes: list[str] = field(default_factory=list)
 
@@ -46,6 +47,8 @@ class Found:
             found.append(f"own: {self.own:.2g}, at most 1e-05")
         if self.trip is not None and self.trip != 0:
             found.append(f"trip: {self.trip:.2g}, not 0")
+        if self.derived is not None and not self.derived <= 4 * EPS[np.dtype(np.float32)]:
+            found.append(f"derived: {self.derived:.2g}, at most 4 ulp")
         if self.y is not None and (self.y <= ULPS) == bool(differs):
             found.append(f"y: {self.y:.2g} ulp, {'as before' if differs else f'at most {ULPS}'}")
         return found
@@ -153,7 +156,7 @@ class _Comparison:
         theirs = self.theirs(step)
         changes = own.estimator.bessel != pytorch.estimator.bessel
         if not self.variant.copied:
-            ours = self.to_library(own)
+            ours = self.to_library(own, steps=step)
             found.own = _statistics_error(self.record, ours, theirs)
         if (changes and self.count is None) or self.record.start == "first":
             return  # no exact conversion exists
@@ -182,15 +185,20 @@ class _Comparison:
         weight = abs(np.asarray(bn.weight, np.float64) / np.sqrt(bn.running_var + bn.eps))
         terms = weight.reshape(shape) * (abs(x) + abs(bn.running_mean.reshape(shape)))
         terms += abs(bn.bias.reshape(shape))
-        found.y = float((abs(ours - y.astype(np.float64)) / terms).max() / EPS[y.dtype])
+        unit = max(EPS[y.dtype], EPS[bn.dtype])
+        found.y = float((abs(ours - y.astype(np.float64)) / terms).max() / unit)
 
     def trip(self, found, step):
         """From the library to bnext, and back: the same arrays."""
         back = self.to_library(self.layer(step))
         theirs = self.theirs(step)
         found.trip = 0.0
+        derived = self.record.names[2:] if self.record.divided else self.record.hidden or ()
+        found.derived = 0.0 if derived else None
         for name, value in back.items():
-            if name in theirs:
+            if name in derived and name in theirs:
+                found.derived = max(found.derived, _error(value, theirs[name]))
+            elif name in theirs:
                 found.trip = max(found.trip, _error(value, theirs[name]))
             elif name not in self.record.counters and name != self.record.first_flag:
                 found.notes.append(f"round trip: {name} is new")

@@ -8,6 +8,7 @@ JAX = "jax==0.10.2"
 TORCH = "torch==2.13.0"
 TENSORFLOW = "tensorflow==2.21.0"
 ONNX = "onnx==1.23.2"
+TITLES = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class Release:
 
 def _keras(backend: str, requirement: str) -> Release:
     return Release(
-        title=f"Keras 3 on {backend}", runner="keras", environment=backend,
+        title=f"Keras 3 on {TITLES[backend]}", runner="keras", environment=backend,
         requirements=("keras==3.15.1", requirement), variables={"KERAS_BACKEND": backend},
-        variants={backend: Variant(convention="keras")},
+        variants=dict.fromkeys(("default", "float64"), Variant(convention="keras")),
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ RELEASES = {
     "flax": Release(
         title="Flax", runner="flax", environment="jax", requirements=("flax==0.12.8", JAX),
         variants=dict.fromkeys(
-            ("linen", "nnx", "linen, float64", "nnx, float64"), Variant(convention="flax")
+            ("linen", "nnx", "linen, float64"), Variant(convention="flax")
         ),
     ),
     "haiku": Release(

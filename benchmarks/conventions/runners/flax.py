@@ -56,12 +56,9 @@ class NNX(Layer):
     channels_last = True
 
     def __init__(self, given, rank):
-        dtype = self.dtype
-        if dtype == "float64":
-            jax.config.update("jax_enable_x64", True)
-        self.layer = nnx.BatchNorm(given.weight.size, param_dtype=dtype, rngs=nnx.Rngs(0))
-        self.layer.scale.set_value(jnp.asarray(given.weight, dtype))
-        self.layer.bias.set_value(jnp.asarray(given.bias, dtype))
+        self.layer = nnx.BatchNorm(given.weight.size, rngs=nnx.Rngs(0))
+        self.layer.scale.set_value(jnp.asarray(given.weight))
+        self.layer.bias.set_value(jnp.asarray(given.bias))
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def train(self, x):
@@ -79,14 +76,10 @@ class LinenDouble(Linen):
     dtype = "float64"
 
 
-class NNXDouble(NNX):
-    dtype = "float64"
-
-
 if __name__ == "__main__":
     record(
         {
-            "linen": Linen, "nnx": NNX, "linen, float64": LinenDouble, "nnx, float64": NNXDouble
+            "linen": Linen, "nnx": NNX, "linen, float64": LinenDouble
         },
         "flax", "jax",
     )  # fmt: skip

@@ -8,10 +8,13 @@ from .recording import Layer, record
 
 class BatchNormalization(Layer):
     channels_last = True
-    make = keras.layers.BatchNormalization
 
     def __init__(self, given, rank):
-        self.layer = type(self).make()
+        if self.dtype == "float64" and keras.backend.backend() == "jax":
+            import jax
+
+            jax.config.update("jax_enable_x64", True)
+        self.layer = keras.layers.BatchNormalization(dtype=self.dtype)
         self.layer.build((None,) * (rank - 1) + (given.weight.size,))
         self.layer.gamma.assign(given.weight)
         self.layer.beta.assign(given.bias)
@@ -30,6 +33,10 @@ class BatchNormalization(Layer):
         return np.asarray(y)
 
 
+class Double(BatchNormalization):
+    dtype = "float64"
+
+
 if __name__ == "__main__":
     backend = keras.backend.backend()
-    record({backend: BatchNormalization}, "keras", backend)
+    record({"default": BatchNormalization, "float64": Double}, "keras", backend)
