@@ -39,7 +39,7 @@ def test_runs_as_a_module():
     assert result.stdout == f"bnext {bnext.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["config"], ["bench"], ["statistics"]])
+@pytest.mark.parametrize("command", [[], ["config"], ["bench"], ["convert"], ["statistics"]])
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help(command, word, capsys):
     assert exit_status(*command, word) == 0
@@ -60,7 +60,16 @@ def test_the_console_script_says_its_name(monkeypatch, capsys):
 def test_help_names_the_commands_and_every_option(capsys):
     exit_status("--help")
     output = capsys.readouterr().out
-    for word in ("config", "bench", "statistics", "--network", "--epochs", "--seed", "--output"):
+    for word in (
+        "config",
+        "bench",
+        "convert",
+        "statistics",
+        "--network",
+        "--epochs",
+        "--seed",
+        "--output",
+    ):
         assert word in output
     for word in ("--batch-size", "--rates", "--no-picture"):
         assert word in output

@@ -225,11 +225,35 @@ def test_keras_weights(keras_model, tmp_path):
     small = keras.Model(source, one(x))
     one.set_weights([np.random.default_rng(n).uniform(0.5, 2, 7) for n in range(4)])
     small.save_weights(tmp_path / "s.weights.h5")
-    with pytest.raises(ValueError, match="convention: expected one of 'keras', 'tf-keras'"):
-        bnext.load_statistics(tmp_path / "s.weights.h5")
-    layers = bnext.load_statistics(tmp_path / "s.weights.h5", "keras")
+    layers = bnext.load_statistics(tmp_path / "s.weights.h5")
     assert list(layers) == ["bn"]
     assert_is(layers["bn"], dict(zip(KERAS, one.get_weights(), strict=True)), KERAS)
+    assert not layers["bn"].estimator.bessel
+    import h5py
+
+    with h5py.File(tmp_path / "s.weights.h5", "a") as file:  # as Keras 2 writes it
+        del file["layers/batch_normalization/vars"].attrs["name"]
+        del file["layers/dense/vars"].attrs["name"]
+        del file["layers/input_layer/vars"].attrs["name"]
+    with pytest.raises(ValueError, match="convention: expected one of 'keras', 'tf-keras'"):
+        bnext.load_statistics(tmp_path / "s.weights.h5")
+    layers = bnext.load_statistics(tmp_path / "s.weights.h5", "tf-keras", bessel=True)
+    assert list(layers) == ["layers/batch_normalization"]
+
+
+@warns_of_numpy
+def test_keras_layers_of_one_name(keras_model, tmp_path):
+    keras, _ = keras_model
+    x = source = keras.Input((4,))
+    for n, eps in enumerate((1e-2, 1e-4)):
+        layer = keras.layers.BatchNormalization(name="bn", epsilon=eps)
+        x = keras.Sequential([keras.Input((4,)), layer], name=f"part{n}")(x)
+    model = keras.Model(source, x)
+    model.set_weights([np.full(w.shape, n + 1.0) for n, w in enumerate(model.get_weights())])
+    model.save(tmp_path / "m.keras")
+    layers = bnext.load_statistics(tmp_path / "m.keras")
+    found = {bn.eps: bn.running_mean[0] for bn in layers.values()}
+    assert found == {1e-2: 3, 1e-4: 7}
 
 
 def test_fused_layers_of_tf_keras(rng, tmp_path):
@@ -242,7 +266,6 @@ def test_fused_layers_of_tf_keras(rng, tmp_path):
              ("plain", [None, 8, 8, 5], {"fused": False})]
         ):  # fmt: skip
             place = file.create_group(f"layers/batch_normalization{f'_{n}' if n else ''}/vars")
-            place.attrs["name"] = name
             for k, array in enumerate(arrays_of(rng, KERAS).values()):
                 place[str(k)] = array
             config = {"name": name, "axis": [len(shape) - 1], "momentum": 0.99, "epsilon": 0.002}
@@ -396,9 +419,9 @@ def test_mxnet(rng, tmp_path, version):
     symbol["arg:bn0_gamma"] = np.ones(CHANNELS, np.float32)
     (tmp_path / "c.params").write_bytes(mxnet_bytes(symbol, version))
     layers = bnext.load_statistics(tmp_path / "c.params")
-    assert list(layers) == ["bn0_"]
-    assert_is(layers["bn0_"], symbol, names)
-    assert layers["bn0_"].eps == 1e-3
+    assert list(layers) == ["bn0"]
+    assert_is(layers["bn0"], symbol, names)
+    assert layers["bn0"].eps == 1e-3
 
 
 @pytest.mark.parametrize("cut", [3, 20, 60, -4])

@@ -45,6 +45,13 @@ def expected_of(estimator, means, variances):
         return means.mean(axis=0), variances.mean(axis=0)
     if type(estimator) is bnext.DebiasedExponential:
         return debiased(means, estimator.decay), debiased(variances, estimator.decay)
+    if type(estimator) is bnext.FirstBatchExponential:
+        (mean, *means), (var, *variances) = means, variances
+        rest = np.reshape(means, (-1, *mean.shape)), np.reshape(variances, (-1, *var.shape))
+        return tuple(
+            exponential(values, estimator.decay, first)
+            for values, first in zip(rest, (mean, var), strict=True)
+        )
     return (
         exponential(means, estimator.decay, 0.0),
         exponential(variances, estimator.decay, 1.0),
@@ -58,6 +65,7 @@ ESTIMATORS = {
     "cumulative": lambda bessel: bnext.Cumulative(bessel=bessel),
     "debiased": lambda bessel: bnext.DebiasedExponential(bessel=bessel),
     "debiased-0.999": lambda bessel: bnext.DebiasedExponential(decay=0.999, bessel=bessel),
+    "first-batch": lambda bessel: bnext.FirstBatchExponential(decay=0.7, bessel=bessel),
     "debiased-0": lambda bessel: bnext.DebiasedExponential(decay=0.0, bessel=bessel),
 }
 

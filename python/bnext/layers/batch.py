@@ -59,8 +59,9 @@ class BatchNorm(Normalization):
     decay : float, optional
         The alpha of the literature, ``1 - momentum``.
     estimator : bnext.Estimator, optional
-        How the running statistics are estimated: `bnext.Exponential`, `bnext.Cumulative` or
-        `bnext.DebiasedExponential`, each with or without Bessel's correction of the variance.
+        How the running statistics are estimated: `bnext.Exponential`, `bnext.Cumulative`,
+        `bnext.DebiasedExponential` or `bnext.FirstBatchExponential`, each with or without Bessel's
+        correction of the variance.
     activation : str, optional
         The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
         "gelu", "gelu_tanh", "sigmoid" or "tanh", as `bnext.batch_norm_forward` has them. On the CPU

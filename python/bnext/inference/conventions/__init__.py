@@ -4,6 +4,7 @@ record      what a library's convention is made of
 libraries   the conventions, as declared records
 rules       how averages are made, and what another rule would have given
 reading     arrays by their names and shapes
+hyperparameters    eps, momentum, counts
 convert     `from_convention`, `to_convention`
 finding     which conventions names fit, and where a checkpoint has layers
 files       readers of the libraries' formats

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from bnext.command_line import (
     number_where,
     write_output,
 )
-from bnext.inference.conventions.convert import bessel_of, to_convention
+from bnext.inference.conventions.convert import to_convention
 from bnext.inference.conventions.files import FORMATS, WRITERS
+from bnext.inference.conventions.hyperparameters import bessel_of
 from bnext.inference.conventions.libraries import CONVENTIONS
 from bnext.inference.conventions.loading import Entry, entries_of
 from bnext.inference.conventions.record import Convention
-from bnext.terminal import TextTable
+from bnext.terminal import TextTable, text_width
 
 __all__ = ["convert"]
 
@@ -68,7 +71,7 @@ def convert(words: list[str], name: str) -> int:
     try:
         contents, entries = entries_of(options.path, options.source, options.format, options.prefix)
     except (ValueError, TypeError, ImportError) as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(_by_options(error)) from None
     rows: list[dict[str, str]] = []
     arrays: dict[str, Any] = {}
     notes: list[str] = []
@@ -76,7 +79,7 @@ def convert(words: list[str], name: str) -> int:
         try:
             row, given, more = _moved(entry, options)
         except (ValueError, TypeError) as error:
-            raise CommandError(_by_options(str(error))) from None
+            raise CommandError(_by_options(error, entry.name)) from None
         rows.append(row)
         arrays |= given
         notes += [text for text in more if text not in notes]
@@ -136,11 +139,13 @@ def _steps(text: str) -> int | float:
     return math.inf if text == "inf" else at_least(0)(text)
 
 
-def _by_options(text: str) -> str:
-    """Name options in place of arguments."""
-    for name in ("count", "steps", "bessel", "eps", "decay"):
-        text = text.replace(f" {name}: expected", f" --{name}: expected")
-    return text.replace("convention: expected", "--from: expected")
+def _by_options(error: Exception, layer: str = "") -> str:
+    """Give an error's text with the names of options in place of arguments."""
+    text = str(error)
+    if layer and not text.startswith(f"{layer}: "):
+        text = f"{layer}: {text}"
+    text = re.sub(r"\b(count|steps|bessel|eps|decay): (?=expected)", r"--\1: ", text)
+    return re.sub(r"\bconvention: (?=expected)", "--from: ", text)
 
 
 def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, Any], list[str]]:
@@ -157,7 +162,7 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
             bessel=CORRECTIONS.get(options.to_bessel or ""), ndim=options.ndim,
         )  # fmt: skip
     arrays = {
-        entry.prefix + name: value for name, value in given.items()
+        entry.prefix_in(target) + name: value for name, value in given.items()
         if name not in target.hyperparameters()
     }  # fmt: skip
     row = {
@@ -172,6 +177,8 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
         target.momentum_name: _number(given.get(target.momentum_name)),
     }
     notes = [str(warning.message) for warning in caught]
+    if assumed := _assumed(entry, options):
+        notes.append(f"The file does not say {assumed}: taken as {source.title}'s default.")
     notes += [f"{r.title}: {r.note}." for r in (source, target) if r.note]
     return row, arrays, notes
 
@@ -179,6 +186,18 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
 def _is_trained(options: Options) -> bool:
     """Whether statistics become what the other library would have stored."""
     return options.count is not None or options.steps is not None
+
+
+def _assumed(entry: Entry, options: Options) -> str:
+    """Name the options whose values neither the file nor the user has given."""
+    record = CONVENTIONS[entry.convention]
+    given = {"--eps": options.eps, "--decay": options.decay}
+    names = {"--eps": record.eps_name, "--decay": record.momentum_name if record.start else None}
+    return " and ".join(
+        option
+        for option, name in names.items()
+        if name is not None and given[option] is None and name not in entry.facts.numbers
+    )
 
 
 def _variance(record: Convention, bessel: bool) -> str:
@@ -215,6 +234,6 @@ def _show(title: str, rows: list[dict[str, str]], notes: list[str], options: Opt
         else f"{target} infers as the source does; --count and --steps give what it would have "
         "stored after the same batches."
     )
-    print(f"\n{meaning}")
-    for note in notes:
-        print(note)
+    print()
+    for text in (meaning, *notes):
+        print(textwrap.fill(text, text_width()))

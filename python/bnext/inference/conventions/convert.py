@@ -10,16 +10,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bnext.arguments import count_of, values_of
-from bnext.estimators import Exponential
+from bnext.arguments import values_of
 from bnext.inference.conventions import reading, rules
+from bnext.inference.conventions.hyperparameters import (
+    bessel_of,
+    checked,
+    epsilon_of,
+    momentum_of,
+)
 from bnext.inference.conventions.libraries import convention_of
 from bnext.inference.conventions.record import Convention
 from bnext.inference.conventions.rules import Rule, Start, Steps, Values
 from bnext.layers import BatchNorm
 from bnext.running import check_tracked
 
-__all__ = ["bessel_of", "from_convention", "to_convention"]
+__all__ = ["from_convention", "to_convention"]
 
 ATTRIBUTES = ("weight", "bias", "running_mean", "running_var")
 OURS: Start = "blended"  # by PyTorch's rule, which is a layer's by default
@@ -87,7 +92,7 @@ def to_convention(
     record = convention_of(convention)
     bn = _layer_of(bn)
     check_tracked(bn, "bn")
-    count, known = _checked(count, steps)
+    count, known = checked(count, steps)
     if record.folded:
         return _folded(record, bn, prefix)
     values = Values(*(values_of(getattr(bn, n), n).astype(np.float64) for n in ATTRIBUTES[2:]))
@@ -101,6 +106,11 @@ def to_convention(
     moved = bool(values.mean.any() or (values.var != 1.0).any())
     known = _steps_of(bn, known, moved)
     if count is not None or steps is not None:
+        if record.start is None:
+            raise ValueError(
+                f"count, steps: expected None, as {record.title} stores the statistics that it is "
+                "given"
+            )
         target = _rule(
             record,
             source.momentum,
@@ -185,7 +195,7 @@ def from_convention(
         The initial values are taken to have decayed, since the number of batches is not known.
     """
     record = convention_of(convention)
-    count, known = _checked(count, steps)
+    count, known = checked(count, steps)
     if train_as not in (None, "pytorch"):
         raise ValueError(f"train_as: expected 'pytorch' or None, got {train_as!r}")
     if record.folded:
@@ -195,8 +205,8 @@ def from_convention(
         )
     named = reading.named_arrays(record, values, prefix)
     arrays = reading.stored(record, named.arrays)
-    epsilon = _epsilon(record, named.numbers, eps)
-    momentum = _momentum(record, named.numbers, decay, convention)
+    epsilon = epsilon_of(record, named.numbers, eps)
+    momentum = momentum_of(record, named.numbers, decay, convention)
     arrays.extra["eps"] = epsilon
     if known is None and (record.counts == "batches" or momentum is None):
         known = reading.stored_steps(record, arrays)
@@ -244,48 +254,15 @@ def _converted(
             warnings.warn(
                 "steps: not given and not stored; the initial variance 1 is taken to have decayed "
                 "(pass the number of batches, or math.inf)",
-                UserWarning, stacklevel=4,
+                UserWarning, stacklevel=3,
             )  # fmt: skip
         steps = math.inf
     return rules.convert(values, source, target, steps, count)
 
 
 def _rule(record: Convention, momentum: float | None, bessel: bool) -> Rule:
-    if record.start is None:
-        raise ValueError(
-            f"count, steps: expected None, as {record.title} stores the statistics that it is given"
-        )
-    start: Start = "cumulative" if momentum is None else record.start
+    start: Start = "cumulative" if momentum is None or record.start is None else record.start
     return Rule(start, bessel, momentum)
-
-
-def bessel_of(record: Convention, bessel: bool | None) -> bool:
-    """Whether the variance that the library stores has Bessel's correction."""
-    if bessel is None:
-        bessel = record.bessel
-    if bessel is None:
-        raise ValueError(
-            f"bessel: expected True or False for {record.title}, got None; it depends on "
-            f"{record.bessel_depends}"
-        )
-    if not isinstance(bessel, bool | np.bool_):
-        raise TypeError(f"bessel: expected True or False, got {type(bessel).__name__}")
-    return bool(bessel)
-
-
-def _checked(count: Any, steps: Any) -> tuple[int | None, Steps | None]:
-    if isinstance(count, list | tuple | np.ndarray):
-        raise TypeError(
-            "count: expected one integer, the size of every batch, got "
-            f"{type(count).__name__}: batches of unequal sizes have no exact conversion"
-        )
-    if count is not None:
-        count = count_of(count, "count")
-        if count < 2:
-            raise ValueError(f"count: expected at least 2 values per channel, got {count}")
-    if steps is not None and not (isinstance(steps, float) and steps == math.inf):
-        steps = count_of(steps, "steps")
-    return count, steps
 
 
 def _steps_of(bn: BatchNorm, steps: Steps | None, moved: bool) -> Steps | None:
@@ -294,33 +271,6 @@ def _steps_of(bn: BatchNorm, steps: Steps | None, moved: bool) -> Steps | None:
         return steps
     counted = int(bn.num_batches_tracked)
     return None if counted == 0 and moved else counted
-
-
-def _epsilon(record: Convention, numbers: Mapping[str, Any], eps: float | None) -> float:
-    value = numbers.get(record.eps_name, record.eps) if eps is None else eps
-    if value is None:
-        raise ValueError(f"eps: expected a number, which {record.title} does not imply, got None")
-    return float(value)
-
-
-def _momentum(
-    record: Convention, numbers: Mapping[str, Any], decay: float | None, convention: str
-) -> float | None:
-    """Give the weight of a new batch; None for the cumulative average."""
-    if decay is not None:
-        return Exponential(decay=decay).momentum
-    name = record.momentum_name
-    value = numbers.get(name, record.momentum)
-    if value is None:
-        if name in numbers and record.cumulative:
-            return None
-        reason = "" if record.momentum else f", as {convention} has no default"
-        raise ValueError(f"{name}: expected a number{reason}, got None (or pass decay=)")
-    if hasattr(value, "dtype"):
-        value = values_of(value, name).item()
-    if record.momentum_weighs == "new":
-        return Exponential(value).momentum
-    return Exponential(decay=value).momentum
 
 
 def _parameters(record: Convention, bn: BatchNorm) -> dict[str, Any]:

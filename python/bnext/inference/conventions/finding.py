@@ -10,7 +10,7 @@ from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
 from bnext.inference.conventions.reading import flat
 from bnext.inference.conventions.record import Convention
 
-__all__ = ["Found", "chosen", "find_layers", "guess_convention"]
+__all__ = ["SEPARATORS", "Found", "chosen", "find_layers", "guess_convention"]
 
 SEPARATORS = ("/", ".", ":")
 
@@ -108,6 +108,7 @@ def find_layers(
 def _layers(record: Convention, names: list[str]) -> dict[str, frozenset[str]]:
     """Give the full names of each layer by its prefix, as far as this convention goes."""
     known = {*filter(None, record.names), *record.optional_names(), *record.aliases}
+    usual = tuple(known)
     by_place: dict[str, dict[str, str]] = {}
     beside: dict[str, list[tuple[str, str]]] = {}  # names by what their last separator ends
     for full in names:
@@ -115,6 +116,8 @@ def _layers(record: Convention, names: list[str]) -> dict[str, frozenset[str]]:
         for collection in record.collections:
             bare = bare.removeprefix(collection)
         beside.setdefault(_parent(bare), []).append((full, bare))
+        if not bare.endswith(usual):
+            continue
         endings = [k for k in known if bare.endswith(k) and _ends(record, bare[: -len(k)])]
         if endings:
             ending = max(endings, key=len)

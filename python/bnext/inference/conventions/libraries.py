@@ -16,6 +16,7 @@ __all__ = ["CONVENTIONS", "convention_of"]
 PYTORCH = ("weight", "bias", "running_mean", "running_var")
 KERAS = ("gamma", "beta", "moving_mean", "moving_variance")
 CORE_ML = ("gamma", "beta", "mean", "variance")
+RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
 COUNTER = ("num_batches_tracked",)
 
 _ALL = {
@@ -52,23 +53,24 @@ _ALL = {
         bessel_depends="the version: True from 0.32.1, False up to 0.32.0",
     ),
     "keras": Convention(
-        title="Keras 3", releases="3.15.1", names=KERAS, eps=1e-3, eps_name="epsilon", momentum=0.99,
-        channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
+        title="Keras 3", separator="/", releases="3.15.1", names=KERAS, eps=1e-3,
+        eps_name="epsilon", momentum=0.99, channel_axis=-1, dropped=RENORM,
         note="the PyTorch backend can store a negative or NaN variance",
     ),
     "tf-keras": Convention(
-        title="tf-keras (Keras 2)", releases="2.21.0", names=KERAS, eps=1e-3, eps_name="epsilon",
-        momentum=0.99, channel_axis=-1, dropped=("moving_stddev", "renorm_mean", "renorm_stddev"),
+        title="tf-keras (Keras 2)", separator="/", releases="2.21.0", names=KERAS, eps=1e-3,
+        eps_name="epsilon", momentum=0.99, channel_axis=-1, dropped=RENORM,
         bessel=None,
         bessel_depends="the kernel: True for input of rank 4 and 5 (fused), False for rank 2 and "
         "3, fused=False and synchronized=True",
     ),
     "flax": Convention(
-        title="Flax, linen and nnx", releases="0.12.8", names=("scale", "bias", "mean", "var"),
+        title="Flax, linen and nnx", separator="/", releases="0.12.8",
+        names=("scale", "bias", "mean", "var"),
         eps_name="epsilon", momentum=0.99, channel_axis=-1, collections=("params/", "batch_stats/"),
     ),
     "haiku": Convention(
-        title="Haiku", releases="0.0.17",
+        title="Haiku", separator="/", releases="0.0.17",
         names=("scale", "offset", "mean_ema/average", "var_ema/average"), momentum=None,
         momentum_name="decay_rate", channel_axis=-1, start="debiased",
         counters=("mean_ema/counter", "var_ema/counter"),
@@ -79,7 +81,7 @@ _ALL = {
         },
     ),
     "sonnet": Convention(
-        title="Sonnet", releases="2.0.2",
+        title="Sonnet", separator="/", releases="2.0.2",
         names=("scale", "offset", "moving_mean/average", "moving_variance/average"), momentum=0.999,
         momentum_name="decay_rate", channel_axis=-1, start="debiased", bessel=None,
         bessel_depends="the kernel: True for input of rank 4 with channels last (fused), False "
@@ -132,7 +134,7 @@ _ALL = {
         note="the names are those of Keras; a batch of one value stores NaN",
     ),
     "onnx": Convention(
-        title="ONNX, opset 7 to 15", releases="1.23.2",
+        title="ONNX, opset 7 to 15", separator="/", releases="1.23.2",
         names=("scale", "B", "input_mean", "input_var"), eps_name="epsilon", needs_parameters=True,
         bessel=None, moves_bessel=False,
         bessel_depends="the writer: False for what a runtime's training_mode=1 gives, True for a "

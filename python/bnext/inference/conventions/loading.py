@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from bnext.inference.conventions.convert import from_convention
 from bnext.inference.conventions.files import Contents, Facts, read
-from bnext.inference.conventions.finding import chosen, find_layers
+from bnext.inference.conventions.finding import SEPARATORS, chosen, find_layers
 from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
+from bnext.inference.conventions.record import Convention
 from bnext.inference.conventions.rules import Steps
 from bnext.layers import BatchNorm
 
@@ -31,7 +32,15 @@ class Entry:
     @property
     def name(self) -> str:
         """The prefix without what separates it from names."""
-        return self.prefix.rstrip("./:")
+        underscore = "_" if CONVENTIONS[self.convention].underscores else ""
+        return self.prefix.rstrip("".join(SEPARATORS) + underscore)
+
+    def prefix_in(self, record: Convention) -> str:
+        """Give the prefix with another library's separators."""
+        name = self.name
+        for separator in SEPARATORS:
+            name = name.replace(separator, record.separator)
+        return name + record.separator if name else ""
 
     def layer(self, **options: Any) -> BatchNorm:
         """Make the layer; what the file says gives way to `options` that are not None."""

@@ -57,6 +57,7 @@ class Convention:
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names, and what they stand for
     collections: tuple[str, ...] = ()  # what may stand before the prefix of an array's name
     prefixes: tuple[str, ...] = ()  # what may stand before a name where no prefix is given
+    separator: str = "."  # in the names of a whole checkpoint
     underscores: bool = False  # whether a prefix may end in one
     needs_parameters: bool = False  # weight and bias cannot be left out
     folded: bool = False  # weight and bias are a scale and a shift; there are no statistics

@@ -16,11 +16,12 @@ HEAD = """\
 
 <!-- Made by `python -m bnext.inference.conventions.table`. Change the records, not this page. -->
 
-All libraries normalize by `weight * (x - mean) / sqrt(var + eps) + bias` with their running statistics. They
-differ in the names of the four arrays, in eps, in what a number called momentum weighs, in where averages
-start, and in which variance they store: m2/n, or with Bessel's correction m2/(n - 1), where n is the number of
-values per channel of a batch. `bnext.to_convention` and `bnext.from_convention` know these conventions by the
-names in the first column; `bnext.load_statistics` and `python -m bnext convert` read files.
+All libraries normalize by `weight * (x - mean) / sqrt(var + eps) + bias` with their running
+statistics. They differ in the names of the four arrays, in eps, in what a number called momentum
+weighs, in where averages start, and in which variance they store: m2/n, or with Bessel's correction
+m2/(n - 1), where n is the number of values per channel of a batch. `bnext.to_convention` and
+`bnext.from_convention` know these conventions by the names in the first column;
+`bnext.load_statistics` and `python -m bnext convert` read files.
 
 ```python
 import bnext
@@ -38,14 +39,16 @@ The numbers were printed by runs of the releases in the first table, on a CPU.
 STATISTICS = """
 ## Running statistics
 
-With d the weight of the old value and k the number of batches, an average that starts at 0 and 1 still has the
-weight d^k of them. `count` (n) and `steps` (k) make `to_convention` and `from_convention` give what the other
-library would have stored after the same batches. The start is kept out of Bessel's correction:
+With d the weight of the old value and k the number of batches, an average that starts at 0 and 1
+still has the weight d^k of them. `count` (n) and `steps` (k) make `to_convention` and
+`from_convention` give what the other library would have stored after the same batches. The start is
+kept out of Bessel's correction:
 
     v_unbiased = d^k + (v_biased - d^k) n/(n - 1),    v_biased = d^k + (v_unbiased - d^k) (n - 1)/n
 
-Batches of unequal sizes have no exact conversion between m2/n and m2/(n - 1): each has a factor of its own in
-the sum. Between equal variances any sizes are exact. Without `count` and `steps`, results of inference stay.
+Batches of unequal sizes have no exact conversion between m2/n and m2/(n - 1): each has a factor of
+its own in the sum. Between equal variances any sizes are exact. Without `count` and `steps`,
+results of inference stay.
 
 """
 
@@ -57,9 +60,9 @@ NOTES = """
 BEHAVE = """
 ## Difficult input
 
-In training, on a CPU. The large mean is 10^4 standard deviations, in float32: by how much the stored variance
-is wrong. bnext refuses one value per channel (ValueError), leaves statistics as they are after an empty batch,
-and is exact to rounding in the other columns.
+In training, on a CPU. The large mean is 10^4 standard deviations, in float32: by how much the
+stored variance is wrong. bnext refuses one value per channel (ValueError) and leaves statistics as
+they are after an empty batch; at the large mean its variance is exact to rounding.
 
 """
 
@@ -77,7 +80,7 @@ def page() -> str:
     names = [
         [
             f"`{key}`",
-            f"{record.title} {record.releases}".strip(),
+            record.title + (f" ({record.releases})" if record.releases else ""),
             ", ".join(f"`{name}`" for name in record.names if name),
             _eps(record),
             _momentum(record),

@@ -11,6 +11,7 @@ from bnext.inference.conventions.files.contents import Contents, library
 
 __all__ = ["read_state_dict"]
 
+CONVENTIONS = ("pytorch", "torch-geometric", "thunder", "e3nn")  # of libraries over PyTorch
 CONTAINERS = ("state_dict", "model_state_dict", "model")  # of checkpoints with more in them
 
 
@@ -37,4 +38,4 @@ def read_state_dict(path: Path) -> Contents:
             if value.dtype is torch.bfloat16:
                 value = value.float()  # exactly
             arrays[str(name)] = values_of(value.detach(), str(name))
-    return Contents(arrays, writer="PyTorch")
+    return Contents(arrays, CONVENTIONS, writer="PyTorch")
