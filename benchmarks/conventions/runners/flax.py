@@ -77,9 +77,4 @@ class LinenDouble(Linen):
 
 
 if __name__ == "__main__":
-    record(
-        {
-            "linen": Linen, "nnx": NNX, "linen, float64": LinenDouble
-        },
-        "flax", "jax",
-    )  # fmt: skip
+    record({"linen": Linen, "nnx": NNX, "linen, float64": LinenDouble}, "flax", "jax")
