@@ -47,7 +47,7 @@ on      trained on with bnext from what the library stored after 1 and 5, until 
 y       inference of from_convention's layer beside the library's, in units in the last place of the
         terms that y is a sum of: at most {ULPS}
 trip    what the library stored, to bnext and back: the same bits where 0
-derived the same for the arrays that differ by a division from those that inference uses (Haiku's and
+derived the same for arrays that differ by a division from those that inference uses (Haiku's and
         Sonnet's hidden averages, Equinox's mean and variance): rounded once more
 """
 
