@@ -173,6 +173,10 @@ class _Comparison:
             _error(back.running_var, pytorch.running_var),
         )
 
+    def flags(self):
+        """Names that the library keeps elsewhere than beside its arrays."""
+        return {self.record.first_flag, self.record.unit_weight_flag} - {""}
+
     def inference(self, found, step):
         """Compare outputs of inference, in ulps of the terms that y is the sum of."""
         y = self.stored.output(self.case, step)
@@ -200,7 +204,7 @@ class _Comparison:
                 found.derived = max(found.derived, _error(value, theirs[name]))
             elif name in theirs:
                 found.trip = max(found.trip, _error(value, theirs[name]))
-            elif name not in self.record.counters and name != self.record.first_flag:
+            elif name not in (*self.record.counters, *self.flags()):
                 found.notes.append(f"round trip: {name} is new")
 
     def going_on(self, found, before, step):
