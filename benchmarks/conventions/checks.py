@@ -38,7 +38,7 @@ class Found:
     def failures(self, differs: str) -> list[str]:
         """Say what is too large."""
         found = list(self.notes)
-        slack = max(CONVERTED, 1.05 * (self.own or 0.0))
+        slack = max(CONVERTED, (self.own or 0.0) + 2 * EPS[np.dtype(np.float32)])
         for name, most in (("to", slack), ("back", slack), ("on", slack), ("exact", EXACT)):
             value = getattr(self, name)
             if value is not None and not value <= most:

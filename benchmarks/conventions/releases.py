@@ -45,7 +45,7 @@ def _keras(backend: str, requirement: str) -> Release:
     return Release(
         title=f"Keras 3 on {TITLES[backend]}", runner="keras", environment=backend,
         requirements=("keras==3.15.1", requirement), variables={"KERAS_BACKEND": backend},
-        variants=dict.fromkeys(("default", "float64"), Variant(convention="keras")),
+        variants={"default": Variant(convention="keras")},
     )  # fmt: skip
 
 

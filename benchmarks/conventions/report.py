@@ -39,7 +39,7 @@ channels, arrays and sizes. bnext computes in float64.
 own     bnext's layer with the library's estimator, trained on the same batches: what the library's
         own rounding (float32, unless the variant says float64) makes of its statistics
 to      to_convention of bnext's layer with PyTorch's estimator after 1, 5 and 300 steps: at most
-        {CONVERTED:g}, or what the library's own rounding is; for batches of unequal sizes only
+        {CONVERTED:g}, or own and two roundings more; for batches of unequal sizes only
         where both variances have Bessel's correction or neither has. Against bnext's layer with
         the library's estimator the conversion is exact: at most {EXACT:g}
 back    from_convention of what the library stored, against bnext's layer with PyTorch's estimator

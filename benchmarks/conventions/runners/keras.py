@@ -10,11 +10,7 @@ class BatchNormalization(Layer):
     channels_last = True
 
     def __init__(self, given, rank):
-        if self.dtype == "float64" and keras.backend.backend() == "jax":
-            import jax
-
-            jax.config.update("jax_enable_x64", True)
-        self.layer = keras.layers.BatchNormalization(dtype=self.dtype)
+        self.layer = keras.layers.BatchNormalization()
         self.layer.build((None,) * (rank - 1) + (given.weight.size,))
         self.layer.gamma.assign(given.weight)
         self.layer.beta.assign(given.bias)
@@ -33,10 +29,6 @@ class BatchNormalization(Layer):
         return np.asarray(y)
 
 
-class Double(BatchNormalization):
-    dtype = "float64"
-
-
 if __name__ == "__main__":
     backend = keras.backend.backend()
-    record({"default": BatchNormalization, "float64": Double}, "keras", backend)
+    record({"default": BatchNormalization}, "keras", backend)
