@@ -388,6 +388,32 @@ def test_onnx(rng, tmp_path, producer):
             bnext.load_statistics(tmp_path / "m.onnx", count=8)
 
 
+def test_onnx_models_that_pytorch_exported(rng, tmp_path):
+    """The older exporter gives equal arrays one name, and copies it by Identity nodes."""
+    onnx = import_reader("onnx")
+    from onnx import helper, numpy_helper
+
+    names = ("scale", "B", "input_mean", "input_var")
+    values = arrays_of(rng, names)
+    nodes = [
+        helper.make_node("Identity", ["scale"], ["scale2"]),
+        helper.make_node("BatchNormalization", ["x", *names], ["y"], name="one"),
+        helper.make_node("BatchNormalization", ["y", "scale2", *names[1:]], ["z"], name="two"),
+        helper.make_node("Add", ["scale", "B"], ["sum"]),
+        helper.make_node("BatchNormalization", ["z", "sum", *names[1:]], ["u"], name="three"),
+    ]
+    info = [helper.make_tensor_value_info(n, 1, ["N", CHANNELS]) for n in ("x", "u")]
+    constants = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "g", info[:1], info[1:], constants)),
+        tmp_path / "m.onnx",
+    )
+    with pytest.warns(UserWarning, match="three: left out, since the graph computes"):
+        layers = bnext.load_statistics(tmp_path / "m.onnx")
+    assert list(layers) == ["one", "two"]
+    assert_is(layers["two"], values, names)
+
+
 def mxnet_bytes(arrays, version):
     """MXNet's format, as its source defines it."""
     out = struct.pack("<QQQ", 0x112, 0, len(arrays))

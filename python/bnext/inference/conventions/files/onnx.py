@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def read_onnx(path: Path) -> Contents:
         if node.op_type == "Constant":
             values = [a.t for a in node.attribute if a.name == "value"]
             constants |= dict(zip(node.output, values, strict=False))
+        if node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]  # of layers with equal arrays
     arrays: dict[str, Any] = {}
     facts: dict[str, Facts] = {}
     # Exporters of PyTorch copy running_var; what a runtime of ONNX trains is biased.
@@ -39,9 +42,13 @@ def read_onnx(path: Path) -> Contents:
         if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
             continue
         inputs = dict(zip(NAMES, node.input[1:5], strict=True))
-        if not all(name in constants for name in inputs.values()):
-            continue  # they are computed
         prefix = f"{node.name or node.output[0]}/"
+        if not all(name in constants for name in inputs.values()):
+            warnings.warn(
+                f"{prefix[:-1]}: left out, since the graph computes its statistics or parameters",
+                UserWarning, stacklevel=2,
+            )  # fmt: skip
+            continue
         if prefix in facts:
             prefix = f"{node.output[0]}/"
         for name, source in inputs.items():
