@@ -71,7 +71,7 @@ struct Data {
           dy_values(problem().elements()),
           out_values(problem().elements()),
           dresidual_values(problem().elements()),
-          flag_values(problem().elements()) {
+          flag_words(cpu::flag_words(problem().elements())) {
         std::minstd_rand random(static_cast<unsigned>(shape.channels + shape.inner));
         x_values.fill(random);
         dy_values.fill(random);
@@ -97,7 +97,7 @@ struct Data {
         if (residual) applied.residual = dy();
         if (residual) applied.dresidual = {dresidual_values.data(), description.strides[0]};
         if (applied.fused.keeps_flags()) {
-            applied.flags = {flag_values.data(), description.strides[0]};
+            applied.flags = {flag_words.data(), description.strides[0]};
         }
         applied.of_forward = affine();
         return applied;
@@ -105,7 +105,7 @@ struct Data {
 
     Description description;
     Buffer<T> x_values, dy_values, out_values, dresidual_values;
-    Buffer<std::uint8_t> flag_values;
+    Buffer<std::uint16_t> flag_words;
     std::size_t channels = static_cast<std::size_t>(description.problem.channels);
     std::vector<Param<T>> weight = std::vector<Param<T>>(channels, Param<T>{1.5});
     std::vector<Param<T>> bias = std::vector<Param<T>>(channels, Param<T>{0.5});

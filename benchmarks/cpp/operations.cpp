@@ -37,7 +37,7 @@ void backward_with(Data<T>& d) {
 }
 
 // The phases alone, and fused; and with what follows (core/activation.hpp). The flags of an
-// addition and a ReLU, a byte a value, are not in the floor.
+// addition and a ReLU, a bit a value, are not in the floor.
 template <class T>
 constexpr Operation<T> kOperations[] = {
     {"collect_stats", 1,

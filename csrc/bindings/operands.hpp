@@ -129,8 +129,8 @@ private:
             return description_.accepted();
         }
         flags_.made->strides.assign(strides[n - 1].begin(), strides[n - 1].end());
-        flags_.made->words = cpu::PoolArray<std::uint16_t>(
-            cpu::flag_words(static_cast<std::size_t>(in_[0].size())));
+        flags_.made->words =
+            cpu::PoolArray<std::uint16_t>(cpu::flag_words(static_cast<std::size_t>(in_[0].size())));
         return true;
     }
     bool fits(AxisStrides out) { return fits(out, count_); }

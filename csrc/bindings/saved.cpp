@@ -80,11 +80,11 @@ py::object state_of(const SavedEpilogue& epilogue) {
         return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
     };
     const Flags& flags = epilogue.flags;
-    return py::make_tuple(
-        name_of(epilogue.fused.activation), epilogue.fused.negative_slope, epilogue.fused.residual,
-        epilogue.residual_fingerprint, row(epilogue.weight), row(epilogue.bias), flags.strides,
-        py::bytes(reinterpret_cast<const char*>(flags.words.data()),
-                  flags.words.size() * sizeof(std::uint16_t)));
+    return py::make_tuple(name_of(epilogue.fused.activation), epilogue.fused.negative_slope,
+                          epilogue.fused.residual, epilogue.residual_fingerprint,
+                          row(epilogue.weight), row(epilogue.bias), flags.strides,
+                          py::bytes(reinterpret_cast<const char*>(flags.words.data()),
+                                    flags.words.size() * sizeof(std::uint16_t)));
 }
 
 // Null for a state that is none.

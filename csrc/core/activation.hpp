@@ -49,11 +49,15 @@ struct Fused {
     [[nodiscard]] constexpr bool is_piecewise_linear() const {
         return activation <= Activation::leaky_relu;
     }
-    // Whether the forward pass leaves a flag for every value, a byte: 1 where act' is 1. The
-    // backward pass then needs no z, and so no residual: to read it twice again would be 8 arrays'
-    // traffic in place of 6.5 (float32; without the addition it is 5).
+    // Whether the forward pass leaves a flag for every value: whether act' is 1. The backward pass
+    // then needs no z, and so no residual: to read it twice again would be 8 arrays' traffic in
+    // place of 6 and two bits a value (without the addition it is 5).
     [[nodiscard]] constexpr bool keeps_flags() const {
         return residual && is_piecewise_linear() && activation != Activation::none;
+    }
+    // The derivative where it is not 1, of an activation with flags.
+    [[nodiscard]] constexpr double other_derivative() const {
+        return activation == Activation::leaky_relu ? negative_slope : 0.0;
     }
     // Whether the backward pass is another: without an activation it is the gradient's own, and
     // dresidual is dy.

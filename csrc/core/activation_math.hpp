@@ -73,8 +73,8 @@ BNEXT_FORMULA V passes(const Fused& f, const V& z) {
 template <class V>
 BNEXT_FORMULA V gradient_by_flag(const Fused& f, const V& flag, const V& dy) {
     const V zero = like(dy, 0.0);
-    const V otherwise =
-        f.activation == Activation::leaky_relu ? dy * like(dy, f.negative_slope) : zero;
+    const double other = f.other_derivative();
+    const V otherwise = other != 0 ? dy * like(dy, other) : zero;  // 0 also where dy is infinite
     return where_less(zero, flag, dy, otherwise);
 }
 

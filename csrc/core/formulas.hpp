@@ -24,9 +24,8 @@
 namespace bnext {
 
 enum class Pass : std::uint8_t { forward, backward };
-// What a pass applies besides. `activated` has all of Fused, chosen while it runs, by functions
-// that kernels call for each pack: with a kernel for each activation, or with all of them inline,
-// the package would take many times as long to compile.
+// What a pass applies besides. `activated` has all of Fused, chosen while it runs: with a kernel
+// for each activation the package would take many times as long to compile.
 enum class Epilogue : std::uint8_t { none, activated };
 inline constexpr int kPasses = 2, kEpilogues = 2;
 enum class Flags : std::uint8_t { none, written, read };
@@ -82,7 +81,7 @@ struct Gradient {
 
 // y = act(z), z = Normalize(x) + residual.
 //
-// Traffic: x, the residual and y once each; the flags, a byte a value, where they are kept.
+// Traffic: x, the residual and y once each; the flags where they are kept.
 // Order:   elementwise.
 // Error:   Normalize's, one rounding of the sum, and the activation's (activation_math.hpp).
 template <class V>
@@ -91,11 +90,14 @@ struct NormalizeActivated : Normalize<V> {
     static constexpr Flags kFlags = Flags::written;
     Fused fused{};
 
-    BNEXT_FORMULA V z(const V& x, const V& residual) const {
+    BNEXT_FORMULA V normalized(const V& x) const {
         const V in[] = {x};
         V out[1];
         Normalize<V>::operator()(in, out);
-        return fused.residual ? out[0] + residual : out[0];
+        return out[0];
+    }
+    BNEXT_FORMULA V z(const V& x, const V& residual) const {
+        return fused.residual ? normalized(x) + residual : normalized(x);
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
         out[0] = activate(fused, z(in[0], in[1]));

@@ -39,16 +39,27 @@ BNEXT_FORCE_INLINE bool flag_at(const FlagBits& flags, Index bit) {
     return ((flags.words[bit >> 4] >> (bit & 15)) & 1) != 0;
 }
 
-// Writes the flags of a run, in their order.
+// Writes the flags of runs, in the order of values. Runs that follow each other share no atomic
+// operations.
 class FlagWriter {
 public:
-    BNEXT_FORCE_INLINE FlagWriter(const FlagBits& flags, Index bit)
-        : word_(flags.words + (bit >> 4)), others_(static_cast<int>(bit & 15)), filled_(others_) {}
+    BNEXT_FORCE_INLINE explicit FlagWriter(const FlagBits& flags) : words_(flags.words) {}
+
+    [[nodiscard]] BNEXT_FORCE_INLINE bool are_kept() const { return words_ != nullptr; }
+    // The flags that come begin with that bit.
+    BNEXT_FORCE_INLINE void begin_at(Index bit) {
+        if (bit == next_ || !are_kept()) return;
+        finish();
+        word_ = words_ + (bit >> 4);
+        others_ = filled_ = static_cast<int>(bit & 15);
+        next_ = bit;
+    }
 
     // The next n, at most 16, lowest first; the other bits are 0.
     BNEXT_FORCE_INLINE void put(unsigned bits, int n) {
         pending_ |= bits << filled_;
         filled_ += n;
+        next_ += n;
         if (filled_ < 16) return;
         if (others_ == 0) {
             *word_ = static_cast<std::uint16_t>(pending_);
@@ -60,15 +71,20 @@ public:
         pending_ >>= 16;
         filled_ -= 16;
     }
-    // What is left of the last word.
+    // What is left of the last word. Nothing more is put behind it.
     BNEXT_FORCE_INLINE void finish() {
         if (filled_ > others_) set_bits(word_, (1U << filled_) - (1U << others_), pending_);
+        filled_ = others_ = 0;
+        pending_ = 0;
+        next_ = -1;
     }
 
 private:
-    std::uint16_t* word_;
-    int others_;  // bits of the first word that belong to others
-    int filled_;
+    std::uint16_t* words_;
+    std::uint16_t* word_ = nullptr;
+    Index next_ = -1;
+    int others_ = 0;  // bits of the first word that belong to others
+    int filled_ = 0;
     unsigned pending_ = 0;
 };
 

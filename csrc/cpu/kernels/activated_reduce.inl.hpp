@@ -26,9 +26,9 @@ public:
     }
 
     BNEXT_FORCE_INLINE void begin_run(const T* const (&run)[3], Index o, Index i, Index n) {
-        for (int k = 0; k < 3; ++k) run_.in[k] = run_.ahead[k] = run[k];
+        for (int k = 0; k < 3; ++k) run_.in[k] = run[k];
         run_.flag = activated_.flags.at(o, channel_, i);
-        run_.n = n;
+        n_ = n;
         made_ = 0;
     }
     BNEXT_FORCE_INLINE void add_pair(const T* const (&run)[3], Index j) {
@@ -56,7 +56,7 @@ private:
     BNEXT_FORCE_INLINE void make(Index j) {
         if (j < made_) return;
         begin_ = j;
-        made_ = run_.n - j < kPiece ? run_.n : j + kPiece;
+        made_ = n_ - j < kPiece ? n_ : j + kPiece;
         using Z = Normalize<C>;
         const ZOfRun<T> z{rows_[Z::kCenter], rows_[Z::kScale], rows_[Z::kShift], 0};
         gradient_of_piece(run_, z, begin_, made_, activated_, gradients_);
@@ -71,7 +71,7 @@ private:
     const Activated& activated_;
     Index channel_;
     ActivatedRun<T> run_{};
-    Index begin_ = 0, made_ = 0;
+    Index n_ = 0, begin_ = 0, made_ = 0;
     alignas(64) C rows_[kRows][kLanes];
     alignas(64) C gradients_[kPiece];
 };

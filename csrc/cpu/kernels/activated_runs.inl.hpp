@@ -8,35 +8,53 @@
 
 inline constexpr int kPiece = 256;
 
+// What writes runs reads members one by one and keeps them in registers: a copy of all of them
+// would be moved as vectors, whose loads wait until the stores before them, streamed ones too, have
+// left the processor.
 template <class T>
 struct ActivatedRun {
     using C = Compute<T>;
     const T* in[3];     // x, residual; backward: x, dy, residual
-    const T* ahead[3];  // of each input, what the caller reads next
+    const T* ahead[3];  // of each input, what the caller reads next; null where nothing is known
     T* out[2];          // y; backward: dx, dresidual
     const C* row[kMostRows];
-    Index step;  // from the coefficients of one value to the next one's: 1, or 0 (then 16 are alike)
-    Index n;
-    Index flag;    // of the first value, where flags are kept
-    bool streams;  // the outputs begin on boundaries of lines
+    Index
+        step;  // from the coefficients of one value to the next one's: 1, or 0 (then 16 are alike)
+    Index flag;  // of the first value, where flags are kept
 };
 
-// z of the pack at j; `columns` of its values exist (0: all).
+// z of the packs of a run.
 template <class T>
 struct ZOfRun {
     using C = Compute<T>;
+    using Formula = Normalize<Pack<C>>;
     const C *center, *scale, *shift;
     Index step;
 
-    BNEXT_FORCE_INLINE Pack<C> operator()(Index j, int columns, const Pack<C>& x) const {
-        const int some = step == 0 ? 0 : columns;
-        const Normalize<Pack<C>> normalize{{load_columns(center + j * step, some),
-                                            load_columns(scale + j * step, some),
-                                            load_columns(shift + j * step, some)}};
+    // The coefficients at j, of which `columns` exist (0: all).
+    [[nodiscard]] BNEXT_FORCE_INLINE Formula at(Index j, int columns) const {
+        return {load_columns(center + j, columns), load_columns(scale + j, columns),
+                load_columns(shift + j, columns)};
+    }
+    BNEXT_FORCE_INLINE static Pack<C> z(const Formula& formula, const Pack<C>& x) {
         const Pack<C> in[] = {x};
-        Pack<C> z[1];
-        normalize(in, z);
-        return z[0];
+        Pack<C> out[1];
+        formula(in, out);
+        return out[0];
+    }
+    BNEXT_FORCE_INLINE Pack<C> operator()(Index j, int columns, const Pack<C>& x) const {
+        return z(step == 0 ? at(0, 0) : at(j, columns), x);
+    }
+    // Calls f(formula_at) with formula_at(j, columns): where coefficients are alike, they are in
+    // registers.
+    template <class F>
+    BNEXT_FORCE_INLINE void with_formulas(F&& f) const {
+        if (step == 0) {
+            const Formula alike = at(0, 0);
+            f([&](Index, int) BNEXT_INLINE_LAMBDA -> const Formula& { return alike; });
+        } else {
+            f([&](Index j, int columns) BNEXT_INLINE_LAMBDA { return at(j, columns); });
+        }
     }
 };
 template <class T, Pass P>
@@ -62,7 +80,7 @@ BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : co
 template <class T>
 BNEXT_FORCE_INLINE void write_pack_of_run(T* p, int columns, bool streams,
                                           const Pack<Compute<T>>& values) {
-    streams && columns == 0 ? stream(p, values) : store_columns(p, columns, values);
+    streams&& columns == 0 ? stream(p, values) : store_columns(p, columns, values);
 }
 
 // --- loops of an activation
@@ -111,147 +129,278 @@ BNEXT_FORCE_INLINE const ActivationLoops<C>& loops_of(Activation activation) {
     return kLoops.of[static_cast<int>(activation)];
 }
 
+// What is to be read next of input i, from value j on.
+template <class T>
+BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
+    return run.ahead[i] != nullptr ? run.ahead[i] : run.in[i] + 2 * kPiece;
+}
+
+// --- formulas along a run
+// -------------------------------------------------------------------------
+// A walk calls f(j, columns, formula) for the packs of a run, of which `columns` values exist (0:
+// all), with the formula of these values.
+
+// The values [begin, end) of a run, by its coefficients.
+template <class Formula, class T>
+struct RunWalk {
+    const ActivatedRun<T>& run;
+    Index begin, end;
+    bool streams;
+
+    template <class F>
+    BNEXT_FORCE_INLINE void for_each(F&& f) const {
+        const Compute<T>* row[Formula::kRows];
+        for (int r = 0; r < Formula::kRows; ++r) row[r] = run.row[r];
+        const Index step = run.step;
+        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+            Formula formula;
+            unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA {
+                formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
+            });
+            f(j, columns, formula, streams);
+        });
+    }
+};
+
+// Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
+// there are several, n is at least two units. Packs that begin at `head` or behind are streamed;
+// one in which a plane ends and the next begins has a formula blended of both.
+template <class Formula, class T>
+struct PlaneWalk {
+    const CoefficientsIn<Compute<T>>& all;
+    Index k, planes, n, head;
+    bool streams;
+
+    template <class F>
+    BNEXT_FORCE_INLINE void for_each(F&& f) const {
+        const Index total = planes * n;
+        Index j = 0, channel = k;
+        Formula formula = formula_of_channel<Formula>(all, channel);
+        // Up to two packs before `head`, and less than a pack at the end.
+        const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
+            for (; j < end; j += kLanes) {
+                f(j, end - j < kLanes ? static_cast<int>(end - j) : 0, formula, false);
+            }
+            j = end;
+        };
+        some(head < total ? head : total);
+        for (Index end = n;; end += n) {
+            for (; j + kLanes <= end; j += kLanes) f(j, 0, formula, streams);
+            if (end == total) break;
+            const Formula next = formula_of_channel<Formula>(all, ++channel);
+            if (j < end) {
+                f(j, 0, across(static_cast<int>(end - j), formula, next), streams);
+                j += kLanes;
+            }
+            formula = next;
+        }
+        some(total);
+    }
+};
+
 // --- forward
 // --------------------------------------------------------------------------------------
 
-template <bool kResidual, class T>
-BNEXT_NO_INLINE void write_relu(const ActivatedRun<T>& given, const FlagBits& kept) {
+template <bool kResidual, class T, class Walk>
+BNEXT_NO_INLINE void write_relu(const ActivatedRun<T>& run, const Walk& walk, FlagWriter& flags) {
     using C = Compute<T>;
-    const ActivatedRun<T> run = given;
-    const ZOfRun<T> normalized = z_of<T, Pass::forward>(run);
-    FlagWriter flags(kept, run.flag);
-    const bool keeps = kResidual && kept.are_kept();
-    for_each_pack_of(0, run.n, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-        prefetch_packs<1>(run.ahead[0] + j);
-        Pack<C> z = normalized(j, columns, load_columns(run.in[0] + j, columns));
-        if constexpr (kResidual) {
-            prefetch_packs<1>(run.ahead[1] + j);
-            z = z + load_columns(run.in[1] + j, columns);
-        }
-        write_pack_of_run(run.out[0] + j, columns, run.streams, relu(z));
+    const T *const x = run.in[0], *const residual = run.in[1];
+    const T *const next_x = ahead_of(run, 0), *const next_residual = ahead_of(run, 1);
+    T* const y = run.out[0];
+    FlagWriter writer = flags;
+    const bool keeps = kResidual && writer.are_kept();
+    walk.for_each([&](Index j, int columns, const auto& formula, bool streams) BNEXT_INLINE_LAMBDA {
+        prefetch_packs<1>(next_x + j);
+        if constexpr (kResidual) prefetch_packs<1>(next_residual + j);
+        const Pack<C> of_x = load_columns(x + j, columns);
+        const Pack<C> z = kResidual ? formula.normalized(of_x) + load_columns(residual + j, columns)
+                                    : formula.normalized(of_x);
+        write_pack_of_run(y + j, columns, streams, relu(z));
         if (keeps) {
             const unsigned bits = bits_of(passes(Fused{Activation::relu, 0.0, true}, z));
-            flags.put(bits & ((1U << lanes_in(columns)) - 1U), lanes_in(columns));
+            writer.put(bits & ((1U << lanes_in(columns)) - 1U), lanes_in(columns));
         }
     });
-    if (keeps) flags.finish();
+    if (keeps) flags = writer;
 }
 
 template <class T>
-BNEXT_NO_INLINE void write_smooth(const ActivatedRun<T>& given, const Activated& by) {
+BNEXT_NO_INLINE void write_by_loops(const ActivatedRun<T>& run, Index first, Index last,
+                                    bool streams, const Fused& fused, FlagWriter& flags) {
     using C = Compute<T>;
-    const ActivatedRun<T> run = given;
+    const T *const x = run.in[0], *const residual = fused.residual ? run.in[1] : nullptr;
+    const T* const next_x = ahead_of(run, 0);
+    T* const y = run.out[0];
     const ZOfRun<T> normalized = z_of<T, Pass::forward>(run);
-    const auto activate = loops_of<C>(by.fused.activation).activate;
-    const bool keeps = by.flags.are_kept();
-    FlagWriter flags(by.flags, run.flag);
+    const auto activate = loops_of<C>(fused.activation).activate;
+    FlagWriter* const kept = flags.are_kept() ? &flags : nullptr;
     alignas(64) C values[kPiece];
-    for (Index begin = 0; begin < run.n; begin += kPiece) {
-        const Index end = run.n - begin < kPiece ? run.n : begin + kPiece;
+    for (Index begin = first; begin < last; begin += kPiece) {
+        const Index end = last - begin < kPiece ? last : begin + kPiece;
         for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            prefetch_packs<1>(run.ahead[0] + j);
-            Pack<C> z = normalized(j, columns, load_columns(run.in[0] + j, columns));
-            if (by.fused.residual) z = z + load_columns(run.in[1] + j, columns);
+            prefetch_packs<1>(next_x + j);
+            Pack<C> z = normalized(j, columns, load_columns(x + j, columns));
+            if (residual != nullptr) z = z + load_columns(residual + j, columns);
             store(values + (j - begin), z);
         });
-        activate(by.fused.negative_slope, values, static_cast<int>(end - begin),
-                 keeps ? &flags : nullptr);
+        activate(fused.negative_slope, values, static_cast<int>(end - begin), kept);
         for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            write_pack_of_run(run.out[0] + j, columns, run.streams, load(values + (j - begin)));
+            write_pack_of_run(y + j, columns, streams, load(values + (j - begin)));
         });
     }
-    if (keeps) flags.finish();
-}
-
-template <class T>
-BNEXT_FORCE_INLINE void write_forward_run(const ActivatedRun<T>& run, const Activated& by) {
-    if (by.fused.activation != Activation::relu) return write_smooth(run, by);
-    by.fused.residual ? write_relu<true>(run, by.flags) : write_relu<false>(run, by.flags);
 }
 
 // --- backward
 // -------------------------------------------------------------------------------------
 
-// g = dy * act'(z) of the values [begin, end) of a run, at most a piece: by flags, where they are
-// kept.
+// g of a pack by its flags: dy, or dy times the other derivative.
+template <class C>
+struct GradientByFlags {
+    FlagBits flags;
+    Index first;
+    Pack<C> other;
+    bool is_zero;
+
+    BNEXT_FORCE_INLINE GradientByFlags(const Activated& by, Index flag)
+        : flags(by.flags),
+          first(flag),
+          other(broadcast(static_cast<C>(by.fused.other_derivative()))),
+          is_zero(by.fused.other_derivative() == 0) {}
+    BNEXT_FORCE_INLINE Pack<C> operator()(Index j, const Pack<C>& dy) const {
+        const Pack<C> off = is_zero ? broadcast(C{0}) : dy * other;
+        return where_set(flags_from(flags, first + j), dy, off);
+    }
+};
+
+// Whether gradients are those of ReLU without flags, or by flags: both are made in registers.
+BNEXT_FORCE_INLINE bool has_plain_gradient(const Activated& by) {
+    return by.flags.are_kept() || by.fused.activation == Activation::relu;
+}
+
+// g = dy * act'(z) of the values [begin, end) of a run, at most a piece.
 template <class T>
-BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& given, const ZOfRun<T>& z_of_run,
-                                       Index begin, Index end, const Activated& by,
-                                       Compute<T>* g) {
+BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<T>& z_of_run,
+                                       Index begin, Index end, const Activated& by, Compute<T>* g) {
     using C = Compute<T>;
-    const ActivatedRun<T> run = given;
-    const ZOfRun<T> normalized = z_of_run;
-    const Fused fused = by.fused;
-    const auto load_dy = [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-        return load_columns(run.in[1] + j, columns);
-    };
+    const T *const x = run.in[0], *const dy = run.in[1];
+    const bool prefetches = run.ahead[0] != nullptr;
+    const T *const next_x = run.ahead[0], *const next_dy = run.ahead[1];
     const auto prefetch = [&](Index j) BNEXT_INLINE_LAMBDA {
-        prefetch_packs<1>(run.ahead[0] + j);
-        prefetch_packs<1>(run.ahead[1] + j);
+        if (!prefetches) return;
+        prefetch_packs<1>(next_x + j);
+        prefetch_packs<1>(next_dy + j);
     };
     if (by.flags.are_kept()) {
-        const FlagBits flags = by.flags;
-        const Pack<C> slope = broadcast(static_cast<C>(
-            fused.activation == Activation::leaky_relu ? fused.negative_slope : 0.0));
-        const bool leaks = fused.activation == Activation::leaky_relu;
+        const GradientByFlags<C> by_flags(by, run.flag);
         for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
             prefetch(j);
-            const Pack<C> dy = load_dy(j, columns);
-            const Pack<C> off = leaks ? dy * slope : broadcast(C{0});
-            store(g + (j - begin), where_set(flags_from(flags, run.flag + j), dy, off));
+            store(g + (j - begin), by_flags(j, load_columns(dy + j, columns)));
         });
         return;
     }
-    if (fused.activation == Activation::relu) {
-        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            prefetch(j);
-            const Pack<C> z = normalized(j, columns, load_columns(run.in[0] + j, columns));
-            store(g + (j - begin), relu_gradient(z, load_dy(j, columns)));
+    if (by.fused.activation == Activation::relu) {
+        z_of_run.with_formulas([&](auto&& formula_at) BNEXT_INLINE_LAMBDA {
+            for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+                prefetch(j);
+                const Pack<C> z =
+                    ZOfRun<T>::z(formula_at(j, columns), load_columns(x + j, columns));
+                store(g + (j - begin), relu_gradient(z, load_columns(dy + j, columns)));
+            });
         });
         return;
     }
+    const T* const residual = by.fused.residual ? run.in[2] : nullptr;
+    const ZOfRun<T> normalized = z_of_run;
     alignas(64) C of_dy[kPiece];
     for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
         prefetch(j);
-        Pack<C> z = normalized(j, columns, load_columns(run.in[0] + j, columns));
-        if (fused.residual) z = z + load_columns(run.in[2] + j, columns);
+        Pack<C> z = normalized(j, columns, load_columns(x + j, columns));
+        if (residual != nullptr) z = z + load_columns(residual + j, columns);
         store(g + (j - begin), z);
-        store(of_dy + (j - begin), load_dy(j, columns));
+        store(of_dy + (j - begin), load_columns(dy + j, columns));
     });
-    loops_of<C>(fused.activation)
-        .derive(fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
+    loops_of<C>(by.fused.activation)
+        .derive(by.fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
+}
+
+template <bool kByFlags, class T, class Walk>
+BNEXT_NO_INLINE void write_plain_gradients(const ActivatedRun<T>& run, const Walk& walk,
+                                           const Activated& by) {
+    using C = Compute<T>;
+    const T *const x = run.in[0], *const dy = run.in[1];
+    const T *const next_x = ahead_of(run, 0), *const next_dy = ahead_of(run, 1);
+    T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
+    const GradientByFlags<C> by_flags(by, run.flag);
+    walk.for_each([&](Index j, int columns, const auto& formula, bool streams) BNEXT_INLINE_LAMBDA {
+        prefetch_packs<1>(next_x + j);
+        prefetch_packs<1>(next_dy + j);
+        const Pack<C> of_x = load_columns(x + j, columns), of_dy = load_columns(dy + j, columns);
+        const Pack<C> g = kByFlags ? by_flags(j, of_dy) : formula.relu(of_x, of_dy);
+        write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, g));
+        if (kByFlags && dresidual != nullptr) {
+            write_pack_of_run(dresidual + j, columns, streams, g);
+        }
+    });
 }
 
 template <class T>
-BNEXT_NO_INLINE void write_backward_run(const ActivatedRun<T>& given, const Activated& by) {
+BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index first, Index last,
+                                              bool streams, const Activated& by) {
     using C = Compute<T>;
     using F = GradientActivated<Pack<C>>;
-    const ActivatedRun<T> run = given;
     const ZOfRun<T> z = z_of<T, Pass::backward>(run);
-    const bool residual = by.fused.residual;
+    const T* const x = run.in[0];
+    T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
+    const C* row[4];
+    for (int r = 0; r < 4; ++r) row[r] = run.row[r];
+    const Index step = run.step;
     alignas(64) C g[kPiece];
-    for (Index begin = 0; begin < run.n; begin += kPiece) {
-        const Index end = run.n - begin < kPiece ? run.n : begin + kPiece;
+    for (Index begin = first; begin < last; begin += kPiece) {
+        const Index end = last - begin < kPiece ? last : begin + kPiece;
         gradient_of_piece(run, z, begin, end, by, g);
         for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            const int some = run.step == 0 ? 0 : columns;
             F formula;
             unrolled<4>([&](auto r) BNEXT_INLINE_LAMBDA {
-                formula.row[r] = load_columns(run.row[r] + j * run.step, some);
+                formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
             });
             const Pack<C> of_g = load(g + (j - begin));
-            const Pack<C> x = load_columns(run.in[0] + j, columns);
-            write_pack_of_run(run.out[0] + j, columns, run.streams, formula.from_gradient(x, of_g));
-            if (residual) write_pack_of_run(run.out[1] + j, columns, run.streams, of_g);
+            const Pack<C> dx_of_pack = formula.from_gradient(load_columns(x + j, columns), of_g);
+            write_pack_of_run(dx + j, columns, streams, dx_of_pack);
+            if (dresidual != nullptr) write_pack_of_run(dresidual + j, columns, streams, of_g);
         });
     }
 }
 
-template <class Formula, class T>
-BNEXT_FORCE_INLINE void write_run(const ActivatedRun<T>& run, const Activated& by) {
+// --- both
+// -----------------------------------------------------------------------------------------
+
+// Writes what a walk goes through, if that needs no loop of an activation.
+template <class Formula, class T, class Walk>
+BNEXT_FORCE_INLINE bool write_plainly(const ActivatedRun<T>& run, const Walk& walk,
+                                      const Activated& by, FlagWriter& flags) {
     if constexpr (Formula::kFlags == Flags::written) {
-        write_forward_run(run, by);
+        if (by.fused.activation != Activation::relu) return false;
+        by.fused.residual ? write_relu<true>(run, walk, flags)
+                          : write_relu<false>(run, walk, flags);
     } else {
-        write_backward_run(run, by);
+        if (!has_plain_gradient(by)) return false;
+        by.flags.are_kept() ? write_plain_gradients<true>(run, walk, by)
+                            : write_plain_gradients<false>(run, walk, by);
+    }
+    return true;
+}
+
+// Writes the values [begin, end) of a run.
+template <class Formula, class T>
+BNEXT_FORCE_INLINE void write_run(const ActivatedRun<T>& run, Index begin, Index end, bool streams,
+                                  const Activated& by, FlagWriter& flags) {
+    if (begin >= end) return;
+    if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag + begin);
+    const RunWalk<Formula, T> walk{run, begin, end, streams};
+    if (write_plainly<Formula>(run, walk, by, flags)) return;
+    if constexpr (Formula::kFlags == Flags::written) {
+        write_by_loops(run, begin, end, streams, by.fused, flags);
+    } else {
+        write_gradients_by_loops(run, begin, end, streams, by);
     }
 }

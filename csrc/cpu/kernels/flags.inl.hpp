@@ -39,8 +39,8 @@ BNEXT_FORCE_INLINE unsigned bits_of(const Pack<C>& flags) {
 
 template <class Lane>
 alignas(64) inline constexpr Lane kLaneBits[kLanes] = {
-    1,       1 << 1,  1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
-    1 << 8,  1 << 9,  1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+    1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+    1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
 
 // Lanes of `on` where bits are set, else of `off`.
 template <class C>

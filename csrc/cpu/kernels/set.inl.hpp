@@ -96,8 +96,7 @@ constexpr KernelSet<T> kernels_of() {
     KernelSet<T> set{};
     const auto add = [&]<Layout L, Pass P, Epilogue E>() {
         set.of[static_cast<int>(L)][static_cast<int>(P)][static_cast<int>(E)] = {
-            reduction_of<T, L, P, E>(),
-            writing_of<T, L, P, E>(),
+            reduction_of<T, L, P, E>(), writing_of<T, L, P, E>(),
             P == Pass::forward ? norm_coefficients<T> : backward_coefficients<T>};
     };
     for_each_formula([&]<Pass P, Epilogue E>() {

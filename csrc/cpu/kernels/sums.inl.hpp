@@ -207,20 +207,19 @@ BNEXT_FORCE_INLINE void sum_channels(const View<const T>* in, const Tile& rows, 
     const Index width = channels * columns;
     if (columns > 1) spread(sums.shared, sums.center, channels, columns);
     bool first_block = true;
-    for_each_row_block(rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
-                       [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
-                           RowsIn<T> block[kReads];
-                           unrolled<kReads>([&](auto k) BNEXT_INLINE_LAMBDA {
-                               block[k] = {at(in[k], o, 0, i) + first * columns,
-                                           row_pitch(in[k], rows)};
-                           });
-                           for_each_column_group<kGroupPacks>(
-                               width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
-                                   add_rows<packs, T>(block, width, count, c, some, first_block,
-                                                      sums);
-                               });
-                           first_block = false;
-                       });
+    for_each_row_block(
+        rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
+        [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
+            RowsIn<T> block[kReads];
+            unrolled<kReads>([&](auto k) BNEXT_INLINE_LAMBDA {
+                block[k] = {at(in[k], o, 0, i) + first * columns, row_pitch(in[k], rows)};
+            });
+            for_each_column_group<kGroupPacks>(
+                width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
+                    add_rows<packs, T>(block, width, count, c, some, first_block, sums);
+                });
+            first_block = false;
+        });
     sum_columns(sums.first, channels, columns);
     sum_columns(sums.second, channels, columns);
 }

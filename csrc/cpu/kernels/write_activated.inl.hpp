@@ -1,67 +1,55 @@
 // The second phase of activated passes: a region, cut into runs (activated_runs.inl.hpp). Where
 // lines are streamed, runs begin on their boundaries but for what is left at a region's ends.
 
-// The values [j, end) of a run.
-template <class Formula, class T>
-BNEXT_FORCE_INLINE ActivatedRun<T> part_of(const ActivatedRun<T>& run, Index j, Index end) {
-    ActivatedRun<T> part = run;
-    for (int i = 0; i < Formula::kReads; ++i) {
-        part.in[i] += j;
-        part.ahead[i] += j;
-    }
-    for (int w = 0; w < Formula::kWrites; ++w) part.out[w] += j;
-    for (int r = 0; r < Formula::kRows; ++r) part.row[r] += j * run.step;
-    part.flag += j;
-    part.n = end - j;
-    return part;
-}
-
 // Coefficients of a channel, as 16 that are alike; of a pack across the end of one, those of two.
 template <class Formula, class C>
 struct AlikeCoefficients {
     alignas(64) C values[Formula::kRows][kLanes];
 
-    BNEXT_FORCE_INLINE AlikeCoefficients(const CoefficientsIn<C>& all, Index k) {
+    BNEXT_FORCE_INLINE void set(const CoefficientsIn<C>& all, Index k) {
         for (int r = 0; r < Formula::kRows; ++r) store(values[r], broadcast(all.row[r][k]));
     }
-    BNEXT_FORCE_INLINE AlikeCoefficients(const CoefficientsIn<C>& all, Index k, int n) {
+    // The first n of channel k, the others of the next one.
+    BNEXT_FORCE_INLINE void set_across(const CoefficientsIn<C>& all, Index k, int n) {
         for (int r = 0; r < Formula::kRows; ++r) {
             store(values[r], blend(n, broadcast(all.row[r][k]), broadcast(all.row[r][k + 1])));
         }
     }
-    template <class Run>
-    BNEXT_FORCE_INLINE void give(Run& run) const {
-        for (int r = 0; r < Formula::kRows; ++r) run.row[r] = values[r];
-    }
 };
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
-// follow each other without a gap. Where there are several, n is at least a pack.
+// follow each other without a gap. Where there are several, n is at least two units.
 template <class Formula, class T>
-BNEXT_NO_INLINE void write_activated_planes(const ActivatedRun<T>& whole, Index planes, Index n,
-                                            const CoefficientsIn<Compute<T>>& all, Index k) {
+BNEXT_NO_INLINE void write_activated_planes(ActivatedRun<T>& run, Index planes, Index n,
+                                            bool streams, const CoefficientsIn<Compute<T>>& all,
+                                            Index k) {
     const Index total = planes * n;
-    const auto write = [&](const AlikeCoefficients<Formula, Compute<T>>& by, Index j, Index end,
-                           bool streams) BNEXT_INLINE_LAMBDA {
-        if (j >= end) return;
-        ActivatedRun<T> run = part_of<Formula>(whole, j, end);
-        by.give(run);
-        run.streams = streams;
-        write_run<Formula>(run, *all.activated);
+    Index j = streams || planes > 1 ? values_to_boundary(run.out[0], total) : 0;
+    FlagWriter flags(all.activated->flags);
+    if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag);
+    const PlaneWalk<Formula, T> walk{all, k, planes, n, j, streams};
+    if (write_plainly<Formula>(run, walk, *all.activated, flags)) return flags.finish();
+    AlikeCoefficients<Formula, Compute<T>> by;
+    for (int r = 0; r < Formula::kRows; ++r) run.row[r] = by.values[r];
+    run.step = 0;
+    const auto write = [&](Index begin, Index end, bool around_caches) BNEXT_INLINE_LAMBDA {
+        write_run<Formula>(run, begin, end, around_caches, *all.activated, flags);
     };
-    Index j = whole.streams || planes > 1 ? values_to_boundary(whole.out[0], total) : 0;
-    for (Index end = n;; end += n, ++k) {
-        const AlikeCoefficients<Formula, Compute<T>> of_channel(all, k);
-        if (end == n) write(of_channel, 0, j < n ? j : n, false);
-        if (end == total) return write(of_channel, j, total, whole.streams);
-        const Index packs = j < end ? j + (end - j) / kLanes * kLanes : j;
-        write(of_channel, j, packs, whole.streams);
+    by.set(all, k);
+    write(0, j < n ? j : n, false);
+    for (Index end = n; end < total; end += n) {
+        const Index packs = j + (end - j) / kLanes * kLanes;
+        write(j, packs, streams);
         j = packs;
         if (j < end) {
-            write({all, k, static_cast<int>(end - j)}, j, j + kLanes, whole.streams);
+            by.set_across(all, k, static_cast<int>(end - j));
+            write(j, j + kLanes, streams);
             j += kLanes;
         }
+        by.set(all, ++k);
     }
+    write(j, total, streams);
+    flags.finish();
 }
 
 template <class Formula, class T>
@@ -78,14 +66,13 @@ void write_activated_planar(const View<const T>* in, const View<T>* out, const R
         T* begins[Formula::kWrites];
         unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
             run.in[r] = at(in[r], o, c, 0) + i;
-            run.ahead[r] = run_ahead(in[r], region, access, o, c, i);
+            if (access.ahead != 0) run.ahead[r] = run_ahead(in[r], region, access, o, c, i);
         });
-        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-            run.out[w] = begins[w] = at(out[w], o, c, 0) + i;
-        });
+        unrolled<Formula::kWrites>(
+            [&](auto w) BNEXT_INLINE_LAMBDA { run.out[w] = begins[w] = at(out[w], o, c, 0) + i; });
         run.flag = flags.at(o, c, i);
-        run.streams = access.stores == Stores::streaming && begin_alike(begins);
-        write_activated_planes<Formula>(run, planes, n, all, c - region.channels.begin);
+        const bool streams = access.stores == Stores::streaming && begin_alike(begins);
+        write_activated_planes<Formula>(run, planes, n, streams, all, c - region.channels.begin);
     };
     for_each_written_plane(region, joined, write);
     if (access.stores == Stores::streaming) fence();
@@ -96,29 +83,31 @@ void write_activated_planar(const View<const T>* in, const View<T>* out, const R
 // Coefficients of so many columns stay in the first-level cache while rows are written.
 inline constexpr Index kColumnsOfRuns = 512;
 
-// Writes `count` rows, columns [begin, end), by runs of at most kColumnsOfRuns.
+// Rows, of which runs of at most kColumnsOfRuns are written.
 template <class Formula, class T>
 struct ActivatedRows {
-    ActivatedRun<T> first;  // of row 0, from column 0 on
+    ActivatedRun<T> first;  // row 0
     Index in_pitch[3];
     Index out_pitch[2];
     Index flag_pitch;
     Index ahead;  // rows
 
-    BNEXT_FORCE_INLINE void write(const Activated& by, Index row, Index count, Index begin,
-                                  Index end, bool streams) const {
+    // `count` rows from `row` on, columns [begin, end).
+    BNEXT_NO_INLINE void write(const Activated& by, Index row, Index count, Index begin, Index end,
+                               bool streams, FlagWriter& flags) const {
+        ActivatedRun<T> run = first;
         for (Index c = begin; c < end; c += kColumnsOfRuns) {
-            const Index columns = end - c < kColumnsOfRuns ? end - c : kColumnsOfRuns;
+            const Index behind = end - c < kColumnsOfRuns ? end : c + kColumnsOfRuns;
             for (Index r = row; r < row + count; ++r) {
-                ActivatedRun<T> run = part_of<Formula>(first, c, c + columns);
                 for (int i = 0; i < Formula::kReads; ++i) {
-                    run.in[i] += r * in_pitch[i];
-                    run.ahead[i] = run.in[i] + ahead * in_pitch[i];
+                    run.in[i] = first.in[i] + r * in_pitch[i];
+                    run.ahead[i] = first.in[i] + (r + ahead) * in_pitch[i];
                 }
-                for (int w = 0; w < Formula::kWrites; ++w) run.out[w] += r * out_pitch[w];
-                run.flag += r * flag_pitch;
-                run.streams = streams;
-                write_run<Formula>(run, by);
+                for (int w = 0; w < Formula::kWrites; ++w) {
+                    run.out[w] = first.out[w] + r * out_pitch[w];
+                }
+                run.flag = first.flag + r * flag_pitch;
+                write_run<Formula>(run, c, behind, streams, by, flags);
             }
         }
     }
@@ -131,12 +120,14 @@ BNEXT_FORCE_INLINE void write_activated_rows(const View<const T>* in, const View
                                              Stores stores, const CoefficientsIn<Compute<T>>& all) {
     const bool outer_only = is_outer_only(tile);
     const Activated& by = *all.activated;
-    const auto pitch_of = [&](const Strides& stride)
-                              BNEXT_INLINE_LAMBDA { return outer_only ? stride.outer : stride.inner; };
+    const auto pitch_of = [&](const Strides& stride) BNEXT_INLINE_LAMBDA {
+        return outer_only ? stride.outer : stride.inner;
+    };
     bool in_lines = stores == Stores::streaming && width >= 2 * kLanes;
     for (int w = 0; w < Formula::kWrites; ++w) {
         in_lines = in_lines && row_pitch(out[w], tile) * static_cast<Index>(sizeof(T)) % 64 == 0;
     }
+    FlagWriter flags(by.flags);
     for_each_row_block(tile, kWrittenRows, [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
         ActivatedRows<Formula, T> rows{};
         T* begins[Formula::kWrites];
@@ -153,15 +144,19 @@ BNEXT_FORCE_INLINE void write_activated_rows(const View<const T>* in, const View
         rows.first.flag = by.flags.at(o, 0, i) + first;
         rows.flag_pitch = pitch_of(by.flags.stride);
         rows.ahead = count;
-        if (!in_lines || !begin_alike(begins)) return rows.write(by, 0, count, 0, width, false);
+        if (!in_lines || !begin_alike(begins))
+            return rows.write(by, 0, count, 0, width, false, flags);
         const bool wraps = dense && outer_only;
         const Index head = values_to_boundary(begins[0], width);
         // The last row of the tile has no next one to go on in.
         const Index whole = wraps ? (o + count < tile.outer_end ? count : count - 1) : 0;
-        if (!wraps || o == tile.outer_begin) rows.write(by, 0, wraps ? 1 : count, 0, head, false);
-        rows.write(by, 0, whole, head, head + width, true);
-        rows.write(by, whole, count - whole, head, width, true);
+        if (!wraps || o == tile.outer_begin) {
+            rows.write(by, 0, wraps ? 1 : count, 0, head, false, flags);
+        }
+        rows.write(by, 0, whole, head, head + width, true, flags);
+        rows.write(by, whole, count - whole, head, width, true, flags);
     });
+    flags.finish();
 }
 
 // Rows of few columns that leave no gap: as rows of many of them, with the coefficients repeated.
@@ -169,11 +164,9 @@ template <class Formula, class T>
 struct RepeatedRows {
     static constexpr Index kMostWidth = 48, kLength = kMostWidth * kLanes;
 
-    BNEXT_NO_INLINE static void write(const ActivatedRun<T>& all_of_them, Index width,
+    // n values that follow each other; the run's coefficients are set here.
+    BNEXT_NO_INLINE static void write(ActivatedRun<T>& run, Index n, Index width, bool streams,
                                       const CoefficientsIn<Compute<T>>& all) {
-        const ActivatedRun<T>& run = all_of_them;
-        const Activated& by = *all.activated;
-        Index head = run.streams ? values_to_boundary(run.out[0], run.n) : 0;
         Compute<T> values[Formula::kRows][kLength];
         const Index length = kLength / (width * kLanes) * (width * kLanes);
         for (int r = 0; r < Formula::kRows; ++r) {
@@ -183,21 +176,22 @@ struct RepeatedRows {
                 if (++k == width) k = 0;
             }
         }
-        const auto write_from = [&](Index j, Index end, bool streams) BNEXT_INLINE_LAMBDA {
-            ActivatedRun<T> part = part_of<Formula>(run, j, end);
-            for (int r = 0; r < Formula::kRows; ++r) part.row[r] = values[r] + j % width;
-            part.step = 1;
-            part.streams = streams;
-            write_run<Formula>(part, by);
-        };
-        if (head > 0) write_from(0, head, false);
-        for (Index j = head; j < run.n;) {
+        run.step = 1;
+        FlagWriter flags(all.activated->flags);
+        const Index head = streams ? values_to_boundary(run.out[0], n) : 0;
+        for (Index j = 0; j < n;) {
+            const Index phase = j % width;
+            for (int r = 0; r < Formula::kRows; ++r) run.row[r] = values[r] + phase;
             // Whole packs, of which the last one's coefficients are in the table as well.
-            const Index room = (length - j % width) / kLanes * kLanes;
-            const Index end = run.n - j < room ? run.n : j + room;
-            write_from(j, end, run.streams);
-            j = end;
+            const Index room = (length - phase) / kLanes * kLanes;
+            const Index some = j < head ? head - j : (n - j < room ? n - j : room);
+            write_run<Formula>(run, 0, some, streams && j >= head, *all.activated, flags);
+            for (int i = 0; i < Formula::kReads; ++i) run.in[i] += some;
+            for (int w = 0; w < Formula::kWrites; ++w) run.out[w] += some;
+            run.flag += some;
+            j += some;
         }
+        flags.finish();
     }
 };
 
@@ -217,16 +211,13 @@ void write_activated_interleaved(const View<const T>* in, const View<T>* out, co
             const Index o = tile.outer_begin, c = region.channels.begin;
             ActivatedRun<T> run{};
             T* begins[Formula::kWrites];
-            unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-                run.in[i] = run.ahead[i] = at(in[i], o, c, 0);
-            });
-            unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-                run.out[w] = begins[w] = at(out[w], o, c, 0);
-            });
+            unrolled<Formula::kReads>([&](auto i)
+                                          BNEXT_INLINE_LAMBDA { run.in[i] = at(in[i], o, c, 0); });
+            unrolled<Formula::kWrites>(
+                [&](auto w) BNEXT_INLINE_LAMBDA { run.out[w] = begins[w] = at(out[w], o, c, 0); });
             run.flag = flags.at(o, c, 0);
-            run.n = (tile.outer_end - o) * width;
-            run.streams = access.stores == Stores::streaming && begin_alike(begins);
-            RepeatedRows<Formula, T>::write(run, width, all);
+            const bool streams = access.stores == Stores::streaming && begin_alike(begins);
+            RepeatedRows<Formula, T>::write(run, (tile.outer_end - o) * width, width, streams, all);
             continue;
         }
         write_activated_rows<Formula>(in, out, tile, region.channels.begin * columns, width, dense,

@@ -128,17 +128,18 @@ template <class Formula, class T>
 BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T>& given, Index count, Index begin, Index end,
                                  const CoefficientsIn<Compute<T>>& all) {
     const Rows<Formula, T> rows = given;
-    for_each_column_group<kGroupPacks>(end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
-        const Index c = begin + k;
-        const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
-        for (Index r = 0; r < count; ++r) {
-            unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-                const auto& in = rows.in[i];
-                prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
-            });
-            write_group<true>(rows, formulas, r, c, 0);
-        }
-    });
+    for_each_column_group<kGroupPacks>(
+        end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
+            const Index c = begin + k;
+            const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
+            for (Index r = 0; r < count; ++r) {
+                unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
+                    const auto& in = rows.in[i];
+                    prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
+                });
+                write_group<true>(rows, formulas, r, c, 0);
+            }
+        });
 }
 
 inline constexpr Index kWrittenRows = 16;  // of a block
