@@ -6,12 +6,14 @@ be run here, and why. Skipped is only what somebody should look at. The hooks ar
 
 import collections
 import importlib
+import importlib.util
 import os
 
 import pytest
 
 from bnext import cuda
 
+INSTALLED_AS = {"haiku": "dm-haiku"}  # where a distribution has another name than its module
 COUNTED = pytest.StashKey[dict]()
 
 
@@ -36,6 +38,18 @@ def import_jax():
 def import_extra(name):
     """A module of an extra, or a test that is not run. The extra `test` has all but these two."""
     return _imported(name, name, None)
+
+
+def require_modules(title, *names):
+    """A test that is not run without these modules; BNEXT_REQUIRE_LIBRARIES=1 makes that an error.
+
+    They are looked for, and not imported.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("BNEXT_REQUIRE_LIBRARIES") == "1":
+        raise ModuleNotFoundError(f"No module named {missing[0]!r}", name=missing[0])
+    if missing:
+        raise NotHere(title, f"pip install {' '.join(INSTALLED_AS.get(n, n) for n in missing)}")
 
 
 def _imported(name, title, required):

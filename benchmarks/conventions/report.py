@@ -1,0 +1,94 @@
+"""The table of the comparison."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import bnext
+from benchmarks.conventions.batches import BATCHES, SIZES
+from benchmarks.conventions.checks import CONVERTED, EXACT, ULPS, Found
+
+
+class Row(NamedTuple):
+    """One variant on input of one rank: what was found for all its batches and steps."""
+
+    release: str
+    variant: str
+    rank: int
+    found: Sequence[Found]
+    failures: Sequence[str]
+    note: str
+
+
+COLUMNS = ("own", "to, 1", "to, 5", "to, 300", "back", "on", "y, ulp", "trip", "derived")
+
+
+def introduction(commit: str) -> str:
+    """Say what is compared, and on what."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    sizes = ", ".join(name for name in SIZES)
+    return f"""\
+Conventions: {now:%Y-%m-%d %H:%M} UTC, commit {commit}, bnext {bnext.__version__}
+
+Every library trained its own layer on the same {BATCHES} batches (rows per batch: {sizes}), and
+kept what it stored after 1, 5 and 300. Errors are relative to what it stored, the largest over
+channels, arrays and sizes. bnext computes in float64.
+
+own     bnext's layer with the library's estimator, trained on the same batches: what the library's
+        own rounding (float32, unless the variant says float64) makes of its statistics
+to      to_convention of bnext's layer with PyTorch's estimator after 1, 5 and 300 steps: at most
+        {CONVERTED:g}, or own and two roundings more; for batches of unequal sizes only
+        where both variances have Bessel's correction or neither has. Against bnext's layer with
+        the library's estimator the conversion is exact: at most {EXACT:g}
+back    from_convention of what the library stored, against bnext's layer with PyTorch's estimator
+on      trained on with bnext from what the library stored after 1 and 5, until 5 and 300
+y       inference of from_convention's layer beside the library's, in units in the last place of the
+        terms that y is a sum of: at most {ULPS}
+trip    what the library stored, to bnext and back: the same bits where 0
+derived the same for arrays that differ by a division from those that inference uses (Haiku's and
+        Sonnet's hidden averages, Equinox's mean and variance): rounded once more
+"""
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Format the rows."""
+    lines = [("library", "variant", "rank", *COLUMNS, "")]
+    lines += [(row.release, row.variant, str(row.rank), *_numbers(row), _word(row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if n < 2 or n == len(line) - 1 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join(text)
+
+
+def _word(row: Row) -> str:
+    if row.failures:
+        first = {text.partition(":")[0]: text for text in reversed(row.failures)}
+        return "WRONG: " + "; ".join(first.values())
+    return "ok" + (f"; {row.note}" if row.note else "")
+
+
+def _numbers(row: Row) -> list[str]:
+    def worst(name: str, step: int | None = None) -> str:
+        values = [getattr(f, name) for f in row.found if step is None or f.step == step]
+        known = [value for value in values if value is not None]
+        if not known:
+            return "-"
+        return f"{max(known):.1f}" if name == "y" else f"{max(known):.1e}" if max(known) else "0"
+
+    to = [worst("to", step) for step in (1, 5, 300)]
+    return [worst("own"), *to, *(worst(name) for name in ("back", "on", "y", "trip", "derived"))]
+
+
+def versions(found: dict[str, dict[str, str]]) -> str:
+    """Format the versions of every library's environment."""
+    return "\n".join(
+        f"{name}: " + ", ".join(f"{package} {version}" for package, version in packages.items())
+        for name, packages in found.items()
+    )

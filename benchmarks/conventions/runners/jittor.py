@@ -1,0 +1,33 @@
+"""Jittor: nn.BatchNorm, on the CPU."""
+
+import os
+
+os.environ.setdefault("use_mkl", "0")
+os.environ.setdefault("nvcc_path", "")
+
+import jittor
+
+from .recording import Layer, record
+
+
+class BatchNorm(Layer):
+    def __init__(self, given, rank):
+        self.layer = jittor.nn.BatchNorm(given.weight.size)
+        self.layer.weight.assign(jittor.array(given.weight))
+        self.layer.bias.assign(jittor.array(given.bias))
+        self.momentum, self.eps = self.layer.momentum, self.layer.eps
+
+    def train(self, x):
+        self.layer.train()
+        self.layer(jittor.array(x)).sync()
+
+    def stored(self):
+        return {k: v.numpy() for k, v in self.layer.state_dict().items()}
+
+    def infer(self, x):
+        self.layer.eval()
+        return self.layer(jittor.array(x)).numpy()
+
+
+if __name__ == "__main__":
+    record({"default": BatchNorm}, "jittor")

@@ -1,0 +1,105 @@
+"""Training of a library's layers, and the file of what they stored.
+
+The file has arrays ``VARIANT|RANK|SIZES|STEP|NAME`` under the library's own names, ``y`` being the
+output of inference, and ``facts``: JSON with versions, and for each variant its momentum, its eps,
+or its error.
+"""
+
+import json
+import sys
+import traceback
+from importlib import metadata
+
+import numpy as np
+
+from ..batches import RANKS, SIZES, Batches
+
+STEPS = (1, 5)  # and all of the file
+
+
+class Layer:
+    """A layer of a library. Constructors take the batches' file and a rank, 2 or 4.
+
+    `momentum` and `eps` are the library's defaults, in its meaning, unless a variant says them.
+    """
+
+    ranks = RANKS
+    dtype = "float32"
+    channels_last = False
+    momentum = None  # attributes of the class or of the object
+    eps = None
+
+    def __init__(self, given, rank):
+        raise NotImplementedError
+
+    def train(self, x):
+        """Train on a batch, an array of NumPy."""
+        raise NotImplementedError
+
+    def stored(self):
+        """What the library keeps, as a dict of arrays."""
+        raise NotImplementedError
+
+    def infer(self, x):
+        """The output of inference; None where the library cannot infer here."""
+        raise NotImplementedError
+
+
+class Inference(Layer):
+    """A layer of a library that only infers, from the file's parameters and statistics."""
+
+    momentum = None
+
+
+def record(variants, *packages):
+    """Train every variant, and write the file that the command line names."""
+    source, target = sys.argv[1:]
+    given = Batches(source)
+    arrays, facts = {}, {"versions": {}, "variants": {}}
+    for package in (*packages, "numpy"):
+        facts["versions"][package] = metadata.version(package)
+    facts["versions"]["python"] = sys.version.split()[0]
+    for name, layer in variants.items():
+        try:
+            facts["variants"][name] = _recorded(name, layer, given, arrays)
+        except Exception as error:
+            traceback.print_exc()
+            text = str(error).strip().splitlines() or [""]
+            facts["variants"][name] = {"error": f"{type(error).__name__}: {text[0]}"}
+    np.savez(target, facts=json.dumps(facts), **arrays)
+
+
+def _recorded(name, kind, given, arrays):
+    facts = {"channels_last": kind.channels_last}
+    for rank in kind.ranks:
+        trainings = ("given",) if issubclass(kind, Inference) else SIZES
+        for sizes in trainings:
+            layer = kind(given, rank)
+            facts.update(momentum=_number(layer.momentum), eps=_number(layer.eps))
+            if sizes == "given":
+                _keep(arrays, f"{name}|{rank}|given|0", layer, given, rank)
+                continue
+            for step, x in enumerate(given.training(rank, sizes), 1):
+                layer.train(_placed(x.astype(kind.dtype), layer, back=False))
+                if step in (*STEPS, given.batches):
+                    _keep(arrays, f"{name}|{rank}|{sizes}|{step}", layer, given, rank)
+    return facts
+
+
+def _keep(arrays, key, layer, given, rank):
+    stored = {k: np.array(v) for k, v in layer.stored().items()}  # copied: it may be moved later
+    y = layer.infer(_placed(given.test(rank).astype(layer.dtype), layer, back=False))
+    if y is not None:
+        stored["y"] = _placed(np.array(y), layer, back=True)
+    for name, value in stored.items():
+        arrays[f"{key}|{name}"] = value
+
+
+def _placed(x, layer, back):
+    if not layer.channels_last:
+        return x
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1) if back else np.moveaxis(x, 1, -1))
+
+
+def _number(value):
+    return None if value is None else float(value)

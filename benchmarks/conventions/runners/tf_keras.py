@@ -1,0 +1,50 @@
+"""tf-keras, Keras 2: the fused operator for images, and the layer without it."""
+
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+
+from types import MappingProxyType
+
+import tf_keras
+
+from .recording import Layer, record
+
+
+class Default(Layer):
+    channels_last = True
+    options = MappingProxyType({})
+
+    def __init__(self, given, rank):
+        self.layer = tf_keras.layers.BatchNormalization(**self.options)
+        self.layer.build((None,) * (rank - 1) + (given.weight.size,))
+        self.layer.gamma.assign(given.weight)
+        self.layer.beta.assign(given.bias)
+        self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
+
+    def train(self, x):
+        self.layer(x, training=True)
+
+    def stored(self):
+        names = ("gamma", "beta", "moving_mean", "moving_variance")
+        return {name: getattr(self.layer, name).numpy() for name in names}
+
+    def infer(self, x):
+        return self.layer(x, training=False).numpy()
+
+
+class NotFused(Default):
+    ranks = (4,)
+    options = MappingProxyType({"fused": False})
+
+
+class Synchronized(Default):
+    ranks = (4,)
+    options = MappingProxyType({"synchronized": True})
+
+
+if __name__ == "__main__":
+    record(
+        {"default": Default, "fused=False": NotFused, "synchronized=True": Synchronized},
+        "tf-keras", "tensorflow",
+    )  # fmt: skip

@@ -1,0 +1,31 @@
+"""tinygrad: nn.BatchNorm."""
+
+from tinygrad import Tensor, nn
+from tinygrad.helpers import Context
+
+from .recording import Layer, record
+
+
+class BatchNorm(Layer):
+    def __init__(self, given, rank):
+        self.layer = nn.BatchNorm(given.weight.size)
+        self.layer.weight.assign(Tensor(given.weight)).realize()
+        self.layer.bias.assign(Tensor(given.bias)).realize()
+        self.momentum, self.eps = self.layer.momentum, self.layer.eps
+
+    def train(self, x):
+        with Context(TRAINING=1):
+            self.layer(Tensor(x)).realize()
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            getattr(self.layer, name).realize()
+
+    def stored(self):
+        return {k: v.numpy() for k, v in nn.state.get_state_dict(self.layer).items()}
+
+    def infer(self, x):
+        with Context(TRAINING=0):
+            return self.layer(Tensor(x)).numpy()
+
+
+if __name__ == "__main__":
+    record({"default": BatchNorm}, "tinygrad")

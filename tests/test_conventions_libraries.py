@@ -1,0 +1,120 @@
+"""Conversions beside what installed libraries store themselves, after the same batches.
+
+The runners and the comparison are those of benchmarks/conventions, where more libraries are, each
+in its pinned release. Here are the ones that install small, as they are installed.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.conventions import __main__ as command
+from benchmarks.conventions import checks, environments
+from benchmarks.conventions.batches import Batches, write
+from benchmarks.conventions.releases import RELEASES
+from benchmarks.conventions.stored import Case, Stored
+
+from .limits import WIDE
+from .optional import require_modules
+
+BATCHES = 20
+MODULES = {
+    "pytorch": ("torch",),
+    "flax": ("flax", "jax"),
+    "haiku": ("haiku", "jax"),
+    "equinox": ("equinox", "jax"),
+    "keras-jax": ("keras", "jax"),
+    "tinygrad": ("tinygrad",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A function that gives the batches and what a library stored."""
+    folder = tmp_path_factory.mktemp("conventions")
+    batches = folder / "batches.npz"
+    write(batches, BATCHES)
+
+    @functools.cache
+    def of(name):
+        require_modules("other libraries' layers", *MODULES[name])
+        release = RELEASES[name]
+        output = folder / f"{name}.npz"
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.conventions.runners.{release.runner}",
+             str(batches), str(output)],
+            cwd=environments.ROOT, env={**os.environ, **release.variables}, timeout=WIDE,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return Batches(batches), Stored(output)
+
+    return of
+
+
+VARIANTS = [(name, variant) for name in MODULES for variant in RELEASES[name].variants]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_what_is_stored(files, name, variant):
+    batches, stored = files(name)
+    declared = RELEASES[name].variants[variant]
+    cases = [case for case in stored.cases() if case.variant == variant]
+    if "error" in stored.facts["variants"][variant]:
+        assert (name, variant) == ("onnx", "opset 7, inference")  # the evaluator has none
+        return
+    assert cases
+    for case in cases:
+        for found in checks.check(declared, stored, case, batches):
+            assert found.failures(declared.differs) == [], (case, found)
+            assert found.y is not None
+            assert (found.on is None) == (found.step in (0, 1) or declared.copied), case
+
+
+@pytest.mark.parametrize("name", ["flax", "onnxruntime"])
+def test_the_wrong_variance_is_seen(files, name):
+    """Without its sensitivity the comparison would prove nothing."""
+    batches, stored = files(name)
+    variant = {"flax": "linen", "onnxruntime": "opset 15"}[name]
+    unbiased = RELEASES["mlx"].variants["default"]
+    wrong = {
+        "flax": type(unbiased)(convention="haiku"),
+        "onnxruntime": type(unbiased)(convention="onnx", bessel=True),
+    }[name]
+    case = Case(variant, 2, "4")
+    if name == "flax":
+        with pytest.raises(ValueError, match="values: expected names among"):
+            checks.check(wrong, stored, case, batches)
+    else:
+        (_, second, _) = checks.check(wrong, stored, case, batches)
+        assert any(text.startswith("to: ") for text in second.failures("")), second
+
+
+def test_every_release_is_declared():
+    for name, release in RELEASES.items():
+        runner = environments.ROOT / "benchmarks/conventions/runners" / f"{release.runner}.py"
+        assert runner.exists(), name
+        assert all("==" in requirement for requirement in release.requirements[:1]), name
+    others = {release.runner for release in RELEASES.values()}
+    folder = environments.ROOT / "benchmarks/conventions/runners"
+    for path in folder.glob("*.py"):
+        assert path.stem in others | {"__init__", "recording", "onnx_graphs"}, path
+
+
+def test_a_library_that_fails_is_named(tmp_path, monkeypatch, capsys):
+    """One failure ends neither the command nor the other libraries."""
+
+    def fail(release, *_):
+        raise environments.ReleaseError(f"pip: no {release.title}")
+
+    monkeypatch.setattr(environments, "record", fail)
+    assert command.main(["ncnn", "mlx", "--out", str(tmp_path / "table.txt")]) == 2
+    text = (tmp_path / "table.txt").read_text()
+    assert "ncnn: pip: no ncnn\n" in text
+    assert "mlx: pip: no MLX 0.32.4\n" in text
+    assert text in capsys.readouterr().out
