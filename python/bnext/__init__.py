@@ -1,7 +1,7 @@
 """Batch normalization at the price of a memory copy.
 
 Layers (`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `BatchNorm`) and functions
-(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`) over C++ kernels that read the
+(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`, `recompute`) over C++ kernels that read the
 data once, sum in a fixed order, and give the same bits for any number of threads.
 """
 
@@ -10,11 +10,17 @@ from bnext._core import Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
 from bnext.estimators import Cumulative, DebiasedExponential, Estimator, Exponential
-from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
+from bnext.functional import (
+    batch_norm_backward,
+    batch_norm_forward,
+    moments,
+    normalize,
+    recompute,
+)
 from bnext.inference import micro_batches, update_statistics
 from bnext.inference.conventions import from_convention, to_convention
 from bnext.inference.folding import Affine, fold, fold_into_next
-from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Recomputed
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -36,6 +42,7 @@ __all__ = [
     "Estimator",
     "Exponential",
     "Moments",
+    "Recomputed",
     "Saved",
     "__version__",
     "batch_norm_backward",
@@ -50,6 +57,7 @@ __all__ = [
     "micro_batches",
     "moments",
     "normalize",
+    "recompute",
     "set_num_threads",
     "show_config",
     "sync",

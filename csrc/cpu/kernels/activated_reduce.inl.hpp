@@ -41,6 +41,12 @@ BNEXT_FORCE_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& th
     return gradient_out_of_line<C, T>(through, x, dy, residual, flags, columns);
 }
 
+// What deviations are taken of: x, or in place z.
+template <class S>
+BNEXT_FORCE_INLINE Pack<S> deviating(const Fused& fused, const Pack<S>& x) {
+    return fused.in_place ? argument_of(fused, x) : x;
+}
+
 // RunSums of g, from x, dy and the residual.
 template <class T>
 class ActivatedSums {
@@ -74,7 +80,8 @@ private:
         const auto g =
             gradient_of_pack<Compute<T>, T>(through_, run[0] + j, run[1] + j, run[2] + j,
                                             flags_ != nullptr ? flags_ + j : nullptr, columns);
-        sums_.template add_packs<H>(to_sum<T>(g), load_sum(run[0] + j, columns, Sum<T>{0}));
+        sums_.template add_packs<H>(
+            to_sum<T>(g), deviating(through_.fused, load_sum(run[0] + j, columns, Sum<T>{0})));
     }
 
     RunSums<T, 2, Difference> sums_;
@@ -137,7 +144,8 @@ BNEXT_FORCE_INLINE void add_activated_rows(const RowsIn<T> (&in)[3], std::uint8_
                     through.pack[g], at_pack(0), at_pack(1), at_pack(2),
                     flags != nullptr ? flags + r * flags_pitch + c + g * kLanes : nullptr,
                     columns));
-                const Pack<Sum<T>> x = load_sum(at_pack(0), columns, Sum<T>{0});
+                const Pack<Sum<T>> x = deviating(through.pack[g].fused,
+                                                 load_sum(at_pack(0), columns, Sum<T>{0}));
                 first[g] = first[g] + of;
                 second[g] = fma(of, x - center[g], second[g]);
             });
