@@ -220,9 +220,7 @@ def test_what_is_missing_is_named(rng):
         bnext.recompute(x, None)
     with raises_exactly(ValueError, of_forward, {}):
         bnext.Recomputed(x, added)
-    with raises_exactly(
-        ValueError, "residual: expected None, since the forward call had none", {}
-    ):
+    with raises_exactly(ValueError, "residual: expected None, since the forward call had none", {}):
         bnext.Recomputed(x, plain, r)
 
 
@@ -313,9 +311,7 @@ def test_the_residual_is_needed_where_the_layer_keeps_none(rng):
         bn = layer_of(inputs)
         y = called(bn, inputs)
         if name is None or name in KEEP_FLAGS:
-            text = (
-                "residual: expected that of the forward call, since y follows from it, got None"
-            )
+            text = "residual: expected that of the forward call, since y follows from it, got None"
             with raises_exactly(ValueError, text, {}):
                 bn.recomputed()
         assert_same_bits(bn.recomputed(residual=inputs.residual).value(), y)
@@ -349,9 +345,7 @@ def test_groups_exchange_nothing(rng, name):
     def member(rank, part):
         options = {**inputs.options, "residual": inputs.residual[part]}
         x = inputs.x[part]
-        y, saved = bnext.batch_norm_forward(
-            x, inputs.weight, inputs.bias, group=group, **options
-        )
+        y, saved = bnext.batch_norm_forward(x, inputs.weight, inputs.bias, group=group, **options)
         if rank == 0:  # alone
             assert_same_bits(bnext.recompute(x, saved, residual=options["residual"]), y)
         return y, bnext.Recomputed(x, saved, options["residual"])

@@ -134,7 +134,7 @@ private:
             value_error("residual: expected that of the forward call, since y follows from it, got "
                         "None");
         }
-        residual_again(true);
+        residual_again(saved.fused.residual);
         out(saved.dtype, saved.shape, {Role::x, Role::residual});
     }
 

@@ -1,4 +1,4 @@
-// The backward pass of a call in place, which has y and no x (Rota Bulo, Porzi, Kontschieder 2018,
+// The backward pass of a call in place, which has y and no x (Rota Bulò, Porzi, Kontschieder 2018,
 // section 3). With the forward call's weight w and bias, z = act^-1(y) and xhat = (z - bias) / w,
 //     s1 = sum g,  s2 = sum g (z - bias) = w sum g xhat,  g = dy act'(z)
 //     dx = weight rstd (g - s1/n - (z - bias) s2 / (n w^2))
@@ -8,8 +8,9 @@
 // Sums leave the operations in the units of x, sum g (x - mean) = s2 / (w rstd), as they do in other
 // passes: what follows from them, and what a group exchanges, is the same.
 //
-// Error: y has been rounded, which shows in xhat as up to (|bias / w| + |xhat|) units in the last
-// place. core/check.cpp limits |bias / w|.
+// Error: y is rounded, so xhat differs from the exact one by up to (2 |bias / w| + 3 |xhat|) u, u the
+// unit roundoff of the data, and 2 |z / w| u more where z is from a division.
+// core/check_in_place.cpp limits |bias / w|.
 #pragma once
 
 #include <cmath>

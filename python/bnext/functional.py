@@ -140,18 +140,19 @@ def batch_norm_forward(
 
     Notes
     -----
-    *In place* (``out=x``) `y` replaces `x`. `batch_norm_backward` gets that array, and finds what it
-    needs of `x` from it: ``xhat = (act^-1(y) - bias) / weight`` (Rota Bulo, Porzi and Kontschieder
-    2018). It reads no other array than `y` and `dy`, and may write `dx` over `dy`. That takes an
-    activation that is one-to-one and nowhere flat, None or "leaky_relu" with a slope above 0, and
-    no residual. "relu", "relu6", "silu", "hardswish" and the two of GELU are not one-to-one, and
-    "sigmoid" and "tanh" saturate: they are refused.
+    *In place* (``out=x``), `y` replaces `x`. `batch_norm_backward` takes that array, and finds what
+    it needs of `x` from it: ``xhat = (act^-1(y) - bias) / weight`` (Rota Bulò, Porzi and
+    Kontschieder 2018). It reads `y` and `dy` alone, and may write `dx` over `dy`. The activation
+    must be one-to-one and nowhere flat: None, or "leaky_relu" with a slope above 0. "relu",
+    "relu6", "silu", "hardswish", "gelu" and "gelu_tanh" are not one-to-one, "sigmoid" and "tanh"
+    saturate, and a residual would be needed again: all of these are refused.
 
-    `y` has been rounded, which `xhat` has from then on: its error is up to ``|bias / weight| +
-    |xhat|`` times the unit roundoff of the dtype of `x` (2**-24 for float32), twice that where a
-    slope was divided by. A weight below ``|bias| / 2**(p // 2)`` is refused, p = 53, 24, 11 or 8
-    being the bits of the dtype's significand; so are 0 and subnormal ones. The derivative of
-    "leaky_relu" is taken at `y` as it is stored.
+    `y` is rounded, so this `xhat` differs from the exact one by up to ``(2 |bias / weight| + 3
+    |xhat|) u``, where u is the unit roundoff of the dtype of `x` (2**-24 for float32), and by
+    ``2 u |act^-1(y) / weight|`` more below 0 after "leaky_relu". Gradients have an error of that
+    size, times `dy`. So that half of the p significant bits of the dtype are left, weights below
+    ``|bias| / 2**(p // 2)``, 0 and subnormal weights are refused; p is 53, 24, 11 (float16) or 8
+    (bfloat16). The derivative of "leaky_relu" is taken at `y` as it is stored.
     """
     part = ALONE
     if group is not None:

@@ -1,4 +1,4 @@
-"""Functions of one pass over memory: statistics alone, and normalization by statistics there are."""
+"""Functions of one pass over memory: statistics, and normalization by given ones."""
 
 from __future__ import annotations
 
