@@ -203,7 +203,7 @@ def test_what_is_missing_is_named(rng):
         (added, {}, of_forward),
         (plain, {"residual": r}, "residual: expected None, since the forward call had none"),
         (added, {"residual": r + 1},
-         f"saved: made from another residual, or it was changed since {changed}"),
+         f"saved: made from another residual, or it was changed since {changed}".replace("their", "its")),
         (added, {"residual": r, "x": x + 1},
          f"saved: made from another x, or x was changed since {changed}"),
         (plain, {"x": x[:6]},
@@ -317,7 +317,7 @@ def test_the_residual_is_needed_where_the_layer_keeps_none(rng):
         assert_same_bits(bn.recomputed(residual=inputs.residual).value(), y)
         with raises_exactly(
             ValueError,
-            "saved: made from another residual, or it was changed since (their elements differ)",
+            "saved: made from another residual, or it was changed since (its elements differ)",
             {},
         ):
             bn.recomputed(residual=inputs.residual + 1).value()
