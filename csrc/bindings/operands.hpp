@@ -6,6 +6,7 @@
 
 #include "bindings/gil.hpp"
 #include "bindings/saved.hpp"
+#include "cpu/flag_bits.hpp"
 #include "cpu/reorder.hpp"
 #include "cpu/view.hpp"
 #include "intake/intake.hpp"
@@ -81,10 +82,10 @@ public:
         if (!wants_dresidual_) return {nullptr, {}};
         return {static_cast<T*>(dresidual_.data), description_.strides[count_ + 1]};
     }
-    [[nodiscard]] cpu::View<std::uint8_t> flags() const {
+    [[nodiscard]] cpu::FlagBits flags() const {
         const Flags* const flags = flags_.made != nullptr ? flags_.made : flags_.read;
-        if (flags == nullptr) return {nullptr, {}};
-        return {const_cast<std::uint8_t*>(flags->values.data()), description_.strides[flags_at_]};
+        if (flags == nullptr) return {};
+        return {const_cast<std::uint16_t*>(flags->words.data()), description_.strides[flags_at_]};
     }
 
     // None where nothing is written.
@@ -128,7 +129,8 @@ private:
             return description_.accepted();
         }
         flags_.made->strides.assign(strides[n - 1].begin(), strides[n - 1].end());
-        flags_.made->values = cpu::PoolArray<std::uint8_t>(static_cast<std::size_t>(in_[0].size()));
+        flags_.made->words =
+            cpu::PoolArray<std::uint16_t>(cpu::flag_words(static_cast<std::size_t>(in_[0].size())));
         return true;
     }
     bool fits(AxisStrides out) { return fits(out, count_); }

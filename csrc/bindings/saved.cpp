@@ -12,6 +12,7 @@
 
 #include "bindings/fastcall.hpp"
 #include "bindings/register.hpp"
+#include "cpu/flag_bits.hpp"
 #include "intake/arguments.hpp"
 #include "intake/dlpack.hpp"
 
@@ -93,10 +94,11 @@ py::object made(PyTypeObject* type, Saved saved) {
 
 py::object state_of(const SavedEpilogue& epilogue) {
     const Flags& flags = epilogue.flags;
-    return py::make_tuple(
-        name_of(epilogue.fused.activation), epilogue.fused.negative_slope, epilogue.fused.residual,
-        epilogue.fused.in_place, epilogue.residual_fingerprint, flags.strides,
-        py::bytes(reinterpret_cast<const char*>(flags.values.data()), flags.values.size()));
+    return py::make_tuple(name_of(epilogue.fused.activation), epilogue.fused.negative_slope,
+                          epilogue.fused.residual, epilogue.fused.in_place,
+                          epilogue.residual_fingerprint, flags.strides,
+                          py::bytes(reinterpret_cast<const char*>(flags.words.data()),
+                                    flags.words.size() * sizeof(std::uint16_t)));
 }
 
 // Null for a state that is none.
@@ -115,15 +117,16 @@ std::shared_ptr<SavedEpilogue> epilogue_of_state(const py::tuple& state, const S
     std::size_t size = 1;
     for (const Index extent : saved.shape()) size *= static_cast<std::size_t>(extent);
     const bool has_flags = epilogue->fused.keeps_flags();
-    if (bytes.size() != (has_flags ? size : 0)) return nullptr;
+    const std::size_t words = has_flags ? cpu::flag_words(size) : 0;
+    if (bytes.size() != words * sizeof(std::uint16_t)) return nullptr;
     if (has_flags) {
         std::vector<Index> dense(saved.shape().size());
         if (flags.strides.size() != dense.size()) return nullptr;
         dense_strides_like(saved.shape(), flags.strides, dense);
         flags.strides = dense;
     }
-    flags.values = cpu::PoolArray<std::uint8_t>(bytes.size());
-    std::ranges::copy(bytes, reinterpret_cast<char*>(flags.values.data()));
+    flags.words = cpu::PoolArray<std::uint16_t>(words);
+    std::ranges::copy(bytes, reinterpret_cast<char*>(flags.words.data()));
     return epilogue;
 }
 
@@ -250,11 +253,11 @@ PyGetSetDef attributes[] = {
             return py::bool_(epilogue && epilogue->fused.reads_residual());
         },
         "Whether the backward pass needs the residual again (bool)."),
-    attribute("in_place", [](py::handle self) -> py::object {
-                  return py::bool_(value_of(self).in_place());
-              },
-              "Whether y was written over x (bool): the backward pass takes y in place\n"
-              "of x."),
+    attribute(
+        "in_place",
+        [](py::handle self) -> py::object { return py::bool_(value_of(self).in_place()); },
+        "Whether y was written over x (bool): the backward pass takes y in place\n"
+        "of x."),
     attribute("batch_statistics", member<&Saved::batch_statistics>,
               "Whether the statistics are the batch's (bool): False where they were\n"
               "given, as running statistics are."),

@@ -15,9 +15,9 @@
 
 namespace bnext::bindings {
 
-// A flag for every value of x (core/activation.hpp), in an order of its own.
+// A flag for every value of x (cpu/flag_bits.hpp), in an order of its own.
 struct Flags {
-    cpu::PoolArray<std::uint8_t> values;
+    cpu::PoolArray<std::uint16_t> words;
     std::vector<Index> strides;
 };
 

@@ -20,8 +20,9 @@ BNEXT_FORMULA V relu_gradient(const V& z, const V& dy) {
     return unless_at_most(z, zero, dy, zero);
 }
 
-// y = act(z). Piecewise linear ones are exact; NaN stays NaN.
-template <class V>
+// y = act(z). Piecewise linear ones are exact; NaN stays NaN. `kInline`: for an activation that is
+// known when this is compiled.
+template <bool kInline = false, class V>
 BNEXT_FORMULA V activate(const Fused& f, const V& z) {
     const V zero = like(z, 0.0);
     switch (f.activation) {
@@ -32,12 +33,17 @@ BNEXT_FORMULA V activate(const Fused& f, const V& z) {
             return where_less(six, above, six, above);
         }
         case Activation::leaky_relu: return where_less(z, zero, z * like(z, f.negative_slope), z);
-        default: return smooth(f.activation, z);
+        default:
+            if constexpr (kInline) {
+                return smooth_inline(f.activation, z);
+            } else {
+                return smooth(f.activation, z);
+            }
     }
 }
 
 // dy * act'(z); at a kink, and for NaN, as PyTorch has it.
-template <class V>
+template <bool kInline = false, class V>
 BNEXT_FORMULA V gradient_through(const Fused& f, const V& z, const V& dy) {
     const V zero = like(z, 0.0);
     switch (f.activation) {
@@ -46,7 +52,12 @@ BNEXT_FORMULA V gradient_through(const Fused& f, const V& z, const V& dy) {
         case Activation::relu6:
             return unless_at_most(z, zero, unless_at_most(like(z, 6.0), z, dy, zero), zero);
         case Activation::leaky_relu: return where_less(zero, z, dy, dy * like(z, f.negative_slope));
-        default: return dy * smooth_derivative(f.activation, z);
+        default:
+            if constexpr (kInline) {
+                return dy * smooth_derivative_inline(f.activation, z);
+            } else {
+                return dy * smooth_derivative(f.activation, z);
+            }
     }
 }
 

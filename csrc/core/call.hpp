@@ -69,7 +69,7 @@ struct FromForward {
     const std::uint64_t* fingerprint;  // null: whether x has changed is not asked
     Fused fused{};                     // what it applied besides
     const std::uint64_t* residual_fingerprint = nullptr;  // null: not asked
-    bool has_parameters = false;  // whether weight and bias are known
+    bool has_parameters = false;                          // whether weight and bias are known
 };
 
 struct Call {

@@ -127,12 +127,14 @@ private:
             value_error("saved: expected of a call that left x as it was, got of one in place");
         }
         if (!saved.has_parameters) {
-            value_error("saved: expected with the weight and the bias of the forward call, got "
-                        "without them");
+            value_error(
+                "saved: expected with the weight and the bias of the forward call, got "
+                "without them");
         }
         if (saved.fused.residual && !call_.has(Role::residual)) {
-            value_error("residual: expected that of the forward call, since y follows from it, got "
-                        "None");
+            value_error(
+                "residual: expected that of the forward call, since y follows from it, got "
+                "None");
         }
         residual_again(saved.fused.residual);
         out(saved.dtype, saved.shape, {Role::x, Role::residual});
@@ -161,8 +163,9 @@ private:
             if (!saved.fused.in_place) {
                 of_another("another x, or x was changed since (their elements differ)");
             }
-            of_another("another y than is given in place of x, or it was changed since (their "
-                       "elements differ)");
+            of_another(
+                "another y than is given in place of x, or it was changed since (their "
+                "elements differ)");
         }
     }
 

@@ -13,7 +13,7 @@ void check_fused(const Fused& fused, DType dtype) {
     check_invertible(fused);
     if (fused.residual) value_error("residual: expected None", kSince, ", got an array");
     // Products with the slope would lose digits.
-    if (fused.activation == Activation::leaky_relu && 
+    if (fused.activation == Activation::leaky_relu &&
         fused.negative_slope < smallest_normal(dtype)) {
         value_error("negative_slope: expected at least ", number_text(smallest_normal(dtype)),
                     " for ", name_of(dtype), kSince, ", got ", number_text(fused.negative_slope));

@@ -108,8 +108,8 @@ struct NormalizeActivated : Normalize<V> {
 };
 
 // g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize
-// has them, of the forward call's weight and bias. In place, y takes the place of x, and of z, whose
-// sign it has.
+// has them, of the forward call's weight and bias. In place, y takes the place of x, and of z,
+// whose sign it has.
 template <class V>
 struct ThroughActivation {
     static constexpr Flags kFlags = Flags::read;

@@ -299,9 +299,9 @@ BNEXT_FORMULA V hardswish_derivative(const V& z) {
 
 namespace bnext {
 
-// act(z)
+// act(z), for an activation that is known when this is compiled.
 template <class V>
-BNEXT_OUTLINE V smooth(Activation activation, const V& z) {
+BNEXT_FORMULA V smooth_inline(Activation activation, const V& z) {
     namespace act = smooth_activations;
     switch (activation) {
         case Activation::silu: return act::gated(z, act::Decay<V>(z));
@@ -314,9 +314,9 @@ BNEXT_OUTLINE V smooth(Activation activation, const V& z) {
     }
 }
 
-// act'(z)
+// act'(z), for such an activation.
 template <class V>
-BNEXT_OUTLINE V smooth_derivative(Activation activation, const V& z) {
+BNEXT_FORMULA V smooth_derivative_inline(Activation activation, const V& z) {
     namespace act = smooth_activations;
     constexpr double kDown = act::Of<V>::kDown;
     switch (activation) {
@@ -335,6 +335,16 @@ BNEXT_OUTLINE V smooth_derivative(Activation activation, const V& z) {
             return act::sigmoid_derivative_up(z * like(z, 2.0)) * like(z, 4 * kDown);
         default: return like(z, 1.0);
     }
+}
+
+// The same, for an activation that is chosen while the program runs.
+template <class V>
+BNEXT_OUTLINE V smooth(Activation activation, const V& z) {
+    return smooth_inline(activation, z);
+}
+template <class V>
+BNEXT_OUTLINE V smooth_derivative(Activation activation, const V& z) {
+    return smooth_derivative_inline(activation, z);
 }
 
 }  // namespace bnext

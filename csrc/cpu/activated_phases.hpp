@@ -23,8 +23,8 @@ struct ActivatedNormal : Normal<T> {
             double z = by.y(static_cast<double>(*at(in[0], o, c, i)));
             if (fused.residual) z += static_cast<double>(*at(in[1], o, c, i));
             *at(out[0], o, c, i) = value_of<T>(activate(fused, z));
-            if (activated.flags.data != nullptr) {
-                *at(activated.flags, o, c, i) = static_cast<std::uint8_t>(passes(fused, z));
+            if (activated.flags.are_kept()) {
+                set_flag(activated.flags, activated.flags.at(o, c, i), passes(fused, z) != 0);
             }
         });
     }
@@ -52,8 +52,8 @@ struct ThroughAt {
     double operator()(Index o, Index c, Index i) const {
         const Activated& activated = *of_z.all.activated;
         const auto value = [&](int k) { return static_cast<C>(*at(in[k], o, c, i)); };
-        if (activated.flags.data != nullptr) {
-            const auto flag = static_cast<C>(*at(activated.flags, o, c, i));
+        if (activated.flags.are_kept()) {
+            const C flag{flag_at(activated.flags, activated.flags.at(o, c, i)) ? C{1} : C{0}};
             return static_cast<double>(gradient_by_flag(activated.fused, flag, value(1)));
         }
         if (is_extreme(c)) {
@@ -87,8 +87,8 @@ struct CollectActivated : CollectGradients<T> {
         if (kHasExtremes<T> && of_z.any_extreme) {
             for (Index c = channels.begin; c < channels.end; ++c) {
                 if (!through.is_extreme(c)) continue;
-                exact_gradient_sums(through, x, this->setting.plan.tiling, c,
-                                    this->of.mean()[c], this->sum_dy[c], this->sum_dy_xmu[c]);
+                exact_gradient_sums(through, x, this->setting.plan.tiling, c, this->of.mean()[c],
+                                    this->sum_dy[c], this->sum_dy_xmu[c]);
             }
         }
         return n;

@@ -2,14 +2,14 @@
 // section 3). With the forward call's weight w and bias, z = act^-1(y) and xhat = (z - bias) / w,
 //     s1 = sum g,  s2 = sum g (z - bias) = w sum g xhat,  g = dy act'(z)
 //     dx = weight rstd (g - s1/n - (z - bias) s2 / (n w^2))
-// This is Gradient (core/formulas.hpp) of z in place of x, about the bias as the mean, with 1/|w| as
-// rstd and a scale of its own. So kernels, schedules and ranges are those of any backward pass.
+// This is Gradient (core/formulas.hpp) of z in place of x, about the bias as the mean, with 1/|w|
+// as rstd and a scale of its own. So kernels, schedules and ranges are those of any backward pass.
 //
-// Sums leave the operations in the units of x, sum g (x - mean) = s2 / (w rstd), as they do in other
-// passes: what follows from them, and what a group exchanges, is the same.
+// Sums leave the operations in the units of x, sum g (x - mean) = s2 / (w rstd), as they do in
+// other passes: what follows from them, and what a group exchanges, is the same.
 //
-// Error: y is rounded, so xhat differs from the exact one by up to (2 |bias / w| + 3 |xhat|) u, u the
-// unit roundoff of the data, and 2 |z / w| u more where z is from a division.
+// Error: y is rounded, so xhat differs from the exact one by up to (2 |bias / w| + 3 |xhat|) u, u
+// the unit roundoff of the data, and 2 |z / w| u more where z is from a division.
 // core/check_in_place.cpp limits |bias / w|.
 #pragma once
 

@@ -12,6 +12,7 @@
 #include "core/formulas.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
+#include "cpu/flag_bits.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::cpu {
@@ -30,7 +31,7 @@ struct Region {
 // What activated formulas apply, and the flags that they write or read, if any (core/formulas.hpp).
 struct Activated {
     Fused fused;
-    View<std::uint8_t> flags{nullptr, {}};
+    FlagBits flags{};
 };
 
 // Rows of coefficients in the order of the formula's Row (core/formulas.hpp), one value for each

@@ -6,6 +6,7 @@
 #include "core/dtype.hpp"
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
+#include "cpu/flag_bits.hpp"
 #include "cpu/view.hpp"
 
 namespace bnext::cpu {
@@ -22,7 +23,7 @@ template <class T>
 struct Applied {
     Fused fused;
     View<const T> residual{nullptr, {}};
-    View<std::uint8_t> flags{nullptr, {}};   // written by forward, read by backward
+    FlagBits flags{};                        // written by forward, read by backward
     View<T> dresidual{nullptr, {}};          // written by backward
     Affine<T> of_forward{nullptr, nullptr};  // for backward, the weight and bias that z has
     const double* scale = nullptr;  // of dx, where it is not weight * rstd (cpu/in_place.hpp)

@@ -122,8 +122,7 @@ template <class T>
 
 // By the same reasoning for gradients and their products with deviations.
 template <class Dy, class X>
-[[gnu::noinline, gnu::cold]] void mend_gradient_sums(const Dy& dy, const X& x,
-                                                     const Tiling& tiling,
+[[gnu::noinline, gnu::cold]] void mend_gradient_sums(const Dy& dy, const X& x, const Tiling& tiling,
                                                      const ChannelRange& channels, double smallest,
                                                      const double* mean, double* sum_dy,
                                                      double* sum_dy_xmu) {

@@ -1,8 +1,8 @@
 """Batch normalization at the price of a memory copy.
 
 Layers (`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `BatchNorm`) and functions
-(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`, `recompute`) over C++ kernels that read the
-data once, sum in a fixed order, and give the same bits for any number of threads.
+(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`, `recompute`) over C++ kernels
+that read the data once, sum in a fixed order, and give the same bits for any number of threads.
 """
 
 from bnext import cuda, functional, sync

@@ -4,70 +4,45 @@
 // Traffic: x, dy, and the residual or the flags once each.
 // Order, error: of backward_reduce, for g rounded to the compute type.
 
+// A pack of g, which is of the compute type.
 template <class T>
-using Through = ThroughActivation<Pack<Compute<T>>>;
-
-template <class T>
-BNEXT_FORCE_INLINE Pack<Sum<T>> to_sum(const Pack<Compute<T>>& a) {
+BNEXT_FORCE_INLINE Pack<Sum<T>> load_gradient(const Compute<T>* g) {
     if constexpr (kIs16Bit<T>) {
-        return a;
+        return load(g);
     } else {
-        return widen(a);
+        return load_wide(g);
     }
 }
 
-// The pack of g, by the flags if there are any (not null).
-template <class C, class T>
-BNEXT_NO_INLINE Pack<C> gradient_out_of_line(const ThroughActivation<Pack<C>>& through, const T* x,
-                                             const T* dy, const T* residual,
-                                             const std::uint8_t* flags, int columns) {
-    const Pack<C> of_dy = load_columns(dy, columns);
-    if (flags != nullptr) return through.by_flag(of_dy, load_flags<C>(flags, columns));
-    return through(load_columns(x, columns), of_dy, load_columns(residual, columns));
-}
-
-// The same, inline where formulas have an inline way (flags.inl.hpp).
-template <class C, class T>
-BNEXT_FORCE_INLINE Pack<C> gradient_of_pack(const ThroughActivation<Pack<C>>& through, const T* x,
-                                            const T* dy, const T* residual,
-                                            const std::uint8_t* flags, int columns) {
-    if constexpr (kInlinesRelu<ThroughActivation<Pack<C>>, T>) {
-        if (through.fused.activation == Activation::relu) {
-            const Pack<C> of_dy = load_columns(dy, columns);
-            if (flags == nullptr) return through.relu(load_columns(x, columns), of_dy);
-            return relu_gradient_by_flags(flags, columns, of_dy);
-        }
-    }
-    return gradient_out_of_line<C, T>(through, x, dy, residual, flags, columns);
-}
-
-// What deviations are taken of: x, or in place z.
-template <class S>
-BNEXT_FORCE_INLINE Pack<S> deviating(const Fused& fused, const Pack<S>& x) {
-    return fused.in_place ? argument_of(fused, x) : x;
-}
-
-// RunSums of g, from x, dy and the residual.
+// RunSums of g, which is made piece by piece from x, dy and the residual.
 template <class T>
 class ActivatedSums {
-public:
-    BNEXT_FORCE_INLINE ActivatedSums(Sum<T> center, const CoefficientsIn<Compute<T>>& of_z, Index k,
-                                     Index c)
-        : sums_(center),
-          through_(formula_of_channel<Through<T>>(of_z, k)),
-          of_z_(of_z),
-          channel_(c) {}
+    using C = Compute<T>;
 
-    BNEXT_FORCE_INLINE void begin_run(Index o, Index i) {
-        flags_ = flags_at(of_z_, o, channel_, i);
+public:
+    BNEXT_FORCE_INLINE ActivatedSums(Sum<T> center, const CoefficientsIn<C>& of_z, Index k, Index c)
+        : sums_(center), activated_(*of_z.activated), channel_(c) {
+        for (int r = 0; r < kRows; ++r) store(rows_[r], broadcast(of_z.row[r][k]));
+    }
+
+    BNEXT_FORCE_INLINE void begin_run(const T* const (&run)[3], Index o, Index i, Index n) {
+        for (int k = 0; k < 3; ++k) run_.in[k] = run_.ahead[k] = run[k];
+        run_.flag = activated_.flags.at(o, channel_, i);
+        run_.n = n;
+        made_ = 0;
     }
     BNEXT_FORCE_INLINE void add_pair(const T* const (&run)[3], Index j) {
+        make(j);
         add_packs<0>(run, j, 0);
         add_packs<1>(run, j + kLanes, 0);
     }
-    BNEXT_FORCE_INLINE void add(const T* const (&run)[3], Index j) { add_packs<0>(run, j, 0); }
+    BNEXT_FORCE_INLINE void add(const T* const (&run)[3], Index j) {
+        make(j);
+        add_packs<0>(run, j, 0);
+    }
     // Values that are not there have a gradient of 0.
     BNEXT_FORCE_INLINE void add_first(const T* const (&run)[3], Index j, int n) {
+        make(j);
         add_packs<1>(run, j, n);
     }
     BNEXT_FORCE_INLINE void end_of_group() { sums_.end_of_group(); }
@@ -75,20 +50,31 @@ public:
     BNEXT_FORCE_INLINE double second() const { return sums_.second(); }
 
 private:
+    static constexpr int kRows = Normalize<C>::kRows;
+
+    // The gradients from j on, where they are not made yet.
+    BNEXT_FORCE_INLINE void make(Index j) {
+        if (j < made_) return;
+        begin_ = j;
+        made_ = run_.n - j < kPiece ? run_.n : j + kPiece;
+        using Z = Normalize<C>;
+        const ZOfRun<T> z{rows_[Z::kCenter], rows_[Z::kScale], rows_[Z::kShift], 0};
+        gradient_of_piece(run_, z, begin_, made_, activated_, gradients_);
+    }
     template <int H>
     BNEXT_FORCE_INLINE void add_packs(const T* const (&run)[3], Index j, int columns) {
-        const auto g =
-            gradient_of_pack<Compute<T>, T>(through_, run[0] + j, run[1] + j, run[2] + j,
-                                            flags_ != nullptr ? flags_ + j : nullptr, columns);
         sums_.template add_packs<H>(
-            to_sum<T>(g), deviating(through_.fused, load_sum(run[0] + j, columns, Sum<T>{0})));
+            load_gradient<T>(gradients_ + (j - begin_)),
+            deviating(activated_.fused, load_sum(run[0] + j, columns, Sum<T>{0})));
     }
 
     RunSums<T, 2, Difference> sums_;
-    Through<T> through_;
-    const CoefficientsIn<Compute<T>>& of_z_;
+    const Activated& activated_;
     Index channel_;
-    const std::uint8_t* flags_ = nullptr;
+    ActivatedRun<T> run_{};
+    Index begin_ = 0, made_ = 0;
+    alignas(64) C rows_[kRows][kLanes];
+    alignas(64) C gradients_[kPiece];
 };
 
 template <class T>
@@ -114,47 +100,53 @@ double planar_activated_reduce(const View<const T>* in, const Region& region, co
     return region.values();
 }
 
-// Adds a block of rows of G packs of columns from c on to the sums of g. `of_z`, `flags`: from
-// column 0 on.
-template <int G, class T, class S>
-BNEXT_FORCE_INLINE void add_activated_rows(const RowsIn<T> (&in)[3], std::uint8_t* flags,
-                                           Index flags_pitch, Index width, Index rows, Index c,
-                                           int columns, const CoefficientsIn<Compute<T>>& of_z,
-                                           S& sums) {
-    const FormulaGroup<Through<T>, T, G> through(of_z, c, columns);
-    Pack<Sum<T>> center[G];
-    unrolled<G>([&](auto g)
-                    BNEXT_INLINE_LAMBDA { center[g] = load(sums.center + c + g * kLanes); });
-    for (Index begin = 0; begin < rows; begin += kSummedRows) {
-        const Index end = begin + kSummedRows < rows ? begin + kSummedRows : rows;
-        Pack<Sum<T>> first[G], second[G];
-        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            first[g] = broadcast(Sum<T>{0});
-            second[g] = broadcast(Sum<T>{0});
-        });
-        for (Index r = begin; r < end; ++r) {
-            unrolled<3>([&](auto i) BNEXT_INLINE_LAMBDA {
-                prefetch_next_block<G>(in[i].first, in[i].pitch, in[i].pitch == width, rows, r, c);
-            });
-            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-                const auto at_pack = [&](int i) BNEXT_INLINE_LAMBDA {
-                    return in[i].first + r * in[i].pitch + c + g * kLanes;
-                };
-                const Pack<Sum<T>> of = to_sum<T>(gradient_of_pack<Compute<T>, T>(
-                    through.pack[g], at_pack(0), at_pack(1), at_pack(2),
-                    flags != nullptr ? flags + r * flags_pitch + c + g * kLanes : nullptr,
-                    columns));
-                const Pack<Sum<T>> x = deviating(through.pack[g].fused,
-                                                 load_sum(at_pack(0), columns, Sum<T>{0}));
-                first[g] = first[g] + of;
-                second[g] = fma(of, x - center[g], second[g]);
-            });
+inline constexpr Index kActivatedColumns = 256;  // summed together
+
+// Adds `count` rows to the sums of g. `of_z`, the run and its flags: from column 0 on.
+template <class T, class S>
+BNEXT_FORCE_INLINE void add_activated_rows(const ActivatedRun<T>& first, const Index (&pitch)[3],
+                                           Index flag_pitch, Index width, Index count,
+                                           const CoefficientsIn<Compute<T>>& of_z, S& sums) {
+    using C = Compute<T>;
+    using Z = Normalize<C>;
+    const ZOfRun<T> z{of_z.row[Z::kCenter], of_z.row[Z::kScale], of_z.row[Z::kShift], 1};
+    alignas(64) C gradients[kSummedRows][kActivatedColumns + kLanes];
+    for (Index begin = 0; begin < count; begin += kSummedRows) {
+        const Index rows = count - begin < kSummedRows ? count - begin : kSummedRows;
+        for (Index r = 0; r < rows; ++r) {
+            ActivatedRun<T> run = first;
+            for (int i = 0; i < 3; ++i) {
+                run.in[i] += (begin + r) * pitch[i];
+                run.ahead[i] = run.in[i] + kSummedRows * pitch[i];
+            }
+            run.flag += (begin + r) * flag_pitch;
+            gradient_of_piece(run, z, 0, width, *of_z.activated, gradients[r]);
         }
-        unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            double* const s1 = sums.first + c + g * kLanes;
-            double* const s2 = sums.second + c + g * kLanes;
-            store(s1, load(s1) + widen(first[g]));
-            store(s2, load(s2) + widen(second[g]));
+        const T* const x = first.in[0] + begin * pitch[0];
+        for_each_column_group<kGroupPacks>(width, [&](auto packs, Index c,
+                                                      int columns) BNEXT_INLINE_LAMBDA {
+            constexpr int G = decltype(packs){};
+            Pack<Sum<T>> center[G], first_sum[G], second_sum[G];
+            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                center[g] = load(sums.center + c + g * kLanes);
+                first_sum[g] = second_sum[g] = broadcast(Sum<T>{0});
+            });
+            for (Index r = 0; r < rows; ++r) {
+                unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                    const Index k = c + g * kLanes;
+                    const Pack<Sum<T>> of = load_gradient<T>(gradients[r] + k);
+                    const Pack<Sum<T>> at_x = deviating(
+                        of_z.activated->fused, load_sum(x + r * pitch[0] + k, columns, Sum<T>{0}));
+                    first_sum[g] = first_sum[g] + of;
+                    second_sum[g] = fma(of, at_x - center[g], second_sum[g]);
+                });
+            }
+            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                double* const s1 = sums.first + c + g * kLanes;
+                double* const s2 = sums.second + c + g * kLanes;
+                store(s1, load(s1) + widen(first_sum[g]));
+                store(s2, load(s2) + widen(second_sum[g]));
+            });
         });
     }
 }
@@ -165,7 +157,7 @@ double interleaved_activated_reduce(const View<const T>* in, const Region& regio
                                     double* sum_dy, double* sum_dy_xmu) {
     const Tile rows = rows_of_tile(*region.tiling, region.tiles.begin);
     const Index columns = region.tiling->columns();
-    Strip<Sum<T>, 256> sums;
+    Strip<Sum<T>, kActivatedColumns> sums;
     Sum<T>* const centers = sums.centers(columns);
     const Index strip = channels_of_strip(sums.kMost, columns);
     for (Index begin = 0; begin < region.channels.size(); begin += strip) {
@@ -179,24 +171,18 @@ double interleaved_activated_reduce(const View<const T>* in, const Region& regio
             sums.first[c] = sums.second[c] = 0.0;
         }
         CoefficientsIn<Compute<T>> of_strip = *of_z;
-        for (int r = 0; r < Through<T>::kRows; ++r) of_strip.row[r] += begin * columns;
-        for_each_row_block(rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
+        for (int r = 0; r < Normalize<Compute<T>>::kRows; ++r) of_strip.row[r] += begin * columns;
+        const FlagBits& flags = of_z->activated->flags;
+        const Index flag_pitch = is_outer_only(rows) ? flags.stride.outer : flags.stride.inner;
+        Index pitch[3];
+        for (int k = 0; k < 3; ++k) pitch[k] = row_pitch(in[k], rows);
+        for_each_row_block(rows, rows_of_block<T>(width, pitch[0]),
                            [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
-                               RowsIn<T> block[3];
-                               unrolled<3>([&](auto k) BNEXT_INLINE_LAMBDA {
-                                   block[k] = {at(in[k], o, 0, i) + first, row_pitch(in[k], rows)};
-                               });
-                               std::uint8_t* flags = flags_at(*of_z, o, 0, i);
-                               Index flags_pitch = 0;
-                               if (flags != nullptr) {
-                                   flags += first;
-                                   flags_pitch = row_pitch(of_z->activated->flags, rows);
-                               }
-                               for_each_column_group<1>(width, [&](auto packs, Index c,
-                                                                   int some) BNEXT_INLINE_LAMBDA {
-                                   add_activated_rows<packs, T>(block, flags, flags_pitch, width,
-                                                                count, c, some, of_strip, sums);
-                               });
+                               ActivatedRun<T> run{};
+                               for (int k = 0; k < 3; ++k) run.in[k] = at(in[k], o, 0, i) + first;
+                               run.flag = flags.at(o, 0, i) + first;
+                               add_activated_rows(run, pitch, flag_pitch, width, count, of_strip,
+                                                  sums);
                            });
         sum_columns(sums.first, channels, columns);
         sum_columns(sums.second, channels, columns);

@@ -20,6 +20,7 @@
 #include "core/tiling.hpp"
 #include "cpu/columns.hpp"
 #include "cpu/dispatch.hpp"
+#include "cpu/flag_bits.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/view.hpp"
 
@@ -45,11 +46,15 @@ struct Number {
 
 #include "cpu/kernels/columns.inl.hpp"
 
-#include "cpu/kernels/flags.inl.hpp"
-
 #include "cpu/kernels/write_planar.inl.hpp"
 
 #include "cpu/kernels/write_interleaved.inl.hpp"
+
+#include "cpu/kernels/flags.inl.hpp"
+
+#include "cpu/kernels/activated_runs.inl.hpp"
+
+#include "cpu/kernels/write_activated.inl.hpp"
 
 #include "cpu/kernels/coefficients.inl.hpp"
 
@@ -74,14 +79,24 @@ constexpr auto reduction_of() {
     }
 }
 
+// The second.
+template <class T, Layout L, Pass P, Epilogue E>
+constexpr auto writing_of() {
+    using F = Formula<P, E, Pack<Compute<T>>>;
+    constexpr bool planar = L == Layout::planar;
+    if constexpr (E == Epilogue::activated) {
+        return planar ? write_activated_planar<F, T> : write_activated_interleaved<F, T>;
+    } else {
+        return planar ? write_planar<F, T> : write_interleaved<F, T>;
+    }
+}
+
 template <class T>
 constexpr KernelSet<T> kernels_of() {
     KernelSet<T> set{};
     const auto add = [&]<Layout L, Pass P, Epilogue E>() {
-        using F = Formula<P, E, Pack<Compute<T>>>;
         set.of[static_cast<int>(L)][static_cast<int>(P)][static_cast<int>(E)] = {
-            reduction_of<T, L, P, E>(),
-            L == Layout::planar ? write_planar<F, T> : write_interleaved<F, T>,
+            reduction_of<T, L, P, E>(), writing_of<T, L, P, E>(),
             P == Pass::forward ? norm_coefficients<T> : backward_coefficients<T>};
     };
     for_each_formula([&]<Pass P, Epilogue E>() {

@@ -56,8 +56,8 @@ public:
     BNEXT_FORCE_INLINE void add_packs(const Pack<C>& value, const Pack<C>& x) {
         add(Number<H>{}, value, [&]() BNEXT_INLINE_LAMBDA { return x; });
     }
-    // Of the runs that come, (o, inner) is the first place.
-    BNEXT_FORCE_INLINE void begin_run(Index, Index) {}
+    // Of n values, the first of them at (o, i).
+    BNEXT_FORCE_INLINE void begin_run(const T* const (&)[kReads], Index, Index, Index) {}
     BNEXT_FORCE_INLINE void end_of_group() {
         if constexpr (kInGroups) {
             first_ = first_ + widen(group_first_[0] + group_first_[1]);
@@ -114,7 +114,7 @@ BNEXT_FORCE_INLINE void add_tile(const View<const T>* in, const Tiling& tiling, 
         const T* run[kReads];
         unrolled<kReads>(
             [&](auto i) BNEXT_INLINE_LAMBDA { run[i] = at(in[i], o, c, 0) + tile.inner_begin; });
-        sums.begin_run(o, tile.inner_begin);
+        sums.begin_run(run, o, tile.inner_begin, n);
         const Lookahead<T, kReads> next(in, tiling, tile, o, c);
         Index j = 0;
         const auto pair = [&]() BNEXT_INLINE_LAMBDA {
@@ -158,10 +158,10 @@ struct Strip {
     BNEXT_FORCE_INLINE C* centers(Index columns) { return columns == 1 ? center : shared; }
 };
 
-// Adds a block of rows of G packs of columns from c on to their sums.
+// Adds a block of rows of G packs of columns from c on to their sums, or to 0 if `first_block`.
 template <int G, class T, int kReads, class S>
 BNEXT_FORCE_INLINE void add_rows(const RowsIn<T> (&in)[kReads], Index width, Index rows, Index c,
-                                 int columns, S& sums) {
+                                 int columns, bool first_block, S& sums) {
     using C = Sum<T>;
     Pack<C> center[G];
     load_per_column<T>(sums.center + c, center);
@@ -192,8 +192,10 @@ BNEXT_FORCE_INLINE void add_rows(const RowsIn<T> (&in)[kReads], Index width, Ind
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             double* const s1 = sums.first + c + g * kLanes;
             double* const s2 = sums.second + c + g * kLanes;
-            store(s1, load(s1) + widen(first[g]));
-            store(s2, load(s2) + widen(second[g]));
+            const bool fresh = first_block && begin == 0;
+            const Wide zero = broadcast(0.0);
+            store(s1, (fresh ? zero : load(s1)) + widen(first[g]));
+            store(s2, (fresh ? zero : load(s2)) + widen(second[g]));
         });
     }
 }
@@ -204,21 +206,20 @@ BNEXT_FORCE_INLINE void sum_channels(const View<const T>* in, const Tile& rows, 
                                      Index channels, Index columns, S& sums) {
     const Index width = channels * columns;
     if (columns > 1) spread(sums.shared, sums.center, channels, columns);
-    for (Index c = 0; c < (width + kLanes - 1) / kLanes * kLanes; ++c) {
-        sums.first[c] = sums.second[c] = 0.0;
-    }
-    for_each_row_block(rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
-                       [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
-                           RowsIn<T> block[kReads];
-                           unrolled<kReads>([&](auto k) BNEXT_INLINE_LAMBDA {
-                               block[k] = {at(in[k], o, 0, i) + first * columns,
-                                           row_pitch(in[k], rows)};
-                           });
-                           for_each_column_group<kGroupPacks>(
-                               width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
-                                   add_rows<packs, T>(block, width, count, c, some, sums);
-                               });
-                       });
+    bool first_block = true;
+    for_each_row_block(
+        rows, rows_of_block<T>(width, row_pitch(in[0], rows)),
+        [&](Index o, Index i, Index count) BNEXT_INLINE_LAMBDA {
+            RowsIn<T> block[kReads];
+            unrolled<kReads>([&](auto k) BNEXT_INLINE_LAMBDA {
+                block[k] = {at(in[k], o, 0, i) + first * columns, row_pitch(in[k], rows)};
+            });
+            for_each_column_group<kGroupPacks>(
+                width, [&](auto packs, Index c, int some) BNEXT_INLINE_LAMBDA {
+                    add_rows<packs, T>(block, width, count, c, some, first_block, sums);
+                });
+            first_block = false;
+        });
     sum_columns(sums.first, channels, columns);
     sum_columns(sums.second, channels, columns);
 }

@@ -17,10 +17,6 @@ BNEXT_FORCE_INLINE Formula formula_of_unit(const CoefficientsIn<Compute<T>>& all
     });
 }
 
-// Whether G packs of columns go by units, whose packs are not values in a row.
-template <class Formula, class T, int G>
-inline constexpr bool kByUnits = kLoadsUnits<T, G> && !kIsActivated<Formula>;
-
 // The formulas of G packs of columns from c on, of a last one the first `columns`.
 template <class Formula, class T, int G>
 struct FormulaGroup {
@@ -28,7 +24,7 @@ struct FormulaGroup {
 
     BNEXT_FORCE_INLINE FormulaGroup(const CoefficientsIn<Compute<T>>& all, Index c, int columns) {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-            if constexpr (kByUnits<Formula, T, G>) {
+            if constexpr (kLoadsUnits<T, G>) {
                 constexpr int kPacks = kUnitPacks<T>;
                 pack[g] = formula_of_unit<Formula, T, g % kPacks>(all, c + g / kPacks * kUnit<T>);
             } else {
@@ -57,21 +53,12 @@ struct Rows {
     };
     Input in[Formula::kReads];
     Output out[Formula::kWrites];
-    struct {
-        std::uint8_t* first;  // or null
-        Index pitch;
-    } flags;
 
-    [[nodiscard]] BNEXT_FORCE_INLINE std::uint8_t* flags_at(Index r, Index c) const {
-        if constexpr (Formula::kFlags == Flags::none) return nullptr;
-        return flags.first != nullptr ? flags.first + r * flags.pitch + c : nullptr;
-    }
     // The same from row r on.
     [[nodiscard]] BNEXT_FORCE_INLINE Rows from(Index r) const {
         Rows rows = *this;
         for (int i = 0; i < Formula::kReads; ++i) rows.in[i].first += r * in[i].pitch;
         for (int w = 0; w < Formula::kWrites; ++w) rows.out[w].first += r * out[w].pitch;
-        rows.flags.first = flags_at(r, 0);
         return rows;
     }
 };
@@ -87,24 +74,26 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
     const auto to = [&](auto w, Index first) BNEXT_INLINE_LAMBDA {
         return rows.out[w].first + r * rows.out[w].pitch + c + first;
     };
-    if constexpr (kByUnits<Formula, T, G>) {
+    if constexpr (kLoadsUnits<T, G>) {
         constexpr int kPacks = kUnitPacks<T>;
         unrolled<G / kPacks>([&](auto u) BNEXT_INLINE_LAMBDA {
             const Index first = u * kUnit<T>;
             write_unit_by<kStreams, Formula, T>(
-                nullptr,
                 [&](auto h)
                     BNEXT_INLINE_LAMBDA -> const Formula& { return formulas.pack[u * kPacks + h]; },
-                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i, first); },
+                [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i, first)); },
                 [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); });
         });
     } else {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             const Index first = g * kLanes;
-            write_columns<kStreams, T>(
-                formulas.pack[g], rows.flags_at(r, c + first), columns,
-                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i, first); },
-                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); });
+            write_pack(
+                formulas.pack[g],
+                [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i, first), columns); },
+                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+                    kStreams ? stream(to(w, first), pack)
+                             : store_columns(to(w, first), columns, pack);
+                });
         });
     }
 }
@@ -115,7 +104,7 @@ template <class Formula, class T>
 BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T>& given, Index count, Index begin,
                                        Index end, const CoefficientsIn<Compute<T>>& all) {
     const Rows<Formula, T> rows = given;
-    constexpr int kPacks = kColumnsByUnits && !kIsActivated<Formula> ? kUnitPacks<T> : 1;
+    constexpr int kPacks = kColumnsByUnits ? kUnitPacks<T> : 1;
     const auto some_rows = [&](auto at_once, Index r) BNEXT_INLINE_LAMBDA {
         for_each_column_group<kPacks>(
             end - begin, [&](auto packs, Index k, int columns) BNEXT_INLINE_LAMBDA {
@@ -127,8 +116,7 @@ BNEXT_NO_INLINE void write_rows_cached(const Rows<Formula, T>& given, Index coun
             });
     };
     Index r = 0;
-    if constexpr (kNativeBytes > 16 &&
-                  !kIsActivated<Formula>) {  // else a pack alone takes four registers or more
+    if constexpr (kNativeBytes > 16) {  // else a pack alone takes four registers or more
         for (; r + 4 <= count; r += 4) some_rows(Number<4>{}, r);
     }
     for (; r < count; ++r) some_rows(Number<1>{}, r);
@@ -140,18 +128,18 @@ template <class Formula, class T>
 BNEXT_NO_INLINE void stream_rows(const Rows<Formula, T>& given, Index count, Index begin, Index end,
                                  const CoefficientsIn<Compute<T>>& all) {
     const Rows<Formula, T> rows = given;
-    constexpr int kPacks = kIsActivated<Formula> && kGroupPacks > 1 ? 2 : kGroupPacks;
-    for_each_column_group<kPacks>(end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
-        const Index c = begin + k;
-        const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
-        for (Index r = 0; r < count; ++r) {
-            unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
-                const auto& in = rows.in[i];
-                prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
-            });
-            write_group<true>(rows, formulas, r, c, 0);
-        }
-    });
+    for_each_column_group<kGroupPacks>(
+        end - begin, [&](auto packs, Index k, int) BNEXT_INLINE_LAMBDA {
+            const Index c = begin + k;
+            const FormulaGroup<Formula, T, packs> formulas(all, c, 0);
+            for (Index r = 0; r < count; ++r) {
+                unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA {
+                    const auto& in = rows.in[i];
+                    prefetch_next_block<packs>(in.first, in.pitch, in.dense, count, r, c);
+                });
+                write_group<true>(rows, formulas, r, c, 0);
+            }
+        });
 }
 
 inline constexpr Index kWrittenRows = 16;  // of a block
@@ -181,10 +169,6 @@ BNEXT_FORCE_INLINE void write_rows(const View<const T>* in, const View<T>* out, 
             begins[w] = at(out[w], o, 0, i) + first;
             rows.out[w] = {begins[w], row_pitch(out[w], tile)};
         });
-        rows.flags = {flags_at(all, o, 0, i), 0};
-        if (rows.flags.first != nullptr) {
-            rows.flags = {rows.flags.first + first, row_pitch(all.activated->flags, tile)};
-        }
         if (!in_lines || !begin_alike(begins)) {
             return write_rows_cached(rows, count, 0, width, all);
         }
@@ -220,7 +204,6 @@ struct InOrder {
     // where it took up to a third longer: what is prefetched there counts more. Without a table it
     // pays only where rows share lines.
     BNEXT_FORCE_INLINE static bool pays(Index width, bool streams) {
-        if constexpr (kIsActivated<Formula>) return false;  // compiled once less
         if (by_table(width)) return !streams || Formula::kReads == 1;
         return width * static_cast<Index>(sizeof(T)) % 64 != 0 && width <= kMostChannels;
     }
@@ -278,10 +261,13 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Inde
         } else {
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
                 constexpr Index first = h * kLanes;
-                write_columns<kStreams, T>(
-                    formula_of_pack<Formula>(all, k + first, 0), nullptr, 0,
-                    [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j + first; },
-                    [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j + first; });
+                write_pack(
+                    formula_of_pack<Formula>(all, k + first, 0),
+                    [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
+                    [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+                        T* const p = runs.out[w] + j + first;
+                        kStreams ? stream(p, pack) : store(p, pack);
+                    });
             });
         }
         k += step;
@@ -299,9 +285,6 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
     bool dense = access.wraps;
     for (int w = 0; w < Formula::kWrites; ++w) dense = dense && out[w].stride.outer == width;
     for (int i = 0; i < Formula::kReads; ++i) dense = dense && in[i].stride.outer == width;
-    if (flags_at(all, 0, 0, 0) != nullptr) {
-        dense = dense && all.activated->flags.stride.outer == width;
-    }
     const bool in_order =
         dense && InOrder<Formula, T>::pays(width, access.stores == Stores::streaming);
     const auto write = [&](Index o, Index n) BNEXT_INLINE_LAMBDA {
@@ -311,12 +294,9 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
                                       BNEXT_INLINE_LAMBDA { runs.in[i] = at(in[i], o, c, 0); });
         unrolled<Formula::kWrites>([&](auto w)
                                        BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
-        runs.flags = flags_at(all, o, c, 0);
-        if constexpr (!kIsActivated<Formula>) {
-            access.stores == Stores::streaming&& begin_alike(runs.out)
-                ? write_in_order<true>(runs, n, width, all)
-                : write_in_order<false>(runs, n, width, all);
-        }
+        access.stores == Stores::streaming&& begin_alike(runs.out)
+            ? write_in_order<true>(runs, n, width, all)
+            : write_in_order<false>(runs, n, width, all);
     };
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = rows_of_tile(*region.tiling, t);

@@ -8,7 +8,6 @@ template <class Formula, class C, class Get>
 BNEXT_FORCE_INLINE Formula formula_from(const CoefficientsIn<C>& all, Get&& get) {
     Formula formula;
     unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA { formula.row[r] = get(all.row[r]); });
-    if constexpr (kIsActivated<Formula>) formula.fused = all.activated->fused;
     return formula;
 }
 
@@ -24,7 +23,6 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
     Formula both;
     unrolled<Formula::kRows>(
         [&](auto r) BNEXT_INLINE_LAMBDA { both.row[r] = blend(n, a.row[r], b.row[r]); });
-    if constexpr (kIsActivated<Formula>) both.fused = a.fused;
     return both;
 }
 
@@ -37,53 +35,19 @@ BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& 
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { store(w, out[w]); });
 }
 
-// The same of a unit, from from(i) to to(w), pack h by formula_of(h). `flags`: the unit's, or null.
-template <bool kStreams, class Formula, class T, class FormulaOfPack, class From, class To>
-BNEXT_FORCE_INLINE void write_unit_by(std::uint8_t* flags, FormulaOfPack&& formula_of, From&& from,
-                                      To&& to) {
-    if constexpr (kIsActivated<Formula>) {
-        unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
-            constexpr Index first = h * kLanes;
-            write_activated<kStreams, T>(
-                formula_of(h), flags != nullptr ? flags + first : nullptr, 0,
-                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i) + first; },
-                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w) + first; });
-        });
-    } else {
-        Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
-        unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
-            write_pack(
-                formula_of(h), [&](auto i) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i)); },
-                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
-        });
-        unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
-            write_unit<kStreams>(static_cast<T*>(to(w)),
-                                 [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
-        });
-    }
-}
-
-// A pack from from(i) to to(w), of which the first `columns` values exist (0: all).
-template <bool kStreams, class T, class Formula, class From, class To>
-BNEXT_FORCE_INLINE void write_columns(const Formula& formula, std::uint8_t* flags, int columns,
-                                      From&& from, To&& to) {
-    if constexpr (kIsActivated<Formula>) {
-        write_activated<kStreams, T>(formula, flags, columns, from, to);
-    } else {
+// The same of a unit: pack h by formula_of(h), its inputs by load(i, h), to to(w).
+template <bool kStreams, class Formula, class T, class FormulaOfPack, class Load, class To>
+BNEXT_FORCE_INLINE void write_unit_by(FormulaOfPack&& formula_of, Load&& load, To&& to) {
+    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
+    unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
         write_pack(
-            formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i), columns); },
-            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                kStreams ? stream(to(w), pack) : store_columns(to(w), columns, pack);
-            });
-    }
-}
-
-// How many lanes of pack h belong to the unit's first n values.
-template <class Formula, class T>
-BNEXT_FORCE_INLINE int lanes_before(int n, int h) {
-    if constexpr (!kIsActivated<Formula>) return lanes_of_first<T>(n, h);
-    const int left = n - h * kLanes;
-    return left < 0 ? 0 : (left < kLanes ? left : kLanes);
+            formula_of(h), [&](auto i) BNEXT_INLINE_LAMBDA { return load(i, h); },
+            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
+    });
+    unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
+        write_unit<kStreams>(static_cast<T*>(to(w)),
+                             [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
+    });
 }
 
 // Whether lines of all outputs begin at the same places.
@@ -109,37 +73,25 @@ template <class Formula, class T>
 struct Runs {
     const T* in[Formula::kReads];
     T* out[Formula::kWrites];
-    std::uint8_t* flags;  // or null
-
-    [[nodiscard]] BNEXT_FORCE_INLINE std::uint8_t* flags_at(Index j) const {
-        if constexpr (Formula::kFlags == Flags::none) return nullptr;
-        return flags != nullptr ? flags + j : nullptr;
-    }
 };
-
-// The place of flags, or null.
-template <class C>
-BNEXT_FORCE_INLINE std::uint8_t* flags_at(const CoefficientsIn<C>& all, Index o, Index c, Index i) {
-    if (all.activated == nullptr || all.activated->flags.data == nullptr) return nullptr;
-    return at(all.activated->flags, o, c, i);
-}
 
 // The unit at j of runs, pack h by formula_of(h).
 template <bool kStreams, class Formula, class T, class FormulaOfPack>
 BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
                                       FormulaOfPack&& formula_of) {
     write_unit_by<kStreams, Formula, T>(
-        runs.flags_at(j), formula_of, [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
+        formula_of,
+        [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
         [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
 }
 // The pack at j, or the first `columns` values of it (0: all).
 template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_pack_at(const Runs<Formula, T>& runs, Index j, int columns,
                                       const Formula& formula) {
-    write_columns<false, T>(
-        formula, runs.flags_at(j), columns,
-        [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
-        [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
+    write_pack(
+        formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
+        [&](auto w, const auto& pack)
+            BNEXT_INLINE_LAMBDA { store_columns(runs.out[w] + j, columns, pack); });
 }
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
@@ -150,7 +102,7 @@ template <bool kStreams, class Formula, class T>
 BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
                                      const T* const (&ahead)[Formula::kReads], Index planes,
                                      Index n, const CoefficientsIn<Compute<T>>& all, Index k) {
-    constexpr Index kStep = kIsActivated<Formula> ? kUnit<T> : 2 * kLanes;
+    constexpr Index kStep = 2 * kLanes;
     const Index total = planes * n;
     Formula formula = formula_of_channel<Formula>(all, k);
     const auto whole = [&](Index j) BNEXT_INLINE_LAMBDA {
@@ -172,20 +124,18 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     }
     for (Index end = n;; end += n) {
         for (; j + kStep <= end; j += kStep) {
-            unrolled<Formula::kReads>(
-                [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<kStep / kLanes>(ahead[i] + j); });
-            unrolled<kStep / kUnit<T>>([&](auto u)
-                                           BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
+            unrolled<Formula::kReads>([&](auto i)
+                                          BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
+            unrolled<2 / kUnitPacks<T>>([&](auto u)
+                                            BNEXT_INLINE_LAMBDA { whole(j + u * kUnit<T>); });
         }
-        if constexpr (kStep > kUnit<T>) {
-            for (; j + kUnit<T> <= end; j += kUnit<T>) whole(j);
-        }
+        for (; j + kUnit<T> <= end; j += kUnit<T>) whole(j);
         if (end == total) break;
         const Formula next = formula_of_channel<Formula>(all, ++k);
         if (j < end) {
             const int m = static_cast<int>(end - j);
             write_unit_at<kStreams>(runs, j, [&](auto h) BNEXT_INLINE_LAMBDA {
-                return across(lanes_before<Formula, T>(m, h), formula, next);
+                return across(lanes_of_first<T>(m, h), formula, next);
             });
             j += kUnit<T>;
         }
@@ -194,20 +144,37 @@ BNEXT_FORCE_INLINE void write_planes(const Runs<Formula, T> runs,
     some(j, total);
 }
 
-// The second phase over a planar region: tiles from the last to the first, so that what the first
-// phase read last, and the cache still holds, comes first. Elementwise, so the order changes no
-// bit.
+// Calls write(o, c, planes, i, n) for all of a region: n values from i on of so many planes from
+// (o, c) on, of several where planes are `joined`. Tiles go from the last to the first, so that
+// what the first phase read last, and the cache still holds, comes first.
+template <class F>
+BNEXT_FORCE_INLINE void for_each_written_plane(const Region& region, bool joined, F&& write) {
+    const Tiling& tiling = *region.tiling;
+    for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
+        const Tile tile = tiling.tile(t);
+        Index i = tile.inner_begin;  // pieces of one plane are written as one
+        while (i > 0 && t > region.tiles.begin) i = tiling.tile(--t).inner_begin;
+        const Index n = tile.inner_end - i;
+        for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
+            if (joined && n == tiling.inner()) {
+                write(o, region.channels.begin, region.channels.size(), Index{0}, n);
+                continue;
+            }
+            for (Index c = region.channels.begin; c < region.channels.end; ++c) {
+                write(o, c, Index{1}, i, n);
+            }
+        }
+    }
+}
+
+// The second phase over a planar region. Elementwise, so the order changes no bit.
 template <class Formula, class T>
 void write_planar(const View<const T>* in, const View<T>* out, const Region& region,
                   const CoefficientsIn<Compute<T>>& all, const Access& access) {
-    const Tiling& tiling = *region.tiling;
-    const Index plane = tiling.inner();
+    const Index plane = region.tiling->inner();
     bool joined = plane >= kUnit<T> && out[0].stride.inner == 1;
     for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
     for (int w = 0; w < Formula::kWrites; ++w) joined = joined && out[w].stride.channel == plane;
-    if (flags_at(all, 0, 0, 0) != nullptr) {
-        joined = joined && all.activated->flags.stride.channel == plane;
-    }
     const auto write = [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
         const Index k = c - region.channels.begin;
         Runs<Formula, T> runs;
@@ -218,25 +185,10 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
         });
         unrolled<Formula::kWrites>(
             [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0) + i; });
-        runs.flags = flags_at(all, o, c, i);
         const bool streams = access.stores == Stores::streaming && begin_alike(runs.out);
         streams ? write_planes<true>(runs, ahead, planes, n, all, k)
                 : write_planes<false>(runs, ahead, planes, n, all, k);
     };
-    for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
-        const Tile tile = tiling.tile(t);
-        Index i = tile.inner_begin;  // pieces of one plane are written as one
-        while (i > 0 && t > region.tiles.begin) i = tiling.tile(--t).inner_begin;
-        const Index n = tile.inner_end - i;
-        for (Index o = tile.outer_begin; o < tile.outer_end; ++o) {
-            if (joined && n == plane) {
-                write(o, region.channels.begin, region.channels.size(), 0, n);
-                continue;
-            }
-            for (Index c = region.channels.begin; c < region.channels.end; ++c) {
-                write(o, c, 1, i, n);
-            }
-        }
-    }
+    for_each_written_plane(region, joined, write);
     if (access.stores == Stores::streaming) fence();
 }
