@@ -46,9 +46,14 @@ struct ZOfRun {
         return z(step == 0 ? at(0, 0) : at(j, columns), x);
     }
     // Calls f(formula_at) with formula_at(j, columns): where coefficients are alike, they are in
-    // registers.
+    // registers, if those are wide.
     template <class F>
     BNEXT_FORCE_INLINE void with_formulas(F&& f) const {
+        if constexpr (kNativeBytes == 16) {
+            return f([&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+                return step == 0 ? at(0, 0) : at(j, columns);
+            });
+        }
         if (step == 0) {
             const Formula alike = at(0, 0);
             f([&](Index, int) BNEXT_INLINE_LAMBDA -> const Formula& { return alike; });
@@ -68,12 +73,13 @@ BNEXT_FORCE_INLINE ZOfRun<T> z_of(const ActivatedRun<T>& run) {
     }
 }
 
-// Calls f(j, columns) for the packs of [begin, end): all of them whole but a last one.
+// Calls f(j, columns) for the packs of [begin, end), of which `columns` values exist (0: all). f is
+// compiled once, whole packs or not: there are many of these loops.
 template <class F>
 BNEXT_FORCE_INLINE void for_each_pack_of(Index begin, Index end, F&& f) {
-    Index j = begin;
-    for (; j + kLanes <= end; j += kLanes) f(j, 0);
-    if (j < end) f(j, static_cast<int>(end - j));
+    for (Index j = begin; j < end; j += kLanes) {
+        f(j, end - j < kLanes ? static_cast<int>(end - j) : 0);
+    }
 }
 BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : columns; }
 
@@ -162,6 +168,11 @@ struct RunWalk {
     }
 };
 
+// Which data have walks of planes besides: others go run by run, and are compiled once less.
+template <class T>
+inline constexpr bool kWalksPlanes =
+    kNativeBytes > 16 && (DTypeOf<T>::value == DType::float32 || DTypeOf<T>::value == DType::bfloat16);
+
 // Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
 // there are several, n is at least two units. Packs that begin at `head` or behind are streamed;
 // one in which a plane ends and the next begins has a formula blended of both.
@@ -174,27 +185,23 @@ struct PlaneWalk {
     template <class F>
     BNEXT_FORCE_INLINE void for_each(F&& f) const {
         const Index total = planes * n;
-        Index j = 0, channel = k;
+        Index channel = k, end = n;  // of the channel's plane
         Formula formula = formula_of_channel<Formula>(all, channel);
-        // Up to two packs before `head`, and less than a pack at the end.
-        const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
-            for (; j < end; j += kLanes) {
-                f(j, end - j < kLanes ? static_cast<int>(end - j) : 0, formula, false);
+        for (Index j = 0; j < total;) {
+            const Index stop = j < head ? head : total;
+            const int columns = stop - j < kLanes ? static_cast<int>(stop - j) : 0;
+            const bool ends = j >= head && end < total && j + kLanes > end;
+            if (ends) {
+                const Formula next = formula_of_channel<Formula>(all, channel + 1);
+                formula = across(static_cast<int>(end - j), formula, next);
             }
-            j = end;
-        };
-        some(head < total ? head : total);
-        for (Index end = n;; end += n) {
-            for (; j + kLanes <= end; j += kLanes) f(j, 0, formula, streams);
-            if (end == total) break;
-            const Formula next = formula_of_channel<Formula>(all, ++channel);
-            if (j < end) {
-                f(j, 0, across(static_cast<int>(end - j), formula, next), streams);
-                j += kLanes;
+            f(j, columns, formula, streams && j >= head);
+            if (ends) {
+                formula = formula_of_channel<Formula>(all, ++channel);
+                end += n;
             }
-            formula = next;
+            j += lanes_in(columns);
         }
-        some(total);
     }
 };
 
@@ -277,7 +284,14 @@ BNEXT_FORCE_INLINE bool has_plain_gradient(const Activated& by) {
     return by.flags.are_kept() || by.fused.activation == Activation::relu;
 }
 
-// g = dy * act'(z) of the values [begin, end) of a run, at most a piece.
+// What deviations are taken of: x, or in place z.
+template <class S>
+BNEXT_FORCE_INLINE Pack<S> deviating(const Fused& fused, const Pack<S>& x) {
+    return fused.in_place ? argument_of(fused, x) : x;
+}
+
+// g = dy * act'(z) of the values [begin, end) of a run, at most a piece. In place, y has the sign
+// of z.
 template <class T>
 BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<T>& z_of_run,
                                        Index begin, Index end, const Activated& by, Compute<T>* g) {
@@ -314,7 +328,8 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
     alignas(64) C of_dy[kPiece];
     for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
         prefetch(j);
-        Pack<C> z = normalized(j, columns, load_columns(x + j, columns));
+        Pack<C> z = load_columns(x + j, columns);
+        if (!by.fused.in_place) z = normalized(j, columns, z);
         if (residual != nullptr) z = z + load_columns(residual + j, columns);
         store(g + (j - begin), z);
         store(of_dy + (j - begin), load_columns(dy + j, columns));
@@ -364,8 +379,8 @@ BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index 
                 formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
             });
             const Pack<C> of_g = load(g + (j - begin));
-            const Pack<C> dx_of_pack = formula.from_gradient(load_columns(x + j, columns), of_g);
-            write_pack_of_run(dx + j, columns, streams, dx_of_pack);
+            const Pack<C> of_x = deviating(by.fused, load_columns(x + j, columns));
+            write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, of_g));
             if (dresidual != nullptr) write_pack_of_run(dresidual + j, columns, streams, of_g);
         });
     }
