@@ -46,14 +46,9 @@ struct ZOfRun {
         return z(step == 0 ? at(0, 0) : at(j, columns), x);
     }
     // Calls f(formula_at) with formula_at(j, columns): where coefficients are alike, they are in
-    // registers, if those are wide.
+    // registers.
     template <class F>
     BNEXT_FORCE_INLINE void with_formulas(F&& f) const {
-        if constexpr (kNativeBytes == 16) {
-            return f([&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-                return step == 0 ? at(0, 0) : at(j, columns);
-            });
-        }
         if (step == 0) {
             const Formula alike = at(0, 0);
             f([&](Index, int) BNEXT_INLINE_LAMBDA -> const Formula& { return alike; });
@@ -141,6 +136,11 @@ BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
     return run.ahead[i] != nullptr ? run.ahead[i] : run.in[i] + 2 * kPiece;
 }
 
+// Where ReLU and gradients by flags are made in registers, along walks. The other data and
+// instruction sets go by the loops alone, so that less is compiled.
+template <class T>
+inline constexpr bool kHasWalks = kNativeBytes > 16 && DTypeOf<T>::value == DType::float32;
+
 // --- formulas along a run
 // -------------------------------------------------------------------------
 // A walk calls f(j, columns, formula) for the packs of a run, of which `columns` values exist (0:
@@ -167,11 +167,6 @@ struct RunWalk {
         });
     }
 };
-
-// Which data have walks of planes besides: others go run by run, and are compiled once less.
-template <class T>
-inline constexpr bool kWalksPlanes =
-    kNativeBytes > 16 && (DTypeOf<T>::value == DType::float32 || DTypeOf<T>::value == DType::bfloat16);
 
 // Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
 // there are several, n is at least two units. Packs that begin at `head` or behind are streamed;
@@ -278,11 +273,6 @@ struct GradientByFlags {
         return where_set(flags_from(flags, first + j), dy, off);
     }
 };
-
-// Whether gradients are those of ReLU without flags, or by flags: both are made in registers.
-BNEXT_FORCE_INLINE bool has_plain_gradient(const Activated& by) {
-    return by.flags.are_kept() || by.fused.activation == Activation::relu;
-}
 
 // What deviations are taken of: x, or in place z.
 template <class S>
@@ -393,16 +383,19 @@ BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index 
 template <class Formula, class T, class Walk>
 BNEXT_FORCE_INLINE bool write_plainly(const ActivatedRun<T>& run, const Walk& walk,
                                       const Activated& by, FlagWriter& flags) {
-    if constexpr (Formula::kFlags == Flags::written) {
+    if constexpr (!kHasWalks<T>) {
+        return false;
+    } else if constexpr (Formula::kFlags == Flags::written) {
         if (by.fused.activation != Activation::relu) return false;
         by.fused.residual ? write_relu<true>(run, walk, flags)
                           : write_relu<false>(run, walk, flags);
+        return true;
     } else {
-        if (!has_plain_gradient(by)) return false;
+        if (!by.flags.are_kept() && by.fused.activation != Activation::relu) return false;
         by.flags.are_kept() ? write_plain_gradients<true>(run, walk, by)
                             : write_plain_gradients<false>(run, walk, by);
+        return true;
     }
-    return true;
 }
 
 // Writes the values [begin, end) of a run.
