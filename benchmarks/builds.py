@@ -12,8 +12,9 @@ cost of the way to the kernels. A line below the limit is measured again, each t
 processes: where arrays lie in memory stays the same within a process, and decides on a line's speed
 by up to a factor of two (one build beside itself: 0.68 to 1.15). A line that was below the limit
 three times in a row gets twelve more, and is slower if the median of the fifteen is. With `--check`
-the exit status is 1 where bits differ or a line is slower. With two builds of two threads each on two processors, a scheduler
-that puts both threads of one on one processor costs milliseconds: `--threads 1` compares kernels.
+the exit status is 1 where bits differ or a line is slower. With two builds of two threads each on
+two processors, a scheduler that puts both threads of one on one processor costs milliseconds:
+`--threads 1` compares kernels.
 """
 
 from __future__ import annotations

@@ -37,9 +37,19 @@ assert_type(mine.to(x), Mine)
 single: np.typing.NDArray[np.float32] = rng.standard_normal((4, 3), dtype=np.float32)
 assert_type(mine(single), np.typing.NDArray[np.float32])
 assert_type(mine.backward(single), np.typing.NDArray[np.float32])
+assert_type(
+    mine.backward(single, residual_grad=True),
+    tuple[np.typing.NDArray[np.float32], np.typing.NDArray[np.float32]],
+)
 assert_type(bnext.normalize(single, [0.0] * 3, [1.0] * 3), np.typing.NDArray[np.float32])
 assert_type(bnext.batch_norm_forward(single)[0], np.typing.NDArray[np.float32])
-assert_type(bnext.batch_norm_backward(single, single, saved)[0], np.typing.NDArray[np.float32])
+of_x, of_weight, of_bias = bnext.batch_norm_backward(single, single, saved)
+assert_type(of_x, np.typing.NDArray[np.float32])
+of_x, of_weight, of_bias, of_residual = bnext.batch_norm_backward(
+    single, single, saved, residual=single
+)
+assert_type(of_residual, np.typing.NDArray[np.float32])
+assert_type(bnext.recompute(single, saved), np.typing.NDArray[np.float32])
 assert_type(bnext.moments(single), bnext.Moments)
 '''
 

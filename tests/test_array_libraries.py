@@ -178,7 +178,7 @@ def test_out_is_written_in_place(library, data, dtype):
     assert_same_bits(values, bnext.normalize(x, mean, var, channel_axis=axis))
     text = "^out: expected memory of its own, got an array that overlaps x$"
     with pytest.raises(ValueError, match=text):
-        bnext.batch_norm_forward(x_, channel_axis=axis, out=make(x))
+        bnext.batch_norm_backward(make(dy), x_, saved_, out=make(x))
 
 
 def test_nothing_is_copied(library, rng):

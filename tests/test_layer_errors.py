@@ -124,7 +124,7 @@ def test_wrong_out(training):
     for out, kind, text in (
         (np.empty((3, 4), F4), ValueError, "out: expected shape (4, 3), got (3, 4)"),
         (np.empty((4, 3)), TypeError, "out: expected dtype float32, got float64"),
-        (x, ValueError, overlap),
+        (x[::-1], ValueError, overlap),
         ([1.0], TypeError, "out: expected a numpy array, got list"),
     ):
         with raises_exactly(kind, text, lambda: layer_state(bn) | {"x": x}):

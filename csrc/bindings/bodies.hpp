@@ -51,23 +51,14 @@ const cpu::Applied<T>* pointer_to(const std::optional<cpu::Applied<T>>& applied)
     return applied ? &*applied : nullptr;
 }
 
-// What it leaves for the backward pass; null without an activation or a residual. Flags are made by
-// the pass itself. Of `keeps` false nothing is kept.
+// What it leaves for the backward pass; null without an activation or a residual, and not in place.
+// Flags are made by the pass itself.
 inline std::shared_ptr<SavedEpilogue> epilogue_of(Intake& call) {
     const Fused fused = call.call.applied();
-    if (!fused.any()) return nullptr;
+    if (!fused.any() && !fused.in_place) return nullptr;
     auto kept = std::make_shared<SavedEpilogue>();
     kept->fused = fused;
-    if (fused.reads_residual()) kept->residual_fingerprint = fingerprint_of(call[Role::residual]);
-    if (fused.changes_backward() && !fused.keeps_flags()) {
-        const auto read = [&](Role role, std::vector<double>& row) {
-            if (!call.call.has(role)) return;
-            row.resize(static_cast<std::size_t>(call.call.channels()));
-            read_doubles(call[role], row);
-        };
-        read(Role::weight, kept->weight);
-        read(Role::bias, kept->bias);
-    }
+    if (fused.residual) kept->residual_fingerprint = fingerprint_of(call[Role::residual]);
     return kept;
 }
 inline CallFlags flags_to_make(const std::shared_ptr<SavedEpilogue>& epilogue) {
@@ -78,30 +69,45 @@ inline CallFlags flags_to_read(const Saved& saved) {
     return {nullptr, are_there ? &saved.epilogue->flags : nullptr};
 }
 
-// The same for the backward pass, with the parameters of the forward call.
+// Once y was written: of a call in place, it is what the backward pass is given.
+inline void note_output(const Intake& call, Saved& saved) {
+    if (saved.in_place()) saved.fingerprint = fingerprint_of(call[Role::x]);
+}
+
+// The weight and the bias of the forward call.
+template <class T>
+class ParametersAgain {
+public:
+    explicit ParametersAgain(const Saved& saved) : channels_(saved.weight().size()) {
+        values_ = cpu::PoolArray<Param<T>>(2 * channels_);
+        const auto cast = [](double each) { return static_cast<Param<T>>(each); };
+        std::ranges::transform(saved.weight(), values_.data(), cast);
+        std::ranges::transform(saved.bias(), values_.data() + channels_, cast);
+    }
+    [[nodiscard]] cpu::Affine<T> affine() const {
+        return {values_.data(), values_.data() + channels_};
+    }
+
+private:
+    std::size_t channels_;
+    cpu::PoolArray<Param<T>> values_;
+};
+
+// What the forward pass applied, for the backward pass.
 template <class T>
 class AppliedAgain {
 public:
     AppliedAgain(const Saved& saved, const Operands& arrays) {
         if (saved.epilogue == nullptr) return;
+        parameters_.emplace(saved);
         const SavedEpilogue& kept = *saved.epilogue;
-        applied_ = {kept.fused,
-                    arrays.residual<T>(),
-                    arrays.flags(),
-                    arrays.dresidual<T>(),
-                    {parameter(kept.weight, weight_), parameter(kept.bias, bias_)}};
+        applied_ = {kept.fused, arrays.residual<T>(), arrays.flags(), arrays.dresidual<T>(),
+                    parameters_->affine()};
     }
     [[nodiscard]] const cpu::Applied<T>* get() const { return pointer_to(applied_); }
 
 private:
-    static const Param<T>* parameter(const std::vector<double>& row,
-                                     std::vector<Param<T>>& values) {
-        if (row.empty()) return nullptr;
-        for (const double each : row) values.push_back(static_cast<Param<T>>(each));
-        return values.data();
-    }
-
-    std::vector<Param<T>> weight_, bias_;
+    std::optional<ParametersAgain<T>> parameters_;
     std::optional<cpu::Applied<T>> applied_;
 };
 
@@ -148,8 +154,10 @@ inline py::object apply_norm_by(Intake& call, Saved& saved, const Results& resul
         cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), saved.rows(),
                            saved.eps, affine, pointer_to(applied));
     };
+    if (keeps) saved.keep_parameters(call.call);
     const py::object y = compute(call, results, pass, nullptr, flags_to_make(epilogue));
     saved.epilogue = std::move(epilogue);
+    note_output(call, saved);
     return y;
 }
 

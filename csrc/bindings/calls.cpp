@@ -26,9 +26,11 @@ py::object forward(Taken& taken) {
                                                          arrays.target<T>(), affine, saved.eps,
                                                          saved.rows(), pointer_to(applied)));
     };
+    if (taken.keeps) saved.keep_parameters(call.call);
     const py::object y =
         compute(call, Results(call.library()), pass, nullptr, flags_to_make(epilogue));
     saved.epilogue = std::move(epilogue);
+    note_output(call, saved);
     move_running(call, saved, taken.bessel);
     return tuple_of(y, taken.keeps ? object_of(std::move(saved)) : py::none());
 }
@@ -139,6 +141,25 @@ py::object backward_constant(Taken& taken) {
     return compute(taken.call, Results(taken.call.library()), pass);
 }
 
+constexpr Signature kRecompute{"recompute", "x, saved, out=None, residual=None",
+                               "y of the forward call again, to the bit."};
+
+py::object recompute(Taken& taken) {
+    const Saved& saved = *taken.saved;
+    // Of its own, since var and rstd are written again.
+    const cpu::PoolArray<double> values(saved.all().size());
+    std::ranges::copy(saved.all(), values.data());
+    const StatisticsOut rows(values.data(), saved.channels());
+    const auto pass = [&](auto type, const Operands& arrays, const auto&) {
+        using T = decltype(type);
+        const ParametersAgain<T> parameters(saved);
+        const auto applied = applied_of<T>(taken.call.call, arrays);
+        cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), rows, saved.eps,
+                           parameters.affine(), pointer_to(applied));
+    };
+    return compute(taken.call, Results(taken.call.library()), pass);
+}
+
 constexpr Signature kRestored{
     "restored", "x, rows, eps, channel_axis, weight=None, bias=None, epilogue=None",
     "Saved, from x and the rows of its statistics as an array of float64; and from the parameters\n"
@@ -168,6 +189,7 @@ void register_calls(const py::object& m, py::handle engine) {
     Operation<Function::backward, kBackward, backward, gpu::backward>::add_to(m, engine);
     Operation<Function::backward_constant, kBackwardConstant, backward_constant,
               gpu::backward_constant>::add_to(m, engine);
+    Operation<Function::recompute, kRecompute, recompute>::add_to(m, engine);
     Operation<Function::restored, kRestored, restored, gpu::restored>::add_to(m, engine);
 }
 

@@ -83,6 +83,13 @@ void register_checks(py::module_& m) {
             return slope;
         },
         py::arg("negative_slope"), "The slope, if it is a finite number.");
+    m.def(
+        "check_in_place",
+        [](const py::object& activation, double slope) {
+            check_invertible({intake::take_activation(activation), slope});
+        },
+        py::arg("activation"), py::arg("negative_slope"),
+        "ValueError for an activation whose backward pass cannot do without x.");
     m.def("check_momentum", &intake::take_momentum, py::arg("momentum"),
           "momentum, if it is finite.");
 }

@@ -24,16 +24,33 @@ Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
       eps(epsilon),
       channels_(x[static_cast<std::size_t>(axis)]),
       rank_(x.size()),
-      memory_((kStatisticsRows * extent() + rank_) * sizeof(double)) {
+      memory_(((kStatisticsRows + 2) * extent() + rank_) * sizeof(double)) {
     static_assert(sizeof(Index) == sizeof(double));
     std::ranges::copy(x, const_cast<Index*>(shape().data()));
 }
 
 bool Saved::take(std::span<const double> rows) {
-    if (rows.size() != all().size() && rows.size() + extent() != all().size()) return false;
+    const std::size_t most = all().size() + 2 * extent();
+    has_parameters = rows.size() == most;
+    if (!has_parameters && rows.size() != all().size() && rows.size() + extent() != all().size()) {
+        return false;
+    }
     std::ranges::fill(row(Row::mean_low), 0.0);
     std::ranges::copy(rows, first());
     return true;
+}
+
+void Saved::keep_parameters(const Call& call) {
+    const auto keep = [&](Role role, std::span<double> values, double otherwise) {
+        if (call.has(role)) {
+            read_doubles(call[role], values);
+        } else {
+            std::ranges::fill(values, otherwise);
+        }
+    };
+    keep(Role::weight, weight(), 1.0);
+    keep(Role::bias, bias(), 0.0);
+    has_parameters = true;
 }
 
 void Saved::has_given_statistics() {
@@ -76,36 +93,27 @@ py::object made(PyTypeObject* type, Saved saved) {
 // --- pickles: nothing in them of the memory of this process --------------------------------------
 
 py::object state_of(const SavedEpilogue& epilogue) {
-    const auto row = [](const std::vector<double>& values) {
-        return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
-    };
     const Flags& flags = epilogue.flags;
     return py::make_tuple(name_of(epilogue.fused.activation), epilogue.fused.negative_slope,
-                          epilogue.fused.residual, epilogue.residual_fingerprint,
-                          row(epilogue.weight), row(epilogue.bias), flags.strides,
+                          epilogue.fused.residual, epilogue.fused.in_place,
+                          epilogue.residual_fingerprint, flags.strides,
                           py::bytes(reinterpret_cast<const char*>(flags.words.data()),
                                     flags.words.size() * sizeof(std::uint16_t)));
 }
 
 // Null for a state that is none.
 std::shared_ptr<SavedEpilogue> epilogue_of_state(const py::tuple& state, const Saved& saved) {
-    if (state.size() != 8) return nullptr;
+    if (state.size() != 7 || !saved.has_parameters) return nullptr;
     auto epilogue = std::make_shared<SavedEpilogue>();
     const int number = activation_number(py::cast<std::string>(state[0]));
     if (number == kActivations) return nullptr;
     epilogue->fused = {static_cast<Activation>(number), py::cast<double>(state[1]),
-                       py::cast<bool>(state[2])};
-    epilogue->residual_fingerprint = py::cast<std::uint64_t>(state[3]);
-    const auto row = [&](py::handle values, std::vector<double>& into) {
-        const auto array = py::cast<py::array_t<double, py::array::c_style>>(values);
-        into.assign(array.data(), array.data() + array.size());
-        return into.empty() || into.size() == static_cast<std::size_t>(saved.channels());
-    };
-    if (!row(state[4], epilogue->weight) || !row(state[5], epilogue->bias)) return nullptr;
+                       py::cast<bool>(state[2]), py::cast<bool>(state[3])};
+    epilogue->residual_fingerprint = py::cast<std::uint64_t>(state[4]);
     // Flags in an order that reaches each of them, as dense arrays have it.
     Flags& flags = epilogue->flags;
-    flags.strides = py::cast<std::vector<Index>>(state[6]);
-    const auto bytes = py::cast<std::string>(state[7]);
+    flags.strides = py::cast<std::vector<Index>>(state[5]);
+    const auto bytes = py::cast<std::string>(state[6]);
     std::size_t size = 1;
     for (const Index extent : saved.shape()) size *= static_cast<std::size_t>(extent);
     const bool has_flags = epilogue->fused.keeps_flags();
@@ -124,7 +132,8 @@ std::shared_ptr<SavedEpilogue> epilogue_of_state(const py::tuple& state, const S
 
 py::object state_of(py::handle self) {
     const Saved& s = value_of(self);
-    const py::array_t<double> rows(static_cast<py::ssize_t>(s.all().size()), s.all().data());
+    const std::size_t count = s.all().size() + (s.has_parameters ? 2 : 0) * s.weight().size();
+    const py::array_t<double> rows(static_cast<py::ssize_t>(count), s.all().data());
     const std::vector<Index> shape(s.shape().begin(), s.shape().end());
     return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count,
                           s.fingerprint, shape, rows,
@@ -244,6 +253,11 @@ PyGetSetDef attributes[] = {
             return py::bool_(epilogue && epilogue->fused.reads_residual());
         },
         "Whether the backward pass needs the residual again (bool)."),
+    attribute(
+        "in_place",
+        [](py::handle self) -> py::object { return py::bool_(value_of(self).in_place()); },
+        "Whether y was written over x (bool): the backward pass takes y in place\n"
+        "of x."),
     attribute("batch_statistics", member<&Saved::batch_statistics>,
               "Whether the statistics are the batch's (bool): False where they were\n"
               "given, as running statistics are."),

@@ -21,13 +21,11 @@ struct Flags {
     std::vector<Index> strides;
 };
 
-// What a call with an activation or a residual leaves besides: rows of float64 of the parameters
-// that z follows from, which may change until the backward pass.
+// What a call with an activation or a residual, or in place, leaves besides.
 struct SavedEpilogue {
     Fused fused;
     std::uint64_t residual_fingerprint = 0;
-    std::vector<double> weight, bias;  // empty where there was none
-    Flags flags;                       // empty where none are kept
+    Flags flags;  // empty where none are kept
 };
 
 class Saved {
@@ -38,6 +36,7 @@ public:
     double eps = 0;
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
+    bool has_parameters = false;  // whether weight() and bias() are the forward call's
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all
@@ -54,15 +53,23 @@ public:
     [[nodiscard]] std::span<const double> row(Row which) const {
         return {rows().row(which), extent()};
     }
-    // All rows, one behind the other.
+    // Of the forward call, in float64: copies, since an optimizer may change the parameters before
+    // y is made again from them. 1 and 0 where there were none.
+    [[nodiscard]] std::span<double> weight() const { return {first() + all().size(), extent()}; }
+    [[nodiscard]] std::span<double> bias() const { return {weight().data() + extent(), extent()}; }
+    void keep_parameters(const Call& call);
+    [[nodiscard]] bool in_place() const { return epilogue != nullptr && epilogue->fused.in_place; }
+
+    // All rows of statistics, one behind the other.
     [[nodiscard]] std::span<const double> all() const {
         return {first(), kStatisticsRows * extent()};
     }
     [[nodiscard]] std::span<const Index> shape() const {  // of x; of no input, empty
-        return {reinterpret_cast<const Index*>(first() + all().size()), rank_};
+        return {reinterpret_cast<const Index*>(first() + (kStatisticsRows + 2) * extent()), rank_};
     }
 
-    // Takes all rows; or all but the last, which was not there once, and is 0 then. False: neither.
+    // Takes all rows, and the parameters if they follow; or all rows but the last, which was not
+    // there once, and is 0 then. False: none of these.
     bool take(std::span<const double> rows);
     // mean and var are given, and constants; m2 there is none.
     void has_given_statistics();
@@ -75,8 +82,11 @@ public:
         FromForward facts{dtype, shape(), channel_axis, batch_statistics, &fingerprint};
         if (epilogue != nullptr) {
             facts.fused = epilogue->fused;
-            facts.residual_fingerprint = &epilogue->residual_fingerprint;
+            if (epilogue->residual_fingerprint != 0) {
+                facts.residual_fingerprint = &epilogue->residual_fingerprint;
+            }
         }
+        facts.has_parameters = has_parameters;
         return facts;
     }
 
@@ -86,7 +96,7 @@ private:
 
     Index channels_ = 0;
     std::size_t rank_ = 0;
-    cpu::PoolArray<char> memory_;  // the rows, and the shape behind them: one allocation
+    cpu::PoolArray<char> memory_;  // the rows, the parameters, and the shape: one allocation
 };
 
 // As an object of Python's type. That is a type of the interpreter's own: to make and to destroy an

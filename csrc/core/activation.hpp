@@ -42,7 +42,14 @@ struct Fused {
     Activation activation = Activation::none;
     double negative_slope = 0.01;  // of leaky_relu
     bool residual = false;
+    bool in_place = false;  // y was written over x: the backward pass reads y in place of x
 
+    // Whether z follows from y alone, for a backward pass in place: the activation is one-to-one,
+    // and nowhere so flat that y keeps no digits of z. (Sigmoid and tanh saturate.)
+    [[nodiscard]] constexpr bool is_invertible() const {
+        if (activation == Activation::leaky_relu) return negative_slope > 0.0;
+        return activation == Activation::none;
+    }
     // Whether the forward pass is another than without it.
     [[nodiscard]] constexpr bool any() const { return residual || activation != Activation::none; }
     // Whether act' is one of two numbers (of hardswish it is not).

@@ -61,6 +61,13 @@ BNEXT_FORMULA V gradient_through(const Fused& f, const V& z, const V& dy) {
     }
 }
 
+// z of y = act(z), where Fused::is_invertible.
+template <class V>
+BNEXT_FORMULA V argument_of(const Fused& f, const V& y) {
+    if (f.activation != Activation::leaky_relu) return y;
+    return where_less(y, like(y, 0.0), y / like(y, f.negative_slope), y);
+}
+
 // 1 where the derivative is 1, else 0; of an activation that is piecewise linear.
 template <class V>
 BNEXT_FORMULA V passes(const Fused& f, const V& z) {

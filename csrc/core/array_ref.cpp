@@ -49,6 +49,16 @@ bool may_meet(const ArrayRef& a, const ArrayRef& b) {
     return a_begin != a_end && b_begin != b_end && a_end > b_begin && b_end > a_begin;
 }
 
+bool same_places(const ArrayRef& a, const ArrayRef& b) {
+    if (a.data != b.data || a.element != b.element || !std::ranges::equal(a.shape(), b.shape())) {
+        return false;
+    }
+    for (std::size_t k = 0; k < a.rank; ++k) {
+        if (a.extents[k] > 1 && a.steps[k] != b.steps[k]) return false;
+    }
+    return true;
+}
+
 std::uint64_t fingerprint_of(const ArrayRef& x) {
     constexpr Index kSamples = 8;
     const Index size = x.size();

@@ -78,6 +78,9 @@ void complete(ArrayRef& array, Extents& extents);
 // Whether two arrays may have a byte in common, by the first and last that each can touch.
 bool may_meet(const ArrayRef& a, const ArrayRef& b);
 
+// Whether the elements of two arrays of one shape have the same places.
+bool same_places(const ArrayRef& a, const ArrayRef& b);
+
 // A hash of eight elements of x and where they are: enough to notice another array, or that x was
 // overwritten since, at the price of eight reads.
 std::uint64_t fingerprint_of(const ArrayRef& x);

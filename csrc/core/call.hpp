@@ -21,6 +21,7 @@ enum class Function : std::uint8_t {
     restored,
     collect_stats,
     apply_norm,
+    recompute,
     move_running,
     backward_reduce,
     backward_apply,
@@ -67,7 +68,8 @@ struct FromForward {
     bool batch_statistics;
     const std::uint64_t* fingerprint;  // null: whether x has changed is not asked
     Fused fused{};                     // what it applied besides
-    const std::uint64_t* residual_fingerprint = nullptr;
+    const std::uint64_t* residual_fingerprint = nullptr;  // null: not asked
+    bool has_parameters = false;                          // whether weight and bias are known
 };
 
 struct Call {
@@ -96,7 +98,15 @@ struct Call {
         if (from_forward != nullptr) return from_forward->fused;
         Fused all = fused;
         all.residual = has(Role::residual);
+        all.in_place = writes_over(Role::x);
         return all;
+    }
+    // Whether `out` is that array itself, on the CPU.
+    [[nodiscard]] bool writes_over(Role role) const {
+        if (!has(Role::out) || !has(role)) return false;
+        const ArrayRef &written = (*this)[Role::out], &read = (*this)[role];
+        return written.is_array && read.is_array && written.place == Place::cpu &&
+               read.place == Place::cpu && same_places(written, read);
     }
     [[nodiscard]] Role data() const { return has(Role::x) ? Role::x : Role::dy; }
     [[nodiscard]] Index axis() const {  // from the front, of a call that was checked
@@ -121,11 +131,15 @@ private:
 // Nothing has been written then, and no element of data been read but for fingerprints.
 void check(const Call& call);
 
+// The part of it for a forward call whose `out` is x, if it is: the backward pass finds x from y.
+void check_in_place(const Call& call);
+
 // Parts of it, for callers that have no arrays yet.
 void check_axis(Index axis, Index rank, const std::string& text = {});
 void check_eps(double eps);
 void check_momentum(double momentum);
 void check_negative_slope(double slope);
+void check_invertible(const Fused& fused);
 void check_counter(const ArrayRef& counter, const char* name);
 void check_more_than_one(std::span<const Index> shape, Index count);
 

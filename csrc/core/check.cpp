@@ -1,6 +1,4 @@
-#include <cmath>
 #include <initializer_list>
-#include <limits>
 
 #include "core/call.hpp"
 #include "core/error.hpp"
@@ -64,6 +62,7 @@ public:
             case Function::normalize:
             case Function::normalize_by_running: return normalize();
             case Function::apply_norm: return apply_norm();
+            case Function::recompute: return recompute();
             case Function::moments: return data();
             case Function::restored: return restored();
             case Function::move_running: check_counter(); return running(call_.from_forward->dtype);
@@ -84,9 +83,11 @@ private:
         check_counter();
         epilogue();
         if (call_.function == Function::forward) check_more_than_one(x().shape(), count());
+        check_in_place(call_);
         out(x().dtype(), x().shape(),
             {Role::x, Role::residual, Role::weight, Role::bias, Role::running_mean,
-             Role::running_var});
+             Role::running_var},
+            Role::x);
     }
 
     void normalize() const {
@@ -101,8 +102,9 @@ private:
         }
         affine(x().shape());
         epilogue();
+        if (by_running) check_in_place(call_);  // else no backward pass follows
         out(x().dtype(), x().shape(),
-            {Role::x, Role::residual, mean, var, Role::weight, Role::bias});
+            {Role::x, Role::residual, mean, var, Role::weight, Role::bias}, Role::x);
     }
 
     void apply_norm() const {
@@ -113,7 +115,29 @@ private:
         }
         affine({});
         epilogue();
-        out(x().dtype(), x().shape(), {Role::x, Role::residual, Role::weight, Role::bias});
+        check_in_place(call_);
+        out(x().dtype(), x().shape(), {Role::x, Role::residual, Role::weight, Role::bias}, Role::x);
+    }
+
+    // y of the forward call again.
+    void recompute() const {
+        const FromForward& saved = *call_.from_forward;
+        of_forward();
+        if (saved.fused.in_place) {
+            value_error("saved: expected of a call that left x as it was, got of one in place");
+        }
+        if (!saved.has_parameters) {
+            value_error(
+                "saved: expected with the weight and the bias of the forward call, got "
+                "without them");
+        }
+        if (saved.fused.residual && !call_.has(Role::residual)) {
+            value_error(
+                "residual: expected that of the forward call, since y follows from it, got "
+                "None");
+        }
+        residual_again(saved.fused.residual);
+        out(saved.dtype, saved.shape, {Role::x, Role::residual});
     }
 
     void restored() const {
@@ -130,7 +154,8 @@ private:
         }
     }
 
-    void backward() const {
+    // That x, or y in its place, is the forward call's.
+    void of_forward() const {
         const FromForward& saved = *call_.from_forward;
         check_x();
         if (!std::ranges::equal(saved.shape, x().shape())) {
@@ -141,13 +166,33 @@ private:
             of_another("a ", name_of(saved.dtype), " input, got x of ", name_of(x().dtype()));
         }
         if (saved.fingerprint != nullptr && *saved.fingerprint != fingerprint_of(x())) {
-            of_another("another x, or x was changed since (their elements differ)");
+            if (!saved.fused.in_place) {
+                of_another("another x, or x was changed since (their elements differ)");
+            }
+            of_another(
+                "another y than is given in place of x, or it was changed since (their "
+                "elements differ)");
         }
+    }
+
+    void backward() const {
+        const FromForward& saved = *call_.from_forward;
+        of_forward();
         like(Role::dy, saved.dtype, saved.shape);
-        residual_again();
+        residual_again(saved.fused.reads_residual());
         if (call_.function == Function::backward_apply) sums();
         parameter(Role::weight, {});
-        out(saved.dtype, saved.shape, {Role::dy, Role::x, Role::residual, Role::weight});
+        out_over_dy({Role::dy, Role::x, Role::residual, Role::weight});
+    }
+
+    // `out` may be dy itself, unless dy is the residual's gradient.
+    void out_over_dy(std::initializer_list<Role> inputs) const {
+        const FromForward& saved = *call_.from_forward;
+        if (saved.fused.residual && !saved.fused.changes_backward() &&
+            call_.writes_over(Role::dy)) {
+            value_error("out: expected memory of its own, got dy, which is dresidual as well");
+        }
+        out(saved.dtype, saved.shape, inputs, Role::dy);
     }
 
     void backward_constant() const {
@@ -161,7 +206,7 @@ private:
         }
         like(Role::dy, saved.dtype, saved.shape);
         parameter(Role::weight, {});
-        out(saved.dtype, saved.shape, {Role::dy, Role::weight});
+        out_over_dy({Role::dy, Role::weight});
     }
 
     void sums() const {
@@ -238,11 +283,11 @@ private:
         like(Role::residual, x().dtype(), x().shape());
     }
 
-    // The forward call's residual, where the backward pass reads it.
-    void residual_again() const {
+    // The forward call's residual, which is needed where it is read.
+    void residual_again(bool is_read) const {
         const FromForward& saved = *call_.from_forward;
         if (!call_.has(Role::residual)) {
-            if (!saved.fused.reads_residual()) return;
+            if (!is_read) return;
             value_error("residual: expected that of the forward call, since the derivative of ",
                         name_of(saved.fused.activation), " follows from it, got None");
         }
@@ -250,7 +295,7 @@ private:
             value_error("residual: expected None, since the forward call had none");
         }
         like(Role::residual, saved.dtype, saved.shape);
-        if (saved.fused.reads_residual() && saved.residual_fingerprint != nullptr &&
+        if (is_read && saved.residual_fingerprint != nullptr &&
             *saved.residual_fingerprint != fingerprint_of(call_[Role::residual])) {
             of_another("another residual, or it was changed since (its elements differ)");
         }
@@ -289,7 +334,9 @@ private:
         bnext::check_counter(call_[Role::num_batches_tracked], "num_batches_tracked");
     }
 
-    void out(DType dtype, std::span<const Index> shape, std::initializer_list<Role> inputs) const {
+    // `over`: the input that `out` itself may be.
+    void out(DType dtype, std::span<const Index> shape, std::initializer_list<Role> inputs,
+             Role over = Role::out) const {
         if (!call_.has(Role::out)) return;
         const ArrayRef& written = call_[Role::out];
         if (!written.is_array) {
@@ -309,6 +356,7 @@ private:
             !written.c_contiguous && may_overlap_itself(written.shape(), written.byte_strides()),
             "itself");
         for (const Role role : inputs) {
+            if (role == over && call_.writes_over(role)) continue;
             no_overlap(call_.has(role) && may_meet(written, call_[role]) &&
                            call_.share_memory(written, call_[role]),
                        name_of(role));
@@ -321,51 +369,5 @@ private:
 }  // namespace
 
 void check(const Call& call) { Checker(call).run(); }
-
-void check_axis(Index axis, Index rank, const std::string& text) {
-    if (axis >= -rank && axis < rank) return;
-    value_error("channel_axis: expected an axis of a ", rank, "-dimensional array (", -rank, " to ",
-                rank - 1, "), got ", text.empty() ? std::to_string(axis) : text);
-}
-
-void check_eps(double eps) {
-    if (!(eps >= 0.0) || std::isinf(eps)) {
-        value_error("eps: expected a finite number >= 0, got ", number_text(eps));
-    }
-}
-
-void check_negative_slope(double slope) {
-    if (!std::isfinite(slope)) {
-        value_error("negative_slope: expected a finite number, got ", number_text(slope));
-    }
-}
-
-void check_momentum(double momentum) {
-    if (!std::isfinite(momentum)) {
-        value_error("momentum: expected a finite number or None, got ", number_text(momentum));
-    }
-}
-
-void check_counter(const ArrayRef& counter, const char* name) {
-    if (!counter.is_array || counter.element != Element::int64 || counter.rank != 0 ||
-        !counter.writeable ||
-        reinterpret_cast<std::uintptr_t>(counter.data) % sizeof(std::int64_t) != 0) {
-        type_error(name, ": expected a writeable int64 array of shape (), got ",
-                   counter.type_text());
-    }
-    if (counter.place == Place::cuda) return;  // where it cannot be read
-    constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max() - 1;
-    const std::int64_t count = *counter.as<std::int64_t>();
-    if (count < 0 || count > largest) {
-        value_error(name, ": expected a count of batches from 0 to ", largest, ", got ", count);
-    }
-}
-
-void check_more_than_one(std::span<const Index> shape, Index count) {
-    if (count == 1) {
-        value_error("Expected more than 1 value per channel when training, got input size ",
-                    shape_text(shape));
-    }
-}
 
 }  // namespace bnext

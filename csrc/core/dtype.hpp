@@ -100,6 +100,16 @@ using Param = typename DTypeOf<T>::Param;
 template <class T>
 using Compute = typename DTypeOf<T>::Compute;
 
+// The bits of a significand, with the leading one; and the smallest number that has all of them.
+constexpr int significant_bits(DType dtype) {
+    constexpr int kBits[] = {24, 53, 11, 8};
+    return kBits[static_cast<std::size_t>(dtype)];
+}
+constexpr double smallest_normal(DType dtype) {
+    constexpr double kNumbers[] = {0x1p-126, 0x1p-1022, 0x1p-14, 0x1p-126};
+    return kNumbers[static_cast<std::size_t>(dtype)];
+}
+
 // Whether the mean of such data has a low part besides its double (statistics.hpp).
 template <class T>
 inline constexpr bool kHasMeanLow = DTypeOf<T>::value == DType::float64;

@@ -110,7 +110,8 @@ struct NormalizeActivated : Normalize<V> {
 };
 
 // g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize
-// has them, of the forward call's weight and bias.
+// has them, of the forward call's weight and bias. In place, y takes the place of x, and of z,
+// whose sign it has.
 template <class V>
 struct ThroughActivation {
     static constexpr Flags kFlags = Flags::read;
@@ -123,6 +124,7 @@ struct ThroughActivation {
         return relu_gradient(fma(x - row[kCenter], row[kScale], row[kShift]), dy);
     }
     BNEXT_FORMULA V operator()(const V& x, const V& dy, const V& residual) const {
+        if (fused.in_place) return gradient_through(fused, x, dy);
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
     }
@@ -131,7 +133,8 @@ struct ThroughActivation {
     }
 };
 
-// dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g.
+// dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g. In place, z
+// takes the place of x, and the coefficients are those of cpu/in_place.hpp.
 //
 // Traffic: x, dy, the residual or the flags, and dx once each; dresidual where there is a residual.
 // Order:   elementwise.
@@ -152,6 +155,11 @@ struct GradientActivated {
         return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
+        if (fused.in_place) {
+            out[1] = gradient_through(fused, in[0], in[1]);
+            out[0] = from_gradient(argument_of(fused, in[0]), out[1]);
+            return;
+        }
         const V z = fma(in[0] - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
         out[1] = gradient_through(fused, fused.residual ? z + in[2] : z, in[1]);
         out[0] = from_gradient(in[0], out[1]);

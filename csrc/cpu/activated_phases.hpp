@@ -40,8 +40,14 @@ struct ThroughAt {
     const RowsOfZ<T>& of_z;
 
     [[nodiscard]] bool is_extreme(Index c) const {
-        return kHasExtremes<T> && of_z.any_extreme &&
+        return kHasExtremes<T> && of_z.any_extreme && !of_z.all.activated->fused.in_place &&
                norm_constants<T>(c, rows, of_forward).is_extreme(rows.rstd()[c]);
+    }
+    // What deviations are taken of: x, or in place z.
+    [[nodiscard]] double x(Index o, Index c, Index i) const {
+        const auto value = static_cast<double>(*at(in[0], o, c, i));
+        const Fused& fused = of_z.all.activated->fused;
+        return fused.in_place ? argument_of(fused, value) : value;
     }
     double operator()(Index o, Index c, Index i) const {
         const Activated& activated = *of_z.all.activated;
@@ -76,12 +82,13 @@ struct CollectActivated : CollectGradients<T> {
     }
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
         const ThroughAt<T> through{this->in, this->of, of_forward, of_z};
-        CollectGradients<T>::keep(channels, n, a, b, through);
+        const auto x = [&](Index o, Index c, Index i) { return through.x(o, c, i); };
+        CollectGradients<T>::keep(channels, n, a, b, through, x);
         if (kHasExtremes<T> && of_z.any_extreme) {
             for (Index c = channels.begin; c < channels.end; ++c) {
                 if (!through.is_extreme(c)) continue;
-                exact_gradient_sums(through, this->in[0], this->setting.plan.tiling, c,
-                                    this->of.mean()[c], this->sum_dy[c], this->sum_dy_xmu[c]);
+                exact_gradient_sums(through, x, this->setting.plan.tiling, c, this->of.mean()[c],
+                                    this->sum_dy[c], this->sum_dy_xmu[c]);
             }
         }
         return n;
@@ -106,7 +113,7 @@ struct ActivatedGradients : Gradients<T> {
         const auto at_place = through(in);
         for_each_place_in(region, [&](Index o, Index i) {
             const double g = at_place(o, c, i);
-            *at(out[0], o, c, i) = value_of<T>(by.dx(g, static_cast<double>(*at(in[0], o, c, i))));
+            *at(out[0], o, c, i) = value_of<T>(by.dx(g, at_place.x(o, c, i)));
             if (of_z.all.activated->fused.residual) *at(out[1], o, c, i) = value_of<T>(g);
         });
     }
@@ -194,7 +201,8 @@ void activated_backward(const Problem& problem, const View<const T>& dy, const V
                           arrays.activated);
     const Summing summing{{setting, arrays.in, of, sum_dy, sum_dy_xmu}, affine, of_z};
     if (!apply) return void(setting.run(FirstPhaseOnly<Summing>{summing}, problem));
-    const ActivatedGradients<T> gradients{{of, weight, sum_dy, sum_dy_xmu}, affine, of_z};
+    const ActivatedGradients<T> gradients{
+        {of, weight, sum_dy, sum_dy_xmu, applied.scale}, affine, of_z};
     if (!reduce) {
         return Writing{setting, arrays.in, arrays.out, gradients, &arrays.activated, &of_z}.run(
             problem, n);

@@ -52,7 +52,8 @@ struct Terms {
     const Param<T>* bias = nullptr;
     const double* sum_dy = nullptr;
     const double* sum_dy_xmu = nullptr;
-    double n = 0;  // the values behind these sums
+    double n = 0;                   // the values behind these sums
+    const double* scale = nullptr;  // of dx, where it is not weight * rstd
 };
 
 // Where float32 is no longer enough for these formulas (extremes.hpp).

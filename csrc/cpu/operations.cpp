@@ -6,6 +6,7 @@
 #include "core/float_mode.hpp"
 #include "core/formulas.hpp"
 #include "cpu/activated_phases.hpp"
+#include "cpu/in_place.hpp"
 #include "cpu/phases.hpp"
 
 namespace bnext::cpu {
@@ -79,6 +80,11 @@ void backward_reduce(const Problem& problem, const View<const T>& dy, const View
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
                      const Applied<T>* applied) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    if (begins_in_place(applied)) {
+        const InPlace<T> in_place(problem.channels, of, nullptr, *applied);
+        backward_reduce<T>(problem, dy, x, in_place.of(), sum_dy, sum_dy_xmu, &in_place.applied());
+        return in_place.to_units_of_x(sum_dy_xmu);
+    }
     if (applied != nullptr && applied->fused.changes_backward()) {
         return activated_backward<T>(problem, dy, x, {nullptr, {}}, of, nullptr, sum_dy, sum_dy_xmu,
                                      *applied, true, false, 0);
@@ -94,6 +100,12 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
               double* sum_dy_xmu, const Applied<T>* applied) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    if (begins_in_place(applied)) {
+        const InPlace<T> in_place(problem.channels, of, weight, *applied);
+        backward<T>(problem, dy, x, dx, in_place.of(), weight, sum_dy, sum_dy_xmu,
+                    &in_place.applied());
+        return in_place.to_units_of_x(sum_dy_xmu);
+    }
     if (applied != nullptr && applied->fused.changes_backward()) {
         return activated_backward<T>(problem, dy, x, dx, of, weight, sum_dy, sum_dy_xmu, *applied,
                                      true, true, 0);
@@ -103,7 +115,7 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
     setting.run(
         Both<CollectGradients<T>, Second<Backward<T>, T, Gradients<T>>>{
             {setting, in, of, sum_dy, sum_dy_xmu},
-            {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu}}},
+            {setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu, scale_of(applied)}}},
         problem);
 }
 
@@ -113,6 +125,12 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                     const double* sum_dy, const double* sum_dy_xmu, double n,
                     const Applied<T>* applied) {
     if (problem.elements() == 0) return;
+    if (begins_in_place(applied)) {
+        const InPlace<T> in_place(problem.channels, of, weight, *applied);
+        const auto sums = in_place.in_units_of_z(sum_dy_xmu);
+        return backward_apply<T>(problem, dy, x, dx, in_place.of(), weight, sum_dy, sums.data(), n,
+                                 &in_place.applied());
+    }
     if (applied != nullptr && applied->fused.changes_backward()) {
         // (The sums are read alone.)
         return activated_backward<T>(problem, dy, x, dx, of, weight, const_cast<double*>(sum_dy),
@@ -120,8 +138,9 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
     }
     const auto setting = prepare<T>(problem, kWritingWork<Backward<T>>, Pass::backward);
     const View<const T> in[] = {x, dy};
-    Second<Backward<T>, T, Gradients<T>>{setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu}}.run(
-        problem, n);
+    Second<Backward<T>, T, Gradients<T>>{
+        setting, in, &dx, {of, weight, sum_dy, sum_dy_xmu, scale_of(applied)}}
+        .run(problem, n);
 }
 
 template <class T>

@@ -26,6 +26,7 @@ struct Applied {
     FlagBits flags{};                        // written by forward, read by backward
     View<T> dresidual{nullptr, {}};          // written by backward
     Affine<T> of_forward{nullptr, nullptr};  // for backward, the weight and bias that z has
+    const double* scale = nullptr;  // of dx, where it is not weight * rstd (cpu/in_place.hpp)
 };
 
 // n, the number of values behind the statistics of each channel, comes from the sums; of empty data

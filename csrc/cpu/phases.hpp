@@ -116,14 +116,17 @@ struct CollectGradients {
         }
     }
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
-        return keep(channels, n, a, b, [&](Index o, Index c, Index i) {
-            return static_cast<double>(*at(in[1], o, c, i));
-        });
+        const auto value_of_input = [&](int k) {
+            return [this, k](Index o, Index c, Index i) {
+                return static_cast<double>(*at(in[k], o, c, i));
+            };
+        };
+        return keep(channels, n, a, b, value_of_input(1), value_of_input(0));
     }
-    // Where dy(o, c, i) are the gradients that were summed.
-    template <class Dy>
+    // Where dy(o, c, i) and x(o, c, i) are the gradients and the values that were summed.
+    template <class Dy, class X>
     double keep(const ChannelRange& channels, double n, const double* a, const double* b,
-                const Dy& dy) const {
+                const Dy& dy, const X& x) const {
         std::copy_n(a, channels.size(), sum_dy + channels.begin);
         std::copy_n(b, channels.size(), sum_dy_xmu + channels.begin);
         if constexpr (kHasMeanLow<T>) {
@@ -135,7 +138,7 @@ struct CollectGradients {
             const double smallest = kSmallestShare * n;
             if (setting.table.any_beyond(channels.size(), a, 0.0) ||
                 setting.table.any_beyond(channels.size(), b, smallest)) {
-                mend_gradient_sums(dy, in[0], setting.plan.tiling, channels, smallest, of.mean(),
+                mend_gradient_sums(dy, x, setting.plan.tiling, channels, smallest, of.mean(),
                                    sum_dy, sum_dy_xmu);
             }
         }
@@ -150,16 +153,18 @@ struct Gradients {
     const Param<T>* weight;
     const double* sum_dy;
     const double* sum_dy_xmu;
+    const double* scale = nullptr;  // in place of weight * rstd
 
     void prepare(const Setting<T>&, const ChannelRange&, double) const {}
     [[nodiscard]] Terms<T> terms(Index c, double n) const {
         return {rows.mean() + c, rows.mean_low() + c, rows.rstd() + c, from(weight, c),
-                nullptr,         sum_dy + c,          sum_dy_xmu + c,  n};
+                nullptr,         sum_dy + c,          sum_dy_xmu + c,  n,
+                from(scale, c)};
     }
     [[nodiscard]] GradientConstants constants(Index c, double n) const {
         const double rstd = rows.rstd()[c];
         return {rows.mean()[c], -rstd * (rstd * (sum_dy_xmu[c] / n)), sum_dy[c] / n,
-                value_or(weight, c, 1.0) * rstd};
+                scale != nullptr ? scale[c] : value_or(weight, c, 1.0) * rstd};
     }
     [[nodiscard]] bool is_extreme(Index c, double n) const {
         return constants(c, n).is_extreme(rows.rstd()[c]);

@@ -82,16 +82,16 @@ template <class T>
     m2 = all < 0.0 ? 0.0 : all;
 }
 
-// The sums of dy and of dy * (x - mean) of channel c, where dy(o, c, i) is the gradient at a place.
-// With a value that is no number they stay.
-template <class T, class Dy>
-[[gnu::noinline, gnu::cold]] void exact_gradient_sums(const Dy& dy, const View<const T>& x,
+// The sums of dy and of dy * (x - mean) of channel c, where dy(o, c, i) and x(o, c, i) are the
+// gradient and the value at a place. With a value that is no number they stay.
+template <class Dy, class X>
+[[gnu::noinline, gnu::cold]] void exact_gradient_sums(const Dy& dy, const X& x,
                                                       const Tiling& tiling, Index c, double mean,
                                                       double& sum_dy, double& sum_dy_xmu) {
     double s1 = 0.0, s2 = 0.0;
     const bool are_numbers = for_each_place(tiling, [&](Index o, Index i) {
         const double grad = dy(o, c, i);
-        const double product = grad * (static_cast<double>(*at(x, o, c, i)) - mean);
+        const double product = grad * (x(o, c, i) - mean);
         s1 += grad;
         s2 += product;
         return std::isfinite(product);
@@ -121,9 +121,8 @@ template <class T>
 }
 
 // By the same reasoning for gradients and their products with deviations.
-template <class T, class Dy>
-[[gnu::noinline, gnu::cold]] void mend_gradient_sums(const Dy& dy, const View<const T>& x,
-                                                     const Tiling& tiling,
+template <class Dy, class X>
+[[gnu::noinline, gnu::cold]] void mend_gradient_sums(const Dy& dy, const X& x, const Tiling& tiling,
                                                      const ChannelRange& channels, double smallest,
                                                      const double* mean, double* sum_dy,
                                                      double* sum_dy_xmu) {
@@ -136,7 +135,7 @@ template <class T, class Dy>
                 const bool far = std::abs(mean[c]) >= kFarFromZero;
                 if (far && std::abs(sum_dy[c]) >= 0x1p-60 * n) continue;
                 const bool any = at_few_places(tiling, [&](Index o, Index i) {
-                    return dy(o, c, i) != 0.0 && static_cast<double>(*at(x, o, c, i)) != mean[c];
+                    return dy(o, c, i) != 0.0 && x(o, c, i) != mean[c];
                 });
                 if (!any) continue;
             }

@@ -1,8 +1,8 @@
 """Batch normalization at the price of a memory copy.
 
 Layers (`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `BatchNorm`) and functions
-(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`) over C++ kernels that read the
-data once, sum in a fixed order, and give the same bits for any number of threads.
+(`batch_norm_forward`, `batch_norm_backward`, `normalize`, `moments`, `recompute`) over C++ kernels
+that read the data once, sum in a fixed order, and give the same bits for any number of threads.
 """
 
 from bnext import cuda, functional, sync
@@ -16,7 +16,13 @@ from bnext.estimators import (
     Exponential,
     FirstBatchExponential,
 )
-from bnext.functional import batch_norm_backward, batch_norm_forward, moments, normalize
+from bnext.functional import (
+    batch_norm_backward,
+    batch_norm_forward,
+    moments,
+    normalize,
+    recompute,
+)
 from bnext.inference import micro_batches, update_statistics
 from bnext.inference.conventions import (
     from_convention,
@@ -25,7 +31,7 @@ from bnext.inference.conventions import (
     to_convention,
 )
 from bnext.inference.folding import Affine, fold, fold_into_next
-from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Recomputed
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -48,6 +54,7 @@ __all__ = [
     "Exponential",
     "FirstBatchExponential",
     "Moments",
+    "Recomputed",
     "Saved",
     "__version__",
     "batch_norm_backward",
@@ -64,6 +71,7 @@ __all__ = [
     "micro_batches",
     "moments",
     "normalize",
+    "recompute",
     "set_num_threads",
     "show_config",
     "sync",

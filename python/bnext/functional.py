@@ -22,17 +22,16 @@ from __future__ import annotations
 from typing import Any, overload
 
 import numpy.typing as npt
-from numpy import ndarray
 
-from bnext import _core, spine
+from bnext import spine
 from bnext._core import Saved
-from bnext._moments import Moments
 from bnext.array_types import Array, ArrayT, NumpyT, Values
-from bnext.arrays import DeviceSaved, engine_of
+from bnext.arrays import DeviceSaved
 from bnext.groups.group import ALONE, Group, check_group
 from bnext.groups.saved import SyncSaved
+from bnext.single_pass import moments, normalize, recompute
 
-__all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize"]
+__all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize", "recompute"]
 
 
 @overload
@@ -101,7 +100,8 @@ def batch_norm_forward(
         are the whole batch's, and all members call this together. A shard may be empty, of any
         library and on any device.
     out : array, shape of `x`, optional
-        Where to put `y`: of the dtype of `x`, with memory of its own.
+        Where to put `y`: of the dtype of `x`, with memory of its own; or `x` itself, on the CPU:
+        the call is *in place*, see below.
     residual : array, shape of `x`, optional
         Added to the normalized values, before the activation; of the dtype of `x`. On the CPU only.
     activation : str, optional
@@ -120,8 +120,8 @@ def batch_norm_forward(
         channel and `eps` are both 0, ``z = bias + residual``.
     saved : Saved, DeviceSaved, or bnext.sync.SyncSaved with a group
         The statistics, for `batch_norm_backward`: NumPy arrays, or if `x` is on a GPU, arrays
-        there. With an activation, also what its derivative follows from: `weight` and `bias`, or
-        with a residual after "relu", "relu6" and "leaky_relu" a flag for every value, a byte.
+        there. On the CPU also copies of `weight` and `bias`; with a residual after "relu", "relu6"
+        and "leaky_relu" a flag for every value, a byte.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def batch_norm_forward(
         A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input; `activation`
         is not one of the names, `negative_slope` is not finite; an activation or a residual is
-        given for an `x` on a GPU.
+        given for an `x` on a GPU; `out` is `x`, and `x` does not follow from `y` (see below).
     TypeError
         A dtype does not fit, an argument is not an array, or not where `x` is; `activation` is not
         a string.
@@ -137,6 +137,22 @@ def batch_norm_forward(
         `x` is on a device on which bnext cannot compute; `bnext.cuda.reason()` says why.
     bnext.sync.GroupError
         A member of the group is missing, has failed, or called something else.
+
+    Notes
+    -----
+    *In place* (``out=x``), `y` replaces `x`. `batch_norm_backward` takes that array, and finds what
+    it needs of `x` from it: ``xhat = (act^-1(y) - bias) / weight`` (Rota Bulò, Porzi and
+    Kontschieder 2018). It reads `y` and `dy` alone, and may write `dx` over `dy`. The activation
+    must be one-to-one and nowhere flat: None, or "leaky_relu" with a slope above 0. "relu",
+    "relu6", "silu", "hardswish", "gelu" and "gelu_tanh" are not one-to-one, "sigmoid" and "tanh"
+    saturate, and a residual would be needed again: all of these are refused.
+
+    `y` is rounded, so this `xhat` differs from the exact one by up to ``(2 |bias / weight| + 3
+    |xhat|) u``, where u is the unit roundoff of the dtype of `x` (2**-24 for float32), and by
+    ``2 u |act^-1(y) / weight|`` more below 0 after "leaky_relu". Gradients have an error of that
+    size, times `dy`. So that half of the p significant bits of the dtype are left, weights below
+    ``|bias| / 2**(p // 2)``, 0 and subnormal weights are refused; p is 53, 24, 11 (float16) or 8
+    (bfloat16). The derivative of "leaky_relu" is taken at `y` as it is stored.
     """
     part = ALONE
     if group is not None:
@@ -197,6 +213,20 @@ def batch_norm_backward(
 @overload
 def batch_norm_backward(
     dy: Values,
+    x: NumpyT,
+    saved: Saved | DeviceSaved | SyncSaved,
+    weight: Values | None = None,
+    *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
+    out: NumpyT | None = None,
+    residual: Values,
+) -> tuple[NumpyT, Array, Array, NumpyT]: ...
+
+
+@overload
+def batch_norm_backward(
+    dy: Values,
     x: ArrayT,
     saved: Saved | DeviceSaved | SyncSaved,
     weight: Values | None = None,
@@ -206,6 +236,20 @@ def batch_norm_backward(
     out: ArrayT | None = None,
     residual: Values,
 ) -> tuple[ArrayT, ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def batch_norm_backward(
+    dy: Values,
+    x: npt.ArrayLike,
+    saved: Saved | DeviceSaved | SyncSaved,
+    weight: Values | None = None,
+    *,
+    group: Group | None = None,
+    parameter_gradients: str = "local",
+    out: Array | None = None,
+    residual: Values,
+) -> tuple[Array, Array, Array, Array]: ...
 
 
 def batch_norm_backward(
@@ -230,7 +274,7 @@ def batch_norm_backward(
     dy : array, shape of `x`
         Gradient of the loss by `y`; of the dtype of `x`.
     x : array, shape (N, C, ...)
-        The input of the forward call, unchanged.
+        The input of the forward call, unchanged; where ``saved.in_place`` is true, `y`.
     saved : Saved or DeviceSaved
         What the forward call returned.
     weight : array, shape (C,), optional
@@ -241,7 +285,8 @@ def batch_norm_backward(
         In a group: whether `dweight` and `dbias` are sums over the caller's shard, as the averaging
         of gradients expects them, or over the whole batch.
     out : array, shape of `x`, optional
-        Where to put `dx`: of the dtype of `x`, with memory of its own.
+        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself, on the CPU,
+        unless it is `dresidual` as well.
     residual : array, shape of `x`, optional
         The residual of the forward call, unchanged. It must be given where ``saved.reads_residual``
         is true: where there was one, and "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" or
@@ -257,7 +302,8 @@ def batch_norm_backward(
         no weight was given.
     dresidual : array, shape of `x`
         ``g``, as a fourth result; only if the forward call had a residual. Without an activation it
-        is `dy` itself, not a copy.
+        is `dy` itself, not a copy. (Type checkers go by whether `residual` is given, since they
+        cannot know of the forward call: with it they see four results, also where it is not read.)
 
     Raises
     ------
@@ -280,116 +326,3 @@ def batch_norm_backward(
         dy, x, saved, weight, out, parameter_gradients, residual
     )
     return result
-
-
-@overload
-def normalize(
-    x: ArrayT,
-    mean: Values,
-    var: Values,
-    weight: Values | None = None,
-    bias: Values | None = None,
-    *,
-    eps: float = 1e-5,
-    channel_axis: int = 1,
-    out: ArrayT | None = None,
-    residual: Values | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> ArrayT: ...
-
-
-@overload
-def normalize(
-    x: npt.ArrayLike,
-    mean: Values,
-    var: Values,
-    weight: Values | None = None,
-    bias: Values | None = None,
-    *,
-    eps: float = 1e-5,
-    channel_axis: int = 1,
-    out: Array | None = None,
-    residual: Values | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> Array: ...
-
-
-def normalize(
-    x: Any,
-    mean: Values,
-    var: Values,
-    weight: Values | None = None,
-    bias: Values | None = None,
-    *,
-    eps: float = 1e-5,
-    channel_axis: int = 1,
-    out: Any = None,
-    residual: Values | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> Any:
-    """Normalize `x` by given statistics, as inference does.
-
-    Parameters
-    ----------
-    x : array, shape (N, C, ...) with C at `channel_axis`
-        float32, float64, float16 or bfloat16, of any rank.
-    mean, var : array, shape (C,)
-        Of the dtype of `x`, float32 for 16-bit data; or float64 (as `Moments` has them).
-    weight, bias : array, shape (C,), optional
-        Of the dtype of `x`, float32 for 16-bit data; 1 and 0 if not given.
-    eps : float
-        Added to the variance, in the square of the unit of `x`.
-    channel_axis : int
-        Which axis of `x` has the channels; negative counts from the end.
-    out : array, shape of `x`, optional
-        Where to put `y`: of the dtype of `x`, with memory of its own.
-    residual : array, shape of `x`, optional
-        Added to the normalized values, before the activation; of the dtype of `x`. On the CPU only.
-    activation : str, optional
-        The function that is applied last; `batch_norm_forward` has the names. On the CPU only.
-    negative_slope : float
-        Slope of "leaky_relu" below 0.
-
-    Returns
-    -------
-    array, shape of `x`
-        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in the memory order of
-        `x`, or `out`.
-
-    Raises
-    ------
-    ValueError, TypeError, RuntimeError
-        As from `batch_norm_forward`; one value per channel is enough.
-    """
-    epilogue = None
-    if activation is not None or residual is not None:
-        epilogue = residual, activation, negative_slope
-    return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue)[0]
-
-
-def moments(x: Values, *, channel_axis: int = 1) -> Moments:
-    """Count, mean and sum of squared deviations of each channel of `x`.
-
-    Parameters
-    ----------
-    x : array, shape (N, C, ...) with C at `channel_axis`
-        float32, float64, float16 or bfloat16, of any rank. Read once, never copied if dense.
-    channel_axis : int
-        Which axis of `x` has the channels; negative counts from the end.
-
-    Returns
-    -------
-    Moments
-        ``count`` (int), ``mean`` (C,) and ``m2`` (C,), float64; mergeable with ``+``
-        (Chan, Golub, LeVeque 1979, eq. 2.1). NumPy arrays, or if `x` is on a GPU, arrays there.
-
-    Raises
-    ------
-    ValueError, TypeError, RuntimeError
-        As from `batch_norm_forward`, for `x` and `channel_axis`; one value per channel is enough.
-    """
-    engine: Any = _core if type(x) is ndarray else engine_of(x)
-    return Moments(*engine.moments(x=x, channel_axis=channel_axis))

@@ -24,7 +24,7 @@ from bnext.groups.exchange import Merged
 from bnext.groups.group import ALONE, Part
 from bnext.groups.saved import SyncSaved
 
-__all__ = ["backward", "check_parameter_gradients", "forward"]
+__all__ = ["backward", "check_parameter_gradients", "forward", "recompute"]
 
 
 def forward(
@@ -259,3 +259,23 @@ def backward(
         dx, dresidual = dx
         return dx, *gradients, dresidual
     return dx, *gradients
+
+
+def recompute(x: Any, saved: Any, residual: Any = None, out: Any = None) -> Any:
+    """Make y of `forward` again, to the bit; of a group without an exchange.
+
+    Parameters
+    ----------
+    x, saved, residual, out
+        As `bnext.recompute` takes them.
+
+    Returns
+    -------
+    array
+        y, or `out`.
+    """
+    local = saved.local if isinstance(saved, SyncSaved) else saved
+    engine: Any = _core if type(x) is ndarray else engine_of(x)
+    if engine is not _core or isinstance(local, DeviceSaved):
+        raise ValueError("x: expected an array on the CPU, to recompute y from, got one on a GPU")
+    return engine.recompute(x=x, saved=local, out=out, residual=residual)

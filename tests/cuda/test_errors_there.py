@@ -76,6 +76,26 @@ def test_interleaved_but_separate_memory_is_no_overlap(kernels, make, rng):
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_calls_in_place_and_recomputation_are_refused(kernels, make, rng):
+    x = make(rng.normal(size=(4, 3)).astype(F4))
+    bn = bnext.BatchNorm1d(3, in_place=True).to(x)
+    _, saved = bnext.batch_norm_forward(x)
+    plain = bnext.BatchNorm1d(3).to(x)
+    plain(x)
+    kernels.launches.clear()
+    for call, text in (
+        (lambda: bnext.batch_norm_forward(x, out=x),
+         "out: expected memory of its own, got an array that overlaps x"),
+        (lambda: bn(x), "in_place: expected False for an input on a GPU, got True"),
+        (lambda: bnext.recompute(x, saved),
+         "x: expected an array on the CPU, to recompute y from, got one on a GPU"),
+        (plain.recomputed, "saved: expected of a call on the CPU, got of one on a GPU"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{text}$"):
+            call()
+    assert kernels.launches == []
+
+
 X, VECTOR = np.ones((4, 3), F4), np.ones(3, F4)
 MIXED = {
     "NumPy": (VECTOR, "weight: expected an array on cuda:0, like x, got one on the CPU"),

@@ -63,8 +63,9 @@ private:
     }
     template <int H>
     BNEXT_FORCE_INLINE void add_packs(const T* const (&run)[3], Index j, int columns) {
-        sums_.template add_packs<H>(load_gradient<T>(gradients_ + (j - begin_)),
-                                    load_sum(run[0] + j, columns, Sum<T>{0}));
+        sums_.template add_packs<H>(
+            load_gradient<T>(gradients_ + (j - begin_)),
+            deviating(activated_.fused, load_sum(run[0] + j, columns, Sum<T>{0})));
     }
 
     RunSums<T, 2, Difference> sums_;
@@ -134,7 +135,8 @@ BNEXT_FORCE_INLINE void add_activated_rows(const ActivatedRun<T>& first, const I
                 unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
                     const Index k = c + g * kLanes;
                     const Pack<Sum<T>> of = load_gradient<T>(gradients[r] + k);
-                    const Pack<Sum<T>> at_x = load_sum(x + r * pitch[0] + k, columns, Sum<T>{0});
+                    const Pack<Sum<T>> at_x = deviating(
+                        of_z.activated->fused, load_sum(x + r * pitch[0] + k, columns, Sum<T>{0}));
                     first_sum[g] = first_sum[g] + of;
                     second_sum[g] = fma(of, at_x - center[g], second_sum[g]);
                 });

@@ -68,12 +68,13 @@ BNEXT_FORCE_INLINE ZOfRun<T> z_of(const ActivatedRun<T>& run) {
     }
 }
 
-// Calls f(j, columns) for the packs of [begin, end): all of them whole but a last one.
+// Calls f(j, columns) for the packs of [begin, end), of which `columns` values exist (0: all). f is
+// compiled once, whole packs or not: there are many of these loops.
 template <class F>
 BNEXT_FORCE_INLINE void for_each_pack_of(Index begin, Index end, F&& f) {
-    Index j = begin;
-    for (; j + kLanes <= end; j += kLanes) f(j, 0);
-    if (j < end) f(j, static_cast<int>(end - j));
+    for (Index j = begin; j < end; j += kLanes) {
+        f(j, end - j < kLanes ? static_cast<int>(end - j) : 0);
+    }
 }
 BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : columns; }
 
@@ -135,6 +136,11 @@ BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
     return run.ahead[i] != nullptr ? run.ahead[i] : run.in[i] + 2 * kPiece;
 }
 
+// Where ReLU and gradients by flags are made in registers, along walks. The other data and
+// instruction sets go by the loops alone, so that less is compiled.
+template <class T>
+inline constexpr bool kHasWalks = kNativeBytes > 16 && DTypeOf<T>::value == DType::float32;
+
 // --- formulas along a run
 // -------------------------------------------------------------------------
 // A walk calls f(j, columns, formula) for the packs of a run, of which `columns` values exist (0:
@@ -174,27 +180,23 @@ struct PlaneWalk {
     template <class F>
     BNEXT_FORCE_INLINE void for_each(F&& f) const {
         const Index total = planes * n;
-        Index j = 0, channel = k;
+        Index channel = k, end = n;  // of the channel's plane
         Formula formula = formula_of_channel<Formula>(all, channel);
-        // Up to two packs before `head`, and less than a pack at the end.
-        const auto some = [&](Index end) BNEXT_INLINE_LAMBDA {
-            for (; j < end; j += kLanes) {
-                f(j, end - j < kLanes ? static_cast<int>(end - j) : 0, formula, false);
+        for (Index j = 0; j < total;) {
+            const Index stop = j < head ? head : total;
+            const int columns = stop - j < kLanes ? static_cast<int>(stop - j) : 0;
+            const bool ends = j >= head && end < total && j + kLanes > end;
+            if (ends) {
+                const Formula next = formula_of_channel<Formula>(all, channel + 1);
+                formula = across(static_cast<int>(end - j), formula, next);
             }
-            j = end;
-        };
-        some(head < total ? head : total);
-        for (Index end = n;; end += n) {
-            for (; j + kLanes <= end; j += kLanes) f(j, 0, formula, streams);
-            if (end == total) break;
-            const Formula next = formula_of_channel<Formula>(all, ++channel);
-            if (j < end) {
-                f(j, 0, across(static_cast<int>(end - j), formula, next), streams);
-                j += kLanes;
+            f(j, columns, formula, streams && j >= head);
+            if (ends) {
+                formula = formula_of_channel<Formula>(all, ++channel);
+                end += n;
             }
-            formula = next;
+            j += lanes_in(columns);
         }
-        some(total);
     }
 };
 
@@ -272,12 +274,14 @@ struct GradientByFlags {
     }
 };
 
-// Whether gradients are those of ReLU without flags, or by flags: both are made in registers.
-BNEXT_FORCE_INLINE bool has_plain_gradient(const Activated& by) {
-    return by.flags.are_kept() || by.fused.activation == Activation::relu;
+// What deviations are taken of: x, or in place z.
+template <class S>
+BNEXT_FORCE_INLINE Pack<S> deviating(const Fused& fused, const Pack<S>& x) {
+    return fused.in_place ? argument_of(fused, x) : x;
 }
 
-// g = dy * act'(z) of the values [begin, end) of a run, at most a piece.
+// g = dy * act'(z) of the values [begin, end) of a run, at most a piece. In place, y has the sign
+// of z.
 template <class T>
 BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<T>& z_of_run,
                                        Index begin, Index end, const Activated& by, Compute<T>* g) {
@@ -314,7 +318,8 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
     alignas(64) C of_dy[kPiece];
     for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
         prefetch(j);
-        Pack<C> z = normalized(j, columns, load_columns(x + j, columns));
+        Pack<C> z = load_columns(x + j, columns);
+        if (!by.fused.in_place) z = normalized(j, columns, z);
         if (residual != nullptr) z = z + load_columns(residual + j, columns);
         store(g + (j - begin), z);
         store(of_dy + (j - begin), load_columns(dy + j, columns));
@@ -364,8 +369,8 @@ BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index 
                 formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
             });
             const Pack<C> of_g = load(g + (j - begin));
-            const Pack<C> dx_of_pack = formula.from_gradient(load_columns(x + j, columns), of_g);
-            write_pack_of_run(dx + j, columns, streams, dx_of_pack);
+            const Pack<C> of_x = deviating(by.fused, load_columns(x + j, columns));
+            write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, of_g));
             if (dresidual != nullptr) write_pack_of_run(dresidual + j, columns, streams, of_g);
         });
     }
@@ -378,16 +383,19 @@ BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index 
 template <class Formula, class T, class Walk>
 BNEXT_FORCE_INLINE bool write_plainly(const ActivatedRun<T>& run, const Walk& walk,
                                       const Activated& by, FlagWriter& flags) {
-    if constexpr (Formula::kFlags == Flags::written) {
+    if constexpr (!kHasWalks<T>) {
+        return false;
+    } else if constexpr (Formula::kFlags == Flags::written) {
         if (by.fused.activation != Activation::relu) return false;
         by.fused.residual ? write_relu<true>(run, walk, flags)
                           : write_relu<false>(run, walk, flags);
+        return true;
     } else {
-        if (!has_plain_gradient(by)) return false;
+        if (!by.flags.are_kept() && by.fused.activation != Activation::relu) return false;
         by.flags.are_kept() ? write_plain_gradients<true>(run, walk, by)
                             : write_plain_gradients<false>(run, walk, by);
+        return true;
     }
-    return true;
 }
 
 // Writes the values [begin, end) of a run.

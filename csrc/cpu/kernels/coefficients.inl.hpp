@@ -158,7 +158,8 @@ bool backward_coefficients(Index channels, const Terms<T>& of, Compute<T>* const
         const Wide low = low_part<T>(exact, of.mean_low + c, columns);
         const Wide tilt = (zero - r) * (r * (load_columns(of.sum_dy_xmu + c, columns) / n));
         const Wide mean_dy = load_columns(of.sum_dy + c, columns) / n;
-        const Wide factor = parameter(of.weight, c, columns, 1.0) * r;
+        const Wide factor = of.scale != nullptr ? load_columns(of.scale + c, columns)
+                                                : parameter(of.weight, c, columns, 1.0) * r;
         extremes.add(exact);
         extremes.add(mean_dy);
         extremes.add(factor);

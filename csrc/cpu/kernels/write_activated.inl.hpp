@@ -27,8 +27,10 @@ BNEXT_NO_INLINE void write_activated_planes(ActivatedRun<T>& run, Index planes, 
     Index j = streams || planes > 1 ? values_to_boundary(run.out[0], total) : 0;
     FlagWriter flags(all.activated->flags);
     if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag);
-    const PlaneWalk<Formula, T> walk{all, k, planes, n, j, streams};
-    if (write_plainly<Formula>(run, walk, *all.activated, flags)) return flags.finish();
+    if constexpr (kHasWalks<T>) {
+        const PlaneWalk<Formula, T> walk{all, k, planes, n, j, streams};
+        if (write_plainly<Formula>(run, walk, *all.activated, flags)) return flags.finish();
+    }
     AlikeCoefficients<Formula, Compute<T>> by;
     for (int r = 0; r < Formula::kRows; ++r) run.row[r] = by.values[r];
     run.step = 0;

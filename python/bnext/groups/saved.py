@@ -49,6 +49,7 @@ class SyncSaved:
     reads_residual = property(
         lambda self: self.local.reads_residual, doc="Whether the backward pass needs it again."
     )
+    in_place = property(lambda self: self.local.in_place, doc="Whether y was written over x.")
     channel_axis = property(lambda self: self.local.channel_axis, doc="Which axis has channels.")
 
     def __repr__(self) -> str:

@@ -68,6 +68,11 @@ class BatchNorm(Normalization):
         only.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    in_place : bool
+        Whether calls without `out` write their output over their input, in every mode; the layer
+        then keeps the output, and finds what `backward` needs of the input from it. For no
+        activation and "leaky_relu" with a slope above 0, without a residual, and weights that are
+        not too small: `bnext.batch_norm_forward` explains it (``out=x``). On the CPU only.
 
     Attributes
     ----------
@@ -90,7 +95,7 @@ class BatchNorm(Normalization):
         Calls that use and move them use what they were before.
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
-    activation, negative_slope : str or None, float
+    activation, negative_slope, in_place : str or None, float, bool
         As they were given; may be replaced at any time. A backward call goes by what its forward
         call applied.
     estimator : bnext.Estimator
@@ -103,8 +108,8 @@ class BatchNorm(Normalization):
     ------
     ValueError
         `num_features` is negative, `eps` is negative or not finite, more than one of `momentum`,
-        `decay` and `estimator` was given, `activation` is not one of the names, or `negative_slope`
-        is not finite.
+        `decay` and `estimator` was given, `activation` is not one of the names, `negative_slope`
+        is not finite, or `in_place` does not go with the activation.
     TypeError
         `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
         string.
@@ -126,11 +131,12 @@ class BatchNorm(Normalization):
         estimator: Estimator | None = None,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        in_place: bool = False,
     ) -> None:
         super().__init__(
             num_features, eps, affine, channel_axis=channel_axis, dtype=dtype, group=group,
             parameter_gradients=parameter_gradients, activation=activation,
-            negative_slope=negative_slope,
+            negative_slope=negative_slope, in_place=in_place,
         )  # fmt: skip
         self.track_running_stats = bool(track_running_stats)
         self.running = Running.new(

@@ -26,6 +26,8 @@ def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
         engine = engine_of(x)
         if not isinstance(x, ndarray):  # whose subclasses go through: as_array would drop masks
             x = engine.as_array(x=x, name="x")
+    if layer.in_place and engine is not _core:
+        raise ValueError("in_place: expected False for an input on a GPU, got True")
     if isinstance(x, ndarray):
         shape, dtype = x.shape, x.dtype
         # Usually there is one object for each dtype; to compare what they say takes longer.

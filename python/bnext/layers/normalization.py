@@ -1,4 +1,4 @@
-"""Normalization layers: parameters, running statistics, modes, and both passes.
+"""Normalization layers: parameters, running statistics, and both passes.
 
 ``torch.nn`` sets the conventions: constructor arguments, defaults, names in the state dict, update
 rules and messages.
@@ -7,7 +7,7 @@ rules and messages.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,13 @@ from bnext.groups.saved import SyncSaved
 from bnext.groups.visits import VISITS, Latest
 from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
-from bnext.layers.state import Layer
-from bnext.running import check_tracked
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from bnext.layers.modes import Modes
+from bnext.layers.recomputed import Recomputed
 
 __all__ = ["Normalization"]
 
 
-class Normalization(Layer):
+class Normalization(Modes):
     """A layer with parameters for each channel, and statistics of its own or of the batch.
 
     `bnext.BatchNorm` explains the arguments. Subclasses set `running` and `track_running_stats`.
@@ -41,8 +38,7 @@ class Normalization(Layer):
     # Here too, for pickles of layers from before there were activations.
     activation: str | None = None
     negative_slope: float = 0.01
-
-    track_running_stats: bool
+    in_place: bool = False
 
     def __init__(
         self,
@@ -56,11 +52,15 @@ class Normalization(Layer):
         parameter_gradients: str,
         activation: str | None,
         negative_slope: float,
+        in_place: bool,
     ) -> None:
         super().__init__(num_features, affine, dtype)
         _core.check_activation(activation=activation)
         self.activation = activation
         self.negative_slope = _core.check_negative_slope(negative_slope=negative_slope)
+        self.in_place = bool(in_place)
+        if self.in_place:
+            _core.check_in_place(activation=activation, negative_slope=self.negative_slope)
         self.channel_axis = index_of(channel_axis, "channel_axis")
         _core.check_eps(eps=eps)
         check_group(group)
@@ -91,7 +91,8 @@ class Normalization(Layer):
             Of any library. Of the layer's dtype; for a float32 layer also float16 or bfloat16. The
             layer keeps it, without a copy, until `backward` or the next call: it must not change.
         out : array, shape of `x`, optional
-            Where to put the result.
+            Where to put the result. `x` itself makes the call one in place, as `in_place` does; the
+            array, which has the result, must then not change.
         residual : array, shape of `x`, optional
             Added to the normalized values, before the activation; of the dtype of `x`. On the CPU
             only. After "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer
@@ -132,6 +133,8 @@ class Normalization(Layer):
         else:
             with part:
                 x, engine = taken(self, x)
+        if out is None and self.in_place:
+            out = x
         running = self.running
         explain = None if type(x) is ndarray else partial(check_places, self)
         activation, epilogue = self.activation, None
@@ -153,12 +156,30 @@ class Normalization(Layer):
     __call__ = forward
 
     @overload
-    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+    def backward(
+        self, dy: ArrayT, *, out: ArrayT | None = None, residual_grad: Literal[True]
+    ) -> tuple[ArrayT, ArrayT]: ...
 
     @overload
-    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+    def backward(
+        self, dy: npt.ArrayLike, *, out: Array | None = None, residual_grad: Literal[True]
+    ) -> tuple[Array, Array]: ...
 
-    def backward(self, dy: Any, *, out: Any = None) -> Any:
+    @overload
+    def backward(
+        self, dy: ArrayT, *, out: ArrayT | None = None, residual_grad: Literal[False] | None = None
+    ) -> ArrayT: ...
+
+    @overload
+    def backward(
+        self,
+        dy: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        residual_grad: Literal[False] | None = None,
+    ) -> Array: ...
+
+    def backward(self, dy: Any, *, out: Any = None, residual_grad: bool | None = None) -> Any:
         """Gradient by the input of the latest forward call, which it consumes.
 
         ``dx = weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with
@@ -172,7 +193,10 @@ class Normalization(Layer):
         dy : array, shape of `x`
             Gradient of the loss by the output; of the dtype of `x`.
         out : array, shape of `x`, optional
-            Where to put the result.
+            Where to put the result; on the CPU also `dy` itself, unless it is ``dresidual`` too.
+        residual_grad : bool, optional
+            Whether ``dresidual`` is expected; not needed. Type checkers, which cannot know of the
+            forward call, tell both results apart by it, and take one without it for an array.
 
         Returns
         -------
@@ -185,7 +209,8 @@ class Normalization(Layer):
         RuntimeError
             There was no forward call, or its input was consumed by an earlier `backward`.
         ValueError, TypeError
-            `dy` has another shape or dtype than the input, or the input has changed since.
+            `dy` has another shape or dtype than the input, or the input has changed since; the
+            forward call had a residual and `residual_grad` is False, or the other way round.
         bnext.sync.GroupError
             A member of the group is missing, has failed, or called something else.
         """
@@ -193,20 +218,22 @@ class Normalization(Layer):
         visit = visits.get(self) if visits else None
         group, latest = visit or (self.group, self._latest)
         if group is None:
-            return self._backward(dy, out, None, latest)
+            return self._backward(dy, out, None, latest, residual_grad)
         with announcing(group):
-            return self._backward(dy, out, group, latest)
+            return self._backward(dy, out, group, latest, residual_grad)
 
-    def _backward(self, dy: Any, out: Any, group: Group | None, latest: Latest) -> Any:
-        member = None if group is None else group.rank_or_none
-        if member not in latest:
-            if group is not None:
-                group.check_open()
-            raise RuntimeError(
-                "backward: expected a forward call before it, since the latest one was consumed "
-                "or there was none"
-            )
-        x, saved, residual = latest[member]
+    def _backward(
+        self, dy: Any, out: Any, group: Group | None, latest: Latest, residual_grad: bool | None
+    ) -> Any:
+        member, (x, saved, residual) = _latest_call(group, latest, "backward")
+        if residual_grad is not None:
+            had = getattr(saved, "residual", False)
+            if bool(residual_grad) is not had:
+                which = "a" if had else "no"
+                raise ValueError(
+                    f"residual_grad: expected {had} or None, since the forward call had {which} "
+                    f"residual, got {residual_grad!r}"
+                )
         sums = "local"
         if group is not None and isinstance(saved, SyncSaved):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
@@ -221,112 +248,41 @@ class Normalization(Layer):
         del latest[member]
         return (dx, *dresidual) if dresidual else dx
 
-    # --- modes ------------------------------------------------------------------------------------
+    def recomputed(self, x: Any = None, *, residual: Any = None) -> Recomputed[Any]:
+        """Take what makes the output of the latest forward call again, to be kept in its place.
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, or with ``mode=False`` to evaluation mode.
-
-        The mode does not change what `freeze`, or a switch that is not None, has set.
-
-        Parameters
-        ----------
-        mode : bool
-            Whether to train.
-
-        Returns
-        -------
-        BatchNorm
-            The layer.
-        """
-        self.training = bool(mode)
-        return self
-
-    def eval(self) -> Self:
-        """Switch to evaluation mode.
-
-        Returns
-        -------
-        BatchNorm
-            The layer.
-        """
-        return self.train(False)
-
-    def freeze(self, *, affine: bool = True) -> Self:
-        """Make a constant of the layer, in every mode.
-
-        It normalizes by its running statistics and leaves them alone, and `backward` is a
-        multiplication: it neither needs the input nor computes gradients of parameters. (After an
-        activation, it needs the input for the derivative.)
+        It has the statistics and parameters of that call, and stays good after `backward`, further
+        calls and steps of an optimizer.
 
         Parameters
         ----------
-        affine : bool
-            Whether `weight` and `bias` are constants as well. Their gradients become None.
+        x : array, shape of the input, optional
+            The input of the call. Needed where the layer keeps none: frozen, without an activation.
+        residual : array or Recomputed, shape of `x`, optional
+            The residual of the call. Needed where the layer does not keep it: after no activation,
+            "relu", "relu6" and "leaky_relu".
 
         Returns
         -------
-        BatchNorm
-            The layer.
+        Recomputed
+            Its `value()` is the output, with the same bits.
 
         Raises
         ------
+        RuntimeError
+            There was no forward call, or its input was consumed by `backward`.
         ValueError
-            The layer has no running statistics.
+            `x` or `residual` is needed; the call was in place, or on a GPU.
         """
-        check_tracked(self, "freeze")
-        switches: dict[str, object] = {"use_running_stats": True, "update_running_stats": False}
-        if affine:
-            switches |= {"train_affine": False, "weight_grad": None, "bias_grad": None}
-        vars(self).update(switches)  # all of them at once
-        return self
-
-    def unfreeze(self) -> Self:
-        """Undo `freeze`: the mode decides again, and parameters train.
-
-        Returns
-        -------
-        BatchNorm
-            The layer.
-        """
-        vars(self).update(use_running_stats=None, update_running_stats=None, train_affine=True)
-        return self
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the statistics are constants in every mode, as after `freeze`."""
-        return self.use_running_stats is True and self.update_running_stats is False
-
-    def _trains_parameters(self) -> bool:
-        return self.train_affine and (self.weight is not None or self.bias is not None)
-
-    def statistics_of_call(self) -> tuple[bool, bool]:
-        """Whether a call normalizes by the running statistics, and whether it moves them."""
-        uses, moves = self.use_running_stats, self.update_running_stats
-        if uses is None:
-            uses = not self.training
-        if moves is None:
-            moves = self.training
-        if uses:
-            uses = self.running.mean is not None or self.running.var is not None
-        return uses, moves and self.track_running_stats
-
-    @property
-    def momentum(self) -> float | None:
-        """Weight of the new batch, of the layer's `estimator`; None in a cumulative average."""
-        return self.estimator.momentum
-
-    @momentum.setter
-    def momentum(self, value: float | None) -> None:
-        self.estimator = self.estimator.with_momentum(value)
-
-    @property
-    def decay(self) -> float | None:
-        """``1 - momentum``; None in a cumulative average."""
-        return self.estimator.decay
-
-    @decay.setter
-    def decay(self, value: float) -> None:
-        self.estimator = self.estimator.with_decay(value)
+        visits = VISITS.get()
+        visit = visits.get(self) if visits else None
+        _, (kept, saved, added) = _latest_call(*(visit or (self.group, self._latest)), "recomputed")
+        if (x := kept if x is None else x) is None:
+            raise ValueError(
+                "x: expected the input of the forward call, since a frozen layer without an "
+                "activation keeps none, got None"
+            )
+        return Recomputed(x, saved, added if residual is None else residual)
 
     def as_affine(self) -> Affine:
         """Give what the layer is in inference: ``scale * x + shift`` for each channel.
@@ -360,6 +316,8 @@ class Normalization(Layer):
             text += f", activation={self.activation!r}"
         if self.activation == "leaky_relu":
             text += f", negative_slope={self.negative_slope}"
+        if self.in_place:
+            text += ", in_place=True"
         if self.frozen:
             text += ", frozen"
         return f"{type(self).__name__}({text})"
@@ -368,3 +326,16 @@ class Normalization(Layer):
         estimator = self.estimator
         is_torch_s = type(estimator) in (Exponential, Cumulative) and estimator.bessel
         return f"momentum={self.momentum}" if is_torch_s else f"estimator={estimator}"
+
+
+def _latest_call(group: Group | None, latest: Latest, what: str) -> tuple[int | None, Any]:
+    """Give the member, and what its latest forward call left."""
+    member = None if group is None else group.rank_or_none
+    if member not in latest:
+        if group is not None:
+            group.check_open()
+        raise RuntimeError(
+            f"{what}: expected a forward call before it, since the latest one was consumed or "
+            "there was none"
+        )
+    return member, latest[member]
