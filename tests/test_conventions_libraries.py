@@ -71,7 +71,7 @@ def test_what_is_stored(files, name, variant):
     assert cases
     for case in cases:
         for found in checks.check(declared, stored, case, batches):
-            assert found.failures(declared.differs) == [], (case, found)
+            assert found.failures(declared.differs, declared.rounding) == [], (case, found)
             assert found.y is not None
             assert (found.on is None) == (found.step in (0, 1) or declared.copied), case
 
@@ -92,7 +92,7 @@ def test_the_wrong_variance_is_seen(files, name):
             checks.check(wrong, stored, case, batches)
     else:
         (_, second, _) = checks.check(wrong, stored, case, batches)
-        assert any(text.startswith("to: ") for text in second.failures("")), second
+        assert any(text.startswith("to: ") for text in second.failures()), second
 
 
 def test_every_release_is_declared():

@@ -309,6 +309,27 @@ def test_inference_stays_there_and_back(rng, dtype, name):
                 assert_same_bits(again[key], array, key)
 
 
+@pytest.mark.parametrize(
+    ("channel_axis", "ndim", "parameter", "statistic"),
+    [
+        (1, 4, (CHANNELS, 1, 1), (1, CHANNELS, 1, 1)),
+        (1, 3, (CHANNELS, 1), (1, CHANNELS, 1)),
+        (-1, 4, (CHANNELS,), (1, 1, 1, CHANNELS)),
+        (1, 2, (CHANNELS,), (1, CHANNELS)),
+    ],
+)
+def test_sonnet_shapes(rng, channel_axis, ndim, parameter, statistic):
+    """Its parameters have 1 at the axes after the channels', its statistics at all others."""
+    bn = bnext.BatchNorm(CHANNELS, channel_axis=channel_axis)
+    bn.weight[...], bn.bias[...] = rng.normal(size=(2, CHANNELS))
+    given = bnext.to_convention(bn, "sonnet", ndim=ndim, bessel=True, steps=math.inf)
+    assert given["scale"].shape == given["offset"].shape == parameter
+    assert given["moving_mean/average"].shape == given["moving_variance/hidden"].shape == statistic
+    back = bnext.from_convention("sonnet", given, channel_axis=channel_axis, bessel=True)
+    assert_same_bits(back.weight, bn.weight)
+    assert_same_bits(back.bias, bn.bias)
+
+
 def test_a_layer_that_saw_nothing(rng, library):
     """Everything begins where the library's begins; nothing is divided by 0."""
     name = library.partition(" ")[0]

@@ -122,8 +122,9 @@ def compared_release(name, stored, batches, failed):
             if (case.variant, case.rank) == (variant, rank):
                 errors += check(declared, stored, case, batches)
         for error in errors:
-            failures += error.failures(declared.differs)
-        yield report.Row(release.title, variant, rank, errors, failures, declared.differs)
+            failures += error.failures(declared.differs, declared.rounding)
+        note = declared.differs or declared.note
+        yield report.Row(release.title, variant, rank, errors, failures, note)
 
 
 def commit():

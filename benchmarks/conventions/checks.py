@@ -35,20 +35,21 @@ class Found:
     on: float | None = None  # trained on from the step before this one
     notes: list[str] = field(default_factory=list)
 
-    def failures(self, differs: str) -> list[str]:
-        """Say what is too large."""
+    def failures(self, differs: str = "", rounding: float = 0.0) -> list[str]:
+        """Say what is too large; `differs` and `rounding` are the variant's."""
         found = list(self.notes)
         slack = max(CONVERTED, (self.own or 0.0) + 2 * EPS[np.dtype(np.float32)])
         for name, most in (("to", slack), ("back", slack), ("on", slack), ("exact", EXACT)):
             value = getattr(self, name)
             if value is not None and not value <= most:
                 found.append(f"{name}: {value:.2g}, at most {most:.2g}")
-        if self.own is not None and not self.own <= 1e-5:
-            found.append(f"own: {self.own:.2g}, at most 1e-05")
+        if self.own is not None and not self.own <= max(1e-5, rounding):
+            found.append(f"own: {self.own:.2g}, at most {max(1e-5, rounding):.2g}")
         if self.trip is not None and self.trip != 0:
             found.append(f"trip: {self.trip:.2g}, not 0")
-        if self.derived is not None and not self.derived <= 4 * EPS[np.dtype(np.float32)]:
-            found.append(f"derived: {self.derived:.2g}, at most 4 ulp")
+        most = max(4 * EPS[np.dtype(np.float32)], rounding)
+        if self.derived is not None and not self.derived <= most:
+            found.append(f"derived: {self.derived:.2g}, at most {most:.2g}")
         if self.y is not None and (self.y <= ULPS) == bool(differs):
             found.append(f"y: {self.y:.2g} ulp, {'as before' if differs else f'at most {ULPS}'}")
         return found

@@ -20,6 +20,8 @@ class Variant:
     extra: Mapping[str, Any] = field(default_factory=dict)  # numbers that no array has
     copied: bool = False  # statistics were copied into it, from another library
     differs: str = ""  # why its inference is known to differ
+    rounding: float = 0.0  # relative, of the library's own statistics, where it is beyond 1e-5
+    note: str = ""  # beside its rows
 
     def options(self, rank: int) -> dict[str, Any]:
         """Give the options of conversions."""
@@ -57,6 +59,9 @@ def _mlx(version: str, bessel: bool) -> Release:
     )  # fmt: skip
 
 
+# 0.999 and its power are rounded by 2**-25 at most, each, and 1 - 0.999**k is what is left.
+DEBIASING = 2**-24 / (1 - 0.999)
+DEBIASED_IN_FLOAT32 = "Sonnet divides by 1 - 0.999^k in float32: rounding up to 6e-05"
 PYTORCH = Variant(convention="pytorch")
 RUNTIME = {
     **{f"opset {n}": Variant(convention="onnx", bessel=False) for n in (15, 14)},
@@ -139,8 +144,14 @@ RELEASES = {
         title="Sonnet", runner="sonnet", environment="tensorflow",
         requirements=("dm-sonnet==2.0.2", TENSORFLOW, "tf-keras==2.21.0"),
         variants={
-            "channels_last": Variant(convention="sonnet", bessel={2: False, 4: True}),
-            "channels_first": Variant(convention="sonnet", bessel=False),
+            "channels_last": Variant(
+                convention="sonnet", bessel={2: False, 4: True}, rounding=DEBIASING,
+                note=DEBIASED_IN_FLOAT32,
+            ),
+            "channels_first": Variant(
+                convention="sonnet", bessel=False, rounding=DEBIASING, note=DEBIASED_IN_FLOAT32
+            ),
+            "channels_first, float64": Variant(convention="sonnet", bessel=False),
         },
     ),
     "objax": Release(
@@ -197,6 +208,10 @@ RELEASES = {
     "coremltools": Release(
         title="Core ML", runner="coreml", environment="coremltools",
         requirements=("coremltools==9.0",),
-        variants={"builder": Variant(convention="coreml", copied=True)},
+        variants={
+            "builder": Variant(
+                convention="coreml", copied=True, note="not inferred: only macOS runs the model"
+            ),
+        },
     ),
 }  # fmt: skip

@@ -15,8 +15,9 @@ class ChannelsLast(Layer):
     def __init__(self, given, rank):
         self.layer = sonnet.BatchNorm(create_scale=True, create_offset=True, **self.options(rank))
         channels = given.weight.size
-        shape = (2,) * (rank - 1) + (channels,) if self.channels_last else (2, channels, 2, 2)
-        self.layer._initialize(tensorflow.ones(shape))
+        shape = [2] * rank
+        shape[-1 if self.channels_last else 1] = channels
+        self.layer._initialize(tensorflow.ones(shape, self.dtype))
         for variable, values in ((self.layer.scale, given.weight), (self.layer.offset, given.bias)):
             variable.assign(values.reshape(variable.shape))
 
@@ -45,10 +46,19 @@ class ChannelsFirst(ChannelsLast):
     ranks = (4,)
 
     def options(self, rank):
-        return {"data_format": "NCHW"}
+        return {"data_format": "NCHW"} if rank == 4 else {"data_format": "NC..."}
+
+
+class Double(ChannelsFirst):
+    ranks = (2, 4)
+    dtype = "float64"
 
 
 if __name__ == "__main__":
     record(
-        {"channels_last": ChannelsLast, "channels_first": ChannelsFirst}, "dm-sonnet", "tensorflow"
-    )
+        {
+            "channels_last": ChannelsLast, "channels_first": ChannelsFirst,
+            "channels_first, float64": Double,
+        },
+        "dm-sonnet", "tensorflow",
+    )  # fmt: skip

@@ -15,9 +15,9 @@ class BatchNorm(Layer):
 
     def train(self, x):
         with Context(TRAINING=1):
-            self.layer(Tensor(x)).realize()
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            getattr(self.layer, name).realize()
+            y = self.layer(Tensor(x))
+        bn = self.layer
+        y.realize(bn.running_mean, bn.running_var, bn.num_batches_tracked)
 
     def stored(self):
         return {k: v.numpy() for k, v in nn.state.get_state_dict(self.layer).items()}

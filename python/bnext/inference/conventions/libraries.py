@@ -90,6 +90,7 @@ _ALL = {
         hidden=("moving_mean/hidden", "moving_variance/hidden"), form="keepdims",
         form_of=("moving_mean/average", "moving_variance/average", "moving_mean/hidden",
                  "moving_variance/hidden"),
+        trailing=("scale", "offset"),
     ),
     "equinox-batch": Convention(
         title='Equinox, mode="batch"', releases="0.13.8", names=("weight", "bias", "mean", "var"),

@@ -269,3 +269,6 @@ def formed(record: Convention, arrays: dict[str, Any], channel_axis: int, ndim: 
         if name in arrays:
             array = arrays[name]
             arrays[name] = array.reshape([array.size if n == axis else 1 for n in range(axes)])
+    for name in record.trailing:
+        if name in arrays:
+            arrays[name] = arrays[name].reshape([-1, *[1] * (axes - 1 - axis)])

@@ -53,6 +53,7 @@ class Convention:
     # The form of the arrays and of their names.
     form: Form = "vector"  # (C,), or the input's axes with 1 at all but the channels'
     form_of: tuple[str, ...] = ()  # arrays that have it; empty: all
+    trailing: tuple[str, ...] = ()  # arrays (C, 1, ..., 1): 1 at the axes after the channels'
     ndim: int = 2  # of the input, where the form depends on it
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names, and what they stand for
     collections: tuple[str, ...] = ()  # what may stand before the prefix of an array's name

@@ -148,6 +148,8 @@ def _extra(record: Convention) -> str:
     found += [f"`{name}` (dropped)" for name in record.dropped]
     if record.form == "keepdims":
         found.append("shape (1, ..., C, ..., 1)")
+    if record.trailing:
+        found.append(f"{' and '.join(f'`{name}`' for name in record.trailing)} (C, 1, ..., 1)")
     return ", ".join(found) or "-"
 
 
