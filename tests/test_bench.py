@@ -210,7 +210,7 @@ def test_command_without_torch(tmp_path, capsys):
     path = tmp_path / "results.json"
     assert main(["--quick", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "PyTorch not installed: compared with NumPy only" in printed
+    assert "PyTorch not installed: compared with NumPy only" in printed.replace("\n", " ")
     assert "x NumPy" in printed
     assert "x PyTorch" not in printed
     document = json.loads(path.read_text())

@@ -56,6 +56,8 @@ def test_types(checker, tmp_path):
 @pytest.mark.timeout(900)
 def test_wrong_types_are_found(tmp_path):
     import_extra("mypy")
-    status, output = check_types("mypy", ROOT, tmp_path, "x_of_readme: str = bn(x)\n")
+    status, output = check_types(
+        "mypy", ROOT, tmp_path, "x_of_readme: str = bnext.BatchNorm1d(4)\n"
+    )
     assert status != 0
     assert "Incompatible types in assignment" in output

@@ -169,6 +169,7 @@ py::object restored(Taken& taken) {
     Intake& call = taken.call;
     Saved saved(call.call);
     saved.take_rows(call[Role::rows]);
+    if (!saved.has_parameters) saved.keep_parameters(call.call);
     saved.count = saved.channels() == 0 ? 0 : call[Role::x].size() / saved.channels();
     saved.fingerprint = fingerprint_of(call[Role::x]);
     saved.epilogue = epilogue_of(call);

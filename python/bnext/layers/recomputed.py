@@ -70,8 +70,8 @@ class Recomputed(Generic[ArrayT]):
         self.saved = saved
         self.residual = residual
 
-    shape = property(lambda self: self.saved.shape)
-    dtype = property(lambda self: self.saved.dtype)
+    shape = property(lambda self: self.saved.shape, doc="Shape of `y`.")
+    dtype = property(lambda self: self.saved.dtype, doc="Dtype of `y`.")
 
     def value(self, out: ArrayT | None = None) -> ArrayT:
         """Make `y` again: one pass over memory, each time.

@@ -22,7 +22,7 @@ class LazyForward(_BatchNorm):
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize `input` as a layer of ``cls_to_become``."""
+        """Normalize `input`, and add `residual`, as a layer of ``cls_to_become``."""
         layer: Any = self
         if isinstance(layer, Forward):
             return Forward.forward(layer, input, residual)
