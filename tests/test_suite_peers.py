@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,10 @@ def close(actual, wanted, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_onednn_computes_batch_normalization(case, dtype, format):
     data = draw(replace(case, dtype=dtype))
+    if dtype == "bfloat16" and "avx512bw" not in Path("/proc/cpuinfo").read_text("utf-8"):
+        with pytest.raises(UnavailableError, match="could not create a primitive descriptor"):
+            onednn.Layer(data, format)
+        return
     layer = onednn.Layer(data, format)
     wanted = expected(data)
     layer.data.out[...] = np.nan

@@ -33,8 +33,8 @@ def introduction(commit: str) -> str:
 Conventions: {now:%Y-%m-%d %H:%M} UTC, commit {commit}, bnext {bnext.__version__}
 
 Libraries that train have trained a layer on the same {BATCHES} batches (rows per batch: {sizes})
-and kept what they stored after 1, 5 and 300. Errors are relative to what it stored, the largest over
-channels, arrays and sizes. bnext computes in float64.
+and kept what they stored after 1, 5 and 300. Errors are relative to what was stored, the largest
+over channels, arrays and sizes. bnext computes in float64.
 
 own     bnext's layer with the library's estimator, trained on the same batches: what the library's
         own rounding (float32, unless the variant says float64) makes of its statistics
