@@ -5,10 +5,11 @@ import copy
 import pytest
 
 import bnext
-from bnext.torch.epilogues import ACTIVATIONS
 
 from .architectures import ARCHITECTURES
 from .support import assert_close, name_of_dtype, torch
+
+ACTIVATIONS = bnext.torch.epilogues.ACTIVATIONS
 
 # PyTorch's own, when it first loads inductor.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")

@@ -7,7 +7,6 @@ import pickle
 import pytest
 
 import bnext
-from bnext.torch.epilogues import ACTIVATIONS
 
 from .support import (
     LIBRARIES,
@@ -20,6 +19,7 @@ from .support import (
     torch,
 )
 
+ACTIVATIONS = bnext.torch.epilogues.ACTIVATIONS
 NAMES = [*ACTIVATIONS, None]
 SLOPE = 0.2
 SHAPES = [(9, 5), (4, 5, 7), (3, 5, 6, 5), (2, 5, 3, 4, 3)]
