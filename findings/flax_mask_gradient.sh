@@ -4,7 +4,7 @@
 # Versions: flax 0.12.8, jax 0.10.2; Python 3.11 on Linux (x86-64).
 # Expected: the documentation of the call's argument `mask` says that statistics are computed from the
 #   positions where it is true. Padding under the mask, whatever it holds, should not be seen.
-# Behaviour: the running statistics are those of the other rows, as they should be. But the gradient
+# Behaviour: the running statistics come from the other rows, as they should. But the gradient
 #   with respect to scale, and to rows of x that the mask shows, is NaN, even where the loss leaves
 #   the masked rows out by jnp.where; only the bias has a gradient.
 # Cause: the statistics are sums of jnp.where(mask, x, 0), whose gradient is right; the masked rows are

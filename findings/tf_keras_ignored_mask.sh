@@ -4,8 +4,8 @@
 # Versions: tf-keras 2.21.0, tensorflow 2.21.0; Python 3.11 on Linux (x86-64).
 # Expected: a mask given to the layer keeps positions out of the statistics, as it does for rows, and as
 #   it does for images with fused=False.
-# Behaviour: input of rank 4 goes to the fused kernel by default, which has no mask. The statistics are
-#   those of all positions; there is no error and no warning.
+# Behaviour: input of rank 4 goes to the fused kernel by default, which has no mask. The statistics
+#   include all positions; there is no error and no warning.
 # Remedy: fused=False.
 # Output seen:
 #   fused=None (default): mean of all positions

@@ -110,7 +110,7 @@ def test_what_is_not_known_is_asked_for(layer, tmp_path, capsys):
     np.savez(path, **{n: a for n, a in arrays.items() if "/" in n})
     out = tmp_path / "out.npz"
     for words, text in (
-        ([], "--from: expected one of 'keras', 'tf-keras', 'mindspore', whose names"),
+        ([], "--from: expected one of 'keras', 'tf-keras', 'mindspore', which have the names"),
         (["--from", "tf-keras"], "bn: --bessel: expected True or False for tf-keras"),
         (["--from", "keras", "--steps", "9"], "--count: expected the number of values per channel"),
         (["--from", "keras", "--prefix", "x"], "expected statistics by the names of Keras 3 with"),

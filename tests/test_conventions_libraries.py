@@ -1,6 +1,6 @@
 """Conversions beside what installed libraries store themselves, after the same batches.
 
-The runners and the comparison are those of benchmarks/conventions, where more libraries are, each
+The runners and the comparison come from benchmarks/conventions, where more libraries are, each
 in its pinned release. Here are the ones that install small, as they are installed.
 """
 

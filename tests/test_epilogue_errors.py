@@ -121,7 +121,7 @@ def test_the_residual_is_needed_again(arrays, name):
     x, dy, residual = arrays["x"], arrays["dy"], arrays["residual"]
     _, saved = bnext.batch_norm_forward(x, activation=name, residual=residual)
     text = (
-        f"residual: expected that of the forward call, since the derivative of {name} follows "
+        f"residual: expected the forward call's, since the derivative of {name} follows "
         "from it, got None"
     )
     with raises_exactly(ValueError, text, arrays):

@@ -130,7 +130,7 @@ class FromOutput:
 @NAMES
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_formula(rng, case, name, dtype):
-    """y has the bits of a call with an output of its own, and gradients are those of y."""
+    """y has the bits of a call with an output of its own, and gradients follow from y."""
     inputs = drawn(rng, case, dtype, name, False)
     results = both_in_place(inputs)
     assert_same_bits(results.y, both_passes(inputs).y, "y")

@@ -197,7 +197,7 @@ def test_what_is_missing_is_named(rng):
     out = np.empty_like(x)
     _, plain = bnext.batch_norm_forward(x)
     _, added = bnext.batch_norm_forward(x, residual=r, activation="relu")
-    of_forward = "residual: expected that of the forward call, since y follows from it, got None"
+    of_forward = "residual: expected the forward call's, since y follows from it, got None"
     changed = "(their elements differ)"
     for saved, options, text in (
         (added, {}, of_forward),
@@ -311,7 +311,7 @@ def test_the_residual_is_needed_where_the_layer_keeps_none(rng):
         bn = layer_of(inputs)
         y = called(bn, inputs)
         if name is None or name in KEEP_FLAGS:
-            text = "residual: expected that of the forward call, since y follows from it, got None"
+            text = "residual: expected the forward call's, since y follows from it, got None"
             with raises_exactly(ValueError, text, {}):
                 bn.recomputed()
         assert_same_bits(bn.recomputed(residual=inputs.residual).value(), y)

@@ -1,7 +1,7 @@
 """The batches that every library is trained on, in one .npz file.
 
 Channels lie at axis 1. `SIZES` are rows per batch; a batch of rank 4 has `PLANE` values per row and
-channel. Parameters and statistics in the file are those of inference-only libraries.
+channel. Inference-only libraries get the parameters and statistics in the file.
 """
 
 import numpy as np

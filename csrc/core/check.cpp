@@ -133,7 +133,7 @@ private:
         }
         if (saved.fused.residual && !call_.has(Role::residual)) {
             value_error(
-                "residual: expected that of the forward call, since y follows from it, got "
+                "residual: expected the forward call's, since y follows from it, got "
                 "None");
         }
         residual_again(saved.fused.residual);
@@ -288,7 +288,7 @@ private:
         const FromForward& saved = *call_.from_forward;
         if (!call_.has(Role::residual)) {
             if (!is_read) return;
-            value_error("residual: expected that of the forward call, since the derivative of ",
+            value_error("residual: expected the forward call's, since the derivative of ",
                         name_of(saved.fused.activation), " follows from it, got None");
         }
         if (!saved.fused.residual) {

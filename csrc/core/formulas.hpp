@@ -109,7 +109,7 @@ struct NormalizeActivated : Normalize<V> {
     }
 };
 
-// g = dy * act'(z), from x, dy and the residual, or from dy and the flag. Rows of z, as Normalize
+// g = dy * act'(z), from x, dy and the residual (flags: gradient_by_flag). Rows of z, as Normalize
 // has them, of the forward call's weight and bias. In place, y takes the place of x, and of z,
 // whose sign it has.
 template <class V>
@@ -119,22 +119,15 @@ struct ThroughActivation {
     V row[kRows];
     Fused fused{};
 
-    // Of ReLU without a residual, inline.
-    BNEXT_FORMULA V relu(const V& x, const V& dy) const {
-        return relu_gradient(fma(x - row[kCenter], row[kScale], row[kShift]), dy);
-    }
     BNEXT_FORMULA V operator()(const V& x, const V& dy, const V& residual) const {
         if (fused.in_place) return gradient_through(fused, x, dy);
         const V z = fma(x - row[kCenter], row[kScale], row[kShift]);
         return gradient_through(fused, fused.residual ? z + residual : z, dy);
     }
-    BNEXT_FORMULA V by_flag(const V& dy, const V& flag) const {
-        return gradient_by_flag(fused, flag, dy);
-    }
 };
 
 // dx, with g = ThroughActivation in place of dy, and dresidual = g. The sums are of g. In place, z
-// takes the place of x, and the coefficients are those of cpu/in_place.hpp.
+// takes the place of x, and cpu/in_place.hpp has the coefficients.
 //
 // Traffic: x, dy, the residual or the flags, and dx once each; dresidual where there is a residual.
 // Order:   elementwise.

@@ -3,7 +3,7 @@
 //     s1 = sum g,  s2 = sum g (z - bias) = w sum g xhat,  g = dy act'(z)
 //     dx = weight rstd (g - s1/n - (z - bias) s2 / (n w^2))
 // This is Gradient (core/formulas.hpp) of z in place of x, about the bias as the mean, with 1/|w|
-// as rstd and a scale of its own. So kernels, schedules and ranges are those of any backward pass.
+// as rstd and a scale of its own. So it has the kernels, schedules and ranges of any backward pass.
 //
 // Sums leave the operations in the units of x, sum g (x - mean) = s2 / (w rstd), as they do in
 // other passes: what follows from them, and what a group exchanges, is the same.
@@ -77,7 +77,7 @@ const double* scale_of(const Applied<T>* applied) {
     return applied != nullptr ? applied->scale : nullptr;
 }
 
-// Whether a pass is in place, and its operands are still those of x.
+// Whether a pass is in place, and its operands still refer to x.
 template <class T>
 bool begins_in_place(const Applied<T>* applied) {
     return applied != nullptr && applied->fused.in_place && applied->scale == nullptr;

@@ -1,7 +1,8 @@
 // The second phase of activated passes: a region, cut into runs (activated_runs.inl.hpp). Where
 // lines are streamed, runs begin on their boundaries but for what is left at a region's ends.
 
-// Coefficients of a channel, as 16 that are alike; of a pack across the end of one, those of two.
+// Coefficients of a channel, as 16 that are alike; or of a pack in which a channel ends and the
+// next one begins.
 template <class Formula, class C>
 struct AlikeCoefficients {
     alignas(64) C values[Formula::kRows][kLanes];

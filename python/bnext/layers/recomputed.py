@@ -62,7 +62,7 @@ class Recomputed(Generic[ArrayT]):
             )
         if local.residual and residual is None:
             raise ValueError(
-                "residual: expected that of the forward call, since y follows from it, got None"
+                "residual: expected the forward call's, since y follows from it, got None"
             )
         if residual is not None and not local.residual:
             raise ValueError("residual: expected None, since the forward call had none")

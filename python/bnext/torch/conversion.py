@@ -49,7 +49,7 @@ def convert(model: Module, sync: Group | Any = None, *, fuse: bool = False) -> M
     sync : bnext.sync.Group, torch.distributed.ProcessGroup or True, optional
         Make them `SyncBatchNorm` layers of that group; True is PyTorch's default group.
     fuse : bool
-        Have layers do what follows them: an addition, an activation (those of
+        Have layers do what follows them: an addition, an activation (as in
         `functional.batch_norm`). Where the forward of a module calls a layer and, with nothing in
         between, adds a tensor to its output, or applies an activation, or both, one call takes the
         place of all. The module gets a subclass of its class under the same name; modules, names,

@@ -47,7 +47,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def checked(residual: Any, activation: Any, negative_slope: Any) -> Epilogue | None:
     """Give the epilogue of a call, None without one.
 
-    Errors are those of `bnext.batch_norm_forward`.
+    Errors are as in `bnext.batch_norm_forward`.
     """
     if activation is None and residual is None:
         return None

@@ -42,8 +42,8 @@ def to_convention(
 ) -> dict[str, Any]:
     """Give a layer's arrays and hyperparameters in another library's convention.
 
-    Without `count` and `steps`, inference stays: the other library's results are those of the
-    layer. With them, the statistics are what the other library would have stored after the same
+    Without `count` and `steps`, inference stays: the other library gives the layer's results.
+    With them, the statistics are what the other library would have stored after the same
     batches: with d the decay and k the number of batches, the initial value has the weight d^k, and
     is kept out of Bessel's correction,
 

@@ -150,8 +150,8 @@ def chosen(candidates: tuple[str, ...], layer: str) -> str:
     if all(_meaning(CONVENTIONS[name]) == first for name in candidates[1:]):
         return candidates[0]
     raise ValueError(
-        f"convention: expected one of {', '.join(map(repr, candidates))}, whose names are those of "
-        f"{layer or 'the arrays'} and whose values mean different things, got None"
+        f"convention: expected one of {', '.join(map(repr, candidates))}, which have the names of "
+        f"{layer or 'the arrays'} and give different meanings to the values, got None"
     )
 
 

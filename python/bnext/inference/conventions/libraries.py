@@ -132,7 +132,7 @@ _ALL = {
     "mindspore": Convention(
         title="MindSpore", releases="2.10.0", names=KERAS, bessel=True,
         aliases={"mean": "moving_mean", "variance": "moving_variance"},
-        note="the names are those of Keras; a batch of one value stores NaN",
+        note="names as in Keras; a batch of one value stores NaN",
     ),
     "onnx": Convention(
         title="ONNX, opset 7 to 15", separator="/", releases="1.23.2",
