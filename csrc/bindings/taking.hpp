@@ -11,7 +11,9 @@ namespace bnext::bindings {
 // A call that was taken in and checked, and the arguments that are its function's own.
 struct Taken {
     Taken(Function function, bool plain, const Engine* on)
-        : call(function, plain, on), engine(on) {}
+        : call(function, plain, on), engine(on) {
+        call.call.fused.reads_again = on != nullptr;
+    }
 
     Intake call;
     const Engine* engine;  // of a call on a GPU
@@ -83,9 +85,6 @@ private:
             (take<k>(taken, arguments[k]), ...);
         }(std::make_index_sequence<kSize>());
         check(taken.call.call);
-        if (taken.engine != nullptr && taken.call.call.applied().any()) {
-            value_error("activation: expected None for arrays on a GPU, and no residual");
-        }
         py::object result = taken.engine == nullptr ? body(taken) : on_gpu(taken);
         if constexpr (kWrites) taken.call.count_writes();
         return result;

@@ -8,10 +8,13 @@
 
 #if defined(__CUDACC__)
 #define BNEXT_FORMULA __host__ __device__ __forceinline__
-#define BNEXT_OUTLINE BNEXT_FORMULA  // a call would need local memory
+// What is called out of line, and by value: a reference would need local memory.
+#define BNEXT_OUTLINE __host__ __device__ __noinline__
+#define BNEXT_OUTLINE_VALUE(V) V
 #else
 #define BNEXT_FORMULA BNEXT_FORCE_INLINE
 #define BNEXT_OUTLINE BNEXT_NO_INLINE
+#define BNEXT_OUTLINE_VALUE(V) const V&
 #endif
 
 namespace bnext {

@@ -15,4 +15,8 @@ enum class Phase { collect_stats, apply_norm, backward_reduce, backward_apply };
 template <class T>
 Kernel phase_kernel(Phase phase, Layout layout, int unit);
 
+// With an activation or a residual; every phase.
+template <class T>
+Kernel activated_kernel(Pass pass, Layout layout, int unit);
+
 }  // namespace bnext::cuda

@@ -167,8 +167,8 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     Notes
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
-    algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``: on the CPU in
-    the same pass over memory, for a residual of the shape and dtype of `x`.
+    algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``, in the
+    same pass over memory for a residual of the shape and dtype of `x`.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """
