@@ -70,7 +70,7 @@ void register_device_saved(py::module_& m) {
             "residual", [](const DeviceSaved& s) { return s.fused.residual; },
             "Whether a residual was added (bool).")
         .def_property_readonly(
-            "reads_residual", [](const DeviceSaved& s) { return s.fused.reads_residual(); },
+            "reads_residual", [](const DeviceSaved& s) { return s.facts().reads_residual(); },
             "Whether the backward pass needs the residual again (bool): after any\n"
             "activation.")
         .def_property_readonly(
@@ -92,7 +92,7 @@ void register_device_saved(py::module_& m) {
             if (state.size() != kBeforeActivations && state.size() != kBeforeActivations + 4) {
                 value_error("state: expected the state of a pickled DeviceSaved");
             }
-            Fused fused{.reads_again = true};
+            Fused fused;
             py::object of_z = py::none();
             if (state.size() > kBeforeActivations) {
                 const int number = activation_number(state[10].cast<std::string>());

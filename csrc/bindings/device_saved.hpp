@@ -30,6 +30,7 @@ struct DeviceSaved {
     [[nodiscard]] FromForward facts() const {
         FromForward facts{dtype, shape, channel_axis, batch_statistics, nullptr};
         facts.fused = fused;
+        facts.has_flags = false;
         return facts;
     }
 };

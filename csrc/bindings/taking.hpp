@@ -11,9 +11,7 @@ namespace bnext::bindings {
 // A call that was taken in and checked, and the arguments that are its function's own.
 struct Taken {
     Taken(Function function, bool plain, const Engine* on)
-        : call(function, plain, on), engine(on) {
-        call.call.fused.reads_again = on != nullptr;
-    }
+        : call(function, plain, on), engine(on) {}
 
     Intake call;
     const Engine* engine;  // of a call on a GPU
