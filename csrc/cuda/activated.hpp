@@ -145,7 +145,7 @@ struct BackwardActivated {
                                     unsigned char* data, Index channel, bool active,
                                     RolledSums<K, kSummed>& sums) {
         using G = ThroughActivation<C>;
-        G through[K::kChannels];
+        G through[K::kChannels]{};
         BNEXT_UNROLL
         for (int c = 0; c < K::kChannels; ++c) {
             through[c].fused = fused_of(a);
