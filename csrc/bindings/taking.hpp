@@ -130,8 +130,8 @@ private:
     static void take_array(Taken& taken, py::handle object) {
         constexpr bool is_running = role == Role::running_mean || role == Role::running_var;
         constexpr bool is_sum = role == Role::sum_dy || role == Role::sum_dy_xmu;
-        constexpr bool is_merged =
-            has(signature, "m2") && role != Role::weight && role != Role::bias;
+        constexpr bool is_merged = has(signature, "m2") && role != Role::weight &&
+                                   role != Role::bias && role != Role::residual;
         if (role == Role::weight) taken.weight = object;
         if (role == Role::dy) taken.dy = object;
         if constexpr (role == Role::out || (is_running && has(signature, "momentum"))) {
