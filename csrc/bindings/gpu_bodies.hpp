@@ -72,8 +72,8 @@ void of_nothing(const Saved& saved, F&& f) {
     });
 }
 
-inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index count,
-                            bool of_batch, py::object of_z) {
+inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index count, bool of_batch,
+                            py::object of_z) {
     const Call& call = taken.call.call;
     const ArrayRef& x = call[Role::x];
     DeviceSaved saved;

@@ -93,9 +93,7 @@ struct Step {
     [[nodiscard]] const Launch& launch() const {
         return role == Role::second ? plan.second : plan.first;
     }
-    [[nodiscard]] Kernel kernel() const {
-        return kernel_of(plan, plan.first.cut.unit, role);
-    }
+    [[nodiscard]] Kernel kernel() const { return kernel_of(plan, plan.first.cut.unit, role); }
 };
 
 std::string name_of_device(int device) {
@@ -113,11 +111,11 @@ std::string text_of(const Step& step) {
     const char* const kernel = is_activated(plan, step.role) ? "activated"
                                : phase                       ? name_of(*phase)
                                                              : "fused";
-    return concat(name_of(plan.operation), " (kernel ", kernel, ", ",
-                  name_of(plan.problem.dtype), ", ", name_of(plan.problem.layout), ", unit ",
-                  plan.first.cut.unit, "; path ", name_of(plan.path), ", grid ", launch.grid,
-                  ", block ", launch.cut.threads, ", cluster ", launch.cluster, ", shared bytes ",
-                  launch.shared_bytes, "; ", name_of_device(step.device), ")");
+    return concat(name_of(plan.operation), " (kernel ", kernel, ", ", name_of(plan.problem.dtype),
+                  ", ", name_of(plan.problem.layout), ", unit ", plan.first.cut.unit, "; path ",
+                  name_of(plan.path), ", grid ", launch.grid, ", block ", launch.cut.threads,
+                  ", cluster ", launch.cluster, ", shared bytes ", launch.shared_bytes, "; ",
+                  name_of_device(step.device), ")");
 }
 
 // The likely cause of an error that a kernel left behind.

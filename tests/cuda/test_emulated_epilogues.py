@@ -139,9 +139,7 @@ def test_forward_and_backward_agree_to_the_bit(emulated, rng, name, dtype):
     weight, bias = (np.full(8, v, computed(dtype)) for v in (1.0, 0.0))
     options = {"activation": name, "negative_slope": SLOPE, "residual": Array(residual)}
     y, saved = bnext.batch_norm_forward(Array(x), Array(weight), Array(bias), **options)
-    z, _ = bnext.batch_norm_forward(
-        Array(x), Array(weight), Array(bias), residual=Array(residual)
-    )
+    z, _ = bnext.batch_norm_forward(Array(x), Array(weight), Array(bias), residual=Array(residual))
     ones = np.ones_like(x)
     *_, g = bnext.batch_norm_backward(
         Array(ones), Array(x), saved, Array(weight), residual=Array(residual)
@@ -254,9 +252,13 @@ def test_groups(kernels, rng, name, cut, dtype, residual):
     """Results of the whole batch; one member of three is on the CPU."""
     case = Case("rows", (12, 8, 3))
     inputs = drawn(rng, case, dtype, name, residual)
-    x, dy, weight, bias = inputs.x, inputs.dy, *(
-        np.ones(8, computed(dtype)) * start if v is None else v
-        for start, v in ((1, inputs.weight), (0, inputs.bias))
+    x, dy, weight, bias = (
+        inputs.x,
+        inputs.dy,
+        *(
+            np.ones(8, computed(dtype)) * start if v is None else v
+            for start, v in ((1, inputs.weight), (0, inputs.bias))
+        ),
     )
     inputs = inputs._replace(weight=weight, bias=bias)
     group = new_group(3)
@@ -290,6 +292,7 @@ def test_micro_batches(kernels, rng, name):
     parts = [slice(0, 5), slice(5, 12)]
 
     with bnext.micro_batches([beside]) as union:
+
         def step(part):
             mine = [Array(values[part]) for values in (x, residual, dy)]
             y = beside(mine[0], residual=mine[1])

@@ -267,6 +267,12 @@ def test_epilogues_that_are_none(kernels, make):
     """As on the CPU, by the same texts."""
     x, wide = make(X), make(X.astype(np.float64))
     bn = bnext.BatchNorm1d(3, activation="relu").to(x)
+    mean = make(VECTOR)
+    functions = [
+        lambda **given: bnext.batch_norm_forward(x, **given),
+        lambda **given: bnext.normalize(x, mean, mean, **given),
+    ]
+    layers = [lambda **given: bn.train()(x, **given), lambda **given: bn.eval()(x, **given)]
     for given, text in (
         ({"activation": "rely"}, "activation: expected one of "),
         ({"negative_slope": np.nan, "activation": "relu"}, "negative_slope: expected a finite "),
@@ -274,18 +280,9 @@ def test_epilogues_that_are_none(kernels, make):
         ({"residual": wide}, "residual: expected dtype float32, got float64"),
         ({"residual": X}, "residual: expected an array on cuda:0, like x, got one on the CPU"),
     ):
-        calls = [
-            lambda: bnext.batch_norm_forward(x, **given),
-            lambda: bnext.normalize(x, make(VECTOR), make(VECTOR), **given),
-        ]
-        if "residual" in given:
-            calls += [
-                lambda: bn.train()(x, **given),
-                lambda: bn.eval()(x, **given),
-            ]
-        for call in calls:
+        for call in functions + (layers if "residual" in given else []):
             with pytest.raises((ValueError, TypeError), match="^" + re.escape(text)):
-                call()
+                call(**given)
     assert kernels.launches == []
     assert bn.num_batches_tracked == 0
 
