@@ -24,7 +24,8 @@ OPERANDS = {  # in the order of csrc/cuda/table.hpp
 OPERANDS = {operation: names.split() for operation, names in OPERANDS.items()}
 WRITTEN = ("y", "dx")
 ACTIVATIONS = (  # as csrc/core/activation.hpp numbers them
-    None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid", "tanh",
+    None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid",
+    "tanh",
 )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_agrees_with_the_definition(kernels, rng, case, name, dtype, residual):
 @pytest.mark.parametrize("device", [0, 1], ids=["small", "large"])
 @pytest.mark.parametrize("case", [*LONG, CASES[1], CASES[5], FOURS[0], FOURS[1]], ids=str)
 def test_every_path(emulated, rng, case, device, path, dtype, residual):
-    """By two activations, the pieces of lines and a smooth one, and for each the same bits again."""
+    """By two activations, pieces of lines and a smooth one, and for each the same bits again."""
     for name in ("relu6", "silu"):
         inputs = drawn(rng, case, dtype, name, residual)
 

@@ -274,7 +274,7 @@ def test_epilogues_that_are_none(kernels, make):
     ]
     layers = [lambda **given: bn.train()(x, **given), lambda **given: bn.eval()(x, **given)]
     for given, text in (
-        ({"activation": "rely"}, "activation: expected one of "),
+        ({"activation": "rely"}, "activation: expected 'relu', "),
         ({"negative_slope": np.nan, "activation": "relu"}, "negative_slope: expected a finite "),
         ({"residual": make(X[:3])}, "residual: expected shape (4, 3), got (3, 3)"),
         ({"residual": wide}, "residual: expected dtype float32, got float64"),
