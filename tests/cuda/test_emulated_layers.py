@@ -224,7 +224,7 @@ def test_epilogues(roads, monkeypatch, name, dtype, with_residual, training):
         wide = x.double(), dy.double(), residual if residual is None else residual.double()
         x, dy, residual = wide
         torch.manual_seed(1)
-        bn = layer((3, 4, 5, 4), torch.float32).double().train(training)
+        bn = layer((3, 4, 5, 4), dtype).double().train(training)
         expected = call(bn, lambda bn, of, r=None: after(bn(of), name, r))
     rtol = {torch.float64: 1e-9, torch.float32: 2e-4}.get(dtype, 4e-2)
     for one, other in zip(actual[:-1], expected[:-1], strict=True):
