@@ -141,7 +141,7 @@ set(BNEXT_CUDA_SOURCES
   csrc/cuda/residency.cpp)
 set(BNEXT_CUDA_KERNELS "")
 foreach(dtype float32 float64 float16 bfloat16)
-  foreach(operation forward backward phases activated)
+  foreach(operation forward backward phases)
     list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/${operation}_${dtype}.cu)
   endforeach()
 endforeach()

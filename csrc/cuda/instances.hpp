@@ -1,5 +1,5 @@
-// Which kernel a launch runs. Explicit instances are in instances/*.cu, one file for each data type
-// and direction, so that several compilers can work on them.
+// Which kernel a launch runs. Explicit instances are in instances/*.cu: for each data type a file
+// for both phases of a direction, and one for the rest, so that several compilers can work on them.
 #pragma once
 
 #include "cuda/arguments.hpp"
