@@ -21,7 +21,7 @@
 
 namespace bnext::cpu {
 
-constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
+constexpr Index kWrap = 64;        // a line of the smallest elements, and two packs
 constexpr std::size_t kLine = 64;  // bytes
 
 template <class C, std::size_t Rows, Index Capacity>
@@ -64,7 +64,7 @@ private:
     static constexpr std::size_t kLineful = kLine / sizeof(C);
     static_assert(static_cast<std::size_t>(Capacity) % kLineful == 0);
     struct alignas(kLine) OnStack {
-        std::array<C, Rows * static_cast<std::size_t>(Capacity)> values;
+        std::array<C, Rows* static_cast<std::size_t>(Capacity)> values;
         C* data() { return values.data(); }
         [[nodiscard]] const C* data() const { return values.data(); }
     };
