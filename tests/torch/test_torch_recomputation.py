@@ -192,6 +192,35 @@ def test_torch_recomputed_outputs_let_go_of_inputs_with_the_graph():
         two.backward()
 
 
+def test_torch_recomputed_layers_that_keep_no_input():
+    """A frozen layer's x may be kept by another operation, which is through with it earlier."""
+    layer = bnext.torch.freeze(bnext.torch.BatchNorm2d(4, recompute=True))
+    conv, other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    x = torch.randn(5, 4, 3, 3, requires_grad=True)
+
+    def run():
+        z = x * 2
+        y = layer(z)
+        return torch.autograd.grad((other(z) * conv(y)).sum(), [x, conv.weight, other.weight])
+
+    expected = run()
+    with recomputing():
+        z = x * 2
+        other(z)
+        assert not hasattr(layer(z), "_bnext_recomputed")
+        actual = run()
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_torch_recomputed_models_under_transforms():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    plain = convert(copy.deepcopy(model).eval(), fuse=True)
+    ours = convert(model.eval(), fuse=True, recompute=True)
+    x = torch.randn(IMAGE)
+    actual, expected = (torch.func.grad(lambda x, m=m: m(x).sum())(x) for m in (ours, plain))
+    torch.testing.assert_close(actual, expected)
+
+
 def test_torch_recomputed_models_in_other_contexts():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     plain = convert(copy.deepcopy(model), fuse=True)

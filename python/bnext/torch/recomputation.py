@@ -31,6 +31,7 @@ __all__ = ["Kept", "Recomputed", "is_recomputing", "note", "recomputing", "set_r
 MOST_RESIDUALS = 1  # that are added one after the other to make one output again
 _AUTOGRAD: Any = torch._C._autograd
 _top_hooks = getattr(_AUTOGRAD, "_top_saved_tensors_default_hooks", lambda _: None)
+_may_hook = getattr(_AUTOGRAD, "_saved_tensors_hooks_is_enabled", lambda: True)
 _NOTE = "_bnext_recomputed"  # attribute of an output
 
 
@@ -78,13 +79,12 @@ class Recomputed:
         Of the output as the call left it.
     """
 
-    __slots__ = ("__weakref__", "made", "residual", "saved", "strides", "version", "x")
+    __slots__ = ("__weakref__", "residual", "saved", "strides", "version", "x")
 
     def __init__(self, y: Tensor, x: Any, saved: Any, residual: Any) -> None:
         self.x = weakref.ref(x)
         self.saved, self.residual = saved, residual
         self.strides, self.version = y.stride(), y._version
-        self.made: Any = None  # a weak reference to the latest result
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether it stands for this tensor, as it is now."""
@@ -98,21 +98,18 @@ class Recomputed:
         return 1 + (self.residual.residuals if isinstance(self.residual, Recomputed) else 0)
 
     def value(self) -> Tensor:
-        """Make the output again, unless an operation still has the latest result."""
-        y: Tensor | None = None if self.made is None else self.made()
-        if y is None:
-            kept = self.x()
-            if kept is None:
-                raise RuntimeError(
-                    "the input of a layer with recompute=True is gone, since a backward pass went "
-                    "through the layer before: retain_graph=True keeps it"
-                )
-            with torch.no_grad():
-                residual = None if self.residual is None else self.residual.value()
-                y = spine.recompute(kept.value(), self.saved, residual)
-                if y.stride() != self.strides:
-                    y = torch.empty_strided(y.shape, self.strides, dtype=y.dtype).copy_(y)
-            self.made = weakref.ref(y)
+        """Make the output again: one pass over memory, for each operation that asks."""
+        kept = self.x()
+        if kept is None:
+            raise RuntimeError(
+                "the input of a layer with recompute=True is gone, since a backward pass went "
+                "through the layer before: retain_graph=True keeps it"
+            )
+        with torch.no_grad():
+            residual = None if self.residual is None else self.residual.value()
+            y: Tensor = spine.recompute(kept.value(), self.saved, residual)
+            if y.stride() != self.strides:
+                y = torch.empty_strided(y.shape, self.strides, dtype=y.dtype).copy_(y)
         return y
 
 
@@ -123,9 +120,14 @@ def note(y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
     node: Any = y.grad_fn
     saved = getattr(node, "statistics", None) or getattr(node, "saved", None)
     kept = _STATE.kept.get(id(x))
-    # By constants the call does not keep x unless gradients of parameters take it.
     if saved is None or kept is None or y.device.type != "cpu" or not kept.is_of(x):
         return y
+    if not (
+        getattr(saved, "batch_statistics", True)
+        or getattr(saved, "activation", None) is not None
+        or any(node.needs_input_grad[1:3])
+    ):
+        return y  # a call by constants, which does not keep x
     added: Any = None
     if residual is not None:
         added = _noted(residual) or _STATE.kept.get(id(residual))
@@ -197,11 +199,11 @@ class recomputing:  # noqa: N801
     ``convert(model, recompute=True)`` has the forward pass of `model` in it. It is of use where
     layers are called by other code: it must contain the operations that follow them. Where other
     saved-tensor hooks are active when it begins (activation checkpointing, offloading), they decide
-    alone what is kept.
+    alone what is kept; where PyTorch allows none (`torch.func`), everything is.
     """
 
     def __enter__(self) -> None:
-        if _STATE.depth == 0 and _top_hooks(True) is None:
+        if _STATE.depth == 0 and _may_hook() and _top_hooks(True) is None:
             _AUTOGRAD._push_saved_tensors_default_hooks(pack, unpack)
             _STATE.hooked = True
         _STATE.depth += 1
