@@ -109,8 +109,8 @@ struct RowsOfZ {
     bool any_extreme = false;
 };
 
-// What is done for each channel between the phases goes over a dozen rows of numbers, several times:
-// by chunks that the first-level cache nearly holds.
+// What is done for each channel between the phases goes over a dozen rows of numbers, several
+// times: by chunks that the first-level cache nearly holds.
 template <class F>
 void for_each_chunk(const ChannelRange& channels, F&& f) {
     constexpr Index kChunk = 256;

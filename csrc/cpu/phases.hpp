@@ -34,7 +34,8 @@ struct CollectMoments {
     const View<const T>& x;
     const StatisticsOut& out;
     Maps maps{};
-    static constexpr bool kKeepsApart = kIsIdentity<Maps>;  // any range of channels, not whole slabs
+    static constexpr bool kKeepsApart =
+        kIsIdentity<Maps>;  // any range of channels, not whole slabs
 
     double reduce(const Region& region, double* a, double* b) const {
         return setting.kernels.reduce(&x, region, nullptr, nullptr, a, b);
