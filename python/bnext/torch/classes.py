@@ -216,8 +216,9 @@ def _followed(known: Any, base: type) -> type:
         if "_acts" in self.__dict__:
             own = own_activation(self)
             if own is not None:
-                y = self._normalized(input, Epilogue(None, *own))
-                return note(y, input, None) if self._recompute else y
+                if self._recompute:
+                    return note(self._normalized(input, Epilogue(None, *own)), input, None)
+                return self._normalized(input, Epilogue(None, *own))
         y = super(known, self).forward(input)
         for name in names:
             y = self._modules[name](y)

@@ -132,8 +132,10 @@ def call_fused(
     layer: Any, input: Any, residual: Any, activation: str | None, negative_slope: float
 ) -> Any:
     """Call a layer without hooks; it adds the residual and applies the activation."""
-    y = layer._normalized(input, Epilogue(residual, activation, negative_slope))
-    return note(y, input, residual) if layer._recompute else y
+    epilogue = Epilogue(residual, activation, negative_slope)
+    if layer._recompute:
+        return note(layer._normalized(input, epilogue), input, residual)
+    return layer._normalized(input, epilogue)
 
 
 # --- plans ----------------------------------------------------------------------------------------

@@ -65,11 +65,12 @@ class Forward(_BatchNorm):
             and self._is_one_node(input)
         ):
             return self._node(input, residual)
-        if residual is None and self._activation[0] is None:
-            y = self._normalized(input, None)
-        else:
-            y = self._normalized(input, Epilogue(residual, *self._activation))
-        return note(y, input, residual) if self._recompute else y
+        epilogue = None
+        if residual is not None or self._activation[0] is not None:
+            epilogue = Epilogue(residual, *self._activation)
+        if self._recompute:
+            return note(self._normalized(input, epilogue), input, residual)
+        return self._normalized(input, epilogue)
 
     def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
         """Normalize `input`, and do what follows."""
