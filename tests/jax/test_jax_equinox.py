@@ -6,7 +6,7 @@ import pytest
 from ..optional import require_modules
 from .support import close, jax, jnp
 
-require_modules("other libraries' layers", "equinox")
+require_modules("Equinox", "equinox")
 
 import equinox as eqx  # noqa: E402
 

@@ -23,7 +23,7 @@ WRONG = {
     "x without axes": (lambda f: f(np.float32(1)), ValueError, "channel_axis: "),
     "x that is no array": (lambda f: f("text"), TypeError, "x: expected an array, got str"),
     "no x": (lambda f: f(None), TypeError, "x: expected an array, got None"),
-    "one value": (lambda f: f(X[:1]), ValueError, "x: expected more than 1 value per channel"),
+    "one value": (lambda f: f(X[:1]), ValueError, "Expected more than 1 value per channel"),
     "axis": (lambda f: f(X, channel_axis=2), ValueError, "channel_axis: expected "),
     "eps": (lambda f: f(X, eps=-1.0), ValueError, "eps: expected "),
     "activation": (lambda f: f(X, activation="swish"), ValueError, "activation: expected "),
@@ -66,7 +66,7 @@ def test_jax_a_whole_batch_of_one_value():
     def one(x):
         return bnext.jax.batch_norm(x, channel_axis=0, axis_name="batch")[0]
 
-    with pytest.raises(ValueError, match="^x: expected more than 1 value per channel"):
+    with pytest.raises(ValueError, match="^Expected more than 1 value per channel"):
         jax.vmap(one, axis_name="batch")(X[:1])
 
 
@@ -74,7 +74,7 @@ def test_jax_handlers_end_with_errors_and_not_with_the_process():
     """What Python has not checked, the handlers check: arrays of wrong shapes, types and number."""
     from bnext.jax import foreign
 
-    how = foreign.How(1e-5, 1, None, None, 0.01, False)
+    how = foreign.How(1e-5, 1, (), None, 0.01, False)
     y, rows, values = (X.shape, X.dtype), foreign.words(5, 4), ((3, 4), X.dtype)
     for arguments, results, text in [
         ({"x": X, "weight": FIVE}, {"y": y, "statistics": rows, "values": values}, "weight: expected"),

@@ -6,7 +6,7 @@ import pytest
 from ..optional import require_modules
 from .support import close, jax, jnp
 
-require_modules("other libraries' layers", "flax")
+require_modules("Flax", "flax")
 
 from flax import nnx  # noqa: E402
 
@@ -29,7 +29,7 @@ def step(layer, x, dy):
     @jax.jit
     def run(x, parameters, others):
         def call(x, parameters):
-            merged = nnx.merge(graph, parameters, others)
+            merged = nnx.merge(graph, parameters, others, copy=True)
             return merged(x), nnx.split(merged, nnx.Param, ...)[2]
 
         y, pull_back, others = jax.vjp(call, x, parameters, has_aux=True)
@@ -37,7 +37,7 @@ def step(layer, x, dy):
 
     y, gradients, others = run(x, parameters, others)
     nnx.update(layer, others)
-    return y, gradients, others
+    return y, jax.tree.leaves(gradients), jax.tree.leaves(others)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,23 @@ What a handler gets is described in csrc/xla: arrays by their names, and numbers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax._src.core import extend_axis_env_nd  # which has no public name
 
 from bnext import _core
 
-__all__ = ["ROWS", "SHARD_ROWS", "How", "call", "together", "varying_axes", "words", "words_of_flags"]
+__all__ = [
+    "ROWS", "SHARD_ROWS", "How", "add_parts", "call", "gathered", "register", "together",
+    "varying_axes", "words", "words_of_flags",
+]  # fmt: skip
 
 ROWS = len(_core.ROWS)
 SHARD_ROWS = 4  # n, mean, mean_low and m2
@@ -27,10 +34,15 @@ class How(NamedTuple):
 
     eps: float
     channel_axis: int  # from the front
-    axis_name: Any  # of the axes that have the other parts of the batch; None: there are none
+    axes: tuple[tuple[Any, int], ...]  # names and sizes of those that have parts of the batch
     activation: str | None
     negative_slope: float
     residual: bool
+
+    @property
+    def parts(self) -> int:
+        """How many parts the batch has."""
+        return math.prod(size for _, size in self.axes)
 
     @property
     def keeps_flags(self) -> bool:
@@ -66,6 +78,41 @@ def words_of_flags(x: Any) -> Struct:
     return ((x.size + 15) // 16 + 2,), jnp.uint16
 
 
+@contextlib.contextmanager
+def _axes_in_reach(how: How) -> Iterator[tuple[Any, ...]]:
+    """Bind the axes of a call: `jax.vmap` has taken its axis away when it calls a backward rule."""
+    missing = []
+    for name, size in how.axes:
+        try:
+            lax.axis_size(name)
+        except NameError:
+            missing.append((name, size))
+    with extend_axis_env_nd(missing) if missing else contextlib.nullcontext():
+        yield tuple(name for name, _ in how.axes)
+
+
+def add_parts(how: How, values: Any) -> Any:
+    """Add what the parts of a batch have."""
+    if not how.axes:
+        return values
+    with _axes_in_reach(how) as names:
+        return lax.psum(values, names)
+
+
+def gathered(how: How, part: Any) -> Any:
+    """Give what all parts of the batch have, in the order of ranks.
+
+    A sum of words to which each part adds its own, and zeros: nothing is rounded, and `shard_map` knows
+    that the result is the same everywhere.
+    """
+    if not how.axes:
+        return part[None]
+    with _axes_in_reach(how) as names:
+        rank = lax.axis_index(names)
+    mine = (jnp.arange(how.parts) == rank).reshape(-1, *(1,) * part.ndim)
+    return add_parts(how, jnp.where(mine, part[None], jnp.zeros_like(part)[None]))
+
+
 def varying_axes(array: Any) -> frozenset[Any]:
     """Name the axes of a mesh along which an array differs, as far as `shard_map` knows."""
     axes: frozenset[Any] = jax.typeof(array).manual_axis_type.varying
@@ -87,17 +134,23 @@ def together(*arrays: Any) -> list[Any]:
     return [each if each is None else cast(each) for each in arrays]
 
 
+def _struct(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Describe a result, which differs along the axes of a mesh along which `like` does."""
+    of = jax.typeof(like)
+    if not of.manual_axis_type.varying:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    sharding = jax.sharding.NamedSharding(of.sharding.mesh, jax.P(*(None,) * len(shape)))
+    manual = of.manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, manual_axis_type=manual)
+
+
 def call(
     name: str, how: How, arguments: Mapping[str, Any], results: Mapping[str, Struct]
 ) -> Sequence[Any]:
     """Call a handler with those of the arguments that are not None; give its results."""
     names = [each for each, array in arguments.items() if array is not None]
     arrays = together(*(arguments[each] for each in names))
-    manual = jax.typeof(arrays[0]).manual_axis_type
-    structs = [
-        jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=manual)
-        for shape, dtype in results.values()
-    ]
+    structs = [_struct(arrays[0], *result) for result in results.values()]
     # Under vmap, arrays get further axes in front, of extent 1 where they are not mapped: nothing is
     # copied for each of the mapped calls.
     found: Sequence[Any] = jax.ffi.ffi_call(f"bnext_{name}", structs, vmap_method="expand_dims")(

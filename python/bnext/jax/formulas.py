@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnext.jax.foreign import How
+from bnext.jax.foreign import How, add_parts
 
 __all__ = [
     "backward", "backward_given", "count_of", "forward", "forward_given", "given_gradients",
@@ -39,8 +39,7 @@ def per_channel(how: How, vector: Any, x: Any) -> Any:
 def count_of(how: How, x: Any) -> int:
     """Give the number of values of a channel, of all parts of the batch."""
     channels = x.shape[how.channel_axis]
-    parts = 1 if how.axis_name is None else lax.axis_size(how.axis_name)
-    return (x.size // channels if channels else 0) * parts
+    return (x.size // channels if channels else 0) * how.parts
 
 
 def _sum(how: How, values: Any) -> Any:
@@ -50,10 +49,7 @@ def _sum(how: How, values: Any) -> Any:
 
 def _mean(how: How, values: Any) -> Any:
     """Average the values of each channel, of all parts of the batch."""
-    total = _sum(how, values)
-    if how.axis_name is not None:
-        total = lax.psum(total, how.axis_name)
-    return total / max(count_of(how, values), 1)
+    return add_parts(how, _sum(how, values)) / max(count_of(how, values), 1)
 
 
 def _rstd(how: How, var: Any) -> Any:
@@ -135,7 +131,7 @@ def backward(
     centred = g - per_channel(how, _mean(how, g), x)
     dx = centred - xhat * per_channel(how, _mean(how, centred * xhat), x)
     scale = rstd if weight is None else rstd * weight
-    of_weight = centred if how.axis_name is None else g  # xhat adds up to 0 over all parts
+    of_weight = g if how.axes else centred  # xhat adds up to 0 over all parts
     dx = dx * per_channel(how, scale, x)
     return dx.astype(x.dtype), _sum(how, of_weight * xhat), _sum(how, g), g.astype(x.dtype)
 

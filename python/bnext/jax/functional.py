@@ -125,7 +125,6 @@ def batch_norm(
     What `jax.jit` gets in shards without `jax.shard_map` is put together on every device first: the
     values are right, and each device does all of the work.
     """
-    axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     x, weight, bias, residual = _arrays(x=x, weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, axis_name, activation, negative_slope, residual)
     kind = "forward" if axis_name is None else "shard"
@@ -212,7 +211,6 @@ def moments(
     ValueError, TypeError
         As `batch_norm`.
     """
-    axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     (x,) = _arrays(x=x)
     how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
     _check("shard", how, x=x)
@@ -280,11 +278,18 @@ def _how(
     return How(
         eps=_core.check_eps(eps),
         channel_axis=_core.check_axis(channel_axis, x.ndim),
-        axis_name=axis_name,
+        axes=_axes(axis_name),
         activation=None if activation == "none" else activation,
         negative_slope=_core.check_negative_slope(negative_slope),
         residual=residual is not None,
     )
+
+
+def _axes(axis_name: Any) -> tuple[tuple[Any, int], ...]:
+    if axis_name is None:
+        return ()
+    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    return tuple((name, lax.axis_size(name)) for name in names)
 
 
 def _check(kind: str, how: How, **arrays: Any) -> None:

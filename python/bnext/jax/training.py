@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-
 from bnext.jax import formulas
-from bnext.jax.foreign import ROWS, SHARD_ROWS, How, call, together, varying_axes, words, words_of_flags
+from bnext.jax.foreign import (
+    ROWS, SHARD_ROWS, How, add_parts, call, gathered, together, varying_axes, words, words_of_flags,
+)  # fmt: skip
 
 __all__ = ["no_tangent", "normalized", "shown"]
 
@@ -28,24 +28,11 @@ def no_tangent(array: Any) -> Any:
 # --- statistics of parts --------------------------------------------------------------------------
 
 
-def _gathered(how: How, part: Any) -> Any:
-    """Give what all parts of the batch have, in the order of ranks.
-
-    A sum of words to which each part adds its own, and zeros: nothing is rounded, and `shard_map` knows
-    that the result is the same everywhere.
-    """
-    if how.axis_name is None:
-        return part[None]
-    ranks = jnp.arange(lax.axis_size(how.axis_name))
-    mine = (ranks == lax.axis_index(how.axis_name)).reshape(-1, *(1,) * part.ndim)
-    return lax.psum(jnp.where(mine, part[None], jnp.zeros_like(part)[None]), how.axis_name)
-
-
 def _collect(how: How, x: Any) -> tuple[Any, Any, Any]:
     """Give the statistics of the whole batch, what is shown of them, and all parts' moments."""
     channels = x.shape[how.channel_axis]
     (part,) = call("collect_stats", how, {"x": x}, {"shard": words(SHARD_ROWS, channels)})
-    shards = _gathered(how, part)
+    shards = gathered(how, part)
     dtype = formulas.param_dtype(x)
     statistics, values = call(
         "merge_shards", how, {"shards": shards},
@@ -65,7 +52,7 @@ def _forward(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple[A
     if how.keeps_flags:
         results["flags"] = words_of_flags(x)
     shards = None
-    if how.axis_name is None:
+    if not how.axes:
         channels = x.shape[how.channel_axis]
         results["statistics"] = words(ROWS, channels)
         results["values"] = (3, channels), formulas.param_dtype(x)
@@ -111,13 +98,13 @@ def _backward(
         data["dresidual"] = x.shape, x.dtype
     vector = (channels,), formulas.param_dtype(x)
     parameters = {"dweight": vector, "dbias": vector}
-    if how.axis_name is None:
+    if not how.axes:
         results = data | parameters
         found = dict(zip(results, call("backward", how, arguments, results), strict=True))
     else:
         results = {"sums": words(2, channels)} | parameters
         found = dict(zip(results, call("backward_reduce", how, arguments, results), strict=True))
-        arguments |= {"sums": _gathered(how, found["sums"]), "shards": shards}
+        arguments |= {"sums": gathered(how, found["sums"]), "shards": shards}
         found |= dict(zip(data, call("backward_apply", how, arguments, data), strict=True))
     dresidual = found.get("dresidual", dy) if how.residual else None
     return found["dx"], found["dweight"], found["dbias"], dresidual
@@ -178,9 +165,9 @@ def _of_forward(how: How, x: Any, values: Any) -> tuple[Any, Any]:
 
 def _of_backward(how: How, saved: Any, gradient: Any) -> tuple[Any, None]:
     x, values = saved
-    if how.axis_name is not None and not varying_axes(x):
+    if not varying_axes(x):
         # Without knowledge of what is the same everywhere, each part has a share of the gradient.
-        gradient = lax.psum(gradient, how.axis_name)
+        gradient = add_parts(how, gradient)
     return formulas.moments_gradient(how, gradient, x, values), None
 
 
