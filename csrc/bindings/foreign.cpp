@@ -1,5 +1,5 @@
-// What Python needs for foreign functions of XLA: the handlers, and a check of a call before there are
-// values, with the errors of every other call.
+// What Python needs for foreign functions of XLA: the handlers, and a check of a call before there
+// are values, with the errors of every other call.
 #include <pybind11/stl.h>
 
 #include <tuple>

@@ -1,9 +1,10 @@
-// Frame: one call of XLA's, its arrays by their names. Slice: one of the calls that vmap made of it.
+// Frame: one call of XLA's, its arrays by their names. Slice: one of the calls that vmap made of
+// it.
 //
-// Python says what each array is in two attributes, `arguments` and `results`, which list names in the
-// order of the arrays. Under vmap every array has further axes in front, of the mapped extents, or of
-// extent 1 where an argument is not mapped; results have all of them. A slice is an index of these axes.
-// Arrays lie in C order: XLA copies what does not.
+// Python says what each array is in two attributes, `arguments` and `results`, which list names in
+// the order of the arrays. Under vmap every array has further axes in front, of the mapped extents,
+// or of extent 1 where an argument is not mapped; results have all of them. A slice is an index of
+// these axes. Arrays lie in C order: XLA copies what does not.
 #pragma once
 
 #include <xla/ffi/api/ffi.h>
@@ -127,11 +128,12 @@ public:
         const Named& array = named(name);
         Index size = 1;
         for (const Index extent : shape(name)) size *= extent;
-        BNEXT_CHECK(size == count && array.buffer.element_type() == type, name, ": expected ", count,
-                    " values of type ", static_cast<int>(type), ", got ", size, " of type ",
+        BNEXT_CHECK(size == count && array.buffer.element_type() == type, name, ": expected ",
+                    count, " values of type ", static_cast<int>(type), ", got ", size, " of type ",
                     static_cast<int>(array.buffer.element_type()));
         const auto bytes = static_cast<Index>(ffi::ByteWidth(type)) * size;
-        return static_cast<char*>(array.buffer.untyped_data()) + frame_.place(array, number_) * bytes;
+        return static_cast<char*>(array.buffer.untyped_data()) +
+               frame_.place(array, number_) * bytes;
     }
     // Numbers in double. Programs have them as pairs of words, since JAX has no float64 by default.
     [[nodiscard]] double* doubles(std::string_view name, Index count) const {

@@ -1,6 +1,6 @@
-// Every handler is a loop over slices; a slice is checked and run as a call of any other library. The
-// thread of XLA's that calls a handler is a member of the team of threads, and the other members are
-// OpenMP's: no task waits in a pool of XLA's, whose threads may all be waiting here.
+// Every handler is a loop over slices; a slice is checked and run as a call of any other library.
+// The thread of XLA's that calls a handler is a member of the team of threads, and the other
+// members are OpenMP's: no task waits in a pool of XLA's, whose threads may all be waiting here.
 #include "xla/handlers.hpp"
 
 #include <array>
@@ -15,7 +15,8 @@
 namespace bnext::foreign {
 namespace {
 
-// What programs see of statistics, in the dtype of parameters: the mean, m2, and the mean's low part.
+// What programs see of statistics, in the dtype of parameters: the mean, m2, and the mean's low
+// part.
 template <class P>
 void show(const StatisticsIn& rows, Index channels, P* values) {
     for (Index c = 0; c < channels; ++c) {
@@ -265,9 +266,7 @@ constexpr auto kBackwardReduce = &call<Function::backward_reduce, true, backward
 constexpr auto kBackwardApply = &call<Function::backward, true, backward_apply>;
 constexpr auto kBackwardGiven = &call<Function::backward, false, backward_given>;
 
-auto binding() {
-    return ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs();
-}
+auto binding() { return ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs(); }
 
 XLA_FFI_DEFINE_HANDLER(forward_handler, kForward, binding());
 XLA_FFI_DEFINE_HANDLER(collect_stats_handler, kCollectStats, binding());

@@ -1,5 +1,5 @@
-// The operations as programs of XLA call them: foreign functions of its typed interface. Nothing here
-// knows of Python, and nothing takes the GIL.
+// The operations as programs of XLA call them: foreign functions of its typed interface. Nothing
+// here knows of Python, and nothing takes the GIL.
 #pragma once
 
 #include <span>

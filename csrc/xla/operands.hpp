@@ -17,7 +17,8 @@ public:
         : Slice(frame, number), call_(function) {
         for (const Named& each : frame.inputs()) {
             const Role role = role_of(each.name);
-            if (static_cast<std::size_t>(role) < kRoles) refer(each.name, call_.add(role), extents_);
+            if (static_cast<std::size_t>(role) < kRoles)
+                refer(each.name, call_.add(role), extents_);
         }
         BNEXT_CHECK(call_.has(Role::x), "x: expected an array, got none");
         call_.eps = frame.get<double>("eps");
@@ -70,11 +71,12 @@ public:
         cpu::Applied<T> all{fused_};
         if (has("residual")) all.residual = view<const T>("residual");
         if (has("flags")) {
-            const auto words = static_cast<Index>(
-                cpu::flag_words(static_cast<std::size_t>(x().size())));
+            const auto words =
+                static_cast<Index>(cpu::flag_words(static_cast<std::size_t>(x().size())));
             all.flags = {vector<std::uint16_t>("flags", words), description_.strides[0]};
         }
-        BNEXT_CHECK(!fused_.keeps_flags() || all.flags.are_kept(), "flags: expected an array, got none");
+        BNEXT_CHECK(!fused_.keeps_flags() || all.flags.are_kept(),
+                    "flags: expected an array, got none");
         if (has("dresidual")) all.dresidual = view<T>("dresidual");
         all.of_forward = affine<T>();
         return all;

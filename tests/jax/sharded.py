@@ -121,7 +121,7 @@ def the_same_bits_as_a_group():
 
 
 def more_devices_than_cores():
-    """Programs of eight devices at once, large enough for teams of threads; no call waits for ever."""
+    """Programs of eight devices at once, large enough for teams of threads: all end."""
     x = jnp.asarray(rng.normal(size=(64, 28, 28, 64)).astype(np.float32))
     x = jax.device_put(x, NamedSharding(MESH, P("data")))
     many = jax.shard_map(

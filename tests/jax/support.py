@@ -1,4 +1,4 @@
-"""What the tests of `bnext.jax` share: inputs, the functions over arrays of NumPy, a plain reference."""
+"""What the tests of `bnext.jax` share: inputs, the functions for NumPy, a plain reference."""
 
 import os
 
@@ -19,7 +19,17 @@ if bnext._core.foreign_targets() is None and os.environ.get("BNEXT_REQUIRE_JAX")
 import bnext.jax  # noqa: E402 - of which there is nothing without JAX
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid", "tanh")
+ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hardswish",
+    "gelu",
+    "gelu_tanh",
+    "sigmoid",
+    "tanh",
+)
 AXIS = -1
 
 
@@ -30,7 +40,9 @@ def parameters_dtype(dtype):
 class Inputs:
     """Arrays of one call of each pass, as NumPy has them."""
 
-    def __init__(self, rng, shape=(6, 5, 7, 19), dtype=np.float32, channel_axis=AXIS, residual=False):
+    def __init__(
+        self, rng, shape=(6, 5, 7, 19), dtype=np.float32, channel_axis=AXIS, residual=False
+    ):
         parameters = parameters_dtype(dtype)
         channels = shape[channel_axis]
         self.channel_axis = channel_axis
@@ -58,8 +70,10 @@ class Inputs:
             self.x, self.weight, self.bias, **self.options(activation)
         )
         read = self.residual if saved.reads_residual else None
-        return y, saved, bnext.batch_norm_backward(
-            self.dy, self.x, saved, self.weight, residual=read
+        return (
+            y,
+            saved,
+            bnext.batch_norm_backward(self.dy, self.x, saved, self.weight, residual=read),
         )
 
     def by_jax(self, activation=None, transform=lambda function: function):
@@ -121,4 +135,6 @@ def close(actual, expected, tolerance):
     for one, other in zip(actual, expected, strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
         assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(np.abs(other).max(), 1e-3))
+        np.testing.assert_allclose(
+            one, other, rtol=0, atol=tolerance * max(np.abs(other).max(), 1e-3)
+        )

@@ -22,9 +22,7 @@ def test_jax_check_grads(rng, activation, residual):
     inputs = Inputs(rng, (5, 3, 4), np.float64, residual=residual)
 
     def function(x, weight, bias, residual=None):
-        y, moments = bnext.jax.batch_norm(
-            x, weight, bias, residual=residual, activation=activation
-        )
+        y, moments = bnext.jax.batch_norm(x, weight, bias, residual=residual, activation=activation)
         return y, moments.mean, moments.var
 
     arrays = [inputs.x, *inputs.affine, *([inputs.residual] if residual else [])]
@@ -80,7 +78,9 @@ def test_jax_hessian_vector_products_in_float32(rng, activation, residual):
 
     actual = jax.jit(functools.partial(hessian_products, loss))(arrays, directions)
     with jax.enable_x64(True):
-        wide = [[np.asarray(each, np.float64) for each in arrays] for arrays in (arrays, directions)]
+        wide = [
+            [np.asarray(each, np.float64) for each in arrays] for arrays in (arrays, directions)
+        ]
         expected = hessian_products(loss_of_plain, *wide)
     for one, other in zip(actual, expected, strict=True):
         close(one, other, TANGENT)
@@ -110,9 +110,7 @@ def test_jax_hessian_vector_products_by_given_statistics(rng):
     directions = [rng.normal(size=each.shape).astype(np.float32) for each in arrays]
 
     def loss(x, mean, var, weight, bias, residual):
-        y = bnext.jax.normalize(
-            x, mean, var, weight, bias, residual=residual, activation="gelu"
-        )
+        y = bnext.jax.normalize(x, mean, var, weight, bias, residual=residual, activation="gelu")
         return (y * y * inputs.dy).sum()
 
     def loss_of_plain(x, mean, var, weight, bias, residual):
@@ -121,7 +119,9 @@ def test_jax_hessian_vector_products_by_given_statistics(rng):
 
     actual = hessian_products(loss, arrays, directions)
     with jax.enable_x64(True):
-        wide = [[np.asarray(each, np.float64) for each in arrays] for arrays in (arrays, directions)]
+        wide = [
+            [np.asarray(each, np.float64) for each in arrays] for arrays in (arrays, directions)
+        ]
         expected = hessian_products(loss_of_plain, *wide)
     for one, other in zip(actual, expected, strict=True):
         close(one, other, TANGENT)

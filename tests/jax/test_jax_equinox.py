@@ -16,16 +16,12 @@ OPTIONS = [{}, {"momentum": 0.7, "eps": 1e-3}, {"channelwise_affine": False}]
 
 
 def call(layer, x, state, **options):
-    return jax.vmap(
-        lambda x: layer(x, state, **options), axis_name="batch", out_axes=(0, None)
-    )(x)
+    return jax.vmap(lambda x: layer(x, state, **options), axis_name="batch", out_axes=(0, None))(x)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_jax_equinox_layers_agree(rng, options):
-    theirs, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
-        5, "batch", mode="batch", **options
-    )
+    theirs, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(5, "batch", mode="batch", **options)
     mine, my_state = eqx.nn.make_with_state(BatchNorm)(5, "batch", **options)
 
     @eqx.filter_jit
@@ -35,7 +31,9 @@ def test_jax_equinox_layers_agree(rng, options):
             return (y**3).sum(), (y, moved)
 
         arrays, rest = eqx.partition(layer, eqx.is_inexact_array)
-        gradient = jax.grad(lambda arrays, x: loss(eqx.combine(arrays, rest), x), (0, 1), has_aux=True)
+        gradient = jax.grad(
+            lambda arrays, x: loss(eqx.combine(arrays, rest), x), (0, 1), has_aux=True
+        )
         (of_layer, of_x), (y, moved) = gradient(arrays, x)
         return y, moved, of_x, (of_layer.weight, of_layer.bias)
 

@@ -77,8 +77,16 @@ def test_jax_handlers_end_with_errors_and_not_with_the_process():
     how = foreign.How(1e-5, 1, (), None, 0.01, False)
     y, rows, values = (X.shape, X.dtype), foreign.words(5, 4), ((3, 4), X.dtype)
     for arguments, results, text in [
-        ({"x": X, "weight": FIVE}, {"y": y, "statistics": rows, "values": values}, "weight: expected"),
-        ({"x": X}, {"y": y, "statistics": foreign.words(4, 4), "values": values}, "statistics: exp"),
+        (
+            {"x": X, "weight": FIVE},
+            {"y": y, "statistics": rows, "values": values},
+            "weight: expected",
+        ),
+        (
+            {"x": X},
+            {"y": y, "statistics": foreign.words(4, 4), "values": values},
+            "statistics: exp",
+        ),
         ({"x": X}, {"y": y, "statistics": rows, "values": ((2, 4), X.dtype)}, "values: expected"),
         ({"x": X}, {"y": ((8, 5), X.dtype), "statistics": rows, "values": values}, "y: expected"),
         ({"x": X}, {"y": y, "values": values}, "statistics: expected an array, got none"),
@@ -113,4 +121,6 @@ def test_jax_is_named_where_it_is_missing():
         except ModuleNotFoundError as error:
             print(error, error.name)
     """
-    assert output_of(program).startswith("bnext.jax: expected JAX to be installed (pip install jax)")
+    assert output_of(program).startswith(
+        "bnext.jax: expected JAX to be installed (pip install jax)"
+    )

@@ -92,8 +92,9 @@ def test_jax_flax_models_are_converted(rng):
 
 def test_jax_flax_activation_and_residual(rng):
     x, residual = rng.normal(size=(2, 16, 7)).astype(np.float32)
-    plain, fused = nnx.BatchNorm(7, rngs=nnx.Rngs(0)), BatchNorm(
-        7, activation="relu", rngs=nnx.Rngs(0)
+    plain, fused = (
+        nnx.BatchNorm(7, rngs=nnx.Rngs(0)),
+        BatchNorm(7, activation="relu", rngs=nnx.Rngs(0)),
     )
     close(fused(x, residual=residual), jax.nn.relu(plain(x) + residual), FLAX)
 

@@ -81,7 +81,9 @@ def test_jax_vmap_twice_and_along_other_axes(rng):
     y = jax.jit(jax.vmap(inner, in_axes=(1, None), out_axes=1))(x, weight)
     assert y.shape == x.shape
     for i, k in itertools.product(range(2), range(3)):
-        expected = bnext.batch_norm_forward(x[:, i, :, k].copy(), weight[:, k].copy(), channel_axis=-1)
+        expected = bnext.batch_norm_forward(
+            x[:, i, :, k].copy(), weight[:, k].copy(), channel_axis=-1
+        )
         assert_same_bits(y[:, i, :, k], expected[0])
 
 
@@ -141,7 +143,9 @@ def test_jax_gradient_of_a_scan_over_layers(rng):
 
     def through(x, weights, scan):
         if scan:
-            step = jax.checkpoint(lambda x, w: (bnext.jax.batch_norm(x, w, activation="tanh")[0], ()))
+            step = jax.checkpoint(
+                lambda x, w: (bnext.jax.batch_norm(x, w, activation="tanh")[0], ())
+            )
             return (jax.lax.scan(step, x, weights)[0] ** 2).sum()
         for weight in weights:
             x = bnext.jax.batch_norm(x, weight, activation="tanh")[0]
@@ -186,9 +190,7 @@ def test_jax_many_calls_in_flight(inputs):
 
 def test_jax_debug_nans(inputs):
     with jax.debug_nans(True):
-        results = jax.jit(gradients)(
-            inputs.x, *inputs.affine, inputs.residual, inputs.dy
-        )
+        results = jax.jit(gradients)(inputs.x, *inputs.affine, inputs.residual, inputs.dy)
         assert np.isfinite(results[0]).all()
         x = inputs.x.copy()
         x[0, 0, 0, 0] = np.nan

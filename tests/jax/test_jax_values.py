@@ -57,9 +57,9 @@ def test_jax_bits_by_given_statistics(rng, dtype, activation, residual):
     inputs = Inputs(rng, dtype=dtype, residual=residual)
     arrays = (inputs.x, inputs.mean, inputs.var, *inputs.affine)
     expected = bnext.normalize(*arrays, **inputs.options(activation))
-    actual = jax.jit(
-        lambda *arrays: bnext.jax.normalize(*arrays, **inputs.options(activation))
-    )(*arrays)
+    actual = jax.jit(lambda *arrays: bnext.jax.normalize(*arrays, **inputs.options(activation)))(
+        *arrays
+    )
     assert_same_bits(actual, expected)
 
 

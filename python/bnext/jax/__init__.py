@@ -10,13 +10,13 @@ training and inference (both passes and their derivatives), functional.
 """
 
 try:
-    import jax
+    import jax  # noqa: F401 - whose absence is to be named
 except ModuleNotFoundError as error:
     if error.name != "jax":
         raise
     raise ModuleNotFoundError(
-        "bnext.jax: expected JAX to be installed (pip install jax), found none; the rest of bnext does "
-        "without",
+        "bnext.jax: expected JAX to be installed (pip install jax), found none; the rest of bnext "
+        "does without",
         name="jax",
     ) from None
 

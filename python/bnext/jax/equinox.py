@@ -52,8 +52,8 @@ class BatchNorm(eqx.nn.StatefulLayer):
     Notes
     -----
     This is Equinox's layer with ``mode="batch"``: training normalizes by the batch, and running
-    statistics, of the biased variance, are divided by ``1 - momentum**batches`` where they are used.
-    Parameters and state have the names and the shapes that they have there: `weight`, `bias`,
+    statistics, of the biased variance, are divided by ``1 - momentum**batches`` where they are
+    used. Parameters and state have the names and the shapes that they have there: `weight`, `bias`,
     `batch_state_index` (mean and variance) and `batch_counter`.
     """
 
@@ -130,8 +130,8 @@ class BatchNorm(eqx.nn.StatefulLayer):
         count = state.get(self.batch_counter)
         if self.inference if inference is None else inference:
             weighed = jnp.where(count == 0, 1, 1 - self.momentum**count)
-            statistics = ((each / weighed).astype(parameters) for each in (mean, var))
-            return normalize(x, *statistics, weight, bias, **options), state
+            mean, var = ((each / weighed).astype(parameters) for each in (mean, var))
+            return normalize(x, mean, var, weight, bias, **options), state
         y, moments = batch_norm(x, weight, bias, axis_name=self.axis_name, **options)
         moved = move_running(mean, var, moments, 1 - self.momentum, bessel=False)
         state = state.set(self.batch_state_index, moved)

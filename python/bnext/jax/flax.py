@@ -26,8 +26,8 @@ class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm`, with an activation and a residual if wanted.
 
     The same arguments, parameters (`scale`, `bias`), statistics (`mean`, `var`, of
-    `flax.nnx.BatchStat`) and modes, and an instance of Flax's layer: states, filters, checkpoints and
-    optimizers see no difference. Statistics are exact sums, whatever `use_fast_variance` says.
+    `flax.nnx.BatchStat`) and modes, and an instance of Flax's layer: states, filters, checkpoints
+    and optimizers see no difference. Statistics are exact sums, whatever `use_fast_variance` says.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class BatchNorm(nnx.BatchNorm):
     Raises
     ------
     ValueError
-        There is more than one `axis`, or `axis_index_groups` are given; `activation` is not one of the
-        names.
+        There is more than one `axis`, or `axis_index_groups` are given; `activation` is not one of
+        the names.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class BatchNorm(nnx.BatchNorm):
             raise ValueError("mask: expected None, got an array (flax.nnx.BatchNorm takes a mask)")
         given = self.use_running_average if use_running_average is None else use_running_average
         if given is None:
-            raise ValueError("use_running_average: expected True or False, here or in the layer, got None")
+            raise ValueError(
+                "use_running_average: expected True or False, here or in the layer, got None"
+            )
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         dtype = self.dtype
@@ -95,17 +97,15 @@ class BatchNorm(nnx.BatchNorm):
             dtype = jnp.result_type(x, self.mean[...], *beside)
         x = jnp.asarray(x, dtype)
         parameters = param_dtype(x)
-        scale, bias = (
-            each if each is None else each.astype(parameters) for each in (scale, bias)
-        )
-        options = {
+        scale, bias = (each if each is None else each.astype(parameters) for each in (scale, bias))
+        options: dict[str, Any] = {
             "eps": self.epsilon, "channel_axis": self.axis, "activation": self.activation,
             "negative_slope": self.negative_slope,
             "residual": residual if residual is None else jnp.asarray(residual, dtype),
         }  # fmt: skip
         if given:
-            statistics = (each[...].astype(parameters) for each in (self.mean, self.var))
-            return normalize(x, *statistics, scale, bias, **options)
+            mean, var = (each[...].astype(parameters) for each in (self.mean, self.var))
+            return normalize(x, mean, var, scale, bias, **options)
         y, moments = batch_norm(x, scale, bias, axis_name=self.axis_name, **options)
         moved = move_running(
             self.mean[...], self.var[...], moments, 1 - self.momentum, bessel=False

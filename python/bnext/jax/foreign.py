@@ -60,9 +60,10 @@ def register() -> None:
     targets = _core.foreign_targets()
     if targets is None:
         raise ImportError(
-            "bnext.jax: expected a build with foreign functions for JAX, got one without: the headers "
-            "that jaxlib brings along were not there when bnext was built. With jax installed, build "
-            "again: pip install --force-reinstall --no-deps . -C cmake.define.BNEXT_XLA=ON"
+            "bnext.jax: expected a build with foreign functions for JAX, got one without: the "
+            "headers that jaxlib brings along were not there when bnext was built. With jax "
+            "installed, build again: "
+            "pip install --force-reinstall --no-deps . -C cmake.define.BNEXT_XLA=ON"
         )
     for name, handler in targets.items():
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
@@ -102,8 +103,8 @@ def add_parts(how: How, values: Any) -> Any:
 def gathered(how: How, part: Any) -> Any:
     """Give what all parts of the batch have, in the order of ranks.
 
-    A sum of words to which each part adds its own, and zeros: nothing is rounded, and `shard_map` knows
-    that the result is the same everywhere.
+    A sum of words to which each part adds its own, and zeros: nothing is rounded, and `shard_map`
+    knows that the result is the same everywhere.
     """
     if not how.axes:
         return part[None]
@@ -151,8 +152,8 @@ def call(
     names = [each for each, array in arguments.items() if array is not None]
     arrays = together(*(arguments[each] for each in names))
     structs = [_struct(arrays[0], *result) for result in results.values()]
-    # Under vmap, arrays get further axes in front, of extent 1 where they are not mapped: nothing is
-    # copied for each of the mapped calls.
+    # Under vmap, arrays get further axes in front, of extent 1 where they are not mapped: nothing
+    # is copied for each of the mapped calls.
     found: Sequence[Any] = jax.ffi.ffi_call(f"bnext_{name}", structs, vmap_method="expand_dims")(
         *arrays,
         arguments=" ".join(names),

@@ -1,9 +1,10 @@
 """Both passes in JAX's own operations, to be differentiated.
 
-Kernels compute every value and every first gradient. Tangents, and with them second derivatives, come
-from here: the passes as functions of their inputs, statistics included. Values are centred about the
-mean that the kernels have found, with its low part, before anything is multiplied, so that no digits of
-the deviations are lost to a large mean. Sums over a batch that is held in parts go over all parts.
+Kernels compute every value and every first gradient. Tangents, and with them second derivatives,
+come from here: the passes as functions of their inputs, statistics included. Values are centred
+about the mean that the kernels have found, with its low part, before anything is multiplied, so
+that no digits of the deviations are lost to a large mean. Sums over a batch that is held in parts
+go over all parts.
 """
 
 from __future__ import annotations
@@ -179,9 +180,7 @@ def backward_given(
     return dx, *of_statistics, dweight, dbias, g.astype(x.dtype)
 
 
-def given_gradients(
-    how: How, var: Any, weight: Any, dweight: Any, dbias: Any
-) -> tuple[Any, Any]:
+def given_gradients(how: How, var: Any, weight: Any, dweight: Any, dbias: Any) -> tuple[Any, Any]:
     """Give dmean and dvar from the gradients of the parameters."""
     rstd = _rstd(how, var)
     scale = rstd if weight is None else rstd * weight

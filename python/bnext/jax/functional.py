@@ -1,4 +1,4 @@
-"""Batch normalization as pure functions of arrays of JAX, inside and outside of its transformations."""
+"""Batch normalization as pure functions, inside and outside of JAX's transformations."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def batch_norm(
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
     A pure function, for `jax.jit`, `jax.grad`, `jax.vmap`, `jax.lax.scan`, `jax.checkpoint` and
-    `jax.shard_map`. Its gradient is a kernel as well, and can be differentiated again, in reverse or
-    forward mode (Hessian-vector products). `jax.jvp` of the function itself is refused by JAX.
+    `jax.shard_map`. Its gradient is a kernel as well, and can be differentiated again, in reverse
+    or forward mode (Hessian-vector products). `jax.jvp` of the function itself is refused by JAX.
 
     Parameters
     ----------
@@ -90,16 +90,16 @@ def batch_norm(
     eps : float
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
-        Which axis of `x` has the channels: the last, as JAX's users have it. (The functions for arrays
-        of NumPy have 1.)
+        Which axis of `x` has the channels: the last, as JAX's users have it. (The functions for
+        arrays of NumPy have 1.)
     axis_name : hashable or tuple, optional
         Axes of `jax.shard_map` or `jax.vmap` along which lie the other parts of the batch. Mean and
         variance are the whole batch's. They are merged exactly, in the order of the axis' indices.
     residual : array, shape of `x`, optional
         Added to the normalized values, before the activation; of the dtype of `x`.
     activation : str, optional
-        The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu",
-        "gelu_tanh", "sigmoid" or "tanh".
+        The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
+        "gelu", "gelu_tanh", "sigmoid" or "tanh".
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
 
@@ -169,8 +169,8 @@ def normalize(
     Returns
     -------
     array, shape of `x`
-        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``. Its gradients by all arrays
-        are right, by `mean` and `var` too.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``. Its gradients by all
+        arrays are right, by `mean` and `var` too.
 
     Raises
     ------
@@ -180,16 +180,12 @@ def normalize(
     x, mean, var = _arrays(x=x, mean=mean, var=var)
     weight, bias, residual = _arrays(weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, None, activation, negative_slope, residual)
-    _check(
-        "normalize", how, x=x, mean=mean, var=var, weight=weight, bias=bias, residual=residual
-    )
+    _check("normalize", how, x=x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
     result: jax.Array = inference.normalized_by(how, x, mean, var, weight, bias, residual)
     return result
 
 
-def moments(
-    x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None
-) -> Moments:
+def moments(x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None) -> Moments:
     """Count, mean and sum of squared deviations of each channel.
 
     Parameters

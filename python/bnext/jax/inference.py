@@ -61,7 +61,8 @@ def _backward(
 def _backward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     flags = primals[-1]
 
-    def formula(*inputs: Any) -> Any:
+    def formula(dy: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        inputs = dy, x, mean, var, weight, bias, residual
         *gradients, dresidual = formulas.backward_given(how, *inputs, flags)
         return *gradients, dresidual if how.residual else None
 

@@ -1,7 +1,7 @@
 """Normalization by the batch's own statistics, and its derivatives.
 
-`normalized` has the kernels' backward pass as its gradient. Both passes, by themselves, have tangents
-from the formulas, so that a gradient can be differentiated again, in either mode.
+`normalized` has the kernels' backward pass as its gradient. Both passes, by themselves, have
+tangents from the formulas, so that a gradient can be differentiated again, in either mode.
 """
 
 from __future__ import annotations
@@ -12,10 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from bnext.jax import formulas
 from bnext.jax.foreign import (
-    ROWS, SHARD_ROWS, How, add_parts, call, gathered, together, varying_axes, words, words_of_flags,
-)  # fmt: skip
+    ROWS,
+    SHARD_ROWS,
+    How,
+    add_parts,
+    call,
+    gathered,
+    together,
+    varying_axes,
+    words,
+    words_of_flags,
+)
 
 __all__ = ["no_tangent", "normalized", "shown"]
 
@@ -68,10 +78,10 @@ def _forward(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple[A
 @_forward.defjvp
 def _forward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     results = _forward(how, *primals)
-    y, statistics, values, shards, flags = results
+    _, statistics, values, shards, flags = results
 
-    def formula(*inputs: Any) -> Any:
-        return formulas.forward(how, *inputs, values)
+    def formula(x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        return formulas.forward(how, x, weight, bias, residual, values)
 
     _, (of_y, of_mean, of_m2) = jax.jvp(formula, primals, tangents)
     of_values = jnp.stack([of_mean, of_m2, jnp.zeros_like(of_mean)])
@@ -114,7 +124,8 @@ def _backward(
 def _backward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     *_, values, _, flags = primals
 
-    def formula(*inputs: Any) -> Any:
+    def formula(dy: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        inputs = dy, x, weight, bias, residual
         *gradients, dresidual = formulas.backward(how, *inputs, values, flags)
         return *gradients, dresidual if how.residual else None
 
