@@ -7,6 +7,7 @@
 
 #include "bindings/register.hpp"
 #include "core/call.hpp"
+#include "core/error.hpp"
 #ifdef BNEXT_XLA
 #include "xla/handlers.hpp"
 #endif

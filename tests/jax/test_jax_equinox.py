@@ -62,9 +62,9 @@ def test_jax_equinox_activation_and_residual(rng):
 
 
 def test_jax_equinox_errors():
-    with pytest.raises(ValueError, match="^eps: expected "):
+    with pytest.raises(ValueError, match=r"^eps: expected "):
         BatchNorm(4, "batch", eps=-1.0)
-    with pytest.raises(ValueError, match="^activation: expected "):
+    with pytest.raises(ValueError, match=r"^activation: expected "):
         BatchNorm(4, "batch", activation="swish")
     layer, state = eqx.nn.make_with_state(BatchNorm)(4, "batch")
     with pytest.raises(ValueError, match=r"^weight: expected shape \(3,\), got \(4,\)"):

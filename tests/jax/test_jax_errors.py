@@ -50,7 +50,7 @@ def test_jax_errors(wrong, traced):
     def run():
         return call(bnext.jax.batch_norm)
 
-    with pytest.raises(kind, match="^" + re.escape(text)):
+    with pytest.raises(kind, match=r"^" + re.escape(text)):
         (jax.jit(run) if traced else run)()
 
 
@@ -66,7 +66,7 @@ def test_jax_a_whole_batch_of_one_value():
     def one(x):
         return bnext.jax.batch_norm(x, channel_axis=0, axis_name="batch")[0]
 
-    with pytest.raises(ValueError, match="^Expected more than 1 value per channel"):
+    with pytest.raises(ValueError, match=r"^Expected more than 1 value per channel"):
         jax.vmap(one, axis_name="batch")(X[:1])
 
 

@@ -102,15 +102,15 @@ def test_jax_flax_activation_and_residual(rng):
 def test_jax_flax_errors():
     layer = BatchNorm(4, rngs=nnx.Rngs(0))
     x = jnp.ones((3, 4))
-    with pytest.raises(ValueError, match="^mask: expected None"):
+    with pytest.raises(ValueError, match=r"^mask: expected None"):
         layer(x, mask=x > 0)
-    with pytest.raises(ValueError, match="^axis: expected one axis"):
+    with pytest.raises(ValueError, match=r"^axis: expected one axis"):
         BatchNorm(4, axis=(0, 1), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="^axis_index_groups: expected None"):
+    with pytest.raises(ValueError, match=r"^axis_index_groups: expected None"):
         BatchNorm(4, axis_index_groups=[[0]], rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="^activation: expected "):
+    with pytest.raises(ValueError, match=r"^activation: expected "):
         BatchNorm(4, activation="swish", rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="^use_running_average: expected True or False"):
+    with pytest.raises(ValueError, match=r"^use_running_average: expected True or False"):
         BatchNorm(4, use_running_average=None, rngs=nnx.Rngs(0))(x)
-    with pytest.raises(ValueError, match="^model: expected layers without activation"):
+    with pytest.raises(ValueError, match=r"^model: expected layers without activation"):
         revert(nnx.Sequential(BatchNorm(4, activation="relu", rngs=nnx.Rngs(0))))
