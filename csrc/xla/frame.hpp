@@ -81,6 +81,9 @@ public:
     [[nodiscard]] Index slices() const { return slices_; }
     [[nodiscard]] std::size_t mapped() const { return mapped_; }  // how many axes vmap added
     [[nodiscard]] std::span<const Named> inputs() const { return {arrays_.data(), inputs_}; }
+    [[nodiscard]] std::span<const Named> results() const {
+        return {arrays_.data() + inputs_, arrays_.size() - inputs_};
+    }
     [[nodiscard]] const Named* find(std::string_view name) const {
         const auto found = std::ranges::find(arrays_, name, &Named::name);
         return found == arrays_.end() ? nullptr : &*found;

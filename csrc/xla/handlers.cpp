@@ -10,6 +10,7 @@
 #include "core/moments.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
+#include "cpu/pages.hpp"
 #include "xla/operands.hpp"
 
 namespace bnext::foreign {
@@ -230,6 +231,10 @@ ffi::Error run(const ffi::RemainingArgs& arguments, const ffi::RemainingRets& re
                const ffi::Dictionary& attributes, const Each& each) {
     try {
         const Frame frame(arguments, results, attributes);
+        // Programs have fresh memory for every result, which takes longer to map than to write.
+        for (const Named& result : frame.results()) {
+            cpu::advise_huge_pages(result.buffer.untyped_data(), result.buffer.size_bytes());
+        }
         const FloatMode mode;
         for (Index slice = 0; slice < frame.slices(); ++slice) each(frame, slice);
         return ffi::Error::Success();

@@ -1,9 +1,11 @@
-"""The Python blocks of docs/jax.md run as they stand, one after the other."""
+"""docs/jax.md runs as it stands, block after block; everything public explains its arguments."""
 
 import pathlib
 import re
+import sys
 
 from ..optional import require_modules
+from ..test_docs import assert_is_explained, public
 from . import support  # noqa: F401 - where JAX is missing, the test is not run
 
 require_modules("Flax and Equinox", "flax", "equinox")
@@ -20,3 +22,14 @@ def test_jax_the_page_runs():
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["predictions"].shape == (64,)
     assert names["m"].count == names["moments"].count
+
+
+def test_jax_everything_public_is_explained():
+    import bnext.jax.equinox
+    import bnext.jax.flax
+
+    modules = {name: sys.modules[name] for name in ("bnext.jax", "bnext.jax.flax")}
+    found = public(modules | {"bnext.jax.equinox": sys.modules["bnext.jax.equinox"]})
+    assert len(found) >= 8
+    for name, value in found:
+        assert_is_explained(name, value)
