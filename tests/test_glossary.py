@@ -18,6 +18,7 @@ TERMS = (
     "running statistics", "momentum", "estimator", "Bessel's correction",
     "group", "member", "shard", "exchange", "header", "generation", "roll call", "replay", "turn",
     "point", "visit", "library", "engine", "intake", "ArrayRef", "Role", "Call", "plain", "road",
+    "handler", "frame", "slice",
 )  # fmt: skip
 ENTRIES = {
     match[1]: match[2]

@@ -14,7 +14,8 @@ BELOW = {
     "cpu": {"core"},
     "cuda": {"core"},
     "intake": {"core", "cpu"},
-    "bindings": {"core", "sync", "cpu", "cuda", "intake"},
+    "xla": {"core", "cpu"},
+    "bindings": {"core", "sync", "cpu", "cuda", "intake", "xla"},
 }
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu"))
 

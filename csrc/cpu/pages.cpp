@@ -37,6 +37,18 @@ Pages map_pages(std::size_t bytes) {
     return {begin, static_cast<std::size_t>(end - begin), usable};
 }
 
+void advise_huge_pages(void* begin, std::size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const auto place = reinterpret_cast<std::uintptr_t>(begin);
+    const std::uintptr_t first = (place + kHugePage - 1) & ~(kHugePage - 1);
+    const std::uintptr_t end = (place + bytes) & ~(kHugePage - 1);
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)begin;
+    (void)bytes;
+#endif
+}
+
 bool unmap_pages(const Pages& pages) { return munmap(pages.begin, pages.bytes) == 0; }
 
 bool empty_pages(char* begin, std::size_t bytes) {

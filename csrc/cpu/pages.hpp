@@ -20,6 +20,10 @@ struct Pages {
 // Cleared pages. From kHugePage on they begin on a huge page, and ask for huge pages.
 Pages map_pages(std::size_t bytes);
 
+// Asks for huge pages for the whole ones among these bytes, whosever they are. Where they were not
+// touched before, there are 512 times fewer faults.
+void advise_huge_pages(void* begin, std::size_t bytes);
+
 // False, without effect, where the system refuses: at the limit of mappings.
 bool unmap_pages(const Pages& pages);
 

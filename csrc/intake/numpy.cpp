@@ -163,8 +163,8 @@ py::object as_array(py::handle object, const char* name) {
             !is_tracer(object)
                 ? type_name(object)
                 : concat("a tracer of JAX (", type_name(object),
-                         "), which has no values: call bnext outside of jax.jit, jax.grad and "
-                         "jax.vmap, or inside of them by jax.pure_callback");
+                         "), which has no values: inside of jax.jit, jax.grad and jax.vmap, call "
+                         "bnext.jax.batch_norm (other functions by jax.pure_callback)");
         raise_from(error, PyExc_TypeError, concat(name, ": expected an array, got ", got));
     }
 }

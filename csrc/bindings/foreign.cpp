@@ -1,0 +1,77 @@
+// What Python needs for foreign functions of XLA: the handlers, and a check of a call before there
+// are values, with the errors of every other call.
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <vector>
+
+#include "bindings/register.hpp"
+#include "core/call.hpp"
+#include "core/error.hpp"
+#ifdef BNEXT_XLA
+#include "xla/handlers.hpp"
+#endif
+
+namespace bnext::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+py::object foreign_targets() {
+#ifdef BNEXT_XLA
+    py::dict found;
+    for (const foreign::Target& target : foreign::targets()) {
+        found[target.name] = py::capsule(target.handler, "xla._CUSTOM_CALL_TARGET");
+    }
+    return found;
+#else
+    return py::none();
+#endif
+}
+
+// Name, shape and dtype.
+using Described = std::tuple<std::string, std::vector<Index>, std::string>;
+
+void check_described(const std::string& function, const std::vector<Described>& arrays,
+                     Index channel_axis, double eps) {
+    Call call(function == "normalize" ? Function::normalize
+              : function == "shard"   ? Function::collect_stats
+                                      : Function::forward);
+    Extents extents;
+    for (const auto& [name, shape, dtype] : arrays) {
+        BNEXT_CHECK(shape.size() <= kMaxAxes, name, ": expected at most ", kMaxAxes,
+                    " dimensions, got ", shape.size());
+        ArrayRef& array = call.add(role_of(name));
+        array.data = nullptr;
+        array.element = Element::other;
+        for (const DType each : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+            if (dtype == name_of(each)) array.element = element_of(each);
+        }
+        array.extents = shape.data();
+        array.rank = static_cast<std::uint8_t>(shape.size());
+        array.place = Place::cpu;
+        array.is_array = true;
+        array.writeable = false;
+        array.object = &dtype;
+        array.text = [](const void* text) { return *static_cast<const std::string*>(text); };
+        array.steps = extents.take(shape.size());
+        std::fill_n(const_cast<Index*>(array.steps), shape.size(), Index{0});
+        complete(array, extents);
+    }
+    call.channel_axis = channel_axis;
+    call.eps = eps;
+    check(call);
+}
+
+}  // namespace
+
+void register_foreign(py::module_& m) {
+    m.def("foreign_targets", &foreign_targets,
+          "The handlers by their names, as capsules; None in a build without them.");
+    m.def("check_described", &check_described, py::arg("function"), py::arg("arrays"),
+          py::arg("channel_axis"), py::arg("eps"),
+          "The check of a call whose arrays are known by name, shape and dtype alone.");
+}
+
+}  // namespace bnext::bindings

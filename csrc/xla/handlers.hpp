@@ -1,0 +1,16 @@
+// The operations as programs of XLA call them: foreign functions of its typed interface. Nothing
+// here knows of Python, and nothing takes the GIL.
+#pragma once
+
+#include <span>
+
+namespace bnext::foreign {
+
+struct Target {
+    const char* name;
+    void* handler;  // an XLA_FFI_Handler, which a program calls
+};
+
+std::span<const Target> targets();
+
+}  // namespace bnext::foreign

@@ -1,0 +1,98 @@
+// Operands: a slice as a Call that was checked, and its arrays as the operations take them.
+#pragma once
+
+#include <optional>
+
+#include "core/statistics.hpp"
+#include "cpu/operations.hpp"
+#include "cpu/pool_array.hpp"
+#include "xla/frame.hpp"
+
+namespace bnext::foreign {
+
+class Operands : public Slice {
+public:
+    // `batch_statistics` is about a backward pass.
+    Operands(Function function, bool batch_statistics, const Frame& frame, Index number)
+        : Slice(frame, number), call_(function) {
+        for (const Named& each : frame.inputs()) {
+            const Role role = role_of(each.name);
+            if (static_cast<std::size_t>(role) < kRoles)
+                refer(each.name, call_.add(role), extents_);
+        }
+        BNEXT_CHECK(call_.has(Role::x), "x: expected an array, got none");
+        call_.eps = frame.get<double>("eps");
+        call_.channel_axis = frame.get<std::int64_t>("channel_axis");
+        fused_.activation = static_cast<Activation>(
+            activation_number(frame.get<std::string_view>("activation")) % kActivations);
+        fused_.negative_slope = frame.get<double>("negative_slope");
+        call_.fused = fused_;
+        fused_.residual = frame.get<bool>("residual");
+        if (call_.has(Role::dy)) {
+            check_axis(call_.channel_axis, x().rank);
+            from_.emplace(FromForward{x().dtype(), x().shape(), call_.axis(), batch_statistics,
+                                      nullptr, fused_});
+            call_.from_forward = &*from_;
+        }
+        check(call_);
+        const std::array<AxisStrides, 1> operands{x().axis_strides()};
+        description_ = describe(x().dtype(), x().shape(), call_.axis(), operands);
+        BNEXT_CHECK(description_.accepted(), "x: ", description_.refusal);
+    }
+    Operands(const Operands&) = delete;
+    Operands& operator=(const Operands&) = delete;
+
+    [[nodiscard]] const ArrayRef& x() const { return call_[Role::x]; }
+    [[nodiscard]] double eps() const { return call_.eps; }
+    [[nodiscard]] Index channels() const { return call_.channels(); }
+    [[nodiscard]] const Problem& problem() const { return description_.problem; }
+    [[nodiscard]] const Fused& fused() const { return fused_; }
+
+    // Of an array of the shape of x: all lie in C order, and so have the strides of x.
+    template <class T>
+    [[nodiscard]] cpu::View<T> view(std::string_view name) const {
+        using Value = std::remove_const_t<T>;
+        return {static_cast<T*>(values(name, type_of<Value>(), x().size())),
+                description_.strides[0]};
+    }
+    template <class T>
+    [[nodiscard]] cpu::Affine<T> affine() const {
+        return {vector<Param<T>>("weight", channels()), vector<Param<T>>("bias", channels())};
+    }
+    // The rows of statistics that a forward pass leaves.
+    [[nodiscard]] StatisticsOut statistics() const {
+        return {doubles("statistics", kStatisticsRows * channels()), channels()};
+    }
+
+    // What a forward pass applies besides; nothing without an activation and a residual.
+    template <class T>
+    [[nodiscard]] std::optional<cpu::Applied<T>> applied() const {
+        if (!fused_.any()) return {};
+        cpu::Applied<T> all{fused_};
+        if (has("residual")) all.residual = view<const T>("residual");
+        if (has("flags")) {
+            const auto words =
+                static_cast<Index>(cpu::flag_words(static_cast<std::size_t>(x().size())));
+            all.flags = {vector<std::uint16_t>("flags", words), description_.strides[0]};
+        }
+        BNEXT_CHECK(!fused_.keeps_flags() || all.flags.are_kept(),
+                    "flags: expected an array, got none");
+        if (has("dresidual")) all.dresidual = view<T>("dresidual");
+        all.of_forward = affine<T>();
+        return all;
+    }
+
+private:
+    Extents extents_;
+    Call call_;
+    Fused fused_;
+    std::optional<FromForward> from_;
+    Description description_;
+};
+
+template <class T>
+const cpu::Applied<T>* pointer_to(const std::optional<cpu::Applied<T>>& applied) {
+    return applied ? &*applied : nullptr;
+}
+
+}  // namespace bnext::foreign

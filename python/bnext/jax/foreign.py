@@ -1,0 +1,168 @@
+"""Foreign functions of XLA: how programs of JAX call the kernels.
+
+What a handler gets is described in csrc/xla: arrays by their names, and numbers. Numbers in float64
+(statistics, sums) are pairs of words in a program, since JAX has no float64 by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax._src.core import extend_axis_env_nd  # which has no public name
+
+from bnext import _core
+
+__all__ = [
+    "ROWS", "SHARD_ROWS", "How", "add_parts", "call", "gathered", "register", "together",
+    "varying_axes", "words", "words_of_flags",
+]  # fmt: skip
+
+ROWS = len(_core.ROWS)
+SHARD_ROWS = 4  # n, mean, mean_low and m2
+Struct = tuple[tuple[int, ...], Any]  # shape and dtype of a result
+
+
+class How(NamedTuple):
+    """What of a call is no array; a constant of the program."""
+
+    eps: float
+    channel_axis: int  # from the front
+    axes: tuple[tuple[Any, int], ...]  # names and sizes of those that have parts of the batch
+    activation: str | None
+    negative_slope: float
+    residual: bool
+
+    @property
+    def parts(self) -> int:
+        """How many parts the batch has."""
+        return math.prod(size for _, size in self.axes)
+
+    @property
+    def keeps_flags(self) -> bool:
+        """Whether the forward pass leaves flags, by which the backward pass does without z."""
+        return self.residual and self.activation in ("relu", "relu6", "leaky_relu")
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the backward pass reads the residual."""
+        return self.residual and self.activation is not None and not self.keeps_flags
+
+
+def register() -> None:
+    """Tell XLA the handlers; ImportError in a build that has none."""
+    targets = _core.foreign_targets()
+    if targets is None:
+        raise ImportError(
+            "bnext.jax: expected a build with foreign functions for JAX, got one without: the "
+            "headers that jaxlib brings along were not there when bnext was built. With jax "
+            "installed, build again: "
+            "pip install --force-reinstall --no-deps . -C cmake.define.BNEXT_XLA=ON"
+        )
+    for name, handler in targets.items():
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+
+
+def words(*shape: int) -> Struct:
+    """Describe an array of numbers in float64 as words."""
+    return (*shape, 2), jnp.uint32
+
+
+def words_of_flags(x: Any) -> Struct:
+    """Describe the flags of all values of x, a bit each."""
+    return ((x.size + 15) // 16 + 2,), jnp.uint16
+
+
+@contextlib.contextmanager
+def _axes_in_reach(how: How) -> Iterator[tuple[Any, ...]]:
+    """Bind the axes of a call: `jax.vmap` has taken its axis away when it calls a backward rule."""
+    missing = []
+    for name, size in how.axes:
+        try:
+            lax.axis_size(name)
+        except NameError:
+            missing.append((name, size))
+    with extend_axis_env_nd(missing) if missing else contextlib.nullcontext():
+        yield tuple(name for name, _ in how.axes)
+
+
+def add_parts(how: How, values: Any) -> Any:
+    """Add what the parts of a batch have."""
+    if not how.axes:
+        return values
+    with _axes_in_reach(how) as names:
+        return lax.psum(values, names)
+
+
+def gathered(how: How, part: Any) -> Any:
+    """Give what all parts of the batch have, in the order of ranks.
+
+    A sum of words to which each part adds its own, and zeros: nothing is rounded, and `shard_map`
+    knows that the result is the same everywhere.
+    """
+    if not how.axes:
+        return part[None]
+    with _axes_in_reach(how) as names:
+        rank = lax.axis_index(names)
+    mine = (jnp.arange(how.parts) == rank).reshape(-1, *(1,) * part.ndim)
+    return add_parts(how, jnp.where(mine, part[None], jnp.zeros_like(part)[None]))
+
+
+def varying_axes(array: Any) -> frozenset[Any]:
+    """Name the axes of a mesh along which an array differs, as far as `shard_map` knows."""
+    axes: frozenset[Any] = jax.typeof(array).manual_axis_type.varying
+    return axes
+
+
+def together(*arrays: Any) -> list[Any]:
+    """Give arrays that differ along the same axes of a mesh; None stays None.
+
+    An array that is the same everywhere becomes one that differs, whose gradient is the sum of the
+    gradients of all devices.
+    """
+    axes = frozenset[Any]().union(*(varying_axes(each) for each in arrays if each is not None))
+
+    def cast(array: Any) -> Any:
+        missing = tuple(sorted(axes - varying_axes(array), key=str))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return [each if each is None else cast(each) for each in arrays]
+
+
+def _struct(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Describe a result, which differs along the axes of a mesh along which `like` does."""
+    of = jax.typeof(like)
+    if not of.manual_axis_type.varying:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    sharding = jax.sharding.NamedSharding(of.sharding.mesh, jax.P(*(None,) * len(shape)))
+    manual = of.manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, manual_axis_type=manual)
+
+
+def call(
+    name: str, how: How, arguments: Mapping[str, Any], results: Mapping[str, Struct]
+) -> Sequence[Any]:
+    """Call a handler with those of the arguments that are not None; give its results."""
+    names = [each for each, array in arguments.items() if array is not None]
+    arrays = together(*(arguments[each] for each in names))
+    structs = [_struct(arrays[0], *result) for result in results.values()]
+    # Under vmap, arrays get further axes in front, of extent 1 where they are not mapped: nothing
+    # is copied for each of the mapped calls.
+    found: Sequence[Any] = jax.ffi.ffi_call(f"bnext_{name}", structs, vmap_method="expand_dims")(
+        *arrays,
+        arguments=" ".join(names),
+        results=" ".join(results),
+        rank=np.int64(arrays[0].ndim),
+        channel_axis=np.int64(how.channel_axis),
+        eps=np.float64(how.eps),
+        activation=how.activation or "none",
+        negative_slope=np.float64(how.negative_slope),
+        residual=how.residual,
+    )
+    return found

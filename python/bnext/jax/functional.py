@@ -1,0 +1,299 @@
+"""Batch normalization as pure functions, inside and outside of JAX's transformations."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnext import _core
+from bnext.jax import formulas, inference, training
+from bnext.jax.foreign import How
+
+__all__ = ["Moments", "batch_norm", "moments", "move_running", "normalize"]
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of each channel, as arrays of a program.
+
+    Attributes
+    ----------
+    count : array, shape ()
+        Values per channel.
+    mean : array, shape (C,)
+        Mean of each channel; float32, or float64 for float64 data.
+    m2 : array, shape (C,)
+        Sum of squared deviations from the mean.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    m2: jax.Array
+
+    @property
+    def var(self) -> jax.Array:
+        """Biased variance ``m2 / count``."""
+        return self.m2 / self.count
+
+    @property
+    def unbiased_var(self) -> jax.Array:
+        """Variance with Bessel's correction, ``m2 / (count - 1)``; NaN below two values."""
+        return self.m2 / jnp.where(self.count > 1, self.count - 1, jnp.nan)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both batches together (Chan, Golub, LeVeque 1979).
+
+        Parameters
+        ----------
+        other : Moments
+            Of as many channels.
+
+        Returns
+        -------
+        Moments
+            In float32, or float64 where these are.
+        """
+        count = self.count + other.count
+        share = other.count / jnp.maximum(count, 1)
+        delta = other.mean - self.mean
+        m2 = self.m2 + (other.m2 + delta * delta * (self.count * share))
+        return Moments(count, self.mean + delta * share, m2)
+
+
+def batch_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = -1,
+    axis_name: Hashable | None = None,
+    residual: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+) -> tuple[jax.Array, Moments]:
+    """Normalize `x` by the mean and the biased variance of each of its channels.
+
+    A pure function, for `jax.jit`, `jax.grad`, `jax.vmap`, `jax.lax.scan`, `jax.checkpoint` and
+    `jax.shard_map`. Its gradient is a kernel as well, and can be differentiated again, in reverse
+    or forward mode (Hessian-vector products). `jax.jvp` of the function itself is refused by JAX.
+
+    Parameters
+    ----------
+    x : array, shape (N, ..., C) with C at `channel_axis`
+        float32, bfloat16, float16, or float64 where JAX has it enabled; of any rank.
+    weight, bias : array, shape (C,), optional
+        Of the dtype of `x`, float32 for 16-bit data; 1 and 0 if not given.
+    eps : float
+        Added to the variance, in the square of the unit of `x`.
+    channel_axis : int
+        Which axis of `x` has the channels: the last, as JAX's users have it. (The functions for
+        arrays of NumPy have 1.)
+    axis_name : hashable or tuple, optional
+        Axes of `jax.shard_map` or `jax.vmap` along which lie the other parts of the batch. Mean and
+        variance are the whole batch's. They are merged exactly, in the order of the axis' indices.
+    residual : array, shape of `x`, optional
+        Added to the normalized values, before the activation; of the dtype of `x`.
+    activation : str, optional
+        The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
+        "gelu", "gelu_tanh", "sigmoid" or "tanh".
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
+
+    Returns
+    -------
+    y : array, shape of `x`
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``, of the dtype of `x`.
+    moments : Moments
+        Of the whole batch, for `move_running` or whatever the caller does with them. Gradients go
+        through them too.
+
+    Raises
+    ------
+    ValueError
+        While a program is traced: a shape does not fit, `x` has one value per channel, `eps` is
+        negative or not finite, `channel_axis` is not an axis of `x`, `activation` is not one of the
+        names, `negative_slope` is not finite.
+    TypeError
+        A dtype does not fit, or an argument is not an array.
+
+    Notes
+    -----
+    What `jax.jit` gets in shards without `jax.shard_map` is put together on every device first: the
+    values are right, and each device does all of the work.
+    """
+    x, weight, bias, residual = _arrays(x=x, weight=weight, bias=bias, residual=residual)
+    how = _how(x, eps, channel_axis, axis_name, activation, negative_slope, residual)
+    kind = "forward" if axis_name is None else "shard"
+    _check(kind, how, x=x, weight=weight, bias=bias, residual=residual)
+    count = formulas.count_of(how, x)
+    if axis_name is not None:
+        _core.check_more_than_one(x.shape, count)
+    y, values = training.normalized(how, x, weight, bias, residual)
+    return y, _moments(count, values)
+
+
+def normalize(
+    x: Any,
+    mean: Any,
+    var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = -1,
+    residual: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+) -> jax.Array:
+    """Normalize `x` by statistics that are given: inference with running ones.
+
+    Parameters
+    ----------
+    x : array, shape (N, ..., C) with C at `channel_axis`
+        As for `batch_norm`.
+    mean, var : array, shape (C,)
+        Of the dtype of `x`, float32 for 16-bit data.
+    weight, bias : array, shape (C,), optional
+        As for `batch_norm`.
+    eps : float
+        Added to `var`.
+    channel_axis : int
+        Which axis of `x` has the channels.
+    residual, activation, negative_slope
+        As for `batch_norm`.
+
+    Returns
+    -------
+    array, shape of `x`
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``. Its gradients by all
+        arrays are right, by `mean` and `var` too.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `batch_norm`.
+    """
+    x, mean, var = _arrays(x=x, mean=mean, var=var)
+    weight, bias, residual = _arrays(weight=weight, bias=bias, residual=residual)
+    how = _how(x, eps, channel_axis, None, activation, negative_slope, residual)
+    _check("normalize", how, x=x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
+    result: jax.Array = inference.normalized_by(how, x, mean, var, weight, bias, residual)
+    return result
+
+
+def moments(x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None) -> Moments:
+    """Count, mean and sum of squared deviations of each channel.
+
+    Parameters
+    ----------
+    x : array, shape (N, ..., C) with C at `channel_axis`
+        As for `batch_norm`.
+    channel_axis : int
+        Which axis of `x` has the channels.
+    axis_name : hashable or tuple, optional
+        As for `batch_norm`.
+
+    Returns
+    -------
+    Moments
+        Of the whole batch. Derivatives of any order go through them, in either mode.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `batch_norm`.
+    """
+    (x,) = _arrays(x=x)
+    how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
+    _check("shard", how, x=x)
+    return _moments(formulas.count_of(how, x), training.shown(how, x))
+
+
+def move_running(
+    running_mean: Any,
+    running_var: Any,
+    moments: Moments,
+    momentum: Any = 0.1,
+    *,
+    bessel: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """Move running statistics by the statistics of a batch.
+
+    Parameters
+    ----------
+    running_mean, running_var : array, shape (C,)
+        The statistics up to this batch.
+    moments : Moments
+        Of this batch.
+    momentum : float or array
+        Weight of the batch: ``running = (1 - momentum) * running + momentum * batch``, PyTorch's
+        convention. An exponential average has a constant, a cumulative one ``1 / t`` for batch t.
+    bessel : bool
+        Whether the variance has Bessel's correction, as in PyTorch, or is biased, as in Flax.
+
+    Returns
+    -------
+    running_mean, running_var : array, shape (C,)
+        New arrays. No gradient goes through them.
+    """
+    var = moments.unbiased_var if bessel else moments.var
+    mean, var = lax.stop_gradient((moments.mean, var))
+    moved = [
+        (1 - momentum) * old + momentum * new.astype(old.dtype)
+        for old, new in ((jnp.asarray(running_mean), mean), (jnp.asarray(running_var), var))
+    ]
+    return moved[0], moved[1]
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _arrays(**given: Any) -> list[Any]:
+    return [each if each is None else _array(each, name) for name, each in given.items()]
+
+
+def _array(given: Any, name: str) -> Any:
+    try:
+        return jnp.asarray(given)
+    except TypeError as error:
+        got = type(given).__name__
+        raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
+
+
+def _how(
+    x: Any, eps: Any, channel_axis: Any, axis_name: Any, activation: Any, negative_slope: Any,
+    residual: Any,
+) -> How:  # fmt: skip
+    _core.check_activation(activation)
+    if x is None:
+        raise TypeError("x: expected an array, got None")
+    return How(
+        eps=_core.check_eps(eps),
+        channel_axis=_core.check_axis(channel_axis, x.ndim),
+        axes=_axes(axis_name),
+        activation=None if activation == "none" else activation,
+        negative_slope=_core.check_negative_slope(negative_slope),
+        residual=residual is not None,
+    )
+
+
+def _axes(axis_name: Any) -> tuple[tuple[Any, int], ...]:
+    if axis_name is None:
+        return ()
+    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    return tuple((name, lax.axis_size(name)) for name in names)
+
+
+def _check(kind: str, how: How, **arrays: Any) -> None:
+    described = [
+        (name, array.shape, str(array.dtype)) for name, array in arrays.items() if array is not None
+    ]
+    _core.check_described(kind, described, how.channel_axis, how.eps)
+
+
+def _moments(count: int, values: Any) -> Moments:
+    return Moments(jnp.asarray(float(count), values.dtype), values[0], values[1])

@@ -1,0 +1,104 @@
+"""Normalization by statistics that are given, and its derivatives, by the statistics too."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+
+from bnext.jax import formulas
+from bnext.jax.foreign import ROWS, How, call, together, words, words_of_flags
+from bnext.jax.training import no_tangent
+
+__all__ = ["normalized_by"]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward(
+    how: How, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any
+) -> tuple[Any, Any, Any]:
+    """Give y, the statistics and flags."""
+    arguments = {
+        "x": x, "mean": mean, "var": var, "weight": weight, "bias": bias, "residual": residual
+    }  # fmt: skip
+    results = {"y": (x.shape, x.dtype), "statistics": words(ROWS, x.shape[how.channel_axis])}
+    if how.keeps_flags:
+        results["flags"] = words_of_flags(x)
+    found = dict(zip(results, call("normalize", how, arguments, results), strict=True))
+    return found["y"], found["statistics"], found.get("flags")
+
+
+@_forward.defjvp
+def _forward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    results = _forward(how, *primals)
+    _, of_y = jax.jvp(lambda *inputs: formulas.forward_given(how, *inputs), primals, tangents)
+    return results, (of_y, no_tangent(results[1]), no_tangent(results[2]))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _backward(
+    how: How, dy: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any,
+    statistics: Any, flags: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Give dx, dmean, dvar, dweight, dbias and dresidual (None without a residual)."""
+    arguments = {
+        "x": x, "dy": dy, "weight": weight, "bias": bias, "residual": residual,
+        "statistics": statistics, "flags": flags,
+    }  # fmt: skip
+    vector = (x.shape[how.channel_axis],), formulas.param_dtype(x)
+    results = {"dx": (x.shape, x.dtype), "dweight": vector, "dbias": vector}
+    if how.residual and how.activation is not None:
+        results["dresidual"] = x.shape, x.dtype
+    found = dict(zip(results, call("backward_given", how, arguments, results), strict=True))
+    dweight, dbias = found["dweight"], found["dbias"]
+    of_statistics = formulas.given_gradients(how, var, weight, dweight, dbias)
+    dresidual = found.get("dresidual", dy) if how.residual else None
+    return found["dx"], *of_statistics, dweight, dbias, dresidual
+
+
+@_backward.defjvp
+def _backward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    flags = primals[-1]
+
+    def formula(dy: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        inputs = dy, x, mean, var, weight, bias, residual
+        *gradients, dresidual = formulas.backward_given(how, *inputs, flags)
+        return *gradients, dresidual if how.residual else None
+
+    _, of_results = jax.jvp(formula, primals[:7], tangents[:7])
+    return _backward(how, *primals), of_results
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalized_by(
+    how: How, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any
+) -> Any:
+    return _forward(how, x, mean, var, weight, bias, residual)[0]
+
+
+def _normalized_by_forward(
+    how: How, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    y, statistics, flags = _forward(how, x, mean, var, weight, bias, residual)
+    read = residual if how.reads_residual else None
+    offset = None if how.activation is None or how.keeps_flags else bias
+    has_bias = None if bias is None else ()  # a structure, since values would be traced
+    return y, (x, mean, var, weight, offset, read, statistics, flags, has_bias)
+
+
+def _normalized_by_backward(how: How, saved: tuple[Any, ...], dy: Any) -> tuple[Any, ...]:
+    *inputs, has_bias = saved
+    dx, dmean, dvar, dweight, dbias, dresidual = _backward(how, dy, *inputs)
+    of_weight = None if inputs[3] is None else dweight
+    return dx, dmean, dvar, of_weight, None if has_bias is None else dbias, dresidual
+
+
+_normalized_by.defvjp(_normalized_by_forward, _normalized_by_backward)
+
+
+def normalized_by(
+    how: How, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any
+) -> Any:
+    """Give y."""
+    return _normalized_by(how, *together(x, mean, var, weight, bias, residual))
