@@ -39,7 +39,8 @@ def removed(folder):
 
 
 def _pip(python, *words):
-    _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words], "pip")
+    options = ("--quiet", "--disable-pip-version-check", "--no-compile")  # most is never imported
+    _run([python, "-m", "pip", "install", *options, *words], "pip")
 
 
 def _interpreter(version):
