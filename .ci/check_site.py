@@ -13,8 +13,7 @@ from urllib.parse import unquote, urldefrag
 
 from sphinx.util.inventory import InventoryFile
 
-MODULES = ("bnext", "bnext.functional", "bnext.sync", "bnext.cuda", "bnext.torch",
-           "bnext.torch.functional")  # fmt: skip
+MODULES = ("bnext", "bnext.functional", "bnext.sync", "bnext.cuda", "bnext.torch")
 
 
 class Page(HTMLParser):
@@ -68,6 +67,7 @@ def broken_links(folder):
     for path, page in pages.items():
         for link in page.links:
             target, anchor = urldefrag(link)
+            target = target.partition("?")[0]  # a version, for caches
             if "://" in target or target.startswith(("mailto:", "data:")):
                 continue
             file = (path.parent / unquote(target)).resolve() if target else path.resolve()
