@@ -25,6 +25,7 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
+        """Note an element's anchor and link."""
         values = dict(attributes)
         self.anchors.update(filter(None, (values.get("id"), values.get("name"))))
         link = values.get("href" if tag in ("a", "link") else "src")
@@ -46,7 +47,7 @@ def unknown_names(folder):
 
 
 def value_of(name):
-    """The object of a full name; None for what is no function or class."""
+    """Give the object of a full name; None for what is no function or class."""
     module, _, attribute = name.rpartition(".")
     while module:
         try:

@@ -1,7 +1,7 @@
 """What is in a repaired wheel: ``python .ci/check_wheel.py WHEEL...``.
 
-Every library in it has a licence in it and a place in its SBOM, no path of the machine that built it
-is left, and the extension looks for nothing but what manylinux has everywhere.
+Every library in it has a licence in it and a place in its SBOM, no path of the machine that built
+it is left, and the extension looks for nothing but what manylinux has everywhere.
 """
 
 import io
@@ -17,7 +17,9 @@ from elftools.elf.elffile import ELFFile
 # Libraries that may be copied into a wheel, and the files that must come with them.
 BUNDLED = {"libgomp": ("GPL-3.0.txt", "GCC-exception-3.1.txt")}
 ALWAYS = ("LICENSE", "README.md", "pybind11.txt")
-SYSTEM = re.compile(r"(libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|ld-linux[\w-]*)\.so\.\d+")
+SYSTEM = re.compile(
+    r"(libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|ld-linux[\w-]*)\.so\.\d+"
+)
 
 
 def problems(path):
@@ -56,9 +58,9 @@ def problems_of_elf(name, data, libraries):
     """Say what is wrong with a shared library."""
     known = {library.rpartition("/")[2] for library in libraries}
     for tag in ELFFile(io.BytesIO(data)).get_section_by_name(".dynamic").iter_tags():
-        if tag.entry.d_tag == "DT_NEEDED" and not SYSTEM.fullmatch(tag.needed):
-            if tag.needed not in known:
-                yield f"{name}: needs {tag.needed}, which is not in the wheel"
+        needed = tag.needed if tag.entry.d_tag == "DT_NEEDED" else ""
+        if needed and not SYSTEM.fullmatch(needed) and needed not in known:
+            yield f"{name}: needs {needed}, which is not in the wheel"
         if tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
             path = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
             if not path.startswith("$ORIGIN"):

@@ -26,7 +26,7 @@ html_title = f"bnext {release}"
 html_theme_options = {"navigation_with_keys": True}
 default_role = "py:obj"  # what docstrings and documents have between single backticks
 
-# Documents of the repository are pages, or parts of pages, where they are: nothing is written twice.
+# Documents of the repository are pages, or parts of pages: nothing is written twice.
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 suppress_warnings = ["myst.header"]  # a section of README.md begins a page

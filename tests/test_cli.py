@@ -39,7 +39,9 @@ def test_runs_as_a_module():
     assert result.stdout == f"bnext {bnext.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["config"], ["doctor"], ["bench"], ["convert"], ["statistics"]])
+@pytest.mark.parametrize(
+    "command", [[], ["config"], ["doctor"], ["bench"], ["convert"], ["statistics"]]
+)
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help(command, word, capsys):
     assert exit_status(*command, word) == 0

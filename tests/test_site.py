@@ -58,7 +58,11 @@ def missing(modules, listed):
     for module in map(importlib.import_module, modules):
         for name in module.__all__:
             value = getattr(module, name)
-            if not isinstance(value, types.ModuleType) and not name.startswith("_") and id(value) not in known:
+            if (
+                not isinstance(value, types.ModuleType)
+                and not name.startswith("_")
+                and id(value) not in known
+            ):
                 yield f"{module.__name__}.{name}"
 
 

@@ -26,7 +26,10 @@ def record(release, batches, output, folder):
         _pip(python, *["--no-build-isolation"] * bool(release.first), *release.requirements)
         installed.touch()
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    own = {name: value.format(environment=folder.resolve()) for name, value in release.variables.items()}
+    own = {
+        name: value.format(environment=folder.resolve())
+        for name, value in release.variables.items()
+    }
     _run(
         [python, "-m", f"benchmarks.conventions.runners.{release.runner}", batches, output],
         "run", cwd=ROOT, env={**variables, **own, "OMP_NUM_THREADS": "1"},

@@ -22,7 +22,19 @@ class Row(NamedTuple):
     note: str
 
 
-COLUMNS = ("own", "bnext", "to, 1", "to, 5", "to, 300", "back", "on", "y, ulp", "trip", "derived", "file")
+COLUMNS = (
+    "own",
+    "bnext",
+    "to, 1",
+    "to, 5",
+    "to, 300",
+    "back",
+    "on",
+    "y, ulp",
+    "trip",
+    "derived",
+    "file",
+)
 
 
 def introduction(commit: str) -> str:

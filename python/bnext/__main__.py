@@ -61,7 +61,8 @@ def demo(words: list[str], name: str) -> int:
     """``python -m bnext``: the demo."""
     parser = Parser(
         prog=name,
-        usage="%(prog)s [options]\n       %(prog)s {config,doctor,bench,convert,statistics} [options]",
+        usage="%(prog)s [options]\n"
+        "       %(prog)s {config,doctor,bench,convert,statistics} [options]",
         description=DESCRIPTION,
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

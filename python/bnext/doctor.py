@@ -134,9 +134,9 @@ def found_problems(variables: Any, runtimes: Sequence[str] | None) -> Iterator[s
         yield f"bnext was {without}"
     elif len(runtimes or ()) > 1:
         yield (
-            f"{len(runtimes or ())} OpenMP runtimes are loaded, each with threads of its own, which "
-            "take processors from the others' for some time after each loop: with PyTorch, import "
-            "bnext.torch, so that both use PyTorch's; else try OMP_WAIT_POLICY=passive"
+            f"{len(runtimes or ())} OpenMP runtimes are loaded, each with threads of its own, "
+            "which take processors from the others' for some time after each loop: with PyTorch, "
+            "import bnext.torch, so that both use PyTorch's; else try OMP_WAIT_POLICY=passive"
         )
     if variables.get("OMP_NUM_THREADS") == "1":
         yield "OMP_NUM_THREADS=1: every call runs on one thread, unless bnext.set_num_threads says"
@@ -149,7 +149,7 @@ def found_problems(variables: Any, runtimes: Sequence[str] | None) -> Iterator[s
     if _core.pool_figures()["limit_bytes"] == 0:
         yield "BNEXT_POOL_LIMIT=0: every large result is made of fresh pages, which costs time"
     if DRIVER.exists() and not cuda.is_available():
-        yield f"this machine has a driver of NVIDIA, and arrays on a GPU are refused: {cuda.reason()}"
+        yield f"there is a driver of NVIDIA, and arrays on a GPU are refused: {cuda.reason()}"
 
 
 def loaded_runtimes() -> list[str] | None:

@@ -7,12 +7,12 @@ os.environ.setdefault("nvcc_path", "")
 
 import jittor_utils
 
-# The first import compiles Jittor: by a compiler for every 3 GiB, unless there are fewer processors.
+# Its first import compiles it, by a compiler for every 3 GiB: here for every processor.
 jittor_utils.get_total_mem = lambda: (os.cpu_count() or 1) * 3 * 2**30
 
-import jittor
+import jittor  # noqa: E402
 
-from .recording import Layer, record
+from .recording import Layer, record  # noqa: E402
 
 
 class BatchNorm(Layer):

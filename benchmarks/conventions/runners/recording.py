@@ -1,8 +1,8 @@
 """Training of a library's layers, and the file of what they stored.
 
 The file has arrays ``VARIANT|RANK|SIZES|STEP|NAME`` under the library's own names, ``y`` being the
-output of inference and ``file`` the bytes of a file that the library wrote, and ``facts``: JSON with
-versions, and for each variant its momentum, its eps, the suffix of its file, or its error.
+output of inference and ``file`` the bytes of a file that the library wrote, and ``facts``: JSON
+with versions, and for each variant its momentum, its eps, the suffix of its file, or its error.
 """
 
 import json
