@@ -84,10 +84,20 @@ std::uint64_t fingerprint_of(const ArrayRef& x) {
 void read_doubles(const ArrayRef& vector, std::span<double> values) {
     with_dtype(vector.dtype(), [&](auto type) {
         const auto* from = static_cast<const char*>(vector.data);
-        for (double& value : values) {
-            std::memcpy(&type, from, sizeof type);
-            value = static_cast<double>(type);
-            from += vector.steps[0];
+        const auto read = [&](Index step) {
+            for (double& value : values) {
+                std::memcpy(&type, from, sizeof type);
+                value = static_cast<double>(type);
+                from += step;
+            }
+        };
+        constexpr Index kDense = sizeof type;  // a constant, for which a compiler makes vectors
+        if (vector.steps[0] != kDense) {
+            read(vector.steps[0]);
+        } else if constexpr (std::is_same_v<decltype(type), double>) {
+            std::memcpy(values.data(), from, values.size_bytes());
+        } else {
+            read(kDense);
         }
     });
 }

@@ -140,9 +140,9 @@ struct GradientActivated {
     V row[kRows];
     Fused fused{};
 
-    // g of ReLU without a residual, inline; and dx of any g.
-    BNEXT_FORMULA V relu(const V& x, const V& dy) const {
-        return relu_gradient(fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]), dy);
+    // z without a residual, and dx of any g.
+    BNEXT_FORMULA V z(const V& x) const {
+        return fma(x - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
     }
     BNEXT_FORMULA V from_gradient(const V& x, const V& g) const {
         return fma(x - row[kCenter], row[kSlope], g - row[kOffset]) * row[kScale];
@@ -153,8 +153,8 @@ struct GradientActivated {
             out[0] = from_gradient(argument_of(fused, in[0]), out[1]);
             return;
         }
-        const V z = fma(in[0] - row[kCenter], row[kScaleOfZ], row[kShiftOfZ]);
-        out[1] = gradient_through(fused, fused.residual ? z + in[2] : z, in[1]);
+        const V of_x = z(in[0]);
+        out[1] = gradient_through(fused, fused.residual ? of_x + in[2] : of_x, in[1]);
         out[0] = from_gradient(in[0], out[1]);
     }
     BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites], const V& flag) const {

@@ -1,6 +1,8 @@
 // How an operation is put together from the phases of phases.hpp.
 #pragma once
 
+#include <algorithm>
+
 #include "core/formulas.hpp"
 #include "core/problem.hpp"
 #include "cpu/coefficients.hpp"
@@ -107,6 +109,16 @@ struct RowsOfZ {
     bool any_extreme = false;
 };
 
+// What is done for each channel between the phases goes over a dozen rows of numbers, several
+// times: by chunks that the first-level cache nearly holds.
+template <class F>
+void for_each_chunk(const ChannelRange& channels, F&& f) {
+    constexpr Index kChunk = 256;
+    for (Index c = channels.begin; c < channels.end; c += kChunk) {
+        f(ChannelRange{c, std::min(c + kChunk, channels.end)});
+    }
+}
+
 // The second phase of a pass: from statistics, and from sums of n values, which are final for the
 // channels that it is called on. `Of` has
 //     prepare(setting, channels, n)    writes rows that follow from them
@@ -129,7 +141,14 @@ struct Second {
     using Coefficients = CoefficientRows<Compute<T>, kMadeRows, Capacity>;
 
     template <class Rows>
-    void make(const ChannelRange& channels, double n, Rows& rows, Index offset) const {
+    void make(const ChannelRange& all, double n, Rows& rows, Index offset) const {
+        for_each_chunk(all, [&](const ChannelRange& channels) {
+            make_chunk(channels, n, rows,
+                       offset + (channels.begin - all.begin) * setting.plan.tiling.columns());
+        });
+    }
+    template <class Rows>
+    void make_chunk(const ChannelRange& channels, double n, Rows& rows, Index offset) const {
         of.prepare(setting, channels, n);
         if (of_z != nullptr) extremes.note(of_z->any_extreme);
         extremes.note(
@@ -187,8 +206,17 @@ struct Both : First {
     template <class Rows>
     double finish(const ChannelRange& channels, double n, const double* a, const double* b,
                   Rows& rows, Index offset) const {
-        n = this->keep(channels, n, a, b);
-        second.make(channels, n, rows, offset);
+        if constexpr (!First::kKeepsApart) {
+            n = this->keep(channels, n, a, b);
+            second.make(channels, n, rows, offset);
+            return n;
+        }
+        const Index columns = second.setting.plan.tiling.columns();
+        for_each_chunk(channels, [&](const ChannelRange& chunk) {
+            const Index skipped = chunk.begin - channels.begin;
+            this->keep(chunk, n, a + skipped, b + skipped);
+            second.make_chunk(chunk, n, rows, offset + skipped * columns);
+        });
         return n;
     }
     template <class Rows>

@@ -34,6 +34,8 @@ struct CollectMoments {
     const View<const T>& x;
     const StatisticsOut& out;
     Maps maps{};
+    static constexpr bool kKeepsApart =
+        kIsIdentity<Maps>;  // any range of channels, not whole slabs
 
     double reduce(const Region& region, double* a, double* b) const {
         return setting.kernels.reduce(&x, region, nullptr, nullptr, a, b);
@@ -45,10 +47,12 @@ struct CollectMoments {
     }
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
         const Tiling& tiling = setting.plan.tiling;
-        for (Index c = channels.begin; c < channels.end; ++c) {
-            const HighLow mean = two_sum(origin_of(x, tiling, c), a[c - channels.begin]);
-            out.mean()[c] = mean.high;
-            out.mean_low()[c] = kHasMeanLow<T> ? mean.low : 0.0;
+        double* const high = out.mean() + channels.begin;
+        double* const low = out.mean_low() + channels.begin;
+        for (Index c = 0; c < channels.size(); ++c) {
+            const HighLow mean = two_sum(origin_of(x, tiling, channels.begin + c), a[c]);
+            high[c] = mean.high;
+            low[c] = kHasMeanLow<T> ? mean.low : 0.0;
         }
         std::copy_n(b, channels.size(), out.m2() + channels.begin);
         if constexpr (kMayLeaveRange<T>) {
@@ -104,6 +108,7 @@ struct CollectGradients {
     const StatisticsIn& of;
     double* sum_dy;
     double* sum_dy_xmu;
+    static constexpr bool kKeepsApart = true;
 
     double reduce(const Region& region, double* a, double* b) const {
         return setting.kernels.reduce(in, region, of.mean() + region.channels.begin, nullptr, a, b);

@@ -17,10 +17,8 @@ struct ActivatedRun {
     const T* in[3];     // x, residual; backward: x, dy, residual
     const T* ahead[3];  // of each input, what the caller reads next; null where nothing is known
     T* out[2];          // y; backward: dx, dresidual
-    const C* row[kMostRows];
-    Index
-        step;  // from the coefficients of one value to the next one's: 1, or 0 (then 16 are alike)
-    Index flag;  // of the first value, where flags are kept
+    const C* row[kMostRows];  // coefficients, of every value, where a RunWalk reads them
+    Index flag;               // of the first value, where flags are kept
 };
 
 // z of the packs of a run.
@@ -57,17 +55,6 @@ struct ZOfRun {
         }
     }
 };
-template <class T, Pass P>
-BNEXT_FORCE_INLINE ZOfRun<T> z_of(const ActivatedRun<T>& run) {
-    if constexpr (P == Pass::forward) {
-        using F = NormalizeActivated<Compute<T>>;
-        return {run.row[F::kCenter], run.row[F::kScale], run.row[F::kShift], run.step};
-    } else {
-        using F = GradientActivated<Compute<T>>;
-        return {run.row[F::kCenter], run.row[F::kScaleOfZ], run.row[F::kShiftOfZ], run.step};
-    }
-}
-
 // Calls f(j, columns) for the packs of [begin, end), of which `columns` values exist (0: all). f is
 // compiled once, whole packs or not: there are many of these loops.
 template <class F>
@@ -136,66 +123,102 @@ BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
     return run.ahead[i] != nullptr ? run.ahead[i] : run.in[i] + 2 * kPiece;
 }
 
-// Where ReLU and gradients by flags are made in registers, along walks. The other data and
-// instruction sets go by the loops alone, so that less is compiled.
+// Where activations of a few instructions and gradients by flags are made in registers. The other
+// data and instruction sets go by the loops alone, so that less is compiled.
 template <class T>
 inline constexpr bool kHasWalks = kNativeBytes > 16 && DTypeOf<T>::value == DType::float32;
 
+// Calls f with one of these activations as a constant. Returns whether it is one.
+template <class F>
+BNEXT_FORCE_INLINE bool with_quick_activation(Activation activation, F&& f) {
+    const auto is = [&](auto quick) BNEXT_INLINE_LAMBDA {
+        if (activation != quick) return false;
+        f(quick);
+        return true;
+    };
+    using enum Activation;
+    return is(std::integral_constant<Activation, relu>{}) ||
+           is(std::integral_constant<Activation, relu6>{}) ||
+           is(std::integral_constant<Activation, leaky_relu>{}) ||
+           is(std::integral_constant<Activation, hardswish>{});
+}
+
 // --- formulas along a run
 // -------------------------------------------------------------------------
-// A walk calls f(j, columns, formula) for the packs of a run, of which `columns` values exist (0:
-// all), with the formula of these values.
+// A walk goes through the packs of a run. go(at, stop, f) calls f(j, columns, formula) for those
+// from `at` on to value `stop`, of which `columns` values exist (0: all), with the formula of these
+// values; `at` is then where to go on. piece_end(j) is where a piece that begins at j ends: up to
+// there all packs are stored alike, streams(j).
 
 // The values [begin, end) of a run, by its coefficients.
-template <class Formula, class T>
+template <class F, class T>
 struct RunWalk {
+    using Formula = F;
+    struct Place {
+        Index j;
+    };
     const ActivatedRun<T>& run;
     Index begin, end;
-    bool streams;
+    bool streamed;
 
-    template <class F>
-    BNEXT_FORCE_INLINE void for_each(F&& f) const {
+    [[nodiscard]] BNEXT_FORCE_INLINE Place start() const { return {begin}; }
+    [[nodiscard]] BNEXT_FORCE_INLINE Index piece_end(Index j) const {
+        return end - j < kPiece ? end : j + kPiece;
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE bool streams(Index) const { return streamed; }
+    template <class Call>
+    BNEXT_FORCE_INLINE void go(Place& at, Index stop, Call&& f) const {
         const Compute<T>* row[Formula::kRows];
         for (int r = 0; r < Formula::kRows; ++r) row[r] = run.row[r];
-        const Index step = run.step;
-        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+        for_each_pack_of(at.j, stop, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
             Formula formula;
             unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA {
-                formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
+                formula.row[r] = load_columns(row[r] + j, columns);
             });
-            f(j, columns, formula, streams);
+            f(j, columns, formula);
         });
+        at.j = stop;
     }
 };
 
 // Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
-// there are several, n is at least two units. Packs that begin at `head` or behind are streamed;
-// one in which a plane ends and the next begins has a formula blended of both.
-template <class Formula, class T>
+// there are several, n is at least two units. A pack ends at `head`, and those behind it are
+// streamed; one in which a plane ends and the next begins has a formula blended of both.
+template <class F, class T>
 struct PlaneWalk {
+    using Formula = F;
+    struct Place {
+        Index j, channel, end;  // of the channel's plane
+        Formula formula;
+    };
     const CoefficientsIn<Compute<T>>& all;
-    Index k, planes, n, head;
-    bool streams;
+    Index k, n, end, head;  // end: of all planes
+    bool streamed;
 
-    template <class F>
-    BNEXT_FORCE_INLINE void for_each(F&& f) const {
-        const Index total = planes * n;
-        Index channel = k, end = n;  // of the channel's plane
-        Formula formula = formula_of_channel<Formula>(all, channel);
-        for (Index j = 0; j < total;) {
-            const Index stop = j < head ? head : total;
-            const int columns = stop - j < kLanes ? static_cast<int>(stop - j) : 0;
-            const bool ends = j >= head && end < total && j + kLanes > end;
+    [[nodiscard]] BNEXT_FORCE_INLINE Place start() const {
+        return {0, k, n, formula_of_channel<Formula>(all, k)};
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE Index piece_end(Index j) const {
+        if (j < head) return head - j < kPiece ? head : j + kPiece;
+        return end - j < kPiece ? end : j + kPiece;
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE bool streams(Index j) const { return streamed && j >= head; }
+    template <class Call>
+    BNEXT_FORCE_INLINE void go(Place& at, Index stop, Call&& f) const {
+        while (at.j < stop) {
+            const Index left = (at.j < head && head < stop ? head : stop) - at.j;
+            const int columns = left < kLanes ? static_cast<int>(left) : 0;
+            const bool ends = at.j >= head && at.end < end && at.j + kLanes > at.end;
             if (ends) {
-                const Formula next = formula_of_channel<Formula>(all, channel + 1);
-                formula = across(static_cast<int>(end - j), formula, next);
+                const Formula next = formula_of_channel<Formula>(all, at.channel + 1);
+                at.formula = across(static_cast<int>(at.end - at.j), at.formula, next);
             }
-            f(j, columns, formula, streams && j >= head);
+            f(at.j, columns, at.formula);
             if (ends) {
-                formula = formula_of_channel<Formula>(all, ++channel);
-                end += n;
+                at.formula = formula_of_channel<Formula>(all, ++at.channel);
+                at.end += n;
             }
-            j += lanes_in(columns);
+            at.j += lanes_in(columns);
         }
     }
 };
@@ -203,49 +226,53 @@ struct PlaneWalk {
 // --- forward
 // --------------------------------------------------------------------------------------
 
-template <bool kResidual, class T, class Walk>
-BNEXT_NO_INLINE void write_relu(const ActivatedRun<T>& run, const Walk& walk, FlagWriter& flags) {
+template <Activation A, bool kResidual, class T, class Walk>
+BNEXT_NO_INLINE void write_in_registers(const ActivatedRun<T>& run, const Walk& walk, double slope,
+                                        FlagWriter& flags) {
     using C = Compute<T>;
+    const Fused fused{A, slope, kResidual};
     const T *const x = run.in[0], *const residual = run.in[1];
     const T *const next_x = ahead_of(run, 0), *const next_residual = ahead_of(run, 1);
     T* const y = run.out[0];
     FlagWriter writer = flags;
-    const bool keeps = kResidual && writer.are_kept();
-    walk.for_each([&](Index j, int columns, const auto& formula, bool streams) BNEXT_INLINE_LAMBDA {
+    const bool keeps = fused.keeps_flags() && writer.are_kept();
+    auto at = walk.start();
+    walk.go(at, walk.end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
         prefetch_packs<1>(next_x + j);
         if constexpr (kResidual) prefetch_packs<1>(next_residual + j);
         const Pack<C> of_x = load_columns(x + j, columns);
         const Pack<C> z = kResidual ? formula.normalized(of_x) + load_columns(residual + j, columns)
                                     : formula.normalized(of_x);
-        write_pack_of_run(y + j, columns, streams, relu(z));
+        write_pack_of_run(y + j, columns, walk.streams(j), activate<true>(fused, z));
         if (keeps) {
-            const unsigned bits = bits_of(passes(Fused{Activation::relu, 0.0, true}, z));
+            const unsigned bits = bits_of(passes(fused, z));
             writer.put(bits & ((1U << lanes_in(columns)) - 1U), lanes_in(columns));
         }
     });
     if (keeps) flags = writer;
 }
 
-template <class T>
-BNEXT_NO_INLINE void write_by_loops(const ActivatedRun<T>& run, Index first, Index last,
-                                    bool streams, const Fused& fused, FlagWriter& flags) {
+template <class T, class Walk>
+BNEXT_NO_INLINE void write_by_loops(const ActivatedRun<T>& run, const Walk& walk,
+                                    const Fused& fused, FlagWriter& flags) {
     using C = Compute<T>;
     const T *const x = run.in[0], *const residual = fused.residual ? run.in[1] : nullptr;
     const T* const next_x = ahead_of(run, 0);
     T* const y = run.out[0];
-    const ZOfRun<T> normalized = z_of<T, Pass::forward>(run);
     const auto activate = loops_of<C>(fused.activation).activate;
     FlagWriter* const kept = flags.are_kept() ? &flags : nullptr;
     alignas(64) C values[kPiece];
-    for (Index begin = first; begin < last; begin += kPiece) {
-        const Index end = last - begin < kPiece ? last : begin + kPiece;
-        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+    auto at = walk.start();
+    while (at.j < walk.end) {
+        const Index begin = at.j, end = walk.piece_end(begin);
+        walk.go(at, end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
             prefetch_packs<1>(next_x + j);
-            Pack<C> z = normalized(j, columns, load_columns(x + j, columns));
+            Pack<C> z = formula.normalized(load_columns(x + j, columns));
             if (residual != nullptr) z = z + load_columns(residual + j, columns);
             store(values + (j - begin), z);
         });
         activate(fused.negative_slope, values, static_cast<int>(end - begin), kept);
+        const bool streams = walk.streams(begin);
         for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
             write_pack_of_run(y + j, columns, streams, load(values + (j - begin)));
         });
@@ -302,16 +329,24 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
         });
         return;
     }
-    if (by.fused.activation == Activation::relu) {
+    const auto quickly = [&](auto activation) BNEXT_INLINE_LAMBDA {
+        const Fused fused{decltype(activation)::value, by.fused.negative_slope, false};
         z_of_run.with_formulas([&](auto&& formula_at) BNEXT_INLINE_LAMBDA {
             for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
                 prefetch(j);
                 const Pack<C> z =
                     ZOfRun<T>::z(formula_at(j, columns), load_columns(x + j, columns));
-                store(g + (j - begin), relu_gradient(z, load_columns(dy + j, columns)));
+                store(g + (j - begin),
+                      gradient_through<true>(fused, z, load_columns(dy + j, columns)));
             });
         });
-        return;
+    };
+    if (!by.fused.residual && !by.fused.in_place) {
+        if constexpr (kHasWalks<T>) {
+            if (with_quick_activation(by.fused.activation, quickly)) return;
+        } else if (by.fused.activation == Activation::relu) {
+            return quickly(std::integral_constant<Activation, Activation::relu>{});
+        }
     }
     const T* const residual = by.fused.residual ? run.in[2] : nullptr;
     const ZOfRun<T> normalized = z_of_run;
@@ -328,46 +363,63 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
         .derive(by.fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
 }
 
-template <bool kByFlags, class T, class Walk>
-BNEXT_NO_INLINE void write_plain_gradients(const ActivatedRun<T>& run, const Walk& walk,
-                                           const Activated& by) {
+// A is none: by flags.
+template <Activation A, class T, class Walk>
+BNEXT_NO_INLINE void write_gradients_in_registers(const ActivatedRun<T>& run, const Walk& walk,
+                                                  const Activated& by) {
     using C = Compute<T>;
+    constexpr bool kByFlags = A == Activation::none;
+    const Fused fused{A, by.fused.negative_slope, false};
     const T *const x = run.in[0], *const dy = run.in[1];
     const T *const next_x = ahead_of(run, 0), *const next_dy = ahead_of(run, 1);
     T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
     const GradientByFlags<C> by_flags(by, run.flag);
-    walk.for_each([&](Index j, int columns, const auto& formula, bool streams) BNEXT_INLINE_LAMBDA {
+    auto at = walk.start();
+    walk.go(at, walk.end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
         prefetch_packs<1>(next_x + j);
         prefetch_packs<1>(next_dy + j);
         const Pack<C> of_x = load_columns(x + j, columns), of_dy = load_columns(dy + j, columns);
-        const Pack<C> g = kByFlags ? by_flags(j, of_dy) : formula.relu(of_x, of_dy);
-        write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, g));
+        const Pack<C> g =
+            kByFlags ? by_flags(j, of_dy) : gradient_through<true>(fused, formula.z(of_x), of_dy);
+        write_pack_of_run(dx + j, columns, walk.streams(j), formula.from_gradient(of_x, g));
         if (kByFlags && dresidual != nullptr) {
-            write_pack_of_run(dresidual + j, columns, streams, g);
+            write_pack_of_run(dresidual + j, columns, walk.streams(j), g);
         }
     });
 }
 
-template <class T>
-BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index first, Index last,
-                                              bool streams, const Activated& by) {
+template <class T, class Walk>
+BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, const Walk& walk,
+                                              const Activated& by) {
     using C = Compute<T>;
-    using F = GradientActivated<Pack<C>>;
-    const ZOfRun<T> z = z_of<T, Pass::backward>(run);
-    const T* const x = run.in[0];
+    const T *const x = run.in[0], *const dy = run.in[1];
+    const T* const residual = by.fused.reads_residual() ? run.in[2] : nullptr;
+    const T *const next_x = ahead_of(run, 0), *const next_dy = ahead_of(run, 1);
     T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
-    const C* row[4];
-    for (int r = 0; r < 4; ++r) row[r] = run.row[r];
-    const Index step = run.step;
-    alignas(64) C g[kPiece];
-    for (Index begin = first; begin < last; begin += kPiece) {
-        const Index end = last - begin < kPiece ? last : begin + kPiece;
-        gradient_of_piece(run, z, begin, end, by, g);
-        for_each_pack_of(begin, end, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
-            F formula;
-            unrolled<4>([&](auto r) BNEXT_INLINE_LAMBDA {
-                formula.row[r] = load_columns(row[r] + j * step, step == 0 ? 0 : columns);
-            });
+    const GradientByFlags<C> by_flags(by, run.flag);
+    const bool has_flags = by.flags.are_kept(), is_relu = by.fused.activation == Activation::relu;
+    const auto derive = loops_of<C>(by.fused.activation).derive;
+    alignas(64) C g[kPiece], of_dy[kPiece];
+    auto at = walk.start(), again = walk.start();
+    while (at.j < walk.end) {
+        const Index begin = at.j, end = walk.piece_end(begin);
+        walk.go(at, end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
+            prefetch_packs<1>(next_x + j);
+            prefetch_packs<1>(next_dy + j);
+            const Pack<C> dy_here = load_columns(dy + j, columns);
+            if (has_flags) return store(g + (j - begin), by_flags(j, dy_here));
+            Pack<C> z = load_columns(x + j, columns);
+            if (!by.fused.in_place) z = formula.z(z);
+            if (is_relu) return store(g + (j - begin), relu_gradient(z, dy_here));
+            if (residual != nullptr) z = z + load_columns(residual + j, columns);
+            store(g + (j - begin), z);
+            store(of_dy + (j - begin), dy_here);
+        });
+        if (!has_flags && !is_relu) {
+            derive(by.fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
+        }
+        const bool streams = walk.streams(begin);
+        walk.go(again, end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
             const Pack<C> of_g = load(g + (j - begin));
             const Pack<C> of_x = deviating(by.fused, load_columns(x + j, columns));
             write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, of_g));
@@ -379,22 +431,36 @@ BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, Index 
 // --- both
 // -----------------------------------------------------------------------------------------
 
-// Writes what a walk goes through, if that needs no loop of an activation.
-template <class Formula, class T, class Walk>
-BNEXT_FORCE_INLINE bool write_plainly(const ActivatedRun<T>& run, const Walk& walk,
-                                      const Activated& by, FlagWriter& flags) {
-    if constexpr (!kHasWalks<T>) {
-        return false;
-    } else if constexpr (Formula::kFlags == Flags::written) {
-        if (by.fused.activation != Activation::relu) return false;
-        by.fused.residual ? write_relu<true>(run, walk, flags)
-                          : write_relu<false>(run, walk, flags);
-        return true;
+// Writes what a walk goes through.
+template <class T, class Walk>
+BNEXT_FORCE_INLINE void write_walk(const ActivatedRun<T>& run, const Walk& walk,
+                                   const Activated& by, FlagWriter& flags) {
+    const Fused& fused = by.fused;
+    if constexpr (Walk::Formula::kFlags == Flags::written) {
+        if constexpr (kHasWalks<T>) {
+            const auto write = [&](auto activation) BNEXT_INLINE_LAMBDA {
+                constexpr Activation A = decltype(activation)::value;
+                fused.residual
+                    ? write_in_registers<A, true>(run, walk, fused.negative_slope, flags)
+                    : write_in_registers<A, false>(run, walk, fused.negative_slope, flags);
+            };
+            if (with_quick_activation(fused.activation, write)) return;
+        }
+        write_by_loops(run, walk, fused, flags);
     } else {
-        if (!by.flags.are_kept() && by.fused.activation != Activation::relu) return false;
-        by.flags.are_kept() ? write_plain_gradients<true>(run, walk, by)
-                            : write_plain_gradients<false>(run, walk, by);
-        return true;
+        if constexpr (kHasWalks<T>) {
+            if (by.flags.are_kept()) {
+                return write_gradients_in_registers<Activation::none>(run, walk, by);
+            }
+            const auto write = [&](auto activation) BNEXT_INLINE_LAMBDA {
+                write_gradients_in_registers<decltype(activation)::value>(run, walk, by);
+            };
+            if (!fused.residual && !fused.in_place &&
+                with_quick_activation(fused.activation, write)) {
+                return;
+            }
+        }
+        write_gradients_by_loops(run, walk, by);
     }
 }
 
@@ -404,11 +470,5 @@ BNEXT_FORCE_INLINE void write_run(const ActivatedRun<T>& run, Index begin, Index
                                   const Activated& by, FlagWriter& flags) {
     if (begin >= end) return;
     if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag + begin);
-    const RunWalk<Formula, T> walk{run, begin, end, streams};
-    if (write_plainly<Formula>(run, walk, by, flags)) return;
-    if constexpr (Formula::kFlags == Flags::written) {
-        write_by_loops(run, begin, end, streams, by.fused, flags);
-    } else {
-        write_gradients_by_loops(run, begin, end, streams, by);
-    }
+    write_walk(run, RunWalk<Formula, T>{run, begin, end, streams}, by, flags);
 }

@@ -1,57 +1,17 @@
 // The second phase of activated passes: a region, cut into runs (activated_runs.inl.hpp). Where
 // lines are streamed, runs begin on their boundaries but for what is left at a region's ends.
 
-// Coefficients of a channel, as 16 that are alike; or of a pack in which a channel ends and the
-// next one begins.
-template <class Formula, class C>
-struct AlikeCoefficients {
-    alignas(64) C values[Formula::kRows][kLanes];
-
-    BNEXT_FORCE_INLINE void set(const CoefficientsIn<C>& all, Index k) {
-        for (int r = 0; r < Formula::kRows; ++r) store(values[r], broadcast(all.row[r][k]));
-    }
-    // The first n of channel k, the others of the next one.
-    BNEXT_FORCE_INLINE void set_across(const CoefficientsIn<C>& all, Index k, int n) {
-        for (int r = 0; r < Formula::kRows; ++r) {
-            store(values[r], blend(n, broadcast(all.row[r][k]), broadcast(all.row[r][k + 1])));
-        }
-    }
-};
-
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
 // follow each other without a gap. Where there are several, n is at least two units.
 template <class Formula, class T>
-BNEXT_NO_INLINE void write_activated_planes(ActivatedRun<T>& run, Index planes, Index n,
+BNEXT_NO_INLINE void write_activated_planes(const ActivatedRun<T>& run, Index planes, Index n,
                                             bool streams, const CoefficientsIn<Compute<T>>& all,
                                             Index k) {
     const Index total = planes * n;
-    Index j = streams || planes > 1 ? values_to_boundary(run.out[0], total) : 0;
+    const Index head = streams || planes > 1 ? values_to_boundary(run.out[0], total) : 0;
     FlagWriter flags(all.activated->flags);
     if constexpr (Formula::kFlags == Flags::written) flags.begin_at(run.flag);
-    if constexpr (kHasWalks<T>) {
-        const PlaneWalk<Formula, T> walk{all, k, planes, n, j, streams};
-        if (write_plainly<Formula>(run, walk, *all.activated, flags)) return flags.finish();
-    }
-    AlikeCoefficients<Formula, Compute<T>> by;
-    for (int r = 0; r < Formula::kRows; ++r) run.row[r] = by.values[r];
-    run.step = 0;
-    const auto write = [&](Index begin, Index end, bool around_caches) BNEXT_INLINE_LAMBDA {
-        write_run<Formula>(run, begin, end, around_caches, *all.activated, flags);
-    };
-    by.set(all, k);
-    write(0, j < n ? j : n, false);
-    for (Index end = n; end < total; end += n) {
-        const Index packs = j + (end - j) / kLanes * kLanes;
-        write(j, packs, streams);
-        j = packs;
-        if (j < end) {
-            by.set_across(all, k, static_cast<int>(end - j));
-            write(j, j + kLanes, streams);
-            j += kLanes;
-        }
-        by.set(all, ++k);
-    }
-    write(j, total, streams);
+    write_walk(run, PlaneWalk<Formula, T>{all, k, n, total, head, streams}, *all.activated, flags);
     flags.finish();
 }
 
@@ -143,7 +103,6 @@ BNEXT_FORCE_INLINE void write_activated_rows(const View<const T>* in, const View
             rows.out_pitch[w] = row_pitch(out[w], tile);
         });
         for (int r = 0; r < Formula::kRows; ++r) rows.first.row[r] = all.row[r];
-        rows.first.step = 1;
         rows.first.flag = by.flags.at(o, 0, i) + first;
         rows.flag_pitch = pitch_of(by.flags.stride);
         rows.ahead = count;
@@ -179,7 +138,6 @@ struct RepeatedRows {
                 if (++k == width) k = 0;
             }
         }
-        run.step = 1;
         FlagWriter flags(all.activated->flags);
         const Index head = streams ? values_to_boundary(run.out[0], n) : 0;
         for (Index j = 0; j < n;) {
