@@ -25,7 +25,7 @@ SYSTEM = re.compile(
 def problems(path):
     """Say what is wrong with a wheel, line by line."""
     with zipfile.ZipFile(path) as wheel:
-        names = wheel.namelist()
+        names = [name for name in wheel.namelist() if not name.endswith("/")]
         (metadata,) = (n for n in names if n.endswith(".dist-info/METADATA"))
         folder = metadata.removesuffix("METADATA")
         if "linux_" in Path(path).name and "manylinux_" not in Path(path).name:
@@ -36,7 +36,7 @@ def problems(path):
         if licenses != declared:
             yield f"licence files {sorted(licenses)}, declared are {sorted(declared)}"
         wanted = set(ALWAYS)
-        libraries = [n for n in names if n.startswith("bnext.libs/") and not n.endswith("/")]
+        libraries = [n for n in names if n.startswith("bnext.libs/")]
         for name in libraries:
             stem = re.match(r"lib[\w+]+", name.rpartition("/")[2])[0]
             if stem not in BUNDLED:
