@@ -6,6 +6,9 @@ ResNet-18, ResNet-50    He, Zhang, Ren and Sun 2016, "Deep Residual Learning for
                         not in the first 1x1 one (v1): it has the same parameters, and is what most
                         people train. Where extents change, the shortcut is a strided 1x1
                         convolution (option B).
+VGG-16                  Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", table 1,
+                        configuration D, with batch normalization behind each convolution, and one
+                        linear layer behind the mean over positions.
 MLP                     Ioffe and Szegedy 2015, "Batch Normalization", section 4.1: three hidden
                         layers of 100 sigmoids between 28x28 inputs and 10 classes.
 
@@ -14,7 +17,7 @@ Layers of batch normalization are PyTorch's; `bnext.torch.convert` makes them bn
 
 from torch import nn
 
-__all__ = ["MLP", "ResNet", "resnet18", "resnet50"]
+__all__ = ["MLP", "ResNet", "resnet18", "resnet50", "vgg16"]
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages
 
@@ -102,6 +105,18 @@ def resnet18(classes=1000):
 
 def resnet50(classes=1000):
     return ResNet(Bottleneck, (3, 4, 6, 3), classes)
+
+
+def vgg16(classes=1000):
+    layers, channels = [], 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+    )
 
 
 def _convolution(inputs, outputs, size, stride=1):

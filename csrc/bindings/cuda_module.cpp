@@ -52,16 +52,19 @@ constexpr std::array kDTypes{DType::float32, DType::float64, DType::float16, DTy
 LaunchPlan plan(const std::string& operation_name, const std::string& dtype_name,
                 const std::vector<Index>& shape, const std::vector<std::vector<Index>>& strides,
                 const std::vector<std::uint64_t>& addresses, Index channel_axis,
-                const Limits& limits, const std::optional<std::string>& path_name) {
+                const Limits& limits, const std::optional<std::string>& path_name, bool activated,
+                bool residual) {
     const cuda::Operation operation = operation_named(operation_name);
     const auto dtype = named<DType>(dtype_name, kDTypes, "dtype");
-    BNEXT_CHECK(strides.size() == cuda::operands_of(operation), "strides: expected ",
-                cuda::operands_of(operation), " arrays, got ", strides.size());
+    const cuda::Besides besides{.activated = activated || residual, .residual = residual};
+    const std::size_t count = cuda::operands_of(operation, besides);
+    BNEXT_CHECK(strides.size() == count, "strides: expected ", count, " arrays, got ",
+                strides.size());
     std::optional<cuda::Path> path = cuda::forced_path(operation);
     if (path_name) path = named<cuda::Path>(*path_name, cuda::paths_of(operation), "path");
     const std::vector<AxisStrides> operands(strides.begin(), strides.end());
     const Description description = describe(dtype, shape, channel_axis, operands);
-    return cuda::make_launch_plan(operation, description, addresses, limits, path);
+    return cuda::make_launch_plan(operation, description, addresses, limits, path, besides);
 }
 
 void launch(const LaunchPlan& plan, int device, std::uintptr_t stream, std::uintptr_t x,
@@ -254,7 +257,8 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
         "Plans that calls keep and have made, and the most that are kept.");
     m.def("plan", &bindings::plan, py::arg("operation"), py::arg("dtype"), py::arg("shape"),
           py::arg("strides"), py::arg("addresses"), py::arg("channel_axis"), py::arg("limits"),
-          py::arg("path") = py::none());
+          py::arg("path") = py::none(), py::kw_only(), py::arg("activated") = false,
+          py::arg("residual") = false);
     m.def("launch", &bindings::launch, py::arg("plan"), py::arg("device"), py::arg("stream"),
           py::kw_only(), py::arg("x") = 0, py::arg("y") = 0, py::arg("dy") = 0, py::arg("dx") = 0,
           py::arg("weight") = 0, py::arg("bias") = 0, py::arg("mean") = 0, py::arg("var") = 0,

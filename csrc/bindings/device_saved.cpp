@@ -59,6 +59,23 @@ void register_device_saved(py::module_& m) {
                       "Which axis of `x` has the channels, from 0 (int).")
         .def_readonly("batch_statistics", &DeviceSaved::batch_statistics,
                       "Whether the statistics are the batch's (bool): False where they were given.")
+        .def_property_readonly(
+            "activation",
+            [](const DeviceSaved& s) -> py::object {
+                if (s.fused.activation == Activation::none) return py::none();
+                return py::str(name_of(s.fused.activation));
+            },
+            "Name of the activation that followed (str), or None.")
+        .def_property_readonly(
+            "residual", [](const DeviceSaved& s) { return s.fused.residual; },
+            "Whether a residual was added (bool).")
+        .def_property_readonly(
+            "reads_residual", [](const DeviceSaved& s) { return s.facts().reads_residual(); },
+            "Whether the backward pass needs the residual again (bool): after any\n"
+            "activation.")
+        .def_property_readonly(
+            "in_place", [](const DeviceSaved& s) { return s.fused.in_place; },
+            "Whether y was written over x (bool): never, on a GPU.")
         .def("__repr__", [](const DeviceSaved& s) {
             return concat("<bnext.DeviceSaved of a ", name_of(s.dtype), " input of shape ",
                           shape_text(s.shape), " on ", std::string(s.where), ">");
@@ -66,11 +83,24 @@ void register_device_saved(py::module_& m) {
     type.def(py::pickle(  // for copies too
         [](const DeviceSaved& s) {
             return py::make_tuple(s.rows, s.where, s.dtype_object, name_of(s.dtype), s.channel_axis,
-                                  s.eps, s.count, s.batch_statistics, s.shape, s.of_group);
+                                  s.eps, s.count, s.batch_statistics, s.shape, s.of_group,
+                                  name_of(s.fused.activation), s.fused.negative_slope,
+                                  s.fused.residual, s.of_z);
         },
         [](const py::tuple& state) {
-            if (state.size() != 10) {
+            constexpr std::size_t kBeforeActivations = 10;
+            if (state.size() != kBeforeActivations && state.size() != kBeforeActivations + 4) {
                 value_error("state: expected the state of a pickled DeviceSaved");
+            }
+            Fused fused;
+            py::object of_z = py::none();
+            if (state.size() > kBeforeActivations) {
+                const int number = activation_number(state[10].cast<std::string>());
+                BNEXT_CHECK(number < kActivations, "state: expected the name of an activation");
+                fused.activation = static_cast<Activation>(number);
+                fused.negative_slope = state[11].cast<double>();
+                fused.residual = state[12].cast<bool>();
+                of_z = state[13];
             }
             return DeviceSaved{state[0],
                                state[1],
@@ -81,7 +111,9 @@ void register_device_saved(py::module_& m) {
                                state[6].cast<Index>(),
                                state[7].cast<bool>(),
                                state[8].cast<std::vector<Index>>(),
-                               state[9]};
+                               state[9],
+                               fused,
+                               of_z};
         }));
     type.attr("__module__") = "bnext";
     m.attr("DeviceSaved") = type;

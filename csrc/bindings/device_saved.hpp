@@ -24,9 +24,14 @@ struct DeviceSaved {
     bool batch_statistics = true;
     std::vector<Index> shape;
     py::object of_group = py::none();  // a Saved of the same statistics, where a group merged them
+    Fused fused{};                     // what the call applied besides
+    py::object of_z = py::none();      // two rows of float64: scale and shift of its argument
 
     [[nodiscard]] FromForward facts() const {
-        return {dtype, shape, channel_axis, batch_statistics, nullptr};
+        FromForward facts{dtype, shape, channel_axis, batch_statistics, nullptr};
+        facts.fused = fused;
+        facts.has_flags = false;
+        return facts;
     }
 };
 

@@ -103,6 +103,12 @@ Launch::Launch(Intake& of, const Engine& engine)
     scalars.eps = of.call.eps;
 }
 
+void Launch::applies(const Fused& fused) {
+    scalars.activation = static_cast<std::int32_t>(fused.activation);
+    scalars.negative_slope = fused.negative_slope;
+    reads_residual_ = fused.residual;
+}
+
 const void* Launch::vector(Role role) {
     if (!call_.call.has(role)) return nullptr;
     const ArrayRef& array = call_[role];
@@ -201,26 +207,34 @@ py::object Launch::run(cuda::Operation operation) {
         operation != Operation::collect_stats && operation != Operation::backward_reduce;
     const auto out = py::reinterpret_borrow<py::object>(call_.out());
     const Made x = given(call_.call.data());
-    if (empty()) return !writes ? py::none() : out ? out : like(x).array;
+    const bool backward = operation >= Operation::backward;
+    const bool makes_dresidual = writes && backward && reads_residual_;
+    if (empty()) {
+        if (makes_dresidual) dresidual = like(x).array;
+        return !writes ? py::none() : out ? out : like(x).array;
+    }
 
-    std::array<Made, 2> operands{x};
-    const bool has_dy = call_.call.has(Role::x) && call_.call.has(Role::dy);
-    if (has_dy) operands[1] = given(Role::dy);
-    const std::array<Made, 2> as_given = operands;
-    const std::span<Made> inputs(operands.data(), has_dy ? 2 : 1);
+    std::array<Made, 3> operands{x};
+    std::size_t count = 1;
+    if (call_.call.has(Role::x) && call_.call.has(Role::dy)) operands[count++] = given(Role::dy);
+    if (reads_residual_) operands[count++] = given(Role::residual);
+    const std::array<Made, 3> as_given = operands;
+    const std::span<Made> inputs(operands.data(), count);
     for (const int attempt : {0, 1, 2}) {
         if (attempt == 2) operands = as_given;
         if (attempt > 0) make_walkable(inputs, attempt == 1);
         if (!writes) {
-            if (launched(operation, inputs, nullptr)) return py::none();
+            if (launched(operation, inputs, nullptr, nullptr)) return py::none();
             continue;
         }
+        const Made beside = makes_dresidual ? like(inputs[0]) : Made{};
+        if (makes_dresidual) dresidual = beside.array;
         if (out) {
             const Made wanted{out, call_[Role::out]};
-            if (launched(operation, inputs, &wanted)) return out;
+            if (launched(operation, inputs, &wanted, &beside)) return out;
         }
         const Made target = like(inputs[0]);
-        if (!launched(operation, inputs, &target)) continue;
+        if (!launched(operation, inputs, &target, &beside)) continue;
         if (out) copy_into(out, target.array);
         return out ? out : target.array;
     }
@@ -241,7 +255,8 @@ void* Launch::stream() {
 }
 
 // False where copies have to be made first.
-bool Launch::launched(cuda::Operation operation, std::span<const Made> inputs, const Made* target) {
+bool Launch::launched(cuda::Operation operation, std::span<const Made> inputs, const Made* target,
+                      const Made* beside) {
     cuda::KernelCall kernel;
     kernel.operation = operation;
     kernel.dtype = static_cast<std::int32_t>(x().dtype());
@@ -252,10 +267,17 @@ bool Launch::launched(cuda::Operation operation, std::span<const Made> inputs, c
     for (const Made& each : inputs) kernel.strides[kernel.operands++] = each.ref.strides;
     kernel.at = at;
     kernel.at.x = inputs[0].ref.data;
-    if (inputs.size() > 1) kernel.at.dy = inputs[1].ref.data;
+    std::size_t next = 1;
+    const std::size_t others = inputs.size() - (reads_residual_ ? 1 : 0);
+    if (others > 1) kernel.at.dy = inputs[next++].ref.data;
+    if (reads_residual_) kernel.at.residual = inputs[next].ref.data;
     if (target != nullptr) {
         kernel.strides[kernel.operands++] = target->ref.strides;
         (operation < cuda::Operation::backward ? kernel.at.y : kernel.at.dx) = target->ref.data;
+    }
+    if (beside != nullptr && beside->array) {
+        kernel.strides[kernel.operands++] = beside->ref.strides;
+        kernel.at.dresidual = beside->ref.data;
     }
     kernel.scalars = scalars;
     kernel.stream = stream();

@@ -89,10 +89,15 @@ public:
     Made taken(const py::object& array) { return {array, call_.refer_to_new(array)}; }
     void* scratch(Index bytes);  // for the time of the launch
 
+    // What the call applies besides. The residual becomes an operand; a backward pass makes
+    // `dresidual`.
+    void applies(const Fused& fused);
+
     // Launches the operation on the data, or on copies of what its kernels cannot walk. Of an empty
     // input there is nothing to launch. Returns what is written: `out`, or a new array; None where
     // the operation writes no data.
     py::object run(cuda::Operation operation);
+    py::object dresidual;  // by such a launch
 
 private:
     using Memory = std::unique_ptr<intake::dlpack::ManagedVersioned,
@@ -103,7 +108,8 @@ private:
     Made copied(const Made& operand, Made into);
     Made in_c_order(const Made& operand);
     void make_walkable(std::span<Made> inputs, bool in_order_of_x);
-    bool launched(cuda::Operation operation, std::span<const Made> inputs, const Made* target);
+    bool launched(cuda::Operation operation, std::span<const Made> inputs, const Made* target,
+                  const Made* beside);
     void* stream();
     void copy_into(const py::object& target, const py::object& source) {
         engine_.library->object.attr("copy_into")(target, source);
@@ -112,6 +118,7 @@ private:
     Intake& call_;
     const Engine& engine_;
     py::object x_array_;
+    bool reads_residual_ = false;
     std::vector<py::object> kept_;
     std::vector<Memory> memory_;
     cuda::Failure failure_{};

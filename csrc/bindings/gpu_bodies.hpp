@@ -20,6 +20,30 @@ inline void take_statistics(Launch& launch, const DeviceSaved& saved) {
     launch.scalars.eps = saved.eps;
 }
 
+// What a forward call applies besides. Returns what its launch leaves of an activation's argument
+// where a backward pass follows: two rows, or None.
+inline py::object take_fused(Launch& launch, const Taken& taken, bool keeps) {
+    const Fused fused = taken.call.call.applied();
+    launch.applies(fused);
+    if (!keeps || launch.empty() || !fused.changes_backward()) return py::none();
+    const Made of_z = launch.rows(2);
+    launch.at.of_z = of_z.as<double>();
+    return of_z.array;
+}
+// The same of the forward call, for its backward pass.
+inline void take_fused_again(Launch& launch, const DeviceSaved& saved) {
+    if (!saved.fused.changes_backward()) return;
+    launch.applies(saved.fused);
+    if (!launch.empty()) launch.at.of_z = launch.taken(saved.of_z).as<double>();
+}
+// The residual's gradient, if there was a residual: null, or dy itself without an activation.
+inline py::object dresidual_of(const Launch& launch, const Taken& taken) {
+    const Fused& fused = taken.device_saved->fused;
+    if (!fused.residual) return {};
+    if (fused.changes_backward()) return launch.dresidual;
+    return py::reinterpret_borrow<py::object>(taken.dy);
+}
+
 // A new array of NumPy's with these rows of float64.
 inline py::object on_host(std::span<const double> values, Index channels) {
     const Index count =
@@ -48,8 +72,8 @@ void of_nothing(const Saved& saved, F&& f) {
     });
 }
 
-inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index count,
-                            bool of_batch) {
+inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index count, bool of_batch,
+                            py::object of_z) {
     const Call& call = taken.call.call;
     const ArrayRef& x = call[Role::x];
     DeviceSaved saved;
@@ -62,6 +86,8 @@ inline DeviceSaved saved_of(const Taken& taken, const py::object& rows, Index co
     saved.count = count;
     saved.batch_statistics = of_batch;
     saved.shape.assign(x.shape().begin(), x.shape().end());
+    saved.fused = call.applied();
+    saved.of_z = std::move(of_z);
     return saved;
 }
 
@@ -95,10 +121,11 @@ inline py::object forward(Taken& taken) {
     if (counts && call[Role::num_batches_tracked].place == Place::cuda) {
         launch.at.num_batches_tracked = call[Role::num_batches_tracked].as<std::int64_t>();
     }
+    const py::object of_z = take_fused(launch, taken, taken.keeps);
     const py::object y = launch.run(Operation::forward);
     count_batch(call);
     if (!taken.keeps) return tuple_of(y, py::none());
-    return tuple_of(y, py::cast(saved_of(taken, rows.array, launch.count(), true)));
+    return tuple_of(y, py::cast(saved_of(taken, rows.array, launch.count(), true, of_z)));
 }
 
 // y by statistics that are given; and where they are kept, what backward needs.
@@ -109,9 +136,10 @@ py::object normalized(Taken& taken) {
     take_affine(launch);
     const Made rows = keeps ? launch.rows(kStatisticsRows) : Made{};
     launch.at.statistics = rows.as<double>();
+    const py::object of_z = take_fused(launch, taken, keeps);
     const py::object y = launch.run(Operation::normalize);
     if (!keeps) return y;
-    return tuple_of(y, py::cast(saved_of(taken, rows.array, 0, false)));
+    return tuple_of(y, py::cast(saved_of(taken, rows.array, 0, false, of_z)));
 }
 
 inline py::object normalize(Taken& taken) {
@@ -132,8 +160,12 @@ inline py::object backward(Taken& taken) {
     launch.at.dbias = dbias.ref.data;
     take_affine(launch);
     take_statistics(launch, saved);
+    take_fused_again(launch, saved);
     const py::object dx =
         launch.run(saved.batch_statistics ? Operation::backward : Operation::backward_fixed);
+    if (const py::object dresidual = dresidual_of(launch, taken)) {
+        return tuple_of(dx, dweight.array, dbias.array, dresidual);
+    }
     return tuple_of(dx, dweight.array, dbias.array);
 }
 
@@ -153,8 +185,12 @@ inline py::object backward_constant(Taken& taken) {
 }
 
 inline py::object restored(Taken& taken) {
+    if (taken.call.call.applied().changes_backward()) {
+        value_error("epilogue: expected no activation on a GPU, since what follows from the ",
+                    "parameters is not among the statistics");
+    }
     const Index count = Launch(taken.call, *taken.engine).count();
-    return py::cast(saved_of(taken, taken.call.array(Role::rows), count, true));
+    return py::cast(saved_of(taken, taken.call.array(Role::rows), count, true, py::none()));
 }
 
 // --- the phases by themselves --------------------------------------------------------------------
@@ -197,8 +233,9 @@ inline py::object apply_norm(Taken& taken) {
     const Made rows = launch.of_host(on_host(merged.all(), merged.channels()));
     launch.at.statistics = rows.as<double>();
     take_affine(launch);
+    const py::object of_z = take_fused(launch, taken, true);
     const py::object y = launch.run(Operation::normalize);
-    DeviceSaved saved = saved_of(taken, rows.array, merged.count, true);
+    DeviceSaved saved = saved_of(taken, rows.array, merged.count, true, of_z);
     saved.of_group = object_of(std::move(merged));
     return tuple_of(y, py::cast(std::move(saved)));
 }
@@ -224,6 +261,7 @@ inline py::object backward_reduce(Taken& taken) {
     const Made sums = launch.rows(2);
     launch.at.sums = sums.as<double>();
     take_statistics(launch, *taken.device_saved);
+    take_fused_again(launch, *taken.device_saved);
     launch.run(Operation::backward_reduce);
     const py::object host = taken.engine->library->object.attr("to_numpy")(sums.array);
     return tuple_of(py::object(host[py::int_(0)]), py::object(host[py::int_(1)]));
@@ -243,7 +281,10 @@ inline py::object backward_apply(Taken& taken) {
     take_affine(launch);
     take_statistics(launch, *taken.device_saved);
     launch.scalars.count = count;
-    return launch.run(Operation::backward_apply);
+    take_fused_again(launch, *taken.device_saved);
+    const py::object dx = launch.run(Operation::backward_apply);
+    const py::object dresidual = dresidual_of(launch, taken);
+    return dresidual ? tuple_of(dx, dresidual) : dx;
 }
 
 // On the host, by the statistics that the group has merged.

@@ -83,9 +83,6 @@ private:
             (take<k>(taken, arguments[k]), ...);
         }(std::make_index_sequence<kSize>());
         check(taken.call.call);
-        if (taken.engine != nullptr && taken.call.call.applied().any()) {
-            value_error("activation: expected None for arrays on a GPU, and no residual");
-        }
         py::object result = taken.engine == nullptr ? body(taken) : on_gpu(taken);
         if constexpr (kWrites) taken.call.count_writes();
         return result;
@@ -133,8 +130,8 @@ private:
     static void take_array(Taken& taken, py::handle object) {
         constexpr bool is_running = role == Role::running_mean || role == Role::running_var;
         constexpr bool is_sum = role == Role::sum_dy || role == Role::sum_dy_xmu;
-        constexpr bool is_merged =
-            has(signature, "m2") && role != Role::weight && role != Role::bias;
+        constexpr bool is_merged = has(signature, "m2") && role != Role::weight &&
+                                   role != Role::bias && role != Role::residual;
         if (role == Role::weight) taken.weight = object;
         if (role == Role::dy) taken.dy = object;
         if constexpr (role == Role::out || (is_running && has(signature, "momentum"))) {

@@ -70,6 +70,12 @@ struct FromForward {
     Fused fused{};                     // what it applied besides
     const std::uint64_t* residual_fingerprint = nullptr;  // null: not asked
     bool has_parameters = false;                          // whether weight and bias are known
+    bool has_flags = true;  // where they can be: not on a GPU, which reads the residual again
+
+    // Whether the backward pass reads the residual.
+    [[nodiscard]] bool reads_residual() const {
+        return fused.reads_residual() || (!has_flags && fused.keeps_flags());
+    }
 };
 
 struct Call {

@@ -179,7 +179,7 @@ private:
         const FromForward& saved = *call_.from_forward;
         of_forward();
         like(Role::dy, saved.dtype, saved.shape);
-        residual_again(saved.fused.reads_residual());
+        residual_again(saved.reads_residual());
         if (call_.function == Function::backward_apply) sums();
         parameter(Role::weight, {});
         out_over_dy({Role::dy, Role::x, Role::residual, Role::weight});

@@ -339,11 +339,11 @@ BNEXT_FORMULA V smooth_derivative_inline(Activation activation, const V& z) {
 
 // The same, for an activation that is chosen while the program runs.
 template <class V>
-BNEXT_OUTLINE V smooth(Activation activation, const V& z) {
+BNEXT_OUTLINE V smooth(Activation activation, BNEXT_OUTLINE_VALUE(V) z) {
     return smooth_inline(activation, z);
 }
 template <class V>
-BNEXT_OUTLINE V smooth_derivative(Activation activation, const V& z) {
+BNEXT_OUTLINE V smooth_derivative(Activation activation, BNEXT_OUTLINE_VALUE(V) z) {
     return smooth_derivative_inline(activation, z);
 }
 

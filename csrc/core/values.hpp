@@ -8,7 +8,7 @@
 
 #if defined(__CUDACC__)
 #define BNEXT_FORMULA __host__ __device__ __forceinline__
-#define BNEXT_OUTLINE BNEXT_FORMULA  // a call would need local memory
+#define BNEXT_OUTLINE __host__ __device__ __noinline__
 #else
 #define BNEXT_FORMULA BNEXT_FORCE_INLINE
 #define BNEXT_OUTLINE BNEXT_NO_INLINE
@@ -93,3 +93,10 @@ BNEXT_FORMULA double power_of_two(double rounded) {
 }
 
 }  // namespace bnext
+
+// How a function out of line takes a value: by reference it would need local memory on a GPU.
+#if defined(__CUDACC__)
+#define BNEXT_OUTLINE_VALUE(V) V
+#else
+#define BNEXT_OUTLINE_VALUE(V) const V&
+#endif

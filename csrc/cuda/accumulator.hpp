@@ -71,7 +71,14 @@ public:
         }
     }
 
-private:
+protected:
+    // By which values are multiplied whose sums are not ordinary.
+    BNEXT_DEVICE static C other_scale(C center, C second) {
+        // (So far from 0, float32 values that differ at all differ by more.)
+        const bool near_zero = center < C{1e10F} && center > C{-1e10F};
+        const bool vanish = kForward && second < C{1};
+        return vanish ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
+    }
     // With deviations d(u, value, c).
     template <class D>
     BNEXT_DEVICE static void sum_up(const Batch<K> (&in)[K::kInputs], D&& d,
@@ -94,10 +101,7 @@ private:
         for (int c = 0; c < K::kChannels; ++c) {
             C scale = 1, first = 0, second = 0;
             if (!is_ordinary(first_before[c], second_before[c])) {
-                // (So far from 0, float32 values that differ at all differ by more.)
-                const bool near_zero = center_[c] < C{1e10F} && center_[c] > C{-1e10F};
-                const bool vanish = kForward && second_before[c] < C{1};
-                scale = vanish ? (near_zero ? C{kScaleUp} : C{1}) : C{kScaleDown};
+                scale = other_scale(center_[c], second_before[c]);
             }
             for_each_value<K>([&](int u, int v, int of) {
                 if (of != c) return;

@@ -53,6 +53,12 @@ struct Arguments {
     double correction;  // of the variance that is kept: 1, or 0 to leave it biased
     double* n;          // workspace: values behind `sums`, a channel each, where a launch made them
     double count;       // and where they were given
+
+    // Of kernels with an activation alone (activated.hpp).
+    bool sums_up, writes;  // the phases of the launch
+    Fused fused;
+    Operand residual, dresidual;  // without data where there is none
+    double* of_z;                 // rows of `channels`: scale and shift of z; null: not kept
 };
 
 // A channel's place in a row of the statistics.

@@ -31,10 +31,13 @@ inline bool takes_unit(Index values, const Description& description,
 }
 
 // The widest unit in which all arrays can be read and written.
-inline int widest_unit(const Description& description, std::span<const std::uint64_t> addresses) {
+inline int widest_unit(const Description& description, std::span<const std::uint64_t> addresses,
+                       bool activated) {
     const Problem& p = description.problem;
     for (const int values : kUnits) {
-        if (has_unit(p.dtype, values) && takes_unit(values, description, addresses) &&
+        const bool there =
+            activated ? has_activated_unit(p.dtype, values) : has_unit(p.dtype, values);
+        if (there && takes_unit(values, description, addresses) &&
             (runs_of(p.layout, values) != Runs::one || p.outer == 1)) {
             return values;
         }
@@ -61,9 +64,13 @@ inline Description in_one_run(const Description& description, std::size_t operan
 // The cut into slabs, still with one part.
 class Cutter {
 public:
-    Cutter(const Problem& problem, int unit, int inputs)
-        : shape_(kernel_shape(problem.dtype, problem.layout, unit, inputs)),
-          planar_(problem.layout == Layout::planar) {
+    // `activated`: for a kernel with an activation.
+    Cutter(const Problem& problem, int unit, int inputs, bool activated)
+        : shape_(kernel_shape(problem.dtype,
+                              activated ? activated_layout(problem.layout, unit) : problem.layout,
+                              unit, inputs)),
+          planar_(problem.layout == Layout::planar),
+          activated_(activated) {
         cut_.unit = shape_.unit;
         cut_.unit_channels = shape_.unit_channels;
         cut_.channels = problem.channels;
@@ -93,14 +100,18 @@ public:
     }
     // Shared memory that is not for data.
     [[nodiscard]] Index bytes_for_coefficients(const Cut& cut) const {
-        return shared_bytes_of_coefficients(cut, shape_.arithmetic_bytes);
+        return shared_bytes_of_coefficients(cut, shape_.arithmetic_bytes,
+                                            activated_ ? kActivatedCoefficients : kCoefficients);
     }
     [[nodiscard]] Index bytes_for_sums(const Cut& cut) const {
         return shared_bytes_of_sums(cut) + bytes_for_coefficients(cut);
     }
     // Slots of the ring for batches that are not kept: none where units cannot be copied
-    // asynchronously.
-    [[nodiscard]] int ring() const { return shape_.unit_bytes >= 4 ? shape_.ahead : 0; }
+    // asynchronously, unless the kernel takes them from there all the same.
+    [[nodiscard]] int ring() const {
+        return activated_ || shape_.unit_bytes >= 4 ? shape_.ahead : 0;
+    }
+    [[nodiscard]] bool activated() const { return activated_; }
     // Blocks of so many threads at most.
     void limit_threads(int most) {
         cut_.threads = most;
@@ -137,7 +148,7 @@ private:
     }
 
     KernelShape shape_;
-    bool planar_;
+    bool planar_, activated_;
     Cut cut_{};
 };
 

@@ -1,5 +1,5 @@
-// Which kernel a launch runs. Explicit instances are in instances/*.cu, one file for each data type
-// and direction, so that several compilers can work on them.
+// Which kernel a launch runs. Explicit instances are in instances/*.cu: for each data type a file
+// for both phases of a direction, and one for the rest, so that several compilers can work on them.
 #pragma once
 
 #include "cuda/arguments.hpp"
@@ -14,5 +14,9 @@ Kernel fused_backward(Layout layout, int unit);
 enum class Phase { collect_stats, apply_norm, backward_reduce, backward_apply };
 template <class T>
 Kernel phase_kernel(Phase phase, Layout layout, int unit);
+
+// With an activation or a residual; every phase.
+template <class T>
+Kernel activated_kernel(Pass pass, Layout layout, int unit);
 
 }  // namespace bnext::cuda

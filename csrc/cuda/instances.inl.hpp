@@ -4,6 +4,7 @@
 #include <array>
 #include <type_traits>
 
+#include "cuda/activated.hpp"
 #include "cuda/instances.hpp"
 #include "cuda/kernels.hpp"
 
@@ -54,6 +55,24 @@ Kernel phase_kernel(Phase phase, Layout layout, int unit) {
         &kernel_for<T, Pass::backward, Phases::apply>,
     };
     return kKernels[static_cast<std::size_t>(phase)](layout, unit);
+}
+
+template <class T>
+Kernel activated_kernel(Pass pass, Layout layout, int unit) {
+    Kernel kernel = nullptr;
+    const auto try_kind = [&]<Layout L, int V>() {
+        if constexpr (has_activated_unit(DTypeOf<T>::value, V)) {
+            if (activated_layout(layout, unit) != L || unit != V) return;
+            using X = Kind<T, L, V, 1>;
+            using Both = Kind<T, L, V, 2>;
+            kernel = pass == Pass::forward ? &activated<X, ForwardActivated<X>>
+                                           : &activated<Both, BackwardActivated<Both>>;
+        }
+    };
+    try_kind.template operator()<Layout::planar, 1>();
+    try_kind.template operator()<Layout::planar, 4>();
+    try_kind.template operator()<Layout::interleaved, 4>();
+    return kernel;
 }
 
 }  // namespace bnext::cuda

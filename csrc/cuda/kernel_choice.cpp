@@ -30,12 +30,22 @@ std::optional<Phase> phase_of(Operation operation, Role role) {
     return {};
 }
 
-Kernel kernel_of(Operation operation, const Problem& problem, int unit, Role role) {
+bool is_activated(const LaunchPlan& plan, Role role) {
+    const bool sums_alone = role == Role::first && plan.path == Path::two_kernels;
+    return plan.besides.at(plan.operation, sums_alone);
+}
+
+Kernel kernel_of(const LaunchPlan& plan, int unit, Role role) {
+    const Operation operation = plan.operation;
+    const Problem& problem = plan.problem;
     const std::optional<Phase> phase = phase_of(operation, role);
+    const Pass pass = operation < Operation::backward ? Pass::forward : Pass::backward;
     Kernel kernel = nullptr;
     with_dtype(problem.dtype, [&](auto type) {
         using T = decltype(type);
-        if (phase) {
+        if (is_activated(plan, role)) {
+            kernel = activated_kernel<T>(pass, problem.layout, unit);
+        } else if (phase) {
             kernel = phase_kernel<T>(*phase, problem.layout, unit);
         } else if (operation == Operation::forward) {
             kernel = fused_forward<T>(problem.layout, unit);

@@ -22,6 +22,14 @@ constexpr bool has_unit(DType dtype, int values) {
     return values == 1 || values == most || (most == 8 && values == 4);
 }
 inline constexpr int kUnits[] = {8, 4, 2, 1};  // the widest first
+// Of kernels with an activation there are fewer: units of four values, and single ones, which are
+// the same for both layouts.
+constexpr bool has_activated_unit(DType dtype, int values) {
+    return values == 1 || (values == 4 && dtype != DType::float64);
+}
+constexpr Layout activated_layout(Layout layout, int unit) {
+    return unit == 1 ? Layout::planar : layout;
+}
 // Kernels for 8 channels have no register to spare for positions of several runs.
 constexpr Runs runs_of(Layout layout, int values) {
     if (layout == Layout::planar) return Runs::many;
@@ -64,6 +72,9 @@ inline constexpr int kMostOutputs = most_of_kernels([](auto f) { return decltype
 inline constexpr int kCoefficients =
     most_of_kernels([](auto f) { return int{decltype(f)::kRows}; });
 
+// Of those with an activation.
+inline constexpr int kActivatedCoefficients = kMostRows;
+
 // Shared memory behind the data: where there are sums, a row of them for the block and one for
 // every warp; then the coefficients.
 struct KernelShape {
@@ -82,8 +93,9 @@ constexpr KernelShape kernel_shape(DType dtype, Layout layout, int unit, int inp
             unit_bytes, dtype == DType::float64 ? 8 : 4};
 }
 
-BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut, Index value_bytes) {
-    return cut.slab_channels() * kCoefficients * value_bytes;
+BNEXT_HOST_DEVICE Index shared_bytes_of_coefficients(const Cut& cut, Index value_bytes,
+                                                     int coefficients) {
+    return cut.slab_channels() * coefficients * value_bytes;
 }
 BNEXT_HOST_DEVICE Index shared_bytes_of_sums(const Cut& cut) {
     return cut.slab_channels() * (cut.threads / kWarp + 1) * kSumsBytes;

@@ -242,6 +242,31 @@ BNEXT_DEVICE void sum_part(const Arguments& a, const Walk<K::kRuns>& begin, unsi
     merge_block(a.cut, own, shared.scratch, shared.of_block);
 }
 
+// The sums of a slab's channel number c over all parts, where these have met.
+BNEXT_DEVICE Sums total_of(const Arguments& a, Sums* of_block, int c) {
+    if (a.exchange != Exchange::cluster) return of_block[c];
+    Sums total = *device::of_cluster_rank(of_block + c, 0);
+    for (int rank = 1; rank < a.cut.parts; ++rank) {
+        add(total, *device::of_cluster_rank(of_block + c, rank));
+    }
+    return total;
+}
+
+// The end of a launch that only sums: the last block of a slab merges.
+template <class Operation, class K>
+BNEXT_DEVICE void finish_alone(const Arguments& a, Index slab, int part,
+                               const SharedPlaces<K>& shared) {
+    Sums* const of_block = shared.of_block;
+    if (a.cut.parts > 1) {
+        write_partials(a, slab, part, of_block);
+        if (!is_last_of(a, slab, shared.coefficients)) return;
+        merge_partials(a, slab, shared.scratch, of_block);
+    }
+    for_each_channel(a.cut, slab, [&](int c, Index of_problem) {
+        Operation::finish(a, of_problem, of_block[c], true, nullptr);
+    });
+}
+
 template <class K, class Operation>
 BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
     const Cut& cut = a.cut;
@@ -265,13 +290,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS fused(BNEXT_CONSTANT Arguments a) {
             });
         }
         for (int c = device::thread(); c < cut.slab_channels(); c += device::threads()) {
-            Sums total = of_block[c];
-            if (a.exchange == Exchange::cluster) {
-                total = *device::of_cluster_rank(of_block + c, 0);
-                for (int rank = 1; rank < cut.parts; ++rank) {
-                    add(total, *device::of_cluster_rank(of_block + c, rank));
-                }
-            }
+            const Sums total = total_of(a, of_block, c);
             const Index of_problem = cut.channel(slab, 0) + c;
             if (of_problem < cut.channels) {
                 Operation::finish(a, of_problem, total, place.part == 0,
@@ -305,16 +324,8 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce(BNEXT_CONSTANT Arguments a) {
     unsigned char* const data = device::shared_memory();
     const SharedPlaces<K> shared(cut, data + bytes_of_slots<K>(device::threads(), a.slots));
     const Walk<K::kRuns> begin(cut, place.part, device::thread());
-    Sums* const of_block = shared.of_block;
     sum_part<K, Operation>(a, begin, data, channel, active, shared);
-    if (cut.parts > 1) {
-        write_partials(a, slab, place.part, of_block);
-        if (!is_last_of(a, slab, shared.coefficients)) return;
-        merge_partials(a, slab, shared.scratch, of_block);
-    }
-    for_each_channel(cut, slab, [&](int c, Index of_problem) {
-        Operation::finish(a, of_problem, of_block[c], true, nullptr);
-    });
+    finish_alone<Operation>(a, slab, place.part, shared);
 }
 
 template <class K, class Operation>

@@ -31,6 +31,9 @@ Arguments arguments_of(const LaunchPlan& plan, const Addresses& at, const Scalar
     a.correction = scalars.correction;
     a.count = scalars.count > 0 ? scalars.count : static_cast<double>(plan.problem.count());
     a.source = Statistics::saved;
+    a.fused = {static_cast<Activation>(scalars.activation), scalars.negative_slope,
+               plan.besides.residual};
+    a.of_z = at.of_z;
     auto* const workspace = static_cast<unsigned char*>(at.workspace);
     if (plan.counters_bytes > 0) {
         a.counters = reinterpret_cast<unsigned*>(workspace);
@@ -68,6 +71,10 @@ void check_addresses(const LaunchPlan& plan, const Addresses& at) {
         {"dbias", at.dbias, whole},
         {"sums", at.sums, sums},
         {"workspace", at.workspace, plan.workspace_bytes > 0},
+        {"residual", at.residual, plan.besides.residual},
+        {"dresidual", at.dresidual,
+         plan.besides.residual && backward && writes_data(plan.operation)},
+        {"of_z", at.of_z, plan.besides.activated && backward},
     };
     for (const auto& [name, address, needed] : all) {
         BNEXT_CHECK(!needed || address != nullptr, name, ": expected an address, got none");
@@ -86,9 +93,7 @@ struct Step {
     [[nodiscard]] const Launch& launch() const {
         return role == Role::second ? plan.second : plan.first;
     }
-    [[nodiscard]] Kernel kernel() const {
-        return kernel_of(plan.operation, plan.problem, plan.first.cut.unit, role);
-    }
+    [[nodiscard]] Kernel kernel() const { return kernel_of(plan, plan.first.cut.unit, role); }
 };
 
 std::string name_of_device(int device) {
@@ -103,11 +108,14 @@ std::string text_of(const Step& step) {
     const LaunchPlan& plan = step.plan;
     const Launch& launch = step.launch();
     const std::optional<Phase> phase = phase_of(plan.operation, step.role);
-    return concat(name_of(plan.operation), " (kernel ", phase ? name_of(*phase) : "fused", ", ",
-                  name_of(plan.problem.dtype), ", ", name_of(plan.problem.layout), ", unit ",
-                  plan.first.cut.unit, "; path ", name_of(plan.path), ", grid ", launch.grid,
-                  ", block ", launch.cut.threads, ", cluster ", launch.cluster, ", shared bytes ",
-                  launch.shared_bytes, "; ", name_of_device(step.device), ")");
+    const char* const kernel = is_activated(plan, step.role) ? "activated"
+                               : phase                       ? name_of(*phase)
+                                                             : "fused";
+    return concat(name_of(plan.operation), " (kernel ", kernel, ", ", name_of(plan.problem.dtype),
+                  ", ", name_of(plan.problem.layout), ", unit ", plan.first.cut.unit, "; path ",
+                  name_of(plan.path), ", grid ", launch.grid, ", block ", launch.cut.threads,
+                  ", cluster ", launch.cluster, ", shared bytes ", launch.shared_bytes, "; ",
+                  name_of_device(step.device), ")");
 }
 
 // The likely cause of an error that a kernel left behind.
@@ -170,8 +178,10 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
         const std::array read{at.x, at.dy};
         const auto inputs = static_cast<std::size_t>(inputs_of(plan.operation));
         for (std::size_t i = 0; i < inputs; ++i) a.in[i] = operand(i, read[i]);
-        void* const written = forward ? at.y : at.dx;
-        if (written != nullptr) a.out[0] = operand(inputs, written);
+        std::size_t next = inputs;
+        if (plan.besides.residual) a.residual = operand(next++, at.residual);
+        if (writes_data(plan.operation)) a.out[0] = operand(next++, forward ? at.y : at.dx);
+        if (at.dresidual != nullptr) a.dresidual = operand(next, at.dresidual);
         a.cut = launch.cut;
         a.kept = launch.kept;
         a.slots = launch.slots;
@@ -190,14 +200,21 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
         tell_errors(first, false, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });
     }
     take(plan.first);
+    const bool one_phase = plan.path == Path::one_phase;
+    a.sums_up = !one_phase || !writes_data(plan.operation);
+    a.writes = writes_data(plan.operation) && plan.second.grid == 0;
     run(first, a);
     if (plan.second.grid == 0) return;
 
     take(plan.second);
-    if (plan.operation == Operation::backward_fixed) {  // the second launch is apply_norm of dy
-        a.in[0] = a.in[1];
-        a.bias = nullptr;
+    a.sums_up = false;
+    a.writes = true;
+    if (plan.operation == Operation::backward_fixed) {
         a.source = Statistics::absent;
+        if (!plan.besides.activated) {  // the second launch is apply_norm of dy
+            a.in[0] = a.in[1];
+            a.bias = nullptr;
+        }
     }
     run(second, a);
 }
@@ -206,7 +223,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
 // resident. Then no kernel is enqueued, nor captured in a graph, but the clearing of counters is.
 bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars,
                       int device, runtime::Stream stream) {
-    const Kernel kernel = kernel_of(plan.operation, plan.problem, plan.first.cut.unit, Role::fused);
+    const Kernel kernel = kernel_of(plan, plan.first.cut.unit, Role::fused);
     if (resident(kernel, plan.first, device) == 0) return false;
     try {
         enqueue(plan, at, scalars, device, stream);

@@ -201,6 +201,24 @@ public:
         }
     }
 
+    // The same by a loop that stays one.
+    BNEXT_ANY_CALLEE
+    template <int kUnits, class F>
+    BNEXT_HOST_DEVICE void units_rolled(const Cut& cut, Operands of, F&& f) const {
+        int left = left_, ahead = ahead_;
+        Index at[N];
+        BNEXT_UNROLL
+        for (int i = 0; i < N; ++i) at[i] = at_[i];
+        BNEXT_UNROLL_BY(1)
+        for (int u = 0; u < kUnits; ++u) {
+            f(u, left > 0, at);
+            left -= cut.rows;
+            const bool over = kRuns != Runs::one && goes_over(ahead, cut.step_along, cut);
+            BNEXT_UNROLL
+            for (int i = 0; i < N; ++i) at[i] += of[i]->step + (over ? of[i]->wrap : 0);
+        }
+    }
+
 private:
     BNEXT_ANY_CALLEE
     template <int kUnits, bool kFull, bool kStraight, class F>

@@ -26,7 +26,7 @@ bool reduces_alone(Operation operation) {
     return operation == Operation::collect_stats || operation == Operation::backward_reduce;
 }
 
-static_assert(kMostInputs + kMostOutputs == kKernelOperands);
+static_assert(kMostInputs + kMostOutputs + 2 == kKernelOperands);
 
 // Data arrays of an operation, as its formula says.
 struct Arrays {
@@ -53,10 +53,14 @@ const char* name_of(Path path) { return kPathNames[static_cast<std::size_t>(path
 
 int inputs_of(Operation operation) { return arrays_of(operation).read; }
 
-std::size_t operands_of(Operation operation) {
+std::size_t operands_of(Operation operation, const Besides& besides) {
     const Arrays all = arrays_of(operation);
-    return static_cast<std::size_t>(all.read + all.written);
+    const bool dresidual = operation >= Operation::backward && writes_data(operation);
+    const int more = besides.residual ? 1 + int{dresidual} : 0;
+    return static_cast<std::size_t>(all.read + all.written + more);
 }
+
+bool writes_data(Operation operation) { return !reduces_alone(operation); }
 
 std::vector<Path> paths_of(Operation operation) {
     switch (operation) {
@@ -165,7 +169,7 @@ public:
         const Index of_block = Index{whole.rows} * whole.batch * tuning::kAppliedBatches;
         const Index most = std::max<Index>(1, kMostBlocks / whole.slabs);
         const Index parts = std::min(divide_up(whole.positions, of_block), most);
-        return plain(cutter_.in_parts(parts), false);
+        return plain(cutter_.in_parts(parts), cutter_.activated());
     }
 
 private:
@@ -285,29 +289,31 @@ void plan_phases(LaunchPlan& plan, Path path, int unit) {
     const bool reduces = path == Path::two_kernels || reduces_alone(plan.operation);
     const Arrays arrays = arrays_of(plan.operation);
     const int inputs = reduces ? arrays.summed : arrays.read;
-    const Planner planner(Cutter(plan.problem, unit, inputs), inputs, plan.limits);
+    const bool activated = plan.besides.at(plan.operation, reduces);
+    const Planner planner(Cutter(plan.problem, unit, inputs, activated), inputs, plan.limits);
     plan.path = path;
     plan.first = reduces ? planner.reduce() : planner.apply();
     plan.second = {};
     if (path != Path::two_kernels) return;
     // Where statistics are constants, dx is written from dy alone.
-    const bool fixed = plan.operation == Operation::backward_fixed;
-    const int last = inputs_of(fixed ? Operation::normalize : plan.operation);
-    plan.second = Planner(Cutter(plan.problem, unit, last), last, plan.limits).apply();
+    const bool of_dy = plan.operation == Operation::backward_fixed && !plan.besides.activated;
+    const int last = inputs_of(of_dy ? Operation::normalize : plan.operation);
+    const Cutter cutter(plan.problem, unit, last, plan.besides.activated);
+    plan.second = Planner(cutter, last, plan.limits).apply();
 }
 
 // Plans a launch of both phases: null, or the reason against that path. Where the device has room
 // for fewer blocks than its limits say, the launch has fewer and larger blocks.
 const char* plan_fused(const LaunchPlan& plan, Path path, int unit, Launch& launch, bool& fills) {
     const int inputs = inputs_of(plan.operation);
-    const Cutter cutter(plan.problem, unit, inputs);
+    const Cutter cutter(plan.problem, unit, inputs, plan.besides.activated);
     Limits limits = plan.limits;
     while (limits.resident_blocks > 0) {
         const Planner planner(cutter, inputs, limits);
         if (const char* why = planner.fused(path, launch); why != nullptr) return why;
         fills = planner.fills(launch);
         if (limits.resident == nullptr || !must_be_resident(launch)) return nullptr;
-        const Kernel kernel = kernel_of(plan.operation, plan.problem, unit, Role::fused);
+        const Kernel kernel = kernel_of(plan, unit, Role::fused);
         const int fit = limits.resident(kernel, launch, limits.device);
         if (launch.cluster > 1) {
             return fit > 0 ? nullptr : "the device has no room for such a cluster";
@@ -333,12 +339,13 @@ Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index 
 
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
-                            std::optional<Path> forced) {
+                            std::optional<Path> forced, const Besides& besides) {
     if (!description.accepted()) {
         throw Error(Error::Kind::layout, concat("layout: ", description.refusal));
     }
-    BNEXT_CHECK(addresses.size() == operands_of(operation), "addresses: expected ",
-                operands_of(operation), ", got ", addresses.size());
+    const std::size_t operands = operands_of(operation, besides);
+    BNEXT_CHECK(addresses.size() == operands, "addresses: expected ", operands, ", got ",
+                addresses.size());
     BNEXT_CHECK(description.problem.elements() > 0, "x: expected elements, got none");
     BNEXT_CHECK(limits.multiprocessors > 0 && limits.shared_per_block > 0 &&
                     limits.shared_per_multiprocessor >= limits.shared_per_block,
@@ -349,12 +356,13 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
                 kBlocksPerProcessor);
     LaunchPlan plan;
     plan.operation = operation;
+    plan.besides = besides;
     const Description walked = in_one_run(description, addresses.size());
     plan.problem = walked.problem;
     plan.strides = walked.strides;
     plan.forced = forced.has_value();
     plan.limits = limits;
-    const int unit = widest_unit(walked, addresses);
+    const int unit = widest_unit(walked, addresses, besides.activated);
 
     const std::vector<Path> paths = paths_of(operation);
     BNEXT_CHECK(!forced || std::ranges::find(paths, *forced) != paths.end(),

@@ -40,8 +40,23 @@ inline constexpr std::array kOperations{
     Operation::backward_apply,
 };
 const char* name_of(Operation operation);
-int inputs_of(Operation operation);            // data arrays that are read, as its formula says
-std::size_t operands_of(Operation operation);  // and those that are written, behind them
+
+// What a call applies besides normalizing, as far as plans depend on it.
+struct Besides {
+    bool activated = false;  // the kernels are those with an activation
+    bool residual = false;   // which is read then
+
+    // Whether a launch runs such a kernel: sums of x are the same without.
+    [[nodiscard]] bool at(Operation operation, bool sums_alone) const {
+        return activated && !(sums_alone && operation < Operation::backward);
+    }
+};
+
+// Data arrays that are read, as the operation's formula says, without the residual.
+int inputs_of(Operation operation);
+// All that are read or written: inputs, the residual, the result, dresidual.
+std::size_t operands_of(Operation operation, const Besides& besides);
+bool writes_data(Operation operation);
 
 // How a launch connects the two phases, best first.
 enum class Path {
@@ -77,6 +92,7 @@ struct LaunchPlan {
     Operation operation{};
     Path path{};
     bool forced = false;  // whether the path was forced
+    Besides besides;
     Limits limits;
     Problem problem;
     std::array<Strides, kMaxOperands> strides{};
@@ -98,7 +114,7 @@ Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index 
 // the forced path cannot run the call.
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
-                            std::optional<Path> forced = {});
+                            std::optional<Path> forced = {}, const Besides& besides = {});
 // The plan of the same call as `two_kernels`, neither cooperative nor in clusters, with another
 // workspace.
 LaunchPlan in_two_kernels(const LaunchPlan& plan);

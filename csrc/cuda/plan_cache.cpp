@@ -1,6 +1,7 @@
 #include "cuda/plan_cache.hpp"
 
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -20,7 +21,9 @@ struct Operands {
         : shape(call.shape, static_cast<std::size_t>(call.rank)),
           count(static_cast<std::size_t>(call.operands)) {
         std::size_t k = 0;
-        for (const void* const address : {call.at.x, call.at.dy, call.at.y, call.at.dx}) {
+        const std::initializer_list<const void*> all{call.at.x, call.at.dy, call.at.residual,
+                                                     call.at.y, call.at.dx, call.at.dresidual};
+        for (const void* const address : all) {
             if (address != nullptr) addresses[k++] = reinterpret_cast<std::uint64_t>(address);
         }
         for (k = 0; k < count; ++k) strides[k] = {call.strides[k], shape.size()};
@@ -33,9 +36,10 @@ struct Operands {
 };
 
 // The bytes of everything that a plan depends on, but for the limits of the device.
-std::string key_of(const KernelCall& call, const Operands& operands, std::optional<Path> forced) {
+std::string key_of(const KernelCall& call, const Operands& operands, const Besides& besides,
+                   std::optional<Path> forced) {
     std::string key;
-    key.reserve((5 + operands.shape.size() + operands.count * (operands.shape.size() + 1)) *
+    key.reserve((6 + operands.shape.size() + operands.count * (operands.shape.size() + 1)) *
                 sizeof(Index));
     const auto add = [&](Index word) {
         key.append(reinterpret_cast<const char*>(&word), sizeof word);
@@ -45,6 +49,7 @@ std::string key_of(const KernelCall& call, const Operands& operands, std::option
     add(call.channel_axis);
     add(call.device);
     add(forced ? static_cast<Index>(*forced) : -1);
+    add(Index{besides.activated} + 2 * Index{besides.residual});
     for (const Index extent : operands.shape) add(extent);
     for (std::size_t k = 0; k < operands.count; ++k) {
         for (const Index stride : operands.strides[k]) add(stride);
@@ -82,7 +87,10 @@ std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     const std::scoped_lock lock(all.mutex);
     const auto forced = path_named(all.forced, call.operation);
     const Operands operands(call);
-    std::string key = key_of(call, operands, forced);
+    const bool residual = call.at.residual != nullptr;
+    const Besides besides{.activated = residual || call.scalars.activation != 0,
+                          .residual = residual};
+    std::string key = key_of(call, operands, besides, forced);
     if (const auto found = all.plans.find(key); found != all.plans.end()) return found->second;
 
     auto limits = all.limits.find(call.device);
@@ -94,7 +102,7 @@ std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
                  {operands.strides.data(), operands.count});
     auto plan = std::make_shared<const LaunchPlan>(
         make_launch_plan(call.operation, description, {operands.addresses.data(), operands.count},
-                         limits->second, forced));
+                         limits->second, forced, besides));
     ++all.made;
     if (all.plans.size() >= kMostPlans) all.plans.clear();
     all.plans.emplace(std::move(key), plan);

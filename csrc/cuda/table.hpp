@@ -30,6 +30,8 @@ struct Addresses {
     double* sums = nullptr;
     void *dweight = nullptr, *dbias = nullptr;
     void* workspace = nullptr;
+    void *residual = nullptr, *dresidual = nullptr;
+    double* of_z = nullptr;  // two rows: what forward keeps of an activation's argument
 };
 
 struct Scalars {
@@ -38,14 +40,18 @@ struct Scalars {
     double correction = 1;         // 1: running_var takes m2 / (n - 1); 0: m2 / n
     double count = 0;              // values behind given sums; 0: those of the problem
     bool wide_statistics = false;  // given ones are float64
+    double negative_slope = 0;
+    std::int32_t activation = 0;  // an Activation
 };
 
 // layout: copies have to be made first; path: the forced path cannot run the call.
 enum class Failure : std::int32_t { layout, path, value, runtime };
 
-constexpr std::size_t kKernelOperands = 3;  // x, dy and dx: the most of a kernel
+// x, dy, the residual, dx and dresidual: the most of a kernel
+constexpr std::size_t kKernelOperands = 5;
 
-// A call of a kernel. Operands are the data that is read, x first, and then what is written.
+// A call of a kernel. Operands are the data that is read, x first and the residual last, and then
+// what is written, dresidual last.
 struct KernelCall {
     Operation operation{};
     std::int32_t dtype = 0;  // a DType

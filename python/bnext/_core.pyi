@@ -83,6 +83,10 @@ class DeviceSaved:
     dtype: Any
     channel_axis: int
     batch_statistics: bool
+    activation: Final[str | None]
+    residual: Final[bool]
+    reads_residual: Final[bool]
+    in_place: Final[bool]
 
 @final
 class Exported:

@@ -72,6 +72,9 @@ def plan(
     channel_axis: int,
     limits: Limits,
     path: str | None = None,
+    *,
+    activated: bool = False,
+    residual: bool = False,
 ) -> Plan: ...
 def launch(
     plan: Plan,

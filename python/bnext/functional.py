@@ -103,12 +103,11 @@ def batch_norm_forward(
         Where to put `y`: of the dtype of `x`, with memory of its own; or `x` itself, on the CPU:
         the call is *in place*, see below.
     residual : array, shape of `x`, optional
-        Added to the normalized values, before the activation; of the dtype of `x`. On the CPU only.
+        Added to the normalized values, before the activation; of the dtype of `x`.
     activation : str, optional
         The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
         "gelu", "gelu_tanh", "sigmoid" or "tanh", as PyTorch defines them ("gelu_tanh" is GELU's
         approximation by tanh). At infinities they have their limits, also where PyTorch gives NaN.
-        On the CPU only.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
 
@@ -128,8 +127,8 @@ def batch_norm_forward(
     ValueError
         A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input; `activation`
-        is not one of the names, `negative_slope` is not finite; an activation or a residual is
-        given for an `x` on a GPU; `out` is `x`, and `x` does not follow from `y` (see below).
+        is not one of the names, `negative_slope` is not finite; `out` is `x`, and `x` does not
+        follow from `y` (see below).
     TypeError
         A dtype does not fit, an argument is not an array, or not where `x` is; `activation` is not
         a string.
@@ -290,7 +289,7 @@ def batch_norm_backward(
     residual : array, shape of `x`, optional
         The residual of the forward call, unchanged. It must be given where ``saved.reads_residual``
         is true: where there was one, and "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" or
-        "tanh" followed. Otherwise it is not read.
+        "tanh" followed, on a GPU any activation. Otherwise it is not read.
 
     Returns
     -------

@@ -82,9 +82,9 @@ def normalize(
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own; or `x` itself, on the CPU.
     residual : array, shape of `x`, optional
-        Added to the normalized values, before the activation; of the dtype of `x`. On the CPU only.
+        Added to the normalized values, before the activation; of the dtype of `x`.
     activation : str, optional
-        The function that is applied last; `batch_norm_forward` has the names. On the CPU only.
+        The function that is applied last; `batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bnext.rows import ROW, Statistics, unbound
 
-from .. import reference
+from .. import activations, reference
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16")}
 DTYPES |= {name: np.dtype(name) for name in ("float32", "float64")}
@@ -22,6 +22,20 @@ OPERANDS = {  # in the order of csrc/cuda/table.hpp
     "backward_fixed": "x dy dx", "backward_reduce": "x dy", "backward_apply": "x dy dx",
 }  # fmt: skip
 OPERANDS = {operation: names.split() for operation, names in OPERANDS.items()}
+WRITTEN = ("y", "dx")
+ACTIVATIONS = (  # as csrc/core/activation.hpp numbers them
+    None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid",
+    "tanh",
+)  # fmt: skip
+
+
+def operands(operation, residual):
+    """The names of a call's data: inputs, the residual, the result, dresidual."""
+    read = [name for name in OPERANDS[operation] if name not in WRITTEN]
+    written = [name for name in OPERANDS[operation] if name in WRITTEN]
+    if not residual:
+        return read + written
+    return [*read, "residual", *written, *(["dresidual"] if "dx" in written else [])]
 
 
 DTYPE_NAMES = ("float32", "float64", "float16", "bfloat16")  # as csrc/core/dtype.hpp numbers them
@@ -34,6 +48,7 @@ class _Addresses(ctypes.Structure):
         (name, ctypes.c_void_p) for name in (
             "x", "y", "dy", "dx", "weight", "bias", "mean", "var", "running_mean", "running_var",
             "num_batches_tracked", "statistics", "sums", "dweight", "dbias", "workspace",
+            "residual", "dresidual", "of_z",
         )
     ]  # fmt: skip
 
@@ -42,6 +57,8 @@ class _Scalars(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("eps", "momentum", "correction", "count")),
         ("wide_statistics", ctypes.c_bool),
+        ("negative_slope", ctypes.c_double),
+        ("activation", ctypes.c_int32),
     ]
 
 
@@ -51,7 +68,7 @@ class _KernelCall(ctypes.Structure):
         ("rank", ctypes.c_int64),
         ("channel_axis", ctypes.c_int64),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64) * 3),
+        ("strides", ctypes.POINTER(ctypes.c_int64) * 5),
         ("at", _Addresses),
         ("scalars", _Scalars),
         ("stream", ctypes.c_void_p),
@@ -170,12 +187,14 @@ class StandIn:
             operation = list(OPERANDS)[call.operation]
             given = {name: getattr(call.at, name) or 0 for name, _ in _Addresses._fields_}
             given |= {name: getattr(call.scalars, name) for name, _ in _Scalars._fields_}
-            names = OPERANDS[operation]
+            residual = bool(given["residual"])
+            names = operands(operation, residual)
             assert call.operands == len(names)
             plan = self.plan(
                 operation, DTYPE_NAMES[call.dtype], tuple(call.shape[: call.rank]),
                 [call.strides[k][: call.rank] for k in range(call.operands)],
                 [given[name] for name in names], call.channel_axis, self.limits(call.device),
+                residual=residual,
             )  # fmt: skip
             assert not given.pop("workspace")
             if self.workspace_bytes:
@@ -186,20 +205,24 @@ class StandIn:
         except Exception as error:
             call.fail(call.caller, RUNTIME, repr(error).encode())
 
-    def plan(self, operation, dtype, shape, strides, addresses, channel_axis, limits, path=None):
+    def plan(
+        self, operation, dtype, shape, strides, addresses, channel_axis, limits, path=None, *,
+        activated=False, residual=False,
+    ):  # fmt: skip
+        names = operands(operation, residual)
         if path is None and self.path in self.paths(operation):
             path = self.path
         assert math.prod(shape) > 0
         assert 0 <= channel_axis < len(shape)
-        assert len(strides) == len(addresses) == len(OPERANDS[operation])
+        assert len(strides) == len(addresses) == len(names)
         assert all(address % DTYPES[dtype].itemsize == 0 for address in addresses)
         assert path is None or path in self.paths(operation)
         if why := refusal(shape, strides, channel_axis):
             raise self.LayoutError(why)
         plan = types.SimpleNamespace(
             operation=operation, dtype=dtype, shape=tuple(shape), channel_axis=channel_axis,
-            strides=dict(zip(OPERANDS[operation], strides, strict=True)), limits=limits,
-            addresses=dict(zip(OPERANDS[operation], addresses, strict=True)), path=path,
+            strides=dict(zip(names, strides, strict=True)), limits=limits,
+            addresses=dict(zip(names, addresses, strict=True)), path=path,
             workspace_bytes=self.workspace_bytes,
         )  # fmt: skip
         self.plans.append(plan)
@@ -222,6 +245,9 @@ class _Launch:
         self.plan, self.eps, self.given = plan, eps, given
         self.axis, self.channels = plan.channel_axis, plan.shape[plan.channel_axis]
         self.kind = "float64" if plan.dtype == "float64" else "float32"
+        name = ACTIVATIONS[given.get("activation", 0)]
+        assert name != "leaky_relu" or given["negative_slope"] == activations.SLOPE
+        self.activation = activations.of(name)
 
     def data(self, name):
         return at(self.given[name], self.plan.shape, self.plan.dtype, self.plan.strides[name])
@@ -259,7 +285,13 @@ class _Launch:
         weight, bias = self.vector("weight"), self.vector("bias")
         options = {"eps": self.eps, "channel_axis": self.axis}
         x = np.asarray(self.data("x"), np.float64)
-        self.write("y", reference.normalize(x, mean, var, weight, bias, **options))
+        z = reference.normalize(x, mean, var, weight, bias, **options)
+        self.write("y", self.activation.value(z + self.residual()))
+        if self.given.get("of_z"):
+            rstd = reference.rstd(np.asarray(var, np.float64), self.eps)
+            scale = rstd * (1.0 if weight is None else weight)
+            shift = (0.0 if bias is None else bias) - np.asarray(mean, np.float64) * scale
+            self.rows("of_z", 2)[...] = scale, shift
 
     def forward(self):
         batch = self.moments()
@@ -282,8 +314,26 @@ class _Launch:
             nan = np.full(self.channels, np.nan)
             self.write_rows(mean, nan, var, reference.rstd(var, self.eps))
 
-    def gradients(self, function, *given):
+    def residual(self):
+        if not self.given.get("residual"):
+            return 0.0
+        return np.asarray(self.data("residual"), np.float64)
+
+    def g(self):
+        """The gradient by z."""
         x, dy = (np.asarray(self.data(name), np.float64) for name in ("x", "dy"))
+        if not self.given.get("of_z"):
+            return dy
+        rows = reference.per_channel(x, self.axis)
+        scale, shift = self.rows("of_z", 2)[:, :, None]
+        z = reference.in_place_of(x, rows * scale + shift, self.axis) + self.residual()
+        g = dy * self.activation.derivative(z)
+        if self.given.get("dresidual"):
+            self.write("dresidual", g)
+        return g
+
+    def gradients(self, function, *given):
+        x, dy = np.asarray(self.data("x"), np.float64), self.g()
         options = {"eps": self.eps, "channel_axis": self.axis}
         gradients = function(dy, x, *given, self.vector("weight"), **options)
         self.write("dx", gradients.dx)
@@ -299,7 +349,7 @@ class _Launch:
 
     def centred(self):
         mean, _, _, rstd = self.rows("statistics", 4)
-        x, dy = (reference.per_channel(self.data(name), self.axis) for name in ("x", "dy"))
+        x, dy = (reference.per_channel(each, self.axis) for each in (self.data("x"), self.g()))
         return dy, x - mean[:, None], rstd[:, None]
 
     def backward_reduce(self):

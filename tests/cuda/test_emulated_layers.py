@@ -189,6 +189,69 @@ def test_own_layers_of_arrays(roads):
     both_ways(roads, everything)
 
 
+# --- with an activation and a residual -----------------------------------------------------------
+
+
+def after(y, name, residual):
+    """What follows normalization, by PyTorch's operators."""
+    if residual is not None:
+        y = y + residual
+    return y if name is None else bnext.torch.epilogues.ACTIVATIONS[name](y, 0.25)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*bnext.torch.epilogues.ACTIVATIONS, None])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("training", [True, False])
+def test_epilogues(roads, monkeypatch, name, dtype, with_residual, training):
+    """By either road, and as PyTorch's operators have it."""
+    x, dy, *_ = arguments((3, 4, 5, 4), dtype)
+    residual = torch.randn(x.shape).to(dtype) if with_residual else None
+
+    def call(bn, apply):
+        leaves = [each.clone().requires_grad_() for each in (x, residual) if each is not None]
+        y = apply(bn, *leaves)
+        return [y, *torch.autograd.grad(y, (*leaves, *bn.parameters()), dy), *bn.buffers()]
+
+    def everything():
+        torch.manual_seed(1)
+        return call(layer((3, 4, 5, 4), dtype, activation=name, negative_slope=0.25)
+                    .train(training), lambda bn, *of: bn(*of))  # fmt: skip
+
+    actual = both_ways(roads, everything)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "forward", refused)
+        wide = x.double(), dy.double(), residual if residual is None else residual.double()
+        x, dy, residual = wide
+        torch.manual_seed(1)
+        bn = layer((3, 4, 5, 4), dtype).double().train(training)
+        expected = call(bn, lambda bn, of, r=None: after(bn(of), name, r))
+    rtol = {torch.float64: 1e-9, torch.float32: 2e-4}.get(dtype, 4e-2)
+    for one, other in zip(actual[:-1], expected[:-1], strict=True):
+        scale = float(other.detach().abs().max()) + 1
+        torch.testing.assert_close(one.double(), other, rtol=rtol, atol=rtol * scale)
+
+
+def refused(*arguments):
+    raise kernels.KernelRefusal
+
+
+def test_epilogues_twice():
+    """Second derivatives, by formulas."""
+    x, residual = torch.randn(2, 4, 3, 5).double()
+    weight, bias = torch.randn(2, 3).double()
+    leaves = [each.requires_grad_() for each in (x, weight, bias, residual)]
+    for name in ("silu", "tanh"):
+
+        def call(x, weight, bias, residual, name=name):
+            return bnext.torch.functional.batch_norm(
+                x, None, None, weight, bias, True, activation=name, residual=residual
+            )
+
+        assert torch.autograd.gradcheck(call, leaves)
+        assert torch.autograd.gradgradcheck(call, leaves)
+
+
 # --- without kernels ------------------------------------------------------------------------------
 
 

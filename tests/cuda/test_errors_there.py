@@ -1,5 +1,7 @@
 """Every error of arrays on a GPU, by its text; nothing is launched. Over the stand-in's kernels."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -261,22 +263,47 @@ def test_a_layer_moved_forgets_its_input(kernels, make):
         bn.backward(make(X))
 
 
-@pytest.mark.parametrize("epilogue", ["activation", "residual"])
-def test_epilogues_are_for_the_cpu(kernels, make, epilogue):
-    x = make(X)
-    given = {"activation": "relu"} if epilogue == "activation" else {"residual": make(X + 1)}
-    bn = bnext.BatchNorm1d(3, activation=given.get("activation")).to(x)
-    residual = given.get("residual")
-    for call in (
-        lambda: bnext.batch_norm_forward(x, **given),
-        lambda: bnext.normalize(x, make(VECTOR), make(VECTOR), **given),
-        lambda: bn(x, residual=residual),
-        lambda: bn.eval()(x, residual=residual),
+def test_epilogues_that_are_none(kernels, make):
+    """As on the CPU, by the same texts."""
+    x, wide = make(X), make(X.astype(np.float64))
+    bn = bnext.BatchNorm1d(3, activation="relu").to(x)
+    mean = make(VECTOR)
+    functions = [
+        lambda **given: bnext.batch_norm_forward(x, **given),
+        lambda **given: bnext.normalize(x, mean, mean, **given),
+    ]
+    layers = [lambda **given: bn.train()(x, **given), lambda **given: bn.eval()(x, **given)]
+    for given, text in (
+        ({"activation": "rely"}, "activation: expected 'relu', "),
+        ({"negative_slope": np.nan, "activation": "relu"}, "negative_slope: expected a finite "),
+        ({"residual": make(X[:3])}, "residual: expected shape (4, 3), got (3, 3)"),
+        ({"residual": wide}, "residual: expected dtype float32, got float64"),
+        ({"residual": X}, "residual: expected an array on cuda:0, like x, got one on the CPU"),
     ):
-        with pytest.raises(ValueError, match=r"^activation: expected None for arrays on a GPU"):
-            call()
+        for call in functions + (layers if "residual" in given else []):
+            with pytest.raises((ValueError, TypeError), match="^" + re.escape(text)):
+                call(**given)
     assert kernels.launches == []
     assert bn.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_a_residual_that_is_missing(kernels, make, name):
+    """It is read again after every activation, unlike on the CPU, which keeps flags."""
+    x = make(X)
+    _, saved = bnext.batch_norm_forward(x, activation=name, residual=make(X + 1))
+    assert (saved.activation, saved.residual, saved.reads_residual) == (name, True, True)
+    assert not saved.in_place
+    kernels.launches.clear()
+    text = (
+        f"residual: expected the forward call's, since the derivative of {name} follows from it, "
+        "got None"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        bnext.batch_norm_backward(x, x, saved)
+    with pytest.raises(ValueError, match=re.escape("residual: expected shape (4, 3), got (3, 3)")):
+        bnext.batch_norm_backward(x, x, saved, residual=make(X[:3]))
+    assert kernels.launches == []
 
 
 def test_a_residual_for_a_call_that_had_none(kernels, make):

@@ -10,7 +10,7 @@ import pytest
 import bnext
 from bnext.arrays import engine_of
 
-from .. import reference
+from .. import epilogues, reference
 from ..cases import DENSE, EMPTY, STRIDED, Case, Memory, named
 from ..compare import (
     assert_are_constant_gradients,
@@ -152,6 +152,29 @@ def test_every_path(tensors, case, dtype, path):
         check(tensors.xp, case, dtype)
     else:
         check(tensors.xp, case, dtype, lambda call: gpu.forced(path, call))
+
+
+@pytest.mark.parametrize("path", [None, *gpu.PATHS])
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("name", [*epilogues.activations.ACTIVATIONS, None])
+def test_activation_and_residual(tensors, name, dtype, residual, path, rng):
+    """In planes and in rows of channels, some of which take units of four."""
+    for case in named("NCHW-7x7", "NCHW-many-chunks", "NCHW-stored-NHWC", "NHWC-many-chunks"):
+        inputs = epilogues.drawn(rng, case, dtype, name, residual)
+        x, dy, added, weight, bias = (
+            None if each is None else tensors.put(each) for each in inputs[2:]
+        )
+
+        def both(inputs=inputs, x=x, dy=dy, added=added, weight=weight, bias=bias):
+            y, saved = bnext.batch_norm_forward(
+                x, weight, bias, **inputs.options | {"residual": added}
+            )
+            again = {"residual": added} if saved.reads_residual else {}
+            return y, *bnext.batch_norm_backward(dy, x, saved, weight, **again)
+
+        results = both() if path is None else gpu.forced(path, both)
+        epilogues.Expected(inputs).assert_are_results([tensors.get(each) for each in results])
 
 
 @pytest.mark.parametrize("case", named("NC-few-rows", "NCHW-7x7", "NHWC"), ids=str)

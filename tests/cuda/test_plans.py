@@ -248,6 +248,34 @@ def test_large_problems_too(outer, channels, inner, layout, dtype, operation, de
         assert_covers_once(plan, shape)
 
 
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    outer=st.integers(1, 60), channels=st.integers(1, 100), inner=st.integers(1, 300),
+    layout=st.sampled_from(["planar", "interleaved"]), dtype=st.sampled_from(sorted(DTYPES)),
+    operation=st.sampled_from(sorted(set(ARRAYS) - {"collect_stats"})),
+    device=st.sampled_from(sorted(DEVICES)), residual=st.booleans(),
+)  # fmt: skip
+def test_with_an_activation(outer, channels, inner, layout, dtype, operation, device, residual):
+    """Units are of four values or one; a residual is read beside, and its gradient written."""
+    shape = (outer, channels, inner)
+    writes = operation in ("backward", "backward_fixed", "backward_apply")
+    count = ARRAYS[operation] + residual * (1 + writes)
+    strides = [dense_strides(shape, layout)] * count
+    for path in (None, *kernels.paths(operation)):
+        try:
+            plan = kernels.plan(
+                operation, dtype, shape, strides, [0] * count, 1, limits_of(device), path,
+                activated=True, residual=residual,
+            )  # fmt: skip
+        except ValueError as error:
+            if not str(error).startswith("path: "):
+                raise
+            continue
+        assert_legal(plan, device)
+        assert plan.unit in ((1,) if dtype == "float64" else (1, 4))
+        assert_covers_once(plan, shape)
+
+
 @given(
     outer=st.integers(1, 2**20), channels=st.integers(1, 2**14), inner=st.integers(1, 2**22),
     layout=st.sampled_from(["planar", "interleaved"]), dtype=st.sampled_from(sorted(DTYPES)),

@@ -36,7 +36,7 @@ def new_model():
 
 HERE = __name__
 NN = "torch.nn.modules.batchnorm"
-REASON = "Itself.forward does not call super().forward"
+REASON = "Itself.forward does not call super().forward, and is of no known form"
 FROZEN = bnext.torch.Layer(
     "5", f"{HERE}.FrozenBatchNorm2d", reason="no subclass of PyTorch's layers"
 )

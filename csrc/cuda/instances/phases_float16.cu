@@ -1,3 +1,4 @@
 #include "cuda/instances.inl.hpp"
 
 template bnext::cuda::Kernel bnext::cuda::phase_kernel<bnext::float16>(Phase, Layout, int);
+template bnext::cuda::Kernel bnext::cuda::activated_kernel<bnext::float16>(Pass, Layout, int);

@@ -64,8 +64,7 @@ class BatchNorm(Normalization):
         correction of the variance.
     activation : str, optional
         The function that is applied last: "relu", "relu6", "leaky_relu", "silu", "hardswish",
-        "gelu", "gelu_tanh", "sigmoid" or "tanh", as `bnext.batch_norm_forward` has them. On the CPU
-        only.
+        "gelu", "gelu_tanh", "sigmoid" or "tanh", as `bnext.batch_norm_forward` has them.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
     in_place : bool

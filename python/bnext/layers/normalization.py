@@ -94,9 +94,9 @@ class Normalization(Modes):
             Where to put the result. `x` itself makes the call one in place, as `in_place` does; the
             array, which has the result, must then not change.
         residual : array, shape of `x`, optional
-            Added to the normalized values, before the activation; of the dtype of `x`. On the CPU
-            only. After "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer
-            keeps it like `x`.
+            Added to the normalized values, before the activation; of the dtype of `x`. After
+            "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer keeps it like
+            `x`, on a GPU after any activation.
 
         Returns
         -------

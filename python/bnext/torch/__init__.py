@@ -6,9 +6,10 @@ errors. So does `functional.batch_norm`. This package is the only place of bnext
 PyTorch, and bnext's compiled parts know nothing of it.
 
 From the bottom: context, formats, epilogues and kernels; formulas, gradients and operators (the
-ways over the kernels), which roads and functional choose from; the layers (modules, sync, lazy);
-conversion of models (tracing, patterns and fusion; classes, reports, conversion), and other tools
-that get to know them (tools, imports).
+ways over the kernels), which roads and functional choose from; the layers (recomputation, modules,
+sync, lazy, frozen); conversion of models (tracing, patterns and fusion; forms, classes, reports,
+conversion); what is done with models (statistics and batches, freezing, folding, memory); and other
+tools that get to know them (tools, imports).
 """
 
 try:
@@ -26,9 +27,14 @@ from bnext import _core
 from bnext.torch import functional
 from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
+from bnext.torch.folding import Folded, FoldedLayer, fold
+from bnext.torch.freezing import freeze, unfreeze
 from bnext.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from bnext.torch.memory import KeptMemory, keep_memory
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnext.torch.recomputation import recomputing
 from bnext.torch.reports import Fused, Layer, Report, report
+from bnext.torch.statistics import update_statistics
 from bnext.torch.sync import SyncBatchNorm
 from bnext.torch.tools import tell
 
@@ -42,7 +48,10 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ConversionWarning",
+    "Folded",
+    "FoldedLayer",
     "Fused",
+    "KeptMemory",
     "Layer",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -50,7 +59,13 @@ __all__ = [
     "Report",
     "SyncBatchNorm",
     "convert",
+    "fold",
+    "freeze",
     "functional",
+    "keep_memory",
+    "recomputing",
     "report",
     "revert",
+    "unfreeze",
+    "update_statistics",
 ]

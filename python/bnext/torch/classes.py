@@ -3,7 +3,7 @@
 PyTorch's own classes have a counterpart. For a subclass one is made, that derives from both: its
 `forward`, if it has one and calls ``super().forward``, finds bnext's there, and if it has none it
 inherits bnext's. Where a `forward` computes the normalization itself there is no counterpart,
-unless its form is known (`FORMS`).
+unless its form is known (`forms`); so it is for frozen layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,12 +21,17 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from bnext.torch import lazy
+from bnext.torch.epilogues import Epilogue
+from bnext.torch.forms import form_of, looks_frozen
+from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, Forward
+from bnext.torch.patterns import own_activation
+from bnext.torch.recomputation import note
 from bnext.torch.sync import SyncBatchNorm
 
 __all__ = [
-    "FORMS", "WHEN_MADE", "ConversionWarning", "Form", "NoCounterpart", "class_for", "class_of",
-    "counterparts", "is_exchanged", "is_ours", "is_synchronized", "original", "qualified",
+    "WHEN_MADE", "ConversionWarning", "NoCounterpart", "class_for", "class_of", "counterparts",
+    "is_candidate", "is_exchanged", "is_ours", "is_synchronized", "original", "qualified",
     "reparametrized", "target_of",
 ]  # fmt: skip
 
@@ -41,30 +46,6 @@ OURS: dict[type, type] = {
 for _theirs, _ours in OURS.items():
     _ours._stands_for = (_theirs, False)  # type: ignore[attr-defined]
 
-
-class Form(NamedTuple):
-    """What a `forward` of known form does with the result of PyTorch's, whose code it repeats."""
-
-    after: Callable[[Any, Any], Any]
-    names: frozenset[str]  # in its code, besides those in PyTorch's
-
-    def fits(self, kind: Any) -> bool:
-        """Whether the `forward` of a class is still of this form."""
-        names = {*_code_of(kind.forward).co_names}
-        return self.names <= names <= self.names | {*_code_of(_BatchNorm.forward).co_names}
-
-
-def _drop_and_act(layer: Any, y: Any) -> Any:
-    return layer.act(layer.drop(y))
-
-
-_DROP_AND_ACT = Form(_drop_and_act, frozenset({"_assert", "ndim", "drop", "act"}))
-
-# Classes of other packages, which need not be installed.
-FORMS: dict[str, Form] = {
-    "timm.layers.norm_act.BatchNormAct2d": _DROP_AND_ACT,
-    "timm.models.layers.norm_act.BatchNormAct2d": _DROP_AND_ACT,
-}
 
 # Called with each class that is made and the class that it stands for.
 WHEN_MADE: list[Callable[[type, type], None]] = []
@@ -158,7 +139,12 @@ def target_of(layer: Any, sync: bool) -> type:
 
 def is_ours(layer: Any) -> bool:
     """Whether a layer runs bnext's kernels, or will from its first call on."""
-    return isinstance(layer, Forward | lazy.LazyForward)
+    return isinstance(layer, Forward | lazy.LazyForward | FrozenForward)
+
+
+def is_candidate(module: Any) -> bool:
+    """Whether a module is a layer of PyTorch's batch normalization, or like a frozen one."""
+    return isinstance(module, _BatchNorm) or looks_frozen(module)
 
 
 def is_synchronized(kind: Any) -> bool:
@@ -167,6 +153,8 @@ def is_synchronized(kind: Any) -> bool:
 
 
 def _made_for(kind: Any, sync: bool) -> type:
+    if not issubclass(kind, _BatchNorm):
+        return _made_for_frozen(kind)
     is_lazy = issubclass(kind, LazyModuleMixin)
     if is_lazy and kind.cls_to_become is None:
         raise NoCounterpart("its class never becomes another")
@@ -178,12 +166,24 @@ def _made_for(kind: Any, sync: bool) -> type:
     else:
         base = SyncBatchNorm if sync else OURS.get(nearest, Forward)
     if known is not None:
-        base = _followed(known, base, FORMS[qualified(known)].after)
+        base = _followed(known, base)
     bases = (base,) if kind is known or kind in OURS else (kind, base)
-    body = {name: getattr(kind, name) for name in ("__doc__", "__module__", "__qualname__")}
-    body["_stands_for"] = (kind, sync)
-    if is_lazy:
-        body["cls_to_become"] = class_for(kind.cls_to_become, sync)
+    more = {"cls_to_become": class_for(kind.cls_to_become, sync)} if is_lazy else {}
+    return _derived(kind, bases, _stands_for=(kind, sync), **more)
+
+
+def _made_for_frozen(kind: Any) -> type:
+    form = form_of(kind)
+    if form is None or not form.frozen:
+        raise NoCounterpart("no subclass of PyTorch's layers, and no frozen layer of a known form")
+    base: Any = types.new_class(kind.__name__, (_Untold, kind, FrozenForward))
+    base.forward, base._form, base._after = FrozenForward.forward, form, form.after
+    return _derived(kind, (base,), _stands_for=(kind, False))
+
+
+def _derived(kind: Any, bases: tuple[type, ...], **body: Any) -> type:
+    names = ("__doc__", "__module__", "__qualname__")
+    body |= {name: getattr(kind, name) for name in names}
     return types.new_class(kind.__name__, (_Exchanged, *bases), {}, lambda made: made.update(body))
 
 
@@ -196,26 +196,38 @@ def _checked(kind: type) -> tuple[type | None, type]:
     for each in kind.__mro__:
         if each in OURS or each in OURS.values() or each in (Forward, _BatchNorm):
             break
-        if known is None and qualified(each) in FORMS:
+        if known is None and not _calls_super(vars(each).get("forward")):
+            if form_of(each) is None:
+                raise NoCounterpart(
+                    f"{each.__qualname__}.forward does not call super().forward, and is of no "
+                    "known form"
+                )
             known = each
-            if not FORMS[qualified(each)].fits(each):
-                raise NoCounterpart(f"{qualified(each)}.forward is of a form that is not known")
-        elif known is None and not _calls_super(vars(each).get("forward")):
-            raise NoCounterpart(f"{each.__qualname__}.forward does not call super().forward")
     return known, each
 
 
-def _followed(known: Any, base: type, after: Callable[[Any, Any], Any]) -> type:
+def _followed(known: Any, base: type) -> type:
     """Derive from a class of known form, with a `forward` that takes the place of its own."""
+    names = getattr(form_of(known), "after")  # noqa: B009 - there is a form
 
     def forward(self: Any, input: Any) -> Any:
         if isinstance(input, torch.fx.Proxy):
             return self._node(input)
-        return after(self, super(known, self).forward(input))
+        if "_acts" in self.__dict__:
+            own = own_activation(self)
+            if own is not None:
+                if self._recompute:
+                    return note(self._normalized(input, Epilogue(None, *own)), input, None)
+                return self._normalized(input, Epilogue(None, *own))
+        y = super(known, self).forward(input)
+        for name in names:
+            y = self._modules[name](y)
+        return y
 
     forward.__doc__ = known.forward.__doc__
     kind: Any = types.new_class(known.__name__, (_Untold, known, base))
     kind.forward = forward
+    kind._after = names
     return kind
 
 

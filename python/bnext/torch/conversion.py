@@ -17,6 +17,7 @@ from bnext.torch.classes import (
     ConversionWarning,
     NoCounterpart,
     class_of,
+    is_candidate,
     is_exchanged,
     is_ours,
     original,
@@ -25,6 +26,9 @@ from bnext.torch.classes import (
     target_of,
 )
 from bnext.torch.fusion import is_fused, planned_fusions, set_fusion
+from bnext.torch.modules import Forward
+from bnext.torch.patterns import own_activation
+from bnext.torch.recomputation import is_recomputing, set_recomputing
 from bnext.torch.reports import Layer, check_module, told
 from bnext.torch.sync import SyncBatchNorm, check_group
 
@@ -33,14 +37,19 @@ __all__ = ["as_torch", "convert", "revert"]
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def convert(model: Module, sync: Group | Any = None, *, fuse: bool = False) -> Module:
+def convert(
+    model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False
+) -> Module:
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
     modes and names, and references to a module from elsewhere, stay as they are. Subclasses are
     exchanged as well, and stay instances of their class under its name, if they have no `forward`
-    or one that calls ``super().forward``; so are timm's ``BatchNormAct2d``, parametrized layers,
-    and lazy ones, which become bnext's at their first call.
+    or one that calls ``super().forward``, or one that repeats PyTorch's code before modules named
+    ``drop`` and ``act`` (timm's ``BatchNormAct2d``); so are parametrized layers, and lazy ones,
+    which become bnext's at their first call. Frozen layers (``FrozenBatchNorm2d`` of torchvision,
+    of DETR, of Detectron2) are exchanged if all that they do is to multiply and add by four
+    buffers; for input of another dtype than these they run their own code.
 
     Parameters
     ----------
@@ -52,9 +61,15 @@ def convert(model: Module, sync: Group | Any = None, *, fuse: bool = False) -> M
         Have layers do what follows them: an addition, an activation (as in
         `functional.batch_norm`). Where the forward of a module calls a layer and, with nothing in
         between, adds a tensor to its output, or applies an activation, or both, one call takes the
-        place of all. The module gets a subclass of its class under the same name; modules, names,
-        hooks and state dicts stay. Values are the same up to rounding. `report` lists what is
-        fused, and for other layers the reason.
+        place of all. So it does for a layer's own activation (``BatchNormAct2d``). The module gets
+        a subclass of its class under the same name; modules, names, hooks and state dicts stay.
+        Values are the same up to rounding. `report` lists what is fused, and for other layers the
+        reason.
+    recompute : bool
+        Have autograd keep the inputs of layers and not their outputs, which are made again to the
+        bit when a backward pass asks for them. Best with `fuse`, which makes an activation, or a
+        residual block's output, the output of a layer. It holds for forward passes of `model`
+        itself, on the CPU; compiled, it is left to the compiler.
 
     Returns
     -------
@@ -87,14 +102,22 @@ def convert(model: Module, sync: Group | Any = None, *, fuse: bool = False) -> M
     changes, left = _planned(model, synced)
     with _all_or_nothing(module for module, _ in changes):
         for module, ours in changes:
-            if synced:
+            if synced and isinstance(module, _BatchNorm):
                 kind = class_of(module)
                 group = getattr(module, "process_group", None)
                 vars(module).setdefault("_was", (original(kind), group))
                 module.process_group = None if sync is True else sync
             _set_class(module, ours)
+    recompute |= is_recomputing(model)
+    set_recomputing(model, on=False)
     if fuse:
         _fuse(model)
+    if recompute:
+        for layer in model.modules():
+            if isinstance(layer, Forward):
+                layer.__dict__["_recompute"] = True
+        if any(True for _ in model.children()):
+            set_recomputing(model, on=True)
     if left:
         which = "1 layer" if len(left) == 1 else f"{len(left)} layers"
         stay = "stays" if len(left) == 1 else "stay"
@@ -117,7 +140,8 @@ def revert(model: Module) -> Module:
     torch.nn.Module
         `model`. Layers that `convert` has made synchronized become what they were before it, and
         subclasses the class that they are of. A lazy layer that has been called by then becomes
-        the class that PyTorch's lazy layer becomes.
+        the class that PyTorch's lazy layer becomes. Frozen layers follow the model's mode again;
+        their parameters stay constants (`unfreeze` before it makes them train).
 
     Raises
     ------
@@ -133,6 +157,8 @@ def revert(model: Module) -> Module:
     with _all_or_nothing(before):
         for module, (kind, group) in before.items():
             _become(module, kind, group)
+    for module in model.modules():
+        set_recomputing(module, on=False)
     for module in fused:
         set_fusion(module, None)
     return model
@@ -149,6 +175,8 @@ def _fuse(model: torch.nn.Module) -> None:
             reasons |= {module.get_submodule(each.name): text for each in fusion.layers}
     for layer in model.modules():
         vars(layer).pop("_apart", None)
+        if own_activation(layer) is not None:
+            vars(layer)["_acts"] = True
     for layer, why in reasons.items():
         vars(layer)["_apart"] = why
 
@@ -167,7 +195,7 @@ def _planned(model: torch.nn.Module, sync: bool) -> tuple[list[tuple[Any, type]]
     """Find which layers get which class, and which stay as they are."""
     changes, left = [], []
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
+        if not is_candidate(module):
             continue
         try:
             changes.append((module, target_of(module, sync)))
@@ -220,7 +248,8 @@ def _become(module: Any, kind: Any, group: Any) -> None:
     if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
         kind = kind.cls_to_become
     vars(module).pop("_was", None)
-    vars(module).pop("_apart", None)
+    for name in ("_apart", "_acts", "_recompute", "_frozen"):
+        vars(module).pop(name, None)
     if "process_group" in vars(module):
         module.process_group = group
         if not issubclass(kind, torch.nn.SyncBatchNorm | SyncBatchNorm):

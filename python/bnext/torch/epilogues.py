@@ -1,7 +1,7 @@
 """What follows normalization, ``act(norm(x) + residual)``: PyTorch's functions by bnext's names.
 
-Kernels apply it in their own passes. Where they cannot, PyTorch's operators follow: on a GPU, for a
-residual of another shape or dtype, under transforms, in exported graphs.
+Kernels apply it in their own passes. Where they cannot, PyTorch's operators follow: for a residual
+of another shape or dtype, under transforms, in exported graphs.
 """
 
 from __future__ import annotations

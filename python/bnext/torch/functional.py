@@ -46,8 +46,8 @@ def batch_norm(
     """Do what `torch.nn.functional.batch_norm` does, with the same arguments and errors.
 
     With an activation or a residual the result is ``act(norm(input) + residual)``, by one pass over
-    memory in each direction where kernels have it: on the CPU, for a residual of the shape and
-    dtype of `input`. Elsewhere PyTorch's operators add and apply.
+    memory in each direction where kernels have it: for a residual of the shape and dtype of
+    `input`. Elsewhere PyTorch's operators add and apply.
 
     Parameters
     ----------

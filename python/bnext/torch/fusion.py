@@ -22,14 +22,24 @@ from torch import Tensor, fx
 from torch.nn.modules import module as module_module
 
 from bnext.torch.epilogues import Epilogue
+from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
-from bnext.torch.patterns import Apart, Chain, activation_of, chain_of, has_hooks
+from bnext.torch.patterns import (
+    Apart,
+    Chain,
+    activation_of,
+    chain_of,
+    has_hooks,
+    own_activation,
+)
+from bnext.torch.recomputation import note
 from bnext.torch.tracing import Untraceable, arguments_of, traced
 
 __all__ = ["Fusion", "fused_layers", "is_fused", "planned_fusions", "set_fusion", "unfused_class"]
 
 # Graphs differ by the mode of the module, and by whether all arguments are tensors, or none.
 _VARIANTS = tuple((training, tensors) for training in (True, False) for tensors in (True, False))
+LAYERS = (Forward, FrozenForward)
 _SIMPLE = (int, float, bool, str, type(None))
 
 
@@ -79,7 +89,7 @@ class Fusion:
             return False
         for each in self.layers:
             layer = _descendant(module, each.name)
-            if not isinstance(layer, Forward) or has_hooks(layer):
+            if not isinstance(layer, LAYERS) or has_hooks(layer):
                 return False
             if each.act is not None:
                 act = _descendant(module, each.act)
@@ -122,7 +132,10 @@ def call_fused(
     layer: Any, input: Any, residual: Any, activation: str | None, negative_slope: float
 ) -> Any:
     """Call a layer without hooks; it adds the residual and applies the activation."""
-    return layer._normalized(input, Epilogue(residual, activation, negative_slope))
+    epilogue = Epilogue(residual, activation, negative_slope)
+    if layer._recompute:
+        return note(layer._normalized(input, epilogue), input, residual)
+    return layer._normalized(input, epilogue)
 
 
 # --- plans ----------------------------------------------------------------------------------------
@@ -136,11 +149,13 @@ def planned_fusions(
     reasons: dict[torch.nn.Module, str] = {}
     done: set[torch.nn.Module] = set()
     for module in model.modules():
-        if isinstance(module, Forward):
+        if isinstance(module, LAYERS):
+            if own_activation(module) is not None:
+                done.add(module)
             reasons.setdefault(module, "no module's forward calls it")
             continue
         has_forward = type(module).forward is not torch.nn.Module.forward
-        if not has_forward or not any(isinstance(child, Forward) for child in _near(module)):
+        if not has_forward or not any(isinstance(child, LAYERS) for child in _near(module)):
             continue
         if fused_layers(module):
             done.update(module.get_submodule(each.name) for each in fused_layers(module))
@@ -151,7 +166,7 @@ def planned_fusions(
         except (Untraceable, Apart) as reason:
             fusion, why = None, {}
             for child in _near(module):
-                if isinstance(child, Forward):
+                if isinstance(child, LAYERS):
                     why[child] = f"{type(module).__name__}: {reason}"
         reasons.update(why)
         if fusion is not None:
@@ -205,7 +220,7 @@ def _rewritten(
     chains: list[Chain] = []
     taken: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules.get(node.target), Forward):
+        if node.op != "call_module" or not isinstance(modules.get(node.target), LAYERS):
             continue
         try:
             chain = chain_of(node, modules)

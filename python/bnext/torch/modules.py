@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from bnext import _core
 from bnext.docstrings import with_sections_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
+from bnext.torch.recomputation import note
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
 
@@ -26,6 +30,7 @@ class Forward(_BatchNorm):
 
     # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
     _activation: tuple[str | None, float] = (None, 0.01)
+    _recompute = False
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Forward(_BatchNorm):
         *,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        recompute: bool = False,
         **more: Any,
     ) -> None:
         super().__init__(
@@ -48,6 +54,8 @@ class Forward(_BatchNorm):
         slope = _core.check_negative_slope(negative_slope=negative_slope)
         if activation is not None:
             self._activation = activation, slope
+        if recompute:
+            self._recompute = True
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation."""
@@ -57,9 +65,12 @@ class Forward(_BatchNorm):
             and self._is_one_node(input)
         ):
             return self._node(input, residual)
-        if residual is None and self._activation[0] is None:
-            return self._normalized(input, None)
-        return self._normalized(input, Epilogue(residual, *self._activation))
+        epilogue = None
+        if residual is not None or self._activation[0] is not None:
+            epilogue = Epilogue(residual, *self._activation)
+        if self._recompute:
+            return note(self._normalized(input, epilogue), input, residual)
+        return self._normalized(input, epilogue)
 
     def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
         """Normalize `input`, and do what follows."""
@@ -92,6 +103,11 @@ class Forward(_BatchNorm):
             counter,
         )  # fmt: skip
 
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, or with ``mode=False`` to evaluation; a frozen layer stays."""
+        super().train(mode and "_frozen" not in self.__dict__)  # as `bnext.torch.freeze` has it
+        return self
+
     # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
     forward.__annotations__.update(
         {"input": Tensor, "residual": Optional[Tensor], "return": Tensor}  # noqa: UP045
@@ -121,6 +137,8 @@ class Forward(_BatchNorm):
             text += f", activation={activation}"
         if activation == "leaky_relu":
             text += f", negative_slope={negative_slope}"
+        if self._recompute:
+            text += ", recompute=True"
         return f"{text}, kernels=bnext"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
@@ -154,6 +172,9 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
         "gelu", "gelu_tanh" (GELU's approximation), "sigmoid" or "tanh", as PyTorch defines them.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    recompute : bool
+        Whether autograd keeps the output for operations behind the layer, or has it made again in
+        the backward pass, with the same bits: for calls in `bnext.torch.recomputing`, on the CPU.
     bias : bool
         Whether an affine layer has `bias`; where PyTorch's layer has this argument.
 
@@ -167,8 +188,8 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     Notes
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
-    algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``: on the CPU in
-    the same pass over memory, for a residual of the shape and dtype of `x`.
+    algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``, in the
+    same pass over memory for a residual of the shape and dtype of `x`.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """

@@ -15,7 +15,7 @@ from bnext.torch.lazy import LazyForward
 from bnext.torch.modules import Forward
 from bnext.torch.sync import SyncBatchNorm
 
-__all__ = ["Apart", "Chain", "activation_of", "chain_of", "has_hooks"]
+__all__ = ["Apart", "Chain", "activation_of", "chain_of", "has_hooks", "own_activation"]
 
 
 class Apart(Exception):  # noqa: N818
@@ -74,7 +74,8 @@ def check_layer(layer: Any) -> None:
     """Apart unless a layer of bnext's can be called with an epilogue."""
     if isinstance(layer, LazyForward):
         raise Apart("it is lazy: fuse after its first call")
-    if type(layer).forward not in _PLAIN_FORWARDS:
+    is_plain = getattr(type(layer), "_after", None) == ()  # of a known form, no module behind
+    if not is_plain and type(layer).forward not in _PLAIN_FORWARDS:
         raise Apart("its class has a forward of its own")
     if layer._activation[0] is not None:
         raise Apart("it has an activation of its own")
@@ -119,6 +120,21 @@ _METHODS = {
 def activation_of(module: Any) -> Settings | None:
     """Name the activation that a module applies; None if it is no known one."""
     return _MODULES[type(module)](module) if type(module) in _MODULES else None
+
+
+def own_activation(layer: Any) -> Settings | None:
+    """Name the activation that is all that a layer's own modules do; None if they do another thing.
+
+    Such a layer is of a known form: its last module is an activation, behind others that do
+    nothing.
+    """
+    names = getattr(type(layer), "_after", ())
+    if not names:
+        return None
+    *others, last = (layer._modules.get(name) for name in names)
+    if any(type(each) is not nn.Identity or has_hooks(each) for each in others):
+        return None
+    return None if last is None or has_hooks(last) else activation_of(last)
 
 
 def _applied_by(node: fx.Node, modules: dict[str, Any]) -> Settings | None:

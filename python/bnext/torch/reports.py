@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext.torch import fusion
 from bnext.torch.classes import (
     NoCounterpart,
     class_of,
+    is_candidate,
     is_ours,
     is_synchronized,
     original,
     qualified,
     target_of,
 )
+from bnext.torch.patterns import own_activation
 
-__all__ = ["Fused", "Layer", "Report", "check_module", "report", "told"]
+__all__ = ["Fused", "Layer", "Report", "check_module", "counted_lines", "report", "told"]
 
 NAMES_SHOWN = 3
 
@@ -95,7 +96,7 @@ class Report:
         total = count + len(self.left)
         lines = [f"{count} of {total} layers of batch normalization are bnext's"]
         marks = {False: "", True: ", synchronized"}
-        lines += _counted(
+        lines += counted_lines(
             (each.kind + marks[each.synchronized], each.name) for each in self.exchanged
         )
         if self.left:
@@ -103,9 +104,9 @@ class Report:
             lines += [stay, *told(self.left)]
         if self.fused or self.apart:
             lines.append(f"{len(self.fused)} of them do what follows as well")
-            lines += _counted((_title(each), each.name) for each in self.fused)
+            lines += counted_lines((_title(each), each.name) for each in self.fused)
         if self.apart:
-            lines += [f"{len(self.apart)} do not", *_counted(map(_reason, self.apart))]
+            lines += [f"{len(self.apart)} do not", *counted_lines(map(_reason, self.apart))]
         return "\n".join(lines)
 
 
@@ -121,8 +122,9 @@ def report(model: torch.nn.Module) -> Report:
     -------
     Report
         In the order of ``model.named_modules()``; a layer that is used twice is there once.
-        Listed as left are also frozen layers and compiled or traced parts of the model, which
-        are no layers of PyTorch's batch normalization any more.
+        Listed as left are also layers that are none of PyTorch's (``HeteroBatchNorm``, which has
+        statistics for each type of node), and compiled or traced parts of the model, which are no
+        layers any more.
 
     Raises
     ------
@@ -137,19 +139,22 @@ def report(model: torch.nn.Module) -> Report:
             kind = class_of(module)
             theirs, _ = vars(module).get("_was", (original(kind), None))
             exchanged.append(Layer(name, qualified(theirs), is_synchronized(kind)))
-            if "_apart" in vars(module):
+            own = own_activation(module) if "_acts" in vars(module) else None
+            if own is not None:
+                fused.append(Fused(name, name, own[0], residual=False))
+            elif "_apart" in vars(module):
                 apart.append(replace(exchanged[-1], reason=vars(module)["_apart"]))
             continue
         for each in fusion.fused_layers(module):
             place = f"{name}.{each.name}" if name else each.name
             fused.append(Fused(place, name, each.activation, each.residual))
-        reason = _unconverted(module) if isinstance(module, _BatchNorm) else _foreign(module)
+        reason = _unconverted(module) if is_candidate(module) else _foreign(module)
         if reason is not None:
             left.append(Layer(name, qualified(class_of(module)), reason=reason))
     return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart))
 
 
-def _unconverted(layer: _BatchNorm) -> str:
+def _unconverted(layer: torch.nn.Module) -> str:
     """Why a layer of PyTorch's batch normalization is still one."""
     try:
         target_of(layer, sync=False)
@@ -168,9 +173,12 @@ def _foreign(module: Any) -> str | None:
         if any("batch_norm" in str(node.target) for node in nodes):
             return "its graph calls batch_norm as a function: convert the model before it is traced"
         return None
-    if "BatchNorm" in type(module).__name__:
-        return "no subclass of PyTorch's layers"
-    return None
+    if "BatchNorm" not in type(module).__name__ or any(map(is_candidate, module.modules())):
+        return None  # another module, or a wrapper of layers, which are listed by themselves
+    tensors = [getattr(module, name, None) for name in ("weight", "running_mean")]
+    if any(isinstance(each, torch.Tensor) and each.dim() == 2 for each in tensors):
+        return "its statistics or parameters are a table, one row for each type of input"
+    return "no subclass of PyTorch's layers"
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -186,10 +194,11 @@ def _reason(layer: Layer) -> tuple[str, str]:
 
 def told(layers: Iterable[Layer]) -> list[str]:
     """Say in lines which layers are left, by their classes and reasons."""
-    return _counted((f"{each.kind} ({each.reason})", each.name) for each in layers)
+    return counted_lines((f"{each.kind} ({each.reason})", each.name) for each in layers)
 
 
-def _counted(pairs: Iterable[tuple[str, str]]) -> list[str]:
+def counted_lines(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Say in lines how often each text is there, and with which names."""
     names: dict[str, list[str]] = {}
     for text, name in pairs:
         names.setdefault(text, []).append(name or "the model itself")

@@ -41,7 +41,7 @@ class SyncBatchNorm(Forward):
     ----------
     num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As in PyTorch's layer, and in its order.
-    activation, negative_slope
+    activation, negative_slope, recompute
         As in `BatchNorm1d`.
     process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
         The group of the members that hold the shards; PyTorch's default group if not given. Without
@@ -71,12 +71,13 @@ class SyncBatchNorm(Forward):
         *,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        recompute: bool = False,
         **more: Any,
     ) -> None:
         check_group(process_group, "process_group")
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            activation=activation, negative_slope=negative_slope, **more,
+            activation=activation, negative_slope=negative_slope, recompute=recompute, **more,
         )  # fmt: skip
         self.process_group = process_group
 

@@ -1,0 +1,104 @@
+"""Bytes that a training step keeps for its backward pass: PyTorch's layers beside bnext's.
+
+    python -m benchmarks.models.kept [--size PIXELS] [--batch N] [--check]
+
+Counted are the storages of tensors that autograd saves in the forward pass of a network, each once,
+without parameters; and of what is made again, the tensors that it is made of. The flags of a fused
+addition with ReLU are counted as a bit for each value. With --check it exits with 1 where a bound
+is not kept.
+"""
+
+import copy
+import math
+import sys
+import warnings
+
+from bnext.bench.libraries import import_torch
+from bnext.command_line import Parser, at_least, ends_well
+
+MOST = {"ResNet-50": 0.80, "VGG-16-BN": 0.60}
+
+
+def bytes_kept(torch, model, x):
+    """Of one forward pass."""
+    from bnext.torch import recomputation
+
+    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    sizes, flags = {}, 0
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    class Noted(recomputation.Kept):
+        def __init__(self, tensor):
+            note(tensor)
+            super().__init__(tensor)
+
+    if recomputation.is_recomputing(model):
+        plain, recomputation.Kept = recomputation.Kept, Noted
+        try:
+            y = model(x)
+        finally:
+            recomputation.Kept = plain
+    else:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            y = model(x)
+    seen, nodes = set(), [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [parent for parent, _ in node.next_functions]
+        saved = getattr(node, "statistics", None)
+        if getattr(saved, "residual", False) and saved.activation == "relu":
+            flags += math.prod(saved.shape) // 8
+    y.sum().backward()
+    return sum(sizes.values()) + flags
+
+
+@ends_well("kept.py")
+def main(arguments=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=at_least(1), default=128, metavar="PIXELS")
+    parser.add_argument("--batch", type=at_least(1), default=4, metavar="N")
+    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
+    options = parser.parse_args(arguments)
+    torch = import_torch()
+    if torch is None:
+        print("kept.py: needs PyTorch", file=sys.stderr)
+        return 2
+    import bnext.torch
+    from benchmarks.models.networks import resnet50, vgg16
+
+    networks = {"ResNet-50": resnet50, "VGG-16-BN": vgg16}
+    warnings.simplefilter("ignore", bnext.torch.ConversionWarning)
+    x = torch.randn(options.batch, 3, options.size, options.size)
+    ways = {
+        "PyTorch": lambda model: model,
+        "convert": bnext.torch.convert,
+        "fuse": lambda model: bnext.torch.convert(model, fuse=True),
+        "fuse, recompute": lambda model: bnext.torch.convert(model, fuse=True, recompute=True),
+    }
+    print(
+        f"MiB kept for backward, {options.batch} images of {options.size} x {options.size}; share"
+    )
+    broken = 0
+    for name, build in networks.items():
+        model = build().train()
+        kept = {way: bytes_kept(torch, make(copy.deepcopy(model)), x) for way, make in ways.items()}
+        theirs = kept["PyTorch"]
+        row = [f"{way} {size / 2**20:.0f} ({size / theirs:.2f})" for way, size in kept.items()]
+        print(f"{name:10}  " + "  ".join(row))
+        broken += kept["fuse, recompute"] > MOST[name] * theirs
+    if options.check and broken:
+        print(f"NOT KEPT: {broken} networks keep more than {MOST} of PyTorch's")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
