@@ -13,7 +13,10 @@ import pytest
 
 from bnext import cuda
 
-INSTALLED_AS = {"haiku": "dm-haiku"}  # where a distribution has another name than its module
+INSTALLED_AS = {
+    "haiku": "dm-haiku",
+    "yaml": "pyyaml",
+}  # where a distribution has another name than its module
 COUNTED = pytest.StashKey[dict]()
 
 

@@ -39,7 +39,9 @@ def test_runs_as_a_module():
     assert result.stdout == f"bnext {bnext.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["config"], ["bench"], ["convert"], ["statistics"]])
+@pytest.mark.parametrize(
+    "command", [[], ["config"], ["doctor"], ["bench"], ["convert"], ["statistics"]]
+)
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help(command, word, capsys):
     assert exit_status(*command, word) == 0
@@ -62,6 +64,7 @@ def test_help_names_the_commands_and_every_option(capsys):
     output = capsys.readouterr().out
     for word in (
         "config",
+        "doctor",
         "bench",
         "convert",
         "statistics",
@@ -89,6 +92,7 @@ def test_config_prints_what_show_config_does(capsys):
     ("words", "message"),
     [
         (["nonsense"], "unrecognized arguments: nonsense"),
+        (["doctor", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["config", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["--network", "recurrent"], "argument --network: invalid choice: 'recurrent'"),
         (["--epochs", "0"], "argument --epochs: expected an integer >= 1, got 0"),

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from benchmarks.conventions import __main__ as command
-from benchmarks.conventions import checks, environments
+from benchmarks.conventions import checks, environments, report
 from benchmarks.conventions.batches import Batches, write
 from benchmarks.conventions.releases import RELEASES
 from benchmarks.conventions.stored import Case, Stored
@@ -93,6 +93,24 @@ def test_the_wrong_variance_is_seen(files, name):
     else:
         (_, second, _) = checks.check(wrong, stored, case, batches)
         assert second.failures(), second
+
+
+def test_whose_rounding_a_difference_is():
+    """Beyond the bar a library must be farther from its own rule than bnext is."""
+    near = checks.Found(5, own=4e-7, single=5e-7, exact=1e-15, to=4e-7)
+    theirs = checks.Found(5, own=2e-6, single=3e-7, exact=1e-15, to=2e-6)
+    ours = checks.Found(5, own=2e-6, single=3e-6, exact=1e-15, to=2e-6)
+    assert near.failures() == theirs.failures() == []
+    assert ours.failures() == ["bnext: 3e-06 from the rule, the library only 2e-06"]
+    assert checks.Found(5, own=2e-6, single=3e-7, exact=1e-9).failures() != []
+
+    def text_of(*found):
+        return report.far([report.Row("a", "b", 2, found, [], "")])
+
+    assert text_of(near).startswith("0 of 1 rows")
+    assert text_of(near, theirs).startswith("1 of 1 rows")
+    assert text_of(theirs).endswith("library's rounding.")
+    assert "rounding" not in text_of(theirs, ours)
 
 
 def test_every_release_is_declared():

@@ -6,12 +6,15 @@ Every error is relative to the library's value, the largest over arrays and chan
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 import bnext
 from benchmarks.conventions.batches import CHANNELS, values_per_channel
+from benchmarks.conventions.rule import Rule
 from bnext.inference.conventions.libraries import CONVENTIONS
 
 CONVERTED = 1e-6  # how near a converted layer comes to what the library stored
@@ -25,20 +28,28 @@ class Found:
     """The errors of a case after a number of steps; None where there is nothing to compare."""
 
     step: int
-    own: float | None = None  # of bnext's layer, by the library's rule, in float64: its rounding
+    own: float | None = None  # from the library's rule in float64: its rounding
+    single: float | None = None  # of bnext's float32 layer, converted, from the same rule
+    exact: float | None = None  # of bnext's float64 layers, from the same rule
     to: float | None = None  # of PyTorch's layer, converted to the library
-    exact: float | None = None  # the same, against bnext's layer by the library's rule
     back: float | None = None  # of the library's layer, converted to PyTorch
     y: float | None = None  # of inference, in ulps of the largest term
     trip: float | None = None  # from the library and back to it: what inference uses, the bits
     derived: float | None = None  # the same for arrays that are derived from these by a division
     on: float | None = None  # trained on from the step before this one
+    file: str | None = None  # suffix of the library's file that was read
     notes: list[str] = field(default_factory=list)
+
+    def is_far(self) -> bool:
+        """Whether a conversion is farther from the library's arrays than `CONVERTED`."""
+        return any((getattr(self, name) or 0.0) > CONVERTED for name in ("to", "back", "on"))
 
     def failures(self, differs: str = "", rounding: float = 0.0) -> list[str]:
         """Say what is too large; `differs` and `rounding` are the variant's."""
         found = list(self.notes)
         slack = max(CONVERTED, (self.own or 0.0) + 2 * EPS[np.dtype(np.float32)])
+        if self.is_far() and self.single is not None and not self.single < self.own:
+            found.append(f"bnext: {self.single:.2g} from the rule, the library only {self.own:.2g}")
         for name, most in (("to", slack), ("back", slack), ("on", slack), ("exact", EXACT)):
             value = getattr(self, name)
             if value is not None and not value <= most:
@@ -82,14 +93,20 @@ class _Comparison:
         first = self.layer(steps[0])
         trained = None
         if self.case.sizes != "given":
-            trained = self.trained(first.estimator, steps), self.trained(self.pytorch(first), steps)
+            estimators = first.estimator, self.pytorch(first)
+            trained = [self.trained(estimator, steps) for estimator in estimators]
+            trained += [self.trained(estimator, steps, np.float32) for estimator in estimators]
+            rule = self.rule(steps)
         all_found, before = [], None
         for step in steps:
             found = Found(step)
-            for compare in (self.trip, self.inference):
+            for compare in (self.trip, self.inference, self.from_file):
                 compare(found, step)
             if trained:
-                self.conversions(found, step, *(layers[step] for layers in trained))
+                layers = [each[step] for each in trained]
+                self.conversions(found, step, *layers[:2])
+                if not self.variant.copied:
+                    self.exactness(found, step, rule[step], layers)
             if before:
                 self.going_on(found, before, step)
             before = step if trained and not self.variant.copied else None
@@ -130,18 +147,30 @@ class _Comparison:
             return bnext.Cumulative()
         return bnext.Exponential(decay=decay)
 
-    def trained(self, estimator, steps):
-        """Layers in float64 after each number of steps of the library's batches."""
-        bn = bnext.BatchNorm(
-            CHANNELS, estimator=estimator, channel_axis=self.axis, dtype=np.float64
-        )
+    def trained(self, estimator, steps, dtype=np.float64):
+        """Layers after each number of steps of the library's batches."""
+        bn = bnext.BatchNorm(CHANNELS, estimator=estimator, channel_axis=self.axis, dtype=dtype)
         bn.weight[...], bn.bias[...] = self.batches.weight, self.batches.bias
         layers = {}
         for number, x in enumerate(self.training(), 1):
-            bn(x)
+            bn(x.astype(dtype))
             if number in steps:
-                layers[number] = _wide(bn)
+                layers[number] = _copied(bn, dtype)
         return layers
+
+    def rule(self, steps):
+        """What the library would store without rounding, after each number of steps."""
+        momentum = self.numbers.get(self.record.momentum_name, self.record.momentum)
+        if momentum is not None and self.record.momentum_weighs == "new":
+            momentum = 1 - momentum
+        bessel = self.options.get("bessel", self.record.bessel)
+        rule, stored = Rule(self.record.start, momentum, bessel), {}
+        names = (self.record.names[2:], self.record.hidden)
+        for number, x in enumerate(self.batches.training(self.case.rank, self.case.sizes), 1):
+            rule.train(x)
+            if number in steps:
+                stored[number] = rule.stored(*names)
+        return stored
 
     def training(self):
         for x in self.batches.training(self.case.rank, self.case.sizes):
@@ -153,26 +182,41 @@ class _Comparison:
     # --- comparisons ------------------------------------------------------------------------------
 
     def conversions(self, found, step, own, pytorch):
-        """Compare the library's arrays with bnext's: by its rule, and by PyTorch's converted."""
-        theirs = self.theirs(step)
-        changes = own.estimator.bessel != pytorch.estimator.bessel
-        if not self.variant.copied:
-            ours = self.to_library(own, steps=step)
-            found.own = _statistics_error(self.record, ours, theirs)
-        if (changes and self.count is None) or self.record.start == "first":
-            return  # no exact conversion exists
-        numbers = {"count": self.count} if changes else {}
-        if self.variant.copied:
-            converted = self.to_library(pytorch)
-        else:
-            converted = self.to_library(pytorch, steps=step, **numbers)
-            found.exact = _statistics_error(self.record, converted, ours)
-        found.to = _statistics_error(self.record, converted, theirs)
+        """Compare the library's arrays with bnext's by PyTorch's rule, both ways."""
+        numbers = self.convertible(own, pytorch)
+        if numbers is None:
+            return
+        known = {} if self.variant.copied else {"steps": step, **numbers}
+        converted = self.to_library(pytorch, **known)
+        found.to = _statistics_error(self.record, converted, self.theirs(step))
         back = self.layer(step, train_as="pytorch", **numbers)
         found.back = max(
             _error(back.running_mean, pytorch.running_mean),
             _error(back.running_var, pytorch.running_var),
         )
+
+    def convertible(self, own, pytorch):
+        """What an exact conversion from PyTorch's rule is told; None where there is none."""
+        changes = own.estimator.bessel != pytorch.estimator.bessel
+        if (changes and self.count is None) or self.record.start == "first":
+            return None
+        return {"count": self.count} if changes else {}
+
+    def exactness(self, found, step, rule, layers):
+        """Compare with the library's rule in float64: the library, and bnext's layers."""
+        theirs = self.theirs(step)
+        found.own = _distance(rule, theirs)
+        own, pytorch, own_single, single = layers
+        numbers = self.convertible(own, pytorch)
+        found.exact = _distance(rule, self.to_library(own, steps=step))
+        if numbers is None:
+            converted = self.to_library(own_single, steps=step)
+        else:
+            converted = self.to_library(pytorch, steps=step, **numbers)
+            found.exact = max(found.exact, _distance(rule, converted))
+            converted = self.to_library(single, steps=step, **numbers)
+        if theirs[self.record.names[3]].dtype == np.float32:
+            found.single = _distance(rule, converted)
 
     def flags(self):
         """Names that the library keeps elsewhere than beside its arrays."""
@@ -208,9 +252,26 @@ class _Comparison:
             elif name not in (*self.record.counters, *self.flags()):
                 found.notes.append(f"round trip: {name} is new")
 
+    def from_file(self, found, step):
+        """The layer that the library's own file gives: the same bits."""
+        data = self.stored.file(self.case, step)
+        if data is None:
+            return
+        found.file = self.stored.facts["variants"][self.case.variant]["suffix"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"layer{found.file}"
+            path.write_bytes(data)
+            (read,) = bnext.load_statistics(
+                path, self.variant.convention, channel_axis=self.axis, **self.options
+            ).values()
+        given = self.layer(step)
+        for name in ("weight", "bias", "running_mean", "running_var", "eps"):
+            if _error(getattr(read, name), getattr(given, name)) != 0:
+                found.notes.append(f"file: another {name}")
+
     def going_on(self, found, before, step):
         """Train on from what the library stored before, in float64."""
-        bn = _wide(self.layer(before))
+        bn = _copied(self.layer(before), np.float64)
         for number, x in enumerate(self.training(), 1):
             if before < number <= step:
                 bn(x)
@@ -218,11 +279,11 @@ class _Comparison:
         found.on = _statistics_error(self.record, self.to_library(bn), theirs)
 
 
-def _wide(bn):
-    """The same layer in float64."""
+def _copied(bn, dtype):
+    """The same layer in another dtype."""
     other = bnext.BatchNorm(
         bn.num_features, eps=bn.eps, estimator=bn.estimator, channel_axis=bn.channel_axis,
-        dtype=np.float64,
+        dtype=dtype,
     )  # fmt: skip
     other.load_state_dict(bn.state_dict())
     return other
@@ -232,6 +293,11 @@ def _statistics_error(record, ours, theirs):
     """The largest error of the statistics, hidden ones among them."""
     names = [*record.names[2:], *(record.hidden or ())]
     return max(_error(ours[name], theirs[name]) for name in names)
+
+
+def _distance(rule, arrays):
+    """The largest error of the statistics relative to the rule's, which are vectors."""
+    return max(_error(np.ravel(arrays[name]), exact) for name, exact in rule.items())
 
 
 def _error(ours, theirs):

@@ -26,9 +26,13 @@ def record(release, batches, output, folder):
         _pip(python, *["--no-build-isolation"] * bool(release.first), *release.requirements)
         installed.touch()
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    own = {
+        name: value.format(environment=folder.resolve())
+        for name, value in release.variables.items()
+    }
     _run(
         [python, "-m", f"benchmarks.conventions.runners.{release.runner}", batches, output],
-        "run", cwd=ROOT, env={**variables, **release.variables, "OMP_NUM_THREADS": "1"},
+        "run", cwd=ROOT, env={**variables, **own, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -38,7 +42,8 @@ def removed(folder):
 
 
 def _pip(python, *words):
-    _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words], "pip")
+    options = ("--quiet", "--disable-pip-version-check", "--no-compile")  # most is never imported
+    _run([python, "-m", "pip", "install", *options, *words], "pip")
 
 
 def _interpreter(version):

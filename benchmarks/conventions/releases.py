@@ -31,7 +31,10 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A library's release: an environment, which several may share, and a runner."""
+    """A library's release: an environment, which several may share, and a runner.
+
+    ``{environment}`` in the value of a variable is the environment's folder.
+    """
 
     title: str
     runner: str  # a module of `runners`
@@ -40,7 +43,7 @@ class Release:
     variants: Mapping[str, Variant]
     python: str = "3.11"
     first: tuple[str, ...] = ()  # what its own build needs: installed before, without isolation
-    variables: Mapping[str, str] = field(default_factory=dict)  # of the runner's environment
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the runner
 
 
 def _keras(backend: str, requirement: str) -> Release:
@@ -106,15 +109,19 @@ RELEASES = {
     "jittor": Release(
         title="Jittor", runner="jittor", environment="jittor",
         requirements=("jittor==1.3.11.0", "setuptools<81"),
+        variables={"JITTOR_HOME": "{environment}/home"},  # of what its first import compiles
         variants={"default": Variant(convention="jittor")},
     ),
     "mlx": _mlx("0.32.4", bessel=True),
     "mlx-0.32.0": _mlx("0.32.0", bessel=False),
     "flax": Release(
         title="Flax", runner="flax", environment="jax", requirements=("flax==0.12.8", JAX),
-        variants=dict.fromkeys(
-            ("linen", "nnx", "linen, float64"), Variant(convention="flax")
-        ),
+        variants={
+            **dict.fromkeys(("linen", "nnx"), Variant(convention="flax")),
+            "linen, float64": Variant(
+                convention="flax", note="Linen's averages begin in float32: 0.99 is rounded once"
+            ),
+        },
     ),
     "haiku": Release(
         title="Haiku", runner="haiku", environment="jax", requirements=("dm-haiku==0.0.17", JAX),

@@ -22,7 +22,19 @@ class Row(NamedTuple):
     note: str
 
 
-COLUMNS = ("own", "to, 1", "to, 5", "to, 300", "back", "on", "y, ulp", "trip", "derived")
+COLUMNS = (
+    "own",
+    "bnext",
+    "to, 1",
+    "to, 5",
+    "to, 300",
+    "back",
+    "on",
+    "y, ulp",
+    "trip",
+    "derived",
+    "file",
+)
 
 
 def introduction(commit: str) -> str:
@@ -33,15 +45,17 @@ def introduction(commit: str) -> str:
 Conventions: {now:%Y-%m-%d %H:%M} UTC, commit {commit}, bnext {bnext.__version__}
 
 Libraries that train have trained a layer on the same {BATCHES} batches (rows per batch: {sizes})
-and kept what they stored after 1, 5 and 300. Errors are relative to what was stored, the largest
-over channels, arrays and sizes. bnext computes in float64.
+and kept what they stored after 1, 5 and 300. Errors are relative, the largest over channels, arrays
+and sizes. bnext computes in float64, unless a column says float32.
 
-own     bnext's layer with the library's estimator, trained on the same batches: what the library's
-        own rounding (float32, unless the variant says float64) makes of its statistics
-to      to_convention of bnext's layer with PyTorch's estimator after 1, 5 and 300 steps: at most
-        {CONVERTED:g}, or own and two roundings more; for batches of unequal sizes only
-        where both variances have Bessel's correction or neither has. Against bnext's layer with
-        the library's estimator the conversion is exact: at most {EXACT:g}
+own     what the library stored, from its own rule in float64, written out in NumPy: the rounding
+        of the library (float32, unless the variant says float64)
+bnext   to_convention of bnext's float32 layer with PyTorch's estimator (where none is exact, with
+        the library's), from the same rule: the rounding of bnext
+to      to_convention of bnext's float64 layer with PyTorch's estimator after 1, 5 and 300 steps: at
+        most {CONVERTED:g}, or own and two roundings more; for batches of unequal sizes only where
+        both variances have Bessel's correction or neither has. From the library's rule the
+        conversion is exact: at most {EXACT:g}
 back    from_convention of what the library stored, against bnext's layer with PyTorch's estimator
 on      trained on with bnext from what the library stored after 1 and 5, until 5 and 300
 y       inference of from_convention's layer beside the library's, in units in the last place of the
@@ -49,6 +63,7 @@ y       inference of from_convention's layer beside the library's, in units in t
 trip    what the library stored, to bnext and back: the same bits where 0
 derived the same for arrays that differ by a division from those that inference uses (Haiku's and
         Sonnet's hidden averages, Equinox's mean and variance): rounded once more
+file    a file that the library wrote after 300 steps: load_statistics gives the same bits
 """
 
 
@@ -71,7 +86,30 @@ def _word(row: Row) -> str:
     if row.failures:
         first = {text.partition(":")[0]: text for text in reversed(row.failures)}
         return "WRONG: " + "; ".join(first.values())
-    return "ok" + (f"; {row.note}" if row.note else "")
+    notes = [f"own rounding beyond {CONVERTED:g}"] if _is_far(row) else []
+    return "; ".join(["ok", *notes, *([row.note] if row.note else [])])
+
+
+def _is_far(row: Row) -> bool:
+    return any(found.is_far() for found in row.found)
+
+
+def far(rows: Sequence[Row]) -> str:
+    """Say how many conversions are far from what was stored, and whose rounding that is."""
+    rows = [row for row in rows if any(found.own is not None for found in row.found)]
+    distant = [found for row in rows for found in row.found if found.is_far()]
+    count = sum(map(_is_far, rows))
+    text = (
+        f"{count} of {len(rows)} rows of training differ by more than {CONVERTED:g} from what the "
+        "library stored."
+    )
+    if distant and all(found.single is None or found.single < found.own for found in distant):
+        text += (
+            "\nIn each of them, for every size and number of steps where they do, the library is"
+            "\nfarther from its own rule than bnext's float32 layer is: the difference is the"
+            "\nlibrary's rounding."
+        )
+    return text
 
 
 def _numbers(row: Row) -> list[str]:
@@ -83,7 +121,9 @@ def _numbers(row: Row) -> list[str]:
         return f"{max(known):.1f}" if name == "y" else f"{max(known):.1e}" if max(known) else "0"
 
     to = [worst("to", step) for step in (1, 5, 300)]
-    return [worst("own"), *to, *(worst(name) for name in ("back", "on", "y", "trip", "derived"))]
+    others = [worst(name) for name in ("back", "on", "y", "trip", "derived")]
+    file = next((found.file for found in row.found if found.file), "-")
+    return [worst("own"), worst("single"), *to, *others, file]
 
 
 def versions(found: dict[str, dict[str, str]]) -> str:

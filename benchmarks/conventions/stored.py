@@ -42,10 +42,15 @@ class Stored:
         return sorted({int(step) for step in found})
 
     def arrays(self, case: Case, step: int) -> dict[str, np.ndarray]:
-        """The stored arrays by the library's names, without `y`."""
+        """The stored arrays by the library's names, without `y` and `file`."""
         start = f"{case.variant}|{case.rank}|{case.sizes}|{step}|"
         found = {k[len(start) :]: v for k, v in self._arrays.items() if k.startswith(start)}
-        return {k: v for k, v in found.items() if k != "y"}
+        return {k: v for k, v in found.items() if k not in ("y", "file")}
+
+    def file(self, case: Case, step: int) -> bytes | None:
+        """The file that the library wrote."""
+        found = self._arrays.get(f"{case.variant}|{case.rank}|{case.sizes}|{step}|file")
+        return None if found is None else found.tobytes()
 
     def output(self, case: Case, step: int) -> np.ndarray | None:
         """The output of inference, channels at axis 1."""

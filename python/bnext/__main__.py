@@ -1,4 +1,4 @@
-"""The command line: ``python -m bnext [config | bench | convert | statistics]``."""
+"""The command line: ``python -m bnext [config | doctor | bench | convert | statistics]``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ of each layer's statistics from the exact ones, and what they cost: tables, and 
 COMMANDS = """\
 commands:
   config                show how bnext was built and what it runs on
+  doctor                the same for a bug report: versions, results, and what is wrong here
   bench                 measure the kernels on this machine
   convert FILE          show a checkpoint's statistics, and move them to another library
   statistics            train the networks, and compare the statistics for inference
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0]) if sys.argv else ""
     name, command = "bnext" if called in ("bnext", "bnext.exe") else "python -m bnext", demo
-    commands = {"config": config, "bench": bench, "convert": convert, "statistics": statistics}
+    commands = {
+        "config": config, "doctor": doctor, "bench": bench, "convert": convert,
+        "statistics": statistics,
+    }  # fmt: skip
     if words and words[0] in commands:
         name, command = f"{name} {words[0]}", commands[words[0]]
         words = words[1:]
@@ -57,7 +61,8 @@ def demo(words: list[str], name: str) -> int:
     """``python -m bnext``: the demo."""
     parser = Parser(
         prog=name,
-        usage="%(prog)s [options]\n       %(prog)s {config,bench,convert,statistics} [options]",
+        usage="%(prog)s [options]\n"
+        "       %(prog)s {config,doctor,bench,convert,statistics} [options]",
         description=DESCRIPTION,
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,6 +98,13 @@ def config(words: list[str], name: str) -> int:
     bnext.show_config()
     print(f"load:\n  now: {load}")
     return 0
+
+
+def doctor(words: list[str], name: str) -> int:
+    """``python -m bnext doctor``: what a bug report needs, and what is wrong."""
+    from bnext.doctor import main
+
+    return main(words, name)
 
 
 def bench(words: list[str], name: str) -> int:

@@ -6,6 +6,8 @@ from .recording import Layer, record
 
 
 class BatchNormalization(Layer):
+    suffix = ".npz"
+
     def __init__(self, given, rank):
         self.layer = chainer.links.BatchNormalization(given.weight.size)
         self.layer.gamma.array[...] = given.weight
@@ -19,6 +21,9 @@ class BatchNormalization(Layer):
     def stored(self):
         arrays = {"gamma": self.layer.gamma.array, "beta": self.layer.beta.array}
         return {**arrays, **{k: getattr(self.layer, k) for k in ("avg_mean", "avg_var", "N")}}
+
+    def save(self, path):
+        chainer.serializers.save_npz(path, self.layer)
 
     def infer(self, x):
         with chainer.using_config("train", False):

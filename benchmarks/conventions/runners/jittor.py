@@ -5,9 +5,14 @@ import os
 os.environ.setdefault("use_mkl", "0")
 os.environ.setdefault("nvcc_path", "")
 
-import jittor
+import jittor_utils
 
-from .recording import Layer, record
+# Its first import compiles it, by a compiler for every 3 GiB: here for every processor.
+jittor_utils.get_total_mem = lambda: (os.cpu_count() or 1) * 3 * 2**30
+
+import jittor  # noqa: E402
+
+from .recording import Layer, record  # noqa: E402
 
 
 class BatchNorm(Layer):

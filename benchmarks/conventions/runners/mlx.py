@@ -9,6 +9,7 @@ from .recording import Layer, record
 
 class BatchNorm(Layer):
     channels_last = True
+    suffix = ".safetensors"
 
     def __init__(self, given, rank):
         self.layer = nn.BatchNorm(given.weight.size)
@@ -21,6 +22,9 @@ class BatchNorm(Layer):
 
     def stored(self):
         return {k: np.array(v) for k, v in self.layer.parameters().items()}
+
+    def save(self, path):
+        self.layer.save_weights(path)
 
     def infer(self, x):
         self.layer.eval()

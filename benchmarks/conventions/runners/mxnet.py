@@ -9,6 +9,7 @@ from .recording import Layer, record
 
 class BatchNorm(Layer):
     options = MappingProxyType({})
+    suffix = ".params"
 
     def __init__(self, given, rank):
         self.layer = mxnet.gluon.nn.BatchNorm(in_channels=given.weight.size, **self.options)
@@ -27,6 +28,9 @@ class BatchNorm(Layer):
     def stored(self):
         names = ("gamma", "beta", "running_mean", "running_var")
         return {name: getattr(self.layer, name).data().asnumpy() for name in names}
+
+    def save(self, path):
+        self.layer.save_parameters(path)
 
     def infer(self, x):
         return self.layer(mxnet.nd.array(x)).asnumpy()

@@ -1,14 +1,16 @@
 """Training of a library's layers, and the file of what they stored.
 
 The file has arrays ``VARIANT|RANK|SIZES|STEP|NAME`` under the library's own names, ``y`` being the
-output of inference, and ``facts``: JSON with versions, and for each variant its momentum, its eps,
-or its error.
+output of inference and ``file`` the bytes of a file that the library wrote, and ``facts``: JSON
+with versions, and for each variant its momentum, its eps, the suffix of its file, or its error.
 """
 
 import json
 import sys
+import tempfile
 import traceback
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +30,7 @@ class Layer:
     channels_last = False
     momentum = None  # attributes of the class or of the object
     eps = None
+    suffix = ""  # of a file of the library's own that it can be saved to
 
     def __init__(self, given, rank):
         raise NotImplementedError
@@ -38,6 +41,10 @@ class Layer:
 
     def stored(self):
         """What the library keeps, as a dict of arrays."""
+        raise NotImplementedError
+
+    def save(self, path):
+        """Write the library's file of the layer, where there is a `suffix`."""
         raise NotImplementedError
 
     def infer(self, x):
@@ -70,7 +77,7 @@ def record(variants, *packages):
 
 
 def _recorded(name, kind, given, arrays):
-    facts = {"channels_last": kind.channels_last}
+    facts = {"channels_last": kind.channels_last, "suffix": kind.suffix}
     for rank in kind.ranks:
         trainings = ("given",) if issubclass(kind, Inference) else SIZES
         for sizes in trainings:
@@ -83,6 +90,8 @@ def _recorded(name, kind, given, arrays):
                 layer.train(_placed(x.astype(kind.dtype), layer, back=False))
                 if step in (*STEPS, given.batches):
                     _keep(arrays, f"{name}|{rank}|{sizes}|{step}", layer, given, rank)
+            if kind.suffix:
+                arrays[f"{name}|{rank}|{sizes}|{given.batches}|file"] = _saved(layer)
     return facts
 
 
@@ -93,6 +102,13 @@ def _keep(arrays, key, layer, given, rank):
         stored["y"] = _placed(np.array(y), layer, back=True)
     for name, value in stored.items():
         arrays[f"{key}|{name}"] = value
+
+
+def _saved(layer):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"layer{layer.suffix}"
+        layer.save(str(path))
+        return np.frombuffer(path.read_bytes(), np.uint8)
 
 
 def _placed(x, layer, back):

@@ -7,6 +7,8 @@ from .recording import Layer, record
 
 
 class BatchNorm(Layer):
+    suffix = ".safetensors"
+
     def __init__(self, given, rank):
         self.layer = nn.BatchNorm(given.weight.size)
         self.layer.weight.assign(Tensor(given.weight)).realize()
@@ -21,6 +23,9 @@ class BatchNorm(Layer):
 
     def stored(self):
         return {k: v.numpy() for k, v in nn.state.get_state_dict(self.layer).items()}
+
+    def save(self, path):
+        nn.state.safe_save(nn.state.get_state_dict(self.layer), path)
 
     def infer(self, x):
         with Context(TRAINING=0):

@@ -21,7 +21,7 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "without_openmp": without_openmp(),
         "isa": config["isa"]["active"],
-        "processor": _processor(),
+        "processor": processor(),
         "processors": config["cpu"]["processors"],
         "l3_bytes": config["cpu"]["l3_bytes"],
         "versions": {
@@ -33,8 +33,8 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """Name the processor, from a file of Linux or from the platform module."""
+def processor() -> str:
+    """Name the model, from a file of Linux or from the platform module."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
