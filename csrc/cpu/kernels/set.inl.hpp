@@ -52,6 +52,8 @@ struct Number {
 
 #include "cpu/kernels/flags.inl.hpp"
 
+#include "cpu/kernels/activated_walks.inl.hpp"
+
 #include "cpu/kernels/activated_runs.inl.hpp"
 
 #include "cpu/kernels/write_activated.inl.hpp"

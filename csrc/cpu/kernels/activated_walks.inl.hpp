@@ -1,0 +1,220 @@
+// What activated passes go along: runs of values that follow each other, the loops of activations
+// over a piece of a run, and walks through the packs of a run with the formula of each.
+
+inline constexpr int kPiece = 256;
+
+// What writes runs reads members one by one and keeps them in registers: a copy of all of them
+// would be moved as vectors, whose loads wait until the stores before them, streamed ones too, have
+// left the processor.
+template <class T>
+struct ActivatedRun {
+    using C = Compute<T>;
+    const T* in[3];     // x, residual; backward: x, dy, residual
+    const T* ahead[3];  // of each input, what the caller reads next; null where nothing is known
+    T* out[2];          // y; backward: dx, dresidual
+    const C* row[kMostRows];  // coefficients, of every value, where a RunWalk reads them
+    Index flag;               // of the first value, where flags are kept
+};
+
+// z of the packs of a run.
+template <class T>
+struct ZOfRun {
+    using C = Compute<T>;
+    using Formula = Normalize<Pack<C>>;
+    const C *center, *scale, *shift;
+    Index step;
+
+    // The coefficients at j, of which `columns` exist (0: all).
+    [[nodiscard]] BNEXT_FORCE_INLINE Formula at(Index j, int columns) const {
+        return {load_columns(center + j, columns), load_columns(scale + j, columns),
+                load_columns(shift + j, columns)};
+    }
+    BNEXT_FORCE_INLINE static Pack<C> z(const Formula& formula, const Pack<C>& x) {
+        const Pack<C> in[] = {x};
+        Pack<C> out[1];
+        formula(in, out);
+        return out[0];
+    }
+    BNEXT_FORCE_INLINE Pack<C> operator()(Index j, int columns, const Pack<C>& x) const {
+        return z(step == 0 ? at(0, 0) : at(j, columns), x);
+    }
+    // Calls f(formula_at) with formula_at(j, columns): where coefficients are alike, they are in
+    // registers.
+    template <class F>
+    BNEXT_FORCE_INLINE void with_formulas(F&& f) const {
+        if (step == 0) {
+            const Formula alike = at(0, 0);
+            f([&](Index, int) BNEXT_INLINE_LAMBDA -> const Formula& { return alike; });
+        } else {
+            f([&](Index j, int columns) BNEXT_INLINE_LAMBDA { return at(j, columns); });
+        }
+    }
+};
+
+// Calls f(j, columns) for the packs of [begin, end), of which `columns` values exist (0: all). f is
+// compiled once, whole packs or not: there are many of these loops.
+template <class F>
+BNEXT_FORCE_INLINE void for_each_pack_of(Index begin, Index end, F&& f) {
+    for (Index j = begin; j < end; j += kLanes) {
+        f(j, end - j < kLanes ? static_cast<int>(end - j) : 0);
+    }
+}
+BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : columns; }
+
+template <class T>
+BNEXT_FORCE_INLINE void write_pack_of_run(T* p, int columns, bool streams,
+                                          const Pack<Compute<T>>& values) {
+    streams&& columns == 0 ? stream(p, values) : store_columns(p, columns, values);
+}
+
+// --- loops of an activation
+// -----------------------------------------------------------------------
+
+// act(z) in place of z; flags where they are kept (not null).
+template <Activation A, class C>
+BNEXT_NO_INLINE void activate_piece(double slope, C* values, int n, FlagWriter* flags) {
+    const Fused fused{A, slope, false};
+    for (int j = 0; j < n; j += kLanes) {
+        const Pack<C> z = load(values + j);
+        if constexpr (Fused{A, 0.0, true}.keeps_flags()) {
+            if (flags != nullptr) {
+                const int some = n - j < kLanes ? n - j : kLanes;
+                flags->put(bits_of(passes(fused, z)) & ((1U << some) - 1U), some);
+            }
+        }
+        store(values + j, activate<true>(fused, z));
+    }
+}
+
+// dy * act'(z) in place of z.
+template <Activation A, class C>
+BNEXT_NO_INLINE void derive_piece(double slope, C* values, const C* dy, int n) {
+    const Fused fused{A, slope, false};
+    for (int j = 0; j < n; j += kLanes) {
+        const Pack<C> z = load(values + j), of_dy = load(dy + j);
+        store(values + j, gradient_through<true>(fused, z, of_dy));
+    }
+}
+
+template <class C>
+struct ActivationLoops {
+    void (*activate)(double slope, C* values, int n, FlagWriter* flags);
+    void (*derive)(double slope, C* values, const C* dy, int n);
+};
+template <class C>
+BNEXT_FORCE_INLINE const ActivationLoops<C>& loops_of(Activation activation) {
+    static constexpr auto kLoops = []<int... A>(std::integer_sequence<int, A...>) {
+        struct {
+            ActivationLoops<C> of[kActivations];
+        } all = {{{activate_piece<static_cast<Activation>(A), C>,
+                   derive_piece<static_cast<Activation>(A), C>}...}};
+        return all;
+    }(std::make_integer_sequence<int, kActivations>{});
+    return kLoops.of[static_cast<int>(activation)];
+}
+
+// What is to be read next of input i, from value j on.
+template <class T>
+BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
+    return run.ahead[i] != nullptr ? run.ahead[i] : run.in[i] + 2 * kPiece;
+}
+
+// Where activations of a few instructions and gradients by flags are made in registers. The other
+// data and instruction sets go by the loops alone, so that less is compiled.
+template <class T>
+inline constexpr bool kHasWalks = kNativeBytes > 16 && DTypeOf<T>::value == DType::float32;
+
+// Calls f with one of these activations as a constant. Returns whether it is one.
+template <class F>
+BNEXT_FORCE_INLINE bool with_quick_activation(Activation activation, F&& f) {
+    const auto is = [&](auto quick) BNEXT_INLINE_LAMBDA {
+        if (activation != quick) return false;
+        f(quick);
+        return true;
+    };
+    using enum Activation;
+    return is(std::integral_constant<Activation, relu>{}) ||
+           is(std::integral_constant<Activation, relu6>{}) ||
+           is(std::integral_constant<Activation, leaky_relu>{}) ||
+           is(std::integral_constant<Activation, hardswish>{});
+}
+
+// --- formulas along a run
+// -------------------------------------------------------------------------
+// A walk goes through the packs of a run. go(at, stop, f) calls f(j, columns, formula) for those
+// from `at` on to value `stop`, of which `columns` values exist (0: all), with the formula of these
+// values; `at` is then where to go on. piece_end(j) is where a piece that begins at j ends: up to
+// there all packs are stored alike, streams(j).
+
+// The values [begin, end) of a run, by its coefficients.
+template <class F, class T>
+struct RunWalk {
+    using Formula = F;
+    struct Place {
+        Index j;
+    };
+    const ActivatedRun<T>& run;
+    Index begin, end;
+    bool streamed;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Place start() const { return {begin}; }
+    [[nodiscard]] BNEXT_FORCE_INLINE Index piece_end(Index j) const {
+        return end - j < kPiece ? end : j + kPiece;
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE bool streams(Index) const { return streamed; }
+    template <class Call>
+    BNEXT_FORCE_INLINE void go(Place& at, Index stop, Call&& f) const {
+        const Compute<T>* row[Formula::kRows];
+        for (int r = 0; r < Formula::kRows; ++r) row[r] = run.row[r];
+        for_each_pack_of(at.j, stop, [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+            Formula formula;
+            unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA {
+                formula.row[r] = load_columns(row[r] + j, columns);
+            });
+            f(j, columns, formula);
+        });
+        at.j = stop;
+    }
+};
+
+// Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
+// there are several, n is at least two units. A pack ends at `head`, and those behind it are
+// streamed; one in which a plane ends and the next begins has a formula blended of both.
+template <class F, class T>
+struct PlaneWalk {
+    using Formula = F;
+    struct Place {
+        Index j, channel, end;  // of the channel's plane
+        Formula formula;
+    };
+    const CoefficientsIn<Compute<T>>& all;
+    Index k, n, end, head;  // end: of all planes
+    bool streamed;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Place start() const {
+        return {0, k, n, formula_of_channel<Formula>(all, k)};
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE Index piece_end(Index j) const {
+        if (j < head) return head - j < kPiece ? head : j + kPiece;
+        return end - j < kPiece ? end : j + kPiece;
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE bool streams(Index j) const { return streamed && j >= head; }
+    template <class Call>
+    BNEXT_FORCE_INLINE void go(Place& at, Index stop, Call&& f) const {
+        while (at.j < stop) {
+            const Index left = (at.j < head && head < stop ? head : stop) - at.j;
+            const int columns = left < kLanes ? static_cast<int>(left) : 0;
+            const bool ends = at.j >= head && at.end < end && at.j + kLanes > at.end;
+            if (ends) {
+                const Formula next = formula_of_channel<Formula>(all, at.channel + 1);
+                at.formula = across(static_cast<int>(at.end - at.j), at.formula, next);
+            }
+            f(at.j, columns, at.formula);
+            if (ends) {
+                at.formula = formula_of_channel<Formula>(all, ++at.channel);
+                at.end += n;
+            }
+            at.j += lanes_in(columns);
+        }
+    }
+};
