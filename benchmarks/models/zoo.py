@@ -1,0 +1,136 @@
+"""Whole networks of torchvision, with PyTorch's layers and with bnext's: steps and inference.
+
+    python -m benchmarks.models.zoo [--only PATTERN] [--seconds S] [--check]
+
+Each network is measured in one run, in turns: as it is; converted; and converted with what follows
+normalization fused (`convert(model, fuse=True)`). Printed are the time of the first, and how many
+times as fast the others are. With --check it exits with 1 where a bound is not kept.
+"""
+
+import copy
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+
+from bnext.bench.libraries import import_torch
+from bnext.command_line import Parser, at_least, ends_well
+
+THREADS = 2
+CLASSES = 10
+SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Line:
+    """A network, the shape of its input, what is measured, and the bounds of both ratios."""
+
+    network: str
+    shape: tuple
+    kind: str  # "step", "compiled step" or "inference"
+    converted: float | None = None
+    fused: float | None = None
+
+    @property
+    def title(self):
+        return f"{self.network}, {' x '.join(map(str, self.shape))}: {self.kind}"
+
+
+IMAGES = (16, 3, 128, 128)
+LINES = (
+    Line("resnet50", IMAGES, "compiled step", 0.99, 1.05),
+    Line("resnet50", IMAGES, "step", 1.0, 1.12),
+    Line("resnet18", IMAGES, "step", 1.0, 1.05),
+    Line("mobilenet_v3_large", IMAGES, "step", 1.0, 1.20),
+    Line("efficientnet_b0", IMAGES, "step", 1.0, 1.20),
+    Line("densenet121", (8, 3, 128, 128), "step", 1.0, 1.15),
+    *(
+        Line(network, shape, "inference", 1.0, bound)
+        for shape in ((1, 3, 224, 224), (8, 3, 128, 128))
+        for network, bound in (
+            ("resnet18", 1.0),
+            ("resnet50", 1.1),
+            ("mobilenet_v2", 1.1),
+            ("efficientnet_b0", 1.1),
+            ("densenet121", 1.0),
+        )
+    ),
+)
+
+
+def call_of(torch, model, line):
+    """One step of training, or one pass of inference."""
+    x = torch.randn(line.shape)
+    if line.kind == "inference":
+        model.eval()
+
+        def infer():
+            with torch.no_grad():
+                return model(x)
+
+        return infer
+    network = torch.compile(model.train()) if line.kind.startswith("compiled") else model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    labels = torch.randint(CLASSES, line.shape[:1])
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(torch, models, line, seconds):
+    """Turns of all three."""
+    import bnext.torch
+    from benchmarks.models.timing import in_turns
+
+    torch.manual_seed(0)
+    model = getattr(models, line.network)(num_classes=CLASSES)
+    variants = {"torch": model}
+    for name, fuse in (("converted", False), ("fused", True)):
+        variants[name] = bnext.torch.convert(copy.deepcopy(model), fuse=fuse)
+    calls = {name: call_of(torch, variant, line) for name, variant in variants.items()}
+    return in_turns(calls, seconds)
+
+
+@ends_well("zoo.py")
+def main(arguments=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", metavar="PATTERN", help="lines that have it")
+    parser.add_argument("--seconds", type=at_least(1), default=SECONDS, help="for each line")
+    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
+    options = parser.parse_args(arguments)
+    torch = import_torch()
+    try:
+        from torchvision import models
+    except ImportError:
+        print("zoo.py: needs PyTorch, and torchvision of its version", file=sys.stderr)
+        return 2
+    from bnext.bench.measure import threads_set_to
+
+    warnings.filterwarnings("ignore", module="torch")
+    print(f"PyTorch {torch.__version__}, {THREADS} threads")
+    print("     torch  converted  fused")
+    missed = []
+    with threads_set_to(THREADS):
+        for line in LINES:
+            if not re.search(options.only, line.title):
+                continue
+            turns = measure(torch, models, line, options.seconds)
+            took = turns.packed()["torch"][0] * 1e3
+            found = {name: turns.ratio("torch", name)[0] for name in ("converted", "fused")}
+            row = f"{took:7.1f} ms  {found['converted']:9.3f} {found['fused']:6.3f}  {line.title}"
+            print(row, flush=True)
+            for name, ratio in found.items():
+                bound = getattr(line, name)
+                if bound is not None and ratio < bound:
+                    missed.append(f"{line.title}, {name}: {ratio:.3f}, at least {bound}")
+    for text in missed:
+        print(f"NOT KEPT: {text}")
+    return int(bool(missed) and options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
