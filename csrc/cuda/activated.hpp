@@ -10,7 +10,7 @@
 // memory, where each batch is copied in time, and the residual when it is used. So a thread has few
 // values at a time, and the smooth activations, which are called out of line, leave room for them.
 //
-// Bytes: those of the plain kernels; the residual once in each phase that reads it (forward: the
+// Bytes: as of the plain kernels; the residual once in each phase that reads it (forward: the
 // second; backward: both, in place of flags), dresidual once.
 #pragma once
 

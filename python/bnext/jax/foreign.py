@@ -148,7 +148,7 @@ def _struct(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 def call(
     name: str, how: How, arguments: Mapping[str, Any], results: Mapping[str, Struct]
 ) -> Sequence[Any]:
-    """Call a handler with those of the arguments that are not None; give its results."""
+    """Call a handler with the arguments that are not None; give its results."""
     names = [each for each, array in arguments.items() if array is not None]
     arrays = together(*(arguments[each] for each in names))
     structs = [_struct(arrays[0], *result) for result in results.values()]

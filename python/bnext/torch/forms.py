@@ -1,4 +1,4 @@
-"""Forward passes of known form: code that repeats PyTorch's, or that of a frozen layer.
+"""Forward passes of known form: code that repeats PyTorch's, or code of a frozen layer.
 
 Some packages derive a class from PyTorch's layer and repeat the code of its `forward` before
 modules of their own (timm's BatchNormAct2d: drop-out, activation). Others have frozen layers, which

@@ -39,8 +39,8 @@ class KeptMemory:
     def undo(self) -> None:
         """Give freed memory back again: what is free now, and what will be.
 
-        glibc has the settings that it began with, or those of MALLOC_MMAP_MAX_ and
-        MALLOC_TRIM_THRESHOLD_; but its threshold for mappings no longer follows what a program
+        glibc has the settings that it began with, or what MALLOC_MMAP_MAX_ and
+        MALLOC_TRIM_THRESHOLD_ say; but its threshold for mappings no longer follows what a program
         frees, which it stops doing once any of these has been set.
         """
         if not self.active:
