@@ -1,5 +1,6 @@
 """What the tests of `bnext.jax` share: inputs, the functions for NumPy, a plain reference."""
 
+import importlib
 import os
 
 import ml_dtypes
@@ -12,6 +13,7 @@ from ..optional import NotHere, import_jax
 
 jax = import_jax()
 jnp = jax.numpy
+check_grads = importlib.import_module("jax.test_util").check_grads
 
 if bnext._core.foreign_targets() is None and os.environ.get("BNEXT_REQUIRE_JAX") != "1":
     raise NotHere("foreign functions for JAX", "a build with jaxlib installed, or BNEXT_XLA=ON")

@@ -4,12 +4,11 @@ import functools
 
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import bnext
 
 from ..activations import SLOPE
-from .support import ACTIVATIONS, Inputs, close, jax, jnp, plain
+from .support import ACTIVATIONS, Inputs, check_grads, close, jax, jnp, plain
 
 # Sums of some hundred values in float32, in the formulas; relative to the largest value.
 TANGENT = 2e-5
