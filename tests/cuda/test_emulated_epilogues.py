@@ -22,6 +22,7 @@ from ..optional import import_emulated
 from ..sixteen import name_of
 from . import gpu
 
+MODULE = import_emulated()  # of thousands of tests nearly all need it
 ALL = [*ACTIVATIONS, None]
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 DATA = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -38,9 +39,8 @@ LONG = [Case("long-planes", (9, 2, 40, 20)), Case("long-rows", (1300, 8))]
 
 @pytest.fixture
 def emulated(monkeypatch):
-    module = import_emulated()
-    monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
-    return module
+    monkeypatch.setattr(bnext.cuda, "_load", lambda: MODULE)
+    return MODULE
 
 
 def there(values, device=0):

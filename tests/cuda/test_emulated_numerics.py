@@ -9,6 +9,8 @@ from ..fake_cuda import Array
 from ..optional import import_emulated
 from . import adversarial, gpu
 
+MODULE = import_emulated()
+
 
 class Emulated:
     """Fake arrays on an emulated GPU, over memory of the CPU."""
@@ -32,8 +34,7 @@ PATHS += [(path, LARGE) for path in gpu.PATHS]
 
 @pytest.fixture(params=PATHS, ids=lambda p: f"{p[0]}-{('small', 'large')[p[1]]}")
 def path_and_tensors(request, monkeypatch):
-    module = import_emulated()
-    monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
+    monkeypatch.setattr(bnext.cuda, "_load", lambda: MODULE)
     path, device = request.param
     return path, Emulated(device)
 
