@@ -1,5 +1,6 @@
 """The pinned releases: how each is installed and run, and the convention that it should follow."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,8 @@ JAX = "jax==0.10.2"
 TORCH = "torch==2.13.0"
 TENSORFLOW = "tensorflow==2.21.0"
 ONNX = "onnx==1.23.2"
+# tinygrad compiles kernels for the CPU by Clang, also where its device is Python. Debian's has a number.
+CLANG = next(filter(shutil.which, ["clang", *(f"clang-{n}" for n in range(25, 13, -1))]), "clang")
 TITLES = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 
@@ -103,7 +106,7 @@ RELEASES = {
     "keras-torch": _keras("torch", TORCH),
     "tinygrad": Release(
         title="tinygrad", runner="tinygrad", environment="tinygrad",
-        requirements=("tinygrad==0.14.0", "numpy"), variables={"DEV": "PYTHON"},
+        requirements=("tinygrad==0.14.0", "numpy"), variables={"DEV": "PYTHON", "CC": CLANG},
         variants={"default": Variant(convention="tinygrad")},
     ),
     "jittor": Release(
