@@ -9,8 +9,8 @@ JAX = "jax==0.10.2"
 TORCH = "torch==2.13.0"
 TENSORFLOW = "tensorflow==2.21.0"
 ONNX = "onnx==1.23.2"
-# tinygrad compiles kernels for the CPU by Clang, also where its device is Python. Debian's Clang has
-# a number.
+# tinygrad writes its files by a program that Clang compiles, also where its device is Python.
+# Debian's Clang has a number in its name.
 CLANG = next(filter(shutil.which, ["clang", *(f"clang-{n}" for n in range(25, 13, -1))]), "clang")
 TITLES = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
 
