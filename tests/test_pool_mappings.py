@@ -13,6 +13,8 @@ from .subprocesses import output_of, run_python
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 POOL = textwrap.dedent("""
+    import os
+
     import numpy as np
     import bnext
 
@@ -29,9 +31,10 @@ POOL = textwrap.dedent("""
     def address(y):
         return y.__array_interface__["data"][0]
 
+    statm = os.open("/proc/self/statm", os.O_RDONLY)  # at the limit there is no memory to open it
+
     def resident():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+        return int(os.pread(statm, 200, 0).split()[1]) * 4096
 
     def mappings():
         with open("/proc/self/maps") as file:
