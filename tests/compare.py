@@ -8,6 +8,7 @@ rounding of the float64 moments themselves is worth.
 import numpy as np
 
 from . import reference, tolerances
+from .remembered import remembered
 
 
 def units(scale, dtype):
@@ -99,17 +100,23 @@ def assert_are_moments(actual, x, *, channel_axis=1):
     assert_within(actual.m2, expected.m2, allowed, "m2")
 
 
-def assert_is_y(y, x, mean, var, weight=None, bias=None, *, eps=1e-5, channel_axis=1):
-    """`y` is `x` normalized with `mean` and `var`, within the bound of its dtype."""
-    dtype = y.dtype.type
+@remembered
+def bounds_of_y(dtype, x, mean, var, weight, bias, eps, channel_axis):
+    """y, one row a channel, and how far it may be off."""
     xhat = reference.standardize(x, mean, var, eps=eps, channel_axis=channel_axis)
     product = xhat * reference.column(weight, len(xhat), 1.0)
     shift = reference.column(bias, len(xhat), 0.0)
-    scale = np.maximum(np.maximum(largest(product + shift), largest(product)), largest(shift))
+    expected = product + shift
+    scale = np.maximum(np.maximum(largest(expected), largest(product)), largest(shift))
     known = mean_units(x, channel_axis) * slope_of(var, weight, eps)
     allowed = tolerances.Y[dtype] * units(scale, dtype) + tolerances.MEAN[dtype] * known
-    expected = product + shift
-    assert_within(reference.per_channel(y, channel_axis), expected, allowed[:, None], "y")
+    return expected, allowed[:, None]
+
+
+def assert_is_y(y, x, mean, var, weight=None, bias=None, *, eps=1e-5, channel_axis=1):
+    """`y` is `x` normalized with `mean` and `var`, within the bound of its dtype."""
+    bounds = bounds_of_y(y.dtype.type, x, mean, var, weight, bias, eps, channel_axis)
+    assert_within(reference.per_channel(y, channel_axis), *bounds, "y")
 
 
 def assert_is_forward(y, x, weight=None, bias=None, *, eps=1e-5, channel_axis=1):
@@ -120,17 +127,21 @@ def assert_is_forward(y, x, weight=None, bias=None, *, eps=1e-5, channel_axis=1)
     )  # fmt: skip
 
 
-def assert_is_sum(actual, terms, what, known=0.0):
-    """`actual` is the sum of each row of `terms`, each of which is known to within `known`."""
-    dtype = actual.dtype.type
+def bounds_of_sum(dtype, terms, known=0.0):
+    """The sum of each row of `terms`, each of which is known to within `known`, and its bound."""
     expected = terms.sum(axis=1)
     scale = np.maximum(np.abs(expected), np.sqrt((terms**2).sum(axis=1)))
-    allowed = tolerances.PARAMETER_GRADIENT[dtype] * units(scale, dtype) + known
-    assert_within(actual, expected, allowed, what)
+    return expected, tolerances.PARAMETER_GRADIENT[dtype] * units(scale, dtype) + known
 
 
-def assert_are_gradients(actual, dy, x, weight=None, *, eps=1e-5, channel_axis=1):
-    """`actual` = (dx, dweight, dbias) of the forward pass with the batch's statistics."""
+def assert_is_sum(actual, terms, what):
+    """`actual` is the sum of each row of `terms`."""
+    assert_within(actual, *bounds_of_sum(actual.dtype.type, terms), what)
+
+
+@remembered
+def bounds_of_gradients(dtype, dy, x, weight, eps, channel_axis):
+    """Of dx (one row a channel), dweight and dbias: values and bounds in turn."""
     batch = reference.moments(x, channel_axis)
     xhat = reference.standardize(x, batch.mean, batch.var, eps=eps, channel_axis=channel_axis)
     rows = reference.per_channel(dy, channel_axis)
@@ -140,37 +151,50 @@ def assert_are_gradients(actual, dy, x, weight=None, *, eps=1e-5, channel_axis=1
     of_xhat = reference.rstd(batch.var, eps) * mean_units(x, channel_axis)
     slope = slope_of(batch.var, weight, eps)
 
-    dtype = actual[0].dtype.type
     terms = np.maximum(np.maximum(largest(rows), mean_dy), largest(xhat) * projection)
     allowed = tolerances.DX[dtype] * units(slope * terms, dtype)
     allowed += tolerances.MEAN[dtype] * slope * of_xhat * (projection + largest(xhat) * mean_dy)
-    _assert_gradients(actual, expected, allowed, rows, xhat, of_xhat, channel_axis)
+    return _with_sums(dtype, expected, allowed, rows, xhat, of_xhat, channel_axis)
 
 
-def assert_are_constant_gradients(
-    actual, dy, x, mean, var, weight=None, *, eps=1e-5, channel_axis=1
-):
-    """`actual` = (dx, dweight, dbias) with the statistics held constant."""
+@remembered
+def bounds_of_constant_gradients(dtype, dy, x, mean, var, weight, eps, channel_axis):
     xhat = reference.standardize(x, mean, var, eps=eps, channel_axis=channel_axis)
     rows = reference.per_channel(dy, channel_axis)
     expected = reference.backward_constant(
         dy, x, mean, var, weight, eps=eps, channel_axis=channel_axis
     )
     of_xhat = reference.rstd(var, eps) * mean_units(x, channel_axis)
-    dtype = actual[0].dtype.type
     allowed = tolerances.DX[dtype] * units(slope_of(var, weight, eps) * largest(rows), dtype)
-    _assert_gradients(actual, expected, allowed, rows, xhat, of_xhat, channel_axis)
+    return _with_sums(dtype, expected, allowed, rows, xhat, of_xhat, channel_axis)
 
 
-def _assert_gradients(actual, expected, allowed_dx, dy_rows, xhat, of_xhat, channel_axis):
+def _with_sums(dtype, expected, allowed_dx, dy_rows, xhat, of_xhat, channel_axis):
+    known = tolerances.MEAN[dtype] * of_xhat * np.abs(expected.dbias)
+    return (
+        reference.per_channel(expected.dx, channel_axis), allowed_dx[:, None],
+        *bounds_of_sum(dtype, dy_rows * xhat, known), *bounds_of_sum(dtype, dy_rows),
+    )  # fmt: skip
+
+
+def assert_are_gradients(actual, dy, x, weight=None, *, eps=1e-5, channel_axis=1):
+    """`actual` = (dx, dweight, dbias) of the forward pass with the batch's statistics."""
+    bounds = bounds_of_gradients(actual[0].dtype.type, dy, x, weight, eps, channel_axis)
+    _assert_gradients(actual, bounds, channel_axis)
+
+
+def assert_are_constant_gradients(
+    actual, dy, x, mean, var, weight=None, *, eps=1e-5, channel_axis=1
+):
+    """`actual` = (dx, dweight, dbias) with the statistics held constant."""
+    dtype = actual[0].dtype.type
+    bounds = bounds_of_constant_gradients(dtype, dy, x, mean, var, weight, eps, channel_axis)
+    _assert_gradients(actual, bounds, channel_axis)
+
+
+def _assert_gradients(actual, bounds, channel_axis):
     dx, dweight, dbias = actual
     assert dweight.dtype == dbias.dtype == dx.dtype
-    assert_within(
-        reference.per_channel(dx, channel_axis),
-        reference.per_channel(expected.dx, channel_axis),
-        allowed_dx[:, None],
-        "dx",
-    )
-    known = tolerances.MEAN[dx.dtype.type] * of_xhat * np.abs(expected.dbias)
-    assert_is_sum(dweight, dy_rows * xhat, "dweight", known)
-    assert_is_sum(dbias, dy_rows, "dbias")
+    assert_within(reference.per_channel(dx, channel_axis), *bounds[:2], "dx")
+    assert_within(dweight, *bounds[2:4], "dweight")
+    assert_within(dbias, *bounds[4:], "dbias")

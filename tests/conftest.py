@@ -1,11 +1,13 @@
 """Fixtures: every instruction set, several numbers of threads, both dtypes, every case."""
 
+import gc
 import zlib
 
 import numpy as np
 import pytest
 
 import bnext
+from bnext.bench.timing import FEWEST_TURNS
 
 from . import optional
 from .cases import CASES, EMPTY
@@ -41,6 +43,12 @@ def fixed_team():
     bnext._core.fix_team(before)
 
 
+def pytest_collection_finish():
+    """Tests that collect garbage do not look through all tests each time."""
+    gc.collect()
+    gc.freeze()
+
+
 # What cannot be run here is told in one line, and not test by test.
 
 
@@ -71,28 +79,61 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
 
 
+def generator_of(item):
+    return np.random.default_rng(zlib.crc32(item.nodeid.encode()))
+
+
 @pytest.fixture
 def rng(request):
     """Random numbers of the test's own, the same in every run."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    return generator_of(request.node)
 
 
-@pytest.fixture(params=AVAILABLE_ISAS)
+class Environments(list):
+    """What `pytest_pyfunc_call` runs the body of a test in, one after the other."""
+
+
+@pytest.fixture
 def isa(request):
-    """Each instruction set that this machine has, forced for the test."""
-    with bnext.use_isa(request.param):
-        yield request.param
+    """Each instruction set that this machine has, forced in turn; or one, as a parameter."""
+    return Environments([request.param] if hasattr(request, "param") else AVAILABLE_ISAS)
 
 
-@pytest.fixture(params=runtimes(), ids="{0[0]}-{0[1]}".format)
-def runtime(request):
-    """An instruction set and a number of threads, forced for the test."""
-    isa, threads = request.param
-    before = bnext.get_num_threads()
-    bnext.set_num_threads(threads)
-    with bnext.use_isa(isa):
-        yield request.param
-    bnext.set_num_threads(before)
+@pytest.fixture
+def runtime(restore_threads):
+    """An instruction set and a number of threads, forced in turn."""
+    return Environments(runtimes())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test with `isa` or `runtime` is one test: its body draws the same numbers in each."""
+    arguments = dict(pyfuncitem.funcargs)
+    name = next((name for name, v in arguments.items() if isinstance(v, Environments)), None)
+    if name is None:
+        return None
+    for environment in arguments[name]:
+        given = arguments | {name: environment}
+        if "rng" in given:
+            given["rng"] = generator_of(pyfuncitem)
+        isa = environment
+        if name == "runtime":
+            isa, threads = environment
+            bnext.set_num_threads(threads)
+        try:
+            with bnext.use_isa(isa):
+                pyfuncitem.obj(**{each: given[each] for each in pyfuncitem._fixtureinfo.argnames})
+        except BaseException:
+            pyfuncitem.add_report_section("call", name, f"{environment}")
+            raise
+    return True
+
+
+@pytest.fixture
+def short_turns(monkeypatch):
+    """For benchmarks whose form is looked at, and not what they find."""
+    monkeypatch.setattr("bnext.bench.timing.SHORTEST_TURN", 1e-5)
+    monkeypatch.setattr("bnext.bench.timing.MOST_TURNS", FEWEST_TURNS)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 from . import reference, tolerances
 from .compare import assert_within, largest, units
 from .optional import NotHere
+from .remembered import remembered
 
 LONG = np.longdouble
 
@@ -25,8 +26,9 @@ def per_channel(values, channel_axis):
     return rows.reshape(len(rows), -1)
 
 
-def assert_is_exact(results, x, dy, weight, bias, *, eps=1e-5, channel_axis=1):
-    """`results` = (y, dx, dweight) of float64 data, within the bounds for any mean.
+@remembered
+def exact(x, dy, weight, bias, eps, channel_axis):
+    """y, dx and dweight, and a bound of each, for any mean.
 
     Bounds are taken at the largest value that a channel can have: of y and dx at the largest among
     the result and its terms, of dweight at the sum of the magnitudes that it is the sum of.
@@ -48,13 +50,19 @@ def assert_is_exact(results, x, dy, weight, bias, *, eps=1e-5, channel_axis=1):
     of_dx = np.abs(slope * rstd)[:, 0] * largest(of_dx)
     scales = of_y, of_dx, np.abs(grads * xhat).sum(1)
     bounds = [tolerances.ANY_MEAN * units(scale.astype(np.float64), np.float64) for scale in scales]
-    for name, result, expected, allowed in zip(
-        ("y", "dx"), results, (y, dx), bounds, strict=False
+    return y, dx, (grads * xhat).sum(1), *bounds
+
+
+def assert_is_exact(results, x, dy, weight, bias, *, eps=1e-5, channel_axis=1):
+    """`results` = (y, dx, dweight) of float64 data are `exact`, within its bounds."""
+    expected = exact(x, dy, weight, bias, eps, channel_axis)
+    rows = [per_channel(each, channel_axis) for each in results[:2]]
+    rows.append(np.asarray(results[2], LONG))
+    for name, result, value, allowed in zip(
+        ("y", "dx", "dweight"), rows, expected[:3], expected[3:], strict=True
     ):  # in long double, the difference alone is rounded
-        difference = per_channel(result, channel_axis) - expected
-        assert_within(difference, np.zeros(expected.shape), allowed[:, None], name)
-    difference = np.asarray(results[2], LONG) - (grads * xhat).sum(1)
-    assert_within(difference, np.zeros(len(xhat)), bounds[2], "dweight")
+        allowed = allowed.reshape(-1, *[1] * (value.ndim - 1))
+        assert_within(result - value, np.zeros(value.shape), allowed, name)
 
 
 def drawn(case, rng, far):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .remembered import remembered
+
 
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of each channel."""
@@ -60,6 +62,7 @@ def column(values, channels, default):
     return np.asarray(values, np.float64)[:, None]
 
 
+@remembered
 def moments(x, channel_axis=1):
     """Count, mean and m2 of each channel; zeros for an empty batch."""
     rows = per_channel(x, channel_axis)
@@ -80,6 +83,7 @@ def rstd(var, eps):
         return np.where((var == 0) & (eps == 0), 0.0, 1.0 / np.sqrt(var + eps))
 
 
+@remembered
 def standardize(x, mean, var, *, eps=1e-5, channel_axis=1):
     """xhat, one row a channel."""
     rows = per_channel(x, channel_axis)
@@ -87,6 +91,7 @@ def standardize(x, mean, var, *, eps=1e-5, channel_axis=1):
         return (rows - column(mean, len(rows), 0.0)) * column(rstd(var, eps), len(rows), 1.0)
 
 
+@remembered
 def normalize(x, mean, var, weight=None, bias=None, *, eps=1e-5, channel_axis=1):
     """y from given statistics: inference."""
     xhat = standardize(x, mean, var, eps=eps, channel_axis=channel_axis)
@@ -100,6 +105,7 @@ def forward(x, weight=None, bias=None, *, eps=1e-5, channel_axis=1):
     return normalize(x, batch.mean, batch.var, weight, bias, eps=eps, channel_axis=channel_axis)
 
 
+@remembered
 def backward(dy, x, weight=None, *, eps=1e-5, channel_axis=1):
     """The gradients of `forward`."""
     batch = moments(x, channel_axis)
@@ -114,6 +120,7 @@ def backward(dy, x, weight=None, *, eps=1e-5, channel_axis=1):
     return Gradients(in_place_of(x, slope * centred, channel_axis), dweight, dbias)
 
 
+@remembered
 def backward_constant(dy, x, mean, var, weight=None, *, eps=1e-5, channel_axis=1):
     """The gradients of `normalize` with the statistics held constant: evaluation mode."""
     xhat = standardize(x, mean, var, eps=eps, channel_axis=channel_axis)

@@ -1,10 +1,13 @@
 """The 16-bit dtypes: their values, their units in the last place, and how far results are off."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
 from . import reference
 from .compare import largest
+from .remembered import remembered
 
 TYPES = [np.float16, ml_dtypes.bfloat16]
 
@@ -23,6 +26,7 @@ def finite_values(dtype):
     return values[(bits_of(values) & 0x7FFF) < bits_of(dtype(np.inf))]
 
 
+@functools.cache
 def magnitudes(dtype):
     """All finite values from 0 on, and what would follow if exponents went on; in float64."""
     values = finite_values(dtype)
@@ -39,6 +43,7 @@ def is_nan(array):
     return (bits_of(array) & 0x7FFF) > bits_of(array.dtype.type(np.inf))
 
 
+@remembered
 def nearest(values, dtype):
     """Each value rounded to the nearest one of `dtype`, of two the even one.
 
