@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks.barrier import __main__ as command
-from benchmarks.barrier import cases, jitter, model, prediction, results, skew
+from benchmarks.barrier import cases, jitter, model, plot, prediction, results, skew
 from benchmarks.barrier.model import Hop
 from benchmarks.barrier.report import fits, write_report
 from benchmarks.results import write
 
 from .optional import import_extra
+from .suite import no_picture
 
 # What synthetic results are made of.
 MPI = model.Engine(
@@ -289,8 +290,14 @@ def test_the_report_follows_from_the_file(rng, tmp_path, capsys):
     assert "not fitted" in report  # the rows of 16 processes on 8 processors
 
 
-def test_assumptions_can_be_changed_afterwards(rng, tmp_path, capsys):
+@pytest.fixture
+def pictureless(monkeypatch):
     import_extra("matplotlib")
+    monkeypatch.setattr(plot, "save", no_picture)
+
+
+@pytest.mark.usefixtures("pictureless")
+def test_assumptions_can_be_changed_afterwards(rng, tmp_path, capsys):
     path = tmp_path / "results.json"
     write(synthetic(rng), path)
     options = ["--latency-us", "7", "--ranks-per-node", "4", "--tflops", "75"]
@@ -302,9 +309,9 @@ def test_assumptions_can_be_changed_afterwards(rng, tmp_path, capsys):
     assert json.loads(path.read_text())["assumptions"]["latency_us"] == 7
 
 
+@pytest.mark.usefixtures("pictureless")
 @pytest.mark.parametrize("missing", ["jitter", "rows"])
 def test_a_report_of_a_part(rng, tmp_path, missing):
-    import_extra("matplotlib")
     document = synthetic(rng)
     document[missing] = []
     printed = write_report(document, tmp_path)

@@ -41,8 +41,8 @@ def case(request):
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    """--quick measures the tiny cases."""
+def tiny(monkeypatch, short_turns):
+    """--quick measures the tiny cases, for a short time."""
     monkeypatch.setattr(command, "QUICK_CASES", TINY)
 
 

@@ -26,6 +26,8 @@ from .optional import import_extra
 FULL = Path("/dev/full")
 BNEXT = [sys.executable, "-m", "bnext"]
 SHORT = ["--network", "dense", "--epochs", "1", "--batch-size", "256"]
+STATISTICS = ["statistics", "--network", "dense", "--epochs", "1", "--runs", "1"]
+STATISTICS += ["--batch-sizes", "128", "256", "512", "1024", "--decays", "0.9", "0.999"]
 TINY = command.QUICK_CASES[-1:]
 
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="about a device of Linux")
@@ -177,6 +179,7 @@ def test_statistics_shows_the_batch_sizes_that_it_came_to(stops_in_the_third_run
     assert not numbers.exists()
 
 
+@pytest.mark.usefixtures("short_turns")
 def test_bench_shows_what_it_has_measured(monkeypatch, capsys):
     real = command.measure
 
@@ -361,18 +364,20 @@ def lines_of(shown):
 
 
 @pytest.mark.usefixtures("extra")
-@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}], ids=str)
-def test_a_narrow_terminal_without_colours(environment):
-    words = ["statistics", "--network", "dense", "--epochs", "1", "--runs", "1", "--no-picture"]
-    words += ["--batch-sizes", "64", "128", "256", "512", "--decays", "0.9", "0.999"]
-    for command_words in ([*SHORT, "--no-picture"], words):
-        _, shown = in_terminal(command_words, stdout_too=True, **environment)
-        if environment:
-            assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown)
-        assert "\u2026" not in shown  # nothing was cut off
-        assert max(map(len, lines_of(shown))) <= 60
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [(STATISTICS, {"NO_COLOR": "1"}), (SHORT, {"TERM": "dumb"}), (STATISTICS, {})],
+    ids=["no colour", "dumb", "colours"],
+)
+def test_a_narrow_terminal_without_colours(words, environment):
+    _, shown = in_terminal([*words, "--no-picture"], stdout_too=True, **environment)
+    if environment:
+        assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown)
+    assert "\u2026" not in shown  # nothing was cut off
+    assert max(map(len, lines_of(shown))) <= 60
 
 
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables_of_bench_fit_a_narrow_terminal(rich, monkeypatch, capsys):
     if rich:

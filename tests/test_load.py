@@ -95,6 +95,7 @@ def test_a_neighbour_is_seen():
 # --- the benchmark --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short_turns")
 def test_a_busy_machine_is_told(monkeypatch, capsys):
     monkeypatch.setattr(command, "QUICK_CASES", command.QUICK_CASES[-1:])
     for taken, busy in ((1.9, True), (0.0, False)):

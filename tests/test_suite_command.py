@@ -12,7 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import cases, exactness, plots, results
 
 from .optional import import_extra, import_torch
-from .suite import TINY, require_onednn
+from .suite import TINY, no_picture, require_onednn
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_accuracy_of_everybody(monkeypatch):
 
 
 @pytest.fixture
-def tiny_suite(monkeypatch, tmp_path):
+def tiny_suite(monkeypatch, tmp_path, short_turns):
     """Groups of tiny cases, measured in this process, with parts in a temporary folder."""
     passes = (cases.Pass(("float32", "int32"), peers=("torch", "onednn", "numpy"), seconds=0.0),)
     call = replace(cases.GROUPS[-1].passes[0], seconds=0.0)
@@ -57,15 +57,11 @@ def tiny_suite(monkeypatch, tmp_path):
     return ran
 
 
-def no_picture(figure, path):
-    plots.pyplot().close(figure)
-
-
 def test_the_command_measures_merges_and_resumes(tiny_suite, tmp_path, capsys, monkeypatch):
     import_extra("matplotlib")
     out = tmp_path / "out"
     words = ["--out", str(out), "--threads", "1", "--dtypes", "float32"]
-    with monkeypatch.context() as patch:  # pictures take longer than all else: they are drawn once
+    with monkeypatch.context() as patch:  # pictures are drawn once
         patch.setattr(plots, "save", no_picture)
         assert command.main([*words, "--only", "growth|call"]) == 0
     assert command.main(words) == 0
