@@ -47,8 +47,8 @@ POOL = textwrap.dedent("""
 @pytest.mark.parametrize("kib", [64, 200, 1900])
 @pytest.mark.parametrize("limit", ["0", "16M", "4G"])
 def test_blocks_share_mappings(kib, limit):
-    """Every other one of 4000 results dies: memory comes back, and the mappings stay few."""
-    number = 4000 if kib < 1000 else 400
+    """Every other one of many results dies: memory comes back, and the mappings stay few."""
+    number = {64: 4000, 200: 1000, 1900: 400}[kib]
     program = POOL + textwrap.dedent(f"""
         result({kib} * KIB)
         before, memory = mappings(), resident()

@@ -105,7 +105,7 @@ BUSY = """
             neighbour.stdout.readline()
         before, begin = figures(), time.monotonic()
         end, sizes = begin + 300, set()
-        while (len(sizes) < 2 or time.monotonic() < begin + 3) and time.monotonic() < end:
+        while (len(sizes) < 2 or time.monotonic() < begin + 1) and time.monotonic() < end:
             bnext.batch_norm_forward(x, out=out)
             figures_now = figures()
             sizes.add(figures_now["now"])
