@@ -8,6 +8,7 @@ import pytest
 
 import bnext
 from bnext.bench.timing import FEWEST_TURNS
+from bnext.demo.options import EXTRA
 
 from . import optional
 from .cases import CASES, EMPTY
@@ -137,11 +138,27 @@ def short_turns(monkeypatch):
 
 
 @pytest.fixture
+def extra():
+    """For what needs the extra `demo`: it runs where that is installed."""
+    for module in EXTRA.values():
+        optional.import_extra(module)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    optional.import_extra("sklearn")
+    from bnext.demo.data import split_digits
+
+    return split_digits(seed=0)
+
+
+@pytest.fixture
 def restore_threads():
-    """For tests that set the number of threads themselves."""
+    """For tests that set the number of threads, or the schedule, themselves."""
     before = bnext.get_num_threads()
     yield
     bnext.set_num_threads(before)
+    bnext._core.force_schedule(None)
 
 
 @pytest.fixture(params=SCHEDULES)

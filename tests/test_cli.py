@@ -12,7 +12,6 @@ import bnext
 from bnext.__main__ import main
 from bnext.demo import options
 
-from .optional import import_extra
 from .subprocesses import output_of
 
 
@@ -22,13 +21,6 @@ def exit_status(*words):
         return main(words)
     except SystemExit as raised:
         return raised.code
-
-
-@pytest.fixture
-def extra():
-    """What needs the extra runs where it is installed."""
-    for module in options.EXTRA.values():
-        import_extra(module)
 
 
 def test_runs_as_a_module():

@@ -33,13 +33,6 @@ TINY = command.QUICK_CASES[-1:]
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="about a device of Linux")
 
 
-@pytest.fixture
-def extra():
-    """Skip where the extra is not installed."""
-    for module in options.EXTRA.values():
-        import_extra(module)
-
-
 def no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -141,14 +141,6 @@ def test_batches_are_of_one_size_and_visit_an_example_once_an_epoch():
     np.testing.assert_array_equal(drawn, list(training.batches(case, few)))
 
 
-@pytest.fixture(scope="module")
-def digits():
-    import_extra("sklearn")
-    from bnext.demo.data import split_digits
-
-    return split_digits(seed=0)
-
-
 def train(digits, *, kind="dense", rate=0.1, normalized=True, epochs=1, batch_size=128):
     case = training.Case(kind, batch_size, rate, epochs, seed=0, normalized=normalized)
     network = networks.build(kind, normalized=normalized, seed=0)

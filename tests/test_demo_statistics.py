@@ -36,23 +36,6 @@ ESTIMATORS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def digits():
-    import_extra("sklearn")
-    from bnext.demo.data import split_digits
-
-    return split_digits(seed=0)
-
-
-@pytest.fixture
-def extra():
-    """What needs the extra runs where it is installed."""
-    from bnext.demo.options import EXTRA
-
-    for module in EXTRA.values():
-        import_extra(module)
-
-
 def layers_of(network):
     return [layer.bn for layer in network.normalizations()]
 

@@ -32,16 +32,13 @@ def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype):
     arguments = inputs(rng, case, dtype)
     bnext.set_num_threads(1)
     expected = everything(*arguments, channel_axis=case.channel_axis)
-    try:
-        for i, schedule in enumerate((None, *SCHEDULES)):
-            bnext._core.force_schedule(schedule)
-            # Half of the numbers with each forced schedule, all of them with some.
-            for threads in THREADS[i % 2 :: 2] if schedule and SOAK == 1 else THREADS:
-                bnext.set_num_threads(threads)
-                actual = everything(*arguments, channel_axis=case.channel_axis)
-                assert_all_same_bits(actual, expected, f"{schedule}, {threads} threads")
-    finally:
-        bnext._core.force_schedule(None)
+    for i, schedule in enumerate((*SCHEDULES, None)):
+        bnext._core.force_schedule(schedule)
+        # Half of the numbers with each forced schedule, all of them with some.
+        for threads in THREADS[i % 2 :: 2] if schedule and SOAK == 1 else THREADS:
+            bnext.set_num_threads(threads)
+            actual = everything(*arguments, channel_axis=case.channel_axis)
+            assert_all_same_bits(actual, expected, f"{schedule}, {threads} threads")
 
 
 @pytest.mark.skipif(len(FUSED) < 2, reason="needs two instruction sets with fused multiply-add")

@@ -75,15 +75,12 @@ def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype, 
     inputs = drawn(rng, case, dtype, name, residual)
     bnext.set_num_threads(1)
     expected = everything(inputs)
-    try:
-        for i, schedule in enumerate((None, *SCHEDULES)):
-            _core.force_schedule(schedule)
-            for threads in THREADS[i % 2 :: 2] if schedule else (3,):
-                bnext.set_num_threads(threads)
-                where = f"{schedule}, {threads} threads"
-                assert_all_same_bits(everything(inputs), expected, where)
-    finally:
-        _core.force_schedule(None)
+    for i, schedule in enumerate((*SCHEDULES, None)):
+        _core.force_schedule(schedule)
+        for threads in THREADS[i % 2 :: 2] if schedule else (3,):
+            bnext.set_num_threads(threads)
+            where = f"{schedule}, {threads} threads"
+            assert_all_same_bits(everything(inputs), expected, where)
 
 
 @pytest.mark.usefixtures("runtime")

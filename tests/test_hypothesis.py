@@ -81,15 +81,10 @@ def test_forward_and_backward(case, environment, dtype, affine, seed, data):
     isa, threads, schedule = environment
     bnext.set_num_threads(threads)
     bnext._core.force_schedule(schedule)
-    try:
-        with bnext.use_isa(isa):
-            y, saved = bnext.batch_norm_forward(
-                x, weight, bias, channel_axis=axis, out=blocks[0][1]
-            )
-            gradients = bnext.batch_norm_backward(dy, x, saved, weight, out=blocks[1][1])
-            fresh, _ = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis)
-    finally:
-        bnext._core.force_schedule(None)
+    with bnext.use_isa(isa):
+        y, saved = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, out=blocks[0][1])
+        gradients = bnext.batch_norm_backward(dy, x, saved, weight, out=blocks[1][1])
+        fresh, _ = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis)
 
     assert_are_moments(saved, x, channel_axis=axis)
     assert_is_forward(y, x, weight, bias, channel_axis=axis)

@@ -186,16 +186,13 @@ def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype, 
     inputs = drawn(rng, case, dtype, name, False)
     bnext.set_num_threads(1)
     expected = both_in_place(inputs)
-    try:
-        for k, schedule in enumerate((None, *SCHEDULES)):
-            _core.force_schedule(schedule)
-            for threads in THREADS[k % 2 :: 2]:
-                bnext.set_num_threads(threads)
-                for actual, other in zip(both_in_place(inputs), expected, strict=True):
-                    if isinstance(actual, np.ndarray) and actual.shape:
-                        assert_same_bits(actual, other)
-    finally:
-        _core.force_schedule(None)
+    for k, schedule in enumerate((None, *SCHEDULES)):
+        _core.force_schedule(schedule)
+        for threads in THREADS[k % 2 :: 2]:
+            bnext.set_num_threads(threads)
+            for actual, other in zip(both_in_place(inputs), expected, strict=True):
+                if isinstance(actual, np.ndarray) and actual.shape:
+                    assert_same_bits(actual, other)
 
 
 @NAMES
@@ -227,12 +224,9 @@ def test_random_calls(case, environment, dtype, name, over_dy, seed):
     isa, threads, schedule = environment
     bnext.set_num_threads(threads)
     _core.force_schedule(schedule)
-    try:
-        with bnext.use_isa(isa):
-            results = both_in_place(inputs, over_dy)
-            assert_same_bits(results.y, both_passes(inputs).y, "y")
-    finally:
-        _core.force_schedule(None)
+    with bnext.use_isa(isa):
+        results = both_in_place(inputs, over_dy)
+        assert_same_bits(results.y, both_passes(inputs).y, "y")
     FromOutput(inputs, results.y, results.saved).assert_are_gradients(results)
 
 

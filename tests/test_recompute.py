@@ -99,15 +99,12 @@ def test_by_other_threads_and_schedules_than_the_forward_call(rng, case, name, d
     inputs = drawn(rng, case, dtype, name, True)
     bnext.set_num_threads(1)
     y, saved = forward(inputs)
-    try:
-        for schedule in SCHEDULES:
-            _core.force_schedule(schedule)
-            for threads in THREADS:
-                bnext.set_num_threads(threads)
-                again = bnext.recompute(inputs.x, saved, residual=inputs.residual)
-                assert_same_bits(again, y, f"{schedule}, {threads} threads")
-    finally:
-        _core.force_schedule(None)
+    for schedule in SCHEDULES:
+        _core.force_schedule(schedule)
+        for threads in THREADS:
+            bnext.set_num_threads(threads)
+            again = bnext.recompute(inputs.x, saved, residual=inputs.residual)
+            assert_same_bits(again, y, f"{schedule}, {threads} threads")
 
 
 def test_by_another_instruction_set_than_the_forward_call(rng):
@@ -135,14 +132,11 @@ def test_of_random_calls(case, environment, dtype, name, residual, seed):
     inputs = drawn(np.random.default_rng(seed), case, dtype, name, residual)
     isa, threads, schedule = environment
     _core.force_schedule(schedule)
-    try:
-        with bnext.use_isa(isa):
-            y, saved = forward(inputs)
-            bnext.set_num_threads(threads)
-            spoilt(inputs)
-            assert_same_bits(bnext.recompute(inputs.x, saved, residual=inputs.residual), y)
-    finally:
-        _core.force_schedule(None)
+    with bnext.use_isa(isa):
+        y, saved = forward(inputs)
+        bnext.set_num_threads(threads)
+        spoilt(inputs)
+        assert_same_bits(bnext.recompute(inputs.x, saved, residual=inputs.residual), y)
 
 
 @pytest.mark.parametrize("of_x", MEMORIES)
