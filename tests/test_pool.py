@@ -37,8 +37,14 @@ def result(x):
     return bnext.batch_norm_forward(x)[0]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """What is there before, pytest's own reports above all, is not looked through in each test."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def _empty():
+def _empty(_frozen):
     gc.collect()
     bnext.empty_cache()
 

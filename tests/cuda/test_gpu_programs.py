@@ -190,7 +190,7 @@ def test_a_stage_has_a_limit_and_its_command_can_still_speak(tmp_path, python):
         trap '' INT
         stage good 9 echo all is well
         stage bad 9 sh -c 'echo a reason; exit 3'
-        stage slow 3 python3 -c "{sleeper}"
+        stage slow 5 python3 -c "{sleeper}"
         total=0
         stage late 9 echo never
         printf '%s\\n' "${{summary[@]}}"
@@ -200,7 +200,7 @@ def test_a_stage_has_a_limit_and_its_command_can_still_speak(tmp_path, python):
     assert result.returncode == 1, result.stderr
     verdicts = [" ".join(line.split()[3:]) for line in result.stdout.splitlines()[-4:]]
     assert verdicts == [
-        "passed", "FAILED with status 3", "stopped after 3 s", "not run: no time was left"
+        "passed", "FAILED with status 3", "stopped after 5 s", "not run: no time was left"
     ]  # fmt: skip
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "all is well" in log
