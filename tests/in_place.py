@@ -31,14 +31,9 @@ class InPlace(NamedTuple):
     dbias: Any
 
 
-def laid_out_like(case, values):
-    return case.memory.place(values)
-
-
 def both_in_place(inputs, over_dy=True, **options):
     """Results of a forward call over x and a backward call over dy."""
-    case = inputs.case
-    x, dy = laid_out_like(case, inputs.x), laid_out_like(case, inputs.dy)
+    x, dy = map(inputs.case.memory.place, (inputs.x, inputs.dy))
     y, saved = bnext.batch_norm_forward(
         x, inputs.weight, inputs.bias, out=x, **inputs.options, **options
     )
