@@ -19,7 +19,7 @@
 //          channel (interleaved, and small planes); tiles in turn.
 // Error:   float32: m2 within 4096 * 2^-53 = 5e-13 relative at worst; float64: a few 2^-53; both
 //          whatever mean/std is. 16-bit data in float32 within a group, in double from there on:
-//          the mean within 2^-24 standard deviations, m2 within 2^-18 relative, where |x - mean|
+//          the mean within 2^-22 standard deviations, m2 within 2^-18 relative, where |x - mean|
 //          lies between 1e-18 and 1e18; beyond, bfloat16 channels are done again (cpu/range.hpp).
 
 template <class T>
