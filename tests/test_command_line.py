@@ -204,7 +204,10 @@ def test_a_real_interrupt():
         assert process.stdout.readline().startswith("Training on")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
-    assert (process.returncode, errors) == (130, "python -m bnext statistics: interrupted\n")
+    assert errors == "python -m bnext statistics: interrupted\n"
+    # CPython ends itself by the signal if it came while a string was executed, as modules do that make
+    # classes; shells say 130 of both.
+    assert process.returncode in (130, -signal.SIGINT)
 
 
 # --- files ----------------------------------------------------------------------------------------
