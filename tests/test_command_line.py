@@ -205,8 +205,8 @@ def test_a_real_interrupt():
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert errors == "python -m bnext statistics: interrupted\n"
-    # CPython ends itself by the signal if it came while a string was executed, as modules do that make
-    # classes; shells say 130 of both.
+    # CPython ends itself by the signal if it came while a string was executed, as modules do that
+    # make classes; shells say 130 of both.
     assert process.returncode in (130, -signal.SIGINT)
 
 
