@@ -3,6 +3,7 @@
 Names of tests say "tensor" for PyTorch's arrays, since `-k torch` selects what runs without a GPU.
 """
 
+import contextlib
 import ctypes
 import importlib
 
@@ -126,12 +127,20 @@ def kernels():
 PATHS = ("block", "cluster", "cooperative", "chunked", "two_kernels")
 
 
+def results_or_refusal(path, call):
+    """What `call` returns with that path forced (None: the plan's), and None; or why it cannot."""
+    try:
+        with contextlib.nullcontext() if path is None else bnext.cuda._forced_path(path):
+            return call(), None
+    except ValueError as error:
+        if not str(error).startswith("path:"):
+            raise
+        return None, str(error)
+
+
 def forced(path, call):
     """What `call` returns with that path forced, or a skipped test if this GPU cannot do it."""
-    with bnext.cuda._forced_path(path):
-        try:
-            return call()
-        except ValueError as error:
-            if not str(error).startswith("path:"):
-                raise
-            pytest.skip(str(error))
+    results, refusal = results_or_refusal(path, call)
+    if refusal is not None:
+        pytest.skip(refusal)
+    return results
