@@ -41,3 +41,12 @@ and build again")
   endif()
   set(${result} "${remedy}" PARENT_SCOPE)
 endfunction()
+
+# Why a part is not built: an error where its option asks for it, one line where that is AUTO.
+function(bnext_without option what reason remedy)
+  if(${option} STREQUAL "AUTO")
+    message(STATUS "bnext: no ${what}, since ${reason}${remedy}")
+  else()
+    message(FATAL_ERROR "bnext: ${option}=${${option}}, but ${reason}")
+  endif()
+endfunction()

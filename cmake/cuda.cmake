@@ -14,13 +14,8 @@ set(bnext_ask_for_cuda "to build them for all GPUs: pip install -C cmake.define.
                        "or cmake -DBNEXT_CUDA=ON")
 list(JOIN bnext_ask_for_cuda "" bnext_ask_for_cuda)
 
-# Why there will be no CUDA kernels: an error where they were asked for, one line where not.
 macro(bnext_without_cuda reason)
-  if(BNEXT_CUDA STREQUAL "AUTO")
-    message(STATUS "bnext: no CUDA kernels, since ${reason}; ${bnext_ask_for_cuda}")
-  else()
-    message(FATAL_ERROR "bnext: BNEXT_CUDA=${BNEXT_CUDA}, but ${reason}")
-  endif()
+  bnext_without(BNEXT_CUDA "CUDA kernels" "${reason}" "; ${bnext_ask_for_cuda}")
   return()
 endmacro()
 

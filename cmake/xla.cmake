@@ -6,11 +6,7 @@
 # mode ignores.
 
 macro(bnext_without_foreign_functions reason)
-  if(BNEXT_XLA STREQUAL "AUTO")
-    message(STATUS "bnext: no foreign functions for JAX, since ${reason}")
-  else()
-    message(FATAL_ERROR "bnext: BNEXT_XLA=${BNEXT_XLA}, but ${reason}")
-  endif()
+  bnext_without(BNEXT_XLA "foreign functions for JAX" "${reason}" "")
   return()
 endmacro()
 

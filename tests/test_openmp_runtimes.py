@@ -69,7 +69,7 @@ def test_a_library_without_a_runtime_is_none():
 
 @pytest.mark.parametrize("first", ["bnext", "torch"])
 def test_one_runtime_with_torch(first):
-    """Whoever is imported first: what sets the threads of one sets those of the other."""
+    """In either order of imports, what sets the threads of one sets the other's."""
     import_torch()
     program = f"""
         import {first}

@@ -2,6 +2,7 @@
 // are values, with the errors of every other call.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -30,14 +31,20 @@ py::object foreign_targets() {
 #endif
 }
 
+// Which call the arrays are for; "shard" is the first phase, of a part of a batch.
+Function function_of(const std::string& name) {
+    if (name == "forward") return Function::forward;
+    if (name == "shard") return Function::collect_stats;
+    if (name == "normalize") return Function::normalize;
+    value_error("function: expected forward, shard or normalize, got ", name);
+}
+
 // Name, shape and dtype.
 using Described = std::tuple<std::string, std::vector<Index>, std::string>;
 
 void check_described(const std::string& function, const std::vector<Described>& arrays,
                      Index channel_axis, double eps) {
-    Call call(function == "normalize" ? Function::normalize
-              : function == "shard"   ? Function::collect_stats
-                                      : Function::forward);
+    Call call(function_of(function));
     Extents extents;
     for (const auto& [name, shape, dtype] : arrays) {
         BNEXT_CHECK(shape.size() <= kMaxAxes, name, ": expected at most ", kMaxAxes,
@@ -55,8 +62,9 @@ void check_described(const std::string& function, const std::vector<Described>& 
         array.writeable = false;
         array.object = &dtype;
         array.text = [](const void* text) { return *static_cast<const std::string*>(text); };
-        array.steps = extents.take(shape.size());
-        std::fill_n(const_cast<Index*>(array.steps), shape.size(), Index{0});
+        Index* const steps = extents.take(shape.size());
+        std::fill_n(steps, shape.size(), Index{0});
+        array.steps = steps;
         complete(array, extents);
     }
     call.channel_axis = channel_axis;

@@ -4,15 +4,12 @@
 //
 // They are made channel by channel, at the end of these channels' room (made_at), and `complete`
 // spreads them. Those of all channels go on behind the last one as they began, for kWrap values:
-// for kernels that write the line which one row of channels ends in and the next begins in.
-//
-// Rows begin where a line of the cache does: vectors that reach into two lines are read at half the
-// speed, and whether they do must not depend on where a process happens to have its memory.
+// for kernels that write the line which one row of channels ends in and the next begins in. Rows
+// begin where a line of the cache does, for the reason that pool_array.hpp gives.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <cstdint>
 #include <type_traits>
 
 #include "core/dtype.hpp"
@@ -21,8 +18,7 @@
 
 namespace bnext::cpu {
 
-constexpr Index kWrap = 64;        // a line of the smallest elements, and two packs
-constexpr std::size_t kLine = 64;  // bytes
+constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
 
 template <class C, std::size_t Rows, Index Capacity>
 class CoefficientRows {
@@ -35,15 +31,11 @@ public:
         : columns_(columns),
           stride_((static_cast<std::size_t>(columns + (kAll ? kWrap : 0)) + kLineful - 1) /
                   kLineful * kLineful) {
-        if constexpr (kAll) {
-            values_ = PoolArray<C>(Rows * stride_ + kLineful);
-            const auto address = reinterpret_cast<std::uintptr_t>(values_.data());
-            first_ = (kLine - address % kLine) % kLine / sizeof(C);
-        }
+        if constexpr (kAll) values_ = PoolArray<C>(Rows * stride_);
     }
-    C* row(std::size_t r, Index offset) { return values_.data() + first_ + r * stride_ + offset; }
+    C* row(std::size_t r, Index offset) { return values_.data() + r * stride_ + offset; }
     [[nodiscard]] const C* row(std::size_t r, Index offset) const {
-        return values_.data() + first_ + r * stride_ + offset;
+        return values_.data() + r * stride_ + offset;
     }
     void complete(Index offset, Index channels, Index columns) {
         const Index repeated = kAll ? std::min(offset + channels * columns, kWrap) : 0;
@@ -72,7 +64,6 @@ private:
 
     Index columns_;
     std::size_t stride_;
-    std::size_t first_ = 0;  // on the heap, up to where a line begins
     Values values_;
 };
 

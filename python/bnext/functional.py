@@ -120,7 +120,7 @@ def batch_norm_forward(
     saved : Saved, DeviceSaved, or bnext.sync.SyncSaved with a group
         The statistics, for `batch_norm_backward`: NumPy arrays, or if `x` is on a GPU, arrays
         there. On the CPU also copies of `weight` and `bias`; with a residual after "relu", "relu6"
-        and "leaky_relu" a flag for every value, a byte.
+        and "leaky_relu" a flag for every value, a bit.
 
     Raises
     ------

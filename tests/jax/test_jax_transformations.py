@@ -180,7 +180,7 @@ def test_jax_donated_buffers(inputs):
 
 
 def test_jax_many_calls_in_flight(inputs):
-    """Calls are asynchronous; their results are those of calls one by one."""
+    """Calls are asynchronous; they give what calls one by one give."""
     step = jax.jit(bnext.jax.batch_norm)
     batches = [inputs.x + np.float32(k) for k in range(50)]
     results = [step(x, *inputs.affine)[0] for x in batches]

@@ -112,7 +112,7 @@ def test_torch_keep_memory_where_there_is_nothing_to_do(library, monkeypatch):
     assert reason() == "mallopt refused the settings"
     library.calls.clear()
     monkeypatch.setattr(memory, "_file_of", lambda function: "/usr/lib/libjemalloc.so.2")
-    assert reason() == "malloc is that of /usr/lib/libjemalloc.so.2, not glibc's"
+    assert reason() == "malloc is /usr/lib/libjemalloc.so.2's, not glibc's"
     library.missing = ("gnu_get_libc_version",)
     assert reason() == "the C library is not glibc"
     monkeypatch.setattr(sys, "platform", "darwin")

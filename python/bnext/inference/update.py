@@ -112,17 +112,10 @@ def update_statistics(
     for place, layer in enumerate(targets):
         check_tracked(layer, f"layers[{place}]")
         layer.running.check_movable(f"layers[{place}].")
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    check_method(method)
     if not callable(network):
         raise TypeError(f"network: expected a callable, got {type(network).__name__}")
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}")
-    if method == "exact" and isinstance(batches, Iterator):
-        raise ValueError(
-            "batches: expected an iterable that can be gone through several times, got an "
-            f"iterator ({type(batches).__name__}), which ends after one pass"
-        )
+    check_batches(batches, method)
     if keep is not None:
         try:
             keep = count_of(keep, "keep")
@@ -148,3 +141,20 @@ def update_statistics(
             writes.add(f"layers[{place}].{name}", getattr(layer, name), value, layer.dtype)
     writes.commit()
     return update
+
+
+def check_method(method: str) -> None:
+    """Raise a ValueError for what is none of the methods."""
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+
+
+def check_batches(batches: Any, method: str, name: str = "batches") -> None:
+    """Raise an error for what cannot be gone through as often as the method does."""
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"{name}: expected an iterable, got {type(batches).__name__}")
+    if method == "exact" and isinstance(batches, Iterator):
+        raise ValueError(
+            f"{name}: expected an iterable that can be gone through several times, got an "
+            f"iterator ({type(batches).__name__}), which ends after one pass"
+        )

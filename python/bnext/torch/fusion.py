@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.modules import module as module_module
 
+from bnext.torch.disguises import Disguise, disguised, reduced
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
@@ -263,22 +263,15 @@ def _function_of(graph: fx.Graph) -> Callable[..., Any]:
 # --- classes --------------------------------------------------------------------------------------
 
 
-class _FusedForward:
+class _FusedForward(Disguise):
     """The forward of a module in which layers do what follows them."""
 
     _fuses: type
 
-    def __init_subclass__(cls, **named: Any) -> None:
-        pass  # of no concern to the user's class, a registry say
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled as the class that can be found by its name, and made again."""
-        reduced = super().__reduce_ex__(protocol)
-        if isinstance(reduced, str):
-            return reduced
-        function, arguments, *rest = reduced
-        plain = tuple(self._fuses if each is type(self) else each for each in arguments)
-        return _remade, (function, plain, self._fuses), *rest
+        how = super().__reduce_ex__(protocol)
+        return reduced(how, type(self), self._fuses, _remade, self._fuses)
 
     def __prepare_scriptable__(self) -> Any:
         """Give TorchScript, which reads the code of forward, the module of its own class."""
@@ -312,11 +305,7 @@ _MADE: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
 def _class_for(kind: Any) -> type:
     made = _MADE.get(kind)
     if made is None:
-        body = {name: getattr(kind, name) for name in ("__doc__", "__module__", "__qualname__")}
-        body |= {"_fuses": kind, "forward": _forward_of(kind)}
-        made = types.new_class(
-            kind.__name__, (_FusedForward, kind), {}, lambda new: new.update(body)
-        )
+        made = disguised(kind, _FusedForward, _forward_of(kind), _fuses=kind)
         made = _MADE.setdefault(kind, made)
     return made
 

@@ -115,7 +115,7 @@ def _reason() -> str | None:
         return "the C library is not glibc"
     provider = _file_of(libc.malloc)
     if provider is not None and not _is_glibc(provider):
-        return f"malloc is that of {provider}, not glibc's"
+        return f"malloc is {provider}'s, not glibc's"
     return None
 
 

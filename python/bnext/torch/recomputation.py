@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from bnext import spine
 from bnext.torch.context import is_compiling
+from bnext.torch.disguises import Disguise, disguised, reduced
 
 __all__ = ["Kept", "Recomputed", "is_recomputing", "note", "recomputing", "set_recomputing"]
 
@@ -218,22 +218,14 @@ class recomputing:  # noqa: N801
 # --- models ---------------------------------------------------------------------------------------
 
 
-class _RecomputingForward:
+class _RecomputingForward(Disguise):
     """The forward of a model in which outputs of layers are not kept."""
 
     _recomputes: type
 
-    def __init_subclass__(cls, **named: Any) -> None:
-        pass  # of no concern to the user's class, a registry say
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled as the class that can be found by its name, and made again."""
-        reduced = super().__reduce_ex__(protocol)
-        if isinstance(reduced, str):
-            return reduced
-        function, arguments, *rest = reduced
-        plain = tuple(self._recomputes if each is type(self) else each for each in arguments)
-        return _remade, (function, plain), *rest
+        return reduced(super().__reduce_ex__(protocol), type(self), self._recomputes, _remade)
 
 
 def _remade(function: Any, arguments: tuple[Any, ...]) -> Any:
@@ -271,11 +263,6 @@ def set_recomputing(model: Any, on: bool) -> None:
         return
     made = _MADE.get(kind)
     if made is None:
-        names = ("__doc__", "__module__", "__qualname__")
-        body = {name: getattr(kind, name) for name in names}
-        body |= {"_recomputes": kind, "forward": _forward_of(kind)}
-        made = types.new_class(
-            kind.__name__, (_RecomputingForward, kind), {}, lambda new: new.update(body)
-        )
+        made = disguised(kind, _RecomputingForward, _forward_of(kind), _recomputes=kind)
         made = _MADE.setdefault(kind, made)
     model.__class__ = made

@@ -1,6 +1,6 @@
 """Running statistics of a model made anew from a loader, as inference is to use them.
 
-The definitions are those of `bnext.update_statistics`. A pass runs the model without gradients, in
+`bnext.update_statistics` has the definitions. A pass runs the model without gradients, in
 evaluation mode but for layers that normalize by the batch. Hooks take the moments of what layers
 are given, before these are called.
 """
@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnext._moments import Moments
 from bnext.inference.progress import Watch, watching
-from bnext.inference.update import METHODS, Update
+from bnext.inference.update import Update, check_batches, check_method
 from bnext.single_pass import moments as moments_of
 from bnext.torch.batches import caller, device_of
 from bnext.torch.kernels import DATA
@@ -51,7 +51,7 @@ def update_statistics(
         data, in any order. A batch is what the model is called with: a tensor or another object; a
         dict of named arguments; a tuple or list, of which the model gets as many elements as its
         ``forward`` has arguments without a default, and at least one. Labels are thus left out;
-        so are those of a dict for which ``forward`` has no argument.
+        so are elements of a dict for which ``forward`` has no argument.
     method : {"exact", "pooled", "average"}
         As in `bnext.update_statistics`. ``"exact"``, the definition, takes a pass for each layer,
         which ends at that layer, and holds one batch at a time; the others take one pass.
@@ -88,15 +88,8 @@ def update_statistics(
     """
     check_module(model)
     targets = _targets(model, layers)
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"loader: expected an iterable, got {type(loader).__name__}")
-    if method == "exact" and isinstance(loader, Iterator):
-        raise ValueError(
-            "loader: expected an iterable that can be gone through several times, got an "
-            f"iterator ({type(loader).__name__}), which ends after one pass"
-        )
+    check_method(method)
+    check_batches(loader, method, "loader")
     run = caller(model, call, device_of(model, device))
     with _as_it_was(model, targets), torch.no_grad(), _eagerly(), watching(progress) as watch:
         model.eval()
