@@ -37,7 +37,7 @@ public:
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
     const void* address = nullptr;  // of x; null in another process
-    bool has_parameters = false;  // whether weight() and bias() are the forward call's
+    bool has_parameters = false;    // whether weight() and bias() are the forward call's
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all

@@ -36,9 +36,7 @@ public:
 private:
     struct Release {
         bool pooled = false;
-        void operator()(T* data) const {
-            pooled ? pool_release(data) : small_release(data);
-        }
+        void operator()(T* data) const { pooled ? pool_release(data) : small_release(data); }
     };
     using Memory = std::unique_ptr<T, Release>;
 
