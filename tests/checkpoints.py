@@ -13,7 +13,7 @@ CHANNELS = 5
 
 
 def import_reader(name, package=None):
-    """A library that writes or reads files; BNEXT_REQUIRE_LIBRARIES=1 makes its absence an error."""
+    """A library of files, or a test that is not run; see `require_modules`."""
     try:
         return import_extra(name)
     except NotHere as missing:

@@ -2,8 +2,8 @@
 
 1. Bessel's correction of the initial 1.  2. tf-keras on images.  3. ONNX exported from PyTorch.
 4. MindSpore under Keras' names.  5. Impossible variances.  6. Arrays with axes of size 1.
-7. ONNX' older names.  8. Conventions that were missing.  9. Names with a prefix.  10. What README says
-of them.  11. What README says of PyTorch at a large mean.
+7. ONNX' older names.  8. Conventions that were missing.  9. Names with a prefix.
+10. What README says of them.  11. What README says of PyTorch at a large mean.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Wrong input of conversions, as users pass it: the error names the argument and what is expected."""
+"""Wrong input of conversions, as users pass it: errors name the argument and what is expected."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_from_convention(convention, values, options, text):
     [
         ("keras", bnext.BatchNorm1d(3), {}, "convention: expected one of .*, got BatchNorm1d"),
         (None, "keras", {}, "bn: expected a layer or a state dict, got NoneType"),
-        (K, "pytorch", {}, r"bn: in a state dict of PyTorch's kind \(others are from_convention's\)"),
+        (K, "pytorch", {}, r"bn: in a state dict of PyTorch's kind \(others are from_conv.*weight"),
         (P, "keras", {"prefix": 3}, "prefix: expected a str, got int"),
         (P, "objax", {"ndim": "4"}, "ndim: expected an integer >= 2, got '4'"),
         (P, "objax", {"ndim": 1}, "ndim: expected an integer >= 2, got 1"),

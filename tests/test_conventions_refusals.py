@@ -18,7 +18,6 @@ from .checkpoints import KERAS, PYTORCH, trained, values
 from .compare import assert_same_bits
 from .optional import NotHere, import_torch
 
-
 # --- other facts of single libraries --------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Files that pinned releases wrote after 300 batches, and what those releases inferred from them.
 
-`python -m benchmarks.conventions.written` makes the folder. MXNet's, Paddle's and others' files are so
-read where the libraries are not installed.
+`python -m benchmarks.conventions.written` makes the folder. So MXNet's, Paddle's and others' files
+are read where the libraries are not installed.
 """
 
 import pathlib

@@ -58,7 +58,15 @@ def main(arguments=None):
         folder = options.environments or Path(temporary)
         found = list(recorded(options, folder, kept, batches))
         rows, versions, failed = compared(found, Batches(batches))
-    parts = [report.introduction(commit()), report.table(rows), "", report.far(rows), "", report.formats(rows), ""]
+    parts = [
+        report.introduction(commit()),
+        report.table(rows),
+        "",
+        report.far(rows),
+        "",
+        report.formats(rows),
+        "",
+    ]
     if failed:
         parts += ["Not compared:", *(f"{name}: {reason}" for name, reason in failed.items()), ""]
     parts += ["Versions:", report.versions(versions)]

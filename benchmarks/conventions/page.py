@@ -1,6 +1,6 @@
 """docs/conventions.md: the records of the conventions, and the last output of the comparison.
 
-    python -m benchmarks.conventions.page > docs/conventions.md
+python -m benchmarks.conventions.page > docs/conventions.md
 """
 
 from __future__ import annotations
@@ -102,19 +102,20 @@ def _files(lines: list[Line]) -> str:
 HEAD = """
 ## Measured
 
-`python -m benchmarks.conventions` trains layers of these releases on 1, 5 and 300 batches of 4, 32 and
-unequal numbers of rows, and compares what they store ({date}, `{place}`).
+`python -m benchmarks.conventions` trains layers of these releases on 1, 5 and 300 batches of 4, 32
+and unequal numbers of rows, and compares what they store ({date} UTC, `{place}`).
 
-- Conversions, both ways and trained on, are within 10^-6 of what a library stores, except where its own float32
-  rounding is beyond that: there what it stores is as far from its own rule in float64, written out in
-  NumPy, and farther than bnext's float32 layer. A difference that this rounding does not explain
-  fails the comparison.
+- Conversions, both ways and trained on, are within 10^-6 of what a library stores, except where its
+  own float32 rounding is beyond that: what it stores is there as far from its own rule in float64,
+  written out in NumPy, and farther than bnext's float32 layer is. A difference that this rounding
+  does not explain fails the comparison.
 - In float64, conversions differ from each library's rule by less than 10^-12.
 - Round trips give the bits that the library stored.
 
-The rounding of the library and of bnext's float32 layer are from that rule; all errors are relative,
-the largest over channels, arrays, sizes and steps. Inference is in units in the last place of the terms
-that y is a sum of. A file was written by the library, and `load_statistics` gave the same layer.
+The rounding of the library and of bnext's float32 layer are from that rule. All errors are
+relative, the largest over channels, arrays, sizes and steps. Inference is in units in the last
+place of the terms that y is a sum of. A file was written by the library, and `load_statistics` made
+the same layer of it.
 
 """
 

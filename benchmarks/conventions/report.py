@@ -104,16 +104,15 @@ def far(rows: Sequence[Row]) -> str:
     distant = [found for row in rows for found in row.found if found.is_far()]
     count = sum(map(_is_far, rows))
     text = (
-        f"Conversions are within {CONVERTED:g} of what the library stored in {len(rows) - count} of "
-        f"{len(rows)} rows of training."
+        f"Conversions are within {CONVERTED:g} of what the library stored in "
+        f"{len(rows) - count} of {len(rows)} rows of training."
     )
     if distant and all(found.single is None or found.single < found.own for found in distant):
         text += (
             f"\nIn the other {count} they are not, since what the library stored is itself that far "
-            "from its own"
-            "\nrule in float64, by its rounding: farther than bnext's float32 layer, for every size "
-            "and number of"
-            "\nsteps. A difference that this rounding does not explain is WRONG."
+            "from\nits own rule in float64, by its rounding: farther than bnext's float32 layer, "
+            "for every\nsize and number of steps. A difference that this rounding does not explain "
+            "is WRONG."
         )
     return text
 

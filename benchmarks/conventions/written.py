@@ -2,8 +2,8 @@
 
     python -m benchmarks.conventions.written KEPT
 
-KEPT is the folder of arrays that ``python -m benchmarks.conventions --keep KEPT`` has left. Each file is
-of the library's layer of rank 4 after the last batch of unequal sizes.
+KEPT is the folder of arrays that ``python -m benchmarks.conventions --keep KEPT`` has left. Each
+file is of the library's layer of rank 4 after the last batch of unequal sizes.
 """
 
 from __future__ import annotations

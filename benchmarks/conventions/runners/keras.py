@@ -5,7 +5,6 @@ import numpy as np
 
 from .recording import Layer, record
 
-
 # Each of its formats by one backend.
 SUFFIXES = {"jax": ".keras", "tensorflow": ".weights.h5", "torch": ".h5"}
 

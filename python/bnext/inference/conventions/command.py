@@ -197,7 +197,9 @@ def _beside(target: Convention) -> str:
     numbers = [target.eps_name] if target.start is None else [target.eps_name, target.momentum_name]
     if target.folded:
         return "They are a scale and a shift."
-    return f"The file has arrays alone: give the layers {' and '.join(numbers)} as the table has them."
+    return (
+        f"The file has arrays alone: give the layers {' and '.join(numbers)} as the table has them."
+    )
 
 
 def _is_trained(options: Options) -> bool:

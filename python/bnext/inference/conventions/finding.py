@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
 from bnext.inference.conventions.hyperparameters import text_of
+from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
 from bnext.inference.conventions.reading import SEPARATORS, flat
 from bnext.inference.conventions.record import Convention
 

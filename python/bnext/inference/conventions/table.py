@@ -1,4 +1,4 @@
-"""The tables of docs/conventions.md that the records make. (benchmarks/conventions/page.py has all.)"""
+"""The part of docs/conventions.md that the records make; benchmarks.conventions.page has all."""
 
 from __future__ import annotations
 
