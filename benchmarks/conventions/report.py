@@ -109,10 +109,10 @@ def far(rows: Sequence[Row]) -> str:
     )
     if distant and all(found.single is None or found.single < found.own for found in distant):
         text += (
-            f"\nIn the other {count} they are not, since what the library stored is itself that far "
-            "from\nits own rule in float64, by its rounding: farther than bnext's float32 layer, "
-            "for every\nsize and number of steps. A difference that this rounding does not explain "
-            "is WRONG."
+            f"\nIn the other {count} they are not, since what the library stored is itself that far"
+            "\nfrom its own rule in float64, by its rounding: farther than bnext's float32 layer,"
+            "\nfor every size and number of steps. A difference that this rounding does not explain"
+            "\nis WRONG."
         )
     return text
 
