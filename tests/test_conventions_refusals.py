@@ -278,7 +278,7 @@ three: no wheel
 Versions:
 """  # noqa: E501
     made = page.measured(text)
-    assert "(2026-11-30 10:20, `benchmarks/results/" in made
+    assert "(2026-11-30 10:20 UTC, `benchmarks/results/" in made
     assert "| One | 3.0e-07 | 1.4e-07 | 3.0e-07 | 1.0; old | `.pt` |\n" in made
     assert "| Two | 2.0e-06 | 1.0e-07 | 2.0e-06, its rounding | - | - |\n" in made
     assert made.endswith("\nNot compared:\n\n- three: no wheel\n")
