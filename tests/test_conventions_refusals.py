@@ -267,10 +267,10 @@ def test_what_the_page_takes_from_the_comparison():
     text = """\
 Conventions: 2026-11-30 10:20 UTC, commit c, bnext 0.1.0
 
-library  variant   rank      own    bnext  to, 1    to, 5  to, 300     back       on  y, ulp  file
-One      default      2  3.0e-07  1.4e-07      0  2.0e-07  3.0e-07  3.0e-07  3.0e-07     1.0   .pt  ok
-One      float64      4        -        -      -        -        -        -        -  2000.5     -  ok; old
-Two      default      2  2.0e-06  1.0e-07      0  1.0e-07  2.0e-06        -        -       -     -  ok; own rounding beyond 1e-06
+library  variant   rank      own    bnext  float32  to, 1    to, 5  to, 300     back       on  y, ulp  file
+One      default      2  3.0e-07  1.4e-07  5.0e-05      0  2.0e-07  3.0e-07  3.0e-07  3.0e-07     1.0   .pt  ok
+One      float64      4        -        -        -      -        -        -        -        -  2000.5     -  ok; old
+Two      default      2  2.0e-06  1.0e-07  1.0e-07      0  1.0e-07  2.0e-06        -        -       -     -  ok; own rounding beyond 1e-06
 
 Not compared:
 three: no wheel
@@ -279,6 +279,7 @@ Versions:
 """  # noqa: E501
     made = page.measured(text)
     assert "(2026-11-30 10:20 UTC, `benchmarks/results/" in made
+    assert "within 10^-6 of it, too, but for One (5.0e-05), whose\n" in made
     assert "| One | 3.0e-07 | 1.4e-07 | 3.0e-07 | 1.0; old | `.pt` |\n" in made
     assert "| Two | 2.0e-06 | 1.0e-07 | 2.0e-06, its rounding | - | - |\n" in made
     assert made.endswith("\nNot compared:\n\n- three: no wheel\n")
