@@ -39,7 +39,8 @@ FAULTS = """
     first = faults()
     with bnext.torch.keep_memory() as kept:
         assert kept.active, kept
-        # (A small block between two large ones, and the next large one needs new memory; once or twice.)
+        # (A small block between two large ones, and the next large one needs new memory; once or
+        # twice.)
         within = min(faults() for _ in range(4))
     assert not kept.active
     print(first, within, faults())
