@@ -115,7 +115,7 @@ def test_whose_rounding_a_difference_is():
 
     assert text_of(near).endswith("stored in 1 of 1 rows of training.")
     assert "stored in 0 of 1 rows of training.\nIn the other 1 they" in text_of(near, theirs)
-    assert text_of(theirs).endswith("does not explain is WRONG.")
+    assert text_of(theirs).endswith("does not explain\nis WRONG.")
     assert "rounding" not in text_of(theirs, ours)
 
 

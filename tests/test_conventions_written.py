@@ -42,7 +42,12 @@ def assert_infers(name):
     np.testing.assert_allclose(np.moveaxis(ours, bn.channel_axis, 1), y, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in TORCH])
+# (Ids are suffixes: the names of some libraries choose tests.)
+@pytest.mark.parametrize(
+    "name",
+    [name for name in FILES if name not in TORCH],
+    ids=lambda name: name.partition(".")[2],
+)
 def test_inference_is_the_writer_s(name):
     for package in FILES[name][1]:
         import_reader(package, package.partition(".")[0])

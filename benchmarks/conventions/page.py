@@ -86,8 +86,8 @@ def _except_for(groups: dict[str, list[Line]]) -> str:
         return ""
     return (
         f", but for {' and '.join(far)}, whose\n"
-        "  averages have no initial values: of k batches such a layer keeps the part 1 - d^k beside\n"
-        "  its initial 1, which is small after the first"
+        "  averages have no initial values: of k batches such a layer keeps the part 1 - d^k\n"
+        "  beside its initial 1, which is small after the first"
     )
 
 
