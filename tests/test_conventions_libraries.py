@@ -141,6 +141,12 @@ def test_every_release_is_declared():
         assert path.stem in others | {"__init__", "recording", "onnx_graphs"}, path
 
 
+def test_a_reason_is_one_line():
+    fail = [sys.executable, "-c", r"import sys; sys.exit('first\n\x1b[38;5;1mno worker\x1b[m\n')"]
+    with pytest.raises(environments.ReleaseError, match=r"^run: no worker$"):
+        environments._run(fail, "run")
+
+
 def test_a_library_that_fails_is_named(tmp_path, monkeypatch, capsys):
     """One failure ends neither the command nor the other libraries."""
 
