@@ -1,5 +1,7 @@
 """Arrays of checkpoints, and what the layers made of them must have."""
 
+import os
+
 import numpy as np
 
 import bnext
@@ -11,9 +13,12 @@ CHANNELS = 5
 
 
 def import_reader(name, package=None):
+    """A library of files, or a test that is not run; see `require_modules`."""
     try:
         return import_extra(name)
     except NotHere as missing:
+        if os.environ.get("BNEXT_REQUIRE_LIBRARIES") == "1":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name) from None
         raise NotHere(package or missing.what, f"pip install {package or name}") from None
 
 
@@ -51,3 +56,21 @@ def assert_checkpoint(layers, state):
         assert_is(bn, state, [f"{name}.{ours}" for ours in PYTORCH])
         assert bn.num_batches_tracked == 17
         assert bn.estimator == bnext.Exponential(0.1)
+
+
+# --- one layer of each convention -----------------------------------------------------------------
+
+FEW = 3  # channels
+
+
+def values(rng, names, shape=(FEW,)):
+    """Arrays of a layer by these names: weight, bias, mean, variance."""
+    low = (0.5, -1, -1, 0.5)
+    return {name: rng.uniform(a, 2, shape) for name, a in zip(names, low, strict=True)}
+
+
+def trained(rng, steps=5, size=4, **options):
+    bn = bnext.BatchNorm1d(FEW, dtype=np.float64, **options)
+    for _ in range(steps):
+        bn(rng.normal(1, 2, (size, FEW)))
+    return bn

@@ -69,8 +69,11 @@ def test_what_is_stored(files, name, variant):
         assert (name, variant) == ("onnx", "opset 7, inference"), error  # the evaluator has none
         return
     assert cases
+    suffix = stored.facts["variants"][variant]["suffix"]
     for case in cases:
-        for found in checks.check(declared, stored, case, batches):
+        all_found = checks.check(declared, stored, case, batches)
+        assert all_found[-1].file == (suffix or None)  # read, and the same layer
+        for found in all_found:
             assert found.failures(declared.differs, declared.rounding) == [], (case, found)
             assert found.y is not None
             assert (found.on is None) == (found.step in (0, 1) or declared.copied), case
@@ -103,14 +106,28 @@ def test_whose_rounding_a_difference_is():
     assert near.failures() == theirs.failures() == []
     assert ours.failures() == ["bnext: 3e-06 from the rule, the library only 2e-06"]
     assert checks.Found(5, own=2e-6, single=3e-7, exact=1e-9).failures() != []
+    for name in ("to", "back", "on"):  # more than the library's rounding explains
+        beyond = checks.Found(5, own=2e-6, single=3e-7, exact=1e-15, **{name: 2.5e-6})
+        assert beyond.failures() == [f"{name}: 2.5e-06, at most 2.2e-06"]
 
     def text_of(*found):
         return report.far([report.Row("a", "b", 2, found, [], "")])
 
-    assert text_of(near).startswith("0 of 1 rows")
-    assert text_of(near, theirs).startswith("1 of 1 rows")
-    assert text_of(theirs).endswith("library's rounding.")
+    assert text_of(near).endswith("stored in 1 of 1 rows of training.")
+    assert "stored in 0 of 1 rows of training.\nIn the other 1 they" in text_of(near, theirs)
+    assert text_of(theirs).endswith("does not explain\nis WRONG.")
     assert "rounding" not in text_of(theirs, ours)
+
+
+def test_files_that_were_read_are_listed():
+    read = checks.Found(300, file=".keras")
+    wrong = checks.Found(300, file=".pt", notes=["file: another eps"])
+    rows = [report.Row(name, "b", 2, [each], [], "") for name, each in
+            (("A", read), ("B", read), ("A", wrong))]  # fmt: skip
+    assert report.formats(rows).splitlines() == [
+        "Files that the libraries wrote, and bnext read (1 formats):", ".keras: A, B"
+    ]  # fmt: skip
+    assert wrong.failures() == ["file: another eps"]
 
 
 def test_every_release_is_declared():
@@ -122,6 +139,12 @@ def test_every_release_is_declared():
     folder = environments.ROOT / "benchmarks/conventions/runners"
     for path in folder.glob("*.py"):
         assert path.stem in others | {"__init__", "recording", "onnx_graphs"}, path
+
+
+def test_a_reason_is_one_line():
+    fail = [sys.executable, "-c", r"import sys; sys.exit('first\n\x1b[38;5;1mno worker\x1b[m\n')"]
+    with pytest.raises(environments.ReleaseError, match=r"^run: no worker$"):
+        environments._run(fail, "run")
 
 
 def test_a_library_that_fails_is_named(tmp_path, monkeypatch, capsys):

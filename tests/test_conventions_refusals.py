@@ -1,4 +1,4 @@
-"""What conventions once got wrong, what they refuse, and the page that is made of them."""
+"""Facts of single libraries, what conventions refuse, and the page that is made of them."""
 
 import dataclasses
 import math
@@ -8,184 +8,15 @@ import numpy as np
 import pytest
 
 import bnext
+from benchmarks.conventions import page
 from bnext.inference.conventions import table
 from bnext.inference.conventions.behaviour import BEHAVIOUR
 from bnext.inference.conventions.libraries import CONVENTIONS
 
+from .checkpoints import FEW as C
+from .checkpoints import KERAS, PYTORCH, trained, values
 from .compare import assert_same_bits
-from .optional import import_torch
-
-C = 3
-KERAS = ("gamma", "beta", "moving_mean", "moving_variance")
-PYTORCH = ("weight", "bias", "running_mean", "running_var")
-
-
-def values(rng, names, shape=(C,)):
-    low = (0.5, -1, -1, 0.5)
-    return {name: rng.uniform(a, 2, shape) for name, a in zip(names, low, strict=True)}
-
-
-def trained(rng, steps=5, size=4, **options):
-    bn = bnext.BatchNorm1d(C, dtype=np.float64, **options)
-    for _ in range(steps):
-        bn(rng.normal(1, 2, (size, C)))
-    return bn
-
-
-# --- once wrong -----------------------------------------------------------------------------------
-
-
-def test_the_start_gets_no_correction(rng):
-    """Five steps of four rows by Keras' own rule, beside the correction of the whole variance."""
-    bn = bnext.BatchNorm1d(C, dtype=np.float64, momentum=0.1)
-    stored = np.ones(C)
-    for _ in range(5):
-        x = rng.normal(1, 2, (4, C))
-        bn(x)
-        stored = 0.9 * stored + 0.1 * x.var(0)
-    given = bnext.to_convention(bn, "keras", count=4)["moving_variance"]
-    np.testing.assert_allclose(given, stored, rtol=1e-13)
-    assert (abs(bn.running_var * 3 / 4 / stored - 1) > 0.03).all()  # what would be wrong
-    keras = {"moving_mean": bn.running_mean, "moving_variance": stored, "momentum": 0.9}
-    back = bnext.from_convention("keras", keras, count=4, steps=5)
-    np.testing.assert_allclose(back.running_var, bn.running_var, rtol=1e-13)
-
-
-def test_an_unknown_number_of_steps_warns(rng):
-    arrays = values(rng, KERAS)
-    with pytest.warns(UserWarning, match=r"^steps: not given and not stored; .*math\.inf"):
-        bn = bnext.from_convention("keras", arrays, count=8)
-    np.testing.assert_allclose(bn.running_var, arrays["moving_variance"] * 8 / 7, rtol=1e-15)
-    # A layer whose counter was never moved does not know it either.
-    loaded = bnext.from_convention("keras", arrays)
-    with pytest.warns(UserWarning, match=r"^steps: not given") as caught:
-        given = bnext.to_convention(loaded, "pytorch", count=8)
-    assert caught[0].filename == __file__
-    np.testing.assert_allclose(given["running_var"], bn.running_var, rtol=1e-15)
-
-
-def test_fused_layers_of_tf_keras_store_the_unbiased_variance(rng):
-    arrays = values(rng, KERAS)
-    image = bnext.from_convention("tf-keras", arrays, count=8, bessel=True)
-    np.testing.assert_array_equal(image.running_var, arrays["moving_variance"])
-    row = bnext.from_convention("tf-keras", arrays, count=8, steps=math.inf, bessel=False)
-    np.testing.assert_allclose(row.running_var, arrays["moving_variance"] * 8 / 7, rtol=1e-15)
-    assert bnext.from_convention("tf-keras", arrays, bessel=True).estimator.bessel
-    assert bnext.from_convention("keras", arrays, bessel=True).estimator.bessel
-    for convention in ("tf-keras", "sonnet", "mlx"):
-        names = CONVENTIONS[convention].names
-        given = (
-            values(rng, names) | {"decay_rate": 0.9}
-            if convention == "sonnet"
-            else values(rng, names)
-        )
-        with pytest.raises(
-            ValueError, match=r"^bessel: expected True or False for .*; it depends on"
-        ):
-            bnext.from_convention(convention, given)
-        with pytest.raises(
-            ValueError, match=r"^bessel: expected True or False for .*; it depends on"
-        ):
-            bnext.to_convention(trained(rng), convention, count=4)
-
-
-def test_onnx_models_exported_from_pytorch_keep_its_variance(rng):
-    arrays = values(rng, CONVENTIONS["onnx"].names)
-    bn = bnext.from_convention("onnx", arrays, count=8, bessel=True)
-    np.testing.assert_array_equal(bn.running_var, arrays["input_var"])
-    with pytest.raises(ValueError, match=r"^bessel: expected True or False for ONNX.*PyTorch"):
-        bnext.from_convention("onnx", arrays, count=8)
-    layer = trained(rng)
-    written = bnext.to_convention(layer, "onnx", count=4, bessel=True)
-    assert_same_bits(written["input_var"], layer.running_var)
-
-
-def test_mindspore_is_not_keras(rng):
-    arrays = values(rng, KERAS)
-    bn = bnext.from_convention("mindspore", arrays)
-    assert (bn.eps, bn.channel_axis, bn.estimator.bessel) == (1e-5, 1, True)
-    alone = dict(zip(("gamma", "beta", "mean", "variance"), arrays.values(), strict=True))
-    assert_same_bits(bnext.from_convention("mindspore", alone).running_var, bn.running_var)
-    assert bnext.guess_convention(arrays) == ["keras", "tf-keras", "mindspore"]
-
-
-@pytest.mark.parametrize("wrong", [-8.0, -1e-30, math.nan, math.inf])
-@pytest.mark.parametrize("convention", ["keras", "pytorch", "haiku", "caffe"])
-def test_impossible_variances_name_their_channel(rng, convention, wrong):
-    record = CONVENTIONS[convention]
-    arrays = values(rng, record.names) | {"decay_rate": 0.9, "scale_factor": np.ones(1)}
-    arrays = {
-        n: a for n, a in arrays.items() if n in {*record.names, record.momentum_name, record.factor}
-    }
-    arrays[record.names[3]][1] = wrong
-    text = f"^{record.names[3]}: expected a finite variance >= 0, got {wrong} in channel 1$"
-    with pytest.raises(ValueError, match=text):
-        bnext.from_convention(convention, arrays, steps=3)
-    bn = trained(rng)
-    bn.running_var[2] = wrong
-    with pytest.raises(ValueError, match=r"^running_var: .* in channel 2$"):
-        bnext.to_convention(bn, convention)
-    arrays = values(rng, KERAS)
-    arrays["moving_mean"][0] = math.nan
-    with pytest.raises(
-        ValueError, match=r"^moving_mean: expected a finite mean, got nan in channel 0"
-    ):
-        bnext.from_convention("keras", arrays)
-
-
-def test_a_variance_that_the_layer_s_dtype_cannot_hold_is_refused(rng):
-    arrays = values(rng, PYTORCH) | {"running_mean": np.zeros(C, np.float32)}
-    arrays["running_var"][2] = 1e300
-    with pytest.raises(ValueError, match=r"^running_var: .* got inf in channel 2$"):
-        bnext.from_convention("pytorch", arrays)
-
-
-@pytest.mark.parametrize(
-    ("convention", "shape"),
-    [("haiku", (1, C)), ("haiku", (1, 1, 1, C)), ("objax", (1, C, 1, 1)), ("sonnet", (1, C))],
-)
-def test_axes_of_size_1(rng, convention, shape):
-    record = CONVENTIONS[convention]
-    arrays = values(rng, record.names, shape)
-    options = {"decay": 0.9, "steps": 7, "bessel": False}
-    bn = bnext.from_convention(convention, arrays, **options)
-    assert_same_bits(bn.running_var, arrays[record.names[3]].reshape(-1))
-    assert_same_bits(bn.weight, arrays[record.names[0]].reshape(-1))
-    bn.channel_axis = record.channel_axis
-    given = bnext.to_convention(bn, convention, ndim=len(shape))
-    assert given[record.names[3]].shape == shape
-    one = {name: array.reshape(-1)[:1].reshape([1] * len(shape)) for name, array in arrays.items()}
-    assert bnext.from_convention(convention, one, **options).num_features == 1
-    arrays[record.names[3]] = np.ones((C, C))
-    with pytest.raises(ValueError, match=r"expected shape \(3,\), got \(3, 3\)"):
-        bnext.from_convention(convention, arrays, **options)
-
-
-def test_opsets_7_and_9(rng):
-    arrays = values(rng, ("scale", "B", "mean", "var"))
-    bn = bnext.from_convention("onnx", arrays)
-    assert_same_bits(bn.running_var, arrays["var"])
-    with pytest.raises(ValueError, match=r"expected input_var once, got it again as"):
-        bnext.from_convention("onnx", arrays | {"input_var": arrays["var"]})
-
-
-def test_prefixes(rng):
-    module = {f"module.{name}": a for name, a in values(rng, PYTORCH).items()}
-    assert_same_bits(
-        bnext.from_convention("torch-geometric", module).running_var, module["module.running_var"]
-    )
-    with pytest.raises(ValueError, match=r"got \['module.weight', .*prefix= reads one layer"):
-        bnext.from_convention("pytorch", module)
-    net = module | {f"other.{name}": a for name, a in values(rng, PYTORCH).items()}
-    net |= {"fc.weight": np.ones((4, 4)), "momentum": 0.3}
-    bn = bnext.from_convention("pytorch", net, prefix="other.")
-    assert bn.momentum == 0.3
-    assert_same_bits(bn.running_mean, net["other.running_mean"])
-    with pytest.raises(ValueError, match=r"expected running_mean .*with the prefix 'fc\.'"):
-        bnext.from_convention("pytorch", {"fc.weight": np.ones(3)}, prefix="fc.")
-    given = bnext.to_convention(bn, "keras", prefix="model/bn/")
-    assert set(given) == {f"model/bn/{n}" for n in KERAS} | {"momentum", "epsilon"}
-
+from .optional import NotHere, import_torch
 
 # --- other facts of single libraries --------------------------------------------------------------
 
@@ -425,9 +256,33 @@ def test_records_are_consistent():
 
 def test_the_page_is_what_the_records_say():
     path = pathlib.Path(__file__).parents[1] / "docs" / "conventions.md"
-    assert path.read_text(encoding="utf-8") == table.page(), (
-        "python -m bnext.inference.conventions.table > docs/conventions.md"
+    if not page.RESULTS.is_dir():
+        raise NotHere("benchmarks/results", "git clone")  # as in a source distribution
+    assert path.read_text(encoding="utf-8") == page.page(), (
+        "python -m benchmarks.conventions.page > docs/conventions.md"
     )
+
+
+def test_what_the_page_takes_from_the_comparison():
+    text = """\
+Conventions: 2026-11-30 10:20 UTC, commit c, bnext 0.1.0
+
+library  variant   rank      own    bnext  float32  to, 1    to, 5  to, 300     back       on  y, ulp  file
+One      default      2  3.0e-07  1.4e-07  5.0e-05      0  2.0e-07  3.0e-07  3.0e-07  3.0e-07     1.0   .pt  ok
+One      float64      4        -        -        -      -        -        -        -        -  2000.5     -  ok; old
+Two      default      2  2.0e-06  1.0e-07  1.0e-07      0  1.0e-07  2.0e-06        -        -       -     -  ok; own rounding beyond 1e-06
+
+Not compared:
+three: no wheel
+
+Versions:
+"""  # noqa: E501
+    made = page.measured(text)
+    assert "(2026-11-30 10:20 UTC, `benchmarks/results/" in made
+    assert "within 10^-6 of it, too, but for One (5.0e-05), whose\n" in made
+    assert "| One | 3.0e-07 | 1.4e-07 | 3.0e-07 | 1.0; old | `.pt` |\n" in made
+    assert "| Two | 2.0e-06 | 1.0e-07 | 2.0e-06, its rounding | - | - |\n" in made
+    assert made.endswith("\nNot compared:\n\n- three: no wheel\n")
 
 
 def test_the_code_of_the_page_runs():

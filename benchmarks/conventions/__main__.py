@@ -7,7 +7,8 @@ For each library: makes a virtual environment in a temporary folder, installs th
 from PyPI, trains its layers on the same batches, and compares what it stored with
 `bnext.to_convention`, `bnext.from_convention` and bnext's layers. Libraries of one environment run
 one after the other, and it is removed after the last. A library that cannot be installed or run is
-named with the reason, and the others go on. It needs the network, 10 GB of disk and an hour.
+named with the reason, and the others go on. It needs the network, 10 GB of disk and an hour, and
+here the packages torch, h5py, flax and onnx, which read files of the libraries.
 
 It exits with 1 if a conversion is wrong, and with 2 if nothing could be compared.
 """
@@ -57,7 +58,15 @@ def main(arguments=None):
         folder = options.environments or Path(temporary)
         found = list(recorded(options, folder, kept, batches))
         rows, versions, failed = compared(found, Batches(batches))
-    parts = [report.introduction(commit()), report.table(rows), "", report.far(rows), ""]
+    parts = [
+        report.introduction(commit()),
+        report.table(rows),
+        "",
+        report.far(rows),
+        "",
+        report.formats(rows),
+        "",
+    ]
     if failed:
         parts += ["Not compared:", *(f"{name}: {reason}" for name, reason in failed.items()), ""]
     parts += ["Versions:", report.versions(versions)]

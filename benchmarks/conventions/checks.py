@@ -29,7 +29,8 @@ class Found:
 
     step: int
     own: float | None = None  # from the library's rule in float64: its rounding
-    single: float | None = None  # of bnext's float32 layer, converted, from the same rule
+    single: float | None = None  # of bnext's float32 layer by that rule: bnext's rounding
+    float32: float | None = None  # of bnext's float32 layer by PyTorch's rule, converted
     exact: float | None = None  # of bnext's float64 layers, from the same rule
     to: float | None = None  # of PyTorch's layer, converted to the library
     back: float | None = None  # of the library's layer, converted to PyTorch
@@ -47,6 +48,7 @@ class Found:
     def failures(self, differs: str = "", rounding: float = 0.0) -> list[str]:
         """Say what is too large; `differs` and `rounding` are the variant's."""
         found = list(self.notes)
+        # What the library's own rounding does not explain is wrong.
         slack = max(CONVERTED, (self.own or 0.0) + 2 * EPS[np.dtype(np.float32)])
         if self.is_far() and self.single is not None and not self.single < self.own:
             found.append(f"bnext: {self.single:.2g} from the rule, the library only {self.own:.2g}")
@@ -216,7 +218,13 @@ class _Comparison:
             found.exact = max(found.exact, _distance(rule, converted))
             converted = self.to_library(single, steps=step, **numbers)
         if theirs[self.record.names[3]].dtype == np.float32:
-            found.single = _distance(rule, converted)
+            found.single = _distance(rule, self.to_library(own_single, steps=step))
+            found.float32 = _distance(rule, converted)
+            # What it keeps of k batches beside the initial values, where the library has none.
+            kept = 1 - own.decay**step if self.record.start == "debiased" else 1.0
+            most = max(CONVERTED, 2 * EPS[np.dtype(np.float32)] * math.sqrt(step) / kept)
+            if not found.float32 <= most:
+                found.notes.append(f"float32: {found.float32:.2g}, at most {most:.2g}")
 
     def flags(self):
         """Names that the library keeps elsewhere than beside its arrays."""
@@ -261,12 +269,18 @@ class _Comparison:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"layer{found.file}"
             path.write_bytes(data)
-            (read,) = bnext.load_statistics(
-                path, self.variant.convention, channel_axis=self.axis, **self.options
-            ).values()
+            try:
+                (read,) = bnext.load_statistics(
+                    path, self.variant.convention, channel_axis=self.axis, **self.options
+                ).values()
+            except (ImportError, ValueError) as error:
+                found.notes.append(f"file: {error}")
+                return
         given = self.layer(step)
         for name in ("weight", "bias", "running_mean", "running_var", "eps"):
-            if _error(getattr(read, name), getattr(given, name)) != 0:
+            kind = np.float32 if name == "eps" else None  # as graphs keep it
+            ours, theirs = (np.asarray(getattr(bn, name), kind) for bn in (read, given))
+            if _error(ours, theirs) != 0:
                 found.notes.append(f"file: another {name}")
 
     def going_on(self, found, before, step):

@@ -1,6 +1,7 @@
 """Environments: a virtual one for each group of releases, in which their runners run."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def _run(command, what, **options):
 
 def _reason(text):
     """Give the line that says most: pip's ERROR, or the end of a traceback."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # colours
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or [""])[-1]

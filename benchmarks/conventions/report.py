@@ -25,6 +25,7 @@ class Row(NamedTuple):
 COLUMNS = (
     "own",
     "bnext",
+    "float32",
     "to, 1",
     "to, 5",
     "to, 300",
@@ -50,8 +51,11 @@ and sizes. bnext computes in float64, unless a column says float32.
 
 own     what the library stored, from its own rule in float64, written out in NumPy: the rounding
         of the library (float32, unless the variant says float64)
-bnext   to_convention of bnext's float32 layer with PyTorch's estimator (where none is exact, with
-        the library's), from the same rule: the rounding of bnext
+bnext   bnext's float32 layer with the library's estimator, from the same rule: the rounding of
+        bnext
+float32 the same of bnext's float32 layer with PyTorch's estimator, converted, where that is exact:
+        at most {CONVERTED:g}, or, for averages without initial values, the rounding of the 1 - d^k
+        that it keeps of k batches beside them
 to      to_convention of bnext's float64 layer with PyTorch's estimator after 1, 5 and 300 steps: at
         most {CONVERTED:g}, or own and two roundings more; for batches of unequal sizes only where
         both variances have Bessel's correction or neither has. From the library's rule the
@@ -100,16 +104,31 @@ def far(rows: Sequence[Row]) -> str:
     distant = [found for row in rows for found in row.found if found.is_far()]
     count = sum(map(_is_far, rows))
     text = (
-        f"{count} of {len(rows)} rows of training differ by more than {CONVERTED:g} from what the "
-        "library stored."
+        f"Conversions are within {CONVERTED:g} of what the library stored in "
+        f"{len(rows) - count} of {len(rows)} rows of training."
     )
     if distant and all(found.single is None or found.single < found.own for found in distant):
         text += (
-            "\nIn each of them, for every size and number of steps where they do, the library is"
-            "\nfarther from its own rule than bnext's float32 layer is: the difference is the"
-            "\nlibrary's rounding."
+            f"\nIn the other {count} they are not, since what the library stored is itself that far"
+            "\nfrom its own rule in float64, by its rounding: farther than bnext's float32 layer,"
+            "\nfor every size and number of steps. A difference that this rounding does not explain"
+            "\nis WRONG."
         )
     return text
+
+
+def formats(rows: Iterable[Row]) -> str:
+    """List the files that libraries wrote and bnext read, by their suffixes."""
+    writers: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for found in row.found:
+            wrong = any(note.startswith("file: ") for note in found.notes)
+            if found.file and not wrong:
+                writers.setdefault(found.file, {})[row.release] = None
+    lines = [f"{suffix}: {', '.join(names)}" for suffix, names in sorted(writers.items())]
+    return "\n".join(
+        [f"Files that the libraries wrote, and bnext read ({len(lines)} formats):", *lines]
+    )
 
 
 def _numbers(row: Row) -> list[str]:
@@ -123,7 +142,7 @@ def _numbers(row: Row) -> list[str]:
     to = [worst("to", step) for step in (1, 5, 300)]
     others = [worst(name) for name in ("back", "on", "y", "trip", "derived")]
     file = next((found.file for found in row.found if found.file), "-")
-    return [worst("own"), worst("single"), *to, *others, file]
+    return [worst("own"), worst("single"), worst("float32"), *to, *others, file]
 
 
 def versions(found: dict[str, dict[str, str]]) -> str:

@@ -1,10 +1,11 @@
 """Flax: linen.BatchNorm and nnx.BatchNorm."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from flax import linen, nnx, serialization
 
 from .recording import Layer, record
 
@@ -21,6 +22,7 @@ def _nnx(layer, x):
 
 class Linen(Layer):
     channels_last = True
+    suffix = ".msgpack"
 
     def __init__(self, given, rank):
         self.layer = linen.BatchNorm(use_running_average=None)
@@ -47,6 +49,9 @@ class Linen(Layer):
 
     def stored(self):
         return {**self.params, **self.statistics}
+
+    def save(self, path):
+        Path(path).write_bytes(serialization.to_bytes(self._variables()))
 
     def infer(self, x):
         return self.layer.apply(self._variables(), x, use_running_average=True)

@@ -5,13 +5,18 @@ import numpy as np
 
 from .recording import Layer, record
 
+# Each of its formats by one backend.
+SUFFIXES = {"jax": ".keras", "tensorflow": ".weights.h5", "torch": ".h5"}
+
 
 class BatchNormalization(Layer):
     channels_last = True
+    suffix = SUFFIXES[keras.backend.backend()]
 
     def __init__(self, given, rank):
         self.layer = keras.layers.BatchNormalization()
-        self.layer.build((None,) * (rank - 1) + (given.weight.size,))
+        shape = given.test(rank).shape
+        self.model = keras.Sequential([keras.Input((*shape[2:], shape[1])), self.layer])
         self.layer.gamma.assign(given.weight)
         self.layer.beta.assign(given.bias)
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
@@ -23,6 +28,10 @@ class BatchNormalization(Layer):
         names = ("gamma", "beta", "moving_mean", "moving_variance")
         arrays = {name: getattr(self.layer, name) for name in names}
         return {k: keras.ops.convert_to_numpy(v) for k, v in arrays.items()}
+
+    def save(self, path):
+        save = self.model.save_weights if ".weights." in path else self.model.save
+        save(path)
 
     def infer(self, x):
         y = keras.ops.convert_to_numpy(self.layer(x, training=False))

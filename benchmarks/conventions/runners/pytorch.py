@@ -6,6 +6,8 @@ from .recording import Layer, record
 
 
 class BatchNorm(Layer):
+    suffix = ".pt"
+
     def __init__(self, given, rank):
         self.layer = self.make(given.weight.size, rank)
         with torch.no_grad():
@@ -21,6 +23,9 @@ class BatchNorm(Layer):
 
     def stored(self):
         return {k: v.numpy() for k, v in self.layer.state_dict().items()}
+
+    def save(self, path):
+        torch.save(self.layer.state_dict(), path)
 
     def infer(self, x):
         with torch.no_grad():

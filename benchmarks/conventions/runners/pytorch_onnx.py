@@ -1,6 +1,7 @@
 """PyTorch's layers, exported to ONNX, and inferred by ONNX Runtime."""
 
 import io
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -15,6 +16,8 @@ NAMES = ("scale", "B", "input_mean", "input_var")
 
 class Exported(BatchNorm):
     """What the exporter writes: initializers, and the attributes momentum and epsilon."""
+
+    suffix = ".onnx"
 
     def __init__(self, given, rank):
         super().__init__(given, rank)
@@ -34,6 +37,9 @@ class Exported(BatchNorm):
 
     def stored(self):
         return self._exported()[1]
+
+    def save(self, path):
+        Path(path).write_bytes(self._exported()[0])
 
     def infer(self, x):
         session = onnxruntime.InferenceSession(

@@ -13,11 +13,14 @@ from .recording import Layer, record
 
 class Default(Layer):
     channels_last = True
+    suffix = ".keras"
     options = MappingProxyType({})
 
     def __init__(self, given, rank):
         self.layer = tf_keras.layers.BatchNormalization(**self.options)
-        self.layer.build((None,) * (rank - 1) + (given.weight.size,))
+        shape = given.test(rank).shape
+        source = tf_keras.Input((*shape[2:], shape[1]))
+        self.model = tf_keras.Sequential([source, self.layer])
         self.layer.gamma.assign(given.weight)
         self.layer.beta.assign(given.bias)
         self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
@@ -28,6 +31,9 @@ class Default(Layer):
     def stored(self):
         names = ("gamma", "beta", "moving_mean", "moving_variance")
         return {name: getattr(self.layer, name).numpy() for name in names}
+
+    def save(self, path):
+        self.model.save(path)
 
     def infer(self, x):
         return self.layer(x, training=False).numpy()

@@ -84,10 +84,12 @@ def convert(words: list[str], name: str) -> int:
         arrays |= given
         notes += [text for text in more if text not in notes]
     writer = f", written by {contents.writer}" if contents.writer else ""
-    _show(f"{options.path}{writer}", rows, notes, options)
+    notes.append(_left_out(len(contents.arrays) - sum(len(each.arrays) for each in entries)))
+    _show(f"{options.path}{writer}", rows, [text for text in notes if text], options)
     if options.write is not None:
         write_output(options.write, WRITERS[options.write.suffix](arrays))
         print(f"\nWritten: {options.write} ({len(arrays)} arrays)")
+        print(textwrap.fill(_beside(CONVENTIONS[options.to]), text_width()))
     else:
         print("\nNothing was written: --write FILE writes the arrays (.npz, .safetensors).")
     return 0
@@ -107,15 +109,17 @@ def _add_options(parser: Parser) -> None:
     parser.add_argument("--prefix", default="", help="only layers whose names begin with it")
     parser.add_argument(
         "--count", type=at_least(2), metavar="N",
-        help="values per channel of every batch that it was trained with: statistics become what "
-        "the other library would have stored; without it and --steps, inference stays the same",
+        help="values per channel of every batch that it was trained with (rows x height x width): "
+        "statistics become what the other library would have stored; without it and --steps, "
+        "inference stays the same",
     )  # fmt: skip
     parser.add_argument(
         "--steps", type=_steps, metavar="K", help="batches that it was trained with, or inf"
     )
     parser.add_argument(
         "--bessel", choices=[*CORRECTIONS],
-        help="whether the stored variance has Bessel's correction, where that depends",
+        help="whether the stored variance has Bessel's correction, m2/(n - 1), where that depends "
+        "on more than the library",
     )  # fmt: skip
     parser.add_argument(
         "--to-bessel", choices=[*CORRECTIONS], help="the same of the convention to move to"
@@ -126,7 +130,7 @@ def _add_options(parser: Parser) -> None:
         help="weight of the old average, where the file does not say it",
     )  # fmt: skip
     parser.add_argument(
-        "--ndim", type=at_least(1, 32), metavar="D",
+        "--ndim", type=at_least(2, 32), metavar="D",
         help="axes of the input, for libraries whose arrays have as many",
     )  # fmt: skip
     parser.add_argument(
@@ -181,6 +185,21 @@ def _moved(entry: Entry, options: Options) -> tuple[dict[str, str], dict[str, An
         notes.append(f"The file does not say {assumed}: taken as {source.title}'s default.")
     notes += [f"{r.title}: {r.note}." for r in (source, target) if r.note]
     return row, arrays, notes
+
+
+def _left_out(count: int) -> str:
+    """Say that a file has other layers, too."""
+    return f"Other arrays in the file are left out: {count}." if count else ""
+
+
+def _beside(target: Convention) -> str:
+    """Say what the other library has to be told besides the arrays."""
+    numbers = [target.eps_name] if target.start is None else [target.eps_name, target.momentum_name]
+    if target.folded:
+        return "They are a scale and a shift."
+    return (
+        f"The file has arrays alone: give the layers {' and '.join(numbers)} as the table has them."
+    )
 
 
 def _is_trained(options: Options) -> bool:

@@ -17,6 +17,7 @@ from bnext.inference.conventions.hyperparameters import (
     checked,
     epsilon_of,
     momentum_of,
+    text_of,
 )
 from bnext.inference.conventions.libraries import convention_of
 from bnext.inference.conventions.record import Convention
@@ -93,6 +94,7 @@ def to_convention(
     bn = _layer_of(bn)
     check_tracked(bn, "bn")
     count, known = checked(count, steps)
+    text_of(prefix, "prefix")
     if record.folded:
         return _folded(record, bn, prefix)
     values = Values(*(values_of(getattr(bn, n), n).astype(np.float64) for n in ATTRIBUTES[2:]))
@@ -196,6 +198,7 @@ def from_convention(
     """
     record = convention_of(convention)
     count, known = checked(count, steps)
+    text_of(prefix, "prefix")
     if train_as not in (None, "pytorch"):
         raise ValueError(f"train_as: expected 'pytorch' or None, got {train_as!r}")
     if record.folded:
@@ -297,7 +300,13 @@ def _layer_of(bn: Any) -> Any:
     if isinstance(bn, BatchNorm):
         return bn
     if isinstance(bn, Mapping):
-        return from_convention("pytorch", bn)
+        try:
+            return from_convention("pytorch", bn)
+        except ValueError as error:
+            text = str(error).removeprefix("values: ")
+            raise ValueError(
+                f"bn: in a state dict of PyTorch's kind (others are from_convention's): {text}"
+            ) from None
     names = (*ATTRIBUTES, "num_batches_tracked", "momentum", "eps")
     if not all(hasattr(bn, name) for name in names):
         raise TypeError(f"bn: expected a layer or a state dict, got {type(bn).__name__}")

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from bnext.inference.conventions.hyperparameters import text_of
 from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
-from bnext.inference.conventions.reading import flat
+from bnext.inference.conventions.reading import SEPARATORS, flat
 from bnext.inference.conventions.record import Convention
 
-__all__ = ["SEPARATORS", "Found", "chosen", "find_layers", "guess_convention"]
-
-SEPARATORS = ("/", ".", ":")
+__all__ = ["Found", "chosen", "find_layers", "guess_convention"]
 
 
 class Found(NamedTuple):
@@ -41,7 +40,17 @@ def guess_convention(names: Iterable[str], *, prefix: str = "") -> list[str]:
     list of str
         Names of conventions. With ``num_batches_tracked`` PyTorch is one of four, which mean the
         same.
+
+    Raises
+    ------
+    TypeError
+        `names` is a str or no iterable, or `prefix` no str.
     """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(
+            f"names: expected names of arrays, or a mapping by them, got {type(names).__name__}"
+        )
+    text_of(prefix, "prefix")
     given = list(flat(names)) if isinstance(names, Mapping) else [str(name) for name in names]
     found = [name for name, record in CONVENTIONS.items() if _fits(record, given, prefix)]
     if "equinox-ema" in found and "counter" in {n.removeprefix(prefix) for n in given}:

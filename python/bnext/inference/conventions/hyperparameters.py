@@ -13,7 +13,10 @@ from bnext.estimators import Exponential
 from bnext.inference.conventions.record import Convention
 from bnext.inference.conventions.rules import Steps
 
-__all__ = ["bessel_of", "checked", "epsilon_of", "momentum_of"]
+__all__ = ["axes_of", "bessel_of", "checked", "epsilon_of", "momentum_of", "text_of"]
+
+MOST_STEPS = int(np.iinfo(np.int64).max)  # that a layer's counter holds
+MOST_AXES = 32
 
 
 def checked(count: Any, steps: Any) -> tuple[int | None, Steps | None]:
@@ -29,7 +32,28 @@ def checked(count: Any, steps: Any) -> tuple[int | None, Steps | None]:
             raise ValueError(f"count: expected at least 2 values per channel, got {count}")
     if steps is not None and not (isinstance(steps, float) and steps == math.inf):
         steps = count_of(steps, "steps")
+        if steps > MOST_STEPS:
+            raise ValueError(f"steps: expected at most {MOST_STEPS}, or math.inf, got {steps}")
     return count, steps
+
+
+def text_of(value: Any, name: str) -> str:
+    """Check what goes before names, or is one."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, got {type(value).__name__}")
+    return value
+
+
+def axes_of(ndim: Any, channel_axis: int, default: int) -> int:
+    """Check the number of axes of an input; ValueError where it has no axis of channels."""
+    axes = default if ndim is None else count_of(ndim, "ndim", 2)
+    if axes > MOST_AXES:
+        raise ValueError(f"ndim: expected at most {MOST_AXES} axes, got {axes}")
+    if not -axes <= channel_axis < axes:
+        raise ValueError(
+            f"ndim: expected the axes of an input with channels at axis {channel_axis}, got {axes}"
+        )
+    return axes
 
 
 def bessel_of(record: Convention, bessel: bool | None) -> bool:
@@ -51,7 +75,19 @@ def epsilon_of(record: Convention, numbers: Mapping[str, Any], eps: float | None
     value = numbers.get(record.eps_name, record.eps) if eps is None else eps
     if value is None:
         raise ValueError(f"eps: expected a number, which {record.title} does not imply, got None")
-    return float(value)
+    return _number(value, record.eps_name if eps is None else "eps")
+
+
+def _number(value: Any, name: str) -> float:
+    """Give a number of any type, an array of one value among them; TypeError for anything else."""
+    found = value
+    if hasattr(value, "dtype"):
+        array = values_of(value, name)
+        found = array.item() if array.size == 1 else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        got = f"an array of {found.shape}" if hasattr(found, "shape") else type(found).__name__
+        raise TypeError(f"{name}: expected a number, got {got}")
+    return float(found)
 
 
 def momentum_of(
@@ -67,8 +103,9 @@ def momentum_of(
             return None
         reason = "" if record.momentum else f", as {convention} has no default"
         raise ValueError(f"{name}: expected a number{reason}, got None (or pass decay=)")
-    if hasattr(value, "dtype"):
-        value = values_of(value, name).item()
+    number = _number(value, name)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
     if record.momentum_weighs == "new":
-        return Exponential(value).momentum
-    return Exponential(decay=value).momentum
+        return Exponential(number).momentum
+    return Exponential(decay=number).momentum

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from bnext.inference.conventions.convert import from_convention
 from bnext.inference.conventions.files import Contents, Facts, read
-from bnext.inference.conventions.finding import SEPARATORS, chosen, find_layers
+from bnext.inference.conventions.finding import chosen, find_layers
+from bnext.inference.conventions.hyperparameters import text_of
 from bnext.inference.conventions.libraries import CONVENTIONS, convention_of
+from bnext.inference.conventions.reading import SEPARATORS
 from bnext.inference.conventions.record import Convention
 from bnext.inference.conventions.rules import Steps
 from bnext.layers import BatchNorm
@@ -61,6 +63,12 @@ def entries_of(
     prefix: str = "",
 ) -> tuple[Contents, list[Entry]]:
     """Read a file and find its layers."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path: expected a str or a path, got {type(path).__name__} (from_convention takes "
+            "arrays)"
+        )
+    text_of(prefix, "prefix")
     if convention is not None:
         convention_of(convention)
     contents = read(path, format)
@@ -140,6 +148,8 @@ def load_statistics(
         The package that reads the format is not installed.
     OSError
         The file cannot be read.
+    TypeError
+        An argument is of the wrong type.
     """
     _, entries = entries_of(path, convention, format, prefix)
     return {

@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext.arguments import counter_of, values_of
+from bnext.inference.conventions.hyperparameters import axes_of
 from bnext.inference.conventions.record import Convention
 from bnext.inference.conventions.rules import Steps, Values, check_finite, complement, power
 
-__all__ = ["Stored", "named_arrays", "stored", "stored_steps", "usable"]
+__all__ = ["SEPARATORS", "Stored", "named_arrays", "stored", "stored_steps", "usable"]
 
 Array = npt.NDArray[Any]
+SEPARATORS = ("/", ".", ":")  # in the names of checkpoints
 GONE = 1e-20  # the weight of initial values that have decayed
 HIDDEN = 0.02  # relative error of hidden values that rounding, also to 16 bits, explains
 
@@ -76,6 +78,9 @@ def named_arrays(record: Convention, values: Mapping[str, Any], prefix: str) -> 
             found.arrays[name] = value
     if unknown:
         hint = "" if prefix else "; prefix= reads one layer of a whole checkpoint"
+        first = unknown[0].removeprefix(prefix)[:1]
+        if prefix and first in SEPARATORS:
+            hint = f"; the prefix goes up to the name itself: {prefix + first!r}"
         raise ValueError(
             f"values: expected names among {sorted(known | numbers)}, got {unknown}{hint}"
         )
@@ -101,13 +106,17 @@ def _without(record: Convention, full: str, prefix: str) -> str | None:
 
 def stored(record: Convention, arrays: Mapping[str, Any]) -> Stored:
     """Check dtypes, shapes and values; (1, ..., C) and (1, C, 1, 1) become (C,)."""
-    four = {n: _vector(values_of(arrays[n], n), n) for n in record.names if n in arrays}
+    four = {n: _vector(arrays[n], n) for n in record.names if n in arrays}
     extra = {name: arrays[name] for name in arrays if name not in four}
     for name in record.hidden or ():
         if name in extra:
-            extra[name] = _vector(values_of(extra[name], name), name)
+            extra[name] = _vector(extra[name], name)
     mean, var = record.names[2:]
     features = four[mean].size
+    if four[mean].ndim > 1:
+        raise ValueError(
+            f"{mean}: expected shape (C,), or C and axes of size 1, got {four[mean].shape}"
+        )
     for name, array in {**four, **{n: extra[n] for n in record.hidden or () if n in extra}}.items():
         if array.shape != (features,):
             raise ValueError(f"{name}: expected shape ({features},), got {array.shape}")
@@ -116,7 +125,13 @@ def stored(record: Convention, arrays: Mapping[str, Any]) -> Stored:
     return Stored(four, extra, features)
 
 
-def _vector(array: Array, name: str) -> Array:
+def _vector(value: Any, name: str) -> Array:
+    if value is None:
+        raise TypeError(f"{name}: expected an array of real numbers, got None")
+    try:
+        array = values_of(value, name)
+    except ValueError:  # of nested lists
+        raise TypeError(f"{name}: expected an array of real numbers, got unequal lists") from None
     if not (array.dtype.kind in "fiub" or np.can_cast(array.dtype, np.float64, "same_kind")):
         raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
     if array.dtype.kind not in "fiub":  # bfloat16 and others that NumPy does not have
@@ -262,7 +277,7 @@ def formed(record: Convention, arrays: dict[str, Any], channel_axis: int, ndim: 
     """Give arrays the library's shape, in place of (C,), where it is another."""
     if record.form == "vector":
         return
-    axes = record.ndim if ndim is None else ndim
+    axes = axes_of(ndim, channel_axis, record.ndim)
     axis = channel_axis % axes
     named = record.form_of or (*record.names, *(record.hidden or ()))
     for name in named:

@@ -1,20 +1,19 @@
-"""docs/conventions.md, made from the records: ``python -m bnext.inference.conventions.table``."""
+"""The part of docs/conventions.md that the records make; benchmarks.conventions.page has all."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 
 from bnext.inference.conventions.behaviour import BEHAVIOUR
 from bnext.inference.conventions.libraries import CONVENTIONS
 from bnext.inference.conventions.record import Convention
 
-__all__ = ["page"]
+__all__ = ["markdown", "page"]
 
 HEAD = """\
 # Conventions of other libraries
 
-<!-- Made by `python -m bnext.inference.conventions.table`. Change the records, not this page. -->
+<!-- Made by `python -m benchmarks.conventions.page`. Change the records, not this page. -->
 
 All libraries normalize by `weight * (x - mean) / sqrt(var + eps) + bias` with their running
 statistics. They differ in the names of the four arrays, in eps, in what a number called momentum
@@ -32,12 +31,6 @@ same = bnext.from_convention("keras", arrays)       # goes on training as Keras 
 ```
 
 The numbers were printed by runs of the releases in the first table, on a CPU.
-`python -m benchmarks.conventions` trains layers of these releases and compares what they store; its
-last output is in `benchmarks/results`. In float64, conversions differ from each library's own rule,
-written out in NumPy, by less than 10^-12. What a library stores in float32 has the rounding of the
-library as well: after 300 batches less than 10^-6 in most of them, up to 2 10^-6 in Flax, Keras,
-Equinox and Haiku, and 2 10^-5 in Sonnet, which divides by 1 - 0.999^k in float32. The output has it
-beside the rounding of bnext's float32 layers.
 
 ## Names and numbers
 """
@@ -81,8 +74,8 @@ STARTS = {
 }
 
 
-def page() -> str:
-    """Give the text of the page."""
+def page(measured: str = "") -> str:
+    """Give the text of the page, with a section of what was measured before the last."""
     names = [
         [
             f"`{key}`",
@@ -110,14 +103,15 @@ def page() -> str:
         (
             HEAD,
             "\n",
-            _table(("name", "library", "arrays", "eps", "momentum", "channels at"), names),
+            markdown(("name", "library", "arrays", "eps", "momentum", "channels at"), names),
             STATISTICS,
-            _table(("name", "stored variance", "start", "further arrays"), statistics),
+            markdown(("name", "stored variance", "start", "further arrays"), statistics),
             NOTES,
             "\n".join([*depends, *notes]),
             "\n",
+            measured,
             BEHAVE,
-            _table(
+            markdown(
                 ("name", "one value per channel", "empty batch", "large mean", "16 bits", "mask"),
                 behaviour,
             ),
@@ -159,10 +153,7 @@ def _extra(record: Convention) -> str:
     return ", ".join(found) or "-"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Give a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -13,6 +13,7 @@ from bnext.inference.conventions.reading import flat
 
 __all__ = ["read_msgpack", "read_orbax"]
 
+OF_ORBAX = ("_METADATA", "_sharding", "manifest.ocdbt", "checkpoint")
 VALUE = "/value"  # behind the names of nnx variables
 
 
@@ -31,6 +32,11 @@ def read_orbax(path: Path) -> Contents:
     orbax = library("orbax.checkpoint", "Orbax' checkpoints")
     if (path / "default").is_dir():  # of a manager of checkpoints
         path = path / "default"
+    if not path.is_dir() or not any((path / name).exists() for name in OF_ORBAX):
+        raise ValueError(
+            f"{path}: expected a folder that Orbax wrote, with {' or '.join(OF_ORBAX)} in it (or "
+            "the path of a file)"
+        )
     with orbax.PyTreeCheckpointer() as reader:
         metadata = reader.metadata(path.absolute())
         tree = getattr(metadata, "item_metadata", metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bnext.inference.conventions.files.contents import Contents, library
 __all__ = ["read_state_dict"]
 
 CONVENTIONS = ("pytorch", "torch-geometric", "thunder", "e3nn")  # of libraries over PyTorch
+WRONG = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, struct.error)
 CONTAINERS = ("state_dict", "model_state_dict", "model")  # of checkpoints with more in them
 
 
@@ -20,8 +22,8 @@ def read_state_dict(path: Path) -> Contents:
     torch = library("torch", "PyTorch's files")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "nothing"
+    except WRONG as error:
+        first = (str(error).strip().splitlines() or ["nothing"])[0].partition(". ")[0]
         raise ValueError(
             f"{path}: expected a state dict that torch.load reads with weights_only=True (save "
             f"model.state_dict(), not the model), got: {first}"
