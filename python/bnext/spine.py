@@ -81,18 +81,19 @@ def forward(
             engine = _core if type(x) is ndarray else engine_of(x)
         try:
             if given is None:
-                mean = var = momentum = counter = None
+                mean = var = momentum = counter = skipped = None
                 bessel = True
                 if type(moved) is tuple:
                     mean, var, momentum, counter = moved
                 elif moved is not None:
-                    mean, var, counter = moved.mean, moved.var, moved.counter
+                    mean, var = moved.mean, moved.var
+                    counter, skipped = moved.counter, moved.skipped
                     momentum, bessel = moved.weight(), moved.estimator.bessel
                 return engine.forward(
                     x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
                     momentum=momentum, num_batches_tracked=counter, eps=eps,
                     channel_axis=channel_axis, out=out, bessel=bessel, plain=plain, keeps=keeps,
-                    epilogue=epilogue,
+                    epilogue=epilogue, num_batches_skipped=skipped,
                 )  # fmt: skip
             if type(given) is not tuple:
                 mean, var = given.mean, given.var
@@ -170,7 +171,7 @@ def forward(
 
 Epilogue = tuple[Any, str | None, float]
 RUNNING = ("running_mean", "running_var", "momentum", "num_batches_tracked")
-NOT_MOVED: dict[str, Any] = dict.fromkeys(RUNNING)
+NOT_MOVED: dict[str, Any] = dict.fromkeys((*RUNNING, "num_batches_skipped"))
 
 
 def _recalled(part: Part, engine: Any, x: Any, channel_axis: Any) -> Merged | None:

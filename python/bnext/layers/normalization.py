@@ -318,6 +318,8 @@ class Normalization(Modes):
             text += f", negative_slope={self.negative_slope}"
         if self.in_place:
             text += ", in_place=True"
+        if self.skip_nonfinite:
+            text += ", skip_nonfinite=True"
         if self.frozen:
             text += ", frozen"
         return f"{type(self).__name__}({text})"
