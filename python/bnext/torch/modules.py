@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -14,6 +15,7 @@ from bnext.docstrings import with_sections_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
 from bnext.torch.recomputation import note
+from bnext.torch.skipping import SKIPPED, guarded, set_skipping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +47,7 @@ class Forward(_BatchNorm):
         activation: str | None = None,
         negative_slope: float = 0.01,
         recompute: bool = False,
+        skip_nonfinite: bool = False,
         **more: Any,
     ) -> None:
         super().__init__(
@@ -56,6 +59,28 @@ class Forward(_BatchNorm):
             self._activation = activation, slope
         if recompute:
             self._recompute = True
+        if skip_nonfinite:
+            self.skip_nonfinite = True
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a batch that is not finite leaves the running statistics alone."""
+        return SKIPPED in self._buffers
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, value: bool) -> None:
+        set_skipping(self, bool(value))
+
+    @property
+    def num_batches_skipped(self) -> Tensor | None:
+        """How many batches were not finite, shape (); None without `skip_nonfinite`."""
+        return self._buffers.get(SKIPPED)
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the running variance to 1 and the counters to 0."""
+        super().reset_running_stats()
+        if (skipped := self._buffers.get(SKIPPED)) is not None:
+            skipped.zero_()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation."""
@@ -93,6 +118,14 @@ class Forward(_BatchNorm):
             counter = None
         elif not of["track_running_stats"]:
             running_mean = running_var = counter = None
+        if SKIPPED in buffers and counter is not None:
+            if isinstance(input, torch.fx.Proxy):
+                raise TypeError(
+                    "input: expected a tensor, since a layer with skip_nonfinite=True cannot be "
+                    "traced by itself, got a Proxy of torch.fx"
+                )
+            call = partial(_call, input, weight, bias, of["momentum"], of["eps"], epilogue)
+            return guarded(call, running_mean, running_var, counter, buffers[SKIPPED])
         if epilogue is not None:
             return activated_batch_norm(
                 input, running_mean, running_var, weight, bias, by_batch, of["momentum"], of["eps"],
@@ -139,6 +172,8 @@ class Forward(_BatchNorm):
             text += f", negative_slope={negative_slope}"
         if self._recompute:
             text += ", recompute=True"
+        if self.skip_nonfinite:
+            text += ", skip_nonfinite=True"
         return f"{text}, kernels=bnext"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
@@ -146,6 +181,15 @@ class Forward(_BatchNorm):
         from bnext.torch.conversion import revert
 
         return revert(copy.copy(self))
+
+
+def _call(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: Any, eps: float,
+    epilogue: Epilogue | None, running_mean: Tensor, running_var: Tensor, counter: Tensor,
+) -> Tensor:  # fmt: skip
+    """Normalize by the batch, which moves the tensors given last."""
+    of = input, running_mean, running_var, weight, bias, True, momentum, eps, counter
+    return counted_batch_norm(*of) if epilogue is None else activated_batch_norm(*of, epilogue)
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
@@ -175,13 +219,19 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     recompute : bool
         Whether autograd keeps the output for operations behind the layer, or has it made again in
         the backward pass, with the same bits: for calls in `bnext.torch.recomputing`, on the CPU.
+    skip_nonfinite : bool
+        Whether a training batch that would make a running statistic infinite or NaN, in any
+        channel, leaves all of them and `num_batches_tracked` alone and is counted in
+        `num_batches_skipped`, a buffer that state dicts do not have. Its output is the same either
+        way. May be set at any time.
     bias : bool
         Whether an affine layer has `bias`; where PyTorch's layer has this argument.
 
     Raises
     ------
     ValueError
-        `activation` is not one of the names, or `negative_slope` is not finite.
+        `activation` is not one of the names, `negative_slope` is not finite, or `skip_nonfinite`
+        is given for a layer without running statistics.
     TypeError
         `activation` is not a string, or `negative_slope` not a number.
 
