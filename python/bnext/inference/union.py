@@ -79,6 +79,12 @@ class MicroBatches:
     def __init__(self, layers: Iterable[BatchNorm]) -> None:
         self._layers = checked_layers(layers)
         common_group(self._layers)
+        for place, layer in enumerate(self._layers):
+            if layer.ghost_batch_size is not None:
+                raise ValueError(
+                    f"layers[{place}]: expected ghost_batch_size=None, since the layer normalizes "
+                    f"by the whole batch here, got {layer.ghost_batch_size}"
+                )
         self._open = False
         self._runs: list[Run] = []  # that have begun and not ended
         self.rounds = 0

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
+from bnext.ghosts import check_size
 from bnext.groups.group import Group
 from bnext.layers.normalization import Normalization
 from bnext.running import Running
@@ -72,6 +73,12 @@ class BatchNorm(Normalization):
         then keeps the output, and finds what `backward` needs of the input from it. For no
         activation and "leaky_relu" with a slope above 0, without a residual, and weights that are
         not too small: `bnext.batch_norm_forward` explains it (``out=x``). On the CPU only.
+    ghost_batch_size : int, optional
+        Examples in a ghost batch: in training, consecutive ghosts of a batch, along axis 0, are
+        normalized each by its own statistics, and move the running ones and the counter one after
+        the other as batches do (Hoffer, Hubara and Soudry 2017, algorithm 1). The last ghost has
+        what remains; if that is one value per channel, it is joined to the ghost before. Not in a
+        group. On the CPU only.
     skip_nonfinite : bool
         Whether a batch whose mean or variance is not finite, in any channel and in the layer's
         dtype, leaves the running statistics and `num_batches_tracked` alone and is counted in
@@ -102,7 +109,7 @@ class BatchNorm(Normalization):
         Calls that use and move them use what they were before.
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
-    activation, negative_slope, in_place, skip_nonfinite : str or None, float, bool, bool
+    activation, negative_slope, in_place, ghost_batch_size, skip_nonfinite
         As they were given; may be replaced at any time. A backward call goes by what its forward
         call applied.
     estimator : bnext.Estimator
@@ -140,6 +147,7 @@ class BatchNorm(Normalization):
         activation: str | None = None,
         negative_slope: float = 0.01,
         in_place: bool = False,
+        ghost_batch_size: int | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(
@@ -147,6 +155,10 @@ class BatchNorm(Normalization):
             parameter_gradients=parameter_gradients, activation=activation,
             negative_slope=negative_slope, in_place=in_place,
         )  # fmt: skip
+        if (size := check_size(ghost_batch_size)) is not None:
+            if group is not None:
+                raise ValueError(f"ghost_batch_size: expected None in a group, got {size}")
+            self.ghost_batch_size = size
         self.track_running_stats = bool(track_running_stats)
         self.running = Running.new(
             self.num_features, chosen(momentum, decay, estimator), self.dtype,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy import ndarray
 
-from bnext import _core, spine
+from bnext import _core, ghosts, spine
 from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.estimators import Cumulative, Exponential
@@ -39,6 +39,7 @@ class Normalization(Modes):
     activation: str | None = None
     negative_slope: float = 0.01
     in_place: bool = False
+    ghost_batch_size: int | None = None
 
     def __init__(
         self,
@@ -140,7 +141,18 @@ class Normalization(Modes):
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
-        y, saved = spine.forward(
+        result = None
+        if self.ghost_batch_size is not None and self.training and not uses and self not in visits:
+            if group is not None:
+                raise ValueError(
+                    "ghost_batch_size: expected None in a group, whose members normalize by one "
+                    f"batch, got {self.ghost_batch_size}"
+                )
+            result = ghosts.forward(
+                x, self.weight, self.bias, self.eps, self.channel_axis, out,
+                running if moves else None, epilogue, self.ghost_batch_size,
+            )  # fmt: skip
+        y, saved = result or spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, epilogue, engine, explain,
         )  # fmt: skip
@@ -238,9 +250,12 @@ class Normalization(Modes):
         if group is not None and isinstance(saved, SyncSaved):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
             sums = "total" if saved.shared else own
-        dx, dweight, dbias, *dresidual = spine.backward(
-            dy, x, saved, self.weight, out, sums, residual
-        )
+        if type(saved) is ghosts.GhostSaved:
+            dx, dweight, dbias, *dresidual = saved.backward(dy, x, self.weight, out, residual)
+        else:
+            dx, dweight, dbias, *dresidual = spine.backward(
+                dy, x, saved, self.weight, out, sums, residual
+            )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight
         if self.train_affine and self.bias is not None:
@@ -318,6 +333,8 @@ class Normalization(Modes):
             text += f", negative_slope={self.negative_slope}"
         if self.in_place:
             text += ", in_place=True"
+        if self.ghost_batch_size is not None:
+            text += f", ghost_batch_size={self.ghost_batch_size}"
         if self.skip_nonfinite:
             text += ", skip_nonfinite=True"
         if self.frozen:

@@ -7,7 +7,7 @@ PyTorch, and bnext's compiled parts know nothing of it.
 
 From the bottom: context, formats, disguises, epilogues and kernels; formulas, gradients and
 operators (the ways over the kernels), which roads and functional choose from; the layers
-(recomputation, skipping, modules, sync, lazy, frozen); conversion of models (tracing, patterns and fusion;
+(recomputation, skipping, ghosts, modules, sync, lazy, frozen); conversion of models (tracing, patterns and fusion;
 forms, classes, reports, conversion); what is done with models (statistics and batches, freezing,
 folding, memory); and other tools that get to know them (tools, imports).
 """

@@ -257,7 +257,7 @@ def _become(module: Any, kind: Any, group: Any) -> None:
     if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
         kind = kind.cls_to_become
     vars(module).pop("_was", None)
-    for name in ("_apart", "_acts", "_recompute", "_frozen"):
+    for name in ("_apart", "_acts", "_recompute", "_frozen", "_special"):
         vars(module).pop(name, None)
     set_skipping(module, False)
     if "process_group" in vars(module):

@@ -14,6 +14,7 @@ from bnext import _core
 from bnext.docstrings import with_sections_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
+from bnext.torch.ghosts import Ghosts, set_ghosts
 from bnext.torch.recomputation import note
 from bnext.torch.skipping import SKIPPED, guarded, set_skipping
 
@@ -33,6 +34,7 @@ class Forward(_BatchNorm):
     # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
     _activation: tuple[str | None, float] = (None, 0.01)
     _recompute = False
+    takes_ghosts = True  # what a group normalizes is one batch
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Forward(_BatchNorm):
         activation: str | None = None,
         negative_slope: float = 0.01,
         recompute: bool = False,
+        ghost_batch_size: int | None = None,
         skip_nonfinite: bool = False,
         **more: Any,
     ) -> None:
@@ -59,8 +62,20 @@ class Forward(_BatchNorm):
             self._activation = activation, slope
         if recompute:
             self._recompute = True
+        if ghost_batch_size is not None:
+            self.ghost_batch_size = ghost_batch_size
         if skip_nonfinite:
             self.skip_nonfinite = True
+
+    @property
+    def ghost_batch_size(self) -> int | None:
+        """Examples that are normalized together in training; None: the batch."""
+        special = vars(self).get("_special")
+        return special.size if isinstance(special, Ghosts) else None
+
+    @ghost_batch_size.setter
+    def ghost_batch_size(self, value: int | None) -> None:
+        set_ghosts(self, value)
 
     @property
     def skip_nonfinite(self) -> bool:
@@ -97,8 +112,14 @@ class Forward(_BatchNorm):
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
-        """Normalize `input`, and do what follows."""
+    def _normalized(
+        self, input: Tensor, epilogue: Epilogue | None, special: bool = True
+    ) -> Tensor:
+        """Normalize `input`, and do what follows; or what a special layer does in its place."""
+        if special and "_special" in self.__dict__:
+            refuse_proxy(input, "ghost_batch_size")
+            y: Tensor = self.__dict__["_special"](self, input, epilogue)
+            return y
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)
         # Not as attributes: PyTorch looks up each of these by a function in Python.
@@ -119,11 +140,7 @@ class Forward(_BatchNorm):
         elif not of["track_running_stats"]:
             running_mean = running_var = counter = None
         if SKIPPED in buffers and counter is not None:
-            if isinstance(input, torch.fx.Proxy):
-                raise TypeError(
-                    "input: expected a tensor, since a layer with skip_nonfinite=True cannot be "
-                    "traced by itself, got a Proxy of torch.fx"
-                )
+            refuse_proxy(input, "skip_nonfinite")
             call = partial(_call, input, weight, bias, of["momentum"], of["eps"], epilogue)
             return guarded(call, running_mean, running_var, counter, buffers[SKIPPED])
         if epilogue is not None:
@@ -172,6 +189,8 @@ class Forward(_BatchNorm):
             text += f", negative_slope={negative_slope}"
         if self._recompute:
             text += ", recompute=True"
+        if self.ghost_batch_size is not None:
+            text += f", ghost_batch_size={self.ghost_batch_size}"
         if self.skip_nonfinite:
             text += ", skip_nonfinite=True"
         return f"{text}, kernels=bnext"
@@ -181,6 +200,15 @@ class Forward(_BatchNorm):
         from bnext.torch.conversion import revert
 
         return revert(copy.copy(self))
+
+
+def refuse_proxy(input: Any, name: str) -> None:
+    """TypeError for a layer whose calls are more than one node, which torch.fx traces by itself."""
+    if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
+        raise TypeError(
+            f"input: expected a tensor, since a layer with {name} cannot be traced by itself, got "
+            "a Proxy of torch.fx"
+        )
 
 
 def _call(
@@ -219,6 +247,12 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     recompute : bool
         Whether autograd keeps the output for operations behind the layer, or has it made again in
         the backward pass, with the same bits: for calls in `bnext.torch.recomputing`, on the CPU.
+    ghost_batch_size : int, optional
+        Examples in a ghost batch: in training, consecutive ghosts of a batch are normalized each by
+        its own statistics, and move the running ones and the counter one after the other as batches
+        do (Hoffer, Hubara and Soudry 2017, algorithm 1). The last ghost has what remains; if that
+        is one value per channel, it is joined to the ghost before. May be set at any time. Not for
+        `SyncBatchNorm`.
     skip_nonfinite : bool
         Whether a training batch that would make a running statistic infinite or NaN, in any
         channel, leaves all of them and `num_batches_tracked` alone and is counted in
