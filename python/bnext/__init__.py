@@ -31,7 +31,18 @@ from bnext.inference.conventions import (
     to_convention,
 )
 from bnext.inference.folding import Affine, fold, fold_into_next
-from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Recomputed
+from bnext.layers import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    Recomputed,
+)
+from bnext.renorm import Ramp
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -47,6 +58,10 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "Cumulative",
     "DebiasedExponential",
     "DeviceSaved",
@@ -54,6 +69,7 @@ __all__ = [
     "Exponential",
     "FirstBatchExponential",
     "Moments",
+    "Ramp",
     "Recomputed",
     "Saved",
     "__version__",

@@ -69,7 +69,9 @@ class GhostSaved:
     residual = property(lambda self: self.parts[0].residual)
     in_place = property(lambda self: self.parts[0].in_place)
 
-    def backward(self, dy: Any, x: Any, weight: Any, out: Any, residual: Any) -> tuple[Any, ...]:
+    def backward(
+        self, dy: Any, x: Any, weight: Any, out: Any, sums: str, residual: Any
+    ) -> tuple[Any, ...]:
         """Do `spine.backward`, ghost by ghost; gradients of parameters add up in float64."""
         gradient = _on_the_cpu(dy, "dy")
         _check_shape("dy", gradient, self.shape)
@@ -79,15 +81,15 @@ class GhostSaved:
         dresidual = np.empty_like(gradient) if makes_dresidual else None
         totals: list[Any] = [None, None]
         for cut, saved in zip(self.cuts, self.parts, strict=True):
-            _, *sums = spine.backward(
+            _, *found = spine.backward(
                 gradient[cut], given[cut], saved, weight, dx[cut],
                 residual=None if added is None else added[cut],
             )  # fmt: skip
             if dresidual is not None:
-                dresidual[cut] = sums[2]
-            for place, (total, more) in enumerate(zip(totals, sums[:2], strict=True)):
+                dresidual[cut] = found[2]
+            for place, (total, more) in enumerate(zip(totals, found[:2], strict=True)):
                 totals[place] = _sum(total, more)
-        gradients = [_like(total, more) for total, more in zip(totals, sums[:2], strict=True)]
+        gradients = [_like(total, more) for total, more in zip(totals, found[:2], strict=True)]
         result = _given_back(dx, out, dy), *gradients
         if not self.residual:
             return result

@@ -10,7 +10,6 @@ from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
 from bnext.ghosts import check_size
 from bnext.groups.group import Group
 from bnext.layers.normalization import Normalization
-from bnext.running import Running
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -160,7 +159,7 @@ class BatchNorm(Normalization):
                 raise ValueError(f"ghost_batch_size: expected None in a group, got {size}")
             self.ghost_batch_size = size
         self.track_running_stats = bool(track_running_stats)
-        self.running = Running.new(
+        self.running = self.running_kind.new(
             self.num_features, chosen(momentum, decay, estimator), self.dtype,
             tracked=self.track_running_stats,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy import ndarray
 
-from bnext import _core, ghosts, spine
+from bnext import _core, spine
 from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.estimators import Cumulative, Exponential
@@ -24,6 +24,7 @@ from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
+from bnext.layers.variants import normalizes_by_ghosts, renormalization
 
 __all__ = ["Normalization"]
 
@@ -40,6 +41,7 @@ class Normalization(Modes):
     negative_slope: float = 0.01
     in_place: bool = False
     ghost_batch_size: int | None = None
+    _renormalizes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -141,21 +143,20 @@ class Normalization(Modes):
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
-        result = None
-        if self.ghost_batch_size is not None and self.training and not uses and self not in visits:
-            if group is not None:
-                raise ValueError(
-                    "ghost_batch_size: expected None in a group, whose members normalize by one "
-                    f"batch, got {self.ghost_batch_size}"
-                )
-            result = ghosts.forward(
-                x, self.weight, self.bias, self.eps, self.channel_axis, out,
-                running if moves else None, epilogue, self.ghost_batch_size,
-            )  # fmt: skip
+        result = adjust = None
+        if self.ghost_batch_size is not None or self._renormalizes:
+            with part:
+                adjust = renormalization(self, engine, uses or self in visits)
+            if self.training and not uses and self not in visits:
+                moved = running if moves else None
+                result = normalizes_by_ghosts(self, x, out, moved, epilogue, group)
         y, saved = result or spine.forward(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, epilogue, engine, explain,
+            adjust=adjust,
         )  # fmt: skip
+        if adjust is not None:
+            saved = adjust.saved(saved)
         if epilogue is not None and not saved.reads_residual:
             residual = None
         # Where statistics are constants, x is needed for gradients of parameters, and for the
@@ -246,16 +247,16 @@ class Normalization(Modes):
                     f"residual_grad: expected {had} or None, since the forward call had {which} "
                     f"residual, got {residual_grad!r}"
                 )
-        sums = "local"
-        if group is not None and isinstance(saved, SyncSaved):
+        sums, exchanged = "local", getattr(saved, "inner", saved)
+        if group is not None and isinstance(exchanged, SyncSaved):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
-            sums = "total" if saved.shared else own
-        if type(saved) is ghosts.GhostSaved:
-            dx, dweight, dbias, *dresidual = saved.backward(dy, x, self.weight, out, residual)
-        else:
-            dx, dweight, dbias, *dresidual = spine.backward(
-                dy, x, saved, self.weight, out, sums, residual
-            )
+            sums = "total" if exchanged.shared else own
+        by = getattr(type(saved), "backward", None)  # of a variant
+        dx, dweight, dbias, *dresidual = (
+            spine.backward(dy, x, saved, self.weight, out, sums, residual)
+            if by is None
+            else by(saved, dy, x, self.weight, out, sums, residual)
+        )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight
         if self.train_affine and self.bias is not None:
@@ -297,7 +298,7 @@ class Normalization(Modes):
                 "x: expected the input of the forward call, since a frozen layer without an "
                 "activation keeps none, got None"
             )
-        return Recomputed(x, saved, added if residual is None else residual)
+        return Recomputed(x, getattr(saved, "inner", saved), added if residual is None else residual)
 
     def as_affine(self) -> Affine:
         """Give what the layer is in inference: ``scale * x + shift`` for each channel.

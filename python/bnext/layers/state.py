@@ -9,7 +9,7 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,7 @@ class Layer:
     """
 
     running: Running
+    running_kind: ClassVar[type[Running]] = Running
 
     running_mean: Parameter = of_running("mean")
     running_var: Parameter = of_running("var")
@@ -260,7 +261,7 @@ class Layer:
         """Set the attributes that `__getstate__` gives."""
         state = {name: value for name, value in state.items() if name not in OF_CALLS}
         state.setdefault("num_batches_skipped", None)  # in pickles of older versions
-        running = Running(**{own: state[name] for name, own in OF_RUNNING.items()})
+        running = self.running_kind(**{own: state[name] for name, own in OF_RUNNING.items()})
         for name in OF_RUNNING.keys() - {"dtype"}:
             del state[name]
         vars(self).update(state | {"running": running, "_latest": {}})
