@@ -8,7 +8,9 @@ that read the data once, sum in a fixed order, and give the same bits for any nu
 from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext._moments import Moments
+from bnext.inference.adaptation import adapted_moments
 from bnext.arrays import DeviceSaved
+from bnext.inference.domains import Domains
 from bnext.estimators import (
     Cumulative,
     DebiasedExponential,
@@ -65,6 +67,7 @@ __all__ = [
     "Cumulative",
     "DebiasedExponential",
     "DeviceSaved",
+    "Domains",
     "Estimator",
     "Exponential",
     "FirstBatchExponential",
@@ -73,6 +76,7 @@ __all__ = [
     "Recomputed",
     "Saved",
     "__version__",
+    "adapted_moments",
     "batch_norm_backward",
     "batch_norm_forward",
     "cuda",
