@@ -82,7 +82,9 @@ def test_state_dicts():
         copies.load_state_dict(state)
     assert (others[0].running_mean == 0).all()
     del state["b.1.running_var"]
-    with pytest.raises(RuntimeError, match=r"^state_dict: expected the names of .*'b.1.running_var'"):
+    with pytest.raises(
+        RuntimeError, match=r"^state_dict: expected the names of .*'b.1.running_var'"
+    ):
         copies.load_state_dict(state)
     copies.load_state_dict(state, strict=False)
     assert (others[0].running_mean == 1).all()

@@ -118,15 +118,15 @@ def test_pickles_of_older_versions_load():
 
 
 def test_errors_come_before_anything_is_touched():
-    with pytest.raises(ValueError, match="^skip_nonfinite: expected False"):
+    with pytest.raises(ValueError, match=r"^skip_nonfinite: expected False"):
         bnext.BatchNorm1d(3, track_running_stats=False, skip_nonfinite=True)
     layer = bnext.BatchNorm1d(3, skip_nonfinite=True)
     layer.num_batches_skipped = np.zeros((), np.int32)
     before = running_of(layer)
-    with pytest.raises(TypeError, match="^num_batches_skipped: expected a writeable int64"):
+    with pytest.raises(TypeError, match=r"^num_batches_skipped: expected a writeable int64"):
         layer(batch_of())
     layer.use_running_stats = True
-    with pytest.raises(TypeError, match="^num_batches_skipped: expected a writeable int64"):
+    with pytest.raises(TypeError, match=r"^num_batches_skipped: expected a writeable int64"):
         layer(batch_of())
     assert_same(before, running_of(layer))
 

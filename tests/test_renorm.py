@@ -97,7 +97,10 @@ def test_gradients_are_finite_differences_with_r_and_d_held():
 def test_limits_of_1_and_0_are_batch_normalization():
     rng = np.random.default_rng(2)
     x, dy = batch_of(rng, (7, 3, 4)), batch_of(rng, (7, 3, 4))
-    layer, plain = bnext.BatchRenorm1d(3, r_max=1, d_max=0, dtype=float), bnext.BatchNorm1d(3, dtype=float)
+    layer, plain = (
+        bnext.BatchRenorm1d(3, r_max=1, d_max=0, dtype=float),
+        bnext.BatchNorm1d(3, dtype=float),
+    )
     np.testing.assert_array_equal(layer(x), plain(x))
     np.testing.assert_array_equal(layer.backward(dy), plain.backward(dy))
     np.testing.assert_array_equal(layer.weight_grad, plain.weight_grad)
@@ -114,7 +117,9 @@ def test_without_limits_it_normalizes_by_running_statistics():
 
 def test_schedules_are_functions_of_the_step():
     steps = []
-    layer = bnext.BatchRenorm1d(3, r_max=bnext.Ramp(1, 3, 1, 3), d_max=lambda step: steps.append(step) or 0)
+    layer = bnext.BatchRenorm1d(
+        3, r_max=bnext.Ramp(1, 3, 1, 3), d_max=lambda step: steps.append(step) or 0
+    )
     for _ in range(3):
         layer(batch_of(np.random.default_rng(0), (5, 3), np.float32))
     assert steps == [0, 1, 2]
@@ -152,7 +157,9 @@ def test_members_of_a_group_renormalize_one_batch(shared):
         parts = group.run(step, shards)
         y, dx, dweight, _ = definition(x, dy)
         np.testing.assert_allclose(np.concatenate([p[0] for p in parts]), y, rtol=1e-11, atol=1e-11)
-        np.testing.assert_allclose(np.concatenate([p[1] for p in parts]), dx, rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(
+            np.concatenate([p[1] for p in parts]), dx, rtol=1e-11, atol=1e-11
+        )
         for layer in layers:
             np.testing.assert_allclose(layer.weight_grad, dweight, rtol=1e-11)
             sigma = np.sqrt(layer.running_var + EPS)
@@ -204,10 +211,10 @@ def test_wrong_limits(options, kind, text):
 def test_errors_come_before_anything_is_touched():
     layer = bnext.BatchRenorm1d(3, r_max=lambda step: 0)
     x = batch_of(np.random.default_rng(8), (4, 3), np.float32)
-    with pytest.raises(ValueError, match="^r_max: expected a number >= 1, got 0 at step 0$"):
+    with pytest.raises(ValueError, match=r"^r_max: expected a number >= 1, got 0 at step 0$"):
         layer(x)
     layer.r_max, layer.ghost_batch_size = 3, 2
-    with pytest.raises(ValueError, match="^ghost_batch_size: expected None for BatchRenorm1d"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size: expected None for BatchRenorm1d"):
         layer(x)
     layer.ghost_batch_size = None
     with pytest.raises(ValueError, match="Expected more than 1 value"):
@@ -216,7 +223,7 @@ def test_errors_come_before_anything_is_touched():
         bnext.micro_batches([layer])
     assert layer.num_batches_tracked == 0
     assert (layer.running_var == 1).all()
-    with pytest.raises(ValueError, match="^last: expected a step after first=3, got 3"):
+    with pytest.raises(ValueError, match=r"^last: expected a step after first=3, got 3"):
         bnext.Ramp(1, 2, 3, 3)
-    with pytest.raises(ValueError, match="^stop: expected a finite number"):
+    with pytest.raises(ValueError, match=r"^stop: expected a finite number"):
         bnext.Ramp(1, np.inf, 3, 4)

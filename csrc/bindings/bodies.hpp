@@ -121,8 +121,8 @@ inline py::object* wanted_dresidual(const Saved& saved, py::object& dresidual) {
     return wanted ? &dresidual : nullptr;
 }
 
-// Whether a batch's mean and variance, m2 / n, are finite in every channel, as a layer's dtype holds
-// them.
+// Whether a batch's mean and variance, m2 / n, are finite in every channel, as a layer's dtype
+// holds them.
 inline bool is_finite(const Saved& saved, double n) {
     return with_dtype(saved.dtype, [&](auto type) {
         using P = Param<decltype(type)>;
@@ -133,9 +133,9 @@ inline bool is_finite(const Saved& saved, double n) {
 }
 
 // A layer's running statistics: new = (1 - momentum) * old + momentum * batch, rounded once. The
-// correction is Bessel's 1, or 0, which leaves the variance biased. Counts the batch. With a counter
-// for skipped batches, a batch that is not finite only counts there. In a group `saved` is the whole
-// batch's, so that all members decide alike.
+// correction is Bessel's 1, or 0, which leaves the variance biased. Counts the batch. With a
+// counter for skipped batches, a batch that is not finite only counts there. In a group `saved` is
+// the whole batch's, so that all members decide alike.
 inline void move_running(const Intake& call, const Saved& saved, bool bessel) {
     const bool moves = call.call.has(Role::running_mean) && saved.count >= 2;
     const double n = static_cast<double>(saved.count) - (bessel ? 1.0 : 0.0);

@@ -8,9 +8,7 @@ that read the data once, sum in a fixed order, and give the same bits for any nu
 from bnext import cuda, functional, sync
 from bnext._core import Saved, __version__
 from bnext._moments import Moments
-from bnext.inference.adaptation import adapted_moments
 from bnext.arrays import DeviceSaved
-from bnext.inference.domains import Domains
 from bnext.estimators import (
     Cumulative,
     DebiasedExponential,
@@ -26,12 +24,14 @@ from bnext.functional import (
     recompute,
 )
 from bnext.inference import micro_batches, update_statistics
+from bnext.inference.adaptation import adapted_moments
 from bnext.inference.conventions import (
     from_convention,
     guess_convention,
     load_statistics,
     to_convention,
 )
+from bnext.inference.domains import Domains
 from bnext.inference.folding import Affine, fold, fold_into_next
 from bnext.layers import (
     BatchNorm,

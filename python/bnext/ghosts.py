@@ -139,9 +139,7 @@ def forward(
     added = _on_the_cpu(residual, "residual")
     if added is not None:
         _check_shape("residual", added, given.shape)
-    y = _target(
-        out, given, ("x", given), ("residual", added), ("weight", weight), ("bias", bias)
-    )
+    y = _target(out, given, ("x", given), ("residual", added), ("weight", weight), ("bias", bias))
     parts = []
     for cut in cuts:
         then = epilogue and (None if added is None else added[cut], *after)

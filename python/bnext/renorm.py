@@ -2,11 +2,12 @@
 
 With sigma = sqrt(var + eps), of the batch (B) and of the running statistics before it,
 
-    r = clip(sigma_B / sigma, 1 / r_max, r_max)      d = clip((mean_B - mean) / sigma, -d_max, d_max)
+    r = clip(sigma_B / sigma, 1 / r_max, r_max)
+    d = clip((mean_B - mean) / sigma, -d_max, d_max)
     y = ((x - mean_B) / sigma_B * r + d) * weight + bias
 
-which is batch normalization by the weight ``weight * r`` and the bias ``bias + weight * d``. r and d
-are constants of the backward pass. So dx is the gradient of that batch normalization, and with its
+which is batch normalization by the weight ``weight * r`` and the bias ``bias + weight * d``. In the
+backward pass r and d are constants. So dx is the gradient of that batch normalization, and with its
 gradients dw, db by these parameters ``dweight = r * dw + d * db`` and ``dbias = db``.
 """
 
@@ -25,8 +26,9 @@ from bnext.arrays.libraries import library_of, to_numpy
 from bnext.running import Running
 from bnext.writes import Writes
 
-__all__ = ["Limit", "Ramp", "Renormalization", "RenormRunning", "RenormSaved", "check_limit",
-           "limit_at"]  # fmt: skip
+__all__ = [
+    "Limit", "Ramp", "RenormRunning", "RenormSaved", "Renormalization", "check_limit", "limit_at",
+]  # fmt: skip
 
 Limit = float | Callable[[int], float]
 

@@ -140,18 +140,20 @@ def test_ghosts_come_back():
 
 def test_errors():
     model = model_of()
-    with pytest.raises(TypeError, match="^model: expected"):
+    with pytest.raises(TypeError, match=r"^model: expected"):
         bnext.torch.adapt(3)
-    with pytest.raises(ValueError, match="^prior: expected a number of examples >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"^prior: expected a number of examples >= 0, got -1"):
         bnext.torch.adapt(model, -1)
-    with pytest.raises(ValueError, match="^train: expected 'affine' or None, got 'all'"):
+    with pytest.raises(ValueError, match=r"^train: expected 'affine' or None, got 'all'"):
         bnext.torch.adapt(model, train="all")
-    with pytest.raises(ValueError, match="^model: expected a layer with running statistics"):
+    with pytest.raises(ValueError, match=r"^model: expected a layer with running statistics"):
         bnext.torch.adapt(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"^model: expected layers of bnext.torch .* BatchNorm1d at"):
+    with pytest.raises(
+        ValueError, match=r"^model: expected layers of bnext.torch .* BatchNorm1d at"
+    ):
         bnext.torch.adapt(torch.nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match="^train: expected None for layers without parameters"):
+    with pytest.raises(ValueError, match=r"^train: expected None for layers without parameters"):
         bnext.torch.adapt(bnext.torch.BatchNorm1d(3, affine=False), train="affine")
     assert all(module.training for module in model.modules())
-    with bnext.torch.adapt(model), pytest.raises(RuntimeError, match="^model: expected one that"):
+    with bnext.torch.adapt(model), pytest.raises(RuntimeError, match=r"^model: expected one that"):
         bnext.torch.adapt(model)

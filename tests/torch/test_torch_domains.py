@@ -84,16 +84,16 @@ def test_a_batch_that_is_not_finite_is_counted_in_its_domain():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="^model: expected a layer with running statistics"):
+    with pytest.raises(ValueError, match=r"^model: expected a layer with running statistics"):
         bnext.torch.Domains(torch.nn.Linear(2, 2), ["a"])
-    with pytest.raises(TypeError, match="^model: expected"):
+    with pytest.raises(TypeError, match=r"^model: expected"):
         bnext.torch.Domains(3, ["a"])
     domains = bnext.torch.Domains(model_of(), ["a", "b"])
-    with pytest.raises(ValueError, match="^domain: expected one of a, b, got 'c'"):
+    with pytest.raises(ValueError, match=r"^domain: expected one of a, b, got 'c'"):
         domains.current = "c"
     state = domains.state_dict()
     state["b.0.running_mean"] = [0.0] * 3
     state["a.0.running_mean"] = torch.ones(3)
-    with pytest.raises(TypeError, match="^b.0.running_mean: expected a tensor, got list"):
+    with pytest.raises(TypeError, match=r"^b.0.running_mean: expected a tensor, got list"):
         domains.load_state_dict(state)
     assert (domains.state_dict()["a.0.running_mean"] == 0).all()

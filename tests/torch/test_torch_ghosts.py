@@ -76,16 +76,16 @@ def test_the_setting():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="^ghost_batch_size: expected"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size: expected"):
         bnext.torch.BatchNorm1d(3, ghost_batch_size=0)
-    with pytest.raises(ValueError, match="^ghost_batch_size: expected None for SyncBatchNorm"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size: expected None for SyncBatchNorm"):
         bnext.torch.SyncBatchNorm(3).ghost_batch_size = 4
     layer = bnext.torch.BatchNorm1d(3, ghost_batch_size=4)
-    with pytest.raises(TypeError, match="^input: expected a tensor"):
+    with pytest.raises(TypeError, match=r"^input: expected a tensor"):
         torch.fx.symbolic_trace(layer)
     with pytest.raises(ValueError, match="expected 2D or 3D input"):
         layer(torch.randn(9, 3, 2, 2))
     assert layer.num_batches_tracked == 0
     bnext.torch.convert(layer, sync=bnext.sync.ThreadGroup(1))
-    with pytest.raises(ValueError, match="^ghost_batch_size: expected None for a synchronized"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size: expected None for a synchronized"):
         layer(torch.randn(9, 3))

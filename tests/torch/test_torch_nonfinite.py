@@ -34,15 +34,9 @@ def assert_same(before, after):
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["eager", "compiled"])
 def test_a_bad_batch_is_as_if_it_had_not_been(dtype, way, momentum):
-    if dtype is torch.complex64:  # a dtype without kernels: PyTorch's error, and nothing counted
-        layer = bnext.torch.BatchNorm1d(3, skip_nonfinite=True)
-        with pytest.raises((RuntimeError, TypeError)):
-            layer(batch_of(dtype=dtype))
-        assert (layer.num_batches_tracked, layer.num_batches_skipped) == (0, 0)
-        return
     layer = bnext.torch.BatchNorm1d(3, momentum=momentum, skip_nonfinite=True, activation="relu")
     expected = bnext.torch.BatchNorm1d(3, momentum=momentum, activation="relu")
     call = layer
@@ -57,6 +51,14 @@ def test_a_bad_batch_is_as_if_it_had_not_been(dtype, way, momentum):
     for one, other in zip(running_of(layer), running_of(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
     assert layer.num_batches_skipped == 2
+
+
+def test_a_call_that_raises_is_not_counted():
+    layer = bnext.torch.BatchNorm1d(3, skip_nonfinite=True)
+    for x in (batch_of(dtype=torch.complex64), torch.randn(1, 3)):
+        with pytest.raises((RuntimeError, ValueError)):
+            layer(x)
+    assert (layer.num_batches_tracked, layer.num_batches_skipped) == (0, 0)
 
 
 def test_modules_of_pytorch_agree_without_the_switch():
@@ -79,7 +81,7 @@ def test_the_switch():
     assert layer.num_batches_skipped == 0
     layer.skip_nonfinite = False
     assert layer.num_batches_skipped is None
-    with pytest.raises(ValueError, match="^skip_nonfinite: expected False"):
+    with pytest.raises(ValueError, match=r"^skip_nonfinite: expected False"):
         bnext.torch.BatchNorm1d(3, track_running_stats=False, skip_nonfinite=True)
 
 
@@ -120,5 +122,5 @@ def test_members_of_a_group_skip_together(shared):
 
 
 def test_a_layer_that_is_traced_by_itself_is_refused():
-    with pytest.raises(TypeError, match="^input: expected a tensor"):
+    with pytest.raises(TypeError, match=r"^input: expected a tensor"):
         torch.fx.symbolic_trace(bnext.torch.BatchNorm1d(3, skip_nonfinite=True))

@@ -68,8 +68,8 @@ def test_compiled(dtype):
     call = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for _ in range(3):
         x = batch_of((6, 3), dtype)
-        torch.testing.assert_close(call(x), eager(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5,
-                                   atol=1e-2 if dtype == torch.bfloat16 else 1e-5)  # fmt: skip
+        close = 2e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(call(x), eager(x), rtol=close, atol=close)
     x[0, 0] = float("nan")
     call(x)
     for name in RUNNING:
@@ -99,12 +99,12 @@ def test_the_layer():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="^r_max: expected a number >= 1, got 0.5$"):
+    with pytest.raises(ValueError, match=r"^r_max: expected a number >= 1, got 0.5$"):
         bnext.torch.BatchRenorm1d(3, r_max=0.5)
     layer = bnext.torch.BatchRenorm1d(3, d_max=lambda step: -1)
-    with pytest.raises(ValueError, match="^d_max: expected a number >= 0, got -1 at step 0$"):
+    with pytest.raises(ValueError, match=r"^d_max: expected a number >= 0, got -1 at step 0$"):
         layer(torch.randn(4, 3))
-    with pytest.raises(ValueError, match="^ghost_batch_size: expected None for BatchRenorm1d"):
+    with pytest.raises(ValueError, match=r"^ghost_batch_size: expected None for BatchRenorm1d"):
         layer.ghost_batch_size = 2
     with pytest.warns(bnext.torch.ConversionWarning, match="it renormalizes"):
         bnext.torch.convert(layer, sync=bnext.sync.ThreadGroup(1))

@@ -127,7 +127,9 @@ class Switch(abc.ABC, Generic[Statistics]):
     def __repr__(self) -> str:
         """Name the domains, and how many layers there are."""
         names = ", ".join(self.names)
-        return f"{type(self).__name__}({names}; {len(self._places)} layers; current: {self.current})"
+        return (
+            f"{type(self).__name__}({names}; {len(self._places)} layers; current: {self.current})"
+        )
 
 
 class Domains(Switch[Running]):

@@ -298,7 +298,9 @@ class Normalization(Modes):
                 "x: expected the input of the forward call, since a frozen layer without an "
                 "activation keeps none, got None"
             )
-        return Recomputed(x, getattr(saved, "inner", saved), added if residual is None else residual)
+        return Recomputed(
+            x, getattr(saved, "inner", saved), added if residual is None else residual
+        )
 
     def as_affine(self) -> Affine:
         """Give what the layer is in inference: ``scale * x + shift`` for each channel.

@@ -7,9 +7,10 @@ PyTorch, and bnext's compiled parts know nothing of it.
 
 From the bottom: context, formats, disguises, epilogues and kernels; formulas, gradients and
 operators (the ways over the kernels), which roads and functional choose from; the layers
-(recomputation, skipping, ghosts, modules, sync, lazy, frozen, renorm); conversion of models (tracing, patterns and fusion;
-forms, classes, reports, conversion); what is done with models (statistics and batches, freezing,
-folding, memory, adaptation, domains); and other tools that get to know them (tools, imports).
+(recomputation, skipping, ghosts, modules, sync, lazy, frozen, batch_statistics, renorm); conversion
+of models (tracing, patterns and fusion; forms, classes, reports, conversion); what is done with
+models (statistics and batches, freezing, folding, memory, adaptation, domains); and other tools
+that get to know them (tools, imports).
 """
 
 try:

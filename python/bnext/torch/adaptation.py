@@ -150,14 +150,17 @@ class Adaptation:
 
     def __repr__(self) -> str:
         """Say what was done."""
-        count = len(self.layers)
-        lines = [
-            f"{count} layer{'s' * (count != 1)} of {type(self.model).__name__} normalize{'s' * (count == 1)} by "
-            f"{self._by()}, in evaluation mode: {', '.join(name or 'the model itself' for name in self.layers)}"
-        ]
+        count, kind = len(self.layers), type(self.model).__name__
+        subject = f"1 layer of {kind} normalizes" if count == 1 else (
+            f"{count} layers of {kind} normalize"
+        )  # fmt: skip
+        names = ", ".join(name or "the model itself" for name in self.layers)
+        lines = [f"{subject} by {self._by()}, in evaluation mode: {names}"]
         if self.trained:
             values = sum(p.numel() for p in self.trained.values())
-            lines.append(f"{len(self.trained)} parameters with {values} values train, and no others")
+            lines.append(
+                f"{len(self.trained)} parameters with {values} values train, and no others"
+            )
         if not self._open:
             lines.append("closed")
         return "\n".join(lines)

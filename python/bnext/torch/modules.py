@@ -112,9 +112,7 @@ class Forward(_BatchNorm):
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
 
-    def _normalized(
-        self, input: Tensor, epilogue: Epilogue | None, special: bool = True
-    ) -> Tensor:
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
         """Normalize `input`, and do what follows; or what a special layer does in its place."""
         if special and "_special" in self.__dict__:
             refuse_proxy(input, "ghost_batch_size")

@@ -56,9 +56,7 @@ class _Renormalized(_Base):
         )  # fmt: skip
         self.r_max, self.d_max = r_max, d_max
 
-    def _normalized(
-        self, input: Tensor, epilogue: Epilogue | None, special: bool = True
-    ) -> Tensor:
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
         if not self.training or "_special" in vars(self):
             return super()._normalized(input, epilogue, special)
         refuse_proxy(input, "renormalization")

@@ -86,9 +86,7 @@ class SyncBatchNorm(Forward):
 
     takes_ghosts = False
 
-    def _normalized(
-        self, input: Tensor, epilogue: Epilogue | None, special: bool = True
-    ) -> Tensor:
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
         if self.ghost_batch_size is not None:  # of a layer that `convert` has made synchronized
             raise ValueError(
                 "ghost_batch_size: expected None for a synchronized layer, got "
