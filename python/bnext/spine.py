@@ -85,19 +85,21 @@ def forward(
             engine = _core if type(x) is ndarray else engine_of(x)
         try:
             if given is None:
-                mean = var = momentum = counter = skipped = None
+                call = engine.forward
+                mean = var = momentum = counter = None
                 bessel = True
                 if type(moved) is tuple:
                     mean, var, momentum, counter = moved
                 elif moved is not None:
-                    mean, var = moved.mean, moved.var
-                    counter, skipped = moved.counter, moved.skipped
+                    mean, var, counter = moved.mean, moved.var, moved.counter
                     momentum, bessel = moved.weight(), moved.estimator.bessel
-                return engine.forward(
+                    if moved.skipped is not None:
+                        call = partial(call, num_batches_skipped=moved.skipped)
+                return call(
                     x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
                     momentum=momentum, num_batches_tracked=counter, eps=eps,
                     channel_axis=channel_axis, out=out, bessel=bessel, plain=plain, keeps=keeps,
-                    epilogue=epilogue, num_batches_skipped=skipped,
+                    epilogue=epilogue,
                 )  # fmt: skip
             if type(given) is not tuple:
                 mean, var = given.mean, given.var

@@ -112,3 +112,22 @@ def test_errors():
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         bnext.torch.BatchRenorm1d(3)(torch.randn(1, 3))
     assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("method", ["exact", "pooled", "average"])
+def test_statistics_made_anew_are_of_whole_batches(method):
+    torch.manual_seed(3)
+    data = [batch_of((8, 3), torch.float32) for _ in range(3)]
+    found = []
+    for make in (
+        lambda: bnext.torch.BatchNorm1d(3),
+        lambda: bnext.torch.BatchNorm1d(3, ghost_batch_size=4),
+        lambda: bnext.torch.BatchRenorm1d(3),
+    ):
+        model = torch.nn.Sequential(make(), make())
+        special = [vars(layer).get("_special") for layer in model]
+        bnext.torch.update_statistics(model, data, method)
+        assert [vars(layer).get("_special") for layer in model] == special
+        found.append(model[1].running_var)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-6, atol=0)

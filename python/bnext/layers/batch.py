@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
-from bnext.ghosts import check_size
 from bnext.groups.group import Group
 from bnext.layers.normalization import Normalization
+from bnext.layers.variants import check_alone
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -154,10 +154,9 @@ class BatchNorm(Normalization):
             parameter_gradients=parameter_gradients, activation=activation,
             negative_slope=negative_slope, in_place=in_place,
         )  # fmt: skip
-        if (size := check_size(ghost_batch_size)) is not None:
-            if group is not None:
-                raise ValueError(f"ghost_batch_size: expected None in a group, got {size}")
-            self.ghost_batch_size = size
+        if ghost_batch_size is not None:
+            self.ghost_batch_size = ghost_batch_size
+            check_alone(self, group)
         self.track_running_stats = bool(track_running_stats)
         self.running = self.running_kind.new(
             self.num_features, chosen(momentum, decay, estimator), self.dtype,

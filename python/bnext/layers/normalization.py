@@ -17,6 +17,7 @@ from bnext import _core, spine
 from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.estimators import Cumulative, Exponential
+from bnext.ghosts import check_size
 from bnext.groups.group import ALONE, Group, announcing, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.groups.visits import VISITS, Latest
@@ -24,7 +25,7 @@ from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
-from bnext.layers.variants import normalizes_by_ghosts, renormalization
+from bnext.layers.variants import varied
 
 __all__ = ["Normalization"]
 
@@ -40,8 +41,8 @@ class Normalization(Modes):
     activation: str | None = None
     negative_slope: float = 0.01
     in_place: bool = False
-    ghost_batch_size: int | None = None
-    _renormalizes: ClassVar[bool] = False
+    _varies = False  # whether a call may be another than by one batch: `variants` has them
+    _ghosts: int | None = None
 
     def __init__(
         self,
@@ -74,6 +75,16 @@ class Normalization(Modes):
         self.use_running_stats: bool | None = None
         self.update_running_stats: bool | None = None
         self.train_affine = True
+
+    @property
+    def ghost_batch_size(self) -> int | None:
+        """Examples that are normalized together in training; None: the batch. May be set."""
+        return self._ghosts
+
+    @ghost_batch_size.setter
+    def ghost_batch_size(self, value: int | None) -> None:
+        self._ghosts = check_size(value)
+        self._varies = type(self)._varies or self._ghosts is not None
 
     # --- the two passes ---------------------------------------------------------------------------
 
@@ -143,20 +154,13 @@ class Normalization(Modes):
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
-        result = adjust = None
-        if self.ghost_batch_size is not None or self._renormalizes:
-            with part:
-                adjust = renormalization(self, engine, uses or self in visits)
-            if self.training and not uses and self not in visits:
-                moved = running if moves else None
-                result = normalizes_by_ghosts(self, x, out, moved, epilogue, group)
-        y, saved = result or spine.forward(
+        call: Any = spine.forward
+        if self._varies:
+            call = partial(varied, self, group, uses or self in visits)
+        y, saved = call(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, epilogue, engine, explain,
-            adjust=adjust,
         )  # fmt: skip
-        if adjust is not None:
-            saved = adjust.saved(saved)
         if epilogue is not None and not saved.reads_residual:
             residual = None
         # Where statistics are constants, x is needed for gradients of parameters, and for the

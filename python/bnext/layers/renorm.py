@@ -65,7 +65,7 @@ class BatchRenorm(BatchNorm):
     State dicts are those of batch normalization. On the CPU only, and not in `micro_batches`.
     """
 
-    _renormalizes = True
+    _varies = True
     running_kind = RenormRunning
 
     def __init__(

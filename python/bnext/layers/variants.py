@@ -4,34 +4,67 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bnext import _core, ghosts
+from bnext import _core, ghosts, spine
 from bnext.groups.group import Group
-from bnext.renorm import Renormalization
+from bnext.renorm import Renormalization, RenormRunning
 
 if TYPE_CHECKING:
     from bnext.layers.normalization import Normalization
 
-__all__ = ["normalizes_by_ghosts", "renormalization", "variant_of"]
+__all__ = ["check_alone", "variant_of", "varied"]
 
 
 def variant_of(layer: Normalization) -> str:
     """Name the variant, as errors do; empty for a layer that normalizes by the whole batch."""
-    if layer._renormalizes:
+    if isinstance(layer.running, RenormRunning):
         return type(layer).__name__
     size = layer.ghost_batch_size
     return "" if size is None else f"ghost_batch_size={size}"
 
 
-def renormalization(layer: Normalization, engine: Any, plain: bool) -> Renormalization | None:
-    """Give what a training call of a layer makes of its parameters, if it renormalizes.
+def check_alone(layer: Normalization, group: Group | None) -> None:
+    """ValueError for ghosts in a group."""
+    if group is not None and layer.ghost_batch_size is not None:
+        raise ValueError(
+            "ghost_batch_size: expected None in a group, whose members normalize by one batch, got "
+            f"{layer.ghost_batch_size}"
+        )
 
-    A `plain` call normalizes by running statistics, or on a visit.
+
+def varied(layer: Normalization, group: Group | None, plain: bool, *of: Any) -> tuple[Any, Any]:
+    """Do a call of a layer: give y, and what the backward call needs.
+
+    Parameters
+    ----------
+    layer : Normalization
+        A layer that varies.
+    group : Group, optional
+        In which the call is.
+    plain : bool
+        Whether the call normalizes by running statistics, or on a visit.
+    *of
+        The first arguments of `spine.forward`.
     """
-    if not layer._renormalizes:
-        return None
-    vars(layer.running)["eps"] = layer.eps  # which they move by
-    if plain or not layer.training:
-        return None
+    *first, _, moved, part, epilogue, engine, _ = of
+    running, adjust = layer.running, None
+    if isinstance(running, RenormRunning):
+        running.eps = layer.eps  # which they move by
+    with part:
+        if plain or not layer.training:
+            pass
+        elif isinstance(running, RenormRunning):
+            _check_renormalization(layer, engine)
+            adjust = Renormalization(layer)
+        else:
+            check_alone(layer, group)
+            by_ghosts = ghosts.forward(*first, moved, epilogue, layer.ghost_batch_size)
+            if by_ghosts is not None:
+                return by_ghosts  # type: ignore[no-any-return]
+    y, saved = spine.forward(*of, adjust=adjust)
+    return y, saved if adjust is None else adjust.saved(saved)
+
+
+def _check_renormalization(layer: Normalization, engine: Any) -> None:
     if layer.ghost_batch_size is not None:
         raise ValueError(
             f"ghost_batch_size: expected None for {type(layer).__name__}, got "
@@ -39,21 +72,3 @@ def renormalization(layer: Normalization, engine: Any, plain: bool) -> Renormali
         )
     if engine is not _core:
         raise ValueError("x: expected an array on the CPU to renormalize, got one on a GPU")
-    return Renormalization(layer)
-
-
-def normalizes_by_ghosts(
-    layer: Normalization, x: Any, out: Any, moved: Any, epilogue: Any, group: Group | None
-) -> Any:
-    """Do a training call of a layer by ghosts, if it has any; None if not."""
-    size = layer.ghost_batch_size
-    if size is None:
-        return None
-    if group is not None:
-        raise ValueError(
-            "ghost_batch_size: expected None in a group, whose members normalize by one batch, got "
-            f"{size}"
-        )
-    return ghosts.forward(
-        x, layer.weight, layer.bias, layer.eps, layer.channel_axis, out, moved, epilogue, size
-    )

@@ -18,7 +18,7 @@ from bnext.torch.functional import activated_batch_norm, counted_batch_norm
 from bnext.torch.modules import Forward
 from bnext.torch.reports import check_module
 
-__all__ = ["Adaptation", "adapt"]
+__all__ = ["Adaptation", "Blended", "adapt"]
 
 
 @dataclass(frozen=True)
