@@ -108,7 +108,7 @@ class GhostSaved:
 def forward(
     x: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any, moved: Any,
     epilogue: Any, size: int,
-) -> Any:  # fmt: skip
+) -> tuple[Any, GhostSaved] | None:  # fmt: skip
     """Do `spine.forward` by the statistics of ghosts of `size` examples; None for one ghost.
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bnext import _core, ghosts, spine
-from bnext.groups.group import Group
+from bnext.groups.group import Group, Part
 from bnext.renorm import Renormalization, RenormRunning
 
 if TYPE_CHECKING:
@@ -31,36 +31,45 @@ def check_alone(layer: Normalization, group: Group | None) -> None:
         )
 
 
-def varied(layer: Normalization, group: Group | None, plain: bool, *of: Any) -> tuple[Any, Any]:
-    """Do a call of a layer: give y, and what the backward call needs.
+def varied(
+    layer: Normalization, group: Group | None, plain: bool, x: Any, weight: Any, bias: Any,
+    eps: Any, channel_axis: Any, out: Any, given: Any, moved: Any, part: Part, epilogue: Any,
+    engine: Any, explain: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Do `spine.forward` for a call of a layer that varies.
 
     Parameters
     ----------
     layer : Normalization
-        A layer that varies.
+        The layer.
     group : Group, optional
         In which the call is.
     plain : bool
         Whether the call normalizes by running statistics, or on a visit.
-    *of
-        The first arguments of `spine.forward`.
+    x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue, engine, explain
+        As `spine.forward` takes them.
+
+    Returns
+    -------
+    tuple
+        y, and what the backward call needs.
     """
-    *first, _, moved, part, epilogue, engine, _ = of
     running, adjust = layer.running, None
+    of = x, weight, bias, eps, channel_axis, out
     if isinstance(running, RenormRunning):
         running.eps = layer.eps  # which they move by
-    with part:
-        if plain or not layer.training:
-            pass
-        elif isinstance(running, RenormRunning):
-            _check_renormalization(layer, engine)
-            adjust = Renormalization(layer)
-        else:
-            check_alone(layer, group)
-            by_ghosts = ghosts.forward(*first, moved, epilogue, layer.ghost_batch_size)
-            if by_ghosts is not None:
-                return by_ghosts  # type: ignore[no-any-return]
-    y, saved = spine.forward(*of, adjust=adjust)
+    if layer.training and not plain:
+        with part:
+            if isinstance(running, RenormRunning):
+                _check_renormalization(layer, engine)
+                adjust = Renormalization(layer)
+            else:
+                check_alone(layer, group)
+                assert layer.ghost_batch_size is not None
+                result = ghosts.forward(*of, moved, epilogue, layer.ghost_batch_size)
+                if result is not None:
+                    return result
+    y, saved = spine.forward(*of, given, moved, part, epilogue, engine, explain, adjust=adjust)
     return y, saved if adjust is None else adjust.saved(saved)
 
 
