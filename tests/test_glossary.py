@@ -15,7 +15,7 @@ TERMS = (
     "path", "part", "position", "step", "cursor",
     "phase", "seam", "Moments", "m2", "mean_low", "rstd", "row of statistics", "Saved",
     "coefficients", "formula", "epilogue", "activation", "residual", "z", "g", "flag",
-    "running statistics", "momentum", "estimator", "Bessel's correction",
+    "running statistics", "momentum", "estimator", "Bessel's correction", "ghost", "domain",
     "group", "member", "shard", "exchange", "header", "generation", "roll call", "replay", "turn",
     "point", "visit", "library", "engine", "intake", "ArrayRef", "Role", "Call", "plain", "road",
     "handler", "frame", "slice",

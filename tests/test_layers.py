@@ -50,7 +50,7 @@ def test_constructor_is_torch_s(layer):
         ("affine", True), ("track_running_stats", True), ("channel_axis", 1),
         ("dtype", np.float32), ("group", None), ("parameter_gradients", "local"),
         ("decay", None), ("estimator", None), ("activation", None), ("negative_slope", 0.01),
-        ("in_place", False),
+        ("in_place", False), ("ghost_batch_size", None), ("skip_nonfinite", False),
     ]  # fmt: skip
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[5:])
 

@@ -2,6 +2,9 @@
 // get only pointers.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "bindings/taking.hpp"
 #include "core/float_mode.hpp"
 #include "cpu/operations.hpp"
@@ -118,13 +121,34 @@ inline py::object* wanted_dresidual(const Saved& saved, py::object& dresidual) {
     return wanted ? &dresidual : nullptr;
 }
 
+// Whether a batch's mean and variance, m2 / n, are finite in every channel, as a layer's dtype
+// holds them.
+inline bool is_finite(const Saved& saved, double n) {
+    return with_dtype(saved.dtype, [&](auto type) {
+        using P = Param<decltype(type)>;
+        const auto fits = [](double value) { return std::isfinite(static_cast<P>(value)); };
+        return std::ranges::all_of(saved.row(Row::mean), fits) &&
+               std::ranges::all_of(saved.row(Row::m2), [&](double m2) { return fits(m2 / n); });
+    });
+}
+
 // A layer's running statistics: new = (1 - momentum) * old + momentum * batch, rounded once. The
-// correction is Bessel's 1, or 0, which leaves the variance biased. Counts the batch.
+// correction is Bessel's 1, or 0, which leaves the variance biased. Counts the batch. With a
+// counter for skipped batches, a batch that is not finite only counts there. In a group `saved` is
+// the whole batch's, so that all members decide alike.
 inline void move_running(const Intake& call, const Saved& saved, bool bessel) {
-    if (call.call.has(Role::running_mean) && saved.count >= 2) {
+    const bool moves = call.call.has(Role::running_mean) && saved.count >= 2;
+    const double n = static_cast<double>(saved.count) - (bessel ? 1.0 : 0.0);
+    if (call.call.has(Role::num_batches_skipped) && moves) {
+        const FloatMode mode;
+        if (!is_finite(saved, n)) {
+            ++*call[Role::num_batches_skipped].as<std::int64_t>();
+            return;
+        }
+    }
+    if (moves) {
         const FloatMode mode;
         const double momentum = call.call.momentum;
-        const double n = static_cast<double>(saved.count) - (bessel ? 1.0 : 0.0);
         const auto batch_mean = saved.row(Row::mean), batch_m2 = saved.row(Row::m2);
         with_dtype(saved.dtype, [&](auto type) {
             using P = Param<decltype(type)>;

@@ -9,8 +9,9 @@ namespace {
 constexpr Signature kForward{
     "forward",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, bessel=True, plain=False, keeps=True, epilogue=None",
-    "y and Saved, from batch statistics; updates the running ones where they are given. With\n"
+    "out, bessel=True, plain=False, keeps=True, epilogue=None, num_batches_skipped=None",
+    "y and Saved, from batch statistics; updates the running ones where they are given: with\n"
+    "a counter for skipped batches, unless the batch's are not finite. With\n"
     "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked.\n"
     "Without `keeps`, None in place of Saved: no backward pass follows."};
 

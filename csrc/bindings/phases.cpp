@@ -64,7 +64,7 @@ py::object moments(Taken& taken) {
 constexpr Signature kCollectStats{
     "collect_stats",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, epilogue=None",
+    "out, epilogue=None, num_batches_skipped=None",
     "count, mean, mean_low and m2, and the name of the dtype, after a look at all that `forward` "
     "takes."};
 
@@ -88,7 +88,9 @@ py::object apply_norm(Taken& taken) {
 }
 
 constexpr Signature kMoveRunning{
-    "move_running", "saved, running_mean, running_var, momentum, num_batches_tracked, bessel=True",
+    "move_running",
+    "saved, running_mean, running_var, momentum, num_batches_tracked, bessel=True, "
+    "num_batches_skipped=None",
     "Updates running statistics by the statistics of a batch, as `forward` does."};
 
 py::object move_running_by(Taken& taken) {

@@ -103,6 +103,8 @@ private:
             call.momentum(object);
         } else if constexpr (name == "num_batches_tracked") {
             call.count(object);
+        } else if constexpr (name == "num_batches_skipped") {
+            call.count(object, Role::num_batches_skipped);
         } else if constexpr (name == "bessel") {
             taken.bessel = flag_of(object);
         } else if constexpr (name == "keeps") {

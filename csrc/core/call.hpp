@@ -42,16 +42,30 @@ enum class Role : std::uint8_t {
     running_mean,
     running_var,
     num_batches_tracked,
+    num_batches_skipped,
     sum_dy,
     sum_dy_xmu,
     out,
     residual,
 };
-constexpr std::size_t kRoles = 16;
-inline constexpr std::array<const char*, kRoles> kRoleNames{
-    "x",      "dy",         "mean", "var",          "m2",          "mean_low",
-    "rows",   "weight",     "bias", "running_mean", "running_var", "num_batches_tracked",
-    "sum_dy", "sum_dy_xmu", "out",  "residual"};
+constexpr std::size_t kRoles = 17;
+inline constexpr std::array<const char*, kRoles> kRoleNames{"x",
+                                                            "dy",
+                                                            "mean",
+                                                            "var",
+                                                            "m2",
+                                                            "mean_low",
+                                                            "rows",
+                                                            "weight",
+                                                            "bias",
+                                                            "running_mean",
+                                                            "running_var",
+                                                            "num_batches_tracked",
+                                                            "num_batches_skipped",
+                                                            "sum_dy",
+                                                            "sum_dy_xmu",
+                                                            "out",
+                                                            "residual"};
 
 constexpr const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 constexpr Role role_of(std::string_view name) {  // of a name that is one

@@ -330,8 +330,16 @@ private:
     }
 
     void check_counter() const {
-        if (!call_.has(Role::num_batches_tracked)) return;
-        bnext::check_counter(call_[Role::num_batches_tracked], "num_batches_tracked");
+        for (const Role role : {Role::num_batches_tracked, Role::num_batches_skipped}) {
+            if (call_.has(role)) bnext::check_counter(call_[role], name_of(role));
+        }
+        // There kernels move running statistics before the host knows whether they are finite.
+        if (call_.has(Role::num_batches_skipped) && call_.has(Role::running_mean) &&
+            call_[Role::running_mean].place == Place::cuda) {
+            value_error(
+                "num_batches_skipped: expected None for running statistics on a GPU, where "
+                "no batch is skipped, got a counter (skip_nonfinite=False)");
+        }
     }
 
     // `over`: the input that `out` itself may be.

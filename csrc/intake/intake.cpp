@@ -267,9 +267,9 @@ void Intake::write(Role role, py::handle object) {
     }
 }
 
-void Intake::count(py::handle object) {
+void Intake::count(py::handle object, Role role) {
     if (object.is_none()) return;
-    ArrayRef& counter = call.add(Role::num_batches_tracked);
+    ArrayRef& counter = call.add(role);
     std::int64_t* value = nullptr;
     if (plain_ && library_ != nullptr) {
         const auto& reader = gpu_ != nullptr ? gpu_->reader : library_->reader;
@@ -281,7 +281,7 @@ void Intake::count(py::handle object) {
     counter.element = Element::int64;
     counter.place = gpu_ != nullptr ? Place::cuda : Place::cpu;
     counter.is_array = counter.writeable = true;
-    check_written(object, name_of(Role::num_batches_tracked), true);
+    check_written(object, name_of(role), true);
 }
 
 const Library* Intake::library_of_weight(py::handle weight) const {

@@ -35,7 +35,7 @@ public:
     void read(Role role, py::handle object);
     void read_numpy(Role role, py::handle object);  // whatever the call's library is
     void write(Role role, py::handle object);
-    void count(py::handle object);
+    void count(py::handle object, Role role = Role::num_batches_tracked);
     void axis(py::handle object) { take_axis_of(call, object); }
     void eps(py::handle object) { call.eps = take_real(object, "eps"); }
     void momentum(py::handle object) {
@@ -91,7 +91,7 @@ private:
     void adopt(Role role, py::handle object);
     void adopt_beside(Role role, py::handle object);
 
-    static constexpr std::size_t kWritten = 4;
+    static constexpr std::size_t kWritten = 5;
 
     const bool plain_;
     const Gpu* const gpu_;

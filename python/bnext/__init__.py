@@ -24,14 +24,27 @@ from bnext.functional import (
     recompute,
 )
 from bnext.inference import micro_batches, update_statistics
+from bnext.inference.adaptation import adapted_moments
 from bnext.inference.conventions import (
     from_convention,
     guess_convention,
     load_statistics,
     to_convention,
 )
+from bnext.inference.domains import Domains
 from bnext.inference.folding import Affine, fold, fold_into_next
-from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Recomputed
+from bnext.layers import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    Recomputed,
+)
+from bnext.renorm import Ramp
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -47,16 +60,23 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "Cumulative",
     "DebiasedExponential",
     "DeviceSaved",
+    "Domains",
     "Estimator",
     "Exponential",
     "FirstBatchExponential",
     "Moments",
+    "Ramp",
     "Recomputed",
     "Saved",
     "__version__",
+    "adapted_moments",
     "batch_norm_backward",
     "batch_norm_forward",
     "cuda",

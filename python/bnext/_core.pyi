@@ -160,6 +160,7 @@ def forward(
     plain: bool = False,
     keeps: bool = True,
     epilogue: _Epilogue = None,
+    num_batches_skipped: _Counter = None,
 ) -> tuple[Any, Saved]: ...
 def backward(
     dy: _Values,
@@ -224,6 +225,7 @@ def collect_stats(
     channel_axis: int,
     out: _Array | None,
     epilogue: _Epilogue = None,
+    num_batches_skipped: _Counter = None,
 ) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
 def apply_norm(
     x: _Values,
@@ -245,6 +247,7 @@ def move_running(
     momentum: float | None,
     num_batches_tracked: _Counter,
     bessel: bool = True,
+    num_batches_skipped: _Counter = None,
 ) -> None: ...
 def backward_reduce(
     dy: _Values,

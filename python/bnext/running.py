@@ -5,6 +5,8 @@ A batch of n values per channel moves them by the weight w that the estimator gi
     running = (1 - w) * running + w * batch,   batch = mean,  m2 / (n - 1)  or biased  m2 / n,
 
 in float64, rounded once. A batch of fewer than two values has no variance: it is only counted.
+Where there is a counter for skipped batches, a batch whose mean or variance is not finite, in any
+channel, adds one to it and changes nothing else.
 `_core.move_running` has the formula for memory of the host, `Library.blend` its twin in the array
 API, for arrays that stay on a GPU. (Fused kernels move running statistics by the same formula.)
 """
@@ -35,6 +37,7 @@ class Running:
     counter: npt.NDArray[np.int64] | None  # batches seen, shape ()
     estimator: Estimator  # gives weights of batches; knows whether there is Bessel's correction
     dtype: np.dtype[Any]  # of mean and var, where their library does not say it in NumPy's words
+    skipped: npt.NDArray[np.int64] | None = None  # batches that were not finite; None: they move
 
     @classmethod
     def new(
@@ -67,8 +70,23 @@ class Running:
 
     def _arrays(self) -> dict[str, Any]:
         return {
-            "running_mean": self.mean, "running_var": self.var, "num_batches_tracked": self.counter
+            "running_mean": self.mean, "running_var": self.var,
+            "num_batches_tracked": self.counter, "num_batches_skipped": self.skipped,
         }  # fmt: skip
+
+    @property
+    def skips(self) -> bool:
+        """Whether a batch that is not finite is skipped; to set it starts the count anew."""
+        return self.skipped is not None
+
+    @skips.setter
+    def skips(self, value: bool) -> None:
+        if value and self.mean is None and self.var is None:
+            raise ValueError(
+                "skip_nonfinite: expected False for a layer without running statistics, got True"
+            )
+        if bool(value) is not self.skips:
+            self.skipped = np.zeros((), np.int64) if value else None
 
     def check_movable(self, prefix: str = "") -> None:
         """Refuse arrays that cannot be written. Errors have `prefix` before names.
@@ -82,6 +100,7 @@ class Running:
             if array is not None:
                 check_writeable(prefix + name, array)
         _core.check_count(self.counter, f"{prefix}num_batches_tracked")
+        _core.check_count(self.skipped, f"{prefix}num_batches_skipped")
 
     def move(self, count: int, mean: Any, m2: Any) -> None:
         """Move them by the Moments of a batch, and count the batch. An error changes nothing."""

@@ -42,6 +42,7 @@ def forward(
     explain: Callable[[Any, Any], None] | None = None,
     plain: bool = False,
     keeps: bool = True,
+    adjust: Callable[[int, Any, Any], tuple[Any, Any]] | None = None,
 ) -> Any:
     """Normalize `x`: give y, and the statistics that `backward` needs.
 
@@ -67,6 +68,9 @@ def forward(
         record is not asked.
     keeps : bool
         Whether a backward pass may follow. Otherwise `saved` need not be made.
+    adjust : callable, optional
+        Makes the weight and the bias of the count, mean and m2 of the batch; `moved`, a `Running`,
+        then moves by its own `move`. On the CPU.
 
     Returns
     -------
@@ -76,11 +80,12 @@ def forward(
         None from an engine on a GPU where `given` is a pair of arrays.
     """
     # (Callers give the first operands by position: names cost a small call 0.1 us in CPython.)
-    if part is ALONE and (given is None or moved is None):
+    if part is ALONE and (given is None or moved is None) and adjust is None:
         if engine is None:
             engine = _core if type(x) is ndarray else engine_of(x)
         try:
             if given is None:
+                call = engine.forward
                 mean = var = momentum = counter = None
                 bessel = True
                 if type(moved) is tuple:
@@ -88,7 +93,9 @@ def forward(
                 elif moved is not None:
                     mean, var, counter = moved.mean, moved.var, moved.counter
                     momentum, bessel = moved.weight(), moved.estimator.bessel
-                return engine.forward(
+                    if moved.skipped is not None:
+                        call = partial(call, num_batches_skipped=moved.skipped)
+                return call(
                     x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
                     momentum=momentum, num_batches_tracked=counter, eps=eps,
                     channel_axis=channel_axis, out=out, bessel=bessel, plain=plain, keeps=keeps,
@@ -154,14 +161,16 @@ def forward(
             f"{part.group.size} shards (input size {shape} here)"
         )
     with part:
+        if adjust is not None:
+            operands["weight"], operands["bias"] = adjust(count, mean, m2)
         if given is None:
             y, local = engine.apply_norm(
                 x=x, count=count, mean=mean, mean_low=mean_low, m2=m2, **operands
             )
-            saved = SyncSaved(local, part, merged)
+            saved = local if part is ALONE else SyncSaved(local, part, merged)
         if moved is not None:
             move: Callable[[], None] = partial(moved.move, count, mean, m2)
-            if given is None:  # without a copy to the host
+            if given is None and adjust is None:  # without a copy to the host
                 bessel = moved.estimator.bessel
                 move = partial(engine.move_running, saved=local, bessel=bessel, **running)
             move() if part is ALONE else part.group.once(moved, generation, move)
@@ -170,7 +179,7 @@ def forward(
 
 Epilogue = tuple[Any, str | None, float]
 RUNNING = ("running_mean", "running_var", "momentum", "num_batches_tracked")
-NOT_MOVED: dict[str, Any] = dict.fromkeys(RUNNING)
+NOT_MOVED: dict[str, Any] = dict.fromkeys((*RUNNING, "num_batches_skipped"))
 
 
 def _recalled(part: Part, engine: Any, x: Any, channel_axis: Any) -> Merged | None:

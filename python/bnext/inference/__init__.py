@@ -5,6 +5,8 @@ update          `update_statistics`: running statistics made anew from a data se
 union           `micro_batches`: gradient accumulation with the statistics of the whole batch
 folding         `fold`: a trained layer inside the linear layer before or after it
 conventions     a trained layer in the conventions of other libraries
+domains         running statistics of several domains
+adaptation      statistics of a test batch, blended with the source's
 progress        the bar
 """
 

@@ -12,6 +12,7 @@ from bnext.groups.visits import check_at_rest, on_visit
 from bnext.inference.layers import checked_layers, common_group
 from bnext.inference.replay import ReplayGroup, Turn
 from bnext.layers import BatchNorm
+from bnext.layers.variants import variant_of
 from bnext.writes import Writes
 
 __all__ = ["MicroBatches", "micro_batches"]
@@ -79,6 +80,12 @@ class MicroBatches:
     def __init__(self, layers: Iterable[BatchNorm]) -> None:
         self._layers = checked_layers(layers)
         common_group(self._layers)
+        for place, layer in enumerate(self._layers):
+            if variant := variant_of(layer):
+                raise ValueError(
+                    f"layers[{place}]: expected a layer that normalizes by the whole batch, got "
+                    f"one with {variant}"
+                )
         self._open = False
         self._runs: list[Run] = []  # that have begun and not ended
         self.rounds = 0

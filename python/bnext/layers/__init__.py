@@ -5,10 +5,16 @@ modes           which statistics are used and moved, what trains
 checks          rank, dtype, channels and place of the input
 state           parameters and running statistics: state dicts, copies, moves to another device
 batch           the batch-normalization layers
+renorm          the batch-renormalization layers
+variants        training calls by ghosts, and renormalized ones
 recomputed      outputs that are made again
 """
 
 from bnext.layers.batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.layers.recomputed import Recomputed
+from bnext.layers.renorm import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 
-__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Recomputed"]
+__all__ = [
+    "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchRenorm", "BatchRenorm1d",
+    "BatchRenorm2d", "BatchRenorm3d", "Recomputed",
+]  # fmt: skip

@@ -9,7 +9,7 @@ from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
 from bnext.groups.group import Group
 from bnext.layers.normalization import Normalization
-from bnext.running import Running
+from bnext.layers.variants import check_alone
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -72,6 +72,17 @@ class BatchNorm(Normalization):
         then keeps the output, and finds what `backward` needs of the input from it. For no
         activation and "leaky_relu" with a slope above 0, without a residual, and weights that are
         not too small: `bnext.batch_norm_forward` explains it (``out=x``). On the CPU only.
+    ghost_batch_size : int, optional
+        Examples in a ghost batch: in training, consecutive ghosts of a batch, along axis 0, are
+        normalized each by its own statistics, and move the running ones and the counter one after
+        the other as batches do (Hoffer, Hubara and Soudry 2017, algorithm 1). The last ghost has
+        what remains; if that is one value per channel, it is joined to the ghost before. Not in a
+        group. On the CPU only.
+    skip_nonfinite : bool
+        Whether a batch whose mean or variance is not finite, in any channel and in the layer's
+        dtype, leaves the running statistics and `num_batches_tracked` alone and is counted in
+        `num_batches_skipped`. Its output is the same either way. In a group the statistics of the
+        whole batch decide, so that all members skip a batch or none. On the CPU only.
 
     Attributes
     ----------
@@ -84,6 +95,9 @@ class BatchNorm(Normalization):
         estimator leaves it biased.
     num_batches_tracked : array of int64, shape (), or None
         Batches seen in training mode, also empty ones.
+    num_batches_skipped : array of int64, shape (), or None
+        Batches that were not finite; None without `skip_nonfinite`. Copies and pickles have it,
+        the state dict, which is PyTorch's, does not.
     training : bool
         True after construction and `train`, False after `eval`.
     use_running_stats : bool or None
@@ -94,7 +108,7 @@ class BatchNorm(Normalization):
         Calls that use and move them use what they were before.
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
-    activation, negative_slope, in_place : str or None, float, bool
+    activation, negative_slope, in_place, ghost_batch_size, skip_nonfinite
         As they were given; may be replaced at any time. A backward call goes by what its forward
         call applied.
     estimator : bnext.Estimator
@@ -108,7 +122,8 @@ class BatchNorm(Normalization):
     ValueError
         `num_features` is negative, `eps` is negative or not finite, more than one of `momentum`,
         `decay` and `estimator` was given, `activation` is not one of the names, `negative_slope`
-        is not finite, or `in_place` does not go with the activation.
+        is not finite, `in_place` does not go with the activation, or `skip_nonfinite` is given
+        for a layer without running statistics.
     TypeError
         `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
         string.
@@ -131,17 +146,23 @@ class BatchNorm(Normalization):
         activation: str | None = None,
         negative_slope: float = 0.01,
         in_place: bool = False,
+        ghost_batch_size: int | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(
             num_features, eps, affine, channel_axis=channel_axis, dtype=dtype, group=group,
             parameter_gradients=parameter_gradients, activation=activation,
             negative_slope=negative_slope, in_place=in_place,
         )  # fmt: skip
+        if ghost_batch_size is not None:
+            self.ghost_batch_size = ghost_batch_size
+            check_alone(self, group)
         self.track_running_stats = bool(track_running_stats)
-        self.running = Running.new(
+        self.running = self.running_kind.new(
             self.num_features, chosen(momentum, decay, estimator), self.dtype,
             tracked=self.track_running_stats,
         )  # fmt: skip
+        self.skip_nonfinite = skip_nonfinite
 
 
 @with_sections_of(BatchNorm)

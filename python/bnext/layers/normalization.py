@@ -17,6 +17,7 @@ from bnext import _core, spine
 from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.estimators import Cumulative, Exponential
+from bnext.ghosts import check_size
 from bnext.groups.group import ALONE, Group, announcing, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.groups.visits import VISITS, Latest
@@ -24,6 +25,7 @@ from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
+from bnext.layers.variants import varied
 
 __all__ = ["Normalization"]
 
@@ -39,6 +41,8 @@ class Normalization(Modes):
     activation: str | None = None
     negative_slope: float = 0.01
     in_place: bool = False
+    _varies = False  # whether a call may be another than by one batch: `variants` has them
+    _ghosts: int | None = None
 
     def __init__(
         self,
@@ -71,6 +75,16 @@ class Normalization(Modes):
         self.use_running_stats: bool | None = None
         self.update_running_stats: bool | None = None
         self.train_affine = True
+
+    @property
+    def ghost_batch_size(self) -> int | None:
+        """Examples that are normalized together in training; None: the batch. May be set."""
+        return self._ghosts
+
+    @ghost_batch_size.setter
+    def ghost_batch_size(self, value: int | None) -> None:
+        self._ghosts = check_size(value)
+        self._varies = type(self)._varies or self._ghosts is not None
 
     # --- the two passes ---------------------------------------------------------------------------
 
@@ -140,7 +154,10 @@ class Normalization(Modes):
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
-        y, saved = spine.forward(
+        call: Any = spine.forward
+        if self._varies:
+            call = partial(varied, self, group, uses or self in visits)
+        y, saved = call(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, epilogue, engine, explain,
         )  # fmt: skip
@@ -234,12 +251,15 @@ class Normalization(Modes):
                     f"residual_grad: expected {had} or None, since the forward call had {which} "
                     f"residual, got {residual_grad!r}"
                 )
-        sums = "local"
-        if group is not None and isinstance(saved, SyncSaved):
+        sums, exchanged = "local", getattr(saved, "inner", saved)
+        if group is not None and isinstance(exchanged, SyncSaved):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
-            sums = "total" if saved.shared else own
-        dx, dweight, dbias, *dresidual = spine.backward(
-            dy, x, saved, self.weight, out, sums, residual
+            sums = "total" if exchanged.shared else own
+        by = getattr(type(saved), "backward", None)  # of a variant
+        dx, dweight, dbias, *dresidual = (
+            spine.backward(dy, x, saved, self.weight, out, sums, residual)
+            if by is None
+            else by(saved, dy, x, self.weight, out, sums, residual)
         )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight
@@ -282,7 +302,9 @@ class Normalization(Modes):
                 "x: expected the input of the forward call, since a frozen layer without an "
                 "activation keeps none, got None"
             )
-        return Recomputed(x, saved, added if residual is None else residual)
+        return Recomputed(
+            x, getattr(saved, "inner", saved), added if residual is None else residual
+        )
 
     def as_affine(self) -> Affine:
         """Give what the layer is in inference: ``scale * x + shift`` for each channel.
@@ -318,6 +340,10 @@ class Normalization(Modes):
             text += f", negative_slope={self.negative_slope}"
         if self.in_place:
             text += ", in_place=True"
+        if self.ghost_batch_size is not None:
+            text += f", ghost_batch_size={self.ghost_batch_size}"
+        if self.skip_nonfinite:
+            text += ", skip_nonfinite=True"
         if self.frozen:
             text += ", frozen"
         return f"{type(self).__name__}({text})"

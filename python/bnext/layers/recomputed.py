@@ -11,6 +11,7 @@ from bnext import spine
 from bnext._core import Saved
 from bnext.array_types import ArrayT
 from bnext.arrays import DeviceSaved
+from bnext.ghosts import GhostSaved
 from bnext.groups.saved import SyncSaved
 
 __all__ = ["Recomputed"]
@@ -50,7 +51,7 @@ class Recomputed(Generic[ArrayT]):
     __slots__ = ("residual", "saved", "x")
 
     def __init__(
-        self, x: ArrayT, saved: Saved | DeviceSaved | SyncSaved, residual: Any = None
+        self, x: ArrayT, saved: Saved | DeviceSaved | SyncSaved | GhostSaved, residual: Any = None
     ) -> None:
         local = saved.local if isinstance(saved, SyncSaved) else saved
         if isinstance(local, DeviceSaved):
@@ -94,7 +95,11 @@ class Recomputed(Generic[ArrayT]):
         residual = self.residual
         if isinstance(residual, Recomputed):
             residual = residual.value()
-        result: ArrayT = spine.recompute(self.x, self.saved, residual, out)
+        result: ArrayT
+        if isinstance(self.saved, GhostSaved):
+            result = self.saved.recompute(self.x, residual, out)
+        else:
+            result = spine.recompute(self.x, self.saved, residual, out)
         return result
 
     def __array__(

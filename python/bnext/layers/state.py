@@ -9,7 +9,7 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ NAMES = ("weight", "bias", "running_mean", "running_var", COUNTER)
 
 # Fields of `Running` by the layer's names for them, which pickles have.
 OF_RUNNING = {"running_mean": "mean", "running_var": "var", COUNTER: "counter"}
-OF_RUNNING |= {"estimator": "estimator", "dtype": "dtype"}
+OF_RUNNING |= {"estimator": "estimator", "dtype": "dtype", "num_batches_skipped": "skipped"}
 OF_CALLS = ("_latest", "_latest_of", "_moved_at")  # the last two in pickles of older versions
 
 
@@ -70,11 +70,14 @@ class Layer:
     """
 
     running: Running
+    running_kind: ClassVar[type[Running]] = Running
 
     running_mean: Parameter = of_running("mean")
     running_var: Parameter = of_running("var")
     num_batches_tracked: npt.NDArray[np.int64] | None = of_running("counter")
+    num_batches_skipped: npt.NDArray[np.int64] | None = of_running("skipped")
     estimator: Estimator = of_running("estimator")
+    skip_nonfinite: bool = of_running("skips")
 
     def __init__(self, num_features: int, affine: bool, dtype: npt.DTypeLike) -> None:
         self.num_features = index_of(num_features, "num_features")
@@ -167,14 +170,14 @@ class Layer:
         return IncompatibleKeys(missing, unexpected)
 
     def reset_running_stats(self) -> None:
-        """Set the running mean to 0, the running variance to 1 and the counter to 0.
+        """Set the running mean to 0, the running variance to 1 and the counters to 0.
 
         Raises
         ------
         ValueError, TypeError
             One of them cannot be written; then none has changed.
         """
-        self._fill(running_mean=0, running_var=1, num_batches_tracked=0)
+        self._fill(running_mean=0, running_var=1, num_batches_tracked=0, num_batches_skipped=0)
 
     def reset_parameters(self) -> None:
         """Reset the running statistics; set `weight` to 1 and `bias` to 0.
@@ -184,7 +187,10 @@ class Layer:
         ValueError, TypeError
             An array cannot be written; then none has changed.
         """
-        self._fill(running_mean=0, running_var=1, num_batches_tracked=0, weight=1, bias=0)
+        self._fill(
+            running_mean=0, running_var=1, num_batches_tracked=0, num_batches_skipped=0, weight=1,
+            bias=0,
+        )  # fmt: skip
 
     def to(self, like: AnyArray) -> Self:
         """Move parameters, their gradients and the running statistics to where an array is.
@@ -254,7 +260,8 @@ class Layer:
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Set the attributes that `__getstate__` gives."""
         state = {name: value for name, value in state.items() if name not in OF_CALLS}
-        running = Running(**{own: state[name] for name, own in OF_RUNNING.items()})
+        state.setdefault("num_batches_skipped", None)  # in pickles of older versions
+        running = self.running_kind(**{own: state[name] for name, own in OF_RUNNING.items()})
         for name in OF_RUNNING.keys() - {"dtype"}:
             del state[name]
         vars(self).update(state | {"running": running, "_latest": {}})

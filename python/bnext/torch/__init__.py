@@ -7,9 +7,10 @@ PyTorch, and bnext's compiled parts know nothing of it.
 
 From the bottom: context, formats, disguises, epilogues and kernels; formulas, gradients and
 operators (the ways over the kernels), which roads and functional choose from; the layers
-(recomputation, modules, sync, lazy, frozen); conversion of models (tracing, patterns and fusion;
-forms, classes, reports, conversion); what is done with models (statistics and batches, freezing,
-folding, memory); and other tools that get to know them (tools, imports).
+(recomputation, skipping, ghosts, modules, sync, lazy, frozen, batch_statistics, renorm); conversion
+of models (tracing, patterns and fusion; forms, classes, reports, conversion); what is done with
+models (statistics and batches, freezing, folding, memory, adaptation, domains); and other tools
+that get to know them (tools, imports).
 """
 
 try:
@@ -25,14 +26,17 @@ except ModuleNotFoundError as error:
 
 from bnext import _core
 from bnext.torch import functional
+from bnext.torch.adaptation import Adaptation, adapt
 from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
+from bnext.torch.domains import Domains
 from bnext.torch.folding import Folded, FoldedLayer, fold
 from bnext.torch.freezing import freeze, unfreeze
 from bnext.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from bnext.torch.memory import KeptMemory, keep_memory
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.recomputation import recomputing
+from bnext.torch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bnext.torch.reports import Fused, Layer, Report, report
 from bnext.torch.statistics import update_statistics
 from bnext.torch.sync import SyncBatchNorm
@@ -44,10 +48,15 @@ _core.share_openmp(torch._C.__file__)
 tell()
 
 __all__ = [
+    "Adaptation",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "ConversionWarning",
+    "Domains",
     "Folded",
     "FoldedLayer",
     "Fused",
@@ -58,6 +67,7 @@ __all__ = [
     "LazyBatchNorm3d",
     "Report",
     "SyncBatchNorm",
+    "adapt",
     "convert",
     "fold",
     "freeze",

@@ -131,6 +131,8 @@ def target_of(layer: Any, sync: bool) -> type:
     if is_ours(layer):
         if not sync or is_synchronized(kind):
             return kind
+        if hasattr(kind, "_alone"):
+            raise NoCounterpart(kind._alone)
         return class_for(original(kind), sync)
     if "forward" in vars(layer):
         raise NoCounterpart("its forward was set on the object, where it hides the class's")

@@ -30,6 +30,7 @@ from bnext.torch.modules import Forward
 from bnext.torch.patterns import own_activation
 from bnext.torch.recomputation import is_recomputing, set_recomputing
 from bnext.torch.reports import Layer, check_module, told
+from bnext.torch.skipping import set_skipping
 from bnext.torch.sync import SyncBatchNorm, check_group
 
 __all__ = ["as_torch", "convert", "revert"]
@@ -38,8 +39,9 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def convert(
-    model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False
-) -> Module:
+    model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False,
+    skip_nonfinite: bool = False,
+) -> Module:  # fmt: skip
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
@@ -70,6 +72,9 @@ def convert(
         bit when a backward pass asks for them. Best with `fuse`, which makes an activation, or a
         residual block's output, the output of a layer. It holds for forward passes of `model`
         itself, on the CPU; compiled, it is left to the compiler.
+    skip_nonfinite : bool
+        Have layers with running statistics skip batches that are not finite, as `BatchNorm1d` has
+        it.
 
     Returns
     -------
@@ -108,6 +113,10 @@ def convert(
                 vars(module).setdefault("_was", (original(kind), group))
                 module.process_group = None if sync is True else sync
             _set_class(module, ours)
+    if skip_nonfinite:
+        for layer in model.modules():
+            if isinstance(layer, Forward) and layer.num_batches_tracked is not None:
+                layer.skip_nonfinite = True
     recompute |= is_recomputing(model)
     set_recomputing(model, on=False)
     if fuse:
@@ -248,8 +257,9 @@ def _become(module: Any, kind: Any, group: Any) -> None:
     if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
         kind = kind.cls_to_become
     vars(module).pop("_was", None)
-    for name in ("_apart", "_acts", "_recompute", "_frozen"):
+    for name in ("_apart", "_acts", "_recompute", "_frozen", "_special"):
         vars(module).pop(name, None)
+    set_skipping(module, False)
     if "process_group" in vars(module):
         module.process_group = group
         if not issubclass(kind, torch.nn.SyncBatchNorm | SyncBatchNorm):

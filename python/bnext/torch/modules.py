@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -13,7 +14,9 @@ from bnext import _core
 from bnext.docstrings import with_sections_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
+from bnext.torch.ghosts import Ghosts, set_ghosts
 from bnext.torch.recomputation import note
+from bnext.torch.skipping import SKIPPED, guarded, set_skipping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,6 +34,7 @@ class Forward(_BatchNorm):
     # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
     _activation: tuple[str | None, float] = (None, 0.01)
     _recompute = False
+    takes_ghosts = True  # what a group normalizes is one batch
 
     def __init__(
         self,
@@ -45,6 +49,8 @@ class Forward(_BatchNorm):
         activation: str | None = None,
         negative_slope: float = 0.01,
         recompute: bool = False,
+        ghost_batch_size: int | None = None,
+        skip_nonfinite: bool = False,
         **more: Any,
     ) -> None:
         super().__init__(
@@ -56,6 +62,40 @@ class Forward(_BatchNorm):
             self._activation = activation, slope
         if recompute:
             self._recompute = True
+        if ghost_batch_size is not None:
+            self.ghost_batch_size = ghost_batch_size
+        if skip_nonfinite:
+            self.skip_nonfinite = True
+
+    @property
+    def ghost_batch_size(self) -> int | None:
+        """Examples that are normalized together in training; None: the batch."""
+        special = vars(self).get("_special")
+        return special.size if isinstance(special, Ghosts) else None
+
+    @ghost_batch_size.setter
+    def ghost_batch_size(self, value: int | None) -> None:
+        set_ghosts(self, value)
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a batch that is not finite leaves the running statistics alone."""
+        return SKIPPED in self._buffers
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, value: bool) -> None:
+        set_skipping(self, bool(value))
+
+    @property
+    def num_batches_skipped(self) -> Tensor | None:
+        """How many batches were not finite, shape (); None without `skip_nonfinite`."""
+        return self._buffers.get(SKIPPED)
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the running variance to 1 and the counters to 0."""
+        super().reset_running_stats()
+        if (skipped := self._buffers.get(SKIPPED)) is not None:
+            skipped.zero_()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation."""
@@ -72,8 +112,12 @@ class Forward(_BatchNorm):
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
-        """Normalize `input`, and do what follows."""
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
+        """Normalize `input`, and do what follows; or what a special layer does in its place."""
+        if special and "_special" in self.__dict__:
+            refuse_proxy(input, "ghost_batch_size")
+            y: Tensor = self.__dict__["_special"](self, input, epilogue)
+            return y
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)
         # Not as attributes: PyTorch looks up each of these by a function in Python.
@@ -93,6 +137,10 @@ class Forward(_BatchNorm):
             counter = None
         elif not of["track_running_stats"]:
             running_mean = running_var = counter = None
+        if SKIPPED in buffers and counter is not None:
+            refuse_proxy(input, "skip_nonfinite")
+            call = partial(_call, input, weight, bias, of["momentum"], of["eps"], epilogue)
+            return guarded(call, running_mean, running_var, counter, buffers[SKIPPED])
         if epilogue is not None:
             return activated_batch_norm(
                 input, running_mean, running_var, weight, bias, by_batch, of["momentum"], of["eps"],
@@ -139,6 +187,10 @@ class Forward(_BatchNorm):
             text += f", negative_slope={negative_slope}"
         if self._recompute:
             text += ", recompute=True"
+        if self.ghost_batch_size is not None:
+            text += f", ghost_batch_size={self.ghost_batch_size}"
+        if self.skip_nonfinite:
+            text += ", skip_nonfinite=True"
         return f"{text}, kernels=bnext"
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
@@ -146,6 +198,24 @@ class Forward(_BatchNorm):
         from bnext.torch.conversion import revert
 
         return revert(copy.copy(self))
+
+
+def refuse_proxy(input: Any, name: str) -> None:
+    """TypeError for a layer whose calls are more than one node, which torch.fx traces by itself."""
+    if type(input) is not Tensor and isinstance(input, torch.fx.Proxy):
+        raise TypeError(
+            f"input: expected a tensor, since a layer with {name} cannot be traced by itself, got "
+            "a Proxy of torch.fx"
+        )
+
+
+def _call(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: Any, eps: float,
+    epilogue: Epilogue | None, running_mean: Tensor, running_var: Tensor, counter: Tensor,
+) -> Tensor:  # fmt: skip
+    """Normalize by the batch, which moves the tensors given last."""
+    of = input, running_mean, running_var, weight, bias, True, momentum, eps, counter
+    return counted_batch_norm(*of) if epilogue is None else activated_batch_norm(*of, epilogue)
 
 
 class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
@@ -175,13 +245,25 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     recompute : bool
         Whether autograd keeps the output for operations behind the layer, or has it made again in
         the backward pass, with the same bits: for calls in `bnext.torch.recomputing`, on the CPU.
+    ghost_batch_size : int, optional
+        Examples in a ghost batch: in training, consecutive ghosts of a batch are normalized each by
+        its own statistics, and move the running ones and the counter one after the other as batches
+        do (Hoffer, Hubara and Soudry 2017, algorithm 1). The last ghost has what remains; if that
+        is one value per channel, it is joined to the ghost before. May be set at any time. Not for
+        `SyncBatchNorm`.
+    skip_nonfinite : bool
+        Whether a training batch that would make a running statistic infinite or NaN, in any
+        channel, leaves all of them and `num_batches_tracked` alone and is counted in
+        `num_batches_skipped`, a buffer that state dicts do not have. Its output is the same either
+        way. May be set at any time.
     bias : bool
         Whether an affine layer has `bias`; where PyTorch's layer has this argument.
 
     Raises
     ------
     ValueError
-        `activation` is not one of the names, or `negative_slope` is not finite.
+        `activation` is not one of the names, `negative_slope` is not finite, or `skip_nonfinite`
+        is given for a layer without running statistics.
     TypeError
         `activation` is not a string, or `negative_slope` not a number.
 

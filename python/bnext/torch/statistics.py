@@ -21,6 +21,7 @@ from bnext._moments import Moments
 from bnext.inference.progress import Watch, watching
 from bnext.inference.update import Update, check_batches, check_method
 from bnext.single_pass import moments as moments_of
+from bnext.torch.adaptation import Blended
 from bnext.torch.batches import caller, device_of
 from bnext.torch.kernels import DATA
 from bnext.torch.reports import check_module
@@ -299,6 +300,22 @@ def _counted(
         yield called
 
 
+@contextlib.contextmanager
+def _by_whole_batches(layers: Iterable[Any]) -> Iterator[None]:
+    """Have layers with ghosts, and those that renormalize, do neither."""
+    before = [(vars(layer), vars(layer).get("_special")) for layer in layers]
+    try:
+        for layer, (attributes, special) in zip(layers, before, strict=True):
+            if special is not None or hasattr(layer, "_alone"):
+                attributes["_special"] = Blended(0.0)
+        yield
+    finally:
+        for attributes, special in before:
+            attributes.pop("_special", None)
+            if special is not None:
+                attributes["_special"] = special
+
+
 def _one_pass(
     run: Callable[[Any], Any], loader: Iterable[Any], targets: dict[Any, str], watch: Watch,
     *, pooled: bool,
@@ -320,7 +337,7 @@ def _one_pass(
     for layer in targets:
         layer.training = True
     number = 0
-    with _counted(targets, take) as called:
+    with _by_whole_batches(targets), _counted(targets, take) as called:
         for batch in watch(loader, "all layers"):
             called.clear()
             run(batch)

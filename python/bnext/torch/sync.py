@@ -22,6 +22,7 @@ from bnext.torch.formats import formatted
 from bnext.torch.functional import weight_of_batch
 from bnext.torch.modules import Forward
 from bnext.torch.roads import GROUP, fits_kernels, road_of_shard
+from bnext.torch.skipping import guarded
 
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
@@ -41,7 +42,7 @@ class SyncBatchNorm(Forward):
     ----------
     num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As in PyTorch's layer, and in its order.
-    activation, negative_slope, recompute
+    activation, negative_slope, recompute, skip_nonfinite
         As in `BatchNorm1d`.
     process_group : torch.distributed.ProcessGroup or bnext.sync.Group, optional
         The group of the members that hold the shards; PyTorch's default group if not given. Without
@@ -72,21 +73,30 @@ class SyncBatchNorm(Forward):
         activation: str | None = None,
         negative_slope: float = 0.01,
         recompute: bool = False,
+        skip_nonfinite: bool = False,
         **more: Any,
     ) -> None:
         check_group(process_group, "process_group")
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            activation=activation, negative_slope=negative_slope, recompute=recompute, **more,
+            activation=activation, negative_slope=negative_slope, recompute=recompute,
+            skip_nonfinite=skip_nonfinite, **more,
         )  # fmt: skip
         self.process_group = process_group
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
+    takes_ghosts = False
+
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
+        if self.ghost_batch_size is not None:  # of a layer that `convert` has made synchronized
+            raise ValueError(
+                "ghost_batch_size: expected None for a synchronized layer, got "
+                f"{self.ghost_batch_size}"
+            )
         if not isinstance(input, Tensor):
-            return super()._normalized(input, epilogue)
+            return super()._normalized(input, epilogue, special)
         if not (self.training and has_others(self.process_group)):
             self._check_input(input)
-            return super()._normalized(input, epilogue)
+            return super()._normalized(input, epilogue, special)
         if torch.compiler.is_compiling():  # a wait for others is no part of a graph
             return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input, epilogue)
         if profiler._is_profiler_enabled:
@@ -104,6 +114,11 @@ class SyncBatchNorm(Forward):
         with announcing(group):
             self._check_input(input)
             if road_of_shard(input) is not GROUP:
+                if self.skip_nonfinite:
+                    raise ValueError(
+                        "skip_nonfinite: expected False where bnext has no kernels for the input, "
+                        f"got True for {input.dtype} on {input.device}"
+                    )
                 if group is not self.process_group:  # which PyTorch's layer knows as well
                     return THEIRS.forward(self, input)
                 raise TypeError(
@@ -128,7 +143,11 @@ class SyncBatchNorm(Forward):
             counter = self.num_batches_tracked
             momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
             running = (self.running_mean, self.running_var, momentum, counter)
-            move = functools.partial(kernels.move_running, saved.local, running)
+            move: Any = functools.partial(kernels.move_running, saved.local, running)
+            if self.skip_nonfinite:
+                call = functools.partial(_move, saved.local, momentum)
+                buffers = self.running_mean, self.running_var, counter, self.num_batches_skipped
+                move = functools.partial(guarded, call, *buffers)
             with announcing(group):
                 group.once(self, saved.generation, move)
         return formatted(y, x), saved
@@ -166,6 +185,10 @@ class SyncBatchNorm(Forward):
             if type(layer) is THEIRS:
                 layer.__class__ = cls
         return converted
+
+
+def _move(saved: Any, momentum: Any, mean: Tensor, var: Tensor, counter: Tensor) -> None:
+    kernels.move_running(saved, (mean, var, momentum, counter))
 
 
 class _InGroup(torch.autograd.Function):
