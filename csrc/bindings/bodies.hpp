@@ -54,6 +54,11 @@ const cpu::Applied<T>* pointer_to(const std::optional<cpu::Applied<T>>& applied)
     return applied ? &*applied : nullptr;
 }
 
+template <class C>
+const cpu::Weights<C>* pointer_to(const std::unique_ptr<cpu::OwnWeights<C>>& weights) {
+    return weights != nullptr ? &weights->get() : nullptr;
+}
+
 // What it leaves for the backward pass; null without an activation or a residual, and not in place.
 // Flags are made by the pass itself.
 inline std::shared_ptr<SavedEpilogue> epilogue_of(Intake& call) {
@@ -137,8 +142,8 @@ inline bool is_finite(const Saved& saved, double n) {
 // counter for skipped batches, a batch that is not finite only counts there. In a group `saved` is
 // the whole batch's, so that all members decide alike.
 inline void move_running(const Intake& call, const Saved& saved, bool bessel) {
-    const bool moves = call.call.has(Role::running_mean) && saved.count >= 2;
-    const double n = static_cast<double>(saved.count) - (bessel ? 1.0 : 0.0);
+    const bool moves = call.call.has(Role::running_mean) && saved.count > 1;
+    const double n = saved.count - (bessel ? 1.0 : 0.0);
     if (call.call.has(Role::num_batches_skipped) && moves) {
         const FloatMode mode;
         if (!is_finite(saved, n)) {
@@ -175,8 +180,9 @@ inline py::object apply_norm_by(Intake& call, Saved& saved, const Results& resul
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         const auto applied = applied_of<T>(call.call, arrays);
+        const auto weights = arrays.weights<T>(saved.weights);
         cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), saved.rows(),
-                           saved.eps, affine, pointer_to(applied));
+                           saved.eps, affine, pointer_to(applied), pointer_to(weights));
     };
     if (keeps) saved.keep_parameters(call.call);
     const py::object y = compute(call, results, pass, nullptr, flags_to_make(epilogue));
@@ -216,7 +222,8 @@ struct Sums {
 inline Saved merged_of(const Taken& taken) {
     const Intake& call = taken.call;
     Saved saved(call.call);
-    saved.count = intake::take_integer(taken.count, "count");
+    saved.count = intake::take_real(taken.count, "count");
+    saved.weights = taken.weights;
     read_doubles(call[Role::mean], saved.row(Row::mean));
     read_doubles(call[Role::m2], saved.row(Row::m2));
     if (call.call.has(Role::mean_low)) {
@@ -224,7 +231,7 @@ inline Saved merged_of(const Taken& taken) {
     } else {
         std::ranges::fill(saved.row(Row::mean_low), 0.0);
     }
-    const auto n = static_cast<double>(std::max<Index>(saved.count, 1));
+    const double n = saved.count > 0 ? saved.count : 1.0;
     std::ranges::transform(saved.row(Row::m2), saved.rows().var(),
                            [=](double each) { return each / n; });
     return saved;

@@ -9,7 +9,8 @@ namespace {
 constexpr Signature kForward{
     "forward",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, bessel=True, plain=False, keeps=True, epilogue=None, num_batches_skipped=None",
+    "out, bessel=True, plain=False, keeps=True, epilogue=None, num_batches_skipped=None, "
+    "weighting=None",
     "y and Saved, from batch statistics; updates the running ones where they are given: with\n"
     "a counter for skipped batches, unless the batch's are not finite. With\n"
     "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked.\n"
@@ -23,11 +24,13 @@ py::object forward(Taken& taken) {
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         const auto applied = applied_of<T>(call.call, arrays);
-        saved.count = static_cast<Index>(cpu::forward<T>(arrays.problem(), arrays.x<T>(),
-                                                         arrays.target<T>(), affine, saved.eps,
-                                                         saved.rows(), pointer_to(applied)));
+        const auto weights = arrays.weights<T>(taken.weights);
+        saved.count =
+            cpu::forward<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), affine, saved.eps,
+                            saved.rows(), pointer_to(applied), pointer_to(weights));
     };
     if (taken.keeps) saved.keep_parameters(call.call);
+    saved.weights = taken.weights;
     const py::object y =
         compute(call, Results(call.library()), pass, nullptr, flags_to_make(epilogue));
     saved.epilogue = std::move(epilogue);
@@ -49,19 +52,21 @@ template <Role mean, Role var>
 py::object normalize_by(Taken& taken) {
     Intake& call = taken.call;
     Saved saved = given_statistics(call, mean, var);
+    saved.weights = taken.weights;
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const py::object y = apply_norm_by(call, saved, Results(call.library()));
     return tuple_of(y, object_of(std::move(saved)));
 }
 
 constexpr Signature kNormalize{"normalize",
-                               "x, mean, var, weight, bias, eps, channel_axis, out, epilogue=None",
+                               "x, mean, var, weight, bias, eps, channel_axis, out, epilogue=None, "
+                               "weighting=None",
                                "y and Saved, from given statistics."};
 
 constexpr Signature kNormalizeByRunning{
     "normalize_by_running",
     "x, running_mean, running_var, weight, bias, eps, channel_axis, out, plain=False, "
-    "epilogue=None",
+    "epilogue=None, weighting=None",
     "The same, from a layer's statistics, which are of the dtype of x."};
 
 constexpr Signature kEvaluate{
@@ -82,8 +87,9 @@ void scale_gradient(const Operands& arrays, const cpu::View<const T>& dy, const 
     const cpu::PoolArray<double> values(saved.all().size(), 0.0);
     const StatisticsOut about_zero(values.data(), saved.channels());
     std::ranges::copy(saved.row(Row::var), about_zero.var());
+    const auto weights = arrays.weights<T>(saved.weights, true);
     cpu::apply_norm<T>(arrays.problem(), dy, arrays.target<T>(), about_zero, saved.eps,
-                       {weight, nullptr});
+                       {weight, nullptr}, nullptr, pointer_to(weights));
 }
 
 constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=False, residual=None",
@@ -106,14 +112,15 @@ py::object backward(Taken& taken) {
         using T = decltype(type);
         const AppliedAgain<T> again(saved, arrays);
         const cpu::Applied<T>* const applied = again.get();
+        const auto weights = arrays.weights<T>(saved.weights, true);
         if (saved.batch_statistics) {
             cpu::backward<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
                              saved.rows(), affine.weight, sums.dy.data(), sums.dy_xmu.data(),
-                             applied);
+                             applied, pointer_to(weights));
             return;
         }
         cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
-                                sums.dy.data(), sums.dy_xmu.data(), applied);
+                                sums.dy.data(), sums.dy_xmu.data(), applied, pointer_to(weights));
         if (applied != nullptr && applied->fused.changes_backward()) {
             scale_activated<T>(arrays, saved, affine.weight, applied);
         } else {
@@ -155,8 +162,9 @@ py::object recompute(Taken& taken) {
         using T = decltype(type);
         const ParametersAgain<T> parameters(saved);
         const auto applied = applied_of<T>(taken.call.call, arrays);
+        const auto weights = arrays.weights<T>(saved.weights);
         cpu::apply_norm<T>(arrays.problem(), arrays.x<T>(), arrays.target<T>(), rows, saved.eps,
-                           parameters.affine(), pointer_to(applied));
+                           parameters.affine(), pointer_to(applied), pointer_to(weights));
     };
     return compute(taken.call, Results(taken.call.library()), pass);
 }
@@ -171,7 +179,8 @@ py::object restored(Taken& taken) {
     Saved saved(call.call);
     saved.take_rows(call[Role::rows]);
     if (!saved.has_parameters) saved.keep_parameters(call.call);
-    saved.count = saved.channels() == 0 ? 0 : call[Role::x].size() / saved.channels();
+    const Index count = saved.channels() == 0 ? 0 : call[Role::x].size() / saved.channels();
+    saved.count = static_cast<double>(count);
     saved.fingerprint = fingerprint_of(call[Role::x]);
     saved.epilogue = epilogue_of(call);
     return object_of(std::move(saved));

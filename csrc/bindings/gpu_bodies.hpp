@@ -235,7 +235,7 @@ inline py::object apply_norm(Taken& taken) {
     take_affine(launch);
     const py::object of_z = take_fused(launch, taken, true);
     const py::object y = launch.run(Operation::normalize);
-    DeviceSaved saved = saved_of(taken, rows.array, merged.count, true, of_z);
+    DeviceSaved saved = saved_of(taken, rows.array, static_cast<Index>(merged.count), true, of_z);
     saved.of_group = object_of(std::move(merged));
     return tuple_of(y, py::cast(std::move(saved)));
 }

@@ -57,6 +57,14 @@ public:
     }
 
     [[nodiscard]] const Problem& problem() const { return description_.problem; }
+    // Weights of positions, as kernels take them; null without.
+    template <class T>
+    [[nodiscard]] std::unique_ptr<cpu::OwnWeights<Compute<T>>> weights(
+        const SharedWeights& saved, bool zero_outside = false) const {
+        if (saved == nullptr || problem().elements() == 0) return nullptr;
+        return own_weights<Compute<T>>(*saved, problem(), in_[0].shape(), axis_,
+                                       in_[0].axis_strides(), zero_outside);
+    }
 
     // The views of the first input, of dy beside x, of the residual (null without), and of the
     // result.

@@ -34,13 +34,15 @@ py::object statistics(Taken& taken) {
 
 // What the first phase finds of x: its rows mean, mean_low and m2.
 struct Collected {
-    explicit Collected(Intake& call)
+    explicit Collected(Taken& taken) : Collected(taken.call, taken.weights) {}
+    Collected(Intake& call, const SharedWeights& positions)
         : channels(call.call.channels()),
           values(static_cast<std::size_t>(kStatisticsRows * channels)) {
         compute(call, {}, [&](auto type, const Operands& arrays, const auto&) {
             using T = decltype(type);
-            count = static_cast<Index>(
-                cpu::collect_stats<T>(arrays.problem(), arrays.x<T>(), {values.data(), channels}));
+            const auto weights = arrays.weights<T>(positions);
+            count = cpu::collect_stats<T>(arrays.problem(), arrays.x<T>(),
+                                          {values.data(), channels}, pointer_to(weights));
         });
     }
 
@@ -50,33 +52,37 @@ struct Collected {
         return Results().vector<double>({first, static_cast<std::size_t>(channels)});
     }
 
-    Index channels, count = 0;
+    Index channels;
+    double count = 0;
     cpu::PoolArray<double> values;
 };
 
-constexpr Signature kMoments{"moments", "x, channel_axis", "count, mean and m2 of each channel."};
+constexpr Signature kMoments{"moments", "x, channel_axis, weighting=None",
+                             "count, mean and m2 of each channel."};
 
 py::object moments(Taken& taken) {
-    const Collected found(taken.call);
-    return py::make_tuple(found.count, found.row(Row::mean), found.row(Row::m2));
+    const Collected found(taken);
+    return py::make_tuple(intake::number_of(found.count), found.row(Row::mean), found.row(Row::m2));
 }
 
 constexpr Signature kCollectStats{
     "collect_stats",
     "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, epilogue=None, num_batches_skipped=None",
+    "out, epilogue=None, num_batches_skipped=None, weighting=None",
     "count, mean, mean_low and m2, and the name of the dtype, after a look at all that `forward` "
     "takes."};
 
 py::object collect_stats(Taken& taken) {
-    const Collected found(taken.call);
-    return py::make_tuple(found.count, found.row(Row::mean), found.row(Row::mean_low),
-                          found.row(Row::m2), name_of(taken.call[Role::x].dtype()));
+    const Collected found(taken);
+    return py::make_tuple(intake::number_of(found.count), found.row(Row::mean),
+                          found.row(Row::mean_low), found.row(Row::m2),
+                          name_of(taken.call[Role::x].dtype()));
 }
 
 constexpr Signature kApplyNorm{
     "apply_norm",
-    "x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out, epilogue=None",
+    "x, count, mean, mean_low, m2, weight, bias, eps, channel_axis, out, epilogue=None, "
+    "weighting=None",
     "y and Saved, from Moments of a batch that x is a part of. No mean_low: 0."};
 
 py::object apply_norm(Taken& taken) {
@@ -111,8 +117,10 @@ py::object backward_reduce(Taken& taken) {
         [&](auto type, const Operands& arrays, const auto&) {
             using T = decltype(type);
             const AppliedAgain<T> again(saved, arrays);
+            const auto weights = arrays.weights<T>(saved.weights, true);
             cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
-                                    sums.dy.data(), sums.dy_xmu.data(), again.get());
+                                    sums.dy.data(), sums.dy_xmu.data(), again.get(),
+                                    pointer_to(weights));
         },
         nullptr, flags_to_read(saved));
     return sums.arrays();
@@ -132,9 +140,10 @@ py::object backward_apply(Taken& taken) {
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         const AppliedAgain<T> again(saved, arrays);
+        const auto weights = arrays.weights<T>(saved.weights, true);
         cpu::backward_apply<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
                                rows, affine.weight, sums.dy.data(), sums.dy_xmu.data(), count,
-                               again.get());
+                               again.get(), pointer_to(weights));
     };
     py::object dresidual = py::reinterpret_borrow<py::object>(taken.dy);
     const py::object dx = compute(taken.call, Results(taken.call.library()), pass,

@@ -135,14 +135,15 @@ py::object state_of(py::handle self) {
     const std::size_t count = s.all().size() + (s.has_parameters ? 2 : 0) * s.weight().size();
     const py::array_t<double> rows(static_cast<py::ssize_t>(count), s.all().data());
     const std::vector<Index> shape(s.shape().begin(), s.shape().end());
-    return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps, s.count,
-                          s.fingerprint, shape, rows,
-                          s.epilogue ? state_of(*s.epilogue) : py::object(py::none()));
+    return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps,
+                          intake::number_of(s.count), s.fingerprint, shape, rows,
+                          s.epilogue ? state_of(*s.epilogue) : py::object(py::none()),
+                          s.weights ? state_of(*s.weights) : py::object(py::none()));
 }
 
 Saved of_state(const py::tuple& state) {
-    const bool is_older = state.size() == 8;  // than activations
-    if (!is_older && state.size() != 9) {
+    const bool is_older = state.size() == 8;  // than activations; of 9, than weights
+    if (!is_older && state.size() != 9 && state.size() != 10) {
         value_error("state: expected the state of a pickled Saved");
     }
     const auto name = py::cast<std::string>(state[0]);
@@ -154,9 +155,17 @@ Saved of_state(const py::tuple& state) {
         if (axis < 0 || axis >= static_cast<Index>(shape.size())) break;
         Saved saved(dtype, shape, axis, intake::take_eps(state[3]));
         saved.batch_statistics = py::cast<bool>(state[1]);
-        saved.count = py::cast<Index>(state[4]);
+        saved.count = py::cast<double>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
         if (!saved.take({rows.data(), static_cast<std::size_t>(rows.size())})) break;
+        if (state.size() == 10 && !state[9].is_none()) {
+            std::size_t positions = 1;
+            for (std::size_t a = 0; a < shape.size(); ++a) {
+                if (static_cast<Index>(a) != axis) positions *= static_cast<std::size_t>(shape[a]);
+            }
+            saved.weights = weights_of_state(state[9], positions);
+            if (saved.weights == nullptr) break;
+        }
         if (is_older || state[8].is_none()) return saved;
         saved.epilogue = epilogue_of_state(py::cast<py::tuple>(state[8]), saved);
         if (saved.epilogue == nullptr) break;
@@ -206,8 +215,10 @@ py::object member(py::handle self) {
 }
 
 PyGetSetDef attributes[] = {
-    attribute("count", member<&Saved::count>,
-              "Values per channel (int): the elements of x over C."),
+    attribute(
+        "count", [](py::handle self) { return intake::number_of(value_of(self).count); },
+        "Values per channel (int): the elements of x over C, or those that a mask\n"
+        "counts; with weights their sum (float where it is no whole number)."),
     attribute("mean", view_of_row<Row::mean>,
               "Mean of each channel: array of float64, shape (C,)."),
     attribute("mean_low", view_of_row<Row::mean_low>,

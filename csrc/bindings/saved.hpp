@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "bindings/saved_weights.hpp"
 #include "core/call.hpp"
 #include "core/statistics.hpp"
 #include "cpu/pool_array.hpp"
@@ -34,11 +35,13 @@ public:
     bool batch_statistics = true;  // false: mean and var were given, and are constants
     Index channel_axis = 0;
     double eps = 0;
-    Index count = 0;  // values per channel behind mean and m2; 0 if they were given
+    // Values per channel behind mean and m2, or the sum of their weights; 0 if they were given.
+    double count = 0;
     std::uint64_t fingerprint = 0;
     const void* address = nullptr;  // of x; null in another process
     bool has_parameters = false;    // whether weight() and bias() are the forward call's
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
+    SharedWeights weights;                          // of positions; null where all count alike
 
     Saved() = default;  // of no input at all
     // For an input of that dtype and shape; the statistics are not initialised.

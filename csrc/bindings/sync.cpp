@@ -11,6 +11,7 @@
 #include "bindings/register.hpp"
 #include "core/call.hpp"
 #include "core/error.hpp"
+#include "intake/arguments.hpp"
 #include "sync/thread_group.hpp"
 
 namespace bnext::bindings {
@@ -72,9 +73,9 @@ std::string difference(const py::tuple& got, const py::tuple& expected) {
 
 py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index layer, Index step,
                    const std::string& direction, Index channels, const std::string& dtype,
-                   std::uintptr_t owner, Index count, const Float64& first, const Float64& second,
+                   std::uintptr_t owner, double count, const Float64& first, const Float64& second,
                    const std::optional<Float64>& mean_low) {
-    if (count < 0) value_error("count: expected an integer >= 0, got ", count);
+    if (!(count >= 0)) value_error("count: expected a number >= 0, got ", count);
     const sync::Contribution brought{
         header_of(layer, step, direction, channels, dtype),
         owner,
@@ -92,8 +93,9 @@ py::tuple exchange(ThreadGroup& group, Index rank, sync::Ticket ticket, Index la
     WithoutGil waiter;
     try {
         const sync::Merged merged = group.exchange(rank, ticket, brought, into, waiter);
-        return py::make_tuple(merged.count, std::move(merged_first), std::move(merged_second),
-                              merged.generation, merged.shared, std::move(merged_low));
+        return py::make_tuple(intake::number_of(merged.count), std::move(merged_first),
+                              std::move(merged_second), merged.generation, merged.shared,
+                              std::move(merged_low));
     } catch (const Interrupted&) {
         throw py::error_already_set();
     }

@@ -18,6 +18,7 @@ struct Taken {
     const Saved* saved = nullptr;
     const DeviceSaved* device_saved = nullptr;  // of a call on a GPU
     FromForward facts{};
+    SharedWeights weights;  // of positions, where the call has any
     bool bessel = true, keeps = true;
     py::handle x, dy, weight, like, count;
 };
@@ -99,6 +100,11 @@ private:
             call.axis(object);
         } else if constexpr (name == "epilogue") {
             take_epilogue(taken, object);
+        } else if constexpr (name == "weighting") {
+            taken.weights = take_weighting(object, &call.call.weighting);
+            if (taken.weights != nullptr && taken.engine != nullptr) {
+                value_error(call.call.weighting, ": expected None for an input on a GPU, got one");
+            }
         } else if constexpr (name == "momentum") {
             call.momentum(object);
         } else if constexpr (name == "num_batches_tracked") {

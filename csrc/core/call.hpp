@@ -104,6 +104,7 @@ struct Call {
     double momentum = 0;
     Fused fused{};  // of a forward pass, but for whether there is a residual
     const FromForward* from_forward = nullptr;
+    const char* weighting = nullptr;  // the argument that gives positions weights, if one does
     // Whether two arrays share an element; asked where their bounds meet.
     bool (*share_memory)(const ArrayRef&, const ArrayRef&) = nullptr;
 

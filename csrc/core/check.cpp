@@ -277,7 +277,20 @@ private:
     }
     void statistics(Role role, DType dtype) const { statistics(role, dtype, dtype, {}); }
 
+    // Positions of which not all count go with nothing else that is applied.
+    void weighting() const {
+        if (call_.weighting == nullptr) return;
+        const Fused fused = call_.applied();
+        const char* const other = fused.residual                         ? "a residual"
+                                  : fused.activation != Activation::none ? "an activation"
+                                  : fused.in_place                       ? "out=x, a call in place"
+                                                                         : nullptr;
+        if (other == nullptr) return;
+        value_error(call_.weighting, ": expected None beside ", other, ", got both");
+    }
+
     void epilogue() const {
+        weighting();
         check_negative_slope(call_.fused.negative_slope);
         if (!call_.has(Role::residual)) return;
         like(Role::residual, x().dtype(), x().shape());

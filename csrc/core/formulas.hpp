@@ -79,6 +79,29 @@ struct Gradient {
     }
 };
 
+// dx where positions have weights (cpu/weights.hpp):
+//     dx = (dy + w * ((x - center) * slope - offset)) * scale
+// with w the weight of a position, and n of the sums the sum of all weights.
+//
+// Traffic: x, dy and w once each, dx once; w is the same for all channels.
+// Order:   elementwise.
+// Error:   as Gradient, with a rounding more of the weight's share.
+template <class V>
+struct WeightedGradient {
+    static constexpr int kReads = 2, kWrites = 1, kSummed = 2;
+    static constexpr Flags kFlags = Flags::none;
+    enum Row { kCenter, kSlope, kOffset, kScale, kRows };
+    V row[kRows];
+    V weight;
+
+    BNEXT_FORMULA void operator()(const V (&in)[kReads], V (&out)[kWrites]) const {
+        const V& x = in[0];
+        const V& dy = in[1];
+        const V share = fma(x - row[kCenter], row[kSlope], -row[kOffset]);
+        out[0] = fma(weight, share, dy) * row[kScale];
+    }
+};
+
 // y = act(z), z = Normalize(x) + residual.
 //
 // Traffic: x, the residual and y once each; the flags where they are kept.

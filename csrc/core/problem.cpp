@@ -123,6 +123,16 @@ Description describe(DType dtype, std::span<const Index> shape, Index channel_ax
     return result;
 }
 
+std::vector<std::size_t> order_of_positions(std::span<const Index> shape, Index channel_axis,
+                                            AxisStrides strides) {
+    std::vector<std::size_t> order;
+    for (std::size_t a = 0; a < shape.size(); ++a) {
+        if (static_cast<Index>(a) != channel_axis && shape[a] != 1) order.push_back(a);
+    }
+    sort_by_stride(order, strides);
+    return order;
+}
+
 void dense_strides_like(std::span<const Index> shape, AxisStrides like, std::span<Index> result) {
     BNEXT_CHECK(shape.size() <= kMaxAxes && (like.empty() || like.size() == shape.size()) &&
                     result.size() == shape.size(),

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <span>
+#include <vector>
 
 #include "core/dtype.hpp"
 
@@ -57,6 +58,12 @@ struct Description {
 // are merged. Throws Error where shape, axis and strides contradict each other.
 Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
                      std::span<const AxisStrides> operands);
+
+// The axes but the channels', without those of extent 1, from the slowest to the quickest in
+// memory: the number of a position, outer * inner + inner's index, counts through them in this
+// order.
+std::vector<std::size_t> order_of_positions(std::span<const Index> shape, Index channel_axis,
+                                            AxisStrides strides);
 
 // Strides (in elements) of a dense array of `shape` whose axes lie in memory in the order of the
 // strides `like`; without them, in C order.

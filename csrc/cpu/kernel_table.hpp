@@ -14,6 +14,7 @@
 #include "core/tiling.hpp"
 #include "cpu/flag_bits.hpp"
 #include "cpu/view.hpp"
+#include "cpu/weights.hpp"
 
 namespace bnext::cpu {
 
@@ -40,6 +41,7 @@ template <class C>
 struct CoefficientsIn {
     const C* row[kMostRows];
     const Activated* activated = nullptr;  // not null for activated formulas
+    const Weights<C>* weights = nullptr;   // not null for kernels of weighted positions
 };
 
 // The data of coefficients, for a range of channels; weight and bias may be null.
@@ -81,7 +83,8 @@ struct Kernels {
     //   forward:  the mean relative to the cell's origin (view.hpp), and m2
     //   backward: of dy, and of dy * (x - mean)
     // Returns n, the values behind the sums of any cell. Activated, backward: of g in place of dy
-    // (core/formulas.hpp), with the rows of Normalize that z follows from.
+    // (core/formulas.hpp), with the rows of Normalize that z follows from. Of weighted positions
+    // these have the weights, and n is their sum.
     using Reduce = double (*)(const View<const T>* in, const Region&, const double* mean,
                               const CoefficientsIn<Compute<T>>* of_z, double* a, double* b);
     // The formula at every place of the region.
@@ -99,6 +102,7 @@ struct Kernels {
 template <class T>
 struct KernelSet {
     Kernels<T> of[2][kPasses][kEpilogues];
+    Kernels<T> weighted[2][kPasses];  // of positions with weights; what they take has them
 };
 
 struct KernelTable : KernelSet<float>, KernelSet<double>, KernelSet<float16>, KernelSet<bfloat16> {
@@ -115,6 +119,11 @@ struct KernelTable : KernelSet<float>, KernelSet<double>, KernelSet<float16>, Ke
     [[nodiscard]] const Kernels<T>& kernels(Layout layout, Pass pass, Epilogue epilogue) const {
         return KernelSet<T>::of[static_cast<std::size_t>(layout)][static_cast<std::size_t>(pass)]
                                [static_cast<std::size_t>(epilogue)];
+    }
+    template <class T>
+    [[nodiscard]] const Kernels<T>& weighted_kernels(Layout layout, Pass pass) const {
+        return KernelSet<T>::weighted[static_cast<std::size_t>(layout)]
+                                     [static_cast<std::size_t>(pass)];
     }
 };
 

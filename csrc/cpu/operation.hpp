@@ -56,6 +56,14 @@ Setting<T> prepare(const Problem& problem, const Work& work, Pass pass,
             plan.streams_output ? Stores::streaming : Stores::cached};
 }
 
+// The same with the kernels of positions that have weights; of `problem_of_positions`.
+template <class T>
+Setting<T> prepare_weighted(const Problem& problem, const Work& work, Pass pass) {
+    const Setting<T> plain = prepare<T>(problem, work, pass);
+    return {plain.plan, plain.threads, plain.table,
+            plain.table.template weighted_kernels<T>(plain.plan.tiling.walk(), pass), plain.stores};
+}
+
 // The work of a formula's phases: of the first alone, of the second alone, of both.
 template <class F>
 inline constexpr Work kSummingWork{F::kSummed, 1};
@@ -132,8 +140,9 @@ struct Second {
     const View<const T>* in;  // F::kReads
     const View<T>* out;       // F::kWrites
     Of of;
-    const Activated* activated = nullptr;  // of an activated formula
-    const RowsOfZ<T>* of_z = nullptr;      // of an activated backward pass
+    const Activated* activated = nullptr;          // of an activated formula
+    const RowsOfZ<T>* of_z = nullptr;              // of an activated backward pass
+    const Weights<Compute<T>>* weights = nullptr;  // of positions that kernels write by weights
     Extremes extremes{};
 
     // Rows that the phase makes: of an activated backward pass without those of z.
@@ -164,6 +173,7 @@ struct Second {
             CoefficientsIn<Compute<T>> all{};
             for (std::size_t r = 0; r < Rows::kRows; ++r) all.row[r] = rows.row(r, place);
             all.activated = activated;
+            all.weights = weights;
             if constexpr (F::kFlags == Flags::read) {
                 const auto z = of_z->from(part.channels.begin);
                 all.row[F::kScaleOfZ] = z.row[RowsOfZ<T>::Row::kScale];

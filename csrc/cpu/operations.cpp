@@ -8,6 +8,7 @@
 #include "cpu/activated_phases.hpp"
 #include "cpu/in_place.hpp"
 #include "cpu/phases.hpp"
+#include "cpu/weighted_phases.hpp"
 
 namespace bnext::cpu {
 namespace {
@@ -30,10 +31,14 @@ double finish(const Problem& problem, double n, double eps, const StatisticsOut&
 }  // namespace
 
 template <class T>
-double collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out) {
-    if (problem.elements() == 0) {
-        return set_empty(problem, {out.mean(), out.mean_low(), out.m2()});
+double collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out,
+                     const WeightsOf<T>* weights) {
+    const bool none_count = weights != nullptr && weights->total == 0.0;
+    if (problem.elements() == 0 || none_count) {
+        const double n = set_empty(problem, {out.mean(), out.mean_low(), out.m2()});
+        return none_count ? 0.0 : n;
     }
+    if (weights != nullptr) return weighted_collect_stats<T>(problem, x, out, *weights);
     const auto setting = prepare<T>(problem, kSummingWork<Forward<T>>, Pass::forward);
     return setting.run(FirstPhaseOnly<CollectMoments<T>>{{setting, x, out}}, problem);
 }
@@ -49,9 +54,19 @@ double statistics(const Problem& problem, const View<const T>& x, double eps,
 template <class T>
 double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
                const Affine<T>& affine, double eps, const StatisticsOut& out,
-               const Applied<T>* applied) {
+               const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) {
         return finish(problem, collect_stats<T>(problem, x, out), eps, out);
+    }
+    if (weights != nullptr) {
+        if (weights->total > 0.0)
+            return weighted_forward<T>(problem, x, y, affine, eps, out, *weights);
+        collect_stats<T>(problem, x, out, weights);
+        std::fill_n(out.var(), problem.channels, 0.0);
+        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, out.var(),
+                                         out.rstd());
+        weighted_apply_norm<T>(problem, x, y, out, eps, affine, *weights);
+        return 0.0;
     }
     if (applied != nullptr && applied->fused.any()) {
         return activated_forward<T>(problem, x, y, affine, eps, out, *applied);
@@ -62,11 +77,14 @@ double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
                 const StatisticsOut& rows, double eps, const Affine<T>& affine,
-                const Applied<T>* applied) {
+                const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) {
         active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, rows.var(),
                                          rows.rstd());
         return;
+    }
+    if (weights != nullptr) {
+        return weighted_apply_norm<T>(problem, x, y, rows, eps, affine, *weights);
     }
     if (applied != nullptr && applied->fused.any()) {
         return activated_apply_norm<T>(problem, x, y, rows, eps, affine, *applied);
@@ -78,8 +96,12 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
 template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
-                     const Applied<T>* applied) {
+                     const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    if (weights != nullptr) {
+        return weighted_backward<T>(problem, dy, x, {nullptr, {}}, of, nullptr, sum_dy, sum_dy_xmu,
+                                    *weights, true, false, 0);
+    }
     if (begins_in_place(applied)) {
         const InPlace<T> in_place(problem.channels, of, nullptr, *applied);
         backward_reduce<T>(problem, dy, x, in_place.of(), sum_dy, sum_dy_xmu, &in_place.applied());
@@ -98,8 +120,12 @@ void backward_reduce(const Problem& problem, const View<const T>& dy, const View
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
-              double* sum_dy_xmu, const Applied<T>* applied) {
+              double* sum_dy_xmu, const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    if (weights != nullptr) {
+        return weighted_backward<T>(problem, dy, x, dx, of, weight, sum_dy, sum_dy_xmu, *weights,
+                                    true, true, 0);
+    }
     if (begins_in_place(applied)) {
         const InPlace<T> in_place(problem.channels, of, weight, *applied);
         backward<T>(problem, dy, x, dx, in_place.of(), weight, sum_dy, sum_dy_xmu,
@@ -123,8 +149,13 @@ template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
                     const double* sum_dy, const double* sum_dy_xmu, double n,
-                    const Applied<T>* applied) {
+                    const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) return;
+    if (weights != nullptr) {
+        // (The sums are read alone.)
+        return weighted_backward<T>(problem, dy, x, dx, of, weight, const_cast<double*>(sum_dy),
+                                    const_cast<double*>(sum_dy_xmu), *weights, false, true, n);
+    }
     if (begins_in_place(applied)) {
         const InPlace<T> in_place(problem.channels, of, weight, *applied);
         const auto sums = in_place.in_units_of_z(sum_dy_xmu);

@@ -8,6 +8,7 @@
 #include "core/statistics.hpp"
 #include "cpu/flag_bits.hpp"
 #include "cpu/view.hpp"
+#include "cpu/weights.hpp"
 
 namespace bnext::cpu {
 
@@ -30,30 +31,34 @@ struct Applied {
 };
 
 // n, the number of values behind the statistics of each channel, comes from the sums; of empty data
-// it is their number in the shape.
+// it is their number in the shape. With weights of positions it is their sum, and values at
+// positions that do not count are not looked at. Nothing else is applied then.
+template <class T>
+using WeightsOf = Weights<Compute<T>>;
 
 // The mean, its low part and m2; 0 where there are no values. Returns n.
 template <class T>
-double collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out);
+double collect_stats(const Problem& problem, const View<const T>& x, const StatisticsOut& out,
+                     const WeightsOf<T>* weights = nullptr);
 
 // y = (x - mean) * rstd * weight + bias, with rstd from var; nothing else of `rows` changes.
 template <class T>
 void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y,
                 const StatisticsOut& rows, double eps, const Affine<T>& affine,
-                const Applied<T>* applied = nullptr);
+                const Applied<T>* applied = nullptr, const WeightsOf<T>* weights = nullptr);
 
 // sum_dy (C,) and sum_dy_xmu (C,) = sum of dy * (x - mean)
 template <class T>
 void backward_reduce(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
-                     const Applied<T>* applied = nullptr);
+                     const Applied<T>* applied = nullptr, const WeightsOf<T>* weights = nullptr);
 
 // dx from sums over n values: in a group, the values of all members
 template <class T>
 void backward_apply(const Problem& problem, const View<const T>& dy, const View<const T>& x,
                     const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
                     const double* sum_dy, const double* sum_dy_xmu, double n,
-                    const Applied<T>* applied = nullptr);
+                    const Applied<T>* applied = nullptr, const WeightsOf<T>* weights = nullptr);
 
 // The statistics that `forward` gives, alone.
 template <class T>
@@ -72,12 +77,13 @@ void pointwise_coefficients(Index channels, const StatisticsIn& of, const Affine
 template <class T>
 double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
                const Affine<T>& affine, double eps, const StatisticsOut& out,
-               const Applied<T>* applied = nullptr);
+               const Applied<T>* applied = nullptr, const WeightsOf<T>* weights = nullptr);
 
 // backward_reduce and backward_apply in one region.
 template <class T>
 void backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
-              double* sum_dy_xmu, const Applied<T>* applied = nullptr);
+              double* sum_dy_xmu, const Applied<T>* applied = nullptr,
+              const WeightsOf<T>* weights = nullptr);
 
 }  // namespace bnext::cpu

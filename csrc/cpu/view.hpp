@@ -18,6 +18,13 @@ BNEXT_FORCE_INLINE T* at(const View<T>& view, Index o, Index c, Index i) {
     return view.data + o * view.stride.outer + c * view.stride.channel + i * view.stride.inner;
 }
 
+BNEXT_FORCE_INLINE double median_of(double first, double middle, double last) {
+    const double low = first < middle ? first : middle;  // as median() of packs has it
+    const double high = first < middle ? middle : first;
+    const double top = high < last ? high : last;
+    return low < top ? top : low;
+}
+
 // The median of the first, middle and last value of a channel in a tile, so that one outlier is not
 // chosen.
 template <class T>
@@ -27,10 +34,7 @@ BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index 
     const auto first = static_cast<double>(*at(x, tile.outer_begin, c, tile.inner_begin));
     const auto middle = static_cast<double>(*at(x, middle_outer, c, middle_inner));
     const auto last = static_cast<double>(*at(x, tile.outer_end - 1, c, tile.inner_end - 1));
-    const double low = first < middle ? first : middle;  // as median() of packs has it
-    const double high = first < middle ? middle : first;
-    const double top = high < last ? high : last;
-    return low < top ? top : low;
+    return median_of(first, middle, last);
 }
 
 // The channel's origin. Means are kept relative to it until they are final; where mean/std is large

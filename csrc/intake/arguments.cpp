@@ -1,5 +1,7 @@
 #include "intake/arguments.hpp"
 
+#include <cmath>
+
 #include <algorithm>
 
 namespace bnext::intake {
@@ -101,6 +103,14 @@ double take_momentum(py::handle object) {
     const double momentum = take_real(object, "momentum");
     check_momentum(momentum);
     return momentum;
+}
+
+py::object number_of(double value) {
+    constexpr double kWhole = 0x1p63;
+    if (value == std::trunc(value) && std::abs(value) < kWhole) {
+        return py::int_(static_cast<Index>(value));
+    }
+    return py::float_(value);
 }
 
 Index take_integer(py::handle object, const char* name) {

@@ -28,6 +28,8 @@ void refuse_mask(py::handle object, const char* name);
 
 double take_real(py::handle object, const char* name);
 Index take_integer(py::handle object, const char* name);  // clipped
+// An integer, or where it is no whole number, a float.
+py::object number_of(double value);
 double take_eps(py::handle object);
 double take_momentum(py::handle object);
 Activation take_activation(py::handle object);  // of a name, or None

@@ -289,8 +289,7 @@ void ThreadGroup::merge_moments(std::size_t channels) {
             std::copy_n(more_m2, channels, m2.begin());
             if (more_low != nullptr) std::copy_n(more_low, channels, mean.begin());
         } else {
-            const MergeShares shares(static_cast<double>(merged_.count),
-                                     static_cast<double>(more.count));
+            const MergeShares shares(merged_.count, more.count);
             for (std::size_t c = 0; c < channels; ++c) {
                 const double low = more_low == nullptr ? 0.0 : more_low[c];
                 merge(mean[c], m2[c], (more_mean[c] - pilot[c]) + low, more_m2[c], shares);

@@ -52,12 +52,12 @@ struct Contribution {
     Header header;
     // Tells layer objects apart: members bring one that they share, or each a replica of its own.
     std::uintptr_t owner = 0;
-    Index count = 0;  // of a count of 0, rows are not looked at
+    double count = 0;  // or the sum of weights; of a count of 0, rows are not looked at
     Rows<const double> rows{};
 };
 
 struct Merged {
-    Index count = 0;
+    double count = 0;
     Index generation = 0;  // which exchange of the group this was
     bool shared = false;   // whether all members brought the same layer object
 };

@@ -12,6 +12,9 @@ _Float64 = npt.NDArray[np.float64]
 _Values = npt.ArrayLike
 _Row = npt.ArrayLike | None  # a value for each channel; None: there is none
 _Epilogue = tuple[Any, str | None, float] | None  # residual, activation, negative_slope
+# Whether positions count, their weights, what y has at others, the name of the argument.
+_Weighting = tuple[npt.NDArray[np.uint8], _Array | None, str, str] | None
+_Count = int | float  # of values per channel, or the sum of their weights
 _Counter = npt.NDArray[np.int64] | None
 
 class _BuildConfig(TypedDict):
@@ -33,8 +36,8 @@ class _BuildConfig(TypedDict):
 class Saved:
     """What a forward call leaves for its backward call: statistics of each channel; read-only."""
 
-    count: Final[int]
-    """Values per channel."""
+    count: Final[_Count]
+    """Values per channel; with weights, their sum."""
     mean: Final[_Float64]
     """Mean of each channel, shape (C,)."""
     mean_low: Final[_Float64]
@@ -139,11 +142,11 @@ class ThreadGroup:
         channels: int,
         dtype: str,
         owner: int,
-        count: int,
+        count: _Count,
         first: _Float64,
         second: _Float64,
         mean_low: _Float64 | None = None,
-    ) -> tuple[int, _Float64, _Float64, int, bool, _Float64 | None]: ...
+    ) -> tuple[_Count, _Float64, _Float64, int, bool, _Float64 | None]: ...
 
 def forward(
     x: _Values,
@@ -161,6 +164,7 @@ def forward(
     keeps: bool = True,
     epilogue: _Epilogue = None,
     num_batches_skipped: _Counter = None,
+    weighting: _Weighting = None,
 ) -> tuple[Any, Saved]: ...
 def backward(
     dy: _Values,
@@ -185,6 +189,7 @@ def normalize(
     channel_axis: int,
     out: _Array | None,
     epilogue: _Epilogue = None,
+    weighting: _Weighting = None,
 ) -> tuple[_Array, Saved]: ...
 def normalize_by_running(
     x: _Values,
@@ -197,6 +202,7 @@ def normalize_by_running(
     out: Any,
     plain: bool = False,
     epilogue: _Epilogue = None,
+    weighting: _Weighting = None,
 ) -> tuple[Any, Saved]: ...
 def evaluate(
     x: _Values,
@@ -212,7 +218,9 @@ def evaluate(
 def statistics(
     x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int
 ) -> tuple[Any, Any]: ...
-def moments(x: _Values, channel_axis: int) -> tuple[int, _Float64, _Float64]: ...
+def moments(
+    x: _Values, channel_axis: int, weighting: _Weighting = None
+) -> tuple[_Count, _Float64, _Float64]: ...
 def collect_stats(
     x: _Values,
     weight: _Row,
@@ -226,10 +234,11 @@ def collect_stats(
     out: _Array | None,
     epilogue: _Epilogue = None,
     num_batches_skipped: _Counter = None,
-) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
+    weighting: _Weighting = None,
+) -> tuple[_Count, _Float64, _Float64, _Float64, str]: ...
 def apply_norm(
     x: _Values,
-    count: int,
+    count: _Count,
     mean: _Float64,
     mean_low: _Float64 | None,
     m2: _Float64,
@@ -239,6 +248,7 @@ def apply_norm(
     channel_axis: int,
     out: _Array | None,
     epilogue: _Epilogue = None,
+    weighting: _Weighting = None,
 ) -> tuple[_Array, Saved]: ...
 def move_running(
     saved: Saved,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
-from bnext.arguments import count_of, refuse_mask
+from bnext.arguments import amount_of, count_of, refuse_mask
 from bnext.arrays.libraries import library_of
 from bnext.rows import two_sum
 
@@ -25,8 +25,9 @@ class Moments:
 
     Parameters
     ----------
-    count : int
-        Values per channel, the same for all channels. An integer of any type; kept as Python's.
+    count : int or float
+        Values per channel, the same for all channels; or the sum of their weights. A number of any
+        type; a whole one is kept as Python's int, which never overflows, any other as a float.
     mean : array, shape (C,)
         Mean of each channel. Real numbers, kept as float64.
     m2 : array, shape (C,)
@@ -41,9 +42,10 @@ class Moments:
     Raises
     ------
     ValueError
-        `count` is negative, or `mean`, `m2` and `mean_low` are not vectors of one length.
+        `count` is negative or not finite, or `mean`, `m2` and `mean_low` are not vectors of one
+        length.
     TypeError
-        `count` is not an integer; one of them is not of real numbers, or has a mask.
+        `count` is not a number; one of them is not of real numbers, or has a mask.
 
     Notes
     -----
@@ -56,13 +58,13 @@ class Moments:
     Nothing cancels, as ``E[x**2] - mean**2`` would.
     """
 
-    count: int
+    count: int | float
     mean: Float64Array
     m2: Float64Array
     mean_low: Float64Array | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", count_of(self.count, "count"))
+        object.__setattr__(self, "count", amount_of(self.count, "count"))
         object.__setattr__(self, "mean", _float64(self.mean, "mean"))
         shape = tuple(self.mean.shape)
         if len(shape) != 1:
@@ -103,10 +105,10 @@ class Moments:
 
     @property
     def unbiased_var(self) -> Float64Array:
-        """Variance with Bessel's correction, ``m2 / (count - 1)``, shape (C,); NaN below two."""
+        """Variance with Bessel's correction, ``m2 / (count - 1)``, shape (C,); NaN up to one."""
         return self._over(self.count - 1)
 
-    def _over(self, divisor: int) -> Float64Array:
+    def _over(self, divisor: float) -> Float64Array:
         with np.errstate(all="ignore"):  # NaN and infinity are values like others
             return self.m2 / divisor if divisor > 0 else self.m2 * math.nan
 

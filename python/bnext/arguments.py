@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -10,7 +11,15 @@ import numpy.typing as npt
 
 from bnext.arrays.libraries import to_numpy
 
-__all__ = ["count_of", "counter_of", "has_mask", "index_of", "refuse_mask", "values_of"]
+__all__ = [
+    "amount_of",
+    "count_of",
+    "counter_of",
+    "has_mask",
+    "index_of",
+    "refuse_mask",
+    "values_of",
+]
 
 LARGEST_COUNTER = int(np.iinfo(np.int64).max)
 
@@ -36,6 +45,19 @@ def count_of(value: Any, name: str, least: int = 0) -> int:
     if count < least:
         raise ValueError(f"{name}: expected an integer >= {least}, got {count}")
     return count
+
+
+def amount_of(value: Any, name: str) -> int | float:
+    """Give a count that may be a sum of weights: an integer where it is whole, else a float.
+
+    ValueError if it is negative or not finite, TypeError if it is no number.
+    """
+    refuse_mask(value, name)
+    if isinstance(value, float | np.floating):
+        if math.isfinite(value) and value >= 0:
+            return int(value) if float(value).is_integer() else float(value)
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    return count_of(value, name)
 
 
 def counter_of(value: Any, name: str) -> int:

@@ -30,6 +30,7 @@ from bnext.arrays import DeviceSaved
 from bnext.groups.group import ALONE, Group, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.single_pass import moments, normalize, recompute
+from bnext.weighting import Masked, weighting_of
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize", "recompute"]
 
@@ -47,6 +48,10 @@ def batch_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = "zero",
 ) -> tuple[ArrayT, Saved | DeviceSaved | SyncSaved]: ...
 
 
@@ -63,6 +68,10 @@ def batch_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = "zero",
 ) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
 
 
@@ -78,6 +87,10 @@ def batch_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = "zero",
 ) -> tuple[Any, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
@@ -110,6 +123,17 @@ def batch_norm_forward(
         approximation by tanh). At infinities they have their limits, also where PyTorch gives NaN.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    mask : array of bool, optional
+        Which positions count, True: of the shape of `x` without its channels, or with 1 in their
+        place; other axes may be 1 as well. Of any library on the CPU, as the next two.
+    sample_weight : array of real numbers, optional
+        How often a position counts, from 0 on: of the shapes of `mask`, or (N,), one for each
+        example. Rounded to the dtype of `weight`.
+    lengths : array of int, shape (N,), optional
+        For `x` of (N, C, L) or (N, L, C): how many of the L positions of each example count, from
+        the first on. Not beside `mask`.
+    masked : {"zero", "normalized", "unchanged"}
+        What `y` has at positions that do not count: 0, the normalized value, or `x`.
 
     Returns
     -------
@@ -128,7 +152,9 @@ def batch_norm_forward(
         A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input; `activation`
         is not one of the names, `negative_slope` is not finite; `out` is `x`, and `x` does not
-        follow from `y` (see below).
+        follow from `y` (see below). A weight is negative or not finite, a length not from 0 to L;
+        `mask`, `sample_weight` or `lengths` stands beside an activation, a residual, or ``out=x``,
+        or `x` is on a GPU.
     TypeError
         A dtype does not fit, an argument is not an array, or not where `x` is; `activation` is not
         a string.
@@ -152,6 +178,18 @@ def batch_norm_forward(
     size, times `dy`. So that half of the p significant bits of the dtype are left, weights below
     ``|bias| / 2**(p // 2)``, 0 and subnormal weights are refused; p is 53, 24, 11 (float16) or 8
     (bfloat16). The derivative of "leaky_relu" is taken at `y` as it is stored.
+
+    *Positions* are the indices of all axes but the channels'. With weights w (1 and 0 of a mask),
+    the statistics are ``mean = sum(w x) / W`` and ``var = sum(w (x - mean)**2) / W``, with ``W =
+    sum(w)``. Weights are frequencies: a 2 is two copies of a position, Bessel's correction is
+    ``W / (W - 1)``, and ``saved.count`` is W. A position of weight 0 does not count: what `x` and
+    `dy` have there is not part of any sum, NaN and infinities neither. Its gradient is 0, also
+    where ``masked="unchanged"`` gives `x`. `saved` has a copy of the weights: a byte a position for
+    a mask. A mask that is True everywhere is none, to the bit.
+
+    Where W is at most 1, running statistics of a layer stay; the batch is counted. Where nothing
+    counts, mean and variance are 0. In a group W is the sum of all members'; of one value in the
+    whole group it raises, as without masks.
     """
     part = ALONE
     if group is not None:
@@ -161,9 +199,15 @@ def batch_norm_forward(
     epilogue = None
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
-    result: tuple[Any, Saved | DeviceSaved | SyncSaved] = spine.forward(
-        x, weight, bias, eps, channel_axis, out, None, None, part, epilogue
-    )
+    result: tuple[Any, Saved | DeviceSaved | SyncSaved]
+    if not (mask is None and sample_weight is None and lengths is None and masked == "zero"):
+        with part:
+            weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked)
+        result = spine.forward(
+            x, weight, bias, eps, channel_axis, out, None, None, part, epilogue, weighting=weighting
+        )
+        return result
+    result = spine.forward(x, weight, bias, eps, channel_axis, out, None, None, part, epilogue)
     return result
 
 
@@ -294,6 +338,8 @@ def batch_norm_backward(
     Returns
     -------
     dx : array, shape of `x`
+        With weights of positions ``weight * rstd * (dy - w / W * (sum(dy) + xhat * sum(dy *
+        xhat)))`` over what counts, and 0 elsewhere; without,
         ``weight * rstd * (dy - E[dy] - xhat * E[dy * xhat])`` with ``xhat = (x - mean) * rstd`` and
         E the mean over a channel's values (Ioffe and Szegedy 2015, section 3), or `out`.
     dweight, dbias : array, shape (C,)

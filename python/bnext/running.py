@@ -4,9 +4,10 @@ A batch of n values per channel moves them by the weight w that the estimator gi
 
     running = (1 - w) * running + w * batch,   batch = mean,  m2 / (n - 1)  or biased  m2 / n,
 
-in float64, rounded once. A batch of fewer than two values has no variance: it is only counted.
-Where there is a counter for skipped batches, a batch whose mean or variance is not finite, in any
-channel, adds one to it and changes nothing else.
+in float64, rounded once; of a batch with weights, n is their sum. A batch of fewer than two values,
+or of weights up to 1, has no variance: it is only counted. Where there is a counter for skipped
+batches, a batch whose mean or variance is not finite, in any channel, adds one to it and changes
+nothing else.
 `_core.move_running` has the formula for memory of the host, `Library.blend` its twin in the array
 API, for arrays that stay on a GPU. (Fused kernels move running statistics by the same formula.)
 """
@@ -102,20 +103,20 @@ class Running:
         _core.check_count(self.counter, f"{prefix}num_batches_tracked")
         _core.check_count(self.skipped, f"{prefix}num_batches_skipped")
 
-    def move(self, count: int, mean: Any, m2: Any) -> None:
+    def move(self, count: float, mean: Any, m2: Any) -> None:
         """Move them by the Moments of a batch, and count the batch. An error changes nothing."""
         writes = Writes()
         self.prepare(writes, count, mean, m2)
         writes.commit()
 
-    def prepare(self, writes: Writes, count: int, mean: Any, m2: Any, prefix: str = "") -> None:
+    def prepare(self, writes: Writes, count: float, mean: Any, m2: Any, prefix: str = "") -> None:
         """Add that move to `writes`, on top of earlier ones. Errors have `prefix` before names."""
         self.check_movable(prefix)
         arrays = self._arrays()
         moved = {name: None if a is None else writes.pending(a) for name, a in arrays.items()}
         tracked = moved["num_batches_tracked"]
         weight = 0.0
-        if count >= 2:
+        if count > 1:
             weight = self.weight(None if tracked is None else int(tracked))
         _core.move_running(
             saved=_saved_of(count, to_numpy(mean), to_numpy(m2), self.dtype),
@@ -135,7 +136,7 @@ def check_tracked(layer: Any, name: str) -> None:
         )
 
 
-def _saved_of(count: int, mean: Any, m2: Any, dtype: np.dtype[Any]) -> _core.Saved:
+def _saved_of(count: float, mean: Any, m2: Any, dtype: np.dtype[Any]) -> _core.Saved:
     """Make the `Saved` of a forward call by these Moments."""
     nothing = np.empty((0, len(mean)), dtype)
     return _core.apply_norm(

@@ -13,6 +13,7 @@ from bnext._moments import Moments
 from bnext.array_types import Array, ArrayT, Values
 from bnext.arrays import DeviceSaved, engine_of
 from bnext.groups.saved import SyncSaved
+from bnext.weighting import Masked, weighting_of
 
 __all__ = ["moments", "normalize", "recompute"]
 
@@ -31,6 +32,10 @@ def normalize(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = "zero",
 ) -> ArrayT: ...
 
 
@@ -48,6 +53,10 @@ def normalize(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = "zero",
 ) -> Array: ...
 
 
@@ -64,6 +73,10 @@ def normalize(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = "zero",
 ) -> Any:
     """Normalize `x` by given statistics, as inference does.
 
@@ -87,6 +100,11 @@ def normalize(
         The function that is applied last; `batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0.
+    mask, sample_weight, lengths : array, optional
+        Which positions count; as `batch_norm_forward` takes them. Weights are not looked at beyond
+        that, since the statistics are given.
+    masked : {"zero", "normalized", "unchanged"}
+        What `y` has at positions that do not count.
 
     Returns
     -------
@@ -102,10 +120,24 @@ def normalize(
     epilogue = None
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
-    return spine.forward(x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue)[0]
+    if mask is None and sample_weight is None and lengths is None and masked == "zero":
+        return spine.forward(
+            x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue
+        )[0]
+    weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked)
+    return spine.forward(
+        x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue, weighting=weighting
+    )[0]
 
 
-def moments(x: Values, *, channel_axis: int = 1) -> Moments:
+def moments(
+    x: Values,
+    *,
+    channel_axis: int = 1,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+) -> Moments:
     """Count, mean and sum of squared deviations of each channel of `x`.
 
     Parameters
@@ -114,12 +146,15 @@ def moments(x: Values, *, channel_axis: int = 1) -> Moments:
         float32, float64, float16 or bfloat16, of any rank. Read once, never copied if dense.
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end.
+    mask, sample_weight, lengths : array, optional
+        Which positions count, and how often; as `batch_norm_forward` takes them.
 
     Returns
     -------
     Moments
-        ``count`` (int), ``mean`` (C,) and ``m2`` (C,), float64; mergeable with ``+``
-        (Chan, Golub, LeVeque 1979, eq. 2.1). NumPy arrays, or if `x` is on a GPU, arrays there.
+        ``count`` (int, or with weights float), ``mean`` (C,) and ``m2`` (C,), float64; mergeable
+        with ``+`` (Chan, Golub, LeVeque 1979, eq. 2.1). NumPy arrays, or if `x` is on a GPU, arrays
+        there.
 
     Raises
     ------
@@ -127,7 +162,10 @@ def moments(x: Values, *, channel_axis: int = 1) -> Moments:
         As from `batch_norm_forward`, for `x` and `channel_axis`; one value per channel is enough.
     """
     engine: Any = _core if type(x) is ndarray else engine_of(x)
-    return Moments(*engine.moments(x=x, channel_axis=channel_axis))
+    weighting = None
+    if not (mask is None and sample_weight is None and lengths is None):
+        weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, "zero")
+    return Moments(*engine.moments(x=x, channel_axis=channel_axis, weighting=weighting))
 
 
 @overload

@@ -23,7 +23,7 @@ struct Member {
     Index rank;
     Ticket ticket;
 
-    Merged call(const Header& header, Index count, std::vector<double>& first,
+    Merged call(const Header& header, double count, std::vector<double>& first,
                 std::vector<double>& second, std::uintptr_t owner = 1) const {
         Waiter waiter;
         const std::vector<double> a = first, b = second;
@@ -52,10 +52,10 @@ void check_results(Index size, Index steps) {
             const auto owner = static_cast<std::uintptr_t>(step % 2 == 0 ? 1 : rank + 1);
             // Rank r has r values (the first none), all of them r + step: m2 is that of the means.
             std::vector<double> mean(n, static_cast<double>(rank + step)), m2(n, 0.0);
-            const Merged merged = member.call(header, rank, mean, m2, owner);
+            const Merged merged = member.call(header, static_cast<double>(rank), mean, m2, owner);
             const auto p = static_cast<double>(size);
             const double count = p * (p - 1) / 2;
-            REQUIRE(merged.count == static_cast<Index>(count));
+            REQUIRE(merged.count == count);
             REQUIRE(merged.shared == (step % 2 == 0 || size == 1));
             REQUIRE(merged.generation == 2 * step + 1);
             const double expected = size == 1 ? 0.0 : (2 * p - 1) / 3 + static_cast<double>(step);
@@ -69,7 +69,7 @@ void check_results(Index size, Index steps) {
 
             header.direction = Direction::backward;
             std::vector<double> first(n, static_cast<double>(rank)), second(n, 1.0);
-            member.call(header, rank, first, second, owner);
+            member.call(header, static_cast<double>(rank), first, second, owner);
             for (std::size_t c = 0; c < n; ++c) {
                 REQUIRE(first[c] == p * (p - 1) / 2);
                 REQUIRE(second[c] == p - 1 || size == 1);

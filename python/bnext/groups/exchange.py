@@ -96,8 +96,8 @@ class Merged(NamedTuple):
 
     Attributes
     ----------
-    total_count : int
-        Values per channel of the whole batch.
+    total_count : int or float
+        Values per channel of the whole batch, or the sum of their weights.
     first, second : array of float64, shape (C,)
         Mean and m2 of the whole batch, or the two sums of the backward pass.
     generation : int
@@ -109,7 +109,7 @@ class Merged(NamedTuple):
         than float64.
     """
 
-    total_count: int
+    total_count: float
     first: Float64Array
     second: Float64Array
     generation: int

@@ -99,7 +99,7 @@ class Group(abc.ABC):
     def merge_moments(
         self,
         header: Header,
-        count: int,
+        count: float,
         mean: Float64Array,
         m2: Float64Array,
         mean_low: Float64Array | None = None,
@@ -110,8 +110,9 @@ class Group(abc.ABC):
         ----------
         header : Header
             The call that this is part of.
-        count : int
-            Values per channel of the member's shard; 0 contributes nothing.
+        count : int or float
+            Values per channel of the member's shard, or the sum of their weights; 0 contributes
+            nothing.
         mean, m2 : array of float64, shape (C,)
             Mean and sum of squared deviations of each channel.
         mean_low : array of float64, shape (C,), optional
@@ -130,7 +131,7 @@ class Group(abc.ABC):
         return self._exchange(header, count, (mean, m2, mean_low))
 
     def merge_sums(
-        self, header: Header, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array
+        self, header: Header, count: float, sum_dy: Float64Array, sum_dy_xmu: Float64Array
     ) -> Merged:
         """Add up the two sums of the backward pass.
 
@@ -138,8 +139,9 @@ class Group(abc.ABC):
         ----------
         header : Header
             The call that this is part of.
-        count : int
-            Values per channel of the member's shard; 0 contributes nothing.
+        count : int or float
+            Values per channel of the member's shard, or the sum of their weights; 0 contributes
+            nothing.
         sum_dy, sum_dy_xmu : array of float64, shape (C,)
             Sums of ``dy`` and of ``dy * (x - mean)``, of each channel.
 
@@ -155,7 +157,7 @@ class Group(abc.ABC):
         """
         return self._exchange(header, count, (sum_dy, sum_dy_xmu, None))
 
-    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+    def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
         """Merge the rows of all members, by the direction in the header: both methods above."""
         raise NotImplementedError
 
@@ -278,14 +280,14 @@ class Part(announcing):
         super().__init__(group)
         owner = 0 if layer is None else id(layer)
         self.header = Header(*group.begin(layer), "forward", 0, "", owner)
-        self.count = 0
+        self.count: float = 0
 
-    def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
+    def recalled(self, channels: int, dtype: str, count: float) -> Merged | None:
         """Give the result of `merge_moments` before the call; None where it is not known."""
         return None
 
     def merge_moments(
-        self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
+        self, dtype: str, count: float, mean: Float64Array, m2: Float64Array, mean_low: Any
     ) -> Merged:
         """Merge the Moments of the shards; see `Group`."""
         self.header = self.header._replace(channels=len(mean), dtype=dtype)
@@ -311,7 +313,7 @@ class _Alone(Part):
         pass
 
     def merge_moments(
-        self, dtype: str, count: int, mean: Float64Array, m2: Float64Array, mean_low: Any
+        self, dtype: str, count: float, mean: Float64Array, m2: Float64Array, mean_low: Any
     ) -> Merged:
         return Merged(count, mean, m2, 0, False, mean_low)
 

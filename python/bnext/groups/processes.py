@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnext import _core
+from bnext.arguments import amount_of
 from bnext.groups.exchange import (
     CLOSED,
     Calls,
@@ -159,7 +160,7 @@ class ProcessGroup(Group):
             self._room = max(ROOM, 2 * len(self._shifts))
         return number, step
 
-    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+    def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
         self._open(header)
         if count == 0:
             rows = np.zeros(header.channels), np.zeros(header.channels), None
@@ -172,8 +173,8 @@ class ProcessGroup(Group):
         return Merged(total, first, second, self._exchanges, self.size == 1, low)
 
     def _moments(
-        self, header: Header, count: int, mean: Float64Array, m2: Float64Array, low: Any
-    ) -> tuple[int, Float64Array, Float64Array, Float64Array | None]:
+        self, header: Header, count: float, mean: Float64Array, m2: Float64Array, low: Any
+    ) -> tuple[float, Float64Array, Float64Array, Float64Array | None]:
         """Merge Moments by one sum, or by two where the first cancels."""
         key = (header.layer, header.channels)
         of_float64 = header.dtype == "float64"
@@ -188,7 +189,7 @@ class ProcessGroup(Group):
                     d += low
                 first = count * d
                 total, s1, s2 = self._sum(header, count, first, first * d + m2)
-                drift = s1 / max(total, 1)
+                drift = s1 / (total or 1)
                 lost = s1 * drift
                 merged_m2 = np.maximum(s2 - lost, 0.0)
                 merged_mean, merged_low = two_sum(shift, drift)
@@ -259,8 +260,8 @@ class ProcessGroup(Group):
         self._began = now
 
     def _sum(
-        self, header: Header, count: int, first: Float64Array, second: Float64Array
-    ) -> tuple[int, Float64Array, Float64Array]:
+        self, header: Header, count: float, first: Float64Array, second: Float64Array
+    ) -> tuple[float, Float64Array, Float64Array]:
         block = min(header.channels, self._block)
         numbers = numbers_of(header)
         numbers += [number * number for number in numbers]
@@ -277,7 +278,7 @@ class ProcessGroup(Group):
             self._run(rest)
             rests = rest[: header.channels - block], rest[header.channels - block :]
             parts = [np.concatenate(pair) for pair in zip(parts, rests, strict=True)]
-        return int(total), parts[0], parts[1]
+        return amount_of(total, "count"), parts[0], parts[1]
 
     def _run(self, buffer: Float64Array) -> None:
         """Start a sum, and wait for it; whatever goes wrong is a `GroupError`."""

@@ -35,7 +35,9 @@ class SyncSaved:
         self.shared = merged.shared
 
     group = property(lambda self: self.part.group, doc="It merges the statistics and the sums.")
-    count = property(lambda self: self.local.count, doc="Values per channel of the whole batch.")
+    count = property(
+        lambda self: self.local.count, doc="Values per channel of the whole batch, or weights."
+    )
     mean = property(lambda self: self.local.mean, doc="Mean of each channel.")
     mean_low = property(lambda self: self.local.mean_low, doc="Low part of `mean`.")
     m2 = property(lambda self: self.local.m2, doc="Sum of squared deviations from the mean.")

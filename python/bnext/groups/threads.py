@@ -277,7 +277,7 @@ class ThreadGroup(Group):
                 raise error_of(Header(number, step, "forward", 0, ""), reason, rank)
         return number, step
 
-    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+    def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
         rank, ticket = self._membership()
         first, second, mean_low = rows
         try:

@@ -60,7 +60,7 @@ class CollectingGroup(PassGroup):
         self.check_reached(self._calls)
         self._calls.clear()
 
-    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+    def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
         if header.direction == "backward":
             raise RuntimeError("network: expected no backward pass in update_statistics, got one")
         part = self.inner_part(header.layer)
@@ -98,7 +98,7 @@ class Average:
 
     def add(self, batch: Merged) -> None:
         """Take a batch in."""
-        if batch.total_count == 0:
+        if batch.total_count <= 1:  # without a variance
             return
         self.count += 1
         # Averages that move, so that nothing grows with the number of batches.

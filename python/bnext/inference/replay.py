@@ -127,7 +127,7 @@ class ReplayGroup(PassGroup):
         turn.cursor += 1
         return point.merged
 
-    def _exchange(self, header: Header, count: int, rows: Rows) -> Merged:
+    def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
         """Merge in the order of pieces, and leave the piece at a call that no point is known of."""
         recalled = self.recalled(header)
         if recalled is not None:
@@ -146,7 +146,7 @@ class ReplayGroup(PassGroup):
             self._union = union
         self._stops += 1
         turn = self._turn
-        turn.bytes = count * header.channels * ITEM_SIZES[header.dtype]
+        turn.bytes = int(count) * header.channels * ITEM_SIZES[header.dtype]
         turn.leave()
         turn.cursor += 1  # it goes on
         return self.points[turn.cursor - 1].merged
@@ -159,7 +159,7 @@ class PieceOfCall(Part):
     group: ReplayGroup
     recalls = True
 
-    def recalled(self, channels: int, dtype: str, count: int) -> Merged | None:
+    def recalled(self, channels: int, dtype: str, count: float) -> Merged | None:
         """See `Part`; then the exchange counts as made."""
         self.header = self.header._replace(channels=channels, dtype=dtype)
         self.count = count

@@ -23,7 +23,8 @@ class BatchNorm(Normalization):
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy 2015, algorithm 1).
     With an activation, or a residual that a call is given, the result is ``act(y + residual)``, in
-    the same pass over memory.
+    the same pass over memory. Calls take `mask`, `sample_weight` and `lengths`, which say which
+    positions count, and how often.
 
     Parameters
     ----------

@@ -26,6 +26,7 @@ from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
 from bnext.layers.variants import varied
+from bnext.weighting import Masked, weighting_of
 
 __all__ = ["Normalization"]
 
@@ -89,14 +90,42 @@ class Normalization(Modes):
     # --- the two passes ---------------------------------------------------------------------------
 
     @overload
-    def forward(self, x: ArrayT, *, out: ArrayT | None = None, residual: Any = None) -> ArrayT: ...
+    def forward(
+        self,
+        x: ArrayT,
+        *,
+        out: ArrayT | None = None,
+        residual: Any = None,
+        mask: Any = None,
+        sample_weight: Any = None,
+        lengths: Any = None,
+        masked: Masked = "zero",
+    ) -> ArrayT: ...
 
     @overload
     def forward(
-        self, x: npt.ArrayLike, *, out: Array | None = None, residual: Any = None
+        self,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        residual: Any = None,
+        mask: Any = None,
+        sample_weight: Any = None,
+        lengths: Any = None,
+        masked: Masked = "zero",
     ) -> Array: ...
 
-    def forward(self, x: Any, *, out: Any = None, residual: Any = None) -> Any:
+    def forward(
+        self,
+        x: Any,
+        *,
+        out: Any = None,
+        residual: Any = None,
+        mask: Any = None,
+        sample_weight: Any = None,
+        lengths: Any = None,
+        masked: Masked = "zero",
+    ) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -111,6 +140,12 @@ class Normalization(Modes):
             Added to the normalized values, before the activation; of the dtype of `x`. After
             "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer keeps it like
             `x`, on a GPU after any activation.
+        mask, sample_weight, lengths : array, optional
+            Which positions count, and how often; as `bnext.batch_norm_forward` takes them. Running
+            statistics move as without, by the statistics of what counts. The layer keeps a copy for
+            `backward`.
+        masked : {"zero", "normalized", "unchanged"}
+            What the result has at positions that do not count.
 
         Returns
         -------
@@ -151,6 +186,10 @@ class Normalization(Modes):
             out = x
         running = self.running
         explain = None if type(x) is ndarray else partial(check_places, self)
+        weighting = None
+        if not (mask is None and sample_weight is None and lengths is None and masked == "zero"):
+            with part:
+                weighting = weighting_of(x, self.channel_axis, mask, sample_weight, lengths, masked)
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
@@ -160,6 +199,7 @@ class Normalization(Modes):
         y, saved = call(
             x, self.weight, self.bias, self.eps, self.channel_axis, out,
             running if uses else None, running if moves else None, part, epilogue, engine, explain,
+            weighting=weighting,
         )  # fmt: skip
         if epilogue is not None and not saved.reads_residual:
             residual = None

@@ -34,7 +34,7 @@ def check_alone(layer: Normalization, group: Group | None) -> None:
 def varied(
     layer: Normalization, group: Group | None, plain: bool, x: Any, weight: Any, bias: Any,
     eps: Any, channel_axis: Any, out: Any, given: Any, moved: Any, part: Part, epilogue: Any,
-    engine: Any, explain: Any,
+    engine: Any, explain: Any, weighting: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Do `spine.forward` for a call of a layer that varies.
 
@@ -46,7 +46,7 @@ def varied(
         In which the call is.
     plain : bool
         Whether the call normalizes by running statistics, or on a visit.
-    x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue, engine, explain
+    x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue, engine, explain, weighting
         As `spine.forward` takes them.
 
     Returns
@@ -60,6 +60,11 @@ def varied(
         running.eps = layer.eps  # which they move by
     if layer.training and not plain:
         with part:
+            if weighting is not None:
+                raise ValueError(
+                    f"{weighting[3]}: expected None for a layer with {variant_of(layer)} in "
+                    "training, got one"
+                )
             if isinstance(running, RenormRunning):
                 _check_renormalization(layer, engine)
                 adjust = Renormalization(layer)
@@ -69,7 +74,9 @@ def varied(
                 result = ghosts.forward(*of, moved, epilogue, layer.ghost_batch_size)
                 if result is not None:
                     return result
-    y, saved = spine.forward(*of, given, moved, part, epilogue, engine, explain, adjust=adjust)
+    y, saved = spine.forward(
+        *of, given, moved, part, epilogue, engine, explain, adjust=adjust, weighting=weighting
+    )
     return y, saved if adjust is None else adjust.saved(saved)
 
 

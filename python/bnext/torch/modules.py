@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from functools import partial
+import inspect
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -12,9 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext import _core
 from bnext.docstrings import with_sections_of
+from bnext.torch.context import is_compiling
 from bnext.torch.epilogues import Epilogue
-from bnext.torch.functional import activated_batch_norm, counted_batch_norm
+from bnext.torch.functional import activated_batch_norm, counted_batch_norm, weight_of_batch
 from bnext.torch.ghosts import Ghosts, set_ghosts
+from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
 from bnext.torch.recomputation import note
 from bnext.torch.skipping import SKIPPED, guarded, set_skipping
 
@@ -97,8 +101,27 @@ class Forward(_BatchNorm):
         if (skipped := self._buffers.get(SKIPPED)) is not None:
             skipped.zero_()
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation."""
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        lengths: Tensor | None = None,
+        masked: str = "zero",
+    ) -> Tensor:
+        """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation.
+
+        `mask`, `sample_weight` and `lengths` say which positions count, as
+        `bnext.batch_norm_forward` has them, and `masked` what the others get; on the CPU.
+        """
+        if not (mask is None and sample_weight is None and lengths is None and masked == "zero"):
+            of = self, input, residual, mask, sample_weight, lengths, masked
+            if is_compiling():  # no part of a graph
+                y: Tensor = torch._dynamo.disable(Forward._of_what_counts)(*of)
+                return y
+            return Forward._of_what_counts(*of)
         if (
             type(input) is not Tensor
             and isinstance(input, torch.fx.Proxy)
@@ -111,6 +134,51 @@ class Forward(_BatchNorm):
         if self._recompute:
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
+
+    def _of_what_counts(
+        self, input: Tensor, residual: Tensor | None, mask: Any, sample_weight: Any, lengths: Any,
+        masked: Any,
+    ) -> Tensor:  # fmt: skip
+        beside = None if self._activation[0] is None else "an activation"
+        beside = beside if residual is None else "a residual"
+        with self._announcing():
+            self._check_input_dim(input)
+            weighting = weighting_of_tensors(input, mask, sample_weight, lengths, masked, beside)
+            if weighting is not None and self._is_special():
+                raise ValueError(
+                    f"{weighting[3]}: expected None for a layer that normalizes by ghosts, "
+                    "renormalizes or adapts, got one"
+                )
+        if weighting is None:
+            return self.forward(input, residual)
+        return self._weighted(input, weighting)
+
+    def _is_special(self) -> bool:
+        """Whether calls do something else in place of normalizing by the batch."""
+        return "_special" in self.__dict__
+
+    def _announcing(self) -> Any:
+        """Give the context of checks, which others may wait for."""
+        return contextlib.nullcontext()
+
+    def _weighted(self, input: Tensor, weighting: Any) -> Tensor:
+        """Normalize by what counts."""
+        mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
+        by_batch = self.training or (mean is None and var is None)
+        if by_batch and not (self.training and self.track_running_stats):
+            mean = var = counter = None
+        momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
+
+        def call(mean: Tensor | None, var: Tensor | None, counter: Tensor | None) -> Tensor:
+            running = mean, var, momentum, counter
+            return masked_batch_norm(
+                input, running, self.weight, self.bias, by_batch, self.eps, weighting
+            )[0]
+
+        skipped = self.num_batches_skipped
+        if skipped is None or not by_batch or mean is None or var is None or counter is None:
+            return call(mean, var, counter)
+        return guarded(call, mean, var, counter, skipped)
 
     def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
         """Normalize `input`, and do what follows; or what a special layer does in its place."""
@@ -156,10 +224,16 @@ class Forward(_BatchNorm):
         super().train(mode and "_frozen" not in self.__dict__)  # as `bnext.torch.freeze` has it
         return self
 
+    def _forward_of_graphs(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Have the inputs that a graph of the layer alone has: no masks, which no graph takes."""
+        raise NotImplementedError
+
     # Types and not strings: torch.fx has them in a graph of a layer alone, and pickles them.
-    forward.__annotations__.update(
+    _forward_of_graphs.__annotations__.update(
         {"input": Tensor, "residual": Optional[Tensor], "return": Tensor}  # noqa: UP045
     )
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    forward.__wrapped__ = _forward_of_graphs  # type: ignore[attr-defined]
 
     def _is_one_node(self, input: Any) -> bool:
         """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
@@ -271,7 +345,10 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe and Szegedy 2015,
     algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``, in the
-    same pass over memory for a residual of the shape and dtype of `x`.
+    same pass over memory for a residual of the shape and dtype of `x`. ``layer(x, mask=m)``,
+    ``sample_weight=`` and ``lengths=`` say which positions count, and ``masked=`` what the others
+    get, as `bnext.batch_norm_forward` has them: on the CPU, without an activation or a residual,
+    and for gradients of the first order.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """

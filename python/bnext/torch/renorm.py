@@ -56,6 +56,9 @@ class _Renormalized(_Base):
         )  # fmt: skip
         self.r_max, self.d_max = r_max, d_max
 
+    def _is_special(self) -> bool:
+        return self.training or super()._is_special()
+
     def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
         if not self.training or "_special" in vars(self):
             return super()._normalized(input, epilogue, special)

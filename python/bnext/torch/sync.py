@@ -20,6 +20,7 @@ from bnext.torch.context import in_a_range, is_recomputed
 from bnext.torch.epilogues import Epilogue, applied
 from bnext.torch.formats import formatted
 from bnext.torch.functional import weight_of_batch
+from bnext.torch.masked import masked_batch_norm
 from bnext.torch.modules import Forward
 from bnext.torch.roads import GROUP, fits_kernels, road_of_shard
 from bnext.torch.skipping import guarded
@@ -103,6 +104,22 @@ class SyncBatchNorm(Forward):
             return in_a_range(self._in_group, input, epilogue)
         return self._in_group(input, epilogue)
 
+    def _announcing(self) -> Any:
+        if self.training and has_others(self.process_group):
+            return announcing(group_of(self.process_group))
+        return super()._announcing()
+
+    def _weighted(self, input: Tensor, weighting: Any) -> Tensor:
+        if not (self.training and has_others(self.process_group)):
+            return super()._weighted(input, weighting)
+        group = group_of(self.process_group)
+        part = group.part(self)
+        y, saved = masked_batch_norm(
+            input, (None,) * 4, self.weight, self.bias, True, self.eps, weighting, part
+        )
+        self._move(saved, group)
+        return y
+
     def _in_group(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
         if epilogue is not None and not (
             fits_kernels(input, epilogue.residual)
@@ -139,18 +156,23 @@ class SyncBatchNorm(Forward):
         """Normalize a shard by the statistics of the whole batch, which move the running ones."""
         part = group.part(self)
         y, saved = spine.forward(x, weight, bias, self.eps, 1, None, part=part, epilogue=epilogue)
-        if self.track_running_stats and not is_recomputed():
-            counter = self.num_batches_tracked
-            momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
-            running = (self.running_mean, self.running_var, momentum, counter)
-            move: Any = functools.partial(kernels.move_running, saved.local, running)
-            if self.skip_nonfinite:
-                call = functools.partial(_move, saved.local, momentum)
-                buffers = self.running_mean, self.running_var, counter, self.num_batches_skipped
-                move = functools.partial(guarded, call, *buffers)
-            with announcing(group):
-                group.once(self, saved.generation, move)
+        self._move(saved, group)
         return formatted(y, x), saved
+
+    def _move(self, saved: Any, group: Group) -> None:
+        """Move the running statistics by the whole batch, once for all members that share them."""
+        if not self.track_running_stats or is_recomputed():
+            return
+        counter = self.num_batches_tracked
+        momentum = weight_of_batch(counter) if self.momentum is None else self.momentum
+        running = (self.running_mean, self.running_var, momentum, counter)
+        move: Any = functools.partial(kernels.move_running, saved.local, running)
+        if self.skip_nonfinite:
+            call = functools.partial(_move, saved.local, momentum)
+            buffers = self.running_mean, self.running_var, counter, self.num_batches_skipped
+            move = functools.partial(guarded, call, *buffers)
+        with announcing(group):
+            group.once(self, saved.generation, move)
 
     def _check_input(self, input: Tensor) -> None:
         self._check_input_dim(input)

@@ -1,0 +1,171 @@
+"""Which positions of an input count, and how much: masks, lengths and weights for kernels.
+
+A position is an index of all axes but the channels'. Whatever the arguments are, they become one
+thing: for each position a weight of at least 0. A position of weight 0 does not count: what is
+there is never part of a sum, NaN and infinities neither, and has gradients of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from numpy import ndarray
+
+from bnext import _core
+from bnext.arguments import values_of
+from bnext.arrays import engine_of
+
+__all__ = ["Masked", "Weighting", "total_weight", "weighting_of"]
+
+Masked = Literal["zero", "normalized", "unchanged"]
+# Whether each position counts (bytes), its weight or None, what y has at others, and the name of
+# the argument that errors are about.
+Weighting = tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None, str, str]
+
+OUTSIDES = ("zero", "normalized", "unchanged")
+WEIGHTS = {"float64": np.float64}  # by the dtype of x; others: float32
+
+
+def weighting_of(
+    x: Any, channel_axis: Any, mask: Any, sample_weight: Any, lengths: Any, masked: Any
+) -> Weighting | None:
+    """Check these arguments of a call, and give what an engine takes.
+
+    Parameters
+    ----------
+    x : array
+        The input of the call.
+    channel_axis : int
+        Which axis of it has the channels.
+    mask, sample_weight, lengths, masked
+        As `bnext.batch_norm_forward` takes them.
+
+    Returns
+    -------
+    Weighting or None
+        None where nothing was given, and where all positions count once.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, a weight is negative or not finite in the dtype of the parameters, a
+        length is not from 0 to the axis' extent, `mask` and `lengths` were both given, or `masked`
+        is not one of the three.
+    TypeError
+        `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers.
+    """
+    if masked not in OUTSIDES:
+        text = repr(masked) if isinstance(masked, str) else type(masked).__name__
+        raise (ValueError if isinstance(masked, str) else TypeError)(
+            f"masked: expected 'zero', 'normalized' or 'unchanged', got {text}"
+        )
+    if mask is None and sample_weight is None and lengths is None:
+        return None
+    if mask is not None and lengths is not None:
+        raise ValueError("lengths: expected None beside a mask, got both")
+    shape, dtype = _described(x)
+    axis = _core.check_axis(channel_axis, len(shape))
+    positions = shape[:axis] + shape[axis + 1 :]
+    counts = weights = None
+    name = "sample_weight"
+    if mask is not None:
+        name, counts = "mask", _mask(mask, shape, axis)
+    elif lengths is not None:
+        name, counts = "lengths", _lengths(lengths, shape, axis)
+    if sample_weight is not None:
+        weights = _weights(sample_weight, shape, axis, np.dtype(WEIGHTS.get(dtype, np.float32)))
+        positive = weights > 0
+        counts = positive if counts is None else counts & positive
+        if (np.where(counts, weights, 1) == 1).all():
+            weights = None
+    assert counts is not None
+    if weights is None and counts.all():
+        return None
+    ready = np.ascontiguousarray(np.broadcast_to(counts, positions)).view(np.uint8)
+    if weights is not None:
+        weights = np.ascontiguousarray(np.broadcast_to(weights, positions))
+    return ready, weights, masked, name
+
+
+def total_weight(weighting: Weighting) -> float:
+    """Sum of the weights of all positions: an integer where none has a weight of its own."""
+    counts, weights, *_ = weighting
+    return int(counts.sum()) if weights is None else math.fsum(weights[counts > 0].tolist())
+
+
+def _described(x: Any) -> tuple[tuple[int, ...], str]:
+    """Shape of x, and the name of its dtype."""
+    if not isinstance(x, ndarray):
+        engine: Any = engine_of(x)
+        x = engine.as_array(x=x, name="x")
+        if not isinstance(x, ndarray):
+            shape, dtype = engine.inspect(x=x)
+            return tuple(shape), str(dtype)
+    return x.shape, x.dtype.name
+
+
+def _over_positions(
+    values: npt.NDArray[Any], name: str, shape: tuple[int, ...], axis: int, *, by_example: bool
+) -> npt.NDArray[Any]:
+    """`values`, of a shape that broadcasts to that of the positions."""
+    positions = shape[:axis] + shape[axis + 1 :]
+    given = values.shape
+    if by_example and len(given) == 1 and len(positions) > 1 and given == positions[:1]:
+        return values.reshape(given + (1,) * (len(positions) - 1))
+    if len(given) == len(shape) and given[axis] == 1:
+        values = values.reshape(given[:axis] + given[axis + 1 :])
+    if len(values.shape) == len(positions) and all(
+        one in (1, other) for one, other in zip(values.shape, positions, strict=True)
+    ):
+        return values
+    with_one = (*shape[:axis], 1, *shape[axis + 1 :])
+    examples = f", {positions[:1]}" if by_example and len(positions) > 1 else ""
+    raise ValueError(
+        f"{name}: expected shape {positions} or {with_one}{examples} (an axis may be 1), "
+        f"got {given}"
+    )
+
+
+def _mask(mask: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
+    values = values_of(mask, "mask")
+    if values.dtype != np.bool_:
+        raise TypeError(f"mask: expected dtype bool, got {values.dtype}")
+    return _over_positions(values, "mask", shape, axis, by_example=False)
+
+
+def _lengths(lengths: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
+    values = values_of(lengths, "lengths")
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected dtype int64 or another of integers, got {values.dtype}")
+    positions = shape[:axis] + shape[axis + 1 :]
+    if len(positions) != 2:
+        raise ValueError(
+            "lengths: expected x of 3 dimensions, examples, channels and one more, got "
+            f"{len(shape)}"
+        )
+    if values.shape != positions[:1]:
+        raise ValueError(f"lengths: expected shape {positions[:1]}, got {values.shape}")
+    extent = positions[1]
+    if values.size and (values.min() < 0 or values.max() > extent):
+        wrong = values[(values < 0) | (values > extent)][0]
+        raise ValueError(f"lengths: expected integers from 0 to {extent}, got {wrong}")
+    return np.arange(extent) < values[:, None]
+
+
+def _weights(
+    weights: Any, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    given = values_of(weights, "sample_weight")
+    if given.dtype.kind not in "fiu" and not _core.is_data_dtype(given.dtype):
+        raise TypeError(f"sample_weight: expected an array of real numbers, got {given.dtype}")
+    with np.errstate(all="ignore"):
+        values = given.astype(dtype)
+    if values.size and not (values.min() >= 0 and math.isfinite(values.max())):
+        wrong = given[~((values >= 0) & np.isfinite(values))].reshape(-1)[0]
+        raise ValueError(
+            f"sample_weight: expected weights of at least 0, finite in {dtype}, got {wrong}"
+        )
+    return _over_positions(values, "sample_weight", shape, axis, by_example=True)
