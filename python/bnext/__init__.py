@@ -6,7 +6,7 @@ that read the data once, sum in a fixed order, and give the same bits for any nu
 """
 
 from bnext import cuda, functional, sync
-from bnext._core import Saved, __version__
+from bnext._core import RowSaved, Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
 from bnext.estimators import (
@@ -31,7 +31,21 @@ from bnext.inference.conventions import (
     to_convention,
 )
 from bnext.inference.folding import Affine, fold, fold_into_next
-from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Recomputed
+from bnext.layers import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LayerNorm,
+    Recomputed,
+    RMSNorm,
+)
+from bnext.row_norms import (
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -53,8 +67,11 @@ __all__ = [
     "Estimator",
     "Exponential",
     "FirstBatchExponential",
+    "LayerNorm",
     "Moments",
+    "RMSNorm",
     "Recomputed",
+    "RowSaved",
     "Saved",
     "__version__",
     "batch_norm_backward",
@@ -67,11 +84,15 @@ __all__ = [
     "functional",
     "get_num_threads",
     "guess_convention",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "load_statistics",
     "micro_batches",
     "moments",
     "normalize",
     "recompute",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_num_threads",
     "show_config",
     "sync",

@@ -3,12 +3,23 @@
 normalization   both passes
 modes           which statistics are used and moved, what trains
 checks          rank, dtype, channels and place of the input
-state           parameters and running statistics: state dicts, copies, moves to another device
+holder          arrays by name: state dicts, copies, moves to another device
+state           parameters and running statistics of channels
 batch           the batch-normalization layers
+rows            layer and RMS normalization
 recomputed      outputs that are made again
 """
 
 from bnext.layers.batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.layers.recomputed import Recomputed
+from bnext.layers.rows import LayerNorm, RMSNorm
 
-__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Recomputed"]
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+    "Recomputed",
+]
