@@ -60,18 +60,6 @@ BNEXT_FORCE_INLINE double sum_of_squares(const T* x, Index n) {
     return sum_lanes(sum);
 }
 
-// The median of the first, middle and last value of a row (as view.hpp has it of a channel).
-template <class T>
-BNEXT_FORCE_INLINE double origin_of_row(const T* x, Index width) {
-    const auto first = static_cast<double>(x[0]);
-    const auto middle = static_cast<double>(x[width / 2]);
-    const auto last = static_cast<double>(x[width - 1]);
-    const double low = first < middle ? first : middle;
-    const double high = first < middle ? middle : first;
-    const double top = high < last ? high : last;
-    return low < top ? top : low;
-}
-
 template <class T>
 void row_moments(const Matrix<const T>& x, Index width, const RowBlock& block, bool centered,
                  const RowSums& moments) {
@@ -123,8 +111,8 @@ BNEXT_FORCE_INLINE bool is_extreme_row(const RowStatistics& of, Index row) {
     if constexpr (sizeof(T) == 8) return false;
     constexpr double kLargest = 0x1p100, kSmallest = 0x1p-100;
     const double rstd = of.rstd[row], mean = of.mean[row];
-    const bool usual = rstd <= kLargest && (rstd >= kSmallest || rstd == 0.0) &&
-                       mean < kLargest && mean > -kLargest;
+    const bool usual = rstd <= kLargest && (rstd >= kSmallest || rstd == 0.0) && mean < kLargest &&
+                       mean > -kLargest;
     return !usual;
 }
 
@@ -139,9 +127,9 @@ BNEXT_FORCE_INLINE void reduce_row(const RowGradient<T>& of, const ColumnRange& 
     const Param<T>* const weight = of.weight + columns.begin;
     Wide first = broadcast(0.0), second = broadcast(0.0);
     for_each_pack(columns.size(), [&](Index j, int some) BNEXT_INLINE_LAMBDA {
-        const Pack<C> xhat = kCentered ? fma(load_as<C>(x + j, some, numbers.center) - center,
-                                             scale, shift)
-                                       : load_as<C>(x + j, some) * scale;
+        const Pack<C> xhat =
+            kCentered ? fma(load_as<C>(x + j, some, numbers.center) - center, scale, shift)
+                      : load_as<C>(x + j, some) * scale;
         const Pack<C> g = load_as<C>(dy + j, some) * load_as<C>(weight + j, some);
         const Wide wide = widen(g);
         if constexpr (kCentered) first = first + wide;
