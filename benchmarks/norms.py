@@ -1,9 +1,9 @@
 """Norms besides batch normalization, beside PyTorch's: ``python -m benchmarks.norms``.
 
-Each line is one call of one norm on one shape, timed in turns with PyTorch's: forward, and forward
-and backward in one step (with `--layers`, of modules; without, of functions). Ratios above 1 say that
-bnext is faster. A norm has a function that makes the calls of both sides from a case; another norm
-adds one to `NORMS`, and its shapes to `CASES`.
+Each line is one call of one norm on one shape, timed in turns with PyTorch's: forward and backward
+by functions, or with `--layers` the forward pass and a whole step of modules. Ratios above 1 say
+that bnext is faster. `NORMS` has, for each norm, what makes the calls of both sides from a case;
+another norm adds an entry, and its shapes to `CASES`.
 """
 
 import argparse
@@ -147,7 +147,9 @@ def main(given=None):
     torch.set_num_threads(threads)
     bnext.set_num_threads(threads)
     print(f"threads: {threads}; milliseconds; ratio: PyTorch {torch.__version__} / bnext")
-    print(f"{'norm':8} {'shape':22} {'dtype':9} {'call':9} {'bnext':>10} {'torch':>10} {'ratio':>6}")
+    print(
+        f"{'norm':8} {'shape':22} {'dtype':9} {'call':9} {'bnext':>10} {'torch':>10} {'ratio':>6}"
+    )
     rows = []
     for case in CASES:
         if case.norm in options.norms and np.prod(case.shape) <= options.most:
