@@ -285,7 +285,9 @@ def test_arrays_on_a_gpu_are_refused(make, rng):
         lambda: bnext.layer_norm_backward(x, there, saved),
         lambda: bnext.RMSNorm(8)(there),
     ):
-        with pytest.raises(ValueError, match=r"x: expected an array on the CPU, got one on (a CUDA|cuda)"):
+        with pytest.raises(
+            ValueError, match=r"x: expected an array on the CPU, got one on (a CUDA|cuda)"
+        ):
             call()
     assert repr(saved) == (
         "<bnext.RowSaved of a float32 input of shape (2, 8), normalized_shape (8,)>"
