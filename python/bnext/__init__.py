@@ -6,7 +6,7 @@ that read the data once, sum in a fixed order, and give the same bits for any nu
 """
 
 from bnext import cuda, functional, sync
-from bnext._core import Saved, __version__
+from bnext._core import RowSaved, Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
 from bnext.estimators import (
@@ -42,9 +42,17 @@ from bnext.layers import (
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
+    LayerNorm,
     Recomputed,
+    RMSNorm,
 )
 from bnext.renorm import Ramp
+from bnext.row_norms import (
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -71,9 +79,12 @@ __all__ = [
     "Estimator",
     "Exponential",
     "FirstBatchExponential",
+    "LayerNorm",
     "Moments",
+    "RMSNorm",
     "Ramp",
     "Recomputed",
+    "RowSaved",
     "Saved",
     "__version__",
     "adapted_moments",
@@ -87,11 +98,15 @@ __all__ = [
     "functional",
     "get_num_threads",
     "guess_convention",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "load_statistics",
     "micro_batches",
     "moments",
     "normalize",
     "recompute",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_num_threads",
     "show_config",
     "sync",

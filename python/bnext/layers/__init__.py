@@ -3,18 +3,21 @@
 normalization   both passes
 modes           which statistics are used and moved, what trains
 checks          rank, dtype, channels and place of the input
-state           parameters and running statistics: state dicts, copies, moves to another device
+holder          arrays by name: state dicts, copies, moves to another device
+state           parameters and running statistics of channels
 batch           the batch-normalization layers
 renorm          the batch-renormalization layers
 variants        training calls by ghosts, and renormalized ones
+rows            layer and RMS normalization
 recomputed      outputs that are made again
 """
 
 from bnext.layers.batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.layers.recomputed import Recomputed
 from bnext.layers.renorm import BatchRenorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from bnext.layers.rows import LayerNorm, RMSNorm
 
 __all__ = [
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchRenorm", "BatchRenorm1d",
-    "BatchRenorm2d", "BatchRenorm3d", "Recomputed",
+    "BatchRenorm2d", "BatchRenorm3d", "LayerNorm", "RMSNorm", "Recomputed",
 ]  # fmt: skip

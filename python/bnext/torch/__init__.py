@@ -7,10 +7,11 @@ PyTorch, and bnext's compiled parts know nothing of it.
 
 From the bottom: context, formats, disguises, epilogues and kernels; formulas, gradients and
 operators (the ways over the kernels), which roads and functional choose from; the layers
-(recomputation, skipping, ghosts, modules, sync, lazy, frozen, batch_statistics, renorm); conversion
-of models (tracing, patterns and fusion; forms, classes, reports, conversion); what is done with
-models (statistics and batches, freezing, folding, memory, adaptation, domains); and other tools
-that get to know them (tools, imports).
+(recomputation, skipping, ghosts, modules, sync, lazy, frozen, batch_statistics, renorm); layer and
+RMS normalization (row_gradients, row_operators, row_functional, row_modules); conversion of models
+(tracing, patterns and fusion; forms, classes, norms, reports, conversion); what is done with models
+(statistics and batches, freezing, folding, memory, adaptation, domains); and other tools that get
+to know them (tools, imports).
 """
 
 try:
@@ -38,6 +39,7 @@ from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.recomputation import recomputing
 from bnext.torch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bnext.torch.reports import Fused, Layer, Report, report
+from bnext.torch.row_modules import LayerNorm, RMSNorm
 from bnext.torch.statistics import update_statistics
 from bnext.torch.sync import SyncBatchNorm
 from bnext.torch.tools import tell
@@ -62,9 +64,11 @@ __all__ = [
     "Fused",
     "KeptMemory",
     "Layer",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "RMSNorm",
     "Report",
     "SyncBatchNorm",
     "adapt",

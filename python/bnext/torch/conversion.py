@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from bnext.torch.classes import (
 )
 from bnext.torch.fusion import is_fused, planned_fusions, set_fusion
 from bnext.torch.modules import Forward
+from bnext.torch.norms import BATCH, checked_norms, norm_of, target_of_norm
 from bnext.torch.patterns import own_activation
 from bnext.torch.recomputation import is_recomputing, set_recomputing
 from bnext.torch.reports import Layer, check_module, told
@@ -40,9 +41,11 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 def convert(
     model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False,
-    skip_nonfinite: bool = False,
+    skip_nonfinite: bool = False, norms: str | Collection[str] = BATCH,
 ) -> Module:  # fmt: skip
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
+
+    So it does for other norms, if they are named.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
     modes and names, and references to a module from elsewhere, stay as they are. Subclasses are
@@ -75,6 +78,10 @@ def convert(
     skip_nonfinite : bool
         Have layers with running statistics skip batches that are not finite, as `BatchNorm1d` has
         it.
+    norms : str or collection of str
+        Which layers are exchanged: "batch", "layer" (`LayerNorm`), "rms" (`RMSNorm`), several of
+        these, or "all". Those besides batch normalization are exchanged if they are of PyTorch's
+        own class; subclasses stay as they are.
 
     Returns
     -------
@@ -85,6 +92,8 @@ def convert(
     ------
     TypeError
         `model` is no module, or `sync` no group. Nothing was changed then.
+    ValueError
+        `norms` has another name. Nothing was changed then.
 
     Notes
     -----
@@ -104,7 +113,8 @@ def convert(
     if sync is not None:
         check_group(None if sync is True else sync, "sync")
     synced = sync is not None
-    changes, left = _planned(model, synced)
+    names = checked_norms(norms)
+    changes, left = _planned(model, synced, names)
     with _all_or_nothing(module for module, _ in changes):
         for module, ours in changes:
             if synced and isinstance(module, _BatchNorm):
@@ -130,8 +140,10 @@ def convert(
     if left:
         which = "1 layer" if len(left) == 1 else f"{len(left)} layers"
         stay = "stays" if len(left) == 1 else "stay"
-        lines = [f"convert: {which} of batch normalization {stay} PyTorch's", *told(left)]
-        lines.append("bnext.torch.report(model) lists all layers")
+        what = "batch normalization" if names == {BATCH} else "normalization"
+        lines = [f"convert: {which} of {what} {stay} PyTorch's", *told(left)]
+        if BATCH in names:
+            lines.append("bnext.torch.report(model) lists all layers")
         warnings.warn("\n".join(lines), ConversionWarning, stacklevel=2)
     return model
 
@@ -200,14 +212,18 @@ def as_torch(layer: Any) -> Any:
     return plain
 
 
-def _planned(model: torch.nn.Module, sync: bool) -> tuple[list[tuple[Any, type]], list[Layer]]:
+def _planned(
+    model: torch.nn.Module, sync: bool, norms: frozenset[str]
+) -> tuple[list[tuple[Any, type]], list[Layer]]:
     """Find which layers get which class, and which stay as they are."""
     changes, left = [], []
     for name, module in model.named_modules():
-        if not is_candidate(module):
+        is_batch = is_candidate(module)
+        if (BATCH if is_batch else norm_of(module)) not in norms:
             continue
         try:
-            changes.append((module, target_of(module, sync)))
+            target = target_of(module, sync) if is_batch else target_of_norm(module)
+            changes.append((module, target))
         except NoCounterpart as reason:
             left.append(Layer(name, qualified(class_of(module)), reason=str(reason)))
     return changes, left
