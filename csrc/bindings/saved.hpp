@@ -37,14 +37,16 @@ public:
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
     bool has_parameters = false;  // whether weight() and bias() are the forward call's
+    Index groups = 0;  // of a norm of cells: the channels of rows are N * groups slabs
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all
     // For an input of that dtype and shape; the statistics are not initialised.
-    Saved(DType of, std::span<const Index> x, Index axis, double epsilon);
+    Saved(DType of, std::span<const Index> x, Index axis, double epsilon, Index groups = 0);
     // For the input of a call that was checked.
     explicit Saved(const Call& call)
-        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps) {}
+        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps,
+                call.is_of_cells() ? call.groups() : 0) {}
 
     [[nodiscard]] Index channels() const { return channels_; }
     [[nodiscard]] StatisticsOut rows() { return {first(), channels_}; }
@@ -87,6 +89,7 @@ public:
             }
         }
         facts.has_parameters = has_parameters;
+        facts.groups = groups;
         return facts;
     }
 

@@ -168,6 +168,36 @@ Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
             streams, prefetches, together};
 }
 
+Plan make_plan(const CellProblem& problem, const Work& work, const Machine& machine) {
+    const Problem whole = problem.whole();
+    const Tiling tiling(problem.example);
+    const int wanted = forced.load(std::memory_order_relaxed);
+    Schedule schedule = static_cast<Schedule>(wanted);
+    if (wanted == kNotForced) {
+        schedule = is_small({whole, tiling, work, machine}) ? Schedule::serial : Schedule::channels;
+    }
+    const int threads = schedule == Schedule::serial ? 1 : machine.threads;
+    Machine used = machine;
+    used.threads = threads;
+    const Candidate all{whole, tiling, work, used};
+    // Rows are gone through whole, an example's after another's: its second phase reads them from
+    // the last-level cache. Cells of one value, and of small planes, lie in a row of their own.
+    const bool whole_rows = all.by_rows() && tiling.columns() == 1 && problem.example.count() > 1;
+    const Index together = problem.cells_of_slab;
+    Index block = whole_rows ? problem.cells() : block_of(all);
+    block = std::max<Index>(block / together, 1) * together;
+    block = std::clamp<Index>(block, 1, std::max<Index>(problem.cells(), 1));
+    const Index blocks = divide_up(problem.cells(), block);
+    if (wanted == kNotForced && schedule == Schedule::channels) {
+        const Index tasks = problem.examples * blocks;
+        if (tasks * 8 < round_up(tasks, Index{threads}) * 7) schedule = Schedule::split;
+    }
+    const bool streams = streams_output(all, block);
+    const bool prefetches =
+        schedule == Schedule::channels && !all.by_rows() && prefetches_next(all, block);
+    return {tiling, schedule, block, blocks, streams, prefetches, together};
+}
+
 Plan plan_of(const Problem& problem, int operands) {
     return make_plan(problem, {operands, 2}, this_machine());
 }
