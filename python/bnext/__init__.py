@@ -23,6 +23,12 @@ from bnext.functional import (
     normalize,
     recompute,
 )
+from bnext.group_norm import (
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm_backward,
+    instance_norm_forward,
+)
 from bnext.inference import micro_batches, update_statistics
 from bnext.inference.conventions import (
     from_convention,
@@ -66,7 +72,11 @@ __all__ = [
     "from_convention",
     "functional",
     "get_num_threads",
+    "group_norm_backward",
+    "group_norm_forward",
     "guess_convention",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "load_statistics",
     "micro_batches",
     "moments",
