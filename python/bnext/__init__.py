@@ -37,7 +37,17 @@ from bnext.inference.conventions import (
     to_convention,
 )
 from bnext.inference.folding import Affine, fold, fold_into_next
-from bnext.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Recomputed
+from bnext.layers import (
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    Recomputed,
+)
 from bnext.runtime import (
     apply_environment,
     empty_cache,
@@ -59,6 +69,10 @@ __all__ = [
     "Estimator",
     "Exponential",
     "FirstBatchExponential",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "Moments",
     "Recomputed",
     "Saved",

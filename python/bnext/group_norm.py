@@ -18,6 +18,8 @@ from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.arrays import engine_of
 
 __all__ = [
+    "cells_backward",
+    "cells_forward",
     "group_norm_backward",
     "group_norm_forward",
     "instance_norm_backward",
@@ -98,7 +100,9 @@ def group_norm_forward(
     TypeError
         A dtype does not fit, or an argument is not an array, or not an integer.
     """
-    return _forward(x, _count(num_groups), weight, bias, eps, channel_axis, out)
+    if num_groups is None:
+        raise TypeError("num_groups: expected an integer, got None")
+    return cells_forward(x, num_groups, weight, bias, eps, channel_axis, out)
 
 
 @overload
@@ -161,10 +165,7 @@ def group_norm_backward(
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """
-    result: tuple[Any, Any, Any] = _engine(x).cell_backward(
-        dy=dy, x=x, saved=saved, weight=weight, out=out
-    )
-    return result
+    return cells_backward(dy, x, saved, weight, out)
 
 
 @overload
@@ -221,7 +222,7 @@ def instance_norm_forward(
     ValueError, TypeError
         As from `group_norm_forward`; a ValueError also where a channel of an example has one value.
     """
-    return _forward(x, None, weight, bias, eps, channel_axis, out)
+    return cells_forward(x, None, weight, bias, eps, channel_axis, out)
 
 
 @overload
@@ -270,13 +271,22 @@ def instance_norm_backward(
     return group_norm_backward(dy, x, saved, weight, out=out)
 
 
-def _forward(
+def cells_forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any
 ) -> tuple[Any, Saved]:
+    """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
     result: tuple[Any, Saved] = _engine(x).cell_forward(
         x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis,
         out=out,
     )  # fmt: skip
+    return result
+
+
+def cells_backward(dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
+    """Do `group_norm_backward`, of either."""
+    result: tuple[Any, Any, Any] = _engine(x).cell_backward(
+        dy=dy, x=x, saved=saved, weight=weight, out=out
+    )
     return result
 
 
@@ -287,9 +297,3 @@ def _engine(x: Any) -> Any:
             "got one on a GPU"
         )
     return _core
-
-
-def _count(num_groups: Any) -> Any:
-    if num_groups is None:
-        raise TypeError("num_groups: expected an integer, got None")
-    return num_groups

@@ -11,6 +11,7 @@ from bnext import _core
 from bnext.arrays import engine_of
 
 if TYPE_CHECKING:
+    from bnext.layers.cells import CellNormalization
     from bnext.layers.normalization import Normalization
 
 __all__ = ["ARRAYS", "check_places", "taken"]
@@ -19,7 +20,9 @@ ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running
 SIXTEEN_BITS = ("float16", "bfloat16")
 
 
-def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
+def taken(
+    layer: Normalization | CellNormalization, x: Any, *, any_channels: bool = False
+) -> tuple[Any, Any]:
     """Check that the layer takes `x`; give it as an array, and the engine that computes on it."""
     engine: Any = _core
     if type(x) is not ndarray:
@@ -41,7 +44,7 @@ def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
         raise ValueError(f"expected {expected} input (got {rank}D input)")
     if not fits:
         raise _wrong_dtype(layer, dtype)
-    if -rank <= axis < rank and shape[axis] != layer.num_features:
+    if -rank <= axis < rank and shape[axis] != layer.num_features and not any_channels:
         raise _wrong_channels(layer, shape)
     return x, engine
 
@@ -54,7 +57,7 @@ def check_places(layer: Normalization, x: Any, engine: Any) -> None:
             raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
 
 
-def _fits(layer: Normalization, dtype: np.dtype[Any]) -> bool:
+def _fits(layer: Normalization | CellNormalization, dtype: np.dtype[Any]) -> bool:
     """Whether x may be of this dtype: the layer's, or 16 bits under float32 parameters."""
     is_wide = layer.dtype == np.float32
     return dtype == layer.dtype or (
@@ -62,7 +65,7 @@ def _fits(layer: Normalization, dtype: np.dtype[Any]) -> bool:
     )
 
 
-def _wrong_dtype(layer: Normalization, dtype: Any) -> TypeError:
+def _wrong_dtype(layer: Normalization | CellNormalization, dtype: Any) -> TypeError:
     also = ", float16 or bfloat16" if layer.dtype == np.float32 else ""
     remedy = f"convert x to {layer.dtype}, as x.astype(np.{layer.dtype})"
     if str(dtype) in ("float32", "float64"):
@@ -70,7 +73,7 @@ def _wrong_dtype(layer: Normalization, dtype: Any) -> TypeError:
     return TypeError(f"x: expected dtype {layer.dtype}{also}, got {dtype} ({remedy})")
 
 
-def _wrong_channels(layer: Normalization, shape: tuple[int, ...]) -> ValueError:
+def _wrong_channels(layer: Normalization | CellNormalization, shape: tuple[int, ...]) -> ValueError:
     expected, axis = layer.num_features, layer.channel_axis
     text = f"x: expected {expected} channels at axis {axis}, got {shape[axis]}"
     for other in (-1, 1):  # where libraries have them
