@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
 
 from bnext import _core
 from bnext.torch import functional
+from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
 from bnext.torch.folding import Folded, FoldedLayer, fold
@@ -51,6 +52,10 @@ __all__ = [
     "Folded",
     "FoldedLayer",
     "Fused",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "KeptMemory",
     "Layer",
     "LazyBatchNorm1d",
