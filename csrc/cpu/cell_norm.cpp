@@ -228,8 +228,9 @@ void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
         prepare_cells<T>(problem, kWholeWork<typename BackwardOfCells<T>::F>, Pass::backward);
     const Index cells = problem.examples * problem.cells();
     const PoolArray<double> sum_dy(static_cast<std::size_t>(cells)), sum_dy_xmu(sum_dy.size());
+    const ChannelWeights<T> weights(weight, channels, problem.cells_of_slab);
     const BackwardOfCells<T> pass{{problem, settings.cells}, settings.sums, x, dy, dx, slabs,
-                                  weight, sum_dy.data(), sum_dy_xmu.data()};
+                                  weights, sum_dy.data(), sum_dy_xmu.data()};
     run(problem, settings, pass);
     const FloatMode mode;
     for (Index first = 0; first < cells; first += channels) {

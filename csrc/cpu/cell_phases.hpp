@@ -167,10 +167,41 @@ struct ForwardOfCells : CellPass<T> {
 
 // --- backward ------------------------------------------------------------------------------------
 
-// Weights below this share of the slab's largest stand for it. Gradient multiplies all of a cell by
-// its weight, so that the sums of the slab are divided by it first. What that adds to dx, 2^-60 of
-// dy times the largest weight, is far below a rounding of what the slab's other cells add.
+// Gradient multiplies all of a cell by its weight, so the sums of the slab are divided by it first.
+// For that, weights below this share of the largest of their group stand for it. What it adds to
+// dx, 2^-60 of dy times the largest weight, is far below a rounding of what other cells add.
 inline constexpr double kSmallestWeight = 0x1p-60;
+
+// The weights of channels, as the backward pass needs them.
+template <class T>
+class ChannelWeights {
+public:
+    ChannelWeights(const Param<T>* weight, Index channels, Index channels_of_group)
+        : channels_(channels), values_(static_cast<std::size_t>(3 * channels)) {
+        double *const given = values_.data(), *const by = given + channels;
+        for (Index c = 0; c < channels; ++c) given[c] = value_or(weight, c, 1.0);
+        for (Index first = 0; first < channels; first += channels_of_group) {
+            double largest = 0;
+            for (Index c = first; c < first + channels_of_group; ++c) {
+                largest = std::max(largest, std::abs(given[c]));
+            }
+            const double least = largest * kSmallestWeight;
+            for (Index c = first; c < first + channels_of_group; ++c) {
+                by[c] = std::abs(given[c]) < least ? std::copysign(least, given[c]) : given[c];
+                // (Where all are 0, so are the sums.)
+                by[c + channels] = largest > 0 ? 1.0 / by[c] : 1.0;
+            }
+        }
+    }
+    [[nodiscard]] const double* given(Index c) const { return values_.data() + c; }
+    // What dx is multiplied by, and the reciprocal.
+    [[nodiscard]] const double* by(Index c) const { return given(c) + channels_; }
+    [[nodiscard]] const double* inverse(Index c) const { return by(c) + channels_; }
+
+private:
+    Index channels_;
+    PoolArray<double> values_;
+};
 
 template <class T>
 struct BackwardOfCells : CellPass<T> {
@@ -181,8 +212,8 @@ struct BackwardOfCells : CellPass<T> {
     const Examples<const T>& dy;
     const Examples<T>& dx;
     const StatisticsIn& slabs;
-    const Param<T>* weight;
-    double* sum_dy;      // of all cells
+    const ChannelWeights<T>& weights;
+    double* sum_dy;  // of all cells
     double* sum_dy_xmu;
 
     [[nodiscard]] Index cells_of_unit() const { return 1; }
@@ -206,22 +237,23 @@ struct BackwardOfCells : CellPass<T> {
         const View<const T> in[] = {x.of(room.example, room.base), dy.of(room.example, room.base)};
         const StatisticsIn rows = room.rows();
         const Index first = room.example * this->problem.cells() + room.base;
-        double *const kept_a = sum_dy + first, *const kept_b = sum_dy_xmu + first;
-        n = CollectGradients<T>{sums, in, rows, kept_a, kept_b}.keep(cells, n, a, b);
+        double *const of_dy = sum_dy + first, *const of_dy_xmu = sum_dy_xmu + first;
+        n = CollectGradients<T>{sums, in, rows, of_dy, of_dy_xmu}.keep(cells, n, a, b);
 
-        this->copy_parameters(weight, cells, room, room.weight());
-        const Param<T>* const factors = this->parameters_of(weight, room, room.weight());
         double *const s1 = room.more(0), *const s2 = room.more(1), *const scale = room.more(2);
-        const Index c = cells.begin, together = this->together();
-        sum_slabs(CellMaps{together, cells.size()}, cells.size(), bnext::cpu::from(factors, c), kept_a + c,
-                  kept_b + c, s1 + c, s2 + c);
-        for (Index slab = c; slab < cells.end; slab += together) {
-            const ChannelRange part{slab, slab + together};
-            if (factors == nullptr) {
-                std::copy_n(rows.rstd() + slab, together, scale + slab);
-            } else {
-                divide_by_weights(part, factors, rows.rstd(), s1, s2, scale);
+        const Index channels = this->problem.parameters, together = this->together();
+        Index p = (room.base + cells.begin) % channels;
+        for (Index c = cells.begin; c < cells.end; c += together) {
+            const SlabSums slab = sum_slab(together, weights.given(p), of_dy + c, of_dy_xmu + c);
+            const double *const by = weights.by(p), *const inverse = weights.inverse(p);
+            const double rstd = rows.rstd()[c];
+            for (Index i = 0; i < together; ++i) {
+                s1[c + i] = slab.s1 * inverse[i];
+                s2[c + i] = slab.s2 * inverse[i];
+                scale[c + i] = rstd * by[i];
             }
+            p += together;
+            if (p == channels) p = 0;
         }
         return n * static_cast<double>(together);
     }
@@ -231,26 +263,7 @@ struct BackwardOfCells : CellPass<T> {
         const View<T> out = dx.of(room.example, room.base);
         const StatisticsIn rows = room.rows();
         use(Second<F, T, Gradients<T>>{
-            this->setting, in, &out,
-            {rows, nullptr, room.more(0), room.more(1), room.more(2)}});
-    }
-
-private:
-    static void divide_by_weights(const ChannelRange& slab, const Param<T>* weights,
-                                  const double* rstd, double* s1, double* s2, double* scale) {
-        double largest = 0;
-        for (Index c = slab.begin; c < slab.end; ++c) {
-            largest = std::max(largest, std::abs(static_cast<double>(weights[c])));
-        }
-        // (All 0: so are the sums, and dx.)
-        const double least = largest > 0 ? largest * kSmallestWeight : 1.0;
-        for (Index c = slab.begin; c < slab.end; ++c) {
-            double by = static_cast<double>(weights[c]);
-            if (std::abs(by) < least) by = std::copysign(least, by);
-            s1[c] /= by;
-            s2[c] /= by;
-            scale[c] = largest > 0 ? rstd[c] * by : 0.0;
-        }
+            this->setting, in, &out, {rows, nullptr, room.more(0), room.more(1), room.more(2)}});
     }
 };
 

@@ -65,16 +65,23 @@ class _CellNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        again = partial(backward, groups=ctx.statistics.num_groups, eps=ctx.statistics.eps)
-        every: Any
-        if not is_plain(dy):
-            every = again(dy, x, weight)
-        elif is_grad_enabled():
-            every = formulas.Backward.apply(partial(_by_kernels, ctx), again, dy, x, weight)
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        plain = is_plain(dy)
+        if plain and not is_grad_enabled():
+            dx, dweight, dbias = _by_kernels(ctx, dy, x, weight)
         else:
-            every = _by_kernels(ctx, dy, x, weight)
-        wanted = zip(every, ctx.needs_input_grad, strict=False)
-        return *(gradient if wants else None for gradient, wants in wanted), None
+            again = partial(backward, groups=ctx.statistics.num_groups, eps=ctx.statistics.eps)
+            if plain:
+                work = partial(_by_kernels, ctx)
+                dx, dweight, dbias = formulas.Backward.apply(work, again, dy, x, weight)
+            else:
+                dx, dweight, dbias = again(dy, x, weight)
+        return (
+            dx if wants_x else None,
+            dweight if wants_weight else None,
+            dbias if wants_bias else None,
+            None,
+        )
 
 
 _record: Any = super(torch.autograd.Function, _CellNorm).apply
