@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_cell_calls(m);
     bnext::bindings::register_phases(m);
     bnext::bindings::register_questions(m);
+    bnext::bindings::register_rows(m);
     bnext::bindings::register_checks(m);
     bnext::bindings::register_device_saved(m);
     bnext::bindings::register_engines(m);

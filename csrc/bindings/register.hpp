@@ -14,6 +14,7 @@ void register_calls(const pybind11::object& m, pybind11::handle engine = {});
 void register_cell_calls(const pybind11::object& m);
 void register_phases(const pybind11::object& m, pybind11::handle engine = {});
 void register_questions(const pybind11::object& m, pybind11::handle engine = {});
+void register_rows(pybind11::module_& m);
 void register_checks(pybind11::module_& m);
 void register_engines(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);

@@ -30,6 +30,9 @@ enum class Function : std::uint8_t {
     cell_forward,  // group and instance normalization
     cell_backward,
     cell_restored,
+    rows_forward,  // layer and RMS normalization
+    rows_backward,
+    rows_restored,
 };
 
 // What an array is for. Errors call an array by its role.
@@ -96,9 +99,11 @@ struct Call {
     std::optional<Index> num_groups;  // of group normalization; none: each channel is a group
     Fused fused{};  // of a forward pass, but for whether there is a residual
     const FromForward* from_forward = nullptr;
+    std::span<const Index> normalized_shape{};  // of functions of rows: the trailing axes
     // Whether two arrays share an element; asked where their bounds meet.
     bool (*share_memory)(const ArrayRef&, const ArrayRef&) = nullptr;
 
+    [[nodiscard]] bool is_of_rows() const { return function >= Function::rows_forward; }
     [[nodiscard]] bool has(Role role) const { return (given_ >> index(role) & 1U) != 0; }
     [[nodiscard]] const ArrayRef& operator[](Role role) const { return arrays_[index(role)]; }
     ArrayRef& add(Role role) {
@@ -156,6 +161,9 @@ void check(const Call& call);
 // The part of it for a forward call whose `out` is x, if it is: the backward pass finds x from y.
 void check_in_place(const Call& call);
 
+// The check of the functions of rows.
+void check_rows(const Call& call);
+
 // Parts of it, for callers that have no arrays yet.
 void check_axis(Index axis, Index rank, const std::string& text = {});
 void check_eps(double eps);
@@ -163,6 +171,7 @@ void check_momentum(double momentum);
 void check_negative_slope(double slope);
 void check_invertible(const Fused& fused);
 void check_counter(const ArrayRef& counter, const char* name);
+void check_normalized_shape(std::span<const Index> shape);
 void check_more_than_one(std::span<const Index> shape, Index count);
 void check_num_groups(Index groups, Index channels);
 void check_spatial(std::span<const Index> shape, Index channel_axis);

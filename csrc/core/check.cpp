@@ -1,55 +1,12 @@
 #include <initializer_list>
 
 #include "core/call.hpp"
+#include "core/check_parts.hpp"
 #include "core/error.hpp"
 #include "core/statistics.hpp"
 
 namespace bnext {
 namespace {
-
-// For a vector that does not fit the channels of x: the axis it fits, where libraries have them.
-std::string remedy_of(const ArrayRef& vector, std::span<const Index> x) {
-    if (vector.rank != 1 || x.empty()) return {};
-    const Index size = vector.extent(0);
-    const bool last = x.back() == size;
-    if (!last && (x.size() < 2 || x[1] != size)) return {};
-    const char* axis = last ? "-1" : "1";
-    return concat(" (axis ", axis, " of x has ", size, ": channel_axis=", axis, ")");
-}
-
-// `x`: the shape that a vector of channels goes with.
-void check_shape(const ArrayRef& array, const char* name, std::span<const Index> expected,
-                 std::span<const Index> x = {}) {
-    if (!std::ranges::equal(array.shape(), expected)) {
-        value_error(name, ": expected shape ", shape_text(expected), ", got ",
-                    shape_text(array.shape()), remedy_of(array, x));
-    }
-}
-
-void check_memory(const ArrayRef& array, const char* name) {
-    if (array.place == Place::cpu) return;  // where intake knows more
-    if (array.data == nullptr && array.size() > 0) {
-        type_error(name,
-                   ": expected an array whose memory holds its values, got one without memory");
-    }
-    const auto address = reinterpret_cast<std::uintptr_t>(array.data);
-    if (address % static_cast<std::uintptr_t>(array.item()) != 0) {
-        value_error(name, ": expected an address that is a multiple of its elements'");
-    }
-}
-
-// One of two dtypes, or, where they are the same, that one.
-void check_dtype(const ArrayRef& array, const char* name, DType expected, DType other) {
-    check_memory(array, name);
-    if (array.is(expected) || array.is(other)) return;
-    type_error(name, ": expected dtype ", name_of(expected), other != expected ? " or " : "",
-               other != expected ? name_of(other) : "", ", got ", array.type_text());
-}
-
-template <class... Parts>
-[[noreturn]] void of_another(const Parts&... parts) {
-    throw Error(Error::Kind::saved, concat("saved: made from ", parts...));
-}
 
 class Checker {
 public:
@@ -75,6 +32,9 @@ public:
             case Function::cell_forward: return cell_forward();
             case Function::cell_backward: return backward();
             case Function::cell_restored: return cell_restored();
+            case Function::rows_forward:
+            case Function::rows_backward:
+            case Function::rows_restored: return check_rows(call_);
         }
     }
 
@@ -275,15 +235,7 @@ private:
         return param_dtype(from != nullptr ? from->dtype : x().dtype());
     }
 
-    void check_x() const {
-        if (!call_.has(Role::x)) type_error("x: expected an array, got None");
-        check_memory(x(), "x");
-        if (!x().supported()) {
-            type_error("x: expected dtype float16, bfloat16, float32 or float64, got ",
-                       x().type_text());
-        }
-        if (x().rank == 0) value_error("x: expected at least 1 dimension, got 0");
-    }
+    void check_x() const { bnext::check_x(call_); }
 
     void data() const {
         check_x();
@@ -291,10 +243,7 @@ private:
     }
 
     void like(Role role, DType dtype, std::span<const Index> shape) const {
-        const char* name = name_of(role);
-        if (!call_.has(role)) type_error(name, ": expected an array, got None");
-        check_dtype(call_[role], name, dtype, dtype);
-        check_shape(call_[role], name, shape);
+        check_like(call_, role, dtype, shape);
     }
 
     void vector(Role role, DType dtype, DType other, std::span<const Index> x) const {
@@ -382,33 +331,9 @@ private:
         bnext::check_counter(call_[Role::num_batches_tracked], "num_batches_tracked");
     }
 
-    // `over`: the input that `out` itself may be.
     void out(DType dtype, std::span<const Index> shape, std::initializer_list<Role> inputs,
              Role over = Role::out) const {
-        if (!call_.has(Role::out)) return;
-        const ArrayRef& written = call_[Role::out];
-        if (!written.is_array) {
-            type_error("out: expected a numpy array, got ", written.type_text());
-        }
-        like(Role::out, dtype, shape);
-        if (!written.writeable) {
-            value_error("out: expected a writeable array, got a read-only one");
-        }
-        const auto no_overlap = [](bool overlaps, const char* with) {
-            if (overlaps) {
-                value_error("out: expected memory of its own, got an array that overlaps ", with);
-            }
-        };
-        // Strides in bytes, since an array that is not aligned has none in elements.
-        no_overlap(
-            !written.c_contiguous && may_overlap_itself(written.shape(), written.byte_strides()),
-            "itself");
-        for (const Role role : inputs) {
-            if (role == over && call_.writes_over(role)) continue;
-            no_overlap(call_.has(role) && may_meet(written, call_[role]) &&
-                           call_.share_memory(written, call_[role]),
-                       name_of(role));
-        }
+        check_out(call_, dtype, shape, inputs, over);
     }
 
     const Call& call_;

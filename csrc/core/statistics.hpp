@@ -17,6 +17,9 @@ enum class Row : std::uint8_t { mean, m2, var, rstd, mean_low };
 inline constexpr Index kStatisticsRows = 5;
 inline constexpr const char* kRowNames[] = {"mean", "m2", "var", "rstd", "mean_low"};
 
+// Of functions of rows (layer and RMS normalization): mean, mean_low and rstd of each row.
+inline constexpr Index kRowStatistics = 3;
+
 // D: double, or const double.
 template <class D>
 class StatisticsRows {

@@ -4,13 +4,15 @@
 #include <atomic>
 
 #include "cpu/kernel_table.hpp"
+#include "cpu/row_kernels.hpp"
 #include "cpu/x86_features.hpp"
 
 namespace bnext::cpu {
 
-#define BNEXT_DECLARE_ISA(isa)      \
-    namespace isa {                 \
-    extern const KernelTable table; \
+#define BNEXT_DECLARE_ISA(isa)       \
+    namespace isa {                  \
+    extern const KernelTable table;  \
+    extern const RowTable row_table; \
     }
 BNEXT_DECLARE_ISA(baseline)
 #if defined(__x86_64__)
@@ -53,6 +55,14 @@ const KernelTable& active_table() {
 }
 
 void set_active_table(const KernelTable& table) { active.store(&table, std::memory_order_relaxed); }
+
+const RowTable& row_table_of([[maybe_unused]] const KernelTable& table) {
+#if defined(__x86_64__)
+    if (&table == &avx512::table) return avx512::row_table;
+    if (&table == &avx2::table) return avx2::row_table;
+#endif
+    return baseline::row_table;
+}
 
 const KernelTable* find_available(std::string_view name) {
     for (const KernelTable* table : available_tables()) {

@@ -46,9 +46,7 @@ struct Candidate {
 bool is_small(const Candidate& c) {
     const Index elements = c.problem.elements();
     if (c.problem.layout == Layout::interleaved) return elements < kSerialElements;
-    const Index work = elements * c.work.operands * c.work.phases;
-    const bool writes_only = c.work.phases == 1 && c.work.operands > 1;
-    return work < (writes_only ? kSerialWriting : kSerialWork);
+    return is_small_work(elements, c.work);
 }
 
 Index plane_bytes(const Candidate& c) {
@@ -108,13 +106,11 @@ bool has_enough_channels(const Candidate& c) {
 // A block's planes are one piece of memory that ends in the middle of a line: too much of a short
 // piece has to go through the cache. Planes below a unit (units.inl.hpp) are written one by one.
 bool streams_output(const Candidate& c, Index block) {
-    constexpr int kCoresThatFillTheMemory = 8;
     constexpr Index kUnitBytes = 128, kLongPiece = 2048;
     const bool planar = !c.by_rows();
-    if (!c.machine.zen && c.machine.threads < kCoresThatFillTheMemory) return false;
     const Index plane = plane_bytes(c);
     if (planar && (plane < kUnitBytes || block * plane < kLongPiece)) return false;
-    return c.machine.l3_bytes > 0 && c.work.operands * c.problem.bytes() > c.machine.l3_bytes;
+    return streams_past_caches(c.machine, c.work.operands * c.problem.bytes());
 }
 
 // Prefetching the next block while this one is written overlaps reads with writes. On a Zen 4 it
@@ -196,6 +192,18 @@ Plan make_plan(const CellProblem& problem, const Work& work, const Machine& mach
     const bool prefetches =
         schedule == Schedule::channels && !all.by_rows() && prefetches_next(all, block);
     return {tiling, schedule, block, blocks, streams, prefetches, together};
+}
+
+bool is_small_work(Index elements, const Work& of) {
+    const Index work = elements * of.operands * of.phases;
+    const bool writes_only = of.phases == 1 && of.operands > 1;
+    return work < (writes_only ? kSerialWriting : kSerialWork);
+}
+
+bool streams_past_caches(const Machine& machine, Index bytes) {
+    constexpr int kCoresThatFillTheMemory = 8;
+    if (!machine.zen && machine.threads < kCoresThatFillTheMemory) return false;
+    return machine.l3_bytes > 0 && bytes > machine.l3_bytes;
 }
 
 Plan plan_of(const Problem& problem, int operands) {

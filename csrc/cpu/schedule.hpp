@@ -52,6 +52,12 @@ Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
 // under `split`, the threads share each example.
 Plan make_plan(const CellProblem& problem, const Work& work, const Machine& machine);
 
+// Whether one thread does all of a call of so many elements, on planes or rows that are apart.
+bool is_small_work(Index elements, const Work& work);
+
+// Whether an output is written past the caches, by a call whose arrays have so many bytes together.
+bool streams_past_caches(const Machine& machine, Index bytes);
+
 // The plan of a call of both phases, for show and for tests.
 Plan plan_of(const Problem& problem, int operands);
 

@@ -47,8 +47,12 @@ bool Intake::refer_to_plain(Role role, py::handle object, bool is_data) {
     const auto dtype = dlpack::supported(view.tensor.dtype);
     if (!dtype || !view.aligned_to(size_of(*dtype))) return false;
     const std::size_t rank = view.rank();
-    if (is_data ? rank < 2 : (rank != 1 || view.strides()[0] != 1)) return false;
     const Order order = order_of(view);
+    if (call.is_of_rows()) {
+        if (rank == 0 || order != Order::c) return false;
+    } else if (is_data ? rank < 2 : (rank != 1 || view.strides()[0] != 1)) {
+        return false;
+    }
     if (order == Order::none) return false;
     Index* const shape = extents_.take(3 * rank);
     Index* const steps = shape + rank;

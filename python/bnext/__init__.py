@@ -6,7 +6,7 @@ that read the data once, sum in a fixed order, and give the same bits for any nu
 """
 
 from bnext import cuda, functional, sync
-from bnext._core import Saved, __version__
+from bnext._core import RowSaved, Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
 from bnext.estimators import (
@@ -46,7 +46,15 @@ from bnext.layers import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
+    LayerNorm,
     Recomputed,
+    RMSNorm,
+)
+from bnext.row_norms import (
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
 )
 from bnext.runtime import (
     apply_environment,
@@ -73,8 +81,11 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "LayerNorm",
     "Moments",
+    "RMSNorm",
     "Recomputed",
+    "RowSaved",
     "Saved",
     "__version__",
     "batch_norm_backward",
@@ -91,11 +102,15 @@ __all__ = [
     "guess_convention",
     "instance_norm_backward",
     "instance_norm_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "load_statistics",
     "micro_batches",
     "moments",
     "normalize",
     "recompute",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_num_threads",
     "show_config",
     "sync",

@@ -69,6 +69,29 @@ class Saved:
     """Groups G of a group or instance normalization, whose statistics are (N, G); else None."""
 
 @final
+class RowSaved:
+    """What a forward call of layer or RMS normalization leaves for its backward call; read-only."""
+
+    mean: Final[_Float64]
+    """Mean of each row, of the shape of `x` without the normalized axes; 0 of RMS normalization."""
+    mean_low: Final[_Float64]
+    """Low part of the mean: the exact mean is ``mean + mean_low``; 0 but for float64 data."""
+    rstd: Final[_Float64]
+    """``1 / sqrt(var + eps)`` of each row; of RMS normalization, var is the mean of squares."""
+    rows: Final[_Float64]
+    """``mean``, ``mean_low`` and ``rstd`` as one array, shape (3, rows); a copy."""
+    eps: Final[float]
+    """What was added to the variance."""
+    centered: Final[bool]
+    """Whether the mean was subtracted: not by RMS normalization."""
+    shape: Final[tuple[int, ...]]
+    """Shape of `x`."""
+    normalized_shape: Final[tuple[int, ...]]
+    """Lengths of the normalized axes, the last of `x`."""
+    dtype: Final[np.dtype[Any]]
+    """Dtype of `x`."""
+
+@final
 class DeviceSaved:
     """What a forward call on a GPU leaves for its backward call: as `Saved`, on the device."""
 
@@ -173,6 +196,30 @@ def backward(
 def backward_constant(
     dy: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
 ) -> Any: ...
+def rows_forward(
+    x: Any,
+    normalized_shape: Any,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    plain: bool = False,
+) -> tuple[Any, RowSaved]: ...
+def rows_backward(
+    dy: Any,
+    x: Any,
+    saved: RowSaved,
+    weight: Any,
+    out: Any,
+    centered: bool,
+    plain: bool = False,
+    wants_parameters: bool = True,
+) -> tuple[Any, ...]: ...
+def rows_restored(
+    x: Any, rows: Any, normalized_shape: Any, eps: float, centered: bool
+) -> RowSaved: ...
+def check_normalized_shape(normalized_shape: Any) -> tuple[int, ...]: ...
 def recompute(x: _Values, saved: Saved, out: Any = None, residual: Any = None) -> Any: ...
 def normalize(
     x: _Values,

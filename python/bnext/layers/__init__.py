@@ -3,10 +3,12 @@
 normalization   both passes
 modes           which statistics are used and moved, what trains
 checks          rank, dtype, channels and place of the input
-state           parameters and running statistics: state dicts, copies, moves to another device
+holder          arrays by name: state dicts, copies, moves to another device
+state           parameters and running statistics of channels
 batch           the batch-normalization layers
 cells           both passes of layers that normalize each example for itself
 group, instance these layers
+rows            layer and RMS normalization
 recomputed      outputs that are made again
 """
 
@@ -14,6 +16,7 @@ from bnext.layers.batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.layers.group import GroupNorm
 from bnext.layers.instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from bnext.layers.recomputed import Recomputed
+from bnext.layers.rows import LayerNorm, RMSNorm
 
 __all__ = [
     "BatchNorm",
@@ -24,5 +27,7 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
     "Recomputed",
 ]

@@ -81,7 +81,7 @@ class CellNormalization(Modes):
         else:
             y, saved = cells_forward(x, self.num_groups, *of[1:])
             if moves:
-                self._move(saved)
+                self._move_running(saved)
         self._latest[None] = x, saved, None
         return y
 
@@ -135,7 +135,7 @@ class CellNormalization(Modes):
         del self._latest[None]
         return dx
 
-    def _move(self, saved: Any) -> None:
+    def _move_running(self, saved: Any) -> None:
         """Move running statistics by those of a forward call. (GroupNorm has none.)"""
 
     def _options(self) -> str:

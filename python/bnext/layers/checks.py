@@ -9,12 +9,14 @@ from numpy import ndarray
 
 from bnext import _core
 from bnext.arrays import engine_of
+from bnext.row_norms import check_place
 
 if TYPE_CHECKING:
     from bnext.layers.cells import CellNormalization
+    from bnext.layers.holder import Holder
     from bnext.layers.normalization import Normalization
 
-__all__ = ["ARRAYS", "check_places", "taken"]
+__all__ = ["ARRAYS", "check_places", "taken", "taken_by_rows"]
 
 ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running_var")
 SIXTEEN_BITS = ("float16", "bfloat16")
@@ -49,6 +51,22 @@ def taken(
     return x, engine
 
 
+def taken_by_rows(layer: Holder, x: Any) -> Any:
+    """Check that a layer that normalizes rows takes `x` on the CPU and of this dtype; give it."""
+    if type(x) is not ndarray:
+        check_place(x)
+        if not isinstance(x, ndarray):
+            x = _core.as_array(x=x, name="x")
+    if isinstance(x, ndarray):
+        fits, dtype = _fits(layer, x.dtype), x.dtype
+    else:
+        _, dtype = _core.inspect(x=x)
+        fits = dtype == layer.dtype.name or (layer.dtype == np.float32 and dtype in SIXTEEN_BITS)
+    if not fits:
+        raise _wrong_dtype(layer, dtype)
+    return x
+
+
 def check_places(layer: Normalization, x: Any, engine: Any) -> None:
     """TypeError that names the array of the layer that is not where x is, if there is one."""
     for name in ARRAYS:
@@ -57,7 +75,7 @@ def check_places(layer: Normalization, x: Any, engine: Any) -> None:
             raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
 
 
-def _fits(layer: Normalization | CellNormalization, dtype: np.dtype[Any]) -> bool:
+def _fits(layer: Holder, dtype: np.dtype[Any]) -> bool:
     """Whether x may be of this dtype: the layer's, or 16 bits under float32 parameters."""
     is_wide = layer.dtype == np.float32
     return dtype == layer.dtype or (
@@ -65,7 +83,7 @@ def _fits(layer: Normalization | CellNormalization, dtype: np.dtype[Any]) -> boo
     )
 
 
-def _wrong_dtype(layer: Normalization | CellNormalization, dtype: Any) -> TypeError:
+def _wrong_dtype(layer: Holder, dtype: Any) -> TypeError:
     also = ", float16 or bfloat16" if layer.dtype == np.float32 else ""
     remedy = f"convert x to {layer.dtype}, as x.astype(np.{layer.dtype})"
     if str(dtype) in ("float32", "float64"):

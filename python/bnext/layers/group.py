@@ -55,6 +55,7 @@ class GroupNorm(CellNormalization):
         `dtype` is not float32 or float64, or an argument is not a number.
     """
 
+    version = 1
     track_running_stats = False
 
     def __init__(

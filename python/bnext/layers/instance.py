@@ -76,7 +76,7 @@ class _InstanceNorm(CellNormalization):
                 stacklevel=3,
             )
 
-    def _move(self, saved: Any) -> None:
+    def _move_running(self, saved: Any) -> None:
         """Move running statistics by the means over the examples of their means and variances.
 
         As PyTorch has it, nothing is counted, and without a momentum nothing moves.

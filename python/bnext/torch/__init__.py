@@ -7,8 +7,9 @@ PyTorch, and bnext's compiled parts know nothing of it.
 
 From the bottom: context, formats, disguises, epilogues and kernels; formulas, gradients and
 operators (the ways over the kernels), which roads and functional choose from; the layers
-(recomputation, modules, sync, lazy, frozen); conversion of models (tracing, patterns and fusion;
-forms, classes, reports, conversion); what is done with models (statistics and batches, freezing,
+(recomputation, modules, sync, lazy, frozen); layer and RMS normalization (row_gradients,
+row_operators, row_functional, row_modules); conversion of models (tracing, patterns and fusion;
+forms, classes, norms, reports, conversion); what is done with models (statistics and batches, freezing,
 folding, memory); and other tools that get to know them (tools, imports).
 """
 
@@ -35,6 +36,7 @@ from bnext.torch.memory import KeptMemory, keep_memory
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.recomputation import recomputing
 from bnext.torch.reports import Fused, Layer, Report, report
+from bnext.torch.row_modules import LayerNorm, RMSNorm
 from bnext.torch.statistics import update_statistics
 from bnext.torch.sync import SyncBatchNorm
 from bnext.torch.tools import tell
@@ -58,9 +60,11 @@ __all__ = [
     "InstanceNorm3d",
     "KeptMemory",
     "Layer",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "RMSNorm",
     "Report",
     "SyncBatchNorm",
     "convert",

@@ -21,7 +21,7 @@ from bnext.torch import cell_kernels, formulas
 from bnext.torch.context import is_plain
 from bnext.torch.gradients import wants_gradient
 from bnext.torch.kernels import has_memory
-from bnext.torch.operators import _define, _fake_vectors, _like
+from bnext.torch.operators import _fake_vectors, _like, define
 
 __all__ = ["backward", "cell_norm"]
 
@@ -193,7 +193,7 @@ _OF_BACKWARD = (
     "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, float eps) "
     "-> (Tensor, Tensor, Tensor)"
 )
-_define("forward_by_groups", _OF_FORWARD, _forward, _fake_forward)
-_define("backward_by_groups", _OF_BACKWARD, cell_kernels.backward_by_rows, _fake_backward)
-_define("group_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(*given))
-_define("group_norm_backward", _OF_BACKWARD, _backward_recorded)
+define("forward_by_groups", _OF_FORWARD, _forward, _fake_forward)
+define("backward_by_groups", _OF_BACKWARD, cell_kernels.backward_by_rows, _fake_backward)
+define("group_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(*given))
+define("group_norm_backward", _OF_BACKWARD, _backward_recorded)

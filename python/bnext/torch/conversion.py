@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from bnext.torch.classes import (
 )
 from bnext.torch.fusion import is_fused, planned_fusions, set_fusion
 from bnext.torch.modules import Forward
+from bnext.torch.norms import BATCH, checked_norms, norm_of, target_of_norm
 from bnext.torch.patterns import own_activation
 from bnext.torch.recomputation import is_recomputing, set_recomputing
 from bnext.torch.reports import Layer, check_module, told
@@ -38,8 +39,9 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def convert(
-    model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False
-) -> Module:
+    model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False,
+    norms: str | Collection[str] = BATCH,
+) -> Module:  # fmt: skip
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
@@ -70,6 +72,11 @@ def convert(
         bit when a backward pass asks for them. Best with `fuse`, which makes an activation, or a
         residual block's output, the output of a layer. It holds for forward passes of `model`
         itself, on the CPU; compiled, it is left to the compiler.
+    norms : str or collection of str
+        Which layers are exchanged: "batch", "layer" (`LayerNorm`), "rms" (`RMSNorm`), "group"
+        (`GroupNorm`), "instance" (`InstanceNorm1d` and its like), several of these, or "all". Those
+        besides batch normalization are exchanged if they are of PyTorch's own class; subclasses
+        stay as they are.
 
     Returns
     -------
@@ -80,6 +87,8 @@ def convert(
     ------
     TypeError
         `model` is no module, or `sync` no group. Nothing was changed then.
+    ValueError
+        `norms` has another name. Nothing was changed then.
 
     Notes
     -----
@@ -99,7 +108,7 @@ def convert(
     if sync is not None:
         check_group(None if sync is True else sync, "sync")
     synced = sync is not None
-    changes, left = _planned(model, synced)
+    changes, left = _planned(model, synced, checked_norms(norms))
     with _all_or_nothing(module for module, _ in changes):
         for module, ours in changes:
             if synced and isinstance(module, _BatchNorm):
@@ -191,14 +200,18 @@ def as_torch(layer: Any) -> Any:
     return plain
 
 
-def _planned(model: torch.nn.Module, sync: bool) -> tuple[list[tuple[Any, type]], list[Layer]]:
+def _planned(
+    model: torch.nn.Module, sync: bool, norms: frozenset[str]
+) -> tuple[list[tuple[Any, type]], list[Layer]]:
     """Find which layers get which class, and which stay as they are."""
     changes, left = [], []
     for name, module in model.named_modules():
-        if not is_candidate(module):
+        is_batch = is_candidate(module)
+        if (BATCH if is_batch else norm_of(module)) not in norms:
             continue
         try:
-            changes.append((module, target_of(module, sync)))
+            target = target_of(module, sync) if is_batch else target_of_norm(module)
+            changes.append((module, target))
         except NoCounterpart as reason:
             left.append(Layer(name, qualified(class_of(module)), reason=str(reason)))
     return changes, left

@@ -44,7 +44,7 @@ from bnext.torch.context import is_recomputed
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "define"]
 
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, ...]
@@ -245,7 +245,7 @@ _OF_ACTIVATED_BACKWARD = (
 )
 
 
-def _define(name: str, schema: str, run: Any, fake: Any = None) -> None:
+def define(name: str, schema: str, run: Any, fake: Any = None) -> None:
     """Define a composite, or with `fake` an operator that does the work of one."""
     _LIBRARY.define(name + schema, tags=_TAGS)
     _LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
@@ -253,15 +253,15 @@ def _define(name: str, schema: str, run: Any, fake: Any = None) -> None:
         torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
 
 
-_define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
-_define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
-_define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
-_define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)
+define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
+define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
+define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
+define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)
 _work: Any = torch.ops.bnext.forward_by_batch
-_define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
-_define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
-_define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)
-_define(
+define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
+define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
+define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)
+define(
     "activated_batch_norm_training", _OF_ACTIVATED_FORWARD, lambda *given: _Activated.apply(*given)
 )
-_define("activated_batch_norm_backward", _OF_ACTIVATED_BACKWARD, _activated_backward_recorded)
+define("activated_batch_norm_backward", _OF_ACTIVATED_BACKWARD, _activated_backward_recorded)

@@ -1,0 +1,413 @@
+// Layer and RMS normalization as Python calls them.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "bindings/bodies.hpp"
+#include "bindings/fastcall.hpp"
+#include "bindings/register.hpp"
+#include "cpu/rows.hpp"
+#include "intake/dlpack.hpp"
+
+namespace bnext::bindings {
+namespace {
+
+using RowValues = cpu::PoolArray<double>;
+
+// What a forward call leaves for its backward call.
+struct RowSaved {
+    DType dtype = DType::float32;
+    std::vector<Index> shape;  // of x
+    Index first = 0;           // the first of the normalized axes
+    bool centered = true;
+    double eps = 0;
+    std::uint64_t fingerprint = 0;
+    RowValues values;  // mean, mean_low and rstd, one value for each row
+
+    RowSaved() = default;
+    RowSaved(DType of, std::span<const Index> x, Index axis, bool has_mean, double epsilon)
+        : dtype(of), shape(x.begin(), x.end()), first(axis), centered(has_mean), eps(epsilon) {
+        values = RowValues(static_cast<std::size_t>(kRowStatistics * rows()));
+    }
+
+    [[nodiscard]] std::span<const Index> leading() const {
+        return std::span(shape).first(static_cast<std::size_t>(first));
+    }
+    [[nodiscard]] std::span<const Index> normalized() const {
+        return std::span(shape).subspan(static_cast<std::size_t>(first));
+    }
+    [[nodiscard]] Index rows() const { return product(leading()); }
+    [[nodiscard]] cpu::RowProblem problem() const {
+        return {rows(), product(normalized()), centered};
+    }
+    [[nodiscard]] double* row(Index which) const { return values.data() + which * rows(); }
+    [[nodiscard]] cpu::RowStatistics statistics() const { return {row(0), row(1), row(2)}; }
+    [[nodiscard]] FromForward facts() const {
+        return {dtype, shape, first, true, fingerprint != 0 ? &fingerprint : nullptr};
+    }
+
+    static Index product(std::span<const Index> extents) {
+        Index all = 1;
+        for (const Index extent : extents) all *= extent;
+        return all;
+    }
+};
+
+const RowSaved& take_row_saved(py::handle object, bool centered) {
+    const char* name = centered ? "layer_norm_forward" : "rms_norm_forward";
+    if (!py::isinstance<RowSaved>(object)) {
+        type_error("saved: expected what ", name, " returned, got ", intake::type_name(object));
+    }
+    const auto& saved = py::cast<const RowSaved&>(object);
+    if (saved.centered != centered) {
+        value_error("saved: expected what ", name, " returned, got what ",
+                    centered ? "rms_norm_forward" : "layer_norm_forward", " did");
+    }
+    return saved;
+}
+
+std::vector<Index> take_normalized_shape(py::handle object) {
+    constexpr const char* kName = "normalized_shape";
+    if (PyIndex_Check(object.ptr()) != 0) return {intake::take_integer(object, kName)};
+    if (!py::isinstance<py::sequence>(object) || py::isinstance<py::str>(object)) {
+        type_error(kName, ": expected an integer or a sequence of integers, got ",
+                   intake::type_name(object));
+    }
+    std::vector<Index> shape;
+    for (const py::handle extent : object) shape.push_back(intake::take_integer(extent, kName));
+    return shape;
+}
+
+// --- arrays as matrices --------------------------------------------------------------------------
+
+// The strides of an array in C order.
+std::vector<Index> c_strides(std::span<const Index> shape) {
+    std::vector<Index> strides(shape.size());
+    Index step = 1;
+    for (std::size_t a = shape.size(); a-- > 0; step *= shape[a]) strides[a] = step;
+    return strides;
+}
+
+// How far rows are apart, if their values lie side by side and all rows are equally far apart; else
+// negative.
+Index pitch_of(const ArrayRef& array, Index first) {
+    Index expected = 1, pitch = 0;
+    for (Index a = array.rank; a-- > 0;) {
+        if (a + 1 == first) expected = 0;  // any
+        const Index extent = array.extents[a];
+        if (extent == 1) continue;
+        const Index step = array.strides[a];
+        if (a >= first) {
+            if (step != expected) return -1;
+            expected *= extent;
+        } else {
+            if (pitch != 0 && step != expected) return -1;
+            if (pitch == 0) pitch = step;
+            if (pitch <= 0) return -1;
+            expected = step * extent;
+        }
+    }
+    if (pitch > 0) return pitch;
+    Index width = 1;
+    for (Index a = first; a < array.rank; ++a) width *= array.extents[a];
+    return width;
+}
+
+// The arrays of one call as matrices: copies of those that are none.
+class RowOperands {
+public:
+    RowOperands(Intake& call, Index first) : call_(call), first_(first) {}
+
+    template <class T>
+    cpu::Matrix<const T> matrix(Role role) {
+        ArrayRef array = call_[role];
+        if (array.size() == 0) return {array.as<const T>(), 1};
+        const Index pitch = array.viewable ? pitch_of(array, first_) : -1;
+        if (pitch > 0) return {array.as<const T>(), pitch};
+        const ArrayRef copy = copy_of(array);
+        return {copy.as<const T>(), pitch_of(copy, first_)};
+    }
+    // The values of a parameter in C order; null where it is not given.
+    template <class P>
+    const P* values(Role role) {
+        if (!call_.call.has(role)) return nullptr;
+        const ArrayRef& array = call_[role];
+        const bool dense = array.viewable && (array.c_contiguous || array.size() <= 1);
+        return dense ? array.as<const P>() : copy_of(array).as<const P>();
+    }
+    // Where the result goes: `out` if it is a matrix, else new memory.
+    template <class T>
+    cpu::Matrix<T> target(const Results& results) {
+        const ArrayRef& x = call_[Role::x];
+        if (call_.call.has(Role::out)) {
+            const ArrayRef& out = call_[Role::out];
+            const Index pitch = out.viewable ? pitch_of(out, first_) : -1;
+            direct_ = pitch > 0;
+            if (direct_) return {out.as<T>(), pitch};
+        }
+        const auto strides = c_strides(x.shape());
+        fresh_ = (call_.call.has(Role::out) ? Results() : results)
+                     .make(x.dtype(), x.shape(), strides);
+        const Index width = RowSaved::product(x.shape().subspan(static_cast<std::size_t>(first_)));
+        return {static_cast<T*>(fresh_.data), std::max<Index>(width, 1)};
+    }
+    py::object result(const Results& results) {
+        if (!call_.call.has(Role::out)) return results.give(std::move(fresh_));
+        if (!direct_) {
+            ArrayRef from = call_[Role::x];
+            dense_like(from, fresh_.data);
+            intake::copy_values(call_[Role::out], from);
+        }
+        return py::reinterpret_borrow<py::object>(call_.out());
+    }
+
+private:
+    // Makes `array` refer to memory in C order.
+    void dense_like(ArrayRef& array, void* data) {
+        Index* const steps = call_.extents().take(array.rank);
+        const auto strides = c_strides(array.shape());
+        std::ranges::transform(strides, steps, [&](Index s) { return s * array.item(); });
+        array.data = data;
+        array.steps = steps;
+        complete(array, call_.extents());
+    }
+    ArrayRef copy_of(const ArrayRef& array) {
+        ArrayRef copy = array;
+        auto& memory = copies_[copy_count_++];
+        memory = cpu::PoolArray<char>(static_cast<std::size_t>(array.size() * array.item()));
+        dense_like(copy, memory.data());
+        intake::copy_values(copy, array);
+        return copy;
+    }
+
+    Intake& call_;
+    Index first_;
+    std::array<cpu::PoolArray<char>, 4> copies_;
+    std::size_t copy_count_ = 0;
+    Fresh fresh_;
+    bool direct_ = false;
+};
+
+// --- the calls -----------------------------------------------------------------------------------
+
+bool truth_of(py::handle flag) {
+    return flag && PyObject_IsTrue(flag.ptr()) != 0;
+}
+
+constexpr Signature kForward{
+    "rows_forward", "x, normalized_shape, weight, bias, eps, out, centered, plain=False",
+    "y and RowSaved: rows normalized by themselves. With `plain`, TypeError for a tensor that is\n"
+    "not plain; what autograd would record is not asked. eps None: the machine epsilon of what\n"
+    "elementwise arithmetic is in."};
+
+py::object forward(py::handle, const Arguments<8>& given) {
+    const auto& [x, normalized_shape, weight, bias, eps, out, centered, plain] = given;
+    Intake call(Function::rows_forward, truth_of(plain));
+    const std::vector<Index> shape = take_normalized_shape(normalized_shape);
+    call.call.normalized_shape = shape;
+    call.lead(Role::x, x);
+    call.read(Role::weight, weight);
+    call.read(Role::bias, bias);
+    if (eps.is_none()) {
+        const bool wide = call[Role::x].is(DType::float64);
+        call.call.eps = wide ? 0x1p-52 : 0x1p-23;
+    } else {
+        call.eps(eps);
+    }
+    call.write(Role::out, out);
+    check(call.call);
+    const ArrayRef& data = call[Role::x];
+    const auto first = static_cast<Index>(data.rank - shape.size());
+    RowSaved saved(data.dtype(), data.shape(), first, truth_of(centered), call.call.eps);
+    saved.fingerprint = fingerprint_of(data);
+    const Results results(call.library());
+    py::object y = with_dtype(data.dtype(), [&](auto type) {
+        using T = decltype(type);
+        RowOperands arrays(call, first);
+        const auto from = arrays.matrix<T>(Role::x);
+        const auto* const scale = arrays.values<Param<T>>(Role::weight);
+        const auto* const shift = arrays.values<Param<T>>(Role::bias);
+        const auto to = arrays.target<T>(results);
+        const cpu::RowProblem problem = saved.problem();
+        without_gil(problem.elements(), [&] {
+            cpu::normalize_rows<T>(problem, from, to, scale, shift, saved.eps, saved.statistics());
+        });
+        return arrays.result(results);
+    });
+    call.count_writes();
+    return tuple_of(y, py::cast(std::move(saved)));
+}
+
+constexpr Signature kBackward{
+    "rows_backward", "dy, x, saved, weight, out, centered, plain=False, wants_parameters=True",
+    "dx, dweight and dbias; without the last where rows are not centered. Without\n"
+    "`wants_parameters` dx alone is computed, and the others are None."};
+
+py::object backward(py::handle, const Arguments<8>& given) {
+    const auto& [dy, x, kept, weight, out, centered, plain, wants_parameters] = given;
+    Intake call(Function::rows_backward, truth_of(plain));
+    const RowSaved& saved = take_row_saved(kept, truth_of(centered));
+    const FromForward facts = saved.facts();
+    call.call.from_forward = &facts;
+    call.lead(Role::x, x);
+    call.read(Role::dy, dy);
+    call.read(Role::weight, weight);
+    call.write(Role::out, out);
+    check(call.call);
+    const bool wants_sums = !wants_parameters || truth_of(wants_parameters);
+    const cpu::RowProblem problem = saved.problem();
+    const auto width = static_cast<std::size_t>(problem.width);
+    const cpu::PoolArray<double> dweight(wants_sums ? width : 0);
+    const cpu::PoolArray<double> dbias(wants_sums && saved.centered ? width : 0);
+    const Results results(call.library());
+    py::object weight_gradient = py::none(), bias_gradient = py::none();
+    const py::object dx = with_dtype(saved.dtype, [&](auto type) {
+        using T = decltype(type);
+        RowOperands arrays(call, saved.first);
+        const auto of_y = arrays.matrix<T>(Role::dy);
+        const auto of_x = arrays.matrix<T>(Role::x);
+        const auto* const scale = arrays.values<Param<T>>(Role::weight);
+        const auto to = arrays.target<T>(results);
+        without_gil(problem.elements(), [&] {
+            cpu::differentiate_rows<T>(problem, of_y, of_x, to, scale, saved.statistics(),
+                                       wants_sums ? dweight.data() : nullptr,
+                                       wants_sums && saved.centered ? dbias.data() : nullptr);
+        });
+        const Results in_kind(call.library_of_weight(weight));
+        const auto rounded = [&](const cpu::PoolArray<double>& sums) {
+            using P = Param<T>;
+            Fresh fresh = in_kind.make(DTypeOf<P>::value, saved.normalized(),
+                                       c_strides(saved.normalized()));
+            intake::round_each({sums.data(), sums.size()}, nullptr, static_cast<P*>(fresh.data));
+            return in_kind.give(std::move(fresh));
+        };
+        if (wants_sums) weight_gradient = rounded(dweight);
+        if (wants_sums && saved.centered) bias_gradient = rounded(dbias);
+        return arrays.result(results);
+    });
+    call.count_writes();
+    if (!saved.centered) return tuple_of(dx, weight_gradient);
+    return tuple_of(dx, weight_gradient, bias_gradient);
+}
+
+constexpr Signature kRestored{
+    "rows_restored", "x, rows, normalized_shape, eps, centered",
+    "RowSaved, from x and mean, mean_low and rstd of its rows as an array of float64, shape (3, N)."};
+
+py::object restored(py::handle, const Arguments<5>& given) {
+    const auto& [x, rows, normalized_shape, eps, centered] = given;
+    Intake call(Function::rows_restored);
+    const std::vector<Index> shape = take_normalized_shape(normalized_shape);
+    call.call.normalized_shape = shape;
+    call.lead(Role::x, x);
+    call.read(Role::rows, rows);
+    call.eps(eps);
+    check(call.call);
+    const ArrayRef& data = call[Role::x];
+    RowSaved saved(data.dtype(), data.shape(), static_cast<Index>(data.rank - shape.size()),
+                   truth_of(centered), call.call.eps);
+    saved.fingerprint = fingerprint_of(data);
+    ArrayRef row = call[Role::rows];
+    row.rank = 1;
+    row.steps = call[Role::rows].steps + 1;
+    row.extents = call[Role::rows].extents + 1;
+    for (Index k = 0; k < kRowStatistics; ++k) {
+        row.data = call[Role::rows].as<char>() + k * call[Role::rows].steps[0];
+        read_doubles(row, {saved.row(k), static_cast<std::size_t>(saved.rows())});
+    }
+    return py::cast(std::move(saved));
+}
+
+// --- RowSaved in Python --------------------------------------------------------------------------
+
+template <Index which>
+py::object view_of(const py::object& self) {
+    const auto& saved = py::cast<const RowSaved&>(self);
+    std::vector<py::ssize_t> shape(saved.leading().begin(), saved.leading().end());
+    py::array_t<double> array(shape, saved.row(which), self);
+    array.attr("setflags")(py::arg("write") = false);
+    return array;
+}
+
+py::object copy_of_rows(const RowSaved& saved) {
+    return py::array_t<double>({py::ssize_t{kRowStatistics}, static_cast<py::ssize_t>(saved.rows())},
+                               saved.values.data());
+}
+
+py::tuple state_of(const RowSaved& s) {
+    return py::make_tuple(name_of(s.dtype), s.shape, s.first, s.centered, s.eps, s.fingerprint,
+                          copy_of_rows(s));
+}
+
+RowSaved of_state(const py::tuple& state) {
+    constexpr const char* kWrong = "state: expected the state of a pickled RowSaved";
+    if (state.size() != 7) value_error(kWrong);
+    const auto shape = py::cast<std::vector<Index>>(state[1]);
+    const auto first = py::cast<Index>(state[2]);
+    const auto rows = py::cast<py::array_t<double, py::array::c_style>>(state[6]);
+    const bool possible = first >= 0 && first < static_cast<Index>(shape.size()) &&
+                          std::ranges::all_of(shape, [](Index extent) { return extent >= 0; });
+    if (!possible) value_error(kWrong);
+    RowSaved saved(dtype_named(py::cast<std::string>(state[0])), shape, first,
+                   py::cast<bool>(state[3]), intake::take_eps(state[4]));
+    saved.fingerprint = py::cast<std::uint64_t>(state[5]);
+    if (static_cast<std::size_t>(rows.size()) != saved.values.size()) value_error(kWrong);
+    std::copy_n(rows.data(), rows.size(), saved.values.data());
+    return saved;
+}
+
+}  // namespace
+
+void register_rows(py::module_& m) {
+    py::class_<RowSaved>(m, "RowSaved",
+                         "What a forward call of layer or RMS normalization leaves for its backward "
+                         "call: the\nstatistics of each row, and what is needed to notice another "
+                         "input. Read-only.")
+        .def_property_readonly("mean", &view_of<0>,
+                               "Mean of each row: array of float64, of the shape of x without the "
+                               "normalized axes; 0 of RMS normalization.")
+        .def_property_readonly("mean_low", &view_of<1>,
+                               "Low part of the mean: the exact mean is mean + mean_low. 0 but for "
+                               "float64 data.")
+        .def_property_readonly("rstd", &view_of<2>,
+                               "1 / sqrt(var + eps) of each row, 0 where that has no value; of RMS "
+                               "normalization with the mean of squares as var.")
+        .def_property_readonly("rows", &copy_of_rows,
+                               "mean, mean_low and rstd as one array of float64, shape (3, rows): "
+                               "a copy.")
+        .def_readonly("eps", &RowSaved::eps, "What was added to the variance (float).")
+        .def_readonly("centered", &RowSaved::centered,
+                      "Whether the mean was subtracted (bool): not by RMS normalization.")
+        .def_property_readonly(
+            "shape", [](const RowSaved& s) { return intake::tuple_of_integers(s.shape); },
+            "Shape of x (tuple of int).")
+        .def_property_readonly(
+            "normalized_shape",
+            [](const RowSaved& s) { return intake::tuple_of_integers(s.normalized()); },
+            "Lengths of the normalized axes, the last of x (tuple of int).")
+        .def_property_readonly(
+            "dtype", [](const RowSaved& s) { return intake::dlpack::descr_for(s.dtype, "dtype"); },
+            "Dtype of x (numpy.dtype).")
+        .def("__repr__",
+             [](const RowSaved& s) {
+                 return concat("<bnext.RowSaved of a ", name_of(s.dtype), " input of shape ",
+                               shape_text(s.shape), ", normalized_shape ",
+                               shape_text(s.normalized()), ">");
+             })
+        .def(py::pickle(&state_of, &of_state));
+    Fast<8, kForward, forward>::add_to(m);
+    Fast<8, kBackward, backward>::add_to(m);
+    Fast<5, kRestored, restored>::add_to(m);
+    m.def(
+        "check_normalized_shape",
+        [](py::handle shape) {
+            const std::vector<Index> taken = take_normalized_shape(shape);
+            check_normalized_shape(taken);
+            return intake::tuple_of_integers(taken);
+        },
+        py::arg("normalized_shape"), "normalized_shape as a tuple, if it is one of lengths >= 0.");
+}
+
+}  // namespace bnext::bindings

@@ -1,0 +1,162 @@
+// What is written of rows.
+//
+// normalize:      y = xhat * weight + bias, with xhat = (x - mean) * rstd
+// differentiate:  dx = rstd * (g - (sum g) / n - xhat * (sum g * xhat) / n),  g = dy * weight
+//                 (Ba, Kiros and Hinton 2016; RMS, without the mean and sum g: Zhang and Sennrich
+//                 2019), and for each column dweight = sum dy * xhat, dbias = sum dy.
+//
+// Derivation: with xhat_i = (x_i - mean) / sqrt(m2 / n + eps), d xhat_i / d x_j =
+//     rstd * (delta_ij - 1/n - xhat_i * xhat_j / n).
+// Traffic: x and y; x, dy and dx: inputs from a cache, where the sums of the block were just made.
+// Order:   of each column, rows in turn, in double.
+// Error:   a few units of the type of elementwise arithmetic, of xhat and of g; large means cancel
+//          exactly in x - center, and what center lacks of the mean is in the shift.
+
+// The first values of a row up to a line's beginning, whole packs, and the rest.
+template <class T, class F>
+BNEXT_FORCE_INLINE void for_each_pack_from_line(const T* written, Index n, bool from_line, F&& f) {
+    Index j = 0;
+    if (from_line) {
+        Index head = values_to_boundary(written, n);
+        for (; head >= kLanes; head -= kLanes, j += kLanes) f(j, 0, Number<0>{});
+        if (head > 0) f(j, static_cast<int>(head), Number<0>{});
+        j += head;
+        for (; j + kLanes <= n; j += kLanes) f(j, 0, Number<1>{});
+    } else {
+        for (; j + kLanes <= n; j += kLanes) f(j, 0, Number<0>{});
+    }
+    if (j < n) f(j, static_cast<int>(n - j), Number<0>{});
+}
+
+// (1 of the last: a whole pack, on a line of the cache where it begins there.)
+template <class C, class T, int kStreams>
+BNEXT_FORCE_INLINE void put(T* p, int some, const Pack<C>& values, Number<kStreams>) {
+    if constexpr (kStreams == 1 && std::is_same_v<C, Compute<T>>) {
+        stream(p, values);
+    } else {
+        store_as<C>(p, some, values);
+    }
+}
+
+template <class T, class C>
+BNEXT_FORCE_INLINE void normalize_row(const T* x, T* y, Index n, const RowNumbers<C>& numbers,
+                                      const Param<T>* weight, const Param<T>* bias, bool streams,
+                                      const T* next) {
+    const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
+                  shift = broadcast(numbers.shift);
+    for_each_pack_from_line(y, n, streams, [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
+        if (next != nullptr) prefetch_packs<1>(next + j);
+        const Pack<C> xhat = fma(load_as<C>(x + j, some) - center, scale, shift);
+        const Pack<C> value = fma(xhat, load_as<C>(weight + j, some), load_as<C>(bias + j, some));
+        put<C>(y + j, some, value, line);
+    });
+}
+
+template <class T>
+void normalize_rows(const Matrix<const T>& x, const Matrix<T>& y, const RowBlock& block,
+                    const RowStatistics& of, const Param<T>* weight, const Param<T>* bias,
+                    const RowAccess& access) {
+    const Index from = block.columns.begin, n = block.columns.size();
+    const bool streams = access.stores == Stores::streaming;
+    for (Index r = block.begin; r < block.end; ++r) {
+        const bool has_next = r - block.begin < access.ahead;
+        const T* const next = has_next ? x.row(r + block.rows()) + from : nullptr;
+        const T* const in = x.row(r) + from;
+        T* const out = y.row(r) + from;
+        if (is_extreme_row<T>(of, r)) {
+            normalize_row<T, double>(in, out, n, RowNumbers<double>(of, r), weight + from,
+                                     bias + from, false, next);
+        } else {
+            normalize_row<T, Compute<T>>(in, out, n, RowNumbers<Compute<T>>(of, r), weight + from,
+                                         bias + from, streams, next);
+        }
+    }
+    if (streams) fence();
+}
+
+// The numbers of a row of dx: xhat as above, dx = g * scale + xhat * slope + offset.
+template <class C>
+struct GradientNumbers : RowNumbers<C> {
+    C slope, offset;
+
+    GradientNumbers() = default;
+    BNEXT_FORCE_INLINE GradientNumbers(const RowStatistics& of, const RowSums& sums, Index row,
+                                       double share)
+        : RowNumbers<C>(of, row),
+          slope(static_cast<C>(-of.rstd[row] * (sums.second[row] * share))),
+          offset(static_cast<C>(-of.rstd[row] * (sums.first[row] * share))) {}
+};
+
+template <class T, class C, bool kCentered, bool kSums>
+BNEXT_FORCE_INLINE void differentiate_block(const RowGradient<T>& of, const RowBlock& block,
+                                            double* dweight, double* dbias, bool fresh,
+                                            const RowAccess& access) {
+    const double share = 1.0 / static_cast<double>(of.width);
+    for (Index r = block.begin; r < block.end; ++r) {
+        const GradientNumbers<C> numbers(of.of, of.sums, r, share);
+        const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
+                      shift = broadcast(numbers.shift), slope = broadcast(numbers.slope),
+                      offset = broadcast(numbers.offset);
+        const Index from = block.columns.begin;
+        const bool has_next = r - block.begin < access.ahead;
+        const Index after = has_next ? r + block.rows() : r;
+        const T* const next_x = of.x.row(after) + from;
+        const T* const next_dy = of.dy.row(after) + from;
+        const T* const x = of.x.row(r) + from;
+        const T* const dy = of.dy.row(r) + from;
+        T* const dx = of.dx.row(r) + from;
+        const Param<T>* const weight = of.weight + from;
+        const bool begins = fresh && r == block.begin;
+        for_each_pack_from_line(
+            dx, block.columns.size(), access.stores == Stores::streaming,
+            [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
+                if (has_next) {
+                    prefetch_packs<1>(next_x + j);
+                    prefetch_packs<1>(next_dy + j);
+                }
+                const Pack<C> value = load_as<C>(x + j, some);
+                const Pack<C> xhat = kCentered ? fma(value - center, scale, shift) : value * scale;
+                const Pack<C> dy_pack = load_as<C>(dy + j, some);
+                const Pack<C> g = dy_pack * load_as<C>(weight + j, some);
+                Pack<C> result = fma(g, scale, xhat * slope);
+                if constexpr (kCentered) result = result + offset;
+                put<C>(dx + j, some, result, line);
+                if constexpr (kSums) {
+                    const Wide zero = broadcast(0.0), wide = widen(dy_pack);
+                    double* const of_weight = dweight + from + j;
+                    const Wide before = begins ? zero : load_columns(of_weight, some);
+                    store_columns(of_weight, some, fma(wide, widen(xhat), before));
+                    if constexpr (kCentered) {
+                        double* const of_bias = dbias + from + j;
+                        const Wide so_far = begins ? zero : load_columns(of_bias, some);
+                        store_columns(of_bias, some, so_far + wide);
+                    }
+                }
+            });
+    }
+}
+
+template <class T, bool kCentered>
+void differentiate_rows(const RowGradient<T>& of, const RowBlock& block, double* dweight,
+                        double* dbias, bool fresh, const RowAccess& access) {
+    bool extreme = false;
+    for (Index r = block.begin; r < block.end; ++r) extreme |= is_extreme_row<T>(of.of, r);
+    const auto with = [&](auto type) BNEXT_INLINE_LAMBDA {
+        using C = decltype(type);
+        if (dweight != nullptr) {
+            differentiate_block<T, C, kCentered, true>(of, block, dweight, dbias, fresh, access);
+        } else {
+            differentiate_block<T, C, kCentered, false>(of, block, dweight, dbias, fresh, access);
+        }
+    };
+    extreme ? with(double{}) : with(Compute<T>{});
+    if (access.stores == Stores::streaming) fence();
+}
+
+template <class T>
+constexpr RowKernels<T> row_kernels_of() {
+    return {row_moments<T>,
+            normalize_rows<T>,
+            {row_reduce<T, false>, row_reduce<T, true>},
+            {differentiate_rows<T, false>, differentiate_rows<T, true>}};
+}

@@ -1,0 +1,99 @@
+// The kernels of layer and RMS normalization, for one dtype: serial functions over rows of one
+// matrix, of which each is normalized by itself. rows.hpp has the order in which they are called.
+#pragma once
+
+#include "core/dtype.hpp"
+#include "core/inline.hpp"
+#include "cpu/kernel_table.hpp"
+
+namespace bnext::cpu {
+
+// Rows of contiguous values, `pitch` elements apart.
+template <class T>
+struct Matrix {
+    T* data;
+    Index pitch;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE T* row(Index r) const { return data + r * pitch; }
+};
+
+struct ColumnRange {
+    Index begin;
+    Index end;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Index size() const { return end - begin; }
+};
+
+// Neighbouring rows, or the same columns of each.
+struct RowBlock {
+    Index begin;
+    Index end;
+    ColumnRange columns;
+
+    [[nodiscard]] BNEXT_FORCE_INLINE Index rows() const { return end - begin; }
+};
+
+// What rows are normalized by, from row 0 on: xhat = (x - mean - mean_low) * rstd.
+struct RowStatistics {
+    double* mean;
+    double* mean_low;
+    double* rstd;
+};
+
+// Two sums of each row over some of its columns.
+struct RowSums {
+    double* first;
+    double* second;
+};
+
+// What the backward pass of rows reads and writes.
+template <class T>
+struct RowGradient {
+    Matrix<const T> dy;
+    Matrix<const T> x;
+    Matrix<T> dx;
+    const Param<T>* weight;  // from column 0 on
+    RowStatistics of;
+    RowSums sums;  // of whole rows, from row 0 on: g = dy * weight, and g * xhat
+    Index width;   // the values of a row
+};
+
+struct RowAccess {
+    Stores stores = Stores::cached;
+    // Rows behind a block that the caller goes on with. They are prefetched while it is written.
+    Index ahead = 0;
+};
+
+template <class T>
+struct RowKernels {
+    // Of each row of a block, from its first on: the mean about the row's origin (of `width`
+    // values), and m2. Not centered: 0, and the sum of squares.
+    using Moments = void (*)(const Matrix<const T>& x, Index width, const RowBlock&, bool centered,
+                             const RowSums& moments);
+    // y = xhat * weight + bias
+    using Normalize = void (*)(const Matrix<const T>& x, const Matrix<T>& y, const RowBlock&,
+                               const RowStatistics&, const Param<T>* weight, const Param<T>* bias,
+                               const RowAccess&);
+    // The sums of RowGradient over a block's columns, from its first row on.
+    using Reduce = void (*)(const RowGradient<T>&, const RowBlock&, const RowSums& sums);
+    // dx = rstd * (g - mean of g - xhat * mean of g * xhat). Adds dy * xhat and dy of the rows to
+    // dweight and dbias, in turn, or begins them if `fresh`. Without dweight, dx alone.
+    using Differentiate = void (*)(const RowGradient<T>&, const RowBlock&, double* dweight,
+                                   double* dbias, bool fresh, const RowAccess&);
+
+    Moments moments;
+    Normalize normalize;
+    Reduce reduce[2];                // by whether rows are centered
+    Differentiate differentiate[2];  // the same
+};
+
+// The functions of one instruction set, as in KernelTable. By themselves, since files with all
+// kernels take the longest to compile.
+struct RowTable : RowKernels<float>, RowKernels<double>, RowKernels<float16>, RowKernels<bfloat16> {
+    template <class T>
+    [[nodiscard]] const RowKernels<T>& kernels() const {
+        return *this;
+    }
+};
+
+}  // namespace bnext::cpu

@@ -1,0 +1,384 @@
+// Whole rows, where there are enough of them: a task has a block of rows, sums it and writes it
+// from a cache. Few and long rows are split: a task has a piece of a row, and threads wait for each
+// other between the phases. Either way a row's sums are those of its pieces, merged in the order of
+// columns, and the sums for each column are those of chunks, merged in the order of rows: the same
+// bits.
+#include "cpu/rows.hpp"
+
+#include <algorithm>
+
+#include "core/moments.hpp"
+#include "core/row_tiling.hpp"
+#include "core/statistics.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/kernel_table.hpp"
+#include "cpu/machine.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/pool_array.hpp"
+#include "cpu/schedule.hpp"
+#include "cpu/team_size.hpp"
+
+namespace bnext::cpu {
+namespace {
+
+// The decisions before the first thread starts. None of them fixes a bit.
+struct Setting {
+    const KernelTable& table;
+    RowTiling tiling;
+    int threads;
+    bool splits;  // rows, between threads
+    Stores stores;
+    Index bytes;  // of an array
+
+    // `operands`: arrays of the problem's size.
+    Setting(const RowProblem& problem, DType dtype, int operands)
+        : table(active_table()),
+          tiling{problem.rows, problem.width},
+          bytes(problem.elements() * size_of(dtype)) {
+        table.mark_used();
+        Machine machine = this_machine();
+        if (is_small_work(problem.elements(), {operands, 2})) {
+            machine.threads = 1;
+        } else {
+            machine.threads = free_threads(machine.threads, bytes);
+        }
+        threads = machine.threads;
+        splits = threads > 1 && tiling.pieces() > 1 && problem.rows < Index{4} * threads;
+        stores = streams_past_caches(machine, operands * bytes) ? Stores::streaming : Stores::cached;
+    }
+
+    // Tasks of a block of rows: at least so many bytes, so that to take one costs nothing.
+    [[nodiscard]] Index task_rows() const {
+        constexpr Index kTaskBytes = 64 * 1024;
+        const Index row = std::max<Index>(bytes / std::max<Index>(tiling.rows, 1), 1);
+        return std::max<Index>(kTaskBytes / row, 1);
+    }
+    // Of row k, or of the whole row.
+    [[nodiscard]] ColumnRange piece(Index k) const {
+        return {tiling.piece_begin(k), tiling.piece_begin(k + 1)};
+    }
+    [[nodiscard]] ColumnRange all_columns() const { return {0, tiling.width}; }
+};
+
+// The number that stands for a parameter that is not there.
+template <class P>
+class Parameter {
+public:
+    Parameter(const P* given, Index width, P otherwise) : given_(given) {
+        if (given == nullptr) made_ = PoolArray<P>(static_cast<std::size_t>(width), otherwise);
+    }
+    [[nodiscard]] const P* data() const { return given_ != nullptr ? given_ : made_.data(); }
+
+private:
+    const P* given_;
+    PoolArray<P> made_;
+};
+
+template <class T>
+class Normalizing {
+public:
+    Normalizing(const RowProblem& problem, const Setting& setting, const Matrix<const T>& x,
+                const Matrix<T>& y, const Param<T>* weight, const Param<T>* bias, double eps,
+                const RowStatistics& out)
+        : problem_(problem),
+          setting_(setting),
+          kernels_(row_table_of(setting.table).kernels<T>()),
+          x_(x),
+          y_(y),
+          weight_(weight),
+          bias_(bias),
+          eps_(eps),
+          out_(out) {}
+
+    void run() const { setting_.splits ? run_split() : run_by_rows(); }
+
+private:
+    static constexpr Index kMostRows = 64;  // of a block: their sums are on the stack
+
+    void run_by_rows() const {
+        // A block of rows that the first-level cache holds.
+        constexpr Index kValues = 4096;
+        const Index step =
+            std::clamp<Index>(kValues / std::max<Index>(problem_.width, 1), 1, kMostRows);
+        const Index rows = round_up(setting_.task_rows(), step);
+        TaskShares tasks(divide_up(problem_.rows, rows), setting_.threads);
+        parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
+            double mean[kMostRows], m2[kMostRows];
+            Index task = 0;
+            while (tasks.take(team.rank, task)) {
+                const Index end = std::min((task + 1) * rows, problem_.rows);
+                for (Index r = task * rows; r < end; r += step) {
+                    const Index last = std::min(r + step, end);
+                    for (Index k = 0; k < setting_.tiling.pieces(); ++k) {
+                        add_piece(r, last, k, mean, m2);
+                    }
+                    finish(r, last, mean, m2);
+                    const Index ahead = std::min(last - r, end - last);
+                    write({r, last, setting_.all_columns()}, ahead);
+                }
+            }
+        });
+    }
+
+    // Moments of piece k of rows, behind those before it.
+    void add_piece(Index begin, Index end, Index k, double* mean, double* m2) const {
+        const RowBlock block{begin, end, setting_.piece(k)};
+        if (k == 0) return kernels_.moments(x_, problem_.width, block, problem_.centered, {mean, m2});
+        double more_mean[kMostRows], more_m2[kMostRows];
+        kernels_.moments(x_, problem_.width, block, problem_.centered, {more_mean, more_m2});
+        for (Index r = 0; r < block.rows(); ++r) {
+            merge_piece(k, mean[r], m2[r], more_mean[r], more_m2[r]);
+        }
+    }
+    void merge_piece(Index k, double& mean, double& m2, double more_mean, double more_m2) const {
+        if (!problem_.centered) {
+            m2 += more_m2;
+            return;
+        }
+        const auto done = static_cast<double>(setting_.piece(k).begin);
+        const auto more = static_cast<double>(setting_.piece(k).size());
+        bnext::merge(mean, m2, more_mean, more_m2, MergeShares(done, more));
+    }
+
+    // The sums of rows are final; means are about the row's origin.
+    void finish(Index begin, Index end, const double* mean, const double* m2) const {
+        double var[kMostRows];
+        for (Index r = begin; r < end; ++r) {
+            HighLow exact{0.0, 0.0};
+            if (problem_.centered) exact = two_sum(origin(r), mean[r - begin]);
+            out_.mean[r] = exact.high;
+            out_.mean_low[r] = kHasMeanLow<T> ? exact.low : 0.0;
+        }
+        setting_.table.finish_statistics(end - begin, m2, static_cast<double>(problem_.width), eps_,
+                                         var, out_.rstd + begin);
+    }
+    // As the kernel has it.
+    [[nodiscard]] double origin(Index r) const {
+        const T* const row = x_.row(r);
+        const auto first = static_cast<double>(row[0]);
+        const auto middle = static_cast<double>(row[problem_.width / 2]);
+        const auto last = static_cast<double>(row[problem_.width - 1]);
+        const double low = first < middle ? first : middle;
+        const double high = first < middle ? middle : first;
+        const double top = high < last ? high : last;
+        return low < top ? top : low;
+    }
+    void write(const RowBlock& block, Index ahead) const {
+        kernels_.normalize(x_, y_, block, out_, weight_, bias_, {setting_.stores, ahead});
+    }
+
+    void run_split() const {
+        const Index pieces = setting_.tiling.pieces();
+        const Index tasks = problem_.rows * pieces;
+        const PoolArray<double> slots(static_cast<std::size_t>(2 * tasks));
+        double* const mean = slots.data();
+        double* const m2 = mean + tasks;
+        const auto block_of = [&](Index task) {
+            const Index row = task / pieces;
+            return RowBlock{row, row + 1, setting_.piece(task % pieces)};
+        };
+        parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
+            const Index first = team.share_begin(tasks), last = team.share_end(tasks);
+            for (Index task = first; task < last; ++task) {
+                kernels_.moments(x_, problem_.width, block_of(task), problem_.centered,
+                                 {mean + task, m2 + task});
+            }
+            team.barrier();
+            const Index end = team.share_end(problem_.rows);
+            for (Index row = team.share_begin(problem_.rows); row < end; ++row) {
+                const Index of = row * pieces;
+                for (Index k = 1; k < pieces; ++k) {
+                    merge_piece(k, mean[of], m2[of], mean[of + k], m2[of + k]);
+                }
+                finish(row, row + 1, mean + of, m2 + of);
+            }
+            team.barrier();
+            for (Index task = last; task-- > first;) write(block_of(task), 0);
+        });
+    }
+
+    const RowProblem& problem_;
+    const Setting& setting_;
+    const RowKernels<T>& kernels_;
+    const Matrix<const T>&x_;
+    const Matrix<T>& y_;
+    const Param<T>*weight_, *bias_;
+    double eps_;
+    const RowStatistics& out_;
+};
+
+template <class T>
+class Differentiating {
+public:
+    // `of.sums` are to be filled.
+    Differentiating(const RowProblem& problem, const Setting& setting, const RowGradient<T>& of,
+                    double* dweight, double* dbias)
+        : problem_(problem),
+          setting_(setting),
+          kernels_(row_table_of(setting.table).kernels<T>()),
+          of_(of),
+          dweight_(dweight),
+          dbias_(dbias) {
+        if (dweight == nullptr) return;
+        const Index rows = problem.centered ? 2 : 1;
+        slots_ = PoolArray<double>(
+            static_cast<std::size_t>(setting.tiling.chunks() * rows * problem.width));
+    }
+
+    void run() const {
+        parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
+            setting_.splits ? split(team) : by_rows(team);
+            if (dweight_ == nullptr) return;
+            team.barrier();
+            merge_chunks({team.share_begin(problem_.width), team.share_end(problem_.width)});
+        });
+    }
+
+private:
+    // Each member its own chunks.
+    void by_rows(const Team& team) const {
+        const RowTiling& tiling = setting_.tiling;
+        const Index last = team.share_end(tiling.chunks());
+        for (Index chunk = team.share_begin(tiling.chunks()); chunk < last; ++chunk) {
+            const Index end = end_of(chunk);
+            for (Index r = chunk * tiling.chunk_rows(); r < end;) {
+                const Index next = std::min(r + tiling.block_rows(), end);
+                for (Index row = r; row < next; ++row) {
+                    sum_piece(row, 0, of_.sums.first[row], of_.sums.second[row]);
+                    for (Index k = 1; k < tiling.pieces(); ++k) {
+                        double a = 0, b = 0;
+                        sum_piece(row, k, a, b);
+                        of_.sums.first[row] += a;
+                        of_.sums.second[row] += b;
+                    }
+                }
+                const Index ahead = std::min(next - r, problem_.rows - next);
+                write({r, next, setting_.all_columns()}, chunk, ahead);
+                r = next;
+            }
+        }
+    }
+    [[nodiscard]] Index end_of(Index chunk) const {
+        return std::min((chunk + 1) * setting_.tiling.chunk_rows(), problem_.rows);
+    }
+    void sum_piece(Index row, Index k, double& a, double& b) const {
+        kernels_.reduce[problem_.centered](of_, {row, row + 1, setting_.piece(k)}, {&a, &b});
+    }
+    void write(const RowBlock& block, Index chunk, Index ahead) const {
+        const Index width = problem_.width;
+        double* const first = dweight_ == nullptr
+                                  ? nullptr
+                                  : slots_.data() + chunk * (problem_.centered ? 2 : 1) * width;
+        double* const second = first != nullptr && problem_.centered ? first + width : nullptr;
+        const bool fresh = block.begin == chunk * setting_.tiling.chunk_rows();
+        kernels_.differentiate[problem_.centered](of_, block, first, second, fresh,
+                                                  {setting_.stores, ahead});
+    }
+
+    // Members share the pieces of rows, wait for each other, and share columns.
+    void split(const Team& team) const {
+        const RowTiling& tiling = setting_.tiling;
+        const Index pieces = tiling.pieces(), tasks = problem_.rows * pieces;
+        const Index end = team.share_end(tasks);
+        for (Index task = team.share_begin(tasks); task < end; ++task) {
+            sum_piece(task / pieces, task % pieces, sum_of_piece(task)[0], sum_of_piece(task)[1]);
+        }
+        team.barrier();
+        const Index last = team.share_end(problem_.rows);
+        for (Index row = team.share_begin(problem_.rows); row < last; ++row) {
+            double a = sum_of_piece(row * pieces)[0], b = sum_of_piece(row * pieces)[1];
+            for (Index k = 1; k < pieces; ++k) {
+                a += sum_of_piece(row * pieces + k)[0];
+                b += sum_of_piece(row * pieces + k)[1];
+            }
+            of_.sums.first[row] = a;
+            of_.sums.second[row] = b;
+        }
+        team.barrier();
+        const Index shares = tiling.chunks() * pieces;
+        for (Index share = team.share_end(shares); share-- > team.share_begin(shares);) {
+            const Index chunk = share / pieces;
+            const ColumnRange columns = setting_.piece(share % pieces);
+            for (Index r = chunk * tiling.chunk_rows(); r < end_of(chunk); ++r) {
+                write({r, r + 1, columns}, chunk, 0);
+            }
+        }
+    }
+    [[nodiscard]] double* sum_of_piece(Index task) const {
+        return of_.sums.first + 2 * (problem_.rows + task);
+    }
+
+    void merge_chunks(const ColumnRange& columns) const {
+        const Index width = problem_.width, chunks = setting_.tiling.chunks();
+        const Index step = (problem_.centered ? 2 : 1) * width;
+        const auto merge = [&](const double* slots, double* out) {
+            std::copy(slots + columns.begin, slots + columns.end, out + columns.begin);
+            for (Index k = 1; k < chunks; ++k) {
+                const double* const more = slots + k * step;
+                for (Index c = columns.begin; c < columns.end; ++c) out[c] += more[c];
+            }
+        };
+        merge(slots_.data(), dweight_);
+        if (problem_.centered) merge(slots_.data() + width, dbias_);
+    }
+
+    const RowProblem& problem_;
+    const Setting& setting_;
+    const RowKernels<T>& kernels_;
+    const RowGradient<T>& of_;
+    double *dweight_, *dbias_;
+    PoolArray<double> slots_;
+};
+
+}  // namespace
+
+template <class T>
+void normalize_rows(const RowProblem& problem, const Matrix<const T>& x, const Matrix<T>& y,
+                    const Param<T>* weight, const Param<T>* bias, double eps,
+                    const RowStatistics& out) {
+    if (problem.elements() == 0) {  // rows without values have PyTorch's statistics
+        const auto rows = problem.rows;
+        std::fill_n(out.mean, rows, 0.0);
+        std::fill_n(out.mean_low, rows, 0.0);
+        std::fill_n(out.rstd, rows, 0.0);
+        return;
+    }
+    const Setting setting(problem, DTypeOf<T>::value, 2);
+    const Parameter<Param<T>> scale(weight, problem.width, 1), shift(bias, problem.width, 0);
+    Normalizing<T>(problem, setting, x, y, scale.data(), shift.data(), eps, out).run();
+}
+
+template <class T>
+void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
+                        const Matrix<const T>& x, const Matrix<T>& dx, const Param<T>* weight,
+                        const RowStatistics& of, double* dweight, double* dbias) {
+    if (problem.elements() == 0) {
+        for (double* const sums : {dweight, dbias}) {
+            if (sums != nullptr) std::fill_n(sums, problem.width, 0.0);
+        }
+        return;
+    }
+    const Setting setting(problem, DTypeOf<T>::value, 3);
+    const Parameter<Param<T>> scale(weight, problem.width, 1);
+    // Of each row, and where rows are split, of each piece, two by two.
+    const Index pieces = setting.splits ? setting.tiling.pieces() : 0;
+    const PoolArray<double> sums(static_cast<std::size_t>(2 * problem.rows * (1 + pieces)));
+    const RowGradient<T> gradient{dy, x, dx, scale.data(), of,
+                                  {sums.data(), sums.data() + problem.rows}, problem.width};
+    Differentiating<T>(problem, setting, gradient, dweight, dbias).run();
+}
+
+#define BNEXT_OF_ROWS(T)                                                                        \
+    template void normalize_rows(const RowProblem&, const Matrix<const T>&, const Matrix<T>&,   \
+                                 const Param<T>*, const Param<T>*, double,                      \
+                                 const RowStatistics&);                                         \
+    template void differentiate_rows(const RowProblem&, const Matrix<const T>&,                 \
+                                     const Matrix<const T>&, const Matrix<T>&, const Param<T>*, \
+                                     const RowStatistics&, double*, double*);
+BNEXT_OF_ROWS(float)
+BNEXT_OF_ROWS(double)
+BNEXT_OF_ROWS(float16)
+BNEXT_OF_ROWS(bfloat16)
+#undef BNEXT_OF_ROWS
+
+}  // namespace bnext::cpu

@@ -1,0 +1,32 @@
+// Layer and RMS normalization: each row of a matrix by itself. No Python here; pointers come
+// checked. All of it may be called from several threads at once.
+#pragma once
+
+#include "core/dtype.hpp"
+#include "cpu/row_kernels.hpp"
+
+namespace bnext::cpu {
+
+// What the rows of a call have in common.
+struct RowProblem {
+    Index rows;
+    Index width;    // values of a row
+    bool centered;  // layer normalization; false: RMS, whose mean is 0
+
+    [[nodiscard]] Index elements() const { return rows * width; }
+};
+
+// y = (x - mean) * rstd * weight + bias, and what was normalized by. weight and bias may be null.
+template <class T>
+void normalize_rows(const RowProblem& problem, const Matrix<const T>& x, const Matrix<T>& y,
+                    const Param<T>* weight, const Param<T>* bias, double eps,
+                    const RowStatistics& out);
+
+// dx; and dweight and dbias, sums over all rows of one double for each column. weight may be null;
+// dbias is not written where rows are not centered. Without dweight, dx alone.
+template <class T>
+void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
+                        const Matrix<const T>& x, const Matrix<T>& dx, const Param<T>* weight,
+                        const RowStatistics& of, double* dweight, double* dbias);
+
+}  // namespace bnext::cpu

@@ -1,0 +1,286 @@
+"""Layers that normalize each example by itself: `torch.nn.LayerNorm` and `torch.nn.RMSNorm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext import _core
+from bnext.array_types import Array, ArrayT, Parameter
+from bnext.layers.checks import taken_by_rows
+from bnext.layers.holder import Holder, parameter_dtype
+from bnext.row_norms import backward_of_rows, forward_of_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LayerNorm", "RMSNorm"]
+
+
+class RowNormalization(Holder):
+    """Parameters of the shape of an example, and both passes."""
+
+    names = ("weight", "bias")
+    movable = ("weight", "bias", "weight_grad", "bias_grad")
+    version = 1
+    centered: ClassVar[bool]
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None,
+        elementwise_affine: bool,
+        bias: bool,
+        dtype: npt.DTypeLike,
+    ) -> None:
+        self.normalized_shape: tuple[int, ...] = _core.check_normalized_shape(
+            normalized_shape=normalized_shape
+        )
+        if eps is not None:
+            _core.check_eps(eps=eps)
+        self.eps = eps
+        self.dtype = parameter_dtype(dtype)
+        self.elementwise_affine = bool(elementwise_affine)
+        shape, has_bias = self.normalized_shape, self.elementwise_affine and bias
+        self.weight: Parameter = np.ones(shape, self.dtype) if self.elementwise_affine else None
+        self.bias: Parameter = np.zeros(shape, self.dtype) if has_bias else None
+        self.weight_grad: Parameter = None
+        self.bias_grad: Parameter = None
+        self.training = True
+        # The input of the latest forward call and what it saved, until backward consumes them.
+        self._latest: dict[None, tuple[Any, Any]] = {}
+
+    @overload
+    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def forward(self, x: Any, *, out: Any = None) -> Any:
+        """Normalize `x`; the same as calling the layer.
+
+        Parameters
+        ----------
+        x : array, shape (*, normalized_shape)
+            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
+            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
+            not change.
+        out : array, shape of `x`, optional
+            Where to put the result.
+
+        Returns
+        -------
+        array, shape of `x`
+            Of the dtype of `x`, in C order, or `out`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `x` has a wrong shape or dtype, is on a GPU, or what `bnext.layer_norm_forward` raises.
+        """
+        x = taken_by_rows(self, x)
+        y, saved = forward_of_rows(
+            x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered
+        )
+        self._latest[None] = x, saved
+        return y
+
+    __call__ = forward
+
+    @overload
+    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
+        """Gradient by the input of the latest forward call, which it consumes.
+
+        Parameters
+        ----------
+        dy : array, shape of `x`
+            Gradient of the loss by the output; of the dtype of `x`.
+        out : array, shape of `x`, optional
+            Where to put the result; also `dy` itself.
+
+        Returns
+        -------
+        array, shape of `x`
+            ``dx``. The call replaces `weight_grad` and `bias_grad`.
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward call, or its input was consumed by an earlier `backward`.
+        ValueError, TypeError
+            `dy` has another shape or dtype than the input, or the input has changed since.
+        """
+        if None not in self._latest:
+            raise RuntimeError(
+                "backward: expected a forward call before it, since the latest one was consumed or "
+                "there was none"
+            )
+        x, saved = self._latest[None]
+        dx, *gradients = backward_of_rows(
+            dy, x, saved, self.weight, out, self.centered, False, self.weight is not None
+        )
+        if self.weight is not None:
+            self.weight_grad = gradients[0]
+        if self.bias is not None:
+            self.bias_grad = gradients[1]
+        self._latest.clear()
+        return dx
+
+    def reset_parameters(self) -> None:
+        """Set `weight` to 1 and `bias` to 0.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An array cannot be written; then none has changed.
+        """
+        self._fill(weight=1, bias=0)
+
+    def train(self, mode: bool = True) -> Self:
+        """Note a mode, which makes no difference to these layers.
+
+        Parameters
+        ----------
+        mode : bool
+            Whether to train.
+
+        Returns
+        -------
+        Self
+            The layer.
+        """
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Note evaluation mode, which makes no difference to these layers.
+
+        Returns
+        -------
+        Self
+            The layer.
+        """
+        return self.train(False)
+
+    def _text(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        )
+
+    def __repr__(self) -> str:
+        """As PyTorch prints it, with `dtype` where it is not the default."""
+        text = self._text()
+        if self.dtype != np.float32:
+            text += f", dtype={self.dtype}"
+        return f"{type(self).__name__}({text})"
+
+
+class LayerNorm(RowNormalization):
+    """Layer normalization: each example by the mean and the biased variance of its own values.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ba, Kiros and Hinton 2016), over the
+    trailing axes of `normalized_shape`, the same in training and in evaluation.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        Lengths of the trailing axes of the input that are normalized together.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    elementwise_affine : bool
+        Whether the layer has `weight`, and `bias` if that is asked for.
+    bias : bool
+        Whether an affine layer has `bias`.
+    dtype : dtype
+        float32 or float64: of the parameters. The input has it as well; a float32 layer also takes
+        float16 and bfloat16 (as ``ml_dtypes`` has it).
+
+    Attributes
+    ----------
+    weight, bias : array, shape (normalized_shape), or None
+        Parameters, initially 1 and 0.
+    weight_grad, bias_grad : array, shape (normalized_shape), or None
+        Set by `backward`; each call replaces them.
+
+    A new layer's arrays are NumPy's. They serve input of any library on the CPU.
+
+    Raises
+    ------
+    ValueError
+        `normalized_shape` is empty or has a negative length; `eps` is negative or not finite.
+    TypeError
+        `dtype` is not float32 or float64, or an argument is not a number.
+    """
+
+    centered = True
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, dtype)
+
+    def _text(self) -> str:
+        return f"{super()._text()}, bias={self.bias is not None}"
+
+
+class RMSNorm(RowNormalization):
+    """RMS normalization: each example divided by the root of the mean of its squares.
+
+    ``y = x / sqrt(mean(x * x) + eps) * weight`` (Zhang and Sennrich 2019), over the trailing axes
+    of `normalized_shape`, the same in training and in evaluation.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        Lengths of the trailing axes of the input that are normalized together.
+    eps : float, optional
+        Added to the mean of squares. If not given, the machine epsilon of the arithmetic, as
+        PyTorch has it: 2**-52 for a float64 input, 2**-23 for all others.
+    elementwise_affine : bool
+        Whether the layer has `weight`.
+    dtype : dtype
+        float32 or float64: of the weight. The input has it as well; a float32 layer also takes
+        float16 and bfloat16 (as ``ml_dtypes`` has it).
+
+    Attributes
+    ----------
+    weight : array, shape (normalized_shape), or None
+        The parameter, initially 1.
+    weight_grad : array, shape (normalized_shape), or None
+        Set by `backward`; each call replaces it.
+
+    A new layer's arrays are NumPy's. They serve input of any library on the CPU.
+
+    Raises
+    ------
+    ValueError
+        `normalized_shape` is empty or has a negative length; `eps` is negative or not finite.
+    TypeError
+        `dtype` is not float32 or float64, or an argument is not a number.
+    """
+
+    centered = False
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, False, dtype)
