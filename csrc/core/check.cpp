@@ -134,7 +134,8 @@ private:
     // x (N, ...), its channels, and their groups.
     void cells() const {
         data();
-        if (x().rank < 2) value_error("x: expected at least 2 dimensions, got ", x().rank);
+        if (x().rank < 2) value_error("x: expected at least 2 dimensions, got ",
+                                          static_cast<Index>(x().rank));
         if (call_.axis() == 0) {
             value_error("channel_axis: expected an axis behind the first, which has the examples, "
                         "got ", call_.channel_axis);
