@@ -170,7 +170,10 @@ def test_a_large_mean_cancels_nothing(rng, layout):
     for dtype, far in ((np.float64, 1e8), (np.float32, 1e3)):
         x = rng.standard_normal((3, 8, 6, 7))
         x += far * (1 + np.arange(12)).reshape(3, 4, 1, 1).repeat(2, axis=1)
-        x, dy = laid_out(x.astype(dtype), layout), laid_out(rng.random(x.shape).astype(dtype), layout)
+        x, dy = (
+            laid_out(x.astype(dtype), layout),
+            laid_out(rng.random(x.shape).astype(dtype), layout),
+        )
         y, _, dx, *_ = both(x, dy, 4, None, None)
         assert_close(y, reference.group_norm(x, 4)[0], Y[dtype], UNIT[dtype], 4)
         assert_close(dx, reference.group_norm_backward(dy, x, 4)[0], DX[dtype], UNIT[dtype], 4)
@@ -208,12 +211,10 @@ def test_weights_of_other_sizes(rng):
 
 def test_out_and_channels_last_axis(rng):
     x, dy, weight, bias = data(rng, (4, 6, 5, 3), np.float32)
-    y, saved, dx, dweight, dbias = both(x, dy, 3, weight, bias)
+    y, _, dx, dweight, dbias = both(x, dy, 3, weight, bias)
     last, dy_last = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy))
     out = np.empty_like(last)
-    again, saved_last = bnext.group_norm_forward(
-        last, 3, weight, bias, channel_axis=-1, out=out
-    )
+    again, saved_last = bnext.group_norm_forward(last, 3, weight, bias, channel_axis=-1, out=out)
     assert again is out
     assert np.allclose(np.moveaxis(out, -1, 1), y, atol=1e-6)
     gradients = bnext.group_norm_backward(dy_last, last, saved_last, weight, out=dy_last)
@@ -237,7 +238,7 @@ def test_empty_batches():
 
 def test_saved_of_norms(rng):
     x, dy, weight, bias = data(rng, (2, 6, 5), np.float32)
-    y, saved = bnext.group_norm_forward(x, 3, weight, bias)
+    _, saved = bnext.group_norm_forward(x, 3, weight, bias)
     _, of_batch = bnext.batch_norm_forward(x)
     assert (saved.num_groups, of_batch.num_groups) == (3, None)
     again = pickle.loads(pickle.dumps(saved))
@@ -287,7 +288,7 @@ def test_errors(text):
 
 def test_errors_of_out_and_of_single_values():
     x = np.zeros((2, 6, 3), np.float32)
-    with pytest.raises(ValueError, match="out: expected memory of its own, got .* overlaps x"):
+    with pytest.raises(ValueError, match=r"out: expected memory of its own, got .* overlaps x"):
         bnext.group_norm_forward(x, 3, out=x)
     with pytest.raises(ValueError, match=r"more than 1 spatial element .* \(2, 6, 1\)"):
         bnext.instance_norm_forward(x[:, :, :1])

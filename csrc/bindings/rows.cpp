@@ -148,8 +148,8 @@ public:
             if (direct_) return {out.as<T>(), pitch};
         }
         const auto strides = c_strides(x.shape());
-        fresh_ = (call_.call.has(Role::out) ? Results() : results)
-                     .make(x.dtype(), x.shape(), strides);
+        fresh_ =
+            (call_.call.has(Role::out) ? Results() : results).make(x.dtype(), x.shape(), strides);
         const Index width = RowSaved::product(x.shape().subspan(static_cast<std::size_t>(first_)));
         return {static_cast<T*>(fresh_.data), std::max<Index>(width, 1)};
     }
@@ -192,9 +192,7 @@ private:
 
 // --- the calls -----------------------------------------------------------------------------------
 
-bool truth_of(py::handle flag) {
-    return flag && PyObject_IsTrue(flag.ptr()) != 0;
-}
+bool truth_of(py::handle flag) { return flag && PyObject_IsTrue(flag.ptr()) != 0; }
 
 constexpr Signature kForward{
     "rows_forward", "x, normalized_shape, weight, bias, eps, out, centered, plain=False",
@@ -278,8 +276,8 @@ py::object backward(py::handle, const Arguments<8>& given) {
         const Results in_kind(call.library_of_weight(weight));
         const auto rounded = [&](const cpu::PoolArray<double>& sums) {
             using P = Param<T>;
-            Fresh fresh = in_kind.make(DTypeOf<P>::value, saved.normalized(),
-                                       c_strides(saved.normalized()));
+            Fresh fresh =
+                in_kind.make(DTypeOf<P>::value, saved.normalized(), c_strides(saved.normalized()));
             intake::round_each({sums.data(), sums.size()}, nullptr, static_cast<P*>(fresh.data));
             return in_kind.give(std::move(fresh));
         };
@@ -292,9 +290,9 @@ py::object backward(py::handle, const Arguments<8>& given) {
     return tuple_of(dx, weight_gradient, bias_gradient);
 }
 
-constexpr Signature kRestored{
-    "rows_restored", "x, rows, normalized_shape, eps, centered",
-    "RowSaved, from x and mean, mean_low and rstd of its rows as an array of float64, shape (3, N)."};
+constexpr Signature kRestored{"rows_restored", "x, rows, normalized_shape, eps, centered",
+                              "RowSaved, from x and mean, mean_low and rstd of its rows as an "
+                              "array of float64, shape (3, N)."};
 
 py::object restored(py::handle, const Arguments<5>& given) {
     const auto& [x, rows, normalized_shape, eps, centered] = given;
@@ -332,8 +330,8 @@ py::object view_of(const py::object& self) {
 }
 
 py::object copy_of_rows(const RowSaved& saved) {
-    return py::array_t<double>({py::ssize_t{kRowStatistics}, static_cast<py::ssize_t>(saved.rows())},
-                               saved.values.data());
+    return py::array_t<double>(
+        {py::ssize_t{kRowStatistics}, static_cast<py::ssize_t>(saved.rows())}, saved.values.data());
 }
 
 py::tuple state_of(const RowSaved& s) {
@@ -361,10 +359,11 @@ RowSaved of_state(const py::tuple& state) {
 }  // namespace
 
 void register_rows(py::module_& m) {
-    py::class_<RowSaved>(m, "RowSaved",
-                         "What a forward call of layer or RMS normalization leaves for its backward "
-                         "call: the\nstatistics of each row, and what is needed to notice another "
-                         "input. Read-only.")
+    py::class_<RowSaved>(
+        m, "RowSaved",
+        "What a forward call of layer or RMS normalization leaves for its backward "
+        "call: the\nstatistics of each row, and what is needed to notice another "
+        "input. Read-only.")
         .def_property_readonly("mean", &view_of<0>,
                                "Mean of each row: array of float64, of the shape of x without the "
                                "normalized axes; 0 of RMS normalization.")

@@ -142,7 +142,7 @@ py::object state_of(py::handle self) {
 }
 
 Saved of_state(const py::tuple& state) {
-    const bool is_older = state.size() == 8;  // than activations
+    const bool is_older = state.size() == 8;                     // than activations
     if (!is_older && state.size() != 9 && state.size() != 10) {  // 9: than norms of cells
         value_error("state: expected the state of a pickled Saved");
     }

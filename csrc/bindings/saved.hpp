@@ -37,7 +37,7 @@ public:
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
     bool has_parameters = false;  // whether weight() and bias() are the forward call's
-    Index groups = 0;  // of a norm of cells: the channels of rows are N * groups slabs
+    Index groups = 0;             // of a norm of cells: the channels of rows are N * groups slabs
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all

@@ -97,7 +97,7 @@ struct Call {
     double eps = 0;
     double momentum = 0;
     std::optional<Index> num_groups;  // of group normalization; none: each channel is a group
-    Fused fused{};  // of a forward pass, but for whether there is a residual
+    Fused fused{};                    // of a forward pass, but for whether there is a residual
     const FromForward* from_forward = nullptr;
     std::span<const Index> normalized_shape{};  // of functions of rows: the trailing axes
     // Whether two arrays share an element; asked where their bounds meet.

@@ -40,9 +40,8 @@ CellDescription describe_cells(DType dtype, std::span<const Index> shape, Index 
         return channels == 1 || stride.channel == problem.example.count();
     };
     const auto all = std::span(result.strides).first(n);
-    problem.joined =
-        (problem.example.layout == Layout::planar || values) && problem.example.outer == 1 &&
-        std::ranges::all_of(all, follow);
+    problem.joined = (problem.example.layout == Layout::planar || values) &&
+                     problem.example.outer == 1 && std::ranges::all_of(all, follow);
     const auto dense = [&](Index step) { return step == problem.example.elements(); };
     if (problem.joined && problem.examples > 1 &&
         std::ranges::all_of(std::span(result.steps).first(n), dense)) {

@@ -32,7 +32,7 @@ struct CellProblem {
     }
     // The slabs as planes, where they are joined.
     [[nodiscard]] Problem planes_of_slabs() const {
-        return {example.dtype,   Layout::planar, 1, slabs(), example.count() * cells_of_slab,
+        return {example.dtype,     Layout::planar, 1, slabs(), example.count() * cells_of_slab,
                 /*adjoining=*/true};
     }
     // All examples together: what a call moves.

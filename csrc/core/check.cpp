@@ -122,23 +122,24 @@ private:
     void of_same_norm() const {
         const bool of_cells = call_.from_forward->groups != 0;
         if (of_cells == call_.is_of_cells()) return;
-        throw Error(Error::Kind::saved,
-                    concat("saved: expected what ",
-                           of_cells ? "batch_norm_forward" : "group_norm_forward",
-                           " returned, got what ",
-                           of_cells ? "group_norm_forward or instance_norm_forward"
-                                    : "batch_norm_forward",
-                           " did"));
+        throw Error(
+            Error::Kind::saved,
+            concat("saved: expected what ", of_cells ? "batch_norm_forward" : "group_norm_forward",
+                   " returned, got what ",
+                   of_cells ? "group_norm_forward or instance_norm_forward" : "batch_norm_forward",
+                   " did"));
     }
 
     // x (N, ...), its channels, and their groups.
     void cells() const {
         data();
-        if (x().rank < 2) value_error("x: expected at least 2 dimensions, got ",
-                                          static_cast<Index>(x().rank));
+        if (x().rank < 2)
+            value_error("x: expected at least 2 dimensions, got ", static_cast<Index>(x().rank));
         if (call_.axis() == 0) {
-            value_error("channel_axis: expected an axis behind the first, which has the examples, "
-                        "got ", call_.channel_axis);
+            value_error(
+                "channel_axis: expected an axis behind the first, which has the examples, "
+                "got ",
+                call_.channel_axis);
         }
         if (call_.num_groups) check_num_groups(*call_.num_groups, call_.channels());
     }

@@ -23,7 +23,7 @@ inline std::string remedy_of(const ArrayRef& vector, std::span<const Index> x) {
 
 // `x`: the shape that a vector of channels goes with.
 inline void check_shape(const ArrayRef& array, const char* name, std::span<const Index> expected,
-                 std::span<const Index> x = {}) {
+                        std::span<const Index> x = {}) {
     if (!std::ranges::equal(array.shape(), expected)) {
         value_error(name, ": expected shape ", shape_text(expected), ", got ",
                     shape_text(array.shape()), remedy_of(array, x));
@@ -90,9 +90,8 @@ inline void check_out(const Call& call, DType dtype, std::span<const Index> shap
         }
     };
     // Strides in bytes, since an array that is not aligned has none in elements.
-    no_overlap(
-        !written.c_contiguous && may_overlap_itself(written.shape(), written.byte_strides()),
-        "itself");
+    no_overlap(!written.c_contiguous && may_overlap_itself(written.shape(), written.byte_strides()),
+               "itself");
     for (const Role role : inputs) {
         if (role == over && call.writes_over(role)) continue;
         no_overlap(call.has(role) && may_meet(written, call[role]) &&

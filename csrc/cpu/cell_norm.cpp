@@ -229,8 +229,9 @@ void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
     const Index cells = problem.examples * problem.cells();
     const PoolArray<double> sum_dy(static_cast<std::size_t>(cells)), sum_dy_xmu(sum_dy.size());
     const ChannelWeights<T> weights(weight, channels, problem.cells_of_slab);
-    const BackwardOfCells<T> pass{{problem, settings.cells}, settings.sums, x, dy, dx, slabs,
-                                  weights, sum_dy.data(), sum_dy_xmu.data()};
+    const BackwardOfCells<T> pass{
+        {problem, settings.cells}, settings.sums, x, dy, dx, slabs, weights, sum_dy.data(),
+        sum_dy_xmu.data()};
     run(problem, settings, pass);
     const FloatMode mode;
     for (Index first = 0; first < cells; first += channels) {
@@ -245,8 +246,8 @@ void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
     }
 }
 
-#define BNEXT_INSTANTIATE(T)                              \
-    template decltype(cell_forward<T>) cell_forward<T>;   \
+#define BNEXT_INSTANTIATE(T)                            \
+    template decltype(cell_forward<T>) cell_forward<T>; \
     template decltype(cell_backward<T>) cell_backward<T>;
 BNEXT_INSTANTIATE(float)
 BNEXT_INSTANTIATE(double)

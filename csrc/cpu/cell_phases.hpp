@@ -160,8 +160,8 @@ struct ForwardOfCells : CellPass<T> {
         const View<T> out = y.of(room.example, room.base);
         const Affine<T> by{this->parameters_of(affine.weight, room, room.weight()),
                            this->parameters_of(affine.bias, room, room.bias())};
-        use(Second<F, T, NormalCells<T>>{
-            this->setting, &in, &out, NormalCells<T>{{room.rows(), by, eps}}});
+        use(Second<F, T, NormalCells<T>>{this->setting, &in, &out,
+                                         NormalCells<T>{{room.rows(), by, eps}}});
     }
 };
 

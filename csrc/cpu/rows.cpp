@@ -44,7 +44,8 @@ struct Setting {
         }
         threads = machine.threads;
         splits = threads > 1 && tiling.pieces() > 1 && problem.rows < Index{4} * threads;
-        stores = streams_past_caches(machine, operands * bytes) ? Stores::streaming : Stores::cached;
+        stores =
+            streams_past_caches(machine, operands * bytes) ? Stores::streaming : Stores::cached;
     }
 
     // Tasks of a block of rows: at least so many bytes, so that to take one costs nothing.
@@ -123,7 +124,8 @@ private:
     // Moments of piece k of rows, behind those before it.
     void add_piece(Index begin, Index end, Index k, double* mean, double* m2) const {
         const RowBlock block{begin, end, setting_.piece(k)};
-        if (k == 0) return kernels_.moments(x_, problem_.width, block, problem_.centered, {mean, m2});
+        if (k == 0)
+            return kernels_.moments(x_, problem_.width, block, problem_.centered, {mean, m2});
         double more_mean[kMostRows], more_m2[kMostRows];
         kernels_.moments(x_, problem_.width, block, problem_.centered, {more_mean, more_m2});
         for (Index r = 0; r < block.rows(); ++r) {
@@ -200,7 +202,7 @@ private:
     const RowProblem& problem_;
     const Setting& setting_;
     const RowKernels<T>& kernels_;
-    const Matrix<const T>&x_;
+    const Matrix<const T>& x_;
     const Matrix<T>& y_;
     const Param<T>*weight_, *bias_;
     double eps_;
@@ -363,17 +365,16 @@ void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
     // Of each row, and where rows are split, of each piece, two by two.
     const Index pieces = setting.splits ? setting.tiling.pieces() : 0;
     const PoolArray<double> sums(static_cast<std::size_t>(2 * problem.rows * (1 + pieces)));
-    const RowGradient<T> gradient{dy, x, dx, scale.data(), of,
-                                  {sums.data(), sums.data() + problem.rows}, problem.width};
+    const RowGradient<T> gradient{
+        dy, x, dx, scale.data(), of, {sums.data(), sums.data() + problem.rows}, problem.width};
     Differentiating<T>(problem, setting, gradient, dweight, dbias).run();
 }
 
-#define BNEXT_OF_ROWS(T)                                                                        \
-    template void normalize_rows(const RowProblem&, const Matrix<const T>&, const Matrix<T>&,   \
-                                 const Param<T>*, const Param<T>*, double,                      \
-                                 const RowStatistics&);                                         \
-    template void differentiate_rows(const RowProblem&, const Matrix<const T>&,                 \
-                                     const Matrix<const T>&, const Matrix<T>&, const Param<T>*, \
+#define BNEXT_OF_ROWS(T)                                                                          \
+    template void normalize_rows(const RowProblem&, const Matrix<const T>&, const Matrix<T>&,     \
+                                 const Param<T>*, const Param<T>*, double, const RowStatistics&); \
+    template void differentiate_rows(const RowProblem&, const Matrix<const T>&,                   \
+                                     const Matrix<const T>&, const Matrix<T>&, const Param<T>*,   \
                                      const RowStatistics&, double*, double*);
 BNEXT_OF_ROWS(float)
 BNEXT_OF_ROWS(double)

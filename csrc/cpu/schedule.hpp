@@ -47,8 +47,8 @@ struct Work {
 Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
                Index together = 1);
 
-// The plan of a norm of cells, both phases of it: the tiling, the block and the number of blocks are
-// an example's. A block has whole slabs. Under `channels`, examples times blocks are the tasks;
+// The plan of a norm of cells, both phases of it: the tiling, the block and the number of blocks
+// are an example's. A block has whole slabs. Under `channels`, examples times blocks are the tasks;
 // under `split`, the threads share each example.
 Plan make_plan(const CellProblem& problem, const Work& work, const Machine& machine);
 

@@ -123,8 +123,8 @@ BNEXT_FORCE_INLINE bool is_extreme_row(const RowStatistics& of, Index row) {
     if constexpr (sizeof(T) == 8) return false;
     constexpr double kLargest = 0x1p100, kSmallest = 0x1p-100;
     const double rstd = of.rstd[row], mean = of.mean[row];
-    const bool usual = rstd <= kLargest && (rstd >= kSmallest || rstd == 0.0) &&
-                       mean < kLargest && mean > -kLargest;
+    const bool usual = rstd <= kLargest && (rstd >= kSmallest || rstd == 0.0) && mean < kLargest &&
+                       mean > -kLargest;
     return !usual;
 }
 
@@ -139,9 +139,9 @@ BNEXT_FORCE_INLINE void reduce_row(const RowGradient<T>& of, const ColumnRange& 
     const Param<T>* const weight = of.weight + columns.begin;
     Wide first = broadcast(0.0), second = broadcast(0.0);
     for_each_pack(columns.size(), [&](Index j, int some) BNEXT_INLINE_LAMBDA {
-        const Pack<C> xhat = kCentered ? fma(load_as<C>(x + j, some, numbers.center) - center,
-                                             scale, shift)
-                                       : load_as<C>(x + j, some) * scale;
+        const Pack<C> xhat =
+            kCentered ? fma(load_as<C>(x + j, some, numbers.center) - center, scale, shift)
+                      : load_as<C>(x + j, some) * scale;
         const Pack<C> g = load_as<C>(dy + j, some) * load_as<C>(weight + j, some);
         const Wide wide = widen(g);
         if constexpr (kCentered) first = first + wide;

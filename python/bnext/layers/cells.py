@@ -136,7 +136,7 @@ class CellNormalization(Modes):
         return dx
 
     def _move_running(self, saved: Any) -> None:
-        """Move running statistics by those of a forward call. (GroupNorm has none.)"""
+        """Move running statistics by those of a forward call; none of them, of GroupNorm."""
 
     def _options(self) -> str:
         """Describe what is not the default of every layer, as a representation ends."""

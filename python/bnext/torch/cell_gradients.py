@@ -35,9 +35,7 @@ def cell_norm(
 
     Give y, and the statistics.
     """
-    if is_grad_enabled() and (
-        x.requires_grad or wants_gradient(weight) or wants_gradient(bias)
-    ):
+    if is_grad_enabled() and (x.requires_grad or wants_gradient(weight) or wants_gradient(bias)):
         kept: list[Any] = []
         y: Tensor = _record(x, weight, bias, (num_groups, eps, kept))
         return y, kept[0]

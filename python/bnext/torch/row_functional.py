@@ -100,9 +100,7 @@ def rms_norm(
     return y
 
 
-def _by_rows(
-    x: Any, shape: Any, weight: Any, bias: Any, eps: Any, centered: bool
-) -> Tensor | None:
+def _by_rows(x: Any, shape: Any, weight: Any, bias: Any, eps: Any, centered: bool) -> Tensor | None:
     """Normalize by the kernels; None where PyTorch's operator is to, or has the error.
 
     PyTorch takes dtypes and devices without kernels, tensors without values, transforms of
