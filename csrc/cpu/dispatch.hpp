@@ -7,7 +7,6 @@
 namespace bnext::cpu {
 
 struct KernelTable;
-struct RowTable;
 
 using Tables = std::vector<const KernelTable*>;  // best first
 
@@ -16,7 +15,6 @@ Tables available_tables();  // the compiled tables that this machine can run
 
 const KernelTable& active_table();
 void set_active_table(const KernelTable& table);
-const RowTable& row_table_of(const KernelTable& table);    // of the same instruction set
 const KernelTable* find_available(std::string_view name);  // null if there is none
 
 // Kernels report their table from their own translation unit, for tests.

@@ -96,4 +96,6 @@ struct RowTable : RowKernels<float>, RowKernels<double>, RowKernels<float16>, Ro
     }
 };
 
+const RowTable& row_table_of(const KernelTable& table);  // of the same instruction set
+
 }  // namespace bnext::cpu

@@ -44,6 +44,8 @@ def convert(
 ) -> Module:  # fmt: skip
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
+    So it does for other norms, if they are named.
+
     The modules stay the objects that they are and change their class: parameters, buffers, hooks,
     modes and names, and references to a module from elsewhere, stay as they are. Subclasses are
     exchanged as well, and stay instances of their class under its name, if they have no `forward`
@@ -108,7 +110,8 @@ def convert(
     if sync is not None:
         check_group(None if sync is True else sync, "sync")
     synced = sync is not None
-    changes, left = _planned(model, synced, checked_norms(norms))
+    names = checked_norms(norms)
+    changes, left = _planned(model, synced, names)
     with _all_or_nothing(module for module, _ in changes):
         for module, ours in changes:
             if synced and isinstance(module, _BatchNorm):
@@ -130,8 +133,10 @@ def convert(
     if left:
         which = "1 layer" if len(left) == 1 else f"{len(left)} layers"
         stay = "stays" if len(left) == 1 else "stay"
-        lines = [f"convert: {which} of batch normalization {stay} PyTorch's", *told(left)]
-        lines.append("bnext.torch.report(model) lists all layers")
+        what = "batch normalization" if names == {BATCH} else "normalization"
+        lines = [f"convert: {which} of {what} {stay} PyTorch's", *told(left)]
+        if BATCH in names:
+            lines.append("bnext.torch.report(model) lists all layers")
         warnings.warn("\n".join(lines), ConversionWarning, stacklevel=2)
     return model
 
