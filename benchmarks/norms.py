@@ -214,7 +214,9 @@ def main(given=None):
     torch.set_num_threads(threads)
     bnext.set_num_threads(threads)
     print(f"threads: {threads}; milliseconds; ratio: PyTorch {torch.__version__} / bnext")
-    print(f"{'norm':8} {'shape':22} {'dtype':9} {'call':9} {'bnext':>10} {'torch':>10} {'ratio':>6}")
+    print(
+        f"{'norm':8} {'shape':22} {'dtype':9} {'call':9} {'bnext':>10} {'torch':>10} {'ratio':>6}"
+    )
     rows = []
     for case in CASES:
         if case.norm in options.norms and np.prod(case.shape) <= options.most:

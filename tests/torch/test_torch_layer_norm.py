@@ -142,7 +142,9 @@ def test_other_calls_are_left_to_pytorch(ours, theirs):
     assert torch.allclose(tangent, torch.func.jvp(other, (x,), (x,))[1], atol=1e-5)
     nested = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
     if ours is bnext.torch.LayerNorm:
-        torch.testing.assert_close(layer(nested).to_padded_tensor(0), other(nested).to_padded_tensor(0))
+        torch.testing.assert_close(
+            layer(nested).to_padded_tensor(0), other(nested).to_padded_tensor(0)
+        )
     y = layer(x.requires_grad_())
     batch = torch.randn(2, *y.shape)
     got = torch.autograd.grad(y, x, batch, is_grads_batched=True)[0]

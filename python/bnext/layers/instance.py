@@ -43,7 +43,29 @@ class _InstanceNorm(CellNormalization):
         )  # fmt: skip
 
     def forward(self, x: Any, *, out: Any = None) -> Any:
-        """Normalize `x`, a batch or one example; otherwise as `GroupNorm.forward`."""
+        """Normalize `x`; the same as calling the layer.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, ...) with C at `channel_axis`, or that of one example
+            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
+            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
+            not change.
+        out : array, shape of `x`, optional
+            Where to put the result.
+
+        Returns
+        -------
+        array, shape of `x`
+            Of the dtype and in the memory order of `x`, or `out`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `x` has a wrong rank, number of channels or dtype, has one value per channel, is on a
+            GPU, or what `bnext.instance_norm_forward` raises. The layer's state is then what it was
+            before.
+        """
         x = x if hasattr(x, "shape") else np.asarray(x)
         rank, batch = len(x.shape), self._rank
         if rank not in (batch - 1, batch):
@@ -57,7 +79,27 @@ class _InstanceNorm(CellNormalization):
     __call__ = forward
 
     def backward(self, dy: Any, *, out: Any = None) -> Any:
-        """Gradient by the input of the latest forward call; otherwise as `GroupNorm.backward`."""
+        """Gradient by the input of the latest forward call, which it consumes.
+
+        Parameters
+        ----------
+        dy : array, shape of `x`
+            Gradient of the loss by the output; of the dtype of `x`.
+        out : array, shape of `x`, optional
+            Where to put the result; also `dy` itself.
+
+        Returns
+        -------
+        array, shape of `x`
+            ``dx``. The call replaces `weight_grad` and `bias_grad`.
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward call, or its input was consumed by an earlier `backward`.
+        ValueError, TypeError
+            `dy` has another shape or dtype than the input, or the input has changed since.
+        """
         dy = dy if hasattr(dy, "shape") else np.asarray(dy)
         if len(dy.shape) != self._rank - 1:
             return super().backward(dy, out=out)
