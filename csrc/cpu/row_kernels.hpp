@@ -64,6 +64,18 @@ struct RowAccess {
     Index ahead = 0;
 };
 
+// The median of the first, middle and last value of a row (as view.hpp has it of a channel).
+template <class T>
+BNEXT_FORCE_INLINE double origin_of_row(const T* x, Index width) {
+    const auto first = static_cast<double>(x[0]);
+    const auto middle = static_cast<double>(x[width / 2]);
+    const auto last = static_cast<double>(x[width - 1]);
+    const double low = first < middle ? first : middle;
+    const double high = first < middle ? middle : first;
+    const double top = high < last ? high : last;
+    return low < top ? top : low;
+}
+
 template <class T>
 struct RowKernels {
     // Of each row of a block, from its first on: the mean about the row's origin (of `width`

@@ -147,23 +147,13 @@ private:
         double var[kMostRows];
         for (Index r = begin; r < end; ++r) {
             HighLow exact{0.0, 0.0};
-            if (problem_.centered) exact = two_sum(origin(r), mean[r - begin]);
+            if (problem_.centered)
+                exact = two_sum(origin_of_row(x_.row(r), problem_.width), mean[r - begin]);
             out_.mean[r] = exact.high;
             out_.mean_low[r] = kHasMeanLow<T> ? exact.low : 0.0;
         }
         setting_.table.finish_statistics(end - begin, m2, static_cast<double>(problem_.width), eps_,
                                          var, out_.rstd + begin);
-    }
-    // As the kernel has it.
-    [[nodiscard]] double origin(Index r) const {
-        const T* const row = x_.row(r);
-        const auto first = static_cast<double>(row[0]);
-        const auto middle = static_cast<double>(row[problem_.width / 2]);
-        const auto last = static_cast<double>(row[problem_.width - 1]);
-        const double low = first < middle ? first : middle;
-        const double high = first < middle ? middle : first;
-        const double top = high < last ? high : last;
-        return low < top ? top : low;
     }
     void write(const RowBlock& block, Index ahead) const {
         kernels_.normalize(x_, y_, block, out_, weight_, bias_, {setting_.stores, ahead});

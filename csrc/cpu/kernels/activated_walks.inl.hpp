@@ -178,7 +178,7 @@ struct RunWalk {
 };
 
 // Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
-// there are several, n is at least two units. A pack ends at `head`, and those behind it are
+// there are several, n is at least a unit. A pack ends at `head`, and those behind it are
 // streamed; one in which a plane ends and the next begins has a formula blended of both.
 template <class F, class T>
 struct PlaneWalk {
@@ -201,20 +201,30 @@ struct PlaneWalk {
     [[nodiscard]] BNEXT_FORCE_INLINE bool streams(Index j) const { return streamed && j >= head; }
     template <class Call>
     BNEXT_FORCE_INLINE void go(Place& at, Index stop, Call&& f) const {
-        while (at.j < stop) {
-            const Index left = (at.j < head && head < stop ? head : stop) - at.j;
-            const int columns = left < kLanes ? static_cast<int>(left) : 0;
-            const bool ends = at.j >= head && at.end < end && at.j + kLanes > at.end;
-            if (ends) {
+        Index j = at.j;
+        while (j < stop) {
+            if (j == at.end && j < end) enter_next(at);
+            const Index left = (j < head && head < stop ? head : stop) - j;
+            const Index of_plane = at.end - j, here = left < of_plane ? left : of_plane;
+            // Whole packs of the plane, or one pack that is cut or goes on in the next plane.
+            const bool whole = here >= kLanes;
+            const int columns = whole || left >= kLanes ? 0 : static_cast<int>(left);
+            const bool crosses = !whole && j >= head && at.end < end;
+            if (crosses) {
                 const Formula next = formula_of_channel<Formula>(all, at.channel + 1);
-                at.formula = across(static_cast<int>(at.end - at.j), at.formula, next);
+                at.formula = across(static_cast<int>(of_plane), at.formula, next);
             }
-            f(at.j, columns, at.formula);
-            if (ends) {
-                at.formula = formula_of_channel<Formula>(all, ++at.channel);
-                at.end += n;
-            }
-            at.j += lanes_in(columns);
+            const Index behind = whole ? j + here / kLanes * kLanes : j + 1;
+            for (; j < behind; j += kLanes) f(j, columns, at.formula);
+            if (columns != 0) j += columns - kLanes;
+            if (crosses) enter_next(at);
         }
+        at.j = j;
+    }
+
+private:
+    BNEXT_FORCE_INLINE void enter_next(Place& at) const {
+        at.formula = formula_of_channel<Formula>(all, ++at.channel);
+        at.end += n;
     }
 };

@@ -2,7 +2,7 @@
 // lines are streamed, runs begin on their boundaries but for what is left at a region's ends.
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
-// follow each other without a gap. Where there are several, n is at least two units.
+// follow each other without a gap. Where there are several, n is at least a unit.
 template <class Formula, class T>
 BNEXT_NO_INLINE void write_activated_planes(const ActivatedRun<T>& run, Index planes, Index n,
                                             bool streams, const CoefficientsIn<Compute<T>>& all,
@@ -20,7 +20,7 @@ void write_activated_planar(const View<const T>* in, const View<T>* out, const R
                             const CoefficientsIn<Compute<T>>& all, const Access& access) {
     const FlagBits& flags = all.activated->flags;
     const Index plane = region.tiling->inner();
-    bool joined = plane >= 2 * kUnit<T> && out[0].stride.inner == 1;
+    bool joined = plane >= kUnit<T> && out[0].stride.inner == 1;
     for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
     for (int w = 0; w < Formula::kWrites; ++w) joined = joined && out[w].stride.channel == plane;
     if (flags.are_kept()) joined = joined && flags.stride.channel == plane;

@@ -87,69 +87,72 @@ struct GradientNumbers : RowNumbers<C> {
           offset(static_cast<C>(-of.rstd[row] * (sums.first[row] * share))) {}
 };
 
+// Row r of a block. `begins`: its are the first sums of the chunk's columns.
 template <class T, class C, bool kCentered, bool kSums>
-BNEXT_FORCE_INLINE void differentiate_block(const RowGradient<T>& of, const RowBlock& block,
-                                            double* dweight, double* dbias, bool fresh,
-                                            const RowAccess& access) {
-    const double share = 1.0 / static_cast<double>(of.width);
-    for (Index r = block.begin; r < block.end; ++r) {
-        const GradientNumbers<C> numbers(of.of, of.sums, r, share);
-        const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
-                      shift = broadcast(numbers.shift), slope = broadcast(numbers.slope),
-                      offset = broadcast(numbers.offset);
-        const Index from = block.columns.begin;
-        const bool has_next = r - block.begin < access.ahead;
-        const Index after = has_next ? r + block.rows() : r;
-        const T* const next_x = of.x.row(after) + from;
-        const T* const next_dy = of.dy.row(after) + from;
-        const T* const x = of.x.row(r) + from;
-        const T* const dy = of.dy.row(r) + from;
-        T* const dx = of.dx.row(r) + from;
-        const Param<T>* const weight = of.weight + from;
-        const bool begins = fresh && r == block.begin;
-        for_each_pack_from_line(
-            dx, block.columns.size(), access.stores == Stores::streaming,
-            [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
-                if (has_next) {
-                    prefetch_packs<1>(next_x + j);
-                    prefetch_packs<1>(next_dy + j);
-                }
-                const Pack<C> value = load_as<C>(x + j, some);
-                const Pack<C> xhat = kCentered ? fma(value - center, scale, shift) : value * scale;
-                const Pack<C> dy_pack = load_as<C>(dy + j, some);
-                const Pack<C> g = dy_pack * load_as<C>(weight + j, some);
-                Pack<C> result = fma(g, scale, xhat * slope);
-                if constexpr (kCentered) result = result + offset;
-                put<C>(dx + j, some, result, line);
-                if constexpr (kSums) {
-                    const Wide zero = broadcast(0.0), wide = widen(dy_pack);
-                    double* const of_weight = dweight + from + j;
-                    const Wide before = begins ? zero : load_columns(of_weight, some);
-                    store_columns(of_weight, some, fma(wide, widen(xhat), before));
-                    if constexpr (kCentered) {
-                        double* const of_bias = dbias + from + j;
-                        const Wide so_far = begins ? zero : load_columns(of_bias, some);
-                        store_columns(of_bias, some, so_far + wide);
-                    }
-                }
-            });
-    }
+BNEXT_FORCE_INLINE void differentiate_row(const RowGradient<T>& of, const RowBlock& block, Index r,
+                                          double* dweight, double* dbias, bool begins,
+                                          const RowAccess& access) {
+    const GradientNumbers<C> numbers(of.of, of.sums, r, 1.0 / static_cast<double>(of.width));
+    const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
+                  shift = broadcast(numbers.shift), slope = broadcast(numbers.slope),
+                  offset = broadcast(numbers.offset);
+    const Index from = block.columns.begin;
+    const bool has_next = r - block.begin < access.ahead;
+    const Index after = has_next ? r + block.rows() : r;
+    const T* const next_x = of.x.row(after) + from;
+    const T* const next_dy = of.dy.row(after) + from;
+    const T* const x = of.x.row(r) + from;
+    const T* const dy = of.dy.row(r) + from;
+    T* const dx = of.dx.row(r) + from;
+    const Param<T>* const weight = of.weight + from;
+    const auto at = [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
+        if (has_next) {
+            prefetch_packs<1>(next_x + j);
+            prefetch_packs<1>(next_dy + j);
+        }
+        const Pack<C> value = load_as<C>(x + j, some);
+        const Pack<C> xhat = kCentered ? fma(value - center, scale, shift) : value * scale;
+        const Pack<C> of_y = load_as<C>(dy + j, some);
+        const Pack<C> g = of_y * load_as<C>(weight + j, some);
+        Pack<C> result = fma(g, scale, xhat * slope);
+        if constexpr (kCentered) result = result + offset;
+        put<C>(dx + j, some, result, line);
+        if constexpr (kSums) {
+            const Wide zero = broadcast(0.0), wide = widen(of_y);
+            double* const of_weight = dweight + from + j;
+            const Wide before = begins ? zero : load_columns(of_weight, some);
+            store_columns(of_weight, some, fma(wide, widen(xhat), before));
+            if constexpr (kCentered) {
+                double* const of_bias = dbias + from + j;
+                const Wide so_far = begins ? zero : load_columns(of_bias, some);
+                store_columns(of_bias, some, so_far + wide);
+            }
+        }
+    };
+    for_each_pack_from_line(dx, block.columns.size(), access.stores == Stores::streaming, at);
 }
 
 template <class T, bool kCentered>
 void differentiate_rows(const RowGradient<T>& of, const RowBlock& block, double* dweight,
                         double* dbias, bool fresh, const RowAccess& access) {
-    bool extreme = false;
-    for (Index r = block.begin; r < block.end; ++r) extreme |= is_extreme_row<T>(of.of, r);
-    const auto with = [&](auto type) BNEXT_INLINE_LAMBDA {
-        using C = decltype(type);
-        if (dweight != nullptr) {
-            differentiate_block<T, C, kCentered, true>(of, block, dweight, dbias, fresh, access);
+    for (Index r = block.begin; r < block.end; ++r) {
+        const bool begins = fresh && r == block.begin;
+        const auto with = [&](auto type) BNEXT_INLINE_LAMBDA {
+            using C = decltype(type);
+            if (dweight != nullptr) {
+                differentiate_row<T, C, kCentered, true>(of, block, r, dweight, dbias, begins,
+                                                         access);
+            } else {
+                differentiate_row<T, C, kCentered, false>(of, block, r, nullptr, nullptr, begins,
+                                                          access);
+            }
+        };
+        if (is_extreme_row<T>(of.of, r)) {
+            with(double{});
         } else {
-            differentiate_block<T, C, kCentered, false>(of, block, dweight, dbias, fresh, access);
+            with(Compute<T>{});
         }
-    };
-    extreme ? with(double{}) : with(Compute<T>{});
+    }
     if (access.stores == Stores::streaming) fence();
 }
 
