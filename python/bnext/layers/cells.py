@@ -75,11 +75,11 @@ class CellNormalization(Modes):
         x, _ = taken(self, x, any_channels=not per_channel)
         if moves:
             self.running.check_movable()
-        of: Any = (x, self.weight, self.bias, self.eps, self.channel_axis, out)
+        of = self.weight, self.bias, self.eps, self.channel_axis, out
         if uses:
-            y, saved = spine.forward(*of, self.running)
+            y, saved = spine.forward(x, *of, given=self.running)
         else:
-            y, saved = cells_forward(x, self.num_groups, *of[1:])
+            y, saved = cells_forward(x, self.num_groups, *of)
             if moves:
                 self._move_running(saved)
         self._latest[None] = x, saved, None
