@@ -1,9 +1,9 @@
 """Norms besides batch normalization, beside PyTorch's: ``python -m benchmarks.norms``.
 
-Each line is one call of one norm on one shape, timed in turns with PyTorch's: forward, and forward
-and backward in one step (with `--layers`, of modules; without, of functions). Ratios above 1 say that
-bnext is faster. A norm has a function that makes the calls of both sides from a case; another norm
-adds one to `NORMS`, and its shapes to `CASES`.
+Each line is one call of one norm on one shape, timed in turns with PyTorch's: forward and backward
+by functions, or with `--layers` the forward pass and a whole step of modules. Ratios above 1 say
+that bnext is faster. `NORMS` has, for each norm, what makes the calls of both sides from a case;
+another norm adds an entry, and its shapes to `CASES`.
 """
 
 import argparse

@@ -38,13 +38,14 @@ def forward(x, dims, weight=None, bias=None, *, eps, centered=True):
     weight = 1 if weight is None else rows_of(weight, np.ndim(weight))
     bias = 0 if bias is None else rows_of(bias, np.ndim(bias))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = np.zeros((len(rows), 1), np.longdouble)
-        for _ in range(2 if centered else 0):  # again for what rounding the first sum lost
-            mean += (rows - mean).mean(axis=1, keepdims=True)
-        var = ((rows - mean) ** 2).mean(axis=1, keepdims=True)
+        # About the first value, so that the mean of what is left has bits enough.
+        origin = rows[:, :1] if centered else np.zeros((len(rows), 1), np.longdouble)
+        values = rows - origin
+        mean = values.mean(axis=1, keepdims=True) if centered else np.zeros_like(origin)
+        var = ((values - mean) ** 2).mean(axis=1, keepdims=True)
         rstd = np.where(var + eps == 0, 0, 1 / np.sqrt(var + eps))
-        xhat = (rows - mean) * rstd
-        return Normalized(xhat * weight + bias, mean, rstd, xhat)
+        xhat = (values - mean) * rstd
+        return Normalized(xhat * weight + bias, origin + mean, rstd, xhat)
 
 
 def backward(dy, x, dims, weight=None, *, eps, centered=True):

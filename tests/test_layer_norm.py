@@ -228,7 +228,7 @@ def test_any_strides_and_out(rng):
 
 def test_pickles(rng):
     x, dy, weight, _ = data(rng, (6, 8), 1, np.float32)
-    y, saved = bnext.layer_norm_forward(x, 8, weight)
+    _, saved = bnext.layer_norm_forward(x, 8, weight)
     again = pickle.loads(pickle.dumps(saved))
     assert repr(again) == repr(saved)
     assert again.shape == (6, 8)

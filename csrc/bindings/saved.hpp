@@ -36,8 +36,9 @@ public:
     double eps = 0;
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
-    bool has_parameters = false;  // whether weight() and bias() are the forward call's
-    Index groups = 0;             // of a norm of cells: the channels of rows are N * groups slabs
+    const void* address = nullptr;  // of x; null in another process
+    bool has_parameters = false;    // whether weight() and bias() are the forward call's
+    Index groups = 0;  // of a norm of cells: the channels of rows are N * groups slabs
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all
@@ -46,7 +47,9 @@ public:
     // For the input of a call that was checked.
     explicit Saved(const Call& call)
         : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps,
-                call.is_of_cells() ? call.groups() : 0) {}
+                call.is_of_cells() ? call.groups() : 0) {
+        address = call[Role::x].data;
+    }
 
     [[nodiscard]] Index channels() const { return channels_; }
     [[nodiscard]] StatisticsOut rows() { return {first(), channels_}; }

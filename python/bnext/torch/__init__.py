@@ -9,8 +9,8 @@ From the bottom: context, formats, disguises, epilogues and kernels; formulas, g
 operators (the ways over the kernels), which roads and functional choose from; the layers
 (recomputation, modules, sync, lazy, frozen); layer and RMS normalization (row_gradients,
 row_operators, row_functional, row_modules); conversion of models (tracing, patterns and fusion;
-forms, classes, norms, reports, conversion); what is done with models (statistics and batches, freezing,
-folding, memory); and other tools that get to know them (tools, imports).
+forms, classes, norms, reports, conversion); what is done with models (statistics and batches,
+freezing, folding, memory); and other tools that get to know them (tools, imports).
 """
 
 try:

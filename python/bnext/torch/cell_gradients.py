@@ -56,7 +56,6 @@ class _CellNorm(torch.autograd.Function):
         num_groups, eps, kept = others
         y, ctx.statistics = cell_kernels.forward(x, num_groups, weight, bias, eps)
         kept.append(ctx.statistics)
-        ctx.address = x.data_ptr()
         ctx.to_save = x, weight
         return y
 
@@ -95,11 +94,10 @@ def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradi
         return backward(dy, x, weight, groups=saved.num_groups, eps=saved.eps)
     except ValueError:
         # It has changed, by ways that autograd does not see; or the error is another.
-        if x.data_ptr() == ctx.address:
+        if x.data_ptr() == saved.address:
             raise
     # What hooks have made of x may be close to it, and not the same.
     ctx.statistics = cell_kernels.restored(x, cell_kernels.rows_of(saved), saved.eps)
-    ctx.address = x.data_ptr()
     return _by_kernels(ctx, dy, x, weight)
 
 

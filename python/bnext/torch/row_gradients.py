@@ -1,7 +1,7 @@
 """Layer and RMS normalization as autograd functions over the kernels: calls that run eagerly.
 
-As in `gradients`: x and weight go through `save_for_backward`; gradients that are not plain are made
-of PyTorch's own operations, and so are gradients of gradients.
+As in `gradients`: x and weight go through `save_for_backward`; gradients that are not plain are
+made of PyTorch's own operations, and so are gradients of gradients.
 """
 
 from __future__ import annotations

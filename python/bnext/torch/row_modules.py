@@ -18,8 +18,13 @@ class _Rows(torch.nn.Module):
     """What both layers have besides PyTorch's."""
 
     def _is_one_node(self, input: Any) -> bool:
-        """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls."""
-        return is_symbolic(input) and getattr(input.tracer, "root", None) is not self
+        """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
+
+        As `modules.Forward` has it.
+        """
+        is_ours = type(self).forward.__module__.startswith("bnext.torch.")
+        is_traced = is_symbolic(input) and getattr(input.tracer, "root", None) is not self
+        return is_ours and is_traced
 
     def _node(self, input: Any) -> Any:
         tracer = input.tracer
@@ -91,8 +96,8 @@ class RMSNorm(_Rows, torch.nn.RMSNorm):
 
     Notes
     -----
-    ``y = x / sqrt(mean(x * x) + eps) * weight`` (Zhang and Sennrich 2019), by bnext's kernels on the
-    CPU; elsewhere by PyTorch's. State dicts, hooks, modes and errors are PyTorch's.
+    ``y = x / sqrt(mean(x * x) + eps) * weight`` (Zhang and Sennrich 2019), by bnext's kernels on
+    the CPU; elsewhere by PyTorch's. State dicts, hooks, modes and errors are PyTorch's.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -125,8 +125,8 @@ _OF_FORWARD = (
     "-> (Tensor, Tensor)"
 )
 _OF_BACKWARD = (
-    "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, SymInt[] normalized_shape, float eps, "
-    "bool centered) -> (Tensor, Tensor, Tensor)"
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, SymInt[] normalized_shape, "
+    "float eps, bool centered) -> (Tensor, Tensor, Tensor)"
 )
 
 define("forward_by_rows", _OF_FORWARD, _forward, _fake_forward)
