@@ -183,7 +183,11 @@ Plan make_plan(const CellProblem& problem, const Work& work, const Machine& mach
     // the last-level cache. Cells of one value, and of small planes, lie in a row of their own.
     const bool whole_rows = all.by_rows() && tiling.columns() == 1 && problem.example.count() > 1;
     const Index together = problem.cells_of_slab;
-    Index block = whole_rows ? problem.cells() : block_of(all);
+    // A task's numbers are on the heap, so that small cells need not be cut for the stack.
+    constexpr Index kColumns = 1024;
+    Index block = whole_rows      ? problem.cells()
+                  : all.by_rows() ? std::max<Index>(kColumns / tiling.columns(), 1)
+                                  : block_of(all);
     block = std::max<Index>(block / together, 1) * together;
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.cells(), 1));
     const Index blocks = divide_up(problem.cells(), block);
