@@ -259,7 +259,7 @@ py::object backward(py::handle, const Arguments<8>& given) {
     const auto width = static_cast<std::size_t>(problem.width);
     const cpu::PoolArray<double> dweight(wants_sums ? width : 0);
     const cpu::PoolArray<double> dbias(wants_sums && saved.centered ? width : 0);
-    const Results results(call.library());
+    const Results results(call.library()), in_kind(call.library_of_weight(weight));
     py::object weight_gradient = py::none(), bias_gradient = py::none();
     const py::object dx = with_dtype(saved.dtype, [&](auto type) {
         using T = decltype(type);
@@ -273,7 +273,6 @@ py::object backward(py::handle, const Arguments<8>& given) {
                                        wants_sums ? dweight.data() : nullptr,
                                        wants_sums && saved.centered ? dbias.data() : nullptr);
         });
-        const Results in_kind(call.library_of_weight(weight));
         const auto rounded = [&](const cpu::PoolArray<double>& sums) {
             using P = Param<T>;
             Fresh fresh =

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import bnext.torch
+from bnext.torch import row_functional
 from bnext.torch.row_functional import layer_norm, rms_norm
 
 PAIRS = [(bnext.torch.LayerNorm, nn.LayerNorm), (bnext.torch.RMSNorm, nn.RMSNorm)]
@@ -15,6 +16,12 @@ pairs = pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=["layer", "rms"])
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@pytest.fixture(autouse=True)
+def small_calls(monkeypatch):
+    """Calls of any size run the kernels."""
+    monkeypatch.setattr(row_functional, "LEAST_VALUES", 0)
 
 
 def drawn(layer, seed=0):
@@ -171,6 +178,16 @@ def test_what_has_changed_is_noticed(ours, theirs):
     other = x.clone().requires_grad_()
     theirs(4)(other).backward(x)
     assert torch.allclose(leaf.grad, other.grad, atol=1e-6)
+
+
+def test_small_calls_are_pytorchs(monkeypatch):
+    monkeypatch.undo()
+    x = torch.randn(64, 20) + 100
+    assert torch.equal(bnext.torch.LayerNorm(20)(x), nn.LayerNorm(20)(x))
+    large = torch.randn(64, 512)
+    expected = bnext.layer_norm_forward(large, 512)[0]
+    with torch.no_grad():
+        assert torch.equal(bnext.torch.LayerNorm(512)(large), expected)
 
 
 def model():

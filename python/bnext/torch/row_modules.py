@@ -62,7 +62,8 @@ class LayerNorm(_Rows, torch.nn.LayerNorm):
     Notes
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ba, Kiros and Hinton 2016), by bnext's
-    kernels on the CPU; elsewhere by PyTorch's. State dicts, hooks, modes and errors are PyTorch's.
+    kernels on the CPU; elsewhere, and below 32,768 values, by PyTorch's. State dicts, hooks, modes
+    and errors are PyTorch's.
     """
 
     def forward(self, input: Tensor) -> Tensor:
