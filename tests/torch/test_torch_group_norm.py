@@ -19,7 +19,7 @@ from .support import (
     torch,
 )
 
-from bnext.torch import cell_kernels  # isort: skip - of which there is nothing without PyTorch
+from bnext.torch import cell_functional, cell_kernels  # isort: skip - of which there is nothing without PyTorch
 from bnext.torch.cell_functional import group_norm, instance_norm  # isort: skip
 from bnext.torch.cell_gradients import backward  # isort: skip
 
@@ -71,6 +71,12 @@ def check(theirs, ours, x, dy, units=None):
             assert actual[name].stride() == value.stride()
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Kernels take small calls as well."""
+    monkeypatch.setattr("bnext.torch.cell_functional.LEAST_VALUES", 0)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """How often the kernels ran."""
@@ -100,6 +106,16 @@ def test_torch_cells_do_what_torch_does(name, dtype, calls):
     check(theirs.eval(), ours.eval(), x, dy)
     with torch.no_grad():
         assert_close(ours(x), theirs(x), "y", bound_of(dtype))
+
+
+def test_torch_small_calls_are_torchs(monkeypatch):
+    monkeypatch.undo()
+    theirs, ours, shape = pair("group")
+    x = torch.randn(shape)
+    assert torch.equal(ours(x), theirs(x))
+    assert cell_functional.LEAST_VALUES == 32 * 1024
+    large = torch.randn(4, 6, 1366)
+    assert not isinstance(ours(large.requires_grad_()).grad_fn, type(theirs(large).grad_fn))
 
 
 @pytest.mark.parametrize("name", ["instance 1", "instance 2", "example"])

@@ -71,7 +71,7 @@ class GroupNorm(CellForward, _Group):
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
     values of a group of channels of an example (Wu and He 2018, section 3), by bnext's kernels on
-    the CPU and by PyTorch's operator elsewhere.
+    the CPU; elsewhere, and below 32,768 values, by PyTorch's operator.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """
