@@ -38,7 +38,7 @@ public:
     std::uint64_t fingerprint = 0;
     const void* address = nullptr;  // of x; null in another process
     bool has_parameters = false;    // whether weight() and bias() are the forward call's
-    Index groups = 0;  // of a norm of cells: the channels of rows are N * groups slabs
+    Index groups = 0;               // of a norm of cells: the channels of rows are N * groups slabs
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all
