@@ -10,6 +10,7 @@ import bnext
 
 from . import row_reference as reference
 from .conftest import AVAILABLE_ISAS
+from .fake_cuda import Array, InterfaceArray
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 # Many short rows, few long ones (of several pieces), none, lengths that fit nothing.
@@ -271,3 +272,23 @@ def test_errors(rng):
     for call, kind, text in cases:
         with pytest.raises(kind, match=text):
             call()
+
+
+@pytest.mark.parametrize("make", [Array, InterfaceArray])
+def test_arrays_on_a_gpu_are_refused(make, rng):
+    x = rng.standard_normal((2, 8)).astype(np.float32)
+    _, saved = bnext.layer_norm_forward(x, 8)
+    there = make(x)
+    for call in (
+        lambda: bnext.layer_norm_forward(there, 8),
+        lambda: bnext.rms_norm_forward(there, 8),
+        lambda: bnext.layer_norm_backward(x, there, saved),
+        lambda: bnext.RMSNorm(8)(there),
+    ):
+        with pytest.raises(
+            ValueError, match=r"x: expected an array on the CPU, got one on (a CUDA|cuda)"
+        ):
+            call()
+    assert repr(saved) == (
+        "<bnext.RowSaved of a float32 input of shape (2, 8), normalized_shape (8,)>"
+    )

@@ -16,7 +16,7 @@ from numpy import ndarray
 from bnext import _core
 from bnext._core import RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
-from bnext.arrays import engine_of
+from bnext.arrays.libraries import library_of
 
 __all__ = [
     "backward_of_rows",
@@ -355,9 +355,11 @@ def backward_of_rows(
 
 
 def check_place(x: Any) -> None:
-    """ValueError for an array on a GPU."""
-    if engine_of(x) is not _core:
+    """ValueError for an array that is not on the CPU."""
+    library = library_of(x)
+    where = None if library is None else library.where(x)
+    if where is not None and where.kind != "cpu":
         raise ValueError(
-            "x: expected an array on the CPU, got one on a GPU, for which layer and RMS "
+            f"x: expected an array on the CPU, got one on {where}, for which layer and RMS "
             "normalization have no kernels"
         )
