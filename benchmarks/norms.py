@@ -21,6 +21,8 @@ class Case(NamedTuple):
     norm: str
     shape: tuple
     dtype: str = "float32"
+    groups: int = 0  # of channels
+    channels_last: bool = False
 
 
 ROWS = ((8192, 4096), (16384, 1024), (4096, 16384), (131072, 128))
@@ -28,6 +30,11 @@ CASES = [
     *(Case(norm, shape) for norm in ("layer", "rms") for shape in ROWS),
     *(Case(norm, (16384, 1024), "bfloat16") for norm in ("layer", "rms")),
     *(Case(norm, (64, 20)) for norm in ("layer", "rms")),
+    *(Case("group", (32, 256, 56, 56), groups=32, channels_last=last) for last in (False, True)),
+    Case("group", (32, 256, 56, 56), "bfloat16", 32),
+    Case("instance", (2, 32, 128, 128, 64)),
+    Case("group", (64, 20), groups=4),
+    Case("instance", (64, 20, 8)),
 ]
 
 
@@ -84,24 +91,83 @@ def row_layers(case):
     torch = import_torch()
     import bnext.torch
 
-    x, dy = tensors(case)
-    x.requires_grad_()
     kind = {"layer": "LayerNorm", "rms": "RMSNorm"}[case.norm]
-    pairs = {}
-    for side in (bnext.torch, torch.nn):
-        layer = getattr(side, kind)(case.shape[-1])
+    layers = [getattr(side, kind)(case.shape[-1]) for side in (bnext.torch, torch.nn)]
+    return calls_of_layers(layers, *tensors(case))
+
+
+def calls_of_layers(layers, x, dy):
+    """Forward passes and steps of a layer of bnext's and one of PyTorch's."""
+    x.requires_grad_()
+    pairs = []
+    for layer in layers:
 
         def step(layer=layer):
             x.grad = None
             layer.zero_grad()
             layer(x).backward(dy)
 
-        pairs[side] = lambda layer=layer: layer(x), step
-    ours, theirs = pairs.values()
+        pairs.append((lambda layer=layer: layer(x), step))
+    ours, theirs = pairs
     return {"forward": (ours[0], theirs[0]), "step": (ours[1], theirs[1])}
 
 
-NORMS = {"layer": (row_functions, row_layers), "rms": (row_functions, row_layers)}
+def cell_tensors(case):
+    """x and dy of a case, in its memory format."""
+    torch = import_torch()
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    chosen = formats[len(case.shape)] if case.channels_last else torch.contiguous_format
+    return (each.contiguous(memory_format=chosen) for each in tensors(case))
+
+
+def cell_functions(case):
+    """The same of group and instance normalization."""
+    torch = import_torch()
+    x, dy = cell_tensors(case)
+    channels, groups = case.shape[1], case.groups or case.shape[1]
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    weight, bias = torch.ones(channels, dtype=wide), torch.zeros(channels, dtype=wide)
+
+    def forward():
+        if case.norm == "group":
+            return bnext.group_norm_forward(x, groups, weight, bias)
+        return bnext.instance_norm_forward(x, weight, bias)
+
+    def theirs(x=x, weight=weight, bias=bias):
+        if case.norm == "group":
+            return torch.nn.functional.group_norm(x, groups, weight, bias)
+        return torch.nn.functional.instance_norm(x, None, None, weight, bias)
+
+    saved = forward()[1]
+    leaves = [x.detach().clone(memory_format=torch.preserve_format), weight.clone(), bias.clone()]
+    y = theirs(*(leaf.requires_grad_() for leaf in leaves))
+    return {
+        "forward": (forward, theirs),
+        "backward": (
+            lambda: bnext.group_norm_backward(dy, x, saved, weight),
+            lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True),
+        ),
+    }
+
+
+def cell_layers(case):
+    """The same of their modules."""
+    torch = import_torch()
+    import bnext.torch
+
+    def made(library):
+        if case.norm == "group":
+            return library.GroupNorm(case.groups, case.shape[1])
+        kind = getattr(library, f"InstanceNorm{len(case.shape) - 2}d")
+        return kind(case.shape[1], affine=True)
+
+    return calls_of_layers([made(bnext.torch), made(torch.nn)], *cell_tensors(case))
+
+
+NORMS = {
+    "layer": (row_functions, row_layers), "rms": (row_functions, row_layers),
+    "group": (cell_functions, cell_layers), "instance": (cell_functions, cell_layers),
+}  # fmt: skip
 
 
 def measured(case, layers, seconds):
@@ -111,6 +177,7 @@ def measured(case, layers, seconds):
         times = alternate({"bnext": ours, "torch": theirs}, seconds)
         yield {
             "norm": case.norm, "shape": case.shape, "dtype": case.dtype, "call": name,
+            "groups": case.groups, "channels_last": case.channels_last,
             "bnext": times["bnext"].median, "torch": times["torch"].median,
             "ratio": times["torch"].median / times["bnext"].median,
         }  # fmt: skip
@@ -118,7 +185,7 @@ def measured(case, layers, seconds):
 
 def line(row):
     """A row of the table, in milliseconds."""
-    shape = "x".join(map(str, row["shape"]))
+    shape = "x".join(map(str, row["shape"])) + (" last" if row["channels_last"] else "")
     return (
         f"{row['norm']:8} {shape:22} {row['dtype']:9} {row['call']:9} "
         f"{1e3 * row['bnext']:10.4f} {1e3 * row['torch']:10.4f} {row['ratio']:6.2f}"

@@ -33,7 +33,7 @@ py::object compute(Intake& call, const std::optional<Results>& results, const F&
     return with_dtype(call[call.call.data()].dtype(), [&](auto type) {
         Operands arrays(call, results, dresidual != nullptr, flags);
         const auto affine = affine_of<decltype(type)>(call);
-        without_gil(arrays.problem().elements(), [&] { f(type, arrays, affine); });
+        without_gil(arrays.elements(), [&] { f(type, arrays, affine); });
         py::object result = arrays.result();
         if (dresidual != nullptr) *dresidual = arrays.dresidual_result();
         return result;

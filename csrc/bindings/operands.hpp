@@ -6,6 +6,7 @@
 
 #include "bindings/gil.hpp"
 #include "bindings/saved.hpp"
+#include "core/cell_problem.hpp"
 #include "cpu/flag_bits.hpp"
 #include "cpu/reorder.hpp"
 #include "cpu/view.hpp"
@@ -65,6 +66,14 @@ public:
         return own_weights<Compute<T>>(*saved, problem(), in_[0].shape(), axis_,
                                        in_[0].axis_strides(), zero_outside);
     }
+    [[nodiscard]] Index elements() const {
+        return call_.call.is_of_cells() ? cells_.problem.elements() : problem().elements();
+    }
+    [[nodiscard]] const CellProblem& cells() const { return cells_.problem; }
+    // The step from an example of a view below to the next.
+    [[nodiscard]] Index step_of_x() const { return cells_.steps[0]; }
+    [[nodiscard]] Index step_of_dy() const { return cells_.steps[dy_]; }
+    [[nodiscard]] Index step_of_target() const { return cells_.steps[count_]; }
 
     // The views of the first input, of dy beside x, of the residual (null without), and of the
     // result.
@@ -132,6 +141,12 @@ private:
         flags_at_ = n;
         if (flags_.read != nullptr) strides[n++] = flags_.read->strides;
         if (whole && flags_.made != nullptr) strides[n++] = {dense_strides(), in_[0].rank};
+        if (call_.call.is_of_cells()) {
+            cells_ = describe_cells(in_[0].dtype(), in_[0].shape(), axis_, call_.call.groups(),
+                                    {strides.data(), n});
+            description_ = {cells_.problem.example, cells_.strides, cells_.refusal};
+            return description_.accepted();
+        }
         description_ = describe(in_[0].dtype(), in_[0].shape(), axis_, {strides.data(), n});
         if (!description_.accepted() || !whole || flags_.made == nullptr) {
             return description_.accepted();
@@ -242,6 +257,7 @@ private:
     ArrayRef fresh_ref_;
     bool direct_ = false;
     Description description_;
+    CellDescription cells_;  // of a norm of cells: the description is an example's
 };
 
 }  // namespace bnext::bindings

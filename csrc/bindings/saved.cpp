@@ -18,11 +18,12 @@
 
 namespace bnext::bindings {
 
-Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon)
+Saved::Saved(DType of, std::span<const Index> x, Index axis, double epsilon, Index groups_)
     : dtype(of),
       channel_axis(axis),
       eps(epsilon),
-      channels_(x[static_cast<std::size_t>(axis)]),
+      groups(groups_),
+      channels_(groups_ == 0 ? x[static_cast<std::size_t>(axis)] : x[0] * groups_),
       rank_(x.size()),
       memory_(((kStatisticsRows + 2) * extent() + rank_) * sizeof(double)) {
     static_assert(sizeof(Index) == sizeof(double));
@@ -138,27 +139,29 @@ py::object state_of(py::handle self) {
     return py::make_tuple(name_of(s.dtype), s.batch_statistics, s.channel_axis, s.eps,
                           intake::number_of(s.count), s.fingerprint, shape, rows,
                           s.epilogue ? state_of(*s.epilogue) : py::object(py::none()),
-                          s.weights ? state_of(*s.weights) : py::object(py::none()));
+                          s.weights ? state_of(*s.weights) : py::object(py::none()), s.groups);
 }
 
 Saved of_state(const py::tuple& state) {
-    const bool is_older = state.size() == 8;  // than activations; of 9, than weights
-    if (!is_older && state.size() != 9 && state.size() != 10) {
+    // Of 8: older than activations; of 9: than weights, and than norms of cells.
+    const bool is_older = state.size() == 8, is_whole = state.size() == 11;
+    if (!is_older && state.size() != 9 && !is_whole) {
         value_error("state: expected the state of a pickled Saved");
     }
     const auto name = py::cast<std::string>(state[0]);
     const auto shape = py::cast<std::vector<Index>>(state[6]);
     const auto axis = py::cast<Index>(state[2]);
     const auto rows = py::cast<py::array_t<double, py::array::c_style>>(state[7]);
+    const auto groups = is_whole ? py::cast<Index>(state[10]) : Index{0};
     for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
         if (name != name_of(dtype)) continue;
-        if (axis < 0 || axis >= static_cast<Index>(shape.size())) break;
-        Saved saved(dtype, shape, axis, intake::take_eps(state[3]));
+        if (axis < 0 || axis >= static_cast<Index>(shape.size()) || groups < 0) break;
+        Saved saved(dtype, shape, axis, intake::take_eps(state[3]), groups);
         saved.batch_statistics = py::cast<bool>(state[1]);
         saved.count = py::cast<double>(state[4]);
         saved.fingerprint = py::cast<std::uint64_t>(state[5]);
         if (!saved.take({rows.data(), static_cast<std::size_t>(rows.size())})) break;
-        if (state.size() == 10 && !state[9].is_none()) {
+        if (is_whole && !state[9].is_none()) {
             std::size_t positions = 1;
             for (std::size_t a = 0; a < shape.size(); ++a) {
                 if (static_cast<Index>(a) != axis) positions *= static_cast<std::size_t>(shape[a]);
@@ -184,18 +187,26 @@ py::object set_state(py::handle self, py::handle state) {
 
 // --- attributes ----------------------------------------------------------------------------------
 
+// (C,); of a norm of cells (N, G).
+std::vector<py::ssize_t> shape_of_row(const Saved& saved) {
+    const auto slabs = static_cast<py::ssize_t>(saved.channels());
+    if (saved.groups == 0) return {slabs};
+    return {static_cast<py::ssize_t>(saved.shape()[0]), static_cast<py::ssize_t>(saved.groups)};
+}
+
 template <Row kRow>
 py::object view_of_row(py::handle self) {
     const auto values = std::as_const(value_of(self)).row(kRow);
-    py::array_t<double> array(static_cast<py::ssize_t>(values.size()), values.data(), self);
+    py::array_t<double> array(shape_of_row(value_of(self)), values.data(), self);
     array.attr("setflags")(py::arg("write") = false);
     return array;
 }
 
 py::object copy_of_rows(py::handle self) {
     const Saved& saved = value_of(self);
-    const auto channels = static_cast<py::ssize_t>(saved.channels());
-    return py::array_t<double>({py::ssize_t{kStatisticsRows}, channels}, saved.all().data());
+    std::vector<py::ssize_t> shape = shape_of_row(saved);
+    shape.insert(shape.begin(), py::ssize_t{kStatisticsRows});
+    return py::array_t<double>(shape, saved.all().data());
 }
 
 py::object shape_of(py::handle self) { return intake::tuple_of_integers(value_of(self).shape()); }
@@ -242,6 +253,14 @@ PyGetSetDef attributes[] = {
         "Where the first element of x was (int); 0 in another process."),
     attribute("eps", member<&Saved::eps>, "What was added to the variance (float)."),
     attribute("shape", shape_of, "Shape of x (tuple of int)."),
+    attribute(
+        "num_groups",
+        [](py::handle self) -> py::object {
+            const Saved& saved = value_of(self);
+            return saved.groups == 0 ? py::object(py::none()) : py::int_(saved.groups);
+        },
+        "Of group and instance normalization, the groups G of channels (int), each\n"
+        "with statistics of its own in each example, (N, G) in place of (C,); else None."),
     attribute(
         "dtype",
         [](py::handle self) { return intake::dlpack::descr_for(value_of(self).dtype, "dtype"); },

@@ -40,15 +40,17 @@ public:
     std::uint64_t fingerprint = 0;
     const void* address = nullptr;  // of x; null in another process
     bool has_parameters = false;    // whether weight() and bias() are the forward call's
+    Index groups = 0;               // of a norm of cells: the channels of rows are N * groups slabs
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
     SharedWeights weights;                          // of positions; null where all count alike
 
     Saved() = default;  // of no input at all
     // For an input of that dtype and shape; the statistics are not initialised.
-    Saved(DType of, std::span<const Index> x, Index axis, double epsilon);
+    Saved(DType of, std::span<const Index> x, Index axis, double epsilon, Index groups = 0);
     // For the input of a call that was checked.
     explicit Saved(const Call& call)
-        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps) {
+        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps,
+                call.is_of_cells() ? call.groups() : 0) {
         address = call[Role::x].data;
     }
 
@@ -93,6 +95,7 @@ public:
             }
         }
         facts.has_parameters = has_parameters;
+        facts.groups = groups;
         return facts;
     }
 

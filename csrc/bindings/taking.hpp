@@ -98,6 +98,10 @@ private:
             call.eps(object);
         } else if constexpr (name == "channel_axis") {
             call.axis(object);
+        } else if constexpr (name == "num_groups") {
+            if (!object.is_none()) {
+                call.call.num_groups = intake::take_integer(object, "num_groups");
+            }
         } else if constexpr (name == "epilogue") {
             take_epilogue(taken, object);
         } else if constexpr (name == "weighting") {

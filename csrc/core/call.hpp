@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -26,6 +27,9 @@ enum class Function : std::uint8_t {
     backward_reduce,
     backward_apply,
     parameter_gradients,
+    cell_forward,  // group and instance normalization
+    cell_backward,
+    cell_restored,
     rows_forward,  // layer and RMS normalization
     rows_backward,
     rows_restored,
@@ -88,6 +92,7 @@ struct FromForward {
     const std::uint64_t* residual_fingerprint = nullptr;  // null: not asked
     bool has_parameters = false;                          // whether weight and bias are known
     bool has_flags = true;  // where they can be: not on a GPU, which reads the residual again
+    Index groups = 0;       // of a norm of cells (core/cells.hpp); 0: batch normalization
 
     // Whether the backward pass reads the residual.
     [[nodiscard]] bool reads_residual() const {
@@ -105,7 +110,8 @@ struct Call {
     std::string axis_text;   // as it was given, where Index does not say it
     double eps = 0;
     double momentum = 0;
-    Fused fused{};  // of a forward pass, but for whether there is a residual
+    std::optional<Index> num_groups;  // of group normalization; none: each channel is a group
+    Fused fused{};                    // of a forward pass, but for whether there is a residual
     const FromForward* from_forward = nullptr;
     const char* weighting = nullptr;  // the argument that gives positions weights, if one does
     std::span<const Index> normalized_shape{};  // of functions of rows: the trailing axes
@@ -146,6 +152,16 @@ struct Call {
         return (*this)[Role::x].extent(axis());
     }
 
+    // Of a norm of cells.
+    [[nodiscard]] bool is_of_cells() const {
+        return function == Function::cell_forward || function == Function::cell_backward ||
+               function == Function::cell_restored;
+    }
+    [[nodiscard]] Index groups() const {
+        if (from_forward != nullptr) return from_forward->groups;
+        return num_groups.value_or(channels());
+    }
+
 private:
     static constexpr std::size_t index(Role role) { return static_cast<std::size_t>(role); }
 
@@ -172,5 +188,7 @@ void check_invertible(const Fused& fused);
 void check_counter(const ArrayRef& counter, const char* name);
 void check_normalized_shape(std::span<const Index> shape);
 void check_more_than_one(std::span<const Index> shape, Index count);
+void check_num_groups(Index groups, Index channels);
+void check_spatial(std::span<const Index> shape, Index channel_axis);
 
 }  // namespace bnext

@@ -15,6 +15,7 @@
 // and know no maps; where both are the identity, merging is nothing.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "core/dtype.hpp"
@@ -71,23 +72,31 @@ double merge_slabs(const Maps& maps, Index begin, Index end, double n, bool low_
     return n * static_cast<double>(maps.cells_of_slab);
 }
 
-// Backward. With a = sum of dy and b = sum of dy * (x - mean) of every cell, gives every cell the
-// sums of its slab: s1 = sum of weight * a, s2 = sum of weight * b. No weight (null): 1.
+// Backward. With a = sum of dy and b = sum of dy * (x - mean) of every cell of a slab, the slab's
+// sums: s1 = sum of weight * a, s2 = sum of weight * b. No weight (null): 1.
+struct SlabSums {
+    double s1 = 0, s2 = 0;
+};
+template <class P>
+SlabSums sum_slab(Index cells, const P* weight, const double* a, const double* b) {
+    SlabSums sums;
+    for (Index c = 0; c < cells; ++c) {
+        const double factor = weight != nullptr ? static_cast<double>(weight[c]) : 1.0;
+        sums.s1 += factor * a[c];
+        sums.s2 += factor * b[c];
+    }
+    return sums;
+}
+// The same of all slabs, for each of their cells. The parameters of a slab's cells follow each
+// other as the cells do.
 template <class Maps, class P>
 void sum_slabs(const Maps& maps, Index cells, const P* weight, const double* a, const double* b,
                double* s1, double* s2) {
     for (Index first = 0; first < cells; first += maps.cells_of_slab) {
-        double sum_a = 0, sum_b = 0;
-        for (Index c = first; c < first + maps.cells_of_slab; ++c) {
-            const double factor =
-                weight != nullptr ? static_cast<double>(weight[maps.parameter(c)]) : 1.0;
-            sum_a += factor * a[c];
-            sum_b += factor * b[c];
-        }
-        for (Index c = first; c < first + maps.cells_of_slab; ++c) {
-            s1[c] = sum_a;
-            s2[c] = sum_b;
-        }
+        const P* const of_slab = weight != nullptr ? weight + maps.parameter(first) : nullptr;
+        const SlabSums sums = sum_slab(maps.cells_of_slab, of_slab, a + first, b + first);
+        std::fill_n(s1 + first, maps.cells_of_slab, sums.s1);
+        std::fill_n(s2 + first, maps.cells_of_slab, sums.s2);
     }
 }
 

@@ -13,6 +13,7 @@ public:
     explicit Checker(const Call& call) : call_(call) {}
 
     void run() const {
+        if (call_.from_forward != nullptr) of_same_norm();
         switch (call_.function) {
             case Function::forward:
             case Function::collect_stats: return forward();
@@ -28,6 +29,9 @@ public:
             case Function::backward_apply: return backward();
             case Function::backward_constant: return backward_constant();
             case Function::parameter_gradients: return sums();
+            case Function::cell_forward: return cell_forward();
+            case Function::cell_backward: return backward();
+            case Function::cell_restored: return cell_restored();
             case Function::rows_forward:
             case Function::rows_backward:
             case Function::rows_restored: return check_rows(call_);
@@ -112,6 +116,52 @@ private:
             value_error("epilogue: expected no residual with ", name_of(call_.fused.activation),
                         ", since its flags are not among the statistics");
         }
+    }
+
+    // That what is saved is of the norm that is called.
+    void of_same_norm() const {
+        const bool of_cells = call_.from_forward->groups != 0;
+        if (of_cells == call_.is_of_cells()) return;
+        throw Error(
+            Error::Kind::saved,
+            concat("saved: expected what ", of_cells ? "batch_norm_forward" : "group_norm_forward",
+                   " returned, got what ",
+                   of_cells ? "group_norm_forward or instance_norm_forward" : "batch_norm_forward",
+                   " did"));
+    }
+
+    // x (N, ...), its channels, and their groups.
+    void cells() const {
+        data();
+        if (x().rank < 2)
+            value_error("x: expected at least 2 dimensions, got ", static_cast<Index>(x().rank));
+        if (call_.axis() == 0) {
+            value_error(
+                "channel_axis: expected an axis behind the first, which has the examples, "
+                "got ",
+                call_.channel_axis);
+        }
+        if (call_.num_groups) check_num_groups(*call_.num_groups, call_.channels());
+    }
+
+    void cell_forward() const {
+        cells();
+        check_eps(call_.eps);
+        affine(x().shape());
+        if (!call_.num_groups) {
+            check_spatial(x().shape(), call_.axis());
+        } else {  // as PyTorch: of N examples' groups together
+            check_more_than_one(x().shape(), x().size() / *call_.num_groups);
+        }
+        out(x().dtype(), x().shape(), {Role::x, Role::weight, Role::bias});
+    }
+
+    void cell_restored() const {
+        cells();
+        const std::array<Index, 2> shape{kStatisticsRows, x().extent(0) * call_.groups()};
+        required(Role::rows, shape);
+        like(Role::rows, DType::float64, shape);
+        check_eps(call_.eps);
     }
 
     // That x, or y in its place, is the forward call's.

@@ -52,4 +52,21 @@ void check_more_than_one(std::span<const Index> shape, Index count) {
     }
 }
 
+void check_num_groups(Index groups, Index channels) {
+    if (groups >= 1 && channels % groups == 0) return;
+    value_error("num_groups: expected a divisor of the number of channels, ", channels, ", got ",
+                groups);
+}
+
+void check_spatial(std::span<const Index> shape, Index channel_axis) {
+    Index values = 1;
+    for (std::size_t a = 1; a < shape.size(); ++a) {
+        values *= static_cast<Index>(a) == channel_axis ? 1 : shape[a];
+    }
+    if (values == 1) {
+        value_error("Expected more than 1 spatial element when training, got input size ",
+                    shape_text(shape));
+    }
+}
+
 }  // namespace bnext

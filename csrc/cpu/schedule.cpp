@@ -167,6 +167,40 @@ Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
             streams, prefetches, together, wraps ? columns : 0};
 }
 
+Plan make_plan(const CellProblem& problem, const Work& work, const Machine& machine) {
+    const Problem whole = problem.whole();
+    const Tiling tiling(problem.example);
+    const int wanted = forced.load(std::memory_order_relaxed);
+    Schedule schedule = static_cast<Schedule>(wanted);
+    if (wanted == kNotForced) {
+        schedule = is_small({whole, tiling, work, machine}) ? Schedule::serial : Schedule::channels;
+    }
+    const int threads = schedule == Schedule::serial ? 1 : machine.threads;
+    Machine used = machine;
+    used.threads = threads;
+    const Candidate all{whole, tiling, work, used};
+    // Rows are gone through whole, an example's after another's: its second phase reads them from
+    // the last-level cache. Cells of one value, and of small planes, lie in a row of their own.
+    const bool whole_rows = all.by_rows() && tiling.columns() == 1 && problem.example.count() > 1;
+    const Index together = problem.cells_of_slab;
+    // A task's numbers are on the heap, so that small cells need not be cut for the stack.
+    constexpr Index kColumns = 1024;
+    Index block = whole_rows      ? problem.cells()
+                  : all.by_rows() ? std::max<Index>(kColumns / tiling.columns(), 1)
+                                  : block_of(all);
+    block = std::max<Index>(block / together, 1) * together;
+    block = std::clamp<Index>(block, 1, std::max<Index>(problem.cells(), 1));
+    const Index blocks = divide_up(problem.cells(), block);
+    if (wanted == kNotForced && schedule == Schedule::channels) {
+        const Index tasks = problem.examples * blocks;
+        if (tasks * 8 < round_up(tasks, Index{threads}) * 7) schedule = Schedule::split;
+    }
+    const bool streams = streams_output(all, block);
+    const bool prefetches =
+        schedule == Schedule::channels && !all.by_rows() && prefetches_next(all, block);
+    return {tiling, schedule, block, blocks, streams, prefetches, together};
+}
+
 bool is_small_work(Index elements, const Work& of) {
     const Index work = elements * of.operands * of.phases;
     const bool writes_only = of.phases == 1 && of.operands > 1;

@@ -2,6 +2,7 @@
 // changes no bit, so the machine and its threads may decide.
 #pragma once
 
+#include "core/cell_problem.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
 #include "cpu/machine.hpp"
@@ -51,6 +52,11 @@ struct Work {
 // channels `together` than a block has room for are always split.
 Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
                Index together = 1);
+
+// The plan of a norm of cells, both phases of it: the tiling, the block and the number of blocks
+// are an example's. A block has whole slabs. Under `channels`, examples times blocks are the tasks;
+// under `split`, the threads share each example.
+Plan make_plan(const CellProblem& problem, const Work& work, const Machine& machine);
 
 // Whether one thread does all of a call of so many elements, on planes or rows that are apart.
 bool is_small_work(Index elements, const Work& work);

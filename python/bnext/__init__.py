@@ -23,6 +23,12 @@ from bnext.functional import (
     normalize,
     recompute,
 )
+from bnext.group_norm import (
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm_backward,
+    instance_norm_forward,
+)
 from bnext.inference import micro_batches, update_statistics
 from bnext.inference.adaptation import adapted_moments
 from bnext.inference.conventions import (
@@ -42,6 +48,10 @@ from bnext.layers import (
     BatchRenorm1d,
     BatchRenorm2d,
     BatchRenorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
     LayerNorm,
     Recomputed,
     RMSNorm,
@@ -79,6 +89,10 @@ __all__ = [
     "Estimator",
     "Exponential",
     "FirstBatchExponential",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "Moments",
     "RMSNorm",
@@ -97,7 +111,11 @@ __all__ = [
     "from_convention",
     "functional",
     "get_num_threads",
+    "group_norm_backward",
+    "group_norm_forward",
     "guess_convention",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm_backward",
     "layer_norm_forward",
     "load_statistics",

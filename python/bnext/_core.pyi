@@ -70,6 +70,8 @@ class Saved:
     """Whether the backward pass needs the residual again."""
     in_place: Final[bool]
     """Whether y was written over x: the backward pass takes y in place of x."""
+    num_groups: Final[int | None]
+    """Groups G of a group or instance normalization, whose statistics are (N, G); else None."""
 
 @final
 class RowSaved:
@@ -336,6 +338,22 @@ def restored(
     weight: _Row = None,
     bias: _Row = None,
     epilogue: _Epilogue = None,
+) -> Saved: ...
+def cell_forward(
+    x: _Values,
+    num_groups: int | None,
+    weight: _Row,
+    bias: _Row,
+    eps: float,
+    channel_axis: int,
+    out: Any,
+    plain: bool = False,
+) -> tuple[Any, Saved]: ...
+def cell_backward(
+    dy: _Values, x: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
+) -> tuple[Any, Any, Any]: ...
+def cell_restored(
+    x: _Values, num_groups: int | None, rows: _Float64, eps: float, channel_axis: int
 ) -> Saved: ...
 def as_array(x: Any, name: str) -> Any: ...
 def inspect(x: Any) -> tuple[tuple[int, ...], str]: ...

@@ -12,6 +12,7 @@ from bnext.arrays import engine_of
 from bnext.row_norms import check_place
 
 if TYPE_CHECKING:
+    from bnext.layers.cells import CellNormalization
     from bnext.layers.holder import Holder
     from bnext.layers.normalization import Normalization
 
@@ -21,7 +22,9 @@ ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running
 SIXTEEN_BITS = ("float16", "bfloat16")
 
 
-def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
+def taken(
+    layer: Normalization | CellNormalization, x: Any, *, any_channels: bool = False
+) -> tuple[Any, Any]:
     """Check that the layer takes `x`; give it as an array, and the engine that computes on it."""
     engine: Any = _core
     if type(x) is not ndarray:
@@ -43,7 +46,7 @@ def taken(layer: Normalization, x: Any) -> tuple[Any, Any]:
         raise ValueError(f"expected {expected} input (got {rank}D input)")
     if not fits:
         raise _wrong_dtype(layer, dtype)
-    if -rank <= axis < rank and shape[axis] != layer.num_features:
+    if -rank <= axis < rank and shape[axis] != layer.num_features and not any_channels:
         raise _wrong_channels(layer, shape)
     return x, engine
 
@@ -88,7 +91,7 @@ def _wrong_dtype(layer: Holder, dtype: Any) -> TypeError:
     return TypeError(f"x: expected dtype {layer.dtype}{also}, got {dtype} ({remedy})")
 
 
-def _wrong_channels(layer: Normalization, shape: tuple[int, ...]) -> ValueError:
+def _wrong_channels(layer: Normalization | CellNormalization, shape: tuple[int, ...]) -> ValueError:
     expected, axis = layer.num_features, layer.channel_axis
     text = f"x: expected {expected} channels at axis {axis}, got {shape[axis]}"
     for other in (-1, 1):  # where libraries have them

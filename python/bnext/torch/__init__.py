@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
 from bnext import _core
 from bnext.torch import functional
 from bnext.torch.adaptation import Adaptation, adapt
+from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
 from bnext.torch.domains import Domains
@@ -62,6 +63,10 @@ __all__ = [
     "Folded",
     "FoldedLayer",
     "Fused",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "KeptMemory",
     "Layer",
     "LayerNorm",

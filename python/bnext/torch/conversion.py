@@ -79,9 +79,10 @@ def convert(
         Have layers with running statistics skip batches that are not finite, as `BatchNorm1d` has
         it.
     norms : str or collection of str
-        Which layers are exchanged: "batch", "layer" (`LayerNorm`), "rms" (`RMSNorm`), several of
-        these, or "all". Those besides batch normalization are exchanged if they are of PyTorch's
-        own class; subclasses stay as they are.
+        Which layers are exchanged: "batch", "layer" (`LayerNorm`), "rms" (`RMSNorm`), "group"
+        (`GroupNorm`), "instance" (`InstanceNorm1d` and its like), several of these, or "all". Those
+        besides batch normalization are exchanged if they are of PyTorch's own class; subclasses
+        stay as they are.
 
     Returns
     -------

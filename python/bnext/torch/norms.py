@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from bnext.torch.classes import NoCounterpart, class_of
 from bnext.torch.row_modules import LayerNorm, RMSNorm
 
@@ -21,6 +22,12 @@ BATCH = "batch"  # which `classes` has
 TABLES: dict[str, dict[type, type]] = {
     "layer": {torch.nn.LayerNorm: LayerNorm},
     "rms": {torch.nn.RMSNorm: RMSNorm},
+    "group": {torch.nn.GroupNorm: GroupNorm},
+    "instance": {
+        torch.nn.InstanceNorm1d: InstanceNorm1d,
+        torch.nn.InstanceNorm2d: InstanceNorm2d,
+        torch.nn.InstanceNorm3d: InstanceNorm3d,
+    },
 }
 # A class of bnext's says which class it stands for, and whether `convert` was given a group.
 for _table in TABLES.values():

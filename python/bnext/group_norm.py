@@ -1,0 +1,299 @@
+"""Group and instance normalization of arrays: arrays in, arrays out, no state.
+
+Each example is normalized for itself, by the statistics of every group of its channels. Of a group
+for each channel, that is instance normalization. Arrays, dtypes, layouts and results are as in
+`bnext.functional`; arrays on a GPU are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import numpy.typing as npt
+from numpy import ndarray
+
+from bnext import _core
+from bnext._core import Saved
+from bnext.array_types import Array, ArrayT, NumpyT, Values
+from bnext.arrays import engine_of
+
+__all__ = [
+    "cells_backward",
+    "cells_forward",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm_backward",
+    "instance_norm_forward",
+]
+
+
+@overload
+def group_norm_forward(
+    x: ArrayT,
+    num_groups: int,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: ArrayT | None = None,
+) -> tuple[ArrayT, Saved]: ...
+
+
+@overload
+def group_norm_forward(
+    x: npt.ArrayLike,
+    num_groups: int,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: Array | None = None,
+) -> tuple[Array, Saved]: ...
+
+
+def group_norm_forward(
+    x: Any,
+    num_groups: int,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: Any = None,
+) -> tuple[Any, Saved]:
+    """Normalize each example of `x` by the mean and variance of every group of its channels.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...) with N at axis 0 and C at `channel_axis`
+        float32, float64, float16 or bfloat16, of rank 2 or more; on the CPU. Dense arrays in either
+        layout (NCHW, NHWC) and slices along the examples or the channels are read in place; others
+        are copied once.
+    num_groups : int
+        Groups G that the channels are divided into, neighbours together; a divisor of C.
+    weight, bias : array, shape (C,), optional
+        Of the dtype of `x`, float32 for 16-bit data; 1 and 0 if not given.
+    eps : float
+        Added to the variance, in the square of the unit of `x`.
+    channel_axis : int
+        Which axis of `x` has the channels; negative counts from the end. Not axis 0.
+    out : array, shape of `x`, optional
+        Where to put `y`: of the dtype of `x`, with memory of its own.
+
+    Returns
+    -------
+    y : array, shape of `x`
+        ``(x - mean) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over
+        the values of a group of channels of an example (Wu and He 2018, section 3), in the memory
+        order of `x`, or `out`.
+    saved : Saved
+        The statistics, of shape (N, G), for `group_norm_backward`.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, `num_groups` does not divide C, all of `x` has one value per group,
+        `eps` is negative or not finite, `channel_axis` is not an axis of `x` behind the first,
+        `out` is read-only or overlaps an input; `x` is on a GPU.
+    TypeError
+        A dtype does not fit, or an argument is not an array, or not an integer.
+    """
+    if num_groups is None:
+        raise TypeError("num_groups: expected an integer, got None")
+    return cells_forward(x, num_groups, weight, bias, eps, channel_axis, out)
+
+
+@overload
+def group_norm_backward(
+    dy: Values, x: NumpyT, saved: Saved, weight: Values | None = None, *, out: NumpyT | None = None
+) -> tuple[NumpyT, Array, Array]: ...
+
+
+@overload
+def group_norm_backward(
+    dy: Values, x: ArrayT, saved: Saved, weight: Values | None = None, *, out: ArrayT | None = None
+) -> tuple[ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def group_norm_backward(
+    dy: Values,
+    x: npt.ArrayLike,
+    saved: Saved,
+    weight: Values | None = None,
+    *,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]: ...
+
+
+def group_norm_backward(
+    dy: Values, x: Any, saved: Saved, weight: Values | None = None, *, out: Any = None
+) -> tuple[Any, Any, Any]:
+    """Gradients of `group_norm_forward`, taken through the mean and variance of each group.
+
+    Parameters
+    ----------
+    dy : array, shape of `x`
+        Gradient of the loss by `y`; of the dtype of `x`.
+    x : array, shape (N, C, ...)
+        The input of the forward call, unchanged.
+    saved : Saved
+        What the forward call returned.
+    weight : array, shape (C,), optional
+        As in the forward call.
+    out : array, shape of `x`, optional
+        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself.
+
+    Returns
+    -------
+    dx : array, shape of `x`
+        ``rstd * (g - E[g] - xhat * E[g * xhat])`` with ``g = dy * weight``,
+        ``xhat = (x - mean) * rstd`` and E the mean over the values of a group of channels of an
+        example, or `out`. In a channel whose weight is below ``2**-60`` of the group's largest,
+        `dy` counts as if it were that much.
+    dweight, dbias : array, shape (C,)
+        ``sum(dy * xhat)`` and ``sum(dy)`` over all axes but the channels', of the dtype of `x`,
+        float32 for 16-bit data; also where no weight was given.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, `saved` is from another input or another norm, or `x` has changed
+        since; `out` is read-only or overlaps an input.
+    TypeError
+        A dtype does not fit, an argument is not an array, or `saved` is something else.
+    """
+    return cells_backward(dy, x, saved, weight, out)
+
+
+@overload
+def instance_norm_forward(
+    x: ArrayT,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: ArrayT | None = None,
+) -> tuple[ArrayT, Saved]: ...
+
+
+@overload
+def instance_norm_forward(
+    x: npt.ArrayLike,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: Array | None = None,
+) -> tuple[Array, Saved]: ...
+
+
+def instance_norm_forward(
+    x: Any,
+    weight: Values | None = None,
+    bias: Values | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    out: Any = None,
+) -> tuple[Any, Saved]:
+    """Normalize each channel of each example of `x` by its own mean and variance.
+
+    Parameters
+    ----------
+    x, weight, bias, eps, channel_axis, out
+        As in `group_norm_forward`.
+
+    Returns
+    -------
+    y : array, shape of `x`
+        ``(x - mean) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over
+        a channel's values in an example (Ulyanov, Vedaldi and Lempitsky 2016), in the memory order
+        of `x`, or `out`.
+    saved : Saved
+        The statistics, of shape (N, C), for `instance_norm_backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As from `group_norm_forward`; a ValueError also where a channel of an example has one value.
+    """
+    return cells_forward(x, None, weight, bias, eps, channel_axis, out)
+
+
+@overload
+def instance_norm_backward(
+    dy: Values, x: NumpyT, saved: Saved, weight: Values | None = None, *, out: NumpyT | None = None
+) -> tuple[NumpyT, Array, Array]: ...
+
+
+@overload
+def instance_norm_backward(
+    dy: Values, x: ArrayT, saved: Saved, weight: Values | None = None, *, out: ArrayT | None = None
+) -> tuple[ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def instance_norm_backward(
+    dy: Values,
+    x: npt.ArrayLike,
+    saved: Saved,
+    weight: Values | None = None,
+    *,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]: ...
+
+
+def instance_norm_backward(
+    dy: Values, x: Any, saved: Saved, weight: Values | None = None, *, out: Any = None
+) -> tuple[Any, Any, Any]:
+    """Gradients of `instance_norm_forward`, taken through the mean and variance of each channel.
+
+    Parameters
+    ----------
+    dy, x, saved, weight, out
+        As in `group_norm_backward`.
+
+    Returns
+    -------
+    dx, dweight, dbias
+        As from `group_norm_backward`, with a group for each channel.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As from `group_norm_backward`.
+    """
+    return group_norm_backward(dy, x, saved, weight, out=out)
+
+
+def cells_forward(
+    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any
+) -> tuple[Any, Saved]:
+    """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
+    result: tuple[Any, Saved] = _engine(x).cell_forward(
+        x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis,
+        out=out,
+    )  # fmt: skip
+    return result
+
+
+def cells_backward(dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
+    """Do `group_norm_backward`, of either."""
+    result: tuple[Any, Any, Any] = _engine(x).cell_backward(
+        dy=dy, x=x, saved=saved, weight=weight, out=out
+    )
+    return result
+
+
+def _engine(x: Any) -> Any:
+    if type(x) is not ndarray and engine_of(x) is not _core:
+        raise ValueError(
+            "x: expected an array on the CPU, where group and instance normalization have kernels, "
+            "got one on a GPU"
+        )
+    return _core

@@ -1,0 +1,148 @@
+"""Layers that normalize each example for itself: both passes, which group and instance share."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext import _core, spine
+from bnext.arguments import index_of
+from bnext.array_types import Array, ArrayT
+from bnext.group_norm import cells_backward, cells_forward
+from bnext.layers.checks import taken
+from bnext.layers.modes import Modes
+
+__all__ = ["CellNormalization"]
+
+
+class CellNormalization(Modes):
+    """A layer with parameters for each channel, and statistics of groups of an example's channels.
+
+    Subclasses set `running`, `track_running_stats` and `num_groups` (None: a group for each
+    channel). `bnext.GroupNorm` explains the arguments.
+    """
+
+    ranks: tuple[int, ...] = ()  # of input that is taken; empty: any
+    in_place = False
+    num_groups: int | None
+
+    def __init__(
+        self, num_features: int, eps: float, affine: bool, channel_axis: int, dtype: npt.DTypeLike
+    ) -> None:
+        super().__init__(num_features, affine, dtype)
+        _core.check_eps(eps=eps)
+        self.eps = eps
+        self.channel_axis = index_of(channel_axis, "channel_axis")
+        self.training = True
+        self.use_running_stats: bool | None = None
+        self.update_running_stats: bool | None = None
+        self.train_affine = True
+
+    @overload
+    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def forward(self, x: Any, *, out: Any = None) -> Any:
+        """Normalize `x`; the same as calling the layer.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, ...) with C at `channel_axis`
+            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
+            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
+            not change.
+        out : array, shape of `x`, optional
+            Where to put the result.
+
+        Returns
+        -------
+        array, shape of `x`
+            Of the dtype and in the memory order of `x`, or `out`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `x` has a wrong rank, number of channels or dtype, has one value per slab, is on a GPU,
+            or what `bnext.group_norm_forward` raises. The layer's state is then what it was before.
+        """
+        uses, moves = self.statistics_of_call()
+        # Without a parameter or a statistic for each channel, there may be any number of them.
+        per_channel = self.weight is not None or self.track_running_stats
+        x, _ = taken(self, x, any_channels=not per_channel)
+        if moves:
+            self.running.check_movable()
+        of = self.weight, self.bias, self.eps, self.channel_axis, out
+        if uses:
+            y, saved = spine.forward(x, *of, given=self.running)
+        else:
+            y, saved = cells_forward(x, self.num_groups, *of)
+            if moves:
+                self._move_running(saved)
+        self._latest[None] = x, saved, None
+        return y
+
+    __call__ = forward
+
+    @overload
+    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+
+    @overload
+    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
+        """Gradient by the input of the latest forward call, which it consumes.
+
+        As `bnext.group_norm_backward` has it; in evaluation mode with running statistics these are
+        constants, and ``dx`` is ``dy * weight * rstd``.
+
+        Parameters
+        ----------
+        dy : array, shape of `x`
+            Gradient of the loss by the output; of the dtype of `x`.
+        out : array, shape of `x`, optional
+            Where to put the result; also `dy` itself.
+
+        Returns
+        -------
+        array, shape of `x`
+            ``dx``. The call replaces `weight_grad` and `bias_grad`.
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward call, or its input was consumed by an earlier `backward`.
+        ValueError, TypeError
+            `dy` has another shape or dtype than the input, or the input has changed since.
+        """
+        if None not in self._latest:
+            raise RuntimeError(
+                "backward: expected a forward call before it, since the latest one was consumed or "
+                "there was none"
+            )
+        x, saved, _ = self._latest[None]
+        if saved.num_groups is None:
+            dx, dweight, dbias = spine.backward(dy, x, saved, self.weight, out)
+        else:
+            dx, dweight, dbias = cells_backward(dy, x, saved, self.weight, out)
+        if self.train_affine and self.weight is not None:
+            self.weight_grad = dweight
+        if self.train_affine and self.bias is not None:
+            self.bias_grad = dbias
+        del self._latest[None]
+        return dx
+
+    def _move_running(self, saved: Any) -> None:
+        """Move running statistics by those of a forward call; none of them, of GroupNorm."""
+
+    def _options(self) -> str:
+        """Describe what is not the default of every layer, as a representation ends."""
+        text = ""
+        if self.channel_axis != 1:
+            text += f", channel_axis={self.channel_axis}"
+        if self.dtype != np.float32:
+            text += f", dtype={self.dtype}"
+        return text + (", frozen" if self.frozen else "")

@@ -1,0 +1,214 @@
+"""Instance normalization, with the arguments of ``torch.nn.InstanceNorm1d/2d/3d``."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext.array_types import AnyArray
+from bnext.docstrings import with_sections_of
+from bnext.estimators import DEFAULT_MOMENTUM, chosen
+from bnext.layers.cells import CellNormalization
+from bnext.running import Running
+
+__all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+
+
+class _InstanceNorm(CellNormalization):
+    """Instance normalization for input of so many axes."""
+
+    num_groups = None
+    _rank: ClassVar[int]  # of a batch; an example alone has one axis less
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = DEFAULT_MOMENTUM,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        *,
+        channel_axis: int = 1,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(num_features, eps, affine, channel_axis, dtype)
+        self.track_running_stats = bool(track_running_stats)
+        self.running = Running.new(
+            self.num_features, chosen(momentum, None, None), self.dtype,
+            tracked=self.track_running_stats,
+        )  # fmt: skip
+
+    def forward(self, x: Any, *, out: Any = None) -> Any:
+        """Normalize `x`; the same as calling the layer.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, ...) with C at `channel_axis`, or that of one example
+            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
+            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
+            not change.
+        out : array, shape of `x`, optional
+            Where to put the result.
+
+        Returns
+        -------
+        array, shape of `x`
+            Of the dtype and in the memory order of `x`, or `out`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `x` has a wrong rank, number of channels or dtype, has one value per channel, is on a
+            GPU, or what `bnext.instance_norm_forward` raises. The layer's state is then what it was
+            before.
+        """
+        x = x if hasattr(x, "shape") else np.asarray(x)
+        rank, batch = len(x.shape), self._rank
+        if rank not in (batch - 1, batch):
+            raise ValueError(f"expected {batch - 1}D or {batch}D input (got {rank}D input)")
+        self._warn_of_channels(x)
+        if rank == batch:
+            return super().forward(x, out=out)
+        y = super().forward(x[None], out=None if out is None else out[None])
+        return y[0] if out is None else out
+
+    __call__ = forward
+
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
+        """Gradient by the input of the latest forward call, which it consumes.
+
+        Parameters
+        ----------
+        dy : array, shape of `x`
+            Gradient of the loss by the output; of the dtype of `x`.
+        out : array, shape of `x`, optional
+            Where to put the result; also `dy` itself.
+
+        Returns
+        -------
+        array, shape of `x`
+            ``dx``. The call replaces `weight_grad` and `bias_grad`.
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward call, or its input was consumed by an earlier `backward`.
+        ValueError, TypeError
+            `dy` has another shape or dtype than the input, or the input has changed since.
+        """
+        dy = dy if hasattr(dy, "shape") else np.asarray(dy)
+        if len(dy.shape) != self._rank - 1:
+            return super().backward(dy, out=out)
+        dx = super().backward(dy[None], out=None if out is None else out[None])
+        return dx[0] if out is None else out
+
+    def _warn_of_channels(self, x: AnyArray) -> None:
+        axis = self.channel_axis
+        if axis > 0 and len(x.shape) < self._rank:
+            axis -= 1
+        is_free = self.weight is None and not self.track_running_stats
+        if is_free and -len(x.shape) <= axis < len(x.shape) and x.shape[axis] != self.num_features:
+            warnings.warn(
+                f"input's size at dim={axis} does not match num_features. You can silence this "
+                "warning by not passing in num_features, which is not used because affine=False",
+                stacklevel=3,
+            )
+
+    def _move_running(self, saved: Any) -> None:
+        """Move running statistics by the means over the examples of their means and variances.
+
+        As PyTorch has it, nothing is counted, and without a momentum nothing moves.
+        """
+        if saved.shape[0] > 0:
+            uncounted = dataclasses.replace(self.running, counter=None)
+            uncounted.move(saved.count, saved.mean.mean(axis=0), saved.m2.mean(axis=0))
+
+    def __repr__(self) -> str:
+        """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}{self._options()})"
+        )
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Instance normalization over (N, C, L), or of one example (C, L).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
+    values of a channel of an example (Ulyanov, Vedaldi and Lempitsky 2016). With
+    ``channel_axis=-1`` the shape is (N, L, C).
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C of the input.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    momentum : float or None
+        Weight of the new batch in the running statistics; None: they stay, as in PyTorch.
+    affine : bool
+        Whether the layer has `weight` and `bias`.
+    track_running_stats : bool
+        Whether the layer has running statistics. In training mode they move by the means over the
+        examples of the means and the unbiased variances; in evaluation mode they normalize.
+    channel_axis : int
+        Which axis of a batch has the channels: 1 for NCHW, -1 for NHWC. Axis 0 has the examples.
+    dtype : dtype
+        float32 or float64: of the parameters and the running statistics. The input has it as well;
+        a float32 layer also takes float16 and bfloat16, and answers with what it was given.
+
+    Attributes
+    ----------
+    weight, bias : array, shape (C,), or None
+        Parameters, initially 1 and 0.
+    weight_grad, bias_grad : array, shape (C,), or None
+        Set by `backward`; each call replaces them.
+    running_mean, running_var : array, shape (C,), or None
+        Running statistics, initially 0 and 1.
+    num_batches_tracked : array of int64, shape (), or None
+        0: as in PyTorch, nothing is counted.
+    training : bool
+        True after construction and `train`, False after `eval`.
+    use_running_stats, update_running_stats : bool or None
+        As `bnext.BatchNorm` has them.
+    train_affine : bool
+        Whether `backward` computes the gradients of `weight` and `bias`.
+
+    Raises
+    ------
+    ValueError
+        `num_features` is negative, or `eps` is negative or not finite.
+    TypeError
+        `dtype` is not float32 or float64, or an argument is not a number.
+    """
+
+    _rank = 3
+
+
+@with_sections_of(InstanceNorm1d)
+class InstanceNorm2d(_InstanceNorm):
+    """Instance normalization over (N, C, H, W), or of one example (C, H, W).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
+    values of a channel of an example (Ulyanov, Vedaldi and Lempitsky 2016). With
+    ``channel_axis=-1`` the shape is (N, H, W, C).
+    """
+
+    _rank = 4
+
+
+@with_sections_of(InstanceNorm1d)
+class InstanceNorm3d(_InstanceNorm):
+    """Instance normalization over (N, C, D, H, W), or of one example (C, D, H, W).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
+    values of a channel of an example (Ulyanov, Vedaldi and Lempitsky 2016). With
+    ``channel_axis=-1`` the shape is (N, D, H, W, C).
+    """
+
+    _rank = 5

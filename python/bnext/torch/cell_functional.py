@@ -1,0 +1,187 @@
+"""`torch.nn.functional.group_norm` and `instance_norm` over bnext's kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnext.torch import cell_kernels, gradients
+from bnext.torch.cell_gradients import cell_norm
+from bnext.torch.context import is_compiling, is_recomputed
+from bnext.torch.functional import _node_of
+from bnext.torch.kernels import KernelRefusal, widened, work_together
+from bnext.torch.roads import FUSED, KERNELS, NODE, OPERATORS, road_of
+
+__all__ = ["group_norm", "instance_norm"]
+
+# Kept as they are at import: programs may put the functions below under PyTorch's names.
+_GROUP_NORM: Any = torch.nn.functional.group_norm
+_INSTANCE_NORM: Any = torch.nn.functional.instance_norm
+
+# Smaller eager calls of `group_norm` are PyTorch's, for the reason that `row_functional` has: with
+# one thread, a step of (64, 20) in 4 groups took 1.1 times as long by these kernels, of (8, 64, 7,
+# 7) in 8 groups 1.2 (EPYC, a machine in use, 2026-11-30). PyTorch's instance_norm is slower at any
+# size.
+LEAST_VALUES = 32 * 1024
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Do what `torch.nn.functional.group_norm` does, with the same arguments and errors.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, C, ...)
+        float32, float64, float16 or bfloat16, on the CPU; elsewhere PyTorch's operator computes. In
+        either memory format, which the result has as well.
+    num_groups : int
+        Groups that the channels are divided into.
+    weight, bias : Tensor, shape (C,), or None
+        Of the dtype of `input`; for 16-bit data also float32.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of `input`.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As PyTorch's.
+
+    Notes
+    -----
+    Below 32,768 values PyTorch's operator computes, which takes less time to call.
+    """
+    y: Tensor
+    if type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES:
+        y = _GROUP_NORM(input, num_groups, weight, bias, eps)
+        return y
+    road = road_of(input, None, None, weight, bias, True, 0.0, eps)
+    if road is KERNELS and isinstance(num_groups, int):
+        try:
+            return cell_norm(input, num_groups, weight, bias, eps)[0]
+        except KernelRefusal:
+            pass
+    elif road is NODE:
+        y = _node_of(group_norm, input, num_groups, weight, bias, eps)
+        return y
+    elif (road is OPERATORS or road is FUSED) and _fits_operators(input, num_groups):
+        y = torch.ops.bnext.group_norm_training(
+            input, widened(input, weight), widened(input, bias), num_groups, eps
+        )[0]
+        return y
+    y = _GROUP_NORM(input, num_groups, weight, bias, eps)
+    return y
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Do what `torch.nn.functional.instance_norm` does, with the same arguments and errors.
+
+    Parameters
+    ----------
+    input : Tensor, shape (N, C, ...)
+        float32, float64, float16 or bfloat16, on the CPU; elsewhere PyTorch's operator computes. In
+        either memory format, which the result has as well.
+    running_mean, running_var : Tensor, shape (C,), or None
+        With `use_input_stats`, they are moved in place, by the means over the examples of their
+        means and unbiased variances; without, `input` is normalized by them.
+    weight, bias : Tensor, shape (C,), or None
+        Of the dtype of `input`; for 16-bit data also float32.
+    use_input_stats : bool
+        Whether to normalize each channel of each example by its own statistics.
+    momentum : float
+        Weight of the new batch in the running statistics.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of `input`.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As PyTorch's.
+
+    Notes
+    -----
+    Where autograd runs a forward pass again, as activation checkpointing does, running statistics
+    are not moved a second time.
+    """
+    tensors = (input, running_mean, running_var, weight, bias)
+    road = road_of(*tensors, use_input_stats, momentum, eps)
+    tracked = running_mean is not None and running_var is not None
+    if road is KERNELS and momentum is not None and _fits_running(input, running_mean, running_var):
+        try:
+            if use_input_stats:
+                y, saved = cell_norm(input, None, weight, bias, eps)
+                if tracked and not is_recomputed():
+                    _move(running_mean, running_var, momentum, saved)
+                return y
+            if tracked and input.device.type == "cpu":
+                running = running_mean, running_var, None, None
+                return gradients.batch_norm(input, weight, bias, eps, running, False)
+        except KernelRefusal:
+            pass
+    elif road is NODE:
+        y = _node_of(instance_norm, *tensors, use_input_stats, momentum, eps)
+        return y
+    elif (road is OPERATORS or road is FUSED) and not tracked and _fits_operators(input, None):
+        y = torch.ops.bnext.group_norm_training(
+            input, widened(input, weight), widened(input, bias), input.size(1), eps
+        )[0]
+        return y
+    if is_recomputed() and use_input_stats and tracked:  # copies, which may move
+        tensors = (input, running_mean.clone(), running_var.clone(), weight, bias)  # type: ignore[union-attr]
+    y = _INSTANCE_NORM(*tensors, use_input_stats, momentum, eps)
+    return y
+
+
+def _fits_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> bool:
+    """Whether these are running statistics of x, or none; PyTorch has the errors of others."""
+    if mean is None or var is None:
+        return mean is var
+    return x.dim() > 2 and work_together(x, mean, var) and mean.shape == var.shape == x.shape[1:2]
+
+
+def _fits_operators(x: Tensor, num_groups: int | None) -> bool:
+    """Whether the operators take a traced call; PyTorch has the errors of the others."""
+    if x.device.type != "cpu":
+        return False
+    if num_groups is None:
+        return math.prod(x.shape[2:]) != 1
+    channels = x.size(1)
+    is_divisor = isinstance(num_groups, int) and num_groups > 0 and channels % num_groups == 0
+    return is_divisor and x.numel() != num_groups
+
+
+@torch.no_grad()
+def _move(running_mean: Any, running_var: Any, momentum: float, saved: Any) -> None:
+    """Move running statistics by the statistics of the instances of a batch."""
+    rows = cell_kernels.rows_of(saved)  # in the order of bnext.rows: mean, m2
+    if rows.size(1) == 0:
+        return
+    mean, var = rows[0].mean(0), rows[1].mean(0) / (saved.count - 1)
+    for running, batch in ((running_mean, mean), (running_var, var)):
+        running.copy_((1 - momentum) * running.double() + momentum * batch)

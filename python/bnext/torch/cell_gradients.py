@@ -1,0 +1,195 @@
+"""Group and instance normalization for autograd: eager calls, registered operators, formulas.
+
+``bnext::group_norm_training``   x, weight, bias, num_groups, eps -> y, statistics
+``bnext::group_norm_backward``   dy, x, weight, statistics, eps -> dx, dweight, dbias
+
+Both are composites, as those of `bnext.torch.operators`: they record for autograd, and leave the
+work to ``bnext::forward_by_groups`` and ``bnext::backward_by_groups``. `statistics` has the rows of
+`bnext.rows`, of shape (5, N, G), in float64.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, is_grad_enabled
+
+from bnext.rows import Statistics
+from bnext.torch import cell_kernels, formulas
+from bnext.torch.context import is_plain
+from bnext.torch.gradients import wants_gradient
+from bnext.torch.kernels import has_memory
+from bnext.torch.operators import _fake_vectors, _like, define
+
+__all__ = ["backward", "cell_norm"]
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def cell_norm(
+    x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Any]:
+    """Normalize plain tensors by the kernels; KernelRefusal if they do not take them.
+
+    Give y, and the statistics.
+    """
+    if is_grad_enabled() and (x.requires_grad or wants_gradient(weight) or wants_gradient(bias)):
+        kept: list[Any] = []
+        y: Tensor = _record(x, weight, bias, (num_groups, eps, kept))
+        return y, kept[0]
+    return cell_kernels.forward(x, num_groups, weight, bias, eps)
+
+
+class _CellNorm(torch.autograd.Function):
+    """y of x, weight and bias."""
+
+    # As in `bnext.torch.gradients`.
+    setup_context = torch.autograd.Function.setup_context
+    clear_saved_tensors_on_access = boxed_grads_call = False
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, others: Any
+    ) -> Tensor:
+        num_groups, eps, kept = others
+        y, ctx.statistics = cell_kernels.forward(x, num_groups, weight, bias, eps)
+        kept.append(ctx.statistics)
+        ctx.to_save = x, weight
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        plain = is_plain(dy)
+        if plain and not is_grad_enabled():
+            dx, dweight, dbias = _by_kernels(ctx, dy, x, weight)
+        else:
+            again = partial(backward, groups=ctx.statistics.num_groups, eps=ctx.statistics.eps)
+            if plain:
+                work = partial(_by_kernels, ctx)
+                dx, dweight, dbias = formulas.Backward.apply(work, again, dy, x, weight)
+            else:
+                dx, dweight, dbias = again(dy, x, weight)
+        return (
+            dx if wants_x else None,
+            dweight if wants_weight else None,
+            dbias if wants_bias else None,
+            None,
+        )
+
+
+_record: Any = super(torch.autograd.Function, _CellNorm).apply
+
+
+def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradients:
+    saved = ctx.statistics
+    try:
+        return cell_kernels.backward(dy, x, saved, weight)
+    except TypeError:
+        if has_memory(dy):
+            raise
+        return backward(dy, x, weight, groups=saved.num_groups, eps=saved.eps)
+    except ValueError:
+        # It has changed, by ways that autograd does not see; or the error is another.
+        if x.data_ptr() == saved.address:
+            raise
+    # What hooks have made of x may be close to it, and not the same.
+    ctx.statistics = cell_kernels.restored(x, cell_kernels.rows_of(saved), saved.eps)
+    return _by_kernels(ctx, dy, x, weight)
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, *, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give dx, dweight and dbias in PyTorch's own operations, which can be differentiated again.
+
+    With ``g = dy * weight`` and E the mean over the values of a group of an example,
+    ``dx = rstd * (g - E[g] - xhat * E[g * xhat])``.
+    """
+    dims = [d for d in range(x.dim()) if d != 1]
+
+    def slabs(values: Tensor) -> Tensor:
+        return values.reshape(x.size(0), groups, -1)
+
+    xs = slabs(formulas.wide(x))
+    pilot = xs.detach().mean(2, keepdim=True, dtype=torch.float64)
+    xs = formulas._centred(formulas._about(xs, pilot), [2])
+    rstd = formulas.rstd_of((xs * xs).mean(2, keepdim=True), eps)
+    xhat = xs * rstd
+    wide = formulas.wide(dy)
+    g = wide
+    if weight is not None:  # the derivative by weight is then a sum in float64
+        g = (g.double() * formulas.per_channel(weight.double(), x)).to(g.dtype)
+    centred = formulas._centred(slabs(g), [2])
+    dx = rstd * (centred - xhat * (centred * xhat).mean(2, keepdim=True))
+    dweight = (wide * xhat.reshape(x.shape)).sum(dims)
+    return dx.reshape(x.shape).to(x.dtype), dweight, wide.sum(dims)
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    y, saved = cell_kernels.forward(x, num_groups, weight, bias, eps)
+    return y, cell_kernels.rows_of(saved)
+
+
+def _fake_forward(
+    x: Tensor, weight: Any, bias: Any, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    shape = (len(Statistics._fields), x.size(0), num_groups)
+    return _like(x), x.new_empty(shape, dtype=torch.float64)
+
+
+def _fake_backward(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), _fake_vectors(x), _fake_vectors(x)
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        y, statistics = torch.ops.bnext.forward_by_groups(x, weight, bias, num_groups, eps)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, statistics)
+        ctx.eps = eps
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
+        if dy is None:
+            return (None,) * 5
+        gradients = torch.ops.bnext.group_norm_backward(dy, *ctx.saved_tensors, ctx.eps)
+        wanted = zip(gradients, ctx.needs_input_grad[:3], strict=True)
+        return *(gradient if wants else None for gradient, wants in wanted), None, None
+
+
+def _backward_recorded(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+) -> Any:
+    work = partial(torch.ops.bnext.backward_by_groups, statistics=statistics, eps=eps)
+    again = partial(backward, groups=statistics.size(2), eps=eps)
+    return formulas.Backward.apply(work, again, dy, x, weight)
+
+
+_OF_FORWARD = (
+    "(Tensor x, Tensor? weight, Tensor? bias, SymInt num_groups, float eps) -> (Tensor, Tensor)"
+)
+_OF_BACKWARD = (
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, float eps) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+define("forward_by_groups", _OF_FORWARD, _forward, _fake_forward)
+define("backward_by_groups", _OF_BACKWARD, cell_kernels.backward_by_rows, _fake_backward)
+define("group_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(*given))
+define("group_norm_backward", _OF_BACKWARD, _backward_recorded)

@@ -1,0 +1,81 @@
+"""Tensors to the kernels of group and instance normalization and back, on the CPU; no autograd.
+
+As in `bnext.torch.kernels`: plain tensors go as they are, others go again, prepared, and results
+are memory of bnext's pool in the memory format of `x`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnext import _core
+from bnext.torch.formats import formatted
+from bnext.torch.kernels import KernelRefusal, _detached, _settled, widened, work_together
+
+__all__ = ["backward", "backward_by_rows", "forward", "restored", "rows_of"]
+
+
+def forward(
+    x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Any]:
+    """Normalize each example by its groups, or without a number of them by its channels."""
+    if x.is_cuda:
+        raise KernelRefusal
+    try:
+        result: tuple[Tensor, Any] = _core.cell_forward(
+            x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=1, out=None,
+            plain=True,
+        )  # fmt: skip
+        return result
+    except (TypeError, ValueError):
+        if x.device.type != "cpu" or not work_together(x, weight, bias):
+            raise KernelRefusal from None
+    try:
+        y, saved = _core.cell_forward(
+            x=_detached(x), num_groups=num_groups, weight=_detached(widened(x, weight)),
+            bias=_detached(widened(x, bias)), eps=eps, channel_axis=1, out=None,
+        )  # fmt: skip
+    except (TypeError, ValueError) as refusal:  # PyTorch has the error
+        raise KernelRefusal(str(refusal)) from refusal
+    return formatted(y, x), saved
+
+
+def backward(
+    dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give dx, dweight and dbias by the statistics that forward left."""
+    try:
+        result: tuple[Tensor, Tensor, Tensor] = _core.cell_backward(
+            dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True
+        )
+        return result
+    except TypeError:
+        dx, dweight, dbias = _core.cell_backward(
+            dy=_detached(_settled(dy)), x=_detached(x), saved=saved,
+            weight=_detached(widened(x, weight)), out=None,
+        )  # fmt: skip
+    return formatted(dx, x), dweight, dbias
+
+
+def backward_by_rows(
+    dy: Tensor, x: Tensor, weight: Tensor | None, rows: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do `backward` by the rows of the statistics that forward left."""
+    return backward(dy, x, restored(x, rows, eps), weight)
+
+
+def rows_of(saved: Any) -> Tensor:
+    """Give the rows of statistics in `saved` as a tensor of float64, shape (5, N, G)."""
+    return torch.from_numpy(saved.rows)
+
+
+def restored(x: Tensor, rows: Tensor, eps: float) -> Any:
+    """Make the `saved` of a forward call from its rows of statistics."""
+    rows = _detached(rows)
+    return _core.cell_restored(
+        x=_detached(x), num_groups=rows.size(2), rows=rows.reshape(rows.size(0), -1), eps=eps,
+        channel_axis=1,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""`torch.nn.GroupNorm` and `torch.nn.InstanceNorm1d/2d/3d` over bnext's kernels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnext.docstrings import with_sections_of
+from bnext.torch.cell_functional import group_norm, instance_norm
+from bnext.torch.modules import Forward
+
+__all__ = ["CellForward", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+
+
+class CellForward(torch.nn.Module):
+    """What layers of both norms have in common beside PyTorch's."""
+
+    _is_one_node: Any = Forward._is_one_node
+    _node: Any = Forward._node
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input`, as PyTorch's layer does."""
+        if isinstance(input, torch.fx.Proxy) and self._is_one_node(input):
+            y: Tensor = self._node(input)
+            return y
+        y = super().forward(input)
+        return y
+
+    def extra_repr(self) -> str:
+        """Describe the layer as PyTorch does, and whose kernels it runs."""
+        return f"{super().extra_repr()}, kernels=bnext"
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
+        from bnext.torch.conversion import revert
+
+        return revert(copy.copy(self))
+
+
+class _Group(torch.nn.GroupNorm):
+    """The forward pass of PyTorch's layer, with its function exchanged."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(CellForward, _Group):
+    """`torch.nn.GroupNorm`, for input of shape (N, C, ...).
+
+    Parameters
+    ----------
+    num_groups : int
+        Groups that the channels are divided into.
+    num_channels : int
+        Channels C of the input; a multiple of `num_groups`.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    affine : bool
+        Whether the layer has `weight` and `bias`.
+    device : torch.device, optional
+        Where the parameters are.
+    dtype : torch.dtype, optional
+        Of the parameters.
+    bias : bool
+        Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+
+    Notes
+    -----
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
+    values of a group of channels of an example (Wu and He 2018, section 3), by bnext's kernels on
+    the CPU; elsewhere, and below 32,768 values, by PyTorch's operator.
+
+    State dicts, hooks, modes and errors are PyTorch's.
+    """
+
+
+class _Instance(torch.nn.modules.instancenorm._InstanceNorm):
+    """The forward pass of PyTorch's layers, with its function exchanged."""
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        return instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or not self.track_running_stats,
+            self.momentum if self.momentum is not None else 0.0, self.eps,
+        )  # fmt: skip
+
+
+class InstanceNorm1d(CellForward, _Instance, torch.nn.InstanceNorm1d):
+    """`torch.nn.InstanceNorm1d`, for input of shape (N, C, L), or (C, L).
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C of the input.
+    eps : float
+        Added to the variance, in the square of the unit of the input.
+    momentum : float or None
+        Weight of the new batch in the running statistics; None: they stay.
+    affine : bool
+        Whether the layer has `weight` and `bias`.
+    track_running_stats : bool
+        Whether the layer has running statistics.
+    device : torch.device, optional
+        Where the parameters and the running statistics are.
+    dtype : torch.dtype, optional
+        Of the parameters and the running statistics.
+    bias : bool
+        Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+
+    Notes
+    -----
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
+    values of a channel of an example (Ulyanov, Vedaldi and Lempitsky 2016), by bnext's kernels on
+    the CPU and by PyTorch's operator elsewhere. The result has the memory format of the input.
+
+    State dicts, hooks, modes and errors are PyTorch's.
+    """
+
+
+@with_sections_of(InstanceNorm1d)
+class InstanceNorm2d(CellForward, _Instance, torch.nn.InstanceNorm2d):
+    """`torch.nn.InstanceNorm2d`, for input of shape (N, C, H, W), or (C, H, W)."""
+
+
+@with_sections_of(InstanceNorm1d)
+class InstanceNorm3d(CellForward, _Instance, torch.nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d`, for input of shape (N, C, D, H, W), or (C, D, H, W)."""
