@@ -223,6 +223,12 @@ PyGetSetDef attributes[] = {
               "of float64, shape (C,)."),
     attribute("rows", copy_of_rows,
               "mean, m2, var, rstd and mean_low as one array of float64, shape\n(5, C): a copy."),
+    attribute(
+        "address",
+        [](py::handle self) -> py::object {
+            return py::int_(reinterpret_cast<std::uintptr_t>(value_of(self).address));
+        },
+        "Where the first element of x was (int); 0 in another process."),
     attribute("eps", member<&Saved::eps>, "What was added to the variance (float)."),
     attribute("shape", shape_of, "Shape of x (tuple of int)."),
     attribute(

@@ -36,7 +36,8 @@ public:
     double eps = 0;
     Index count = 0;  // values per channel behind mean and m2; 0 if they were given
     std::uint64_t fingerprint = 0;
-    bool has_parameters = false;  // whether weight() and bias() are the forward call's
+    const void* address = nullptr;  // of x; null in another process
+    bool has_parameters = false;    // whether weight() and bias() are the forward call's
     std::shared_ptr<const SavedEpilogue> epilogue;  // null without
 
     Saved() = default;  // of no input at all
@@ -44,7 +45,9 @@ public:
     Saved(DType of, std::span<const Index> x, Index axis, double epsilon);
     // For the input of a call that was checked.
     explicit Saved(const Call& call)
-        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps) {}
+        : Saved(call[Role::x].dtype(), call[Role::x].shape(), call.axis(), call.eps) {
+        address = call[Role::x].data;
+    }
 
     [[nodiscard]] Index channels() const { return channels_; }
     [[nodiscard]] StatisticsOut rows() { return {first(), channels_}; }

@@ -3,22 +3,23 @@
 // > 0), on the heap for all of them (Capacity 0).
 //
 // They are made channel by channel, at the end of these channels' room (made_at), and `complete`
-// spreads them. Those of all channels go on behind the last one as they began, for kWrap values:
-// for kernels that write the line which one row of channels ends in and the next begins in. Rows
-// begin where a line of the cache does, for the reason that pool_array.hpp gives.
+// spreads them. Those of all channels, on the heap or of a block that has them (Plan::wrapped), go
+// on behind the last one as they began, for kWrap values: for kernels that write the line which one
+// row of channels ends in and the next begins in. Rows begin where a line of the cache does, for
+// the reason that pool_array.hpp gives.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <type_traits>
 
 #include "core/dtype.hpp"
 #include "cpu/columns.hpp"
 #include "cpu/pool_array.hpp"
+#include "cpu/schedule.hpp"
 
 namespace bnext::cpu {
-
-constexpr Index kWrap = 64;  // a line of the smallest elements, and two packs
 
 template <class C, std::size_t Rows, Index Capacity>
 class CoefficientRows {
@@ -27,9 +28,10 @@ class CoefficientRows {
 public:
     static constexpr std::size_t kRows = Rows;
 
-    explicit CoefficientRows(Index columns = Capacity)
+    // On the stack of at most Capacity columns; `columns` are those that wrap, or 0.
+    explicit CoefficientRows(Index columns)
         : columns_(columns),
-          stride_((static_cast<std::size_t>(columns + (kAll ? kWrap : 0)) + kLineful - 1) /
+          stride_((static_cast<std::size_t>(kAll ? columns + kWrap : Capacity) + kLineful - 1) /
                   kLineful * kLineful) {
         if constexpr (kAll) values_ = PoolArray<C>(Rows * stride_);
     }
@@ -38,11 +40,17 @@ public:
         return values_.data() + r * stride_ + offset;
     }
     void complete(Index offset, Index channels, Index columns) {
-        const Index repeated = kAll ? std::min(offset + channels * columns, kWrap) : 0;
+        const Index end = offset + channels * columns;
+        const Index repeated = kAll || columns_ > 0 ? std::min(end, kWrap) : 0;
+        const bool at_once = offset == 0 && end == columns_ && columns_ >= kPiece;
         for (std::size_t r = 0; r < Rows; ++r) {
-            if (columns > 1) {
-                C* const room = row(r, offset);
-                spread(room + made_at(channels, columns), room, channels, columns);
+            C* const room = row(r, offset);
+            if (columns > 1) spread(room + made_at(channels, columns), room, channels, columns);
+            if (at_once) {
+                for (Index k = 0; k < kWrap; k += kPiece) {
+                    std::memcpy(room + end + k, room + k, kPiece * sizeof(C));
+                }
+                continue;
             }
             for (Index c = offset; c < repeated; ++c) {
                 for (Index k = c + columns_; k < columns_ + kWrap; k += columns_) {
@@ -54,6 +62,7 @@ public:
 
 private:
     static constexpr std::size_t kLineful = kLine / sizeof(C);
+    static constexpr Index kPiece = 16;  // of what is repeated: no call of a function
     static_assert(static_cast<std::size_t>(Capacity) % kLineful == 0);
     struct alignas(kLine) OnStack {
         std::array<C, Rows* static_cast<std::size_t>(Capacity)> values;

@@ -28,7 +28,9 @@ struct Setting {
     Stores stores;
 
     // Only coefficients of all channels go on behind the last as they began.
-    [[nodiscard]] bool wraps() const { return plan.schedule == Schedule::split; }
+    [[nodiscard]] bool wraps() const {
+        return plan.schedule == Schedule::split || plan.wrapped != 0;
+    }
     // Both phases, or the first alone. Returns the n of the sums.
     template <class Operation>
     double run(const Operation& operation, const Problem& problem) const {

@@ -1,5 +1,6 @@
 // Arrays of one call, such as a number for each channel. Large ones come from the pool, since
-// malloc may map them anew in each call, page by page: (7, 20000) took three times as long. All
+// malloc may map them anew in each call, page by page: (7, 20000) took three times as long. Small
+// ones are kept, too: memory on a line is a twentieth of a call of (64, 20) otherwise. All
 // begin where a line of the cache does: vectors that reach into two lines are read at half the
 // speed, and whether they do must not depend on where a process happens to have its memory.
 #pragma once
@@ -11,6 +12,7 @@
 #include <type_traits>
 
 #include "cpu/pool.hpp"
+#include "cpu/small_blocks.hpp"
 
 namespace bnext::cpu {
 
@@ -34,16 +36,13 @@ public:
 private:
     struct Release {
         bool pooled = false;
-        void operator()(T* data) const {
-            pooled ? pool_release(data) : ::operator delete(data, std::align_val_t{kLine});
-        }
+        void operator()(T* data) const { pooled ? pool_release(data) : small_release(data); }
     };
     using Memory = std::unique_ptr<T, Release>;
 
     static Memory allocate(std::size_t bytes) {
         const bool pooled = bytes >= kWorthPooling;
-        void* const data =
-            pooled ? pool_allocate(bytes) : ::operator new(bytes, std::align_val_t{kLine});
+        void* const data = pooled ? pool_allocate(bytes) : small_allocate(bytes);
         if (data == nullptr) throw std::bad_alloc();
         return Memory(static_cast<T*>(data), Release{pooled});
     }

@@ -164,8 +164,11 @@ Plan make_plan(const Problem& problem, const Work& work, const Machine& machine,
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.channels, 1));
     const bool streams = streams_output(candidate, block);
     const bool prefetches = schedule == Schedule::channels && prefetches_next(candidate, block);
-    return {tiling,  schedule,   block,   divide_up(problem.channels, block),
-            streams, prefetches, together};
+    const Index columns = problem.channels * tiling.columns();
+    const bool wraps = schedule != Schedule::split && block == problem.channels &&
+                       candidate.by_rows() && columns + kWrap <= kMaxBlock;
+    return {tiling,  schedule,   block,    divide_up(problem.channels, block),
+            streams, prefetches, together, wraps ? columns : 0};
 }
 
 Plan plan_of(const Problem& problem, int operands) {

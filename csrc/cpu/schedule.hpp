@@ -24,6 +24,9 @@ constexpr const char* name_of(Schedule schedule) {
 }
 
 constexpr Index kMaxBlock = 256;  // channels of a block: a task keeps their sums on its stack
+// How many coefficients are repeated behind the last: a line of the smallest elements, and two
+// packs.
+constexpr Index kWrap = 64;
 
 struct Plan {
     Tiling tiling;
@@ -33,6 +36,9 @@ struct Plan {
     bool streams_output;  // non-temporal stores
     bool prefetches;      // under `channels`: the next block, while this one is written
     Index together = 1;   // channels that are finished together: of a block, and of a share
+    // The columns of all channels, where they are one block whose coefficients are repeated behind
+    // the last (coefficients.hpp); else 0.
+    Index wrapped = 0;
 };
 
 // The work of a call: how many arrays of the problem's size it moves, in how many phases.

@@ -33,7 +33,7 @@ template <class Sums>
 struct FirstPhaseOnly : Sums {
     template <Index Capacity>
     struct Coefficients {
-        explicit Coefficients(Index = 0) {}
+        explicit Coefficients(Index) {}
     };
 
     template <class None>
@@ -58,7 +58,7 @@ double run_by_channels(const Operation& operation, const Problem& problem, const
     double of_first = 0;
     parallel(threads, problem.bytes(), [&](const Team& team) {
         double a[kMaxBlock], b[kMaxBlock], chunk_a[kMaxBlock], chunk_b[kMaxBlock];
-        typename Operation::template Coefficients<kMaxBlock> coefficients;
+        typename Operation::template Coefficients<kMaxBlock> coefficients(plan.wrapped);
         Index task = 0;
         for (bool taken = tasks.take(team.rank, task); taken;) {
             const ChannelRange channels = block_of_channels(problem, plan.block, task);

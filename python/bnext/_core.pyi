@@ -47,6 +47,8 @@ class Saved:
     """``1 / sqrt(var + eps)`` of each channel, shape (C,)."""
     rows: Final[_Float64]
     """``mean``, ``m2``, ``var``, ``rstd``, ``mean_low`` as one array, shape (5, C); a copy."""
+    address: Final[int]
+    """Where the first element of `x` was; 0 in another process."""
     eps: Final[float]
     """What was added to the variance."""
     shape: Final[tuple[int, ...]]

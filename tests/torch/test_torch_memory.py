@@ -39,8 +39,7 @@ FAULTS = """
     first = faults()
     with bnext.torch.keep_memory() as kept:
         assert kept.active, kept
-        # (A small block between two large ones, and the next large one needs new memory; once or
-        # twice.)
+        # (A small block may come to lie between large ones; the next one then needs new memory.)
         within = min(faults() for _ in range(4))
     assert not kept.active
     print(first, within, faults())

@@ -126,6 +126,9 @@ template <class Formula, class T>
 struct RepeatedRows {
     static constexpr Index kMostWidth = 48, kLength = kMostWidth * kLanes;
 
+    // For n values.
+    static bool pays(Index width, Index n) { return width <= kMostWidth && n >= 4 * kLength; }
+
     // n values that follow each other; the run's coefficients are set here.
     BNEXT_NO_INLINE static void write(ActivatedRun<T>& run, Index n, Index width, bool streams,
                                       const CoefficientsIn<Compute<T>>& all) {
@@ -168,8 +171,9 @@ void write_activated_interleaved(const View<const T>* in, const View<T>* out, co
     if (flags.are_kept()) dense = dense && flags.stride.outer == width;
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = rows_of_tile(*region.tiling, t);
-        if (dense && is_outer_only(tile) && width <= RepeatedRows<Formula, T>::kMostWidth) {
-            const Index o = tile.outer_begin, c = region.channels.begin;
+        const Index o = tile.outer_begin, c = region.channels.begin;
+        if (dense && is_outer_only(tile) &&
+            RepeatedRows<Formula, T>::pays(width, (tile.outer_end - o) * width)) {
             ActivatedRun<T> run{};
             T* begins[Formula::kWrites];
             unrolled<Formula::kReads>([&](auto i)

@@ -79,7 +79,6 @@ class _Normalization(torch.autograd.Function):
     ) -> Tensor:
         eps, given, moved = others
         y, ctx.statistics = kernels.forward(x, weight, bias, eps, given, moved)
-        ctx.address = x.data_ptr()
         if given is not None and not any(ctx.needs_input_grad[1:3]):
             # Only gradients of parameters take x: dx is a function of dy and weight.
             ctx.save_for_backward(None, weight)
@@ -178,11 +177,12 @@ def _by_kernels(
             raise
         return _by_formulas(ctx.statistics, dy, x, weight)  # a batch of gradients
     except ValueError:
-        # It has changed, by ways that autograd does not see; or the error is another.
-        if x is None or x.data_ptr() == ctx.address:
+        # It has changed, by ways that autograd does not see; or the error is another. (On a GPU
+        # nothing looks for changes.)
+        if x is None or x.is_cuda or x.data_ptr() == ctx.statistics.address:
             raise
     # What hooks have made of x may be close to it, and not the same.
-    ctx.statistics, ctx.address = kernels.saved_beside(x, ctx.statistics), x.data_ptr()
+    ctx.statistics = kernels.saved_beside(x, ctx.statistics)
     return _by_kernels(ctx, dy, x, weight, wants_x)
 
 
