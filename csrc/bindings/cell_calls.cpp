@@ -68,7 +68,9 @@ py::object cell_restored(Taken& taken) {
     Intake& call = taken.call;
     Saved saved(call.call);
     saved.take_rows(call[Role::rows]);
-    saved.count = saved.channels() == 0 ? 0 : call[Role::x].size() / saved.channels();
+    if (saved.channels() != 0) {
+        saved.count = static_cast<double>(call[Role::x].size() / saved.channels());
+    }
     saved.fingerprint = fingerprint_of(call[Role::x]);
     return object_of(std::move(saved));
 }

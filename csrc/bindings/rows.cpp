@@ -394,7 +394,7 @@ void register_rows(py::module_& m) {
                                shape_text(s.shape), ", normalized_shape ",
                                shape_text(s.normalized()), ">");
              })
-        .def(py::pickle(&state_of, &of_state));
+        .def(py::pickle([](const RowSaved& s) { return state_of(s); }, &of_state));
     Fast<8, kForward, forward>::add_to(m);
     Fast<8, kBackward, backward>::add_to(m);
     Fast<5, kRestored, restored>::add_to(m);
