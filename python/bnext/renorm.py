@@ -127,10 +127,10 @@ class RenormRunning(Running):
 
     eps = 1e-5  # the layer's, which sets it before a call
 
-    def prepare(self, writes: Writes, count: int, mean: Any, m2: Any, prefix: str = "") -> None:
+    def prepare(self, writes: Writes, count: float, mean: Any, m2: Any, prefix: str = "") -> None:
         """Add the move by a batch to `writes`, as `Running.prepare` does."""
         self.check_movable(prefix)
-        if count >= 2 and self.var is not None:
+        if count > 1 and self.var is not None:
             n = count - 1 if self.estimator.bessel else count
             with np.errstate(all="ignore"):
                 var = to_numpy(m2) / n
@@ -161,7 +161,7 @@ class Renormalization:
         self.eps, self.dtype = layer.eps, layer.dtype
         self.r, self.d = np.ones_like(self.mean), np.zeros_like(self.mean)
 
-    def __call__(self, count: int, mean: Any, m2: Any) -> tuple[Any, Any]:
+    def __call__(self, count: float, mean: Any, m2: Any) -> tuple[Any, Any]:
         """Give the weight and the bias for a batch of these Moments."""
         if count > 0:
             with np.errstate(all="ignore"):

@@ -43,7 +43,7 @@ def forward(
     explain: Callable[[Any, Any], None] | None = None,
     plain: bool = False,
     keeps: bool = True,
-    adjust: Callable[[int, Any, Any], tuple[Any, Any]] | None = None,
+    adjust: Callable[[float, Any, Any], tuple[Any, Any]] | None = None,
     weighting: Weighting | None = None,
 ) -> Any:
     """Normalize `x`: give y, and the statistics that `backward` needs.

@@ -22,7 +22,6 @@ from bnext.layers.renorm import BatchRenorm, BatchRenorm1d, BatchRenorm2d, Batch
 from bnext.layers.rows import LayerNorm, RMSNorm
 
 __all__ = [
-__all__ = [
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchRenorm", "BatchRenorm1d",
     "BatchRenorm2d", "BatchRenorm3d", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d",
     "InstanceNorm3d", "LayerNorm", "RMSNorm", "Recomputed",

@@ -46,7 +46,9 @@ def varied(
         In which the call is.
     plain : bool
         Whether the call normalizes by running statistics, or on a visit.
-    x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue, engine, explain, weighting
+    x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue
+        As `spine.forward` takes them.
+    engine, explain, weighting
         As `spine.forward` takes them.
 
     Returns

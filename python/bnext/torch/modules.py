@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from functools import partial
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
