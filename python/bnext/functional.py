@@ -30,7 +30,7 @@ from bnext.arrays import DeviceSaved
 from bnext.groups.group import ALONE, Group, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.single_pass import moments, normalize, recompute
-from bnext.weighting import Masked, weighting_of
+from bnext.weighting import Masked, names_positions, weighting_of_call
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize", "recompute"]
 
@@ -75,6 +75,7 @@ def batch_norm_forward(
 ) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
 
 
+@names_positions
 def batch_norm_forward(
     x: Any,
     weight: Values | None = None,
@@ -87,10 +88,7 @@ def batch_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-    mask: Values | None = None,
-    sample_weight: Values | None = None,
-    lengths: Values | None = None,
-    masked: Masked = "zero",
+    **positions: Any,
 ) -> tuple[Any, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
@@ -200,9 +198,9 @@ def batch_norm_forward(
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
     result: tuple[Any, Saved | DeviceSaved | SyncSaved]
-    if not (mask is None and sample_weight is None and lengths is None and masked == "zero"):
+    if positions:
         with part:
-            weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked)
+            weighting = weighting_of_call(batch_norm_forward, x, channel_axis, positions)
         result = spine.forward(
             x, weight, bias, eps, channel_axis, out, None, None, part, epilogue, weighting=weighting
         )

@@ -26,7 +26,7 @@ from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
 from bnext.layers.variants import varied
-from bnext.weighting import Masked, weighting_of
+from bnext.weighting import Masked, names_positions, weighting_of_call
 
 __all__ = ["Normalization"]
 
@@ -115,17 +115,8 @@ class Normalization(Modes):
         masked: Masked = "zero",
     ) -> Array: ...
 
-    def forward(
-        self,
-        x: Any,
-        *,
-        out: Any = None,
-        residual: Any = None,
-        mask: Any = None,
-        sample_weight: Any = None,
-        lengths: Any = None,
-        masked: Masked = "zero",
-    ) -> Any:
+    @names_positions
+    def forward(self, x: Any, *, out: Any = None, residual: Any = None, **positions: Any) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -187,9 +178,11 @@ class Normalization(Modes):
         running = self.running
         explain = None if type(x) is ndarray else partial(check_places, self)
         weighting = None
-        if not (mask is None and sample_weight is None and lengths is None and masked == "zero"):
+        if positions:
             with part:
-                weighting = weighting_of(x, self.channel_axis, mask, sample_weight, lengths, masked)
+                weighting = weighting_of_call(
+                    Normalization.forward, x, self.channel_axis, positions
+                )
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
@@ -291,15 +284,16 @@ class Normalization(Modes):
                     f"residual_grad: expected {had} or None, since the forward call had {which} "
                     f"residual, got {residual_grad!r}"
                 )
-        sums, exchanged = "local", getattr(saved, "inner", saved)
+        variant = None if type(saved) is _core.Saved else getattr(type(saved), "backward", None)
+        exchanged: Any = saved if variant is None else getattr(saved, "inner", saved)
+        sums = "local"
         if group is not None and isinstance(exchanged, SyncSaved):
             own = self.parameter_gradients if group is self.group else "local"  # or on a visit
             sums = "total" if exchanged.shared else own
-        by = getattr(type(saved), "backward", None)  # of a variant
         dx, dweight, dbias, *dresidual = (
             spine.backward(dy, x, saved, self.weight, out, sums, residual)
-            if by is None
-            else by(saved, dy, x, self.weight, out, sums, residual)
+            if variant is None
+            else variant(saved, dy, x, self.weight, out, sums, residual)
         )
         if self.train_affine and self.weight is not None:
             self.weight_grad = dweight

@@ -23,7 +23,12 @@ __all__ = ["masked_batch_norm", "weighting_of_tensors"]
 
 
 def weighting_of_tensors(
-    input: Any, mask: Any, sample_weight: Any, lengths: Any, masked: Any, beside: str | None
+    input: Any,
+    beside: str | None,
+    mask: Any = None,
+    sample_weight: Any = None,
+    lengths: Any = None,
+    masked: Any = "zero",
 ) -> Weighting | None:
     """Check the arguments of a layer's call; `beside` is what does not go with them, if any."""
     name = next(

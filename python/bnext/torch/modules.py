@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -21,6 +20,7 @@ from bnext.torch.ghosts import Ghosts, set_ghosts
 from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
 from bnext.torch.recomputation import note
 from bnext.torch.skipping import SKIPPED, guarded, set_skipping
+from bnext.weighting import check_positions, names_positions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,23 +101,15 @@ class Forward(_BatchNorm):
         if (skipped := self._buffers.get(SKIPPED)) is not None:
             skipped.zero_()
 
-    def forward(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-        lengths: Tensor | None = None,
-        masked: str = "zero",
-    ) -> Tensor:
+    @names_positions
+    def forward(self, input: Tensor, residual: Tensor | None = None, **positions: Any) -> Tensor:
         """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation.
 
         `mask`, `sample_weight` and `lengths` say which positions count, as
         `bnext.batch_norm_forward` has them, and `masked` what the others get; on the CPU.
         """
-        if not (mask is None and sample_weight is None and lengths is None and masked == "zero"):
-            of = self, input, residual, mask, sample_weight, lengths, masked
+        if positions:
+            of = self, input, residual, positions
             if is_compiling():  # no part of a graph
                 y: Tensor = torch._dynamo.disable(Forward._of_what_counts)(*of)
                 return y
@@ -136,14 +128,14 @@ class Forward(_BatchNorm):
         return self._normalized(input, epilogue)
 
     def _of_what_counts(
-        self, input: Tensor, residual: Tensor | None, mask: Any, sample_weight: Any, lengths: Any,
-        masked: Any,
-    ) -> Tensor:  # fmt: skip
+        self, input: Tensor, residual: Tensor | None, positions: dict[str, Any]
+    ) -> Tensor:
         beside = None if self._activation[0] is None else "an activation"
         beside = beside if residual is None else "a residual"
         with self._announcing():
             self._check_input_dim(input)
-            weighting = weighting_of_tensors(input, mask, sample_weight, lengths, masked, beside)
+            check_positions(Forward.forward, positions)
+            weighting = weighting_of_tensors(input, beside, **positions)
             if weighting is not None and self._is_special():
                 raise ValueError(
                     f"{weighting[3]}: expected None for a layer that normalizes by ghosts, "
@@ -232,7 +224,6 @@ class Forward(_BatchNorm):
     _forward_of_graphs.__annotations__.update(
         {"input": Tensor, "residual": Optional[Tensor], "return": Tensor}  # noqa: UP045
     )
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     forward.__wrapped__ = _forward_of_graphs  # type: ignore[attr-defined]
 
     def _is_one_node(self, input: Any) -> bool:
