@@ -186,14 +186,17 @@ class Normalization(Modes):
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
-        call: Any = spine.forward
-        if self._varies:
-            call = partial(varied, self, group, uses or self in visits)
-        y, saved = call(
-            x, self.weight, self.bias, self.eps, self.channel_axis, out,
-            running if uses else None, running if moves else None, part, epilogue, engine, explain,
-            weighting=weighting,
-        )  # fmt: skip
+        if weighting is None and not self._varies:
+            y, saved = spine.forward(
+                x, self.weight, self.bias, self.eps, self.channel_axis, out,
+                running if uses else None, running if moves else None, part, epilogue, engine,
+                explain,
+            )  # fmt: skip
+        else:
+            y, saved = varied(
+                self, group, uses or self in visits, x, out, running if uses else None,
+                running if moves else None, part, epilogue, engine, explain, weighting,
+            )  # fmt: skip
         if epilogue is not None and not saved.reads_residual:
             residual = None
         # Where statistics are constants, x is needed for gradients of parameters, and for the
