@@ -32,8 +32,8 @@ def check_alone(layer: Normalization, group: Group | None) -> None:
 
 
 def varied(
-    layer: Normalization, group: Group | None, plain: bool, x: Any, out: Any, given: Any, moved: Any,
-    part: Part, epilogue: Any, engine: Any, explain: Any, weighting: Any,
+    layer: Normalization, group: Group | None, plain: bool, x: Any, out: Any, given: Any,
+    moved: Any, part: Part, epilogue: Any, engine: Any, explain: Any, weighting: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Do `spine.forward` for a call of a layer that varies, or of positions with weights.
 
