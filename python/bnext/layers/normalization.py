@@ -20,7 +20,7 @@ from bnext.estimators import Cumulative, Exponential
 from bnext.ghosts import check_size
 from bnext.groups.group import ALONE, Group, announcing, check_group
 from bnext.groups.saved import SyncSaved
-from bnext.groups.visits import VISITS, Latest
+from bnext.groups.visits import VISITS, Latest, latest_call
 from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
@@ -278,7 +278,7 @@ class Normalization(Modes):
     def _backward(
         self, dy: Any, out: Any, group: Group | None, latest: Latest, residual_grad: bool | None
     ) -> Any:
-        member, (x, saved, residual) = _latest_call(group, latest, "backward")
+        member, (x, saved, residual) = latest_call(group, latest, "backward")
         if residual_grad is not None:
             had = getattr(saved, "residual", False)
             if bool(residual_grad) is not had:
@@ -333,7 +333,7 @@ class Normalization(Modes):
         """
         visits = VISITS.get()
         visit = visits.get(self) if visits else None
-        _, (kept, saved, added) = _latest_call(*(visit or (self.group, self._latest)), "recomputed")
+        _, (kept, saved, added) = latest_call(*(visit or (self.group, self._latest)), "recomputed")
         if (x := kept if x is None else x) is None:
             raise ValueError(
                 "x: expected the input of the forward call, since a frozen layer without an "
@@ -389,16 +389,3 @@ class Normalization(Modes):
         estimator = self.estimator
         is_torch_s = type(estimator) in (Exponential, Cumulative) and estimator.bessel
         return f"momentum={self.momentum}" if is_torch_s else f"estimator={estimator}"
-
-
-def _latest_call(group: Group | None, latest: Latest, what: str) -> tuple[int | None, Any]:
-    """Give the member, and what its latest forward call left."""
-    member = None if group is None else group.rank_or_none
-    if member not in latest:
-        if group is not None:
-            group.check_open()
-        raise RuntimeError(
-            f"{what}: expected a forward call before it, since the latest one was consumed or "
-            "there was none"
-        )
-    return member, latest[member]
