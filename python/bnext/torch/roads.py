@@ -45,11 +45,11 @@ class Road(Enum):
 
 KERNELS, OPERATORS, FUSED, GROUP, NODE, EXPORTED, PYTORCH = Road
 
-# Smaller eager calls of `group_norm` and `layer_norm` are PyTorch's, recorded or not: autograd calls
-# bnext's functions in Python, which takes longer than these kernels gain. With one thread, a step of
-# group_norm of (64, 20) in 4 groups took 1.1 times as long by these kernels, of (8, 64, 7, 7) in 8
-# groups 1.2; of layer_norm of (64, 20) 1.4, of (64, 512) 1.2, and of (64, 1024) 0.8 (EPYC, a machine
-# in use, 2026-11-30). PyTorch's instance_norm and rms_norm are slower at any size.
+# Smaller eager calls of `group_norm` and `layer_norm` are PyTorch's, recorded or not: autograd
+# calls bnext's functions in Python, which takes longer than these kernels gain. With one thread, a
+# step of group_norm of (64, 20) in 4 groups took 1.1 times as long by these kernels, of (8, 64, 7,
+# 7) in 8 groups 1.2; of layer_norm of (64, 20) 1.4, of (64, 512) 1.2, and of (64, 1024) 0.8 (EPYC,
+# a machine in use, 2026-11-30). PyTorch's instance_norm and rms_norm are slower at any size.
 LEAST_VALUES = 32 * 1024
 
 _NUMBER = (float, int)
