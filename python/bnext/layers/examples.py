@@ -61,11 +61,12 @@ class ExampleNormalization(Holder, abc.ABC):
         ValueError, TypeError
             `dy` has another shape or dtype than the input, or the input has changed since.
         """
-        _, (x, saved, _) = latest_call(None, self._latest, "backward")
+        latest = self._latest
+        x, saved, _ = latest.get(None) or latest_call(None, latest, "backward")[1]
         dx, dweight, dbias = self._gradients(dy, x, saved, out)
         if self.weight is not None and dweight is not None:
             self.weight_grad = dweight
         if self.bias is not None and dbias is not None:
             self.bias_grad = dbias
-        self._latest.clear()
+        latest.clear()
         return dx
