@@ -90,10 +90,10 @@ class RowNormalization(ExampleNormalization, TrainingMode):
     __call__ = forward
 
     def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
-        found: tuple[Any, ...] = backward_of_rows(
+        found: Any = backward_of_rows(
             dy, x, saved, self.weight, out, self.centered, False, self.weight is not None
         )
-        return found if len(found) == 3 else (*found, *(None,) * (3 - len(found)))
+        return found if self.centered else (*found, None)
 
     def reset_parameters(self) -> None:
         """Set `weight` to 1 and `bias` to 0.
