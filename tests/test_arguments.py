@@ -75,6 +75,9 @@ def test_what_is_no_integer_is_refused(name, value):
     if value is None and "convention" in name:
         call(None)  # which is their default
         return
+    if name == "Moments" and isinstance(value, float) and value > 0:  # a sum of weights
+        assert call(value).count == value
+        return
     with pytest.raises((TypeError, ValueError), match=f"^{argument}: expected (a|one integer)"):
         call(value)
 

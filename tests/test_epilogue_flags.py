@@ -210,7 +210,7 @@ def test_pickles_from_before_activations(rng):
     """Their state has one part less."""
     x = rng.normal(size=(7, 3))
     _, saved = bnext.batch_norm_forward(x)
-    *older, epilogue = saved.__getstate__()
+    *older, epilogue, _, _ = saved.__getstate__()
     assert epilogue is None
     saved_then = restored(tuple(older))
     assert (saved_then.activation, saved_then.residual) == (None, False)
@@ -232,10 +232,11 @@ def test_pickles_from_before_activations(rng):
 def test_states_that_are_none_are_refused(rng, change):
     x = rng.normal(size=(7, 3))
     _, saved = bnext.batch_norm_forward(x, activation="relu", residual=x)
-    *state, epilogue = saved.__getstate__()
-    assert restored((*state, epilogue)).activation == "relu"
+    *state, epilogue, weights, groups = saved.__getstate__()
+    assert restored((*state, epilogue, weights, groups)).activation == "relu"
+    assert restored((*state, epilogue)).activation == "relu"  # of older versions
     with pytest.raises(ValueError, match=r"^state: expected the state of a pickled Saved$"):
-        restored((*state, change(epilogue)))
+        restored((*state, change(epilogue), weights, groups))
 
 
 def test_a_transposed_order_of_flags_goes_with_pickles(rng):

@@ -188,7 +188,7 @@ def test_rows_go_with_pickles(rng):
     """Also rows of a version that had no low part."""
     _, saved = bnext.batch_norm_forward(rng.normal(1e6, 1, (33, 5)))
     assert_same_bits(pickle.loads(pickle.dumps(saved)).rows, saved.rows)
-    *others, rows, _ = saved.__getstate__()
+    *others, rows, _, _, _ = saved.__getstate__()
     older = Saved.__new__(Saved)
     older.__setstate__((*others, rows[: ROW.mean_low * 5]))
     assert_same_bits(older.rows[: ROW.mean_low], saved.rows[: ROW.mean_low])

@@ -174,7 +174,7 @@ def test_copies_of_what_was_saved(rng, copied, name):
 def test_pickles_of_older_versions_have_no_parameters(rng):
     x = rng.normal(size=(7, 3))
     _, saved = bnext.batch_norm_forward(x)
-    *others, rows, epilogue = saved.__getstate__()
+    *others, rows, epilogue, _, _ = saved.__getstate__()
     assert rows.size == 7 * 3
     older = bnext.Saved.__new__(bnext.Saved)
     older.__setstate__((*others, rows[: 5 * 3], epilogue))
