@@ -290,9 +290,7 @@ def _check_once(run: Callable[[Any], Any], loader: Iterable[Any], targets: dict[
 
 
 @contextlib.contextmanager
-def _counted(
-    targets: dict[Any, str], act: _Act = lambda *_: None
-) -> Iterator[set[Any]]:
+def _counted(targets: dict[Any, str], act: _Act = lambda *_: None) -> Iterator[set[Any]]:
     """Let layers be called once for a batch; give the set of those that were, to be emptied."""
     called: set[Any] = set()
 
