@@ -102,7 +102,8 @@ def weighting_of(
         length is not from 0 to the axis' extent, `mask` and `lengths` were both given, or `masked`
         is not one of the three.
     TypeError
-        `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers.
+        `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers; it
+        is a tensor that requires a gradient, of which there is none.
     """
     if masked not in OUTSIDES:
         text = repr(masked) if isinstance(masked, str) else type(masked).__name__
