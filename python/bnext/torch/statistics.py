@@ -89,8 +89,8 @@ def update_statistics(
     -----
     After an error all layers are as they were. Otherwise `running_mean` and `running_var` are
     replaced (the variance with Bessel's correction), and `num_batches_tracked` is the number of
-    batches. Modes stay. Compiled models run eagerly here. Where calls of a layer have masks, lengths
-    or weights, the statistics are of what counts.
+    batches. Modes stay. Compiled models run eagerly here. Where calls of a layer have masks,
+    lengths or weights, the statistics are of what counts.
     """
     check_module(model)
     targets = _targets(model, layers)
