@@ -12,8 +12,8 @@ CellDescription describe_cells(DType dtype, std::span<const Index> shape, Index 
     BNEXT_CHECK(channel_axis >= 1 && channel_axis < static_cast<Index>(shape.size()),
                 "channel_axis: expected an axis behind the first, got ", channel_axis);
     const Index channels = shape[static_cast<std::size_t>(channel_axis)];
-    BNEXT_CHECK(groups == channels || (groups >= 1 && channels % groups == 0),
-                "num_groups: expected a divisor of ", channels, ", got ", groups);
+    BNEXT_CHECK(groups >= 1 && channels % groups == 0, "num_groups: expected a divisor of ",
+                channels, ", got ", groups);
     const std::size_t n = operands.size();
     BNEXT_CHECK(n <= kMaxOperands, "operands: expected at most ", kMaxOperands);
 
@@ -31,7 +31,7 @@ CellDescription describe_cells(DType dtype, std::span<const Index> shape, Index 
     problem.examples = shape[0];
     problem.parameters = channels;
     problem.groups = groups;
-    problem.cells_of_slab = groups == 0 ? 1 : channels / groups;
+    problem.cells_of_slab = channels / groups;
     result.strides = example.strides;
     result.refusal = example.refusal;
     if (result.refusal != nullptr || problem.elements() == 0) return result;
