@@ -134,6 +134,14 @@ def test_errors(call, kind, text):
         call()
 
 
+def test_adapted_moments_of_examples_without_values_are_the_sources():
+    layer = bnext.BatchNorm1d(3)
+    layer(batch_of(1, (8, 3)))
+    m = bnext.adapted_moments(layer, np.empty((4, 3, 0), np.float32))
+    np.testing.assert_array_equal(m.mean, layer.running_mean)
+    np.testing.assert_array_equal(m.var, layer.running_var)
+
+
 @pytest.mark.parametrize("prior", [0, 2.5, 16, np.inf])
 @pytest.mark.parametrize("shape", [(6, 3), (1, 3, 20)])
 def test_adapted_moments_are_schneiders(shape, prior):

@@ -237,6 +237,18 @@ def test_empty_batches():
         assert dweight.shape == dbias.shape == (6,)
 
 
+def test_no_channels():
+    x = np.empty((4, 0, 8), np.float32)
+    for num_groups in (1, 3):
+        y, saved, dx, dweight, dbias = both(x, x, num_groups, None, None)
+        assert y.shape == dx.shape == x.shape
+        assert saved.mean.shape == (4, num_groups)
+        assert not saved.mean.any()
+        assert dweight.shape == dbias.shape == (0,)
+    y, saved = bnext.instance_norm_forward(x)
+    assert bnext.instance_norm_backward(y, x, saved)[0].shape == x.shape
+
+
 def test_saved_of_norms(rng):
     x, dy, weight, bias = data(rng, (2, 6, 5), np.float32)
     _, saved = bnext.group_norm_forward(x, 3, weight, bias)

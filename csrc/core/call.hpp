@@ -159,7 +159,7 @@ struct Call {
     }
     [[nodiscard]] Index groups() const {
         if (from_forward != nullptr) return from_forward->groups;
-        return num_groups.value_or(channels());
+        return num_groups.value_or(channels() == 0 ? 1 : channels());  // 0: of no norm of cells
     }
 
 private:

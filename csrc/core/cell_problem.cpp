@@ -30,6 +30,7 @@ CellDescription describe_cells(DType dtype, std::span<const Index> shape, Index 
     problem.example = example.problem;
     problem.examples = shape[0];
     problem.parameters = channels;
+    problem.groups = groups;
     problem.cells_of_slab = channels / groups;
     result.strides = example.strides;
     result.refusal = example.refusal;

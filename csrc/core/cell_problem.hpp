@@ -20,11 +20,14 @@ struct CellProblem {
     Problem example;          // of so many cells
     Index examples = 0;       // as they are walked
     Index parameters = 0;     // channels C of the array
-    Index cells_of_slab = 1;  // C / G
+    Index groups = 1;         // G
+    Index cells_of_slab = 1;  // C / G; 0 where there are no channels to divide
     bool joined = false;      // the planes of a slab are one piece of memory, in every array
 
     [[nodiscard]] Index cells() const { return example.channels; }
-    [[nodiscard]] Index slabs() const { return example.channels / cells_of_slab; }  // of an example
+    [[nodiscard]] Index slabs() const {  // of an example
+        return cells_of_slab == 0 ? groups : example.channels / cells_of_slab;
+    }
     [[nodiscard]] Index all_slabs() const { return examples * slabs(); }
     [[nodiscard]] Index elements() const { return examples * example.elements(); }
     [[nodiscard]] double count() const {  // values of a slab

@@ -19,6 +19,7 @@ from numpy import ndarray
 from bnext import _core
 from bnext.arguments import values_of
 from bnext.arrays import engine_of
+from bnext.arrays.libraries import library_of
 
 __all__ = [
     "Masked", "Weighting", "check_positions", "names_positions", "total_weight", "weighting_of",
@@ -101,7 +102,8 @@ def weighting_of(
         length is not from 0 to the axis' extent, `mask` and `lengths` were both given, or `masked`
         is not one of the three.
     TypeError
-        `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers.
+        `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers; it
+        is a tensor that requires a gradient, of which there is none.
     """
     if masked not in OUTSIDES:
         text = repr(masked) if isinstance(masked, str) else type(masked).__name__
@@ -204,6 +206,8 @@ def _lengths(lengths: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.
 def _weights(
     weights: Any, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
+    if (library := library_of(weights)) is not None:
+        weights = library.readable(weights, "sample_weight")  # which would get no gradient
     given = values_of(weights, "sample_weight")
     if given.dtype.kind not in "fiu" and not _core.is_data_dtype(given.dtype):
         raise TypeError(f"sample_weight: expected an array of real numbers, got {given.dtype}")

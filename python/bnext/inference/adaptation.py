@@ -76,7 +76,7 @@ def adapted_moments(layer: BatchNorm, x: Any, prior: float = 16) -> Moments:
     x, engine = taken(layer, x)
     batch = moments(x, channel_axis=layer.channel_axis)
     shape, _ = engine.inspect(x=x)
-    share = share_of_batch(shape[0], prior)
+    share = share_of_batch(shape[0] if batch.count > 0 else 0, prior)
     source = [to_numpy(row).astype(np.float64) for row in (layer.running_mean, layer.running_var)]
     count = batch.count
     if share == 0.0:

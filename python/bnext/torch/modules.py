@@ -147,7 +147,10 @@ class Forward(KernelModule, _BatchNorm):
 
     def _is_special(self) -> bool:
         """Whether calls do something else in place of normalizing by the batch."""
-        return "_special" in self.__dict__
+        special = self.__dict__.get("_special")
+        if isinstance(special, Ghosts) and self.takes_ghosts:
+            return self.training
+        return special is not None
 
     def _announcing(self) -> Any:
         """Give the context of checks, which others may wait for."""

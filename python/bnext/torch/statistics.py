@@ -29,6 +29,10 @@ from bnext.torch.sync import has_others
 
 __all__ = ["update_statistics"]
 
+# Called with a layer, its input, and which positions of that count.
+_Act = Callable[[Any, Tensor, dict[str, Any]], None]
+OF_MOMENTS = ("mask", "sample_weight", "lengths")
+
 
 def update_statistics(
     model: torch.nn.Module,
@@ -85,7 +89,8 @@ def update_statistics(
     -----
     After an error all layers are as they were. Otherwise `running_mean` and `running_var` are
     replaced (the variance with Bessel's correction), and `num_batches_tracked` is the number of
-    batches. Modes stay. Compiled models run eagerly here.
+    batches. Modes stay. Compiled models run eagerly here. Where calls of a layer have masks,
+    lengths or weights, the statistics are of what counts.
     """
     check_module(model)
     targets = _targets(model, layers)
@@ -168,11 +173,14 @@ def _eagerly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _before_calls(layers: Iterable[Any], act: Callable[[Any, Tensor], None]) -> Iterator[None]:
-    """Have `act` get each of the layers with what it is given, before each call."""
-    handles = [
-        layer.register_forward_pre_hook(lambda each, given: act(each, given[0])) for layer in layers
-    ]
+def _before_calls(layers: Iterable[Any], act: _Act) -> Iterator[None]:
+    """Have `act` get each of the layers with its input and masks, before each call."""
+
+    def hook(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        positions = {name: named[name] for name in OF_MOMENTS if name in named}
+        act(layer, given[0] if given else named["input"], positions)
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -187,8 +195,10 @@ def _set(layer: Any, mean: Any, var: Any, batches: int) -> None:
         layer.num_batches_tracked.fill_(batches)
 
 
-def _moments_of(x: Tensor) -> Moments:
-    """Count, mean and sum of squared deviations of each channel, in float64."""
+def _moments_of(x: Tensor, positions: dict[str, Any]) -> Moments:
+    """Count, mean and sum of squared deviations of each channel, of what counts, in float64."""
+    if any(value is not None for value in positions.values()):
+        return moments_of(x.detach(), **positions)
     if x.device.type == "cpu" and x.dtype in DATA and x.layout is torch.strided and x.numel():
         return moments_of(x.detach())
     wide = x.detach().double().transpose(0, 1).flatten(1)
@@ -239,7 +249,7 @@ def _next_layer(
     moments = None
     number = 0
 
-    def stop(layer: Any, x: Tensor) -> None:
+    def stop(layer: Any, x: Tensor, positions: dict[str, Any]) -> None:
         nonlocal moments
         if found and layer is not found[0]:
             raise ValueError(
@@ -247,7 +257,7 @@ def _next_layer(
                 f"{targets[layer]} where another batch had one of {targets[found[0]]}"
             )
         found[:] = [layer]
-        of_batch = _moments_of(x)
+        of_batch = _moments_of(x, positions)
         moments = of_batch if moments is None else moments + of_batch
         raise _Reached
 
@@ -281,20 +291,18 @@ def _check_once(run: Callable[[Any], Any], loader: Iterable[Any], targets: dict[
 
 
 @contextlib.contextmanager
-def _counted(
-    targets: dict[Any, str], act: Callable[[Any, Tensor], None] = lambda *_: None
-) -> Iterator[set[Any]]:
+def _counted(targets: dict[Any, str], act: _Act = lambda *_: None) -> Iterator[set[Any]]:
     """Let layers be called once for a batch; give the set of those that were, to be emptied."""
     called: set[Any] = set()
 
-    def count(layer: Any, x: Tensor) -> None:
+    def count(layer: Any, x: Tensor, positions: dict[str, Any]) -> None:
         if layer in called:
             raise ValueError(
                 f"{targets[layer]}: expected one call for each batch, got a second one: a layer "
                 "that is shared has no statistics of one input"
             )
         called.add(layer)
-        act(layer, x)
+        act(layer, x, positions)
 
     with _before_calls(targets, count):
         yield called
@@ -324,8 +332,8 @@ def _one_pass(
     union: dict[Any, Any] = {}
     means: dict[Any, tuple[Any, Any, int]] = {}
 
-    def take(layer: Any, x: Tensor) -> None:
-        moments = _moments_of(x)
+    def take(layer: Any, x: Tensor, positions: dict[str, Any]) -> None:
+        moments = _moments_of(x, positions)
         if pooled:
             union[layer] = union[layer] + moments if layer in union else moments
         elif moments.count > 0:
