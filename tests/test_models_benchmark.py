@@ -205,3 +205,23 @@ def test_torch_devices_that_are_missing_are_said(torch, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--device", "cuda", "--check"]) == 2
     assert "--device cuda: PyTorch finds no GPU" in capsys.readouterr().err
+
+
+def test_torch_cost_of_norms(torch):
+    from benchmarks.models import norms
+    from benchmarks.models.timing import Turns
+
+    for build in norms.NETWORKS.values():
+        for norm in (None, *norms.NORMS):
+            model, shape = build(torch, norm)
+            assert model(torch.zeros(2, *shape[1:])).shape == (2, norms.CLASSES)
+            found = [m for m in model if norm and type(m).__name__.lower().startswith(norm)]
+            assert len(found) == (
+                0 if norm is None else sum(type(m) is torch.nn.ReLU for m in model)
+            )
+    samples = {"none": [1.0]} | {
+        (norm, library): [time]
+        for norm in norms.NORMS
+        for library, time in (("PyTorch", 2.0), ("bnext", 1.0))
+    }
+    assert norms.table(Turns(samples)) == [[norm, 2.0, 0.5, 1.0, 0.0] for norm in norms.NORMS]

@@ -285,16 +285,8 @@ def rms_norm_backward(
 
     Parameters
     ----------
-    dy : array, shape of `x`
-        Gradient of the loss by `y`; of the dtype of `x`.
-    x : array, shape (*, normalized_shape)
-        The input of the forward call, unchanged.
-    saved : RowSaved
-        What the forward call returned.
-    weight : array, shape (normalized_shape), optional
-        As in the forward call.
-    out : array, shape of `x`, optional
-        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself.
+    dy, x, saved, weight, out
+        As in `layer_norm_backward`.
 
     Returns
     -------

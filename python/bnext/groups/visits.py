@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from bnext.groups.group import Group
 
-__all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "on_visit"]
+__all__ = ["VISITS", "Latest", "Visit", "check_at_rest", "latest_call", "on_visit"]
 
 Result = TypeVar("Result")
 
@@ -54,3 +54,16 @@ def check_at_rest(layers: Sequence[Any]) -> None:
                 f"layers[{place}]: expected a layer at rest, got one in the middle of "
                 "update_statistics or of a step of micro_batches, which cannot be nested"
             )
+
+
+def latest_call(group: Group | None, latest: Latest, what: str) -> tuple[int | None, Any]:
+    """Give the member, and what its latest forward call left."""
+    member = None if group is None else group.rank_or_none
+    if member not in latest:
+        if group is not None:
+            group.check_open()
+        raise RuntimeError(
+            f"{what}: expected a forward call before it, since the latest one was consumed or "
+            "there was none"
+        )
+    return member, latest[member]

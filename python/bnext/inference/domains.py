@@ -56,6 +56,10 @@ class Switch(abc.ABC, Generic[Statistics]):
     def _arrays(self, statistics: Statistics) -> dict[str, Any]:
         """Give arrays by the layer's names for them."""
 
+    @abc.abstractmethod
+    def _write(self, found: list[tuple[str, Any, Any]]) -> None:
+        """Write values to arrays, given as names, arrays and values."""
+
     @property
     def current(self) -> str:
         """The domain whose statistics the layers use and move; may be set."""
@@ -123,6 +127,25 @@ class Switch(abc.ABC, Generic[Statistics]):
                     f"{name}: expected shape {tuple(array.shape)}, got {tuple(np.shape(value))}"
                 )
         return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy the statistics of all domains into the arrays that there are.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array or tensor
+            As `state_dict` gives it.
+        strict : bool
+            Whether missing and unexpected names are errors.
+
+        Raises
+        ------
+        RuntimeError
+            A name is missing or unexpected, or a shape is another. Nothing was changed then.
+        TypeError
+            `state_dict` is not a mapping, or a value not what the layers have.
+        """
+        self._write(self._chosen(state_dict, strict))
 
     def __repr__(self) -> str:
         """Name the domains, and how many layers there are."""
@@ -201,25 +224,9 @@ class Domains(Switch[Running]):
         return StateDict((name, np.array(values_of(array, name)))
                          for name, array in self._everything().items())  # fmt: skip
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy the statistics of all domains into the arrays that there are.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array
-            As `state_dict` gives it.
-        strict : bool
-            Whether missing and unexpected names are errors.
-
-        Raises
-        ------
-        RuntimeError
-            A name is missing or unexpected, or a shape is another. Nothing was changed then.
-        TypeError
-            `state_dict` is not a mapping.
-        """
+    def _write(self, found: list[tuple[str, Any, Any]]) -> None:
         writes = Writes()
-        for name, array, value in self._chosen(state_dict, strict):
+        for name, array, value in found:
             dtype = np.int64 if name.endswith(NAMES[2]) else np.asarray(array).dtype
             writes.add(name, array, values_of(value, name), dtype)
         writes.commit()

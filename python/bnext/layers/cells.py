@@ -1,4 +1,4 @@
-"""Layers that normalize each example for itself: both passes, which group and instance share."""
+"""Layers with statistics of groups of channels: both passes, which group and instance share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.group_norm import cells_backward, cells_forward
 from bnext.layers.checks import taken
+from bnext.layers.examples import ExampleNormalization
 from bnext.layers.modes import Modes
 
 __all__ = ["CellNormalization"]
 
 
-class CellNormalization(Modes):
+class CellNormalization(ExampleNormalization, Modes):
     """A layer with parameters for each channel, and statistics of groups of an example's channels.
 
     Subclasses set `running`, `track_running_stats` and `num_groups` (None: a group for each
@@ -51,7 +52,7 @@ class CellNormalization(Modes):
 
         Parameters
         ----------
-        x : array, shape (N, C, ...) with C at `channel_axis`
+        x : array, shape (N, C, ...) with C at `channel_axis`; InstanceNorm's also one example's
             Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
             bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
             not change.
@@ -69,6 +70,11 @@ class CellNormalization(Modes):
             `x` has a wrong rank, number of channels or dtype, has one value per slab, is on a GPU,
             or what `bnext.group_norm_forward` raises. The layer's state is then what it was before.
         """
+        return self._normalized(x, out)
+
+    __call__ = forward
+
+    def _normalized(self, x: Any, out: Any) -> Any:
         uses, moves = self.statistics_of_call()
         # Without a parameter or a statistic for each channel, there may be any number of them.
         per_channel = self.weight is not None or self.track_running_stats
@@ -85,55 +91,10 @@ class CellNormalization(Modes):
         self._latest[None] = x, saved, None
         return y
 
-    __call__ = forward
-
-    @overload
-    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
-
-    @overload
-    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
-
-    def backward(self, dy: Any, *, out: Any = None) -> Any:
-        """Gradient by the input of the latest forward call, which it consumes.
-
-        As `bnext.group_norm_backward` has it; in evaluation mode with running statistics these are
-        constants, and ``dx`` is ``dy * weight * rstd``.
-
-        Parameters
-        ----------
-        dy : array, shape of `x`
-            Gradient of the loss by the output; of the dtype of `x`.
-        out : array, shape of `x`, optional
-            Where to put the result; also `dy` itself.
-
-        Returns
-        -------
-        array, shape of `x`
-            ``dx``. The call replaces `weight_grad` and `bias_grad`.
-
-        Raises
-        ------
-        RuntimeError
-            There was no forward call, or its input was consumed by an earlier `backward`.
-        ValueError, TypeError
-            `dy` has another shape or dtype than the input, or the input has changed since.
-        """
-        if None not in self._latest:
-            raise RuntimeError(
-                "backward: expected a forward call before it, since the latest one was consumed or "
-                "there was none"
-            )
-        x, saved, _ = self._latest[None]
-        if saved.num_groups is None:
-            dx, dweight, dbias = spine.backward(dy, x, saved, self.weight, out)
-        else:
-            dx, dweight, dbias = cells_backward(dy, x, saved, self.weight, out)
-        if self.train_affine and self.weight is not None:
-            self.weight_grad = dweight
-        if self.train_affine and self.bias is not None:
-            self.bias_grad = dbias
-        del self._latest[None]
-        return dx
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
+        backward = spine.backward if saved.num_groups is None else cells_backward
+        dx, dweight, dbias, *_ = backward(dy, x, saved, self.weight, out)
+        return (dx, dweight, dbias) if self.train_affine else (dx, None, None)
 
     def _move_running(self, saved: Any) -> None:
         """Move running statistics by those of a forward call; none of them, of GroupNorm."""

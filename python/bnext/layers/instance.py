@@ -42,69 +42,24 @@ class _InstanceNorm(CellNormalization):
             tracked=self.track_running_stats,
         )  # fmt: skip
 
-    def forward(self, x: Any, *, out: Any = None) -> Any:
-        """Normalize `x`; the same as calling the layer.
-
-        Parameters
-        ----------
-        x : array, shape (N, C, ...) with C at `channel_axis`, or that of one example
-            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
-            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
-            not change.
-        out : array, shape of `x`, optional
-            Where to put the result.
-
-        Returns
-        -------
-        array, shape of `x`
-            Of the dtype and in the memory order of `x`, or `out`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            `x` has a wrong rank, number of channels or dtype, has one value per channel, is on a
-            GPU, or what `bnext.instance_norm_forward` raises. The layer's state is then what it was
-            before.
-        """
+    def _normalized(self, x: Any, out: Any) -> Any:
         x = x if hasattr(x, "shape") else np.asarray(x)
         rank, batch = len(x.shape), self._rank
         if rank not in (batch - 1, batch):
             raise ValueError(f"expected {batch - 1}D or {batch}D input (got {rank}D input)")
         self._warn_of_channels(x)
         if rank == batch:
-            return super().forward(x, out=out)
-        y = super().forward(x[None], out=None if out is None else out[None])
+            return super()._normalized(x, out)
+        y = super()._normalized(x[None], None if out is None else out[None])
         return y[0] if out is None else out
 
-    __call__ = forward
-
-    def backward(self, dy: Any, *, out: Any = None) -> Any:
-        """Gradient by the input of the latest forward call, which it consumes.
-
-        Parameters
-        ----------
-        dy : array, shape of `x`
-            Gradient of the loss by the output; of the dtype of `x`.
-        out : array, shape of `x`, optional
-            Where to put the result; also `dy` itself.
-
-        Returns
-        -------
-        array, shape of `x`
-            ``dx``. The call replaces `weight_grad` and `bias_grad`.
-
-        Raises
-        ------
-        RuntimeError
-            There was no forward call, or its input was consumed by an earlier `backward`.
-        ValueError, TypeError
-            `dy` has another shape or dtype than the input, or the input has changed since.
-        """
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
         dy = dy if hasattr(dy, "shape") else np.asarray(dy)
         if len(dy.shape) != self._rank - 1:
-            return super().backward(dy, out=out)
-        dx = super().backward(dy[None], out=None if out is None else out[None])
-        return dx[0] if out is None else out
+            return super()._gradients(dy, x, saved, out)
+        into = None if out is None else out[None]
+        dx, dweight, dbias = super()._gradients(dy[None], x, saved, into)
+        return dx[0] if out is None else out, dweight, dbias
 
     def _warn_of_channels(self, x: AnyArray) -> None:
         axis = self.channel_axis
@@ -115,7 +70,7 @@ class _InstanceNorm(CellNormalization):
             warnings.warn(
                 f"input's size at dim={axis} does not match num_features. You can silence this "
                 "warning by not passing in num_features, which is not used because affine=False",
-                stacklevel=3,
+                stacklevel=4,  # of the call of the layer
             )
 
     def _move_running(self, saved: Any) -> None:

@@ -10,22 +10,19 @@ from bnext.running import check_tracked
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Modes"]
+__all__ = ["Modes", "TrainingMode"]
 
 
-class Modes(Layer):
-    """A layer with modes. Subclasses set the attributes."""
+class TrainingMode:
+    """A layer in training or in evaluation mode. Subclasses set `training`."""
 
     training: bool
-    track_running_stats: bool
-    use_running_stats: bool | None
-    update_running_stats: bool | None
-    train_affine: bool
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, or with ``mode=False`` to evaluation mode.
 
-        The mode does not change what `freeze`, or a switch that is not None, has set.
+        The mode changes nothing where statistics are always the input's, as in LayerNorm, and it
+        does not change what `freeze`, or a switch that is not None, has set.
 
         Parameters
         ----------
@@ -34,7 +31,7 @@ class Modes(Layer):
 
         Returns
         -------
-        BatchNorm
+        Self
             The layer.
         """
         self.training = bool(mode)
@@ -45,10 +42,19 @@ class Modes(Layer):
 
         Returns
         -------
-        BatchNorm
+        Self
             The layer.
         """
         return self.train(False)
+
+
+class Modes(TrainingMode, Layer):
+    """A layer with modes. Subclasses set the attributes."""
+
+    track_running_stats: bool
+    use_running_stats: bool | None
+    update_running_stats: bool | None
+    train_affine: bool
 
     def freeze(self, *, affine: bool = True) -> Self:
         """Make a constant of the layer, in every mode.

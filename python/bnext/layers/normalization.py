@@ -20,7 +20,7 @@ from bnext.estimators import Cumulative, Exponential
 from bnext.ghosts import check_size
 from bnext.groups.group import ALONE, Group, announcing, check_group
 from bnext.groups.saved import SyncSaved
-from bnext.groups.visits import VISITS, Latest
+from bnext.groups.visits import VISITS, Latest, latest_call
 from bnext.inference.folding import Affine, affine_of
 from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
@@ -186,14 +186,17 @@ class Normalization(Modes):
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope
-        call: Any = spine.forward
-        if self._varies:
-            call = partial(varied, self, group, uses or self in visits)
-        y, saved = call(
-            x, self.weight, self.bias, self.eps, self.channel_axis, out,
-            running if uses else None, running if moves else None, part, epilogue, engine, explain,
-            weighting=weighting,
-        )  # fmt: skip
+        if weighting is None and not self._varies:
+            y, saved = spine.forward(
+                x, self.weight, self.bias, self.eps, self.channel_axis, out,
+                running if uses else None, running if moves else None, part, epilogue, engine,
+                explain,
+            )  # fmt: skip
+        else:
+            y, saved = varied(
+                self, group, uses or self in visits, x, out, running if uses else None,
+                running if moves else None, part, epilogue, engine, explain, weighting,
+            )  # fmt: skip
         if epilogue is not None and not saved.reads_residual:
             residual = None
         # Where statistics are constants, x is needed for gradients of parameters, and for the
@@ -275,7 +278,7 @@ class Normalization(Modes):
     def _backward(
         self, dy: Any, out: Any, group: Group | None, latest: Latest, residual_grad: bool | None
     ) -> Any:
-        member, (x, saved, residual) = _latest_call(group, latest, "backward")
+        member, (x, saved, residual) = latest_call(group, latest, "backward")
         if residual_grad is not None:
             had = getattr(saved, "residual", False)
             if bool(residual_grad) is not had:
@@ -330,7 +333,7 @@ class Normalization(Modes):
         """
         visits = VISITS.get()
         visit = visits.get(self) if visits else None
-        _, (kept, saved, added) = _latest_call(*(visit or (self.group, self._latest)), "recomputed")
+        _, (kept, saved, added) = latest_call(*(visit or (self.group, self._latest)), "recomputed")
         if (x := kept if x is None else x) is None:
             raise ValueError(
                 "x: expected the input of the forward call, since a frozen layer without an "
@@ -386,16 +389,3 @@ class Normalization(Modes):
         estimator = self.estimator
         is_torch_s = type(estimator) in (Exponential, Cumulative) and estimator.bessel
         return f"momentum={self.momentum}" if is_torch_s else f"estimator={estimator}"
-
-
-def _latest_call(group: Group | None, latest: Latest, what: str) -> tuple[int | None, Any]:
-    """Give the member, and what its latest forward call left."""
-    member = None if group is None else group.rank_or_none
-    if member not in latest:
-        if group is not None:
-            group.check_open()
-        raise RuntimeError(
-            f"{what}: expected a forward call before it, since the latest one was consumed or "
-            "there was none"
-        )
-    return member, latest[member]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +11,15 @@ import numpy.typing as npt
 from bnext import _core
 from bnext.array_types import Array, ArrayT, Parameter
 from bnext.layers.checks import taken_by_rows
-from bnext.layers.holder import Holder, parameter_dtype
+from bnext.layers.examples import ExampleNormalization
+from bnext.layers.holder import parameter_dtype
+from bnext.layers.modes import TrainingMode
 from bnext.row_norms import backward_of_rows, forward_of_rows
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
 
-class RowNormalization(Holder):
+class RowNormalization(ExampleNormalization, TrainingMode):
     """Parameters of the shape of an example, and both passes."""
 
     names = ("weight", "bias")
@@ -51,7 +50,7 @@ class RowNormalization(Holder):
         self.bias_grad: Parameter = None
         self.training = True
         # The input of the latest forward call and what it saved, until backward consumes them.
-        self._latest: dict[None, tuple[Any, Any]] = {}
+        self._latest = {}
 
     @overload
     def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
@@ -85,54 +84,16 @@ class RowNormalization(Holder):
         y, saved = forward_of_rows(
             x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered
         )
-        self._latest[None] = x, saved
+        self._latest[None] = x, saved, None
         return y
 
     __call__ = forward
 
-    @overload
-    def backward(self, dy: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
-
-    @overload
-    def backward(self, dy: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
-
-    def backward(self, dy: Any, *, out: Any = None) -> Any:
-        """Gradient by the input of the latest forward call, which it consumes.
-
-        Parameters
-        ----------
-        dy : array, shape of `x`
-            Gradient of the loss by the output; of the dtype of `x`.
-        out : array, shape of `x`, optional
-            Where to put the result; also `dy` itself.
-
-        Returns
-        -------
-        array, shape of `x`
-            ``dx``. The call replaces `weight_grad` and `bias_grad`.
-
-        Raises
-        ------
-        RuntimeError
-            There was no forward call, or its input was consumed by an earlier `backward`.
-        ValueError, TypeError
-            `dy` has another shape or dtype than the input, or the input has changed since.
-        """
-        if None not in self._latest:
-            raise RuntimeError(
-                "backward: expected a forward call before it, since the latest one was consumed or "
-                "there was none"
-            )
-        x, saved = self._latest[None]
-        dx, *gradients = backward_of_rows(
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
+        found: Any = backward_of_rows(
             dy, x, saved, self.weight, out, self.centered, False, self.weight is not None
         )
-        if self.weight is not None:
-            self.weight_grad = gradients[0]
-        if self.bias is not None:
-            self.bias_grad = gradients[1]
-        self._latest.clear()
-        return dx
+        return found if self.centered else (*found, None)
 
     def reset_parameters(self) -> None:
         """Set `weight` to 1 and `bias` to 0.
@@ -143,32 +104,6 @@ class RowNormalization(Holder):
             An array cannot be written; then none has changed.
         """
         self._fill(weight=1, bias=0)
-
-    def train(self, mode: bool = True) -> Self:
-        """Note a mode, which makes no difference to these layers.
-
-        Parameters
-        ----------
-        mode : bool
-            Whether to train.
-
-        Returns
-        -------
-        Self
-            The layer.
-        """
-        self.training = bool(mode)
-        return self
-
-    def eval(self) -> Self:
-        """Note evaluation mode, which makes no difference to these layers.
-
-        Returns
-        -------
-        Self
-            The layer.
-        """
-        return self.train(False)
 
     def _text(self) -> str:
         return (

@@ -32,11 +32,10 @@ def check_alone(layer: Normalization, group: Group | None) -> None:
 
 
 def varied(
-    layer: Normalization, group: Group | None, plain: bool, x: Any, weight: Any, bias: Any,
-    eps: Any, channel_axis: Any, out: Any, given: Any, moved: Any, part: Part, epilogue: Any,
-    engine: Any, explain: Any, weighting: Any,
+    layer: Normalization, group: Group | None, plain: bool, x: Any, out: Any, given: Any,
+    moved: Any, part: Part, epilogue: Any, engine: Any, explain: Any, weighting: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """Do `spine.forward` for a call of a layer that varies.
+    """Do `spine.forward` for a call of a layer that varies, or of positions with weights.
 
     Parameters
     ----------
@@ -46,9 +45,7 @@ def varied(
         In which the call is.
     plain : bool
         Whether the call normalizes by running statistics, or on a visit.
-    x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue
-        As `spine.forward` takes them.
-    engine, explain, weighting
+    x, out, given, moved, part, epilogue, engine, explain, weighting
         As `spine.forward` takes them.
 
     Returns
@@ -57,10 +54,10 @@ def varied(
         y, and what the backward call needs.
     """
     running, adjust = layer.running, None
-    of = x, weight, bias, eps, channel_axis, out
+    of = x, layer.weight, layer.bias, layer.eps, layer.channel_axis, out
     if isinstance(running, RenormRunning):
         running.eps = layer.eps  # which they move by
-    if layer.training and not plain:
+    if layer.training and not plain and variant_of(layer):
         with part:
             if weighting is not None:
                 raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,19 +12,13 @@ from bnext.torch.cell_gradients import cell_norm
 from bnext.torch.context import is_compiling, is_recomputed
 from bnext.torch.functional import _node_of
 from bnext.torch.kernels import KernelRefusal, widened, work_together
-from bnext.torch.roads import FUSED, KERNELS, NODE, OPERATORS, road_of
+from bnext.torch.roads import KERNELS, LEAST_VALUES, NODE, OPERATORS, road_of_cells
 
 __all__ = ["group_norm", "instance_norm"]
 
 # Kept as they are at import: programs may put the functions below under PyTorch's names.
 _GROUP_NORM: Any = torch.nn.functional.group_norm
 _INSTANCE_NORM: Any = torch.nn.functional.instance_norm
-
-# Smaller eager calls of `group_norm` are PyTorch's, for the reason that `row_functional` has: with
-# one thread, a step of (64, 20) in 4 groups took 1.1 times as long by these kernels, of (8, 64, 7,
-# 7) in 8 groups 1.2 (EPYC, a machine in use, 2026-11-30). PyTorch's instance_norm is slower at any
-# size.
-LEAST_VALUES = 32 * 1024
 
 
 def group_norm(
@@ -67,7 +60,7 @@ def group_norm(
     if type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES:
         y = _GROUP_NORM(input, num_groups, weight, bias, eps)
         return y
-    road = road_of(input, None, None, weight, bias, True, 0.0, eps)
+    road = road_of_cells(input, num_groups, None, None, weight, bias, True, 0.0, eps)
     if road is KERNELS and isinstance(num_groups, int):
         try:
             return cell_norm(input, num_groups, weight, bias, eps)[0]
@@ -76,7 +69,7 @@ def group_norm(
     elif road is NODE:
         y = _node_of(group_norm, input, num_groups, weight, bias, eps)
         return y
-    elif (road is OPERATORS or road is FUSED) and _fits_operators(input, num_groups):
+    elif road is OPERATORS:
         y = torch.ops.bnext.group_norm_training(
             input, widened(input, weight), widened(input, bias), num_groups, eps
         )[0]
@@ -130,7 +123,7 @@ def instance_norm(
     are not moved a second time.
     """
     tensors = (input, running_mean, running_var, weight, bias)
-    road = road_of(*tensors, use_input_stats, momentum, eps)
+    road = road_of_cells(input, None, *tensors[1:], use_input_stats, momentum, eps)
     tracked = running_mean is not None and running_var is not None
     if road is KERNELS and momentum is not None and _fits_running(input, running_mean, running_var):
         try:
@@ -147,7 +140,7 @@ def instance_norm(
     elif road is NODE:
         y = _node_of(instance_norm, *tensors, use_input_stats, momentum, eps)
         return y
-    elif (road is OPERATORS or road is FUSED) and not tracked and _fits_operators(input, None):
+    elif road is OPERATORS:
         y = torch.ops.bnext.group_norm_training(
             input, widened(input, weight), widened(input, bias), input.size(1), eps
         )[0]
@@ -163,17 +156,6 @@ def _fits_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> bool:
     if mean is None or var is None:
         return mean is var
     return x.dim() > 2 and work_together(x, mean, var) and mean.shape == var.shape == x.shape[1:2]
-
-
-def _fits_operators(x: Tensor, num_groups: int | None) -> bool:
-    """Whether the operators take a traced call; PyTorch has the errors of the others."""
-    if x.device.type != "cpu":
-        return False
-    if num_groups is None:
-        return math.prod(x.shape[2:]) != 1
-    channels = x.size(1)
-    is_divisor = isinstance(num_groups, int) and num_groups > 0 and channels % num_groups == 0
-    return is_divisor and x.numel() != num_groups
 
 
 @torch.no_grad()

@@ -14,14 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor
 
 from bnext.rows import Statistics
 from bnext.torch import cell_kernels, formulas
-from bnext.torch.context import is_plain
-from bnext.torch.gradients import wants_gradient
-from bnext.torch.kernels import has_memory
 from bnext.torch.operators import _fake_vectors, _like, define
+from bnext.torch.recording import gradients_of, is_recorded
 
 __all__ = ["backward", "cell_norm"]
 
@@ -35,7 +33,7 @@ def cell_norm(
 
     Give y, and the statistics.
     """
-    if is_grad_enabled() and (x.requires_grad or wants_gradient(weight) or wants_gradient(bias)):
+    if is_recorded(x, weight, bias):
         kept: list[Any] = []
         y: Tensor = _record(x, weight, bias, (num_groups, eps, kept))
         return y, kept[0]
@@ -61,24 +59,8 @@ class _CellNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        plain = is_plain(dy)
-        if plain and not is_grad_enabled():
-            dx, dweight, dbias = _by_kernels(ctx, dy, x, weight)
-        else:
-            again = partial(backward, groups=ctx.statistics.num_groups, eps=ctx.statistics.eps)
-            if plain:
-                work = partial(_by_kernels, ctx)
-                dx, dweight, dbias = formulas.Backward.apply(work, again, dy, x, weight)
-            else:
-                dx, dweight, dbias = again(dy, x, weight)
-        return (
-            dx if wants_x else None,
-            dweight if wants_weight else None,
-            dbias if wants_bias else None,
-            None,
-        )
+        again = partial(backward, groups=ctx.statistics.num_groups, eps=ctx.statistics.eps)
+        return gradients_of(ctx, dy, partial(_by_kernels, ctx), again)
 
 
 _record: Any = super(torch.autograd.Function, _CellNorm).apply
@@ -88,10 +70,6 @@ def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradi
     saved = ctx.statistics
     try:
         return cell_kernels.backward(dy, x, saved, weight)
-    except TypeError:
-        if has_memory(dy):
-            raise
-        return backward(dy, x, weight, groups=saved.num_groups, eps=saved.eps)
     except ValueError:
         # It has changed, by ways that autograd does not see; or the error is another.
         if x.data_ptr() == saved.address:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bnext.docstrings import with_sections_of
 from bnext.torch.cell_functional import group_norm, instance_norm
-from bnext.torch.modules import Forward
+from bnext.torch.kernel_module import KernelModule
 
-__all__ = ["CellForward", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+__all__ = ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 
 
-class CellForward(torch.nn.Module):
-    """What layers of both norms have in common beside PyTorch's."""
-
-    _is_one_node: Any = Forward._is_one_node
-    _node: Any = Forward._node
+class _Cells(KernelModule):
+    """The forward pass of both norms."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
@@ -29,16 +23,6 @@ class CellForward(torch.nn.Module):
         y = super().forward(input)
         return y
 
-    def extra_repr(self) -> str:
-        """Describe the layer as PyTorch does, and whose kernels it runs."""
-        return f"{super().extra_repr()}, kernels=bnext"
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
-        from bnext.torch.conversion import revert
-
-        return revert(copy.copy(self))
-
 
 class _Group(torch.nn.GroupNorm):
     """The forward pass of PyTorch's layer, with its function exchanged."""
@@ -47,7 +31,7 @@ class _Group(torch.nn.GroupNorm):
         return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-class GroupNorm(CellForward, _Group):
+class GroupNorm(_Cells, _Group):
     """`torch.nn.GroupNorm`, for input of shape (N, C, ...).
 
     Parameters
@@ -88,7 +72,7 @@ class _Instance(torch.nn.modules.instancenorm._InstanceNorm):
         )  # fmt: skip
 
 
-class InstanceNorm1d(CellForward, _Instance, torch.nn.InstanceNorm1d):
+class InstanceNorm1d(_Cells, _Instance, torch.nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d`, for input of shape (N, C, L), or (C, L).
 
     Parameters
@@ -121,10 +105,10 @@ class InstanceNorm1d(CellForward, _Instance, torch.nn.InstanceNorm1d):
 
 
 @with_sections_of(InstanceNorm1d)
-class InstanceNorm2d(CellForward, _Instance, torch.nn.InstanceNorm2d):
+class InstanceNorm2d(_Cells, _Instance, torch.nn.InstanceNorm2d):
     """`torch.nn.InstanceNorm2d`, for input of shape (N, C, H, W), or (C, H, W)."""
 
 
 @with_sections_of(InstanceNorm1d)
-class InstanceNorm3d(CellForward, _Instance, torch.nn.InstanceNorm3d):
+class InstanceNorm3d(_Cells, _Instance, torch.nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d`, for input of shape (N, C, D, H, W), or (C, D, H, W)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -99,24 +99,7 @@ class Domains(Switch[Buffers]):
         return {name: tensor.clone() for name, tensor in self._everything().items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy the statistics of all domains into the tensors that there are.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to Tensor
-            As `state_dict` gives it.
-        strict : bool
-            Whether missing and unexpected names are errors.
-
-        Raises
-        ------
-        RuntimeError
-            A name is missing or unexpected, or a shape is another. Nothing was changed then.
-        TypeError
-            `state_dict` is not a mapping, or a value no tensor.
-        """
-        found = self._chosen(state_dict, strict)
+    def _write(self, found: list[tuple[str, Any, Any]]) -> None:
         for name, _, value in found:
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")

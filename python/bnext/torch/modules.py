@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -17,6 +16,7 @@ from bnext.torch.context import is_compiling
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm, weight_of_batch
 from bnext.torch.ghosts import Ghosts, set_ghosts
+from bnext.torch.kernel_module import KernelModule
 from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
 from bnext.torch.recomputation import note
 from bnext.torch.skipping import SKIPPED, guarded, set_skipping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Forward"]
 
 
-class Forward(_BatchNorm):
+class Forward(KernelModule, _BatchNorm):
     """The forward pass of PyTorch's layers, with its kernels exchanged.
 
     It differs in two ways: a call that ends in an error has not been counted, and one that autograd
@@ -226,25 +226,8 @@ class Forward(_BatchNorm):
     )
     forward.__wrapped__ = _forward_of_graphs  # type: ignore[attr-defined]
 
-    def _is_one_node(self, input: Any) -> bool:
-        """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
-
-        The function stands in the graph of a layer that is traced by itself, which is no module in
-        it, and within the `forward` of a subclass, which is traced through.
-        """
-        forward = type(self).forward
-        is_ours = forward.__module__.startswith("bnext.torch.")
-        return is_ours and getattr(input.tracer, "root", None) is not self
-
-    def _node(self, input: Any, residual: Any = None) -> Any:
-        """Be one node of a graph of `torch.fx`, as its tracer makes only PyTorch's own modules."""
-        tracer = input.tracer
-        given = (input,) if residual is None else (input, residual)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), given, {})
-
-    def extra_repr(self) -> str:
-        """Describe the layer as PyTorch does, what it applies, and whose kernels it runs."""
-        text = super().extra_repr()
+    def _besides(self) -> str:
+        text = ""
         activation, negative_slope = self._activation
         if activation is not None:
             text += f", activation={activation}"
@@ -256,13 +239,7 @@ class Forward(_BatchNorm):
             text += f", ghost_batch_size={self.ghost_batch_size}"
         if self.skip_nonfinite:
             text += ", skip_nonfinite=True"
-        return f"{text}, kernels=bnext"
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
-        from bnext.torch.conversion import revert
-
-        return revert(copy.copy(self))
+        return text
 
 
 def refuse_proxy(input: Any, name: str) -> None:

@@ -5,6 +5,7 @@ Every road ends in one forward and one backward function of `kernels`, or in PyT
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -21,8 +22,8 @@ from bnext.torch.context import (
 )
 
 __all__ = [
-    "EXPORTED", "FUSED", "GROUP", "KERNELS", "NODE", "OPERATORS", "PYTORCH", "Road", "fits_kernels",
-    "road_of", "road_of_shard",
+    "EXPORTED", "FUSED", "GROUP", "KERNELS", "LEAST_VALUES", "NODE", "OPERATORS", "PYTORCH", "Road",
+    "fits_kernels", "road_of", "road_of_cells", "road_of_rows", "road_of_shard",
 ]  # fmt: skip
 
 
@@ -43,6 +44,13 @@ class Road(Enum):
 
 
 KERNELS, OPERATORS, FUSED, GROUP, NODE, EXPORTED, PYTORCH = Road
+
+# Smaller eager calls of `group_norm` and `layer_norm` are PyTorch's, recorded or not: autograd
+# calls bnext's functions in Python, which takes longer than these kernels gain. With one thread, a
+# step of group_norm of (64, 20) in 4 groups took 1.1 times as long by these kernels, of (8, 64, 7,
+# 7) in 8 groups 1.2; of layer_norm of (64, 20) 1.4, of (64, 512) 1.2, and of (64, 1024) 0.8 (EPYC,
+# a machine in use, 2026-11-30). PyTorch's instance_norm and rms_norm are slower at any size.
+LEAST_VALUES = 32 * 1024
 
 _NUMBER = (float, int)
 _NUMBER_OR_NONE = (float, int, type(None))
@@ -78,6 +86,33 @@ def road_of(
     return FUSED if is_compiling() and kernels.fuses(x) else OPERATORS
 
 
+def road_of_cells(
+    x: Any, num_groups: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any,
+    training: Any, momentum: Any, eps: Any,
+) -> Road:  # fmt: skip
+    """Decide as `road_of` does, for groups of channels; None of them: for each channel."""
+    road = road_of(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if road is OPERATORS or road is FUSED:
+        fits = running_mean is None and _divides(x, num_groups)
+        return OPERATORS if fits else PYTORCH
+    return road
+
+
+def road_of_rows(x: Any, shape: Any, weight: Any, bias: Any, eps: Any) -> Road:
+    """Decide as `road_of` does, for rows of the trailing axes of `shape`.
+
+    An `eps` of None is the machine epsilon. In a graph of `torch.fx` and in an exported one, a call
+    is PyTorch's function.
+    """
+    if is_plain(x, None, None, weight, bias):
+        takes = eps is None or (isinstance(eps, _NUMBER) and eps > 0)
+        return KERNELS if takes else PYTORCH
+    if is_symbolic(x, weight, bias) or not is_traced() or is_transformed() or is_exported():
+        return PYTORCH
+    fits = (eps is None or eps > 0) and _has_rows(x, tuple(shape), weight, bias)
+    return OPERATORS if fits else PYTORCH
+
+
 def fits_kernels(x: Tensor, residual: Tensor | None) -> bool:
     """Whether kernels add this residual to the normalized x; PyTorch broadcasts and promotes."""
     return residual is None or (
@@ -105,4 +140,26 @@ def _fits_operators(
         and (running_mean is None) == (running_var is None)
         and not any(buffer is not None and buffer.requires_grad for buffer in others[:2])
         and all(tensor is None or tensor.shape == (x.size(1),) for tensor in others)
+    )
+
+
+def _divides(x: Tensor, num_groups: int | None) -> bool:
+    """Whether a number of groups divides the channels, and the values of each are several."""
+    if x.device.type != "cpu":
+        return False
+    if num_groups is None:
+        return math.prod(x.shape[2:]) != 1
+    channels = x.size(1)
+    is_divisor = isinstance(num_groups, int) and num_groups > 0 and channels % num_groups == 0
+    return is_divisor and x.numel() != num_groups
+
+
+def _has_rows(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether the trailing axes of a traced x, and the parameters, are of this shape."""
+    return (
+        x.device.type == "cpu"
+        and 0 < len(shape) <= x.dim()
+        and tuple(x.shape[-len(shape) :]) == shape
+        and kernels.work_together(x, weight, bias)
+        and all(tensor is None or tuple(tensor.shape) == shape for tensor in (weight, bias))
     )

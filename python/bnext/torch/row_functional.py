@@ -1,4 +1,4 @@
-"""`torch.nn.functional.layer_norm` and `rms_norm` over bnext's kernels: the road of every call."""
+"""`torch.nn.functional.layer_norm` and `rms_norm` over bnext's kernels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from bnext.torch import row_operators
-from bnext.torch.context import (
-    in_a_range,
-    is_compiling,
-    is_exported,
-    is_plain,
-    is_symbolic,
-    is_traced,
-    is_transformed,
-)
-from bnext.torch.kernels import KernelRefusal, work_together
+from bnext.torch.context import in_a_range, is_compiling
+from bnext.torch.kernels import KernelRefusal
+from bnext.torch.roads import KERNELS, LEAST_VALUES, OPERATORS, road_of_rows
 from bnext.torch.row_gradients import norm_of_rows
 
 __all__ = ["layer_norm", "rms_norm"]
@@ -27,12 +20,6 @@ __all__ = ["layer_norm", "rms_norm"]
 # Kept as they are at import: programs may put the functions below under PyTorch's names.
 _LAYER_NORM: Any = torch.nn.functional.layer_norm
 _RMS_NORM: Any = torch.nn.functional.rms_norm
-
-# Smaller eager calls of `layer_norm` are PyTorch's, recorded or not: autograd calls bnext's
-# function in Python, which takes longer than these kernels gain. With one thread, a step of
-# (64, 20) took 1.4 times as long, of (64, 512) 1.2, and of (64, 1024) 0.8 (EPYC, a machine in use,
-# 2026-11-30). PyTorch's rms_norm, which is a composition, is slower at any size.
-LEAST_VALUES = 32 * 1024
 
 
 def layer_norm(
@@ -115,15 +102,10 @@ def rms_norm(
 
 
 def _by_rows(x: Any, shape: Any, weight: Any, bias: Any, eps: Any, centered: bool) -> Tensor | None:
-    """Normalize by the kernels; None where PyTorch's operator is to, or has the error.
-
-    PyTorch takes dtypes and devices without kernels, tensors without values, transforms of
-    functions, subclasses of tensors, exported graphs, and wrong arguments.
-    """
-    if is_plain(x, None, None, weight, bias):
-        if eps is not None and not (isinstance(eps, float | int) and eps > 0):
-            return None
-        of: Any = (x, shape, weight, bias, eps, centered)
+    """Normalize by the kernels; None where PyTorch's operator is to, or has the error."""
+    road = road_of_rows(x, shape, weight, bias, eps)
+    of: Any = (x, shape, weight, bias, eps, centered)
+    if road is KERNELS:
         try:
             if profiler._is_profiler_enabled:
                 y: Tensor = in_a_range(norm_of_rows, *of)
@@ -131,22 +113,4 @@ def _by_rows(x: Any, shape: Any, weight: Any, bias: Any, eps: Any, centered: boo
             return norm_of_rows(*of)
         except KernelRefusal:
             return None
-    if is_symbolic(x, weight, bias):
-        return None  # a node of PyTorch's function
-    if not is_traced() or is_transformed() or is_exported():
-        return None
-    if not (eps is None or eps > 0) or not _fits_operators(x, shape, weight, bias):
-        return None
-    return row_operators.norm_of_rows(x, shape, weight, bias, eps, centered)
-
-
-def _fits_operators(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether the operators take a traced call; PyTorch has the errors of the others."""
-    wanted = tuple(shape)
-    return (
-        x.device.type == "cpu"
-        and 0 < len(wanted) <= x.dim()
-        and tuple(x.shape[-len(wanted) :]) == wanted
-        and work_together(x, weight, bias)
-        and all(tensor is None or tuple(tensor.shape) == wanted for tensor in (weight, bias))
-    )
+    return row_operators.norm_of_rows(*of) if road is OPERATORS else None

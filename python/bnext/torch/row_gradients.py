@@ -10,18 +10,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor
 
 from bnext import _core
 from bnext.row_norms import backward_of_rows, forward_of_rows
 from bnext.torch import formulas
-from bnext.torch.context import is_plain
 from bnext.torch.kernels import KernelRefusal, has_memory, widened, work_together
+from bnext.torch.recording import Gradients, gradients_of, is_recorded
 
 __all__ = ["RowForm", "backward_by_formulas", "backward_by_kernels", "forward_by_kernels",
            "norm_of_rows"]  # fmt: skip
-
-Gradients = tuple[Any, ...]  # dx, dweight; and dbias where rows are centered
 
 
 class RowForm(NamedTuple):
@@ -36,11 +34,7 @@ def norm_of_rows(
     x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: Any, centered: bool
 ) -> Tensor:
     """Normalize plain tensors by the kernels; KernelRefusal if they do not take them."""
-    if not is_grad_enabled() or not (
-        (weight is not None and weight.requires_grad)
-        or x.requires_grad
-        or (bias is not None and bias.requires_grad)
-    ):
+    if not is_recorded(x, weight, bias):
         return forward_by_kernels(x, weight, bias, RowForm(shape, eps, centered))[0]
     y: Tensor = _record(x, weight, bias, RowForm(shape, eps, centered))
     return y
@@ -114,22 +108,9 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        if not is_plain(dy):
-            found = backward_by_formulas(ctx.form, dy, x, weight)
-        elif is_grad_enabled():
-            work = partial(_by_kernels, ctx, wants_weight or wants_bias)
-            again = partial(backward_by_formulas, ctx.form)
-            found = formulas.Backward.apply(work, again, dy, x, weight)
-        else:
-            found = _by_kernels(ctx, wants_weight or wants_bias, dy, x, weight)
-        return (
-            found[0] if wants_x else None,
-            found[1] if wants_weight else None,
-            found[2] if wants_bias else None,
-            None,
-        )
+        wants_parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        work = partial(_by_kernels, ctx, wants_parameters)
+        return gradients_of(ctx, dy, work, partial(backward_by_formulas, ctx.form))
 
 
 _record: Any = super(torch.autograd.Function, _Rows).apply
@@ -145,12 +126,7 @@ def _by_kernels(
         shape, _, centered = ctx.form
         saved = _core.rows_restored(x, rows, tuple(shape), ctx.statistics.eps, centered)
         ctx.statistics, ctx.address = saved, x.data_ptr()
-    try:
-        return backward_by_kernels(dy, x, weight, ctx.statistics, wants_parameters)
-    except TypeError:
-        if has_memory(dy):
-            raise
-        return backward_by_formulas(ctx.form, dy, x, weight)  # a batch of gradients
+    return backward_by_kernels(dy, x, weight, ctx.statistics, wants_parameters)
 
 
 # --- by formulas ----------------------------------------------------------------------------------

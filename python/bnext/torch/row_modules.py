@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bnext.torch.context import is_symbolic
+from bnext.torch.kernel_module import KernelModule
 from bnext.torch.row_functional import layer_norm, rms_norm
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
 
-class _Rows(torch.nn.Module):
-    """What both layers have besides PyTorch's."""
-
-    def _is_one_node(self, input: Any) -> bool:
-        """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
-
-        As `modules.Forward` has it.
-        """
-        is_ours = type(self).forward.__module__.startswith("bnext.torch.")
-        is_traced = is_symbolic(input) and getattr(input.tracer, "root", None) is not self
-        return is_ours and is_traced
-
-    def _node(self, input: Any) -> Any:
-        tracer = input.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
-
-    def extra_repr(self) -> str:
-        """Describe the layer as PyTorch does, and whose kernels it runs."""
-        return f"{super().extra_repr()}, kernels=bnext"
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
-        from bnext.torch.conversion import revert
-
-        return revert(copy.copy(self))
-
-
-class LayerNorm(_Rows, torch.nn.LayerNorm):
+class LayerNorm(KernelModule, torch.nn.LayerNorm):
     """`torch.nn.LayerNorm`: each example by the mean and the variance of its own values.
 
     Parameters
@@ -68,8 +39,9 @@ class LayerNorm(_Rows, torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`, as PyTorch's layer does."""
-        if type(input) is not Tensor and self._is_one_node(input):
-            return self._node(input)
+        if type(input) is not Tensor and is_symbolic(input) and self._is_one_node(input):
+            y: Tensor = self._node(input)
+            return y
         of = self.__dict__  # PyTorch looks up each attribute by a function in Python
         try:
             parameters = of["_parameters"]
@@ -79,7 +51,7 @@ class LayerNorm(_Rows, torch.nn.LayerNorm):
         return layer_norm(input, of["normalized_shape"], weight, bias, of["eps"])
 
 
-class RMSNorm(_Rows, torch.nn.RMSNorm):
+class RMSNorm(KernelModule, torch.nn.RMSNorm):
     """`torch.nn.RMSNorm`: each example divided by the root of the mean of its squares.
 
     Parameters
@@ -103,8 +75,9 @@ class RMSNorm(_Rows, torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize `x`, as PyTorch's layer does."""
-        if type(x) is not Tensor and self._is_one_node(x):
-            return self._node(x)
+        if type(x) is not Tensor and is_symbolic(x) and self._is_one_node(x):
+            y: Tensor = self._node(x)
+            return y
         of = self.__dict__
         try:
             weight = of["_parameters"]["weight"]
