@@ -197,6 +197,24 @@ def test_nan_stays_in_its_slab(rng, layout, dtype):
     assert np.isnan(saved.mean).sum() == 1
 
 
+# Lanes of several short planes are added up together: as many as fill a register, and the rest.
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("isa", AVAILABLE_ISAS)
+def test_sums_of_a_channel_are_its_own(rng, isa, dtype):
+    for inner in (16, 17, 49, 196, 255, 256):
+        x, dy, weight, _ = data(rng, (1, 19, inner), dtype)
+        with bnext.use_isa(isa):
+            saved = bnext.instance_norm_forward(x, weight)[1]
+            together = bnext.instance_norm_backward(dy, x, saved, weight)
+            for c in range(19):
+                part = x[:, c : c + 1].copy(), dy[:, c : c + 1].copy(), weight[c : c + 1].copy()
+                saved = bnext.instance_norm_forward(part[0], part[2])[1]
+                alone = bnext.instance_norm_backward(part[1], part[0], saved, part[2])
+                for one, all_of_them in zip(alone, together, strict=True):
+                    axis = 1 if all_of_them.ndim > 1 else 0
+                    assert one.tobytes() == all_of_them.take([c], axis).tobytes()
+
+
 def test_weights_of_other_sizes(rng):
     """Some 0, some far below the others, all of a group 0."""
     x, dy, weight, bias = data(rng, (4, 8, 33), np.float64)

@@ -15,11 +15,39 @@
 //          mean; what the rounding lost is put right afterwards. Sums that leave float32's range
 //          are done again in double (cpu/range.hpp).
 
+// Of channels that are one short plane each: what follows, with the same bits.
+template <class T>
+BNEXT_NO_INLINE double short_backward_reduce(const View<const T>* in, const Region& region,
+                                             const double* mean, double* sum_dy,
+                                             double* sum_dy_xmu) {
+    const Index n = region.tiling->inner(), channels = region.channels.size();
+    sum_lanes_of_all(channels, sum_dy, sum_dy_xmu,
+                     [&](Index k, Wide& first, Wide& second) BNEXT_INLINE_LAMBDA {
+                         const Index c = region.channels.begin + k;
+                         const T* const run[] = {at(in[0], 0, c, 0), at(in[1], 0, c, 0)};
+                         RunSums<T, 2, Difference> sums(static_cast<Sum<T>>(mean[k]));
+                         sums.add_run(run, n);
+                         sums.end_of_group();
+                         first = sums.lanes_of_first();
+                         second = sums.lanes_of_second();
+                     });
+    if constexpr (kIs16Bit<T>) {
+        for (Index k = 0; k < channels; ++k) {
+            const auto center = static_cast<double>(static_cast<Sum<T>>(mean[k]));
+            sum_dy_xmu[k] -= (mean[k] - center) * sum_dy[k];
+        }
+    }
+    return region.values();
+}
+
 template <class T>
 double planar_backward_reduce(const View<const T>* in, const Region& region, const double* mean,
                               const CoefficientsIn<Compute<T>>*, double* sum_dy,
                               double* sum_dy_xmu) {
     const Tiling& tiling = *region.tiling;
+    if (is_short_plane(tiling)) {
+        return short_backward_reduce(in, region, mean, sum_dy, sum_dy_xmu);
+    }
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
         const Index k = c - region.channels.begin;
         const auto center = static_cast<Sum<T>>(mean[k]);

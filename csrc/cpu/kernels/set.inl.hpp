@@ -63,6 +63,8 @@ struct Number {
 
 #include "cpu/kernels/sums.inl.hpp"
 
+#include "cpu/kernels/short_planes.inl.hpp"
+
 #include "cpu/kernels/collect_stats.inl.hpp"
 
 #include "cpu/kernels/backward_reduce.inl.hpp"

@@ -51,6 +51,16 @@ public:
         add(Number<1>{}, load_some(run[kOf] + j, n),
             [&]() BNEXT_INLINE_LAMBDA { return load_some(run[0] + j, n); });
     }
+    // All of a run of less than a group.
+    BNEXT_FORCE_INLINE void add_run(const T* const (&run)[kReads], Index n) {
+        Index j = 0;
+        for (; j + 2 * kLanes <= n; j += 2 * kLanes) add_pair(run, j);
+        if (j + kLanes <= n) {
+            add(run, j);
+            j += kLanes;
+        }
+        if (j < n) add_first(run, j, static_cast<int>(n - j));
+    }
     // Of two arrays: pack h of a pair, in registers.
     template <int H>
     BNEXT_FORCE_INLINE void add_packs(const Pack<C>& value, const Pack<C>& x) {
@@ -65,6 +75,8 @@ public:
             clear();
         }
     }
+    BNEXT_FORCE_INLINE const Wide& lanes_of_first() const { return first_; }
+    BNEXT_FORCE_INLINE const Wide& lanes_of_second() const { return second_; }
     BNEXT_FORCE_INLINE double first() const { return sum_lanes(first_); }
     BNEXT_FORCE_INLINE double second() const { return sum_lanes(second_); }
 
