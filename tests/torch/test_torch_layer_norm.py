@@ -4,12 +4,15 @@ import copy
 import pickle
 
 import pytest
-import torch
-from torch import nn
 
-import bnext.torch
-from bnext.torch import row_functional
-from bnext.torch.row_functional import layer_norm, rms_norm
+import bnext
+
+from .support import torch
+
+from torch import nn  # isort: skip - of which there is nothing without PyTorch
+
+from bnext.torch import row_functional  # isort: skip
+from bnext.torch.row_functional import layer_norm, rms_norm  # isort: skip
 
 PAIRS = [(bnext.torch.LayerNorm, nn.LayerNorm), (bnext.torch.RMSNorm, nn.RMSNorm)]
 pairs = pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=["layer", "rms"])

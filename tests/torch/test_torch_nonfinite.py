@@ -1,16 +1,17 @@
 """Batches that are not finite in bnext.torch: skip_nonfinite."""
 
 import copy
+import importlib
 import pickle
 
 import pytest
-from torch.utils.checkpoint import checkpoint
 
 import bnext
 
 from ..groups.support import new_group
 from .support import torch
 
+checkpoint = importlib.import_module("torch.utils.checkpoint").checkpoint
 NAMES = ("running_mean", "running_var", "num_batches_tracked")
 
 
