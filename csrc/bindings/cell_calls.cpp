@@ -28,9 +28,8 @@ py::object cell_forward(Taken& taken) {
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        saved.count = static_cast<Index>(cpu::cell_forward<T>(arrays.cells(), x_of<T>(arrays),
-                                                              target_of<T>(arrays), affine,
-                                                              saved.eps, saved.rows()));
+        saved.count = cpu::cell_forward<T>(arrays.cells(), x_of<T>(arrays), target_of<T>(arrays),
+                                           affine, saved.eps, saved.rows());
     };
     const py::object y = compute(call, Results(call.library()), pass);
     return tuple_of(y, object_of(std::move(saved)));
