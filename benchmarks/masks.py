@@ -56,7 +56,7 @@ def composition(torch, x, weight, bias, over, dims, shape):
 
 
 def measured(torch, axis, seconds):
-    """The timings of a layout: by argument, those of each call by name."""
+    """The timings of a layout: for each argument, the timings of each call by name."""
     n, channels, extent = SHAPE
     shape = SHAPE if axis == 1 else (n, extent, channels)
     rng = np.random.default_rng(0)

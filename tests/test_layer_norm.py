@@ -20,8 +20,8 @@ SHAPES = (
 )  # fmt: skip
 UNIT = {np.float32: 2**-23, np.float64: 2**-52, np.float16: 2**-10, ml_dtypes.bfloat16: 2**-7}
 # Units of the largest value of a row, or of its gradient. xhat has the roundings of x - center, of
-# rstd, of the shift and of the fused multiply-add, and y one or two more; dx has those of xhat
-# twice. Of 16 bits only the last rounding is seen.
+# rstd, of the shift and of the fused multiply-add, and y one or two more; dx has the roundings
+# of xhat twice. Of 16 bits only the last rounding is seen.
 Y = {np.float32: 3.0, np.float64: 4.0, np.float16: 0.51, ml_dtypes.bfloat16: 0.51}
 DX = {np.float32: 5.0, np.float64: 8.0, np.float16: 0.6, ml_dtypes.bfloat16: 0.6}
 PARAMETERS = {np.float32: 2.0, np.float64: 32.0, np.float16: 2.0, ml_dtypes.bfloat16: 2.0}

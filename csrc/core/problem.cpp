@@ -23,7 +23,7 @@ void insertion_sort(std::span<T> items, const Before& before) {
     }
 }
 
-// The axes other than the channels', without those of extent 1 (their strides mean nothing), from
+// The axes other than the channels', without axes of extent 1 (their strides mean nothing), from
 // the slowest to the quickest in the first operand's memory; those that lie one inside the other in
 // every operand as one axis. They are put to the beginning of `all`.
 std::span<const Axis> batch_axes(std::span<const Index> shape, Index channel_axis,

@@ -59,8 +59,8 @@ struct Description {
 Description describe(DType dtype, std::span<const Index> shape, Index channel_axis,
                      std::span<const AxisStrides> operands);
 
-// The axes but the channels', without those of extent 1, from the slowest to the quickest in
-// memory: the number of a position, outer * inner + inner's index, counts through them in this
+// The axes but the channels', of more than one value, from the slowest to the quickest in memory:
+// the number of a position, outer * inner + inner's index, counts through them in this
 // order.
 std::vector<std::size_t> order_of_positions(std::span<const Index> shape, Index channel_axis,
                                             AxisStrides strides);

@@ -124,7 +124,7 @@ struct SharedTasks {
 };
 
 // The threads share each example, one after the other: chunks, with partial sums in slots; a
-// barrier; each merges those of a share of the slabs; a barrier; the second phase.
+// barrier; each merges the sums of a share of the slabs; a barrier; the second phase.
 template <class T, class CellsPass>
 double run_by_examples(const CellProblem& problem, const CellSettings<T>& settings,
                        const CellsPass& pass) {

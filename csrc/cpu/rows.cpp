@@ -1,8 +1,7 @@
 // Whole rows, where there are enough of them: a task has a block of rows, sums it and writes it
 // from a cache. Few and long rows are split: a task has a piece of a row, and threads wait for each
-// other between the phases. Either way a row's sums are those of its pieces, merged in the order of
-// columns, and the sums for each column are those of chunks, merged in the order of rows: the same
-// bits.
+// other between the phases. Either way the sums of a row's pieces are merged in the order of
+// columns, and the sums of chunks, for each column, in the order of rows: the same bits.
 #include "cpu/rows.hpp"
 
 #include <algorithm>

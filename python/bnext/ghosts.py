@@ -3,7 +3,7 @@
 The noise of small batches' statistics is then there also where batches are large (Hoffer, Hubara
 and Soudry 2017, "Train longer, generalize better", algorithm 1). Each ghost is a batch to the
 layer: it moves the running statistics by the estimator's weight, one after the other, and is
-counted. Both passes are those of `bnext.spine`, over views along the first axis.
+counted. `bnext.spine` performs both passes, over views along the first axis.
 """
 
 from __future__ import annotations

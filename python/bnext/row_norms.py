@@ -1,7 +1,7 @@
 """Layer and RMS normalization of arrays: arrays in, arrays out, no state.
 
 Each example is normalized by itself, over the trailing axes of `normalized_shape`. In memory these
-are a row, and a call is one of rows. Data, dtypes and libraries are those of `bnext.functional`;
+are a row, and a call is one of rows. Data, dtypes and libraries are as in `bnext.functional`;
 arrays on a GPU are refused.
 """
 

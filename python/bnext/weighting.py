@@ -41,7 +41,7 @@ KEYWORDS = {"mask": None, "sample_weight": None, "lengths": None, "masked": "zer
 def names_positions(function: Function) -> Function:
     """Give a function the signature that has these arguments in place of its ``**positions``.
 
-    CPython looks up the default of each argument that is only given by name: those of these four
+    CPython looks up the default of each argument that is only given by name: for these four it
     would take a twentieth of a small call.
     """
     signature = inspect.signature(function)
@@ -158,7 +158,7 @@ def _described(x: Any) -> tuple[tuple[int, ...], str]:
 def _over_positions(
     values: npt.NDArray[Any], name: str, shape: tuple[int, ...], axis: int, *, by_example: bool
 ) -> npt.NDArray[Any]:
-    """`values`, of a shape that broadcasts to that of the positions."""
+    """`values`, of a shape that broadcasts to the shape of the positions."""
     positions = shape[:axis] + shape[axis + 1 :]
     given = values.shape
     if by_example and len(given) == 1 and len(positions) > 1 and given == positions[:1]:

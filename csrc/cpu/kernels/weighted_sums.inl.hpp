@@ -3,8 +3,8 @@
 //     backward:  sum dy, sum dy * d        d = x - mean; of the positions that count, whatever w
 // n is the sum of the weights, of every tile known before.
 //
-// The walks and the order of sums are those of sums.inl.hpp and collect_stats.inl.hpp, which have
-// the bounds of errors as well. What differs:
+// Walks, the order of sums and the bounds of errors: see sums.inl.hpp and collect_stats.inl.hpp.
+// What differs:
 //   - planes: a pack of which no position counts is not read. Of others, lanes that do not count
 //     are selected away before they are added: 0 is added in their place.
 //   - rows: those that do not count are not read. The others follow each other as if they were all.

@@ -49,8 +49,8 @@ def adapted_moments(layer: BatchNorm, x: Any, prior: float = 16) -> Moments:
     x : array, shape (N, C, ...) with C at the layer's `channel_axis`
         Input of the layer.
     prior : float
-        How many examples the source's statistics count for: 0 for those of `x` alone, infinity for
-        the source's alone.
+        How many examples the source's statistics count for: with 0 the statistics of `x`
+        decide alone, with infinity the source's.
 
     Returns
     -------

@@ -97,7 +97,7 @@ class CellNormalization(ExampleNormalization, Modes):
         return (dx, dweight, dbias) if self.train_affine else (dx, None, None)
 
     def _move_running(self, saved: Any) -> None:
-        """Move running statistics by those of a forward call; none of them, of GroupNorm."""
+        """Move running statistics by the statistics of a forward call; GroupNorm has none."""
 
     def _options(self) -> str:
         """Describe what is not the default of every layer, as a representation ends."""

@@ -51,7 +51,7 @@ class BatchRenorm(BatchNorm):
     Attributes
     ----------
     running_var : array, shape (C,)
-        ``sigma**2 - eps``; other attributes are those of `BatchNorm`.
+        ``sigma**2 - eps``; other attributes as in `BatchNorm`.
     r_max, d_max : float or callable
         As they were given; may be replaced at any time.
 
@@ -62,7 +62,7 @@ class BatchRenorm(BatchNorm):
 
     Notes
     -----
-    State dicts are those of batch normalization. On the CPU only, and not in `micro_batches`.
+    State dicts are as in batch normalization. On the CPU only, and not in `micro_batches`.
     """
 
     _varies = True

@@ -3,8 +3,8 @@
 ``bnext::group_norm_training``   x, weight, bias, num_groups, eps -> y, statistics
 ``bnext::group_norm_backward``   dy, x, weight, statistics, eps -> dx, dweight, dbias
 
-Both are composites, as those of `bnext.torch.operators`: they record for autograd, and leave the
-work to ``bnext::forward_by_groups`` and ``bnext::backward_by_groups``. `statistics` has the rows of
+Both are composites, like the operators of `bnext.torch.operators`: they record for autograd, and
+leave the work to ``bnext::forward_by_groups`` and ``bnext::backward_by_groups``. `statistics` has the rows of
 `bnext.rows`, of shape (5, N, G), in float64.
 """
 

@@ -1,8 +1,8 @@
 """Batch renormalization (Ioffe 2017, arXiv 1702.03275): `bnext.renorm` has the formulas.
 
 It is batch normalization by a weight and a bias that r and d have changed. autograd knows how, with
-r and d as constants; so both passes, compiled ones and derivatives of derivatives are those of
-batch normalization. The statistics of the batch, which r and d need, cost a further reading of the
+r and d as constants; so batch normalization does both passes, compiled ones and derivatives of
+derivatives. The statistics of the batch, which r and d need, cost a further reading of the
 input.
 """
 
@@ -152,7 +152,7 @@ class BatchRenorm1d(_Renormalized, BatchNorm1d):
 
     Notes
     -----
-    State dicts are those of batch normalization; ``running_var`` is ``sigma**2 - eps``.
+    State dicts are as in batch normalization; ``running_var`` is ``sigma**2 - eps``.
     """
 
 

@@ -82,8 +82,8 @@ def rms_norm(
     weight : Tensor, shape (normalized_shape), or None
         Of the dtype of `input`; for 16-bit data also float32.
     eps : float, optional
-        Added to the mean of squares. If not given, the machine epsilon of the arithmetic: that of
-        float64 for float64, that of float32 for all others.
+        Added to the mean of squares. If not given, the machine epsilon of the arithmetic: of
+        float64 for float64, of float32 for all others.
 
     Returns
     -------

@@ -5,8 +5,8 @@
                                -> dx, dweight, dbias
 
 `statistics` has the rows mean, mean_low and rstd, one value for each row of x, in float64. `dbias`
-is empty where rows are not centered. Both are composites, as those of `operators`: they record for
-autograd, and leave the work to ``bnext::forward_by_rows`` and ``bnext::backward_by_rows``.
+is empty where rows are not centered. Both are composites, like the others of `operators`: they
+record for autograd, and leave the work to ``bnext::forward_by_rows`` and ``bnext::backward_by_rows``.
 """
 
 from __future__ import annotations
