@@ -4,8 +4,8 @@
 ``bnext::group_norm_backward``   dy, x, weight, statistics, eps -> dx, dweight, dbias
 
 Both are composites, like the operators of `bnext.torch.operators`: they record for autograd, and
-leave the work to ``bnext::forward_by_groups`` and ``bnext::backward_by_groups``. `statistics` has the rows of
-`bnext.rows`, of shape (5, N, G), in float64.
+leave the work to ``bnext::forward_by_groups`` and ``bnext::backward_by_groups``. `statistics` has
+the rows of `bnext.rows`, of shape (5, N, G), in float64.
 """
 
 from __future__ import annotations
