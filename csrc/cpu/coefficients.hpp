@@ -4,9 +4,9 @@
 //
 // They are made channel by channel, at the end of these channels' room (made_at), and `complete`
 // spreads them. Rows of all channels, on the heap or of one block (Plan::wrapped), go on behind the
-// last channel as they began, for kWrap values: for kernels that write the line which one
-// row of channels ends in and the next begins in. Rows begin where a line of the cache does, for
-// the reason that pool_array.hpp gives.
+// last channel as they began, for kWrap values: for kernels that write the line which one row of
+// channels ends in and the next begins in. Rows begin where a line of the cache does, for the
+// reason that pool_array.hpp gives.
 #pragma once
 
 #include <algorithm>

@@ -6,7 +6,8 @@
 
 `statistics` has the rows mean, mean_low and rstd, one value for each row of x, in float64. `dbias`
 is empty where rows are not centered. Both are composites, like the others of `operators`: they
-record for autograd, and leave the work to ``bnext::forward_by_rows`` and ``bnext::backward_by_rows``.
+record for autograd, and leave the work to ``bnext::forward_by_rows`` and
+``bnext::backward_by_rows``.
 """
 
 from __future__ import annotations
