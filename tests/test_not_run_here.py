@@ -84,7 +84,9 @@ import pytest
 def test_process(n, record_property):
     print("process", os.getpid())
 """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
     for arguments, expected in (([], min(processors, 4)), (["test_count.py"], 1)):
         result = pytest_in(tmp_path, "-rP", *arguments, test_count=count)
         assert result.returncode == 0, result.stdout
