@@ -22,8 +22,8 @@ from bnext.arrays import engine_of
 from bnext.arrays.libraries import library_of
 
 __all__ = [
-    "Masked", "Weighting", "check_positions", "names_positions", "total_weight", "weighting_of",
-    "weighting_of_call",
+    "Masked", "Weighting", "check_masked", "check_positions", "names_positions", "over_positions",
+    "total_weight", "weighting_of", "weighting_of_call",
 ]  # fmt: skip
 
 Masked = Literal["zero", "normalized", "unchanged"]
@@ -105,11 +105,7 @@ def weighting_of(
         `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers; it
         is a tensor that requires a gradient, of which there is none.
     """
-    if masked not in OUTSIDES:
-        text = repr(masked) if isinstance(masked, str) else type(masked).__name__
-        raise (ValueError if isinstance(masked, str) else TypeError)(
-            f"masked: expected 'zero', 'normalized' or 'unchanged', got {text}"
-        )
+    check_masked(masked)
     if mask is None and sample_weight is None and lengths is None:
         return None
     if mask is not None and lengths is not None:
@@ -138,6 +134,15 @@ def weighting_of(
     return ready, weights, masked, name
 
 
+def check_masked(masked: Any) -> None:
+    """Refuse anything but the three."""
+    if masked not in OUTSIDES:
+        text = repr(masked) if isinstance(masked, str) else type(masked).__name__
+        raise (ValueError if isinstance(masked, str) else TypeError)(
+            f"masked: expected 'zero', 'normalized' or 'unchanged', got {text}"
+        )
+
+
 def total_weight(weighting: Weighting) -> float:
     """Sum of the weights of all positions: an integer where none has a weight of its own."""
     counts, weights, *_ = weighting
@@ -155,9 +160,9 @@ def _described(x: Any) -> tuple[tuple[int, ...], str]:
     return x.shape, x.dtype.name
 
 
-def _over_positions(
-    values: npt.NDArray[Any], name: str, shape: tuple[int, ...], axis: int, *, by_example: bool
-) -> npt.NDArray[Any]:
+def over_positions(
+    values: Any, name: str, shape: tuple[int, ...], axis: int, *, by_example: bool
+) -> Any:
     """`values`, of a shape that broadcasts to the shape of the positions."""
     positions = shape[:axis] + shape[axis + 1 :]
     given = values.shape
@@ -181,7 +186,7 @@ def _mask(mask: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]
     values = values_of(mask, "mask")
     if values.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {values.dtype}")
-    return _over_positions(values, "mask", shape, axis, by_example=False)
+    return over_positions(values, "mask", shape, axis, by_example=False)
 
 
 def _lengths(lengths: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
@@ -218,4 +223,4 @@ def _weights(
         raise ValueError(
             f"sample_weight: expected weights of at least 0, finite in {dtype}, got {wrong}"
         )
-    return _over_positions(values, "sample_weight", shape, axis, by_example=True)
+    return over_positions(values, "sample_weight", shape, axis, by_example=True)
