@@ -41,17 +41,16 @@ def _mean(how: How, values: Any, count: Any) -> Any:
 
 
 def _deviations(how: How, x: Any, values: Any) -> Any:
-    """Give x about the mean that the kernels have found, which has no derivative."""
-    pilot = lax.stop_gradient(values)
-    deviations = x.astype(pilot.dtype) - formulas.per_channel(how, pilot[0], x)
-    return deviations - formulas.per_channel(how, pilot[formulas.LOW], x)
+    """Give x about the mean that the kernels have found."""
+    deviations = x.astype(values.dtype) - formulas.per_channel(how, values[0], x)
+    return deviations - formulas.per_channel(how, values[formulas.LOW], x)
 
 
 def _standardized(
     how: How, x: Any, values: Any, weights: Weights, count: Any
 ) -> tuple[Any, Any, Any, Any]:
     """Give the normalized values, the mean about the kernels' mean, the variance and rstd."""
-    deviations = weights.select(_deviations(how, x, values))
+    deviations = weights.select(_deviations(how, x, lax.stop_gradient(values)))
     mean = _mean(how, weights.weights * deviations, count)
     deviations = weights.select(deviations - formulas.per_channel(how, mean, x))
     var = _mean(how, weights.weights * (deviations * deviations), count)
