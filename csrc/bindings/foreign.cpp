@@ -51,8 +51,7 @@ using Described = std::tuple<std::string, std::vector<Index>, std::string>;
 void check_described(const std::string& function, const std::vector<Described>& arrays,
                      Index channel_axis, double eps, std::optional<Index> num_groups,
                      const std::vector<Index>& normalized_shape,
-                     const std::optional<std::string>& weighting,
-                     const std::string& activation) {
+                     const std::optional<std::string>& weighting, const std::string& activation) {
     Call call(function_of(function));
     Extents extents;
     for (const auto& [name, shape, dtype] : arrays) {

@@ -65,9 +65,9 @@ void forward(const Operands& of) {
         const StatisticsOut rows = of.statistics();
         const auto applied = of.applied<T>();
         const auto weights = of.weights<T>();
-        const double n = cpu::forward<T>(of.problem(), of.view<const T>("x"), of.view<T>("y"),
-                                         of.affine<T>(), of.eps(), rows, pointer_to(applied),
-                                         pointer_to(weights));
+        const double n =
+            cpu::forward<T>(of.problem(), of.view<const T>("x"), of.view<T>("y"), of.affine<T>(),
+                            of.eps(), rows, pointer_to(applied), pointer_to(weights));
         show(rows, of.channels(), of.vector<Param<T>>("values", 3 * of.channels()));
         if (of.has("count")) *of.vector<Param<T>>("count", 1) = static_cast<Param<T>>(n);
     });
@@ -83,8 +83,8 @@ void collect_stats(const Operands& of) {
         const cpu::PoolArray<double> values(static_cast<std::size_t>(kStatisticsRows * channels));
         const StatisticsOut rows(values.data(), channels);
         const auto weights = of.weights<T>();
-        const double n = cpu::collect_stats<T>(of.problem(), of.view<const T>("x"), rows,
-                                               pointer_to(weights));
+        const double n =
+            cpu::collect_stats<T>(of.problem(), of.view<const T>("x"), rows, pointer_to(weights));
         std::fill_n(shard, channels, n);
         std::copy_n(rows.mean(), channels, shard + channels);
         std::copy_n(rows.mean_low(), channels, shard + 2 * channels);

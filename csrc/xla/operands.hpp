@@ -88,8 +88,8 @@ public:
         }
         const cpu::Outside outside = outside_of(frame().get<std::string_view>("masked"));
         if (each.empty() && std::ranges::all_of(counts, is_one)) return nullptr;
-        return std::make_unique<cpu::OwnWeights<C>>(
-            problem(), counts, each, zero_outside ? cpu::Outside::zero : outside);
+        return std::make_unique<cpu::OwnWeights<C>>(problem(), counts, each,
+                                                    zero_outside ? cpu::Outside::zero : outside);
     }
 
     // What a forward pass applies besides; nothing without an activation and a residual.

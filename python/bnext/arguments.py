@@ -104,9 +104,7 @@ def values_of(value: Any, name: str) -> npt.NDArray[Any]:
     return to_numpy(value)
 
 
-def chosen_names(
-    given: str | Collection[str], name: str, known: Collection[str]
-) -> frozenset[str]:
+def chosen_names(given: str | Collection[str], name: str, known: Collection[str]) -> frozenset[str]:
     """Give names as a set: of "all", every one, of another string, itself."""
     if given == "all":
         return frozenset(known)

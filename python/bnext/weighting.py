@@ -186,7 +186,10 @@ def _mask(mask: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]
     values = values_of(mask, "mask")
     if values.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {values.dtype}")
-    return over_positions(values, "mask", shape, axis, by_example=False)
+    of_positions: npt.NDArray[np.bool_] = over_positions(
+        values, "mask", shape, axis, by_example=False
+    )
+    return of_positions
 
 
 def _lengths(lengths: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
@@ -223,4 +226,7 @@ def _weights(
         raise ValueError(
             f"sample_weight: expected weights of at least 0, finite in {dtype}, got {wrong}"
         )
-    return over_positions(values, "sample_weight", shape, axis, by_example=True)
+    of_positions: npt.NDArray[Any] = over_positions(
+        values, "sample_weight", shape, axis, by_example=True
+    )
+    return of_positions

@@ -57,9 +57,7 @@ def test_jax_equinox_norms_agree(rng, name, narrow):
     @eqx.filter_jit
     def run(layer, x):
         arrays, rest = eqx.partition(layer, eqx.is_inexact_array)
-        y, pull_back = jax.vjp(
-            lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x), arrays, x
-        )
+        y, pull_back = jax.vjp(lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x), arrays, x)
         of_arrays, of_x = pull_back(dy)
         return y, of_x, jax.tree.leaves(of_arrays)
 

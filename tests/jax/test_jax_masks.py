@@ -290,8 +290,10 @@ def test_jax_masks_vmap_is_a_loop(rng):
         )
         return y, *pull_back(dy), moments.count
 
-    for axes in ((0, 0, 0, 0, 0), (0, 0, None, None, 0), (None, None, 0, 0, None), (0, 0, 0, 0, None),
-                 (None, None, None, None, 0)):  # fmt: skip
+    for axes in (
+        (0, 0, 0, 0, 0), (0, 0, None, None, 0), (None, None, 0, 0, None), (0, 0, 0, 0, None),
+        (None, None, None, None, 0),
+    ):  # fmt: skip
         arrays = (*columns, masks)
         chosen = [c if axis == 0 else c[0] for c, axis in zip(arrays, axes, strict=True)]
         actual = jax.jit(jax.vmap(gradients, in_axes=axes))(*chosen)
@@ -347,9 +349,7 @@ def test_jax_masks_of_a_batch_along_a_mapped_axis(rng):
 
     def loss(x, weight):
         def example(x, mask):
-            return bnext.jax.batch_norm(
-                x, weight, channel_axis=0, axis_name="batch", mask=mask
-            )
+            return bnext.jax.batch_norm(x, weight, channel_axis=0, axis_name="batch", mask=mask)
 
         y, moments = jax.vmap(example, axis_name="batch", out_axes=(0, None))(x, mask)
         return (y * dy).sum(), (y, moments)

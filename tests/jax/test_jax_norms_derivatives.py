@@ -17,9 +17,7 @@ TANGENT = 2e-5  # in float32, relative to the largest value
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_jax_norms_check_grads(rng, subject):
     inputs = Inputs(rng, subject, np.float64)
-    check_grads(
-        inputs.norm.by_jax, inputs.arrays, order=2, modes=["rev"], rtol=1e-4, atol=1e-4
-    )
+    check_grads(inputs.norm.by_jax, inputs.arrays, order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
 
 
 def products(loss, arrays, directions):

@@ -18,8 +18,7 @@ def test_jax_norms_vmap_is_a_loop(rng, subject):
     """Over examples, over models, over gradients: mapped arrays beside others."""
     many = [Inputs(rng, subject) for _ in range(3)]
     columns = [
-        np.stack(column)
-        for column in zip(*((each.dy, *each.arrays) for each in many), strict=True)
+        np.stack(column) for column in zip(*((each.dy, *each.arrays) for each in many), strict=True)
     ]
     count = len(columns)
     for axes in (

@@ -8,8 +8,9 @@ formulas in JAX's own operations.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -22,7 +23,8 @@ from bnext.jax.training import no_tangent
 __all__ = ["Cells", "Rows", "normalized"]
 
 
-class Rows(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rows:
     """Layer or RMS normalization of the axes from `first` on; a constant of the program."""
 
     eps: float
@@ -31,7 +33,7 @@ class Rows(NamedTuple):
     weight: bool  # whether there is one
     bias: bool
 
-    kind = "rows"
+    kind: ClassVar[str] = "rows"
 
     def attributes(self) -> dict[str, Any]:
         """Give what handlers read of it."""
@@ -66,7 +68,8 @@ class Rows(NamedTuple):
         return parameter
 
 
-class Cells(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Cells:
     """Group normalization, or of 0 groups instance normalization; a constant of the program."""
 
     eps: float
@@ -75,8 +78,8 @@ class Cells(NamedTuple):
     weight: bool  # whether there is one
     bias: bool
 
-    kind = "cells"
-    centered = True
+    kind: ClassVar[str] = "cells"
+    centered: ClassVar[bool] = True
 
     def attributes(self) -> dict[str, Any]:
         """Give what handlers read of it."""

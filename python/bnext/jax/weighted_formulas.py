@@ -1,4 +1,4 @@
-"""The passes of `weighted` in JAX's own operations, to be differentiated, as `formulas` has them."""
+"""The passes of `weighted` in JAX's own operations, to be differentiated, as in `formulas`."""
 
 from __future__ import annotations
 

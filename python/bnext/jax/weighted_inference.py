@@ -33,8 +33,8 @@ def _normalize_jvp(of: Weighted, primals: Any, tangents: Any) -> tuple[Any, Any]
     results = _normalize(of, *primals)
     positions = primals[5]
 
-    def formula(*inputs: Any) -> Any:
-        return weighted_formulas.forward_given(of.how, *inputs, positions)
+    def formula(x: Any, mean: Any, var: Any, weight: Any, bias: Any) -> Any:
+        return weighted_formulas.forward_given(of.how, x, mean, var, weight, bias, positions)
 
     _, of_y = jax.jvp(formula, primals[:5], tangents[:5])
     return results, (of_y, no_tangent(results[1]))
@@ -59,8 +59,8 @@ def _normalize_backward(
 def _normalize_backward_jvp(of: Weighted, primals: Any, tangents: Any) -> tuple[Any, Any]:
     positions = primals[5]
 
-    def formula(*inputs: Any) -> Any:
-        return weighted_formulas.backward_given(of.how, *inputs, positions)
+    def formula(dy: Any, x: Any, mean: Any, var: Any, weight: Any) -> Any:
+        return weighted_formulas.backward_given(of.how, dy, x, mean, var, weight, positions)
 
     _, of_results = jax.jvp(formula, primals[:5], tangents[:5])
     return _normalize_backward(of, *primals), of_results
