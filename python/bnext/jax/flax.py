@@ -20,7 +20,7 @@ from bnext import _core
 from bnext.arguments import chosen_names
 from bnext.jax.flax_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from bnext.jax.formulas import param_dtype
-from bnext.jax.functional import batch_norm, moments, move_running, normalize
+from bnext.jax.functional import batch_norm, move_running, normalize, normalize_by_counted
 from bnext.jax.weighting import broadcast_mask
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "convert", "revert"]
@@ -79,7 +79,8 @@ class BatchNorm(nnx.BatchNorm):
         mask : array of bool, optional
             Which values the statistics are of, as in Flax: it broadcasts against x. Every value is
             normalized, and gradients go through all of them. Channels with masks of their own make
-            the call Flax's own.
+            the call Flax's own. Where no more than one value of a channel counts, running
+            statistics stay.
         residual : array, shape of `x`, optional
             Added before the activation.
 
@@ -118,9 +119,9 @@ class BatchNorm(nnx.BatchNorm):
         if mask is None:
             y, batch = batch_norm(x, scale, bias, axis_name=self.axis_name, **options)
         else:
-            where = {"channel_axis": self.axis, "axis_name": self.axis_name}
-            batch = moments(x, mask=positions, **where)
-            y = normalize(x, batch.mean, batch.var, scale, bias, **options)
+            y, batch = normalize_by_counted(
+                x, scale, bias, positions, axis_name=self.axis_name, **options
+            )
         moved = move_running(self.mean[...], self.var[...], batch, 1 - self.momentum, bessel=False)
         self.mean[...], self.var[...] = moved
         return y

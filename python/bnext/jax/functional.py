@@ -16,7 +16,9 @@ from bnext.jax.foreign import How
 from bnext.jax.weighting import Positions, positions_of
 from bnext.weighting import Masked
 
-__all__ = ["Moments", "batch_norm", "moments", "move_running", "normalize"]
+__all__ = [
+    "Moments", "batch_norm", "moments", "move_running", "normalize", "normalize_by_counted",
+]  # fmt: skip
 
 
 class Moments(NamedTuple):
@@ -223,6 +225,27 @@ def normalize(
     else:
         result = weighted_inference.normalized_by(how, x, mean, var, weight, bias, positions)
     return result
+
+
+def normalize_by_counted(
+    x: Any, weight: Any, bias: Any, mask: Any, *, eps: float, channel_axis: int,
+    axis_name: Hashable | None, residual: Any, activation: str | None, negative_slope: float,
+) -> tuple[jax.Array, Moments]:  # fmt: skip
+    """Normalize every value by the statistics of those that count, as Flax does with a mask.
+
+    Values that do not count have gradients as well: statistics depend on the others.
+    """
+    (x,) = arrays_of(x=x)
+    how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
+    positions = _checked("shard", how, {"x": x}, mask, None, None, "normalized")
+    assert positions is not None
+    values, count = weighted.shown_in_reverse(how, x, positions)
+    batch = _moments(count, values)
+    y = normalize(
+        x, batch.mean, batch.var, weight, bias, eps=eps, channel_axis=channel_axis,
+        residual=residual, activation=activation, negative_slope=negative_slope,
+    )  # fmt: skip
+    return y, batch
 
 
 def moments(

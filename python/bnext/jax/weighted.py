@@ -30,7 +30,7 @@ from bnext.jax.foreign import (
 from bnext.jax.training import no_tangent
 from bnext.jax.weighting import Positions
 
-__all__ = ["Weighted", "normalized", "shown"]
+__all__ = ["Weighted", "normalized", "shown", "shown_in_reverse"]
 
 
 class Weighted(NamedTuple):
@@ -210,6 +210,32 @@ def _shown_jvp(of: Weighted, primals: Any, tangents: Any) -> tuple[Any, Any]:
 
     of_values = jax.jvp(formula, primals[:1], tangents[:1])[1]
     return (values, count), (of_values, jnp.zeros_like(count))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _known(of: Weighted, x: Any, positions: Any) -> tuple[Any, Any]:
+    """Do `_shown` without a gradient in reverse mode, which `_of` has at a lower price."""
+    return _shown(of, x, positions)
+
+
+def _known_forward(of: Weighted, x: Any, positions: Any) -> tuple[Any, None]:
+    return _shown(of, x, positions), None
+
+
+def _known_backward(of: Weighted, saved: None, gradient: Any) -> tuple[None, None]:
+    del of, saved, gradient
+    return None, None
+
+
+_known.defvjp(_known_forward, _known_backward)
+
+
+def shown_in_reverse(how: How, x: Any, positions: Positions) -> tuple[Any, Any]:
+    """Do `shown`, with derivatives in reverse mode, and of these in either mode."""
+    x, of_positions = together(x, positions.values)
+    values, count = _known(Weighted(how, positions.outside), x, of_positions)
+    count = lax.stop_gradient(count)
+    return _of(how, x, of_positions, values, count), count
 
 
 def shown(how: How, x: Any, positions: Positions) -> tuple[Any, Any]:
