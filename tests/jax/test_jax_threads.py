@@ -46,7 +46,7 @@ NORMS = """
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 14, 14, 64)).astype(np.float32)
-    weights = rng.uniform(0.5, 1.5, (16, 64)).astype(np.float32)
+    weights = jax.numpy.asarray(rng.uniform(0.5, 1.5, (16, 64)), np.float32)
     mask = rng.random((16, 14, 14)) < 0.5
 
     def cubes(norm):
