@@ -96,7 +96,8 @@ public:
             for (std::size_t a = 0; a < mapped_; ++a) count *= array.buffer.dimensions()[a];
             return count;
         };
-        return mapped(arrays_.front()) == slices_ &&
+        const auto has_all = [&](const Named& array) { return mapped(array) == slices_; };
+        return has_all(arrays_.front()) && std::ranges::all_of(results(), has_all) &&
                std::ranges::all_of(inputs().subspan(1),
                                    [&](const Named& array) { return mapped(array) == 1; });
     }

@@ -8,7 +8,7 @@ import functools
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnext.jax
@@ -99,6 +99,19 @@ def moments_and_running_statistics():
     np.testing.assert_array_equal(running[0], WEIGHT)
 
 
+def shards_of_jit():
+    """Arrays in shards, without shard_map: values are of the whole arrays."""
+    shards = NamedSharding(MESH, P("data"))
+    x, mask = jax.device_put(X, shards), jax.device_put(MASK, shards)
+    gradient = jax.jit(jax.grad(functools.partial(loss, call), range(3)))
+    close(gradient(x, WEIGHT, BIAS, mask, DY), gradient(X, WEIGHT, BIAS, MASK, DY))
+    for norm in (
+        lambda x, w: bnext.jax.layer_norm(x, 6, w), lambda x, w: bnext.jax.group_norm(x, 2, w)
+    ):
+        step = jax.jit(jax.grad(lambda x, w, norm=norm: (norm(x, w) ** 3 * DY).sum(), (0, 1)))
+        close(step(x, WEIGHT), step(X, WEIGHT))
+
+
 def norms_of_examples():
     """Shards are normalized by themselves; gradients of parameters are of the whole mesh."""
 
@@ -144,7 +157,7 @@ def norms_of_examples():
 if __name__ == "__main__":
     for check in (
         masks, masks_of_second_derivatives, masks_have_the_bits_of_a_group,
-        moments_and_running_statistics, norms_of_examples,
+        moments_and_running_statistics, shards_of_jit, norms_of_examples,
     ):  # fmt: skip
         check()
         print(check.__name__)

@@ -12,7 +12,7 @@ from . import support  # noqa: F401 - where JAX is missing, the test is not run
 PROGRAM = pathlib.Path(__file__).with_name("sharded_norms.py")
 CHECKS = [
     "masks", "masks_of_second_derivatives", "masks_have_the_bits_of_a_group",
-    "moments_and_running_statistics", "norms_of_examples",
+    "moments_and_running_statistics", "shards_of_jit", "norms_of_examples",
 ]  # fmt: skip
 
 

@@ -55,6 +55,17 @@ def test_jax_norms_vmap_over_x_is_one_call(rng):
         assert_same_bits(mine, other)
 
 
+def test_jax_norms_vmap_over_nothing():
+    weight = jnp.ones(5)
+    for norm in (
+        lambda x: bnext.jax.layer_norm(x, 5, weight), lambda x: bnext.jax.rms_norm(x, 5),
+        lambda x: bnext.jax.group_norm(x, 5, weight), lambda x: bnext.jax.instance_norm(x),
+    ):  # fmt: skip
+        x = jnp.zeros((0, 4, 3, 5))
+        assert jax.jit(jax.vmap(norm))(x).shape == x.shape
+        assert jax.jit(jax.vmap(jax.grad(lambda x, norm=norm: norm(x).sum())))(x).shape == x.shape
+
+
 def test_jax_norms_vmap_along_other_axes(rng):
     x = rng.normal(size=(4, 2, 5, 3, 8)).astype(np.float32)  # mapped: 1 and 3
     weight = rng.normal(size=(8, 3)).astype(np.float32)  # mapped: 1
