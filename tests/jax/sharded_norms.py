@@ -106,7 +106,8 @@ def shards_of_jit():
     gradient = jax.jit(jax.grad(functools.partial(loss, call), range(3)))
     close(gradient(x, WEIGHT, BIAS, mask, DY), gradient(X, WEIGHT, BIAS, MASK, DY))
     for norm in (
-        lambda x, w: bnext.jax.layer_norm(x, 6, w), lambda x, w: bnext.jax.group_norm(x, 2, w)
+        lambda x, w: bnext.jax.layer_norm(x, 6, w),
+        lambda x, w: bnext.jax.group_norm(x, 2, w),
     ):
         step = jax.jit(jax.grad(lambda x, w, norm=norm: (norm(x, w) ** 3 * DY).sum(), (0, 1)))
         close(step(x, WEIGHT), step(X, WEIGHT))
