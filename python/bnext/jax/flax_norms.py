@@ -1,8 +1,8 @@
 """The norms of Flax NNX that normalize each example by itself, over bnext's kernels.
 
 A layer is a subclass of Flax's, with its arguments and variables. Calls that the kernels do not
-have are Flax's own: with a mask, of parts on several devices, over axes other than those of the
-functions, of other dtypes, and of one value to be normalized.
+have are Flax's own: with a mask, of parts on several devices, over axes that the functions do not
+have, of other dtypes, and of one value to be normalized.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Weighted(NamedTuple):
 
 
 def _collect(of: Weighted, x: Any, positions: Any) -> tuple[Any, Any, Any, Any]:
-    """Give the statistics of the whole batch, what is shown of them, its weight, all moments."""
+    """Give the whole batch's statistics, the rows that are shown, its weight, all moments."""
     channels = x.shape[of.how.channel_axis]
     part = of.call("collect_stats", {"x": x}, positions, {"shard": words(SHARD_ROWS, channels)})
     shards = gathered(of.how, part["shard"])
@@ -69,7 +69,7 @@ def _collect(of: Weighted, x: Any, positions: Any) -> tuple[Any, Any, Any, Any]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(of: Weighted, x: Any, weight: Any, bias: Any, positions: Any) -> tuple[Any, ...]:
-    """Give y, the statistics, what is shown of them, the batch's weight; moments of parts."""
+    """Give y, the statistics, the rows that are shown, the batch's weight; moments of parts."""
     how = of.how
     arguments = {"x": x, "weight": weight, "bias": bias}
     results: dict[str, Struct] = {"y": (x.shape, x.dtype)}
@@ -183,7 +183,7 @@ _of.defvjp(_of_forward, _of_backward)
 def normalized(
     how: How, x: Any, weight: Any, bias: Any, positions: Positions
 ) -> tuple[Any, Any, Any]:
-    """Give y, what is shown of the statistics, and the weight of the whole batch."""
+    """Give y, the rows of statistics that are shown, and the weight of the whole batch."""
     x, weight, bias, of_positions = together(x, weight, bias, positions.values)
     of = Weighted(how, positions.outside)
     y, values, count = _normalized(of, x, weight, bias, of_positions)
@@ -239,7 +239,7 @@ def shown_in_reverse(how: How, x: Any, positions: Positions) -> tuple[Any, Any]:
 
 
 def shown(how: How, x: Any, positions: Positions) -> tuple[Any, Any]:
-    """Give what is shown of the statistics of x, and the weight of the whole batch."""
+    """Give the rows of statistics of x that are shown, and the weight of the whole batch."""
     x, of_positions = together(x, positions.values)
     found: tuple[Any, Any] = _shown(Weighted(how, positions.outside), x, of_positions)
     return found
