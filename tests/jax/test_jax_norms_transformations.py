@@ -34,7 +34,7 @@ def test_jax_norms_vmap_is_a_loop(rng, subject):
 
 
 def test_jax_norms_vmap_over_x_is_one_call(rng):
-    """As Equinox writes it: a function of one example; the bits are the same as of all examples at once."""
+    """As Equinox writes it: a function of one example has the bits of all examples at once."""
     x = rng.normal(size=(7, 3, 4, 11)).astype(np.float32)
     weight, bias = rng.normal(size=(2, 11)).astype(np.float32)
 
