@@ -14,6 +14,7 @@ TERMS = (
     "thread", "team", "region", "task", "Plan", "schedule", "kernel table", "pool",
     "path", "part", "position", "step", "cursor",
     "phase", "seam", "Moments", "m2", "mean_low", "rstd", "row of statistics", "Saved",
+    "double backward pass",
     "coefficients", "formula", "epilogue", "activation", "residual", "z", "g", "flag",
     "running statistics", "momentum", "estimator", "Bessel's correction", "ghost", "domain",
     "group", "member", "shard", "exchange", "header", "generation", "roll call", "replay", "turn",

@@ -31,11 +31,12 @@ template <class F>
 py::object compute(Intake& call, const std::optional<Results>& results, const F& f,
                    py::object* dresidual = nullptr, CallFlags flags = {}) {
     return with_dtype(call[call.call.data()].dtype(), [&](auto type) {
-        Operands arrays(call, results, dresidual != nullptr, flags);
+        const FurtherResults further{dresidual != nullptr ? 1 : 0, results ? &*results : nullptr};
+        Operands arrays(call, results, further, flags);
         const auto affine = affine_of<decltype(type)>(call);
         without_gil(arrays.elements(), [&] { f(type, arrays, affine); });
         py::object result = arrays.result();
-        if (dresidual != nullptr) *dresidual = arrays.dresidual_result();
+        if (dresidual != nullptr) *dresidual = arrays.further_result(0);
         return result;
     });
 }

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_saved(m);
     bnext::bindings::register_calls(m);
     bnext::bindings::register_cell_calls(m);
+    bnext::bindings::register_double_backward(m);
     bnext::bindings::register_phases(m);
     bnext::bindings::register_questions(m);
     bnext::bindings::register_rows(m);

@@ -26,24 +26,29 @@ struct CallFlags {
     const Flags* read = nullptr;
 };
 
-// The inputs of one call (x, dy, the residual) and its results, described together. The result is
-// `out` itself where its strides suit the kernels, else fresh memory that is copied into `out` at
-// the end; a fresh array where there is no `out`. The residual's gradient is always fresh.
+// Results beside the first: how many, and who makes them. They are always fresh.
+struct FurtherResults {
+    int count = 0;
+    const Results* from = nullptr;
+};
+
+// The inputs of one call (x, dy, the residual, ...) and its results, described together. The result
+// is `out` itself where its strides suit the kernels, else fresh memory that is copied into `out`
+// at the end; a fresh array where there is no `out`.
 class Operands {
 public:
-    // Without `results`: of an operation that writes no data.
-    Operands(Intake& call, const std::optional<Results>& results, bool wants_dresidual = false,
+    // Without `results`: of an operation that writes no data but further results.
+    Operands(Intake& call, const std::optional<Results>& results, FurtherResults further = {},
              CallFlags flags = {})
         : call_(call),
           results_(results),
-          wants_dresidual_(wants_dresidual),
+          further_(further),
           flags_(flags),
           axis_(call.call.axis()) {
-        in_[count_++] = call[call.call.data()];
-        if (call.call.has(Role::x) && call.call.has(Role::dy)) in_[dy_ = count_++] = call[Role::dy];
-        if (call.call.applied().any() && call.call.has(Role::residual)) {
-            in_[residual_ = count_++] = call[Role::residual];
-        }
+        add(call.call.data());
+        if (call.call.has(Role::x)) add(Role::dy);
+        if (call.call.applied().any()) add(Role::residual);
+        for (const Role role : {Role::ddx, Role::ddresidual}) add(role);
         if (results && call.call.has(Role::out)) wanted_ = &call[Role::out];
         const bool viewable =
             std::all_of(&in_[0], &in_[count_], [](const ArrayRef& each) { return each.viewable; });
@@ -72,22 +77,27 @@ public:
     [[nodiscard]] const CellProblem& cells() const { return cells_.problem; }
     // The step from an example of a view below to the next.
     [[nodiscard]] Index step_of_x() const { return cells_.steps[0]; }
-    [[nodiscard]] Index step_of_dy() const { return cells_.steps[dy_]; }
+    [[nodiscard]] Index step_of_dy() const { return cells_.steps[place_of(Role::dy)]; }
     [[nodiscard]] Index step_of_target() const { return cells_.steps[count_]; }
 
-    // The views of the first input, of dy beside x, of the residual (null without), and of the
-    // result.
+    // The views of the first input, of dy beside x, of another input (null without), of the result,
+    // and of further ones.
     template <class T>
     [[nodiscard]] cpu::View<const T> x() const {
         return input<T>(0);
     }
     template <class T>
     [[nodiscard]] cpu::View<const T> dy() const {
-        return input<T>(dy_);
+        return input<T>(place_of(Role::dy));
+    }
+    template <class T>
+    [[nodiscard]] cpu::View<const T> other(Role role) const {
+        const std::size_t place = place_of(role);
+        return place == 0 ? cpu::View<const T>{nullptr, {}} : input<T>(place);
     }
     template <class T>
     [[nodiscard]] cpu::View<const T> residual() const {
-        return residual_ == 0 ? cpu::View<const T>{nullptr, {}} : input<T>(residual_);
+        return other<T>(Role::residual);
     }
     template <class T>
     [[nodiscard]] cpu::View<T> target() const {
@@ -95,9 +105,14 @@ public:
                 description_.strides[count_]};
     }
     template <class T>
+    [[nodiscard]] cpu::View<T> further(int k) const {
+        if (k >= further_.count) return {nullptr, {}};
+        const auto place = static_cast<std::size_t>(k);
+        return {static_cast<T*>(made_[place].data), description_.strides[further_at_ + place]};
+    }
+    template <class T>
     [[nodiscard]] cpu::View<T> dresidual() const {
-        if (!wants_dresidual_) return {nullptr, {}};
-        return {static_cast<T*>(dresidual_.data), description_.strides[count_ + 1]};
+        return further<T>(0);
     }
     [[nodiscard]] cpu::FlagBits flags() const {
         const Flags* const flags = flags_.made != nullptr ? flags_.made : flags_.read;
@@ -112,9 +127,22 @@ public:
         if (!direct_) intake::copy_values(*wanted_, fresh_ref_);
         return py::reinterpret_borrow<py::object>(call_.out());
     }
-    py::object dresidual_result() { return results_->give(std::move(dresidual_)); }
+    py::object further_result(int k) {
+        return further_.from->give(std::move(made_[static_cast<std::size_t>(k)]));
+    }
 
 private:
+    void add(Role role) {
+        if (!call_.call.has(role)) return;
+        roles_[count_] = role;
+        in_[count_++] = call_[role];
+    }
+    // Of an input beside the first; 0 where it is not there.
+    [[nodiscard]] std::size_t place_of(Role role) const {
+        std::size_t k = count_ - 1;
+        while (k > 0 && roles_[k] != role) --k;
+        return k;
+    }
     template <class T>
     [[nodiscard]] cpu::View<const T> input(std::size_t k) const {
         return {in_[k].template as<const T>(), description_.strides[k]};
@@ -137,7 +165,10 @@ private:
         for (; n < inputs; ++n) strides[n] = in_[n].axis_strides();
         if (!out.empty()) strides[n++] = out;
         const bool whole = inputs == count_;
-        if (whole && wants_dresidual_) strides[n++] = {dense_strides(), in_[0].rank};
+        further_at_ = n;
+        for (int k = 0; whole && k < further_.count; ++k) {
+            strides[n++] = {dense_strides(), in_[0].rank};
+        }
         flags_at_ = n;
         if (flags_.read != nullptr) strides[n++] = flags_.read->strides;
         if (whole && flags_.made != nullptr) strides[n++] = {dense_strides(), in_[0].rank};
@@ -158,11 +189,11 @@ private:
     }
     bool fits(AxisStrides out) { return fits(out, count_); }
     bool fits_wanted() {
-        return direct_ = wanted_->viewable && fits(wanted_->axis_strides()) && made_dresidual();
+        return direct_ = wanted_->viewable && fits(wanted_->axis_strides()) && make_further();
     }
     // With fresh memory in x's memory order.
     bool fits_fresh() {
-        if (!results_) return fits({});
+        if (!results_) return fits({}) && make_further();
         Index* const strides = dense_strides();
         const std::size_t rank = in_[0].rank;
         if (!fits({strides, rank})) return false;
@@ -175,12 +206,12 @@ private:
             for (std::size_t a = 0; a < rank; ++a) steps[a] = strides[a] * in_[0].item();
             fresh_ref_.steps = steps;
         }
-        return made_dresidual();
+        return make_further();
     }
-    bool made_dresidual() {
-        if (wants_dresidual_) {
-            dresidual_ =
-                results_->make(in_[0].dtype(), in_[0].shape(), {dense_strides(), in_[0].rank});
+    bool make_further() {
+        for (int k = 0; k < further_.count; ++k) {
+            made_[static_cast<std::size_t>(k)] =
+                further_.from->make(in_[0].dtype(), in_[0].shape(), {dense_strides(), in_[0].rank});
         }
         return true;
     }
@@ -245,15 +276,19 @@ private:
 
     Intake& call_;
     const std::optional<Results>& results_;
-    const bool wants_dresidual_;
+    static constexpr std::size_t kMostInputs = 5, kMostFurther = 3;
+
+    const FurtherResults further_;
     const CallFlags flags_;
-    std::array<ArrayRef, 3> in_;  // NOLINT: not initialised on purpose
-    std::size_t count_ = 0, dy_ = 0, residual_ = 0, flags_at_ = 0;
+    std::array<ArrayRef, kMostInputs> in_;  // NOLINT: not initialised on purpose
+    std::array<Role, kMostInputs> roles_{};
+    std::size_t count_ = 0, further_at_ = 0, flags_at_ = 0;
     Index axis_;
-    std::array<cpu::PoolArray<char>, 6> copies_;  // of each input, in two orders at most
+    std::array<cpu::PoolArray<char>, 2 * kMostInputs> copies_;  // of each in two orders at most
     std::size_t copy_count_ = 0;
     const ArrayRef* wanted_ = nullptr;
-    Fresh fresh_, dresidual_;
+    Fresh fresh_;
+    std::array<Fresh, kMostFurther> made_;
     ArrayRef fresh_ref_;
     bool direct_ = false;
     Description description_;

@@ -96,6 +96,7 @@ public:
         }
         facts.has_parameters = has_parameters;
         facts.groups = groups;
+        facts.weighted = weights != nullptr;
         return facts;
     }
 

@@ -20,6 +20,7 @@ struct Taken {
     FromForward facts{};
     SharedWeights weights;  // of positions, where the call has any
     bool bessel = true, keeps = true;
+    unsigned wanted = 0;  // results, a bit each
     py::handle x, dy, weight, like, count;
 };
 
@@ -119,6 +120,8 @@ private:
             taken.bessel = flag_of(object);
         } else if constexpr (name == "keeps") {
             taken.keeps = flag_of(object);
+        } else if constexpr (name == "wanted") {
+            taken.wanted = static_cast<unsigned>(intake::take_integer(object, "wanted"));
         } else if constexpr (name == "like") {
             taken.like = object;
         } else if constexpr (name == "count") {

@@ -18,6 +18,7 @@ enum class Function : std::uint8_t {
     normalize_by_running,
     backward,
     backward_constant,
+    double_backward,
     moments,
     restored,
     collect_stats,
@@ -54,8 +55,12 @@ enum class Role : std::uint8_t {
     sum_dy_xmu,
     out,
     residual,
+    ddx,
+    ddweight,
+    ddbias,
+    ddresidual,
 };
-constexpr std::size_t kRoles = 17;
+constexpr std::size_t kRoles = 21;
 inline constexpr std::array<const char*, kRoles> kRoleNames{"x",
                                                             "dy",
                                                             "mean",
@@ -72,7 +77,11 @@ inline constexpr std::array<const char*, kRoles> kRoleNames{"x",
                                                             "sum_dy",
                                                             "sum_dy_xmu",
                                                             "out",
-                                                            "residual"};
+                                                            "residual",
+                                                            "ddx",
+                                                            "ddweight",
+                                                            "ddbias",
+                                                            "ddresidual"};
 
 constexpr const char* name_of(Role role) { return kRoleNames[static_cast<std::size_t>(role)]; }
 constexpr Role role_of(std::string_view name) {  // of a name that is one
@@ -93,6 +102,7 @@ struct FromForward {
     bool has_parameters = false;                          // whether weight and bias are known
     bool has_flags = true;  // where they can be: not on a GPU, which reads the residual again
     Index groups = 0;       // of a norm of cells (core/cells.hpp); 0: batch normalization
+    bool weighted = false;  // whether positions had weights
 
     // Whether the backward pass reads the residual.
     [[nodiscard]] bool reads_residual() const {

@@ -28,6 +28,7 @@ public:
             case Function::backward_reduce:
             case Function::backward_apply: return backward();
             case Function::backward_constant: return backward_constant();
+            case Function::double_backward: return double_backward();
             case Function::parameter_gradients: return sums();
             case Function::cell_forward: return cell_forward();
             case Function::cell_backward: return backward();
@@ -193,6 +194,26 @@ private:
         if (call_.function == Function::backward_apply) sums();
         parameter(Role::weight, {});
         out_over_dy({Role::dy, Role::x, Role::residual, Role::weight});
+    }
+
+    void double_backward() const {
+        const FromForward& saved = *call_.from_forward;
+        of_forward();
+        if (saved.fused.in_place) {
+            value_error("saved: expected of a call that left x as it was, got of one in place");
+        }
+        if (saved.weighted) {
+            value_error("saved: expected of a call in which all positions count, got of another");
+        }
+        like(Role::dy, saved.dtype, saved.shape);
+        residual_again(saved.reads_residual());
+        if (!saved.fused.residual && call_.has(Role::ddresidual)) {
+            value_error("ddresidual: expected None, since the forward call had no residual");
+        }
+        for (const Role role : {Role::ddx, Role::ddresidual}) {
+            if (call_.has(role)) like(role, saved.dtype, saved.shape);
+        }
+        for (const Role role : {Role::weight, Role::ddweight, Role::ddbias}) parameter(role, {});
     }
 
     // `out` may be dy itself, unless dy is the residual's gradient.

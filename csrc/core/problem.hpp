@@ -41,8 +41,9 @@ struct Strides {  // in elements
     Index inner = 0;
 };
 
-constexpr std::size_t kMaxOperands = 6;  // x, dy, residual, dx, dresidual and flags
-constexpr std::size_t kMaxAxes = 64;     // NumPy's own limit
+// x, dy, ddx, residual, ddresidual, the gradients of three of these, and flags
+constexpr std::size_t kMaxOperands = 9;
+constexpr std::size_t kMaxAxes = 64;  // NumPy's own limit
 
 using AxisStrides = std::span<const Index>;  // one per axis, in elements
 

@@ -3,16 +3,18 @@
 
 #include <atomic>
 
+#include "cpu/double_backward_kernels.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/row_kernels.hpp"
 #include "cpu/x86_features.hpp"
 
 namespace bnext::cpu {
 
-#define BNEXT_DECLARE_ISA(isa)       \
-    namespace isa {                  \
-    extern const KernelTable table;  \
-    extern const RowTable row_table; \
+#define BNEXT_DECLARE_ISA(isa)                              \
+    namespace isa {                                         \
+    extern const KernelTable table;                         \
+    extern const RowTable row_table;                        \
+    extern const DoubleBackwardTable double_backward_table; \
     }
 BNEXT_DECLARE_ISA(baseline)
 #if defined(__x86_64__)
@@ -62,6 +64,14 @@ const RowTable& row_table_of([[maybe_unused]] const KernelTable& table) {
     if (&table == &avx2::table) return avx2::row_table;
 #endif
     return baseline::row_table;
+}
+
+const DoubleBackwardTable& double_backward_table_of([[maybe_unused]] const KernelTable& table) {
+#if defined(__x86_64__)
+    if (&table == &avx512::table) return avx512::double_backward_table;
+    if (&table == &avx2::table) return avx2::double_backward_table;
+#endif
+    return baseline::double_backward_table;
 }
 
 const KernelTable* find_available(std::string_view name) {

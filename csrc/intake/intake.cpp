@@ -225,7 +225,8 @@ void Intake::read_numpy(Role role, py::handle object) {
 }
 
 void Intake::read(Role role, py::handle object) {
-    const bool is_data = role == Role::dy || role == Role::residual || role == Role::rows;
+    const bool is_data = role == Role::dy || role == Role::residual || role == Role::rows ||
+                         role == Role::ddx || role == Role::ddresidual;
     if (gpu_ != nullptr) {
         const bool is_needed = is_data && role != Role::residual;
         if (!object.is_none() || is_needed) refer_there(role, object, is_data);

@@ -9,6 +9,7 @@ from bnext import cuda, functional, sync
 from bnext._core import RowSaved, Saved, __version__
 from bnext._moments import Moments
 from bnext.arrays import DeviceSaved
+from bnext.double_backward import SecondGradients, batch_norm_double_backward
 from bnext.estimators import (
     Cumulative,
     DebiasedExponential,
@@ -100,9 +101,11 @@ __all__ = [
     "Recomputed",
     "RowSaved",
     "Saved",
+    "SecondGradients",
     "__version__",
     "adapted_moments",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_forward",
     "cuda",
     "empty_cache",

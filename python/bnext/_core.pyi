@@ -203,6 +203,19 @@ def backward(
 def backward_constant(
     dy: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
 ) -> Any: ...
+def double_backward(
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row,
+    residual: Any,
+    ddx: Any,
+    ddweight: Any,
+    ddbias: Any,
+    ddresidual: Any,
+    wanted: int,
+    plain: bool = False,
+) -> tuple[Any, Any, Any, Any, Any]: ...
 def rows_forward(
     x: Any,
     normalized_shape: Any,

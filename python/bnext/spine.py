@@ -25,7 +25,7 @@ from bnext.groups.group import ALONE, Part
 from bnext.groups.saved import SyncSaved
 from bnext.weighting import Weighting, total_weight
 
-__all__ = ["backward", "check_parameter_gradients", "forward", "recompute"]
+__all__ = ["backward", "check_parameter_gradients", "double_backward", "forward", "recompute"]
 
 
 def forward(
@@ -298,6 +298,49 @@ def backward(
         dx, dresidual = dx
         return dx, *gradients, dresidual
     return dx, *gradients
+
+
+def double_backward(
+    dy: Any,
+    x: Any,
+    saved: Any,
+    weight: Any,
+    residual: Any,
+    ddx: Any,
+    ddweight: Any,
+    ddbias: Any,
+    ddresidual: Any,
+    wanted: int,
+    plain: bool = False,
+) -> Any:
+    """Gradients of `backward`: by dy, x, weight, bias and residual.
+
+    Parameters
+    ----------
+    dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual
+        As `bnext.batch_norm_double_backward` takes them.
+    wanted : int
+        A bit for each result, the first for dy.
+    plain
+        As in `forward`.
+
+    Returns
+    -------
+    tuple
+        The five results; None where one is not wanted, or is 0 since the activation is a piece of
+        a line.
+    """
+    if isinstance(saved, SyncSaved):
+        raise ValueError("saved: expected of a call without a group, got of a call in one")
+    engine: Any = _core if type(x) is ndarray else engine_of(x)
+    if engine is not _core or isinstance(saved, DeviceSaved):
+        raise ValueError(
+            "x: expected an array on the CPU, to differentiate twice, got one on a GPU"
+        )
+    return engine.double_backward(
+        dy=dy, x=x, saved=saved, weight=weight, residual=residual, ddx=ddx, ddweight=ddweight,
+        ddbias=ddbias, ddresidual=ddresidual, wanted=wanted, plain=plain,
+    )  # fmt: skip
 
 
 def recompute(x: Any, saved: Any, residual: Any = None, out: Any = None) -> Any:

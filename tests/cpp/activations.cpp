@@ -1,7 +1,7 @@
-// The smooth activations and their derivatives, of single values and of packs, against long double:
-// over dense steps where results change, and at random places of all magnitudes. Built once for
-// each instruction set. With fused multiply-add packs have the bits of single values. It prints the
-// largest errors in units in the last place, and where they are.
+// The smooth activations and their first and second derivatives, of single values and of packs,
+// against long double: over dense steps where results change, and at random places of all
+// magnitudes. Built once for each instruction set. With fused multiply-add packs have the bits of
+// single values. It prints the largest errors in units in the last place, and where they are.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/dtype.hpp"
+#include "core/second_derivatives.hpp"
 #include "core/smooth_activations.hpp"
 #include "core/tiling.hpp"
 #include "require.hpp"
@@ -94,14 +95,34 @@ Real derivative(Activation activation, Real z) {
     }
 }
 
+// (1 - e) / (1 + e) of e = exp(-w)
+Real half_tanh(Real w) { return std::tanh(w / 2); }
+Real curvature(Activation activation, Real z) {
+    switch (activation) {
+        case Activation::silu: return sigmoid(z) * sigmoid(-z) * (2 - z * half_tanh(z));
+        case Activation::hardswish: return z > -3 && z < 3 ? 1 / 3.0L : 0;
+        case Activation::gelu: return normal_density(z) * (2 - z * z);
+        case Activation::gelu_tanh: {
+            const Real w = cubic(z), slope = cubic_slope(z);
+            const Real bent = 2 * std::sqrt(2 / kPi) * 6 * 0.044715L * z;
+            return sigmoid(w) * sigmoid(-w) *
+                   (2 * slope + z * bent - z * slope * slope * half_tanh(w));
+        }
+        case Activation::sigmoid: return -sigmoid(z) * sigmoid(-z) * half_tanh(z);
+        default: return -8 * sigmoid(2 * z) * sigmoid(-2 * z) * half_tanh(2 * z);
+    }
+}
+
 struct Case {
     Activation activation;
-    Real largest_derivative;
+    Real largest_derivative, largest_curvature;
 };
-constexpr Case kCases[] = {{Activation::silu, 1.0998L},  {Activation::hardswish, 1.5L},
-                           {Activation::gelu, 1.1289L},  {Activation::gelu_tanh, 1.1289L},
-                           {Activation::sigmoid, 0.25L}, {Activation::tanh, 1.0L}};
+constexpr Case kCases[] = {
+    {Activation::silu, 1.0998L, 0.5L},     {Activation::hardswish, 1.5L, 1 / 3.0L},
+    {Activation::gelu, 1.1289L, 0.7979L},  {Activation::gelu_tanh, 1.1289L, 0.7979L},
+    {Activation::sigmoid, 0.25L, 0.0963L}, {Activation::tanh, 1.0L, 0.7699L}};
 constexpr Real kUnits = 4;               // what is promised
+constexpr Real kUnitsOfCurvature = 8;    // of its maximum
 constexpr Real kUnitsOfUnfusedGelu = 8;  // without fused multiply-add
 
 // --- places -------------------------------------------------------------------------------------
@@ -158,7 +179,7 @@ struct Worst {
 
 template <class T>
 struct Results {
-    T value[kLanes], derivative[kLanes];
+    T value[kLanes], derivative[kLanes], curvature[kLanes];
 };
 template <class T>
 Results<T> of_values(Activation activation, const T* z) {
@@ -166,6 +187,7 @@ Results<T> of_values(Activation activation, const T* z) {
     for (int k = 0; k < kLanes; ++k) {
         results.value[k] = smooth(activation, z[k]);
         results.derivative[k] = smooth_derivative(activation, z[k]);
+        results.curvature[k] = second_derivative(activation, z[k]);
     }
     return results;
 }
@@ -175,6 +197,7 @@ Results<T> of_pack(Activation activation, const T* z) {
     const packs::Pack<T> pack = packs::load(z);
     packs::store(results.value, smooth(activation, pack));
     packs::store(results.derivative, smooth_derivative(activation, pack));
+    packs::store(results.curvature, second_derivative(activation, pack));
     return results;
 }
 
@@ -187,7 +210,7 @@ bool are_same(T a, T b) {
 template <class T>
 void check(const Case& of, const std::vector<T>& z) {
     const Activation activation = of.activation;
-    Worst<T> values, derivatives, pack_values, pack_derivatives;
+    Worst<T> values, derivatives, pack_values, pack_derivatives, curvatures;
     const Real least = of.largest_derivative * std::numeric_limits<T>::epsilon() / 2;
     for (std::size_t k = 0; k < z.size(); k += kLanes) {
         const Results<T> single = of_values(activation, &z[k]), pack = of_pack(activation, &z[k]);
@@ -198,19 +221,26 @@ void check(const Case& of, const std::vector<T>& z) {
             const Real slope_unit = std::max(unit_of<T>(slope), least / kUnits);
             values.take(place, std::abs(single.value[i] - y) / unit);
             derivatives.take(place, std::abs(single.derivative[i] - slope) / slope_unit);
+            const Real curve = curvature(activation, place);
+            const Real curve_unit = of.largest_curvature * std::numeric_limits<T>::epsilon() / 2;
+            curvatures.take(place, std::abs(single.curvature[i] - curve) / curve_unit);
+            curvatures.take(place, std::abs(pack.curvature[i] - curve) / curve_unit);
             if constexpr (kFused) {
                 REQUIRE(are_same(single.value[i], pack.value[i]));
                 REQUIRE(are_same(single.derivative[i], pack.derivative[i]));
+                REQUIRE(are_same(single.curvature[i], pack.curvature[i]));
             } else {
                 pack_values.take(place, std::abs(pack.value[i] - y) / unit);
                 pack_derivatives.take(place, std::abs(pack.derivative[i] - slope) / slope_unit);
             }
         }
     }
-    std::printf("%-8s %-10s value %5.2Lf at %-12.6g derivative %5.2Lf at %-12.6g",
-                DTypeOf<T>::value == DType::float32 ? "float32" : "float64", name_of(activation),
-                values.units, static_cast<double>(values.z), derivatives.units,
-                static_cast<double>(derivatives.z));
+    std::printf(
+        "%-8s %-10s value %5.2Lf at %-12.6g derivative %5.2Lf at %-12.6g "
+        "second %5.2Lf at %-12.6g",
+        DTypeOf<T>::value == DType::float32 ? "float32" : "float64", name_of(activation),
+        values.units, static_cast<double>(values.z), derivatives.units,
+        static_cast<double>(derivatives.z), curvatures.units, static_cast<double>(curvatures.z));
     if constexpr (!kFused) {
         std::printf(" packs %5.2Lf at %-12.6g and %5.2Lf at %.6g", pack_values.units,
                     static_cast<double>(pack_values.z), pack_derivatives.units,
@@ -219,6 +249,7 @@ void check(const Case& of, const std::vector<T>& z) {
     std::puts("");
     std::fflush(stdout);
     REQUIRE(values.units <= kUnits && derivatives.units <= kUnits);
+    REQUIRE(curvatures.units <= kUnitsOfCurvature);
     const Real units = activation == Activation::gelu ? kUnitsOfUnfusedGelu : kUnits;
     REQUIRE(pack_values.units <= units && pack_derivatives.units <= units);
 }
@@ -241,6 +272,9 @@ void check_ends(const Case& of) {
         REQUIRE(y[1] == (activation == Activation::tanh ? T{-1} : T{0}));
         REQUIRE(std::signbit(y[1]) == !is_sigmoid);
         REQUIRE(slope[0] == (is_bounded ? T{0} : T{1}) && slope[1] == 0);
+        for (const int k : {0, 1}) {
+            REQUIRE(std::abs(results.curvature[k]) < std::numeric_limits<T>::min());
+        }
         for (const int k : {2, 3}) REQUIRE(std::isnan(y[k]) && std::isnan(slope[k]));
         REQUIRE(is_sigmoid ? y[4] == T(0.5) : are_same(y[4], z[4]));
     }

@@ -51,14 +51,6 @@ struct ZOfRun {
     }
 };
 
-// Calls f(j, columns) for the packs of [begin, end), of which `columns` values exist (0: all). f is
-// compiled once, whole packs or not: there are many of these loops.
-template <class F>
-BNEXT_FORCE_INLINE void for_each_pack_of(Index begin, Index end, F&& f) {
-    for (Index j = begin; j < end; j += kLanes) {
-        f(j, end - j < kLanes ? static_cast<int>(end - j) : 0);
-    }
-}
 BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : columns; }
 
 template <class T>

@@ -13,26 +13,6 @@
 //          2^-53; both whatever mean/std is. Products of a backward pass are rounded to the type of
 //          elementwise arithmetic (xhat, g), and summed in double.
 
-// Values as doubles, or as what elementwise arithmetic is in: the first n, or all for n = 0.
-template <class C, class T>
-BNEXT_FORCE_INLINE Pack<C> load_as(const T* p, int n, C fill = 0) {
-    if constexpr (std::is_same_v<C, Compute<T>>) {
-        return load_columns(p, n, fill);
-    } else if constexpr (kIs16Bit<T>) {
-        return widen(load_columns(p, n, static_cast<float>(fill)));
-    } else {
-        return n == 0 ? load_wide(p) : widen(load_first(p, n, static_cast<T>(fill)));
-    }
-}
-template <class C, class T>
-BNEXT_FORCE_INLINE void store_as(T* p, int n, const Pack<C>& values) {
-    if constexpr (std::is_same_v<C, Compute<T>>) {
-        store_columns(p, n, values);
-    } else {
-        store_columns(p, n, round_to<Compute<T>>(values));
-    }
-}
-
 struct RunOfSums {
     double d;
     double d2;

@@ -136,6 +136,15 @@ BNEXT_FORCE_INLINE void for_each_pack(Index width, F&& f) {
     if (c < width) f(c, static_cast<int>(width - c));
 }
 
+// Calls f(j, columns) for the packs of [begin, end), of which `columns` values exist (0: all). f is
+// compiled once, whole packs or not: there are many of these loops.
+template <class F>
+BNEXT_FORCE_INLINE void for_each_pack_of(Index begin, Index end, F&& f) {
+    for (Index j = begin; j < end; j += kLanes) {
+        f(j, end - j < kLanes ? static_cast<int>(end - j) : 0);
+    }
+}
+
 template <class T>
 BNEXT_FORCE_INLINE Pack<Compute<T>> load_columns(const T* p, int columns, Compute<T> others = 0) {
     return columns == 0 ? load(p) : load_first(p, columns, others);
@@ -143,6 +152,26 @@ BNEXT_FORCE_INLINE Pack<Compute<T>> load_columns(const T* p, int columns, Comput
 template <class T>
 BNEXT_FORCE_INLINE void store_columns(T* p, int columns, const Pack<Compute<T>>& values) {
     columns == 0 ? store(p, values) : store_first(p, columns, values);
+}
+
+// Values as doubles, or as what elementwise arithmetic is in: the first n, or all for n = 0.
+template <class C, class T>
+BNEXT_FORCE_INLINE Pack<C> load_as(const T* p, int n, C fill = 0) {
+    if constexpr (std::is_same_v<C, Compute<T>>) {
+        return load_columns(p, n, fill);
+    } else if constexpr (kIs16Bit<T>) {
+        return widen(load_columns(p, n, static_cast<float>(fill)));
+    } else {
+        return n == 0 ? load_wide(p) : widen(load_first(p, n, static_cast<T>(fill)));
+    }
+}
+template <class C, class T>
+BNEXT_FORCE_INLINE void store_as(T* p, int n, const Pack<C>& values) {
+    if constexpr (std::is_same_v<C, Compute<T>>) {
+        store_columns(p, n, values);
+    } else {
+        store_columns(p, n, round_to<Compute<T>>(values));
+    }
 }
 
 // In what type values are summed. float32 and float64: in double, so that sums are exact beside the

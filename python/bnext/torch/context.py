@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import profiler
 
 __all__ = [
-    "backward_task", "in_a_range", "is_compiling", "is_exported", "is_plain", "is_recomputed",
+    "backward_task", "in_a_range", "is_compiling", "is_exported", "is_plain", "is_plain_or_none",
+    "is_recomputed",
     "is_symbolic", "is_traced", "is_transformed",
 ]  # fmt: skip
 
@@ -59,6 +60,11 @@ def is_plain(
         or type(weight) not in _PARAMETER_OR_NONE
         or type(bias) not in _PARAMETER_OR_NONE
     )
+
+
+def is_plain_or_none(tensor: Any) -> bool:
+    """Whether a tensor is plain, if it is one."""
+    return tensor is None or is_plain(tensor)
 
 
 def is_transformed() -> bool:

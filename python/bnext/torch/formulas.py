@@ -1,12 +1,12 @@
 """The backward passes, and their derivatives, in PyTorch's own operations.
 
-Autograd and functorch can go through these again, so they serve gradients of gradients
-(``create_graph=True``) and gradients of many outputs at once. Kernels do the rest, first-order
-gradients of a call with ``create_graph=True`` included. The backward pass is the one of
-`bnext.batch_norm_backward` (Ioffe and Szegedy 2015, section 3), with mean and rstd as functions
-of x; autograd differentiates it once more. Everything is centred before it is multiplied, so that
-no digits of the data's deviations are lost to a large mean: x about a pilot, which is its mean in
-float64.
+Autograd and functorch can go through these again, so they serve derivatives of gradients
+(``create_graph=True``) that no kernel has, and gradients of many outputs at once. Kernels do the
+rest: first-order gradients of a call with ``create_graph=True``, and on the CPU the second. The
+backward pass is the one of `bnext.batch_norm_backward` (Ioffe and Szegedy 2015, section 3), with
+mean and rstd as functions of x; autograd differentiates it once more. Everything is centred before
+it is multiplied, so that no digits of the data's deviations are lost to a large mean: x about a
+pilot, which is its mean in float64.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from bnext.torch.context import is_plain, is_plain_or_none
 
 __all__ = ["Backward", "backward", "backward_constant"]
 
@@ -111,7 +113,11 @@ def backward_constant(
 
 
 class Backward(torch.autograd.Function):
-    """Gradients of `inputs` (dy, x, weight, ...) by `work`, differentiated by formulas, `again`."""
+    """Gradients of `inputs` (dy, x, weight, ...) by `work`, differentiated by formulas, `again`.
+
+    Where `again` has a method `twice`, kernels differentiate it: of the inputs, the gradients of
+    its results, and which inputs' gradients are wanted, it gives these; None where they cannot.
+    """
 
     @staticmethod
     def forward(ctx: Any, work: Pass, again: Pass, *inputs: Tensor | None) -> tuple[Any, ...]:
@@ -124,7 +130,35 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         """Differentiate the formulas."""
-        return None, None, *_derivatives(ctx.again, ctx.saved_tensors, gradients)
+        inputs = ctx.saved_tensors
+        twice = getattr(ctx.again, "twice", None)
+        found = None
+        if twice is not None and is_plain(inputs[0]) and all(map(is_plain_or_none, gradients)):
+            wanted = ctx.needs_input_grad[2:]
+            if torch.is_grad_enabled():
+                found = _differentiable(ctx.again, inputs, gradients, wanted)
+            else:
+                found = twice(inputs, gradients, wanted)
+        if found is None:
+            found = _derivatives(ctx.again, inputs, gradients)
+        return None, None, *found
+
+
+def _differentiable(
+    again: Any, inputs: Sequence[Tensor | None], gradients: Sequence[Any], wanted: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Differentiate by kernels, so that formulas differentiate that in turn."""
+    n = len(inputs)
+
+    def work(*both: Any) -> Any:
+        found = again.twice(both[:n], both[n:], wanted)
+        return tuple(_derivatives(again, both[:n], both[n:]) if found is None else found)
+
+    def twice_again(*both: Any) -> Any:
+        return _derivatives(again, both[:n], both[n:])
+
+    found: Sequence[Tensor | None] = Backward.apply(work, twice_again, *inputs, *gradients)
+    return found
 
 
 def _derivatives(
@@ -144,7 +178,10 @@ def _derivatives(
             else each.detach().requires_grad_()
             for each in inputs
         ]  # fmt: skip
-        pairs = [pair for pair in zip(function(*ends), outer, strict=False) if pair[1] is not None]
+        pairs = [
+            pair for pair in zip(function(*ends), outer, strict=False)
+            if pair[0] is not None and pair[1] is not None
+        ]  # fmt: skip
         if not pairs:
             return [None] * len(inputs)
         results, of_results = zip(*pairs, strict=True)

@@ -95,7 +95,7 @@ class _Normalization(torch.autograd.Function):
             dx, dweight, dbias = _by_formulas(ctx.statistics, dy, x, weight)
         elif is_grad_enabled():
             work = partial(_by_kernels, ctx, wants_x=wants_x)
-            again = partial(_by_formulas, ctx.statistics)
+            again = _Again(partial(_by_formulas, ctx.statistics), ctx.statistics)
             dx, dweight, dbias = formulas.Backward.apply(work, again, dy, x, weight)
         else:
             dx, dweight, dbias = _by_kernels(ctx, dy, x, weight, wants_x)
@@ -145,7 +145,8 @@ class _Activated(torch.autograd.Function):
             every = again(dy, x, weight, bias, residual)
         elif is_grad_enabled():
             work = partial(_activated_by_kernels, ctx)
-            every = formulas.Backward.apply(work, again, dy, x, weight, bias, residual)
+            twice = _Again(again, ctx.statistics)
+            every = formulas.Backward.apply(work, twice, dy, x, weight, bias, residual)
         else:
             every = _activated_by_kernels(ctx, dy, x, weight, bias, residual)
         wanted = zip(every, ctx.needs_input_grad, strict=False)
@@ -184,6 +185,18 @@ def _by_kernels(
     # What hooks have made of x may be close to it, and not the same.
     ctx.statistics = kernels.saved_beside(x, ctx.statistics)
     return _by_kernels(ctx, dy, x, weight, wants_x)
+
+
+class _Again:
+    """The backward pass by formulas, and by kernels its derivative (`formulas.Backward`)."""
+
+    def __init__(self, by_formulas: Any, statistics: Any) -> None:
+        self._by_formulas = by_formulas
+        self.twice = partial(kernels.double_backward, statistics)
+
+    def __call__(self, *inputs: Any) -> Gradients:
+        found: Gradients = self._by_formulas(*inputs)
+        return found
 
 
 def _by_formulas(statistics: Any, dy: Tensor, x: Any, weight: Tensor | None) -> Gradients:

@@ -19,6 +19,7 @@ format in which PyTorch's operators have theirs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,9 +34,9 @@ from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "RunningTensors", "activated_backward_by_rows", "backward", "backward_by_rows",
-    "backward_of_parameters", "calls_on", "forward", "fuses", "has_memory", "move_running",
-    "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes", "widened",
-    "work_together",
+    "backward_of_parameters", "calls_on", "double_backward", "forward", "fuses", "has_memory",
+    "move_running", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
+    "widened", "work_together",
 ]  # fmt: skip
 
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -203,6 +204,45 @@ def backward(
         )  # fmt: skip
         result = formatted(dx, like), dweight, dbias, *(formatted(each, like) for each in dresidual)
     return result
+
+
+def double_backward(
+    saved: Any, inputs: Sequence[Any], gradients: Sequence[Any], wanted: Sequence[bool]
+) -> tuple[Any, ...] | None:
+    """Give the gradients of `backward` by its inputs, by those of its results.
+
+    `inputs` are dy, x, weight, and perhaps bias and residual, and `wanted` has a truth for each;
+    `gradients` are by dx, dweight, dbias, and perhaps dresidual. None where kernels do not take
+    these, on a GPU and after hooks that have changed x; the caller has formulas.
+    """
+    dy, x, weight, _, residual = (*inputs, None, None)[:5]
+    if x is None or x.is_cuda or isinstance(saved, DeviceSaved):
+        return None
+    ddx, ddweight, ddbias, ddresidual = (*gradients, None)[:4]
+    operands: dict[str, Any] = {
+        "dy": dy, "x": x, "weight": weight, "residual": residual, "ddx": ddx, "ddweight": ddweight,
+        "ddbias": ddbias, "ddresidual": ddresidual,
+    }  # fmt: skip
+    bits = sum(1 << place for place, wants in enumerate(wanted) if wants)
+    found: tuple[Any, ...]
+    try:
+        found = spine.double_backward(**operands, saved=saved, wanted=bits, plain=True)
+    except TypeError:
+        try:
+            for name, each in operands.items():
+                if each is not None:
+                    operands[name] = _detached(_settled(each))
+            for name in ("weight", "ddweight", "ddbias"):
+                operands[name] = widened(x, operands[name])
+            found = spine.double_backward(**operands, saved=saved, wanted=bits)
+        except (TypeError, ValueError):
+            return None
+    except ValueError:
+        return None
+    return tuple(
+        each if each is None or place in (2, 3) else formatted(each, x)
+        for place, each in enumerate(found[: len(inputs)])
+    )
 
 
 def backward_by_rows(
