@@ -122,8 +122,8 @@ def batch_norm(
 
     Notes
     -----
-    What `jax.jit` gets in shards without `jax.shard_map` is put together on every device first: the
-    values are right, and each device does all of the work.
+    Arrays in shards need no `axis_name` under `jax.jit`: each device computes on its shard, and the
+    statistics are the whole batch's.
     """
     x, weight, bias, residual = _arrays(x=x, weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, axis_name, activation, negative_slope, residual)
