@@ -58,10 +58,7 @@ def test_keras_jax_torch_the_page_runs(backend, tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == text.count("```python") == 3
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, check=False,
-        timeout=WIDE, env={**os.environ, "KERAS_BACKEND": backend}, cwd=tmp_path,
-    )  # fmt: skip
+    done = run(backend, "-c", "\n".join(["import os", f"os.chdir({str(tmp_path)!r})", *blocks]))
     assert done.returncode == 0, done.stderr
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -136,7 +137,7 @@ def phase(
 
 def _in_shards(given: Arrays) -> bool:
     """Whether a program may divide the arrays: there are devices, and nobody has divided them."""
-    if jax.device_count("cpu") == 1 or jax.sharding.get_abstract_mesh().manual_axes:
+    if jax.device_count() == 1 or jax.sharding.get_abstract_mesh().manual_axes:
         return False
     return not any(varying_axes(array) for array in given.values())
 
@@ -298,14 +299,12 @@ def _division(plan: Plan, mesh: Any, described: Sequence[Any]) -> dict[str, tupl
             continue
         for factor, extent, entry in zip(factors, each.shape, each.sharding.spec, strict=False):
             names = _names(entry)
-            parts = 1
-            for name in names:
-                parts *= mesh.shape[name]
+            parts = math.prod(mesh.shape[name] for name in names)
             # What does not come out even, or would be divided along two axes, stays whole.
-            if factor and factor not in found and parts > 1 and extent % parts == 0:
-                if not used & set(names):
-                    found[factor] = names
-                    used |= set(names)
+            divides = parts > 1 and extent % parts == 0 and not used & set(names)
+            if divides and factor and factor not in found:
+                found[factor] = names
+                used |= set(names)
     return found
 
 
