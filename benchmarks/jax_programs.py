@@ -23,7 +23,7 @@ from bnext.bench.timing import alternate
 from bnext.command_line import Parser, ends_well, positive
 
 LIBRARIES = ("jax", "jaxlib", "flax")
-FEWEST, FEWEST_BUSY = 9, 30  # turns of each side
+FEWEST, FEWEST_BUSY = 9, 15  # turns of each side
 
 
 class Case(NamedTuple):
@@ -173,8 +173,9 @@ def line(row):
 def heading(found):
     """The libraries and the machine: two lines."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    machine = f"{found['processor']}, {found['isa']}, {found['processors']} processors"
     return (
-        f"{versions} ({found['isa']})\n{found['processor']}, {found['processors']} processors\n"
+        f"{versions}\n{machine}\n"
         f"{'program':8} {'shape':14} {'dtype':9} {'bnext ms':>10} {'Flax ms':>10} "
         f"{'ratio':>7} {'bound':>7}"
     )
