@@ -1,5 +1,7 @@
 """Arrays of every make: outputs that lie otherwise than inputs, guarded memory, exotic inputs."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -143,6 +145,16 @@ def test_read_only_inputs(rng, dtype):
     assert y.flags.writeable
     assert_are_gradients(bnext.batch_norm_backward(dy, x, saved, parameters[0]), dy, x)
     assert bnext.normalize(x, parameters[2], parameters[3]).flags.writeable
+
+
+def test_the_native_byte_order_may_be_spelled_out(rng):
+    """As arrays of h5py have it."""
+    x = rng.normal(size=(6, 5)).astype(np.float32)
+    native = np.dtype(np.float32).newbyteorder("<" if sys.byteorder == "little" else ">")
+    assert native.byteorder != "="
+    weight = np.ones(5, native)
+    y, _ = bnext.batch_norm_forward(x.astype(native), weight)
+    np.testing.assert_array_equal(y, bnext.batch_norm_forward(x)[0])
 
 
 @pytest.mark.usefixtures("isa")

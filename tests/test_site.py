@@ -110,7 +110,11 @@ def test_every_page_is_in_the_index():
     assert sorted(listed) == sorted(set(pages) - {"index"})
 
 
-APART = ("jax.md", "small_batches.md")  # they need frameworks, and have tests of their own
+APART = (
+    "jax.md",
+    "keras.md",
+    "small_batches.md",
+)  # they need frameworks, and have tests of their own
 
 
 @pytest.mark.parametrize(

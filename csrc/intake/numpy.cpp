@@ -1,6 +1,7 @@
 #include "intake/numpy.hpp"
 
 #include <array>
+#include <bit>
 
 #include "core/error.hpp"
 #include "intake/arguments.hpp"
@@ -36,8 +37,10 @@ py::object& known_bfloat16() {
 
 Element supported(const py::dtype& dtype) {
     constexpr int kHalf = 23;  // NPY_HALF, which pybind11 does not name
+    // h5py's arrays, and those of files, may spell the native order out.
+    constexpr char kNative = std::endian::native == std::endian::little ? '<' : '>';
     const char order = dtype.byteorder();
-    if (order != '=' && order != '|') return Element::other;
+    if (order != '=' && order != '|' && order != kNative) return Element::other;
     switch (dtype.num()) {
         case py::detail::npy_api::NPY_FLOAT_: return Element::float32;
         case py::detail::npy_api::NPY_DOUBLE_: return Element::float64;

@@ -186,7 +186,8 @@ void backward_reduce(const Operands& of) {
     });
 }
 
-// dx from the sums of all shards, added in the order of ranks, over the values of all.
+// dx from the sums of all shards, added in the order of ranks, over the values of all. The
+// gradients of parameters as well, where these are of the whole batch.
 void backward_apply(const Operands& of) {
     const StatisticsIn rows = of.statistics();
     const Index channels = of.channels(), ranks = of.shape("sums")[0];
@@ -207,6 +208,7 @@ void backward_apply(const Operands& of) {
         cpu::backward_apply<T>(of.problem(), of.view<const T>("dy"), of.view<const T>("x"),
                                of.view<T>("dx"), rows, of.affine<T>().weight, sums.dy(),
                                sums.dy_xmu(), n, pointer_to(applied), pointer_to(weights));
+        if (of.has("dweight")) show_gradients<T>(of, sums.dy(), sums.dy_xmu(), rows.rstd());
     });
 }
 

@@ -5,6 +5,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def second_derivatives():
 
 
 def shards_of_jit():
-    """Arrays in shards, without shard_map: the statistics are the whole batch's."""
+    """Arrays in shards, without shard_map; sharded_jit.py has more."""
     x, residual, dy = (
         jax.device_put(each, NamedSharding(MESH, P("data"))) for each in (X, RESIDUAL, DY)
     )
@@ -139,10 +140,39 @@ def more_devices_than_cores():
     close(y.reshape(x.shape), jax.jit(many)(x))
 
 
+def a_thousand_calls_from_eight_threads():
+    """Programs of eight devices from threads at once: by shard_map, by jit of shards, by pmap."""
+    x = jnp.asarray(rng.normal(size=(16, 14, 14, 32)).astype(np.float32))
+    shards = jax.device_put(x, NamedSharding(MESH, P("data")))
+
+    def norm(x):
+        return bnext.jax.batch_norm(x, axis_name="data")[0]
+
+    by_map = jax.shard_map(norm, mesh=MESH, in_specs=P("data"), out_specs=P("data"))
+    by_pmap = jax.pmap(jax.grad(lambda x: (norm(x) ** 3).sum()), axis_name="data")
+    programs = (
+        (jax.jit(jax.grad(lambda x: (by_map(x) ** 3).sum())), shards),
+        (jax.jit(jax.grad(lambda x: (bnext.jax.batch_norm(x)[0] ** 3).sum())), shards),
+        (lambda x: by_pmap(x).reshape(shards.shape), x.reshape(8, 2, *x.shape[1:])),
+        (jax.jit(jax.grad(lambda x: (bnext.jax.batch_norm(x)[0] ** 3).sum())), x),
+    )
+    first = [np.asarray(program(given)) for program, given in programs]
+    for each in first:
+        close(each, first[-1], 1e-5)
+
+    def one(number):
+        program, given = programs[number % len(programs)]
+        np.testing.assert_array_equal(program(given), first[number % len(programs)])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(one, range(1000)))) == 1000
+
+
 if __name__ == "__main__":
     for check in (
         values_and_gradients, gradients_inside, second_derivatives, shards_of_jit,
         the_same_bits_as_a_group, more_devices_than_cores,
+        a_thousand_calls_from_eight_threads,
     ):  # fmt: skip
         check()
         print(check.__name__)

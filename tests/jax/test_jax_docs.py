@@ -16,7 +16,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "jax.md"
 def test_jax_the_page_runs():
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 7
+    assert len(blocks) == text.count("```python") == 8
     names = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)

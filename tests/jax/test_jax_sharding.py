@@ -1,4 +1,4 @@
-"""One batch on several devices, in a process that asks for them before it starts."""
+"""One batch on several devices, in processes that ask for them before they start."""
 
 import pathlib
 import subprocess
@@ -9,17 +9,27 @@ import pytest
 from ..limits import WIDE
 from . import support  # noqa: F401 - where JAX is missing, the test is not run
 
-PROGRAM = pathlib.Path(__file__).with_name("sharded.py")
-CHECKS = [
-    "values_and_gradients", "gradients_inside", "second_derivatives", "shards_of_jit",
-    "the_same_bits_as_a_group", "more_devices_than_cores",
-]  # fmt: skip
+CHECKS = {
+    "sharded.py": [
+        "values_and_gradients", "gradients_inside", "second_derivatives", "shards_of_jit",
+        "the_same_bits_as_a_group", "more_devices_than_cores",
+        "a_thousand_calls_from_eight_threads",
+    ],
+    "sharded_jit.py": [
+        "values_and_gradients", "channels_first", "the_same_bits_as_shard_map",
+        "second_derivatives", "mapped", "mapped_twice", "the_batch_along_an_axis_of_vmap",
+        "inference", "statistics_alone", "loops", "shards_that_do_not_come_out_even", "by_gspmd",
+        "one_device_of_eight",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.timeout(WIDE)
-def test_jax_eight_devices():
+@pytest.mark.parametrize("program", CHECKS)
+def test_jax_eight_devices(program):
+    path = pathlib.Path(__file__).with_name(program)
     done = subprocess.run(
-        [sys.executable, PROGRAM], capture_output=True, text=True, check=False, timeout=WIDE
+        [sys.executable, path], capture_output=True, text=True, check=False, timeout=WIDE
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == CHECKS
+    assert done.stdout.split() == CHECKS[program]

@@ -20,7 +20,8 @@ from jax._src.core import extend_axis_env_nd  # which has no public name
 from bnext import _core
 
 __all__ = [
-    "ROWS", "SHARD_ROWS", "How", "Struct", "add_parts", "call", "call_by", "gathered", "register",
+    "ROWS", "SHARD_ROWS", "How", "Struct", "add_parts", "call", "call_by", "even_shards", "gathered",
+    "register",
     "together", "varying_axes", "words", "words_of_flags",
 ]  # fmt: skip
 
@@ -61,6 +62,11 @@ class How(NamedTuple):
     def reads_residual(self) -> bool:
         """Whether the backward pass reads the residual."""
         return self.residual and self.activation is not None and not self.keeps_flags
+
+    @property
+    def writes_dresidual(self) -> bool:
+        """Whether the gradient by the residual is not dy."""
+        return self.residual and self.activation is not None
 
 
 def register() -> None:
@@ -120,6 +126,14 @@ def gathered(how: How, part: Any) -> Any:
         rank = lax.axis_index(names)
     mine = (jnp.arange(how.parts) == rank).reshape(-1, *(1,) * part.ndim)
     return add_parts(how, jnp.where(mine, part[None], jnp.zeros_like(part)[None]))
+
+
+def even_shards(how: How, x: Any) -> Any:
+    """Give moments of shards of one size, as a backward pass needs them: how many values."""
+    channels = x.shape[how.channel_axis]
+    moments = np.zeros((how.parts, SHARD_ROWS, channels))
+    moments[:, 0] = x.size // max(channels, 1)
+    return jnp.asarray(moments.view(np.uint32).reshape(*moments.shape, 2))
 
 
 def varying_axes(array: Any) -> frozenset[Any]:

@@ -87,9 +87,12 @@ def _slope(how: How, z: Any, flags: Any) -> Any:
     """Differentiate the activation: at z, or by the flags that the forward pass has left."""
     if flags is None:
         return jax.jvp(lambda z: _activated(how, z), (z,), (jnp.ones_like(z),))[1]
-    bits = (flags[:, None] >> jnp.arange(16, dtype=flags.dtype)) & 1
+    if flags.dtype == jnp.uint8:
+        ones = flags != 0
+    else:
+        bits = (flags[:, None] >> jnp.arange(16, dtype=flags.dtype)) & 1
+        ones = bits.reshape(-1)[: z.size].reshape(z.shape) != 0
     other = how.negative_slope if how.activation == "leaky_relu" else 0.0
-    ones = bits.reshape(-1)[: z.size].reshape(z.shape) != 0
     return jnp.where(ones, jnp.ones_like(z), jnp.full_like(z, other))
 
 

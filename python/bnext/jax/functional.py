@@ -149,8 +149,9 @@ def batch_norm(
     a part may have no position that counts. A program does not raise for values: lengths are
     clipped, and a weight that is negative or not finite makes every result NaN.
 
-    What `jax.jit` gets in shards without `jax.shard_map` is put together on every device first: the
-    values are right, and each device does all of the work.
+    Arrays in shards need no `axis_name` under `jax.jit`: each device computes on its shard, and the
+    statistics are the whole batch's. With weights of positions they are put together on every
+    device first: the values are right, and each device does all of the work.
     """
     x, weight, bias, residual = arrays_of(x=x, weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, axis_name, activation, negative_slope, residual)

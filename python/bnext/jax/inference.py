@@ -8,10 +8,19 @@ from typing import Any
 import jax
 
 from bnext.jax import formulas
-from bnext.jax.foreign import ROWS, How, call, together, words, words_of_flags
+from bnext.jax.foreign import ROWS, How, add_parts, call, together, words, words_of_flags
+from bnext.jax.partition import Arrays, across, alike
 from bnext.jax.training import no_tangent
 
 __all__ = ["normalized_by"]
+
+
+def _forward_of(how: How, arguments: Arrays) -> Arrays:
+    x = arguments["x"]
+    results = {"y": (x.shape, x.dtype), "statistics": words(ROWS, x.shape[how.channel_axis])}
+    if how.keeps_flags:
+        results["flags"] = words_of_flags(x)
+    return dict(zip(results, call("normalize", how, arguments, results), strict=True))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -22,10 +31,8 @@ def _forward(
     arguments = {
         "x": x, "mean": mean, "var": var, "weight": weight, "bias": bias, "residual": residual
     }  # fmt: skip
-    results = {"y": (x.shape, x.dtype), "statistics": words(ROWS, x.shape[how.channel_axis])}
-    if how.keeps_flags:
-        results["flags"] = words_of_flags(x)
-    found = dict(zip(results, call("normalize", how, arguments, results), strict=True))
+    results = ["y", "statistics"] + ["flags"] * how.keeps_flags
+    found = across(_forward_of, how, arguments, results)
     return found["y"], found["statistics"], found.get("flags")
 
 
@@ -34,6 +41,16 @@ def _forward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     results = _forward(how, *primals)
     _, of_y = jax.jvp(lambda *inputs: formulas.forward_given(how, *inputs), primals, tangents)
     return results, (of_y, no_tangent(results[1]), no_tangent(results[2]))
+
+
+def _backward_of(how: How, arguments: Arrays) -> Arrays:
+    x = arguments["x"]
+    vector = (x.shape[how.channel_axis],), formulas.param_dtype(x)
+    results = {"dx": (x.shape, x.dtype), "dweight": vector, "dbias": vector}
+    if how.writes_dresidual:
+        results["dresidual"] = x.shape, x.dtype
+    found = dict(zip(results, call("backward_given", how, arguments, results), strict=True))
+    return found | {name: add_parts(how, found[name]) for name in ("dweight", "dbias")}
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -46,11 +63,8 @@ def _backward(
         "x": x, "dy": dy, "weight": weight, "bias": bias, "residual": residual,
         "statistics": statistics, "flags": flags,
     }  # fmt: skip
-    vector = (x.shape[how.channel_axis],), formulas.param_dtype(x)
-    results = {"dx": (x.shape, x.dtype), "dweight": vector, "dbias": vector}
-    if how.residual and how.activation is not None:
-        results["dresidual"] = x.shape, x.dtype
-    found = dict(zip(results, call("backward_given", how, arguments, results), strict=True))
+    results = ["dx", "dweight", "dbias"] + ["dresidual"] * how.writes_dresidual
+    found = across(_backward_of, how, arguments, results)
     dweight, dbias = found["dweight"], found["dbias"]
     of_statistics = formulas.given_gradients(how, var, weight, dweight, dbias)
     dresidual = found.get("dresidual", dy) if how.residual else None
@@ -101,4 +115,6 @@ def normalized_by(
     how: How, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any
 ) -> Any:
     """Give y."""
-    return _normalized_by(how, *together(x, mean, var, weight, bias, residual))
+    names = "x", "mean", "var", "weight", "bias", "residual"
+    arrays = together(x, mean, var, weight, bias, residual)
+    return _normalized_by(how, *alike(how, **dict(zip(names, arrays, strict=True))))

@@ -20,12 +20,14 @@ from bnext.jax.foreign import (
     How,
     add_parts,
     call,
+    even_shards,
     gathered,
     together,
     varying_axes,
     words,
     words_of_flags,
 )
+from bnext.jax.partition import Arrays, across, alike, phase
 
 __all__ = ["no_tangent", "normalized", "shown"]
 
@@ -41,8 +43,8 @@ def no_tangent(array: Any) -> Any:
 def _collect(how: How, x: Any) -> tuple[Any, Any, Any]:
     """Give the statistics of the whole batch, what is shown of them, and all parts' moments."""
     channels = x.shape[how.channel_axis]
-    (part,) = call("collect_stats", how, {"x": x}, {"shard": words(SHARD_ROWS, channels)})
-    shards = gathered(how, part)
+    part = phase("collect_stats", how, {"x": x}, {"shard": words(SHARD_ROWS, channels)})
+    shards = gathered(how, part["shard"])
     dtype = formulas.param_dtype(x)
     statistics, values = call(
         "merge_shards", how, {"shards": shards},
@@ -54,25 +56,30 @@ def _collect(how: How, x: Any) -> tuple[Any, Any, Any]:
 # --- forward --------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple[Any, ...]:
-    """Give y, the statistics and what is shown of them; of parts their moments, and flags."""
-    arguments = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+def _forward_of(how: How, arguments: Arrays) -> Arrays:
+    x = arguments["x"]
     results: dict[str, Any] = {"y": (x.shape, x.dtype)}
     if how.keeps_flags:
         results["flags"] = words_of_flags(x)
-    shards = None
     if not how.axes:
         channels = x.shape[how.channel_axis]
         results["statistics"] = words(ROWS, channels)
         results["values"] = (3, channels), formulas.param_dtype(x)
-        found = dict(zip(results, call("forward", how, arguments, results), strict=True))
-        statistics, values = found["statistics"], found["values"]
-    else:
-        statistics, values, shards = _collect(how, x)
-        arguments["statistics"] = statistics
-        found = dict(zip(results, call("apply_norm", how, arguments, results), strict=True))
-    return found["y"], statistics, values, shards, found.get("flags")
+        return dict(zip(results, call("forward", how, arguments, results), strict=True))
+    statistics, values, shards = _collect(how, x)
+    arguments = {**arguments, "statistics": statistics}
+    found = phase("apply_norm", how, arguments, results)
+    return {**found, "statistics": statistics, "values": values, "shards": shards}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple[Any, ...]:
+    """Give y, the statistics and what is shown of them; of parts their moments, and flags."""
+    arguments = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    results = ["y", "statistics", "values"] + ["flags"] * how.keeps_flags
+    found = across(_forward_of, how, arguments, results)
+    every = ("y", "statistics", "values", "shards", "flags")
+    return tuple(found.get(name) for name in every)
 
 
 @_forward.defjvp
@@ -91,6 +98,30 @@ def _forward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
 # --- backward -------------------------------------------------------------------------------------
 
 
+def _backward_of(how: How, arguments: Arrays) -> Arrays:
+    x = arguments["x"]
+    channels = x.shape[how.channel_axis]
+    data = {"dx": (x.shape, x.dtype)}
+    if how.writes_dresidual:
+        data["dresidual"] = x.shape, x.dtype
+    vector = (channels,), formulas.param_dtype(x)
+    parameters = {"dweight": vector, "dbias": vector}
+    if not how.axes:
+        results = data | parameters
+        return dict(zip(results, call("backward", how, arguments, results), strict=True))
+    inputs = {name: array for name, array in arguments.items() if name != "shards"}
+    results = {"sums": words(2, channels)} | parameters
+    found = phase("backward_reduce", how, inputs, results)
+    # A program of jit's has no moments of shards, and gradients of the whole batch.
+    shards = arguments.get("shards")
+    results = data if shards is not None else data | parameters
+    inputs |= {
+        "sums": gathered(how, found["sums"]),
+        "shards": even_shards(how, x) if shards is None else shards,
+    }
+    return {**found, **phase("backward_apply", how, inputs, results)}
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _backward(
     how: How, dy: Any, x: Any, weight: Any, bias: Any, residual: Any, statistics: Any, values: Any,
@@ -98,24 +129,12 @@ def _backward(
 ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
     """Give dx, dweight, dbias and dresidual (None without a residual)."""
     del values
-    channels = x.shape[how.channel_axis]
     arguments = {
         "x": x, "dy": dy, "weight": weight, "bias": bias, "residual": residual,
-        "statistics": statistics, "flags": flags,
+        "statistics": statistics, "shards": shards, "flags": flags,
     }  # fmt: skip
-    data = {"dx": (x.shape, x.dtype)}
-    if how.residual and how.activation is not None:
-        data["dresidual"] = x.shape, x.dtype
-    vector = (channels,), formulas.param_dtype(x)
-    parameters = {"dweight": vector, "dbias": vector}
-    if not how.axes:
-        results = data | parameters
-        found = dict(zip(results, call("backward", how, arguments, results), strict=True))
-    else:
-        results = {"sums": words(2, channels)} | parameters
-        found = dict(zip(results, call("backward_reduce", how, arguments, results), strict=True))
-        arguments |= {"sums": gathered(how, found["sums"]), "shards": shards}
-        found |= dict(zip(data, call("backward_apply", how, arguments, data), strict=True))
+    results = ["dx", "dweight", "dbias"] + ["dresidual"] * how.writes_dresidual
+    found = across(_backward_of, how, arguments, results)
     dresidual = found.get("dresidual", dy) if how.residual else None
     return found["dx"], found["dweight"], found["dbias"], dresidual
 
@@ -188,6 +207,7 @@ _of.defvjp(_of_forward, _of_backward)
 def normalized(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple[Any, Any]:
     """Give y, and what is shown of the statistics: rows of the mean, m2 and the mean's low part."""
     x, weight, bias, residual = together(x, weight, bias, residual)
+    x, weight, bias, residual = alike(how, x=x, weight=weight, bias=bias, residual=residual)
     y, values = _normalized(how, x, weight, bias, residual)
     return y, _of(how, x, values)
 
@@ -195,10 +215,14 @@ def normalized(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple
 # --- statistics alone -----------------------------------------------------------------------------
 
 
+def _shown_of(how: How, arguments: Arrays) -> Arrays:
+    return {"values": _collect(how, arguments["x"])[1]}
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def shown(how: How, x: Any) -> Any:
     """Give what is shown of the statistics of x."""
-    return _collect(how, x)[1]
+    return across(_shown_of, how, {"x": x}, ["values"])["values"]
 
 
 @shown.defjvp

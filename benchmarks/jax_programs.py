@@ -1,0 +1,229 @@
+"""Layers of Flax NNX in compiled programs, Flax's own beside bnext's.
+
+    python -m benchmarks.jax_programs [--only PATTERN] [--seconds S] [--json FILE] [--check]
+
+Each row is one program that `jax.jit` has compiled, with `flax.nnx.BatchNorm` and with
+`bnext.jax.flax.BatchNorm`, timed in turns: forward and backward of a layer in training, with the
+statistics that it moves; and the whole training step of a small convolutional network. Times are
+medians in milliseconds, or the quickest turns where others take processors ("busy"). A ratio is
+Flax's time over bnext's. With --check it exits with 1 where a ratio is below its bound, and with 2
+if it cannot compare.
+"""
+
+import importlib.metadata
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from bnext.bench.environment import environment
+from bnext.bench.load import LoadMeter
+from bnext.bench.timing import alternate
+from bnext.command_line import Parser, ends_well, positive
+
+LIBRARIES = ("jax", "jaxlib", "flax")
+FEWEST, FEWEST_BUSY = 9, 15  # turns of each side
+
+
+class Case(NamedTuple):
+    """A program, and the least ratio that is promised."""
+
+    name: str
+    shape: tuple
+    dtype: str
+    least: float
+    network: bool = False
+
+
+CASES = (
+    Case("layer", (32, 56, 56, 256), "float32", 2.0),
+    Case("layer", (32, 112, 112, 64), "float32", 2.0),
+    Case("layer", (32, 56, 56, 256), "bfloat16", 2.5),
+    Case("layer", (32, 112, 112, 64), "bfloat16", 2.5),
+    Case("layer", (64, 20), "float32", 1 / 1.2),
+    Case("network", (32, 32, 32, 3), "float32", 1.0, network=True),
+    Case("network", (32, 32, 32, 3), "bfloat16", 1.0, network=True),
+)
+
+
+def network(nnx, norm, dtype):
+    """Six convolutions, each with a norm and a ReLU, and a classifier."""
+    import jax
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            widths = (3, 32, 32, 64, 64, 128, 128)
+            strides = (1, 1, 2, 1, 2, 1)
+            self.convs = nnx.List(
+                nnx.Conv(
+                    before, after, (3, 3), strides, use_bias=False, dtype=dtype, rngs=rngs
+                )
+                for before, after, strides in zip(widths, widths[1:], strides, strict=False)
+            )  # fmt: skip
+            self.norms = nnx.List(norm(width, dtype=dtype, rngs=rngs) for width in widths[1:])
+            self.head = nnx.Linear(widths[-1], 10, rngs=rngs)
+
+        def __call__(self, x):
+            for conv, layer in zip(self.convs, self.norms, strict=True):
+                x = jax.nn.relu(layer(conv(x)))
+            return self.head(x.mean((1, 2)))
+
+    return Net(nnx.Rngs(0))
+
+
+def step_of_layer(norm, case):
+    """The call of a compiled program: y, all gradients and the statistics that have moved."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    layer = norm(case.shape[-1], dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
+    definition, parameters, rest = nnx.split(layer, nnx.Param, ...)
+    x, dy = (
+        jax.random.normal(jax.random.key(seed), case.shape).astype(case.dtype) for seed in (1, 2)
+    )
+
+    @jax.jit
+    def step(parameters, rest, x, dy):
+        def forward(parameters, x):
+            layer = nnx.merge(definition, parameters, rest, copy=True)
+            y = layer(x)
+            return y, nnx.split(layer, nnx.Param, ...)[2]
+
+        y, pull_back, moved = jax.vjp(forward, parameters, x, has_aux=True)
+        return y, pull_back(dy), moved
+
+    return lambda: jax.block_until_ready(step(parameters, rest, x, dy))
+
+
+def step_of_network(norm, case):
+    """The call of a compiled training step, which carries on from the step before."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    model = network(nnx, norm, jnp.dtype(case.dtype))
+    definition, parameters, rest = nnx.split(model, nnx.Param, ...)
+    images = jax.random.normal(jax.random.key(1), case.shape)
+    labels = jnp.arange(case.shape[0]) % 10
+
+    @jax.jit
+    def step(parameters, rest):
+        def loss(parameters):
+            model = nnx.merge(definition, parameters, rest, copy=True)
+            logits = jax.nn.log_softmax(model(images))
+            value = -jnp.take_along_axis(logits, labels[:, None], axis=1).mean()
+            return value, nnx.split(model, nnx.Param, ...)[2]
+
+        (value, moved), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        updated = jax.tree.map(lambda p, g: p - 0.01 * g, parameters, gradients)
+        return value, updated, moved
+
+    state = [parameters, rest]
+
+    def call():
+        value, *state[:] = jax.block_until_ready(step(*state))
+        return value
+
+    return call
+
+
+def sides():
+    """The layers by the names of their libraries; None without these."""
+    try:
+        from flax import nnx
+
+        import bnext.jax.flax
+    except ImportError as error:
+        print(f"benchmarks.jax_programs: {error}", file=sys.stderr)
+        return None
+    return {"bnext": bnext.jax.flax.BatchNorm, "flax": nnx.BatchNorm}
+
+
+def measured(case, layers, seconds):
+    """A row: seconds of both sides, and their ratio."""
+    step = step_of_network if case.network else step_of_layer
+    calls = {name: step(norm, case) for name, norm in layers.items()}
+    for call in calls.values():
+        call()  # compiles
+    meter = LoadMeter()
+    timings = alternate(calls, seconds, fewest=FEWEST)
+    busy = meter.read().is_busy
+    if busy:  # the quickest of more turns: most have pauses
+        timings = alternate(calls, seconds, fewest=FEWEST_BUSY)
+    typical = {name: each.best if busy else each.median for name, each in timings.items()}
+    return {
+        "name": case.name, "shape": case.shape, "dtype": case.dtype, "least": case.least,
+        "busy": busy, **typical, "ratio": typical["flax"] / typical["bnext"],
+        "timings": {name: vars(timing) for name, timing in timings.items()},
+    }  # fmt: skip
+
+
+def line(row):
+    """A row of the table."""
+    shape = "x".join(map(str, row["shape"]))
+    return (
+        f"{row['name']:8} {shape:14} {row['dtype']:9} {1e3 * row['bnext']:10.3f} "
+        f"{1e3 * row['flax']:10.3f} {row['ratio']:7.2f} {row['least']:7.2f}"
+        f"{'  busy' if row['busy'] else ''}"
+    )
+
+
+def heading(found):
+    """The libraries and the machine: two lines."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    machine = f"{found['processor']}, {found['isa']}, {found['processors']} processors"
+    return (
+        f"{versions}\n{machine}\n"
+        f"{'program':8} {'shape':14} {'dtype':9} {'bnext ms':>10} {'Flax ms':>10} "
+        f"{'ratio':>7} {'bound':>7}"
+    )
+
+
+def environment_with_jax():
+    """The environment, with the versions of the libraries that are compared."""
+    found = environment(0)
+    found.pop("threads")
+    versions = {name: version for name, version in found["versions"].items() if name != "torch"}
+    found["versions"] = versions | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return found
+
+
+def arguments():
+    """The command line."""
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", metavar="PATTERN", help="of lines of the table")
+    parser.add_argument(
+        "--seconds", type=positive, default=10.0, metavar="S", help="for each row (default: 10)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="a file for rows and versions")
+    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
+    return parser
+
+
+@ends_well("benchmarks.jax_programs")
+def main(given=None):
+    options = arguments().parse_args(given)
+    layers = sides()
+    if layers is None:
+        return 2
+    found = environment_with_jax()
+    print(heading(found), flush=True)
+    rows = []
+    for case in CASES:
+        terms = f"{case.name} {'x'.join(map(str, case.shape))} {case.dtype}"
+        if re.search(options.only, terms):
+            rows.append(measured(case, layers, options.seconds))
+            print(line(rows[-1]), flush=True)
+    if options.json:
+        text = json.dumps({"environment": found, "rows": rows}, indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    broken = [row for row in rows if row["ratio"] < row["least"]]
+    for row in broken if options.check else ():
+        print(f"NOT KEPT: {line(row)}")
+    return 1 if options.check and broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
