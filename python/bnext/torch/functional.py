@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from bnext.torch import epilogues, gradients, operators
-from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
+from bnext.torch import epilogues, gradients, kernels, operators
+from bnext.torch.context import (
+    in_a_range,
+    is_compiling,
+    is_plain,
+    is_recomputed,
+    is_symbolic,
+)
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.kernels import KernelRefusal
 from bnext.torch.roads import (
@@ -22,7 +28,9 @@ from bnext.torch.roads import (
     road_of,
 )
 
-__all__ = ["activated_batch_norm", "batch_norm", "counted_batch_norm", "weight_of_batch"]
+__all__ = [
+    "activated_batch_norm", "batch_norm", "counted_batch_norm", "evaluated", "weight_of_batch",
+]  # fmt: skip
 
 # Kept as it is at import: programs may put `batch_norm` below under PyTorch's name, for layers that
 # call it there.
@@ -132,6 +140,29 @@ def counted_batch_norm(
         counter.add_(1)
         counter = None
     return _by_pytorch(*tensors, training, momentum, eps, counter)
+
+
+def evaluated(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: Any,
+    eps: float, epilogue: Epilogue | None,
+) -> Tensor | None:  # fmt: skip
+    """Normalize by given statistics where autograd records nothing; None for other ways.
+
+    It is the road `KERNELS` of the two functions beside it in one step, for plain tensors on the
+    CPU: between the convolutions of a network every frame of Python is cold, and takes
+    microseconds.
+    """
+    if (
+        not is_plain(x, mean, var, weight, bias)
+        or not x.is_cpu
+        or type(eps) is not float
+        or not eps > 0
+        or (type(momentum) is not float and momentum is not None)
+        or profiler._is_profiler_enabled
+        or (epilogue is not None and not fits_kernels(x, epilogue.residual))
+    ):
+        return None
+    return kernels.evaluate(x, mean, var, weight, bias, eps, epilogue)
 
 
 def activated_batch_norm(

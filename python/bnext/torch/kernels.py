@@ -34,7 +34,8 @@ from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "RunningTensors", "activated_backward_by_rows", "backward", "backward_by_rows",
-    "backward_of_parameters", "calls_on", "double_backward", "forward", "fuses", "has_memory",
+    "backward_of_parameters", "calls_on", "double_backward", "evaluate", "forward", "fuses",
+    "has_memory",
     "move_running", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
     "widened", "work_together",
 ]  # fmt: skip
@@ -128,6 +129,21 @@ def forward(
     except (TypeError, ValueError):
         return _forward_of_others(x, weight, bias, eps, given, moved, keeps, epilogue)
     return result
+
+
+def evaluate(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+    epilogue: Epilogue | None,
+) -> Tensor | None:  # fmt: skip
+    """Do `forward` by given statistics on the CPU, for no backward pass; None for other tensors."""
+    try:
+        y: Tensor = _core.evaluate(
+            x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+            channel_axis=1, plain=True, epilogue=epilogue,
+        )  # fmt: skip
+    except (TypeError, ValueError):
+        return None
+    return y
 
 
 def _forward_of_others(

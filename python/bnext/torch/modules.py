@@ -7,14 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext import _core
 from bnext.docstrings import with_sections_of
 from bnext.torch.context import is_compiling
 from bnext.torch.epilogues import Epilogue
-from bnext.torch.functional import activated_batch_norm, counted_batch_norm, weight_of_batch
+from bnext.torch.functional import (
+    activated_batch_norm,
+    counted_batch_norm,
+    evaluated,
+    weight_of_batch,
+)
 from bnext.torch.ghosts import Ghosts, set_ghosts
 from bnext.torch.kernel_module import KernelModule
 from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
@@ -196,6 +201,13 @@ class Forward(KernelModule, _BatchNorm):
             counter = self.num_batches_tracked
         by_batch = of["training"]
         if not by_batch:
+            if running_mean is not None and running_var is not None and not is_grad_enabled():
+                known = evaluated(
+                    input, running_mean, running_var, weight, bias, of["momentum"], of["eps"],
+                    epilogue,
+                )  # fmt: skip
+                if known is not None:
+                    return known
             by_batch = running_mean is None and running_var is None
             counter = None
         elif not of["track_running_stats"]:
@@ -217,7 +229,19 @@ class Forward(KernelModule, _BatchNorm):
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, or with ``mode=False`` to evaluation; a frozen layer stays."""
         super().train(mode and "_frozen" not in self.__dict__)  # as `bnext.torch.freeze` has it
+        if self.training:
+            self._release()
         return self
+
+    def _apply(self, *arguments: Any, **named: Any) -> Any:
+        self._release()
+        return super()._apply(*arguments, **named)
+
+    def _release(self) -> None:
+        """Forget weights made of tensors that are about to change, but not how long they lasted."""
+        merged: Any = self.__dict__.get("_merged")  # of `merging`
+        if hasattr(merged, "uses"):
+            self.__dict__["_merged"] = merged.uses
 
     def _forward_of_graphs(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Have the inputs that a graph of the layer alone has: no masks, which no graph takes."""

@@ -15,7 +15,9 @@ from bnext.torch.lazy import LazyForward
 from bnext.torch.modules import Forward
 from bnext.torch.sync import SyncBatchNorm
 
-__all__ = ["Apart", "Chain", "activation_of", "chain_of", "has_hooks", "own_activation"]
+__all__ = [
+    "Apart", "Chain", "activation_of", "chain_of", "check_layer", "has_hooks", "own_activation",
+]  # fmt: skip
 
 
 class Apart(Exception):  # noqa: N818

@@ -21,7 +21,7 @@ from bnext.torch.classes import (
 )
 from bnext.torch.patterns import own_activation
 
-__all__ = ["Fused", "Layer", "Report", "check_module", "counted_lines", "report", "told"]
+__all__ = ["Fused", "Layer", "Merged", "Report", "check_module", "counted_lines", "report", "told"]
 
 NAMES_SHOWN = 3
 
@@ -71,6 +71,25 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """A layer of bnext's whose work the layer before it does, in evaluation.
+
+    Attributes
+    ----------
+    name : str
+        Where it is in the model.
+    module : str
+        Name of the module whose forward calls both; empty for the model itself.
+    into : str
+        Where the convolution or linear layer is in the model.
+    """
+
+    name: str
+    module: str
+    into: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Layers of batch normalization in a model; ``str`` of it is made to be read.
 
@@ -84,12 +103,16 @@ class Report:
         Those that do what follows them, after ``convert(model, fuse=True)``.
     apart : tuple of Layer
         Those that do not although they were to, each with the reason.
+    merged : tuple of Merged
+        Those whose work the layers before them do in evaluation, after ``convert(model,
+        fuse=True)``.
     """
 
     exchanged: tuple[Layer, ...]
     left: tuple[Layer, ...]
     fused: tuple[Fused, ...] = ()
     apart: tuple[Layer, ...] = ()
+    merged: tuple[Merged, ...] = ()
 
     def __str__(self) -> str:
         count = len(self.exchanged)
@@ -107,6 +130,12 @@ class Report:
             lines += counted_lines((_title(each), each.name) for each in self.fused)
         if self.apart:
             lines += [f"{len(self.apart)} do not", *counted_lines(map(_reason, self.apart))]
+        if self.merged:
+            number = len(self.merged)
+            are = "1 is part of the layer before it" if number == 1 else (
+                f"{number} are part of the layers before them"
+            )  # fmt: skip
+            lines.append(f"{are} in evaluation")
         return "\n".join(lines)
 
 
@@ -132,7 +161,7 @@ def report(model: torch.nn.Module) -> Report:
         `model` is no module.
     """
     check_module(model)
-    exchanged, left, fused, apart = [], [], [], []
+    exchanged, left, fused, apart, merged = [], [], [], [], []
     module: Any
     for name, module in model.named_modules():
         if is_ours(module):
@@ -147,11 +176,14 @@ def report(model: torch.nn.Module) -> Report:
             continue
         for each in fusion.fused_layers(module):
             place = f"{name}.{each.name}" if name else each.name
-            fused.append(Fused(place, name, each.activation, each.residual))
+            if each.follows:
+                fused.append(Fused(place, name, each.activation, each.residual))
+            if each.into is not None:
+                merged.append(Merged(place, name, f"{name}.{each.into}" if name else each.into))
         reason = _unconverted(module) if is_candidate(module) else _foreign(module)
         if reason is not None:
             left.append(Layer(name, qualified(class_of(module)), reason=reason))
-    return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart))
+    return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart), tuple(merged))
 
 
 def _unconverted(layer: torch.nn.Module) -> str:
