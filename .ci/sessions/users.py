@@ -26,7 +26,7 @@ SETS = {"fma": "avx2", "avx512vl": "avx512"}  # by the flag of a processor that 
 
 @check
 def readme(session):
-    """README's first command in a clean checkout, with its numbers; a comparison of statistics."""
+    """README's first command in a clean checkout; the comparison of statistics."""
     readme_gives(session, MAIN_JOB)
     with tempfile.TemporaryDirectory() as work:
         clone = Path(work) / "clone"
