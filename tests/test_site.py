@@ -12,8 +12,6 @@ import types
 
 import pytest
 
-import bnext
-
 from .optional import import_extra, import_torch, require_gpu
 from .readme import blocks, needs
 

@@ -99,6 +99,8 @@ def install(session, name):
     elif name == "torch":
         session.install(TORCH, "onednn-devel-cpu-gomp>=2023.2", "array-api-compat>=1.12", "mypy")
         session.install("onnx", "onnxscript", "onnxruntime")
+    elif name == "libraries":
+        session.install(JAX, "flax==0.12.8", "equinox==0.13.8")
     elif name == "processes":
         session.install("mpi4py>=4", "mpich")
     else:

@@ -1,6 +1,6 @@
 """Tests beside other libraries, none of which may be skipped."""
 
-from .kit import JAX, check, install, nothing_skipped, pytest, stand_on
+from .kit import check, install, nothing_skipped, pytest, stand_on
 
 CONVENTIONS = ("libraries", "files", "trees", "written")
 
@@ -30,7 +30,7 @@ def libraries(session):
     Libraries that install large are compared by benchmarks/conventions. (Orbax comes with Flax.)
     """
     stand_on(session, "tests", "torch")
-    session.install(JAX, "flax==0.12.8", "equinox==0.13.8")
+    install(session, "libraries")
     session.install("dm-haiku==0.0.17", "keras==3.15.1", "tinygrad==0.14.0", "h5py", "safetensors")
     chosen = " or ".join(["jax", *(f"test_conventions_{name}" for name in CONVENTIONS)])
     printed = pytest(

@@ -19,7 +19,7 @@ from .kit import (
 MAIN_JOB = "pip install '.[demo]' && python -m bnext"
 TEST_SUITE = "pip install '.[test]' && pytest"
 # More calls in a row, all pairs of shapes, a formula compiled; faults and steps of the barrier, in
-# larger numbers than users wait for (1,000 faults of each kind and 10,000 steps take eight minutes).
+# larger numbers than users wait for. (1,000 faults of each kind and 10,000 steps: eight minutes.)
 THOROUGH = {"BNEXT_SOAK": "6", "BNEXT_FAULTS": "100", "BNEXT_BARRIER_STEPS": "1000"}
 SOAKED = "pool_processes|small_planes|streaming|determinism|add_a_formula"  # none may be skipped
 SETS = {"fma": "avx2", "avx512vl": "avx512"}  # by the flag of a processor that has them all
@@ -65,7 +65,7 @@ def tests(session):
 def every_instruction_set(session):
     """The tests run over the sets that the package says it has; the system must agree."""
     config = shell(session, "python -m bnext config", tee="config.txt")
-    (available,) = re.findall(r"available: (.*)", config)
+    available, *_ = re.findall(r"^  available: (.*)$", config, re.MULTILINE)
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     for flag, name in SETS.items():
         if flag in flags and not re.search(rf"\b{name}\b", available):

@@ -2,9 +2,9 @@
 Nothing cancels
 ===============
 
-The variance as ``mean(x**2) - mean(x)**2`` loses digits with the square of mean/std. Deviations from a
-value of the channel itself keep them: the error of bnext stays far below a unit of float32, whatever
-the mean is.
+The variance as ``mean(x**2) - mean(x)**2`` loses digits with the square of mean/std. Deviations
+from a value of the channel itself keep them: the error of bnext stays far below a unit of float32,
+whatever the mean is.
 """
 
 import matplotlib.pyplot as plt

@@ -15,9 +15,7 @@ import bnext
 rng = np.random.default_rng(2)
 layers = {
     "exponential, decay 0.95": bnext.BatchNorm1d(1, decay=0.95),
-    "debiased, decay 0.95": bnext.BatchNorm1d(
-        1, estimator=bnext.DebiasedExponential(decay=0.95)
-    ),
+    "debiased, decay 0.95": bnext.BatchNorm1d(1, estimator=bnext.DebiasedExponential(decay=0.95)),
     "cumulative": bnext.BatchNorm1d(1, momentum=None),
 }
 means = {name: [] for name in layers}

@@ -61,8 +61,11 @@ class Fusion:
         self, module: torch.nn.Module, arguments: int, layers: tuple[FusedLayer, ...],
         variants: dict[tuple[bool, bool], Callable[..., Any]],
     ) -> None:  # fmt: skip
-        self.arguments, self.layers, self.variants = arguments, layers, variants
-        self.settings, self.children = _settings_of(module), _children_of(module)
+        self.arguments: int = arguments
+        self.layers: tuple[FusedLayer, ...] = layers
+        self.variants: dict[tuple[bool, bool], Callable[..., Any]] = variants
+        self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
+        self.children: list[str] = _children_of(module)
 
     def function_for(self, module: Any, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
         """Find the function for a call; None if the class's own forward is to take it."""
