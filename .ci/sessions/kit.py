@@ -129,11 +129,12 @@ def cache():
     """
     if "CCACHE_DIR" not in os.environ:
         return {}
-    folders = {
-        "CCACHE_BASEDIR": os.environ.get("CCACHE_BASEDIR", str(ROOT)),
+    return {
+        "CMAKE_CXX_COMPILER_LAUNCHER": "ccache",
+        "CCACHE_BASEDIR": str(ROOT),
         "CCACHE_NOHASHDIR": "1",
+        "CXX": os.environ.get("CXX", "g++"),  # CMake by itself takes c++, builds by pip take g++
     }
-    return {"CMAKE_CXX_COMPILER_LAUNCHER": "ccache"} | folders
 
 
 def shell(session, command, tee=None, **options):

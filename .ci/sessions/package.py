@@ -1,6 +1,8 @@
 """What the package is besides its results: files, types, documentation, wheels."""
 
-from .kit import cache, check, python_of, stand_on
+import shutil
+
+from .kit import BUILD, cache, check, python_of, stand_on
 
 LEAST_TYPES = 95.0  # per cent of public names whose types are known
 
@@ -33,5 +35,7 @@ def wheels(session):
 
     A release also compares a second build, without the cache: `.ci/wheels` by itself.
     """
+    if not session.posargs:
+        shutil.rmtree(BUILD / "wheels", ignore_errors=True)
     env = cache() | {"WHEELS_TWICE": "0"}
     session.run(".ci/wheels", *(session.posargs or ("build/wheels",)), env=env, external=True)
