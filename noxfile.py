@@ -11,7 +11,7 @@ from sessions import behind
 from sessions.kit import check
 
 nox.needs_version = ">=2025.2.9"
-nox.options.default_venv_backend = "venv"
+nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "tests"]
 
 # Only compiled: these run behind the others, on what they leave of the processors.
