@@ -1,6 +1,7 @@
 """What users do: README.md's own commands, word for word, in fresh environments."""
 
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def tests(session):
     set of the machine is in the output.
     """
     readme_gives(session, TEST_SUITE)
-    command = " ".join([TEST_SUITE, *session.posargs])
+    command = f"{TEST_SUITE} {shlex.join(session.posargs)}"
     env = build_with_foreign_functions(session) | THOROUGH | {"BNEXT_TEAM": "fixed"}
     printed = shell(session, command, env=env)
     # What needs other packages runs in sessions that have them.
