@@ -1,6 +1,7 @@
 """Fixtures: every instruction set, several numbers of threads, both dtypes, every case."""
 
 import gc
+import os
 import zlib
 
 import numpy as np
@@ -50,6 +51,27 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+# The whole suite takes a process for each processor, up to four; chosen files take one. Most tests
+# keep one processor busy. `-n` of pytest-xdist says otherwise.
+
+MOST_PROCESSES = 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    if (
+        getattr(config.option, "numprocesses", 0) is None  # pytest-xdist is there, and no -n given
+        and not hasattr(config, "workerinput")
+        and not config.option.usepdb
+        and config.args_source is not config.ArgsSource.ARGS
+    ):
+        processors = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        if processors > 1:
+            config.option.numprocesses = min(processors, MOST_PROCESSES)
+
+
 # What cannot be run here is told in one line, and not test by test.
 
 
@@ -72,6 +94,15 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_report_teststatus(report):
     return ("", "", "NOT HERE") if hasattr(report, "not_here") else None
+
+
+def pytest_sessionfinish(session):
+    optional.hand_over(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    optional.take_over(node.config, node)
 
 
 @pytest.hookimpl(trylast=True)

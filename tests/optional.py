@@ -119,6 +119,24 @@ def count(config, what, remedy, kind):
     counted[what, remedy][kind] += 1
 
 
+def hand_over(config):
+    """In a worker process of pytest-xdist: let the process that reports know the counts."""
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["not_here"] = [
+            (what, remedy, dict(kinds))
+            for (what, remedy), kinds in config.stash.get(COUNTED, {}).items()
+        ]
+
+
+def take_over(config, node):
+    """Add the counts of a worker process: its own tests, and the files that every worker found."""
+    counted = config.stash.setdefault(COUNTED, collections.defaultdict(collections.Counter))
+    for what, remedy, kinds in getattr(node, "workeroutput", {}).get("not_here", ()):
+        kinds_so_far = counted[what, remedy]
+        kinds_so_far["test"] += kinds.get("test", 0)
+        kinds_so_far["file"] = max(kinds_so_far["file"], kinds.get("file", 0))
+
+
 def line_of(config):
     """What was not run here, in one line; empty if everything was."""
     parts = []

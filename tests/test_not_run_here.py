@@ -5,15 +5,17 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import bnext
 
-from . import limits
+from . import limits, optional
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFTEST = """
 from tests.conftest import (
-    pytest_make_collect_report, pytest_report_teststatus, pytest_runtest_makereport,
-    pytest_terminal_summary,
+    pytest_cmdline_main, pytest_make_collect_report, pytest_report_teststatus,
+    pytest_runtest_makereport, pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown,
 )
 """
 SOME = """
@@ -45,20 +47,22 @@ raise NotHere("a ring", "pip install ring")
 """
 
 
-def pytest_in(folder, **files):
+def pytest_in(folder, *options, **files):
     for name, text in ({"conftest": CONFTEST} | files).items():
         (folder / f"{name}.py").write_text(text)
     package = pathlib.Path(bnext.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", folder],
+        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", folder, *options],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=limits.WIDE,
         check=False,
     )  # fmt: skip
 
 
-def test_one_line_says_what_was_not_run(tmp_path):
-    result = pytest_in(tmp_path, test_some=SOME, test_file=FILE)
+@pytest.mark.parametrize("processes", [0, 2])
+def test_one_line_says_what_was_not_run(tmp_path, processes):
+    optional.import_extra("xdist")
+    result = pytest_in(tmp_path, f"-n{processes}", test_some=SOME, test_file=FILE)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
     (line,) = [line for line in lines if line.startswith("not run here: ")]
@@ -68,6 +72,24 @@ def test_one_line_says_what_was_not_run(tmp_path):
     )
     assert "1 passed, 1 skipped" in lines[-1]
     assert sum("SKIPPED" in line for line in lines) == 1
+
+
+def test_the_whole_suite_takes_a_process_for_each_processor(tmp_path):
+    optional.import_extra("xdist")
+    count = """
+import os
+import pytest
+
+@pytest.mark.parametrize("n", range(20))
+def test_process(n, record_property):
+    print("process", os.getpid())
+"""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for arguments, expected in (([], min(processors, 4)), (["test_count.py"], 1)):
+        result = pytest_in(tmp_path, "-rP", *arguments, test_count=count)
+        assert result.returncode == 0, result.stdout
+        used = {line for line in result.stdout.splitlines() if line.startswith("process ")}
+        assert len(used) == expected, arguments
 
 
 def test_nothing_is_said_where_all_was_run(tmp_path):

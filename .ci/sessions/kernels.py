@@ -62,7 +62,7 @@ def bits(session, name, *command):
 def cuda(session):
     """The CUDA kernels as a program for the CPU; only tests that need a GPU may not run."""
     stand_on(session, *LAYERS)
-    printed = pytest(session, "-q", "tests/cuda", python=with_module(session, "cuda"))
+    printed = pytest(session, "-q", "-n", "auto", "tests/cuda", python=with_module(session, "cuda"))
     nothing_skipped(session, printed, "the CUDA kernels", "a GPU|arrays on a GPU")
 
 

@@ -30,7 +30,8 @@ from bnext.arrays import DeviceSaved
 from bnext.groups.group import ALONE, Group, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.single_pass import moments, normalize, recompute
-from bnext.weighting import Masked, names_positions, weighting_of_call
+from bnext.signatures import BY_NAME, by_name, given_by_position
+from bnext.weighting import ZERO, Masked, weighting_of
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize", "recompute"]
 
@@ -75,12 +76,12 @@ def batch_norm_forward(
 ) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
 
 
-@names_positions
+@by_name
 def batch_norm_forward(
     x: Any,
     weight: Values | None = None,
     bias: Values | None = None,
-    *,
+    _by_name: Any = BY_NAME,
     eps: float = 1e-5,
     channel_axis: int = 1,
     group: Group | None = None,
@@ -88,7 +89,10 @@ def batch_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-    **positions: Any,
+    mask: Values | None = None,
+    sample_weight: Values | None = None,
+    lengths: Values | None = None,
+    masked: Masked = ZERO,
 ) -> tuple[Any, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
@@ -189,6 +193,8 @@ def batch_norm_forward(
     counts, mean and variance are 0. In a group W is the sum of all members'; of one value in the
     whole group it raises, as without masks.
     """
+    if _by_name is not BY_NAME:
+        given_by_position(batch_norm_forward)
     part = ALONE
     if group is not None:
         check_group(group)
@@ -198,9 +204,9 @@ def batch_norm_forward(
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
     result: tuple[Any, Saved | DeviceSaved | SyncSaved]
-    if positions:
+    if not (mask is None and sample_weight is None and lengths is None and masked is ZERO):
         with part:
-            weighting = weighting_of_call(batch_norm_forward, x, channel_axis, positions)
+            weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked)
         result = spine.forward(
             x, weight, bias, eps, channel_axis, out, None, None, part, epilogue, weighting=weighting
         )

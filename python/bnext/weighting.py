@@ -22,11 +22,12 @@ from bnext.arrays import engine_of
 from bnext.arrays.libraries import library_of
 
 __all__ = [
-    "Masked", "Weighting", "check_positions", "names_positions", "total_weight", "weighting_of",
+    "ZERO", "Masked", "Weighting", "check_positions", "names_positions", "total_weight", "weighting_of",
     "weighting_of_call",
 ]  # fmt: skip
 
 Masked = Literal["zero", "normalized", "unchanged"]
+ZERO: Masked = "zero"  # the default, which a call that leaves it out hands on as this object
 # Whether each position counts (bytes), its weight or None, what y has at others, and the name of
 # the argument that errors are about.
 Weighting = tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None, str, str]

@@ -7,7 +7,7 @@ rules and messages.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,8 @@ from bnext.layers.checks import check_places, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
 from bnext.layers.variants import varied
-from bnext.weighting import Masked, names_positions, weighting_of_call
+from bnext.signatures import BY_NAME, by_name, given_by_position
+from bnext.weighting import ZERO, Masked, weighting_of
 
 __all__ = ["Normalization"]
 
@@ -37,7 +38,7 @@ class Normalization(Modes):
     `bnext.BatchNorm` explains the arguments. Subclasses set `running` and `track_running_stats`.
     """
 
-    ranks: ClassVar[tuple[int, ...]] = ()  # of input that is taken; empty: any
+    ranks: tuple[int, ...] = ()  # of input that is taken; empty: any
     # Here too, for pickles of layers from before there were activations.
     activation: str | None = None
     negative_slope: float = 0.01
@@ -60,6 +61,8 @@ class Normalization(Modes):
         in_place: bool,
     ) -> None:
         super().__init__(num_features, affine, dtype)
+        # Each call reads them, and CPython reads attributes of instances in less time.
+        self.ranks, self._varies = type(self).ranks, type(self)._varies
         _core.check_activation(activation=activation)
         self.activation = activation
         self.negative_slope = _core.check_negative_slope(negative_slope=negative_slope)
@@ -115,8 +118,18 @@ class Normalization(Modes):
         masked: Masked = "zero",
     ) -> Array: ...
 
-    @names_positions
-    def forward(self, x: Any, *, out: Any = None, residual: Any = None, **positions: Any) -> Any:
+    @by_name
+    def forward(
+        self,
+        x: Any,
+        _by_name: Any = BY_NAME,
+        out: Any = None,
+        residual: Any = None,
+        mask: Any = None,
+        sample_weight: Any = None,
+        lengths: Any = None,
+        masked: Masked = ZERO,
+    ) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -154,6 +167,8 @@ class Normalization(Modes):
         bnext.sync.GroupError
             A member of the group is missing, has failed, or called something else.
         """
+        if _by_name is not BY_NAME:
+            given_by_position(Normalization.forward)
         uses, moves = self.statistics_of_call()
         group, latest, member = self.group, self._latest, None
         part = ALONE
@@ -178,10 +193,10 @@ class Normalization(Modes):
         running = self.running
         explain = None if type(x) is ndarray else partial(check_places, self)
         weighting = None
-        if positions:
+        if not (mask is None and sample_weight is None and lengths is None and masked is ZERO):
             with part:
-                weighting = weighting_of_call(
-                    Normalization.forward, x, self.channel_axis, positions
+                weighting = weighting_of(
+                    x, self.channel_axis, mask, sample_weight, lengths, masked
                 )
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
