@@ -53,7 +53,8 @@ def pytest_in(folder, *options, **files):
     package = pathlib.Path(bnext.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", folder, *options],
+        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", folder,
+         *options],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=limits.WIDE,
         check=False,
     )  # fmt: skip
@@ -84,7 +85,9 @@ import pytest
 def test_process(n, record_property):
     print("process", os.getpid())
 """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
     for arguments, expected in (([], min(processors, 4)), (["test_count.py"], 1)):
         result = pytest_in(tmp_path, "-rP", *arguments, test_count=count)
         assert result.returncode == 0, result.stdout

@@ -29,8 +29,8 @@ from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.arrays import DeviceSaved
 from bnext.groups.group import ALONE, Group, check_group
 from bnext.groups.saved import SyncSaved
-from bnext.single_pass import moments, normalize, recompute
 from bnext.signatures import BY_NAME, by_name, given_by_position
+from bnext.single_pass import moments, normalize, recompute
 from bnext.weighting import ZERO, Masked, weighting_of
 
 __all__ = ["batch_norm_backward", "batch_norm_forward", "moments", "normalize", "recompute"]

@@ -1,7 +1,7 @@
 """Arguments that are given by name only, at the price of positional ones.
 
-CPython looks the default of each keyword-only argument up in a dict when a call leaves it out: ten of
-them take a twentieth of a small call. Defaults of other arguments are copied.
+CPython looks the default of each keyword-only argument up in a dict when a call leaves it out: ten
+of them take a twentieth of a small call. Defaults of other arguments are copied.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from bnext.arrays import engine_of
 from bnext.arrays.libraries import library_of
 
 __all__ = [
-    "ZERO", "Masked", "Weighting", "check_positions", "names_positions", "total_weight", "weighting_of",
-    "weighting_of_call",
+    "ZERO", "Masked", "Weighting", "check_positions", "names_positions", "total_weight",
+    "weighting_of", "weighting_of_call",
 ]  # fmt: skip
 
 Masked = Literal["zero", "normalized", "unchanged"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import numpy.typing as npt
 
@@ -177,7 +175,7 @@ class BatchNorm1d(BatchNorm):
     algorithm 1). With ``channel_axis=-1`` the shape is (N, L, C).
     """
 
-    ranks: ClassVar[tuple[int, ...]] = (2, 3)
+    ranks: tuple[int, ...] = (2, 3)
 
 
 @with_sections_of(BatchNorm)
@@ -188,7 +186,7 @@ class BatchNorm2d(BatchNorm):
     algorithm 1). With ``channel_axis=-1`` the shape is (N, H, W, C).
     """
 
-    ranks: ClassVar[tuple[int, ...]] = (4,)
+    ranks: tuple[int, ...] = (4,)
 
 
 @with_sections_of(BatchNorm)
@@ -199,4 +197,4 @@ class BatchNorm3d(BatchNorm):
     algorithm 1). With ``channel_axis=-1`` the shape is (N, D, H, W, C).
     """
 
-    ranks: ClassVar[tuple[int, ...]] = (5,)
+    ranks: tuple[int, ...] = (5,)

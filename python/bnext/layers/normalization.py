@@ -195,9 +195,7 @@ class Normalization(Modes):
         weighting = None
         if not (mask is None and sample_weight is None and lengths is None and masked is ZERO):
             with part:
-                weighting = weighting_of(
-                    x, self.channel_axis, mask, sample_weight, lengths, masked
-                )
+                weighting = weighting_of(x, self.channel_axis, mask, sample_weight, lengths, masked)
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope

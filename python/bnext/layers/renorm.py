@@ -110,7 +110,7 @@ class BatchRenorm1d(BatchRenorm):
     With ``channel_axis=-1`` the shape is (N, L, C).
     """
 
-    ranks: ClassVar[tuple[int, ...]] = (2, 3)
+    ranks: tuple[int, ...] = (2, 3)
 
 
 @with_sections_of(BatchRenorm)
@@ -120,7 +120,7 @@ class BatchRenorm2d(BatchRenorm):
     With ``channel_axis=-1`` the shape is (N, H, W, C).
     """
 
-    ranks: ClassVar[tuple[int, ...]] = (4,)
+    ranks: tuple[int, ...] = (4,)
 
 
 @with_sections_of(BatchRenorm)
@@ -130,4 +130,4 @@ class BatchRenorm3d(BatchRenorm):
     With ``channel_axis=-1`` the shape is (N, D, H, W, C).
     """
 
-    ranks: ClassVar[tuple[int, ...]] = (5,)
+    ranks: tuple[int, ...] = (5,)
