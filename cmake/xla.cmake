@@ -40,7 +40,8 @@ function(bnext_add_foreign_functions module)
   endif()
   message(STATUS "bnext: foreign functions for JAX by ${folder}")
   # An object of its own: the headers warn, and define a namespace xla.
-  add_library(bnext_xla OBJECT csrc/xla/handlers.cpp)
+  add_library(bnext_xla OBJECT csrc/xla/handlers.cpp csrc/xla/row_handlers.cpp
+              csrc/xla/cell_handlers.cpp)
   target_include_directories(bnext_xla SYSTEM PRIVATE "${folder}")
   target_link_libraries(bnext_xla PRIVATE bnext_cpu bnext_flags)
   target_link_libraries(${module} PRIVATE bnext_xla)

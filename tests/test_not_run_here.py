@@ -52,9 +52,9 @@ def pytest_in(folder, *options, **files):
         (folder / f"{name}.py").write_text(text)
     package = pathlib.Path(bnext.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", folder,
-         *options],
+        [*command, "--rootdir", folder, *options],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=limits.WIDE,
         check=False,
     )  # fmt: skip

@@ -169,6 +169,48 @@ def test_a_quota_of_processor_time(quota, threads):
     assert (int(regions) == 0) == (threads == 1)
 
 
+SPENT = """
+    import time
+    import numpy as np
+    import bnext
+
+    bnext.set_num_threads(2)
+    x = np.random.default_rng(0).normal(size=(64, 64, 39, 39)).astype(np.float32)
+    out = np.empty_like(x)
+
+    def teams(seconds, pause):
+        before, calls, end = bnext._core.team_figures()["regions"], 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            bnext.batch_norm_forward(x, out=out)
+            calls += 1
+            time.sleep(pause)
+        return (bnext._core.team_figures()["regions"] - before) / calls
+
+    teams(2.5, 0)
+    print(teams(1.5, 0))
+    teams(2.5, 0.4)
+    print(teams(2.5, 0.4))
+"""
+
+
+@needs_two_processors
+def test_a_quota_that_is_spent_bounds_long_calls_too():
+    """Calls in a row lack processor time; calls now and then are bursts, and take all threads."""
+    group = make_control_group(50_000)
+    if group is None:
+        pytest.skip("no control group for processor time may be made here")
+    try:
+        program = f"with open({group + '/cgroup.procs'!r}, 'w') as file: file.write('0')\n"
+        in_a_row, now_and_then = output_of(
+            program + textwrap.dedent(SPENT), BNEXT_TEAM="adaptive"
+        ).split()
+    finally:
+        os.rmdir(group)
+    assert float(in_a_row) == 0
+    # (On a machine that is busy otherwise, neighbours make teams smaller.)
+    assert float(now_and_then) > 0
+
+
 def make_control_group(quota):
     """Make a group of that many microseconds in 100,000; None if none can be made."""
     for root, files in (

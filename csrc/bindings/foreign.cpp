@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -22,8 +23,11 @@ namespace {
 py::object foreign_targets() {
 #ifdef BNEXT_XLA
     py::dict found;
-    for (const foreign::Target& target : foreign::targets()) {
-        found[target.name] = py::capsule(target.handler, "xla._CUSTOM_CALL_TARGET");
+    for (const auto& targets :
+         {foreign::batch_targets(), foreign::row_targets(), foreign::cell_targets()}) {
+        for (const foreign::Target& target : targets) {
+            found[target.name] = py::capsule(target.handler, "xla._CUSTOM_CALL_TARGET");
+        }
     }
     return found;
 #else
@@ -36,14 +40,18 @@ Function function_of(const std::string& name) {
     if (name == "forward") return Function::forward;
     if (name == "shard") return Function::collect_stats;
     if (name == "normalize") return Function::normalize;
-    value_error("function: expected forward, shard or normalize, got ", name);
+    if (name == "cells") return Function::cell_forward;
+    if (name == "rows") return Function::rows_forward;
+    value_error("function: expected forward, shard, normalize, cells or rows, got ", name);
 }
 
 // Name, shape and dtype.
 using Described = std::tuple<std::string, std::vector<Index>, std::string>;
 
 void check_described(const std::string& function, const std::vector<Described>& arrays,
-                     Index channel_axis, double eps) {
+                     Index channel_axis, double eps, std::optional<Index> num_groups,
+                     const std::vector<Index>& normalized_shape,
+                     const std::optional<std::string>& weighting, const std::string& activation) {
     Call call(function_of(function));
     Extents extents;
     for (const auto& [name, shape, dtype] : arrays) {
@@ -69,6 +77,10 @@ void check_described(const std::string& function, const std::vector<Described>& 
     }
     call.channel_axis = channel_axis;
     call.eps = eps;
+    call.num_groups = num_groups;
+    call.normalized_shape = normalized_shape;
+    if (weighting) call.weighting = weighting->c_str();
+    call.fused.activation = static_cast<Activation>(activation_number(activation) % kActivations);
     check(call);
 }
 
@@ -78,7 +90,9 @@ void register_foreign(py::module_& m) {
     m.def("foreign_targets", &foreign_targets,
           "The handlers by their names, as capsules; None in a build without them.");
     m.def("check_described", &check_described, py::arg("function"), py::arg("arrays"),
-          py::arg("channel_axis"), py::arg("eps"),
+          py::arg("channel_axis"), py::arg("eps"), py::arg("num_groups") = py::none(),
+          py::arg("normalized_shape") = std::vector<Index>(), py::arg("weighting") = py::none(),
+          py::arg("activation") = "none",
           "The check of a call whose arrays are known by name, shape and dtype alone.");
 }
 

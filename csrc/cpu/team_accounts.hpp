@@ -72,7 +72,10 @@ private:
 // slept. A team of n can cost as little as 1/n. If it costs more than the least cost of a team half
 // its size, 2/n, some calls try half its size; if it costs more than 1, they try half its size and
 // one thread by turns. The smaller size is kept if it is clearly cheaper; later a larger one is
-// tried again.
+// tried again, and after each attempt in vain twice as late, up to a bound.
+//
+// Neighbours come and go at once: where the latest calls cost twice as much as those remembered, or
+// half as much, the latter are forgotten, and another size may be tried.
 class Trials {
 public:
     // `worked` is processor time of the first member.
@@ -82,7 +85,11 @@ public:
         const bool is_trial = tried_ > 0 && threads == tried_;
         if (is_trial) trial_took_ += took;
         if (!is_trial || trial_took_ > kUneven) {
-            cost.add(static_cast<double>(took), static_cast<double>(threads * worked));
+            const auto work = static_cast<double>(threads * worked);
+            if (cost.add(static_cast<double>(took), work) && tried_ == 0) {
+                next_ = time;
+                trust_ = kTrust;
+            }
         }
         if (is_trial && trial_took_ >= kUneven + kTrial) {
             end_trial(time);
@@ -110,18 +117,32 @@ public:
 private:
     // The length of a trial, after kUneven, in which the scheduler favours threads that have slept;
     static constexpr Nanoseconds kTrial = 100'000'000, kUneven = 20'000'000;
-    static constexpr Nanoseconds kTrust = 2'000'000'000;  // and how long its result holds.
-    static constexpr double kEvidence = 120e6;            // time of a size before a trial
-    static constexpr double kRemembered = 600e6;
+    static constexpr Nanoseconds kTrust = 2'000'000'000;      // and how long its result holds,
+    static constexpr Nanoseconds kMostTrust = 8'000'000'000;  // at least and at most.
+    static constexpr double kEvidence = 120e6;                // time of a size before a trial
+    static constexpr double kRemembered = 600e6, kLatest = 60e6;
     static constexpr double kClearly = 0.8;
 
     struct Cost {
         double took = 0, work = 0;
+        double latest_took = 0, latest_work = 0;
 
-        void add(double took_more, double work_more) {
+        // Whether it has changed.
+        bool add(double took_more, double work_more) {
             took += took_more;
             work += work_more;
             fade(kRemembered);
+            latest_took += took_more;
+            latest_work += work_more;
+            if (latest_took < kLatest) return false;
+            const double now = latest_took * work, before = took * latest_work;
+            const bool changed = now > 2 * before || 2 * now < before;
+            if (changed) {
+                took = latest_took;
+                work = latest_work;
+            }
+            latest_took = latest_work = 0;
+            return changed;
         }
         void fade(double most) {
             if (took <= most) return;
@@ -151,12 +172,14 @@ private:
         const int kept = shrinks ? small : large;
         kept_ = kept < limit_.load(std::memory_order_relaxed) ? kept : kAnyTeam;
         const bool shrank = kept < before_;
+        const bool in_vain = tried_ > before_ && kept == before_;
+        trust_ = in_vain ? std::min(2 * trust_, kMostTrust) : kTrust;
         stop(time);
         if (shrank) next_ = time;  // the next trial may begin at once
     }
     void stop(Nanoseconds time) {
         tried_ = 0;
-        next_ = time + kTrust;
+        next_ = time + trust_;
         bound_.store(kept_, std::memory_order_relaxed);
     }
 
@@ -170,6 +193,7 @@ private:
     bool shrank_last_ = false;
     bool to_one_ = false;
     Nanoseconds trial_took_ = 0;
+    Nanoseconds trust_ = kTrust;
     Nanoseconds next_ = 0;  // no trial begins before
 };
 

@@ -52,17 +52,29 @@ int allowed_processors(int otherwise) {
     return otherwise;
 }
 
-// The cores that control groups grant. Reading them takes as long as a region, so it is done once a
-// second.
-double recent_quota() {
-    static std::atomic<double> quota{std::numeric_limits<double>::infinity()};
+// The cores that control groups grant, and whether the process has lately spent its quota.
+struct Quota {
+    double cores;
+    bool spent;
+};
+
+// Reading the files takes as long as a region, so it is done once a second.
+Quota recent_quota() {
+    static std::atomic<double> cores{std::numeric_limits<double>::infinity()};
+    static std::atomic<bool> spent{false};
+    static std::atomic<std::uint64_t> throttled{std::numeric_limits<std::uint64_t>::max()};
     static std::atomic<Nanoseconds> next{0};
     const Nanoseconds time = now();
     if (Nanoseconds due = next.load(std::memory_order_relaxed);
         time >= due && next.compare_exchange_strong(due, time + kQuotaAge)) {
-        quota.store(control_limits().cores, std::memory_order_relaxed);
+        const ControlLimits limits = control_limits();
+        cores.store(limits.cores, std::memory_order_relaxed);
+        // (At first there is nothing to compare with; groups may have been spent before.)
+        const std::uint64_t before =
+            throttled.exchange(limits.throttled_periods, std::memory_order_relaxed);
+        spent.store(limits.throttled_periods > before, std::memory_order_relaxed);
     }
-    return quota.load(std::memory_order_relaxed);
+    return {cores.load(std::memory_order_relaxed), spent.load(std::memory_order_relaxed)};
 }
 
 // Whether the process has spent its quota since the last call of this function. All its threads
@@ -94,8 +106,9 @@ void fix_team(bool wanted) { fixed = wanted; }
 int free_threads(int limit, Index bytes) {
     if (limit <= 1 || fixed) return limit;
     int threads = std::min(limit, allowed_processors(limit));
-    if (bytes < kBurstBytes) {
-        const double granted = std::ceil(recent_quota());
+    const Quota quota = recent_quota();
+    if (bytes < kBurstBytes || quota.spent) {
+        const double granted = std::ceil(quota.cores);
         if (granted < threads) threads = static_cast<int>(granted);
     }
     threads /= 1 + regions_in_use.load(std::memory_order_relaxed);
@@ -128,7 +141,8 @@ RegionInUse::~RegionInUse() {
     const Nanoseconds all_waited = (started_ - begin_) + waited_ + (end - ended_);
     const Nanoseconds lost = all_waited - (threads_ - 1) * (took - all_waited);
     const Nanoseconds stopped = is_tried(bytes_) ? took - worked_ : lost;
-    if (stopped > kShortestStop && recent_quota() < num_threads() && has_stood_still()) return;
+    if (stopped > kShortestStop && recent_quota().cores < num_threads() && has_stood_still())
+        return;
     if (lost > 0 && threads_ > 1) {
         lost_regions.fetch_add(1, std::memory_order_relaxed);
         lost_time.fetch_add(lost, std::memory_order_relaxed);
@@ -143,10 +157,14 @@ RegionInUse::~RegionInUse() {
 
 TeamFigures team_figures() {
     const int limit = num_threads();
-    return {limit,          allowed_processors(limit),
-            recent_quota(), free_threads(limit, 0),
-            fixed,          regions,
-            lost_regions,   lost_time};
+    return {limit,
+            allowed_processors(limit),
+            recent_quota().cores,
+            free_threads(limit, 0),
+            fixed,
+            regions,
+            lost_regions,
+            lost_time};
 }
 
 }  // namespace bnext::cpu

@@ -4,15 +4,17 @@
 // of a millisecond takes ten. No bit of a result depends on the size of a team. It follows
 //
 // - the processors that the calling thread may run on now (its affinity mask);
-// - for calls below a millisecond, the cores that the process's control groups grant (their CPU
-//   quota, rounded up);
+// - the cores that the process's control groups grant (their CPU quota, rounded up); for calls of a
+//   millisecond and more, only while the process spends its quota;
 // - the other calls of this process that are in a region now;
 // - the time that earlier regions waited for their members.
 //
-// A quota is a budget for each tenth of a second: a longer call ends sooner with more threads and
-// stands still for longer afterwards, and the threads of short calls lose by waiting for each
-// other. With half a core, 25 MB took the same time on average with one thread and with two, and
-// half of it in the median; 0.5 MB took 1.4 to 1.6 times as long with two.
+// A quota is a budget for each tenth of a second. A process that leaves some of it has a use for
+// more threads: its longer calls end sooner. A process that spends it lacks processor time, of
+// which two threads together take more than one: with half a core, 25 MB took as long on average
+// with two threads as with one where cores were slow, and half as long again where they were fast
+// beside the memory. The threads of short calls lose by waiting for each other: 0.5 MB took 1.4
+// to 1.6 times as long with two.
 //
 // Each size of calls has accounts of its own (cpu/team_accounts.hpp): where large calls gain, small
 // ones may lose a hundred times their own time.

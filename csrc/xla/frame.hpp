@@ -88,6 +88,19 @@ public:
         const auto found = std::ranges::find(arrays_, name, &Named::name);
         return found == arrays_.end() ? nullptr : &*found;
     }
+    // Whether slices differ in the first array alone, where they follow each other, as they do in
+    // results.
+    [[nodiscard]] bool only_first_is_mapped() const {
+        const auto mapped = [&](const Named& array) {
+            Index count = 1;
+            for (std::size_t a = 0; a < mapped_; ++a) count *= array.buffer.dimensions()[a];
+            return count;
+        };
+        const auto has_all = [&](const Named& array) { return mapped(array) == slices_; };
+        return has_all(arrays_.front()) && std::ranges::all_of(results(), has_all) &&
+               std::ranges::all_of(inputs().subspan(1),
+                                   [&](const Named& array) { return mapped(array) == 1; });
+    }
     // The place of a slice in an array, counted in its slices.
     [[nodiscard]] Index place(const Named& array, Index slice) const {
         const auto extents = array.buffer.dimensions();
@@ -156,6 +169,16 @@ public:
         if constexpr (std::is_same_v<T, std::uint16_t>) return ffi::DataType::U16;
     }
 
+    // Adds all inputs that have a role.
+    void refer_all(Call& call, Extents& extents) const {
+        for (const Named& each : frame_.inputs()) {
+            const Role role = role_of(each.name);
+            if (static_cast<std::size_t>(role) < kRoles) {
+                refer(each.name, call.add(role), extents);
+            }
+        }
+        BNEXT_CHECK(call.has(Role::x), "x: expected an array, got none");
+    }
     void refer(std::string_view name, ArrayRef& array, Extents& extents) const {
         const Named& of = named(name);
         const std::span<const Index> axes = shape(name);

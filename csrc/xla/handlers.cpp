@@ -4,14 +4,12 @@
 #include "xla/handlers.hpp"
 
 #include <array>
-#include <new>
 
-#include "core/float_mode.hpp"
 #include "core/moments.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
-#include "cpu/pages.hpp"
 #include "xla/operands.hpp"
+#include "xla/running.hpp"
 
 namespace bnext::foreign {
 namespace {
@@ -66,9 +64,12 @@ void forward(const Operands& of) {
     with_type(of, [&]<class T>() {
         const StatisticsOut rows = of.statistics();
         const auto applied = of.applied<T>();
-        cpu::forward<T>(of.problem(), of.view<const T>("x"), of.view<T>("y"), of.affine<T>(),
-                        of.eps(), rows, pointer_to(applied));
+        const auto weights = of.weights<T>();
+        const double n =
+            cpu::forward<T>(of.problem(), of.view<const T>("x"), of.view<T>("y"), of.affine<T>(),
+                            of.eps(), rows, pointer_to(applied), pointer_to(weights));
         show(rows, of.channels(), of.vector<Param<T>>("values", 3 * of.channels()));
+        if (of.has("count")) *of.vector<Param<T>>("count", 1) = static_cast<Param<T>>(n);
     });
 }
 
@@ -81,7 +82,9 @@ void collect_stats(const Operands& of) {
     with_type(of, [&]<class T>() {
         const cpu::PoolArray<double> values(static_cast<std::size_t>(kStatisticsRows * channels));
         const StatisticsOut rows(values.data(), channels);
-        const double n = cpu::collect_stats<T>(of.problem(), of.view<const T>("x"), rows);
+        const auto weights = of.weights<T>();
+        const double n =
+            cpu::collect_stats<T>(of.problem(), of.view<const T>("x"), rows, pointer_to(weights));
         std::fill_n(shard, channels, n);
         std::copy_n(rows.mean(), channels, shard + channels);
         std::copy_n(rows.mean_low(), channels, shard + 2 * channels);
@@ -97,6 +100,7 @@ void merge_shards(const Slice& of) {
     const double* const shards = of.doubles("shards", ranks * step);
     const StatisticsOut rows(of.doubles("statistics", kStatisticsRows * channels), channels);
     const bool wide = of.frame().find("values")->buffer.element_type() == ffi::DataType::F64;
+    double count = 0;
     for (Index c = 0; c < channels; ++c) {
         Moments all;
         double origin = 0, low = 0;
@@ -110,6 +114,7 @@ void merge_shards(const Slice& of) {
             }
             merge(all, {n, (mean - origin) + (mean_low - low), shard[3 * channels]});
         }
+        count = all.count;
         const HighLow mean = two_sum(origin, all.mean + low);
         rows.mean()[c] = mean.high;
         rows.mean_low()[c] = wide ? mean.low : 0.0;
@@ -118,16 +123,20 @@ void merge_shards(const Slice& of) {
                                               of.frame().get<double>("eps"), rows.var() + c,
                                               rows.rstd() + c);
     }
-    if (wide) return show(rows, channels, of.vector<double>("values", 3 * channels));
-    show(rows, channels, of.vector<float>("values", 3 * channels));
+    const auto show_in = [&]<class P>() {
+        show(rows, channels, of.vector<P>("values", 3 * channels));
+        if (of.has("count")) *of.vector<P>("count", 1) = static_cast<P>(count);
+    };
+    wide ? show_in.operator()<double>() : show_in.operator()<float>();
 }
 
 // y from statistics, whose variance is there: of a batch, or given.
 template <class T>
 void apply_by(const Operands& of, const StatisticsOut& rows) {
     const auto applied = of.applied<T>();
+    const auto weights = of.weights<T>();
     cpu::apply_norm<T>(of.problem(), of.view<const T>("x"), of.view<T>("y"), rows, of.eps(),
-                       of.affine<T>(), pointer_to(applied));
+                       of.affine<T>(), pointer_to(applied), pointer_to(weights));
 }
 
 void apply_norm(const Operands& of) {
@@ -156,9 +165,10 @@ void backward(const Operands& of) {
     const Sums sums(of.channels());
     with_type(of, [&]<class T>() {
         const auto applied = of.applied<T>();
+        const auto weights = of.weights<T>(true);
         cpu::backward<T>(of.problem(), of.view<const T>("dy"), of.view<const T>("x"),
                          of.view<T>("dx"), rows, of.affine<T>().weight, sums.dy(), sums.dy_xmu(),
-                         pointer_to(applied));
+                         pointer_to(applied), pointer_to(weights));
         show_gradients<T>(of, sums.dy(), sums.dy_xmu(), rows.rstd());
     });
 }
@@ -169,8 +179,9 @@ void backward_reduce(const Operands& of) {
     double* const sum_dy_xmu = sum_dy + of.channels();
     with_type(of, [&]<class T>() {
         const auto applied = of.applied<T>();
+        const auto weights = of.weights<T>(true);
         cpu::backward_reduce<T>(of.problem(), of.view<const T>("dy"), of.view<const T>("x"), rows,
-                                sum_dy, sum_dy_xmu, pointer_to(applied));
+                                sum_dy, sum_dy_xmu, pointer_to(applied), pointer_to(weights));
         show_gradients<T>(of, sum_dy, sum_dy_xmu, rows.rstd());
     });
 }
@@ -189,11 +200,13 @@ void backward_apply(const Operands& of) {
             sums.values.data()[k] += of_ranks[r * 2 * channels + k];
         }
     }
+    if (n == 0) n = 1;  // nothing counts
     with_type(of, [&]<class T>() {
         const auto applied = of.applied<T>();
+        const auto weights = of.weights<T>(true);
         cpu::backward_apply<T>(of.problem(), of.view<const T>("dy"), of.view<const T>("x"),
                                of.view<T>("dx"), rows, of.affine<T>().weight, sums.dy(),
-                               sums.dy_xmu(), n, pointer_to(applied));
+                               sums.dy_xmu(), n, pointer_to(applied), pointer_to(weights));
     });
 }
 
@@ -207,8 +220,9 @@ void backward_given(const Operands& of) {
         const auto dy = of.view<const T>("dy"), x = of.view<const T>("x");
         const auto dx = of.view<T>("dx");
         const Param<T>* const weight = of.affine<T>().weight;
+        const auto weights = of.weights<T>(true);
         cpu::backward_reduce<T>(of.problem(), dy, x, rows, sums.dy(), sums.dy_xmu(),
-                                pointer_to(applied));
+                                pointer_to(applied), pointer_to(weights));
         if (of.fused().changes_backward()) {
             cpu::backward_apply<T>(of.problem(), dy, x, dx, rows, weight, none.dy(), none.dy_xmu(),
                                    1.0, pointer_to(applied));
@@ -217,7 +231,8 @@ void backward_given(const Operands& of) {
             const cpu::PoolArray<double> values(size, 0.0);
             const StatisticsOut about_zero(values.data(), channels);
             std::copy_n(rows.var(), channels, about_zero.var());
-            cpu::apply_norm<T>(of.problem(), dy, dx, about_zero, of.eps(), {weight, nullptr});
+            cpu::apply_norm<T>(of.problem(), dy, dx, about_zero, of.eps(), {weight, nullptr},
+                               nullptr, pointer_to(weights));
         }
         show_gradients<T>(of, sums.dy(), sums.dy_xmu(), rows.rstd());
     });
@@ -226,39 +241,18 @@ void backward_given(const Operands& of) {
 // --- handlers
 // -------------------------------------------------------------------------------------
 
-template <class Each>
-ffi::Error run(const ffi::RemainingArgs& arguments, const ffi::RemainingRets& results,
-               const ffi::Dictionary& attributes, const Each& each) {
-    try {
-        const Frame frame(arguments, results, attributes);
-        // Programs have fresh memory for every result, which takes longer to map than to write.
-        for (const Named& result : frame.results()) {
-            cpu::advise_huge_pages(result.buffer.untyped_data(), result.buffer.size_bytes());
-        }
-        const FloatMode mode;
-        for (Index slice = 0; slice < frame.slices(); ++slice) each(frame, slice);
-        return ffi::Error::Success();
-    } catch (const Error& error) {
-        return ffi::Error::InvalidArgument(error.what());
-    } catch (const std::bad_alloc&) {
-        return {ffi::ErrorCode::kResourceExhausted, "bnext: not enough memory"};
-    } catch (const std::exception& error) {
-        return ffi::Error::Internal(error.what());
-    }
-}
-
 template <Function function, bool batch_statistics, void (*body)(const Operands&)>
 ffi::Error call(ffi::RemainingArgs arguments, ffi::RemainingRets results,
                 ffi::Dictionary attributes) {
-    return run(arguments, results, attributes, [](const Frame& frame, Index slice) {
+    return run_slices(arguments, results, attributes, [](const Frame& frame, Index slice) {
         body(Operands(function, batch_statistics, frame, slice));
     });
 }
 
 ffi::Error call_merge(ffi::RemainingArgs arguments, ffi::RemainingRets results,
                       ffi::Dictionary attributes) {
-    return run(arguments, results, attributes,
-               [](const Frame& frame, Index slice) { merge_shards(Slice(frame, slice)); });
+    return run_slices(arguments, results, attributes,
+                      [](const Frame& frame, Index slice) { merge_shards(Slice(frame, slice)); });
 }
 
 constexpr auto kForward = &call<Function::forward, true, forward>;
@@ -270,8 +264,6 @@ constexpr auto kBackward = &call<Function::backward, true, backward>;
 constexpr auto kBackwardReduce = &call<Function::backward_reduce, true, backward_reduce>;
 constexpr auto kBackwardApply = &call<Function::backward, true, backward_apply>;
 constexpr auto kBackwardGiven = &call<Function::backward, false, backward_given>;
-
-auto binding() { return ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs(); }
 
 XLA_FFI_DEFINE_HANDLER(forward_handler, kForward, binding());
 XLA_FFI_DEFINE_HANDLER(collect_stats_handler, kCollectStats, binding());
@@ -285,10 +277,7 @@ XLA_FFI_DEFINE_HANDLER(backward_given_handler, kBackwardGiven, binding());
 
 }  // namespace
 
-std::span<const Target> targets() {
-    const auto target = [](const char* name, XLA_FFI_Handler* handler) {
-        return Target{name, reinterpret_cast<void*>(handler)};
-    };
+std::span<const Target> batch_targets() {
     static const std::array all{
         target("bnext_forward", forward_handler),
         target("bnext_collect_stats", collect_stats_handler),

@@ -11,6 +11,8 @@ struct Target {
     void* handler;  // an XLA_FFI_Handler, which a program calls
 };
 
-std::span<const Target> targets();
+std::span<const Target> batch_targets();  // batch normalization
+std::span<const Target> row_targets();    // layer and RMS normalization
+std::span<const Target> cell_targets();   // group and instance normalization
 
 }  // namespace bnext::foreign

@@ -1,6 +1,7 @@
 // Operands: a slice as a Call that was checked, and its arrays as the operations take them.
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "core/statistics.hpp"
@@ -15,12 +16,7 @@ public:
     // `batch_statistics` is about a backward pass.
     Operands(Function function, bool batch_statistics, const Frame& frame, Index number)
         : Slice(frame, number), call_(function) {
-        for (const Named& each : frame.inputs()) {
-            const Role role = role_of(each.name);
-            if (static_cast<std::size_t>(role) < kRoles)
-                refer(each.name, call_.add(role), extents_);
-        }
-        BNEXT_CHECK(call_.has(Role::x), "x: expected an array, got none");
+        refer_all(call_, extents_);
         call_.eps = frame.get<double>("eps");
         call_.channel_axis = frame.get<std::int64_t>("channel_axis");
         fused_.activation = static_cast<Activation>(
@@ -64,6 +60,38 @@ public:
         return {doubles("statistics", kStatisticsRows * channels()), channels()};
     }
 
+    // The weights of positions, in their C order; null where there are none, and where each
+    // position counts once. A pass that writes gradients has 0 outside.
+    template <class T>
+    [[nodiscard]] std::unique_ptr<cpu::OwnWeights<Compute<T>>> weights(
+        bool zero_outside = false) const {
+        using C = Compute<T>;
+        const Index positions = problem().count();
+        const bool has_each = has("weights");
+        if (problem().elements() == 0 || !(has_each || has("counts"))) return nullptr;
+        const auto size = static_cast<std::size_t>(positions);
+        std::span<const C> each;
+        std::span<const std::uint8_t> counts;
+        const cpu::PoolArray<std::uint8_t> found(has_each ? size : 0);
+        const auto is_one = [](auto value) { return value == 1; };
+        if (has_each) {
+            each = {vector<C>("weights", positions), size};
+            // A weight that is no number counts, and makes every result one.
+            const auto counts_at = [](C weight) { return std::uint8_t{!(weight <= 0)}; };
+            std::ranges::transform(each, found.data(), counts_at);
+            counts = {found.data(), size};
+            const auto is_whole = [](C weight) { return weight == 0 || weight == 1; };
+            if (std::ranges::all_of(each, is_whole)) each = {};
+        } else {
+            const void* const bytes = values("counts", ffi::DataType::PRED, positions);
+            counts = {static_cast<const std::uint8_t*>(bytes), size};
+        }
+        const cpu::Outside outside = outside_of(frame().get<std::string_view>("masked"));
+        if (each.empty() && std::ranges::all_of(counts, is_one)) return nullptr;
+        return std::make_unique<cpu::OwnWeights<C>>(problem(), counts, each,
+                                                    zero_outside ? cpu::Outside::zero : outside);
+    }
+
     // What a forward pass applies besides; nothing without an activation and a residual.
     template <class T>
     [[nodiscard]] std::optional<cpu::Applied<T>> applied() const {
@@ -83,6 +111,11 @@ public:
     }
 
 private:
+    static cpu::Outside outside_of(std::string_view name) {
+        if (name == "unchanged") return cpu::Outside::unchanged;
+        return name == "normalized" ? cpu::Outside::normalized : cpu::Outside::zero;
+    }
+
     Extents extents_;
     Call call_;
     Fused fused_;
@@ -93,6 +126,10 @@ private:
 template <class T>
 const cpu::Applied<T>* pointer_to(const std::optional<cpu::Applied<T>>& applied) {
     return applied ? &*applied : nullptr;
+}
+template <class C>
+const cpu::Weights<C>* pointer_to(const std::unique_ptr<cpu::OwnWeights<C>>& weights) {
+    return weights != nullptr ? &weights->get() : nullptr;
 }
 
 }  // namespace bnext::foreign

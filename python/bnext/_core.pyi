@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypedDict, final
 
 import numpy as np
@@ -371,7 +371,14 @@ def check_count(count: Any, name: str = "num_batches_tracked") -> None: ...
 def check_more_than_one(shape: tuple[int, ...], count: int) -> None: ...
 def foreign_targets() -> dict[str, object] | None: ...
 def check_described(
-    function: str, arrays: list[tuple[str, tuple[int, ...], str]], channel_axis: int, eps: float
+    function: str,
+    arrays: list[tuple[str, tuple[int, ...], str]],
+    channel_axis: int,
+    eps: float,
+    num_groups: int | None = None,
+    normalized_shape: Sequence[int] = ...,
+    weighting: str | None = None,
+    activation: str = "none",
 ) -> None: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from bnext.arrays.libraries import to_numpy
 
 __all__ = [
     "amount_of",
+    "chosen_names",
     "count_of",
     "counter_of",
     "has_mask",
@@ -100,6 +102,24 @@ def values_of(value: Any, name: str) -> npt.NDArray[Any]:
     """Copy an array of any library, from wherever it lies, to NumPy's; no mask is dropped."""
     refuse_mask(value, name)
     return to_numpy(value)
+
+
+def chosen_names(given: str | Collection[str], name: str, known: Collection[str]) -> frozenset[str]:
+    """Give names as a set: of "all", every one, of another string, itself."""
+    if given == "all":
+        return frozenset(known)
+    try:
+        chosen = frozenset((given,) if isinstance(given, str) else given)
+    except TypeError:
+        chosen = frozenset([given])  # type: ignore[list-item]
+    for each in sorted(chosen, key=str):
+        if each not in known:
+            names = ", ".join(map(repr, known))
+            raise ValueError(
+                f"{name}: expected 'all' or names among {names}, alone or in a collection, got "
+                f"{each!r}"
+            )
+    return chosen
 
 
 def _text(value: Any) -> str:

@@ -22,8 +22,8 @@ from bnext.arrays import engine_of
 from bnext.arrays.libraries import library_of
 
 __all__ = [
-    "ZERO", "Masked", "Weighting", "check_positions", "names_positions", "total_weight",
-    "weighting_of", "weighting_of_call",
+    "ZERO", "Masked", "Weighting", "check_masked", "check_positions", "names_positions",
+    "over_positions", "total_weight", "weighting_of", "weighting_of_call",
 ]  # fmt: skip
 
 Masked = Literal["zero", "normalized", "unchanged"]
@@ -111,11 +111,7 @@ def weighting_of(
         `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers; it
         is a tensor that requires a gradient, of which there is none.
     """
-    if masked not in OUTSIDES:
-        text = repr(masked) if isinstance(masked, str) else type(masked).__name__
-        raise (ValueError if isinstance(masked, str) else TypeError)(
-            f"masked: expected 'zero', 'normalized' or 'unchanged', got {text}"
-        )
+    check_masked(masked)
     if mask is None and sample_weight is None and lengths is None:
         return None
     if mask is not None and lengths is not None:
@@ -144,6 +140,15 @@ def weighting_of(
     return ready, weights, masked, name
 
 
+def check_masked(masked: Any) -> None:
+    """Refuse anything but the three."""
+    if masked not in OUTSIDES:
+        text = repr(masked) if isinstance(masked, str) else type(masked).__name__
+        raise (ValueError if isinstance(masked, str) else TypeError)(
+            f"masked: expected 'zero', 'normalized' or 'unchanged', got {text}"
+        )
+
+
 def total_weight(weighting: Weighting) -> float:
     """Sum of the weights of all positions: an integer where none has a weight of its own."""
     counts, weights, *_ = weighting
@@ -161,9 +166,9 @@ def _described(x: Any) -> tuple[tuple[int, ...], str]:
     return x.shape, x.dtype.name
 
 
-def _over_positions(
-    values: npt.NDArray[Any], name: str, shape: tuple[int, ...], axis: int, *, by_example: bool
-) -> npt.NDArray[Any]:
+def over_positions(
+    values: Any, name: str, shape: tuple[int, ...], axis: int, *, by_example: bool
+) -> Any:
     """`values`, of a shape that broadcasts to the shape of the positions."""
     positions = shape[:axis] + shape[axis + 1 :]
     given = values.shape
@@ -187,7 +192,10 @@ def _mask(mask: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]
     values = values_of(mask, "mask")
     if values.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {values.dtype}")
-    return _over_positions(values, "mask", shape, axis, by_example=False)
+    of_positions: npt.NDArray[np.bool_] = over_positions(
+        values, "mask", shape, axis, by_example=False
+    )
+    return of_positions
 
 
 def _lengths(lengths: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
@@ -224,4 +232,7 @@ def _weights(
         raise ValueError(
             f"sample_weight: expected weights of at least 0, finite in {dtype}, got {wrong}"
         )
-    return _over_positions(values, "sample_weight", shape, axis, by_example=True)
+    of_positions: npt.NDArray[Any] = over_positions(
+        values, "sample_weight", shape, axis, by_example=True
+    )
+    return of_positions

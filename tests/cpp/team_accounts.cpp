@@ -40,8 +40,14 @@ void long_calls() {
     // The cores are taken: one thread, but for an attempt now and then.
     share_of_long_calls(trials, 2, 1, 4 * kSecond, taken);
     REQUIRE(share_of_long_calls(trials, 2, 1, 20 * kSecond, taken) > 0.9);
-    // They are free again.
-    share_of_long_calls(trials, 2, 2, 8 * kSecond, idle);
+    // They are free again, and taken: noticed within half a second, whatever was remembered.
+    share_of_long_calls(trials, 2, 2, 9 * kSecond, idle);
+    REQUIRE(share_of_long_calls(trials, 2, 2, 10 * kSecond, idle) == 1.0);
+    share_of_long_calls(trials, 2, 1, kSecond / 2, taken);
+    REQUIRE(share_of_long_calls(trials, 2, 1, kSecond, taken) == 1.0);
+    // However long they were taken.
+    share_of_long_calls(trials, 2, 1, 100 * kSecond, taken);
+    share_of_long_calls(trials, 2, 2, kSecond / 2, [](int n) { return n == 1 ? 0.7 : 0.5; });
     REQUIRE(share_of_long_calls(trials, 2, 2, 10 * kSecond, idle) == 1.0);
     // One thread would lose as much to its neighbours: the team stays.
     const auto shared = [](int n) { return n == 1 ? 2.2 : 1.6; };

@@ -94,7 +94,7 @@ class Inputs:
 
 
 def assert_same_bits(actual, expected, what=""):
-    actual, expected = np.asarray(actual), np.asarray(expected)
+    actual, expected = np.atleast_1d(actual), np.atleast_1d(expected)
     assert actual.dtype == expected.dtype, what
     np.testing.assert_array_equal(
         actual.view(np.uint8) if actual.size else actual,

@@ -16,12 +16,13 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "jax.md"
 def test_jax_the_page_runs():
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 5
+    assert len(blocks) == text.count("```python") == 7
     names = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["predictions"].shape == (64,)
     assert names["m"].count == names["moments"].count
+    assert names["counted"].count == names["same"].count == names["lengths"].sum()
 
 
 def test_jax_everything_public_is_explained():

@@ -100,10 +100,7 @@ def test_jax_flax_activation_and_residual(rng):
 
 
 def test_jax_flax_errors():
-    layer = BatchNorm(4, rngs=nnx.Rngs(0))
     x = jnp.ones((3, 4))
-    with pytest.raises(ValueError, match=r"^mask: expected None"):
-        layer(x, mask=x > 0)
     with pytest.raises(ValueError, match=r"^axis: expected one axis"):
         BatchNorm(4, axis=(0, 1), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"^axis_index_groups: expected None"):

@@ -1,4 +1,4 @@
-"""Batch normalization for Equinox: its layer, over bnext's kernels."""
+"""The normalization layers of Equinox, over bnext's kernels."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from bnext import _core
+from bnext.jax.equinox_norms import GroupNorm, LayerNorm, RMSNorm
 from bnext.jax.formulas import param_dtype
 from bnext.jax.functional import batch_norm, move_running, normalize
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm"]
 
 
 class BatchNorm(eqx.nn.StatefulLayer):

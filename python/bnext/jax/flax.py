@@ -1,7 +1,8 @@
-"""Batch normalization for Flax NNX: its layer, over bnext's kernels."""
+"""The normalization layers of Flax NNX, over bnext's kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 try:
@@ -16,10 +17,13 @@ except ModuleNotFoundError as error:
 import jax.numpy as jnp
 
 from bnext import _core
+from bnext.arguments import chosen_names
+from bnext.jax.flax_norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from bnext.jax.formulas import param_dtype
-from bnext.jax.functional import batch_norm, move_running, normalize
+from bnext.jax.functional import batch_norm, move_running, normalize, normalize_by_counted
+from bnext.jax.weighting import broadcast_mask
 
-__all__ = ["BatchNorm", "convert", "revert"]
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "convert", "revert"]
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -72,8 +76,11 @@ class BatchNorm(nnx.BatchNorm):
             statistics and parameters: for 16-bit data float32.
         use_running_average : bool, optional
             Takes precedence over the layer's own.
-        mask : None
-            Flax's layer takes one, this does not.
+        mask : array of bool, optional
+            Which values the statistics are of, as in Flax: it broadcasts against x. Every value is
+            normalized, and gradients go through all of them. Channels with masks of their own make
+            the call Flax's own. Where no more than one value of a channel counts, running
+            statistics stay.
         residual : array, shape of `x`, optional
             Added before the activation.
 
@@ -82,13 +89,16 @@ class BatchNorm(nnx.BatchNorm):
         array, shape of `x`
             The normalized values.
         """
-        if mask is not None:
-            raise ValueError("mask: expected None, got an array (flax.nnx.BatchNorm takes a mask)")
         given = self.use_running_average if use_running_average is None else use_running_average
         if given is None:
             raise ValueError(
                 "use_running_average: expected True or False, here or in the layer, got None"
             )
+        positions = None
+        if mask is not None and not given:
+            positions = broadcast_mask(mask, x, self.axis)
+            if positions is None:
+                return self._by_flax(x, mask, residual)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         dtype = self.dtype
@@ -106,12 +116,32 @@ class BatchNorm(nnx.BatchNorm):
         if given:
             mean, var = (each[...].astype(parameters) for each in (self.mean, self.var))
             return normalize(x, mean, var, scale, bias, **options)
-        y, moments = batch_norm(x, scale, bias, axis_name=self.axis_name, **options)
-        moved = move_running(
-            self.mean[...], self.var[...], moments, 1 - self.momentum, bessel=False
-        )
+        if mask is None:
+            y, batch = batch_norm(x, scale, bias, axis_name=self.axis_name, **options)
+        else:
+            y, batch = normalize_by_counted(
+                x, scale, bias, positions, axis_name=self.axis_name, **options
+            )
+        moved = move_running(self.mean[...], self.var[...], batch, 1 - self.momentum, bessel=False)
         self.mean[...], self.var[...] = moved
         return y
+
+    def _by_flax(self, x: Any, mask: Any, residual: Any) -> Any:
+        if self.activation is not None or residual is not None:
+            raise ValueError(
+                f"mask: expected one that is the same for all channels beside an activation or a "
+                f"residual, got one of shape {jnp.shape(mask)}"
+            )
+        return super().__call__(x, use_running_average=False, mask=mask)
+
+
+LAYERS: dict[str, tuple[type, type]] = {
+    "batch": (nnx.BatchNorm, BatchNorm),
+    "layer": (nnx.LayerNorm, LayerNorm),
+    "rms": (nnx.RMSNorm, RMSNorm),
+    "group": (nnx.GroupNorm, GroupNorm),
+    "instance": (nnx.InstanceNorm, InstanceNorm),
+}
 
 
 def _check(layer: nnx.BatchNorm) -> None:
@@ -121,13 +151,19 @@ def _check(layer: nnx.BatchNorm) -> None:
         raise ValueError("axis_index_groups: expected None, got groups")
 
 
-def convert(model: Any) -> Any:
+def convert(model: Any, *, norms: str | Collection[str] = "batch") -> Any:
     """Make the layers of a model that are Flax's batch normalization bnext's, in place.
+
+    So it does for other norms, if they are named.
 
     Parameters
     ----------
     model : flax.nnx.Module
         Every `flax.nnx.BatchNorm` in it becomes a `BatchNorm`; its variables stay the same objects.
+    norms : str or collection of str
+        Which layers are exchanged: "batch", "layer" (`LayerNorm`), "rms" (`RMSNorm`), "group"
+        (`GroupNorm`), "instance" (`InstanceNorm`), several of these, or "all". Subclasses of Flax's
+        layers stay as they are.
 
     Returns
     -------
@@ -137,14 +173,18 @@ def convert(model: Any) -> Any:
     Raises
     ------
     ValueError
-        A layer has more than one axis, or groups of an axis. Nothing has changed then.
+        A layer of batch normalization has more than one axis, or groups of an axis; `norms` has
+        another name. Nothing has changed then.
     """
-    layers = [each for _, each in nnx.iter_modules(model) if type(each) is nnx.BatchNorm]
+    classes = dict(LAYERS[name] for name in chosen_names(norms, "norms", LAYERS))
+    layers = [each for _, each in nnx.iter_modules(model) if type(each) in classes]
     for layer in layers:
-        _check(layer)
+        if isinstance(layer, nnx.BatchNorm):
+            _check(layer)
     for layer in layers:
-        layer.activation, layer.negative_slope = None, 0.01
-        layer.__class__ = BatchNorm
+        if isinstance(layer, nnx.BatchNorm):
+            layer.activation, layer.negative_slope = None, 0.01
+        layer.__class__ = classes[type(layer)]
     return model
 
 
@@ -154,7 +194,7 @@ def revert(model: Any) -> Any:
     Parameters
     ----------
     model : flax.nnx.Module
-        Every `BatchNorm` in it becomes a `flax.nnx.BatchNorm`.
+        Every layer of this module in it becomes Flax's.
 
     Returns
     -------
@@ -166,11 +206,13 @@ def revert(model: Any) -> Any:
     ValueError
         A layer has an activation, which Flax's layer lacks. Nothing has changed then.
     """
-    layers = [each for _, each in nnx.iter_modules(model) if type(each) is BatchNorm]
+    classes = {ours: theirs for theirs, ours in LAYERS.values()}
+    layers = [each for _, each in nnx.iter_modules(model) if type(each) in classes]
     for layer in layers:
-        if layer.activation is not None:
+        if getattr(layer, "activation", None) is not None:
             raise ValueError(f"model: expected layers without activation, got {layer.activation!r}")
     for layer in layers:
-        del layer.activation, layer.negative_slope
-        layer.__class__ = nnx.BatchNorm
+        if isinstance(layer, BatchNorm):
+            del layer.activation, layer.negative_slope
+        layer.__class__ = classes[type(layer)]
     return model

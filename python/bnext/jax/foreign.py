@@ -20,8 +20,8 @@ from jax._src.core import extend_axis_env_nd  # which has no public name
 from bnext import _core
 
 __all__ = [
-    "ROWS", "SHARD_ROWS", "How", "add_parts", "call", "gathered", "register", "together",
-    "varying_axes", "words", "words_of_flags",
+    "ROWS", "SHARD_ROWS", "How", "Struct", "add_parts", "call", "call_by", "gathered", "register",
+    "together", "varying_axes", "words", "words_of_flags",
 ]  # fmt: skip
 
 ROWS = len(_core.ROWS)
@@ -43,6 +43,14 @@ class How(NamedTuple):
     def parts(self) -> int:
         """How many parts the batch has."""
         return math.prod(size for _, size in self.axes)
+
+    def attributes(self) -> dict[str, Any]:
+        """Give what handlers read of it."""
+        return {
+            "channel_axis": np.int64(self.channel_axis), "eps": np.float64(self.eps),
+            "activation": self.activation or "none",
+            "negative_slope": np.float64(self.negative_slope), "residual": self.residual,
+        }  # fmt: skip
 
     @property
     def keeps_flags(self) -> bool:
@@ -149,6 +157,14 @@ def call(
     name: str, how: How, arguments: Mapping[str, Any], results: Mapping[str, Struct]
 ) -> Sequence[Any]:
     """Call a handler with the arguments that are not None; give its results."""
+    return call_by(name, arguments, results, how.attributes())
+
+
+def call_by(
+    name: str, arguments: Mapping[str, Any], results: Mapping[str, Struct],
+    attributes: Mapping[str, Any],
+) -> Sequence[Any]:  # fmt: skip
+    """Do `call`, with any attributes. The first argument has the axes that slices have."""
     names = [each for each, array in arguments.items() if array is not None]
     arrays = together(*(arguments[each] for each in names))
     structs = [_struct(arrays[0], *result) for result in results.values()]
@@ -159,10 +175,6 @@ def call(
         arguments=" ".join(names),
         results=" ".join(results),
         rank=np.int64(arrays[0].ndim),
-        channel_axis=np.int64(how.channel_axis),
-        eps=np.float64(how.eps),
-        activation=how.activation or "none",
-        negative_slope=np.float64(how.negative_slope),
-        residual=how.residual,
+        **attributes,
     )
     return found

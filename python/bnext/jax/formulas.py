@@ -19,7 +19,7 @@ from bnext.jax.foreign import How, add_parts
 
 __all__ = [
     "backward", "backward_given", "count_of", "forward", "forward_given", "given_gradients",
-    "moments_gradient", "param_dtype", "per_channel",
+    "moments_gradient", "param_dtype", "per_channel", "rstd_of",
 ]  # fmt: skip
 
 LOW = 2  # the place of the mean's low part among the values that the kernels show
@@ -53,9 +53,9 @@ def _mean(how: How, values: Any) -> Any:
     return add_parts(how, _sum(how, values)) / max(count_of(how, values), 1)
 
 
-def _rstd(how: How, var: Any) -> Any:
+def rstd_of(eps: float, var: Any) -> Any:
     """``1 / sqrt(var + eps)``, and 0 where both are 0."""
-    shifted = var + jnp.asarray(how.eps, var.dtype)
+    shifted = var + jnp.asarray(eps, var.dtype)
     positive = shifted > 0
     return jnp.where(positive, lax.rsqrt(jnp.where(positive, shifted, 1)), 0)
 
@@ -101,7 +101,7 @@ def _standardized(how: How, x: Any, values: Any) -> tuple[Any, Any, Any, Any]:
     mean = _mean(how, deviations)  # small; the pilot has no derivative, so this has the mean's
     deviations = deviations - per_channel(how, mean, x)
     var = _mean(how, deviations * deviations)
-    rstd = _rstd(how, var)
+    rstd = rstd_of(how.eps, var)
     return deviations * per_channel(how, rstd, x), mean, var, rstd
 
 
@@ -150,7 +150,7 @@ def moments_gradient(how: How, gradient: Any, x: Any, values: Any) -> Any:
 
 
 def _standardized_given(how: How, x: Any, mean: Any, var: Any) -> tuple[Any, Any]:
-    rstd = _rstd(how, var)
+    rstd = rstd_of(how.eps, var)
     deviations = x.astype(mean.dtype) - per_channel(how, mean, x)
     return deviations * per_channel(how, rstd, x), rstd
 
@@ -182,6 +182,6 @@ def backward_given(
 
 def given_gradients(how: How, var: Any, weight: Any, dweight: Any, dbias: Any) -> tuple[Any, Any]:
     """Give dmean and dvar from the gradients of the parameters."""
-    rstd = _rstd(how, var)
+    rstd = rstd_of(how.eps, var)
     scale = rstd if weight is None else rstd * weight
     return -scale * dbias, -0.5 * scale * rstd * dweight

@@ -10,10 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnext import _core
-from bnext.jax import formulas, inference, training
+from bnext.jax import formulas, inference, training, weighted, weighted_inference
+from bnext.jax.arguments import arrays_of, described
 from bnext.jax.foreign import How
+from bnext.jax.weighting import Positions, positions_of
+from bnext.weighting import Masked
 
-__all__ = ["Moments", "batch_norm", "moments", "move_running", "normalize"]
+__all__ = [
+    "Moments", "batch_norm", "moments", "move_running", "normalize", "normalize_by_counted",
+]  # fmt: skip
 
 
 class Moments(NamedTuple):
@@ -22,7 +27,7 @@ class Moments(NamedTuple):
     Attributes
     ----------
     count : array, shape ()
-        Values per channel.
+        Values per channel; of positions with weights, the sum of these.
     mean : array, shape (C,)
         Mean of each channel; float32, or float64 for float64 data.
     m2 : array, shape (C,)
@@ -35,12 +40,12 @@ class Moments(NamedTuple):
 
     @property
     def var(self) -> jax.Array:
-        """Biased variance ``m2 / count``."""
-        return self.m2 / self.count
+        """Biased variance ``m2 / count``; 0 where nothing counts."""
+        return self.m2 / jnp.where(self.count == 0, 1, self.count)
 
     @property
     def unbiased_var(self) -> jax.Array:
-        """Variance with Bessel's correction, ``m2 / (count - 1)``; NaN below two values."""
+        """Variance with Bessel's correction, ``m2 / (count - 1)``; NaN up to a count of 1."""
         return self.m2 / jnp.where(self.count > 1, self.count - 1, jnp.nan)
 
     def merge(self, other: Moments) -> Moments:
@@ -57,7 +62,7 @@ class Moments(NamedTuple):
             In float32, or float64 where these are.
         """
         count = self.count + other.count
-        share = other.count / jnp.maximum(count, 1)
+        share = other.count / jnp.where(count == 0, 1, count)
         delta = other.mean - self.mean
         m2 = self.m2 + (other.m2 + delta * delta * (self.count * share))
         return Moments(count, self.mean + delta * share, m2)
@@ -74,6 +79,10 @@ def batch_norm(
     residual: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Any = None,
+    sample_weight: Any = None,
+    lengths: Any = None,
+    masked: Masked = "zero",
 ) -> tuple[jax.Array, Moments]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
 
@@ -102,6 +111,17 @@ def batch_norm(
         "gelu", "gelu_tanh", "sigmoid" or "tanh".
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    mask : array of bool, optional
+        Which positions count, True: of the shape of `x` without its channels, or with 1 in their
+        place; other axes may be 1 as well.
+    sample_weight : array of real numbers, optional
+        How often a position counts, from 0 on: of the shapes of `mask`, or (N,), one for each
+        example. Rounded to the dtype of `weight`. No gradient goes through it.
+    lengths : array of int, shape (N,), optional
+        For `x` of (N, L, C) or (N, C, L): how many of the L positions of each example count, from
+        the first on. Not beside `mask`.
+    masked : {"zero", "normalized", "unchanged"}
+        What `y` has at positions that do not count: 0, the normalized value, or `x`.
 
     Returns
     -------
@@ -116,22 +136,33 @@ def batch_norm(
     ValueError
         While a program is traced: a shape does not fit, `x` has one value per channel, `eps` is
         negative or not finite, `channel_axis` is not an axis of `x`, `activation` is not one of the
-        names, `negative_slope` is not finite.
+        names, `negative_slope` is not finite; `mask`, `sample_weight` or `lengths` stands beside an
+        activation or a residual.
     TypeError
         A dtype does not fit, or an argument is not an array.
 
     Notes
     -----
+    Positions with weights are as in `bnext.batch_norm_forward`: a position of weight 0 does not
+    count, and has a gradient of 0, whatever `y` has there; ``moments.count`` is the sum of weights
+    of the whole batch, and a mask that is True everywhere is none, to the bit. Along `axis_name`
+    a part may have no position that counts. A program does not raise for values: lengths are
+    clipped, and a weight that is negative or not finite makes every result NaN.
+
     What `jax.jit` gets in shards without `jax.shard_map` is put together on every device first: the
     values are right, and each device does all of the work.
     """
-    x, weight, bias, residual = _arrays(x=x, weight=weight, bias=bias, residual=residual)
+    x, weight, bias, residual = arrays_of(x=x, weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, axis_name, activation, negative_slope, residual)
     kind = "forward" if axis_name is None else "shard"
-    _check(kind, how, x=x, weight=weight, bias=bias, residual=residual)
+    arrays = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    positions = _checked(kind, how, arrays, mask, sample_weight, lengths, masked)
     count = formulas.count_of(how, x)
     if axis_name is not None:
         _core.check_more_than_one(x.shape, count)
+    if positions is not None:
+        y, values, count = weighted.normalized(how, x, weight, bias, positions)
+        return y, _moments(count, values)
     y, values = training.normalized(how, x, weight, bias, residual)
     return y, _moments(count, values)
 
@@ -148,6 +179,10 @@ def normalize(
     residual: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    mask: Any = None,
+    sample_weight: Any = None,
+    lengths: Any = None,
+    masked: Masked = "zero",
 ) -> jax.Array:
     """Normalize `x` by statistics that are given: inference with running ones.
 
@@ -163,7 +198,7 @@ def normalize(
         Added to `var`.
     channel_axis : int
         Which axis of `x` has the channels.
-    residual, activation, negative_slope
+    residual, activation, negative_slope, mask, sample_weight, lengths, masked
         As for `batch_norm`.
 
     Returns
@@ -177,15 +212,46 @@ def normalize(
     ValueError, TypeError
         As `batch_norm`.
     """
-    x, mean, var = _arrays(x=x, mean=mean, var=var)
-    weight, bias, residual = _arrays(weight=weight, bias=bias, residual=residual)
+    x, mean, var = arrays_of(x=x, mean=mean, var=var)
+    weight, bias, residual = arrays_of(weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, None, activation, negative_slope, residual)
-    _check("normalize", how, x=x, mean=mean, var=var, weight=weight, bias=bias, residual=residual)
-    result: jax.Array = inference.normalized_by(how, x, mean, var, weight, bias, residual)
+    arrays = {
+        "x": x, "mean": mean, "var": var, "weight": weight, "bias": bias, "residual": residual
+    }  # fmt: skip
+    positions = _checked("normalize", how, arrays, mask, sample_weight, lengths, masked)
+    result: jax.Array
+    if positions is None:
+        result = inference.normalized_by(how, x, mean, var, weight, bias, residual)
+    else:
+        result = weighted_inference.normalized_by(how, x, mean, var, weight, bias, positions)
     return result
 
 
-def moments(x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None) -> Moments:
+def normalize_by_counted(
+    x: Any, weight: Any, bias: Any, mask: Any, *, eps: float, channel_axis: int,
+    axis_name: Hashable | None, residual: Any, activation: str | None, negative_slope: float,
+) -> tuple[jax.Array, Moments]:  # fmt: skip
+    """Normalize every value by the statistics of those that count, as Flax does with a mask.
+
+    Values that do not count have gradients as well: statistics depend on the others.
+    """
+    (x,) = arrays_of(x=x)
+    how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
+    positions = _checked("shard", how, {"x": x}, mask, None, None, "normalized")
+    assert positions is not None
+    values, count = weighted.shown_in_reverse(how, x, positions)
+    batch = _moments(count, values)
+    y = normalize(
+        x, batch.mean, batch.var, weight, bias, eps=eps, channel_axis=channel_axis,
+        residual=residual, activation=activation, negative_slope=negative_slope,
+    )  # fmt: skip
+    return y, batch
+
+
+def moments(
+    x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None, mask: Any = None,
+    sample_weight: Any = None, lengths: Any = None,
+) -> Moments:  # fmt: skip
     """Count, mean and sum of squared deviations of each channel.
 
     Parameters
@@ -195,6 +261,8 @@ def moments(x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None
     channel_axis : int
         Which axis of `x` has the channels.
     axis_name : hashable or tuple, optional
+        As for `batch_norm`.
+    mask, sample_weight, lengths
         As for `batch_norm`.
 
     Returns
@@ -207,9 +275,12 @@ def moments(x: Any, *, channel_axis: int = -1, axis_name: Hashable | None = None
     ValueError, TypeError
         As `batch_norm`.
     """
-    (x,) = _arrays(x=x)
+    (x,) = arrays_of(x=x)
     how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
-    _check("shard", how, x=x)
+    positions = _checked("shard", how, {"x": x}, mask, sample_weight, lengths, "zero")
+    if positions is not None:
+        values, count = weighted.shown(how, x, positions)
+        return _moments(count, values)
     return _moments(formulas.count_of(how, x), training.shown(how, x))
 
 
@@ -238,30 +309,20 @@ def move_running(
     Returns
     -------
     running_mean, running_var : array, shape (C,)
-        New arrays. No gradient goes through them.
+        New arrays; of a batch that counts for no more than 1 the same as before. No gradient goes
+        through them.
     """
     var = moments.unbiased_var if bessel else moments.var
     mean, var = lax.stop_gradient((moments.mean, var))
+    moves = moments.count > 1
     moved = [
-        (1 - momentum) * old + momentum * new.astype(old.dtype)
+        jnp.where(moves, (1 - momentum) * old + momentum * new.astype(old.dtype), old)
         for old, new in ((jnp.asarray(running_mean), mean), (jnp.asarray(running_var), var))
     ]
     return moved[0], moved[1]
 
 
 # --- arguments ------------------------------------------------------------------------------------
-
-
-def _arrays(**given: Any) -> list[Any]:
-    return [each if each is None else _array(each, name) for name, each in given.items()]
-
-
-def _array(given: Any, name: str) -> Any:
-    try:
-        return jnp.asarray(given)
-    except TypeError as error:
-        got = type(given).__name__
-        raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
 
 
 def _how(
@@ -288,12 +349,19 @@ def _axes(axis_name: Any) -> tuple[tuple[Any, int], ...]:
     return tuple((name, lax.axis_size(name)) for name in names)
 
 
-def _check(kind: str, how: How, **arrays: Any) -> None:
-    described = [
-        (name, array.shape, str(array.dtype)) for name, array in arrays.items() if array is not None
-    ]
-    _core.check_described(kind, described, how.channel_axis, how.eps)
+def _checked(
+    kind: str, how: How, arrays: dict[str, Any], mask: Any, sample_weight: Any, lengths: Any,
+    masked: Any,
+) -> Positions | None:  # fmt: skip
+    """Check the arrays of a call, and give what counts of x; None of all."""
+    given = {"mask": mask, "lengths": lengths, "sample_weight": sample_weight}
+    weighting = next((name for name, each in given.items() if each is not None), None)
+    _core.check_described(
+        kind, described(arrays), how.channel_axis, how.eps, weighting=weighting,
+        activation=how.activation or "none",
+    )  # fmt: skip
+    return positions_of(arrays["x"], how.channel_axis, mask, sample_weight, lengths, masked)
 
 
-def _moments(count: int, values: Any) -> Moments:
-    return Moments(jnp.asarray(float(count), values.dtype), values[0], values[1])
+def _moments(count: Any, values: Any) -> Moments:
+    return Moments(jnp.asarray(count, values.dtype), values[0], values[1])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bnext.arguments import chosen_names
 from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from bnext.torch.classes import NoCounterpart, class_of
 from bnext.torch.row_modules import LayerNorm, RMSNorm
@@ -37,21 +38,7 @@ for _table in TABLES.values():
 
 def checked_norms(norms: str | Collection[str]) -> frozenset[str]:
     """Give the names of norms as a set: of "all", every one, of another string, itself."""
-    known = (BATCH, *TABLES)
-    if norms == "all":
-        return frozenset(known)
-    try:
-        chosen = frozenset((norms,) if isinstance(norms, str) else norms)
-    except TypeError:
-        chosen = frozenset([norms])  # type: ignore[list-item]
-    for name in sorted(chosen, key=str):
-        if name not in known:
-            names = ", ".join(map(repr, known))
-            raise ValueError(
-                f"norms: expected 'all' or names among {names}, alone or in a collection, got "
-                f"{name!r}"
-            )
-    return chosen
+    return chosen_names(norms, "norms", (BATCH, *TABLES))
 
 
 def norm_of(module: Any) -> str | None:
