@@ -1,39 +1,37 @@
-"""Development tasks: ``nox -l`` lists them."""
+"""Every check of the repository: ``nox -l`` lists them; ``nox -s all_checks`` is what CI runs."""
+
+import sys
+from pathlib import Path
 
 import nox
 
+sys.path.insert(0, str(Path(__file__).parent / ".ci"))
+
+from sessions import behind
+from sessions.kit import check
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "tests"]
-nox.options.default_venv_backend = "venv"
 
-TORCH = "torch==2.13.0"
-
-
-@nox.session
-def lint(session: nox.Session) -> None:
-    """Every linter, on every file."""
-    session.install("pre-commit")
-    session.run("pre-commit", "run", "--all-files", *session.posargs)
+# Only compiled: these run behind the others, on what they leave of the processors.
+BEHIND = ("build_arm", "build_clang", "build_cuda", "build_cpp", "build_sanitized", "wheels")
+# Each stands on environments of those before it. Measurements come last, with nothing behind them.
+CHECKS = (
+    "lint", "readme", "tests", "torch", "site", "libraries", "types", "processes",
+    "built", "cpp", "other_builds", "cuda", "sanitizers", "import_time", "promises",
+)  # fmt: skip
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """The test suite, as a user installs it; arguments go to pytest."""
-    session.install(".[test]")
-    session.run("pytest", *session.posargs)
+@check(venv_backend="none")
+def all_checks(session):
+    """Everything that must hold before a change lands, up to the first failure."""
+    behind.start(BEHIND)
+    for name in CHECKS:
+        session.notify(name)
 
 
-@nox.session
-def torch(session: nox.Session) -> None:
-    """All tests, also those that compare with PyTorch, none of which may be skipped."""
-    session.install(TORCH)
-    session.install(".[test]")
-    session.run("pytest", *session.posargs, env={"BNEXT_REQUIRE_TORCH": "1"})
-
-
-@nox.session
-def benchmarks(session: nox.Session) -> None:
-    """Accuracy and speed beside others; arguments go to the suite."""
-    session.install(TORCH)
-    session.install(".[bench]")
-    session.run("python", "benchmarks/accuracy.py")
-    session.run("python", "-m", "benchmarks", *(session.posargs or ("--quick",)))
+@check(venv_backend="none")
+def built(session):
+    """Wait for the builds that `all_checks` has started, and show what they printed."""
+    behind.wait(session)

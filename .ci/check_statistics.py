@@ -1,4 +1,4 @@
-"""Checks the numbers of ``python -m bnext statistics --csv``: all there, and as README.md says."""
+"""Checks the numbers of ``python -m bnext statistics --csv``: all there, and as the page says."""
 
 import csv
 import sys

@@ -19,8 +19,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "pictures"]
 html_theme = "furo"
 html_title = f"bnext {release}"
 html_theme_options = {"navigation_with_keys": True}
@@ -35,6 +36,13 @@ autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # numpydoc's sections have them, in words
 numpydoc_show_class_members = False
+sphinx_gallery_conf = {
+    "examples_dirs": "pictures",
+    "gallery_dirs": "gallery",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+}
 numpydoc_class_members_toctree = False
 
 # What links of the included documents lead to; links to other files lead nowhere on a site, and

@@ -1,4 +1,7 @@
-"""The Python blocks of README.md, and their types: ``python -m tests.readme`` checks these."""
+"""The Python blocks of README.md and of the site's pages, and their types.
+
+``python -m tests.readme`` checks the types.
+"""
 
 import importlib.util
 import json
@@ -11,6 +14,13 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
+# The page about small batches has layers of other types in one list, and is run alone.
+PAGES = [
+    path
+    for folder in ("guide", "explanation")
+    for path in sorted((ROOT / "docs" / folder).glob("*.md"))
+    if path.name != "small_batches.md" and "```python" in path.read_text(encoding="utf-8")
+]
 
 # Errors count in the program, as they do where bnext is installed.
 CHECKERS = {
@@ -18,7 +28,7 @@ CHECKERS = {
     "pyright": ["--pythonpath", sys.executable],
 }
 
-# What the calls of the README give, and what methods return: the type that came in.
+# What calls give, and what methods return: the type that came in. (After README.md's blocks.)
 TYPES = '''
 from typing_extensions import assert_type
 
@@ -54,41 +64,50 @@ assert_type(bnext.moments(single), bnext.Moments)
 '''
 
 TYPES_OF_TORCH = """
-assert_type(mine(torch.ones(2, 3, 4, 5)), torch.Tensor)
+t = torch.ones(2, 3, 4, 5)
+assert_type(mine(t), torch.Tensor)
 assert_type(bnext.batch_norm_backward(t, t, saved), tuple[torch.Tensor, torch.Tensor, torch.Tensor])
 assert_type(bnext.torch.convert(model), torch.nn.Sequential)
 assert_type(bnext.torch.revert(model), torch.nn.Sequential)
 """
 
 
-def blocks():
+def blocks(document=README):
     """Each block as it stands, after as many empty lines as put it at its line of the file."""
-    text = README.read_text(encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
     found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in found]
 
 
-def program():
+def program(document=README):
     """All of them as one program whose lines are those of the file."""
     lines = []
-    for block in blocks():
+    for block in blocks(document):
         lines += block.splitlines()[len(lines) :]
     return "\n".join(lines) + "\n"
 
 
-def check_types(checker, package, folder, more=""):
-    """Check, strictly, what users write after the README in a program of their own.
+def needs(block):
+    """What a block needs besides NumPy."""
+    return {name for name in ("torch", "cuda") if re.search(rf"import {name}|\"{name}\"", block)}
 
-    `package` is the folder that bnext is in, `folder` one for the program, which ends with `more`.
-    Returns the exit status and the output.
+
+def check_types(checker, package, folder, more=""):
+    """Check, strictly, what users write after the documents in programs of their own.
+
+    `package` is the folder that bnext is in, `folder` one for the programs; README.md's ends with
+    `more`. Returns the exit status and the output.
     """
     has_torch = importlib.util.find_spec("torch") is not None
-    file = folder / "readme.py"
-    file.write_text(program() + TYPES + (TYPES_OF_TORCH if has_torch else "") + more)
+    types = TYPES + (TYPES_OF_TORCH if has_torch else "") + more
+    (folder / "readme.py").write_text(program() + types, encoding="utf-8")
+    for page in PAGES:
+        name = f"{page.parent.name}_{page.stem}.py"
+        (folder / name).write_text(program(page), encoding="utf-8")
     settings = {"reportMissingImports": has_torch, "extraPaths": [str(package)]}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
     result = subprocess.run(
-        [sys.executable, "-m", checker, *CHECKERS[checker], *(["readme.py"] * (checker == "mypy"))],
+        [sys.executable, "-m", checker, *CHECKERS[checker], *(["."] * (checker == "mypy"))],
         cwd=folder, env=os.environ | {"MYPYPATH": str(package)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -103,7 +122,7 @@ def main():
             status, output = check_types(checker, ROOT / "python", pathlib.Path(folder))
         if status:
             wrong = 1
-            print(f"README.md under {checker}:\n{output}")
+            print(f"README.md and docs/ under {checker}:\n{output}")
     return wrong
 
 

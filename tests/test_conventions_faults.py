@@ -3,7 +3,7 @@
 1. Bessel's correction of the initial 1.  2. tf-keras on images.  3. ONNX exported from PyTorch.
 4. MindSpore under Keras' names.  5. Impossible variances.  6. Arrays with axes of size 1.
 7. ONNX' older names.  8. Conventions that were missing.  9. Names with a prefix.
-10. What README says of them.  11. What README says of PyTorch at a large mean.
+10. What the page about them says.  11. What the comparison says of PyTorch at a large mean.
 """
 
 import math
@@ -20,7 +20,7 @@ from .checkpoints import KERAS, PYTORCH, trained, values
 from .compare import assert_same_bits
 from .optional import import_torch
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 
 def test_the_start_gets_no_correction(rng):
@@ -212,19 +212,18 @@ def test_conventions_that_were_missing(rng, name):
     assert_same_bits(bn.weight, arrays[record.names[0]])
 
 
-def test_what_readme_says_of_conventions():
-    text = README.read_text(encoding="utf-8")
-    assert f"(docs/conventions.md) has the table of {len(CONVENTIONS)}" in text
-    section = text.partition("## Layers from other libraries")[2].partition("\n## ")[0]
-    section = " ".join(section.split())
+def test_what_the_page_says_of_conventions():
+    text = (DOCS / "guide" / "libraries.md").read_text(encoding="utf-8")
+    assert f"(../conventions.md) has the table of {len(CONVENTIONS)}" in text
+    section = " ".join(text.split())
     for fact in ("m2/n or m2/(n - 1)", "tf-keras", "where averages start", "MindSpore"):
         assert fact in section, fact
 
 
 def test_the_variance_that_torch_stores_at_a_large_mean(rng):
-    """As README says it: 65,536 rows, mean/std 1e4, one thread."""
+    """As the comparison says it: 65,536 rows, mean/std 1e4, one thread."""
     torch = import_torch()
-    text = " ".join(README.read_text(encoding="utf-8").split())
+    text = " ".join((DOCS / "explanation/comparison.md").read_text(encoding="utf-8").split())
     assert "stores about 9.3 for a variance of 1" in text
     x = rng.normal(1e4, 1, (65_536, C)).astype(np.float32)
     theirs, ours = torch.nn.BatchNorm1d(C, momentum=1.0), bnext.BatchNorm1d(C, momentum=1.0)

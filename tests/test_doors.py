@@ -1,5 +1,6 @@
 """The files for those who report, contribute and cite: they agree with the package."""
 
+import ast
 import pathlib
 import re
 
@@ -7,6 +8,7 @@ import pytest
 
 import bnext
 
+from .ci_scripts import needs_the_folder
 from .optional import require_modules
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,3 +62,25 @@ def test_documents_lead_to_them():
     assert "CODE_OF_CONDUCT.md" in text_of("CONTRIBUTING.md")
     for name in ("SECURITY.md", "CITATION.cff"):
         assert name in text_of("README.md"), name
+
+
+@needs_the_folder
+def test_sessions_of_nox_are_the_list_of_checks():
+    """What `all_checks` runs are sessions with docstrings, and each runs once."""
+    sources = [ROOT / "noxfile.py", *(ROOT / ".ci" / "sessions").glob("*.py")]
+    sessions, lists = {}, {}
+    for node in (n for path in sources for n in ast.parse(path.read_text("utf-8")).body):
+        if isinstance(node, ast.FunctionDef):
+            if any(re.match(r"check\b", ast.unparse(each)) for each in node.decorator_list):
+                sessions[node.name] = ast.get_docstring(node)
+        elif isinstance(node, ast.Assign):
+            name = ast.unparse(node.targets[0])
+            if name in ("CHECKS", "BEHIND"):
+                lists[name] = ast.literal_eval(node.value)
+    names = [*lists["CHECKS"], *lists["BEHIND"]]
+    assert len(names) == len(set(names)) >= 15
+    assert set(names) <= sessions.keys()
+    assert all(sessions.values())
+    apart = {"all_checks", "benchmarks"}  # the list itself; measurements without a verdict
+    assert sessions.keys() - set(names) == apart
+    assert len(text_of(".ci/run").splitlines()) <= 60

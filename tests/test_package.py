@@ -47,6 +47,19 @@ def modules_of(package):
             yield from modules_of(module)
 
 
+def test_an_import_is_light_and_names_are_all_there():
+    """Layers, groups and conventions are imported when they are first used."""
+    loaded = output_of("import bnext, sys; print(*sys.modules)").split()
+    for module in ("layers", "sync", "estimators", "inference", "groups.mpi"):
+        assert f"bnext.{module}" not in loaded
+    names = output_of(
+        "import bnext; print(*(n for n in bnext.__all__ if getattr(bnext, n)))"
+    ).split()
+    assert sorted(names) == PUBLIC
+    with pytest.raises(AttributeError, match="module 'bnext' has no attribute 'BatchNorm4d'"):
+        _ = bnext.BatchNorm4d
+
+
 def test_nothing_hides_a_module():
     """An attribute of a package that is named like a module in it is that module."""
     seen = []

@@ -1,47 +1,42 @@
-"""README.md: its Python blocks run as they stand, one after the other, and have types."""
+"""README.md: its Python blocks run as they stand, one after the other, and have types.
+
+tests/test_site.py runs the blocks of pages; their types are checked here.
+"""
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 
 import bnext
 
 from .optional import import_extra, import_torch
-from .readme import CHECKERS, README, blocks, check_types
+from .readme import CHECKERS, PAGES, README, blocks, check_types, needs
 
 BLOCKS = blocks()
 ROOT = pathlib.Path(bnext.__file__).parents[1]
 
 
-def needs(block):
-    """What a block needs besides NumPy."""
-    return {name for name in ("torch", "cuda") if name in block}
-
-
 def test_there_are_blocks():
     assert len(BLOCKS) == README.read_text(encoding="utf-8").count("```python")
-    assert len(BLOCKS) >= 10
-    assert {frozenset(needs(block)) for block in BLOCKS} == {
-        frozenset(), frozenset({"torch"}), frozenset({"torch", "cuda"})
-    }  # fmt: skip
+    assert {frozenset(needs(block)) for block in BLOCKS} == {frozenset(), frozenset({"torch"})}
+    assert len(PAGES) >= 10
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text(encoding="utf-8"))
+    assert len(links) >= 10
+    assert [link for link in links if not (README.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_a_block_runs_after_those_before_it(number):
-    missing = set()
     if "torch" in needs(BLOCKS[number]):
         import_torch()
-    elif importlib.util.find_spec("torch") is None:
-        missing.add("torch")
-    if not bnext.cuda.is_available():
-        missing.add("cuda")
-        if "cuda" in needs(BLOCKS[number]):
-            pytest.skip(bnext.cuda.reason())
     names = {"__name__": "readme"}
     for block in BLOCKS[: number + 1]:
-        if not needs(block) & missing:
-            exec(compile(block, str(README), "exec"), names)
+        exec(compile(block, str(README), "exec"), names)
 
 
 @pytest.mark.timeout(900)  # a checker reads all of PyTorch

@@ -7,17 +7,23 @@ import importlib
 import importlib.util
 import pathlib
 import re
+import runpy
 import types
 
 import pytest
 
-import bnext
-
-from .optional import import_torch
+from .optional import import_extra, import_torch, require_gpu
+from .readme import blocks, needs
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 REFERENCE = sorted((DOCS / "reference").glob("*.rst"))
+
+
+def name_of(path):
+    return path.relative_to(DOCS).as_posix()
+
+
 MODULES = ("bnext", "bnext.functional", "bnext.sync", "bnext.cuda", "bnext.inference")
 
 
@@ -83,7 +89,7 @@ def test_every_public_name_of_torch_is_on_one_page():
     assert len(set(listed)) == len(listed)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_what_a_page_includes_is_there_once(path):
     text = path.read_text(encoding="utf-8")
     for file, options in re.findall(r"^```\{include\} (\S+)\n((?::.*\n)*)```$", text, re.MULTILINE):
@@ -92,22 +98,12 @@ def test_what_a_page_includes_is_there_once(path):
             assert source.count(f"\n{marker}\n") == 1, (file, marker)
 
 
-def test_sections_of_the_readme_are_all_on_the_site():
-    """Of each section whose beginning a page includes, another one has what follows it."""
-    text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    starts = set(re.findall(r'^:start-after: "(.*)"$', text, re.MULTILINE))
-    ends = set(re.findall(r'^:end-before: "(.*)"$', text, re.MULTILINE))
-    headings = set(re.findall(r"^##+ .*$", readme, re.MULTILINE)) - {"## Further documents"}
-    assert starts == headings
-    assert ends == headings | {"## Further documents"}
-
-
 def test_every_page_is_in_the_index():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^([a-z][\w/-]+)$", index, re.MULTILINE)
     pages = [path.relative_to(DOCS).with_suffix("").as_posix() for path in (*PAGES, *REFERENCE)]
-    assert sorted(listed) == sorted(set(pages) - {"index"})
+    made = ["gallery/index"]  # of docs/pictures
+    assert sorted(listed) == sorted({*pages, *made} - {"index", "pictures/README"})
 
 
 APART = (
@@ -117,14 +113,57 @@ APART = (
 )  # they need frameworks, and have tests of their own
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in PAGES if p.name not in APART],
-    ids=lambda p: p.relative_to(DOCS).as_posix(),
-)
-def test_python_on_a_page_runs(path):
-    """README.md's blocks have tests of their own, too."""
-    text = path.read_text(encoding="utf-8")
-    names = {"__name__": "page", "bnext": bnext}
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+def needs_of(path):
+    return {name for block in blocks(path) for name in needs(block)}
+
+
+def run_blocks(path):
+    names = {"__name__": "page"}
+    for block in blocks(path):
         exec(compile(block, str(path), "exec"), names)
+
+
+RUN = [path for path in PAGES if path.name not in APART and blocks(path)]
+
+
+@pytest.mark.parametrize("path", [p for p in RUN if not needs_of(p)], ids=name_of)
+def test_python_on_a_page_runs(path):
+    run_blocks(path)
+
+
+@pytest.mark.parametrize("path", [p for p in RUN if needs_of(p) == {"torch"}], ids=name_of)
+def test_python_on_a_page_with_torch_runs(path):
+    import_torch()
+    run_blocks(path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", [p for p in RUN if "cuda" in needs_of(p)], ids=name_of)
+def test_python_on_a_page_with_torch_on_a_gpu_runs(path):
+    require_gpu()
+    run_blocks(path)
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "pictures").glob("plot_*.py")), ids=name_of)
+def test_a_program_of_the_gallery_draws(path, monkeypatch):
+    import_extra("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plt, "show", lambda: drawn.extend(plt.get_fignums()))
+    runpy.run_path(str(path))
+    assert len(drawn) == 1
+    plt.close("all")
+
+
+def test_answers_name_files_and_tests_that_exist():
+    """A stranger's questions: what the answers name is there."""
+    text = (DOCS / "explanation" / "questions.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"`([^`\n]+)`", text)
+    files = [name for name in quoted if re.fullmatch(r"(?:csrc|tests|docs)/[\w./]+", name)]
+    assert len(files) >= 10
+    assert [name for name in files if not (DOCS.parent / name).exists()] == []
+    sources = "".join(p.read_text("utf-8") for p in (DOCS.parent / "tests").glob("test_*.py"))
+    tests = [name for name in quoted if name.startswith("test_")]
+    assert len(tests) >= 2
+    assert [name for name in tests if f"def {name}(" not in sources] == []

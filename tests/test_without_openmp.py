@@ -1,6 +1,6 @@
 """A build without OpenMP says so where users look, and what to do; one with OpenMP says nothing.
 
-`.ci/run` runs this with both kinds of build.
+CI runs this with both kinds of build (`nox -s other_builds`).
 """
 
 import warnings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -165,7 +165,7 @@ class Moments:
         mine, others = (self.mean, self.m2, self.mean_low), (other.mean, other.m2, other.mean_low)
         return self.count == other.count and all(map(_equal, mine, others))
 
-    __hash__ = None  # type: ignore[assignment]  # holds arrays
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # holds arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle through the constructor, so that the arrays stay read-only."""

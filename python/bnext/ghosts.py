@@ -62,12 +62,13 @@ class GhostSaved:
     batch_statistics = True
 
     def __init__(self, cuts: list[slice], parts: list[Any], shape: tuple[int, ...]) -> None:
-        self.cuts, self.parts = cuts, parts
-        self.shape, self.dtype = shape, parts[0].dtype
-
-    reads_residual = property(lambda self: self.parts[0].reads_residual)
-    residual = property(lambda self: self.parts[0].residual)
-    in_place = property(lambda self: self.parts[0].in_place)
+        self.cuts: list[slice] = cuts
+        self.parts: list[Any] = parts
+        self.shape: tuple[int, ...] = shape
+        self.dtype: Any = parts[0].dtype
+        self.reads_residual: bool = parts[0].reads_residual
+        self.residual: bool = parts[0].residual
+        self.in_place: bool = parts[0].in_place
 
     def backward(
         self, dy: Any, x: Any, weight: Any, out: Any, sums: str, residual: Any

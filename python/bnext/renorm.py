@@ -151,15 +151,18 @@ class Renormalization:
         running = layer.running
         running.check_movable()
         step = int(running.counter)
-        self.r_max = limit_at("r_max", layer.r_max, step)
-        self.d_max = limit_at("d_max", layer.d_max, step)
+        self.r_max: float = limit_at("r_max", layer.r_max, step)
+        self.d_max: float = limit_at("d_max", layer.d_max, step)
         self.mean, var = (to_numpy(row).astype(np.float64) for row in (running.mean, running.var))
         with np.errstate(all="ignore"):
-            self.sigma = np.sqrt(var + layer.eps)
+            self.sigma: Any = np.sqrt(var + layer.eps)
         running.eps = layer.eps
-        self.weight, self.bias = layer.weight, layer.bias
-        self.eps, self.dtype = layer.eps, layer.dtype
-        self.r, self.d = np.ones_like(self.mean), np.zeros_like(self.mean)
+        self.weight: Any = layer.weight
+        self.bias: Any = layer.bias
+        self.eps: float = layer.eps
+        self.dtype: Any = layer.dtype
+        self.r: Any = np.ones_like(self.mean)
+        self.d: Any = np.zeros_like(self.mean)
 
     def __call__(self, count: float, mean: Any, m2: Any) -> tuple[Any, Any]:
         """Give the weight and the bias for a batch of these Moments."""
@@ -185,10 +188,21 @@ class RenormSaved:
     """What a forward call leaves for its backward call."""
 
     def __init__(self, inner: Any, weight: Any, r: Any, d: Any) -> None:
-        self.inner, self.weight, self.r, self.d = inner, weight, r, d
+        self.inner: Any = inner
+        self.weight: Any = weight
+        self.r: Any = r
+        self.d: Any = d
 
-    reads_residual = property(lambda self: self.inner.reads_residual)
-    residual = property(lambda self: getattr(self.inner, "residual", False))
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the backward pass needs the residual again."""
+        value: bool = self.inner.reads_residual
+        return value
+
+    @property
+    def residual(self) -> bool:
+        """Whether a residual was added."""
+        return bool(getattr(self.inner, "residual", False))
 
     def backward(
         self, dy: Any, x: Any, weight: Any, out: Any, sums: str, residual: Any

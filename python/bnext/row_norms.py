@@ -67,7 +67,7 @@ def layer_norm_forward(
 
     Parameters
     ----------
-    x : array, shape (*, normalized_shape)
+    x : array, shape (..., normalized_shape)
         float32, float64, float16 or bfloat16, on the CPU. Arrays whose normalized axes lie side by
         side and whose examples are equally far apart are read in place; others are copied once.
     normalized_shape : int or sequence of int
@@ -146,7 +146,7 @@ def layer_norm_backward(
     ----------
     dy : array, shape of `x`
         Gradient of the loss by `y`; of the dtype of `x`.
-    x : array, shape (*, normalized_shape)
+    x : array, shape (..., normalized_shape)
         The input of the forward call, unchanged.
     saved : RowSaved
         What the forward call returned.
@@ -210,7 +210,7 @@ def rms_norm_forward(
 
     Parameters
     ----------
-    x : array, shape (*, normalized_shape)
+    x : array, shape (..., normalized_shape)
         As `layer_norm_forward` takes it.
     normalized_shape : int or sequence of int
         Lengths of the trailing axes that are normalized together.

@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 import warnings
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -205,6 +205,10 @@ def _config() -> dict[str, Any]:
     }
 
 
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """Print how bnext was built, and the properties of this machine.
 

@@ -36,7 +36,12 @@ OUTSIDES = ("zero", "normalized", "unchanged")
 WEIGHTS = {"float64": np.float64}  # by the dtype of x; others: float32
 
 Function = TypeVar("Function", bound=Any)
-KEYWORDS = {"mask": None, "sample_weight": None, "lengths": None, "masked": "zero"}
+KEYWORDS: dict[str, str | None] = {
+    "mask": None,
+    "sample_weight": None,
+    "lengths": None,
+    "masked": "zero",
+}
 
 
 def names_positions(function: Function) -> Function:

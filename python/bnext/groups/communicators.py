@@ -51,7 +51,8 @@ class Duplicate(Board):
     def __init__(self, comm: Any) -> None:
         self._identity: Identity = free_given_up(comm)
         self.comm: Any = comm.Dup()
-        self.rank, self.size = int(comm.rank), int(comm.size)
+        self.rank: int = int(comm.rank)
+        self.size: int = int(comm.size)
         self.stuck = False  # whether an exchange did not end
         self.given_up = False  # whether this rank needs it no more
         self._sent = 0  # notes, to each of the others

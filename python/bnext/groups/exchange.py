@@ -50,7 +50,7 @@ class GroupError(RuntimeError):
         self.layer = layer
         self.step = step
         self.rank = rank
-        self.reason = reason or message
+        self.reason: str = reason or message
 
 
 class Header(NamedTuple):

@@ -23,7 +23,7 @@ class Group(abc.ABC):
 
     def __init__(self) -> None:
         # Members of one process that share a layer take turns in what must happen once.
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self._done: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     @property
@@ -254,7 +254,7 @@ class announcing:  # noqa: N801 - read as `with announcing(group):`
     __slots__ = ("group",)
 
     def __init__(self, group: Group) -> None:
-        self.group = group
+        self.group: Group = group
 
     def __enter__(self) -> None:
         pass
@@ -279,7 +279,7 @@ class Part(announcing):
     def __init__(self, group: Group, layer: Any) -> None:
         super().__init__(group)
         owner = 0 if layer is None else id(layer)
-        self.header = Header(*group.begin(layer), "forward", 0, "", owner)
+        self.header: Header = Header(*group.begin(layer), "forward", 0, "", owner)
         self.count: float = 0
 
     def recalled(self, channels: int, dtype: str, count: float) -> Merged | None:

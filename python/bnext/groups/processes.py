@@ -85,8 +85,8 @@ class ProcessGroup(Group):
         super().__init__()
         if not 0 < timeout < 3.2e7:
             raise ValueError(f"timeout: expected seconds above 0, got {timeout}")
-        self.timeout = float(timeout)
-        self.broken = ""
+        self.timeout: float = float(timeout)
+        self.broken: str = ""
         self._broken_rank: int | None = None
         self._rank, self._size = rank, size
         self._roll = RollCall(rank, size, self.timeout)

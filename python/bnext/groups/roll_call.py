@@ -62,8 +62,8 @@ class RollCall:
     def __init__(self, rank: int, size: int, timeout: float, board: Board | None = None) -> None:
         self.timeout = timeout
         # How long before the time-out the roll is called; how often a waiting rank looks.
-        self.grace = min(1.0, timeout / 2)
-        self.interval = min(0.05, self.grace / 8)
+        self.grace: float = min(1.0, timeout / 2)
+        self.interval: float = min(0.05, self.grace / 8)
         self.verdict: Verdict | None = None
         self._rank = rank
         self._others = [other for other in range(size) if other != rank]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from bnext.groups.exchange import Merged
-from bnext.groups.group import Part
+from bnext.groups.group import Group, Part
 
 __all__ = ["SyncSaved"]
 
@@ -29,30 +31,96 @@ class SyncSaved:
     batch_statistics = True
 
     def __init__(self, local: Any, part: Part, merged: Merged) -> None:
-        self.local = local  # what the engine has saved, with the whole batch's statistics in it
-        self.part = part
-        self.generation = merged.generation
-        self.shared = merged.shared
+        self.local: Any = (
+            local  # what the engine has saved, with the whole batch's statistics in it
+        )
+        self.part: Part = part
+        self.generation: int = merged.generation
+        self.shared: bool = merged.shared
 
-    group = property(lambda self: self.part.group, doc="It merges the statistics and the sums.")
-    count = property(
-        lambda self: self.local.count, doc="Values per channel of the whole batch, or weights."
-    )
-    mean = property(lambda self: self.local.mean, doc="Mean of each channel.")
-    mean_low = property(lambda self: self.local.mean_low, doc="Low part of `mean`.")
-    m2 = property(lambda self: self.local.m2, doc="Sum of squared deviations from the mean.")
-    var = property(lambda self: self.local.var, doc="Biased variance; 0 for an empty batch.")
-    rstd = property(lambda self: self.local.rstd, doc="``1 / sqrt(var + eps)``, 0 if both are 0.")
-    eps = property(lambda self: self.local.eps, doc="Added to the variance.")
-    shape = property(lambda self: self.local.shape, doc="Shape of the member's shard.")
-    dtype = property(lambda self: self.local.dtype, doc="Dtype of the input.")
-    activation = property(lambda self: self.local.activation, doc="Name of the activation.")
-    residual = property(lambda self: self.local.residual, doc="Whether a residual was added.")
-    reads_residual = property(
-        lambda self: self.local.reads_residual, doc="Whether the backward pass needs it again."
-    )
-    in_place = property(lambda self: self.local.in_place, doc="Whether y was written over x.")
-    channel_axis = property(lambda self: self.local.channel_axis, doc="Which axis has channels.")
+    @property
+    def group(self) -> Group:
+        """The group, which merges the statistics and the sums."""
+        return self.part.group
+
+    @property
+    def count(self) -> float:
+        """Values per channel of the whole batch, or weights."""
+        value: float = self.local.count
+        return value
+
+    @property
+    def mean(self) -> Any:
+        """Mean of each channel."""
+        return self.local.mean
+
+    @property
+    def mean_low(self) -> Any:
+        """Low part of `mean`."""
+        return self.local.mean_low
+
+    @property
+    def m2(self) -> Any:
+        """Sum of squared deviations from the mean."""
+        return self.local.m2
+
+    @property
+    def var(self) -> Any:
+        """Biased variance; 0 for an empty batch."""
+        return self.local.var
+
+    @property
+    def rstd(self) -> Any:
+        """``1 / sqrt(var + eps)``, 0 if both are 0."""
+        return self.local.rstd
+
+    @property
+    def eps(self) -> float:
+        """What was added to the variance."""
+        value: float = self.local.eps
+        return value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the member's shard."""
+        value: tuple[int, ...] = self.local.shape
+        return value
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the input."""
+        value: np.dtype[Any] = self.local.dtype
+        return value
+
+    @property
+    def activation(self) -> str | None:
+        """Name of the activation."""
+        value: str | None = self.local.activation
+        return value
+
+    @property
+    def residual(self) -> bool:
+        """Whether a residual was added."""
+        value: bool = self.local.residual
+        return value
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the backward pass needs it again."""
+        value: bool = self.local.reads_residual
+        return value
+
+    @property
+    def in_place(self) -> bool:
+        """Whether y was written over x."""
+        value: bool = self.local.in_place
+        return value
+
+    @property
+    def channel_axis(self) -> int:
+        """Which axis has channels."""
+        value: int = self.local.channel_axis
+        return value
 
     def __repr__(self) -> str:
         """As `Saved`, with the group."""

@@ -18,7 +18,9 @@ class Keys:
     """Names of the keys that a board of one of `size` ranks makes: all begin with `prefix`."""
 
     def __init__(self, prefix: str, rank: int, size: int) -> None:
-        self.prefix, self.rank, self.size = prefix, rank, size
+        self.prefix: str = prefix
+        self.rank: int = rank
+        self.size: int = size
         self.bells: set[str] = set()  # that this rank has rung
 
     def __call__(self, name: object) -> str:

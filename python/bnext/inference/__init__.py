@@ -10,7 +10,21 @@ adaptation      statistics of a test batch, blended with the source's
 progress        the bar
 """
 
-from bnext.inference.union import micro_batches
-from bnext.inference.update import Update, update_statistics
+from typing import TYPE_CHECKING
+
+from bnext import on_demand
+
+if TYPE_CHECKING:
+    from bnext.inference.union import micro_batches
+    from bnext.inference.update import Update, update_statistics
+else:
+    __getattr__ = on_demand.attributes(
+        __name__,
+        {
+            "bnext.inference": "conventions union update",
+            "bnext.inference.union": "micro_batches",
+            "bnext.inference.update": "Update update_statistics",
+        },
+    )
 
 __all__ = ["Update", "micro_batches", "update_statistics"]

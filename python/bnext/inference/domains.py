@@ -28,7 +28,7 @@ class Switch(abc.ABC, Generic[Statistics]):
     """Which domain's statistics layers have. Subclasses know the layers."""
 
     def __init__(self, names: Iterable[str], places: list[str]) -> None:
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         for name in self.names:
             if not isinstance(name, str):
                 raise TypeError(f"names: expected strings, got {type(name).__name__}")
@@ -192,7 +192,7 @@ class Domains(Switch[Running]):
     """
 
     def __init__(self, layers: Iterable[BatchNorm], names: Iterable[str]) -> None:
-        self.layers = checked_layers(layers)
+        self.layers: list[BatchNorm] = checked_layers(layers)
         for place, layer in enumerate(self.layers):
             check_tracked(layer, f"layers[{place}]")
         super().__init__(names, [str(place) for place in range(len(self.layers))])

@@ -72,7 +72,10 @@ class CollectingGroup(PassGroup):
 class Pooled:
     """Moments of a layer's input over all batches; `count` is its number of values."""
 
-    count = property(lambda self: self._moments.count)
+    @property
+    def count(self) -> float:
+        """Values of a channel so far, or their weight."""
+        return self._moments.count
 
     def __init__(self, layer: BatchNorm) -> None:
         self._layer = layer
@@ -92,7 +95,7 @@ class Average:
 
     def __init__(self, layer: BatchNorm) -> None:
         self._bessel = layer.estimator.bessel
-        self.count = 0
+        self.count: int = 0
         self._mean: Any = 0.0
         self._var: Any = 0.0
 

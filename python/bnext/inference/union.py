@@ -88,7 +88,7 @@ class MicroBatches:
                 )
         self._open = False
         self._runs: list[Run] = []  # that have begun and not ended
-        self.rounds = 0
+        self.rounds: int = 0
 
     def __enter__(self) -> MicroBatches:
         if self._open:
@@ -197,7 +197,7 @@ class Run:
                 if moves:
                     layer.running.check_movable(f"layers[{place}].")
                     self._moving.add(place)
-        self.replay = ReplayGroup(layers, self._group, once=False)
+        self.replay: ReplayGroup = ReplayGroup(layers, self._group, once=False)
         self._number: int | None = None  # of micro-batches, in the first round
 
     def turns(self, step: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterator[Turn]:

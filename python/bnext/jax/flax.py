@@ -61,7 +61,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(num_features, **options)
         _check(self)
         self.activation = activation
-        self.negative_slope = _core.check_negative_slope(negative_slope)
+        self.negative_slope: float = _core.check_negative_slope(negative_slope)
 
     def __call__(
         self, x: Any, use_running_average: bool | None = None, *, mask: Any = None,

@@ -10,6 +10,7 @@ from bnext.estimators import DEFAULT_MOMENTUM, Estimator, chosen
 from bnext.groups.group import Group
 from bnext.layers.normalization import Normalization
 from bnext.layers.variants import check_alone
+from bnext.running import Running
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -158,8 +159,8 @@ class BatchNorm(Normalization):
         if ghost_batch_size is not None:
             self.ghost_batch_size = ghost_batch_size
             check_alone(self, group)
-        self.track_running_stats = bool(track_running_stats)
-        self.running = self.running_kind.new(
+        self.track_running_stats: bool = bool(track_running_stats)
+        self.running: Running = self.running_kind.new(
             self.num_features, chosen(momentum, decay, estimator), self.dtype,
             tracked=self.track_running_stats,
         )  # fmt: skip
@@ -174,7 +175,7 @@ class BatchNorm1d(BatchNorm):
     algorithm 1). With ``channel_axis=-1`` the shape is (N, L, C).
     """
 
-    ranks = (2, 3)
+    ranks: tuple[int, ...] = (2, 3)
 
 
 @with_sections_of(BatchNorm)
@@ -185,7 +186,7 @@ class BatchNorm2d(BatchNorm):
     algorithm 1). With ``channel_axis=-1`` the shape is (N, H, W, C).
     """
 
-    ranks = (4,)
+    ranks: tuple[int, ...] = (4,)
 
 
 @with_sections_of(BatchNorm)
@@ -196,4 +197,4 @@ class BatchNorm3d(BatchNorm):
     algorithm 1). With ``channel_axis=-1`` the shape is (N, D, H, W, C).
     """
 
-    ranks = (5,)
+    ranks: tuple[int, ...] = (5,)

@@ -35,7 +35,7 @@ class CellNormalization(ExampleNormalization, Modes):
         super().__init__(num_features, affine, dtype)
         _core.check_eps(eps=eps)
         self.eps = eps
-        self.channel_axis = index_of(channel_axis, "channel_axis")
+        self.channel_axis: int = index_of(channel_axis, "channel_axis")
         self.training = True
         self.use_running_stats: bool | None = None
         self.update_running_stats: bool | None = None

@@ -56,7 +56,7 @@ class GroupNorm(CellNormalization):
     """
 
     version = 1
-    track_running_stats = False
+    track_running_stats: bool = False
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class GroupNorm(CellNormalization):
             raise ValueError(
                 f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})"
             )
-        self.running = Running.new(0, Exponential(), self.dtype, tracked=False)
+        self.running: Running = Running.new(0, Exponential(), self.dtype, tracked=False)
 
     @property
     def num_channels(self) -> int:

@@ -21,7 +21,7 @@ __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 class _InstanceNorm(CellNormalization):
     """Instance normalization for input of so many axes."""
 
-    num_groups = None
+    num_groups: None = None
     _rank: ClassVar[int]  # of a batch; an example alone has one axis less
 
     def __init__(
@@ -36,8 +36,8 @@ class _InstanceNorm(CellNormalization):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         super().__init__(num_features, eps, affine, channel_axis, dtype)
-        self.track_running_stats = bool(track_running_stats)
-        self.running = Running.new(
+        self.track_running_stats: bool = bool(track_running_stats)
+        self.running: Running = Running.new(
             self.num_features, chosen(momentum, None, None), self.dtype,
             tracked=self.track_running_stats,
         )  # fmt: skip

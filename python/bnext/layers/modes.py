@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bnext.estimators import Estimator
 from bnext.layers.state import Layer
 from bnext.running import check_tracked
 
@@ -55,6 +56,7 @@ class Modes(TrainingMode, Layer):
     use_running_stats: bool | None
     update_running_stats: bool | None
     train_affine: bool
+    estimator: Estimator
 
     def freeze(self, *, affine: bool = True) -> Self:
         """Make a constant of the layer, in every mode.

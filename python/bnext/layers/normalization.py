@@ -69,11 +69,11 @@ class Normalization(Modes):
         self.in_place = bool(in_place)
         if self.in_place:
             _core.check_in_place(activation=activation, negative_slope=self.negative_slope)
-        self.channel_axis = index_of(channel_axis, "channel_axis")
+        self.channel_axis: int = index_of(channel_axis, "channel_axis")
         _core.check_eps(eps=eps)
         check_group(group)
         self.group = group
-        self.parameter_gradients = spine.check_parameter_gradients(parameter_gradients)
+        self.parameter_gradients: str = spine.check_parameter_gradients(parameter_gradients)
         self.eps = eps
         self.training = True
         self.use_running_stats: bool | None = None

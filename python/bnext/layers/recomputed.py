@@ -67,12 +67,19 @@ class Recomputed(Generic[ArrayT]):
             )
         if residual is not None and not local.residual:
             raise ValueError("residual: expected None, since the forward call had none")
-        self.x = x
-        self.saved = saved
-        self.residual = residual
+        self.x: ArrayT = x
+        self.saved: Saved | DeviceSaved | SyncSaved | GhostSaved = saved
+        self.residual: Any = residual
 
-    shape = property(lambda self: self.saved.shape, doc="Shape of `y`.")
-    dtype = property(lambda self: self.saved.dtype, doc="Dtype of `y`.")
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of `y`."""
+        return self.saved.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of `y`."""
+        return self.saved.dtype
 
     def value(self, out: ArrayT | None = None) -> ArrayT:
         """Make `y` again: one pass over memory, each time.

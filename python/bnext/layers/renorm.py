@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from bnext.estimators import Estimator, Exponential
 from bnext.groups.group import Group
 from bnext.layers.batch import BatchNorm
 from bnext.renorm import Limit, RenormRunning, check_limit
+from bnext.running import Running
 
 __all__ = ["BatchRenorm", "BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
 
@@ -66,7 +67,7 @@ class BatchRenorm(BatchNorm):
     """
 
     _varies = True
-    running_kind = RenormRunning
+    running_kind: ClassVar[type[Running]] = RenormRunning
 
     def __init__(
         self,
@@ -94,8 +95,8 @@ class BatchRenorm(BatchNorm):
             parameter_gradients=parameter_gradients, activation=activation,
             negative_slope=negative_slope, skip_nonfinite=skip_nonfinite, **given,
         )  # fmt: skip
-        self.r_max = check_limit("r_max", r_max)
-        self.d_max = check_limit("d_max", d_max)
+        self.r_max: Any = check_limit("r_max", r_max)
+        self.d_max: Any = check_limit("d_max", d_max)
 
     def __repr__(self) -> str:
         """As `BatchNorm`, with both limits."""
@@ -109,7 +110,7 @@ class BatchRenorm1d(BatchRenorm):
     With ``channel_axis=-1`` the shape is (N, L, C).
     """
 
-    ranks = (2, 3)
+    ranks: tuple[int, ...] = (2, 3)
 
 
 @with_sections_of(BatchRenorm)
@@ -119,7 +120,7 @@ class BatchRenorm2d(BatchRenorm):
     With ``channel_axis=-1`` the shape is (N, H, W, C).
     """
 
-    ranks = (4,)
+    ranks: tuple[int, ...] = (4,)
 
 
 @with_sections_of(BatchRenorm)
@@ -129,4 +130,4 @@ class BatchRenorm3d(BatchRenorm):
     With ``channel_axis=-1`` the shape is (N, D, H, W, C).
     """
 
-    ranks = (5,)
+    ranks: tuple[int, ...] = (5,)

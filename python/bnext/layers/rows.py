@@ -22,8 +22,8 @@ __all__ = ["LayerNorm", "RMSNorm"]
 class RowNormalization(ExampleNormalization, TrainingMode):
     """Parameters of the shape of an example, and both passes."""
 
-    names = ("weight", "bias")
-    movable = ("weight", "bias", "weight_grad", "bias_grad")
+    names: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    movable: ClassVar[tuple[str, ...]] = ("weight", "bias", "weight_grad", "bias_grad")
     version = 1
     centered: ClassVar[bool]
 
@@ -41,8 +41,8 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         if eps is not None:
             _core.check_eps(eps=eps)
         self.eps = eps
-        self.dtype = parameter_dtype(dtype)
-        self.elementwise_affine = bool(elementwise_affine)
+        self.dtype: np.dtype[Any] = parameter_dtype(dtype)
+        self.elementwise_affine: bool = bool(elementwise_affine)
         shape, has_bias = self.normalized_shape, self.elementwise_affine and bias
         self.weight: Parameter = np.ones(shape, self.dtype) if self.elementwise_affine else None
         self.bias: Parameter = np.zeros(shape, self.dtype) if has_bias else None

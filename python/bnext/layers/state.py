@@ -41,8 +41,8 @@ class Layer(Holder):
     Subclasses set `running`.
     """
 
-    names = ("weight", "bias", "running_mean", "running_var", COUNTER)
-    movable = ARRAYS
+    names: ClassVar[tuple[str, ...]] = ("weight", "bias", "running_mean", "running_var", COUNTER)
+    movable: ClassVar[tuple[str, ...]] = ARRAYS
     version = 2
 
     running: Running
@@ -56,11 +56,11 @@ class Layer(Holder):
     skip_nonfinite: bool = of_running("skips")
 
     def __init__(self, num_features: int, affine: bool, dtype: npt.DTypeLike) -> None:
-        self.num_features = index_of(num_features, "num_features")
+        self.num_features: int = index_of(num_features, "num_features")
         if self.num_features < 0:
             raise ValueError(f"num_features: expected an integer >= 0, got {num_features}")
-        self.dtype = parameter_dtype(dtype)
-        self.affine = bool(affine)
+        self.dtype: np.dtype[Any] = parameter_dtype(dtype)
+        self.affine: bool = bool(affine)
         self.weight: Parameter = np.ones(self.num_features, self.dtype) if affine else None
         self.bias: Parameter = np.zeros(self.num_features, self.dtype) if affine else None
         self.weight_grad: Parameter = None

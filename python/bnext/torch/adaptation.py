@@ -61,11 +61,12 @@ class Adaptation:
     """
 
     def __init__(self, model: torch.nn.Module, prior: float, train: str | None) -> None:
-        self.model, self.prior = model, check_prior(prior)
+        self.model: torch.nn.Module = model
+        self.prior: float = check_prior(prior)
         check_module(model)
         if train not in (None, "affine"):
             raise ValueError(f"train: expected 'affine' or None, got {train!r}")
-        self.layers = {
+        self.layers: dict[str, _BatchNorm] = {
             name: layer for name, layer in model.named_modules()
             if isinstance(layer, _BatchNorm) and layer.running_mean is not None
         }  # fmt: skip

@@ -61,7 +61,7 @@ class Domains(Switch[Buffers]):
 
     def __init__(self, model: torch.nn.Module, names: Iterable[str]) -> None:
         check_module(model)
-        self.layers = {
+        self.layers: dict[str, _BatchNorm] = {
             name: layer for name, layer in model.named_modules()
             if isinstance(layer, _BatchNorm) and layer.running_mean is not None
         }  # fmt: skip

@@ -70,9 +70,12 @@ class Fusion:
         self, module: torch.nn.Module, arguments: int, layers: tuple[FusedLayer, ...],
         variants: dict[tuple[bool, bool], Callable[..., Any]], fold: bool,
     ) -> None:  # fmt: skip
-        self.arguments, self.layers, self.variants = arguments, layers, variants
-        self.fold = fold
-        self.settings, self.children = _settings_of(module), _children_of(module)
+        self.arguments: int = arguments
+        self.layers: tuple[FusedLayer, ...] = layers
+        self.variants: dict[tuple[bool, bool], Callable[..., Any]] = variants
+        self.fold: bool = fold
+        self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
+        self.children: list[str] = _children_of(module)
 
     def function_for(self, module: Any, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
         """Find the function for a call; None if the class's own forward is to take it."""

@@ -41,7 +41,8 @@ class Kept:
     __slots__ = ("__weakref__", "tensor", "version")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor.detach(), tensor._version  # no cycle through the graph
+        self.tensor: Tensor = tensor.detach()  # no cycle through the graph
+        self.version: int = tensor._version
 
     def value(self) -> Tensor:
         """Give it back; RuntimeError if it was written to, as autograd has it without hooks."""
@@ -82,9 +83,11 @@ class Recomputed:
     __slots__ = ("__weakref__", "residual", "saved", "strides", "version", "x")
 
     def __init__(self, y: Tensor, x: Any, saved: Any, residual: Any) -> None:
-        self.x = weakref.ref(x)
-        self.saved, self.residual = saved, residual
-        self.strides, self.version = y.stride(), y._version
+        self.x: weakref.ref[Any] = weakref.ref(x)
+        self.saved: Any = saved
+        self.residual: Any = residual
+        self.strides: tuple[int, ...] = y.stride()
+        self.version: int = y._version
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether it stands for this tensor, as it is now."""

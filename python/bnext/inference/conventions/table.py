@@ -65,7 +65,7 @@ they are after an empty batch; at the large mean its variance is exact to roundi
 
 """
 
-STARTS = {
+STARTS: dict[str | None, str] = {
     "blended": "0 and 1, which decay",
     "debiased": "none: divided by 1 - d^k",
     "divided": "0 and 1; divided by 1 - d^k in inference",
