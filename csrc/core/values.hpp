@@ -84,12 +84,23 @@ BNEXT_FORMULA double with_sign_of(double a, double b) {
 BNEXT_FORMULA float minus_magnitude(float a) { return with_sign_of(a, -1.0F); }
 BNEXT_FORMULA double minus_magnitude(double a) { return with_sign_of(a, -1.0); }
 
+// |a|
+BNEXT_FORMULA float magnitude(float a) { return with_sign_of(a, 1.0F); }
+BNEXT_FORMULA double magnitude(double a) { return with_sign_of(a, 1.0); }
+
 // 2^n, when the last bits of `rounded` are n plus the exponent's bias.
 BNEXT_FORMULA float power_of_two(float rounded) {
     return bits_as<float>(bits_as<std::uint32_t>(rounded) << 23);
 }
 BNEXT_FORMULA double power_of_two(double rounded) {
     return bits_as<double>(bits_as<std::uint64_t>(rounded) << 52);
+}
+// a 2^n, when the last bits of `rounded` are n, and neither a nor the result is 0 or subnormal.
+BNEXT_FORMULA float times_power_of_two(float a, float rounded) {
+    return bits_as<float>(bits_as<std::uint32_t>(a) + (bits_as<std::uint32_t>(rounded) << 23));
+}
+BNEXT_FORMULA double times_power_of_two(double a, double rounded) {
+    return bits_as<double>(bits_as<std::uint64_t>(a) + (bits_as<std::uint64_t>(rounded) << 52));
 }
 
 }  // namespace bnext

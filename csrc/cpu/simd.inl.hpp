@@ -211,10 +211,25 @@ BNEXT_FORCE_INLINE Pack<C> minus_magnitude(const Pack<C>& a) {
     });
 }
 template <class C>
-BNEXT_FORCE_INLINE Pack<C> power_of_two(const Pack<C>& rounded) {
-    constexpr int kMantissaBits = sizeof(C) == 4 ? 23 : 52;
+BNEXT_FORCE_INLINE Pack<C> magnitude(const Pack<C>& a) {
+    constexpr WordOf<C> kSign = WordOf<C>{1} << (8 * sizeof(C) - 1);
     return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
-        return (Native<C>)((Native<WordOf<C>>)rounded.part[i] << kMantissaBits);
+        return (Native<C>)((Native<WordOf<C>>)a.part[i] & ~kSign);
+    });
+}
+template <class C>
+inline constexpr int kMantissaBits = sizeof(C) == 4 ? 23 : 52;
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> power_of_two(const Pack<C>& rounded) {
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)((Native<WordOf<C>>)rounded.part[i] << kMantissaBits<C>);
+    });
+}
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> times_power_of_two(const Pack<C>& a, const Pack<C>& rounded) {
+    using Bits = Native<WordOf<C>>;
+    return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return (Native<C>)((Bits)a.part[i] + ((Bits)rounded.part[i] << kMantissaBits<C>));
     });
 }
 

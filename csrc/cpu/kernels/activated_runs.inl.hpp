@@ -4,7 +4,8 @@
 // A run goes by pieces that stay in the first-level cache: z of a piece is made, then a loop of the
 // activation goes over it, then it is written. So there is one loop for each activation and compute
 // type, and not one for each dtype, layout and pass besides. Activations of a few instructions,
-// which cost less than this, stay in registers where there are walks for them.
+// which cost less than this, stay in registers where there are walks for them, and so do the smooth
+// ones of with_frequent_activation: their arithmetic then goes on while memory is waited for.
 
 // --- forward
 // --------------------------------------------------------------------------------------
@@ -228,6 +229,11 @@ BNEXT_FORCE_INLINE void write_walk(const ActivatedRun<T>& run, const Walk& walk,
                     : write_in_registers<A, false>(run, walk, fused.negative_slope, flags);
             };
             if (with_quick_activation(fused.activation, write)) return;
+            const auto write_alone = [&](auto activation) BNEXT_INLINE_LAMBDA {
+                constexpr Activation A = decltype(activation)::value;
+                write_in_registers<A, false>(run, walk, fused.negative_slope, flags);
+            };
+            if (!fused.residual && with_frequent_activation(fused.activation, write_alone)) return;
         }
         write_by_loops(run, walk, fused, flags);
     } else {

@@ -116,19 +116,26 @@ BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
 template <class T>
 inline constexpr bool kHasWalks = kNativeBytes > 16 && DTypeOf<T>::value == DType::float32;
 
-// Calls f with one of these activations as a constant. Returns whether it is one.
-template <class F>
-BNEXT_FORCE_INLINE bool with_quick_activation(Activation activation, F&& f) {
-    const auto is = [&](auto quick) BNEXT_INLINE_LAMBDA {
-        if (activation != quick) return false;
-        f(quick);
+// Calls f with the activation as a constant, if it is one of these. Returns whether it is.
+template <Activation... kThese, class F>
+BNEXT_FORCE_INLINE bool with_activation_of(Activation activation, F&& f) {
+    const auto is = [&](auto one) BNEXT_INLINE_LAMBDA {
+        if (activation != one) return false;
+        f(one);
         return true;
     };
+    return (is(std::integral_constant<Activation, kThese>{}) || ...);
+}
+template <class F>
+BNEXT_FORCE_INLINE bool with_quick_activation(Activation activation, F&& f) {
     using enum Activation;
-    return is(std::integral_constant<Activation, relu>{}) ||
-           is(std::integral_constant<Activation, relu6>{}) ||
-           is(std::integral_constant<Activation, leaky_relu>{}) ||
-           is(std::integral_constant<Activation, hardswish>{});
+    return with_activation_of<relu, relu6, leaky_relu, hardswish>(activation, f);
+}
+// The smooth ones that networks have most often: their forward pass without an addition.
+template <class F>
+BNEXT_FORCE_INLINE bool with_frequent_activation(Activation activation, F&& f) {
+    using enum Activation;
+    return with_activation_of<silu, gelu>(activation, f);
 }
 
 // --- formulas along a run
