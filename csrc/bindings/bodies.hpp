@@ -121,8 +121,9 @@ private:
 
 // Where the residual's gradient goes, if the pass makes one.
 inline py::object* wanted_dresidual(const Saved& saved, py::object& dresidual) {
-    const bool wanted = saved.epilogue && saved.epilogue->fused.residual &&
-                        saved.epilogue->fused.changes_backward();
+    const bool wanted =
+        saved.epilogue && saved.epilogue->fused.residual &&
+        (saved.epilogue->fused.changes_backward() || saved.weights != nullptr);
     return wanted ? &dresidual : nullptr;
 }
 

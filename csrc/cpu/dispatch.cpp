@@ -9,10 +9,11 @@
 
 namespace bnext::cpu {
 
-#define BNEXT_DECLARE_ISA(isa)       \
-    namespace isa {                  \
-    extern const KernelTable table;  \
-    extern const RowTable row_table; \
+#define BNEXT_DECLARE_ISA(isa)                 \
+    namespace isa {                            \
+    extern const KernelTable table;            \
+    extern const RowTable row_table;           \
+    extern const WeightedTable weighted_table; \
     }
 BNEXT_DECLARE_ISA(baseline)
 #if defined(__x86_64__)
@@ -62,6 +63,14 @@ const RowTable& row_table_of([[maybe_unused]] const KernelTable& table) {
     if (&table == &avx2::table) return avx2::row_table;
 #endif
     return baseline::row_table;
+}
+
+const WeightedTable& weighted_table_of([[maybe_unused]] const KernelTable& table) {
+#if defined(__x86_64__)
+    if (&table == &avx512::table) return avx512::weighted_table;
+    if (&table == &avx2::table) return avx2::weighted_table;
+#endif
+    return baseline::weighted_table;
 }
 
 const KernelTable* find_available(std::string_view name) {

@@ -24,7 +24,7 @@ struct Setting {
     Plan plan;
     int threads;
     const KernelTable& table;
-    const Kernels<T>& kernels;
+    Kernels<T> kernels;
     Stores stores;
 
     // Only coefficients of all channels go on behind the last as they began.
@@ -58,10 +58,14 @@ Setting<T> prepare(const Problem& problem, const Work& work, Pass pass,
 
 // The same with the kernels of positions that have weights; of `problem_of_positions`.
 template <class T>
-Setting<T> prepare_weighted(const Problem& problem, const Work& work, Pass pass) {
-    const Setting<T> plain = prepare<T>(problem, work, pass);
-    return {plain.plan, plain.threads, plain.table,
-            plain.table.template weighted_kernels<T>(plain.plan.tiling.walk(), pass), plain.stores};
+Setting<T> prepare_weighted(const Problem& problem, const Work& work, Pass pass,
+                            Epilogue epilogue = Epilogue::none) {
+    Setting<T> setting = prepare<T>(problem, work, pass, epilogue);
+    const auto& weighted = weighted_table_of(setting.table)
+                               .template kernels<T>(setting.plan.tiling.walk(), pass, epilogue);
+    setting.kernels.reduce = weighted.reduce;
+    setting.kernels.write = weighted.write;
+    return setting;
 }
 
 // The work of a formula's phases: of the first alone, of the second alone, of both.

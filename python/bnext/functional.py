@@ -51,6 +51,7 @@ def batch_norm_forward(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> tuple[ArrayT, Saved | DeviceSaved | SyncSaved]: ...
 
@@ -71,6 +72,7 @@ def batch_norm_forward(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
 
@@ -130,8 +132,15 @@ def batch_norm_forward(
     lengths : array of int, shape (N,), optional
         For `x` of (N, C, L) or (N, L, C): how many of the L positions of each example count, from
         the first on. Not beside `mask`.
+    offsets : array of int, shape (B + 1,), optional
+        For examples of unequal extents that follow each other along the first axis of `x`, as in a
+        jagged tensor: example b has positions ``offsets[b]`` to ``offsets[b + 1]``. Statistics are
+        over all of them; positions before ``offsets[0]`` and from ``offsets[-1]`` on do not count.
+        Beside it `lengths`, of shape (B,), says how many positions of each example count, and a
+        `sample_weight` of shape (B,) has a weight for each. Not beside `mask`.
     masked : {"zero", "normalized", "unchanged"}
-        What `y` has at positions that do not count: 0, the normalized value, or `x`.
+        What `y` has at positions that do not count: 0, what it has elsewhere (the activation of the
+        normalized value and the residual), or `x`.
 
     Returns
     -------
@@ -150,9 +159,9 @@ def batch_norm_forward(
         A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input; `activation`
         is not one of the names, `negative_slope` is not finite; `out` is `x`, and `x` does not
-        follow from `y` (see below). A weight is negative or not finite, a length not from 0 to L;
-        `mask`, `sample_weight` or `lengths` stands beside an activation, a residual, or ``out=x``,
-        or `x` is on a GPU.
+        follow from `y` (see below). A weight is negative or not finite, a length not from 0 to L,
+        offsets decrease or leave the axis; `mask`, `sample_weight`, `lengths` or `offsets` stands
+        beside ``out=x``, or `x` is on a GPU.
     TypeError
         A dtype does not fit, an argument is not an array, or not where `x` is; `activation` is not
         a string.
@@ -181,8 +190,8 @@ def batch_norm_forward(
     the statistics are ``mean = sum(w x) / W`` and ``var = sum(w (x - mean)**2) / W``, with ``W =
     sum(w)``. Weights are frequencies: a 2 is two copies of a position, Bessel's correction is
     ``W / (W - 1)``, and ``saved.count`` is W. A position of weight 0 does not count: what `x` and
-    `dy` have there is not part of any sum, NaN and infinities neither. Its gradient is 0, also
-    where ``masked="unchanged"`` gives `x`. `saved` has a copy of the weights: a byte a position for
+    `dy` have there is not part of any sum, NaN and infinities neither. Gradients there, also the
+    residual's, are 0, whatever `masked` is. `saved` has a copy of the weights: a byte a position for
     a mask. A mask that is True everywhere is none, to the bit.
 
     Where W is at most 1, running statistics of a layer stay; the batch is counted. Where nothing

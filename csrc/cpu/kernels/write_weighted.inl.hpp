@@ -14,15 +14,16 @@ struct WeightedOf<Gradient<V>> {
 
 // --- planar -------------------------------------------------------------------------------------
 
-// n values of a plane, the first at the position of that number. `ahead` as in write_planes.
+// n values of a plane, the first at the position of that number. `ahead` as in write_planes. Inline,
+// so that pointers stay in registers: a copy of them in memory is read as a vector, which waits
+// until the streamed stores of the plane before have left the processor.
 template <bool kStreams, class Formula, class T>
-BNEXT_NO_INLINE void write_counted_run(const Runs<Formula, T>& given,
-                                       const T* const (&ahead)[Formula::kReads], Index n,
-                                       Index number, const Weights<Compute<T>>& weights,
-                                       Formula formula) {
+BNEXT_FORCE_INLINE void write_counted_run(const Runs<Formula, T> runs,
+                                          const T* const (&ahead)[Formula::kReads], Index n,
+                                          Index number, const Weights<Compute<T>>& weights,
+                                          Formula formula) {
     using C = Compute<T>;
     static_assert(Formula::kWrites == 1);
-    const Runs<Formula, T> runs = given;
     const bool unchanged = weights.outside == Outside::unchanged;
     const FlagBits bits = weights.bits;
     const C* const each = weights.each;

@@ -99,6 +99,7 @@ class Normalization(Modes):
         mask: Any = None,
         sample_weight: Any = None,
         lengths: Any = None,
+        offsets: Any = None,
         masked: Masked = "zero",
     ) -> ArrayT: ...
 
@@ -112,6 +113,7 @@ class Normalization(Modes):
         mask: Any = None,
         sample_weight: Any = None,
         lengths: Any = None,
+        offsets: Any = None,
         masked: Masked = "zero",
     ) -> Array: ...
 
@@ -131,7 +133,7 @@ class Normalization(Modes):
             Added to the normalized values, before the activation; of the dtype of `x`. After
             "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer keeps it like
             `x`, on a GPU after any activation.
-        mask, sample_weight, lengths : array, optional
+        mask, sample_weight, lengths, offsets : array, optional
             Which positions count, and how often; as `bnext.batch_norm_forward` takes them. Running
             statistics move as without, by the statistics of what counts. The layer keeps a copy for
             `backward`.
