@@ -112,13 +112,8 @@ def test_errors():
     for wrong, given, kind, text in (
         (layer, {"mask": mask[:3]}, ValueError, "^mask: expected shape"),
         (layer, {"mask": mask.float()}, TypeError, "^mask: expected dtype bool"),
-        (
-            layer,
-            {"mask": mask, "residual": x},
-            ValueError,
-            "^mask: expected None beside a residual",
-        ),
-        (activated, {"mask": mask}, ValueError, "^mask: expected None beside an activation"),
+        (layer, {"mask": mask, "residual": x[:2]}, ValueError, "^residual: expected shape"),
+        (activated, {"lengths": mask, "mask": mask}, ValueError, "^lengths: expected None beside"),
         (layer, {"mask": mask, "masked": "x"}, ValueError, "^masked: expected 'zero'"),
     ):
         with pytest.raises(kind, match=text):

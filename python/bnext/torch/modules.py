@@ -15,7 +15,7 @@ from bnext.docstrings import with_sections_of
 from bnext.torch.context import is_compiling
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm, weight_of_batch
-from bnext.torch.ghosts import Ghosts, ghosts_of, set_ghosts
+from bnext.torch.ghosts import Ghosts, set_ghosts
 from bnext.torch.kernel_module import KernelModule
 from bnext.torch.jagged import is_jagged, of_jagged
 from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
@@ -75,8 +75,8 @@ class Forward(KernelModule, _BatchNorm):
     @property
     def ghost_batch_size(self) -> int | None:
         """Examples that are normalized together in training; None: the batch."""
-        ghosts = ghosts_of(self)
-        return None if ghosts is None else ghosts.size
+        special = vars(self).get("_special")
+        return special.size if isinstance(special, Ghosts) else None
 
     @ghost_batch_size.setter
     def ghost_batch_size(self, value: int | None) -> None:
