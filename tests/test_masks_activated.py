@@ -334,5 +334,5 @@ def test_positions_are_those_of_x(rng):
     assert positions_of(Case("x", x.shape)) == (4, 5)
     with pytest.raises(ValueError, match=r"^mask: expected shape \(4, 5\)"):
         bnext.batch_norm_forward(x, activation="relu", mask=np.ones((4, 3), bool))
-    with pytest.raises(ValueError, match="^residual: "):
+    with pytest.raises(ValueError, match=r"^residual: "):
         bnext.batch_norm_forward(x, residual=x[:2], mask=x[:, 0] > 0)

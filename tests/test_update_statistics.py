@@ -243,6 +243,6 @@ def test_batches_that_are_not_finite_are_left_out(rng, method):
         assert (layer.num_batches_tracked, layer.num_batches_skipped) == (2, 2)
     bnext.update_statistics(network(others), bad, others, method)
     assert np.isnan(others[0].running_mean).any()
-    with pytest.raises(ValueError, match="^batches: expected at least one with finite data"):
+    with pytest.raises(ValueError, match=r"^batches: expected at least one with finite data"):
         bnext.update_statistics(network(layers), bad[1::2], layers, method)
     assert layers[0].num_batches_skipped == 2

@@ -147,6 +147,7 @@ private:
     void cell_forward() const {
         cells();
         check_eps(call_.eps);
+        check_negative_slope(call_.fused.negative_slope);
         affine(x().shape());
         if (!call_.num_groups) {
             check_spatial(x().shape(), call_.axis());

@@ -215,7 +215,12 @@ double cell_forward(const CellProblem& problem, const Examples<const T>& x, cons
     const auto settings = prepare_cells<T>(problem, fused, Pass::forward);
     const Activated activated{fused};
     const ForwardOfCells<T> pass{{problem, settings.cells, fused.any() ? &activated : nullptr},
-                                 settings.sums, x, y, affine, eps, slabs};
+                                 settings.sums,
+                                 x,
+                                 y,
+                                 affine,
+                                 eps,
+                                 slabs};
     return run(problem, settings, pass);
 }
 

@@ -31,8 +31,8 @@ double cell_forward(const CellProblem& problem, const Examples<const T>& x, cons
 
 // With g = dy * weight and the means over a slab's values,
 //     dx = rstd * (g - mean of g - xhat * mean of g * xhat)
-// and dweight (C,) = sum of dy * xhat, dbias (C,) = sum of dy, over the cells of each channel. After
-// an activation dy * act'(z) takes the place of dy, with z of the forward call's parameters.
+// and dweight (C,) = sum of dy * xhat, dbias (C,) = sum of dy, over the cells of each channel.
+// After an activation dy * act'(z) takes the place of dy, with z of the forward call's parameters.
 template <class T>
 void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
                    const Examples<const T>& x, const Examples<T>& dx, const StatisticsIn& slabs,

@@ -93,8 +93,7 @@ Setting<T> prepare_weighted(const Problem& problem, const Fused& fused, Pass pas
 template <class T>
 double weighted_activated_forward(const Problem& given, const View<const T>& x, const View<T>& y,
                                   const Affine<T>& affine, double eps, const StatisticsOut& rows,
-                                  const Applied<T>& applied,
-                                  const Weights<Compute<T>>& weights) {
+                                  const Applied<T>& applied, const Weights<Compute<T>>& weights) {
     using F = Formula<Pass::forward, Epilogue::activated, Compute<T>>;
     const Problem problem = problem_of_positions(given);
     const auto setting = prepare_weighted<T>(problem, applied.fused, Pass::forward, true, 2);
@@ -122,13 +121,11 @@ void weighted_activated_apply_norm(const Problem& given, const View<const T>& x,
     const auto by_weights = prepare_weighted<T>(problem, applied.fused, Pass::forward, true, 1);
     const auto setting = writing(by_weights, weights, Epilogue::activated);
     const ActivatedArrays<T> arrays(x, y, applied);
-    Second<F, T, WeightedActivatedNormal<T>>{setting,
-                                             arrays.in,
-                                             arrays.out,
-                                             {{{rows, affine, eps}, arrays.activated}, weights},
-                                             &arrays.activated,
-                                             nullptr,
-                                             &weights}
+    Second<F, T, WeightedActivatedNormal<T>>{
+        setting,           arrays.in,
+        arrays.out,        {{{rows, affine, eps}, arrays.activated}, weights},
+        &arrays.activated, nullptr,
+        &weights}
         .run(problem);
 }
 
@@ -143,8 +140,8 @@ void weighted_activated_backward(const Problem& given, const View<const T>& dy,
     using Summing = CollectWeightedActivated<T>;
     using Writing = Second<F, T, WeightedActivatedGradients<T>>;
     const Problem problem = problem_of_positions(given);
-    const auto setting = prepare_weighted<T>(problem, applied.fused, Pass::backward, apply,
-                                             reduce && apply ? 2 : 1);
+    const auto setting =
+        prepare_weighted<T>(problem, applied.fused, Pass::backward, apply, reduce && apply ? 2 : 1);
     const ActivatedArrays<T> arrays(dy, x, dx, applied);
     const Affine<T>& affine = applied.of_forward;
     const RowsOfZ<T> of_z(problem, setting,
@@ -155,8 +152,8 @@ void weighted_activated_backward(const Problem& given, const View<const T>& dy,
     const WeightedActivatedGradients<T> gradients{
         {{of, weight, sum_dy, sum_dy_xmu, applied.scale}, affine, of_z}, weights};
     if (!reduce) {
-        return Writing{setting,   arrays.in,         arrays.out, gradients,
-                       &arrays.activated, &of_z, &weights}
+        return Writing{setting,           arrays.in, arrays.out, gradients,
+                       &arrays.activated, &of_z,     &weights}
             .run(problem, n);
     }
     setting.run(Both<Summing, Writing>{summing,

@@ -191,8 +191,8 @@ def batch_norm_forward(
     sum(w)``. Weights are frequencies: a 2 is two copies of a position, Bessel's correction is
     ``W / (W - 1)``, and ``saved.count`` is W. A position of weight 0 does not count: what `x` and
     `dy` have there is not part of any sum, NaN and infinities neither. Gradients there, also the
-    residual's, are 0, whatever `masked` is. `saved` has a copy of the weights: a byte a position for
-    a mask. A mask that is True everywhere is none, to the bit.
+    residual's, are 0, whatever `masked` is. `saved` has a copy of the weights: a byte a position
+    for a mask. A mask that is True everywhere is none, to the bit.
 
     Where W is at most 1, running statistics of a layer stay; the batch is counted. Where nothing
     counts, mean and variance are 0. In a group W is the sum of all members'; of one value in the

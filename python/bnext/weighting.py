@@ -105,8 +105,8 @@ def weighting_of(
         length is not from 0 to the axis' extent, offsets decrease or leave the axis, `mask` was
         given beside `lengths` or `offsets`, or `masked` is not one of the three.
     TypeError
-        `mask` is not of bools, `lengths` or `offsets` not of integers, `sample_weight` not of real numbers; it
-        is a tensor that requires a gradient, of which there is none.
+        `mask` is not of bools, `lengths` or `offsets` not of integers, `sample_weight` not of real
+        numbers; it is a tensor that requires a gradient, of which there is none.
     """
     if masked not in OUTSIDES:
         text = repr(masked) if isinstance(masked, str) else type(masked).__name__

@@ -146,7 +146,7 @@ def test_ghosts_that_are_set_meanwhile_do_not_end_it(size):
         blended = layer(x)
         layer.ghost_batch_size = size
         assert torch.equal(layer(x), blended)
-        with pytest.raises(RuntimeError, match="^model: expected one that is not adapted"):
+        with pytest.raises(RuntimeError, match=r"^model: expected one that is not adapted"):
             bnext.torch.adapt(layer)
     assert layer.ghost_batch_size == size
     assert not torch.allclose(layer(x), blended)

@@ -83,5 +83,5 @@ def test_errors():
     with pytest.raises(ValueError, match=r"^input: expected a jagged tensor of shape \(B, \*, C"):
         layer(jagged(values).transpose(1, 2))
     for residual in (values, jagged(values, OFFSETS.clone())):
-        with pytest.raises(ValueError, match="^residual: expected a jagged tensor of the input's"):
+        with pytest.raises(ValueError, match=r"^residual: expected a jagged tensor of the input"):
             layer(jagged(values), residual)

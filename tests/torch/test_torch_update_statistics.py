@@ -305,7 +305,7 @@ def test_batches_that_are_not_finite_are_left_out(method):
         assert torch.equal(one.running_mean, two.running_mean)
         assert torch.equal(one.running_var, two.running_var)
         assert (int(one.num_batches_tracked), int(one.num_batches_skipped)) == (2, 2)
-    with pytest.raises(ValueError, match="^loader: expected at least one batch with finite data"):
+    with pytest.raises(ValueError, match=r"^loader: expected at least one batch with finite data"):
         bnext.torch.update_statistics(skipping, bad[1::2], method)
     assert int(skipping[0].num_batches_skipped) == 2
     bnext.torch.update_statistics(other, bad, method)

@@ -120,8 +120,7 @@ BNEXT_FORCE_INLINE void add_gradient_rows(
                 unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
                     const Index k = c + g * kLanes;
                     const Pack<Sum<T>> of = load_gradient<T>(gradients[r] + k);
-                    const Pack<Sum<T>> at_x =
-                        deviating(fused, load_sum(x + k, columns, Sum<T>{0}));
+                    const Pack<Sum<T>> at_x = deviating(fused, load_sum(x + k, columns, Sum<T>{0}));
                     first_sum[g] = first_sum[g] + of;
                     second_sum[g] = fma(of, at_x - center[g], second_sum[g]);
                 });

@@ -1,7 +1,7 @@
-// Activated passes over positions of which not all count (cpu/weights.hpp), as activated_runs.inl.hpp
-// has them: z of a piece of a run, a loop of the activation over it, then what is written of it. A
-// run is a piece of a plane, with bits and weights of its own, or a row, whose values count all or
-// not at all. Pieces of which nothing counts are not computed.
+// Activated passes over positions of which not all count (cpu/weights.hpp), as
+// activated_runs.inl.hpp has them: z of a piece of a run, a loop of the activation over it, then
+// what is written of it. A run is a piece of a plane, with bits and weights of its own, or a row,
+// whose values count all or not at all. Pieces of which nothing counts are not computed.
 //
 // Traffic: of what counts, that of the activated passes; with the bits, and the weights in the
 //          second phase of a backward pass.
@@ -239,10 +239,10 @@ void write_counted_activated_planar(const View<const T>* in, const View<T>* out,
             [&](auto w) BNEXT_INLINE_LAMBDA { run.out[w] = begins[w] = at(out[w], o, c, 0) + i; });
         run.flag = all.activated->flags.at(o, c, i);
         rows.set_channel(all, c - region.channels.begin);
-        const bool streams = access.stores == Stores::streaming && n >= 2 * kPiece &&
-                             begin_alike(begins);
-        write_counted_values<Formula>(run, rows, {weights, weights.number(o, i), false}, n,
-                                      streams, all, flags);
+        const bool streams =
+            access.stores == Stores::streaming && n >= 2 * kPiece && begin_alike(begins);
+        write_counted_values<Formula>(run, rows, {weights, weights.number(o, i), false}, n, streams,
+                                      all, flags);
     };
     for_each_written_plane(region, false, write);
     flags.finish();
@@ -255,8 +255,8 @@ void write_counted_activated_interleaved(const View<const T>* in, const View<T>*
                                          const CoefficientsIn<Compute<T>>& all,
                                          const Access& access) {
     const Weights<Compute<T>>& weights = *all.weights;
-    const bool unchanged = Formula::kFlags == Flags::written &&
-                           weights.outside == Outside::unchanged;
+    const bool unchanged =
+        Formula::kFlags == Flags::written && weights.outside == Outside::unchanged;
     const Index width = region.channels.size(), first = region.channels.begin;
     FlagWriter flags(all.activated->flags);
     RowsOfRun<Formula, Compute<T>> rows;
@@ -273,8 +273,8 @@ void write_counted_activated_interleaved(const View<const T>* in, const View<T>*
             unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
                 run.out[w] = begins[w] = at(out[w], o, 0, i) + first;
             });
-            const bool streams = access.stores == Stores::streaming && width >= kPiece &&
-                                 begin_alike(begins);
+            const bool streams =
+                access.stores == Stores::streaming && width >= kPiece && begin_alike(begins);
             if (weights.counts(o, i)) {
                 run.flag = all.activated->flags.at(o, 0, i) + first;
                 write_counted_values<Formula>(run, rows, {weights, weights.number(o, i), true},
@@ -284,9 +284,8 @@ void write_counted_activated_interleaved(const View<const T>* in, const View<T>*
             const Index head = streams ? values_to_boundary(begins[0], width) : 0;
             for_each_piece(width, head, streams,
                            [&](Index begin, Index end, bool streamed) BNEXT_INLINE_LAMBDA {
-                               const int outputs = all.activated->fused.residual
-                                                       ? Formula::kWrites
-                                                       : 1;
+                               const int outputs =
+                                   all.activated->fused.residual ? Formula::kWrites : 1;
                                for (int w = 0; w < outputs; ++w) {
                                    write_others(run.out[w], unchanged ? run.in[0] : nullptr, begin,
                                                 end, streamed);
@@ -322,8 +321,9 @@ BNEXT_FORCE_INLINE void add_counted_gradients(const ActivatedRun<T>& run, const 
             add(Number<0>{}, j, 0);
             add(Number<1>{}, j + kLanes, 0);
         }
-        for_each_pack_of(j, end, [&](Index k, int columns)
-                                     BNEXT_INLINE_LAMBDA { add(Number<0>{}, k, columns); });
+        for_each_pack_of(j, end, [&](Index k, int columns) BNEXT_INLINE_LAMBDA {
+            add(Number<0>{}, k, columns);
+        });
         sums.end_of_group();
     });
 }
@@ -387,8 +387,8 @@ BNEXT_NO_INLINE void add_counted_activated_rows(const View<const T>* in, Index b
             gradient_of_counted(run, z, 0, width, by, gradients[r]);
         }
         add_gradient_rows<T>(
-            gradients, rows, width, by.fused,
-            [&](Index r) BNEXT_INLINE_LAMBDA { return x[r]; }, sums);
+            gradients, rows, width, by.fused, [&](Index r) BNEXT_INLINE_LAMBDA { return x[r]; },
+            sums);
     }
 }
 

@@ -75,8 +75,8 @@ constexpr WeightedKernels<T> weighted_kernels_of() {
     if constexpr (P == Pass::forward) {
         kernels.reduce = planar ? planar_weighted_stats<T> : interleaved_weighted_stats<T>;
     } else if constexpr (E == Epilogue::activated) {
-        kernels.reduce = planar ? planar_counted_activated_reduce<T>
-                                : interleaved_counted_activated_reduce<T>;
+        kernels.reduce =
+            planar ? planar_counted_activated_reduce<T> : interleaved_counted_activated_reduce<T>;
     } else {
         kernels.reduce = planar ? planar_weighted_reduce<T> : interleaved_weighted_reduce<T>;
     }

@@ -109,8 +109,7 @@ void write_counted_planar(const View<const T>* in, const View<T>* out, const Reg
                   out[0].stride.channel == plane;
     for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
     for_each_written_plane(
-        region, joined,
-        [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
+        region, joined, [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
             Runs<Formula, T> runs;
             const T* ahead[Formula::kReads];
             unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {

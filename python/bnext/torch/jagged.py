@@ -16,9 +16,7 @@ def is_jagged(input: Any) -> bool:
     return isinstance(input, Tensor) and input.is_nested and input.layout is torch.jagged
 
 
-def of_jagged(
-    layer: Any, input: Any, residual: Any, positions: Mapping[str, Any]
-) -> Tensor:
+def of_jagged(layer: Any, input: Any, residual: Any, positions: Mapping[str, Any]) -> Tensor:
     """Do `forward` of a layer for a jagged tensor: the batch is what all examples have.
 
     Parameters
@@ -39,7 +37,9 @@ def of_jagged(
     """
     for name in ("mask", "lengths", "offsets"):
         if positions.get(name) is not None:
-            raise ValueError(f"{name}: expected None for a jagged input, which has its own, got one")
+            raise ValueError(
+                f"{name}: expected None for a jagged input, which has its own, got one"
+            )
     ragged = input._ragged_idx
     if ragged != 1 and (ragged, input.dim()) != (2, 3):
         raise ValueError(
@@ -51,7 +51,9 @@ def of_jagged(
     if residual is not None:
         if not is_jagged(residual) or residual.offsets() is not offsets:
             got = "one of other offsets" if is_jagged(residual) else type(residual).__name__
-            raise ValueError(f"residual: expected a jagged tensor of the input's offsets, got {got}")
+            raise ValueError(
+                f"residual: expected a jagged tensor of the input's offsets, got {got}"
+            )
         residual = _rows(residual)
     given = {name: value for name, value in positions.items() if value is not None}
     if lengths is not None or given or int(offsets[0]) != 0 or int(offsets[-1]) != len(values):
@@ -61,7 +63,7 @@ def of_jagged(
     y = layer(values, residual, **given)
     if ragged == 2:
         y = y.t()
-    return torch.nested.nested_tensor_from_jagged(  # type: ignore[no-any-return]
+    return torch.nested.nested_tensor_from_jagged(
         y, offsets, lengths, jagged_dim=ragged, min_seqlen=input._maybe_min_seqlen,
         max_seqlen=input._maybe_max_seqlen,
     )  # fmt: skip

@@ -100,15 +100,18 @@ class _Masked(torch.autograd.Function):
         others: Any,
     ) -> tuple[Tensor, _Kept]:  # fmt: skip
         eps, given, weighting, part, activation = others
-        of_y = [None if each is None else each.detach() for each in (weight, bias, residual)]
+        scale, shift, added = (
+            None if each is None else each.detach() for each in (weight, bias, residual)
+        )
         epilogue = None
         if residual is not None or activation[0] is not None:
-            epilogue = of_y[2], *activation
+            epilogue = added, *activation
         if given is not None:
             given = tuple(each.detach() for each in given)
         y, saved = spine.forward(
-            x.detach(), *of_y[:2], eps, 1, None, given, None, part, epilogue, weighting=weighting
-        )
+            x.detach(), scale, shift, eps, 1, None, given, None, part, epilogue,
+            weighting=weighting,
+        )  # fmt: skip
         ctx.statistics = saved
         ctx.save_for_backward(x, weight, residual if saved.reads_residual else None)
         return formatted(y, x), _Kept(saved)

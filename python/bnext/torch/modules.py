@@ -16,8 +16,8 @@ from bnext.torch.context import is_compiling
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm, weight_of_batch
 from bnext.torch.ghosts import Ghosts, set_ghosts
-from bnext.torch.kernel_module import KernelModule
 from bnext.torch.jagged import is_jagged, of_jagged
+from bnext.torch.kernel_module import KernelModule
 from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
 from bnext.torch.recomputation import note
 from bnext.torch.skipping import SKIPPED, guarded, set_skipping

@@ -139,7 +139,9 @@ def report(model: torch.nn.Module) -> Report:
         `model` is no module.
     """
     check_module(model)
-    exchanged, left, fused, apart = [], [], [], []
+    exchanged: list[Layer] = []
+    left: list[Layer] = []
+    fused, apart = [], []
     module: Any
     for name, module in model.named_modules():
         if is_ours(module):
