@@ -70,6 +70,47 @@ def test_gradients_are_derivatives():
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
+def test_an_activation_and_a_residual(dtype, activation, residual):
+    """The NumPy layer's bits, of a tensor under the mask that has NaN."""
+    x, dy, mask, weights, _ = drawn(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    ours = bnext.torch.BatchNorm1d(5, dtype=wide, activation=activation)
+    of_numpy = bnext.BatchNorm1d(
+        5, dtype=str(wide).removeprefix("torch."), activation=activation
+    )
+    over = mask[:, None].expand(SHAPE)
+    added = torch.where(over, drawn(dtype, seed=1)[0], torch.nan) if residual else None
+    leaves = [each.clone().requires_grad_() for each in (x, added) if each is not None]
+    y = ours(*leaves, sample_weight=weights)
+    y.backward(torch.where(over, dy, torch.nan))
+    expected = of_numpy(x, residual=added, sample_weight=weights)
+    gradients = of_numpy.backward(torch.where(over, dy, torch.nan))
+    assert torch.equal(y.detach(), expected)
+    for leaf, value in zip(leaves, gradients if residual else [gradients], strict=True):
+        assert torch.equal(leaf.grad, value)
+    np.testing.assert_array_equal(ours.weight.grad, of_numpy.weight_grad)
+    np.testing.assert_array_equal(ours.bias.grad, of_numpy.bias_grad)
+    ours.eval(), of_numpy.eval()
+    y = ours(*leaves, mask=mask).detach()
+    assert torch.equal(y, of_numpy(x, residual=added, mask=mask))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_gradients_through_an_activation_are_derivatives(activation):
+    x, _, _, weights, _ = drawn(torch.float64)
+    layer = bnext.torch.BatchNorm1d(5, dtype=torch.float64, activation=activation)
+    x = x[:3, :, :4].contiguous().requires_grad_()
+    residual = drawn(torch.float64, seed=1)[0][:3, :, :4].contiguous().requires_grad_()
+
+    def function(x, residual):
+        return layer(x, residual, sample_weight=weights[:3, :4] + 0.1)
+
+    assert torch.autograd.gradcheck(function, (x, residual))
+
+
 def test_a_mask_that_is_true_everywhere_is_none():
     x, _, mask, *_ = drawn()
     one, two = layer_pair()[0], layer_pair()[0]

@@ -26,7 +26,7 @@ BNEXT_FORCE_INLINE Pack<C> weights_across(const C* end, const C* begin, int m) {
 // Writes `planes` planes of n values each, as write_planes does, the first value of each at the
 // position of that number. Between its ends all is written by whole packs, streamed ones by whole
 // lines: where each plane began and ended with a part of a line, this took twice as long (planes of
-// 2 KiB, Zen 5), since a line that is not in a cache keeps the streamed ones behind it waiting.
+// 2 KiB, Zen 4), since a line that is not in a cache keeps the streamed ones behind it waiting.
 template <bool kStreams, class Formula, class T>
 BNEXT_FORCE_INLINE void write_counted_planes(const Runs<Formula, T> runs,
                                              const T* const (&ahead)[Formula::kReads], Index planes,
