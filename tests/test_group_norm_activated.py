@@ -119,9 +119,7 @@ def test_z_is_of_the_forward_calls_parameters(rng):
     bias += 7
     copied = pickle.loads(pickle.dumps(saved))
     for other in (saved, copied):
-        for one, two in zip(
-            bnext.group_norm_backward(dy, x, other, kept), expected, strict=True
-        ):
+        for one, two in zip(bnext.group_norm_backward(dy, x, other, kept), expected, strict=True):
             assert_same_bits(one, two)
     assert (y >= 0).all()
 
@@ -176,10 +174,10 @@ def test_errors(rng):
         lambda: bnext.instance_norm_forward(x, activation="swish"),
         lambda: bnext.GroupNorm(2, 4, activation="swish"),
     ):
-        with pytest.raises(ValueError, match="^activation: expected ") as caught:
+        with pytest.raises(ValueError, match=r"^activation: expected ") as caught:
             call()
         assert names in str(caught.value)
     with raises_exactly(ValueError, "negative_slope: expected a finite number, got nan", {"x": x}):
         bnext.group_norm_forward(x, 2, activation="leaky_relu", negative_slope=np.nan)
-    with pytest.raises(TypeError, match="^activation: "):
+    with pytest.raises(TypeError, match=r"^activation: "):
         bnext.InstanceNorm1d(4, activation=3)

@@ -42,20 +42,12 @@ bool Saved::take(std::span<const double> rows) {
 }
 
 void read_parameters(const Call& call, std::span<double> weight, std::span<double> bias) {
-    const auto keep = [&](Role role, std::span<double> values, double otherwise) {
-        if (call.has(role)) {
-            read_doubles(call[role], values);
-        } else {
-            std::ranges::fill(values, otherwise);
-        }
+    const auto read = [&](Role role, std::span<double> values, double otherwise) {
+        if (call.has(role)) return read_doubles(call[role], values);
+        std::ranges::fill(values, otherwise);
     };
-    keep(Role::weight, weight, 1.0);
-    keep(Role::bias, bias, 0.0);
-}
-
-void Saved::keep_parameters(const Call& call) {
-    read_parameters(call, weight(), bias());
-    has_parameters = true;
+    read(Role::weight, weight, 1.0);
+    read(Role::bias, bias, 0.0);
 }
 
 void Saved::has_given_statistics() {

@@ -31,6 +31,9 @@ struct SavedEpilogue {
     std::vector<double> parameters;
 };
 
+// The parameters of a call in float64; 1 and 0 where there are none.
+void read_parameters(const Call& call, std::span<double> weight, std::span<double> bias);
+
 class Saved {
 public:
     DType dtype = DType::float32;
@@ -76,7 +79,10 @@ public:
         if (groups == 0) return bias();
         return std::span(epilogue->parameters).last(epilogue->parameters.size() / 2);
     }
-    void keep_parameters(const Call& call);
+    void keep_parameters(const Call& call) {
+        read_parameters(call, weight(), bias());
+        has_parameters = true;
+    }
     [[nodiscard]] bool in_place() const { return epilogue != nullptr && epilogue->fused.in_place; }
 
     // All rows of statistics, one behind the other.
@@ -118,9 +124,6 @@ private:
     std::size_t rank_ = 0;
     cpu::PoolArray<char> memory_;  // the rows, the parameters, and the shape: one allocation
 };
-
-// The parameters of a call in float64; 1 and 0 where there are none.
-void read_parameters(const Call& call, std::span<double> weight, std::span<double> bias);
 
 // As an object of Python's type. That is a type of the interpreter's own: to make and to destroy an
 // instance of pybind11's takes as long as a twentieth of a call on (64, 20).

@@ -78,9 +78,7 @@ def test_an_activation_and_a_residual(dtype, activation, residual):
     x, dy, mask, weights, _ = drawn(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     ours = bnext.torch.BatchNorm1d(5, dtype=wide, activation=activation)
-    of_numpy = bnext.BatchNorm1d(
-        5, dtype=str(wide).removeprefix("torch."), activation=activation
-    )
+    of_numpy = bnext.BatchNorm1d(5, dtype=str(wide).removeprefix("torch."), activation=activation)
     over = mask[:, None].expand(SHAPE)
     added = torch.where(over, drawn(dtype, seed=1)[0], torch.nan) if residual else None
     leaves = [each.clone().requires_grad_() for each in (x, added) if each is not None]
@@ -168,15 +166,18 @@ def test_errors():
     layer.load_state_dict(before)
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_sync_batch_norm(size):
+def test_sync_batch_norm(size, activation):
     """Members that hold unequal parts, one without a position that counts."""
     x, dy, mask, *_ = drawn(torch.float64)
     mask[:1] = False
     counts = [1, 5] if size == 2 else [1, 2, 3]
     group = new_group(size)
-    layer = bnext.torch.SyncBatchNorm(5, process_group=group, dtype=torch.float64)
-    whole = bnext.torch.BatchNorm1d(5, dtype=torch.float64)
+    layer = bnext.torch.SyncBatchNorm(
+        5, process_group=group, dtype=torch.float64, activation=activation
+    )
+    whole = bnext.torch.BatchNorm1d(5, dtype=torch.float64, activation=activation)
     parts = list(zip(*(each.split(counts) for each in (x, dy, mask)), strict=True))
 
     def body(rank):

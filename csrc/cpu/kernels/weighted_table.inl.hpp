@@ -67,6 +67,8 @@ struct Number {
 
 #include "cpu/kernels/weighted_activated.inl.hpp"
 
+#include "cpu/kernels/weighted_activated_sums.inl.hpp"
+
 template <class T, Layout L, Pass P, Epilogue E>
 constexpr WeightedKernels<T> weighted_kernels_of() {
     using F = Formula<P, E, Pack<Compute<T>>>;
