@@ -111,6 +111,12 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
 
 
+@pytest.fixture
+def collected():
+    """For tests that count memory in use: earlier tests leave none to be collected meanwhile."""
+    gc.collect()
+
+
 def generator_of(item):
     return np.random.default_rng(zlib.crc32(item.nodeid.encode()))
 

@@ -181,6 +181,7 @@ def test_out_is_written_in_place(library, data, dtype):
         bnext.batch_norm_backward(make(dy), x_, saved_, out=make(x))
 
 
+@pytest.mark.usefixtures("collected")
 def test_nothing_is_copied(library, rng):
     """The pool knows of every array of this size that bnext makes: one for each result."""
     make, values_of = library
@@ -195,6 +196,7 @@ def test_nothing_is_copied(library, rng):
     assert address(values_of(y)) != address(values_of(dx))
 
 
+@pytest.mark.usefixtures("collected")
 def test_results_outlive_what_they_come_from(library, rng):
     """The memory of a result is the pool's, and goes back to it with the last who sees it."""
     make, values_of = library

@@ -17,6 +17,8 @@ import bnext
 from .compare import assert_same_bits
 from .operations import everything
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 MIB = 1 << 20
 
 

@@ -219,3 +219,30 @@ def test_progress_is_shown_on_request(rng, capsys):
 
 def test_networks_are_described():
     assert isinstance(dense(2, np.random.default_rng(0), np.float32), Network)
+
+
+@pytest.mark.parametrize("method", ["exact", "pooled", "average"])
+def test_batches_that_are_not_finite_are_left_out(rng, method):
+    """By layers that skip them; another layer takes them in."""
+    clean = [rng.standard_normal((8, 3)).astype(np.float32) for _ in range(4)]
+    bad = [clean[0], clean[1].copy(), clean[2], clean[3].copy()]
+    bad[1][2, 1] = bad[3][0, 0] = np.nan
+    layers, others = (
+        [bnext.BatchNorm1d(3, skip_nonfinite=skip) for _ in range(2)] for skip in (True, False)
+    )
+
+    def network(of):
+        return lambda x: of[1](np.tanh(of[0](x)))
+
+    update = bnext.update_statistics(network(layers), bad, layers, method)
+    assert update.batches == 4
+    bnext.update_statistics(network(others), [clean[0], clean[2]], others, method)
+    for layer, other in zip(layers, others, strict=True):
+        np.testing.assert_array_equal(layer.running_mean, other.running_mean)
+        np.testing.assert_array_equal(layer.running_var, other.running_var)
+        assert (layer.num_batches_tracked, layer.num_batches_skipped) == (2, 2)
+    bnext.update_statistics(network(others), bad, others, method)
+    assert np.isnan(others[0].running_mean).any()
+    with pytest.raises(ValueError, match=r"^batches: expected at least one with finite data"):
+        bnext.update_statistics(network(layers), bad[1::2], layers, method)
+    assert layers[0].num_batches_skipped == 2

@@ -87,11 +87,11 @@ inline void note_output(const Intake& call, Saved& saved) {
 template <class T>
 class ParametersAgain {
 public:
-    explicit ParametersAgain(const Saved& saved) : channels_(saved.weight().size()) {
+    explicit ParametersAgain(const Saved& saved) : channels_(saved.weight_of_channels().size()) {
         values_ = cpu::PoolArray<Param<T>>(2 * channels_);
         const auto cast = [](double each) { return static_cast<Param<T>>(each); };
-        std::ranges::transform(saved.weight(), values_.data(), cast);
-        std::ranges::transform(saved.bias(), values_.data() + channels_, cast);
+        std::ranges::transform(saved.weight_of_channels(), values_.data(), cast);
+        std::ranges::transform(saved.bias_of_channels(), values_.data() + channels_, cast);
     }
     [[nodiscard]] cpu::Affine<T> affine() const {
         return {values_.data(), values_.data() + channels_};
@@ -123,7 +123,7 @@ private:
 // Where the residual's gradient goes, if the pass makes one.
 inline py::object* wanted_dresidual(const Saved& saved, py::object& dresidual) {
     const bool wanted = saved.epilogue && saved.epilogue->fused.residual &&
-                        saved.epilogue->fused.changes_backward();
+                        (saved.epilogue->fused.changes_backward() || saved.weights != nullptr);
     return wanted ? &dresidual : nullptr;
 }
 

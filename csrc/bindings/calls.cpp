@@ -92,16 +92,28 @@ void scale_gradient(const Operands& arrays, const cpu::View<const T>& dy, const 
                        {weight, nullptr}, nullptr, pointer_to(weights));
 }
 
+// The residual's gradient where no activation follows: dy where positions count, and 0 elsewhere.
+template <class T>
+void mask_gradient(const Operands& arrays, const cpu::View<const T>& dy, const Saved& saved) {
+    const cpu::PoolArray<double> values(saved.all().size(), 0.0);
+    const StatisticsOut unit(values.data(), saved.channels());
+    std::fill_n(unit.var(), saved.channels(), 1.0);
+    const auto weights = arrays.weights<T>(saved.weights, true);
+    cpu::apply_norm<T>(arrays.problem(), dy, arrays.dresidual<T>(), unit, 0.0, {nullptr, nullptr},
+                       nullptr, pointer_to(weights));
+}
+
 constexpr Signature kBackward{"backward", "dy, x, saved, weight, out, plain=False, residual=None",
                               "dx, dweight, dbias; and dresidual, if the forward call had one."};
 
 // dx of given statistics, which are constants: backward_apply without the sums.
 template <class T>
 void scale_activated(const Operands& arrays, const Saved& saved, const Param<T>* weight,
-                     const cpu::Applied<T>* applied) {
+                     const cpu::Applied<T>* applied, const cpu::WeightsOf<T>* weights) {
     const Sums none(saved.channels());
     cpu::backward_apply<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), arrays.target<T>(),
-                           saved.rows(), weight, none.dy.data(), none.dy_xmu.data(), 1.0, applied);
+                           saved.rows(), weight, none.dy.data(), none.dy_xmu.data(), 1.0, applied,
+                           weights);
 }
 
 py::object backward(Taken& taken) {
@@ -121,8 +133,9 @@ py::object backward(Taken& taken) {
         }
         cpu::backward_reduce<T>(arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
                                 sums.dy.data(), sums.dy_xmu.data(), applied, pointer_to(weights));
-        if (applied != nullptr && applied->fused.changes_backward()) {
-            scale_activated<T>(arrays, saved, affine.weight, applied);
+        const bool writes_residual = applied != nullptr && applied->dresidual.data != nullptr;
+        if (writes_residual || (applied != nullptr && applied->fused.changes_backward())) {
+            scale_activated<T>(arrays, saved, affine.weight, applied, pointer_to(weights));
         } else {
             scale_gradient<T>(arrays, arrays.dy<T>(), saved, affine.weight);
         }
@@ -139,14 +152,20 @@ py::object backward(Taken& taken) {
 }
 
 constexpr Signature kBackwardConstant{"backward_constant", "dy, saved, weight, out, plain=False",
-                                      "dx alone, where the statistics were given: it needs no x."};
+                                      "dx alone, where the statistics were given: it needs no x;\n"
+                                      "and dresidual, if there was a residual and a weighting."};
 
 py::object backward_constant(Taken& taken) {
+    const Saved& saved = *taken.saved;
+    py::object dresidual;
+    py::object* const wanted = wanted_dresidual(saved, dresidual);
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
-        scale_gradient<T>(arrays, arrays.x<T>(), *taken.saved, affine.weight);
+        scale_gradient<T>(arrays, arrays.x<T>(), saved, affine.weight);
+        if (wanted != nullptr) mask_gradient<T>(arrays, arrays.x<T>(), saved);
     };
-    return compute(taken.call, Results(taken.call.library()), pass);
+    const py::object dx = compute(taken.call, Results(taken.call.library()), pass, wanted);
+    return wanted != nullptr ? tuple_of(dx, dresidual) : dx;
 }
 
 constexpr Signature kRecompute{"recompute", "x, saved, out=None, residual=None",

@@ -17,8 +17,21 @@ cpu::Examples<T> target_of(const Operands& arrays) {
     return {view.data, view.stride, arrays.step_of_target()};
 }
 
+// What an activation leaves for the backward pass; null without one.
+std::shared_ptr<const SavedEpilogue> epilogue_of_cells(const Call& call) {
+    if (!call.fused.any()) return nullptr;
+    auto kept = std::make_shared<SavedEpilogue>();
+    kept->fused = call.fused;
+    const auto channels = static_cast<std::size_t>(call.channels());
+    kept->parameters.resize(2 * channels);
+    const std::span<double> all(kept->parameters);
+    read_parameters(call, all.first(channels), all.last(channels));
+    return kept;
+}
+
 constexpr Signature kCellForward{
-    "cell_forward", "x, num_groups, weight, bias, eps, channel_axis, out, plain=False",
+    "cell_forward",
+    "x, num_groups, weight, bias, eps, channel_axis, out, plain=False, epilogue=None",
     "y and Saved, by the moments of each group of an example's channels; without a number\n"
     "of groups, of each channel."};
 
@@ -29,9 +42,10 @@ py::object cell_forward(Taken& taken) {
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         saved.count = cpu::cell_forward<T>(arrays.cells(), x_of<T>(arrays), target_of<T>(arrays),
-                                           affine, saved.eps, saved.rows());
+                                           affine, saved.eps, saved.rows(), call.call.fused);
     };
     const py::object y = compute(call, Results(call.library()), pass);
+    saved.epilogue = epilogue_of_cells(call.call);
     return tuple_of(y, object_of(std::move(saved)));
 }
 
@@ -46,9 +60,12 @@ py::object cell_backward(Taken& taken) {
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
         const auto view = arrays.dy<T>();
+        const AppliedAgain<T> again(saved, arrays);
+        const auto* const applied = again.get();
         cpu::cell_backward<T>(arrays.cells(), {view.data, view.stride, arrays.step_of_dy()},
                               x_of<T>(arrays), target_of<T>(arrays), saved.rows(), affine.weight,
-                              dweight.data(), dbias.data());
+                              dweight.data(), dbias.data(), applied ? applied->fused : Fused{},
+                              applied ? applied->of_forward : cpu::Affine<T>{nullptr, nullptr});
     };
     const py::object dx = compute(call, Results(call.library()), pass);
     const Results parameters(call.library_of_weight(taken.weight));
@@ -60,8 +77,10 @@ py::object cell_backward(Taken& taken) {
 }
 
 constexpr Signature kCellRestored{
-    "cell_restored", "x, num_groups, rows, eps, channel_axis",
-    "Saved, from x and the rows of its statistics, (5, N * G) of float64."};
+    "cell_restored",
+    "x, num_groups, rows, eps, channel_axis, weight=None, bias=None, epilogue=None",
+    "Saved, from x and the rows of its statistics, (5, N * G) of float64; and from the parameters\n"
+    "and the activation that followed normalization."};
 
 py::object cell_restored(Taken& taken) {
     Intake& call = taken.call;
@@ -71,6 +90,7 @@ py::object cell_restored(Taken& taken) {
         saved.count = static_cast<double>(call[Role::x].size() / saved.channels());
     }
     saved.fingerprint = fingerprint_of(call[Role::x]);
+    saved.epilogue = epilogue_of_cells(call.call);
     return object_of(std::move(saved));
 }
 

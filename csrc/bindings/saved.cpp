@@ -41,17 +41,13 @@ bool Saved::take(std::span<const double> rows) {
     return true;
 }
 
-void Saved::keep_parameters(const Call& call) {
-    const auto keep = [&](Role role, std::span<double> values, double otherwise) {
-        if (call.has(role)) {
-            read_doubles(call[role], values);
-        } else {
-            std::ranges::fill(values, otherwise);
-        }
+void read_parameters(const Call& call, std::span<double> weight, std::span<double> bias) {
+    const auto read = [&](Role role, std::span<double> values, double otherwise) {
+        if (call.has(role)) return read_doubles(call[role], values);
+        std::ranges::fill(values, otherwise);
     };
-    keep(Role::weight, weight(), 1.0);
-    keep(Role::bias, bias(), 0.0);
-    has_parameters = true;
+    read(Role::weight, weight, 1.0);
+    read(Role::bias, bias, 0.0);
 }
 
 void Saved::has_given_statistics() {
@@ -99,13 +95,20 @@ py::object state_of(const SavedEpilogue& epilogue) {
                           epilogue.fused.residual, epilogue.fused.in_place,
                           epilogue.residual_fingerprint, flags.strides,
                           py::bytes(reinterpret_cast<const char*>(flags.words.data()),
-                                    flags.words.size() * sizeof(std::uint16_t)));
+                                    flags.words.size() * sizeof(std::uint16_t)),
+                          epilogue.parameters);
 }
 
 // Null for a state that is none.
 std::shared_ptr<SavedEpilogue> epilogue_of_state(const py::tuple& state, const Saved& saved) {
-    if (state.size() != 7 || !saved.has_parameters) return nullptr;
+    // Of 7: older than activations after norms of cells.
+    if (state.size() != 7 && state.size() != 8) return nullptr;
     auto epilogue = std::make_shared<SavedEpilogue>();
+    if (state.size() == 8) epilogue->parameters = py::cast<std::vector<double>>(state[7]);
+    const std::size_t parameters = epilogue->parameters.size();
+    const auto channels =
+        static_cast<std::size_t>(saved.shape()[static_cast<std::size_t>(saved.channel_axis)]);
+    if (saved.groups == 0 ? !saved.has_parameters : parameters != 2 * channels) return nullptr;
     const int number = activation_number(py::cast<std::string>(state[0]));
     if (number == kActivations) return nullptr;
     epilogue->fused = {static_cast<Activation>(number), py::cast<double>(state[1]),

@@ -27,7 +27,12 @@ struct SavedEpilogue {
     Fused fused;
     std::uint64_t residual_fingerprint = 0;
     Flags flags;  // empty where none are kept
+    // Of a norm of cells, whose rows have slabs: the weights of the channels, then the biases.
+    std::vector<double> parameters;
 };
+
+// The parameters of a call in float64; 1 and 0 where there are none.
+void read_parameters(const Call& call, std::span<double> weight, std::span<double> bias);
 
 class Saved {
 public:
@@ -65,7 +70,19 @@ public:
     // y is made again from them. 1 and 0 where there were none.
     [[nodiscard]] std::span<double> weight() const { return {first() + all().size(), extent()}; }
     [[nodiscard]] std::span<double> bias() const { return {weight().data() + extent(), extent()}; }
-    void keep_parameters(const Call& call);
+    // The same, of a norm of cells: of channels.
+    [[nodiscard]] std::span<const double> weight_of_channels() const {
+        if (groups == 0) return weight();
+        return std::span(epilogue->parameters).first(epilogue->parameters.size() / 2);
+    }
+    [[nodiscard]] std::span<const double> bias_of_channels() const {
+        if (groups == 0) return bias();
+        return std::span(epilogue->parameters).last(epilogue->parameters.size() / 2);
+    }
+    void keep_parameters(const Call& call) {
+        read_parameters(call, weight(), bias());
+        has_parameters = true;
+    }
     [[nodiscard]] bool in_place() const { return epilogue != nullptr && epilogue->fused.in_place; }
 
     // All rows of statistics, one behind the other.

@@ -58,7 +58,10 @@ SharedWeights take_weighting(py::handle object, const char** name) {
     if (!parts[1].is_none()) taken->weights = copy_of<double>(parts[1]);
     taken->outside = outside_of(py::cast<std::string>(parts[2]));
     const auto given = py::cast<std::string>(parts[3]);
-    *name = given == "lengths" ? "lengths" : given == "mask" ? "mask" : "sample_weight";
+    *name = "sample_weight";
+    for (const char* const each : {"lengths", "mask", "offsets"}) {
+        if (given == each) *name = each;
+    }
     return taken;
 }
 

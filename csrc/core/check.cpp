@@ -148,6 +148,7 @@ private:
     void cell_forward() const {
         cells();
         check_eps(call_.eps);
+        check_negative_slope(call_.fused.negative_slope);
         affine(x().shape());
         if (!call_.num_groups) {
             check_spatial(x().shape(), call_.axis());
@@ -297,16 +298,10 @@ private:
     }
     void statistics(Role role, DType dtype) const { statistics(role, dtype, dtype, {}); }
 
-    // Positions of which not all count go with nothing else that is applied.
+    // Calls in place have no room for the values at positions that do not count.
     void weighting() const {
-        if (call_.weighting == nullptr) return;
-        const Fused fused = call_.applied();
-        const char* const other = fused.residual                         ? "a residual"
-                                  : fused.activation != Activation::none ? "an activation"
-                                  : fused.in_place                       ? "out=x, a call in place"
-                                                                         : nullptr;
-        if (other == nullptr) return;
-        value_error(call_.weighting, ": expected None beside ", other, ", got both");
+        if (call_.weighting == nullptr || !call_.applied().in_place) return;
+        value_error(call_.weighting, ": expected None beside out=x, a call in place, got both");
     }
 
     void epilogue() const {

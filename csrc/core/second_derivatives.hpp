@@ -16,46 +16,44 @@
 
 namespace bnext::smooth_activations {
 
-// kUp e / (1 + e)^2, and (1 - e) / (1 + e)
-template <class V, class E>
-BNEXT_FORMULA V rate_up(const E& e) {
-    return e.up / (e.sum * e.sum);
+// Of w = -|w|, of which `of.e` is the ratio of exponentials, above / below = e: sigmoid'(w), which
+// is e / (1 + e)^2, and (1 - e) / (1 + e).
+template <class V, class W>
+BNEXT_FORMULA V rate(const W& of) {
+    return (of.e.above * of.e.below) / (of.e.sum * of.e.sum);
 }
-template <class V, class E>
-BNEXT_FORMULA V half_tanh(const E& e) {
-    return fma(e.up, like(e.up, -Of<V>::kDown), like(e.up, 1.0)) / e.sum;
+template <class V, class W>
+BNEXT_FORMULA V half_tanh(const W& of) {
+    return (of.e.below - of.e.above) / of.e.sum;
 }
 
 template <class V>
 BNEXT_FORMULA V sigmoid_second_derivative(const V& z) {
-    const Decay<V> e(z);
-    const V size = rate_up<V>(e) * (half_tanh<V>(e) * like(z, Of<V>::kDown));
-    return with_sign_of(size, like(z, 0.0) - z);
+    const Linear<V> w(minus_magnitude(z));
+    return with_sign_of(rate<V>(w) * half_tanh<V>(w), like(z, 0.0) - z);
 }
 
 template <class V>
 BNEXT_FORMULA V silu_second_derivative(const V& z) {
-    const Decay<V> e(z);
-    return rate_up<V>(e) * (fma(e.x, half_tanh<V>(e), like(z, 2.0)) * like(z, Of<V>::kDown));
+    const Linear<V> w(minus_magnitude(z));
+    return rate<V>(w) * fma(w.x, half_tanh<V>(w), like(z, 2.0));
 }
 
 template <class V>
 BNEXT_FORMULA V gelu_tanh_second_derivative(const V& z) {
     using N = Of<V>;
-    const CubicDecay<V> e(z);
     constexpr double kCubic = N::kCubic + N::kCubicRest, kLinear = N::kLinear + N::kLinearRest;
-    const V slope = fma(like(z, 3 * kCubic), e.square, like(z, kLinear));  // w'
-    const V doubled = fma(like(z, 6 * kCubic), e.square, slope + slope);
-    const V bent = fma((e.x * slope) * slope, half_tanh<V>(e), doubled);
-    return rate_up<V>(e) * (bent * like(z, N::kDown));
+    const Cubic<V> w(minus_magnitude(z));
+    const V slope = fma(like(z, 3 * kCubic), w.square, like(z, kLinear));  // w'
+    const V doubled = fma(like(z, 6 * kCubic), w.square, slope + slope);
+    return rate<V>(w) * fma((w.x * slope) * slope, half_tanh<V>(w), doubled);
 }
 
 template <class V>
 BNEXT_FORMULA V gelu_second_derivative(const V& z) {
-    constexpr double kPeaks = std::numbers::inv_sqrtpi * std::numbers::sqrt2;  // 2 phi(0)
-    const Gaussian<V> g(z);
-    const V bent = fma(g.square, like(z, kPeaks), like(z, kPeaks));
-    return g.times_exponential(bent) * like(z, Of<V>::kDown);
+    const Tail<V> tail(z);
+    const V bent = fma(tail.t * like(z, -kPeak), tail.t, like(z, 2 * kPeak));
+    return tail.exponential(bent);
 }
 
 template <class V>

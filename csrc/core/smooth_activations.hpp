@@ -31,6 +31,7 @@ struct Numbers<float> {
     static constexpr double kRounding = 0x1.8p23;  // a sum with it is a whole number
     static constexpr int kBias = 127;              // of exponents
     static constexpr int kUp = 26, kUpOfTail = 64;
+    static constexpr double kDownOfTail = 0x1p-64;
     // Between these ends exponents are in range. Below the first one results and derivatives are 0,
     // above the second one a sigmoid is 1, and beyond the last one a tail is 0.
     static constexpr double kFar = -109, kFull = 21;
@@ -57,6 +58,7 @@ struct Numbers<double> {
     static constexpr double kRounding = 0x1.8p52;
     static constexpr int kBias = 1023;
     static constexpr int kUp = 112, kUpOfTail = 128;
+    static constexpr double kDownOfTail = 0x1p-128;
     static constexpr double kFar = -752, kFull = 42;
     static constexpr double kFarOfCubic = -22, kFullOfCubic = 7.6;
     static constexpr double kFarOfTail = 39;
@@ -268,6 +270,10 @@ struct Tail {
           product(t * b),
           sum(fma(product, like(z, kSlope), fma(-t, polynomial<TailA<N>>(t), b + b))) {}
 
+    // exp(-t^2/2) c
+    [[nodiscard]] BNEXT_FORMULA V exponential(const V& c) const {
+        return (fma(c, less_one, c) * power) * like(t, N::kDownOfTail);
+    }
     // exp(-t^2/2) c / sum
     [[nodiscard]] BNEXT_FORMULA V times(const V& c) const {
         const V up = like(t, N::kRounding + N::kUpOfTail);

@@ -18,15 +18,17 @@ struct ActivatedNormal : Normal<T> {
     void write_one(const View<const T>* in, const View<T>* out, const Region& region, Index c,
                    double) const {
         const NormConstants by = norm_constants<T>(c, this->rows, this->affine);
+        for_each_place_in(region, [&](Index o, Index i) { write_place(in, out, by, o, c, i); });
+    }
+    void write_place(const View<const T>* in, const View<T>* out, const NormConstants& by, Index o,
+                     Index c, Index i) const {
         const Fused& fused = activated.fused;
-        for_each_place_in(region, [&](Index o, Index i) {
-            double z = by.y(static_cast<double>(*at(in[0], o, c, i)));
-            if (fused.residual) z += static_cast<double>(*at(in[1], o, c, i));
-            *at(out[0], o, c, i) = value_of<T>(activate(fused, z));
-            if (activated.flags.are_kept()) {
-                set_flag(activated.flags, activated.flags.at(o, c, i), passes(fused, z) != 0);
-            }
-        });
+        double z = by.y(static_cast<double>(*at(in[0], o, c, i)));
+        if (fused.residual) z += static_cast<double>(*at(in[1], o, c, i));
+        *at(out[0], o, c, i) = value_of<T>(activate(fused, z));
+        if (activated.flags.are_kept()) {
+            set_flag(activated.flags, activated.flags.at(o, c, i), passes(fused, z) != 0);
+        }
     }
 };
 

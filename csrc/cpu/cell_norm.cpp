@@ -16,7 +16,9 @@ struct CellSettings {
 };
 
 template <class T>
-CellSettings<T> prepare_cells(const CellProblem& problem, const Work& work, Pass pass) {
+CellSettings<T> prepare_cells(const CellProblem& problem, const Fused& fused, Pass pass) {
+    const Epilogue epilogue = fused.any() ? Epilogue::activated : Epilogue::none;
+    const Work work{operands_of(fused, pass, true), 2};
     Machine machine = this_machine();
     const KernelTable& table = active_table();
     table.mark_used();
@@ -31,7 +33,7 @@ CellSettings<T> prepare_cells(const CellProblem& problem, const Work& work, Pass
     if (pass == Pass::forward && problem.joined) of_sums.tiling = Tiling(problem.planes_of_slabs());
     const auto setting = [&](const Plan& by) {
         return Setting<T>{by, machine.threads, table,
-                          table.kernels<T>(by.tiling.walk(), pass, Epilogue::none),
+                          table.kernels<T>(by.tiling.walk(), pass, epilogue),
                           by.streams_output ? Stores::streaming : Stores::cached};
     };
     return {setting(plan), setting(of_sums)};
@@ -53,7 +55,7 @@ double run_by_blocks(const CellProblem& problem, const CellSettings<T>& settings
     std::vector<CellRoom<T>> rooms;
     std::vector<PoolArray<double>> numbers;  // the sums of a chunk, and of those before it
     for (int rank = 0; rank < threads; ++rank) {
-        rooms.emplace_back(plan.block, tiling.columns());
+        rooms.emplace_back(plan.block, tiling.columns(), pass.of_rooms());
         numbers.emplace_back(4 * extent);
     }
     const auto block_of = [&](Index task) {
@@ -132,7 +134,7 @@ double run_by_examples(const CellProblem& problem, const CellSettings<T>& settin
     const int threads = settings.cells.threads;
     const Index cells = problem.cells(), chunks = sums.chunks(), columns = tiling.columns();
     const Index units = cells / pass.cells_of_unit(), units_of_slab = units / problem.slabs();
-    CellRoom<T> room(cells, columns);
+    CellRoom<T> room(cells, columns, pass.of_rooms());
     const PoolArray<double> slots(static_cast<std::size_t>((2 * units + 1) * chunks));
     const auto slot_a = [&](Index k) { return slots.data() + k * units; };
     const auto slot_b = [&](Index k) { return slots.data() + (chunks + k) * units; };
@@ -200,7 +202,8 @@ double run(const CellProblem& problem, const CellSettings<T>& settings, const Ce
 
 template <class T>
 double cell_forward(const CellProblem& problem, const Examples<const T>& x, const Examples<T>& y,
-                    const Affine<T>& affine, double eps, const StatisticsOut& slabs) {
+                    const Affine<T>& affine, double eps, const StatisticsOut& slabs,
+                    const Fused& fused) {
     if (problem.elements() == 0) {
         const double n = problem.count();
         const Index all = problem.all_slabs();
@@ -209,29 +212,42 @@ double cell_forward(const CellProblem& problem, const Examples<const T>& x, cons
         active_table().finish_statistics(all, slabs.m2(), n, eps, slabs.var(), slabs.rstd());
         return n;
     }
-    const auto settings =
-        prepare_cells<T>(problem, kWholeWork<typename ForwardOfCells<T>::F>, Pass::forward);
-    const ForwardOfCells<T> pass{
-        {problem, settings.cells}, settings.sums, x, y, affine, eps, slabs};
+    const auto settings = prepare_cells<T>(problem, fused, Pass::forward);
+    const Activated activated{fused};
+    const ForwardOfCells<T> pass{{problem, settings.cells, fused.any() ? &activated : nullptr},
+                                 settings.sums,
+                                 x,
+                                 y,
+                                 affine,
+                                 eps,
+                                 slabs};
     return run(problem, settings, pass);
 }
 
 template <class T>
 void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
                    const Examples<const T>& x, const Examples<T>& dx, const StatisticsIn& slabs,
-                   const Param<T>* weight, double* dweight, double* dbias) {
+                   const Param<T>* weight, double* dweight, double* dbias, const Fused& fused,
+                   const Affine<T>& of_forward) {
     const Index channels = problem.parameters;
     std::fill_n(dweight, channels, 0.0);
     std::fill_n(dbias, channels, 0.0);
     if (problem.elements() == 0) return;
-    const auto settings =
-        prepare_cells<T>(problem, kWholeWork<typename BackwardOfCells<T>::F>, Pass::backward);
+    const auto settings = prepare_cells<T>(problem, fused, Pass::backward);
+    const Activated activated{fused};
     const Index cells = problem.examples * problem.cells();
     const PoolArray<double> sum_dy(static_cast<std::size_t>(cells)), sum_dy_xmu(sum_dy.size());
     const ChannelWeights<T> weights(weight, channels, problem.cells_of_slab);
-    const BackwardOfCells<T> pass{
-        {problem, settings.cells}, settings.sums, x, dy, dx, slabs, weights, sum_dy.data(),
-        sum_dy_xmu.data()};
+    const BackwardOfCells<T> pass{{problem, settings.cells, fused.any() ? &activated : nullptr},
+                                  settings.sums,
+                                  x,
+                                  dy,
+                                  dx,
+                                  slabs,
+                                  weights,
+                                  sum_dy.data(),
+                                  sum_dy_xmu.data(),
+                                  of_forward};
     run(problem, settings, pass);
     const FloatMode mode;
     for (Index first = 0; first < cells; first += channels) {

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <type_traits>
 
 #include "core/cells.hpp"
+#include "cpu/activated_phases.hpp"
 #include "cpu/cell_norm.hpp"
 #include "cpu/phases.hpp"
 
@@ -24,6 +26,10 @@ struct CellRoom {
           numbers(static_cast<std::size_t>((kStatisticsRows + 3) * cells)),
           parameters(static_cast<std::size_t>(2 * cells)),
           coefficients(cells * columns) {}
+    // The same, for a backward pass through an activation.
+    CellRoom(Index cells, Index columns, const Activated* activated) : CellRoom(cells, columns) {
+        if (activated != nullptr) of_z.emplace(cells, columns, *activated);
+    }
 
     [[nodiscard]] StatisticsOut rows() const { return {numbers.data(), extent}; }
     // Further numbers of each cell: k is 0, 1 or 2.
@@ -38,6 +44,7 @@ struct CellRoom {
     PoolArray<double> numbers;
     PoolArray<Param<T>> parameters;
     CoefficientRows<Compute<T>, kCoefficientRows, 0> coefficients;
+    std::optional<RowsOfZ<T>> of_z;
 };
 
 // A range of whole slabs, from cells; and what each slab has, for each of its cells.
@@ -61,7 +68,8 @@ inline void spread_slabs(const ChannelRange& cells, Index cells_of_slab, const S
 template <class T>
 struct CellPass {
     const CellProblem& problem;
-    const Setting<T>& setting;  // of the second phase, over cells
+    const Setting<T>& setting;   // of the second phase, over cells
+    const Activated* activated;  // null without an activation
 
     [[nodiscard]] Index together() const { return problem.cells_of_slab; }
     // The rows of the room's slabs.
@@ -91,15 +99,16 @@ struct CellPass {
 
 // --- forward -------------------------------------------------------------------------------------
 
-// Coefficients by rows of cells that are final.
-template <class T>
-struct NormalCells : Normal<T> {
+// Coefficients by rows of cells that are final. Of: Normal, ActivatedNormal.
+template <class T, class Of = Normal<T>>
+struct NormalCells : Of {
     void prepare(const Setting<T>&, const ChannelRange&, double) const {}
 };
 
 template <class T>
 struct ForwardOfCells : CellPass<T> {
     using F = Formula<Pass::forward, Epilogue::none, Compute<T>>;
+    using Activating = Formula<Pass::forward, Epilogue::activated, Compute<T>>;
 
     const Setting<T>& sums;  // of the first phase: over slabs as planes, where they are joined
     const Examples<const T>& x;
@@ -118,6 +127,8 @@ struct ForwardOfCells : CellPass<T> {
         return in;
     }
     void begin(const ChannelRange&, CellRoom<T>&) const {}
+    // What rooms have rows of z for.
+    [[nodiscard]] const Activated* of_rooms() const { return nullptr; }
     double reduce(const Region& region, const CellRoom<T>& room, double* a, double* b) const {
         const View<const T> in = units(room);
         return sums.kernels.reduce(&in, region, nullptr, nullptr, a, b);
@@ -156,11 +167,18 @@ struct ForwardOfCells : CellPass<T> {
     // Calls use(the second phase of the room's cells).
     template <class Use>
     void with_second(const CellRoom<T>& room, const Use& use) const {
-        const View<const T> in = x.of(room.example, room.base);
+        const View<const T> of_x = x.of(room.example, room.base);
+        const View<const T> in[] = {of_x, of_x};  // which there is no residual for
         const View<T> out = y.of(room.example, room.base);
         const Affine<T> by{this->parameters_of(affine.weight, room, room.weight()),
                            this->parameters_of(affine.bias, room, room.bias())};
-        use(Second<F, T, NormalCells<T>>{this->setting, &in, &out,
+        if (this->activated != nullptr) {
+            using Of = NormalCells<T, ActivatedNormal<T>>;
+            return use(Second<Activating, T, Of>{this->setting, in, &out,
+                                                 Of{{{room.rows(), by, eps}, *this->activated}},
+                                                 this->activated});
+        }
+        use(Second<F, T, NormalCells<T>>{this->setting, in, &out,
                                          NormalCells<T>{{room.rows(), by, eps}}});
     }
 };
@@ -206,6 +224,7 @@ private:
 template <class T>
 struct BackwardOfCells : CellPass<T> {
     using F = Formula<Pass::backward, Epilogue::none, Compute<T>>;
+    using Activating = Formula<Pass::backward, Epilogue::activated, Compute<T>>;
 
     const Setting<T>& sums;
     const Examples<const T>& x;
@@ -215,15 +234,42 @@ struct BackwardOfCells : CellPass<T> {
     const ChannelWeights<T>& weights;
     double* sum_dy;  // of all cells
     double* sum_dy_xmu;
+    const Affine<T>& of_forward;  // which z has, of an activation
 
+    // The inputs of an activated pass; without an activation, the first two.
+    struct Inputs {
+        View<const T> in[3];
+    };
+    [[nodiscard]] Inputs inputs(const CellRoom<T>& room) const {
+        const View<const T> of_x = x.of(room.example, room.base);
+        return {{of_x, dy.of(room.example, room.base), of_x}};
+    }
+    [[nodiscard]] Affine<T> affine_of_z(const CellRoom<T>& room) const {
+        return {this->parameters_of(of_forward.weight, room, room.weight()),
+                this->parameters_of(of_forward.bias, room, room.bias())};
+    }
+
+    [[nodiscard]] const Activated* of_rooms() const { return this->activated; }
     [[nodiscard]] Index cells_of_unit() const { return 1; }
     void begin(const ChannelRange& cells, CellRoom<T>& room) const {
         spread_slabs(cells, this->together(), this->from(slabs, room), room.rows());
+        if (!room.of_z) return;
+        this->copy_parameters(of_forward.weight, cells, room, room.weight());
+        this->copy_parameters(of_forward.bias, cells, room, room.bias());
+        const StatisticsIn rows = room.rows();
+        const Affine<T> by = affine_of_z(room);
+        const Index c = cells.begin;
+        if (cells.size() == 0) return;
+        room.of_z->make(sums, cells,
+                        {rows.mean() + c, rows.mean_low() + c, rows.rstd() + c,
+                         bnext::cpu::from(by.weight, c), bnext::cpu::from(by.bias, c)});
     }
     double reduce(const Region& region, const CellRoom<T>& room, double* a, double* b) const {
-        const View<const T> in[] = {x.of(room.example, room.base), dy.of(room.example, room.base)};
-        return sums.kernels.reduce(in, region, room.rows().mean() + region.channels.begin, nullptr,
-                                   a, b);
+        const Inputs all = inputs(room);
+        const double* const mean = room.rows().mean() + region.channels.begin;
+        if (!room.of_z) return sums.kernels.reduce(all.in, region, mean, nullptr, a, b);
+        const auto of_z = room.of_z->from(region.channels.begin);
+        return sums.kernels.reduce(all.in, region, mean, &of_z, a, b);
     }
     void merge(double, double, Index count, double* a, double* b, const double* more_a,
                const double* more_b) const {
@@ -234,11 +280,17 @@ struct BackwardOfCells : CellPass<T> {
     }
     double finish(const ChannelRange& cells, double n, const double* a, const double* b,
                   CellRoom<T>& room) const {
-        const View<const T> in[] = {x.of(room.example, room.base), dy.of(room.example, room.base)};
+        const Inputs all = inputs(room);
         const StatisticsIn rows = room.rows();
         const Index first = room.example * this->problem.cells() + room.base;
         double *const of_dy = sum_dy + first, *const of_dy_xmu = sum_dy_xmu + first;
-        n = CollectGradients<T>{sums, in, rows, of_dy, of_dy_xmu}.keep(cells, n, a, b);
+        if (room.of_z) {
+            const Affine<T> by = affine_of_z(room);
+            n = CollectActivated<T>{{sums, all.in, rows, of_dy, of_dy_xmu}, by, *room.of_z}.keep(
+                cells, n, a, b);
+        } else {
+            n = CollectGradients<T>{sums, all.in, rows, of_dy, of_dy_xmu}.keep(cells, n, a, b);
+        }
 
         double *const s1 = room.more(0), *const s2 = room.more(1), *const scale = room.more(2);
         const Index channels = this->problem.parameters, together = this->together();
@@ -259,11 +311,21 @@ struct BackwardOfCells : CellPass<T> {
     }
     template <class Use>
     void with_second(const CellRoom<T>& room, const Use& use) const {
-        const View<const T> in[] = {x.of(room.example, room.base), dy.of(room.example, room.base)};
-        const View<T> out = dx.of(room.example, room.base);
+        const Inputs all = inputs(room);
+        const View<T> of_dx = dx.of(room.example, room.base);
+        const View<T> out[] = {of_dx, of_dx};  // no gradient of a residual
         const StatisticsIn rows = room.rows();
-        use(Second<F, T, Gradients<T>>{
-            this->setting, in, &out, {rows, nullptr, room.more(0), room.more(1), room.more(2)}});
+        const Gradients<T> gradients{rows, nullptr, room.more(0), room.more(1), room.more(2)};
+        if (room.of_z) {
+            const Affine<T> by = affine_of_z(room);
+            return use(Second<Activating, T, ActivatedGradients<T>>{this->setting,
+                                                                    all.in,
+                                                                    out,
+                                                                    {gradients, by, *room.of_z},
+                                                                    this->activated,
+                                                                    &*room.of_z});
+        }
+        use(Second<F, T, Gradients<T>>{this->setting, all.in, out, gradients});
     }
 };
 

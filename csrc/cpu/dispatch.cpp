@@ -14,6 +14,7 @@ namespace bnext::cpu {
     namespace isa {                                         \
     extern const KernelTable table;                         \
     extern const RowTable row_table;                        \
+    extern const WeightedTable weighted_table;              \
     extern const DoubleBackwardTable double_backward_table; \
     }
 BNEXT_DECLARE_ISA(baseline)
@@ -64,6 +65,14 @@ const RowTable& row_table_of([[maybe_unused]] const KernelTable& table) {
     if (&table == &avx2::table) return avx2::row_table;
 #endif
     return baseline::row_table;
+}
+
+const WeightedTable& weighted_table_of([[maybe_unused]] const KernelTable& table) {
+#if defined(__x86_64__)
+    if (&table == &avx512::table) return avx512::weighted_table;
+    if (&table == &avx2::table) return avx2::weighted_table;
+#endif
+    return baseline::weighted_table;
 }
 
 const DoubleBackwardTable& double_backward_table_of([[maybe_unused]] const KernelTable& table) {

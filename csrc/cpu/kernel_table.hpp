@@ -102,7 +102,15 @@ struct Kernels {
 template <class T>
 struct KernelSet {
     Kernels<T> of[2][kPasses][kEpilogues];
-    Kernels<T> weighted[2][kPasses];  // of positions with weights; what they take has them
+};
+
+// The loops of an activation over a piece of values that a first-level cache has.
+template <class C>
+struct ActivationLoops {
+    // act(z) in place of z; flags where they are kept (not null).
+    void (*activate)(double slope, C* values, int n, FlagWriter* flags);
+    // dy * act'(z) in place of z.
+    void (*derive)(double slope, C* values, const C* dy, int n);
 };
 
 struct KernelTable : KernelSet<float>, KernelSet<double>, KernelSet<float16>, KernelSet<bfloat16> {
@@ -114,17 +122,49 @@ struct KernelTable : KernelSet<float>, KernelSet<double>, KernelSet<float16>, Ke
                               double* rstd);
     // whether any sum of a channel is of a size below `smallest`, or no number (range.hpp)
     bool (*any_beyond)(Index channels, const double* sums, double smallest);
+    // by the activation's number, for the functions of positions with weights
+    const ActivationLoops<float>* loops_of_float;
+    const ActivationLoops<double>* loops_of_double;
 
+    template <class C>
+    [[nodiscard]] BNEXT_FORCE_INLINE const ActivationLoops<C>& loops(Activation activation) const {
+        const auto number = static_cast<std::size_t>(activation);
+        if constexpr (sizeof(C) == sizeof(float)) {
+            return loops_of_float[number];
+        } else {
+            return loops_of_double[number];
+        }
+    }
     template <class T>
     [[nodiscard]] const Kernels<T>& kernels(Layout layout, Pass pass, Epilogue epilogue) const {
         return KernelSet<T>::of[static_cast<std::size_t>(layout)][static_cast<std::size_t>(pass)]
                                [static_cast<std::size_t>(epilogue)];
     }
+};
+
+// The functions of an instruction set for positions with weights, which what they take has. Their
+// coefficients are made as without weights.
+template <class T>
+struct WeightedKernels {
+    typename Kernels<T>::Reduce reduce;
+    typename Kernels<T>::Write write;
+};
+template <class T>
+struct WeightedKernelSet {
+    WeightedKernels<T> of[2][kPasses][kEpilogues];
+};
+struct WeightedTable : WeightedKernelSet<float>,
+                       WeightedKernelSet<double>,
+                       WeightedKernelSet<float16>,
+                       WeightedKernelSet<bfloat16> {
     template <class T>
-    [[nodiscard]] const Kernels<T>& weighted_kernels(Layout layout, Pass pass) const {
-        return KernelSet<T>::weighted[static_cast<std::size_t>(layout)]
-                                     [static_cast<std::size_t>(pass)];
+    [[nodiscard]] const WeightedKernels<T>& kernels(Layout layout, Pass pass,
+                                                    Epilogue epilogue) const {
+        return WeightedKernelSet<T>::of[static_cast<std::size_t>(layout)][static_cast<std::size_t>(
+            pass)][static_cast<std::size_t>(epilogue)];
     }
 };
+
+const WeightedTable& weighted_table_of(const KernelTable& table);
 
 }  // namespace bnext::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/formulas.hpp"
 #include "core/problem.hpp"
@@ -24,7 +25,7 @@ struct Setting {
     Plan plan;
     int threads;
     const KernelTable& table;
-    const Kernels<T>& kernels;
+    Kernels<T> kernels;
     Stores stores;
 
     // Only coefficients of all channels go on behind the last as they began.
@@ -58,10 +59,14 @@ Setting<T> prepare(const Problem& problem, const Work& work, Pass pass,
 
 // The same with the kernels of positions that have weights; of `problem_of_positions`.
 template <class T>
-Setting<T> prepare_weighted(const Problem& problem, const Work& work, Pass pass) {
-    const Setting<T> plain = prepare<T>(problem, work, pass);
-    return {plain.plan, plain.threads, plain.table,
-            plain.table.template weighted_kernels<T>(plain.plan.tiling.walk(), pass), plain.stores};
+Setting<T> prepare_weighted(const Problem& problem, const Work& work, Pass pass,
+                            Epilogue epilogue = Epilogue::none) {
+    Setting<T> setting = prepare<T>(problem, work, pass, epilogue);
+    const auto& weighted = weighted_table_of(setting.table)
+                               .template kernels<T>(setting.plan.tiling.walk(), pass, epilogue);
+    setting.kernels.reduce = weighted.reduce;
+    setting.kernels.write = weighted.write;
+    return setting;
 }
 
 // The work of a formula's phases: of the first alone, of the second alone, of both.
@@ -93,18 +98,29 @@ struct RowsOfZ {
     using Row = typename Normalize<Compute<T>>::Row;
     static constexpr std::size_t kRows = Normalize<Compute<T>>::kRows;
 
-    RowsOfZ(const Problem& problem, const Setting<T>& setting, const Terms<T>& terms,
-            const Activated& activated)
-        : columns(setting.plan.tiling.columns()), rows(problem.channels * columns) {
-        const auto& forward = setting.table.template kernels<T>(setting.plan.tiling.walk(),
-                                                                Pass::forward, Epilogue::activated);
-        const Index made = made_at(problem.channels, columns);
-        Compute<T>* into[kRows];
-        for (std::size_t r = 0; r < kRows; ++r) into[r] = rows.row(r, made);
-        any_extreme = forward.make_coefficients(problem.channels, terms, into);
-        rows.complete(0, problem.channels, columns);
+    // Room for so many channels, whose rows `make` makes.
+    RowsOfZ(Index channels, Index columns_, const Activated& activated)
+        : columns(columns_), rows(channels * columns_) {
         for (std::size_t r = 0; r < kRows; ++r) all.row[r] = rows.row(r, 0);
         all.activated = &activated;
+    }
+    RowsOfZ(const Problem& problem, const Setting<T>& setting, const Terms<T>& terms,
+            const Activated& activated)
+        : RowsOfZ(problem.channels, setting.plan.tiling.columns(), activated) {
+        make(setting, {0, problem.channels}, terms);
+    }
+    // `terms`: from the first of these channels on. Threads may make rows of others meanwhile.
+    void make(const Setting<T>& setting, const ChannelRange& channels, const Terms<T>& terms) {
+        const auto& forward = setting.table.template kernels<T>(setting.plan.tiling.walk(),
+                                                                Pass::forward, Epilogue::activated);
+        const Index offset = channels.begin * columns;
+        const Index made = offset + made_at(channels.size(), columns);
+        Compute<T>* into[kRows];
+        for (std::size_t r = 0; r < kRows; ++r) into[r] = rows.row(r, made);
+        if (forward.make_coefficients(channels.size(), terms, into)) {
+            std::atomic_ref(any_extreme).store(true, std::memory_order_relaxed);
+        }
+        rows.complete(offset, channels.size(), columns);
     }
     // From the region's first channel on.
     [[nodiscard]] CoefficientsIn<Compute<T>> from(Index channel) const {

@@ -8,6 +8,7 @@
 #include "cpu/activated_phases.hpp"
 #include "cpu/in_place.hpp"
 #include "cpu/phases.hpp"
+#include "cpu/weighted_activated_phases.hpp"
 #include "cpu/weighted_phases.hpp"
 
 namespace bnext::cpu {
@@ -58,16 +59,16 @@ double forward(const Problem& problem, const View<const T>& x, const View<T>& y,
     if (problem.elements() == 0) {
         return finish(problem, collect_stats<T>(problem, x, out), eps, out);
     }
-    if (weights != nullptr) {
-        if (weights->total > 0.0)
-            return weighted_forward<T>(problem, x, y, affine, eps, out, *weights);
+    if (weights != nullptr && weights->total == 0.0) {
         collect_stats<T>(problem, x, out, weights);
         std::fill_n(out.var(), problem.channels, 0.0);
-        active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, out.var(),
-                                         out.rstd());
-        weighted_apply_norm<T>(problem, x, y, out, eps, affine, *weights);
+        apply_norm<T>(problem, x, y, out, eps, affine, applied, weights);
         return 0.0;
     }
+    if (weights != nullptr && applied != nullptr && applied->fused.any()) {
+        return weighted_activated_forward<T>(problem, x, y, affine, eps, out, *applied, *weights);
+    }
+    if (weights != nullptr) return weighted_forward<T>(problem, x, y, affine, eps, out, *weights);
     if (applied != nullptr && applied->fused.any()) {
         return activated_forward<T>(problem, x, y, affine, eps, out, *applied);
     }
@@ -82,6 +83,10 @@ void apply_norm(const Problem& problem, const View<const T>& x, const View<T>& y
         active_table().finish_statistics(problem.channels, nullptr, 0.0, eps, rows.var(),
                                          rows.rstd());
         return;
+    }
+    if (weights != nullptr && applied != nullptr && applied->fused.any()) {
+        return weighted_activated_apply_norm<T>(problem, x, y, rows, eps, affine, *applied,
+                                                *weights);
     }
     if (weights != nullptr) {
         return weighted_apply_norm<T>(problem, x, y, rows, eps, affine, *weights);
@@ -98,6 +103,10 @@ void backward_reduce(const Problem& problem, const View<const T>& dy, const View
                      const StatisticsIn& of, double* sum_dy, double* sum_dy_xmu,
                      const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    if (weights != nullptr && applied != nullptr && applied->fused.changes_backward()) {
+        return weighted_activated_backward<T>(problem, dy, x, {nullptr, {}}, of, nullptr, sum_dy,
+                                              sum_dy_xmu, *applied, *weights, true, false, 0);
+    }
     if (weights != nullptr) {
         return weighted_backward<T>(problem, dy, x, {nullptr, {}}, of, nullptr, sum_dy, sum_dy_xmu,
                                     *weights, true, false, 0);
@@ -122,6 +131,10 @@ void backward(const Problem& problem, const View<const T>& dy, const View<const 
               const View<T>& dx, const StatisticsIn& of, const Param<T>* weight, double* sum_dy,
               double* sum_dy_xmu, const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) return void(set_empty(problem, {sum_dy, sum_dy_xmu}));
+    if (weights != nullptr && applied != nullptr && writes_activated(applied->fused)) {
+        return weighted_activated_backward<T>(problem, dy, x, dx, of, weight, sum_dy, sum_dy_xmu,
+                                              *applied, *weights, true, true, 0);
+    }
     if (weights != nullptr) {
         return weighted_backward<T>(problem, dy, x, dx, of, weight, sum_dy, sum_dy_xmu, *weights,
                                     true, true, 0);
@@ -151,6 +164,12 @@ void backward_apply(const Problem& problem, const View<const T>& dy, const View<
                     const double* sum_dy, const double* sum_dy_xmu, double n,
                     const Applied<T>* applied, const WeightsOf<T>* weights) {
     if (problem.elements() == 0) return;
+    if (weights != nullptr && applied != nullptr && writes_activated(applied->fused)) {
+        // (The sums are read alone.)
+        return weighted_activated_backward<T>(
+            problem, dy, x, dx, of, weight, const_cast<double*>(sum_dy),
+            const_cast<double*>(sum_dy_xmu), *applied, *weights, false, true, n);
+    }
     if (weights != nullptr) {
         // (The sums are read alone.)
         return weighted_backward<T>(problem, dy, x, dx, of, weight, const_cast<double*>(sum_dy),

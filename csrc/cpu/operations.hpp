@@ -32,7 +32,8 @@ struct Applied {
 
 // n, the number of values behind the statistics of each channel, comes from the sums; of empty data
 // it is their number in the shape. With weights of positions it is their sum, and values at
-// positions that do not count are not looked at. Nothing else is applied then.
+// positions that do not count are not looked at. Then `dresidual` is written wherever there was a
+// residual, also without an activation.
 template <class T>
 using WeightsOf = Weights<Compute<T>>;
 

@@ -54,13 +54,16 @@ void exact_weighted_moments(const View<const T>& x, const Weights<Compute<T>>& w
     m2 = all < 0.0 ? 0.0 : all;
 }
 
-template <class T>
-void exact_counted_sums(const View<const T>* in, const Weights<Compute<T>>& weights, Index size,
-                        Index c, double mean, double& sum_dy, double& sum_dy_xmu) {
+// Where dy(o, c, i) and x(o, c, i) are the gradient and the value at a place.
+template <class C, class Dy, class X>
+[[gnu::noinline, gnu::cold]] void exact_counted_sums(const Dy& dy, const X& x,
+                                                     const Weights<C>& weights, Index size, Index c,
+                                                     double mean, double& sum_dy,
+                                                     double& sum_dy_xmu) {
     double s1 = 0.0, s2 = 0.0;
     const bool are_numbers = for_each_counted(weights, size, [&](Index o, Index i, double) {
-        const auto grad = static_cast<double>(*at(in[1], o, c, i));
-        const double product = grad * (static_cast<double>(*at(in[0], o, c, i)) - mean);
+        const double grad = dy(o, c, i);
+        const double product = grad * (x(o, c, i) - mean);
         s1 += grad;
         s2 += product;
         return std::isfinite(product);
@@ -163,6 +166,17 @@ struct CollectWeightedGradients : CollectGradients<T> {
                                             this->of.mean() + region.channels.begin, &by, a, b);
     }
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
+        const auto value_of_input = [&](int k) {
+            return [this, k](Index o, Index c, Index i) {
+                return static_cast<double>(*at(this->in[k], o, c, i));
+            };
+        };
+        return keep(channels, n, a, b, value_of_input(1), value_of_input(0));
+    }
+    // Where dy(o, c, i) and x(o, c, i) are the gradients and the values that were summed.
+    template <class Dy, class X>
+    double keep(const ChannelRange& channels, double n, const double* a, const double* b,
+                const Dy& dy, const X& x) const {
         std::copy_n(a, channels.size(), this->sum_dy + channels.begin);
         std::copy_n(b, channels.size(), this->sum_dy_xmu + channels.begin);
         if constexpr (kHasMeanLow<T>) {
@@ -175,23 +189,32 @@ struct CollectWeightedGradients : CollectGradients<T> {
             const auto& table = this->setting.table;
             if (table.any_beyond(channels.size(), a, 0.0) ||
                 table.any_beyond(channels.size(), b, smallest)) {
-                mend(channels, smallest);
+                for (Index c = channels.begin; c < channels.end; ++c) {
+                    const double product = std::abs(this->sum_dy_xmu[c]);
+                    if (std::isfinite(this->sum_dy[c]) && std::isfinite(product) &&
+                        product >= smallest) {
+                        continue;
+                    }
+                    sum_exactly(dy, x, c);
+                }
             }
         }
         return n;
     }
 
-private:
-    void mend(const ChannelRange& channels, double smallest) const {
+protected:
+    template <class Dy, class X>
+    void sum_exactly(const Dy& dy, const X& x, Index c) const {
         const Index size = weights.tiles[this->setting.plan.tiling.tiles()].begin;
-        for (Index c = channels.begin; c < channels.end; ++c) {
-            double &s1 = this->sum_dy[c], &s2 = this->sum_dy_xmu[c];
-            const double product = std::abs(s2);
-            if (std::isfinite(s1) && std::isfinite(product) && product >= smallest) continue;
-            exact_counted_sums(this->in, weights, size, c, this->of.mean()[c], s1, s2);
-        }
+        exact_counted_sums(dy, x, weights, size, c, this->of.mean()[c], this->sum_dy[c],
+                           this->sum_dy_xmu[c]);
     }
 };
+
+// dx of a position of weight w.
+inline double weighted_dx(const GradientConstants& by, double dy, double x, double w) {
+    return (dy + w * ((x - by.mean) * by.slope - by.offset)) * by.scale;
+}
 
 // Writes by Gradient or WeightedGradient where positions count.
 template <class T>
@@ -208,8 +231,7 @@ struct WeightedGradients : Gradients<T> {
             }
             const auto x = static_cast<double>(*at(in[0], o, c, i));
             const auto dy = static_cast<double>(*at(in[1], o, c, i));
-            const double share = (x - by.mean) * by.slope - by.offset;
-            *at(out[0], o, c, i) = value_of<T>((dy + weights.weight(o, i) * share) * by.scale);
+            *at(out[0], o, c, i) = value_of<T>(weighted_dx(by, dy, x, weights.weight(o, i)));
         });
     }
 };
@@ -224,12 +246,14 @@ using WeightedBackward = Formula<Pass::backward, Epilogue::none, Compute<T>>;
 
 // The setting of what writes y: the plain kernels where all positions are written alike.
 template <class T>
-Setting<T> writing(const Setting<T>& weighted, const Weights<Compute<T>>& weights) {
-    const bool all_alike = weights.outside == Outside::normalized;
-    const auto& plain = weighted.table.template kernels<T>(weighted.plan.tiling.walk(),
-                                                           Pass::forward, Epilogue::none);
-    return {weighted.plan, weighted.threads, weighted.table, all_alike ? plain : weighted.kernels,
-            weighted.stores};
+Setting<T> writing(const Setting<T>& weighted, const Weights<Compute<T>>& weights,
+                   Epilogue epilogue = Epilogue::none) {
+    Setting<T> setting = weighted;
+    if (weights.outside == Outside::normalized) {
+        setting.kernels = weighted.table.template kernels<T>(weighted.plan.tiling.walk(),
+                                                             Pass::forward, epilogue);
+    }
+    return setting;
 }
 
 template <class T>

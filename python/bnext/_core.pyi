@@ -361,12 +361,20 @@ def cell_forward(
     channel_axis: int,
     out: Any,
     plain: bool = False,
+    epilogue: _Epilogue = None,
 ) -> tuple[Any, Saved]: ...
 def cell_backward(
     dy: _Values, x: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
 ) -> tuple[Any, Any, Any]: ...
 def cell_restored(
-    x: _Values, num_groups: int | None, rows: _Float64, eps: float, channel_axis: int
+    x: _Values,
+    num_groups: int | None,
+    rows: _Float64,
+    eps: float,
+    channel_axis: int,
+    weight: _Row = None,
+    bias: _Row = None,
+    epilogue: _Epilogue = None,
 ) -> Saved: ...
 def as_array(x: Any, name: str) -> Any: ...
 def inspect(x: Any) -> tuple[tuple[int, ...], str]: ...

@@ -52,6 +52,7 @@ def batch_norm_forward(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> tuple[ArrayT, Saved | DeviceSaved | SyncSaved]: ...
 
@@ -72,6 +73,7 @@ def batch_norm_forward(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> tuple[Array, Saved | DeviceSaved | SyncSaved]: ...
 
@@ -92,6 +94,7 @@ def batch_norm_forward(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = ZERO,
 ) -> tuple[Any, Saved | DeviceSaved | SyncSaved]:
     """Normalize `x` by the mean and the biased variance of each of its channels.
@@ -134,8 +137,15 @@ def batch_norm_forward(
     lengths : array of int, shape (N,), optional
         For `x` of (N, C, L) or (N, L, C): how many of the L positions of each example count, from
         the first on. Not beside `mask`.
+    offsets : array of int, shape (B + 1,), optional
+        For examples of unequal extents that follow each other along the first axis of `x`, as in a
+        jagged tensor: example b has positions ``offsets[b]`` to ``offsets[b + 1]``. Statistics are
+        over all of them; positions before ``offsets[0]`` and from ``offsets[-1]`` on do not count.
+        Beside it `lengths`, of shape (B,), says how many positions of each example count, and a
+        `sample_weight` of shape (B,) has a weight for each. Not beside `mask`.
     masked : {"zero", "normalized", "unchanged"}
-        What `y` has at positions that do not count: 0, the normalized value, or `x`.
+        What `y` has at positions that do not count: 0, what it has elsewhere (the activation of the
+        normalized value and the residual), or `x`.
 
     Returns
     -------
@@ -154,9 +164,9 @@ def batch_norm_forward(
         A shape does not fit, `x` has one value per channel, `eps` is negative or not finite,
         `channel_axis` is not an axis of `x`, `out` is read-only or overlaps an input; `activation`
         is not one of the names, `negative_slope` is not finite; `out` is `x`, and `x` does not
-        follow from `y` (see below). A weight is negative or not finite, a length not from 0 to L;
-        `mask`, `sample_weight` or `lengths` stands beside an activation, a residual, or ``out=x``,
-        or `x` is on a GPU.
+        follow from `y` (see below). A weight is negative or not finite, a length not from 0 to L,
+        offsets decrease or leave the axis; `mask`, `sample_weight`, `lengths` or `offsets` stands
+        beside ``out=x``, or `x` is on a GPU.
     TypeError
         A dtype does not fit, an argument is not an array, or not where `x` is; `activation` is not
         a string.
@@ -185,9 +195,9 @@ def batch_norm_forward(
     the statistics are ``mean = sum(w x) / W`` and ``var = sum(w (x - mean)**2) / W``, with ``W =
     sum(w)``. Weights are frequencies: a 2 is two copies of a position, Bessel's correction is
     ``W / (W - 1)``, and ``saved.count`` is W. A position of weight 0 does not count: what `x` and
-    `dy` have there is not part of any sum, NaN and infinities neither. Its gradient is 0, also
-    where ``masked="unchanged"`` gives `x`. `saved` has a copy of the weights: a byte a position for
-    a mask. A mask that is True everywhere is none, to the bit.
+    `dy` have there is not part of any sum, NaN and infinities neither. Gradients there, also the
+    residual's, are 0, whatever `masked` is. `saved` has a copy of the weights: a byte a position
+    for a mask. A mask that is True everywhere is none, to the bit.
 
     Where W is at most 1, running statistics of a layer stay; the batch is counted. Where nothing
     counts, mean and variance are 0. In a group W is the sum of all members'; of one value in the
@@ -204,9 +214,15 @@ def batch_norm_forward(
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
     result: tuple[Any, Saved | DeviceSaved | SyncSaved]
-    if not (mask is None and sample_weight is None and lengths is None and masked is ZERO):
+    if not (
+        mask is None
+        and sample_weight is None
+        and lengths is None
+        and offsets is None
+        and masked is ZERO
+    ):
         with part:
-            weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked)
+            weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked, offsets)
         result = spine.forward(
             x, weight, bias, eps, channel_axis, out, None, None, part, epilogue, weighting=weighting
         )

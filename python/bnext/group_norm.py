@@ -37,6 +37,8 @@ def group_norm_forward(
     *,
     channel_axis: int = 1,
     out: ArrayT | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[ArrayT, Saved]: ...
 
 
@@ -50,6 +52,8 @@ def group_norm_forward(
     *,
     channel_axis: int = 1,
     out: Array | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[Array, Saved]: ...
 
 
@@ -62,6 +66,8 @@ def group_norm_forward(
     *,
     channel_axis: int = 1,
     out: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[Any, Saved]:
     """Normalize each example of `x` by the mean and variance of every group of its channels.
 
@@ -81,28 +87,36 @@ def group_norm_forward(
         Which axis of `x` has the channels; negative counts from the end. Not axis 0.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
+    activation : str, optional
+        The function that is applied last, in the same pass; `batch_norm_forward` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0.
 
     Returns
     -------
     y : array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over
-        the values of a group of channels of an example (Wu and He 2018, section 3), in the memory
-        order of `x`, or `out`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
+        over the values of a group of channels of an example (Wu and He 2018, section 3), in the
+        memory order of `x`, or `out`.
     saved : Saved
-        The statistics, of shape (N, G), for `group_norm_backward`.
+        The statistics, of shape (N, G), for `group_norm_backward`; after an activation also copies
+        of `weight` and `bias`.
 
     Raises
     ------
     ValueError
         A shape does not fit, `num_groups` does not divide C, all of `x` has one value per group,
         `eps` is negative or not finite, `channel_axis` is not an axis of `x` behind the first,
-        `out` is read-only or overlaps an input; `x` is on a GPU.
+        `out` is read-only or overlaps an input; `activation` is not one of the names; `x` is on a
+        GPU.
     TypeError
         A dtype does not fit, or an argument is not an array, or not an integer.
     """
     if num_groups is None:
         raise TypeError("num_groups: expected an integer, got None")
-    return cells_forward(x, num_groups, weight, bias, eps, channel_axis, out)
+    return cells_forward(
+        x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope
+    )
 
 
 @overload
@@ -151,8 +165,9 @@ def group_norm_backward(
     dx : array, shape of `x`
         ``rstd * (g - E[g] - xhat * E[g * xhat])`` with ``g = dy * weight``,
         ``xhat = (x - mean) * rstd`` and E the mean over the values of a group of channels of an
-        example, or `out`. In a channel whose weight is below ``2**-60`` of the group's largest,
-        `dy` counts as if it were that much.
+        example, or `out`. After an activation ``dy * act'(z)`` takes the place of `dy`, here and
+        below, with z made again from `x` and the parameters of the forward call. In a channel whose
+        weight is below ``2**-60`` of the group's largest, `dy` counts as if it were that much.
     dweight, dbias : array, shape (C,)
         ``sum(dy * xhat)`` and ``sum(dy)`` over all axes but the channels', of the dtype of `x`,
         float32 for 16-bit data; also where no weight was given.
@@ -177,6 +192,8 @@ def instance_norm_forward(
     *,
     channel_axis: int = 1,
     out: ArrayT | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[ArrayT, Saved]: ...
 
 
@@ -189,6 +206,8 @@ def instance_norm_forward(
     *,
     channel_axis: int = 1,
     out: Array | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[Array, Saved]: ...
 
 
@@ -200,20 +219,22 @@ def instance_norm_forward(
     *,
     channel_axis: int = 1,
     out: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> tuple[Any, Saved]:
     """Normalize each channel of each example of `x` by its own mean and variance.
 
     Parameters
     ----------
-    x, weight, bias, eps, channel_axis, out
+    x, weight, bias, eps, channel_axis, out, activation, negative_slope
         As in `group_norm_forward`.
 
     Returns
     -------
     y : array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over
-        a channel's values in an example (Ulyanov, Vedaldi and Lempitsky 2016), in the memory order
-        of `x`, or `out`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
+        over a channel's values in an example (Ulyanov, Vedaldi and Lempitsky 2016), in the memory
+        order of `x`, or `out`.
     saved : Saved
         The statistics, of shape (N, C), for `instance_norm_backward`.
 
@@ -222,7 +243,7 @@ def instance_norm_forward(
     ValueError, TypeError
         As from `group_norm_forward`; a ValueError also where a channel of an example has one value.
     """
-    return cells_forward(x, None, weight, bias, eps, channel_axis, out)
+    return cells_forward(x, None, weight, bias, eps, channel_axis, out, activation, negative_slope)
 
 
 @overload
@@ -272,12 +293,14 @@ def instance_norm_backward(
 
 
 def cells_forward(
-    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any
-) -> tuple[Any, Saved]:
+    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any,
+    activation: Any = None, negative_slope: Any = 0.01,
+) -> tuple[Any, Saved]:  # fmt: skip
     """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
+    epilogue = None if activation is None else (None, activation, negative_slope)
     result: tuple[Any, Saved] = _engine(x).cell_forward(
         x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis,
-        out=out,
+        out=out, epilogue=epilogue,
     )  # fmt: skip
     return result
 

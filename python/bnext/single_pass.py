@@ -35,6 +35,7 @@ def normalize(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> ArrayT: ...
 
@@ -56,6 +57,7 @@ def normalize(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> Array: ...
 
@@ -76,6 +78,7 @@ def normalize(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
     masked: Masked = "zero",
 ) -> Any:
     """Normalize `x` by given statistics, as inference does.
@@ -100,7 +103,7 @@ def normalize(
         The function that is applied last; `batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0.
-    mask, sample_weight, lengths : array, optional
+    mask, sample_weight, lengths, offsets : array, optional
         Which positions count; as `batch_norm_forward` takes them. Weights are not looked at beyond
         that, since the statistics are given.
     masked : {"zero", "normalized", "unchanged"}
@@ -120,11 +123,12 @@ def normalize(
     epilogue = None
     if activation is not None or residual is not None:
         epilogue = residual, activation, negative_slope
-    if mask is None and sample_weight is None and lengths is None and masked == "zero":
+    none = mask is None and sample_weight is None and lengths is None and offsets is None
+    if none and masked == "zero":
         return spine.forward(
             x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue
         )[0]
-    weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked)
+    weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked, offsets)
     return spine.forward(
         x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue, weighting=weighting
     )[0]
@@ -137,6 +141,7 @@ def moments(
     mask: Values | None = None,
     sample_weight: Values | None = None,
     lengths: Values | None = None,
+    offsets: Values | None = None,
 ) -> Moments:
     """Count, mean and sum of squared deviations of each channel of `x`.
 
@@ -146,7 +151,7 @@ def moments(
         float32, float64, float16 or bfloat16, of any rank. Read once, never copied if dense.
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end.
-    mask, sample_weight, lengths : array, optional
+    mask, sample_weight, lengths, offsets : array, optional
         Which positions count, and how often; as `batch_norm_forward` takes them.
 
     Returns
@@ -163,8 +168,8 @@ def moments(
     """
     engine: Any = _core if type(x) is ndarray else engine_of(x)
     weighting = None
-    if not (mask is None and sample_weight is None and lengths is None):
-        weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, "zero")
+    if any(each is not None for each in (mask, sample_weight, lengths, offsets)):
+        weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, "zero", offsets)
     return Moments(*engine.moments(x=x, channel_axis=channel_axis, weighting=weighting))
 
 

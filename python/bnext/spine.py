@@ -262,6 +262,8 @@ def backward(
             elif engine is None:
                 engine = _core if type(dy) is ndarray else engine_of(dy, "dy")
             dx = engine.backward_constant(dy=dy, saved=saved, weight=weight, out=out, plain=plain)
+            if type(dx) is tuple:  # with a residual, and positions that do not count
+                return dx[0], None, None, dx[1]
             if getattr(saved, "residual", False):  # without an activation
                 return dx, None, None, dy
             return dx, None, None

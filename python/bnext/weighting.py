@@ -40,6 +40,7 @@ KEYWORDS: dict[str, str | None] = {
     "mask": None,
     "sample_weight": None,
     "lengths": None,
+    "offsets": None,
     "masked": "zero",
 }
 
@@ -47,7 +48,7 @@ KEYWORDS: dict[str, str | None] = {
 def names_positions(function: Function) -> Function:
     """Give a function the signature that has these arguments in place of its ``**positions``.
 
-    CPython looks up the default of each argument that is only given by name: for these four it
+    CPython looks up the default of each argument that is only given by name: for these five it
     would take a twentieth of a small call.
     """
     signature = inspect.signature(function)
@@ -69,7 +70,7 @@ def weighting_of_call(
 
 
 def check_positions(function: Any, positions: Mapping[str, Any]) -> None:
-    """TypeError for a name that is none of the four, as the interpreter words it."""
+    """TypeError for a name that is none of the five, as the interpreter words it."""
     for name in positions:
         if name not in KEYWORDS:
             raise TypeError(
@@ -84,6 +85,7 @@ def weighting_of(
     sample_weight: Any = None,
     lengths: Any = None,
     masked: Any = "zero",
+    offsets: Any = None,
 ) -> Weighting | None:
     """Check these arguments of a call, and give what an engine takes.
 
@@ -93,7 +95,7 @@ def weighting_of(
         The input of the call.
     channel_axis : int
         Which axis of it has the channels.
-    mask, sample_weight, lengths, masked
+    mask, sample_weight, lengths, masked, offsets
         As `bnext.batch_norm_forward` takes them.
 
     Returns
@@ -105,17 +107,18 @@ def weighting_of(
     ------
     ValueError
         A shape does not fit, a weight is negative or not finite in the dtype of the parameters, a
-        length is not from 0 to the axis' extent, `mask` and `lengths` were both given, or `masked`
-        is not one of the three.
+        length is not from 0 to the axis' extent, offsets decrease or leave the axis, `mask` was
+        given beside `lengths` or `offsets`, or `masked` is not one of the three.
     TypeError
-        `mask` is not of bools, `lengths` not of integers, `sample_weight` not of real numbers; it
-        is a tensor that requires a gradient, of which there is none.
+        `mask` is not of bools, `lengths` or `offsets` not of integers, `sample_weight` not of real
+        numbers; it is a tensor that requires a gradient, of which there is none.
     """
     check_masked(masked)
-    if mask is None and sample_weight is None and lengths is None:
+    if mask is None and sample_weight is None and lengths is None and offsets is None:
         return None
-    if mask is not None and lengths is not None:
-        raise ValueError("lengths: expected None beside a mask, got both")
+    for other, given in (("lengths", lengths), ("offsets", offsets)):
+        if mask is not None and given is not None:
+            raise ValueError(f"{other}: expected None beside a mask, got both")
     shape, dtype = _described(x)
     axis = _core.check_axis(channel_axis, len(shape))
     positions = shape[:axis] + shape[axis + 1 :]
@@ -123,6 +126,10 @@ def weighting_of(
     name = "sample_weight"
     if mask is not None:
         name, counts = "mask", _mask(mask, shape, axis)
+    elif offsets is not None:
+        segments = Segments(offsets, lengths, positions)
+        name, counts = "offsets", segments.counts()
+        sample_weight = segments.spread(sample_weight)
     elif lengths is not None:
         name, counts = "lengths", _lengths(lengths, shape, axis)
     if sample_weight is not None:
@@ -153,6 +160,72 @@ def total_weight(weighting: Weighting) -> float:
     """Sum of the weights of all positions: an integer where none has a weight of its own."""
     counts, weights, *_ = weighting
     return int(counts.sum()) if weights is None else math.fsum(weights[counts > 0].tolist())
+
+
+class Segments:
+    """Examples that follow each other along the first axis of the positions.
+
+    Example b has positions ``offsets[b]`` to ``offsets[b + 1]``, or the first ``lengths[b]`` of
+    them.
+    """
+
+    def __init__(self, offsets: Any, lengths: Any, positions: tuple[int, ...]) -> None:
+        ends = _integers(offsets, "offsets")
+        if ends.ndim != 1 or ends.size == 0:
+            raise ValueError(
+                f"offsets: expected shape (B + 1,) for B examples, got {tuple(ends.shape)}"
+            )
+        if not positions:
+            raise ValueError("offsets: expected x with examples beside its channels, got none")
+        if (np.diff(ends) < 0).any():
+            raise ValueError("offsets: expected integers that do not decrease, got some that do")
+        if ends[0] < 0 or ends[-1] > positions[0]:
+            wrong = ends[0] if ends[0] < 0 else ends[-1]
+            raise ValueError(f"offsets: expected integers from 0 to {positions[0]}, got {wrong}")
+        self.positions, self.begins, self.sizes = positions, ends[:-1], np.diff(ends)
+        self.taken = self.sizes
+        if lengths is not None:
+            self.taken = _integers(lengths, "lengths")
+            if self.taken.shape != self.sizes.shape:
+                raise ValueError(
+                    f"lengths: expected shape {self.sizes.shape} beside offsets, got "
+                    f"{tuple(self.taken.shape)}"
+                )
+            wrong = self.taken[(self.taken < 0) | (self.taken > self.sizes)]
+            if wrong.size:
+                raise ValueError(
+                    "lengths: expected integers from 0 to the extent of each example, got "
+                    f"{wrong[0]}"
+                )
+
+    def counts(self) -> npt.NDArray[np.bool_]:
+        """Give what counts, of a shape that broadcasts to the positions."""
+        changes = np.zeros(self.positions[0] + 1, np.int64)
+        np.add.at(changes, self.begins, 1)
+        np.add.at(changes, self.begins + self.taken, -1)
+        inside = np.cumsum(changes[:-1]) > 0
+        return inside.reshape(-1, *(1,) * (len(self.positions) - 1))
+
+    def spread(self, weights: Any) -> Any:
+        """Give weights of examples, shape (B,), as weights of positions; others as they are."""
+        if weights is None or getattr(weights, "shape", None) != self.sizes.shape:
+            return weights
+        library = library_of(weights)
+        readable = weights if library is None else library.readable(weights, "sample_weight")
+        given = values_of(readable, "sample_weight")
+        spread = np.zeros(self.positions[0], given.dtype)
+        begin = int(self.begins[0]) if len(self.begins) else 0
+        spread[begin : begin + int(self.sizes.sum())] = np.repeat(given, self.sizes)
+        return np.broadcast_to(
+            spread.reshape(-1, *(1,) * (len(self.positions) - 1)), self.positions
+        )
+
+
+def _integers(given: Any, name: str) -> npt.NDArray[np.int64]:
+    values = values_of(given, name)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected dtype int64 or another of integers, got {values.dtype}")
+    return values.astype(np.int64)
 
 
 def _described(x: Any) -> tuple[tuple[int, ...], str]:
@@ -199,9 +272,7 @@ def _mask(mask: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]
 
 
 def _lengths(lengths: Any, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
-    values = values_of(lengths, "lengths")
-    if values.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected dtype int64 or another of integers, got {values.dtype}")
+    values = _integers(lengths, "lengths")
     positions = shape[:axis] + shape[axis + 1 :]
     if len(positions) != 2:
         raise ValueError(

@@ -123,9 +123,9 @@ constexpr Case kCases[] = {
     {Activation::silu, 1.0998L, 0.5L},     {Activation::hardswish, 1.5L, 1 / 3.0L},
     {Activation::gelu, 1.1289L, 0.7979L},  {Activation::gelu_tanh, 1.1289L, 0.7979L},
     {Activation::sigmoid, 0.25L, 0.0963L}, {Activation::tanh, 1.0L, 0.7699L}};
-constexpr Real kUnits = 4;               // what is promised
-constexpr Real kUnitsOfCurvature = 8;    // of its maximum
-constexpr Real kUnitsUnfused = 5;        // without fused multiply-add
+constexpr Real kUnits = 4;             // what is promised
+constexpr Real kUnitsOfCurvature = 8;  // of its maximum
+constexpr Real kUnitsUnfused = 5;      // without fused multiply-add
 
 // --- places -------------------------------------------------------------------------------------
 

@@ -153,3 +153,37 @@ def test_micro_batches_are_the_whole_batch(rng):
     dx = whole.backward(dy)
     np.testing.assert_allclose(np.concatenate([d for _, d in results]), dx, rtol=0, atol=1e-5)
     np.testing.assert_allclose(bn.running_var, whole.running_var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("kind", ["mask", "sample_weight"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_unequal_members_with_a_residual_are_one_process(rng, size, kind, activation):
+    """Its gradient, too; NaN under masks of x, of dy and of the residual."""
+    x, dy, mask, weights, cut = drawn(rng, size)
+    given = mask if kind == "mask" else weights
+    over = np.broadcast_to(mask[:, None], x.shape)
+    residual = np.where(over, rng.normal(size=x.shape), np.nan)
+    dirty, dirty_dy = np.where(over, x, np.nan), np.where(over, dy, np.inf)
+    group = new_group(size)
+    bn = bnext.BatchNorm1d(3, dtype=np.float64, group=group, activation=activation)
+    bn.parameter_gradients = "total"
+    alone = bnext.BatchNorm1d(3, dtype=np.float64, activation=activation)
+    for layer in (bn, alone):
+        layer.weight[...], layer.bias[...] = (1.5, -0.5, 2.0), (0.1, 0.2, 0.3)
+
+    def member(rank, part):
+        shard, gradient, added, part_given = part
+        y = bn(shard, residual=added, **{kind: part_given})
+        return y, *bn.backward(gradient), bn.weight_grad, bn.bias_grad
+
+    whole = (dirty, dirty_dy, residual, given)
+    parts = list(zip(*(np.split(a, cut) for a in whole), strict=True))
+    results = group.run(member, parts)
+    expected = alone(dirty, residual=residual, **{kind: given}), *alone.backward(dirty_dy)
+    for k, value in enumerate(expected):
+        close(np.concatenate([r[k] for r in results]), value, 1e-13)
+    for *_, dweight, dbias in results:
+        close(dweight, alone.weight_grad, 1e-12)
+        close(dbias, alone.bias_grad, 1e-12)
+    close(bn.running_var, alone.running_var, 1e-14)

@@ -134,8 +134,22 @@ def test_compiled():
 def test_ghosts_come_back():
     layer = bnext.torch.BatchNorm1d(3, ghost_batch_size=2)
     with bnext.torch.adapt(layer):
-        assert layer.ghost_batch_size is None
+        assert layer.ghost_batch_size is None  # which calls now do nothing of
     assert layer.ghost_batch_size == 2
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_ghosts_that_are_set_meanwhile_do_not_end_it(size):
+    layer = bnext.torch.BatchNorm1d(3, ghost_batch_size=2)
+    x = torch.randn(8, 3)
+    with bnext.torch.adapt(layer, prior=4):
+        blended = layer(x)
+        layer.ghost_batch_size = size
+        assert torch.equal(layer(x), blended)
+        with pytest.raises(RuntimeError, match=r"^model: expected one that is not adapted"):
+            bnext.torch.adapt(layer)
+    assert layer.ghost_batch_size == size
+    assert not torch.allclose(layer(x), blended)
 
 
 def test_errors():

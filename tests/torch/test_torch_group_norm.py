@@ -1,6 +1,7 @@
 """PyTorch's GroupNorm and InstanceNorm1d/2d/3d over bnext's kernels, beside torch.nn's."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -280,3 +281,59 @@ def test_torch_convert_cells():
     assert "kernels=bnext" in repr(some)
     state = bnext.torch.convert(model(), norms="all").state_dict()
     model().load_state_dict(state)
+
+
+@pytest.mark.parametrize("norm", ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"])
+def test_torch_lazy_instance_norms_become_ours(norm):
+    """At their first call, whose result is ours as well; and back."""
+    x = torch.randn(2, 3, *(4,) * int(norm[-2]))
+    lazy = getattr(torch.nn, f"Lazy{norm}")
+    network = torch.nn.Sequential(lazy(affine=True), lazy())
+    assert bnext.torch.convert(network, norms="instance") is network
+    assert [type(layer) for layer in network] == [getattr(bnext.torch, f"Lazy{norm}")] * 2
+    assert "kernels=bnext" in repr(network[0])
+    y = network(x)
+    assert [type(layer) for layer in network] == [getattr(bnext.torch, norm)] * 2
+    torch.testing.assert_close(y, network(x))
+    bnext.torch.revert(network)
+    assert [type(layer) for layer in network] == [getattr(torch.nn, norm)] * 2
+    torch.testing.assert_close(y, network(x))
+    back = bnext.torch.revert(bnext.torch.convert(torch.nn.Sequential(lazy()), norms="all"))
+    assert type(back[0]) is lazy
+
+
+class Named(torch.nn.GroupNorm):
+    """A subclass that inherits PyTorch's forward."""
+
+    def __init__(self, channels):
+        super().__init__(3, channels)
+
+
+class Scaled(torch.nn.InstanceNorm2d):
+    """One that calls it."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_torch_subclasses_of_cells_are_converted():
+    network = torch.nn.Sequential(Named(6), Scaled(6, affine=True))
+    x = torch.randn(2, 6, 5, 5)
+    expected = network(x)
+    bnext.torch.convert(network, norms="all")
+    assert isinstance(network[0], Named)
+    assert isinstance(network[0], bnext.torch.GroupNorm)
+    assert isinstance(network[1], bnext.torch.InstanceNorm2d)
+    assert type(network[0]).__name__ == "Named"
+    torch.testing.assert_close(network(x), expected)
+    again = pickle.loads(pickle.dumps(network))
+    assert type(again[0]) is type(network[0])
+    report = bnext.torch.report(network)
+    assert [each.norm for each in report.exchanged] == ["group", "instance"]
+    assert str(report).startswith("2 of 2 layers of normalization are bnext's")
+    bnext.torch.revert(network)
+    assert [type(layer) for layer in network] == [Named, Scaled]
+    assert [each.reason for each in bnext.torch.report(network).left] == [
+        f"not converted yet: bnext.torch.convert(norms={name!r}) exchanges it"
+        for name in ("group", "instance")
+    ]

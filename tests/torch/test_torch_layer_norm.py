@@ -225,15 +225,19 @@ def test_convert_and_revert_by_names():
             bnext.torch.convert(model(), norms=norms)
 
 
-def test_subclasses_stay_as_they_are():
+def test_a_computation_of_its_own_stays_as_it_is():
     class Own(nn.LayerNorm):
-        pass
+        def forward(self, x):
+            return nn.functional.layer_norm(x, self.normalized_shape) + 1
 
     network = nn.Sequential(Own(3), nn.LayerNorm(3))
     with pytest.warns(bnext.torch.ConversionWarning, match="1 layer of normalization stays"):
         bnext.torch.convert(network, norms="all")
     assert type(network[0]) is Own
     assert type(network[1]) is bnext.torch.LayerNorm
+    (left,) = bnext.torch.report(network).left
+    assert (left.name, left.norm) == ("0", "layer")
+    assert left.reason.endswith("Own has a computation of its own")
 
 
 @pairs

@@ -70,6 +70,45 @@ def test_gradients_are_derivatives():
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
+def test_an_activation_and_a_residual(dtype, activation, residual):
+    """The NumPy layer's bits, of a tensor under the mask that has NaN."""
+    x, dy, mask, weights, _ = drawn(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    ours = bnext.torch.BatchNorm1d(5, dtype=wide, activation=activation)
+    of_numpy = bnext.BatchNorm1d(5, dtype=str(wide).removeprefix("torch."), activation=activation)
+    over = mask[:, None].expand(SHAPE)
+    added = torch.where(over, drawn(dtype, seed=1)[0], torch.nan) if residual else None
+    leaves = [each.clone().requires_grad_() for each in (x, added) if each is not None]
+    y = ours(*leaves, sample_weight=weights)
+    y.backward(torch.where(over, dy, torch.nan))
+    expected = of_numpy(x, residual=added, sample_weight=weights)
+    gradients = of_numpy.backward(torch.where(over, dy, torch.nan))
+    assert torch.equal(y.detach(), expected)
+    for leaf, value in zip(leaves, gradients if residual else [gradients], strict=True):
+        assert torch.equal(leaf.grad, value)
+    np.testing.assert_array_equal(ours.weight.grad, of_numpy.weight_grad)
+    np.testing.assert_array_equal(ours.bias.grad, of_numpy.bias_grad)
+    ours.eval(), of_numpy.eval()
+    y = ours(*leaves, mask=mask).detach()
+    assert torch.equal(y, of_numpy(x, residual=added, mask=mask))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_gradients_through_an_activation_are_derivatives(activation):
+    x, _, _, weights, _ = drawn(torch.float64)
+    layer = bnext.torch.BatchNorm1d(5, dtype=torch.float64, activation=activation)
+    x = x[:3, :, :4].contiguous().requires_grad_()
+    residual = drawn(torch.float64, seed=1)[0][:3, :, :4].contiguous().requires_grad_()
+
+    def function(x, residual):
+        return layer(x, residual, sample_weight=weights[:3, :4] + 0.1)
+
+    assert torch.autograd.gradcheck(function, (x, residual))
+
+
 def test_a_mask_that_is_true_everywhere_is_none():
     x, _, mask, *_ = drawn()
     one, two = layer_pair()[0], layer_pair()[0]
@@ -112,13 +151,8 @@ def test_errors():
     for wrong, given, kind, text in (
         (layer, {"mask": mask[:3]}, ValueError, "^mask: expected shape"),
         (layer, {"mask": mask.float()}, TypeError, "^mask: expected dtype bool"),
-        (
-            layer,
-            {"mask": mask, "residual": x},
-            ValueError,
-            "^mask: expected None beside a residual",
-        ),
-        (activated, {"mask": mask}, ValueError, "^mask: expected None beside an activation"),
+        (layer, {"mask": mask, "residual": x[:2]}, ValueError, "^residual: expected shape"),
+        (activated, {"lengths": mask, "mask": mask}, ValueError, "^lengths: expected None beside"),
         (layer, {"mask": mask, "masked": "x"}, ValueError, "^masked: expected 'zero'"),
     ):
         with pytest.raises(kind, match=text):
@@ -132,15 +166,18 @@ def test_errors():
     layer.load_state_dict(before)
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_sync_batch_norm(size):
+def test_sync_batch_norm(size, activation):
     """Members that hold unequal parts, one without a position that counts."""
     x, dy, mask, *_ = drawn(torch.float64)
     mask[:1] = False
     counts = [1, 5] if size == 2 else [1, 2, 3]
     group = new_group(size)
-    layer = bnext.torch.SyncBatchNorm(5, process_group=group, dtype=torch.float64)
-    whole = bnext.torch.BatchNorm1d(5, dtype=torch.float64)
+    layer = bnext.torch.SyncBatchNorm(
+        5, process_group=group, dtype=torch.float64, activation=activation
+    )
+    whole = bnext.torch.BatchNorm1d(5, dtype=torch.float64, activation=activation)
     parts = list(zip(*(each.split(counts) for each in (x, dy, mask)), strict=True))
 
     def body(rank):

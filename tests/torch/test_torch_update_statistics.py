@@ -282,3 +282,31 @@ def test_torch_statistics_of_some_layers_and_of_compiled_models():
         update(each, [X[4], X[8]])
     for a, b in zip(compiled.buffers(), reference.buffers(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["exact", "pooled", "average"])
+def test_batches_that_are_not_finite_are_left_out(method):
+    """By layers that skip them; another layer takes them in."""
+    clean = [torch.randn(8, 3, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    bad = [each.clone() for each in clean]
+    bad[1][2, 1] = bad[3][0, 0] = float("nan")
+
+    def model(skip):
+        return torch.nn.Sequential(*(
+            layer
+            for _ in range(2)
+            for layer in (bnext.torch.BatchNorm1d(3, skip_nonfinite=skip), torch.nn.Tanh())
+        ))  # fmt: skip
+
+    skipping, other = model(True), model(False)
+    assert bnext.torch.update_statistics(skipping, bad, method).batches == 4
+    bnext.torch.update_statistics(other, [clean[0], clean[2]], method)
+    for one, two in zip(skipping[::2], other[::2], strict=True):
+        assert torch.equal(one.running_mean, two.running_mean)
+        assert torch.equal(one.running_var, two.running_var)
+        assert (int(one.num_batches_tracked), int(one.num_batches_skipped)) == (2, 2)
+    with pytest.raises(ValueError, match=r"^loader: expected at least one batch with finite data"):
+        bnext.torch.update_statistics(skipping, bad[1::2], method)
+    assert int(skipping[0].num_batches_skipped) == 2
+    bnext.torch.update_statistics(other, bad, method)
+    assert other[0].running_mean.isnan().any()

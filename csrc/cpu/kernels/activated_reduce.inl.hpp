@@ -102,6 +102,38 @@ double planar_activated_reduce(const View<const T>* in, const Region& region, co
 
 inline constexpr Index kActivatedColumns = 256;  // summed together
 
+// Adds a block of rows to the sums of g, which `gradients` has; row r of x begins at x_of(r).
+template <class T, class S, class XOf>
+BNEXT_FORCE_INLINE void add_gradient_rows(
+    const Compute<T> (&gradients)[kSummedRows][kActivatedColumns + kLanes], Index rows, Index width,
+    const Fused& fused, XOf&& x_of, S& sums) {
+    for_each_column_group<kGroupPacks>(
+        width, [&](auto packs, Index c, int columns) BNEXT_INLINE_LAMBDA {
+            constexpr int G = decltype(packs){};
+            Pack<Sum<T>> center[G], first_sum[G], second_sum[G];
+            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                center[g] = load(sums.center + c + g * kLanes);
+                first_sum[g] = second_sum[g] = broadcast(Sum<T>{0});
+            });
+            for (Index r = 0; r < rows; ++r) {
+                const T* const x = x_of(r);
+                unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                    const Index k = c + g * kLanes;
+                    const Pack<Sum<T>> of = load_gradient<T>(gradients[r] + k);
+                    const Pack<Sum<T>> at_x = deviating(fused, load_sum(x + k, columns, Sum<T>{0}));
+                    first_sum[g] = first_sum[g] + of;
+                    second_sum[g] = fma(of, at_x - center[g], second_sum[g]);
+                });
+            }
+            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
+                double* const s1 = sums.first + c + g * kLanes;
+                double* const s2 = sums.second + c + g * kLanes;
+                store(s1, load(s1) + widen(first_sum[g]));
+                store(s2, load(s2) + widen(second_sum[g]));
+            });
+        });
+}
+
 // Adds `count` rows to the sums of g. `of_z`, the run and its flags: from column 0 on.
 template <class T, class S>
 BNEXT_FORCE_INLINE void add_activated_rows(const ActivatedRun<T>& first, const Index (&pitch)[3],
@@ -123,31 +155,9 @@ BNEXT_FORCE_INLINE void add_activated_rows(const ActivatedRun<T>& first, const I
             gradient_of_piece(run, z, 0, width, *of_z.activated, gradients[r]);
         }
         const T* const x = first.in[0] + begin * pitch[0];
-        for_each_column_group<kGroupPacks>(width, [&](auto packs, Index c,
-                                                      int columns) BNEXT_INLINE_LAMBDA {
-            constexpr int G = decltype(packs){};
-            Pack<Sum<T>> center[G], first_sum[G], second_sum[G];
-            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-                center[g] = load(sums.center + c + g * kLanes);
-                first_sum[g] = second_sum[g] = broadcast(Sum<T>{0});
-            });
-            for (Index r = 0; r < rows; ++r) {
-                unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-                    const Index k = c + g * kLanes;
-                    const Pack<Sum<T>> of = load_gradient<T>(gradients[r] + k);
-                    const Pack<Sum<T>> at_x = deviating(
-                        of_z.activated->fused, load_sum(x + r * pitch[0] + k, columns, Sum<T>{0}));
-                    first_sum[g] = first_sum[g] + of;
-                    second_sum[g] = fma(of, at_x - center[g], second_sum[g]);
-                });
-            }
-            unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
-                double* const s1 = sums.first + c + g * kLanes;
-                double* const s2 = sums.second + c + g * kLanes;
-                store(s1, load(s1) + widen(first_sum[g]));
-                store(s2, load(s2) + widen(second_sum[g]));
-            });
-        });
+        add_gradient_rows<T>(
+            gradients, rows, width, of_z.activated->fused,
+            [&](Index r) BNEXT_INLINE_LAMBDA { return x + r * pitch[0]; }, sums);
     }
 }
 

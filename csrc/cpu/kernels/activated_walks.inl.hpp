@@ -89,20 +89,21 @@ BNEXT_NO_INLINE void derive_piece(double slope, C* values, const C* dy, int n) {
 }
 
 template <class C>
-struct ActivationLoops {
-    void (*activate)(double slope, C* values, int n, FlagWriter* flags);
-    void (*derive)(double slope, C* values, const C* dy, int n);
+struct LoopsByNumber {
+    ActivationLoops<C> of[kActivations];
 };
+template <class C, int... A>
+constexpr LoopsByNumber<C> loops_by_number(std::integer_sequence<int, A...>) {
+    return {{{activate_piece<static_cast<Activation>(A), C>,
+              derive_piece<static_cast<Activation>(A), C>}...}};
+}
+template <class C>
+constexpr LoopsByNumber<C> kActivationLoops =
+    loops_by_number<C>(std::make_integer_sequence<int, kActivations>{});
+
 template <class C>
 BNEXT_FORCE_INLINE const ActivationLoops<C>& loops_of(Activation activation) {
-    static constexpr auto kLoops = []<int... A>(std::integer_sequence<int, A...>) {
-        struct {
-            ActivationLoops<C> of[kActivations];
-        } all = {{{activate_piece<static_cast<Activation>(A), C>,
-                   derive_piece<static_cast<Activation>(A), C>}...}};
-        return all;
-    }(std::make_integer_sequence<int, kActivations>{});
-    return kLoops.of[static_cast<int>(activation)];
+    return kActivationLoops<C>.of[static_cast<int>(activation)];
 }
 
 // What is to be read next of input i, from value j on.

@@ -23,7 +23,6 @@
 #include "cpu/flag_bits.hpp"
 #include "cpu/kernel_table.hpp"
 #include "cpu/view.hpp"
-#include "cpu/weights.hpp"
 
 #define BNEXT_TEXT_(x) #x
 #define BNEXT_TEXT(x) BNEXT_TEXT_(x)
@@ -71,10 +70,6 @@ struct Number {
 
 #include "cpu/kernels/activated_reduce.inl.hpp"
 
-#include "cpu/kernels/weighted_sums.inl.hpp"
-
-#include "cpu/kernels/write_weighted.inl.hpp"
-
 // The first phase of a pass.
 template <class T, Layout L, Pass P, Epilogue E>
 constexpr auto reduction_of() {
@@ -100,20 +95,6 @@ constexpr auto writing_of() {
     }
 }
 
-// Both phases of a pass over positions with weights.
-template <class T, Layout L, Pass P>
-constexpr Kernels<T> weighted_kernels_of() {
-    using F = Formula<P, Epilogue::none, Pack<Compute<T>>>;
-    constexpr bool planar = L == Layout::planar;
-    if constexpr (P == Pass::forward) {
-        return {planar ? planar_weighted_stats<T> : interleaved_weighted_stats<T>,
-                write_weighted<F, T, L>, norm_coefficients<T>};
-    } else {
-        return {planar ? planar_weighted_reduce<T> : interleaved_weighted_reduce<T>,
-                write_weighted<F, T, L>, backward_coefficients<T>};
-    }
-}
-
 template <class T>
 constexpr KernelSet<T> kernels_of() {
     KernelSet<T> set{};
@@ -126,13 +107,6 @@ constexpr KernelSet<T> kernels_of() {
         add.template operator()<Layout::planar, P, E>();
         add.template operator()<Layout::interleaved, P, E>();
     });
-    const auto add_weighted = [&]<Layout L, Pass P>() {
-        set.weighted[static_cast<int>(L)][static_cast<int>(P)] = weighted_kernels_of<T, L, P>();
-    };
-    add_weighted.template operator()<Layout::planar, Pass::forward>();
-    add_weighted.template operator()<Layout::planar, Pass::backward>();
-    add_weighted.template operator()<Layout::interleaved, Pass::forward>();
-    add_weighted.template operator()<Layout::interleaved, Pass::backward>();
     return set;
 }
 

@@ -13,6 +13,8 @@ const KernelTable table = {kernels_of<float>(),
                            kNativeBytes,
                            mark_used,
                            finish_statistics,
-                           any_beyond};
+                           any_beyond,
+                           kActivationLoops<float>.of,
+                           kActivationLoops<double>.of};
 
 }  // namespace bnext::cpu::BNEXT_ISA

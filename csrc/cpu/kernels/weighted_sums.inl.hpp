@@ -59,15 +59,22 @@ public:
     template <int H>
     BNEXT_FORCE_INLINE void add(Number<H>, unsigned bits, const T* const (&run)[kReads], Index j,
                                 int n, const Compute<T>* weights) {
-        const Pack<C> d = only_set(bits, from_center_(load_sum(run[0] + j, n, C{0})));
         if constexpr (kReads == 2) {
-            const Pack<C> dy = only_set(bits, load_sum(run[1] + j, n, C{0}));
-            add_products(Number<H>{}, dy, d);
-        } else if constexpr (kWeighted) {
+            return add_packs(Number<H>{}, bits, load_sum(run[1] + j, n, C{0}),
+                             load_sum(run[0] + j, n, C{0}));
+        }
+        const Pack<C> d = only_set(bits, from_center_(load_sum(run[0] + j, n, C{0})));
+        if constexpr (kWeighted) {
             add_products(Number<H>{}, d * load_weights<T>(weights + j, n), d);
         } else {
             add_products(Number<H>{}, d, d);
         }
+    }
+    // Of two arrays: a pack of each, in registers.
+    template <int H>
+    BNEXT_FORCE_INLINE void add_packs(Number<H>, unsigned bits, const Pack<C>& dy,
+                                      const Pack<C>& x) {
+        add_products(Number<H>{}, only_set(bits, dy), only_set(bits, from_center_(x)));
     }
     BNEXT_FORCE_INLINE void end_of_group() {
         if constexpr (kInGroups) {

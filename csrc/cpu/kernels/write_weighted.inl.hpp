@@ -14,54 +14,88 @@ struct WeightedOf<Gradient<V>> {
 
 // --- planar -------------------------------------------------------------------------------------
 
-// n values of a plane, the first at the position of that number. `ahead` as in write_planes.
+// The pack of weights where a plane ends after m values and the same positions begin again.
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> weights_across(const C* end, const C* begin, int m) {
+    alignas(64) C values[2 * kLanes];
+    store(values, load_first(end, m, C{0}));
+    store(values + m, load_first(begin, kLanes - m, C{0}));
+    return load(values);
+}
+
+// Writes `planes` planes of n values each, as write_planes does, the first value of each at the
+// position of that number. Between its ends all is written by whole packs, streamed ones by whole
+// lines: where each plane began and ended with a part of a line, this took twice as long (planes of
+// 2 KiB, Zen 4), since a line that is not in a cache keeps the streamed ones behind it waiting.
 template <bool kStreams, class Formula, class T>
-BNEXT_NO_INLINE void write_counted_run(const Runs<Formula, T>& given,
-                                       const T* const (&ahead)[Formula::kReads], Index n,
-                                       Index number, const Weights<Compute<T>>& weights,
-                                       Formula formula) {
+BNEXT_FORCE_INLINE void write_counted_planes(const Runs<Formula, T> runs,
+                                             const T* const (&ahead)[Formula::kReads], Index planes,
+                                             Index n, Index number,
+                                             const CoefficientsIn<Compute<T>>& all, Index k) {
     using C = Compute<T>;
     static_assert(Formula::kWrites == 1);
-    const Runs<Formula, T> runs = given;
+    const Weights<C>& weights = *all.weights;
     const bool unchanged = weights.outside == Outside::unchanged;
     const FlagBits bits = weights.bits;
-    const C* const each = weights.each;
-    const auto some = [&](Index j, int columns, auto streams) BNEXT_INLINE_LAMBDA {
-        const unsigned counted = counted_bits(bits, number + j, columns);
+    const C* const each = weights.each != nullptr ? weights.each + number : nullptr;
+    // The pack at j, or the first `columns` values of it (0: all), of which these count.
+    const auto write = [&](Index j, int columns, auto streams, unsigned counted,
+                           const auto& formula) BNEXT_INLINE_LAMBDA {
         Pack<C> made[1] = {broadcast(C{0})};
         if (counted != 0 || unchanged) {
             Pack<C> in[Formula::kReads];
             unrolled<Formula::kReads>(
                 [&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load_columns(runs.in[i] + j, columns); });
             const Pack<C> outside = unchanged ? in[0] : made[0];
-            if constexpr (requires { formula.weight; }) {
-                formula.weight = load_columns(each + number + j, columns);
-            }
             formula(in, made);
             made[0] = where_set(counted, made[0], outside);
         }
         streams ? stream(runs.out[0] + j, made[0])
                 : store_columns(runs.out[0] + j, columns, made[0]);
     };
-    const auto whole = [&](Index j) BNEXT_INLINE_LAMBDA { some(j, 0, Number<kStreams>{}); };
+    const Index total = planes * n;
+    const Index head = kStreams ? values_to_boundary(runs.out[0], total) : 0;
+    Formula formula = formula_of_channel<Formula>(all, k);
+    Index begin = 0;  // of the plane
+    const auto some = [&](Index j, int columns, auto streams) BNEXT_INLINE_LAMBDA {
+        if constexpr (requires { formula.weight; }) {
+            formula.weight = load_columns(each + (j - begin), columns);
+        }
+        write(j, columns, streams, counted_bits(bits, number + (j - begin), columns), formula);
+    };
     Index j = 0;
-    if (kStreams) {
-        const Index head = values_to_boundary(runs.out[0], n);
-        for (; j + kLanes <= head; j += kLanes) some(j, 0, Number<0>{});
-        if (j < head) some(j, static_cast<int>(head - j), Number<0>{});
-        j = head;
+    for (; j + kLanes <= head; j += kLanes) some(j, 0, Number<0>{});
+    if (j < head) some(j, static_cast<int>(head - j), Number<0>{});
+    j = head;
+    for (;;) {
+        const Index end = begin + n;
+        for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
+            unrolled<Formula::kReads>([&](auto i)
+                                          BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
+            some(j, 0, Number<kStreams>{});
+            some(j + kLanes, 0, Number<kStreams>{});
+        }
+        if (j + kLanes <= end) {
+            some(j, 0, Number<kStreams>{});
+            j += kLanes;
+        }
+        if (end == total) break;
+        const Formula next = formula_of_channel<Formula>(all, ++k);
+        if (j < end) {
+            const int m = static_cast<int>(end - j);
+            Formula both = across(m, formula, next);
+            if constexpr (requires { both.weight; }) {
+                both.weight = weights_across(each + (j - begin), each, m);
+            }
+            const unsigned counted = counted_bits(bits, number + (j - begin), m) |
+                                     counted_bits(bits, number, kLanes - m) << m;
+            write(j, 0, Number<kStreams>{}, counted, both);
+            j += kLanes;
+        }
+        formula = next;
+        begin = end;
     }
-    for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
-        unrolled<Formula::kReads>([&](auto i)
-                                      BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
-        whole(j);
-        whole(j + kLanes);
-    }
-    if (j + kLanes <= n) {
-        some(j, 0, Number<0>{});
-        j += kLanes;
-    }
-    if (j < n) some(j, static_cast<int>(n - j), Number<0>{});
+    if (j < total) some(j, static_cast<int>(total - j), Number<0>{});
 }
 
 template <class Formula, class T>
@@ -69,8 +103,13 @@ void write_counted_planar(const View<const T>* in, const View<T>* out, const Reg
                           const CoefficientsIn<Compute<T>>& all, const Access& access) {
     constexpr Index kLongRun = 2048;  // bytes: too much of a shorter one would not be whole lines
     const Weights<Compute<T>>& weights = *all.weights;
+    const bool streaming = access.stores == Stores::streaming;
+    const Index plane = region.tiling->inner();
+    bool joined = streaming && plane >= kUnit<T> && out[0].stride.inner == 1 &&
+                  out[0].stride.channel == plane;
+    for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
     for_each_written_plane(
-        region, false, [&](Index o, Index c, Index, Index i, Index n) BNEXT_INLINE_LAMBDA {
+        region, joined, [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
             Runs<Formula, T> runs;
             const T* ahead[Formula::kReads];
             unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
@@ -78,15 +117,15 @@ void write_counted_planar(const View<const T>* in, const View<T>* out, const Reg
                 ahead[r] = run_ahead(in[r], region, access, o, c, i);
             });
             runs.out[0] = at(out[0], o, c, 0) + i;
-            const auto formula = formula_of_channel<Formula>(all, c - region.channels.begin);
+            const Index number = weights.number(o, i), k = c - region.channels.begin;
             const Index bytes = n * static_cast<Index>(sizeof(T));
-            const bool in_lines =
-                bytes >= kLongRun || (bytes % 64 == 0 && values_to_boundary(runs.out[0], n) == 0);
-            access.stores == Stores::streaming&& in_lines
-                ? write_counted_run<true>(runs, ahead, n, weights.number(o, i), weights, formula)
-                : write_counted_run<false>(runs, ahead, n, weights.number(o, i), weights, formula);
+            const bool in_lines = joined || bytes >= kLongRun ||
+                                  (bytes % 64 == 0 && values_to_boundary(runs.out[0], n) == 0);
+            streaming&& in_lines
+                ? write_counted_planes<true>(runs, ahead, planes, n, number, all, k)
+                : write_counted_planes<false>(runs, ahead, planes, n, number, all, k);
         });
-    if (access.stores == Stores::streaming) fence();
+    if (streaming) fence();
 }
 
 // --- interleaved --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from bnext._moments import Moments
 from bnext.groups.group import Group
 from bnext.groups.visits import on_visit
-from bnext.inference.layers import Estimate
+from bnext.inference.layers import Estimate, no_batch
 from bnext.inference.progress import Watch
 from bnext.inference.replay import ReplayGroup, Turn, drop
 from bnext.layers import BatchNorm
@@ -24,8 +24,8 @@ def exact(
     group: Group | None,
     keep: int,
     watch: Watch,
-) -> tuple[list[Estimate], list[int]]:
-    """Estimates of each layer, and of every pass how many batches it went through."""
+) -> tuple[list[Estimate], list[int], list[int]]:
+    """Estimates of each layer, how many batches each pass had, and how many each layer left out."""
     replay = ReplayGroup(layers, group, once=True)
     sizes: list[int] = []  # of the data set, in each pass
 
@@ -44,7 +44,7 @@ def exact(
                 if not replay.end_round():
                     replay.check_reached({point.header.layer for point in replay.points})
                 if replay.points[-1].merged.total_count == 0:
-                    raise ValueError("batches: expected at least one with data, got none")
+                    raise no_batch(replay.left_out)
             # One batch to its end, where a second call of the last layer would show.
             last = held[0] if held else Turn(replay, partial(network, next(iter(batches))))
             last.go_on(hold=False)
@@ -53,7 +53,8 @@ def exact(
 
     on_visit(layers, replay, through)
     moments = {point.header.layer: Moments(*point.merged[:3]) for point in replay.points}
-    return [Estimate.of(moments[place], layer) for place, layer in enumerate(layers)], sizes
+    estimates = [Estimate.of(moments[place], layer) for place, layer in enumerate(layers)]
+    return estimates, sizes, replay.left_out
 
 
 def _round(turns: Iterable[Turn], keep: int) -> tuple[list[Turn], int]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bnext._moments import Moments
 from bnext.groups.exchange import Float64Array
 from bnext.groups.group import ALONE, Group, Part
 from bnext.groups.visits import check_at_rest
 from bnext.layers import BatchNorm
 
-__all__ = ["Estimate", "PassGroup", "checked_layers", "common_group"]
+__all__ = [
+    "Estimate", "PassGroup", "checked_layers", "common_group", "is_finite", "no_batch",
+]  # fmt: skip
 
 
 class Estimate(NamedTuple):
@@ -25,6 +29,33 @@ class Estimate(NamedTuple):
         """Make it of a layer's whole input, with Bessel's correction if its estimator has it."""
         var = moments.unbiased_var if layer.estimator.bessel else moments.var
         return cls(moments.mean, var)
+
+
+def is_finite(moments: Moments, dtype: Any, *, bessel: bool = True) -> bool:
+    """Whether mean and variance of a batch are finite in a layer's dtype, as `skip_nonfinite` asks.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of the batch.
+    dtype : dtype
+        NumPy's.
+    bessel : bool
+        Whether the variance has Bessel's correction.
+
+    Returns
+    -------
+    bool
+    """
+    with np.errstate(all="ignore"):
+        var = moments.m2 / max(moments.count - bessel, 1)
+        return all(np.isfinite(row.astype(dtype)).all() for row in (moments.mean, var))
+
+
+def no_batch(left_out: Sequence[int]) -> ValueError:
+    """Give the error of a layer that had no batch, where layers left out so many."""
+    data = "finite data" if any(left_out) else "data"
+    return ValueError(f"batches: expected at least one with {data}, got none")
 
 
 def checked_layers(layers: Any) -> list[BatchNorm]:
@@ -67,6 +98,17 @@ class PassGroup(Group):
         self._inner = inner
         self._once = once
         self._calls: dict[int, int] = {}  # of the present batch, by the place of the layer
+        self.left_out = [0] * len(layers)  # batches that are not finite, for each layer
+
+    def leaves_out(self, place: int, batch: Moments) -> bool:
+        """Whether a layer skips a batch, since it is not finite; such a one is counted."""
+        layer = self._layers[place]
+        if layer.num_batches_skipped is None or is_finite(
+            batch, layer.dtype, bessel=layer.estimator.bessel
+        ):
+            return False
+        self.left_out[place] += 1
+        return True
 
     @property
     def rank(self) -> int:

@@ -11,7 +11,7 @@ from bnext._moments import Moments
 from bnext.groups.exchange import Header, Merged, Rows
 from bnext.groups.group import Group
 from bnext.groups.visits import on_visit
-from bnext.inference.layers import Estimate, PassGroup
+from bnext.inference.layers import Estimate, PassGroup, no_batch
 from bnext.inference.progress import Watch
 from bnext.layers import BatchNorm
 
@@ -25,8 +25,8 @@ def one_pass(
     group: Group | None,
     kind: type[Pooled] | type[Average],
     watch: Watch,
-) -> tuple[list[Estimate], list[int]]:
-    """Estimates of each layer, and of the pass how many batches went through it."""
+) -> tuple[list[Estimate], list[int], list[int]]:
+    """Estimates of each layer, how many batches went through it, and how many each left out."""
     collected = [kind(layer) for layer in layers]
     members = CollectingGroup(layers, group, collected)
 
@@ -40,8 +40,8 @@ def one_pass(
 
     number = on_visit(layers, members, through)
     if any(each.count == 0 for each in collected):
-        raise ValueError("batches: expected at least one with data, got none")
-    return [each.estimate() for each in collected], [number]
+        raise no_batch(members.left_out)
+    return [each.estimate() for each in collected], [number], members.left_out
 
 
 class CollectingGroup(PassGroup):
@@ -65,7 +65,9 @@ class CollectingGroup(PassGroup):
             raise RuntimeError("network: expected no backward pass in update_statistics, got one")
         part = self.inner_part(header.layer)
         merged = part.merge_moments(header.dtype, count, *rows)
-        self._collected[header.layer].add(merged)
+        batch = Moments(merged.total_count, merged.first, merged.second)
+        if not self.leaves_out(header.layer, batch):
+            self._collected[header.layer].add(merged)
         return merged
 
 

@@ -137,6 +137,8 @@ class ReplayGroup(PassGroup):
         self._header = header
         if header.direction == "forward":
             brought = Moments(count, *rows)
+            if self._once and self.leaves_out(header.layer, brought):
+                brought = Moments.empty(header.channels)
             self._union = brought if self._union is None else self._union + brought
         else:
             union = self._union or (0, np.zeros(header.channels), np.zeros(header.channels))

@@ -103,7 +103,9 @@ def update_statistics(
     -----
     After an error, whosever it is, all layers are as they were. Otherwise `running_mean` and
     `running_var` are replaced (the variance with Bessel's correction, unless the layer's estimator
-    has none), and `num_batches_tracked` is the number of batches. Modes and switches stay.
+    has none), and `num_batches_tracked` is the number of batches. A layer with `skip_nonfinite`
+    leaves out batches whose statistics are not finite where they come to it, and
+    `num_batches_skipped` is their number. Modes and switches stay.
 
     In a group, every member brings its own part of the data set; the number of batches may differ
     for ``"exact"`` and must not for the others.
@@ -127,16 +129,18 @@ def update_statistics(
     with watching(progress) as watch, announcing(group) if group else contextlib.nullcontext():
         if method == "exact":
             memory = (KEEP if keep is None else keep) if greenlets() else 0
-            estimates, sizes = exact(network, batches, targets, group, memory, watch)
+            estimates, sizes, left_out = exact(network, batches, targets, group, memory, watch)
         else:
             kind = Pooled if method == "pooled" else Average
-            estimates, sizes = one_pass(network, batches, targets, group, kind, watch)
+            estimates, sizes, left_out = one_pass(network, batches, targets, group, kind, watch)
     update = Update(batches=sizes[0], passes=len(sizes))
     writes = Writes()
     for place, (layer, estimate) in enumerate(zip(targets, estimates, strict=True)):
         new: dict[str, Any] = {"running_mean": estimate.mean, "running_var": estimate.var}
         if layer.num_batches_tracked is not None:
-            new["num_batches_tracked"] = update.batches
+            new["num_batches_tracked"] = update.batches - left_out[place]
+        if layer.num_batches_skipped is not None:
+            new["num_batches_skipped"] = left_out[place]
         for name, value in new.items():
             writes.add(f"layers[{place}].{name}", getattr(layer, name), value, layer.dtype)
     writes.commit()

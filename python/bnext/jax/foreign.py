@@ -20,9 +20,8 @@ from jax._src.core import extend_axis_env_nd  # which has no public name
 from bnext import _core
 
 __all__ = [
-    "ROWS", "SHARD_ROWS", "How", "Struct", "add_parts", "call", "call_by", "even_shards", "gathered",
-    "register",
-    "together", "varying_axes", "words", "words_of_flags",
+    "ROWS", "SHARD_ROWS", "How", "Struct", "add_parts", "call", "call_by", "even_shards",
+    "gathered", "register", "together", "varying_axes", "words", "words_of_flags",
 ]  # fmt: skip
 
 ROWS = len(_core.ROWS)

@@ -28,12 +28,19 @@ class CellNormalization(ExampleNormalization, Modes):
     ranks: tuple[int, ...] = ()  # of input that is taken; empty: any
     in_place = False
     num_groups: int | None
+    # Here too, for pickles of layers from before there were activations.
+    activation: str | None = None
+    negative_slope = 0.01
 
     def __init__(
-        self, num_features: int, eps: float, affine: bool, channel_axis: int, dtype: npt.DTypeLike
-    ) -> None:
+        self, num_features: int, eps: float, affine: bool, channel_axis: int, dtype: npt.DTypeLike,
+        activation: str | None, negative_slope: float,
+    ) -> None:  # fmt: skip
         super().__init__(num_features, affine, dtype)
         _core.check_eps(eps=eps)
+        _core.check_activation(activation=activation)
+        self.activation = activation
+        self.negative_slope = _core.check_negative_slope(negative_slope=negative_slope)
         self.eps = eps
         self.channel_axis: int = index_of(channel_axis, "channel_axis")
         self.training = True
@@ -82,10 +89,12 @@ class CellNormalization(ExampleNormalization, Modes):
         if moves:
             self.running.check_movable()
         of = self.weight, self.bias, self.eps, self.channel_axis, out
+        act = self.activation, self.negative_slope
         if uses:
-            y, saved = spine.forward(x, *of, given=self.running)
+            epilogue = None if self.activation is None else (None, *act)
+            y, saved = spine.forward(x, *of, given=self.running, epilogue=epilogue)
         else:
-            y, saved = cells_forward(x, self.num_groups, *of)
+            y, saved = cells_forward(x, self.num_groups, *of, *act)
             if moves:
                 self._move_running(saved)
         self._latest[None] = x, saved, None
@@ -104,6 +113,10 @@ class CellNormalization(ExampleNormalization, Modes):
         text = ""
         if self.channel_axis != 1:
             text += f", channel_axis={self.channel_axis}"
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
+        if self.activation == "leaky_relu":
+            text += f", negative_slope={self.negative_slope}"
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
         return text + (", frozen" if self.frozen else "")

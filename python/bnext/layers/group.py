@@ -17,7 +17,8 @@ class GroupNorm(CellNormalization):
     """Group normalization: of each example, by the statistics of every group of its channels.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
-    values of a group of channels of an example (Wu and He 2018, section 3), in every mode.
+    values of a group of channels of an example (Wu and He 2018, section 3), in every mode; with an
+    activation, ``act(y)``.
 
     Parameters
     ----------
@@ -34,6 +35,10 @@ class GroupNorm(CellNormalization):
     dtype : dtype
         float32 or float64: of the parameters. The input has it as well; a float32 layer also takes
         float16 and bfloat16, and answers with what it was given.
+    activation : str, optional
+        What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Attributes
     ----------
@@ -45,14 +50,18 @@ class GroupNorm(CellNormalization):
         True after construction and `train`, False after `eval`; it changes nothing.
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
+    activation, negative_slope
+        As they were given; may be replaced at any time. A backward call goes by what its forward
+        call applied.
 
     Raises
     ------
     ValueError
         `num_channels` is negative or no multiple of `num_groups`, `num_groups` is not positive,
-        `eps` is negative or not finite.
+        `eps` is negative or not finite, `activation` is not one of the names.
     TypeError
-        `dtype` is not float32 or float64, or an argument is not a number.
+        `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
+        string.
     """
 
     version = 1
@@ -67,8 +76,10 @@ class GroupNorm(CellNormalization):
         *,
         channel_axis: int = 1,
         dtype: npt.DTypeLike = np.float32,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> None:
-        super().__init__(num_channels, eps, affine, channel_axis, dtype)
+        super().__init__(num_channels, eps, affine, channel_axis, dtype, activation, negative_slope)
         self.num_groups: int = index_of(num_groups, "num_groups")
         if self.num_groups < 1:
             raise ValueError(f"num_groups: expected an integer >= 1, got {num_groups}")

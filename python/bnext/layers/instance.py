@@ -34,8 +34,10 @@ class _InstanceNorm(CellNormalization):
         *,
         channel_axis: int = 1,
         dtype: npt.DTypeLike = np.float32,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> None:
-        super().__init__(num_features, eps, affine, channel_axis, dtype)
+        super().__init__(num_features, eps, affine, channel_axis, dtype, activation, negative_slope)
         self.track_running_stats: bool = bool(track_running_stats)
         self.running: Running = Running.new(
             self.num_features, chosen(momentum, None, None), self.dtype,
@@ -116,6 +118,10 @@ class InstanceNorm1d(_InstanceNorm):
     dtype : dtype
         float32 or float64: of the parameters and the running statistics. The input has it as well;
         a float32 layer also takes float16 and bfloat16, and answers with what it was given.
+    activation : str, optional
+        What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Attributes
     ----------
@@ -133,13 +139,18 @@ class InstanceNorm1d(_InstanceNorm):
         As `bnext.BatchNorm` has them.
     train_affine : bool
         Whether `backward` computes the gradients of `weight` and `bias`.
+    activation, negative_slope
+        As they were given; may be replaced at any time. A backward call goes by what its forward
+        call applied.
 
     Raises
     ------
     ValueError
-        `num_features` is negative, or `eps` is negative or not finite.
+        `num_features` is negative, `eps` is negative or not finite, or `activation` is not one of
+        the names.
     TypeError
-        `dtype` is not float32 or float64, or an argument is not a number.
+        `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
+        string.
     """
 
     _rank = 3

@@ -102,6 +102,7 @@ class Normalization(Modes):
         mask: Any = None,
         sample_weight: Any = None,
         lengths: Any = None,
+        offsets: Any = None,
         masked: Masked = "zero",
     ) -> ArrayT: ...
 
@@ -115,6 +116,7 @@ class Normalization(Modes):
         mask: Any = None,
         sample_weight: Any = None,
         lengths: Any = None,
+        offsets: Any = None,
         masked: Masked = "zero",
     ) -> Array: ...
 
@@ -128,6 +130,7 @@ class Normalization(Modes):
         mask: Any = None,
         sample_weight: Any = None,
         lengths: Any = None,
+        offsets: Any = None,
         masked: Masked = ZERO,
     ) -> Any:
         """Normalize `x`; the same as calling the layer.
@@ -144,7 +147,7 @@ class Normalization(Modes):
             Added to the normalized values, before the activation; of the dtype of `x`. After
             "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid" and "tanh" the layer keeps it like
             `x`, on a GPU after any activation.
-        mask, sample_weight, lengths : array, optional
+        mask, sample_weight, lengths, offsets : array, optional
             Which positions count, and how often; as `bnext.batch_norm_forward` takes them. Running
             statistics move as without, by the statistics of what counts. The layer keeps a copy for
             `backward`.
@@ -193,9 +196,17 @@ class Normalization(Modes):
         running = self.running
         explain = None if type(x) is ndarray else partial(check_places, self)
         weighting = None
-        if not (mask is None and sample_weight is None and lengths is None and masked is ZERO):
+        if not (
+            mask is None
+            and sample_weight is None
+            and lengths is None
+            and offsets is None
+            and masked is ZERO
+        ):
             with part:
-                weighting = weighting_of(x, self.channel_axis, mask, sample_weight, lengths, masked)
+                weighting = weighting_of(
+                    x, self.channel_axis, mask, sample_weight, lengths, masked, offsets
+                )
         activation, epilogue = self.activation, None
         if activation is not None or residual is not None:
             epilogue = residual, activation, self.negative_slope

@@ -28,7 +28,15 @@ except ModuleNotFoundError as error:
 from bnext import _core
 from bnext.torch import functional
 from bnext.torch.adaptation import Adaptation, adapt
-from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from bnext.torch.cell_modules import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
 from bnext.torch.classes import ConversionWarning
 from bnext.torch.conversion import convert, revert
 from bnext.torch.domains import Domains
@@ -73,6 +81,9 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
     "Merged",
     "RMSNorm",
     "Report",

@@ -15,6 +15,7 @@ from bnext.inference.adaptation import check_prior, share_of_batch
 from bnext.torch.batch_statistics import statistics_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
+from bnext.torch.ghosts import Ghosts, ghosts_of
 from bnext.torch.modules import Forward
 from bnext.torch.reports import check_module
 
@@ -23,9 +24,13 @@ __all__ = ["Adaptation", "Blended", "adapt"]
 
 @dataclass(frozen=True)
 class Blended:
-    """What a layer's calls normalize by: the batch's statistics and the running ones."""
+    """What a layer's calls normalize by: the batch's statistics and the running ones.
+
+    `before`: the ghosts that come back after it.
+    """
 
     prior: float
+    before: Ghosts | None = None
 
     def __call__(self, layer: Any, input: Tensor, epilogue: Epilogue | None) -> Tensor:
         """Normalize `input`, do what follows, as ``layer._normalized`` does."""
@@ -86,15 +91,12 @@ class Adaptation:
             self.trained = {n: p for n, p in model.named_parameters() if id(p) in ours}
             if not self.trained:
                 raise ValueError("train: expected None for layers without parameters, got 'affine'")
-        self._before = [
-            (layer, vars(layer).get("_special"), vars(layer)) for layer in self.layers.values()
-        ]
         self._modes = [(module, module.training) for module in model.modules()]
         self._flags = [(p, p.requires_grad) for p in model.parameters()] if train else []
         self._open = True
         model.eval()
-        for _, _, attributes in self._before:
-            attributes["_special"] = Blended(self.prior)
+        for layer in self.layers.values():
+            vars(layer)["_special"] = Blended(self.prior, ghosts_of(layer))
         trained = {id(p) for p in self.trained.values()}
         for parameter, _ in self._flags:
             parameter.requires_grad_(id(parameter) in trained)
@@ -134,10 +136,11 @@ class Adaptation:
         if not self._open:
             return
         self._open = False
-        for _, special, attributes in self._before:
-            attributes.pop("_special", None)
-            if special is not None:
-                attributes["_special"] = special
+        for layer in self.layers.values():
+            ghosts = ghosts_of(layer)
+            vars(layer).pop("_special", None)
+            if ghosts is not None:
+                vars(layer)["_special"] = ghosts
         for module, mode in self._modes:
             module.training = mode
         for parameter, flag in self._flags:

@@ -9,7 +9,10 @@ from bnext.docstrings import with_sections_of
 from bnext.torch.cell_functional import group_norm, instance_norm
 from bnext.torch.kernel_module import KernelModule
 
-__all__ = ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+__all__ = [
+    "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d", "LazyInstanceNorm3d",
+]  # fmt: skip
 
 
 class _Cells(KernelModule):
@@ -112,3 +115,39 @@ class InstanceNorm2d(_Cells, _Instance, torch.nn.InstanceNorm2d):
 @with_sections_of(InstanceNorm1d)
 class InstanceNorm3d(_Cells, _Instance, torch.nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d`, for input of shape (N, C, D, H, W), or (C, D, H, W)."""
+
+
+class _Lazy(torch.nn.modules.instancenorm._InstanceNorm):
+    """What lazy layers are to readers; the first call is one of the class that they become."""
+
+    def extra_repr(self) -> str:
+        """Describe the layer as PyTorch does, and whose kernels it will run."""
+        return f"{super().extra_repr()}, kernels=bnext"
+
+
+class LazyInstanceNorm1d(_Lazy, torch.nn.LazyInstanceNorm1d):
+    """`torch.nn.LazyInstanceNorm1d`, an `InstanceNorm1d` from its first call on.
+
+    Parameters
+    ----------
+    eps, momentum, affine, track_running_stats, device, dtype
+        What they are in `InstanceNorm1d`, which takes its channels from the first input.
+    bias : bool
+        Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+    """
+
+    cls_to_become = InstanceNorm1d
+
+
+@with_sections_of(LazyInstanceNorm1d)
+class LazyInstanceNorm2d(_Lazy, torch.nn.LazyInstanceNorm2d):
+    """`torch.nn.LazyInstanceNorm2d`, an `InstanceNorm2d` from its first call on."""
+
+    cls_to_become = InstanceNorm2d
+
+
+@with_sections_of(LazyInstanceNorm1d)
+class LazyInstanceNorm3d(_Lazy, torch.nn.LazyInstanceNorm3d):
+    """`torch.nn.LazyInstanceNorm3d`, an `InstanceNorm3d` from its first call on."""
+
+    cls_to_become = InstanceNorm3d

@@ -47,7 +47,10 @@ for _theirs, _ours in OURS.items():
     _ours._stands_for = (_theirs, False)  # type: ignore[attr-defined]
 
 
-# Called with each class that is made and the class that it stands for.
+# Classes of PyTorch's other norms, and bnext's that stand for them: `norms` enters them.
+OTHERS: dict[type, type] = {}
+
+# Called with each class of batch normalization that is made and the class that it stands for.
 WHEN_MADE: list[Callable[[type, type], None]] = []
 
 _MADE: weakref.WeakValueDictionary[tuple[type, bool], type] = weakref.WeakValueDictionary()
@@ -108,6 +111,8 @@ def class_for(kind: type, sync: bool = False) -> type:
 
     With `sync`, find the one that normalizes in a group.
     """
+    if kind in OTHERS:
+        return OTHERS[kind]
     if kind in OURS and not (sync and issubclass(kind, LazyModuleMixin)):
         return SyncBatchNorm if sync else OURS[kind]
     made = _MADE.get((kind, sync))
@@ -120,7 +125,7 @@ def class_for(kind: type, sync: bool = False) -> type:
     except Exception as error:  # of a metaclass, say
         raise NoCounterpart(f"its class has no subclass: {error}") from error
     made = _MADE.setdefault((kind, sync), made)
-    for listener in WHEN_MADE:
+    for listener in () if issubclass(kind, tuple(OTHERS)) else WHEN_MADE:
         listener(made, kind)
     return made
 
@@ -155,6 +160,8 @@ def is_synchronized(kind: Any) -> bool:
 
 
 def _made_for(kind: Any, sync: bool) -> type:
+    if issubclass(kind, tuple(OTHERS)):
+        return _made_for_other(kind)
     if not issubclass(kind, _BatchNorm):
         return _made_for_frozen(kind)
     is_lazy = issubclass(kind, LazyModuleMixin)
@@ -181,6 +188,20 @@ def _made_for_frozen(kind: Any) -> type:
     base: Any = types.new_class(kind.__name__, (_Untold, kind, FrozenForward))
     base.forward, base._form, base._after = FrozenForward.forward, form, form.after
     return _derived(kind, (base,), _stands_for=(kind, False))
+
+
+def _made_for_other(kind: Any) -> type:
+    for each in kind.__mro__:
+        if each in OTHERS:
+            break
+        if "_apply_instance_norm" in vars(each) or not _calls_super(vars(each).get("forward")):
+            raise NoCounterpart(f"{each.__qualname__} has a computation of its own")
+    more = {}
+    if issubclass(kind, LazyModuleMixin):
+        if kind.cls_to_become is None:
+            raise NoCounterpart("its class never becomes another")
+        more["cls_to_become"] = class_for(kind.cls_to_become)
+    return _derived(kind, (kind, OTHERS[each]), _stands_for=(kind, False), **more)
 
 
 def _derived(kind: Any, bases: tuple[type, ...], **body: Any) -> type:

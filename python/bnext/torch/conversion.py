@@ -89,9 +89,9 @@ def convert(
         it.
     norms : str or collection of str
         Which layers are exchanged: "batch", "layer" (`LayerNorm`), "rms" (`RMSNorm`), "group"
-        (`GroupNorm`), "instance" (`InstanceNorm1d` and its like), several of these, or "all". Those
-        besides batch normalization are exchanged if they are of PyTorch's own class; subclasses
-        stay as they are.
+        (`GroupNorm`), "instance" (`InstanceNorm1d` and its like), several of these, or "all".
+        Subclasses of those besides batch normalization are exchanged if they inherit PyTorch's
+        `forward`, or call ``super().forward``.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from bnext.ghosts import check_size, cuts_of
 from bnext.torch.epilogues import Epilogue, applied
 
-__all__ = ["Ghosts", "set_ghosts"]
+__all__ = ["Ghosts", "ghosts_of", "set_ghosts"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,22 @@ class Ghosts:
 def set_ghosts(layer: Any, size: Any) -> None:
     """Have a layer normalize ghosts of so many examples, or None."""
     checked = check_size(size)
-    if checked is None:
-        vars(layer).pop("_special", None)
-        return
-    if not layer.takes_ghosts:
+    if checked is not None and not layer.takes_ghosts:
         raise ValueError(
             f"ghost_batch_size: expected None for {type(layer).__name__}, got {checked}"
         )
-    vars(layer)["_special"] = Ghosts(checked)
+    ghosts, of = None if checked is None else Ghosts(checked), vars(layer)
+    special = of.get("_special")
+    if special is not None and not isinstance(special, Ghosts):  # they come back after it
+        of["_special"] = replace(special, before=ghosts)
+    elif ghosts is None:
+        of.pop("_special", None)
+    else:
+        of["_special"] = ghosts
+
+
+def ghosts_of(layer: Any) -> Ghosts | None:
+    """Give the ghosts of a layer, also while it is adapted to test batches."""
+    special = vars(layer).get("_special")
+    ghosts: Ghosts | None = getattr(special, "before", special)
+    return ghosts

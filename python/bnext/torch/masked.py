@@ -16,6 +16,7 @@ from bnext import spine
 from bnext.groups.group import ALONE, Part
 from bnext.torch import kernels
 from bnext.torch.context import is_plain, is_recomputed, is_transformed
+from bnext.torch.epilogues import Epilogue
 from bnext.torch.formats import formatted
 from bnext.weighting import Weighting, weighting_of
 
@@ -24,18 +25,19 @@ __all__ = ["masked_batch_norm", "weighting_of_tensors"]
 
 def weighting_of_tensors(
     input: Any,
-    beside: str | None,
     mask: Any = None,
     sample_weight: Any = None,
     lengths: Any = None,
     masked: Any = "zero",
+    offsets: Any = None,
 ) -> Weighting | None:
-    """Check the arguments of a layer's call; `beside` is what does not go with them, if any."""
+    """Check the arguments of a layer's call, and give what an engine takes."""
     name = next(
         (
             name
             for name, value in (
                 ("mask", mask),
+                ("offsets", offsets),
                 ("lengths", lengths),
                 ("sample_weight", sample_weight),
             )
@@ -50,21 +52,20 @@ def weighting_of_tensors(
         )
     if input.device.type != "cpu":
         raise ValueError(f"{name}: expected None for an input on {input.device}, got one")
-    if beside is not None and name != "masked":
-        raise ValueError(f"{name}: expected None beside {beside}, got both")
     if not kernels.takes(input):
         raise TypeError(
             "input: expected a dense float32, float64, float16 or bfloat16 tensor with "
             f"{name}, got {input.layout}, {input.dtype}"
         )
-    return weighting_of(input.detach(), 1, mask, sample_weight, lengths, masked)
+    return weighting_of(input.detach(), 1, mask, sample_weight, lengths, masked, offsets)
 
 
 def masked_batch_norm(
     input: Tensor, running: kernels.RunningTensors, weight: Tensor | None, bias: Tensor | None,
-    by_batch: bool, eps: float, weighting: Weighting, part: Part = ALONE,
+    by_batch: bool, eps: float, weighting: Weighting, epilogue: Epilogue | None = None,
+    part: Part = ALONE,
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    """Normalize by what counts, or by `running`: y, and what forward left.
+    """Normalize by what counts, or by `running`, and do what follows: y, and what forward left.
 
     Running statistics move by the batch unless autograd repeats the call; in a group the caller
     moves them.
@@ -74,8 +75,9 @@ def masked_batch_norm(
     given = None
     if not by_batch:
         given = kernels.widened(input, mean), kernels.widened(input, var)
-    others = eps, given, weighting, part
-    y, saved = _Masked.apply(input, weight, bias, others)
+    residual, *activation = epilogue or (None, None, 0.01)
+    others = eps, given, weighting, part, activation
+    y, saved = _Masked.apply(input, weight, bias, residual, others)
     tracked = mean is not None or counter is not None
     if by_batch and part is ALONE and tracked and not is_recomputed():
         kernels.move_running(saved.value, running)
@@ -90,35 +92,34 @@ class _Kept:
 
 
 class _Masked(torch.autograd.Function):
-    """y of x, weight and bias, where positions count."""
+    """y of x, weight, bias and a residual, where positions count."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, others: Any
-    ) -> tuple[Tensor, _Kept]:
-        eps, given, weighting, part = others
-        of_y = (None if each is None else each.detach() for each in (weight, bias))
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        others: Any,
+    ) -> tuple[Tensor, _Kept]:  # fmt: skip
+        eps, given, weighting, part, activation = others
+        scale, shift, added = (
+            None if each is None else each.detach() for each in (weight, bias, residual)
+        )
+        epilogue = None
+        if residual is not None or activation[0] is not None:
+            epilogue = added, *activation
         if given is not None:
             given = tuple(each.detach() for each in given)
-        y, ctx.statistics = spine.forward(
-            x.detach(),
-            next(of_y),
-            next(of_y),
-            eps,
-            1,
-            None,
-            given,
-            None,
-            part,
+        y, saved = spine.forward(
+            x.detach(), scale, shift, eps, 1, None, given, None, part, epilogue,
             weighting=weighting,
-        )
-        ctx.save_for_backward(x, weight)
-        return formatted(y, x), _Kept(ctx.statistics)
+        )  # fmt: skip
+        ctx.statistics = saved
+        ctx.save_for_backward(x, weight, residual if saved.reads_residual else None)
+        return formatted(y, x), _Kept(saved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        every = kernels.backward(dy.detach(), x.detach(), ctx.statistics, weight)
-        wanted = zip(every, ctx.needs_input_grad, strict=False)
+        x, weight, residual = ctx.saved_tensors
+        every = kernels.backward(dy.detach(), x.detach(), ctx.statistics, weight, residual)
+        wanted = zip((*every, None)[:4], ctx.needs_input_grad, strict=False)
         return *(gradient if wants else None for gradient, wants in wanted), None

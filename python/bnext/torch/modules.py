@@ -21,6 +21,7 @@ from bnext.torch.functional import (
     weight_of_batch,
 )
 from bnext.torch.ghosts import Ghosts, set_ghosts
+from bnext.torch.jagged import is_jagged, of_jagged
 from bnext.torch.kernel_module import KernelModule
 from bnext.torch.masked import masked_batch_norm, weighting_of_tensors
 from bnext.torch.recomputation import note
@@ -110,9 +111,13 @@ class Forward(KernelModule, _BatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None, **positions: Any) -> Tensor:
         """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation.
 
-        `mask`, `sample_weight` and `lengths` say which positions count, as
-        `bnext.batch_norm_forward` has them, and `masked` what the others get; on the CPU.
+        `mask`, `sample_weight`, `lengths` and `offsets` say which positions count, as
+        `bnext.batch_norm_forward` has them, and `masked` what the others get; on the CPU. Of a
+        nested tensor of jagged layout, shape (B, *, C, ...) or (B, C, *), the values of all
+        examples are the batch; the result has its offsets.
         """
+        if type(input) is not Tensor and is_jagged(input):
+            return of_jagged(self, input, residual, positions)
         if positions:
             of = self, input, residual, positions
             if is_compiling():  # no part of a graph
@@ -135,12 +140,10 @@ class Forward(KernelModule, _BatchNorm):
     def _of_what_counts(
         self, input: Tensor, residual: Tensor | None, positions: dict[str, Any]
     ) -> Tensor:
-        beside = None if self._activation[0] is None else "an activation"
-        beside = beside if residual is None else "a residual"
         with self._announcing():
             self._check_input_dim(input)
             check_positions(Forward.forward, positions)
-            weighting = weighting_of_tensors(input, beside, **positions)
+            weighting = weighting_of_tensors(input, **positions)
             if weighting is not None and self._is_special():
                 raise ValueError(
                     f"{weighting[3]}: expected None for a layer that normalizes by ghosts, "
@@ -148,7 +151,7 @@ class Forward(KernelModule, _BatchNorm):
                 )
         if weighting is None:
             return self.forward(input, residual)
-        return self._weighted(input, weighting)
+        return self._weighted(input, weighting, Epilogue(residual, *self._activation))
 
     def _is_special(self) -> bool:
         """Whether calls do something else in place of normalizing by the batch."""
@@ -161,8 +164,8 @@ class Forward(KernelModule, _BatchNorm):
         """Give the context of checks, which others may wait for."""
         return contextlib.nullcontext()
 
-    def _weighted(self, input: Tensor, weighting: Any) -> Tensor:
-        """Normalize by what counts."""
+    def _weighted(self, input: Tensor, weighting: Any, epilogue: Epilogue) -> Tensor:
+        """Normalize by what counts, and do what follows."""
         mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
         by_batch = self.training or (mean is None and var is None)
         if by_batch and not (self.training and self.track_running_stats):
@@ -172,7 +175,7 @@ class Forward(KernelModule, _BatchNorm):
         def call(mean: Tensor | None, var: Tensor | None, counter: Tensor | None) -> Tensor:
             running = mean, var, momentum, counter
             return masked_batch_norm(
-                input, running, self.weight, self.bias, by_batch, self.eps, weighting
+                input, running, self.weight, self.bias, by_batch, self.eps, weighting, epilogue
             )[0]
 
         skipped = self.num_batches_skipped

@@ -1,7 +1,7 @@
 """Which norms `convert` exchanges besides batch normalization: a class of PyTorch's, and bnext's.
 
-A norm has a name and a table of classes. A layer is exchanged if its class is in the table; a
-subclass, which may do anything, stays as it is.
+A norm has a name and a table of classes. A layer is exchanged if its class is in the table, or a
+subclass of one that inherits its `forward`, or calls ``super().forward``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from typing import Any
 import torch
 
 from bnext.arguments import chosen_names
-from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from bnext.torch.classes import NoCounterpart, class_of
+from bnext.torch.cell_modules import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
+from bnext.torch.classes import OTHERS, NoCounterpart, class_for, class_of
 from bnext.torch.row_modules import LayerNorm, RMSNorm
 
-__all__ = ["BATCH", "TABLES", "checked_norms", "norm_of", "target_of_norm"]
+__all__ = ["BATCH", "TABLES", "checked_norms", "norm_of", "runs_kernels", "target_of_norm"]
 
 BATCH = "batch"  # which `classes` has
 
@@ -28,10 +36,14 @@ TABLES: dict[str, dict[type, type]] = {
         torch.nn.InstanceNorm1d: InstanceNorm1d,
         torch.nn.InstanceNorm2d: InstanceNorm2d,
         torch.nn.InstanceNorm3d: InstanceNorm3d,
+        torch.nn.LazyInstanceNorm1d: LazyInstanceNorm1d,
+        torch.nn.LazyInstanceNorm2d: LazyInstanceNorm2d,
+        torch.nn.LazyInstanceNorm3d: LazyInstanceNorm3d,
     },
 }
 # A class of bnext's says which class it stands for, and whether `convert` was given a group.
 for _table in TABLES.values():
+    OTHERS.update(_table)
     for _theirs, _ours in _table.items():
         _ours._stands_for = (_theirs, False)  # type: ignore[attr-defined]
 
@@ -51,10 +63,13 @@ def norm_of(module: Any) -> str | None:
 
 def target_of_norm(module: Any) -> type:
     """Find the class that `convert` gives a layer of one of these norms; NoCounterpart if none."""
-    kind = class_of(module)
-    for table in TABLES.values():
-        if kind in table:
-            return table[kind]
-        if kind in table.values():
-            return kind
-    raise NoCounterpart("a subclass, which may compute something else")
+    if runs_kernels(module):
+        return class_of(module)
+    if "forward" in vars(module):
+        raise NoCounterpart("its forward was set on the object, where it hides the class's")
+    return class_for(class_of(module))
+
+
+def runs_kernels(module: Any) -> bool:
+    """Whether a layer of one of these norms is bnext's."""
+    return isinstance(module, tuple(OTHERS.values()))

@@ -19,6 +19,7 @@ from bnext.torch.classes import (
     qualified,
     target_of,
 )
+from bnext.torch.norms import BATCH, norm_of, runs_kernels, target_of_norm
 from bnext.torch.patterns import own_activation
 
 __all__ = ["Fused", "Layer", "Merged", "Report", "check_module", "counted_lines", "report", "told"]
@@ -28,7 +29,7 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of batch normalization in a model.
+    """One layer of batch normalization, or of another norm, in a model.
 
     Attributes
     ----------
@@ -40,12 +41,15 @@ class Layer:
         Whether it is a layer of bnext's that normalizes in a group.
     reason : str or None
         Why it stays PyTorch's; None for a layer of bnext's.
+    norm : str
+        What it is of: "batch", or another name that ``convert(norms=)`` takes.
     """
 
     name: str
     kind: str
     synchronized: bool = False
     reason: str | None = None
+    norm: str = BATCH
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Report:
-    """Layers of batch normalization in a model; ``str`` of it is made to be read.
+    """Layers of normalization in a model; ``str`` of it is made to be read.
 
     Attributes
     ----------
@@ -117,7 +121,9 @@ class Report:
     def __str__(self) -> str:
         count = len(self.exchanged)
         total = count + len(self.left)
-        lines = [f"{count} of {total} layers of batch normalization are bnext's"]
+        batch_alone = all(each.norm == BATCH for each in (*self.exchanged, *self.left))
+        kind = "batch normalization" if batch_alone else "normalization"
+        lines = [f"{count} of {total} layers of {kind} are bnext's"]
         marks = {False: "", True: ", synchronized"}
         lines += counted_lines(
             (each.kind + marks[each.synchronized], each.name) for each in self.exchanged
@@ -140,7 +146,7 @@ class Report:
 
 
 def report(model: torch.nn.Module) -> Report:
-    """List the layers of batch normalization in `model`: bnext's, and others with the reason.
+    """List the layers of normalization in `model`: bnext's, and others with the reason.
 
     Parameters
     ----------
@@ -151,6 +157,7 @@ def report(model: torch.nn.Module) -> Report:
     -------
     Report
         In the order of ``model.named_modules()``; a layer that is used twice is there once.
+        Layers of the other norms that ``convert(norms=)`` exchanges are listed as well.
         Listed as left are also layers that are none of PyTorch's (``HeteroBatchNorm``, which has
         statistics for each type of node), and compiled or traced parts of the model, which are no
         layers any more.
@@ -161,7 +168,9 @@ def report(model: torch.nn.Module) -> Report:
         `model` is no module.
     """
     check_module(model)
-    exchanged, left, fused, apart, merged = [], [], [], [], []
+    exchanged: list[Layer] = []
+    left: list[Layer] = []
+    fused, apart, merged = [], [], []
     module: Any
     for name, module in model.named_modules():
         if is_ours(module):
@@ -173,6 +182,13 @@ def report(model: torch.nn.Module) -> Report:
                 fused.append(Fused(name, name, own[0], residual=False))
             elif "_apart" in vars(module):
                 apart.append(replace(exchanged[-1], reason=vars(module)["_apart"]))
+            continue
+        norm = norm_of(module)
+        if norm is not None:
+            why = None if runs_kernels(module) else _unconverted(module, norm)
+            theirs = original(class_of(module))
+            listed = Layer(name, qualified(theirs), reason=why, norm=norm)
+            (exchanged if why is None else left).append(listed)
             continue
         for each in fusion.fused_layers(module):
             place = f"{name}.{each.name}" if name else each.name
@@ -186,13 +202,14 @@ def report(model: torch.nn.Module) -> Report:
     return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart), tuple(merged))
 
 
-def _unconverted(layer: torch.nn.Module) -> str:
-    """Why a layer of PyTorch's batch normalization is still one."""
+def _unconverted(layer: torch.nn.Module, norm: str = BATCH) -> str:
+    """Why a layer of PyTorch's normalization is still one."""
     try:
-        target_of(layer, sync=False)
+        target_of(layer, sync=False) if norm == BATCH else target_of_norm(layer)
     except NoCounterpart as reason:
         return str(reason)
-    return "not converted yet: bnext.torch.convert exchanges it"
+    call = "bnext.torch.convert" + ("" if norm == BATCH else f"(norms={norm!r})")
+    return f"not converted yet: {call} exchanges it"
 
 
 def _foreign(module: Any) -> str | None:

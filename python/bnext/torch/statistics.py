@@ -25,13 +25,14 @@ from bnext.torch.adaptation import Blended
 from bnext.torch.batches import caller, device_of
 from bnext.torch.kernels import DATA
 from bnext.torch.reports import check_module
+from bnext.torch.skipping import SKIPPED
 from bnext.torch.sync import has_others
 
 __all__ = ["update_statistics"]
 
 # Called with a layer, its input, and which positions of that count.
 _Act = Callable[[Any, Tensor, dict[str, Any]], None]
-OF_MOMENTS = ("mask", "sample_weight", "lengths")
+OF_MOMENTS = ("mask", "sample_weight", "lengths", "offsets")
 
 
 def update_statistics(
@@ -89,8 +90,10 @@ def update_statistics(
     -----
     After an error all layers are as they were. Otherwise `running_mean` and `running_var` are
     replaced (the variance with Bessel's correction), and `num_batches_tracked` is the number of
-    batches. Modes stay. Compiled models run eagerly here. Where calls of a layer have masks,
-    lengths or weights, the statistics are of what counts.
+    batches. A layer with ``skip_nonfinite`` leaves out batches whose statistics are not finite
+    where they come to it, and counts them in `num_batches_skipped`. Modes stay. Compiled models run
+    eagerly here. Where calls of a layer have masks, lengths or weights, the statistics are of what
+    counts.
     """
     check_module(model)
     targets = _targets(model, layers)
@@ -160,7 +163,8 @@ def _as_it_was(model: torch.nn.Module, targets: dict[Any, str]) -> Iterator[None
 
 
 def _buffers_of(layer: Any) -> list[Tensor]:
-    every = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    skipped = layer._buffers.get(SKIPPED)
+    every = (layer.running_mean, layer.running_var, layer.num_batches_tracked, skipped)
     return [each for each in every if each is not None]
 
 
@@ -188,11 +192,26 @@ def _before_calls(layers: Iterable[Any], act: _Act) -> Iterator[None]:
             handle.remove()
 
 
-def _set(layer: Any, mean: Any, var: Any, batches: int) -> None:
+def _set(layer: Any, mean: Any, var: Any, batches: int, left_out: int) -> None:
     for buffer, values in ((layer.running_mean, mean), (layer.running_var, var)):
         buffer.copy_(torch.tensor(np.asarray(values)))
     if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.fill_(batches)
+        layer.num_batches_tracked.fill_(batches - left_out)
+    if SKIPPED in layer._buffers:
+        layer._buffers[SKIPPED].fill_(left_out)
+
+
+def _leaves_out(layer: Any, moments: Moments) -> bool:
+    """Whether a layer skips a batch, since its statistics are not finite."""
+    if SKIPPED not in layer._buffers:
+        return False
+    rows = torch.tensor(np.stack([moments.mean, moments.m2 / max(moments.count - 1, 1)]))
+    return not bool(rows.to(layer.running_mean.dtype).isfinite().all())
+
+
+def _no_batch(left_out: bool) -> ValueError:
+    data = "finite data" if left_out else "data"
+    return ValueError(f"loader: expected at least one batch with {data}, got none")
 
 
 def _moments_of(x: Tensor, positions: dict[str, Any]) -> Moments:
@@ -222,7 +241,7 @@ def _exact(
     batches = passes = 0
     while len(done) < len(targets):
         words = f"layer {len(done) + 1} of {len(targets)}"
-        layer, moments, number = _next_layer(run, watch(loader, words), targets, done)
+        layer, moments, number, left_out = _next_layer(run, watch(loader, words), targets, done)
         passes += 1
         batches = batches or number
         if number != batches:
@@ -231,8 +250,8 @@ def _exact(
                 f"{number} in pass {passes}"
             )
         if moments.count == 0:
-            raise ValueError("loader: expected at least one batch with data, got none")
-        _set(layer, moments.mean, moments.unbiased_var, batches)
+            raise _no_batch(left_out > 0)
+        _set(layer, moments.mean, moments.unbiased_var, batches, left_out)
         done[layer] = None
     _check_once(run, loader, targets)
     return Update(batches=batches, passes=passes)
@@ -243,14 +262,17 @@ def _next_layer(
     batches: Iterable[Any],
     targets: dict[Any, str],
     done: dict[Any, None],
-) -> tuple[Any, Moments, int]:
-    """Run every batch to the first layer that has no statistics yet; its moments, and how many."""
+) -> tuple[Any, Moments, int, int]:
+    """Run every batch to the first layer that has no statistics yet.
+
+    Gives the layer, its moments, how many batches there were, and how many it left out.
+    """
     found: list[Any] = []
     moments = None
-    number = 0
+    number = left_out = 0
 
     def stop(layer: Any, x: Tensor, positions: dict[str, Any]) -> None:
-        nonlocal moments
+        nonlocal moments, left_out
         if found and layer is not found[0]:
             raise ValueError(
                 "model: expected the same calls for every batch, got one of "
@@ -258,6 +280,9 @@ def _next_layer(
             )
         found[:] = [layer]
         of_batch = _moments_of(x, positions)
+        if _leaves_out(layer, of_batch):
+            left_out += 1
+            of_batch = Moments.empty(of_batch.channels)
         moments = of_batch if moments is None else moments + of_batch
         raise _Reached
 
@@ -272,7 +297,7 @@ def _next_layer(
             raise _not_reached(missing)
     if moments is None:
         raise ValueError("loader: expected at least one batch, got none")
-    return found[0], moments, number
+    return found[0], moments, number, left_out
 
 
 def _not_reached(names: list[str]) -> ValueError:
@@ -331,9 +356,13 @@ def _one_pass(
     """All layers at once, where each batch is normalized by its own statistics on the way."""
     union: dict[Any, Any] = {}
     means: dict[Any, tuple[Any, Any, int]] = {}
+    left_out = dict.fromkeys(targets, 0)
 
     def take(layer: Any, x: Tensor, positions: dict[str, Any]) -> None:
         moments = _moments_of(x, positions)
+        if _leaves_out(layer, moments):
+            left_out[layer] += 1
+            moments = Moments.empty(moments.channels)
         if pooled:
             union[layer] = union[layer] + moments if layer in union else moments
         elif moments.count > 0:
@@ -356,10 +385,11 @@ def _one_pass(
     if number == 0:
         raise ValueError("loader: expected at least one batch, got none")
     for layer in targets:
+        skipped = left_out[layer]
+        if layer not in means and (not pooled or skipped == number):
+            raise _no_batch(skipped > 0)
         if pooled:
-            _set(layer, union[layer].mean, union[layer].unbiased_var, number)
-        elif layer not in means:
-            raise ValueError("loader: expected at least one batch with data, got none")
+            _set(layer, union[layer].mean, union[layer].unbiased_var, number, skipped)
         else:
-            _set(layer, *means[layer][:2], number)
+            _set(layer, *means[layer][:2], number, skipped)
     return Update(batches=number, passes=1)

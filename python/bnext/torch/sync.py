@@ -109,13 +109,13 @@ class SyncBatchNorm(Forward):
             return announcing(group_of(self.process_group))
         return super()._announcing()
 
-    def _weighted(self, input: Tensor, weighting: Any) -> Tensor:
+    def _weighted(self, input: Tensor, weighting: Any, epilogue: Epilogue) -> Tensor:
         if not (self.training and has_others(self.process_group)):
-            return super()._weighted(input, weighting)
+            return super()._weighted(input, weighting, epilogue)
         group = group_of(self.process_group)
         part = group.part(self)
         y, saved = masked_batch_norm(
-            input, (None,) * 4, self.weight, self.bias, True, self.eps, weighting, part
+            input, (None,) * 4, self.weight, self.bias, True, self.eps, weighting, epilogue, part
         )
         self._move(saved, group)
         return y
