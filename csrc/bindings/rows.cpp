@@ -194,13 +194,13 @@ private:
 
 bool truth_of(py::handle flag) { return flag && PyObject_IsTrue(flag.ptr()) != 0; }
 
-constexpr Signature kForward{
+constexpr Signature kRowsForward{
     "rows_forward", "x, normalized_shape, weight, bias, eps, out, centered, plain=False",
     "y and RowSaved: rows normalized by themselves. With `plain`, TypeError for a tensor that is\n"
     "not plain; what autograd would record is not asked. eps None: the machine epsilon of what\n"
     "elementwise arithmetic is in."};
 
-py::object forward(py::handle, const Arguments<8>& given) {
+py::object rows_forward(py::handle, const Arguments<8>& given) {
     const auto& [x, normalized_shape, weight, bias, eps, out, centered, plain] = given;
     Intake call(Function::rows_forward, truth_of(plain));
     const std::vector<Index> shape = take_normalized_shape(normalized_shape);
@@ -238,12 +238,12 @@ py::object forward(py::handle, const Arguments<8>& given) {
     return tuple_of(y, py::cast(std::move(saved)));
 }
 
-constexpr Signature kBackward{
+constexpr Signature kRowsBackward{
     "rows_backward", "dy, x, saved, weight, out, centered, plain=False, wants_parameters=True",
     "dx, dweight and dbias; without the last where rows are not centered. Without\n"
     "`wants_parameters` dx alone is computed, and the others are None."};
 
-py::object backward(py::handle, const Arguments<8>& given) {
+py::object rows_backward(py::handle, const Arguments<8>& given) {
     const auto& [dy, x, kept, weight, out, centered, plain, wants_parameters] = given;
     Intake call(Function::rows_backward, truth_of(plain));
     const RowSaved& saved = take_row_saved(kept, truth_of(centered));
@@ -289,11 +289,11 @@ py::object backward(py::handle, const Arguments<8>& given) {
     return tuple_of(dx, weight_gradient, bias_gradient);
 }
 
-constexpr Signature kRestored{"rows_restored", "x, rows, normalized_shape, eps, centered",
+constexpr Signature kRowsRestored{"rows_restored", "x, rows, normalized_shape, eps, centered",
                               "RowSaved, from x and mean, mean_low and rstd of its rows as an "
                               "array of float64, shape (3, N)."};
 
-py::object restored(py::handle, const Arguments<5>& given) {
+py::object rows_restored(py::handle, const Arguments<5>& given) {
     const auto& [x, rows, normalized_shape, eps, centered] = given;
     Intake call(Function::rows_restored);
     const std::vector<Index> shape = take_normalized_shape(normalized_shape);
@@ -395,9 +395,9 @@ void register_rows(py::module_& m) {
                                shape_text(s.normalized()), ">");
              })
         .def(py::pickle([](const RowSaved& s) { return state_of(s); }, &of_state));
-    Fast<8, kForward, forward>::add_to(m);
-    Fast<8, kBackward, backward>::add_to(m);
-    Fast<5, kRestored, restored>::add_to(m);
+    Fast<8, kRowsForward, rows_forward>::add_to(m);
+    Fast<8, kRowsBackward, rows_backward>::add_to(m);
+    Fast<5, kRowsRestored, rows_restored>::add_to(m);
     m.def(
         "check_normalized_shape",
         [](py::handle shape) {
