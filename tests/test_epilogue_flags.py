@@ -222,10 +222,10 @@ def test_pickles_from_before_activations(rng):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda parts: parts[:-1],
+        lambda parts: parts[:-2],
         lambda parts: ("nothing", *parts[1:]),
-        lambda parts: (*parts[:-1], parts[-1][:-1]),
-        lambda parts: (*parts[:-2], (1,), parts[-1]),
+        lambda parts: (*parts[:6], parts[6][:-1], parts[7]),
+        lambda parts: (*parts[:5], (1,), *parts[6:]),
     ],
     ids=["fewer", "name", "flags", "strides"],
 )
@@ -235,6 +235,7 @@ def test_states_that_are_none_are_refused(rng, change):
     *state, epilogue, weights, groups = saved.__getstate__()
     assert restored((*state, epilogue, weights, groups)).activation == "relu"
     assert restored((*state, epilogue)).activation == "relu"  # of older versions
+    assert restored((*state, epilogue[:-1])).activation == "relu"
     with pytest.raises(ValueError, match=r"^state: expected the state of a pickled Saved$"):
         restored((*state, change(epilogue), weights, groups))
 

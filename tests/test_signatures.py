@@ -11,9 +11,9 @@ FUNCTIONS = (bnext.batch_norm_forward, bnext.BatchNorm1d.forward)
 BY_NAME_ONLY = {
     "batch_norm_forward": (
         "eps", "channel_axis", "group", "out", "residual", "activation", "negative_slope", "mask",
-        "sample_weight", "lengths", "masked",
+        "sample_weight", "lengths", "offsets", "masked",
     ),
-    "forward": ("out", "residual", "mask", "sample_weight", "lengths", "masked"),
+    "forward": ("out", "residual", "mask", "sample_weight", "lengths", "offsets", "masked"),
 }  # fmt: skip
 
 
