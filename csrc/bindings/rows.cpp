@@ -290,8 +290,8 @@ py::object rows_backward(py::handle, const Arguments<8>& given) {
 }
 
 constexpr Signature kRowsRestored{"rows_restored", "x, rows, normalized_shape, eps, centered",
-                              "RowSaved, from x and mean, mean_low and rstd of its rows as an "
-                              "array of float64, shape (3, N)."};
+                                  "RowSaved, from x and mean, mean_low and rstd of its rows as an "
+                                  "array of float64, shape (3, N)."};
 
 py::object rows_restored(py::handle, const Arguments<5>& given) {
     const auto& [x, rows, normalized_shape, eps, centered] = given;
