@@ -1,11 +1,9 @@
-// Checks without a computation, what layers ask of their input, and whether arrays have changed.
+// Checks without a computation, and what layers ask of their input.
 #include <pybind11/stl.h>
 
 #include "bindings/fastcall.hpp"
-#include "bindings/gil.hpp"
 #include "bindings/gpu.hpp"
 #include "bindings/register.hpp"
-#include "cpu/digest.hpp"
 
 namespace bnext::bindings {
 namespace {
@@ -41,35 +39,6 @@ py::object misplaced(py::handle self, const Arguments<2>& arguments) {
     return py::str(call.misplaced(array));
 }
 
-// The bytes of a dense array.
-struct Buffer {
-    explicit Buffer(py::handle array) {
-        if (PyObject_GetBuffer(array.ptr(), &view, PyBUF_SIMPLE) != 0) {
-            throw py::error_already_set();
-        }
-    }
-    ~Buffer() { PyBuffer_Release(&view); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    Py_buffer view;
-};
-
-constexpr Signature kDigest{
-    "digest", "arrays",
-    "A number that tells arrays from what they were, by all of their bytes: of a tuple of dense\n"
-    "arrays of NumPy. It is another on a machine of another byte order."};
-
-py::object digest(py::handle, const Arguments<1>& arguments) {
-    std::uint64_t hash = 0;
-    for (const py::handle array : py::reinterpret_borrow<py::tuple>(arguments[0])) {
-        const Buffer buffer(array);
-        const Py_buffer& view = buffer.view;
-        without_gil(view.len / 4, [&] { hash = cpu::digest(view.buf, view.len, hash); });
-    }
-    return py::int_(hash);
-}
-
 void check_count(py::handle count, const char* name) {
     if (count.is_none()) return;
     Extents extents;
@@ -87,7 +56,6 @@ void register_questions(const py::object& m, py::handle engine) {
 }
 
 void register_checks(py::module_& m) {
-    Fast<1, kDigest, digest>::add_to(m);
     m.def(
         "refuse_tracer", [](py::handle x, const char* name) { intake::as_array(x, name); },
         py::arg("x"), py::arg("name"), "Raises the error for a tracer of JAX.");

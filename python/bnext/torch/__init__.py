@@ -9,9 +9,9 @@ From the bottom: context, formats, disguises, epilogues and kernels; formulas, g
 operators (the ways over the kernels), which roads and functional choose from; the layers
 (recomputation, skipping, ghosts, modules, sync, lazy, frozen, batch_statistics, renorm); layer and
 RMS normalization (row_gradients, row_operators, row_functional, row_modules); conversion of models
-(tracing, patterns, merging and fusion; forms, classes, norms, reports, conversion); what is done
-with models (statistics and batches, freezing, folding, memory, adaptation, domains); and other
-tools that get to know them (tools, imports).
+(tracing, patterns and fusion; forms, classes, norms, reports, conversion); what is done with models
+(statistics and batches, freezing, folding, memory, adaptation, domains); and other tools that get
+to know them (tools, imports).
 """
 
 try:
@@ -47,7 +47,7 @@ from bnext.torch.memory import KeptMemory, keep_memory
 from bnext.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnext.torch.recomputation import recomputing
 from bnext.torch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from bnext.torch.reports import Fused, Layer, Merged, Report, report
+from bnext.torch.reports import Fused, Layer, Report, report
 from bnext.torch.row_modules import LayerNorm, RMSNorm
 from bnext.torch.statistics import update_statistics
 from bnext.torch.sync import SyncBatchNorm
@@ -84,7 +84,6 @@ __all__ = [
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
-    "Merged",
     "RMSNorm",
     "Report",
     "SyncBatchNorm",

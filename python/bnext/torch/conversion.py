@@ -40,8 +40,8 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def convert(
-    model: Module, sync: Group | Any = None, *, fuse: bool = False, fold: bool = True,
-    recompute: bool = False, skip_nonfinite: bool = False, norms: str | Collection[str] = BATCH,
+    model: Module, sync: Group | Any = None, *, fuse: bool = False, recompute: bool = False,
+    skip_nonfinite: bool = False, norms: str | Collection[str] = BATCH,
 ) -> Module:  # fmt: skip
     """Make every layer of PyTorch's batch normalization in `model` one of bnext's, in place.
 
@@ -70,15 +70,6 @@ def convert(
         a subclass of its class under the same name; modules, names, hooks and state dicts stay.
         Values are the same up to rounding. `report` lists what is fused, and for other layers the
         reason.
-    fold : bool
-        With `fuse`, have a convolution or a linear layer do the work of the layer that follows it
-        directly, in evaluation, while autograd records nothing: by a weight and a bias of both,
-        computed in float64 and rounded once, which take the memory of a second weight. They are
-        made at the first such call, and again after any value that they were made of has changed,
-        however it was written; training gives their memory back. Results are as exact as in two
-        steps, and equal to them up to rounding. It is for float32 and float64 on the CPU where
-        results outnumber the weight, without autocast and hooks on the two, and for layers to
-        whose output nothing is added.
     recompute : bool
         Have autograd keep the inputs of layers and not their outputs, which are made again to the
         bit when a backward pass asks for them. Best with `fuse`, which makes an activation, or a
@@ -111,9 +102,7 @@ def convert(
     that depends on values, draws random numbers, has contexts (``no_grad``, checkpoints) or sets
     attributes is left alone. A fused module goes back to its own forward for a call with other
     arguments, under hooks on the fused layers and activations, and after its settings or children
-    have changed. Copies of it are fused, pickles are not. With `fold`, values that last for fewer
-    than nine calls, in a loop that trains and evaluates by turns, have no weights of their own
-    after the first ones: results may then differ from those of the ninth call by rounding.
+    have changed. Copies of it are fused, pickles are not.
 
     Warns
     -----
@@ -142,7 +131,7 @@ def convert(
     recompute |= is_recomputing(model)
     set_recomputing(model, on=False)
     if fuse:
-        _fuse(model, fold)
+        _fuse(model)
     if recompute:
         for layer in model.modules():
             if isinstance(layer, Forward):
@@ -197,9 +186,9 @@ def revert(model: Module) -> Module:
     return model
 
 
-def _fuse(model: torch.nn.Module, fold: bool) -> None:
+def _fuse(model: torch.nn.Module) -> None:
     """Fuse what can be fused, and note why other layers are not."""
-    plans, reasons = planned_fusions(model, fold)
+    plans, reasons = planned_fusions(model)
     for module, fusion in plans:
         try:
             set_fusion(module, fusion)
@@ -285,7 +274,7 @@ def _become(module: Any, kind: Any, group: Any) -> None:
     if issubclass(kind, LazyModuleMixin) and "_initialize_hook" not in vars(module):
         kind = kind.cls_to_become
     vars(module).pop("_was", None)
-    for name in ("_apart", "_acts", "_recompute", "_frozen", "_special", "_merged"):
+    for name in ("_apart", "_acts", "_recompute", "_frozen", "_special"):
         vars(module).pop(name, None)
     set_skipping(module, False)
     if "process_group" in vars(module):

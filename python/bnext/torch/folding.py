@@ -5,18 +5,19 @@ from __future__ import annotations
 import collections
 import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from bnext.inference import folding
 from bnext.torch.classes import qualified
 from bnext.torch.conversion import revert
 from bnext.torch.epilogues import ACTIVATIONS
 from bnext.torch.forms import form_of
-from bnext.torch.merging import LINEAR, merged_values
 from bnext.torch.modules import Forward
 from bnext.torch.patterns import has_hooks
 from bnext.torch.reports import check_module, counted_lines
@@ -27,6 +28,10 @@ __all__ = ["Folded", "FoldedLayer", "fold"]
 Module = TypeVar("Module", bound=nn.Module)
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+LINEAR = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,16 @@ def _after(norm: nn.Module) -> tuple[str, ...]:
 
 def _merge(before: Any, norm: Any) -> None:
     """Give a layer the weight and the bias of both."""
-    of_norm = norm.running_mean, norm.running_var, norm.weight, norm.bias
-    weight, bias = merged_values(before, (before.weight, before.bias, *of_norm), norm.eps)
+    values = {
+        name: None if getattr(norm, name) is None else getattr(norm, name).detach()
+        for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    bn: Any = SimpleNamespace(eps=norm.eps, activation=None, **values)
+    transposed = isinstance(before, _ConvTransposeNd)
+    weight, bias = folding.fold(
+        before.weight.detach(), None if before.bias is None else before.bias.detach(), bn,
+        axis=1 if transposed else 0, groups=before.groups if transposed else 1,
+    )  # fmt: skip
     trains = before.weight.requires_grad
     before.weight = nn.Parameter(weight, trains)
     before.bias = nn.Parameter(bias, trains)

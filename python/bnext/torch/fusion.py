@@ -2,8 +2,7 @@
 
 A module whose own forward calls a layer of batch normalization, then adds, then applies an
 activation, gets a subclass of its class. The subclass runs a function made of the forward's graph,
-with one call in place of the three; so it does for evaluation where a convolution or a linear layer
-comes before (`merging`). Modules, their names, hooks and state dicts stay. A call that
+with one call in place of the three. Modules, their names, hooks and state dicts stay. A call that
 the graph does not hold for goes to the class's own forward: other arguments, hooks on one of the
 fused modules, another activation in its place, changed settings. So do tracers and loaded pickles.
 """
@@ -12,10 +11,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +23,6 @@ from torch.nn.modules import module as module_module
 from bnext.torch.disguises import Disguise, disguised, reduced
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.frozen import FrozenForward
-from bnext.torch.merging import before_of, normalized_by
 from bnext.torch.modules import Forward
 from bnext.torch.patterns import (
     Apart,
@@ -55,12 +52,6 @@ class FusedLayer:
     negative_slope: float
     residual: bool
     act: str | None  # name of the activation's module in the module, if it has one
-    into: str | None  # name of the layer before it, which does its work in evaluation
-
-    @property
-    def follows(self) -> bool:
-        """Whether it does what follows it."""
-        return self.residual or self.activation is not None
 
 
 class Fusion:
@@ -68,12 +59,11 @@ class Fusion:
 
     def __init__(
         self, module: torch.nn.Module, arguments: int, layers: tuple[FusedLayer, ...],
-        variants: dict[tuple[bool, bool], Callable[..., Any]], fold: bool,
+        variants: dict[tuple[bool, bool], Callable[..., Any]],
     ) -> None:  # fmt: skip
         self.arguments: int = arguments
         self.layers: tuple[FusedLayer, ...] = layers
         self.variants: dict[tuple[bool, bool], Callable[..., Any]] = variants
-        self.fold: bool = fold
         self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
         self.children: list[str] = _children_of(module)
 
@@ -151,23 +141,11 @@ def call_fused(
     return layer._normalized(input, epilogue)
 
 
-def call_merged(
-    before: Any, layer: Any, input: Any, activation: str | None, negative_slope: float
-) -> Any:
-    """Call a layer before a layer without hooks, which applies the activation, and that layer."""
-    y = normalized_by(before, layer, input, activation, negative_slope)
-    if y is not None:
-        return y
-    if activation is None:
-        return layer(before(input))
-    return call_fused(layer, before(input), None, activation, negative_slope)
-
-
 # --- plans ----------------------------------------------------------------------------------------
 
 
 def planned_fusions(
-    model: torch.nn.Module, fold: bool
+    model: torch.nn.Module,
 ) -> tuple[list[tuple[torch.nn.Module, Fusion]], dict[torch.nn.Module, str]]:
     """Find what can be fused in a model; and for the other layers of bnext's, why they cannot."""
     plans: list[tuple[torch.nn.Module, Fusion]] = []
@@ -182,13 +160,12 @@ def planned_fusions(
         has_forward = type(module).forward is not torch.nn.Module.forward
         if not has_forward or not any(isinstance(child, LAYERS) for child in _near(module)):
             continue
-        fusion: Fusion | None = vars(module).get("_fusion")
-        if fusion is not None and fusion.fold == fold:
-            done.update(_following(module, fusion))
+        if fused_layers(module):
+            done.update(module.get_submodule(each.name) for each in fused_layers(module))
             continue
         set_fusion(module, None)  # one that was loaded has the class and no fusion
         try:
-            fusion, why = _planned(module, fold)
+            fusion, why = _planned(module)
         except (Untraceable, Apart) as reason:
             fusion, why = None, {}
             for child in _near(module):
@@ -197,12 +174,8 @@ def planned_fusions(
         reasons.update(why)
         if fusion is not None:
             plans.append((module, fusion))
-            done.update(_following(module, fusion))
+            done.update(module.get_submodule(each.name) for each in fusion.layers)
     return plans, {layer: why for layer, why in reasons.items() if layer not in done}
-
-
-def _following(module: torch.nn.Module, fusion: Fusion) -> list[torch.nn.Module]:
-    return [module.get_submodule(each.name) for each in fusion.layers if each.follows]
 
 
 def _near(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -215,9 +188,7 @@ def _near(module: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def _planned(
-    module: torch.nn.Module, fold: bool
-) -> tuple[Fusion | None, dict[torch.nn.Module, str]]:
+def _planned(module: torch.nn.Module) -> tuple[Fusion | None, dict[torch.nn.Module, str]]:
     """Plan one module: what is fused, and for each other layer that it calls the reason."""
     if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
         raise Untraceable("it is a graph already")
@@ -233,7 +204,7 @@ def _planned(
         except Untraceable as error:
             errors.append(error)
             continue
-        layers = _rewritten(graph, modules, reasons, fold and not training)
+        layers = _rewritten(graph, modules, reasons)
         if layers:
             every.append(layers)
             variants[training, tensors] = _function_of(graph)
@@ -241,16 +212,12 @@ def _planned(
         if errors:
             raise errors[0]
         return None, reasons
-    found: dict[FusedLayer, FusedLayer] = {}
-    for each in itertools.chain(*every):  # the modes differ by what is before a layer
-        key = replace(each, into=None)
-        if each.into is not None or key not in found:
-            found[key] = each
-    return Fusion(module, len(names), tuple(found.values()), variants, fold), reasons
+    layers = tuple(dict.fromkeys(each for layers in every for each in layers))
+    return Fusion(module, len(names), layers, variants), reasons
 
 
 def _rewritten(
-    graph: fx.Graph, modules: dict[str, Any], reasons: dict[torch.nn.Module, str], fold: bool
+    graph: fx.Graph, modules: dict[str, Any], reasons: dict[torch.nn.Module, str]
 ) -> tuple[FusedLayer, ...]:
     """Make one call of each chain in a graph; note the reason where there is none."""
     chains: list[Chain] = []
@@ -264,38 +231,27 @@ def _rewritten(
                 raise Apart("its output is added to another layer's")
         except Apart as reason:
             reasons[modules[node.target]] = str(reason)
-            if not fold or before_of(node, modules) is None:
-                continue
-            chain = Chain(node, None, None, None, None, 0.0)
+            continue
         taken.update(chain.nodes)
         chains.append(chain)
-    found = []
     for chain in chains:
-        before = before_of(chain.norm, modules) if fold and chain.add is None else None
-        found.append(_fused_layer(chain, before))
         last = chain.nodes[-1]
         # Before anything that comes after the input, or what is added, is there.
         with graph.inserting_before(chain.add or chain.norm):
             layer = graph.get_attr(str(chain.norm.target))
-            act = chain.activation, chain.negative_slope
-            if before is None:
-                of: Any = (layer, chain.norm.args[0], chain.residual, *act)
-                call = graph.call_function(call_fused, of)
-            else:
-                of = (graph.get_attr(str(before.target)), layer, before.args[0], *act)
-                call = graph.call_function(call_merged, of)
+            after = (chain.residual, chain.activation, chain.negative_slope)
+            call = graph.call_function(call_fused, (layer, chain.norm.args[0], *after))
         last.replace_all_uses_with(call)
-        for node in reversed([*filter(None, [before]), *chain.nodes]):
+        for node in reversed(chain.nodes):
             graph.erase_node(node)
-    return tuple(found)
+    return tuple(_fused_layer(chain) for chain in chains)
 
 
-def _fused_layer(chain: Chain, before: fx.Node | None) -> FusedLayer:
+def _fused_layer(chain: Chain) -> FusedLayer:
     act = chain.act
     return FusedLayer(
         str(chain.norm.target), chain.activation, chain.negative_slope, chain.add is not None,
         str(act.target) if act is not None and act.op == "call_module" else None,
-        None if before is None else str(before.target),
     )  # fmt: skip
 
 
@@ -363,7 +319,7 @@ def is_fused(module: Any) -> bool:
 
 
 def fused_layers(module: Any) -> tuple[FusedLayer, ...]:
-    """Layers that do more than normalize in the forward of a module, or less."""
+    """Layers that do more than normalize in the forward of a module."""
     fusion: Fusion | None = vars(module).get("_fusion")
     return () if fusion is None else fusion.layers
 

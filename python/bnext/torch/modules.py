@@ -232,19 +232,7 @@ class Forward(KernelModule, _BatchNorm):
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, or with ``mode=False`` to evaluation; a frozen layer stays."""
         super().train(mode and "_frozen" not in self.__dict__)  # as `bnext.torch.freeze` has it
-        if self.training:
-            self._release()
         return self
-
-    def _apply(self, *arguments: Any, **named: Any) -> Any:
-        self._release()
-        return super()._apply(*arguments, **named)
-
-    def _release(self) -> None:
-        """Forget weights made of tensors that are about to change, but not how long they lasted."""
-        merged: Any = self.__dict__.get("_merged")  # of `merging`
-        if hasattr(merged, "uses"):
-            self.__dict__["_merged"] = merged.uses
 
     def _forward_of_graphs(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Have the inputs that a graph of the layer alone has: no masks, which no graph takes."""

@@ -15,9 +15,7 @@ from bnext.torch.lazy import LazyForward
 from bnext.torch.modules import Forward
 from bnext.torch.sync import SyncBatchNorm
 
-__all__ = [
-    "Apart", "Chain", "activation_of", "chain_of", "check_layer", "has_hooks", "own_activation",
-]  # fmt: skip
+__all__ = ["Apart", "Chain", "activation_of", "chain_of", "has_hooks", "own_activation"]
 
 
 class Apart(Exception):  # noqa: N818

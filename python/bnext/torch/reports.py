@@ -22,7 +22,7 @@ from bnext.torch.classes import (
 from bnext.torch.norms import BATCH, norm_of, runs_kernels, target_of_norm
 from bnext.torch.patterns import own_activation
 
-__all__ = ["Fused", "Layer", "Merged", "Report", "check_module", "counted_lines", "report", "told"]
+__all__ = ["Fused", "Layer", "Report", "check_module", "counted_lines", "report", "told"]
 
 NAMES_SHOWN = 3
 
@@ -75,25 +75,6 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A layer of bnext's whose work the layer before it does, in evaluation.
-
-    Attributes
-    ----------
-    name : str
-        Where it is in the model.
-    module : str
-        Name of the module whose forward calls both; empty for the model itself.
-    into : str
-        Where the convolution or linear layer is in the model.
-    """
-
-    name: str
-    module: str
-    into: str
-
-
-@dataclass(frozen=True)
 class Report:
     """Layers of normalization in a model; ``str`` of it is made to be read.
 
@@ -107,16 +88,12 @@ class Report:
         Those that do what follows them, after ``convert(model, fuse=True)``.
     apart : tuple of Layer
         Those that do not although they were to, each with the reason.
-    merged : tuple of Merged
-        Those whose work the layers before them do in evaluation, after ``convert(model,
-        fuse=True)``.
     """
 
     exchanged: tuple[Layer, ...]
     left: tuple[Layer, ...]
     fused: tuple[Fused, ...] = ()
     apart: tuple[Layer, ...] = ()
-    merged: tuple[Merged, ...] = ()
 
     def __str__(self) -> str:
         count = len(self.exchanged)
@@ -136,12 +113,6 @@ class Report:
             lines += counted_lines((_title(each), each.name) for each in self.fused)
         if self.apart:
             lines += [f"{len(self.apart)} do not", *counted_lines(map(_reason, self.apart))]
-        if self.merged:
-            number = len(self.merged)
-            are = "1 is part of the layer before it" if number == 1 else (
-                f"{number} are part of the layers before them"
-            )  # fmt: skip
-            lines.append(f"{are} in evaluation")
         return "\n".join(lines)
 
 
@@ -170,7 +141,7 @@ def report(model: torch.nn.Module) -> Report:
     check_module(model)
     exchanged: list[Layer] = []
     left: list[Layer] = []
-    fused, apart, merged = [], [], []
+    fused, apart = [], []
     module: Any
     for name, module in model.named_modules():
         if is_ours(module):
@@ -192,14 +163,11 @@ def report(model: torch.nn.Module) -> Report:
             continue
         for each in fusion.fused_layers(module):
             place = f"{name}.{each.name}" if name else each.name
-            if each.follows:
-                fused.append(Fused(place, name, each.activation, each.residual))
-            if each.into is not None:
-                merged.append(Merged(place, name, f"{name}.{each.into}" if name else each.into))
+            fused.append(Fused(place, name, each.activation, each.residual))
         reason = _unconverted(module) if is_candidate(module) else _foreign(module)
         if reason is not None:
             left.append(Layer(name, qualified(class_of(module)), reason=reason))
-    return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart), tuple(merged))
+    return Report(tuple(exchanged), tuple(left), tuple(fused), tuple(apart))
 
 
 def _unconverted(layer: torch.nn.Module, norm: str = BATCH) -> str:
