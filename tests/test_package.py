@@ -199,3 +199,14 @@ def test_configuration_prints(capsys):
     config = bnext.show_config(mode="dicts")
     for text in (config["version"], config["isa"]["active"], config["cuda"]["reason"]):
         assert text in printed
+
+
+def test_names_are_listed_before_they_are_used():
+    """As the completion of an interpreter asks for them: also names that are imported later."""
+    program = "import bnext; print(*dir(bnext)); print(*dir(bnext.inference))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    names, of_inference = (line.split() for line in done.stdout.splitlines())
+    assert set(bnext.__all__) | {"inference", "layers"} <= set(names)
+    assert set(bnext.inference.__all__) <= set(of_inference)

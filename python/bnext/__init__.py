@@ -81,7 +81,7 @@ if TYPE_CHECKING:
         rms_norm_forward,
     )
 else:
-    __getattr__ = on_demand.attributes(
+    __getattr__, __dir__ = on_demand.attributes(
         __name__,
         {
             "bnext": "inference layers sync",

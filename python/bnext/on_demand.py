@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 __all__ = ["attributes"]
 
 
-def attributes(package: str, names: Mapping[str, str]) -> Callable[[str], object]:
-    """Make the ``__getattr__`` of a package.
+def attributes(
+    package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Make the ``__getattr__`` and the ``__dir__`` of a package.
 
     Parameters
     ----------
@@ -33,4 +35,7 @@ def attributes(package: str, names: Mapping[str, str]) -> Callable[[str], object
         setattr(sys.modules[package], name, value)
         return value
 
-    return find
+    def listed_names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return find, listed_names

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bnext.inference.union import micro_batches
     from bnext.inference.update import Update, update_statistics
 else:
-    __getattr__ = on_demand.attributes(
+    __getattr__, __dir__ = on_demand.attributes(
         __name__,
         {
             "bnext.inference": "conventions union update",
