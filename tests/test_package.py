@@ -204,9 +204,6 @@ def test_configuration_prints(capsys):
 def test_names_are_listed_before_they_are_used():
     """As the completion of an interpreter asks for them: also names that are imported later."""
     program = "import bnext; print(*dir(bnext)); print(*dir(bnext.inference))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    names, of_inference = (line.split() for line in done.stdout.splitlines())
+    names, of_inference = (line.split() for line in output_of(program).splitlines())
     assert set(bnext.__all__) | {"inference", "layers"} <= set(names)
     assert set(bnext.inference.__all__) <= set(of_inference)
