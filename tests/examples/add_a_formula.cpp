@@ -22,6 +22,10 @@ const KernelTable table = {{},        kernels_of<double>(), {},        {}, "exam
 
 // In place of dispatch.cpp, which wants the tables of every instruction set.
 const KernelTable& active_table() { return example::table; }
+const WeightedTable& weighted_table_of(const KernelTable&) {
+    static const WeightedTable none{};
+    return none;
+}
 void note_used(const char*) {}
 
 }  // namespace bnext::cpu
