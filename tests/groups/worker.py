@@ -141,7 +141,9 @@ def new_group_of(task, timeout):
     import torch.distributed as dist
 
     if task.engine == "staged":  # as with NCCL, over copies, which gloo adds up
-        bnext.groups.torch_distributed.device_of = lambda *_: torch.device("cpu")
+        from bnext.groups import torch_distributed
+
+        torch_distributed.device_of = lambda *_: torch.device("cpu")
     backend = {"staged": "gloo", "nccl-there": "nccl"}.get(task.engine, task.engine)
     if "nccl" in backend:
         torch.cuda.set_device(task.rank)
