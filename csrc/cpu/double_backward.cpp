@@ -1,6 +1,7 @@
 #include "cpu/double_backward.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 
 #include "cpu/double_backward_kernels.hpp"
@@ -83,9 +84,8 @@ private:
 
     // z as the forward pass had it.
     void take_z(const Affine<T>& affine) {
-        of_z_.emplace(problem_, setting_,
-                      Terms<T>{of_.mean(), of_.mean_low(), of_.rstd(), affine.weight, affine.bias},
-                      activated_);
+        const Terms<T> terms{of_.mean(), of_.mean_low(), of_.rstd(), affine.weight, affine.bias};
+        of_z_ = std::make_unique<RowsOfZ<T>>(problem_, setting_, terms, activated_);
         for (std::size_t r = 0; r < RowsOfZ<T>::kRows; ++r) pass_.z[r] = of_z_->all.row[r];
         if (!kHasExtremes<T> || !of_z_->any_extreme) return;
         const Index all = problem_.channels * columns_;
@@ -252,7 +252,7 @@ private:
     const Index columns_;
     const ColumnRows rows_;
     const Activated activated_;
-    std::optional<RowsOfZ<T>> of_z_;
+    std::unique_ptr<RowsOfZ<T>> of_z_;
     std::optional<ColumnRows> exact_;
     PoolArray<bool> is_extreme_;
     DoubleBackward<T> pass_;
