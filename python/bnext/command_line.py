@@ -142,8 +142,12 @@ def number_where(is_right: Callable[[float], bool], wanted: str) -> Callable[[st
     return parse
 
 
-positive = number_where(lambda value: 0 < value < math.inf, "a finite number > 0")
-not_negative = number_where(lambda value: 0 <= value < math.inf, "a finite number >= 0")
+positive: Callable[[str], float] = number_where(
+    lambda value: 0 < value < math.inf, "a finite number > 0"
+)
+not_negative: Callable[[str], float] = number_where(
+    lambda value: 0 <= value < math.inf, "a finite number >= 0"
+)
 
 
 def existing_file(text: str) -> Path:

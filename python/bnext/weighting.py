@@ -182,8 +182,10 @@ class Segments:
         if ends[0] < 0 or ends[-1] > positions[0]:
             wrong = ends[0] if ends[0] < 0 else ends[-1]
             raise ValueError(f"offsets: expected integers from 0 to {positions[0]}, got {wrong}")
-        self.positions, self.begins, self.sizes = positions, ends[:-1], np.diff(ends)
-        self.taken = self.sizes
+        self.positions: tuple[int, ...] = positions
+        self.begins: npt.NDArray[np.int64] = ends[:-1]
+        self.sizes: npt.NDArray[np.int64] = np.diff(ends)
+        self.taken: npt.NDArray[np.int64] = self.sizes
         if lengths is not None:
             self.taken = _integers(lengths, "lengths")
             if self.taken.shape != self.sizes.shape:

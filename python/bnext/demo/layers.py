@@ -160,7 +160,7 @@ class Normalization(Layer):
 
     def __init__(self, bn: bnext.BatchNorm1d | bnext.BatchNorm2d) -> None:
         self.bn = bn
-        self.seconds = 0.0
+        self.seconds: float = 0.0
 
     def forward(self, x: Array) -> Array:
         """Normalize by the batch's statistics in training, by the running ones in inference."""

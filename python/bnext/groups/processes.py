@@ -56,7 +56,7 @@ CANCELLED = 1024.0
 CANCELLED_OF_FLOAT64 = 4.0
 ROOM = 64  # how many shifts are kept before the shifts of dead layers are dropped
 
-let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
+let_others_run: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 # What engines may still write to, of exchanges that did not end: also when their group is gone.
 _abandoned: list[Abandoned] = []

@@ -98,7 +98,7 @@ class PassGroup(Group):
         self._inner = inner
         self._once = once
         self._calls: dict[int, int] = {}  # of the present batch, by the place of the layer
-        self.left_out = [0] * len(layers)  # batches that are not finite, for each layer
+        self.left_out: list[int] = [0] * len(layers)  # batches that are not finite, for each layer
 
     def leaves_out(self, place: int, batch: Moments) -> bool:
         """Whether a layer skips a batch, since it is not finite; such a one is counted."""

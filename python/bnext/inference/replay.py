@@ -175,7 +175,7 @@ class Turn:
         self.calls: dict[int, int] = {}
         self.cursor = 0  # how many calls it is through
         self.bytes = 0  # of the input of the call that it stopped at
-        self.ended = False
+        self.ended: bool = False
         self.result: Any = None
         self._group = group
         self._run = run

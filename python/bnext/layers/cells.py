@@ -30,7 +30,7 @@ class CellNormalization(ExampleNormalization, Modes):
     num_groups: int | None
     # Here too, for pickles of layers from before there were activations.
     activation: str | None = None
-    negative_slope = 0.01
+    negative_slope: float = 0.01
 
     def __init__(
         self, num_features: int, eps: float, affine: bool, channel_axis: int, dtype: npt.DTypeLike,

@@ -34,7 +34,7 @@ class KeptMemory:
 
     def __init__(self, reason: str | None) -> None:
         self.reason = reason
-        self.active = reason is None
+        self.active: bool = reason is None
 
     def undo(self) -> None:
         """Give freed memory back again: what is free now, and what will be.

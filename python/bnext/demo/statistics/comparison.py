@@ -32,9 +32,11 @@ class Comparison:
             if outcome.case.kind == kind:
                 runs[outcome.case.batch_size, outcome.method].append(outcome)
         self.kind = kind
-        self.sizes = sorted({size for size, _ in runs})
-        self.methods = shown(dict.fromkeys(method for _, method in runs))
-        self.means = {key: _means(found) for key, found in runs.items()}
+        self.sizes: list[int] = sorted({size for size, _ in runs})
+        self.methods: list[Method] = shown(dict.fromkeys(method for _, method in runs))
+        self.means: dict[tuple[int, Method], Means] = {
+            key: _means(found) for key, found in runs.items()
+        }
 
 
 def _means(found: list[Outcome]) -> Means:

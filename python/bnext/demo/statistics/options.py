@@ -15,7 +15,9 @@ from bnext.demo.training import Case
 REFERENCE_BATCH = 32  # the batch size of --rate
 MOST_RUNS = 1000
 
-decay = number_where(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+decay: Callable[[str], float] = number_where(
+    lambda value: 0 <= value < 1, "a number from 0 to below 1"
+)
 
 
 class Options(CommonOptions):
