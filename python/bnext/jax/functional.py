@@ -361,6 +361,13 @@ def _checked(
         kind, described(arrays), how.channel_axis, how.eps, weighting=weighting,
         activation=how.activation or "none",
     )  # fmt: skip
+    if weighting is not None:  # the handlers take either
+        for beside, there in (
+            ("an activation", how.activation),
+            ("a residual", arrays.get("residual")),
+        ):
+            if there is not None and there != "none":
+                raise ValueError(f"{weighting}: expected None beside {beside}, got both")
     return positions_of(arrays["x"], how.channel_axis, mask, sample_weight, lengths, masked)
 
 
