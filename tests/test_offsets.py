@@ -24,7 +24,7 @@ def inside(n, offsets=OFFSETS, lengths=None):
 @pytest.mark.parametrize("shape", [(21, 5), (21, 5, 7), (21, 4, 3, 5)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_offsets_are_a_mask_of_positions(rng, isa, shape, dtype):
-    """NaN in the padding does not leak; the results are those of a slice."""
+    """NaN in the padding does not leak; a slice has the same results."""
     x, dy = rng.normal(size=(2, *shape)).astype(dtype)
     counts = inside(21)
     x[~counts] = dy[~counts] = np.nan

@@ -50,8 +50,7 @@ using Described = std::tuple<std::string, std::vector<Index>, std::string>;
 
 void check_described(const std::string& function, const std::vector<Described>& arrays,
                      Index channel_axis, double eps, std::optional<Index> num_groups,
-                     const std::vector<Index>& normalized_shape,
-                     const std::optional<std::string>& weighting, const std::string& activation) {
+                     const std::vector<Index>& normalized_shape) {
     Call call(function_of(function));
     Extents extents;
     for (const auto& [name, shape, dtype] : arrays) {
@@ -79,8 +78,6 @@ void check_described(const std::string& function, const std::vector<Described>& 
     call.eps = eps;
     call.num_groups = num_groups;
     call.normalized_shape = normalized_shape;
-    if (weighting) call.weighting = weighting->c_str();
-    call.fused.activation = static_cast<Activation>(activation_number(activation) % kActivations);
     check(call);
 }
 
@@ -91,8 +88,7 @@ void register_foreign(py::module_& m) {
           "The handlers by their names, as capsules; None in a build without them.");
     m.def("check_described", &check_described, py::arg("function"), py::arg("arrays"),
           py::arg("channel_axis"), py::arg("eps"), py::arg("num_groups") = py::none(),
-          py::arg("normalized_shape") = std::vector<Index>(), py::arg("weighting") = py::none(),
-          py::arg("activation") = "none",
+          py::arg("normalized_shape") = std::vector<Index>(),
           "The check of a call whose arrays are known by name, shape and dtype alone.");
 }
 

@@ -37,7 +37,7 @@ py::object& known_bfloat16() {
 
 Element supported(const py::dtype& dtype) {
     constexpr int kHalf = 23;  // NPY_HALF, which pybind11 does not name
-    // h5py's arrays, and those of files, may spell the native order out.
+    // Arrays of h5py, and arrays from files, may spell the native order out.
     constexpr char kNative = std::endian::native == std::endian::little ? '<' : '>';
     const char order = dtype.byteorder();
     if (order != '=' && order != '|' && order != kNative) return Element::other;

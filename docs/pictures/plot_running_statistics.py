@@ -3,7 +3,7 @@ Running statistics, step by step
 ================================
 
 Inference needs fixed statistics. An exponential average starts at 0 and forgets its start slowly; a
-debiased one never contains it; a cumulative average weighs all batches alike, also those of old
+debiased one never contains it; a cumulative average weighs all batches alike, also batches of old
 parameters. Here the mean of the data is 1 until step 60, and then 2.
 """
 

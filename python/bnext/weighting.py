@@ -23,7 +23,7 @@ from bnext.arrays.libraries import library_of
 
 __all__ = [
     "ZERO", "Masked", "Weighting", "check_masked", "check_positions", "names_positions",
-    "over_positions", "total_weight", "weighting_of", "weighting_of_call",
+    "over_positions", "total_weight", "weighting_of",
 ]  # fmt: skip
 
 Masked = Literal["zero", "normalized", "unchanged"]
@@ -59,14 +59,6 @@ def names_positions(function: Function) -> Function:
     ]
     function.__signature__ = signature.replace(parameters=[*named, *given])
     return function
-
-
-def weighting_of_call(
-    function: Any, x: Any, channel_axis: Any, positions: Mapping[str, Any]
-) -> Weighting | None:
-    """Do `weighting_of` for what a function takes as ``**positions``."""
-    check_positions(function, positions)
-    return weighting_of(x, channel_axis, **positions)
 
 
 def check_positions(function: Any, positions: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 // The smooth activations and their first and second derivatives, of single values and of packs,
 // against long double: over dense steps where results change, and at random places of all
-// magnitudes. Packs of floats from all over their range also against those of double. Built once
+// magnitudes. Packs of floats from all over their range also against packs of double. Built once
 // for each instruction set. With fused multiply-add packs have the bits of single values. It prints
 // the largest errors in units in the last place, and where they are.
 #if defined(__x86_64__)
@@ -281,7 +281,7 @@ void check_ends(const Case& of) {
     }
 }
 
-// Packs of every `step`-th float there is, against those of double.
+// Packs of every `step`-th float there is, against packs of double.
 void check_floats(const Case& of, std::uint64_t step) {
     using packs::load, packs::store;
     const Activation activation = of.activation;

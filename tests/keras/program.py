@@ -162,7 +162,7 @@ def activations_and_residuals():
 
 
 def by_keras_itself():
-    """Masks, also those of a layer before, renorm, and one value per channel."""
+    """Masks, also the masks of a layer before, renorm, and one value per channel."""
     x = rng.normal(size=(5, 7, 6)).astype(np.float32)
     x[:, 4:] = 0
     ours, theirs, _ = pair((5, 7, 6))

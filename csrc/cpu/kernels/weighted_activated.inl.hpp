@@ -3,8 +3,8 @@
 // what is written of it. A run is a piece of a plane, with bits and weights of its own, or a row,
 // whose values count all or not at all. Pieces of which nothing counts are not computed.
 //
-// Traffic: of what counts, that of the activated passes; with the bits, and the weights in the
-//          second phase of a backward pass.
+// Traffic: the activated passes' traffic, for positions that count; besides, the bits, and the
+//          weights in the second phase of a backward pass.
 // Order:   elementwise.
 // Here: runs, and the second phase.
 

@@ -1,6 +1,6 @@
 // The functions of one instruction set for positions with weights (cpu/weights.hpp), of all dtypes.
 // Included by isa/*_weighted.cpp, which define BNEXT_ISA; set.inl.hpp has the rules. The loops of
-// activations are those of the instruction set's main table.
+// activations stand in the instruction set's main table.
 
 #if defined(__x86_64__)
 #include <immintrin.h>

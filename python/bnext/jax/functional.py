@@ -357,17 +357,11 @@ def _checked(
     """Check the arrays of a call, and give what counts of x; None of all."""
     given = {"mask": mask, "lengths": lengths, "sample_weight": sample_weight}
     weighting = next((name for name, each in given.items() if each is not None), None)
-    _core.check_described(
-        kind, described(arrays), how.channel_axis, how.eps, weighting=weighting,
-        activation=how.activation or "none",
-    )  # fmt: skip
-    if weighting is not None:  # the handlers take either
-        for beside, there in (
-            ("an activation", how.activation),
-            ("a residual", arrays.get("residual")),
-        ):
-            if there is not None and there != "none":
-                raise ValueError(f"{weighting}: expected None beside {beside}, got both")
+    _core.check_described(kind, described(arrays), how.channel_axis, how.eps)
+    others = {"an activation": how.activation, "a residual": arrays.get("residual")}
+    beside = next((name for name, each in others.items() if each is not None), None)
+    if weighting is not None and beside is not None:  # `weighted` has calls without them
+        raise ValueError(f"{weighting}: expected None beside {beside}, got both")
     return positions_of(arrays["x"], how.channel_axis, mask, sample_weight, lengths, masked)
 
 

@@ -1,7 +1,7 @@
 """Batch normalization for Keras 3: its layer over bnext's kernels.
 
-With JAX as Keras's backend the kernels are those of `bnext.jax`, with PyTorch those of
-`bnext.torch`, with NumPy the functions for arrays. docs/keras.md has a training loop.
+With JAX as Keras's backend `bnext.jax` calls the kernels, with PyTorch `bnext.torch`, with NumPy
+the functions for arrays. docs/keras.md has a training loop.
 
 From the bottom: backends (one call for each of them), layer, conversion.
 """

@@ -9,13 +9,7 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from bnext.torch import epilogues, gradients, kernels, operators
-from bnext.torch.context import (
-    in_a_range,
-    is_compiling,
-    is_plain,
-    is_recomputed,
-    is_symbolic,
-)
+from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.kernels import KernelRefusal
 from bnext.torch.roads import (
@@ -153,12 +147,9 @@ def evaluated(
     microseconds.
     """
     if (
-        not is_plain(x, mean, var, weight, bias)
+        profiler._is_profiler_enabled
+        or road_of(x, mean, var, weight, bias, False, momentum, eps) is not KERNELS
         or not x.is_cpu
-        or type(eps) is not float
-        or not eps > 0
-        or (type(momentum) is not float and momentum is not None)
-        or profiler._is_profiler_enabled
         or (epilogue is not None and not fits_kernels(x, epilogue.residual))
     ):
         return None

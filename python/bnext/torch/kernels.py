@@ -225,7 +225,7 @@ def backward(
 def double_backward(
     saved: Any, inputs: Sequence[Any], gradients: Sequence[Any], wanted: Sequence[bool]
 ) -> tuple[Any, ...] | None:
-    """Give the gradients of `backward` by its inputs, by those of its results.
+    """Give the gradients of `backward` by its inputs, from gradients of its results.
 
     `inputs` are dy, x, weight, and perhaps bias and residual, and `wanted` has a truth for each;
     `gradients` are by dx, dweight, dbias, and perhaps dresidual. None where kernels do not take
