@@ -15,6 +15,7 @@ def torch(session):
     session.install("--no-deps", "torchao", "opacus", "thop", "ptflops", "fvcore")
     printed = pytest(
         session, "-q", "-m", "not gpu", "--ignore", "tests/cuda", "--ignore", "tests/jax",
+        "--ignore", "tests/keras",
         "-k", "torch or test_suite or (test_readme and block)",
         env={"BNEXT_REQUIRE_TORCH": "1"},
     )  # fmt: skip
