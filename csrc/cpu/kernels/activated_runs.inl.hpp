@@ -147,7 +147,34 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
         .derive(by.fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
 }
 
-// By flags, there is a dresidual; without them, no residual.
+// dresidual by flags, n values that follow each other, past the caches by lines of its own.
+template <class T>
+BNEXT_NO_INLINE void stream_dresidual(const T* dy, T* dresidual, Index flag, Index n,
+                                      const Activated& by) {
+    const GradientByFlags<Compute<T>> by_flags(by, flag);
+    const int head = values_to_boundary(dresidual, n);
+    const auto some = [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+        store_columns(dresidual + j, columns, by_flags(j, load_columns(dy + j, columns)));
+    };
+    if (head > 0) some(0, head);
+    Index j = head;
+    for (; j + kLanes <= n; j += kLanes) stream(dresidual + j, by_flags(j, load(dy + j)));
+    if (j < n) some(j, static_cast<int>(n - j));
+}
+
+// Whether a pass by flags streams dx and dresidual one after the other, since their lines begin at
+// other places. dresidual comes first: dx may be written over dy.
+template <class Formula, class T>
+BNEXT_FORCE_INLINE bool streams_apart(T* const (&out)[Formula::kWrites], const T* dy,
+                                      const FlagBits& flags) {
+    if constexpr (kHasWalks<T> && Formula::kFlags == Flags::read) {
+        return flags.are_kept() && !begin_alike(out) && out[1] != dy;
+    } else {
+        return false;
+    }
+}
+
+// By flags, there is a dresidual, null where it has been written; without flags, no residual.
 template <Activation A, bool kByFlags, class T, class Walk>
 BNEXT_NO_INLINE void write_gradients_in_registers(const ActivatedRun<T>& run, const Walk& walk,
                                                   const Activated& by) {
@@ -167,7 +194,9 @@ BNEXT_NO_INLINE void write_gradients_in_registers(const ActivatedRun<T>& run, co
             const Pack<C> g = kByFlags ? by_flags.template at<kZero>(j, of_dy)
                                        : gradient_through<true>(fused, formula.z(of_x), of_dy);
             write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, g));
-            if (kByFlags) write_pack_of_run(dresidual + j, columns, streams, g);
+            if (kByFlags && dresidual != nullptr) {
+                write_pack_of_run(dresidual + j, columns, streams, g);
+            }
         });
 }
 
