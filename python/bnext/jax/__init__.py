@@ -7,8 +7,8 @@ Pure functions: `batch_norm` and `normalize`, with `moments` and `move_running`;
 libraries. docs/jax.md has training loops.
 
 From the bottom: foreign (the handlers of csrc/xla), formulas (both passes in JAX's own operations),
-training, inference and examples (both passes and their derivatives), functional, row_norms and
-cell_norms.
+training, inference and examples (both passes and their derivatives, on arrays in shards by
+partition, of mapped examples by folding), functional, row_norms and cell_norms.
 """
 
 try:
