@@ -177,7 +177,7 @@ def gathered(how: How, part: Any) -> Any:
 
 def words_of_total(total: float) -> Any:
     """Give a number that is known while a program is traced as words."""
-    return jnp.asarray(np.float64([total]).view(np.uint32))
+    return jnp.asarray(np.array([total], np.float64).view(np.uint32))
 
 
 def shards_of(how: How, total: Any, channels: int) -> Any:

@@ -45,8 +45,8 @@ def _forward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     results = _forward(how, *primals)
     positions = primals[6]
 
-    def formula(*inputs: Any) -> Any:
-        return formulas.forward_given(how, *inputs, positions)
+    def formula(x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        return formulas.forward_given(how, x, mean, var, weight, bias, residual, positions)
 
     _, of_y = jax.jvp(formula, primals[:6], tangents[:6])
     return results, (of_y, no_tangent(results[1]), no_tangent(results[2]))
