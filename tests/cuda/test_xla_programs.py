@@ -5,6 +5,8 @@ memory is the emulation's. So programs run as they are made for CUDA, up to the 
 """
 
 import functools
+import itertools
+import types
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from ..jax.support import (
     plain,
 )
 from .frames import MODULE
+from .test_plans import ARRAYS, DEVICES, LARGE, dense_strides
 
 from bnext.jax import foreign, gpu  # isort: skip
 
@@ -228,3 +231,30 @@ def test_several_streams_of_a_program(rng):
     found = all_of_them([(each.x, *each.affine) for each in many])
     for y, each in zip(found, many, strict=True):
         close(y, each.by_numpy("silu")[0], 2e-5)
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("layout", ["planar", "interleaved"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_workspace_suffices(device, layout, activated):
+    """On every GPU for two kernels, and on those that exist for the plan that is the best."""
+    limits = MODULE.Limits(**({"cooperative": True} | DEVICES[device]))
+    for operation, (dtype, item) in itertools.product(
+        ("forward", "backward", "backward_fixed"), {"float32": 4, "bfloat16": 2}.items()
+    ):
+        for shape in (*LARGE, (64, 256, 56, 56), (8, 512, 28, 28), (64, 2048, 7, 7)):
+            axis = 1
+            if layout == "interleaved":
+                shape, axis = (shape[0], *shape[2:], shape[1]), len(shape) - 1
+            strides = [dense_strides(shape, "planar")] * ARRAYS[operation]
+            x = types.SimpleNamespace(shape=shape, dtype=np.dtype(f"V{item}"))
+            ((room,), _) = gpu.workspace(x, axis)
+            room -= -(-16 * shape[axis] // 256) * 256  # what follows from the parameters
+            for path in ("two_kernels", None):
+                if path is None and "tiny" in device:
+                    continue
+                plan = MODULE.plan(
+                    operation, dtype, shape, strides, [0] * len(strides), axis, limits, path,
+                    activated=activated,
+                )  # fmt: skip
+                assert plan.workspace_bytes <= room, (operation, dtype, shape, path)

@@ -20,7 +20,7 @@ from jax.interpreters import batching, mlir
 
 from bnext import cuda
 
-__all__ = ["call", "register"]
+__all__ = ["call", "register", "workspace"]
 
 Arrays = Mapping[str, Any]
 Structs = Mapping[str, tuple[tuple[int, ...], Any]]
@@ -131,18 +131,21 @@ def _first(arguments: Arrays) -> Any:
     return next(iter(arguments.values()))
 
 
-def _workspace(x: Any, channels: int) -> tuple[tuple[int], Any]:
-    """Describe the scratch memory of a call.
+def workspace(x: Any, channel_axis: int) -> tuple[tuple[int], Any]:
+    """Describe the scratch memory of a call, as a result of it.
 
     It holds a few numbers for each channel, and sums (32 bytes) of each part that a block has of
     each channel: for two kernels at most 8 parts a multiprocessor of planes, and 2 of 64 channels
     side by side (csrc/cuda/plan.cpp), of which there is room for 256 multiprocessors. Blocks that
-    wait for each other have parts of what their shared memory holds, so that sums are a share of x;
-    a call that finds too little room runs as two kernels.
+    wait for each other have parts of what their shared memory holds, so that their sums are a share
+    of x, the larger the more channels lie side by side. A call that finds too little room runs as
+    two kernels: what a program is made for need not be the device that it runs on.
     """
-    size = math.prod(x.shape) * x.dtype.itemsize
-    bytes_ = 32 * (2 * channels + 256 * 2 * 64) + 64 * channels + size // 16
-    return (-(-bytes_ // 256) * 256 + 2048,), jnp.uint8
+    channels, item = x.shape[channel_axis], x.dtype.itemsize
+    last = math.prod(x.shape[channel_axis + 1 :]) == 1
+    share = math.prod(x.shape) * item // (2 * item if last else 64)
+    room = 32 * (2 * channels + 256 * 2 * 64) + 64 * channels + share
+    return (-(-room // 256) * 256 + 2048,), jnp.uint8
 
 
 def _forward(
@@ -151,7 +154,7 @@ def _forward(
     """Compute y, and flags from it: y says on which side of a kink z was, up to its rounding."""
     x = _first(arguments)
     wanted = {name: each for name, each in results.items() if name != "flags"}
-    wanted["workspace"] = _workspace(x, x.shape[attributes["channel_axis"]])
+    wanted["workspace"] = workspace(x, int(attributes["channel_axis"]))
     slope = float(attributes["negative_slope"])
     # y of a negative slope does not say it: there XLA applies the activation.
     folds = "flags" in results and attributes["activation"] == "leaky_relu" and slope < 0
@@ -170,7 +173,7 @@ def _backward(
     invoke: Invoke, target: str, arguments: Arrays, results: Structs, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
     x = _first(arguments)
-    wanted = {**results, "workspace": _workspace(x, x.shape[attributes["channel_axis"]])}
+    wanted = {**results, "workspace": workspace(x, int(attributes["channel_axis"]))}
     flags = arguments.get("flags")
     if flags is None:
         return dict(zip(wanted, invoke(target, arguments, wanted, attributes), strict=True))
