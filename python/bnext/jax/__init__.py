@@ -6,9 +6,9 @@ Pure functions: `batch_norm` and `normalize`, with `moments` and `move_running`;
 `jax.shard_map`, on the CPU; `batch_norm` and `normalize` on a GPU too. `bnext.jax.flax` and
 `bnext.jax.equinox` have the layers of these libraries. docs/jax.md has training loops.
 
-From the bottom: gpu and foreign (the handlers of csrc/xla), formulas (both passes in JAX's own operations),
-training, inference and examples (both passes and their derivatives), functional, row_norms and
-cell_norms.
+From the bottom: gpu and foreign (the handlers of csrc/xla, on each platform), formulas (both passes
+in JAX's own operations), training, inference and examples (both passes and their derivatives),
+functional, row_norms and cell_norms.
 """
 
 try:
