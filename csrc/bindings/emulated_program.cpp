@@ -177,7 +177,7 @@ std::pair<int, std::string> call_handler(const py::capsule& handler, bool execut
     return told;
 }
 
-// What XLA asks a handler for when it is registered.
+// A handler's answer to the question that XLA asks when the handler is registered.
 bool may_be_captured(const py::capsule& handler) {
     const XLA_FFI_Api api = functions();
     XLA_FFI_CallFrame frame = empty_frame(api, nullptr);

@@ -1,6 +1,6 @@
-// Kernels with a thread for each channel: what callers without arithmetic in double of their own,
-// such as programs of JAX, want of the statistics. They read rows of statistics and write a few
-// numbers a channel, nothing beside the data of a call.
+// Kernels with a thread for each channel, for callers without arithmetic in double of their own,
+// such as programs of JAX. They read rows of statistics and write a few numbers for each channel:
+// little traffic beside the data of a call.
 #pragma once
 
 #include "cuda/forward.hpp"

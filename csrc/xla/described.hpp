@@ -1,5 +1,5 @@
-// DescribedCall: a slice as a Call that was checked, and as a Problem. What a handler reads of a
-// call to normalize by channels, on every platform.
+// DescribedCall: a slice as a Call that was checked, and as a Problem. Handlers of batch
+// normalization read their calls by it, on every platform.
 #pragma once
 
 #include <optional>

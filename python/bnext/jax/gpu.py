@@ -52,7 +52,7 @@ def register() -> None:
 def call(
     invoke: Invoke, name: str, arguments: Arrays, results: Structs, attributes: Mapping[str, Any]
 ) -> Sequence[Any]:
-    """Call what the handler `name` of the CPU does, in a program for CUDA.
+    """Compute the results of the CPU's handler `name` in a program for CUDA.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def call(
     return [found[each] for each in results]
 
 
-# --- what a program may not do --------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 _guard_p = Primitive("bnext_guard")
 _guard_p.def_abstract_eval(lambda x, **_: x)
@@ -93,8 +93,8 @@ def _guard(x: Any, refused: str = "") -> Any:
 def _lower_guard(context: Any, x: Any, *, refused: str) -> list[Any]:
     """Raise where a program for CUDA is made.
 
-    A program of kernels may be exported by a machine without a GPU, so handlers must be there where
-    the process has a GPU alone.
+    A machine without a GPU may export a program, so the absence of handlers is an error only where
+    the process has a GPU.
     """
     del context
     if refused:
