@@ -7,8 +7,9 @@ What a handler gets is described in csrc/xla: arrays by their names, and numbers
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -18,6 +19,7 @@ from jax import lax
 from jax._src.core import extend_axis_env_nd  # which has no public name
 
 from bnext import _core
+from bnext.jax import gpu
 
 __all__ = [
     "ROWS", "SHARD_ROWS", "Factors", "How", "Operation", "Struct", "add_parts", "call", "call_by",
@@ -128,6 +130,7 @@ def register() -> None:
         )
     for name, handler in targets.items():
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    gpu.register()
 
 
 def words(*shape: int) -> Struct:
@@ -230,16 +233,56 @@ def call_by(
     attributes: Mapping[str, Any],
 ) -> Sequence[Any]:  # fmt: skip
     """Do `call`, with any attributes. The first argument has the axes that slices have."""
-    names = [each for each, array in arguments.items() if array is not None]
+    names = tuple(each for each, array in arguments.items() if array is not None)
     arrays = together(*(arguments[each] for each in names))
-    structs = [_struct(arrays[0], *result) for result in results.values()]
+    # An attribute of 1.0 equals one of 1 and of True: the types are part of the constants.
+    constants = tuple((name, value, type(value)) for name, value in attributes.items())
+    found: Sequence[Any] = _program(name, names, tuple(results.items()), constants)(*arrays)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _program(
+    name: str, names: tuple[str, ...], results: tuple[tuple[str, Struct], ...],
+    constants: tuple[tuple[str, Any, type], ...],
+) -> Callable[..., Any]:  # fmt: skip
+    """Make a call for the platform of the program that it becomes part of.
+
+    Without `jax.jit`, a call outside of every program would go to JAX's default platform, and not
+    where its arrays are.
+    """
+    structs = dict(results)
+    attributes = {name: value for name, value, _ in constants}
+
+    def cpu(*arrays: Any) -> Sequence[Any]:
+        given = dict(zip(names, arrays, strict=True))
+        return _invoke(f"bnext_{name}", given, structs, attributes)
+
+    def cuda(*arrays: Any) -> Sequence[Any]:
+        given = dict(zip(names, arrays, strict=True))
+        return gpu.call(_invoke, name, given, structs, attributes)
+
+    def program(*arrays: Any) -> Any:
+        return lax.platform_dependent(*arrays, cpu=cpu, cuda=cuda)
+
+    program.__name__ = f"call_{name}"
+    return jax.jit(program)
+
+
+def _invoke(
+    target: str, arguments: Mapping[str, Any], results: Mapping[str, Struct],
+    attributes: Mapping[str, Any],
+) -> Sequence[Any]:  # fmt: skip
+    """Call a target of XLA's, whose arrays have names."""
+    first = next(iter(arguments.values()))
+    structs = [_struct(first, *result) for result in results.values()]
     # Under vmap, arrays get further axes in front, of extent 1 where they are not mapped: nothing
     # is copied for each of the mapped calls.
-    found: Sequence[Any] = jax.ffi.ffi_call(f"bnext_{name}", structs, vmap_method="expand_dims")(
-        *arrays,
-        arguments=" ".join(names),
+    found: Sequence[Any] = jax.ffi.ffi_call(target, structs, vmap_method="expand_dims")(
+        *arguments.values(),
+        arguments=" ".join(arguments),
         results=" ".join(results),
-        rank=np.int64(arrays[0].ndim),
+        rank=np.int64(first.ndim),
         **attributes,
     )
     return found
