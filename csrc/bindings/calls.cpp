@@ -8,9 +8,9 @@ namespace {
 
 constexpr Signature kForward{
     "forward",
-    "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, bessel=True, plain=False, keeps=True, epilogue=None, num_batches_skipped=None, "
-    "weighting=None",
+    "x, weight, bias, eps, channel_axis, out, plain=False, keeps=True, epilogue=None, "
+    "running_mean=None, running_var=None, momentum=None, num_batches_tracked=None, bessel=True, "
+    "num_batches_skipped=None, weighting=None",
     "y and Saved, from batch statistics; updates the running ones where they are given: with\n"
     "a counter for skipped batches, unless the batch's are not finite. With\n"
     "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked.\n"

@@ -177,17 +177,17 @@ def forward(
     x: _Values,
     weight: _Row,
     bias: _Row,
-    running_mean: Any,
-    running_var: Any,
-    momentum: float | None,
-    num_batches_tracked: Any,
     eps: float,
     channel_axis: int,
     out: Any,
-    bessel: bool = True,
     plain: bool = False,
     keeps: bool = True,
     epilogue: _Epilogue = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    momentum: float | None = None,
+    num_batches_tracked: Any = None,
+    bessel: bool = True,
     num_batches_skipped: _Counter = None,
     weighting: _Weighting = None,
 ) -> tuple[Any, Saved]: ...
@@ -329,6 +329,9 @@ def backward_reduce(
     out: _Array | None = None,
     residual: Any = None,
 ) -> tuple[_Float64, _Float64]: ...
+def backward_of_parameters(
+    dy: _Values, x: _Values, saved: Saved, plain: bool = False
+) -> tuple[Any, Any]: ...
 def backward_apply(
     dy: _Values,
     x: _Values,
