@@ -134,8 +134,7 @@ constexpr Signature kBackwardOfParameters{"backward_of_parameters", "dy, x, save
 py::object backward_of_parameters(Taken& taken) {
     const Sums sums = sums_of_backward(taken);
     const double* rstd = taken.call[Role::x].size() == 0 ? nullptr : taken.saved->rows().rstd();
-    const auto [dweight, dbias] =
-        sums.gradients(*taken.saved, rstd, Results(taken.call.library()));
+    const auto [dweight, dbias] = sums.gradients(*taken.saved, rstd, Results(taken.call.library()));
     return tuple_of(dweight, dbias);
 }
 
