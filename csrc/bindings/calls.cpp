@@ -53,15 +53,16 @@ py::object normalize_by(Taken& taken) {
     Intake& call = taken.call;
     Saved saved = given_statistics(call, mean, var);
     saved.weights = taken.weights;
-    saved.fingerprint = fingerprint_of(call[Role::x]);
-    const py::object y = apply_norm_by(call, saved, Results(call.library()));
-    return tuple_of(y, object_of(std::move(saved)));
+    if (taken.keeps) saved.fingerprint = fingerprint_of(call[Role::x]);
+    const py::object y = apply_norm_by(call, saved, Results(call.library()), taken.keeps);
+    return tuple_of(y, taken.keeps ? object_of(std::move(saved)) : py::none());
 }
 
 constexpr Signature kNormalize{"normalize",
                                "x, mean, var, weight, bias, eps, channel_axis, out, epilogue=None, "
-                               "weighting=None",
-                               "y and Saved, from given statistics."};
+                               "weighting=None, keeps=True",
+                               "y and Saved, from given statistics; None in its place without\n"
+                               "`keeps`."};
 
 constexpr Signature kNormalizeByRunning{
     "normalize_by_running",

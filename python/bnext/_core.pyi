@@ -252,6 +252,7 @@ def normalize(
     out: _Array | None,
     epilogue: _Epilogue = None,
     weighting: _Weighting = None,
+    keeps: bool = True,
 ) -> tuple[_Array, Saved]: ...
 def normalize_by_running(
     x: _Values,

@@ -121,7 +121,7 @@ def forward(
         else:
             return engine.normalize(
                 x=x, mean=given[0], var=given[1], weight=weight, bias=bias, eps=eps,
-                channel_axis=channel_axis, out=out, epilogue=epilogue,
+                channel_axis=channel_axis, out=out, epilogue=epilogue, keeps=keeps,
             )  # fmt: skip
         if not keeps and weighting is None:
             y = engine.evaluate(
