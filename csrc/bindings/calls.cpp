@@ -72,11 +72,14 @@ constexpr Signature kNormalizeByRunning{
 
 constexpr Signature kEvaluate{
     "evaluate",
-    "x, running_mean, running_var, weight, bias, eps, channel_axis, plain=False, epilogue=None",
-    "y of `normalize_by_running` alone, for no backward pass; a tensor in its library's memory."};
+    "x, running_mean, running_var, weight, bias, eps, channel_axis, plain=False, epilogue=None, "
+    "over=False",
+    "y of `normalize_by_running` alone, for no backward pass; a tensor in its library's memory.\n"
+    "`over`: in the memory of x, which is returned."};
 
 py::object evaluate(Taken& taken) {
     Intake& call = taken.call;
+    if (taken.over) call.write_over(taken.x);
     Saved saved = given_statistics(call, Role::running_mean, Role::running_var);
     return apply_norm_by(call, saved, Results(call.library(), taken.x), false);
 }

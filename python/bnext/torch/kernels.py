@@ -133,13 +133,16 @@ def forward(
 
 def evaluate(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-    epilogue: Epilogue | None,
+    epilogue: Epilogue | None, over: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """Do `forward` by given statistics on the CPU, for no backward pass; None for other tensors."""
+    """Do `forward` by given statistics on the CPU, for no backward pass; None for other tensors.
+
+    With `over` the result is written over x, and x is returned.
+    """
     try:
         y: Tensor = _core.evaluate(
             x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-            channel_axis=1, plain=True, epilogue=epilogue,
+            channel_axis=1, plain=True, epilogue=epilogue, over=over,
         )  # fmt: skip
     except (TypeError, ValueError):
         return None

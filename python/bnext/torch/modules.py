@@ -184,8 +184,13 @@ class Forward(KernelModule, _BatchNorm):
             return call(mean, var, counter)
         return guarded(call, mean, var, counter, skipped)
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
-        """Normalize `input`, and do what follows; or what a special layer does in its place."""
+    def _normalized(
+        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
+    ) -> Tensor:
+        """Normalize `input`, and do what follows; or what a special layer does in its place.
+
+        With `over`, evaluation without gradients may write the result over `input`.
+        """
         of = self.__dict__
         if special and "_special" in of:
             refuse_proxy(input, "ghost_batch_size")
@@ -208,7 +213,7 @@ class Forward(KernelModule, _BatchNorm):
             if running_mean is not None and running_var is not None and not is_grad_enabled():
                 known = evaluated(
                     input, running_mean, running_var, weight, bias, of["momentum"], of["eps"],
-                    epilogue,
+                    epilogue, over,
                 )  # fmt: skip
                 if known is not None:
                     return known
