@@ -2,6 +2,7 @@
 // checked. All of it may be called from several threads at once.
 #pragma once
 
+#include "core/activation.hpp"
 #include "core/dtype.hpp"
 #include "cpu/row_kernels.hpp"
 
@@ -16,17 +17,31 @@ struct RowProblem {
     [[nodiscard]] Index elements() const { return rows * width; }
 };
 
+// What a call applies besides, y = act(z) with z = norm(x) + residual, and what its backward pass
+// makes z of again.
+template <class T>
+struct RowsApplied {
+    Fused fused{};
+    Matrix<const T> residual{nullptr, 0};  // null where there is none, or it is not read
+    Matrix<T> dresidual{nullptr, 0};       // null where it is not wanted
+    // Of a backward pass: the forward call's. May be null.
+    const Param<T>* weight = nullptr;
+    const Param<T>* bias = nullptr;
+};
+
 // y = (x - mean) * rstd * weight + bias, and what was normalized by. weight and bias may be null.
 template <class T>
 void normalize_rows(const RowProblem& problem, const Matrix<const T>& x, const Matrix<T>& y,
                     const Param<T>* weight, const Param<T>* bias, double eps,
-                    const RowStatistics& out);
+                    const RowStatistics& out, const RowsApplied<T>& applied = {});
 
 // dx; and dweight and dbias, sums over all rows of one double for each column. weight may be null;
-// dbias is not written where rows are not centered. Without dweight, dx alone.
+// dbias is not written where rows are not centered. Without dweight, dx alone. After an activation
+// also dresidual, if it is wanted.
 template <class T>
 void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
                         const Matrix<const T>& x, const Matrix<T>& dx, const Param<T>* weight,
-                        const RowStatistics& of, double* dweight, double* dbias);
+                        const RowStatistics& of, double* dweight, double* dbias,
+                        const RowsApplied<T>& applied = {});
 
 }  // namespace bnext::cpu

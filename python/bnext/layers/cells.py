@@ -12,7 +12,7 @@ from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.group_norm import cells_backward, cells_forward
 from bnext.layers.checks import taken
-from bnext.layers.examples import ExampleNormalization
+from bnext.layers.examples import ExampleNormalization, text_of_activation
 from bnext.layers.modes import Modes
 
 __all__ = ["CellNormalization"]
@@ -100,7 +100,7 @@ class CellNormalization(ExampleNormalization, Modes):
         self._latest[None] = x, saved, None
         return y
 
-    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
         backward = spine.backward if saved.num_groups is None else cells_backward
         dx, dweight, dbias, *_ = backward(dy, x, saved, self.weight, out)
         return (dx, dweight, dbias) if self.train_affine else (dx, None, None)
@@ -113,10 +113,7 @@ class CellNormalization(ExampleNormalization, Modes):
         text = ""
         if self.channel_axis != 1:
             text += f", channel_axis={self.channel_axis}"
-        if self.activation is not None:
-            text += f", activation={self.activation!r}"
-        if self.activation == "leaky_relu":
-            text += f", negative_slope={self.negative_slope}"
+        text += text_of_activation(self)
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
         return text + (", frozen" if self.frozen else "")

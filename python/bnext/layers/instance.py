@@ -55,12 +55,12 @@ class _InstanceNorm(CellNormalization):
         y = super()._normalized(x[None], None if out is None else out[None])
         return y[0] if out is None else out
 
-    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
         dy = dy if hasattr(dy, "shape") else np.asarray(dy)
         if len(dy.shape) != self._rank - 1:
-            return super()._gradients(dy, x, saved, out)
+            return super()._gradients(dy, x, saved, out, residual)
         into = None if out is None else out[None]
-        dx, dweight, dbias = super()._gradients(dy[None], x, saved, into)
+        dx, dweight, dbias = super()._gradients(dy[None], x, saved, into, residual)
         return dx[0] if out is None else out, dweight, dbias
 
     def _warn_of_channels(self, x: AnyArray) -> None:
