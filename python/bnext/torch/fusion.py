@@ -1,6 +1,6 @@
 """Forward passes of whole modules in which layers of bnext's do what follows them.
 
-A module whose own forward calls a layer of batch normalization, then adds, then applies an
+A module whose own forward calls a layer of normalization, then adds, then applies an
 activation, gets a subclass of its class. The subclass runs a function made of the forward's graph,
 with one call in place of the three. Modules, their names, hooks and state dicts stay. A call that
 the graph does not hold for goes to the class's own forward: other arguments, hooks on one of the
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.modules import module as module_module
 
+from bnext.torch.activating import ActivatingModule
 from bnext.torch.disguises import Disguise, disguised, reduced
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.frozen import FrozenForward
@@ -39,7 +40,7 @@ __all__ = ["Fusion", "fused_layers", "is_fused", "planned_fusions", "set_fusion"
 
 # Graphs differ by the mode of the module, and by whether all arguments are tensors, or none.
 _VARIANTS = tuple((training, tensors) for training in (True, False) for tensors in (True, False))
-LAYERS = (Forward, FrozenForward)
+LAYERS = (Forward, FrozenForward, ActivatingModule)
 _SIMPLE = (int, float, bool, str, type(None))
 
 
