@@ -15,6 +15,7 @@ from bnext.groups.mpi import MPIGroup
 from bnext.groups.saved import SyncSaved
 from bnext.groups.threads import ThreadGroup
 from bnext.groups.torch_distributed import TorchDistributedGroup
+from bnext.split_cells import SplitSaved
 
 __all__ = [
     "Group",
@@ -22,6 +23,7 @@ __all__ = [
     "Header",
     "MPIGroup",
     "Merged",
+    "SplitSaved",
     "SyncSaved",
     "ThreadGroup",
     "TorchDistributedGroup",

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy.typing as npt
 
 from bnext.array_types import Array, ArrayT, Parameter
+from bnext.groups.group import Group
 from bnext.groups.visits import Latest, latest_call
 from bnext.layers.checks import check_residual_grad
 from bnext.layers.holder import Holder
@@ -26,7 +27,7 @@ def text_of_activation(layer: Any) -> str:
 
 
 class ExampleNormalization(Holder, abc.ABC):
-    """A layer whose calls have no group: each example is normalized by itself.
+    """A layer that normalizes each example by itself, which a group may hold together.
 
     Subclasses set the attributes, and note each forward call in `_latest`.
     """
@@ -35,6 +36,7 @@ class ExampleNormalization(Holder, abc.ABC):
     bias: Parameter
     weight_grad: Parameter
     bias_grad: Parameter
+    group: Group | None = None
     _latest: Latest
 
     @abc.abstractmethod
@@ -97,9 +99,12 @@ class ExampleNormalization(Holder, abc.ABC):
         ValueError, TypeError
             `dy` has another shape or dtype than the input, or the input has changed since; the
             forward call had a residual and `residual_grad` is False, or the other way round.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
-        latest = self._latest
-        x, saved, residual = latest.get(None) or latest_call(None, latest, "backward")[1]
+        latest, group = self._latest, self.group
+        member = None if group is None else group.rank_or_none
+        x, saved, residual = latest.get(member) or latest_call(group, latest, "backward")[1]
         if residual_grad is not None:
             check_residual_grad(residual_grad, saved)
         dx, dweight, dbias, *dresidual = self._gradients(dy, x, saved, out, residual)
@@ -107,5 +112,5 @@ class ExampleNormalization(Holder, abc.ABC):
             self.weight_grad = dweight
         if self.bias is not None and dbias is not None:
             self.bias_grad = dbias
-        latest.clear()
+        del latest[member]
         return (dx, *dresidual) if dresidual else dx
