@@ -34,6 +34,8 @@ public:
             case Function::cell_backward: return backward();
             case Function::cell_restored: return cell_restored();
             case Function::rows_forward:
+            case Function::rows_collect:
+            case Function::rows_apply:
             case Function::rows_backward:
             case Function::rows_restored: return check_rows(call_);
         }

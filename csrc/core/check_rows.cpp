@@ -78,6 +78,15 @@ void check_rows(const Call& call) {
         check_like(call, Role::rows, DType::float64, std::array{kRowStatistics, rows});
         return check_parameters(call, x.dtype(), call.normalized_shape);
     }
+    if (call.function == Function::rows_apply) {
+        Index rows = 1;
+        for (const Index extent : x.shape().first(x.rank - call.normalized_shape.size())) {
+            rows *= extent;
+        }
+        for (const Role role : {Role::mean, Role::mean_low, Role::m2}) {
+            check_like(call, role, DType::float64, std::array{rows});
+        }
+    }
     check_parameters(call, x.dtype(), call.normalized_shape);
     check_out(call, x.dtype(), x.shape(), {Role::x, Role::residual, Role::weight, Role::bias});
 }

@@ -85,7 +85,8 @@ public:
     // `activated`: null without an activation and a residual.
     Normalizing(const RowProblem& problem, const Setting& setting, const Matrix<const T>& x,
                 const Matrix<T>& y, const Param<T>* weight, const Param<T>* bias, double eps,
-                const RowStatistics& out, const ActivatedRows<T>* activated)
+                const RowStatistics& out, const ActivatedRows<T>* activated,
+                RowPhases phases = RowPhases::both, double* m2 = nullptr)
         : problem_(problem),
           setting_(setting),
           kernels_(row_table_of(setting.table).kernels<T>()),
@@ -95,7 +96,9 @@ public:
           bias_(bias),
           eps_(eps),
           out_(out),
-          activated_(activated) {}
+          activated_(activated),
+          phases_(phases),
+          m2_(m2) {}
 
     void run() const { setting_.splits ? run_split() : run_by_rows(); }
 
@@ -116,10 +119,13 @@ private:
                 const Index end = std::min((task + 1) * rows, problem_.rows);
                 for (Index r = task * rows; r < end; r += step) {
                     const Index last = std::min(r + step, end);
-                    for (Index k = 0; k < setting_.tiling.pieces(); ++k) {
-                        add_piece(r, last, k, mean, m2);
+                    if (phases_ != RowPhases::second) {
+                        for (Index k = 0; k < setting_.tiling.pieces(); ++k) {
+                            add_piece(r, last, k, mean, m2);
+                        }
+                        finish(r, last, mean, m2);
                     }
-                    finish(r, last, mean, m2);
+                    if (phases_ == RowPhases::first) continue;
                     const Index ahead = std::min(last - r, end - last);
                     write({r, last, setting_.all_columns()}, ahead);
                 }
@@ -158,6 +164,10 @@ private:
             out_.mean[r] = exact.high;
             out_.mean_low[r] = kHasMeanLow<T> ? exact.low : 0.0;
         }
+        if (m2_ != nullptr) {
+            std::copy_n(m2, end - begin, m2_ + begin);
+            return;
+        }
         setting_.table.finish_statistics(end - begin, m2, static_cast<double>(problem_.width), eps_,
                                          var, out_.rstd + begin);
     }
@@ -178,6 +188,10 @@ private:
         };
         parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
             const Index first = team.share_begin(tasks), last = team.share_end(tasks);
+            if (phases_ == RowPhases::second) {
+                for (Index task = last; task-- > first;) write(block_of(task), 0);
+                return;
+            }
             for (Index task = first; task < last; ++task) {
                 kernels_.moments(x_, problem_.width, block_of(task), problem_.centered,
                                  {mean + task, m2 + task});
@@ -191,6 +205,7 @@ private:
                 }
                 finish(row, row + 1, mean + of, m2 + of);
             }
+            if (phases_ == RowPhases::first) return;
             team.barrier();
             for (Index task = last; task-- > first;) write(block_of(task), 0);
         });
@@ -205,6 +220,8 @@ private:
     double eps_;
     const RowStatistics& out_;
     const ActivatedRows<T>* activated_;
+    RowPhases phases_;
+    double* m2_;  // where m2 goes, of the first phase alone
 };
 
 // T: the dtype of the kernels, which that of the data may differ from where `made` is given.
@@ -213,13 +230,15 @@ class Differentiating {
 public:
     // `of.sums` are to be filled. `made`: null where dy is read as it is.
     Differentiating(const RowProblem& problem, const Setting& setting, const RowGradient<T>& of,
-                    double* dweight, double* dbias, const MadeGradients<T>* made = nullptr)
+                    double* dweight, double* dbias, RowPhases phases,
+                    const MadeGradients<T>* made = nullptr)
         : problem_(problem),
           setting_(setting),
           kernels_(row_table_of(setting.table).kernels<T>()),
           of_(of),
           dweight_(dweight),
           dbias_(dbias),
+          phases_(phases),
           made_(made) {
         if (dweight == nullptr) return;
         const Index rows = problem.centered ? 2 : 1;
@@ -230,7 +249,7 @@ public:
     void run() const {
         parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
             setting_.splits ? split(team) : by_rows(team);
-            if (dweight_ == nullptr) return;
+            if (dweight_ == nullptr || phases_ == RowPhases::first) return;
             team.barrier();
             merge_chunks({team.share_begin(problem_.width), team.share_end(problem_.width)});
         });
@@ -260,7 +279,8 @@ private:
         const Index pieces = setting_.tiling.pieces();
         const bool makes_pieces = made_ != nullptr && pieces > 1;
         RowGradient<T> of = made_ == nullptr || makes_pieces ? of_ : made_->make(block, rank);
-        for (Index row = block.begin; row < block.end; ++row) {
+        const Index summed = phases_ == RowPhases::second ? block.begin : block.end;
+        for (Index row = block.begin; row < summed; ++row) {
             for (Index k = 0; k < pieces; ++k) {
                 double a = 0, b = 0;
                 const RowBlock piece{row, row + 1, setting_.piece(k)};
@@ -270,6 +290,7 @@ private:
                 of_.sums.second[row] = k == 0 ? b : of_.sums.second[row] + b;
             }
         }
+        if (phases_ == RowPhases::first) return;
         if (makes_pieces) {
             for (Index k = 0; k < pieces; ++k) {
                 make_and_write({block.begin, block.end, setting_.piece(k)}, chunk, rank);
@@ -301,7 +322,8 @@ private:
     void split(const Team& team) const {
         const RowTiling& tiling = setting_.tiling;
         const Index pieces = tiling.pieces(), tasks = problem_.rows * pieces;
-        const Index end = team.share_end(tasks);
+        const bool sums = phases_ != RowPhases::second;
+        const Index end = sums ? team.share_end(tasks) : 0;
         for (Index task = team.share_begin(tasks); task < end; ++task) {
             const Index row = task / pieces;
             const RowBlock piece{row, row + 1, setting_.piece(task % pieces)};
@@ -309,7 +331,7 @@ private:
                       sum_of_piece(task)[0], sum_of_piece(task)[1]);
         }
         team.barrier();
-        const Index last = team.share_end(problem_.rows);
+        const Index last = sums ? team.share_end(problem_.rows) : 0;
         for (Index row = team.share_begin(problem_.rows); row < last; ++row) {
             double a = sum_of_piece(row * pieces)[0], b = sum_of_piece(row * pieces)[1];
             for (Index k = 1; k < pieces; ++k) {
@@ -320,6 +342,7 @@ private:
             of_.sums.second[row] = b;
         }
         team.barrier();
+        if (phases_ == RowPhases::first) return;
         const Index shares = tiling.chunks() * pieces;
         for (Index share = team.share_end(shares); share-- > team.share_begin(shares);) {
             const Index chunk = share / pieces;
@@ -354,16 +377,23 @@ private:
     const RowKernels<T>& kernels_;
     const RowGradient<T>& of_;
     double *dweight_, *dbias_;
+    RowPhases phases_;
     const MadeGradients<T>* made_;
     PoolArray<double> slots_;
 };
+
+// The values of a row, of all members of a group.
+Index width_of(const RowProblem& problem, const DividedRows& divided) {
+    return divided.phases == RowPhases::both ? problem.width : divided.width;
+}
 
 // The backward pass behind an activation.
 template <class T>
 void differentiate_activated(const RowProblem& problem, Setting& setting, const Matrix<const T>& dy,
                              const Matrix<const T>& x, const Matrix<T>& dx, const Param<T>* weight,
                              const RowStatistics& of, const RowSums& sums, double* dweight,
-                             double* dbias, const RowsApplied<T>& applied) {
+                             double* dbias, const RowsApplied<T>& applied,
+                             const DividedRows& divided) {
     using C = Compute<T>;
     using Made = ActivatedGradients<T>;
     // Less than without: g is beside x and dy.
@@ -373,10 +403,10 @@ void differentiate_activated(const RowProblem& problem, Setting& setting, const 
     const Parameter<Param<T>> scale(applied.weight, problem.width, 1),
         shift(applied.bias, problem.width, 0);
     const ActivatedRows<T> rows(setting.table, x, of, applied, scale.data(), shift.data());
-    const RowGradient<C> gradient{{}, {}, {}, weight, of, sums, problem.width};
+    const RowGradient<C> gradient{{}, {}, {}, weight, of, sums, width_of(problem, divided)};
     const Made made(rows, row_table_of(setting.table), setting.block_rows, problem.width,
                     setting.threads, setting.stores, dy, x, dx, gradient);
-    Differentiating<C>(problem, setting, gradient, dweight, dbias, &made).run();
+    Differentiating<C>(problem, setting, gradient, dweight, dbias, divided.phases, &made).run();
 }
 
 }  // namespace
@@ -384,7 +414,8 @@ void differentiate_activated(const RowProblem& problem, Setting& setting, const 
 template <class T>
 void normalize_rows(const RowProblem& problem, const Matrix<const T>& x, const Matrix<T>& y,
                     const Param<T>* weight, const Param<T>* bias, double eps,
-                    const RowStatistics& out, const RowsApplied<T>& applied) {
+                    const RowStatistics& out, const RowsApplied<T>& applied, RowPhases phases) {
+    if (problem.elements() == 0 && phases == RowPhases::second) return;
     if (problem.elements() == 0) {  // rows without values have PyTorch's statistics
         const auto rows = problem.rows;
         std::fill_n(out.mean, rows, 0.0);
@@ -399,16 +430,41 @@ void normalize_rows(const RowProblem& problem, const Matrix<const T>& x, const M
         activated.emplace(setting.table, x, out, applied, scale.data(), shift.data());
     }
     Normalizing<T>(problem, setting, x, y, scale.data(), shift.data(), eps, out,
-                   activated ? &*activated : nullptr)
+                   activated ? &*activated : nullptr, phases)
         .run();
+}
+
+template <class T>
+void collect_rows(const RowProblem& problem, const Matrix<const T>& x, const RowStatistics& mean,
+                  double* m2) {
+    if (problem.elements() == 0) {
+        for (double* const row : {mean.mean, mean.mean_low, m2}) {
+            std::fill_n(row, problem.rows, 0.0);
+        }
+        return;
+    }
+    const Setting setting(problem, DTypeOf<T>::value, 1);
+    const Matrix<T> nothing{nullptr, 1};
+    Normalizing<T>(problem, setting, x, nothing, nullptr, nullptr, 0.0, mean, nullptr,
+                   RowPhases::first, m2)
+        .run();
+}
+
+void finish_rows(Index rows, const double* m2, double n, double eps, double* rstd) {
+    const PoolArray<double> var(static_cast<std::size_t>(rows));
+    active_table().finish_statistics(rows, m2, n, eps, var.data(), rstd);
 }
 
 template <class T>
 void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
                         const Matrix<const T>& x, const Matrix<T>& dx, const Param<T>* weight,
                         const RowStatistics& of, double* dweight, double* dbias,
-                        const RowsApplied<T>& applied) {
+                        const RowsApplied<T>& applied, const DividedRows& divided) {
     if (problem.elements() == 0) {
+        if (divided.phases == RowPhases::first) {
+            std::fill_n(divided.sums.first, problem.rows, 0.0);
+            std::fill_n(divided.sums.second, problem.rows, 0.0);
+        }
         for (double* const sums : {dweight, dbias}) {
             if (sums != nullptr) std::fill_n(sums, problem.width, 0.0);
         }
@@ -422,21 +478,34 @@ void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
     const Index pieces = setting.splits ? setting.tiling.pieces() : 0;
     const PoolArray<double> sums(static_cast<std::size_t>(2 * problem.rows * (1 + pieces)));
     const RowSums of_rows{sums.data(), sums.data() + problem.rows};
-    if (activated) {
-        return differentiate_activated(problem, setting, dy, x, dx, scale.data(), of, of_rows,
-                                       dweight, dbias, applied);
+    if (divided.phases == RowPhases::second) {
+        std::copy_n(divided.sums.first, problem.rows, of_rows.first);
+        std::copy_n(divided.sums.second, problem.rows, of_rows.second);
     }
-    const RowGradient<T> gradient{dy, x, dx, scale.data(), of, of_rows, problem.width};
-    Differentiating<T>(problem, setting, gradient, dweight, dbias).run();
+    if (activated) {
+        differentiate_activated(problem, setting, dy, x, dx, scale.data(), of, of_rows, dweight,
+                                dbias, applied, divided);
+    } else {
+        const RowGradient<T> gradient{
+            dy, x, dx, scale.data(), of, of_rows, width_of(problem, divided)};
+        Differentiating<T>(problem, setting, gradient, dweight, dbias, divided.phases).run();
+    }
+    if (divided.phases == RowPhases::first) {
+        std::copy_n(of_rows.first, problem.rows, divided.sums.first);
+        std::copy_n(of_rows.second, problem.rows, divided.sums.second);
+    }
 }
 
 #define BNEXT_OF_ROWS(T)                                                                         \
     template void normalize_rows(const RowProblem&, const Matrix<const T>&, const Matrix<T>&,    \
                                  const Param<T>*, const Param<T>*, double, const RowStatistics&, \
-                                 const RowsApplied<T>&);                                         \
-    template void differentiate_rows(                                                            \
-        const RowProblem&, const Matrix<const T>&, const Matrix<const T>&, const Matrix<T>&,     \
-        const Param<T>*, const RowStatistics&, double*, double*, const RowsApplied<T>&);
+                                 const RowsApplied<T>&, RowPhases);                              \
+    template void collect_rows(const RowProblem&, const Matrix<const T>&, const RowStatistics&,  \
+                               double*);                                                         \
+    template void differentiate_rows(const RowProblem&, const Matrix<const T>&,                  \
+                                     const Matrix<const T>&, const Matrix<T>&, const Param<T>*,  \
+                                     const RowStatistics&, double*, double*,                     \
+                                     const RowsApplied<T>&, const DividedRows&);
 BNEXT_OF_ROWS(float)
 BNEXT_OF_ROWS(double)
 BNEXT_OF_ROWS(float16)

@@ -243,7 +243,32 @@ def rows_backward(
     plain: bool = False,
     wants_parameters: bool = True,
     residual: Any = None,
-) -> tuple[Any, ...]: ...
+    divided: Any = None,
+) -> Any: ...
+def rows_collect(
+    x: Any,
+    normalized_shape: Any,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    epilogue: _Epilogue = None,
+) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
+def rows_apply(
+    x: Any,
+    normalized_shape: Any,
+    count: float,
+    mean: _Float64,
+    mean_low: _Float64,
+    m2: _Float64,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    epilogue: _Epilogue = None,
+) -> tuple[Any, RowSaved]: ...
 def rows_restored(
     x: Any,
     rows: Any,

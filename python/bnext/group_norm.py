@@ -16,7 +16,7 @@ from bnext import _core, split_cells
 from bnext._core import Saved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.arrays import engine_of
-from bnext.groups.group import ALONE, Group, Part, check_group
+from bnext.groups.group import ALONE, Group, Part, part_of
 from bnext.spine import check_parameter_gradients
 from bnext.split_cells import SplitSaved
 
@@ -128,7 +128,7 @@ def group_norm_forward(
         raise TypeError("num_groups: expected an integer, got None")
     return cells_forward(
         x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope,
-        _part(group),
+        part_of(group),
     )  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def instance_norm_forward(
         As from `group_norm_forward`; a ValueError also where a channel of an example has one value.
     """
     return cells_forward(
-        x, None, weight, bias, eps, channel_axis, out, activation, negative_slope, _part(group)
+        x, None, weight, bias, eps, channel_axis, out, activation, negative_slope, part_of(group)
     )
 
 
@@ -382,11 +382,6 @@ def cells_backward(
         dy=dy, x=x, saved=saved, weight=weight, out=out
     )
     return result
-
-
-def _part(group: Any) -> Part:
-    check_group(group)
-    return ALONE if group is None else group.part(None)
 
 
 def _engine(x: Any) -> Any:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from bnext._core import RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
+from bnext.groups.group import Group, part_of
 from bnext.row_passes import backward_of_rows, forward_of_rows
+from bnext.split_rows import SplitRowSaved
 
 __all__ = [
     "layer_norm_backward",
@@ -38,7 +40,8 @@ def layer_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[ArrayT, RowSaved]: ...
+    group: Group | None = None,
+) -> tuple[ArrayT, RowSaved | SplitRowSaved]: ...
 
 
 @overload
@@ -53,7 +56,8 @@ def layer_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Array, RowSaved]: ...
+    group: Group | None = None,
+) -> tuple[Array, RowSaved | SplitRowSaved]: ...
 
 
 def layer_norm_forward(
@@ -67,7 +71,8 @@ def layer_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Any, RowSaved]:
+    group: Group | None = None,
+) -> tuple[Any, RowSaved | SplitRowSaved]:
     """Normalize each example of `x` by the mean and the biased variance of its own values.
 
     Parameters
@@ -89,6 +94,10 @@ def layer_norm_forward(
         The function that is applied last, in the same pass; `batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        `x` has the caller's part of the normalized axes of examples that all members of the group
+        hold together; `normalized_shape` and the parameters are of that part. Mean and variance are
+        of whole examples, and all members call this together.
 
     Returns
     -------
@@ -96,7 +105,7 @@ def layer_norm_forward(
         ``act(z)`` with ``z = (x - mean) / sqrt(var + eps) * weight + bias + residual`` (Ba, Kiros
         and Hinton 2016), in C order, or `out`. Where the variance of an example and `eps` are both
         0, ``z = bias + residual``.
-    saved : RowSaved
+    saved : RowSaved, or bnext.sync.SplitRowSaved with a group
         The statistics of each example, for `layer_norm_backward`; with an activation also copies of
         `weight` and `bias`.
 
@@ -108,10 +117,12 @@ def layer_norm_forward(
         not finite; `x` is on a GPU.
     TypeError
         A dtype does not fit, an argument is not an array, or `activation` is not a string.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
-    result: tuple[Any, RowSaved] = forward_of_rows(
+    result: tuple[Any, RowSaved | SplitRowSaved] = forward_of_rows(
         x, normalized_shape, weight, bias, eps, out,
-        epilogue=_epilogue(residual, activation, negative_slope),
+        epilogue=_epilogue(residual, activation, negative_slope), part=part_of(group),
     )  # fmt: skip
     return result
 
@@ -120,7 +131,7 @@ def layer_norm_forward(
 def layer_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -132,7 +143,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -144,7 +155,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -156,7 +167,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -168,7 +179,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -180,7 +191,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -191,7 +202,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: Any,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Any = None,
@@ -255,7 +266,8 @@ def rms_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[ArrayT, RowSaved]: ...
+    group: Group | None = None,
+) -> tuple[ArrayT, RowSaved | SplitRowSaved]: ...
 
 
 @overload
@@ -269,7 +281,8 @@ def rms_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Array, RowSaved]: ...
+    group: Group | None = None,
+) -> tuple[Array, RowSaved | SplitRowSaved]: ...
 
 
 def rms_norm_forward(
@@ -282,7 +295,8 @@ def rms_norm_forward(
     residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Any, RowSaved]:
+    group: Group | None = None,
+) -> tuple[Any, RowSaved | SplitRowSaved]:
     """Divide each example of `x` by the root of the mean of its squares.
 
     Parameters
@@ -298,7 +312,7 @@ def rms_norm_forward(
         PyTorch has it: 2**-52 for float64, 2**-23 for all others.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
-    residual, activation, negative_slope
+    residual, activation, negative_slope, group
         As in `layer_norm_forward`.
 
     Returns
@@ -306,7 +320,7 @@ def rms_norm_forward(
     y : array, shape of `x`
         ``act(z)`` with ``z = x / sqrt(mean(x * x) + eps) * weight + residual`` (Zhang and Sennrich
         2019), in C order, or `out`.
-    saved : RowSaved
+    saved : RowSaved, or bnext.sync.SplitRowSaved with a group
         The statistics of each example, for `rms_norm_backward`.
 
     Raises
@@ -314,9 +328,9 @@ def rms_norm_forward(
     ValueError, TypeError
         As from `layer_norm_forward`.
     """
-    result: tuple[Any, RowSaved] = forward_of_rows(
+    result: tuple[Any, RowSaved | SplitRowSaved] = forward_of_rows(
         x, normalized_shape, weight, None, eps, out, centered=False,
-        epilogue=_epilogue(residual, activation, negative_slope),
+        epilogue=_epilogue(residual, activation, negative_slope), part=part_of(group),
     )  # fmt: skip
     return result
 
@@ -325,7 +339,7 @@ def rms_norm_forward(
 def rms_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -337,7 +351,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -349,7 +363,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -361,7 +375,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -373,7 +387,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -385,7 +399,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -396,7 +410,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: Any,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Any = None,

@@ -6,8 +6,9 @@ from typing import Any
 
 from numpy import ndarray
 
-from bnext import _core
+from bnext import _core, split_rows
 from bnext.arrays.libraries import library_of
+from bnext.groups.group import ALONE, Part
 
 __all__ = ["backward_of_rows", "check_place", "forward_of_rows"]
 
@@ -22,14 +23,20 @@ def forward_of_rows(
     centered: bool = True,
     plain: bool = False,
     epilogue: Any = None,
+    part: Part = ALONE,
 ) -> Any:
     """Normalize rows: y, and what `backward_of_rows` needs.
 
     With `plain`, TypeError for a tensor of PyTorch that is not plain; what autograd would record is
-    not asked. `epilogue`: residual, activation and negative slope, or None.
+    not asked. `epilogue`: residual, activation and negative slope, or None. `part`: in a call of a
+    group, whose members have parts of rows.
     """
     if type(x) is not ndarray and not plain:
         check_place(x)
+    if part is not ALONE:
+        return split_rows.forward(
+            x, normalized_shape, weight, bias, eps, out, centered, epilogue, part
+        )
     # By position: names cost a small call more than the checks.
     return _core.rows_forward(
         x, normalized_shape, weight, bias, eps, out, centered, plain, epilogue
@@ -50,6 +57,8 @@ def backward_of_rows(
     """Gradients of `forward_of_rows`: dx, dweight, where rows are centered dbias, and dresidual."""
     if type(x) is not ndarray and not plain:
         check_place(x)
+    if type(saved) is split_rows.SplitRowSaved:
+        return split_rows.backward(dy, x, saved, weight, out, centered, wants_parameters, residual)
     return _core.rows_backward(
         dy, x, saved, weight, out, centered, plain, wants_parameters, residual
     )

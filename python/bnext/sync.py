@@ -16,6 +16,7 @@ from bnext.groups.saved import SyncSaved
 from bnext.groups.threads import ThreadGroup
 from bnext.groups.torch_distributed import TorchDistributedGroup
 from bnext.split_cells import SplitSaved
+from bnext.split_rows import SplitRowSaved
 
 __all__ = [
     "Group",
@@ -23,6 +24,7 @@ __all__ = [
     "Header",
     "MPIGroup",
     "Merged",
+    "SplitRowSaved",
     "SplitSaved",
     "SyncSaved",
     "ThreadGroup",

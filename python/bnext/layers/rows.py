@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.array_types import Array, ArrayT, Parameter, Values
+from bnext.groups.group import ALONE, Group, check_group
 from bnext.layers.checks import taken_by_rows
 from bnext.layers.examples import ExampleNormalization, text_of_activation
 from bnext.layers.holder import parameter_dtype
@@ -39,7 +40,10 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         dtype: npt.DTypeLike,
         activation: str | None,
         negative_slope: float,
+        group: Group | None,
     ) -> None:
+        check_group(group)
+        self.group = group
         self.normalized_shape: tuple[int, ...] = _core.check_normalized_shape(
             normalized_shape=normalized_shape
         )
@@ -94,17 +98,22 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         ------
         ValueError, TypeError
             `x` has a wrong shape or dtype, is on a GPU, or what `bnext.layer_norm_forward` raises.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
-        x = taken_by_rows(self, x)
+        group = self.group
+        part = ALONE if group is None else group.part(self)
+        with part:
+            x = taken_by_rows(self, x)
         epilogue = None
         if self.activation is not None or residual is not None:
             epilogue = residual, self.activation, self.negative_slope
         y, saved = forward_of_rows(
             x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered, False,
-            epilogue,
+            epilogue, part,
         )  # fmt: skip
         kept = residual if epilogue is not None and saved.reads_residual else None
-        self._latest[None] = x, saved, kept
+        self._latest[None if group is None else group.rank_or_none] = x, saved, kept
         return y
 
     __call__ = forward
@@ -135,6 +144,8 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         text = self._text() + text_of_activation(self)
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
+        if self.group is not None:
+            text += f", group={self.group!r}"
         return f"{type(self).__name__}({text})"
 
 
@@ -161,6 +172,9 @@ class LayerNorm(RowNormalization):
         What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        Members that hold parts of the normalized axes of the same examples, as
+        `bnext.layer_norm_forward` has it: each has a layer of its part's `normalized_shape`.
 
     Attributes
     ----------
@@ -196,10 +210,12 @@ class LayerNorm(RowNormalization):
         dtype: npt.DTypeLike = np.float32,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        group: Group | None = None,
     ) -> None:
         super().__init__(
-            normalized_shape, eps, elementwise_affine, bias, dtype, activation, negative_slope
-        )
+            normalized_shape, eps, elementwise_affine, bias, dtype, activation, negative_slope,
+            group,
+        )  # fmt: skip
 
     def _text(self) -> str:
         return f"{super()._text()}, bias={self.bias is not None}"
@@ -227,6 +243,9 @@ class RMSNorm(RowNormalization):
         What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        Members that hold parts of the normalized axes of the same examples, as
+        `bnext.layer_norm_forward` has it: each has a layer of its part's `normalized_shape`.
 
     Attributes
     ----------
@@ -261,7 +280,9 @@ class RMSNorm(RowNormalization):
         dtype: npt.DTypeLike = np.float32,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        group: Group | None = None,
     ) -> None:
         super().__init__(
-            normalized_shape, eps, elementwise_affine, False, dtype, activation, negative_slope
-        )
+            normalized_shape, eps, elementwise_affine, False, dtype, activation, negative_slope,
+            group,
+        )  # fmt: skip
