@@ -95,6 +95,12 @@ class RowSaved:
     """Lengths of the normalized axes, the last of `x`."""
     dtype: Final[np.dtype[Any]]
     """Dtype of `x`."""
+    activation: Final[str | None]
+    """Name of the activation that followed."""
+    residual: Final[bool]
+    """Whether a residual was added."""
+    reads_residual: Final[bool]
+    """Whether the backward pass needs the residual again."""
 
 @final
 class DeviceSaved:
@@ -225,6 +231,7 @@ def rows_forward(
     out: Any,
     centered: bool,
     plain: bool = False,
+    epilogue: _Epilogue = None,
 ) -> tuple[Any, RowSaved]: ...
 def rows_backward(
     dy: Any,
@@ -235,9 +242,42 @@ def rows_backward(
     centered: bool,
     plain: bool = False,
     wants_parameters: bool = True,
-) -> tuple[Any, ...]: ...
+    residual: Any = None,
+    divided: Any = None,
+) -> Any: ...
+def rows_collect(
+    x: Any,
+    normalized_shape: Any,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    epilogue: _Epilogue = None,
+) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
+def rows_apply(
+    x: Any,
+    normalized_shape: Any,
+    count: float,
+    mean: _Float64,
+    mean_low: _Float64,
+    m2: _Float64,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    epilogue: _Epilogue = None,
+) -> tuple[Any, RowSaved]: ...
 def rows_restored(
-    x: Any, rows: Any, normalized_shape: Any, eps: float, centered: bool
+    x: Any,
+    rows: Any,
+    normalized_shape: Any,
+    eps: float,
+    centered: bool,
+    weight: Any = None,
+    bias: Any = None,
+    epilogue: _Epilogue = None,
 ) -> RowSaved: ...
 def check_normalized_shape(normalized_shape: Any) -> tuple[int, ...]: ...
 def recompute(x: _Values, saved: Saved, out: Any = None, residual: Any = None) -> Any: ...

@@ -41,8 +41,6 @@ class Forward(KernelModule, _BatchNorm):
     repeats (activation checkpointing) is not counted again.
     """
 
-    # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
-    _activation: tuple[str | None, float] = (None, 0.01)
     _recompute = False
     takes_ghosts = True  # what a group normalizes is one batch
 
