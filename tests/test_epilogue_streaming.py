@@ -74,3 +74,36 @@ def test_large_outputs(isa, dtype, layout, name):
         assert_same_bits(dresidual[part], of_residual, "dresidual")
     out[...] = GUARD
     assert (whole == np.asarray(GUARD, dtype)).all(), "written beyond the output"
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("layout", ["NCHW-56x56", "NC-64", "NC-128-of-more", "stored-NHWC-50"])
+def test_lines_of_dx_begin_at_other_places_than_those_of_dresidual(isa, layout, name):
+    case = LAYOUTS[layout]
+    examples = TOTAL // 16 // int(np.prod(case.shape)) + 1
+    shape = (examples, *case.shape[1:])
+    size = int(np.prod(shape))
+    x, dy = (values[:size].reshape(shape) for values in data(np.float32))
+    residual = data(np.float32)[1][-size:].reshape(shape)
+    weight = np.linspace(0.5, 2, case.channels).astype(np.float32)
+    axis = case.channel_axis
+    _, saved = bnext.batch_norm_forward(
+        case.memory.place(x), weight, channel_axis=axis, activation=name,
+        residual=case.memory.place(residual),
+    )  # fmt: skip
+    assert not saved.reads_residual
+    arrays = case.memory.place(x), saved, weight
+    dx, *_, dresidual = bnext.batch_norm_backward(case.memory.place(dy), *arrays)
+    # Where z is below 0, nothing or a share of dy goes on; with leaky_relu all values are compared.
+    assert 0.3 < (dresidual == dy).mean() < 0.7
+    for offset in (0, 4, 5):
+        for over_dy in (False, True):
+            whole, out = guarded(case, shape, np.float32, offset)
+            out[...] = dy
+            given = out if over_dy else case.memory.place(dy)
+            found, *_, of_residual = bnext.batch_norm_backward(given, *arrays, out=out)
+            assert found is out
+            assert_same_bits(out, dx, f"dx, {offset}, {over_dy}")
+            assert_same_bits(of_residual, dresidual, f"dresidual, {offset}, {over_dy}")
+            out[...] = GUARD
+            assert (whole == np.float32(GUARD)).all(), "written beyond the output"

@@ -109,6 +109,21 @@ def test_bounds_from_above_and_below():
     assert line == "NOT KEPT: text: at most 1.1; it is 1.200 (tiny, float32)"
 
 
+def test_promises_on_large_arrays_are_judged_beyond_the_last_cache(monkeypatch):
+    size = TINY.nbytes
+    for cache, batch, added in ((size - 1, 3, 0), (size, 6, 1), (3 * size, 12, 1)):
+        monkeypatch.setattr(cases, "LARGE", (TINY,))
+        monkeypatch.setattr(cases, "caches", lambda cache=cache: {"l2": 64, "l3": cache})
+        found = cases.large()
+        assert found[0] is TINY
+        assert len(found) == 1 + added
+        assert found[-1].shape == (batch, *TINY.shape[1:])
+        measured = (*cases.variants(found[-1], cases.DTYPES), TINY)
+        kept = report.judged([measure.Row(case, "forward", {}) for case in measured])
+        assert {row.case.dtype for row in kept} == {"float32"}
+        assert {row.case.shape for row in kept} == {found[-1].shape}
+
+
 def test_sums_are_weighted_by_the_number_of_layers():
     rows = [
         measure.Row(TINY, "forward", {"bnext": ours, "torch": 1.0}, layers=n)
@@ -133,8 +148,8 @@ def test_a_broken_promise_is_measured_three_times(monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch):
     """One tiny shape in place of all, and compilers left out."""
-    for module in (command, measure):
-        monkeypatch.setattr(module, "LARGE", (TINY,))
+    monkeypatch.setattr(cases, "LARGE", (TINY,))
+    monkeypatch.setattr(cases, "caches", dict)
     monkeypatch.setattr(measure, "layers", lambda: [(TINY, RELU, 2), (TINY, ADD_RELU, 3)])
 
     def refuses(*_):

@@ -2,12 +2,13 @@
 
     python -m benchmarks.epilogues [--check] [--quick] [--threads N] [--seconds S] [--out FILE]
 
-Three tables. What epilogues cost: forward and backward with them over the plain ones, on arrays
-beyond the last cache. The 53 normalization layers of ResNet-50, each with what follows it there:
-PyTorch's operators one after the other, and autograd through them, over bnext's calls. And the
-same chain beside torch.compile's fused code, and oneDNN's fused ReLU. Calls take turns in one
-process on the same arrays; times are medians. A ratio of the first table that breaks its promise is
-measured twice more, on other arrays, and is then the median of the three.
+Three tables. What epilogues cost: forward and backward with them over the plain ones, on large
+arrays. The 53 normalization layers of ResNet-50, each with what follows it there: PyTorch's
+operators one after the other, and autograd through them, over bnext's calls. And the same chain
+beside torch.compile's fused code, and oneDNN's fused ReLU. Calls take turns in one process on the
+same arrays; times are medians. A ratio of the first table that breaks its promise is measured twice
+more, on other arrays, and is then the median of the three. What is promised of the first and the
+third table is judged by arrays of float32 that exceed this machine's last-level cache.
 
 With --check it exits with 1 if a promise does not hold, and with 2 if it cannot compare.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import cases
 from benchmarks.epilogues import report
-from benchmarks.epilogues.cases import DTYPES, LARGE, OPERATIONS, variants
+from benchmarks.epilogues.cases import DTYPES, OPERATIONS, large, variants
 from benchmarks.epilogues.measure import beside_fused, cost, network
 from benchmarks.promises import THREADS
 from bnext.bench.libraries import import_torch
@@ -81,8 +82,8 @@ def measure(options, show):
         rows += network("fresh", dtypes, seconds)
     costs = [
         cost(case, operation, seconds)
-        for large in LARGE
-        for case in variants(large, dtypes)
+        for shape in large()
+        for case in variants(shape, dtypes)
         for operation in OPERATIONS
     ]
     show(report.costs_table(costs))

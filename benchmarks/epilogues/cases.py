@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from benchmarks import cases
+from benchmarks.environment import caches
 
 OPERATIONS = ("forward", "backward")
 DTYPES = ("float32", "bfloat16")
@@ -30,7 +31,8 @@ NONE, RELU, ADD_RELU = Epilogue(), Epilogue("relu"), Epilogue("relu", residual=T
 SILU, GELU = Epilogue("silu"), Epilogue("gelu")
 OTHERS = ("relu6", "leaky_relu", "hardswish", "gelu_tanh", "sigmoid", "tanh")
 
-# What is measured beside the plain operation, and how many times as long it may take.
+# What is measured beside the plain operation, and how many times as long it may take, in float32
+# and beyond the last-level cache.
 COSTS = {
     "forward": {RELU: 1.05, ADD_RELU: 1.5, SILU: 1.25, GELU: 1.25}
     | {Epilogue(name): None for name in OTHERS},
@@ -45,7 +47,7 @@ SUMS = {
     ("bfloat16", "channels last"): {"forward": 2.5, "backward": 2.5},
 }
 
-# How many times as fast as others' fused code: each of LARGE, planar and in float32.
+# How many times as fast as others' fused code: planar, in float32, beyond the last-level cache.
 FUSED = {
     "compile": {"forward": 1.5, "backward": 1.2},
     "onednn_best": {"forward": 1.1, "backward": 1.1},
@@ -53,6 +55,25 @@ FUSED = {
 
 PLANAR = {case.name: case for case in cases.resnet50(32) if not case.channels_last}
 LARGE = tuple(PLANAR[name] for name in ("64x56x56", "256x56x56", "1024x14x14"))
+
+
+def is_beyond_caches(case):
+    """Whether x alone is larger than the last-level cache."""
+    return case.nbytes > max(caches().values(), default=0)
+
+
+def large():
+    """LARGE; where all of it fits this machine's caches, also the largest, at a larger batch."""
+    largest = max(LARGE, key=lambda case: case.nbytes)
+    batch, *rest = largest.shape
+    while not is_beyond_caches(largest):
+        batch *= 2
+        largest = replace(largest, shape=(batch, *rest))
+    if largest in LARGE:
+        return LARGE
+    return (*LARGE, replace(largest, name=f"{largest.name} at batch {batch}"))
+
+
 # Layers that end a block, after which the shortcut is added. The others of these shapes are on a
 # shortcut, where nothing follows.
 ENDS = {"256x56x56": 3, "512x28x28": 4, "1024x14x14": 6, "2048x7x7": 3}

@@ -10,11 +10,11 @@ from benchmarks.builds import text_of
 from benchmarks.epilogues.cases import (
     ADD_RELU,
     COSTS,
-    LARGE,
     NONE,
     OPERATIONS,
     RELU,
     Epilogue,
+    large,
     layers,
     variants,
 )
@@ -134,7 +134,7 @@ def beside_fused(seconds, notes):
     """The large shapes, planar and in float32, beside the fused code of others."""
     return [
         row
-        for case in LARGE
+        for case in large()
         for epilogue in (RELU, ADD_RELU)
         for row in compare(case, epilogue, ("compile", "onednn_best"), seconds, notes=notes)
     ]

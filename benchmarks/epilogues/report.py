@@ -7,7 +7,7 @@ import math
 from benchmarks import peers
 from benchmarks.builds import text_of
 from benchmarks.environment import environment
-from benchmarks.epilogues.cases import COSTS, FUSED, LAYOUTS, NONE, SUMS
+from benchmarks.epilogues.cases import COSTS, FUSED, LAYOUTS, NONE, SUMS, is_beyond_caches
 from benchmarks.epilogues.measure import PEERS
 from benchmarks.promises import Verdict
 from bnext.terminal import TextTable
@@ -33,9 +33,15 @@ def worst(text, rows, figure, *, least=0.0, most=math.inf):
     return Verdict(text, least, *found, most=most)
 
 
+def judged(rows):
+    """The rows that promises on large arrays are of."""
+    return [row for row in rows if row.case.dtype == "float32" and is_beyond_caches(row.case)]
+
+
 def verdicts(costs, rows, fused):
     """Every promise with its figure; `rows` are those of the network."""
     sums = sums_of(rows)
+    costs, fused = judged(costs), judged(fused)
     for operation, promised in COSTS.items():
         of_operation = [row for row in costs if row.operation == operation]
         for epilogue, most in promised.items():
@@ -60,12 +66,15 @@ def verdicts(costs, rows, fused):
 def introduction(threads):
     """The machine, the versions and the threads."""
     e = environment([threads])
+    cache = max(e["caches"].values(), default=0)
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items() if version)
     return (
         f"Epilogues: {e['date']}, commit {e['commit']}, build {e['build']}\n"
         f"{e['processor']}, {e['processors']} processors; {threads} threads for every library\n"
         f"{versions}; instruction set {e['isa']}\n"
-        f"{', '.join(e['openmp_runtimes']) or 'no OpenMP'}; huge pages: {e['huge_pages']}"
+        f"{', '.join(e['openmp_runtimes']) or 'no OpenMP'}; huge pages: {e['huge_pages']}\n"
+        f"Promises on large arrays are judged in float32 where x exceeds the last-level cache, of "
+        f"{cache / 1e6:.1f} MB"
     )
 
 

@@ -141,16 +141,19 @@ struct ActivatedArrays {
 };
 
 // What a phase moves: `reads` arrays, and those that the call has besides.
+constexpr int outputs_of(const Fused& fused, Pass pass) {
+    return pass == Pass::forward ? 1 : 1 + int{fused.residual};
+}
 constexpr int operands_of(const Fused& fused, Pass pass, bool writes) {
     const int reads = pass == Pass::forward ? int{fused.residual} : int{fused.reads_residual()};
     const int inputs = pass == Pass::forward ? 1 : 2;
-    const int outputs = pass == Pass::forward ? 1 : 1 + int{fused.residual};
-    return inputs + reads + (writes ? outputs : 0);
+    return inputs + reads + (writes ? outputs_of(fused, pass) : 0);
 }
 
 template <class T>
 Setting<T> prepare(const Problem& problem, const Fused& fused, Pass pass, bool writes, int phases) {
-    return prepare<T>(problem, Work{operands_of(fused, pass, writes), phases}, pass,
+    const int outputs = phases == 2 ? outputs_of(fused, pass) : 0;
+    return prepare<T>(problem, Work{operands_of(fused, pass, writes), phases, outputs}, pass,
                       Epilogue::activated);
 }
 

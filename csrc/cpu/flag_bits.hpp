@@ -71,6 +71,14 @@ public:
         pending_ >>= 16;
         filled_ -= 16;
     }
+    // The next 16: where no others share the first word, each of them completes one.
+    BNEXT_FORCE_INLINE void put_pack(unsigned bits) {
+        if (others_ != 0) return put(bits, 16);
+        pending_ |= bits << filled_;
+        *word_++ = static_cast<std::uint16_t>(pending_);
+        pending_ >>= 16;
+        next_ += 16;
+    }
     // What is left of the last word. Nothing more is put behind it.
     BNEXT_FORCE_INLINE void finish() {
         if (filled_ > others_) set_bits(word_, (1U << filled_) - (1U << others_), pending_);

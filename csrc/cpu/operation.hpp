@@ -75,7 +75,7 @@ inline constexpr Work kSummingWork{F::kSummed, 1};
 template <class F>
 inline constexpr Work kWritingWork{F::kReads + F::kWrites, 1};
 template <class F>
-inline constexpr Work kWholeWork{F::kReads + F::kWrites, 2};
+inline constexpr Work kWholeWork{F::kReads + F::kWrites, 2, F::kWrites};
 
 // Makes the coefficients of a range of channels and spreads them over their columns. Whether any of
 // the channels is extreme.

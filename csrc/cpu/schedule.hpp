@@ -42,10 +42,12 @@ struct Plan {
     Index wrapped = 0;
 };
 
-// The work of a call: how many arrays of the problem's size it moves, in how many phases.
+// The work of a call: how many arrays of the problem's size it moves, in how many phases; and how
+// many of them are outputs, where blocks of channels do without room for outputs that are streamed.
 struct Work {
     int operands;
     int phases;
+    int outputs = 0;
 };
 
 // Takes the first schedule of a best-first list that accepts the problem, or the forced one. More

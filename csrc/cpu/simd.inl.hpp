@@ -260,6 +260,17 @@ BNEXT_FORCE_INLINE Pack<C> load(const C* p) {
     });
 }
 
+// The pack as it is, which has been loaded. GCC makes one instruction of a load and the choice of
+// some of its lanes, which begins to load when the choice is known: what it is made from would be
+// waited for first, and the memory behind it then once more.
+template <class C>
+BNEXT_FORCE_INLINE Pack<C> loaded(Pack<C> a) {
+#if defined(__AVX512F__)
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA { asm("" : "+v"(a.part[int{i}])); });
+#endif
+    return a;
+}
+
 template <class C>
     requires(sizeof(C) >= 4)
 BNEXT_FORCE_INLINE void store(C* p, const Pack<C>& a) {

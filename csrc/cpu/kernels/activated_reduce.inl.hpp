@@ -81,6 +81,12 @@ template <class T>
 double planar_activated_reduce(const View<const T>* in, const Region& region, const double* mean,
                                const CoefficientsIn<Compute<T>>* of_z, double* sum_dy,
                                double* sum_dy_xmu) {
+    if constexpr (kHasWalks<T>) {
+        const auto quickly = [&](const auto& how) BNEXT_INLINE_LAMBDA {
+            sum_planes_in_registers<T>(in, region, mean, *of_z, how, sum_dy, sum_dy_xmu);
+        };
+        if (with_quick_gradient<Compute<T>>(*of_z->activated, quickly)) return region.values();
+    }
     const Tiling& tiling = *region.tiling;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
         const Index k = c - region.channels.begin;
@@ -161,6 +167,25 @@ BNEXT_FORCE_INLINE void add_activated_rows(const ActivatedRun<T>& first, const I
     }
 }
 
+// The same, in registers where that is possible.
+template <class T, class S>
+BNEXT_FORCE_INLINE void sum_activated_rows(const ActivatedRun<T>& first, const Index (&pitch)[3],
+                                           Index flag_pitch, Index width, Index count,
+                                           const CoefficientsIn<Compute<T>>& of_z, S& sums) {
+    if constexpr (kHasWalks<T>) {
+        const RowsOfGradients<T> rows{{{first.in[0], pitch[0]}, {first.in[1], pitch[1]}},
+                                      width,
+                                      count,
+                                      first.flag,
+                                      flag_pitch};
+        const auto quickly = [&](const auto& how) BNEXT_INLINE_LAMBDA {
+            sum_rows_in_registers(rows, of_z, how, sums);
+        };
+        if (with_quick_gradient<Compute<T>>(*of_z.activated, quickly)) return;
+    }
+    add_activated_rows(first, pitch, flag_pitch, width, count, of_z, sums);
+}
+
 template <class T>
 double interleaved_activated_reduce(const View<const T>* in, const Region& region,
                                     const double* mean, const CoefficientsIn<Compute<T>>* of_z,
@@ -191,7 +216,7 @@ double interleaved_activated_reduce(const View<const T>* in, const Region& regio
                                ActivatedRun<T> run{};
                                for (int k = 0; k < 3; ++k) run.in[k] = at(in[k], o, 0, i) + first;
                                run.flag = flags.at(o, 0, i) + first;
-                               add_activated_rows(run, pitch, flag_pitch, width, count, of_strip,
+                               sum_activated_rows(run, pitch, flag_pitch, width, count, of_strip,
                                                   sums);
                            });
         sum_columns(sums.first, channels, columns);

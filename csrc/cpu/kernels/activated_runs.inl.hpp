@@ -20,18 +20,17 @@ BNEXT_NO_INLINE void write_in_registers(const ActivatedRun<T>& run, const Walk& 
     T* const y = run.out[0];
     FlagWriter writer = flags;
     const bool keeps = fused.keeps_flags() && writer.are_kept();
-    auto at = walk.start();
-    walk.go(at, walk.end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
+    walk.go_storing([&](Index j, int columns, bool streams,
+                        const auto& formula) BNEXT_INLINE_LAMBDA {
         prefetch_packs<1>(next_x + j);
         if constexpr (kResidual) prefetch_packs<1>(next_residual + j);
         const Pack<C> of_x = load_columns(x + j, columns);
         const Pack<C> z = kResidual ? formula.normalized(of_x) + load_columns(residual + j, columns)
                                     : formula.normalized(of_x);
-        write_pack_of_run(y + j, columns, walk.streams(j), activate<true>(fused, z));
-        if (keeps) {
-            const unsigned bits = bits_of(passes(fused, z));
-            writer.put(bits & ((1U << lanes_in(columns)) - 1U), lanes_in(columns));
-        }
+        write_pack_of_run(y + j, columns, streams, activate<true>(fused, z));
+        if (!keeps) return;
+        const unsigned bits = bits_of(passes(fused, z));
+        columns == 0 ? writer.put_pack(bits) : writer.put(bits & ((1U << columns) - 1U), columns);
     });
     if (keeps) flags = writer;
 }
@@ -74,13 +73,18 @@ struct GradientByFlags {
     Pack<C> other;
     bool is_zero;
 
+    GradientByFlags() = default;
     BNEXT_FORCE_INLINE GradientByFlags(const Activated& by, Index flag)
         : flags(by.flags),
           first(flag),
           other(broadcast(static_cast<C>(by.fused.other_derivative()))),
           is_zero(by.fused.other_derivative() == 0) {}
     BNEXT_FORCE_INLINE Pack<C> operator()(Index j, const Pack<C>& dy) const {
-        const Pack<C> off = is_zero ? broadcast(C{0}) : dy * other;
+        return is_zero ? at<true>(j, dy) : at<false>(j, dy);
+    }
+    template <bool kZero>
+    BNEXT_FORCE_INLINE Pack<C> at(Index j, const Pack<C>& dy) const {
+        const Pack<C> off = kZero ? broadcast(C{0}) : dy * other;
         return where_set(flags_from(flags, first + j), dy, off);
     }
 };
@@ -125,12 +129,8 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
             });
         });
     };
-    if (!by.fused.residual && !by.fused.in_place) {
-        if constexpr (kHasWalks<T>) {
-            if (with_quick_activation(by.fused.activation, quickly)) return;
-        } else if (by.fused.activation == Activation::relu) {
-            return quickly(std::integral_constant<Activation, Activation::relu>{});
-        }
+    if (!by.fused.residual && !by.fused.in_place && by.fused.activation == Activation::relu) {
+        return quickly(std::integral_constant<Activation, Activation::relu>{});
     }
     const T* const residual = by.fused.residual ? run.in[2] : nullptr;
     const ZOfRun<T> normalized = z_of_run;
@@ -147,29 +147,57 @@ BNEXT_NO_INLINE void gradient_of_piece(const ActivatedRun<T>& run, const ZOfRun<
         .derive(by.fused.negative_slope, g, of_dy, static_cast<int>(end - begin));
 }
 
-// A is none: by flags.
-template <Activation A, class T, class Walk>
+// dresidual by flags, n values that follow each other, past the caches by lines of its own.
+template <class T>
+BNEXT_NO_INLINE void stream_dresidual(const T* dy, T* dresidual, Index flag, Index n,
+                                      const Activated& by) {
+    const GradientByFlags<Compute<T>> by_flags(by, flag);
+    const int head = values_to_boundary(dresidual, n);
+    const auto some = [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+        store_columns(dresidual + j, columns, by_flags(j, load_columns(dy + j, columns)));
+    };
+    if (head > 0) some(0, head);
+    Index j = head;
+    for (; j + kLanes <= n; j += kLanes) stream(dresidual + j, by_flags(j, load(dy + j)));
+    if (j < n) some(j, static_cast<int>(n - j));
+}
+
+// Whether a pass by flags streams dx and dresidual one after the other, since their lines begin at
+// other places. dresidual comes first: dx may be written over dy.
+template <class Formula, class T>
+BNEXT_FORCE_INLINE bool streams_apart(T* const (&out)[Formula::kWrites], const T* dy,
+                                      const FlagBits& flags) {
+    if constexpr (kHasWalks<T> && Formula::kFlags == Flags::read) {
+        return flags.are_kept() && !begin_alike(out) && out[1] != dy;
+    } else {
+        return false;
+    }
+}
+
+// By flags, there is a dresidual, null where it has been written; without flags, no residual.
+template <Activation A, bool kByFlags, class T, class Walk>
 BNEXT_NO_INLINE void write_gradients_in_registers(const ActivatedRun<T>& run, const Walk& walk,
                                                   const Activated& by) {
     using C = Compute<T>;
-    constexpr bool kByFlags = A == Activation::none;
+    constexpr bool kZero = A != Activation::leaky_relu;  // the other derivative
     const Fused fused{A, by.fused.negative_slope, false};
     const T *const x = run.in[0], *const dy = run.in[1];
     const T *const next_x = ahead_of(run, 0), *const next_dy = ahead_of(run, 1);
-    T *const dx = run.out[0], *const dresidual = by.fused.residual ? run.out[1] : nullptr;
+    T *const dx = run.out[0], *const dresidual = run.out[1];
     const GradientByFlags<C> by_flags(by, run.flag);
-    auto at = walk.start();
-    walk.go(at, walk.end, [&](Index j, int columns, const auto& formula) BNEXT_INLINE_LAMBDA {
-        prefetch_packs<1>(next_x + j);
-        prefetch_packs<1>(next_dy + j);
-        const Pack<C> of_x = load_columns(x + j, columns), of_dy = load_columns(dy + j, columns);
-        const Pack<C> g =
-            kByFlags ? by_flags(j, of_dy) : gradient_through<true>(fused, formula.z(of_x), of_dy);
-        write_pack_of_run(dx + j, columns, walk.streams(j), formula.from_gradient(of_x, g));
-        if (kByFlags && dresidual != nullptr) {
-            write_pack_of_run(dresidual + j, columns, walk.streams(j), g);
-        }
-    });
+    walk.go_storing(
+        [&](Index j, int columns, bool streams, const auto& formula) BNEXT_INLINE_LAMBDA {
+            prefetch_packs<1>(next_x + j);
+            prefetch_packs<1>(next_dy + j);
+            const Pack<C> of_x = load_columns(x + j, columns);
+            const Pack<C> of_dy = loaded(load_columns(dy + j, columns));
+            const Pack<C> g = kByFlags ? by_flags.template at<kZero>(j, of_dy)
+                                       : gradient_through<true>(fused, formula.z(of_x), of_dy);
+            write_pack_of_run(dx + j, columns, streams, formula.from_gradient(of_x, g));
+            if (kByFlags && dresidual != nullptr) {
+                write_pack_of_run(dresidual + j, columns, streams, g);
+            }
+        });
 }
 
 template <class T, class Walk>
@@ -239,10 +267,13 @@ BNEXT_FORCE_INLINE void write_walk(const ActivatedRun<T>& run, const Walk& walk,
     } else {
         if constexpr (kHasWalks<T>) {
             if (by.flags.are_kept()) {
-                return write_gradients_in_registers<Activation::none>(run, walk, by);
+                using enum Activation;
+                return fused.activation == leaky_relu
+                           ? write_gradients_in_registers<leaky_relu, true>(run, walk, by)
+                           : write_gradients_in_registers<relu, true>(run, walk, by);
             }
             const auto write = [&](auto activation) BNEXT_INLINE_LAMBDA {
-                write_gradients_in_registers<decltype(activation)::value>(run, walk, by);
+                write_gradients_in_registers<decltype(activation)::value, false>(run, walk, by);
             };
             if (!fused.residual && !fused.in_place &&
                 with_quick_activation(fused.activation, write)) {

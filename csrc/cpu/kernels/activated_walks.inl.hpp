@@ -144,7 +144,9 @@ BNEXT_FORCE_INLINE bool with_frequent_activation(Activation activation, F&& f) {
 // A walk goes through the packs of a run. go(at, stop, f) calls f(j, columns, formula) for those
 // from `at` on to value `stop`, of which `columns` values exist (0: all), with the formula of these
 // values; `at` is then where to go on. piece_end(j) is where a piece that begins at j ends: up to
-// there all packs are stored alike, streams(j).
+// there all packs are stored alike, streams(j). go_storing(f) goes through all packs, and calls
+// f(j, columns, streams, formula), of which the two in the middle are constants for whole packs: so
+// short are the loops that more of memory is waited for at once.
 
 // The values [begin, end) of a run, by its coefficients.
 template <class F, class T>
@@ -175,6 +177,26 @@ struct RunWalk {
         });
         at.j = stop;
     }
+    template <class Call>
+    BNEXT_FORCE_INLINE void go_storing(Call&& f) const {
+        const Compute<T>* row[Formula::kRows];
+        for (int r = 0; r < Formula::kRows; ++r) row[r] = run.row[r];
+        const auto formula_at = [&](Index j, int columns) BNEXT_INLINE_LAMBDA {
+            Formula formula;
+            unrolled<Formula::kRows>([&](auto r) BNEXT_INLINE_LAMBDA {
+                formula.row[r] = load_columns(row[r] + j, columns);
+            });
+            return formula;
+        };
+        Index j = begin;
+        if (streamed) {
+            for (; j + kLanes <= end; j += kLanes) f(j, 0, true, formula_at(j, 0));
+        } else {
+            for (; j + kLanes <= end; j += kLanes) f(j, 0, false, formula_at(j, 0));
+        }
+        const int rest = static_cast<int>(end - j);
+        if (rest > 0) f(j, rest, false, formula_at(j, rest));
+    }
 };
 
 // Planes of n values each, of channels k, k + 1, ..., that follow each other without a gap. Where
@@ -201,6 +223,32 @@ struct PlaneWalk {
     [[nodiscard]] BNEXT_FORCE_INLINE bool streams(Index j) const { return streamed && j >= head; }
     template <class Call>
     BNEXT_FORCE_INLINE void go(Place& at, Index stop, Call&& f) const {
+        go_by_stretches(at, stop,
+                        [&](Index j, Index behind, int columns, const Formula& formula)
+                            BNEXT_INLINE_LAMBDA {
+                                for (; j < behind; j += kLanes) f(j, columns, formula);
+                            });
+    }
+    template <class Call>
+    BNEXT_FORCE_INLINE void go_storing(Call&& f) const {
+        Place at = start();
+        go_by_stretches(at, end,
+                        [&](Index j, Index behind, int columns, const Formula& formula)
+                            BNEXT_INLINE_LAMBDA {
+                                if (columns != 0) return f(j, columns, false, formula);
+                                if (streams(j)) {
+                                    for (; j < behind; j += kLanes) f(j, 0, true, formula);
+                                } else {
+                                    for (; j < behind; j += kLanes) f(j, 0, false, formula);
+                                }
+                            });
+    }
+
+private:
+    // Calls stretch(j, behind, columns, formula) for packs that begin at j, ... and before
+    // `behind`.
+    template <class Stretch>
+    BNEXT_FORCE_INLINE void go_by_stretches(Place& at, Index stop, Stretch&& stretch) const {
         Index j = at.j;
         while (j < stop) {
             if (j == at.end && j < end) enter_next(at);
@@ -215,14 +263,12 @@ struct PlaneWalk {
                 at.formula = across(static_cast<int>(of_plane), at.formula, next);
             }
             const Index behind = whole ? j + here / kLanes * kLanes : j + 1;
-            for (; j < behind; j += kLanes) f(j, columns, at.formula);
-            if (columns != 0) j += columns - kLanes;
+            stretch(j, behind, columns, at.formula);
+            j = columns != 0 ? j + columns : j + (behind - j + kLanes - 1) / kLanes * kLanes;
             if (crosses) enter_next(at);
         }
         at.j = j;
     }
-
-private:
     BNEXT_FORCE_INLINE void enter_next(Place& at) const {
         at.formula = formula_of_channel<Formula>(all, ++at.channel);
         at.end += n;

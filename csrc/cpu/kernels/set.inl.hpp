@@ -68,6 +68,8 @@ struct Number {
 
 #include "cpu/kernels/backward_reduce.inl.hpp"
 
+#include "cpu/kernels/activated_sums.inl.hpp"
+
 #include "cpu/kernels/activated_reduce.inl.hpp"
 
 // The first phase of a pass.

@@ -59,6 +59,8 @@ struct Number {
 
 #include "cpu/kernels/collect_stats.inl.hpp"
 
+#include "cpu/kernels/activated_sums.inl.hpp"
+
 #include "cpu/kernels/activated_reduce.inl.hpp"
 
 #include "cpu/kernels/weighted_sums.inl.hpp"

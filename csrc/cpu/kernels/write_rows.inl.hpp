@@ -99,11 +99,11 @@ BNEXT_FORCE_INLINE void differentiate_row(const RowGradient<T>& of, const RowBlo
     const Index from = block.columns.begin;
     const bool has_next = r - block.begin < access.ahead;
     const Index after = has_next ? r + block.rows() : r;
-    const T* const next_x = of.x.row(after) + from;
-    const T* const next_dy = of.dy.row(after) + from;
-    const T* const x = of.x.row(r) + from;
-    const T* const dy = of.dy.row(r) + from;
-    T* const dx = of.dx.row(r) + from;
+    const T* const next_x = of.next_x.at(after, from);
+    const T* const next_dy = of.next_dy.at(after, from);
+    const T* const x = of.x.at(r, from);
+    const T* const dy = of.dy.at(r, from);
+    T* const dx = of.dx.at(r, from);
     const Param<T>* const weight = of.weight + from;
     const auto at = [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
         if (has_next) {
@@ -161,5 +161,7 @@ constexpr RowKernels<T> row_kernels_of() {
     return {row_moments<T>,
             normalize_rows<T>,
             {row_reduce<T, false>, row_reduce<T, true>},
-            {differentiate_rows<T, false>, differentiate_rows<T, true>}};
+            {differentiate_rows<T, false>, differentiate_rows<T, true>},
+            row_steps_of<T, Compute<T>>(),
+            row_steps_of<T, double>()};
 }

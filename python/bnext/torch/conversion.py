@@ -72,6 +72,8 @@ def convert(
         reason. In evaluation without gradients, on the CPU, a layer of such a module writes its
         result over the output of a convolution, a linear layer or `torch.cat`, where nothing can
         see that: no hook, mode, profiler, other use or reference.
+        Of the other norms, `LayerNorm` and `RMSNorm` do all of it, groups and instances the
+        activation alone.
     recompute : bool
         Have autograd keep the inputs of layers and not their outputs, which are made again to the
         bit when a backward pass asks for them. Best with `fuse`, which makes an activation, or a

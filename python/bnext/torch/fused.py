@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.modules import module as module_module
 
 from bnext._core import unchanged
+from bnext.torch.activating import ActivatingModule
 from bnext.torch.context import is_compiling
 from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
@@ -20,7 +21,7 @@ from bnext.torch.patterns import HOOKS, activation_of, has_hooks
 
 __all__ = ["LAYERS", "Functions", "FusedLayer", "Fusion", "facts_of"]
 
-LAYERS = (Forward, FrozenForward)
+LAYERS = (Forward, FrozenForward, ActivatingModule)
 _SIMPLE = (int, float, bool, str, type(None))
 
 

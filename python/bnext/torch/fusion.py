@@ -1,6 +1,6 @@
 """Forward passes of whole modules in which layers of bnext's do what follows them.
 
-A module whose own forward calls a layer of batch normalization, then adds, then applies an
+A module whose own forward calls a layer of normalization, then adds, then applies an
 activation, gets a subclass of its class. The subclass runs a function made of the forward's graph,
 with one call in place of the three. Modules, their names, hooks and state dicts stay. A call that
 the graph does not hold for goes to the class's own forward: other arguments, hooks on one of the
