@@ -183,17 +183,17 @@ def forward(
     x: _Values,
     weight: _Row,
     bias: _Row,
-    running_mean: Any,
-    running_var: Any,
-    momentum: float | None,
-    num_batches_tracked: Any,
     eps: float,
     channel_axis: int,
     out: Any,
-    bessel: bool = True,
     plain: bool = False,
     keeps: bool = True,
     epilogue: _Epilogue = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    momentum: float | None = None,
+    num_batches_tracked: Any = None,
+    bessel: bool = True,
     num_batches_skipped: _Counter = None,
     weighting: _Weighting = None,
 ) -> tuple[Any, Saved]: ...
@@ -292,6 +292,7 @@ def normalize(
     out: _Array | None,
     epilogue: _Epilogue = None,
     weighting: _Weighting = None,
+    keeps: bool = True,
 ) -> tuple[_Array, Saved]: ...
 def normalize_by_running(
     x: _Values,
@@ -316,6 +317,7 @@ def evaluate(
     channel_axis: int,
     plain: bool = False,
     epilogue: _Epilogue = None,
+    over: bool = False,
 ) -> Any: ...
 def statistics(
     x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int
@@ -369,6 +371,9 @@ def backward_reduce(
     out: _Array | None = None,
     residual: Any = None,
 ) -> tuple[_Float64, _Float64]: ...
+def backward_of_parameters(
+    dy: _Values, x: _Values, saved: Saved, plain: bool = False
+) -> tuple[Any, Any]: ...
 def backward_apply(
     dy: _Values,
     x: _Values,
@@ -421,6 +426,9 @@ def inspect(x: Any) -> tuple[tuple[int, ...], str]: ...
 def misplaced(array: Any, like: Any) -> str: ...
 def is_tracer(x: Any) -> bool: ...
 def refuse_tracer(x: Any, name: str) -> None: ...
+def suits(
+    x: Any, dtype: np.dtype[Any], ranks: tuple[int, ...], channel_axis: int, num_features: int
+) -> bool: ...
 def is_data_dtype(dtype: np.dtype[Any]) -> bool: ...
 def check_eps(eps: float) -> float: ...
 def check_momentum(momentum: float) -> float: ...
@@ -454,3 +462,9 @@ def pool_set_limit(bytes: int) -> None: ...
 def pool_empty_cache() -> None: ...
 def control_limits(groups: str, mounts: str) -> tuple[int | None, float | None, int]: ...
 def build_config() -> _BuildConfig: ...
+def unchanged(
+    module: Any,
+    elsewhere: tuple[Any, ...],
+    within: tuple[Any, ...],
+    children: tuple[str, ...],
+) -> bool: ...

@@ -186,9 +186,11 @@ class Normalization(Modes):
             if group is not None:
                 member = group.rank_or_none
                 part = group.part(self) if meets else ALONE
-        if part is ALONE:
-            x, engine = taken(self, x)
-        else:
+        engine: Any = _core
+        if not _core.suits(  # asks in one step what `taken` does
+            x=x, dtype=self.dtype, ranks=self.ranks, channel_axis=self.channel_axis,
+            num_features=self.num_features,
+        ):  # fmt: skip
             with part:
                 x, engine = taken(self, x)
         if out is None and self.in_place:

@@ -18,7 +18,7 @@ from bnext.torch.row_modules import LayerNorm, RMSNorm
 from bnext.torch.sync import SyncBatchNorm
 
 __all__ = [
-    "Apart", "Chain", "activation_of", "chain_of", "has_hooks", "module_of",
+    "HOOKS", "Apart", "Chain", "Settings", "activation_of", "chain_of", "has_hooks", "module_of",
     "own_activation",
 ]  # fmt: skip
 
@@ -66,16 +66,21 @@ _PLAIN_FORWARDS = (
 )  # fmt: skip
 
 
+# What a module has set if something is to happen when it is called, besides its forward pass.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "forward",
+)
+
+
 def has_hooks(module: Any) -> bool:
     """Whether something is to happen when a module is called, besides its forward pass."""
     of = vars(module)
-    return bool(
-        of.get("_forward_hooks")
-        or of.get("_forward_pre_hooks")
-        or of.get("_backward_hooks")
-        or of.get("_backward_pre_hooks")
-        or "forward" in of
-    )
+    *hooks, forward = HOOKS
+    return forward in of or any(of.get(name) for name in hooks)
 
 
 def check_layer(layer: Any) -> None:
