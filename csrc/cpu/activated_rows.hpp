@@ -206,12 +206,13 @@ public:
     static constexpr bool kInPlace = !kConverts;
 
 private:
-    static Matrix<const C> as_const(const Matrix<C>& m) {
-        return {m.data, m.pitch, m.first_row, m.first_column};
-    }
+    static Matrix<const C> as_const(const Matrix<C>& m) { return {m.data, m.pitch}; }
     [[nodiscard]] Matrix<C> room(const RowBlock& block, int rank, int which) const {
         const Index place = rank * (kConverts ? 3 : 1) + which;
-        return {made_.data() + place * extent_, pitch_, block.begin, block.columns.begin};
+        const Index past = block.begin * pitch_ + block.columns.begin;  // of row 0, column 0
+        const auto begin = reinterpret_cast<std::uintptr_t>(made_.data() + place * extent_);
+        const auto bytes = static_cast<std::uintptr_t>(past) * sizeof(C);
+        return {reinterpret_cast<C*>(begin - bytes), pitch_};
     }
 
     const ActivatedRows<T>& rows_;

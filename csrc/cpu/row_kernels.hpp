@@ -8,19 +8,15 @@
 
 namespace bnext::cpu {
 
-// Rows of contiguous values, `pitch` elements apart.
+// Rows of contiguous values, `pitch` elements apart. Of a block of rows that was made in memory of
+// its own, `data` is where row 0 and column 0 would be.
 template <class T>
 struct Matrix {
     T* data;
     Index pitch;
-    // Where the data begin: a block of rows made for a while lies in memory of its own.
-    Index first_row = 0;
-    Index first_column = 0;
 
-    [[nodiscard]] BNEXT_FORCE_INLINE T* at(Index r, Index column) const {
-        return data + (r - first_row) * pitch + (column - first_column);
-    }
-    [[nodiscard]] BNEXT_FORCE_INLINE T* row(Index r) const { return at(r, 0); }
+    [[nodiscard]] BNEXT_FORCE_INLINE T* at(Index r, Index column) const { return row(r) + column; }
+    [[nodiscard]] BNEXT_FORCE_INLINE T* row(Index r) const { return data + r * pitch; }
 };
 
 struct ColumnRange {

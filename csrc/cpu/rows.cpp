@@ -278,14 +278,16 @@ private:
     void differentiate(const RowBlock& block, Index chunk, Index ahead, int rank) const {
         const Index pieces = setting_.tiling.pieces();
         const bool makes_pieces = made_ != nullptr && pieces > 1;
-        RowGradient<T> of = made_ == nullptr || makes_pieces ? of_ : made_->make(block, rank);
+        std::optional<RowGradient<T>> made;
+        if (made_ != nullptr && !makes_pieces) made = made_->make(block, rank);
+        const RowGradient<T>* of = made ? &*made : &of_;
         const Index summed = phases_ == RowPhases::second ? block.begin : block.end;
         for (Index row = block.begin; row < summed; ++row) {
             for (Index k = 0; k < pieces; ++k) {
                 double a = 0, b = 0;
                 const RowBlock piece{row, row + 1, setting_.piece(k)};
-                if (makes_pieces) of = made_->make(piece, rank);
-                sum_piece(of, piece, a, b);
+                if (makes_pieces) of = &made.emplace(made_->make(piece, rank));
+                sum_piece(*of, piece, a, b);
                 of_.sums.first[row] = k == 0 ? a : of_.sums.first[row] + a;
                 of_.sums.second[row] = k == 0 ? b : of_.sums.second[row] + b;
             }
@@ -297,7 +299,7 @@ private:
             }
             return;
         }
-        write(of, block, chunk, ahead);
+        write(*of, block, chunk, ahead);
         if (made_ != nullptr) made_->finish(block, rank);
     }
     void sum_piece(const RowGradient<T>& of, const RowBlock& piece, double& a, double& b) const {
