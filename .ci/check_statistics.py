@@ -1,4 +1,7 @@
-"""Checks the numbers of ``python -m bnext statistics --csv``: all there, and as the page says."""
+"""Checks the numbers of ``python -m bnext statistics --csv``: all there, and as the page says.
+
+python .ci/check_statistics.py FILE RUNS
+"""
 
 import csv
 import sys
@@ -7,13 +10,13 @@ from pathlib import Path
 
 SIZES = [2, 4, 8, 16, 32, 64, 128, 256, 512]
 LAYERS = {"dense": 4, "conv": 3}
-RUNS = 3
 METHODS = 24  # twelve, with Bessel's correction and without
 LEAST_ACCURACY = 0.94  # with exact statistics, of batches of eight and more
 
+runs = int(sys.argv[2])
 with Path(sys.argv[1]).open(encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
-expected = sum(LAYERS.values()) * len(SIZES) * RUNS * METHODS
+expected = sum(LAYERS.values()) * len(SIZES) * runs * METHODS
 if len(rows) != expected:
     sys.exit(f"expected {expected} rows, got {len(rows)}")
 

@@ -122,7 +122,8 @@ def world(of: Callable[[Any], Any]) -> dict[str, Any]:
         "mean": ones + 2, "var": ones + 3, "running_mean": ones + 4, "running_var": ones + 5,
         "m2": many, "sum_dy": many, "sum_dy_xmu": many, "rows": np.ones((4, 3)), "count": 8,
         "momentum": 0.1, "num_batches_tracked": np.zeros((), np.int64), "eps": 1e-5,
-        "channel_axis": 1, "saved": engine_of(of(x)).forward(of(x), *[None] * 6, 1e-5, 1, None)[1],
+        "channel_axis": 1, "saved": engine_of(of(x)).forward(
+            of(x), eps=1e-5, channel_axis=1, **dict.fromkeys(FORWARD[1:7] + FORWARD[9:]))[1],
         "given": engine_of(of(x)).normalize_by_running(
             of(x), of(ones), of(ones), None, None, 1e-5, 1, None)[1],
     }  # fmt: skip

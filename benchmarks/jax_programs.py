@@ -1,13 +1,14 @@
-"""Layers of Flax NNX in compiled programs, Flax's own beside bnext's.
+"""Layers of Flax NNX and Equinox in compiled programs, their own beside bnext's.
 
     python -m benchmarks.jax_programs [--only PATTERN] [--seconds S] [--json FILE] [--check]
 
 Each row is one program that `jax.jit` has compiled, with `flax.nnx.BatchNorm` and with
 `bnext.jax.flax.BatchNorm`, timed in turns: forward and backward of a layer in training, with the
-statistics that it moves; and the whole training step of a small convolutional network. Times are
-medians in milliseconds, or the quickest turns where others take processors ("busy"). A ratio is
-Flax's time over bnext's. With --check it exits with 1 where a ratio is below its bound, and with 2
-if it cannot compare.
+statistics that it moves; and the whole training step of a small convolutional network. Rows of
+"examples" are `equinox.nn.LayerNorm` and bnext's of one example, mapped by `jax.vmap` and
+differentiated. Times are medians in milliseconds, or the quickest turns where others take
+processors ("busy"). A ratio is the other library's time over bnext's. With --check it exits with 1
+where a ratio is below its bound, and with 2 if it cannot compare.
 """
 
 import importlib.metadata
@@ -22,7 +23,7 @@ from bnext.bench.load import LoadMeter
 from bnext.bench.timing import alternate
 from bnext.command_line import Parser, ends_well, positive
 
-LIBRARIES = ("jax", "jaxlib", "flax")
+LIBRARIES = ("jax", "jaxlib", "flax", "equinox")
 FEWEST, FEWEST_BUSY = 9, 15  # turns of each side
 
 
@@ -33,7 +34,11 @@ class Case(NamedTuple):
     shape: tuple
     dtype: str
     least: float
-    network: bool = False
+
+    @property
+    def library(self):
+        """Whose layers are compared with bnext's."""
+        return "equinox" if self.name == "examples" else "flax"
 
 
 CASES = (
@@ -42,8 +47,11 @@ CASES = (
     Case("layer", (32, 56, 56, 256), "bfloat16", 2.5),
     Case("layer", (32, 112, 112, 64), "bfloat16", 2.5),
     Case("layer", (64, 20), "float32", 1 / 1.2),
-    Case("network", (32, 32, 32, 3), "float32", 1.0, network=True),
-    Case("network", (32, 32, 32, 3), "bfloat16", 1.0, network=True),
+    Case("network", (32, 32, 32, 3), "float32", 1.0),
+    Case("network", (32, 32, 32, 3), "bfloat16", 1.0),
+    Case("examples", (64, 20), "float32", 1.0),
+    Case("examples", (512, 64), "float32", 1.0),
+    Case("examples", (4096, 768), "float32", 1.0),
 )
 
 
@@ -129,22 +137,47 @@ def step_of_network(norm, case):
     return call
 
 
+def step_of_examples(norm, case):
+    """The call of a compiled program: y and all gradients of a layer that sees one example."""
+    import jax
+
+    layer = norm(case.shape[-1])
+    x, dy = (
+        jax.random.normal(jax.random.key(seed), case.shape).astype(case.dtype) for seed in (1, 2)
+    )
+
+    @jax.jit
+    def step(layer, x, dy):
+        y, pull_back = jax.vjp(lambda layer, x: jax.vmap(layer)(x), layer, x)
+        return y, pull_back(dy)
+
+    return lambda: jax.block_until_ready(step(layer, x, dy))
+
+
+STEPS = {"layer": step_of_layer, "network": step_of_network, "examples": step_of_examples}
+
+
 def sides():
-    """The layers by the names of their libraries; None without these."""
+    """The layers of each library, bnext's and its own; None without these."""
     try:
+        import equinox
         from flax import nnx
 
+        import bnext.jax.equinox
         import bnext.jax.flax
     except ImportError as error:
         print(f"benchmarks.jax_programs: {error}", file=sys.stderr)
         return None
-    return {"bnext": bnext.jax.flax.BatchNorm, "flax": nnx.BatchNorm}
+    return {
+        "flax": {"bnext": bnext.jax.flax.BatchNorm, "other": nnx.BatchNorm},
+        "equinox": {"bnext": bnext.jax.equinox.LayerNorm, "other": equinox.nn.LayerNorm},
+    }
 
 
 def measured(case, layers, seconds):
     """A row: seconds of both sides, and their ratio."""
-    step = step_of_network if case.network else step_of_layer
-    calls = {name: step(norm, case) for name, norm in layers.items()}
+    step = STEPS[case.name]
+    calls = {name: step(norm, case) for name, norm in layers[case.library].items()}
     for call in calls.values():
         call()  # compiles
     meter = LoadMeter()
@@ -155,7 +188,8 @@ def measured(case, layers, seconds):
     typical = {name: each.best if busy else each.median for name, each in timings.items()}
     return {
         "name": case.name, "shape": case.shape, "dtype": case.dtype, "least": case.least,
-        "busy": busy, **typical, "ratio": typical["flax"] / typical["bnext"],
+        "library": case.library, "busy": busy, **typical,
+        "ratio": typical["other"] / typical["bnext"],
         "timings": {name: vars(timing) for name, timing in timings.items()},
     }  # fmt: skip
 
@@ -165,7 +199,7 @@ def line(row):
     shape = "x".join(map(str, row["shape"]))
     return (
         f"{row['name']:8} {shape:14} {row['dtype']:9} {1e3 * row['bnext']:10.3f} "
-        f"{1e3 * row['flax']:10.3f} {row['ratio']:7.2f} {row['least']:7.2f}"
+        f"{1e3 * row['other']:10.3f} {row['ratio']:7.2f} {row['least']:7.2f}"
         f"{'  busy' if row['busy'] else ''}"
     )
 
@@ -176,7 +210,7 @@ def heading(found):
     machine = f"{found['processor']}, {found['isa']}, {found['processors']} processors"
     return (
         f"{versions}\n{machine}\n"
-        f"{'program':8} {'shape':14} {'dtype':9} {'bnext ms':>10} {'Flax ms':>10} "
+        f"{'program':8} {'shape':14} {'dtype':9} {'bnext ms':>10} {'other ms':>10} "
         f"{'ratio':>7} {'bound':>7}"
     )
 

@@ -128,6 +128,7 @@ set(BNEXT_CUDA_SOURCES
   csrc/bindings/cuda_module.cpp
   csrc/bindings/errors.cpp
   csrc/core/problem.cpp
+  csrc/cuda/channel_launch.cpp
   csrc/cuda/environment.cpp
   csrc/cuda/kernel_choice.cpp
   csrc/cuda/launch.cpp
@@ -140,6 +141,7 @@ foreach(dtype float32 float64 float16 bfloat16)
     list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/${operation}_${dtype}.cu)
   endforeach()
 endforeach()
+list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/per_channel.cu)
 list(TRANSFORM BNEXT_CUDA_SOURCES PREPEND ${PROJECT_SOURCE_DIR}/)
 list(TRANSFORM BNEXT_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/)
 
@@ -150,5 +152,12 @@ function(bnext_add_cuda_module name)
   set_property(SOURCE ${PROJECT_SOURCE_DIR}/csrc/bindings/cuda_module.cpp
                APPEND PROPERTY COMPILE_DEFINITIONS BNEXT_VERSION="${BNEXT_VERSION}")
   target_link_libraries(${name} PRIVATE bnext_flags)
+  # Handlers for JAX check calls as all of bnext does.
+  bnext_add_foreign_functions(${name} xla/gpu_handlers.cpp core/array_ref.cpp core/check.cpp
+    core/check_in_place.cpp core/check_numbers.cpp core/check_rows.cpp)
+  if(TARGET ${name}_xla)
+    set_property(SOURCE ${PROJECT_SOURCE_DIR}/csrc/bindings/cuda_module.cpp
+                 APPEND PROPERTY COMPILE_DEFINITIONS BNEXT_XLA)
+  endif()
   install(TARGETS ${name} DESTINATION bnext)
 endfunction()

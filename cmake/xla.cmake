@@ -5,11 +5,6 @@
 # isolated mode (-I): pip builds a package where its user's packages are hidden, by variables that this
 # mode ignores.
 
-macro(bnext_without_foreign_functions reason)
-  bnext_without(BNEXT_XLA "foreign functions for JAX" "${reason}" "")
-  return()
-endmacro()
-
 # BNEXT_XLA_INCLUDE_DIR: the folder that has xla/ffi/api/ffi.h; looked for anew in every build, since
 # environments come and go.
 function(bnext_find_foreign_headers result)
@@ -24,7 +19,14 @@ print(os.path.join(list(found.submodule_search_locations)[0], 'include') if foun
   set(${result} "${folder}" PARENT_SCOPE)
 endfunction()
 
-function(bnext_add_foreign_functions module)
+macro(bnext_without_foreign_functions reason)
+  bnext_without(BNEXT_XLA "foreign functions for JAX" "${reason}" "")
+  return()
+endmacro()
+
+# Sets BNEXT_XLA_HEADERS to their folder: empty where foreign functions are left out.
+function(bnext_find_xla)
+  set(BNEXT_XLA_HEADERS "" PARENT_SCOPE)
   if(NOT BNEXT_XLA MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "bnext: BNEXT_XLA: expected AUTO, ON or OFF, got ${BNEXT_XLA}")
   endif()
@@ -39,11 +41,19 @@ function(bnext_add_foreign_functions module)
     bnext_without_foreign_functions("${folder} lacks xla/ffi/api/ffi.h")
   endif()
   message(STATUS "bnext: foreign functions for JAX by ${folder}")
-  # An object of its own: the headers warn, and define a namespace xla.
-  add_library(bnext_xla OBJECT csrc/xla/handlers.cpp csrc/xla/row_handlers.cpp
-              csrc/xla/cell_handlers.cpp)
-  target_include_directories(bnext_xla SYSTEM PRIVATE "${folder}")
-  target_link_libraries(bnext_xla PRIVATE bnext_cpu bnext_flags)
-  target_link_libraries(${module} PRIVATE bnext_xla)
-  target_compile_definitions(${module} PRIVATE BNEXT_XLA)
+  set(BNEXT_XLA_HEADERS "${folder}" PARENT_SCOPE)
+endfunction()
+
+# Adds foreign functions to a module, from sources: an object of its own, since the headers warn, and
+# define a namespace xla.
+function(bnext_add_foreign_functions module)
+  if(NOT BNEXT_XLA_HEADERS)
+    return()
+  endif()
+  list(TRANSFORM ARGN PREPEND ${PROJECT_SOURCE_DIR}/csrc/)
+  add_library(${module}_xla OBJECT ${ARGN})
+  target_include_directories(${module}_xla SYSTEM PRIVATE "${BNEXT_XLA_HEADERS}")
+  target_include_directories(${module}_xla PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  target_link_libraries(${module}_xla PRIVATE bnext_flags)
+  target_link_libraries(${module} PRIVATE ${module}_xla)
 endfunction()

@@ -443,7 +443,7 @@ def test_jax_memory_is_shared(rng):
     x = as_jax(rng.normal(size=SHAPE).astype(np.float32))
     view = bnext._core.from_dlpack(x.__dlpack__())
     assert address(view) == x.unsafe_buffer_pointer()
-    y, _ = bnext._core.forward(view, None, None, None, None, None, None, 1e-5, 1, None)
+    y, _ = bnext._core.forward(view, None, None, 1e-5, 1, None)
     result = jax.numpy.from_dlpack(bnext._core.Exported(y))
     assert result.unsafe_buffer_pointer() == address(y)
 

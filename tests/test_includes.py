@@ -14,7 +14,7 @@ BELOW = {
     "cpu": {"core"},
     "cuda": {"core"},
     "intake": {"core", "cpu"},
-    "xla": {"core", "cpu"},
+    "xla": {"core", "cpu", "cuda"},
     "bindings": {"core", "sync", "cpu", "cuda", "intake", "xla"},
 }
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".hpp", ".cpp", ".cu"))

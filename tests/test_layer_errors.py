@@ -31,6 +31,35 @@ WRONG_INPUTS = [
 ]
 
 
+SUITED = {
+    "x": np.ones((2, 3, 4), F4), "dtype": np.dtype(F4), "ranks": (2, 3), "channel_axis": 1,
+    "num_features": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"ranks": ()}, {"channel_axis": -2}, {"channel_axis": -1, "num_features": 4}],
+    ids=str,
+)
+def test_input_that_suits(more):
+    assert bnext._core.suits(**SUITED | more) is True
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ranks": (2, 4)}, {"ranks": [2, 3]}, {"channel_axis": 3}, {"channel_axis": 10**30},
+        {"num_features": 4}, {"num_features": 10**30}, {"dtype": np.dtype(np.float64)},
+        {"x": SUITED["x"].tolist()}, {"x": np.ma.array(SUITED["x"])}, {"x": F4(3)},
+        {"x": SUITED["x"].astype(">f4")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_input_that_is_asked_more(more):
+    assert bnext._core.suits(**SUITED | more) is False
+
+
 @pytest.mark.parametrize(("layer", "shape", "text"), WRONG_INPUTS)
 @pytest.mark.parametrize("training", [True, False])
 def test_wrong_shape(layer, shape, text, training):

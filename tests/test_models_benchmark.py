@@ -225,3 +225,50 @@ def test_torch_cost_of_norms(torch):
         for library, time in (("PyTorch", 2.0), ("bnext", 1.0))
     }
     assert norms.table(Turns(samples)) == [[norm, 2.0, 0.5, 1.0, 0.0] for norm in norms.NORMS]
+
+
+def test_chains_name_what_is_slower_beside_a_layer(capsys):
+    """Convolutions and page faults beyond PyTorch's, and nothing else."""
+    from benchmarks.models.chains import told
+
+    def side(convolutions, faults):
+        parts = {"convolutions": convolutions, "normalization": 1.0, "rest": 1.0}
+        return {"all": sum(parts.values()), **parts, "faults": faults}
+
+    found = {
+        "inference": {"torch": side(10.0, 100.0), "converted": side(10.2, 100.0),
+                      "fused": side(12.0, 90.0)},
+        "step": {"torch": side(10.0, 100.0), "converted": side(20.0, 104.0),
+                 "fused": side(10.0, 105.0)},
+    }  # fmt: skip
+    assert told(found, "a chain") == [
+        "a chain: inference, fused: convolutions of 12.00, PyTorch's 10.00",
+        "a chain: step, fused: page faults of 105.00, PyTorch's 100.00",
+    ]
+    assert "inference, converted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_chains_are_measured(torch, channels_last, monkeypatch):
+    """All variants give the same; times have their parts."""
+    from benchmarks.models import chains
+    from bnext.torch import kernels
+
+    for owner, name in ((torch.nn.functional, "conv2d"), (torch.nn.functional, "batch_norm"),
+                        (kernels, "evaluate")):  # fmt: skip
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # exchanged, and put back
+    threads = torch.get_num_threads()
+    chain = chains.Chain((2, 4, 6, 6), channels_last)
+    clock, x, variants = chains.prepared(chain, ("torch", "converted", "fused"))
+    torch.set_num_threads(threads)
+    (_, calls), (_, steps) = chains.passes_of(torch, variants, x)
+    assert calls.keys() == steps.keys() == variants.keys()
+    for model in variants.values():
+        model.eval()
+    expected = calls["torch"]()
+    for call in calls.values():
+        found = chains.sample(call, clock)
+        torch.testing.assert_close(call(), expected)
+        assert 0 < found["convolutions"] < found["all"]
+        assert 0 < found["normalization"] < found["all"]
+        assert found["rest"] > 0

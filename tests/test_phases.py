@@ -35,7 +35,10 @@ def test_forward_of_a_group_of_one(rng, isa, schedule, case, dtype):
     (mean, var), (moved_mean, moved_var) = (rows.copy() for rows in running)
     counts = np.zeros((), np.int64), np.zeros((), np.int64)
     options = (1e-5, case.channel_axis, None)
-    y, saved = _core.forward(x, *parameters, mean, var, 0.3, counts[0], *options)
+    y, saved = _core.forward(
+        x, *parameters, *options, running_mean=mean, running_var=var, momentum=0.3,
+        num_batches_tracked=counts[0],
+    )  # fmt: skip
     count, *rows, name = _core.collect_stats(
         x, *parameters, moved_mean, moved_var, 0.3, counts[1], *options
     )  # fmt: skip

@@ -4,7 +4,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from .kit import BUILD, cache, check, packages_of, python_of, step
+from .kit import BUILD, cache, check, foreign_functions, packages_of, python_of, step
 
 TOOLS = ("cmake", "ninja", "pybind11>=3,<4", "numpy")
 TSAN = ("thread_group_stress", "team_accounts", "pool_stress", "cuda_walk")
@@ -89,9 +89,10 @@ def build_clang(session):
 
 @check
 def build_arm(session):
-    """The kernels for another architecture, by both compilers."""
+    """The kernels for another architecture, by both compilers; nothing here can run them."""
     session.install(*TOOLS)
-    system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DBNEXT_PYTHON=OFF")
+    system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DBNEXT_PYTHON=OFF",
+              "-DBNEXT_KERNELS_OPTIMIZED=-O1")  # fmt: skip
     for name, *compiler in (
         ("arm", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"),
         ("arm-clang", "-DCMAKE_CXX_COMPILER=clang++-14",
@@ -125,14 +126,15 @@ def cuda_toolkit(session):
 
 @check
 def build_cuda(session):
-    """The CUDA kernels for every architecture, and as a program for the CPU.
+    """The CUDA kernels and their handlers for JAX, for every architecture and for the CPU.
 
     No kernel may use local memory, and the instructions of a batch are counted.
     """
     session.install(*TOOLS)
     env = cuda_toolkit(session)
     fresh("cuda")
-    folder, _ = configure(session, "cuda", "-DBNEXT_CUDA_EMULATION=ON", preset="cuda", env=env)
+    options = ("-DBNEXT_CUDA_EMULATION=ON", *foreign_functions(session))
+    folder, _ = configure(session, "cuda", *options, preset="cuda", env=env)
     printed = folder / "ptxas.txt"
     noise = "^ptxas info\\|^    .* stack frame"
     command = (

@@ -1,5 +1,8 @@
 """Builds of other sessions: C++ programs, other compilers, emulation of CUDA, sanitizers."""
 
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
 from .kit import OUTPUT, built, check, nothing_skipped, pytest, python_of, stand_on
 
 LAYERS = ("tests", "torch", "libraries", "processes")
@@ -35,26 +38,28 @@ def other_builds(session):
     stand_on(session, "tests")
     session.install("cmake")
     session.run(".ci/check-compilers", external=True)
-    fingerprints = ".ci/fingerprints.py"
-    expected = bits(session, "installed", python_of(session), fingerprints)
-    for name in ("cpp", "clang-14", "clang-19"):
-        print(f"{name}:", flush=True)
+    fingerprints, names = ".ci/fingerprints.py", ("cpp", "clang-14", "clang-19")
+    commands = {"installed": [python_of(session), fingerprints]}
+    for name in names:
         session.run(".ci/check-symbols", str(built(session, name)), external=True)
-        command = with_module(session, name)
-        found = bits(session, name, *command.split(), "--program", fingerprints)
-        session.run("diff", str(expected), str(found), external=True)
-        cases = len(expected.read_text(encoding="utf-8").splitlines())
-        print(f"the same bits as the installed build in {cases} cases", flush=True)
-        files = ("test_forward.py", "test_backward.py", "test_without_openmp.py")
-        pytest(session, "-q", *(f"tests/{file}" for file in files), python=command)
+        commands[name] = [*with_module(session, name).split(), "--program", fingerprints]
+    with ThreadPoolExecutor(2) as pool:  # each keeps one processor busy
+        files = dict(zip(commands, pool.map(bits, commands, commands.values()), strict=True))
+    cases = len(files["installed"].read_text(encoding="utf-8").splitlines())
+    for name in names:
+        session.run("diff", str(files["installed"]), str(files[name]), external=True)
+        print(f"{name}: the same bits as the installed build in {cases} cases", flush=True)
+        tests = ("test_forward.py", "test_backward.py", "test_without_openmp.py")
+        chosen = (f"tests/{file}" for file in tests)
+        pytest(session, "-q", "-n", "auto", *chosen, python=with_module(session, name))
 
 
-def bits(session, name, *command):
+def bits(name, command):
     """Keep what a program prints of every result; return the file."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     path = OUTPUT / f"bits-{name}.txt"
     with path.open("w", encoding="utf-8") as file:
-        session.run(*command, stdout=file, stderr=None, external=True)
+        subprocess.run(command, stdout=file, check=True)
     return path
 
 

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from contextlib import contextmanager
@@ -112,13 +113,23 @@ def build_with_foreign_functions(session):
 
     The headers of XLA's foreign functions come with jaxlib, which most environments do not have.
     """
+    more = " ".join(foreign_functions(session))
+    return cache() | {"CMAKE_ARGS": f"-DBNEXT_WERROR=ON {more}"}
+
+
+def foreign_functions(session):
+    """The arguments by which CMake finds the headers of jaxlib, without an installation of it."""
     folder = BUILD / "jaxlib"
     headers = folder / "jaxlib" / "include"
     if not headers.is_dir():
+        mine = BUILD / f"jaxlib.{os.getpid()}"  # another nox may run behind this one
         jaxlib = JAX.replace("jax", "jaxlib", 1)
-        session.run("pip", "install", "--quiet", "--no-deps", "--target", str(folder), jaxlib)
-    more = f"-DBNEXT_XLA=ON -DBNEXT_XLA_INCLUDE_DIR={headers}"
-    return cache() | {"CMAKE_ARGS": f"-DBNEXT_WERROR=ON {more}"}
+        session.run("pip", "install", "--quiet", "--no-deps", "--target", str(mine), jaxlib)
+        try:
+            mine.rename(folder)
+        except OSError:  # the other was quicker
+            shutil.rmtree(mine)
+    return "-DBNEXT_XLA=ON", f"-DBNEXT_XLA_INCLUDE_DIR={headers}"
 
 
 def cache():

@@ -2,16 +2,23 @@
 
     python -m benchmarks.models.zoo [--only PATTERN] [--seconds S] [--check]
 
-Each network is measured in one run, in turns: as it is; converted; and converted with what follows
-normalization fused (`convert(model, fuse=True)`). Printed are the time of the first, and how many
-times as fast the others are. With --check it exits with 1 where a bound is not kept.
+Each network is measured in a process of its own, in turns: as it is; converted; and converted with
+what follows normalization fused (`convert(model, fuse=True)`). Printed are the time of the first,
+how many times as fast the others are, and the page faults of a step or a pass of each. With --check
+it exits with 1 where a bound is not kept.
+
+glibc's allocator gives memory back, or keeps it, by what a process has freed before: so one network
+does not follow another, and the page faults tell why a network may differ from one run to the next.
 """
 
 import copy
 import re
+import resource
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 from bnext.bench.libraries import import_torch
 from bnext.command_line import Parser, at_least, ends_well
@@ -19,6 +26,7 @@ from bnext.command_line import Parser, at_least, ends_well
 THREADS = 2
 CLASSES = 10
 SECONDS = 20
+CALLS = 3  # in which page faults are counted
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,36 @@ def call_of(torch, model, line):
     return step
 
 
-def measure(torch, models, line, seconds):
-    """Turns of all three."""
+def measure(line, seconds):
+    """Milliseconds of the first, how many times as fast the others are, page faults of all."""
+    import torch
+    from torchvision import models
+
     import bnext.torch
     from benchmarks.models.timing import in_turns
+    from bnext.bench.measure import threads_set_to
 
-    torch.manual_seed(0)
-    model = getattr(models, line.network)(num_classes=CLASSES)
-    variants = {"torch": model}
-    for name, fuse in (("converted", False), ("fused", True)):
-        variants[name] = bnext.torch.convert(copy.deepcopy(model), fuse=fuse)
-    calls = {name: call_of(torch, variant, line) for name, variant in variants.items()}
-    return in_turns(calls, seconds)
+    warnings.filterwarnings("ignore", module="torch")
+    with threads_set_to(THREADS):
+        torch.manual_seed(0)
+        model = getattr(models, line.network)(num_classes=CLASSES)
+        variants = {"torch": model}
+        for name, fuse in (("converted", False), ("fused", True)):
+            variants[name] = bnext.torch.convert(copy.deepcopy(model), fuse=fuse)
+        calls = {name: call_of(torch, variant, line) for name, variant in variants.items()}
+        turns = in_turns(calls, seconds)
+        faults = {name: faults_of(call) for name, call in calls.items()}
+    ratios = {name: turns.ratio("torch", name)[0] for name in ("converted", "fused")}
+    return turns.packed()["torch"][0] * 1e3, ratios, faults
+
+
+def faults_of(call):
+    """Page faults of a call behind others like it."""
+    call()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(CALLS):
+        call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // CALLS
 
 
 @ends_well("zoo.py")
@@ -104,29 +130,25 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     torch = import_torch()
     try:
-        from torchvision import models
+        import torchvision  # noqa: F401
     except ImportError:
         print("zoo.py: needs PyTorch, and torchvision of its version", file=sys.stderr)
         return 2
-    from bnext.bench.measure import threads_set_to
-
-    warnings.filterwarnings("ignore", module="torch")
     print(f"PyTorch {torch.__version__}, {THREADS} threads")
-    print("     torch  converted  fused")
+    print("     torch  converted  fused   page faults of the three")
     missed = []
-    with threads_set_to(THREADS):
-        for line in LINES:
-            if not re.search(options.only, line.title):
-                continue
-            turns = measure(torch, models, line, options.seconds)
-            took = turns.packed()["torch"][0] * 1e3
-            found = {name: turns.ratio("torch", name)[0] for name in ("converted", "fused")}
-            row = f"{took:7.1f} ms  {found['converted']:9.3f} {found['fused']:6.3f}  {line.title}"
-            print(row, flush=True)
-            for name, ratio in found.items():
-                bound = getattr(line, name)
-                if bound is not None and ratio < bound:
-                    missed.append(f"{line.title}, {name}: {ratio:.3f}, at least {bound}")
+    for line in LINES:
+        if not re.search(options.only, line.title):
+            continue
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+            took, found, faults = alone.submit(measure, line, options.seconds).result()
+        row = f"{took:7.1f} ms  {found['converted']:9.3f} {found['fused']:6.3f}"
+        row += f"   {' '.join(f'{each:6d}' for each in faults.values())}  {line.title}"
+        print(row, flush=True)
+        for name, ratio in found.items():
+            bound = getattr(line, name)
+            if bound is not None and ratio < bound:
+                missed.append(f"{line.title}, {name}: {ratio:.3f}, at least {bound}")
     for text in missed:
         print(f"NOT KEPT: {text}")
     return int(bool(missed) and options.check)

@@ -8,9 +8,9 @@ namespace {
 
 constexpr Signature kForward{
     "forward",
-    "x, weight, bias, running_mean, running_var, momentum, num_batches_tracked, eps, channel_axis, "
-    "out, bessel=True, plain=False, keeps=True, epilogue=None, num_batches_skipped=None, "
-    "weighting=None",
+    "x, weight, bias, eps, channel_axis, out, plain=False, keeps=True, epilogue=None, "
+    "running_mean=None, running_var=None, momentum=None, num_batches_tracked=None, bessel=True, "
+    "num_batches_skipped=None, weighting=None",
     "y and Saved, from batch statistics; updates the running ones where they are given: with\n"
     "a counter for skipped batches, unless the batch's are not finite. With\n"
     "`plain`, TypeError for a tensor that is not plain; what autograd would record is not asked.\n"
@@ -53,15 +53,16 @@ py::object normalize_by(Taken& taken) {
     Intake& call = taken.call;
     Saved saved = given_statistics(call, mean, var);
     saved.weights = taken.weights;
-    saved.fingerprint = fingerprint_of(call[Role::x]);
-    const py::object y = apply_norm_by(call, saved, Results(call.library()));
-    return tuple_of(y, object_of(std::move(saved)));
+    if (taken.keeps) saved.fingerprint = fingerprint_of(call[Role::x]);
+    const py::object y = apply_norm_by(call, saved, Results(call.library()), taken.keeps);
+    return tuple_of(y, taken.keeps ? object_of(std::move(saved)) : py::none());
 }
 
 constexpr Signature kNormalize{"normalize",
                                "x, mean, var, weight, bias, eps, channel_axis, out, epilogue=None, "
-                               "weighting=None",
-                               "y and Saved, from given statistics."};
+                               "weighting=None, keeps=True",
+                               "y and Saved, from given statistics; None in its place without\n"
+                               "`keeps`."};
 
 constexpr Signature kNormalizeByRunning{
     "normalize_by_running",
@@ -71,11 +72,14 @@ constexpr Signature kNormalizeByRunning{
 
 constexpr Signature kEvaluate{
     "evaluate",
-    "x, running_mean, running_var, weight, bias, eps, channel_axis, plain=False, epilogue=None",
-    "y of `normalize_by_running` alone, for no backward pass; a tensor in its library's memory."};
+    "x, running_mean, running_var, weight, bias, eps, channel_axis, plain=False, epilogue=None, "
+    "over=False",
+    "y of `normalize_by_running` alone, for no backward pass; a tensor in its library's memory.\n"
+    "`over`: in the memory of x, which is returned."};
 
 py::object evaluate(Taken& taken) {
     Intake& call = taken.call;
+    if (taken.over) call.write_over(taken.x);
     Saved saved = given_statistics(call, Role::running_mean, Role::running_var);
     return apply_norm_by(call, saved, Results(call.library(), taken.x), false);
 }

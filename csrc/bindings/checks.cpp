@@ -39,6 +39,34 @@ py::object misplaced(py::handle self, const Arguments<2>& arguments) {
     return py::str(call.misplaced(array));
 }
 
+constexpr Signature kSuits{"suits", "x, dtype, ranks, channel_axis, num_features",
+                           "Whether x is an ndarray of that dtype object, of one of these ranks "
+                           "(none: of any), and has so\n"
+                           "many channels. Of other input a layer asks more, and has the errors."};
+
+py::object suits(py::handle, const Arguments<5>& arguments) {
+    const auto [x, dtype, ranks, channel_axis, num_features] = arguments;
+    const auto is = [](py::handle number, py::ssize_t value) {
+        return PyLong_CheckExact(number.ptr()) != 0 && PyLong_AsSsize_t(number.ptr()) == value;
+    };
+    const auto answer = [&] {
+        const auto shape = intake::shape_if_plain(x, dtype);
+        if (!shape || PyTuple_Check(ranks.ptr()) == 0) return false;
+        const auto rank = static_cast<py::ssize_t>(shape->size());
+        const auto known = py::reinterpret_borrow<py::tuple>(ranks);
+        bool fits = known.empty();
+        for (std::size_t k = 0; k < known.size() && !fits; ++k) fits = is(known[k], rank);
+        if (!fits || PyLong_CheckExact(channel_axis.ptr()) == 0) return false;
+        const py::ssize_t given = PyLong_AsSsize_t(channel_axis.ptr());
+        const py::ssize_t axis = given < 0 ? given + rank : given;
+        return axis >= 0 && axis < rank &&
+               is(num_features, (*shape)[static_cast<std::size_t>(axis)]);
+    };
+    const bool does = answer();
+    if (PyErr_Occurred() != nullptr) PyErr_Clear();  // of numbers beyond all arrays
+    return py::bool_(does);
+}
+
 void check_count(py::handle count, const char* name) {
     if (count.is_none()) return;
     Extents extents;
@@ -56,6 +84,7 @@ void register_questions(const py::object& m, py::handle engine) {
 }
 
 void register_checks(py::module_& m) {
+    Fast<5, kSuits, suits>::add_to(m);
     m.def(
         "refuse_tracer", [](py::handle x, const char* name) { intake::as_array(x, name); },
         py::arg("x"), py::arg("name"), "Raises the error for a tracer of JAX.");

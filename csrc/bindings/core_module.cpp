@@ -20,5 +20,6 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_engines(m);
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);
+    bnext::bindings::register_unchanged(m);
     bnext::bindings::register_foreign(m);
 }

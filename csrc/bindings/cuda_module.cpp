@@ -17,6 +17,9 @@
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
 #endif
+#ifdef BNEXT_XLA
+#include "xla/handlers.hpp"
+#endif
 
 namespace py = pybind11;
 
@@ -160,6 +163,31 @@ py::dict launch_of(const cuda::Launch& launch) {
     return d;
 }
 
+py::object foreign_targets() {
+#ifdef BNEXT_XLA
+    py::dict found;
+    for (const foreign::Target& target : foreign::gpu_targets()) {
+        py::dict stages;
+        stages["execute"] = py::capsule(target.handler, "xla._CUSTOM_CALL_TARGET");
+        stages["initialize"] = py::capsule(target.initialize, "xla._CUSTOM_CALL_TARGET");
+        found[target.name] = stages;
+    }
+    return found;
+#else
+    return py::none();
+#endif
+}
+
+#ifdef BNEXT_CUDA_EMULATION
+py::list record(bool wanted) {
+    py::list requests;
+    for (const auto& [what, stream] : cuda::emulation::record(wanted)) {
+        requests.append(py::make_tuple(what, reinterpret_cast<std::uintptr_t>(stream)));
+    }
+    return requests;
+}
+#endif
+
 // (Of this module alone: the emulated kernels may be loaded beside the real ones.)
 void register_plan(py::module_& m) {
     py::class_<Limits>(m, "Limits", py::module_local(),
@@ -219,7 +247,16 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
 #ifdef BNEXT_CUDA_EMULATION
     m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
           "Whether launches run, for measurements of all that comes before.");
+    m.def("record", &bindings::record, py::arg("wanted"),
+          "Begin or end a record of what is asked of the runtime; the one before is returned, as\n"
+          "pairs of a name and a stream.");
+#ifdef BNEXT_XLA
+    bindings::register_emulated_programs(m);
 #endif
+#endif
+    m.def("foreign_targets", &bindings::foreign_targets,
+          "The handlers for programs of JAX by their names, each as capsules by stages; None in a\n"
+          "build without them.");
     m.def("device_count", &runtime::device_count, "GPUs; 0 where there is no driver.");
     m.def("unavailable_reason", &runtime::unavailable_reason, "Why there are none, else ''.");
     m.def("device_name", &runtime::device_name, py::arg("device"));

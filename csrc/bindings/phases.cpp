@@ -109,9 +109,9 @@ constexpr Signature kBackwardReduce{
     "sum of dy, and of dy * (x - mean), of each channel, after a look at all that `backward` "
     "takes."};
 
-py::object backward_reduce(Taken& taken) {
+Sums sums_of_backward(Taken& taken) {
     const Saved& saved = *taken.saved;
-    const Sums sums(saved.channels());
+    Sums sums(saved.channels());
     compute(
         taken.call, {},
         [&](auto type, const Operands& arrays, const auto&) {
@@ -123,7 +123,19 @@ py::object backward_reduce(Taken& taken) {
                                     pointer_to(weights));
         },
         nullptr, flags_to_read(saved));
-    return sums.arrays();
+    return sums;
+}
+
+py::object backward_reduce(Taken& taken) { return sums_of_backward(taken).arrays(); }
+
+constexpr Signature kBackwardOfParameters{"backward_of_parameters", "dy, x, saved, plain=False",
+                                          "dweight and dbias alone, of `backward`."};
+
+py::object backward_of_parameters(Taken& taken) {
+    const Sums sums = sums_of_backward(taken);
+    const double* rstd = taken.call[Role::x].size() == 0 ? nullptr : taken.saved->rows().rstd();
+    const auto [dweight, dbias] = sums.gradients(*taken.saved, rstd, Results(taken.call.library()));
+    return tuple_of(dweight, dbias);
 }
 
 constexpr Signature kBackwardApply{"backward_apply",
@@ -175,6 +187,8 @@ void register_phases(const py::object& m, py::handle engine) {
         m, engine);
     Operation<Function::backward_reduce, kBackwardReduce, backward_reduce,
               gpu::backward_reduce>::add_to(m, engine);
+    Operation<Function::backward_reduce, kBackwardOfParameters, backward_of_parameters>::add_to(
+        m, engine);
     Operation<Function::backward_apply, kBackwardApply, backward_apply,
               gpu::backward_apply>::add_to(m, engine);
     Operation<Function::parameter_gradients, kParameterGradients, parameter_gradients,

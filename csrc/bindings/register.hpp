@@ -21,5 +21,7 @@ void register_engines(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_sync(pybind11::module_& m);
 void register_foreign(pybind11::module_& m);
+void register_emulated_programs(pybind11::module_& m);
+void register_unchanged(pybind11::module_& m);
 
 }  // namespace bnext::bindings

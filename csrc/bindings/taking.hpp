@@ -19,7 +19,7 @@ struct Taken {
     const DeviceSaved* device_saved = nullptr;  // of a call on a GPU
     FromForward facts{};
     SharedWeights weights;  // of positions, where the call has any
-    bool bessel = true, keeps = true;
+    bool bessel = true, keeps = true, over = false;
     unsigned wanted = 0;  // results, a bit each
     py::handle x, dy, weight, like, count;
 };
@@ -120,6 +120,8 @@ private:
             taken.bessel = flag_of(object);
         } else if constexpr (name == "keeps") {
             taken.keeps = flag_of(object);
+        } else if constexpr (name == "over") {
+            taken.over = flag_of(object);
         } else if constexpr (name == "wanted") {
             taken.wanted = static_cast<unsigned>(intake::take_integer(object, "wanted"));
         } else if constexpr (name == "like") {

@@ -32,6 +32,8 @@ enum class Function : std::uint8_t {
     cell_backward,
     cell_restored,
     rows_forward,  // layer and RMS normalization
+    rows_collect,  // of rows whose values are divided among the members of a group
+    rows_apply,
     rows_backward,
     rows_restored,
 };

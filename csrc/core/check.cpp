@@ -34,6 +34,8 @@ public:
             case Function::cell_backward: return backward();
             case Function::cell_restored: return cell_restored();
             case Function::rows_forward:
+            case Function::rows_collect:
+            case Function::rows_apply:
             case Function::rows_backward:
             case Function::rows_restored: return check_rows(call_);
         }
@@ -101,7 +103,7 @@ private:
                 "residual: expected the forward call's, since y follows from it, got "
                 "None");
         }
-        residual_again(saved.fused.residual);
+        check_residual_again(call_, saved.fused.residual);
         out(saved.dtype, saved.shape, {Role::x, Role::residual});
     }
 
@@ -191,7 +193,7 @@ private:
         const FromForward& saved = *call_.from_forward;
         of_forward();
         like(Role::dy, saved.dtype, saved.shape);
-        residual_again(saved.reads_residual());
+        check_residual_again(call_, saved.reads_residual());
         if (call_.function == Function::backward_apply) sums();
         parameter(Role::weight, {});
         out_over_dy({Role::dy, Role::x, Role::residual, Role::weight});
@@ -207,7 +209,7 @@ private:
             value_error("saved: expected of a call in which all positions count, got of another");
         }
         like(Role::dy, saved.dtype, saved.shape);
-        residual_again(saved.reads_residual());
+        check_residual_again(call_, saved.reads_residual());
         if (!saved.fused.residual && call_.has(Role::ddresidual)) {
             value_error("ddresidual: expected None, since the forward call had no residual");
         }
@@ -217,14 +219,9 @@ private:
         for (const Role role : {Role::weight, Role::ddweight, Role::ddbias}) parameter(role, {});
     }
 
-    // `out` may be dy itself, unless dy is the residual's gradient.
     void out_over_dy(std::initializer_list<Role> inputs) const {
-        const FromForward& saved = *call_.from_forward;
-        if (saved.fused.residual && !saved.fused.changes_backward() &&
-            call_.writes_over(Role::dy)) {
-            value_error("out: expected memory of its own, got dy, which is dresidual as well");
-        }
-        out(saved.dtype, saved.shape, inputs, Role::dy);
+        check_not_over_dresidual(call_);
+        out(call_.from_forward->dtype, call_.from_forward->shape, inputs, Role::dy);
     }
 
     void backward_constant() const {
@@ -309,24 +306,6 @@ private:
         check_negative_slope(call_.fused.negative_slope);
         if (!call_.has(Role::residual)) return;
         like(Role::residual, x().dtype(), x().shape());
-    }
-
-    // The forward call's residual, which is needed where it is read.
-    void residual_again(bool is_read) const {
-        const FromForward& saved = *call_.from_forward;
-        if (!call_.has(Role::residual)) {
-            if (!is_read) return;
-            value_error("residual: expected the forward call's, since the derivative of ",
-                        name_of(saved.fused.activation), " follows from it, got None");
-        }
-        if (!saved.fused.residual) {
-            value_error("residual: expected None, since the forward call had none");
-        }
-        like(Role::residual, saved.dtype, saved.shape);
-        if (is_read && saved.residual_fingerprint != nullptr &&
-            *saved.residual_fingerprint != fingerprint_of(call_[Role::residual])) {
-            of_another("another residual, or it was changed since (its elements differ)");
-        }
     }
 
     // Updated in place: both or neither.

@@ -72,6 +72,32 @@ inline void check_like(const Call& call, Role role, DType dtype, std::span<const
     check_shape(call[role], name, shape);
 }
 
+// Of a backward call: the forward call's residual, which is needed where it is read.
+inline void check_residual_again(const Call& call, bool is_read) {
+    const FromForward& saved = *call.from_forward;
+    if (!call.has(Role::residual)) {
+        if (!is_read) return;
+        value_error("residual: expected the forward call's, since the derivative of ",
+                    name_of(saved.fused.activation), " follows from it, got None");
+    }
+    if (!saved.fused.residual) {
+        value_error("residual: expected None, since the forward call had none");
+    }
+    check_like(call, Role::residual, saved.dtype, saved.shape);
+    if (is_read && saved.residual_fingerprint != nullptr &&
+        *saved.residual_fingerprint != fingerprint_of(call[Role::residual])) {
+        of_another("another residual, or it was changed since (its elements differ)");
+    }
+}
+
+// `out` may be dy itself, unless dy is the residual's gradient.
+inline void check_not_over_dresidual(const Call& call) {
+    const Fused& fused = call.from_forward->fused;
+    if (fused.residual && !fused.changes_backward() && call.writes_over(Role::dy)) {
+        value_error("out: expected memory of its own, got dy, which is dresidual as well");
+    }
+}
+
 // `over`: the input that `out` itself may be.
 inline void check_out(const Call& call, DType dtype, std::span<const Index> shape,
                       std::initializer_list<Role> inputs, Role over = Role::out) {

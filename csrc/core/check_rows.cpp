@@ -28,6 +28,8 @@ void check_data(const Call& call) {
                     shape_text(wanted), ", got ", shape_text(shape));
     }
     check_eps(call.eps);
+    check_negative_slope(call.fused.negative_slope);
+    if (call.has(Role::residual)) check_like(call, Role::residual, call[Role::x].dtype(), shape);
 }
 
 void check_backward(const Call& call) {
@@ -47,7 +49,10 @@ void check_backward(const Call& call) {
     check_like(call, Role::dy, saved.dtype, saved.shape);
     check_parameters(call, saved.dtype,
                      saved.shape.subspan(static_cast<std::size_t>(saved.channel_axis)));
-    check_out(call, saved.dtype, saved.shape, {Role::dy, Role::x, Role::weight}, Role::dy);
+    check_residual_again(call, saved.reads_residual());
+    check_not_over_dresidual(call);
+    check_out(call, saved.dtype, saved.shape, {Role::dy, Role::x, Role::residual, Role::weight},
+              Role::dy);
 }
 
 }  // namespace
@@ -70,10 +75,20 @@ void check_rows(const Call& call) {
         for (const Index extent : x.shape().first(x.rank - call.normalized_shape.size())) {
             rows *= extent;
         }
-        return check_like(call, Role::rows, DType::float64, std::array{kRowStatistics, rows});
+        check_like(call, Role::rows, DType::float64, std::array{kRowStatistics, rows});
+        return check_parameters(call, x.dtype(), call.normalized_shape);
+    }
+    if (call.function == Function::rows_apply) {
+        Index rows = 1;
+        for (const Index extent : x.shape().first(x.rank - call.normalized_shape.size())) {
+            rows *= extent;
+        }
+        for (const Role role : {Role::mean, Role::mean_low, Role::m2}) {
+            check_like(call, role, DType::float64, std::array{rows});
+        }
     }
     check_parameters(call, x.dtype(), call.normalized_shape);
-    check_out(call, x.dtype(), x.shape(), {Role::x, Role::weight, Role::bias});
+    check_out(call, x.dtype(), x.shape(), {Role::x, Role::residual, Role::weight, Role::bias});
 }
 
 }  // namespace bnext

@@ -8,12 +8,14 @@
 
 namespace bnext::cpu {
 
-// Rows of contiguous values, `pitch` elements apart.
+// Rows of contiguous values, `pitch` elements apart. Of a block of rows that was made in memory of
+// its own, `data` is where row 0 and column 0 would be.
 template <class T>
 struct Matrix {
     T* data;
     Index pitch;
 
+    [[nodiscard]] BNEXT_FORCE_INLINE T* at(Index r, Index column) const { return row(r) + column; }
     [[nodiscard]] BNEXT_FORCE_INLINE T* row(Index r) const { return data + r * pitch; }
 };
 
@@ -56,6 +58,9 @@ struct RowGradient {
     RowStatistics of;
     RowSums sums;  // of whole rows, from row 0 on: g = dy * weight, and g * xhat
     Index width;   // the values of a row
+    // What follows in memory where dy and x are not read from there, but made of others.
+    Matrix<const T> next_dy = dy;
+    Matrix<const T> next_x = x;
 };
 
 struct RowAccess {
@@ -75,6 +80,40 @@ BNEXT_FORCE_INLINE double origin_of_row(const T* x, Index width) {
     const double top = high < last ? high : last;
     return low < top ? top : low;
 }
+
+// Whether a row's numbers are beyond what float32 has, so that the row is written in double.
+template <class T>
+BNEXT_FORCE_INLINE bool is_extreme_row(const RowStatistics& of, Index row) {
+    if constexpr (sizeof(T) == 8) return false;
+    constexpr double kLargest = 0x1p100, kSmallest = 0x1p-100;
+    const double rstd = of.rstd[row], mean = of.mean[row];
+    const bool usual = rstd <= kLargest && (rstd >= kSmallest || rstd == 0.0) && mean < kLargest &&
+                       mean > -kLargest;
+    return !usual;
+}
+
+// Values of a row, what they are combined with, and what the caller goes on with, which is
+// prefetched; the residual and `next` may be null.
+template <class T>
+struct RowPiece {
+    const T* x;
+    const T* residual;
+    const T* next;
+    const Param<T>* weight;
+    const Param<T>* bias;
+    Index n;
+};
+
+// The steps of an activated pass over a piece of a row, in arithmetic of S. Buffers of S end with a
+// whole pack.
+template <class T, class S>
+struct RowSteps {
+    // z = xhat * weight + bias + residual
+    void (*argument)(const RowStatistics&, Index row, const RowPiece<T>&, S* z);
+    void (*widen)(const T* values, Index n, S* to);
+    // Streaming: past the caches, from the first line of the cache on; `fence` behind the last.
+    void (*narrow)(const S* values, Index n, T* to, bool streams);
+};
 
 template <class T>
 struct RowKernels {
@@ -97,11 +136,15 @@ struct RowKernels {
     Normalize normalize;
     Reduce reduce[2];                // by whether rows are centered
     Differentiate differentiate[2];  // the same
+    RowSteps<T, Compute<T>> steps;   // of activated passes
+    RowSteps<T, double> wide_steps;  // the same, of extreme rows
 };
 
 // The functions of one instruction set, as in KernelTable. By themselves, since files with all
 // kernels take the longest to compile.
 struct RowTable : RowKernels<float>, RowKernels<double>, RowKernels<float16>, RowKernels<bfloat16> {
+    void (*fence)();  // makes what was streamed visible to other threads
+
     template <class T>
     [[nodiscard]] const RowKernels<T>& kernels() const {
         return *this;

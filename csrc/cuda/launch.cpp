@@ -239,7 +239,7 @@ bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars
 }  // namespace
 
 void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& scalars, int device,
-            runtime::Stream stream) {
+            runtime::Stream stream, Index room) {
     check_addresses(plan, addresses);
     const runtime::CurrentDevice current(device);
     if (plan.forced || !must_be_resident(plan.first)) {
@@ -248,13 +248,28 @@ void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& s
     if (enqueue_resident(plan, addresses, scalars, device, stream)) return;
     const LaunchPlan other = in_two_kernels(plan);
     std::shared_ptr<void> workspace;
-    if (other.workspace_bytes > 0) {
+    Addresses at = addresses;
+    if (other.workspace_bytes > room) {
         workspace.reset(runtime::allocate(other.workspace_bytes, stream),
                         [stream](void* memory) { runtime::release(memory, stream); });
+        at.workspace = workspace.get();
     }
-    Addresses at = addresses;
-    at.workspace = workspace.get();
     enqueue(other, at, scalars, device, stream);
+}
+
+void prepare(const LaunchPlan& plan, int device) {
+    const runtime::CurrentDevice current(device);
+    const auto prepare_steps = [&](const LaunchPlan& each) {
+        for (const Role role : {first_role(each), Role::second}) {
+            if (role == Role::second && each.second.grid == 0) continue;
+            const Step step{each, role, device, nullptr};
+            tell_errors(step, false, [&] { runtime::prepare(step.kernel()); });
+        }
+    };
+    prepare_steps(plan);
+    if (plan.forced || !must_be_resident(plan.first)) return;
+    (void)resident(kernel_of(plan, plan.first.cut.unit, Role::fused), plan.first, device);
+    prepare_steps(in_two_kernels(plan));
 }
 
 }  // namespace bnext::cuda

@@ -7,9 +7,14 @@ namespace bnext::cuda {
 
 // Throws Error where an address is missing that the operation needs, and
 // runtime::Error with the launch's name. A cooperative or cluster launch that the device refuses
-// runs as two kernels, in a workspace that the call takes on its stream; if its path was forced, it
-// fails. Of a call that fails no kernel is enqueued, unless the second of two is refused.
+// runs as two kernels, in the workspace if that has `room` for them (bytes), else in one that the
+// call takes on its stream; if its path was forced, it fails. Of a call that fails no kernel is
+// enqueued, unless the second of two is refused.
 void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& scalars, int device,
-            runtime::Stream stream);
+            runtime::Stream stream, Index room = 0);
+
+// Does what the first launch of a plan would do besides enqueueing: the device's code is loaded,
+// and the device asked for its room.
+void prepare(const LaunchPlan& plan, int device);
 
 }  // namespace bnext::cuda

@@ -1,5 +1,6 @@
 #include "cuda/plan_cache.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <map>
@@ -7,6 +8,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/error.hpp"
 #include "cuda/residency.hpp"
 
 namespace bnext::cuda {
@@ -106,6 +108,20 @@ std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     ++all.made;
     if (all.plans.size() >= kMostPlans) all.plans.clear();
     all.plans.emplace(std::move(key), plan);
+    return plan;
+}
+
+std::shared_ptr<const LaunchPlan> planned_within(const KernelCall& call, Index room) {
+    const auto plan = planned(call);
+    Index needed = plan->workspace_bytes;
+    if (!plan->forced && must_be_resident(plan->first)) {
+        const LaunchPlan other = in_two_kernels(*plan);
+        if (needed > room && other.workspace_bytes <= room) {
+            return std::make_shared<const LaunchPlan>(other);
+        }
+        needed = std::max(needed, other.workspace_bytes);
+    }
+    BNEXT_CHECK(needed <= room, "workspace: expected ", needed, " bytes, got ", room);
     return plan;
 }
 

@@ -14,6 +14,11 @@ namespace bnext::cuda {
 // make_launch_plan does.
 std::shared_ptr<const LaunchPlan> planned(const KernelCall& call);
 
+// The plan for a caller whose workspace has so many bytes: a launch takes no more, even if the
+// device refuses its blocks. Where planned()'s does not fit, two kernels. Throws as it does, and if
+// these do not fit either.
+std::shared_ptr<const LaunchPlan> planned_within(const KernelCall& call, Index room);
+
 // The number of plans that are kept, and that were made.
 struct PlanFigures {
     std::size_t kept = 0;

@@ -67,6 +67,12 @@ public:
         const py::object& kept = kept_[index(role)];
         return kept && PyTuple_Check(kept.ptr()) != 0 ? kept : py::object();
     }
+    // Of a call that was checked: its result takes the place of its data, which is `object`.
+    void write_over(py::handle object) {
+        const ArrayRef& data = call[call.data()];
+        call.add(Role::out) = data;
+        out_ = object;
+    }
     // Lets the library know which of its arrays have been written.
     void count_writes() const;
     // What is wrong with another array of the call; empty if nothing is.

@@ -118,6 +118,13 @@ bool is_array(py::handle object) {
     return is_plain_array(object) || py::isinstance<py::array>(object);
 }
 
+std::optional<std::span<const py::ssize_t>> shape_if_plain(py::handle object, py::handle dtype) {
+    if (!is_plain_array(object)) return {};
+    const auto* of = proxy(object);
+    if (of->descr != dtype.ptr()) return {};
+    return std::span(of->dimensions, static_cast<std::size_t>(of->nd));
+}
+
 const py::object& descr_of(DType dtype) {
     switch (dtype) {
         case DType::float32: return numpy().float32;

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <span>
 
 #include "core/array_ref.hpp"
@@ -23,6 +24,8 @@ const py::object& descr_of(DType dtype);  // NumPy's; of bfloat16, once an array
 
 bool is_plain_array(py::handle object);  // of ndarray, and of no subclass
 bool is_array(py::handle object);        // also of a subclass
+// The extents of an array of ndarray whose dtype is that object; of anything else none.
+std::optional<std::span<const py::ssize_t>> shape_if_plain(py::handle object, py::handle dtype);
 
 // TypeError for an array on another device.
 void check_is_on_the_cpu(py::handle object, const char* name);

@@ -130,10 +130,11 @@ public:
                view.tensor.data != nullptr;
     }
 
-    // An int64 of shape () on the device with that number.
+    // An int64 of shape () on the device with that number. (Lazy negation is of imaginary parts,
+    // which are no integers.)
     std::int64_t* take_counter(py::handle object, std::int32_t device = 0) const {
         TensorView view;
-        if (!take(object, view) || view.rank() != 0 || view.tensor.dtype.code != dlpack::kInt ||
+        if (!take_new(object, view) || view.rank() != 0 || view.tensor.dtype.code != dlpack::kInt ||
             view.tensor.dtype.bits != 64 || view.tensor.device.id != device ||
             !view.aligned_to(sizeof(std::int64_t))) {
             return nullptr;

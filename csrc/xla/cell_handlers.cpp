@@ -21,11 +21,12 @@ public:
         refer_all(call_, extents_);
         call_.eps = frame.get<double>("eps");
         call_.channel_axis = frame.get<std::int64_t>("channel_axis");
+        call_.fused = fused_of(frame);
         const auto groups = frame.get<std::int64_t>("num_groups");  // 0: each channel is a group
         if (groups != 0) call_.num_groups = groups;
         if (call_.has(Role::dy)) {
             check_axis(call_.channel_axis, x().rank);
-            FromForward from{x().dtype(), x().shape(), call_.axis(), true, nullptr};
+            FromForward from{x().dtype(), x().shape(), call_.axis(), true, nullptr, call_.fused};
             from.groups = call_.groups();
             call_.from_forward = &from_.emplace(from);
         }
@@ -45,6 +46,7 @@ public:
     [[nodiscard]] double eps() const { return call_.eps; }
     [[nodiscard]] Index channels() const { return call_.channels(); }
     [[nodiscard]] Index times() const { return times_; }
+    [[nodiscard]] const Fused& fused() const { return call_.fused; }
     [[nodiscard]] const CellProblem& problem() const { return description_.problem; }
     [[nodiscard]] Index slabs() const { return x().extent(0) * call_.groups(); }  // of a slice
 
@@ -57,6 +59,10 @@ public:
     template <class T>
     [[nodiscard]] Param<T>* parameter(std::string_view name) const {
         return vector<Param<T>>(name, channels());
+    }
+    template <class T>
+    [[nodiscard]] cpu::Affine<T> affine() const {
+        return {parameter<T>("weight"), parameter<T>("bias")};
     }
     // The rows of statistics of the first slice.
     [[nodiscard]] double* statistics() const {
@@ -80,7 +86,7 @@ void forward(const CellOperands& of) {
     with_dtype(of.x().dtype(), [&](auto type) {
         using T = decltype(type);
         cpu::cell_forward<T>(of.problem(), of.examples<const T>("x"), of.examples<T>("y"),
-                             {of.parameter<T>("weight"), of.parameter<T>("bias")}, of.eps(), out);
+                             of.affine<T>(), of.eps(), out, of.fused());
     });
     if (times == 1) return;
     for (Index k = 0; k < kStatisticsRows; ++k) {  // each slice has rows of its own
@@ -98,7 +104,8 @@ void backward(const CellOperands& of) {
         using T = decltype(type);
         cpu::cell_backward<T>(of.problem(), of.examples<const T>("dy"), of.examples<const T>("x"),
                               of.examples<T>("dx"), {of.statistics(), of.slabs()},
-                              of.parameter<T>("weight"), dweight.data(), dbias.data());
+                              of.parameter<T>("weight"), dweight.data(), dbias.data(), of.fused(),
+                              of.affine<T>());
         const auto round = [](double each) { return static_cast<Param<T>>(each); };
         if (!of.has("dweight")) return;
         std::ranges::transform(dweight, of.parameter<T>("dweight"), round);

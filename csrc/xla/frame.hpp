@@ -127,6 +127,15 @@ private:
     Index slices_ = 1;
 };
 
+// The activation of a call.
+inline Fused fused_of(const Frame& frame) {
+    Fused fused;
+    fused.activation = static_cast<Activation>(
+        activation_number(frame.get<std::string_view>("activation")) % kActivations);
+    fused.negative_slope = frame.get<double>("negative_slope");
+    return fused;
+}
+
 class Slice {
 public:
     Slice(const Frame& frame, Index number) : frame_(frame), number_(number) {}

@@ -38,6 +38,23 @@ void show_gradients(const Operands& of, const double* sum_dy, const double* sum_
     }
 }
 
+// The sum of the weights of positions, where programs want it: as a number, and in double.
+template <class P>
+void show_count(const Slice& of, double n) {
+    if (!of.has("count")) return;
+    *of.vector<P>("count", 1) = static_cast<P>(n);
+    *of.doubles("total", 1) = n;
+}
+
+// The residual's gradient where no kernel writes one: dy, since no activation followed and every
+// position counts.
+template <class T>
+void show_dresidual(const Operands& of, bool is_written) {
+    if (is_written || !of.has("dresidual")) return;
+    const Index size = of.x().size();
+    std::copy_n(of.vector<T>("dy", size), size, of.vector<T>("dresidual", size));
+}
+
 // Sums over a batch, of dy and of dy * (x - mean).
 struct Sums {
     explicit Sums(Index channels)
@@ -69,7 +86,7 @@ void forward(const Operands& of) {
             cpu::forward<T>(of.problem(), of.view<const T>("x"), of.view<T>("y"), of.affine<T>(),
                             of.eps(), rows, pointer_to(applied), pointer_to(weights));
         show(rows, of.channels(), of.vector<Param<T>>("values", 3 * of.channels()));
-        if (of.has("count")) *of.vector<Param<T>>("count", 1) = static_cast<Param<T>>(n);
+        show_count<Param<T>>(of, n);
     });
 }
 
@@ -125,7 +142,7 @@ void merge_shards(const Slice& of) {
     }
     const auto show_in = [&]<class P>() {
         show(rows, channels, of.vector<P>("values", 3 * channels));
-        if (of.has("count")) *of.vector<P>("count", 1) = static_cast<P>(count);
+        show_count<P>(of, count);
     };
     wide ? show_in.operator()<double>() : show_in.operator()<float>();
 }
@@ -169,6 +186,7 @@ void backward(const Operands& of) {
         cpu::backward<T>(of.problem(), of.view<const T>("dy"), of.view<const T>("x"),
                          of.view<T>("dx"), rows, of.affine<T>().weight, sums.dy(), sums.dy_xmu(),
                          pointer_to(applied), pointer_to(weights));
+        show_dresidual<T>(of, weights != nullptr || of.fused().changes_backward());
         show_gradients<T>(of, sums.dy(), sums.dy_xmu(), rows.rstd());
     });
 }
@@ -208,6 +226,7 @@ void backward_apply(const Operands& of) {
         cpu::backward_apply<T>(of.problem(), of.view<const T>("dy"), of.view<const T>("x"),
                                of.view<T>("dx"), rows, of.affine<T>().weight, sums.dy(),
                                sums.dy_xmu(), n, pointer_to(applied), pointer_to(weights));
+        show_dresidual<T>(of, weights != nullptr || of.fused().changes_backward());
         if (of.has("dweight")) show_gradients<T>(of, sums.dy(), sums.dy_xmu(), rows.rstd());
     });
 }
@@ -225,9 +244,10 @@ void backward_given(const Operands& of) {
         const auto weights = of.weights<T>(true);
         cpu::backward_reduce<T>(of.problem(), dy, x, rows, sums.dy(), sums.dy_xmu(),
                                 pointer_to(applied), pointer_to(weights));
-        if (of.fused().changes_backward()) {
+        const bool writes_dresidual = weights != nullptr && of.has("dresidual");
+        if (writes_dresidual || of.fused().changes_backward()) {
             cpu::backward_apply<T>(of.problem(), dy, x, dx, rows, weight, none.dy(), none.dy_xmu(),
-                                   1.0, pointer_to(applied));
+                                   1.0, pointer_to(applied), pointer_to(weights));
         } else {  // dy * weight * rstd
             const auto size = static_cast<std::size_t>(kStatisticsRows * channels);
             const cpu::PoolArray<double> values(size, 0.0);
@@ -235,6 +255,7 @@ void backward_given(const Operands& of) {
             std::copy_n(rows.var(), channels, about_zero.var());
             cpu::apply_norm<T>(of.problem(), dy, dx, about_zero, of.eps(), {weight, nullptr},
                                nullptr, pointer_to(weights));
+            show_dresidual<T>(of, false);
         }
         show_gradients<T>(of, sums.dy(), sums.dy_xmu(), rows.rstd());
     });

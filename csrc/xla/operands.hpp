@@ -1,65 +1,29 @@
-// Operands: a slice as a Call that was checked, and its arrays as the operations take them.
+// Operands: a slice as the operations of the CPU take its arrays.
 #pragma once
 
 #include <memory>
 #include <optional>
 
-#include "core/statistics.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/pool_array.hpp"
-#include "xla/frame.hpp"
+#include "xla/described.hpp"
 
 namespace bnext::foreign {
 
-class Operands : public Slice {
+class Operands : public DescribedCall {
 public:
-    // `batch_statistics` is about a backward pass.
-    Operands(Function function, bool batch_statistics, const Frame& frame, Index number)
-        : Slice(frame, number), call_(function) {
-        refer_all(call_, extents_);
-        call_.eps = frame.get<double>("eps");
-        call_.channel_axis = frame.get<std::int64_t>("channel_axis");
-        fused_.activation = static_cast<Activation>(
-            activation_number(frame.get<std::string_view>("activation")) % kActivations);
-        fused_.negative_slope = frame.get<double>("negative_slope");
-        call_.fused = fused_;
-        fused_.residual = frame.get<bool>("residual");
-        if (call_.has(Role::dy)) {
-            check_axis(call_.channel_axis, x().rank);
-            from_.emplace(FromForward{x().dtype(), x().shape(), call_.axis(), batch_statistics,
-                                      nullptr, fused_});
-            call_.from_forward = &*from_;
-        }
-        check(call_);
-        const std::array<AxisStrides, 1> operands{x().axis_strides()};
-        description_ = describe(x().dtype(), x().shape(), call_.axis(), operands);
-        BNEXT_CHECK(description_.accepted(), "x: ", description_.refusal);
-    }
-    Operands(const Operands&) = delete;
-    Operands& operator=(const Operands&) = delete;
-
-    [[nodiscard]] const ArrayRef& x() const { return call_[Role::x]; }
-    [[nodiscard]] double eps() const { return call_.eps; }
-    [[nodiscard]] Index channels() const { return call_.channels(); }
-    [[nodiscard]] const Problem& problem() const { return description_.problem; }
-    [[nodiscard]] const Fused& fused() const { return fused_; }
+    using DescribedCall::DescribedCall;
 
     // Of an array of the shape of x: all lie in C order, and so have the strides of x.
     template <class T>
     [[nodiscard]] cpu::View<T> view(std::string_view name) const {
         using Value = std::remove_const_t<T>;
-        return {static_cast<T*>(values(name, type_of<Value>(), x().size())),
-                description_.strides[0]};
+        return {static_cast<T*>(values(name, type_of<Value>(), x().size())), strides()};
     }
     template <class T>
     [[nodiscard]] cpu::Affine<T> affine() const {
         return {vector<Param<T>>("weight", channels()), vector<Param<T>>("bias", channels())};
     }
-    // The rows of statistics that a forward pass leaves.
-    [[nodiscard]] StatisticsOut statistics() const {
-        return {doubles("statistics", kStatisticsRows * channels()), channels()};
-    }
-
     // The weights of positions, in their C order; null where there are none, and where each
     // position counts once. A pass that writes gradients has 0 outside.
     template <class T>
@@ -95,15 +59,15 @@ public:
     // What a forward pass applies besides; nothing without an activation and a residual.
     template <class T>
     [[nodiscard]] std::optional<cpu::Applied<T>> applied() const {
-        if (!fused_.any()) return {};
-        cpu::Applied<T> all{fused_};
+        if (!fused().any()) return {};
+        cpu::Applied<T> all{fused()};
         if (has("residual")) all.residual = view<const T>("residual");
         if (has("flags")) {
             const auto words =
                 static_cast<Index>(cpu::flag_words(static_cast<std::size_t>(x().size())));
-            all.flags = {vector<std::uint16_t>("flags", words), description_.strides[0]};
+            all.flags = {vector<std::uint16_t>("flags", words), strides()};
         }
-        BNEXT_CHECK(!fused_.keeps_flags() || all.flags.are_kept(),
+        BNEXT_CHECK(!fused().keeps_flags() || all.flags.are_kept(),
                     "flags: expected an array, got none");
         if (has("dresidual")) all.dresidual = view<T>("dresidual");
         all.of_forward = affine<T>();
@@ -115,12 +79,6 @@ private:
         if (name == "unchanged") return cpu::Outside::unchanged;
         return name == "normalized" ? cpu::Outside::normalized : cpu::Outside::zero;
     }
-
-    Extents extents_;
-    Call call_;
-    Fused fused_;
-    std::optional<FromForward> from_;
-    Description description_;
 };
 
 template <class T>

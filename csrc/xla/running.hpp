@@ -1,13 +1,10 @@
-// How every handler runs: over the arrays of one call of XLA's, with errors as XLA has them. All
-// of it is the calling thread's work, and a team's that it starts.
+// How every handler on the CPU runs: all of it is the calling thread's work, and a team's that it
+// starts.
 #pragma once
-
-#include <new>
 
 #include "core/float_mode.hpp"
 #include "cpu/pages.hpp"
-#include "xla/frame.hpp"
-#include "xla/handlers.hpp"
+#include "xla/answer.hpp"
 
 namespace bnext::foreign {
 
@@ -15,22 +12,14 @@ namespace bnext::foreign {
 template <class Body>
 ffi::Error run(const ffi::RemainingArgs& arguments, const ffi::RemainingRets& results,
                const ffi::Dictionary& attributes, const Body& body) {
-    try {
-        const Frame frame(arguments, results, attributes);
+    return answer(arguments, results, attributes, [&](const Frame& frame) {
         // Programs have fresh memory for every result, which takes longer to map than to write.
         for (const Named& result : frame.results()) {
             cpu::advise_huge_pages(result.buffer.untyped_data(), result.buffer.size_bytes());
         }
         const FloatMode mode;
         body(frame);
-        return ffi::Error::Success();
-    } catch (const Error& error) {
-        return ffi::Error::InvalidArgument(error.what());
-    } catch (const std::bad_alloc&) {
-        return {ffi::ErrorCode::kResourceExhausted, "bnext: not enough memory"};
-    } catch (const std::exception& error) {
-        return ffi::Error::Internal(error.what());
-    }
+    });
 }
 
 // Calls each(frame, slice).
@@ -54,9 +43,5 @@ ffi::Error run_together(const ffi::RemainingArgs& arguments, const ffi::Remainin
 }
 
 inline auto binding() { return ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs(); }
-
-inline Target target(const char* name, XLA_FFI_Handler* handler) {
-    return {name, reinterpret_cast<void*>(handler)};
-}
 
 }  // namespace bnext::foreign

@@ -95,6 +95,12 @@ class RowSaved:
     """Lengths of the normalized axes, the last of `x`."""
     dtype: Final[np.dtype[Any]]
     """Dtype of `x`."""
+    activation: Final[str | None]
+    """Name of the activation that followed."""
+    residual: Final[bool]
+    """Whether a residual was added."""
+    reads_residual: Final[bool]
+    """Whether the backward pass needs the residual again."""
 
 @final
 class DeviceSaved:
@@ -177,17 +183,17 @@ def forward(
     x: _Values,
     weight: _Row,
     bias: _Row,
-    running_mean: Any,
-    running_var: Any,
-    momentum: float | None,
-    num_batches_tracked: Any,
     eps: float,
     channel_axis: int,
     out: Any,
-    bessel: bool = True,
     plain: bool = False,
     keeps: bool = True,
     epilogue: _Epilogue = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    momentum: float | None = None,
+    num_batches_tracked: Any = None,
+    bessel: bool = True,
     num_batches_skipped: _Counter = None,
     weighting: _Weighting = None,
 ) -> tuple[Any, Saved]: ...
@@ -225,6 +231,7 @@ def rows_forward(
     out: Any,
     centered: bool,
     plain: bool = False,
+    epilogue: _Epilogue = None,
 ) -> tuple[Any, RowSaved]: ...
 def rows_backward(
     dy: Any,
@@ -235,9 +242,42 @@ def rows_backward(
     centered: bool,
     plain: bool = False,
     wants_parameters: bool = True,
-) -> tuple[Any, ...]: ...
+    residual: Any = None,
+    divided: Any = None,
+) -> Any: ...
+def rows_collect(
+    x: Any,
+    normalized_shape: Any,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    epilogue: _Epilogue = None,
+) -> tuple[int, _Float64, _Float64, _Float64, str]: ...
+def rows_apply(
+    x: Any,
+    normalized_shape: Any,
+    count: float,
+    mean: _Float64,
+    mean_low: _Float64,
+    m2: _Float64,
+    weight: Any,
+    bias: Any,
+    eps: float | None,
+    out: Any,
+    centered: bool,
+    epilogue: _Epilogue = None,
+) -> tuple[Any, RowSaved]: ...
 def rows_restored(
-    x: Any, rows: Any, normalized_shape: Any, eps: float, centered: bool
+    x: Any,
+    rows: Any,
+    normalized_shape: Any,
+    eps: float,
+    centered: bool,
+    weight: Any = None,
+    bias: Any = None,
+    epilogue: _Epilogue = None,
 ) -> RowSaved: ...
 def check_normalized_shape(normalized_shape: Any) -> tuple[int, ...]: ...
 def recompute(x: _Values, saved: Saved, out: Any = None, residual: Any = None) -> Any: ...
@@ -252,6 +292,7 @@ def normalize(
     out: _Array | None,
     epilogue: _Epilogue = None,
     weighting: _Weighting = None,
+    keeps: bool = True,
 ) -> tuple[_Array, Saved]: ...
 def normalize_by_running(
     x: _Values,
@@ -276,6 +317,7 @@ def evaluate(
     channel_axis: int,
     plain: bool = False,
     epilogue: _Epilogue = None,
+    over: bool = False,
 ) -> Any: ...
 def statistics(
     x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int
@@ -329,6 +371,9 @@ def backward_reduce(
     out: _Array | None = None,
     residual: Any = None,
 ) -> tuple[_Float64, _Float64]: ...
+def backward_of_parameters(
+    dy: _Values, x: _Values, saved: Saved, plain: bool = False
+) -> tuple[Any, Any]: ...
 def backward_apply(
     dy: _Values,
     x: _Values,
@@ -381,6 +426,9 @@ def inspect(x: Any) -> tuple[tuple[int, ...], str]: ...
 def misplaced(array: Any, like: Any) -> str: ...
 def is_tracer(x: Any) -> bool: ...
 def refuse_tracer(x: Any, name: str) -> None: ...
+def suits(
+    x: Any, dtype: np.dtype[Any], ranks: tuple[int, ...], channel_axis: int, num_features: int
+) -> bool: ...
 def is_data_dtype(dtype: np.dtype[Any]) -> bool: ...
 def check_eps(eps: float) -> float: ...
 def check_momentum(momentum: float) -> float: ...
@@ -414,3 +462,9 @@ def pool_set_limit(bytes: int) -> None: ...
 def pool_empty_cache() -> None: ...
 def control_limits(groups: str, mounts: str) -> tuple[int | None, float | None, int]: ...
 def build_config() -> _BuildConfig: ...
+def unchanged(
+    module: Any,
+    elsewhere: tuple[Any, ...],
+    within: tuple[Any, ...],
+    children: tuple[str, ...],
+) -> bool: ...

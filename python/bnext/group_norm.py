@@ -12,10 +12,13 @@ from typing import Any, overload
 import numpy.typing as npt
 from numpy import ndarray
 
-from bnext import _core
+from bnext import _core, split_cells
 from bnext._core import Saved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.arrays import engine_of
+from bnext.groups.group import ALONE, Group, Part, part_of
+from bnext.spine import check_parameter_gradients
+from bnext.split_cells import SplitSaved
 
 __all__ = [
     "cells_backward",
@@ -36,10 +39,11 @@ def group_norm_forward(
     eps: float = 1e-5,
     *,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: ArrayT | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[ArrayT, Saved]: ...
+) -> tuple[ArrayT, Saved | SplitSaved]: ...
 
 
 @overload
@@ -51,10 +55,11 @@ def group_norm_forward(
     eps: float = 1e-5,
     *,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: Array | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Array, Saved]: ...
+) -> tuple[Array, Saved | SplitSaved]: ...
 
 
 def group_norm_forward(
@@ -65,10 +70,11 @@ def group_norm_forward(
     eps: float = 1e-5,
     *,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Any, Saved]:
+) -> tuple[Any, Saved | SplitSaved]:
     """Normalize each example of `x` by the mean and variance of every group of its channels.
 
     Parameters
@@ -85,6 +91,10 @@ def group_norm_forward(
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end. Not axis 0.
+    group : bnext.sync.Group, optional
+        `x` has the caller's positions of examples that all members of the group hold together: the
+        axes other than the examples' and the channels' may be of any length, also 0. Mean and
+        variance are of the values of all members, which call this together.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
     activation : str, optional
@@ -98,7 +108,7 @@ def group_norm_forward(
         ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
         over the values of a group of channels of an example (Wu and He 2018, section 3), in the
         memory order of `x`, or `out`.
-    saved : Saved
+    saved : Saved, or bnext.sync.SplitSaved with a group
         The statistics, of shape (N, G), for `group_norm_backward`; after an activation also copies
         of `weight` and `bias`.
 
@@ -111,23 +121,38 @@ def group_norm_forward(
         GPU.
     TypeError
         A dtype does not fit, or an argument is not an array, or not an integer.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
     if num_groups is None:
         raise TypeError("num_groups: expected an integer, got None")
     return cells_forward(
-        x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope
-    )
+        x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope,
+        part_of(group),
+    )  # fmt: skip
 
 
 @overload
 def group_norm_backward(
-    dy: Values, x: NumpyT, saved: Saved, weight: Values | None = None, *, out: NumpyT | None = None
+    dy: Values,
+    x: NumpyT,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: NumpyT | None = None,
 ) -> tuple[NumpyT, Array, Array]: ...
 
 
 @overload
 def group_norm_backward(
-    dy: Values, x: ArrayT, saved: Saved, weight: Values | None = None, *, out: ArrayT | None = None
+    dy: Values,
+    x: ArrayT,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: ArrayT | None = None,
 ) -> tuple[ArrayT, ArrayT, ArrayT]: ...
 
 
@@ -135,15 +160,22 @@ def group_norm_backward(
 def group_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: Saved,
+    saved: Saved | SplitSaved,
     weight: Values | None = None,
     *,
+    parameter_gradients: str = "local",
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]: ...
 
 
 def group_norm_backward(
-    dy: Values, x: Any, saved: Saved, weight: Values | None = None, *, out: Any = None
+    dy: Values,
+    x: Any,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Gradients of `group_norm_forward`, taken through the mean and variance of each group.
 
@@ -153,10 +185,13 @@ def group_norm_backward(
         Gradient of the loss by `y`; of the dtype of `x`.
     x : array, shape (N, C, ...)
         The input of the forward call, unchanged.
-    saved : Saved
-        What the forward call returned.
+    saved : Saved or SplitSaved
+        What the forward call returned, which knows its group.
     weight : array, shape (C,), optional
         As in the forward call.
+    parameter_gradients : {"local", "total"}
+        In a group: whether `dweight` and `dbias` are sums over the caller's positions, as the
+        adding up of gradients expects them, or over those of all members.
     out : array, shape of `x`, optional
         Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself.
 
@@ -180,7 +215,7 @@ def group_norm_backward(
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """
-    return cells_backward(dy, x, saved, weight, out)
+    return cells_backward(dy, x, saved, weight, out, parameter_gradients)
 
 
 @overload
@@ -191,10 +226,11 @@ def instance_norm_forward(
     eps: float = 1e-5,
     *,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: ArrayT | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[ArrayT, Saved]: ...
+) -> tuple[ArrayT, Saved | SplitSaved]: ...
 
 
 @overload
@@ -205,10 +241,11 @@ def instance_norm_forward(
     eps: float = 1e-5,
     *,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: Array | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Array, Saved]: ...
+) -> tuple[Array, Saved | SplitSaved]: ...
 
 
 def instance_norm_forward(
@@ -218,15 +255,16 @@ def instance_norm_forward(
     eps: float = 1e-5,
     *,
     channel_axis: int = 1,
+    group: Group | None = None,
     out: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Any, Saved]:
+) -> tuple[Any, Saved | SplitSaved]:
     """Normalize each channel of each example of `x` by its own mean and variance.
 
     Parameters
     ----------
-    x, weight, bias, eps, channel_axis, out, activation, negative_slope
+    x, weight, bias, eps, channel_axis, group, out, activation, negative_slope
         As in `group_norm_forward`.
 
     Returns
@@ -235,7 +273,7 @@ def instance_norm_forward(
         ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
         over a channel's values in an example (Ulyanov, Vedaldi and Lempitsky 2016), in the memory
         order of `x`, or `out`.
-    saved : Saved
+    saved : Saved, or bnext.sync.SplitSaved with a group
         The statistics, of shape (N, C), for `instance_norm_backward`.
 
     Raises
@@ -243,18 +281,32 @@ def instance_norm_forward(
     ValueError, TypeError
         As from `group_norm_forward`; a ValueError also where a channel of an example has one value.
     """
-    return cells_forward(x, None, weight, bias, eps, channel_axis, out, activation, negative_slope)
+    return cells_forward(
+        x, None, weight, bias, eps, channel_axis, out, activation, negative_slope, part_of(group)
+    )
 
 
 @overload
 def instance_norm_backward(
-    dy: Values, x: NumpyT, saved: Saved, weight: Values | None = None, *, out: NumpyT | None = None
+    dy: Values,
+    x: NumpyT,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: NumpyT | None = None,
 ) -> tuple[NumpyT, Array, Array]: ...
 
 
 @overload
 def instance_norm_backward(
-    dy: Values, x: ArrayT, saved: Saved, weight: Values | None = None, *, out: ArrayT | None = None
+    dy: Values,
+    x: ArrayT,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: ArrayT | None = None,
 ) -> tuple[ArrayT, ArrayT, ArrayT]: ...
 
 
@@ -262,21 +314,28 @@ def instance_norm_backward(
 def instance_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: Saved,
+    saved: Saved | SplitSaved,
     weight: Values | None = None,
     *,
+    parameter_gradients: str = "local",
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]: ...
 
 
 def instance_norm_backward(
-    dy: Values, x: Any, saved: Saved, weight: Values | None = None, *, out: Any = None
+    dy: Values,
+    x: Any,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Gradients of `instance_norm_forward`, taken through the mean and variance of each channel.
 
     Parameters
     ----------
-    dy, x, saved, weight, out
+    dy, x, saved, weight, parameter_gradients, out
         As in `group_norm_backward`.
 
     Returns
@@ -289,14 +348,20 @@ def instance_norm_backward(
     ValueError, TypeError
         As from `group_norm_backward`.
     """
-    return group_norm_backward(dy, x, saved, weight, out=out)
+    return group_norm_backward(
+        dy, x, saved, weight, parameter_gradients=parameter_gradients, out=out
+    )
 
 
 def cells_forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any,
-    activation: Any = None, negative_slope: Any = 0.01,
-) -> tuple[Any, Saved]:  # fmt: skip
+    activation: Any = None, negative_slope: Any = 0.01, part: Part = ALONE,
+) -> tuple[Any, Saved | SplitSaved]:  # fmt: skip
     """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
+    if part is not ALONE:
+        return split_cells.forward(
+            x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope, part
+        )
     epilogue = None if activation is None else (None, activation, negative_slope)
     result: tuple[Any, Saved] = _engine(x).cell_forward(
         x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis,
@@ -305,8 +370,14 @@ def cells_forward(
     return result
 
 
-def cells_backward(dy: Any, x: Any, saved: Any, weight: Any, out: Any) -> tuple[Any, Any, Any]:
+def cells_backward(
+    dy: Any, x: Any, saved: Any, weight: Any, out: Any, parameter_gradients: str = "local"
+) -> tuple[Any, Any, Any]:
     """Do `group_norm_backward`, of either."""
+    if isinstance(saved, SplitSaved):
+        return split_cells.backward(dy, x, saved, weight, out, parameter_gradients)
+    if parameter_gradients != "local":
+        check_parameter_gradients(parameter_gradients)
     result: tuple[Any, Any, Any] = _engine(x).cell_backward(
         dy=dy, x=x, saved=saved, weight=weight, out=out
     )

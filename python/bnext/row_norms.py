@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy.typing as npt
-from numpy import ndarray
 
-from bnext import _core
 from bnext._core import RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
-from bnext.arrays.libraries import library_of
+from bnext.groups.group import Group, part_of
+from bnext.row_passes import backward_of_rows, forward_of_rows
+from bnext.split_rows import SplitRowSaved
 
 __all__ = [
-    "backward_of_rows",
-    "forward_of_rows",
     "layer_norm_backward",
     "layer_norm_forward",
     "rms_norm_backward",
@@ -39,7 +37,11 @@ def layer_norm_forward(
     eps: float = 1e-5,
     *,
     out: ArrayT | None = None,
-) -> tuple[ArrayT, RowSaved]: ...
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    group: Group | None = None,
+) -> tuple[ArrayT, RowSaved | SplitRowSaved]: ...
 
 
 @overload
@@ -51,7 +53,11 @@ def layer_norm_forward(
     eps: float = 1e-5,
     *,
     out: Array | None = None,
-) -> tuple[Array, RowSaved]: ...
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    group: Group | None = None,
+) -> tuple[Array, RowSaved | SplitRowSaved]: ...
 
 
 def layer_norm_forward(
@@ -62,7 +68,11 @@ def layer_norm_forward(
     eps: float = 1e-5,
     *,
     out: Any = None,
-) -> tuple[Any, RowSaved]:
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    group: Group | None = None,
+) -> tuple[Any, RowSaved | SplitRowSaved]:
     """Normalize each example of `x` by the mean and the biased variance of its own values.
 
     Parameters
@@ -78,24 +88,42 @@ def layer_norm_forward(
         Added to the variance, in the square of the unit of `x`.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
+    residual : array, shape of `x`, optional
+        Added to the normalized values, before the activation; of the dtype of `x`.
+    activation : str, optional
+        The function that is applied last, in the same pass; `batch_norm_forward` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        `x` has the caller's part of the normalized axes of examples that all members of the group
+        hold together; `normalized_shape` and the parameters are of that part. Mean and variance are
+        of whole examples, and all members call this together.
 
     Returns
     -------
     y : array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias`` (Ba, Kiros and Hinton 2016), in C order, or
-        `out`. Where the variance of an example and `eps` are both 0, ``y = bias``.
-    saved : RowSaved
-        The statistics of each example, for `layer_norm_backward`.
+        ``act(z)`` with ``z = (x - mean) / sqrt(var + eps) * weight + bias + residual`` (Ba, Kiros
+        and Hinton 2016), in C order, or `out`. Where the variance of an example and `eps` are both
+        0, ``z = bias + residual``.
+    saved : RowSaved, or bnext.sync.SplitRowSaved with a group
+        The statistics of each example, for `layer_norm_backward`; with an activation also copies of
+        `weight` and `bias`.
 
     Raises
     ------
     ValueError
         A shape does not fit, `normalized_shape` is empty, `eps` is negative or not finite, `out` is
-        read-only or overlaps an input; `x` is on a GPU.
+        read-only or overlaps an input; `activation` is not one of the names, `negative_slope` is
+        not finite; `x` is on a GPU.
     TypeError
-        A dtype does not fit, or an argument is not an array.
+        A dtype does not fit, an argument is not an array, or `activation` is not a string.
+    bnext.sync.GroupError
+        A member of the group is missing, has failed, or called something else.
     """
-    result: tuple[Any, RowSaved] = forward_of_rows(x, normalized_shape, weight, bias, eps, out)
+    result: tuple[Any, RowSaved | SplitRowSaved] = forward_of_rows(
+        x, normalized_shape, weight, bias, eps, out,
+        epilogue=_epilogue(residual, activation, negative_slope), part=part_of(group),
+    )  # fmt: skip
     return result
 
 
@@ -103,10 +131,11 @@ def layer_norm_forward(
 def layer_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
+    residual: None = None,
 ) -> tuple[NumpyT, Array, Array]: ...
 
 
@@ -114,10 +143,11 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
+    residual: None = None,
 ) -> tuple[ArrayT, ArrayT, ArrayT]: ...
 
 
@@ -125,22 +155,63 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
+    residual: None = None,
 ) -> tuple[Array, Array, Array]: ...
+
+
+@overload
+def layer_norm_backward(
+    dy: Values,
+    x: NumpyT,
+    saved: RowSaved | SplitRowSaved,
+    weight: Values | None = None,
+    *,
+    out: NumpyT | None = None,
+    residual: Values,
+) -> tuple[NumpyT, Array, Array, NumpyT]: ...
+
+
+@overload
+def layer_norm_backward(
+    dy: Values,
+    x: ArrayT,
+    saved: RowSaved | SplitRowSaved,
+    weight: Values | None = None,
+    *,
+    out: ArrayT | None = None,
+    residual: Values,
+) -> tuple[ArrayT, ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def layer_norm_backward(
+    dy: Values,
+    x: npt.ArrayLike,
+    saved: RowSaved | SplitRowSaved,
+    weight: Values | None = None,
+    *,
+    out: Array | None = None,
+    residual: Values,
+) -> tuple[Array, Array, Array, Array]: ...
 
 
 def layer_norm_backward(
     dy: Values,
     x: Any,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Any = None,
-) -> tuple[Any, Any, Any]:
+    residual: Values | None = None,
+) -> tuple[Any, ...]:
     """Gradients of `layer_norm_forward`, taken through each example's mean and variance.
+
+    With an activation, ``g = dy * act'(z)`` takes the place of `dy` in the formulas below. Its
+    argument z is made again from `x` (and the residual), and has the forward call's bits.
 
     Parameters
     ----------
@@ -151,28 +222,36 @@ def layer_norm_backward(
     saved : RowSaved
         What the forward call returned.
     weight : array, shape (normalized_shape), optional
-        As in the forward call.
+        As in the forward call. (For z, `saved` has the weight and bias of that call.)
     out : array, shape of `x`, optional
-        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself.
+        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself, unless it is
+        `dresidual` as well.
+    residual : array, shape of `x`, optional
+        The residual of the forward call, unchanged. It must be given where ``saved.reads_residual``
+        is true: where there was one, and an activation. Otherwise it is not read.
 
     Returns
     -------
     dx : array, shape of `x`
-        ``rstd * (g - E[g] - xhat * E[g * xhat])`` with ``g = dy * weight``, ``xhat = (x - mean) *
+        ``rstd * (h - E[h] - xhat * E[h * xhat])`` with ``h = dy * weight``, ``xhat = (x - mean) *
         rstd`` and E the mean over an example's values, or `out`.
     dweight, dbias : array, shape (normalized_shape)
         ``sum(dy * xhat)`` and ``sum(dy)`` over all examples, of the dtype of `x`, float32 for
         16-bit data; also where no weight was given.
+    dresidual : array, shape of `x`
+        ``g``, as a fourth result; only if the forward call had a residual. Without an activation it
+        is `dy` itself, not a copy. (Type checkers go by whether `residual` is given.)
 
     Raises
     ------
     ValueError
         A shape does not fit, `saved` is from another input, or `x` has changed since; `out` is
-        read-only or overlaps an input; `x` is on a GPU.
+        read-only or overlaps an input; `residual` is missing where it is read, is another or has
+        changed since, or the forward call had none; `x` is on a GPU.
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """
-    result: tuple[Any, Any, Any] = backward_of_rows(dy, x, saved, weight, out)
+    result: tuple[Any, ...] = backward_of_rows(dy, x, saved, weight, out, residual=residual)
     return result
 
 
@@ -184,7 +263,11 @@ def rms_norm_forward(
     eps: float | None = None,
     *,
     out: ArrayT | None = None,
-) -> tuple[ArrayT, RowSaved]: ...
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    group: Group | None = None,
+) -> tuple[ArrayT, RowSaved | SplitRowSaved]: ...
 
 
 @overload
@@ -195,7 +278,11 @@ def rms_norm_forward(
     eps: float | None = None,
     *,
     out: Array | None = None,
-) -> tuple[Array, RowSaved]: ...
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    group: Group | None = None,
+) -> tuple[Array, RowSaved | SplitRowSaved]: ...
 
 
 def rms_norm_forward(
@@ -205,7 +292,11 @@ def rms_norm_forward(
     eps: float | None = None,
     *,
     out: Any = None,
-) -> tuple[Any, RowSaved]:
+    residual: Values | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    group: Group | None = None,
+) -> tuple[Any, RowSaved | SplitRowSaved]:
     """Divide each example of `x` by the root of the mean of its squares.
 
     Parameters
@@ -221,12 +312,15 @@ def rms_norm_forward(
         PyTorch has it: 2**-52 for float64, 2**-23 for all others.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
+    residual, activation, negative_slope, group
+        As in `layer_norm_forward`.
 
     Returns
     -------
     y : array, shape of `x`
-        ``x / sqrt(mean(x * x) + eps) * weight`` (Zhang and Sennrich 2019), in C order, or `out`.
-    saved : RowSaved
+        ``act(z)`` with ``z = x / sqrt(mean(x * x) + eps) * weight + residual`` (Zhang and Sennrich
+        2019), in C order, or `out`.
+    saved : RowSaved, or bnext.sync.SplitRowSaved with a group
         The statistics of each example, for `rms_norm_backward`.
 
     Raises
@@ -234,9 +328,10 @@ def rms_norm_forward(
     ValueError, TypeError
         As from `layer_norm_forward`.
     """
-    result: tuple[Any, RowSaved] = forward_of_rows(
-        x, normalized_shape, weight, None, eps, out, centered=False
-    )
+    result: tuple[Any, RowSaved | SplitRowSaved] = forward_of_rows(
+        x, normalized_shape, weight, None, eps, out, centered=False,
+        epilogue=_epilogue(residual, activation, negative_slope), part=part_of(group),
+    )  # fmt: skip
     return result
 
 
@@ -244,10 +339,11 @@ def rms_norm_forward(
 def rms_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
+    residual: None = None,
 ) -> tuple[NumpyT, Array]: ...
 
 
@@ -255,10 +351,11 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
+    residual: None = None,
 ) -> tuple[ArrayT, ArrayT]: ...
 
 
@@ -266,92 +363,89 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
+    residual: None = None,
 ) -> tuple[Array, Array]: ...
+
+
+@overload
+def rms_norm_backward(
+    dy: Values,
+    x: NumpyT,
+    saved: RowSaved | SplitRowSaved,
+    weight: Values | None = None,
+    *,
+    out: NumpyT | None = None,
+    residual: Values,
+) -> tuple[NumpyT, Array, NumpyT]: ...
+
+
+@overload
+def rms_norm_backward(
+    dy: Values,
+    x: ArrayT,
+    saved: RowSaved | SplitRowSaved,
+    weight: Values | None = None,
+    *,
+    out: ArrayT | None = None,
+    residual: Values,
+) -> tuple[ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def rms_norm_backward(
+    dy: Values,
+    x: npt.ArrayLike,
+    saved: RowSaved | SplitRowSaved,
+    weight: Values | None = None,
+    *,
+    out: Array | None = None,
+    residual: Values,
+) -> tuple[Array, Array, Array]: ...
 
 
 def rms_norm_backward(
     dy: Values,
     x: Any,
-    saved: RowSaved,
+    saved: RowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Any = None,
-) -> tuple[Any, Any]:
+    residual: Values | None = None,
+) -> tuple[Any, ...]:
     """Gradients of `rms_norm_forward`, taken through each example's mean of squares.
 
     Parameters
     ----------
-    dy, x, saved, weight, out
+    dy, x, saved, weight, out, residual
         As in `layer_norm_backward`.
 
     Returns
     -------
     dx : array, shape of `x`
-        ``rstd * (g - xhat * E[g * xhat])`` with ``g = dy * weight``, ``xhat = x * rstd`` and E the
+        ``rstd * (h - xhat * E[h * xhat])`` with ``h = dy * weight``, ``xhat = x * rstd`` and E the
         mean over an example's values, or `out`.
     dweight : array, shape (normalized_shape)
         ``sum(dy * xhat)`` over all examples, of the dtype of `x`, float32 for 16-bit data; also
         where no weight was given.
+    dresidual : array, shape of `x`
+        As from `layer_norm_backward`, as a third result.
 
     Raises
     ------
     ValueError, TypeError
         As from `layer_norm_backward`.
     """
-    result: tuple[Any, Any] = backward_of_rows(dy, x, saved, weight, out, centered=False)
+    result: tuple[Any, ...] = backward_of_rows(
+        dy, x, saved, weight, out, centered=False, residual=residual
+    )
     return result
 
 
-# --- the two passes, for functions, layers and PyTorch -------------------------------------------
-
-
-def forward_of_rows(
-    x: Any,
-    normalized_shape: Any,
-    weight: Any,
-    bias: Any,
-    eps: Any,
-    out: Any,
-    centered: bool = True,
-    plain: bool = False,
-) -> Any:
-    """Normalize rows: y, and what `backward_of_rows` needs.
-
-    With `plain`, TypeError for a tensor of PyTorch that is not plain; what autograd would record is
-    not asked.
-    """
-    if type(x) is not ndarray and not plain:
-        check_place(x)
-    # By position: names cost a small call more than the checks.
-    return _core.rows_forward(x, normalized_shape, weight, bias, eps, out, centered, plain)
-
-
-def backward_of_rows(
-    dy: Any,
-    x: Any,
-    saved: Any,
-    weight: Any,
-    out: Any,
-    centered: bool = True,
-    plain: bool = False,
-    wants_parameters: bool = True,
-) -> Any:
-    """Gradients of `forward_of_rows`: dx, dweight, and where rows are centered dbias."""
-    if type(x) is not ndarray and not plain:
-        check_place(x)
-    return _core.rows_backward(dy, x, saved, weight, out, centered, plain, wants_parameters)
-
-
-def check_place(x: Any) -> None:
-    """ValueError for an array that is not on the CPU."""
-    library = library_of(x)
-    where = None if library is None else library.where(x)
-    if where is not None and where.kind != "cpu":
-        raise ValueError(
-            f"x: expected an array on the CPU, got one on {where}, for which layer and RMS "
-            "normalization have no kernels"
-        )
+def _epilogue(residual: Any, activation: Any, negative_slope: Any) -> Any:
+    if residual is None and activation is None:
+        return None
+    return residual, activation, negative_slope

@@ -126,12 +126,13 @@ def normalize(
     none = mask is None and sample_weight is None and lengths is None and offsets is None
     if none and masked == "zero":
         return spine.forward(
-            x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue
+            x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue, keeps=False
         )[0]
     weighting = weighting_of(x, channel_axis, mask, sample_weight, lengths, masked, offsets)
     return spine.forward(
-        x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue, weighting=weighting
-    )[0]
+        x, weight, bias, eps, channel_axis, out, (mean, var), epilogue=epilogue, keeps=False,
+        weighting=weighting,
+    )[0]  # fmt: skip
 
 
 def moments(

@@ -19,6 +19,7 @@ from typing import Any
 from numpy import ndarray
 
 from bnext import _core
+from bnext._core import Saved
 from bnext.arrays import DeviceSaved, engine_of
 from bnext.groups.exchange import Merged
 from bnext.groups.group import ALONE, Part
@@ -83,54 +84,67 @@ def forward(
     saved : Saved, DeviceSaved, SyncSaved or None
         None from an engine on a GPU where `given` is a pair of arrays.
     """
-    # (Callers give the first operands by position: names cost a small call 0.1 us in CPython.)
+    # (Callers give the first operands by position: names cost a small call 0.1 us in CPython. So do
+    # variables that only another road has.)
     if weighting is not None:
         engine = WeightedCalls(engine_of(x) if engine is None else engine, weighting)
-    if part is ALONE and (given is None or moved is None) and adjust is None:
-        if engine is None:
-            engine = _core if type(x) is ndarray else engine_of(x)
-        try:
-            if given is None:
-                call = engine.forward
-                mean = var = momentum = counter = None
-                bessel = True
-                if type(moved) is tuple:
-                    mean, var, momentum, counter = moved
-                elif moved is not None:
-                    mean, var, counter = moved.mean, moved.var, moved.counter
-                    momentum, bessel = moved.weight(), moved.estimator.bessel
-                    if moved.skipped is not None:
-                        call = partial(call, num_batches_skipped=moved.skipped)
-                return call(
-                    x=x, weight=weight, bias=bias, running_mean=mean, running_var=var,
-                    momentum=momentum, num_batches_tracked=counter, eps=eps,
-                    channel_axis=channel_axis, out=out, bessel=bessel, plain=plain, keeps=keeps,
-                    epilogue=epilogue,
+    if part is not ALONE or adjust is not None or not (given is None or moved is None):
+        return _in_two_phases(
+            x, weight, bias, eps, channel_axis, out, given, moved, part, epilogue, engine, explain,
+            adjust, weighting,
+        )  # fmt: skip
+    if engine is None:
+        engine = _core if type(x) is ndarray else engine_of(x)
+    try:
+        if given is None:
+            if moved is None:
+                return engine.forward(
+                    x=x, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis, out=out,
+                    plain=plain, keeps=keeps, epilogue=epilogue,
                 )  # fmt: skip
-            if type(given) is not tuple:
-                mean, var = given.mean, given.var
-            elif len(given) == len(RUNNING):
-                mean, var, *_ = given
+            bessel, skipped = True, None
+            if type(moved) is tuple:
+                mean, var, momentum, counter = moved
             else:
-                return engine.normalize(
-                    x=x, mean=given[0], var=given[1], weight=weight, bias=bias, eps=eps,
-                    channel_axis=channel_axis, out=out, epilogue=epilogue,
-                )  # fmt: skip
-            if not keeps and weighting is None:
-                y = engine.evaluate(
-                    x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                    channel_axis=channel_axis, plain=plain, epilogue=epilogue,
-                )  # fmt: skip
-                return y, None
-            return engine.normalize_by_running(
-                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-                channel_axis=channel_axis, out=out, plain=plain, epilogue=epilogue,
+                mean, var, counter, skipped = moved.mean, moved.var, moved.counter, moved.skipped
+                momentum, bessel = moved.weight(), moved.estimator.bessel
+            return engine.forward(
+                x=x, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis, out=out,
+                plain=plain, keeps=keeps, epilogue=epilogue, running_mean=mean, running_var=var,
+                momentum=momentum, num_batches_tracked=counter, bessel=bessel,
+                num_batches_skipped=skipped,
             )  # fmt: skip
-        except TypeError:
-            if explain is not None:
-                explain(x, engine)
-            raise
+        if type(given) is not tuple:
+            mean, var = given.mean, given.var
+        elif len(given) == len(RUNNING):
+            mean, var, *_ = given
+        else:
+            return engine.normalize(
+                x=x, mean=given[0], var=given[1], weight=weight, bias=bias, eps=eps,
+                channel_axis=channel_axis, out=out, epilogue=epilogue, keeps=keeps,
+            )  # fmt: skip
+        if not keeps and weighting is None:
+            y = engine.evaluate(
+                x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+                channel_axis=channel_axis, plain=plain, epilogue=epilogue,
+            )  # fmt: skip
+            return y, None
+        return engine.normalize_by_running(
+            x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
+            channel_axis=channel_axis, out=out, plain=plain, epilogue=epilogue,
+        )  # fmt: skip
+    except TypeError:
+        if explain is not None:
+            explain(x, engine)
+        raise
 
+
+def _in_two_phases(
+    x: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any, given: Any, moved: Any,
+    part: Part, epilogue: Epilogue | None, engine: Any, explain: Callable[[Any, Any], None] | None,
+    adjust: Callable[[float, Any, Any], tuple[Any, Any]] | None, weighting: Weighting | None,
+) -> Any:  # fmt: skip
+    """Do `forward` for a call that is open between its phases."""
     operands = {
         "weight": weight, "bias": bias, "eps": eps, "channel_axis": channel_axis, "out": out,
         "epilogue": epilogue,
@@ -253,7 +267,7 @@ def backward(
     tuple
         dx, dweight, dbias; and dresidual, if the forward call had a residual.
     """
-    if not isinstance(saved, SyncSaved):
+    if type(saved) is Saved or not isinstance(saved, SyncSaved):
         if parameter_gradients != "local":
             check_parameter_gradients(parameter_gradients)
         if x is None:

@@ -15,6 +15,8 @@ from bnext.groups.mpi import MPIGroup
 from bnext.groups.saved import SyncSaved
 from bnext.groups.threads import ThreadGroup
 from bnext.groups.torch_distributed import TorchDistributedGroup
+from bnext.split_cells import SplitSaved
+from bnext.split_rows import SplitRowSaved
 
 __all__ = [
     "Group",
@@ -22,6 +24,8 @@ __all__ = [
     "Header",
     "MPIGroup",
     "Merged",
+    "SplitRowSaved",
+    "SplitSaved",
     "SyncSaved",
     "ThreadGroup",
     "TorchDistributedGroup",

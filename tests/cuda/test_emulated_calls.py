@@ -132,10 +132,9 @@ def test_modes_that_fake_tensors_leave_nothing_behind(pretended):
 
     x = torch.randn(7, 3)
     calls = bnext._core.calls_on(pretended, bnext.arrays.library_of(x), 0)
-    nothing = [None] * 6
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(TypeError, match="FakeTensor"):
-        calls.forward(x, *nothing, 1e-5, 1, None)
-    y, saved = calls.forward(x, *nothing, 1e-5, 1, None)
+        calls.forward(x, None, None, 1e-5, 1, None)
+    y, saved = calls.forward(x, None, None, 1e-5, 1, None)
     assert type(y) is type(saved.rows) is torch.Tensor
 
 
@@ -205,7 +204,10 @@ def test_unusual_tensors(roads, given):
     for keeps in (True, False):
         options = {"plain": True, "keeps": keeps}
         with pytest.raises((TypeError, ValueError)):
-            engine_of(x).forward(x, w, b, mean, var, 0.1, counter, 1e-5, 1, None, **options)
+            engine_of(x).forward(
+                x, w, b, 1e-5, 1, None, running_mean=mean, running_var=var, momentum=0.1,
+                num_batches_tracked=counter, **options,
+            )  # fmt: skip
     assert all(map(torch.equal, buffers, before))
     first, _ = roads.short(bnext.batch_norm_forward, x, w, b)
     second, _ = roads.general(bnext.batch_norm_forward, x, w, b)
@@ -236,7 +238,10 @@ def test_momentum_that_is_wrong_moves_nothing(momentum):
     x, _, w, b, mean, var, counter = arguments((4, 6), torch.float32)
     before = mean.clone()
     with pytest.raises((TypeError, ValueError), match="momentum"):
-        engine_of(x).forward(x, w, b, mean, var, momentum, counter, 1e-5, 1, None, plain=True)
+        engine_of(x).forward(
+            x, w, b, 1e-5, 1, None, running_mean=mean, running_var=var, momentum=momentum,
+            num_batches_tracked=counter, plain=True,
+        )  # fmt: skip
     assert torch.equal(mean, before)
     assert counter == 5
 

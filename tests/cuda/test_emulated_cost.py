@@ -168,19 +168,22 @@ def test_results_are_memory_of_pytorchs():
 def test_calls_leave_nothing_behind():
     tensors = x, dy, w, b, mean, var, counter = arguments((40, 20), torch.float32)
     calls = bnext.arrays.engine_of(x)
-    running = mean, var, 0.1, counter, 1e-5, 1, None
+    options = {
+        "eps": 1e-5, "channel_axis": 1, "out": None, "running_mean": mean, "running_var": var,
+        "momentum": 0.1, "num_batches_tracked": counter, "plain": True,
+    }  # fmt: skip
     saved_type = bnext.arrays.DeviceSaved
 
     def run(number):
         for _ in range(number):
-            y, saved = calls.forward(x, w, b, *running, plain=True)
+            y, saved = calls.forward(x, w, b, **options)
             calls.backward(dy, x, saved, w, None, plain=True)
-            calls.forward(x, w, b, *running, plain=True, keeps=False)
+            calls.forward(x, w, b, **options, keeps=False)
             bnext.batch_norm_forward(x, w, b, out=y)
             _, given_ones = calls.normalize_by_running(x, mean, var, w, b, 1e-5, 1, None)
             calls.backward_constant(dy, given_ones, None, None)
             with pytest.raises(TypeError):
-                calls.forward(x, w, b.double(), *running, plain=True)
+                calls.forward(x, w, b.double(), **options)
 
     def figures():
         gc.collect()

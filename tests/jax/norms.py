@@ -10,7 +10,7 @@ import numpy as np
 
 import bnext
 
-from .support import jax, jnp, parameters_dtype
+from .support import activated, jax, jnp, parameters_dtype
 
 
 def standardized(values, axes, eps, centered=True):
@@ -67,22 +67,25 @@ class GroupNorm(NamedTuple):
     groups: int | None  # None: instance normalization
     axis: int = -1
     eps: float = 1e-5
+    activation: str | None = None
     has_bias = True
+
+    @property
+    def options(self):
+        return {"eps": self.eps, "channel_axis": self.axis, "activation": self.activation}
 
     def parameter_shape(self, shape):
         return (shape[self.axis],)
 
     def by_jax(self, x, *affine):
-        options = {"eps": self.eps, "channel_axis": self.axis}
         if self.groups is None:
-            return bnext.jax.instance_norm(x, *affine, **options)
-        return bnext.jax.group_norm(x, self.groups, *affine, **options)
+            return bnext.jax.instance_norm(x, *affine, **self.options)
+        return bnext.jax.group_norm(x, self.groups, *affine, **self.options)
 
     def by_numpy(self, x, *affine):
-        options = {"eps": self.eps, "channel_axis": self.axis}
         if self.groups is None:
-            return bnext.instance_norm_forward(x, *affine, **options)
-        return bnext.group_norm_forward(x, self.groups, *affine, **options)
+            return bnext.instance_norm_forward(x, *affine, **self.options)
+        return bnext.group_norm_forward(x, self.groups, *affine, **self.options)
 
     def gradients_by_numpy(self, dy, x, saved, weight):
         return bnext.group_norm_backward(dy, x, saved, weight)
@@ -93,7 +96,7 @@ class GroupNorm(NamedTuple):
         groups = self.groups or channels
         slabs = last.reshape(last.shape[0], -1, groups, channels // groups)
         y = standardized(slabs, (1, 3), self.eps).reshape(last.shape) * weight + bias
-        return jnp.moveaxis(y, -1, self.axis)
+        return activated(self.activation, jnp.moveaxis(y, -1, self.axis))
 
 
 # A norm, and a shape of its input.
@@ -109,6 +112,8 @@ SUBJECTS = {
     "one group": (GroupNorm(1, -1, 1e-3), (3, 7, 10)),
     "instance, channels last": (GroupNorm(None), (4, 5, 6, 11)),
     "instance, channels first": (GroupNorm(None, 1), (4, 11, 17)),
+    "group, activated": (GroupNorm(3, 1, 1e-5, "silu"), (3, 6, 5)),
+    "instance, activated": (GroupNorm(None, -1, 1e-5, "gelu_tanh"), (3, 5, 6)),
 }
 
 

@@ -54,27 +54,35 @@ def spoil(inputs, counts):
     outside = np.broadcast_to(outside, inputs.x.shape)
     inputs.x[outside] = np.nan
     inputs.dy[outside] = np.inf
+    if inputs.residual is not None:
+        inputs.residual[outside] = -np.inf
 
 
-def assert_agrees(inputs, options):
-    axis = inputs.channel_axis
-    y, saved = bnext.batch_norm_forward(inputs.x, *inputs.affine, channel_axis=axis, **options)
-    expected = bnext.batch_norm_backward(inputs.dy, inputs.x, saved, inputs.weight)
+def assert_agrees(inputs, options, activation=None):
+    """Both passes have the bits of the functions for NumPy."""
+    applied = inputs.options(activation)
+    y, saved = bnext.batch_norm_forward(inputs.x, *inputs.affine, **applied, **options)
+    read = inputs.residual if saved.reads_residual else None
+    expected = bnext.batch_norm_backward(inputs.dy, inputs.x, saved, inputs.weight, residual=read)
     arrays = {name: each for name, each in options.items() if name != "masked"}
+    residual = () if applied.pop("residual") is None else (inputs.residual,)
 
     @jax.jit
-    def both(dy, x, weight, bias, arrays):
-        def call(*inputs):
+    def both(dy, arrays, *inputs):
+        def call(x, weight, bias, residual=None):
             return bnext.jax.batch_norm(
-                *inputs, channel_axis=axis, masked=options.get("masked", "zero"), **arrays
-            )
+                x, weight, bias, residual=residual, masked=options.get("masked", "zero"),
+                **applied, **arrays,
+            )  # fmt: skip
 
-        y, pull_back, moments = jax.vjp(call, x, weight, bias, has_aux=True)
+        y, pull_back, moments = jax.vjp(call, *inputs, has_aux=True)
         return y, pull_back(dy), moments
 
-    actual, gradients, moments = both(inputs.dy, inputs.x, *inputs.affine, arrays)
+    inputs_of_call = (inputs.x, *inputs.affine, *residual)
+    actual, gradients, moments = both(inputs.dy, arrays, *inputs_of_call)
     assert_same_bits(actual, y, "y")
-    for name, one, other in zip(("dx", "dweight", "dbias"), gradients, expected, strict=True):
+    names = ("dx", "dweight", "dbias") + ("dresidual",) * len(residual)
+    for name, one, other in zip(names, gradients, expected, strict=True):
         assert_same_bits(one, other, name)
     dtype = inputs.weight.dtype
     assert_same_bits(moments.count, np.asarray(saved.count, dtype))

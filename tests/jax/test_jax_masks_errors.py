@@ -31,14 +31,6 @@ WRONG = {
         {"sample_weight": MASK}, TypeError, "sample_weight: expected an array of real numbers, got"
     ),
     "masked": ({"masked": "nothing"}, ValueError, "masked: expected 'zero', 'normalized' or 'unc"),
-    "activation": (
-        {"mask": MASK, "activation": "relu"}, ValueError,
-        "mask: expected None beside an activation, got both",
-    ),
-    "residual": (
-        {"sample_weight": np.ones(8), "residual": X}, ValueError,
-        "sample_weight: expected None beside a residual, got both",
-    ),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The norms of examples under jit, vmap, scan, checkpoint, and with donated buffers."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import bnext
 
 from .norms import SUBJECTS, Inputs
-from .support import assert_same_bits, jax, jnp
+from .support import assert_same_bits, close, jax, jnp
 
 FEW = ["layer", "rms of two axes", "group, channels last", "instance, channels first"]
 
@@ -53,6 +54,64 @@ def test_jax_norms_vmap_over_x_is_one_call(rng):
     expected = [jax.grad(lambda x: (example(x) ** 3).sum())(each) for each in x]
     for mine, other in zip(gradient, expected, strict=True):
         assert_same_bits(mine, other)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_jax_norms_vmap_over_x_is_one_call_of_both_passes(rng, subject):
+    """The mapped axis, wherever it is, is one more axis of examples: dweight is one sum."""
+    many = [Inputs(rng, subject) for _ in range(3)]
+    norm, affine = many[0].norm, many[0].affine
+    x, dy = (np.stack([getattr(each, name) for each in many]) for name in ("x", "dy"))
+
+    def both(function, dy, x, *affine):
+        y, pull_back = jax.vjp(function, x, *affine)
+        return y, *pull_back(dy)
+
+    def together(x, *affine):
+        if hasattr(norm, "groups"):
+            return norm.by_jax(x.reshape(-1, *x.shape[2:]), *affine).reshape(x.shape)
+        return norm.by_jax(x, *affine)
+
+    expected = jax.jit(functools.partial(both, together))(dy, x, *affine)
+    for axis in (0, 1, -1):
+        axes = (axis, *(None,) * len(affine))
+        moved = [np.moveaxis(each, 0, axis) for each in (dy, x)]
+        mapped = jax.jit(functools.partial(both, jax.vmap(norm.by_jax, axes, axis)))
+        text = mapped.lower(*moved, *affine).as_text()
+        assert text.count("@bnext_") == 2
+        assert "stablehlo.reduce" not in text
+        y, dx, *rest = mapped(*moved, *affine)
+        actual = (np.moveaxis(y, axis, 0), np.moveaxis(dx, axis, 0), *rest)
+        for mine, other in zip(actual, expected, strict=True):
+            assert_same_bits(mine, other)
+
+
+def test_jax_norms_vmap_of_models_over_examples(rng):
+    """Weights are mapped outside of the examples, and inside."""
+    x, dy = rng.normal(size=(2, 4, 9)).astype(np.float32)
+    weights = rng.normal(size=(3, 9)).astype(np.float32)
+
+    def gradient(examples, x, weight):
+        return jax.grad(lambda x, w: (examples(x, w) ** 2 * dy).sum(), (0, 1))(x, weight)
+
+    def rows(x, weight):
+        return jax.vmap(lambda x: bnext.jax.layer_norm(x, 9, weight))(x)
+
+    expected = [gradient(lambda x, w: bnext.jax.layer_norm(x, 9, w), x, each) for each in weights]
+    outside = jax.vmap(functools.partial(gradient, rows), (None, 0))(x, weights)
+
+    def inside(x, weights):
+        models = jax.vmap(lambda x, w: bnext.jax.layer_norm(x, 9, w), (None, 0))
+        return jax.vmap(models, (0, None), 1)(x, weights)
+
+    def loss(x, weights):
+        return (inside(x, weights) ** 2 * dy).sum()
+
+    of_all = jax.grad(loss, (0, 1))(x, weights)
+    for k, (dx, dweight) in enumerate(expected):
+        close((outside[0][k], outside[1][k]), (dx, dweight), 1e-6)
+        close(of_all[1][k], dweight, 1e-6)
+    close(of_all[0], sum(dx for dx, _ in expected), 1e-6)
 
 
 def test_jax_norms_vmap_over_nothing():

@@ -152,18 +152,18 @@ def test_jax_norms_handlers_check_what_python_has_not(rng):
     x, y = jnp.ones((4, 6)), ((4, 6), jnp.float32)
     rows = examples.Rows(1e-5, 1, True, False, False)
     statistics = {name: foreign.words(4) for name in ("row_mean", "row_mean_low", "row_rstd")}
-    cells = examples.Cells(1e-5, 1, 4, False, False).attributes()
-    for name, attributes, arguments, results, text in [
-        ("rows_forward", rows.attributes(), {"x": x, "weight": FOUR}, {"y": y, **statistics},
+    cells = examples.Cells(1e-5, 1, 4, False, False, None, 0.01)
+    for name, how, arguments, results, text in [
+        ("rows_forward", rows, {"x": x, "weight": FOUR}, {"y": y, **statistics},
          "weight: expected shape"),
-        ("rows_forward", rows.attributes(), {"x": x}, {"y": y}, "row_mean: expected an array"),
-        ("rows_forward", dataclasses.replace(rows, first=3).attributes(), {"x": x},
-         {"y": y, **statistics}, "first: expected an axis"),
+        ("rows_forward", rows, {"x": x}, {"y": y}, "row_mean: expected an array"),
+        ("rows_forward", dataclasses.replace(rows, first=3), {"x": x}, {"y": y, **statistics},
+         "first: expected an axis"),
         ("cells_forward", cells, {"x": x}, {"y": y, "statistics": foreign.words(5, 8)},
          "num_groups: expected"),
-        ("cells_forward", {**cells, "num_groups": np.int64(2)}, {"x": x},
+        ("cells_forward", dataclasses.replace(cells, num_groups=2), {"x": x},
          {"y": y, "statistics": foreign.words(5, 4)}, "statistics: expected"),
     ]:  # fmt: skip
         with pytest.raises(Exception, match=text) as caught:
-            jax.block_until_ready(foreign.call_by(name, arguments, results, attributes))
+            jax.block_until_ready(foreign.call(name, how, arguments, results))
         assert "INVALID_ARGUMENT" in str(caught.value)

@@ -154,20 +154,43 @@ def activations_and_residuals():
                 gradients_of(theirs, [x, residual], composed), strict=True,
             ):  # fmt: skip
                 close(one, other, 3e-5)
-        # Calls that Keras's own layer computes apply them as well.
+        # So does a call with a mask, whichever layer computes it.
         mask = rng.random((9, 4)) < 0.7
         y = ours(x, training=True, mask=mask, residual=residual)
         z = ops.convert_to_tensor(residual) + theirs(x, training=True, mask=mask)
         close(numbers(y), numbers(bnext.keras.layer.ACTIVATIONS[name](z, 0.2)), 1e-5)
 
 
-def by_keras_itself():
-    """Masks, also the masks of a layer before, renorm, and one value per channel."""
-    x = rng.normal(size=(5, 7, 6)).astype(np.float32)
+def masks():
+    """Also the masks of a layer before: statistics are of some values, all are normalized."""
+    x, dy = rng.normal(size=(2, 5, 7, 6)).astype(np.float32) + 1
     x[:, 4:] = 0
-    ours, theirs, _ = pair((5, 7, 6))
     masked = keras.layers.Masking()(x)
-    results = [numbers(layer(masked, training=True)) for layer in (ours, theirs)]
+    some = rng.random((5, 7)) < 0.6
+    for given in ({}, {"mask": some}, {"mask": np.ones_like(some)}, {"mask": some & False}):
+        ours, theirs, _ = pair((5, 7, 6))
+        data = x if given else masked
+
+        def function(layer, x, dy=dy, given=given):
+            return layer(x, training=True, **given) ** 2 * ops.convert_to_tensor(dy)
+
+        close(*(numbers(layer(data, training=True, **given)) for layer in (ours, theirs)), 1e-5)
+        for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+            close(one, other)
+        if TRAINS and given and given["mask"].any():
+            of_ours, of_theirs = (gradients_of(each, [x], function) for each in (ours, theirs))
+            for one, other in zip(of_ours, of_theirs, strict=True):
+                close(one, other, 3e-5)
+        # A mask has no meaning where running statistics are used.
+        close(*(numbers(layer(data, training=False, **given)) for layer in (ours, theirs)))
+
+
+def by_keras_itself():
+    """Masks beside other axes, renorm, and one value per channel."""
+    x = rng.normal(size=(5, 7, 6)).astype(np.float32)
+    ours, theirs, _ = pair((5, 7, 7), axis=1)
+    square, mask = rng.normal(size=(5, 7, 7)).astype(np.float32), rng.random((5, 7)) < 0.6
+    results = [numbers(layer(square, training=True, mask=mask)) for layer in (ours, theirs)]
     np.testing.assert_array_equal(*results)
     for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -288,7 +311,7 @@ def errors():
 
 CHECKS = (
     values, integers_and_no_parameters, frozen, gradients, activations_and_residuals,
-    by_keras_itself, training, files, conversion, errors,
+    masks, by_keras_itself, training, files, conversion, errors,
 )  # fmt: skip
 
 if __name__ == "__main__":

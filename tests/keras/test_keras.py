@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "keras.md"
 CHECKS = [
     "values", "integers_and_no_parameters", "frozen", "gradients", "activations_and_residuals",
-    "by_keras_itself", "training", "files", "conversion", "errors",
+    "masks", "by_keras_itself", "training", "files", "conversion", "errors",
 ]  # fmt: skip
 
 

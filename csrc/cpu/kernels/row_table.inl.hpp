@@ -36,12 +36,16 @@ struct Number {
 
 #include "cpu/kernels/rows.inl.hpp"
 
+#include "cpu/kernels/activated_rows.inl.hpp"
+
 #include "cpu/kernels/write_rows.inl.hpp"
+
+void fence_of_rows() { fence(); }
 
 }  // namespace
 
 extern const RowTable row_table;
 const RowTable row_table = {row_kernels_of<float>(), row_kernels_of<double>(),
-                            row_kernels_of<float16>(), row_kernels_of<bfloat16>()};
+                            row_kernels_of<float16>(), row_kernels_of<bfloat16>(), fence_of_rows};
 
 }  // namespace bnext::cpu::BNEXT_ISA

@@ -70,8 +70,7 @@ void row_moments(const Matrix<const T>& x, Index width, const RowBlock& block, b
     }
 }
 
-// What turns a row's values into xhat: (x - center) * scale + shift. Extreme: beyond what float32
-// has numbers for, so that the row is written in double.
+// What turns a row's values into xhat: (x - center) * scale + shift.
 template <class C>
 struct RowNumbers {
     C center, scale, shift;
@@ -86,24 +85,14 @@ struct RowNumbers {
     }
 };
 
-template <class T>
-BNEXT_FORCE_INLINE bool is_extreme_row(const RowStatistics& of, Index row) {
-    if constexpr (sizeof(T) == 8) return false;
-    constexpr double kLargest = 0x1p100, kSmallest = 0x1p-100;
-    const double rstd = of.rstd[row], mean = of.mean[row];
-    const bool usual = rstd <= kLargest && (rstd >= kSmallest || rstd == 0.0) && mean < kLargest &&
-                       mean > -kLargest;
-    return !usual;
-}
-
 template <class T, class C, bool kCentered>
 BNEXT_FORCE_INLINE void reduce_row(const RowGradient<T>& of, const ColumnRange& columns, Index r,
                                    double& of_g, double& of_g_xhat) {
     const RowNumbers<C> numbers(of.of, r);
     const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
                   shift = broadcast(numbers.shift);
-    const T* const x = of.x.row(r) + columns.begin;
-    const T* const dy = of.dy.row(r) + columns.begin;
+    const T* const x = of.x.at(r, columns.begin);
+    const T* const dy = of.dy.at(r, columns.begin);
     const Param<T>* const weight = of.weight + columns.begin;
     Wide first = broadcast(0.0), second = broadcast(0.0);
     for_each_pack(columns.size(), [&](Index j, int some) BNEXT_INLINE_LAMBDA {

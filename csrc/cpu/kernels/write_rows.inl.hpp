@@ -12,30 +12,29 @@
 // Error:   a few units of the type of elementwise arithmetic, of xhat and of g; large means cancel
 //          exactly in x - center, and what center lacks of the mean is in the shift.
 
-// The first values of a row up to a line's beginning, whole packs, and the rest.
+// Calls f(j, some, line) for the packs of a row, of which `some` values exist (0: all): up to a
+// line's beginning, and from there on, where whole packs begin with a line. f is compiled twice,
+// for whole packs and for ends; with a call for each kind of pack, it was the largest part of these
+// functions.
 template <class T, class F>
 BNEXT_FORCE_INLINE void for_each_pack_from_line(const T* written, Index n, bool from_line, F&& f) {
     Index j = 0;
-    if (from_line) {
-        Index head = values_to_boundary(written, n);
-        for (; head >= kLanes; head -= kLanes, j += kLanes) f(j, 0, Number<0>{});
-        if (head > 0) f(j, static_cast<int>(head), Number<0>{});
-        j += head;
-        for (; j + kLanes <= n; j += kLanes) f(j, 0, Number<1>{});
-    } else {
-        for (; j + kLanes <= n; j += kLanes) f(j, 0, Number<0>{});
+    bool line = false;
+    for (Index end = from_line ? values_to_boundary(written, n) : n;; end = n, line = true) {
+        for (; j + kLanes <= end; j += kLanes) f(j, 0, line);
+        if (j < end) f(j, static_cast<int>(end - j), false);
+        j = end;
+        if (end == n) return;
     }
-    if (j < n) f(j, static_cast<int>(n - j), Number<0>{});
 }
 
-// (1 of the last: a whole pack, on a line of the cache where it begins there.)
-template <class C, class T, int kStreams>
-BNEXT_FORCE_INLINE void put(T* p, int some, const Pack<C>& values, Number<kStreams>) {
-    if constexpr (kStreams == 1 && std::is_same_v<C, Compute<T>>) {
-        stream(p, values);
-    } else {
-        store_as<C>(p, some, values);
+// (`line`: a whole pack, on a line of the cache where it begins there.)
+template <class C, class T>
+BNEXT_FORCE_INLINE void put(T* p, int some, const Pack<C>& values, bool line) {
+    if constexpr (std::is_same_v<C, Compute<T>>) {
+        if (line) return stream(p, values);
     }
+    store_as<C>(p, some, values);
 }
 
 template <class T, class C>
@@ -44,7 +43,7 @@ BNEXT_FORCE_INLINE void normalize_row(const T* x, T* y, Index n, const RowNumber
                                       const T* next) {
     const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
                   shift = broadcast(numbers.shift);
-    for_each_pack_from_line(y, n, streams, [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
+    for_each_pack_from_line(y, n, streams, [&](Index j, int some, bool line) BNEXT_INLINE_LAMBDA {
         if (next != nullptr) prefetch_packs<1>(next + j);
         const Pack<C> xhat = fma(load_as<C>(x + j, some) - center, scale, shift);
         const Pack<C> value = fma(xhat, load_as<C>(weight + j, some), load_as<C>(bias + j, some));
@@ -99,13 +98,13 @@ BNEXT_FORCE_INLINE void differentiate_row(const RowGradient<T>& of, const RowBlo
     const Index from = block.columns.begin;
     const bool has_next = r - block.begin < access.ahead;
     const Index after = has_next ? r + block.rows() : r;
-    const T* const next_x = of.x.row(after) + from;
-    const T* const next_dy = of.dy.row(after) + from;
-    const T* const x = of.x.row(r) + from;
-    const T* const dy = of.dy.row(r) + from;
-    T* const dx = of.dx.row(r) + from;
+    const T* const next_x = of.next_x.at(after, from);
+    const T* const next_dy = of.next_dy.at(after, from);
+    const T* const x = of.x.at(r, from);
+    const T* const dy = of.dy.at(r, from);
+    T* const dx = of.dx.at(r, from);
     const Param<T>* const weight = of.weight + from;
-    const auto at = [&](Index j, int some, auto line) BNEXT_INLINE_LAMBDA {
+    const auto at = [&](Index j, int some, bool line) BNEXT_INLINE_LAMBDA {
         if (has_next) {
             prefetch_packs<1>(next_x + j);
             prefetch_packs<1>(next_dy + j);
@@ -161,5 +160,7 @@ constexpr RowKernels<T> row_kernels_of() {
     return {row_moments<T>,
             normalize_rows<T>,
             {row_reduce<T, false>, row_reduce<T, true>},
-            {differentiate_rows<T, false>, differentiate_rows<T, true>}};
+            {differentiate_rows<T, false>, differentiate_rows<T, true>},
+            row_steps_of<T, Compute<T>>(),
+            row_steps_of<T, double>()};
 }

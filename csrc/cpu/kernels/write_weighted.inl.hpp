@@ -27,10 +27,13 @@ BNEXT_FORCE_INLINE Pack<C> weights_across(const C* end, const C* begin, int m) {
 // position of that number. Between its ends all is written by whole packs, streamed ones by whole
 // lines: where each plane began and ended with a part of a line, this took twice as long (planes of
 // 2 KiB, Zen 4), since a line that is not in a cache keeps the streamed ones behind it waiting.
-template <bool kStreams, class Formula, class T>
+// Whether packs are streamed is a number and no parameter of the template, and whole packs, ends
+// and the packs between two planes are written once each: as seven pieces of code for either kind
+// of store, this function was an eighth of the module.
+template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_counted_planes(const Runs<Formula, T> runs,
                                              const T* const (&ahead)[Formula::kReads], Index planes,
-                                             Index n, Index number,
+                                             Index n, Index number, bool streams,
                                              const CoefficientsIn<Compute<T>>& all, Index k) {
     using C = Compute<T>;
     static_assert(Formula::kWrites == 1);
@@ -39,7 +42,7 @@ BNEXT_FORCE_INLINE void write_counted_planes(const Runs<Formula, T> runs,
     const FlagBits bits = weights.bits;
     const C* const each = weights.each != nullptr ? weights.each + number : nullptr;
     // The pack at j, or the first `columns` values of it (0: all), of which these count.
-    const auto write = [&](Index j, int columns, auto streams, unsigned counted,
+    const auto write = [&](Index j, int columns, bool in_line, unsigned counted,
                            const auto& formula) BNEXT_INLINE_LAMBDA {
         Pack<C> made[1] = {broadcast(C{0})};
         if (counted != 0 || unchanged) {
@@ -50,36 +53,35 @@ BNEXT_FORCE_INLINE void write_counted_planes(const Runs<Formula, T> runs,
             formula(in, made);
             made[0] = where_set(counted, made[0], outside);
         }
-        streams ? stream(runs.out[0] + j, made[0])
+        in_line ? stream(runs.out[0] + j, made[0])
                 : store_columns(runs.out[0] + j, columns, made[0]);
     };
     const Index total = planes * n;
-    const Index head = kStreams ? values_to_boundary(runs.out[0], total) : 0;
+    const Index head = streams ? values_to_boundary(runs.out[0], total) : 0;
     Formula formula = formula_of_channel<Formula>(all, k);
     Index begin = 0;  // of the plane
-    const auto some = [&](Index j, int columns, auto streams) BNEXT_INLINE_LAMBDA {
+    const auto some = [&](Index j, int columns, bool in_line) BNEXT_INLINE_LAMBDA {
         if constexpr (requires { formula.weight; }) {
             formula.weight = load_columns(each + (j - begin), columns);
         }
-        write(j, columns, streams, counted_bits(bits, number + (j - begin), columns), formula);
+        write(j, columns, in_line, counted_bits(bits, number + (j - begin), columns), formula);
     };
     Index j = 0;
-    for (; j + kLanes <= head; j += kLanes) some(j, 0, Number<0>{});
-    if (j < head) some(j, static_cast<int>(head - j), Number<0>{});
-    j = head;
     for (;;) {
         const Index end = begin + n;
-        for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
-            unrolled<Formula::kReads>([&](auto i)
-                                          BNEXT_INLINE_LAMBDA { prefetch_packs<2>(ahead[i] + j); });
-            some(j, 0, Number<kStreams>{});
-            some(j + kLanes, 0, Number<kStreams>{});
+        while (j < end) {
+            const bool in_line = streams && j >= head;
+            const Index stop = j < head ? head : end;
+            for (; j + kLanes <= stop; j += kLanes) {
+                unrolled<Formula::kReads>(
+                    [&](auto i) BNEXT_INLINE_LAMBDA { prefetch_packs<1>(ahead[i] + j); });
+                some(j, 0, in_line);
+            }
+            if (stop == end && end != total) break;
+            if (j < stop) some(j, static_cast<int>(stop - j), false);
+            j = stop;
         }
-        if (j + kLanes <= end) {
-            some(j, 0, Number<kStreams>{});
-            j += kLanes;
-        }
-        if (end == total) break;
+        if (end == total) return;
         const Formula next = formula_of_channel<Formula>(all, ++k);
         if (j < end) {
             const int m = static_cast<int>(end - j);
@@ -89,13 +91,12 @@ BNEXT_FORCE_INLINE void write_counted_planes(const Runs<Formula, T> runs,
             }
             const unsigned counted = counted_bits(bits, number + (j - begin), m) |
                                      counted_bits(bits, number, kLanes - m) << m;
-            write(j, 0, Number<kStreams>{}, counted, both);
+            write(j, 0, streams, counted, both);
             j += kLanes;
         }
         formula = next;
         begin = end;
     }
-    if (j < total) some(j, static_cast<int>(total - j), Number<0>{});
 }
 
 template <class Formula, class T>
@@ -121,9 +122,7 @@ void write_counted_planar(const View<const T>* in, const View<T>* out, const Reg
             const Index bytes = n * static_cast<Index>(sizeof(T));
             const bool in_lines = joined || bytes >= kLongRun ||
                                   (bytes % 64 == 0 && values_to_boundary(runs.out[0], n) == 0);
-            streaming&& in_lines
-                ? write_counted_planes<true>(runs, ahead, planes, n, number, all, k)
-                : write_counted_planes<false>(runs, ahead, planes, n, number, all, k);
+            write_counted_planes(runs, ahead, planes, n, number, streaming && in_lines, all, k);
         });
     if (streaming) fence();
 }

@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <mutex>
 #include <new>
+#include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "cuda/emulation/launches.hpp"
@@ -32,6 +35,15 @@ constexpr Device kDevices[] = {
 };
 
 int current_device = 0;
+// Programs of JAX launch from several threads; fibers and devices are for one of them at a time.
+std::recursive_mutex one_at_a_time;
+bool recording = false;
+std::vector<emulation::Request> requests;
+
+void note(const char* what, Stream stream = nullptr) {
+    if (recording) requests.push_back({what, stream});
+}
+
 bool failed = false;  // a kernel has failed, and no call has reported it
 
 Index shared_of_multiprocessor(const Device& device) { return 2 * device.shared + 2 * 1024; }
@@ -70,20 +82,31 @@ int occupancy(Kernel, const Launch& launch, int device) {
     return static_cast<int>(std::min<Index>(fit, there.resident));
 }
 
-CurrentDevice::CurrentDevice(int device) : before_(current_device) { current_device = device; }
-CurrentDevice::~CurrentDevice() { current_device = before_; }
+CurrentDevice::CurrentDevice(int device) {
+    one_at_a_time.lock();
+    before_ = std::exchange(current_device, device);
+}
+CurrentDevice::~CurrentDevice() {
+    current_device = before_;
+    one_at_a_time.unlock();
+}
 
-void prepare(Kernel) {}
+void prepare(Kernel) { note("prepare"); }
 
-void* allocate(Index bytes, Stream) { return ::operator new(static_cast<std::size_t>(bytes)); }
+void* allocate(Index bytes, Stream stream) {
+    note("allocate", stream);
+    return ::operator new(static_cast<std::size_t>(bytes));
+}
 void release(void* memory, Stream) noexcept { ::operator delete(memory); }
 
-void zero(void* memory, Index bytes, Stream) {
+void zero(void* memory, Index bytes, Stream stream) {
+    note("zero", stream);
     tell_failure("zero");
     std::memset(memory, 0, static_cast<std::size_t>(bytes));
 }
 
-void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream) {
+void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
+    note("run", stream);
     tell_failure("run");
     if (kDevices[current_device].refuses && must_be_resident(launch)) {
         throw Error(Fault::refused, "emulated CUDA: run: the launch is too large");
@@ -99,6 +122,18 @@ void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream
     }
 }
 
-void synchronize(Stream) { tell_failure("synchronize"); }
+void synchronize(Stream stream) {
+    note("synchronize", stream);
+    tell_failure("synchronize");
+}
 
 }  // namespace bnext::cuda::runtime
+
+namespace bnext::cuda::emulation {
+
+std::vector<Request> record(bool wanted) {
+    runtime::recording = wanted;
+    return std::exchange(runtime::requests, {});
+}
+
+}  // namespace bnext::cuda::emulation

@@ -11,7 +11,7 @@ from typing import Any
 
 from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged, Rows
 
-__all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module"]
+__all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module", "part_of"]
 
 
 class Group(abc.ABC):
@@ -319,6 +319,12 @@ class _Alone(Part):
 
 
 ALONE: Part = _Alone()
+
+
+def part_of(group: Any) -> Part:
+    """Begin a call of a function; TypeError unless it is a group or None."""
+    check_group(group)
+    return ALONE if group is None else group.part(None)
 
 
 def check_group(group: Any) -> None:

@@ -3,12 +3,12 @@
 Pure functions: `batch_norm` and `normalize`, with `moments` and `move_running`; `layer_norm`,
 `rms_norm`, `group_norm` and `instance_norm`. They are foreign functions of XLA, so they work under
 `jax.jit`, `jax.grad` (also twice), `jax.vmap`, `jax.lax.scan`, `jax.checkpoint` and
-`jax.shard_map`, on the CPU. `bnext.jax.flax` and `bnext.jax.equinox` have the layers of these
-libraries. docs/jax.md has training loops.
+`jax.shard_map`, on the CPU; `batch_norm` and `normalize` on a GPU too. `bnext.jax.flax` and
+`bnext.jax.equinox` have the layers of these libraries. docs/jax.md has training loops.
 
-From the bottom: foreign (the handlers of csrc/xla), formulas (both passes in JAX's own operations),
-training, inference and examples (both passes and their derivatives), functional, row_norms and
-cell_norms.
+From the bottom: gpu and foreign (the handlers of csrc/xla, on each platform), formulas (both passes
+in JAX's own operations), training, inference and examples (both passes and their derivatives, on
+arrays in shards by partition, of mapped examples by folding), functional, row_norms and cell_norms.
 """
 
 try:

@@ -16,7 +16,7 @@ __all__ = ["group_norm", "instance_norm"]
 
 def group_norm(
     x: Any, num_groups: int, weight: Any = None, bias: Any = None, *, eps: float = 1e-5,
-    channel_axis: int = -1,
+    channel_axis: int = -1, activation: str | None = None, negative_slope: float = 0.01,
 ) -> jax.Array:  # fmt: skip
     """Normalize each example of `x` by the mean and variance of every group of its channels.
 
@@ -34,12 +34,16 @@ def group_norm(
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
         Which axis of `x` has the channels: the last, as JAX's users have it. Not axis 0.
+    activation : str, optional
+        The function that is applied last; `batch_norm` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
     array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over
-        the values of a group of channels of an example; of the dtype of `x`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
+        over the values of a group of channels of an example; of the dtype of `x`.
 
     Raises
     ------
@@ -51,36 +55,39 @@ def group_norm(
         A dtype does not fit, or an argument is not an array, or not an integer.
     """
     groups = index_of(num_groups, "num_groups")
-    return _normalized(x, groups, weight, bias, eps, channel_axis)
+    return _normalized(x, groups, weight, bias, eps, channel_axis, activation, negative_slope)
 
 
 def instance_norm(
-    x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, channel_axis: int = -1
-) -> jax.Array:
+    x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, channel_axis: int = -1,
+    activation: str | None = None, negative_slope: float = 0.01,
+) -> jax.Array:  # fmt: skip
     """Normalize each channel of each example of `x` by its own mean and variance.
 
     Parameters
     ----------
-    x, weight, bias, eps, channel_axis
+    x, weight, bias, eps, channel_axis, activation, negative_slope
         As for `group_norm`.
 
     Returns
     -------
     array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over
-        a channel's values in an example; of the dtype of `x`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
+        over a channel's values in an example; of the dtype of `x`.
 
     Raises
     ------
     ValueError, TypeError
         As `group_norm`; a ValueError also where a channel of an example has one value.
     """
-    return _normalized(x, None, weight, bias, eps, channel_axis)
+    return _normalized(x, None, weight, bias, eps, channel_axis, activation, negative_slope)
 
 
 def _normalized(
-    x: Any, groups: int | None, weight: Any, bias: Any, eps: Any, channel_axis: Any
-) -> jax.Array:
+    x: Any, groups: int | None, weight: Any, bias: Any, eps: Any, channel_axis: Any,
+    activation: Any, negative_slope: Any,
+) -> jax.Array:  # fmt: skip
+    _core.check_activation(activation)
     if x is None:
         raise TypeError("x: expected an array, got None")
     x, weight, bias = arrays_of(x=x, weight=weight, bias=bias)
@@ -90,6 +97,7 @@ def _normalized(
     _core.check_described("cells", arrays, axis, eps, groups)
     how = examples.Cells(
         eps=eps, channel_axis=axis, num_groups=groups or 0, weight=weight is not None,
-        bias=bias is not None,
+        bias=bias is not None, activation=None if activation == "none" else activation,
+        negative_slope=_core.check_negative_slope(negative_slope),
     )  # fmt: skip
     return examples.normalized(how, x, weight, bias)

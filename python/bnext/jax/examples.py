@@ -3,24 +3,31 @@
 Layer and RMS normalization (`Rows`) and group and instance normalization (`Cells`) are one pair of
 passes: values that are normalized together are a slab, and parameters go along some of its axes.
 As in `training`, kernels compute values and first gradients, and tangents of both passes come from
-formulas in JAX's own operations.
+formulas in JAX's own operations. On arrays in shards each device computes on its examples, and
+gradients of parameters are added up.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax import lax
 
-from bnext.jax.foreign import ROWS, Struct, call_by, together, words
-from bnext.jax.formulas import param_dtype, rstd_of
+from bnext.jax.folding import folding
+from bnext.jax.foreign import ROWS, Factors, Struct, add_parts, call, together, words
+from bnext.jax.formulas import activated, param_dtype, rstd_of, slope
+from bnext.jax.partition import Arrays, across, alike
 from bnext.jax.training import no_tangent
 
 __all__ = ["Cells", "Rows", "normalized"]
+
+Axes = tuple[tuple[Any, int], ...]  # names and sizes
+DATA = ("x", "dy", "y", "dx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +39,11 @@ class Rows:
     centered: bool
     weight: bool  # whether there is one
     bias: bool
+    axes: Axes = ()  # of a mesh, along which lie other examples
 
     kind: ClassVar[str] = "rows"
+    activation: ClassVar[None] = None
+    negative_slope: ClassVar[float] = 0.01
 
     def attributes(self) -> dict[str, Any]:
         """Give what handlers read of it."""
@@ -43,8 +53,8 @@ class Rows:
 
     def statistics(self, x: Any) -> dict[str, Struct]:
         """Describe what the forward pass leaves for the backward pass."""
-        rows = int(np.prod(x.shape[: self.first]))
-        return {name: words(rows) for name in ("row_mean", "row_mean_low", "row_rstd")}
+        rows = x.shape[: self.first]
+        return {name: words(*rows) for name in ("row_mean", "row_mean_low", "row_rstd")}
 
     def made_gradients(self) -> tuple[str, ...]:
         """Name the gradients of parameters that the kernel makes."""
@@ -53,6 +63,20 @@ class Rows:
         if self.centered:
             return "dweight", "dbias"
         return ("dweight",) if self.weight else ()
+
+    def factors(self, name: str, rank: int) -> Factors:
+        """Name the factors of an array: axes before the rows' own may be divided."""
+        if name in DATA or name.startswith("row_"):
+            return [f"d{axis}" if axis < self.first else None for axis in range(rank)]
+        return [None] * rank
+
+    def over(self, axes: Mapping[int, Axes]) -> Rows:
+        """Give the norm of shards, by the axes of x that axes of a mesh divide."""
+        return dataclasses.replace(self, axes=tuple(each for a in sorted(axes) for each in axes[a]))
+
+    def folded(self, x: Any) -> tuple[Rows, Any]:
+        """Give the norm of x with one more axis of examples, the first."""
+        return dataclasses.replace(self, first=self.first + 1), x
 
     def slabs(self, x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Give the shape in which slabs have axes of their own, and these axes."""
@@ -77,6 +101,9 @@ class Cells:
     num_groups: int
     weight: bool  # whether there is one
     bias: bool
+    activation: str | None
+    negative_slope: float
+    axes: Axes = ()  # of a mesh, along which lie other examples
 
     kind: ClassVar[str] = "cells"
     centered: ClassVar[bool] = True
@@ -85,7 +112,8 @@ class Cells:
         """Give what handlers read of it."""
         return {
             "eps": np.float64(self.eps), "channel_axis": np.int64(self.channel_axis),
-            "num_groups": np.int64(self.num_groups),
+            "num_groups": np.int64(self.num_groups), "activation": self.activation or "none",
+            "negative_slope": np.float64(self.negative_slope),
         }  # fmt: skip
 
     def groups(self, x: Any) -> int:
@@ -94,11 +122,31 @@ class Cells:
 
     def statistics(self, x: Any) -> dict[str, Struct]:
         """Describe what the forward pass leaves for the backward pass."""
-        return {"statistics": words(ROWS, x.shape[0] * self.groups(x))}
+        return {"statistics": words(ROWS, x.shape[0], self.groups(x))}
 
     def made_gradients(self) -> tuple[str, ...]:
         """Name the gradients of parameters that the kernel makes."""
         return ("dweight", "dbias") if self.weight or self.bias else ()
+
+    def factors(self, name: str, rank: int) -> Factors:
+        """Name the factors of an array: examples may be divided, and single channels."""
+        found: Factors = [None] * rank
+        channels = None if self.num_groups else f"d{self.channel_axis}"
+        if name in DATA:
+            found[0], found[self.channel_axis] = "d0", channels
+        elif name == "statistics":
+            found[1], found[2] = "d0", channels
+        else:
+            found[-1] = channels
+        return found
+
+    def over(self, axes: Mapping[int, Axes]) -> Cells:
+        """Give the norm of shards, by the axes of x that axes of a mesh divide."""
+        return dataclasses.replace(self, axes=axes.get(0, ()))
+
+    def folded(self, x: Any) -> tuple[Cells, Any]:
+        """Give the norm of x with one more axis of examples, the first."""
+        return self, x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
     def slabs(self, x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Give the shape in which slabs have axes of their own, and these axes."""
@@ -133,18 +181,25 @@ def _standardized(how: How, x: Any) -> tuple[Any, Any]:
     return values * rstd, rstd
 
 
+def _affine(how: How, xhat: Any, x: Any, weight: Any, bias: Any) -> Any:
+    """Give z, which the activation is applied to."""
+    z = xhat.reshape(x.shape)
+    z = z if weight is None else z * how.beside(weight, x)
+    return z if bias is None else z + how.beside(bias, x)
+
+
 def _forward_formula(how: How, x: Any, weight: Any, bias: Any) -> Any:
-    y = _standardized(how, x)[0].reshape(x.shape)
-    y = y if weight is None else y * how.beside(weight, x)
-    y = y if bias is None else y + how.beside(bias, x)
-    return y.astype(x.dtype)
+    z = _affine(how, _standardized(how, x)[0], x, weight, bias)
+    return activated(how, z).astype(x.dtype)
 
 
-def _backward_formula(how: How, dy: Any, x: Any, weight: Any) -> tuple[Any, Any, Any]:
+def _backward_formula(how: How, dy: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
     """Give dx, dweight and dbias; None for the gradient of a parameter that is not there."""
     xhat, rstd = _standardized(how, x)
     axes = how.slabs(x)[1]
     dy = dy.astype(xhat.dtype)
+    if how.activation is not None:
+        dy = dy * slope(how, _affine(how, xhat, x, weight, bias))
     g = (dy if weight is None else dy * how.beside(weight, x)).reshape(xhat.shape)
     if how.centered:
         g = g - g.mean(axes, keepdims=True)
@@ -157,14 +212,19 @@ def _backward_formula(how: How, dy: Any, x: Any, weight: Any) -> tuple[Any, Any,
 # --- both passes by kernels -----------------------------------------------------------------------
 
 
+def _forward_of(how: How, arguments: Arrays) -> Arrays:
+    x = arguments["x"]
+    results = {"y": (x.shape, x.dtype), **how.statistics(x)}
+    return call(f"{how.kind}_forward", how, arguments, results)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(how: How, x: Any, weight: Any, bias: Any) -> tuple[Any, dict[str, Any]]:
     """Give y and the statistics."""
-    results = {"y": (x.shape, x.dtype), **how.statistics(x)}
+    statistics = how.statistics(x)
     arguments = {"x": x, "weight": weight, "bias": bias}
-    found = call_by(f"{how.kind}_forward", arguments, results, how.attributes())
-    y, *statistics = found
-    return y, dict(zip(how.statistics(x), statistics, strict=True))
+    found = across(_forward_of, how, arguments, ["y", *statistics])
+    return found["y"], {name: found[name] for name in statistics}
 
 
 @_forward.defjvp
@@ -174,23 +234,27 @@ def _forward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     return (y, statistics), (of_y, {name: no_tangent(each) for name, each in statistics.items()})
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _backward(
-    how: How, dy: Any, x: Any, weight: Any, statistics: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """Give dx, dweight and dbias; None for the gradient of a parameter that is not there."""
+def _backward_of(how: How, arguments: Arrays) -> Arrays:
+    x = arguments["x"]
     results: dict[str, Struct] = {"dx": (x.shape, x.dtype)}
     along = how.parameter_axes(x)
     shape = tuple(extent for a, extent in enumerate(x.shape) if a not in along)
-    results |= dict.fromkeys(how.made_gradients(), (shape, param_dtype(x)))
-    arguments = {"x": x, "dy": dy, "weight": weight, **statistics}
-    found = dict(
-        zip(results, call_by(f"{how.kind}_backward", arguments, results, how.attributes()),
-            strict=True)
-    )  # fmt: skip
+    of_parameters = how.made_gradients()
+    results |= dict.fromkeys(of_parameters, (shape, param_dtype(x)))
+    found = call(f"{how.kind}_backward", how, arguments, results)
+    return found | {name: add_parts(how, found[name]) for name in of_parameters}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _backward(
+    how: How, dy: Any, x: Any, weight: Any, bias: Any, statistics: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Give dx, dweight and dbias; None for the gradient of a parameter that is not there."""
+    arguments = {"x": x, "dy": dy, "weight": weight, "bias": bias, **statistics}
+    found = across(_backward_of, how, arguments, ["dx", *how.made_gradients()])
     dbias = found.get("dbias")
     if how.bias and dbias is None:  # of RMS normalization, which has none as a rule
-        dbias = dy.astype(param_dtype(x)).sum(along)
+        dbias = dy.astype(param_dtype(x)).sum(how.parameter_axes(x))
     return (
         found["dx"],
         found["dweight"] if how.weight else None,
@@ -201,7 +265,7 @@ def _backward(
 @_backward.defjvp
 def _backward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     formula = functools.partial(_backward_formula, how)
-    _, of_results = jax.jvp(formula, primals[:3], tangents[:3])
+    _, of_results = jax.jvp(formula, primals[:4], tangents[:4])
     return _backward(how, *primals), of_results
 
 
@@ -212,7 +276,7 @@ def _normalized(how: How, x: Any, weight: Any, bias: Any) -> Any:
 
 def _normalized_forward(how: How, x: Any, weight: Any, bias: Any) -> tuple[Any, tuple[Any, ...]]:
     y, statistics = _forward(how, x, weight, bias)
-    return y, (x, weight, statistics)
+    return y, (x, weight, None if how.activation is None else bias, statistics)
 
 
 def _normalized_backward(how: How, saved: tuple[Any, ...], dy: Any) -> tuple[Any, Any, Any]:
@@ -222,7 +286,19 @@ def _normalized_backward(how: How, saved: tuple[Any, ...], dy: Any) -> tuple[Any
 _normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
+def _of_present(how: How, x: Any, *parameters: Any) -> Any:
+    """Give y, of the parameters that are there."""
+    present = iter(parameters)
+    weight = next(present) if how.weight else None
+    return _normalized(how, x, weight, next(present) if how.bias else None)
+
+
+_folding = folding("bnext_norm_of_examples", _of_present, lambda how, x: how.folded(x))
+
+
 def normalized(how: How, x: Any, weight: Any, bias: Any) -> jax.Array:
     """Give y."""
-    y: jax.Array = _normalized(how, *together(x, weight, bias))
+    x, weight, bias = together(x, weight, bias)
+    arrays = alike(how, x=x, weight=weight, bias=bias)
+    y: jax.Array = _folding(how, *(each for each in arrays if each is not None))
     return y

@@ -7,9 +7,10 @@ What a handler gets is described in csrc/xla: arrays by their names, and numbers
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ from jax import lax
 from jax._src.core import extend_axis_env_nd  # which has no public name
 
 from bnext import _core
+from bnext.jax import gpu
 
 __all__ = [
-    "ROWS", "SHARD_ROWS", "How", "Struct", "add_parts", "call", "call_by", "even_shards",
-    "gathered", "register", "together", "varying_axes", "words", "words_of_flags",
+    "ROWS", "SHARD_ROWS", "Factors", "How", "Operation", "Struct", "add_parts", "call", "call_by",
+    "gathered", "register", "shards_of", "together", "varying_axes", "words", "words_of_flags",
+    "words_of_total",
 ]  # fmt: skip
 
 ROWS = len(_core.ROWS)
@@ -29,8 +32,34 @@ SHARD_ROWS = 4  # n, mean, mean_low and m2
 Struct = tuple[tuple[int, ...], Any]  # shape and dtype of a result
 
 
-class How(NamedTuple):
+Factors = list[str | None]  # of the axes of an array, by name; None: an axis that stays whole
+DATA = ("x", "dy", "residual", "y", "dx", "dresidual")  # these have the shape of x
+POSITIONS = ("counts", "weights")  # these have it without channels
+CHANNELS_AT = {  # which axis has the channels, from the back
+    "weight": -1, "bias": -1, "mean": -1, "var": -1, "dweight": -1, "dbias": -1, "values": -1,
+    "statistics": -2, "shard": -2, "shards": -2, "sums": -2,
+}  # fmt: skip
+
+
+class Operation(Protocol):
     """What of a call is no array; a constant of the program."""
+
+    @property
+    def axes(self) -> tuple[tuple[Any, int], ...]:
+        """Names and sizes of the axes that have parts of the batch."""
+
+    def attributes(self) -> dict[str, Any]:
+        """Give what handlers read of it."""
+
+    def factors(self, name: str, rank: int) -> Factors:
+        """Name the factors of the axes of an argument or a result: "d0" goes with axis 0 of x."""
+
+    def over(self, axes: Mapping[int, tuple[tuple[Any, int], ...]]) -> Operation:
+        """Give the operation on shards, by the axes of x that axes of a mesh divide."""
+
+
+class How(NamedTuple):
+    """What of a call of batch normalization is no array; a constant of the program."""
 
     eps: float
     channel_axis: int  # from the front
@@ -38,6 +67,7 @@ class How(NamedTuple):
     activation: str | None
     negative_slope: float
     residual: bool
+    masked: str | None = None  # what y has where positions do not count; None: all count
 
     @property
     def parts(self) -> int:
@@ -50,6 +80,7 @@ class How(NamedTuple):
             "channel_axis": np.int64(self.channel_axis), "eps": np.float64(self.eps),
             "activation": self.activation or "none",
             "negative_slope": np.float64(self.negative_slope), "residual": self.residual,
+            **({} if self.masked is None else {"masked": self.masked}),
         }  # fmt: skip
 
     @property
@@ -65,7 +96,26 @@ class How(NamedTuple):
     @property
     def writes_dresidual(self) -> bool:
         """Whether the gradient by the residual is not dy."""
-        return self.residual and self.activation is not None
+        return self.residual and (self.activation is not None or self.masked is not None)
+
+    def factors(self, name: str, rank: int) -> Factors:
+        """Name the factors of an array; of parts along an axis of vmap's, none is divided."""
+        found: Factors = [None] * rank
+        if self.axes:
+            return found
+        if name in DATA or name == "flags":
+            # Flags of a program in which the batch may be divided have the shape of x.
+            return [f"d{axis}" for axis in range(rank)]
+        if name in POSITIONS:
+            return [f"d{axis}" for axis in range(rank + 1) if axis != self.channel_axis]
+        if name in CHANNELS_AT:
+            found[CHANNELS_AT[name]] = f"d{self.channel_axis}"
+        return found
+
+    def over(self, axes: Mapping[int, tuple[tuple[Any, int], ...]]) -> How:
+        """Give how of a call on shards, whose parts lie along all axes but the channels'."""
+        parts = (axes[axis] for axis in sorted(axes) if axis != self.channel_axis)
+        return self._replace(axes=tuple(each for part in parts for each in part))
 
 
 def register() -> None:
@@ -80,6 +130,7 @@ def register() -> None:
         )
     for name, handler in targets.items():
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    gpu.register()
 
 
 def words(*shape: int) -> Struct:
@@ -93,7 +144,7 @@ def words_of_flags(x: Any) -> Struct:
 
 
 @contextlib.contextmanager
-def _axes_in_reach(how: How) -> Iterator[tuple[Any, ...]]:
+def _axes_in_reach(how: Operation) -> Iterator[tuple[Any, ...]]:
     """Bind the axes of a call: `jax.vmap` has taken its axis away when it calls a backward rule."""
     missing = []
     for name, size in how.axes:
@@ -105,7 +156,7 @@ def _axes_in_reach(how: How) -> Iterator[tuple[Any, ...]]:
         yield tuple(name for name, _ in how.axes)
 
 
-def add_parts(how: How, values: Any) -> Any:
+def add_parts(how: Operation, values: Any) -> Any:
     """Add what the parts of a batch have."""
     if not how.axes:
         return values
@@ -127,12 +178,15 @@ def gathered(how: How, part: Any) -> Any:
     return add_parts(how, jnp.where(mine, part[None], jnp.zeros_like(part)[None]))
 
 
-def even_shards(how: How, x: Any) -> Any:
-    """Give moments of shards of one size, as a backward pass needs them: how many values."""
-    channels = x.shape[how.channel_axis]
-    moments = np.zeros((how.parts, SHARD_ROWS, channels))
-    moments[:, 0] = x.size // max(channels, 1)
-    return jnp.asarray(moments.view(np.uint32).reshape(*moments.shape, 2))
+def words_of_total(total: float) -> Any:
+    """Give a number that is known while a program is traced as words."""
+    return jnp.asarray(np.array([total], np.float64).view(np.uint32))
+
+
+def shards_of(how: How, total: Any, channels: int) -> Any:
+    """Give moments of shards as a backward pass needs them: their weight, that of the first all."""
+    shards = jnp.zeros((how.parts, SHARD_ROWS, channels, 2), jnp.uint32)
+    return shards.at[0, 0].set(total)
 
 
 def varying_axes(array: Any) -> frozenset[Any]:
@@ -167,10 +221,11 @@ def _struct(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def call(
-    name: str, how: How, arguments: Mapping[str, Any], results: Mapping[str, Struct]
-) -> Sequence[Any]:
-    """Call a handler with the arguments that are not None; give its results."""
-    return call_by(name, arguments, results, how.attributes())
+    name: str, how: Operation, arguments: Mapping[str, Any], results: Mapping[str, Struct]
+) -> dict[str, Any]:
+    """Call a handler with the arguments that are not None; give its results, by name."""
+    found = call_by(name, arguments, results, how.attributes())
+    return dict(zip(results, found, strict=True))
 
 
 def call_by(
@@ -178,16 +233,56 @@ def call_by(
     attributes: Mapping[str, Any],
 ) -> Sequence[Any]:  # fmt: skip
     """Do `call`, with any attributes. The first argument has the axes that slices have."""
-    names = [each for each, array in arguments.items() if array is not None]
+    names = tuple(each for each, array in arguments.items() if array is not None)
     arrays = together(*(arguments[each] for each in names))
-    structs = [_struct(arrays[0], *result) for result in results.values()]
+    # An attribute of 1.0 equals one of 1 and of True: the types are part of the constants.
+    constants = tuple((name, value, type(value)) for name, value in attributes.items())
+    found: Sequence[Any] = _program(name, names, tuple(results.items()), constants)(*arrays)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _program(
+    name: str, names: tuple[str, ...], results: tuple[tuple[str, Struct], ...],
+    constants: tuple[tuple[str, Any, type], ...],
+) -> Callable[..., Any]:  # fmt: skip
+    """Make a call for the platform of the program that it becomes part of.
+
+    Without `jax.jit`, a call outside of every program would go to JAX's default platform, and not
+    where its arrays are.
+    """
+    structs = dict(results)
+    attributes = {name: value for name, value, _ in constants}
+
+    def cpu(*arrays: Any) -> Sequence[Any]:
+        given = dict(zip(names, arrays, strict=True))
+        return _invoke(f"bnext_{name}", given, structs, attributes)
+
+    def cuda(*arrays: Any) -> Sequence[Any]:
+        given = dict(zip(names, arrays, strict=True))
+        return gpu.call(_invoke, name, given, structs, attributes)
+
+    def program(*arrays: Any) -> Any:
+        return lax.platform_dependent(*arrays, cpu=cpu, cuda=cuda)
+
+    program.__name__ = f"call_{name}"
+    return jax.jit(program)
+
+
+def _invoke(
+    target: str, arguments: Mapping[str, Any], results: Mapping[str, Struct],
+    attributes: Mapping[str, Any],
+) -> Sequence[Any]:  # fmt: skip
+    """Call a target of XLA's, whose arrays have names."""
+    first = next(iter(arguments.values()))
+    structs = [_struct(first, *result) for result in results.values()]
     # Under vmap, arrays get further axes in front, of extent 1 where they are not mapped: nothing
     # is copied for each of the mapped calls.
-    found: Sequence[Any] = jax.ffi.ffi_call(f"bnext_{name}", structs, vmap_method="expand_dims")(
-        *arrays,
-        arguments=" ".join(names),
+    found: Sequence[Any] = jax.ffi.ffi_call(target, structs, vmap_method="expand_dims")(
+        *arguments.values(),
+        arguments=" ".join(arguments),
         results=" ".join(results),
-        rank=np.int64(arrays[0].ndim),
+        rank=np.int64(first.ndim),
         **attributes,
     )
     return found

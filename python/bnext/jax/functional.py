@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnext import _core
-from bnext.jax import formulas, inference, training, weighted, weighted_inference
+from bnext.jax import formulas, inference, training
 from bnext.jax.arguments import arrays_of, described
 from bnext.jax.foreign import How
-from bnext.jax.weighting import Positions, positions_of
-from bnext.weighting import Masked
+from bnext.jax.weighting import positions_of
+from bnext.weighting import Masked, check_masked
 
 __all__ = [
     "Moments", "batch_norm", "moments", "move_running", "normalize", "normalize_by_counted",
@@ -136,8 +136,8 @@ def batch_norm(
     ValueError
         While a program is traced: a shape does not fit, `x` has one value per channel, `eps` is
         negative or not finite, `channel_axis` is not an axis of `x`, `activation` is not one of the
-        names, `negative_slope` is not finite; `mask`, `sample_weight` or `lengths` stands beside an
-        activation or a residual.
+        names, `negative_slope` is not finite; `masked` is not one of the names, `lengths` stands
+        beside a mask.
     TypeError
         A dtype does not fit, or an argument is not an array.
 
@@ -150,22 +150,17 @@ def batch_norm(
     clipped, and a weight that is negative or not finite makes every result NaN.
 
     Arrays in shards need no `axis_name` under `jax.jit`: each device computes on its shard, and the
-    statistics are the whole batch's. With weights of positions they are put together on every
-    device first: the values are right, and each device does all of the work.
+    statistics are the whole batch's.
     """
     x, weight, bias, residual = arrays_of(x=x, weight=weight, bias=bias, residual=residual)
     how = _how(x, eps, channel_axis, axis_name, activation, negative_slope, residual)
     kind = "forward" if axis_name is None else "shard"
     arrays = {"x": x, "weight": weight, "bias": bias, "residual": residual}
-    positions = _checked(kind, how, arrays, mask, sample_weight, lengths, masked)
-    count = formulas.count_of(how, x)
+    how, positions = _checked(kind, how, arrays, mask, sample_weight, lengths, masked)
     if axis_name is not None:
-        _core.check_more_than_one(x.shape, count)
-    if positions is not None:
-        y, values, count = weighted.normalized(how, x, weight, bias, positions)
-        return y, _moments(count, values)
-    y, values = training.normalized(how, x, weight, bias, residual)
-    return y, _moments(count, values)
+        _core.check_more_than_one(x.shape, formulas.count_of(how, x))
+    y, values, count = training.normalized(how, x, weight, bias, residual, positions)
+    return y, _moments(how, x, values, count)
 
 
 def normalize(
@@ -219,13 +214,9 @@ def normalize(
     arrays = {
         "x": x, "mean": mean, "var": var, "weight": weight, "bias": bias, "residual": residual
     }  # fmt: skip
-    positions = _checked("normalize", how, arrays, mask, sample_weight, lengths, masked)
-    result: jax.Array
-    if positions is None:
-        result = inference.normalized_by(how, x, mean, var, weight, bias, residual)
-    else:
-        result = weighted_inference.normalized_by(how, x, mean, var, weight, bias, positions)
-    return result
+    how, positions = _checked("normalize", how, arrays, mask, sample_weight, lengths, masked)
+    y: jax.Array = inference.normalized_by(how, x, mean, var, weight, bias, residual, positions)
+    return y
 
 
 def normalize_by_counted(
@@ -238,10 +229,9 @@ def normalize_by_counted(
     """
     (x,) = arrays_of(x=x)
     how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
-    positions = _checked("shard", how, {"x": x}, mask, None, None, "normalized")
-    assert positions is not None
-    values, count = weighted.shown_in_reverse(how, x, positions)
-    batch = _moments(count, values)
+    how, positions = _checked("shard", how, {"x": x}, mask, None, None, "normalized")
+    values, count = training.shown_in_reverse(how, x, positions)
+    batch = _moments(how, x, values, count)
     y = normalize(
         x, batch.mean, batch.var, weight, bias, eps=eps, channel_axis=channel_axis,
         residual=residual, activation=activation, negative_slope=negative_slope,
@@ -278,11 +268,8 @@ def moments(
     """
     (x,) = arrays_of(x=x)
     how = _how(x, 0.0, channel_axis, axis_name, None, 0.01, None)
-    positions = _checked("shard", how, {"x": x}, mask, sample_weight, lengths, "zero")
-    if positions is not None:
-        values, count = weighted.shown(how, x, positions)
-        return _moments(count, values)
-    return _moments(formulas.count_of(how, x), training.shown(how, x))
+    how, positions = _checked("shard", how, {"x": x}, mask, sample_weight, lengths, "zero")
+    return _moments(how, x, *training.shown(how, x, positions))
 
 
 def move_running(
@@ -353,17 +340,14 @@ def _axes(axis_name: Any) -> tuple[tuple[Any, int], ...]:
 def _checked(
     kind: str, how: How, arrays: dict[str, Any], mask: Any, sample_weight: Any, lengths: Any,
     masked: Any,
-) -> Positions | None:  # fmt: skip
+) -> tuple[How, Any]:  # fmt: skip
     """Check the arrays of a call, and give what counts of x; None of all."""
-    given = {"mask": mask, "lengths": lengths, "sample_weight": sample_weight}
-    weighting = next((name for name, each in given.items() if each is not None), None)
     _core.check_described(kind, described(arrays), how.channel_axis, how.eps)
-    others = {"an activation": how.activation, "a residual": arrays.get("residual")}
-    beside = next((name for name, each in others.items() if each is not None), None)
-    if weighting is not None and beside is not None:  # `weighted` has calls without them
-        raise ValueError(f"{weighting}: expected None beside {beside}, got both")
-    return positions_of(arrays["x"], how.channel_axis, mask, sample_weight, lengths, masked)
+    check_masked(masked)
+    positions = positions_of(arrays["x"], how.channel_axis, mask, sample_weight, lengths)
+    return how._replace(masked=None if positions is None else masked), positions
 
 
-def _moments(count: Any, values: Any) -> Moments:
+def _moments(how: How, x: Any, values: Any, count: Any) -> Moments:
+    count = formulas.count_of(how, x) if count is None else count
     return Moments(jnp.asarray(count, values.dtype), values[0], values[1])

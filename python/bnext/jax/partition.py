@@ -24,37 +24,33 @@ from jax.experimental.custom_partitioning import (
 )
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bnext.jax.foreign import How, Struct, call, varying_axes, words_of_flags
+from bnext.jax.foreign import (
+    Factors,
+    Operation,
+    Struct,
+    call,
+    varying_axes,
+    words_of_flags,
+)
 
 __all__ = ["Arrays", "across", "alike", "phase"]
 
 Arrays = Mapping[str, Any]
-Body = Callable[[How, Arrays], Arrays]
-
-DATA = ("x", "dy", "residual", "y", "dx", "dresidual")  # these have the shape of x
-CHANNELS_AT = {  # which axis has the channels, from the back
-    "weight": -1, "bias": -1, "mean": -1, "var": -1, "dweight": -1, "dbias": -1, "values": -1,
-    "statistics": -2, "shard": -2, "shards": -2, "sums": -2,
-}  # fmt: skip
+Body = Callable[[Any, Arrays], Arrays]
 
 
 class Plan(NamedTuple):
     """An operation as XLA divides it; a constant of the program."""
 
     body: Body
-    how: How
+    how: Operation
     arguments: tuple[str, ...]
     results: tuple[str, ...]
     # For each axis that vmap has added, the oldest first: which arguments have it. It is their
     # first axis, before older ones, and all results have it.
     mapped: tuple[tuple[bool, ...], ...] = ()
 
-    @property
-    def divides_the_batch(self) -> bool:
-        """Whether axes of x may be divided; where vmap's axis has the batch, only this one is."""
-        return not self.how.axes
-
-    def factors(self, name: str, rank: int, place: int | None = None) -> list[str | None]:
+    def factors(self, name: str, rank: int, place: int | None = None) -> Factors:
         """Name the factors of the axes of an array; None is for axes that are not divided.
 
         Parameters
@@ -71,16 +67,9 @@ class Plan(NamedTuple):
             for level, has in reversed(list(enumerate(self.mapped)))
             if place is None or has[place]
         ]
-        own: list[str | None] = [None] * (rank - len(levels))
-        if name in DATA or name == "flags":
-            # Flags of a program in which the batch may be divided have the shape of x.
-            if self.divides_the_batch:
-                own = [f"d{axis}" for axis in range(len(own))]
-        elif self.divides_the_batch:
-            own[CHANNELS_AT[name]] = f"d{self.how.channel_axis}"
-        return [*levels, *own]
+        return [*levels, *self.how.factors(name, rank - len(levels))]
 
-    def all_factors(self, ranks: Sequence[int]) -> list[list[str | None]]:
+    def all_factors(self, ranks: Sequence[int]) -> list[Factors]:
         """Name the factors of all arguments and all results."""
         names = (*self.arguments, *self.results)
         places = (*range(len(self.arguments)), *(None,) * len(self.results))
@@ -94,13 +83,12 @@ class Phase:
     name: str
     results: tuple[tuple[str, Struct], ...]
 
-    def __call__(self, how: How, arguments: Arrays) -> Arrays:
-        results = dict(self.results)
-        return dict(zip(results, call(self.name, how, arguments, results), strict=True))
+    def __call__(self, how: Operation, arguments: Arrays) -> Arrays:
+        return call(self.name, how, arguments, dict(self.results))
 
 
 def across(
-    body: Body, how: How, arguments: Mapping[str, Any], results: Sequence[str]
+    body: Body, how: Operation, arguments: Mapping[str, Any], results: Sequence[str]
 ) -> Mapping[str, Any]:
     """Compute `body` of the arguments that are not None, divided as these are.
 
@@ -109,7 +97,7 @@ def across(
     body : callable
         From how and arguments to results, all by their names. `how.axes` names axes of a mesh where
         the arguments are parts of a batch.
-    how : How
+    how : Operation
         Of the call.
     arguments : mapping
         Arrays; None stays away.
@@ -117,16 +105,15 @@ def across(
         What is wanted of the results.
     """
     given = {name: array for name, array in arguments.items() if array is not None}
-    known = given.keys() <= {*DATA, *CHANNELS_AT, "flags"}
     composed = how.axes and not isinstance(body, Phase)
-    if composed or not known or not _in_shards(given):
+    if composed or not _in_shards(given):
         return _with_words(body, how, given)
     plan = Plan(body, how, tuple(given), tuple(results))
     return dict(zip(results, _compute(plan, *given.values()), strict=True))
 
 
 def phase(
-    name: str, how: How, arguments: Arrays, results: Mapping[str, Struct]
+    name: str, how: Operation, arguments: Arrays, results: Mapping[str, Struct]
 ) -> Mapping[str, Any]:
     """Call a handler with parts of a batch, which lie along an axis of vmap's or of a mesh.
 
@@ -145,7 +132,7 @@ def _in_shards(given: Arrays) -> bool:
 # --- meshes with explicit axes --------------------------------------------------------------------
 
 
-def alike(how: How, **given: Any) -> list[Any]:
+def alike(how: Operation, **given: Any) -> list[Any]:
     """Give arrays with the types that go with the type of x; None stays None.
 
     Gradients are the other way then: each has the type of its array.
@@ -153,10 +140,13 @@ def alike(how: How, **given: Any) -> list[Any]:
     mesh = _explicit_mesh(array for array in given.values() if array is not None)
     if mesh is None:
         return list(given.values())
-    spec = jax.typeof(given["x"]).sharding.spec
+    whole = how.over({})  # where vmap's axis has the batch, axes of x are still divided
+    x = given["x"]
+    entries = dict(zip(whole.factors("x", x.ndim), jax.typeof(x).sharding.spec, strict=True))
 
     def cast(name: str, array: Any) -> Any:
-        of = spec if name in DATA else PartitionSpec(spec[how.channel_axis])
+        factors = whole.factors(name, array.ndim)
+        of = PartitionSpec(*(factor and entries[factor] for factor in factors))
         return jax.sharding.reshard(array, NamedSharding(mesh, of))
 
     return [each if each is None else cast(name, each) for name, each in given.items()]
@@ -197,7 +187,7 @@ def _by_shard_map(plan: Plan, mesh: Any, given: Sequence[Any]) -> Sequence[Any]:
 # --- flags ----------------------------------------------------------------------------------------
 
 
-def _with_words(body: Body, how: How, arguments: Arrays) -> Arrays:
+def _with_words(body: Body, how: Operation, arguments: Arrays) -> Arrays:
     """Compute, where flags that have the shape of x may be among the arguments."""
     flags = arguments.get("flags")
     if flags is None or flags.dtype != jnp.uint8:
@@ -208,14 +198,14 @@ def _with_words(body: Body, how: How, arguments: Arrays) -> Arrays:
     return body(how, {**arguments, "flags": packed})
 
 
-def _with_bits(plan: Plan, how: How, arguments: Arrays) -> Sequence[Any]:
+def _with_bits(plan: Plan, how: Operation, arguments: Arrays) -> Sequence[Any]:
     """Compute, with flags that have the shape of x: the words of a shard are no part of all words.
 
     In a program of one device they cost a byte for each value in place of a bit.
     """
     found = dict(_with_words(plan.body, how, arguments))
     flags = found.get("flags")
-    if flags is not None and plan.divides_the_batch:
+    if flags is not None and not plan.how.axes:
         x = arguments["x"]
         bits = (flags[:, None] >> jnp.arange(16, dtype=flags.dtype)) & 1
         found["flags"] = bits.reshape(-1)[: x.size].reshape(x.shape).astype(jnp.uint8)
@@ -225,7 +215,7 @@ def _with_bits(plan: Plan, how: How, arguments: Arrays) -> Sequence[Any]:
 # --- division -------------------------------------------------------------------------------------
 
 
-def _function(plan: Plan, how: How) -> Callable[..., Sequence[Any]]:
+def _function(plan: Plan, how: Operation) -> Callable[..., Sequence[Any]]:
     """Give the function that computes on arrays, or on the shards of one device."""
 
     def function(*arrays: Any) -> Sequence[Any]:
@@ -316,17 +306,18 @@ def _shardings(plan: Plan, mesh: Any, described: Sequence[Any], found: Any) -> l
     ]
 
 
-def _of_parts(plan: Plan, mesh: Any, found: Mapping[str, tuple[Any, ...]]) -> How:
+def _of_parts(plan: Plan, mesh: Any, found: Mapping[str, tuple[Any, ...]]) -> Operation:
     """Give how of a call on shards.
 
     Ranks are in the order of the axes of x, the first the slowest: as values lie in memory.
     """
-    if not plan.divides_the_batch:
+    if plan.how.axes:
         return plan.how
-    divided = {int(factor[1:]): names for factor, names in found.items() if factor[0] == "d"}
-    divided.pop(plan.how.channel_axis, None)
-    names = [name for axis in sorted(divided) for name in divided[axis]]
-    return plan.how._replace(axes=tuple((name, mesh.shape[name]) for name in names))
+    return plan.how.over({
+        int(factor[1:]): tuple((name, mesh.shape[name]) for name in names)
+        for factor, names in found.items()
+        if factor[0] == "d"
+    })  # fmt: skip
 
 
 def _infer(plan: Plan, mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:

@@ -9,7 +9,8 @@ makes every result NaN.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,26 @@ from jax import lax
 
 from bnext.arguments import values_of
 from bnext.jax.formulas import param_dtype
-from bnext.weighting import check_masked, over_positions
+from bnext.weighting import over_positions
 
-__all__ = ["Positions", "broadcast_mask", "positions_of"]
+__all__ = ["broadcast_mask", "in_arguments", "named", "positions_of"]
 
 
-class Positions(NamedTuple):
-    """What counts, and how much."""
+def named(positions: Any) -> dict[str, Any]:
+    """Give positions by the name that handlers have for them; nothing of None."""
+    if positions is None:
+        return {}
+    return {"counts" if positions.dtype == np.bool_ else "weights": positions}
 
-    values: jax.Array  # bools, or weights of the dtype of parameters
-    outside: str  # what y has at positions that do not count
+
+def in_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Find positions among arguments by such names."""
+    return {name: each for name, each in arguments.items() if name in ("counts", "weights")}
 
 
 def positions_of(
-    x: Any, axis: int, mask: Any, sample_weight: Any, lengths: Any, masked: Any
-) -> Positions | None:
+    x: Any, axis: int, mask: Any, sample_weight: Any, lengths: Any
+) -> jax.Array | None:
     """Check these arguments of a call, and make one array of them.
 
     Parameters
@@ -41,20 +47,19 @@ def positions_of(
         The input of the call.
     axis : int
         Which of its axes has the channels, from the front.
-    mask, sample_weight, lengths, masked
+    mask, sample_weight, lengths
         As `bnext.jax.batch_norm` takes them.
 
     Returns
     -------
-    Positions or None
-        None where nothing was given.
+    array or None
+        Bools, or weights of the dtype of parameters; None where nothing was given.
 
     Raises
     ------
     ValueError, TypeError
         As `bnext.jax.batch_norm`.
     """
-    check_masked(masked)
     if mask is None and sample_weight is None and lengths is None:
         return None
     if mask is not None and lengths is not None:
@@ -67,11 +72,11 @@ def positions_of(
         counts = _lengths(lengths, positions)
     if sample_weight is None:
         assert counts is not None
-        return Positions(jnp.broadcast_to(counts, positions), masked)
+        return jnp.broadcast_to(counts, positions)
     weights = _weights(sample_weight, x, axis)
     if counts is not None:
         weights = jnp.where(counts, weights, 0)
-    return Positions(jnp.broadcast_to(weights, positions), masked)
+    return jnp.broadcast_to(weights, positions)
 
 
 def broadcast_mask(mask: Any, x: Any, axis: int) -> Any:

@@ -34,7 +34,7 @@ class Call(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The two calls of a backend.
+    """The calls of a backend.
 
     Attributes
     ----------
@@ -44,10 +44,15 @@ class Kernels(NamedTuple):
         pass of a step runs again.
     infer : callable
         Of call, x, mean, var, weight, bias and residual: y.
+    train_masked : callable or None
+        Of call, x, weight, bias, residual and a mask of positions: as `train`, by the statistics of
+        positions that count. Every value is normalized, and has a gradient. None where there are no
+        such kernels.
     """
 
     train: Callable[..., tuple[Any, Any, Any]]
     infer: Callable[..., Any]
+    train_masked: Callable[..., tuple[Any, Any, Any]] | None = None
 
 
 # --- NumPy ----------------------------------------------------------------------------------------
@@ -57,6 +62,15 @@ def _numpy_train(
     call: Call, x: Any, weight: Any, bias: Any, residual: Any
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     y, saved = bnext.batch_norm_forward(x, weight, bias, residual=residual, **call.options)
+    return y, saved.mean, saved.var
+
+
+def _numpy_train_masked(
+    call: Call, x: Any, weight: Any, bias: Any, residual: Any, mask: Any
+) -> tuple[Any, Any, Any]:
+    y, saved = bnext.batch_norm_forward(
+        x, weight, bias, residual=residual, mask=mask, masked="normalized", **call.options
+    )
     return y, saved.mean, saved.var
 
 
@@ -73,20 +87,32 @@ def _jax() -> Kernels:
     import jax
 
     functions: ModuleType = importlib.import_module("bnext.jax")
+    internal: ModuleType = importlib.import_module("bnext.jax.functional")
+
+    def without_gradient(found: Any) -> tuple[Any, Any]:
+        mean, var = jax.lax.stop_gradient((found.mean, found.var))
+        return mean, var
 
     def train(
         call: Call, x: Any, weight: Any, bias: Any, residual: Any
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         y, found = functions.batch_norm(x, weight, bias, residual=residual, **call.options)
-        mean, var = jax.lax.stop_gradient((found.mean, found.var))
-        return y, mean, var
+        return y, *without_gradient(found)
+
+    def train_masked(
+        call: Call, x: Any, weight: Any, bias: Any, residual: Any, mask: Any
+    ) -> tuple[Any, Any, Any]:
+        y, found = internal.normalize_by_counted(
+            x, weight, bias, mask, axis_name=None, residual=residual, **call.options
+        )
+        return y, *without_gradient(found)
 
     def infer(
         call: Call, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any
     ) -> Any:
         return functions.normalize(x, mean, var, weight, bias, residual=residual, **call.options)
 
-    return Kernels(train, infer)
+    return Kernels(train, infer, train_masked)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
@@ -134,7 +160,7 @@ def _torch() -> Kernels:
 BACKENDS: dict[str, Callable[[], Kernels]] = {
     "jax": _jax,
     "torch": _torch,
-    "numpy": lambda: Kernels(_numpy_train, _numpy_infer),
+    "numpy": lambda: Kernels(_numpy_train, _numpy_infer, _numpy_train_masked),
 }
 
 

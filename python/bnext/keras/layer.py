@@ -33,8 +33,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with an activation and a residual if wanted.
 
     The same arguments, weights and modes, and an instance of Keras's layer. Files of weights fit
-    both. Calls with a mask, layers with `renorm`, and batches of one value per channel are computed
-    by Keras's own layer.
+    both. Layers with `renorm`, and batches of one value per channel are computed by Keras's own
+    layer; on PyTorch, calls with a mask too.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         training : bool, optional
             Whether to normalize by the batch; a layer that is not trainable never does.
         mask : tensor, one axis less than `inputs`, optional
-            Positions that count, in training. Keras's own layer computes then.
+            Positions that the batch's statistics are of, as in Keras: every value is normalized.
         residual : tensor, shape of `inputs`, optional
             Added before the activation.
 
@@ -95,7 +95,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         by_batch = bool(training) and self.trainable
         axis = self.axis % len(inputs.shape)
         alone = math.prod(inputs.shape) <= inputs.shape[axis]
-        if mask is not None or self.renorm or len(inputs.shape) < 2 or (by_batch and alone):
+        refused = mask is not None and by_batch and not self._takes(mask, inputs)
+        if refused or self.renorm or len(inputs.shape) < 2 or (by_batch and alone):
             return self._by_keras(inputs, training, mask, residual)
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if dtype not in ("float16", "bfloat16"):
@@ -107,7 +108,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         residual = residual if residual is None else ops.cast(residual, dtype)
         of = Call(self.epsilon, axis, self.activation, self.negative_slope)
         if by_batch:
-            y, mean, var = KERNELS.train(of, x, weight, bias, residual)
+            y, mean, var = self._train(of, x, weight, bias, residual, mask)
             if mean is not None:
                 self._move(self.moving_mean, mean)
                 self._move(self.moving_variance, var)
@@ -115,6 +116,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
             running = (ops.cast(each, wide) for each in (self.moving_mean, self.moving_variance))
             y = KERNELS.infer(of, x, *running, weight, bias, residual)
         return ops.cast(y, self.compute_dtype)
+
+    def _takes(self, mask: Any, inputs: Any) -> bool:
+        """Whether the kernels take a mask: Keras has its positions before the last axis."""
+        last = self.axis % len(inputs.shape) == len(inputs.shape) - 1
+        fits = tuple(mask.shape) == tuple(inputs.shape[:-1])
+        return KERNELS.train_masked is not None and last and fits
+
+    def _train(self, of: Call, *arrays: Any) -> tuple[Any, Any, Any]:
+        *data, mask = arrays
+        if mask is None:
+            return KERNELS.train(of, *data)
+        assert KERNELS.train_masked is not None
+        return KERNELS.train_masked(of, *data, ops.cast(mask, "bool"))
 
     def _move(self, running: Any, found: Any) -> None:
         found = ops.cast(found, running.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -11,9 +12,12 @@ from bnext import _core, spine
 from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.group_norm import cells_backward, cells_forward
+from bnext.groups.group import ALONE, Group, check_group
 from bnext.layers.checks import taken
-from bnext.layers.examples import ExampleNormalization
+from bnext.layers.examples import ExampleNormalization, text_of_activation
 from bnext.layers.modes import Modes
+from bnext.spine import check_parameter_gradients
+from bnext.split_cells import SplitSaved
 
 __all__ = ["CellNormalization"]
 
@@ -31,12 +35,18 @@ class CellNormalization(ExampleNormalization, Modes):
     # Here too, for pickles of layers from before there were activations.
     activation: str | None = None
     negative_slope: float = 0.01
+    group: Group | None = None
+    parameter_gradients: str = "local"
 
     def __init__(
         self, num_features: int, eps: float, affine: bool, channel_axis: int, dtype: npt.DTypeLike,
-        activation: str | None, negative_slope: float,
+        activation: str | None, negative_slope: float, group: Group | None,
+        parameter_gradients: str,
     ) -> None:  # fmt: skip
         super().__init__(num_features, affine, dtype)
+        check_group(group)
+        self.group = group
+        self.parameter_gradients = check_parameter_gradients(parameter_gradients)
         _core.check_eps(eps=eps)
         _core.check_activation(activation=activation)
         self.activation = activation
@@ -76,6 +86,8 @@ class CellNormalization(ExampleNormalization, Modes):
         ValueError, TypeError
             `x` has a wrong rank, number of channels or dtype, has one value per slab, is on a GPU,
             or what `bnext.group_norm_forward` raises. The layer's state is then what it was before.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
         return self._normalized(x, out)
 
@@ -85,24 +97,35 @@ class CellNormalization(ExampleNormalization, Modes):
         uses, moves = self.statistics_of_call()
         # Without a parameter or a statistic for each channel, there may be any number of them.
         per_channel = self.weight is not None or self.track_running_stats
-        x, _ = taken(self, x, any_channels=not per_channel)
-        if moves:
-            self.running.check_movable()
+        group = self.group
+        part = ALONE if group is None or uses else group.part(self)
+        with part:
+            x, _ = taken(self, x, any_channels=not per_channel)
+            if moves:
+                self.running.check_movable()
         of = self.weight, self.bias, self.eps, self.channel_axis, out
         act = self.activation, self.negative_slope
         if uses:
             epilogue = None if self.activation is None else (None, *act)
             y, saved = spine.forward(x, *of, given=self.running, epilogue=epilogue)
         else:
-            y, saved = cells_forward(x, self.num_groups, *of, *act)
+            y, saved = cells_forward(x, self.num_groups, *of, *act, part)
             if moves:
-                self._move_running(saved)
-        self._latest[None] = x, saved, None
+                move = partial(self._move_running, saved)
+                if group is not None and isinstance(saved, SplitSaved):
+                    group.once(self.running, saved.generation, move)
+                else:
+                    move()
+        self._latest[None if group is None else group.rank_or_none] = x, saved, None
         return y
 
-    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
-        backward = spine.backward if saved.num_groups is None else cells_backward
-        dx, dweight, dbias, *_ = backward(dy, x, saved, self.weight, out)
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
+        if saved.num_groups is None:
+            dx, dweight, dbias, *_ = spine.backward(dy, x, saved, self.weight, out)
+        else:
+            shares = isinstance(saved, SplitSaved) and saved.shared
+            sums = "total" if shares else self.parameter_gradients
+            dx, dweight, dbias = cells_backward(dy, x, saved, self.weight, out, sums)
         return (dx, dweight, dbias) if self.train_affine else (dx, None, None)
 
     def _move_running(self, saved: Any) -> None:
@@ -113,10 +136,9 @@ class CellNormalization(ExampleNormalization, Modes):
         text = ""
         if self.channel_axis != 1:
             text += f", channel_axis={self.channel_axis}"
-        if self.activation is not None:
-            text += f", activation={self.activation!r}"
-        if self.activation == "leaky_relu":
-            text += f", negative_slope={self.negative_slope}"
+        text += text_of_activation(self)
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
+        if self.group is not None:
+            text += f", group={self.group!r}"
         return text + (", frozen" if self.frozen else "")

@@ -9,14 +9,14 @@ from numpy import ndarray
 
 from bnext import _core
 from bnext.arrays import engine_of
-from bnext.row_norms import check_place
+from bnext.row_passes import check_place
 
 if TYPE_CHECKING:
     from bnext.layers.cells import CellNormalization
     from bnext.layers.holder import Holder
     from bnext.layers.normalization import Normalization
 
-__all__ = ["ARRAYS", "check_places", "taken", "taken_by_rows"]
+__all__ = ["ARRAYS", "check_places", "check_residual_grad", "taken", "taken_by_rows"]
 
 ARRAYS = ("weight", "bias", "weight_grad", "bias_grad", "running_mean", "running_var")
 SIXTEEN_BITS = ("float16", "bfloat16")
@@ -73,6 +73,17 @@ def check_places(layer: Normalization, x: Any, engine: Any) -> None:
         array = getattr(layer, name)
         if array is not None and (problem := engine.misplaced(array=array, like=x)):
             raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
+
+
+def check_residual_grad(expected: bool, saved: Any) -> None:
+    """ValueError unless the forward call had a residual, or none, as a backward call expects it."""
+    had = getattr(saved, "residual", False)
+    if bool(expected) is not had:
+        which = "a" if had else "no"
+        raise ValueError(
+            f"residual_grad: expected {had} or None, since the forward call had {which} "
+            f"residual, got {expected!r}"
+        )
 
 
 def _fits(layer: Holder, dtype: np.dtype[Any]) -> bool:

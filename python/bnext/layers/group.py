@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from bnext.arguments import index_of
 from bnext.estimators import Exponential
+from bnext.groups.group import Group
 from bnext.layers.cells import CellNormalization
 from bnext.running import Running
 
@@ -39,6 +40,12 @@ class GroupNorm(CellNormalization):
         What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        Members that hold the positions of the same examples together, as
+        `bnext.group_norm_forward` has it.
+    parameter_gradients : {"local", "total"}
+        In a group: whether `weight_grad` and `bias_grad` are sums over the member's positions or
+        over those of all members. If all members share the layer, they are the total.
 
     Attributes
     ----------
@@ -78,8 +85,13 @@ class GroupNorm(CellNormalization):
         dtype: npt.DTypeLike = np.float32,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        group: Group | None = None,
+        parameter_gradients: str = "local",
     ) -> None:
-        super().__init__(num_channels, eps, affine, channel_axis, dtype, activation, negative_slope)
+        super().__init__(
+            num_channels, eps, affine, channel_axis, dtype, activation, negative_slope, group,
+            parameter_gradients,
+        )  # fmt: skip
         self.num_groups: int = index_of(num_groups, "num_groups")
         if self.num_groups < 1:
             raise ValueError(f"num_groups: expected an integer >= 1, got {num_groups}")

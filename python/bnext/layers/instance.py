@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bnext.array_types import AnyArray
 from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, chosen
+from bnext.groups.group import Group
 from bnext.layers.cells import CellNormalization
 from bnext.running import Running
 
@@ -36,8 +37,13 @@ class _InstanceNorm(CellNormalization):
         dtype: npt.DTypeLike = np.float32,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        group: Group | None = None,
+        parameter_gradients: str = "local",
     ) -> None:
-        super().__init__(num_features, eps, affine, channel_axis, dtype, activation, negative_slope)
+        super().__init__(
+            num_features, eps, affine, channel_axis, dtype, activation, negative_slope, group,
+            parameter_gradients,
+        )  # fmt: skip
         self.track_running_stats: bool = bool(track_running_stats)
         self.running: Running = Running.new(
             self.num_features, chosen(momentum, None, None), self.dtype,
@@ -55,12 +61,12 @@ class _InstanceNorm(CellNormalization):
         y = super()._normalized(x[None], None if out is None else out[None])
         return y[0] if out is None else out
 
-    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
         dy = dy if hasattr(dy, "shape") else np.asarray(dy)
         if len(dy.shape) != self._rank - 1:
-            return super()._gradients(dy, x, saved, out)
+            return super()._gradients(dy, x, saved, out, residual)
         into = None if out is None else out[None]
-        dx, dweight, dbias = super()._gradients(dy[None], x, saved, into)
+        dx, dweight, dbias = super()._gradients(dy[None], x, saved, into, residual)
         return dx[0] if out is None else out, dweight, dbias
 
     def _warn_of_channels(self, x: AnyArray) -> None:
@@ -122,6 +128,12 @@ class InstanceNorm1d(_InstanceNorm):
         What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        Members that hold the positions of the same examples together, as
+        `bnext.group_norm_forward` has it.
+    parameter_gradients : {"local", "total"}
+        In a group: whether `weight_grad` and `bias_grad` are sums over the member's positions or
+        over those of all members. If all members share the layer, they are the total.
 
     Attributes
     ----------

@@ -22,7 +22,7 @@ from bnext.groups.group import ALONE, Group, announcing, check_group
 from bnext.groups.saved import SyncSaved
 from bnext.groups.visits import VISITS, Latest, latest_call
 from bnext.inference.folding import Affine, affine_of
-from bnext.layers.checks import check_places, taken
+from bnext.layers.checks import check_places, check_residual_grad, taken
 from bnext.layers.modes import Modes
 from bnext.layers.recomputed import Recomputed
 from bnext.layers.variants import varied
@@ -186,9 +186,11 @@ class Normalization(Modes):
             if group is not None:
                 member = group.rank_or_none
                 part = group.part(self) if meets else ALONE
-        if part is ALONE:
-            x, engine = taken(self, x)
-        else:
+        engine: Any = _core
+        if not _core.suits(  # asks in one step what `taken` does
+            x=x, dtype=self.dtype, ranks=self.ranks, channel_axis=self.channel_axis,
+            num_features=self.num_features,
+        ):  # fmt: skip
             with part:
                 x, engine = taken(self, x)
         if out is None and self.in_place:
@@ -304,13 +306,7 @@ class Normalization(Modes):
     ) -> Any:
         member, (x, saved, residual) = latest_call(group, latest, "backward")
         if residual_grad is not None:
-            had = getattr(saved, "residual", False)
-            if bool(residual_grad) is not had:
-                which = "a" if had else "no"
-                raise ValueError(
-                    f"residual_grad: expected {had} or None, since the forward call had {which} "
-                    f"residual, got {residual_grad!r}"
-                )
+            check_residual_grad(residual_grad, saved)
         variant = None if type(saved) is _core.Saved else getattr(type(saved), "backward", None)
         exchanged: Any = saved if variant is None else getattr(saved, "inner", saved)
         sums = "local"

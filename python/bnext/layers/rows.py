@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bnext import _core
-from bnext.array_types import Array, ArrayT, Parameter
+from bnext.array_types import Array, ArrayT, Parameter, Values
+from bnext.groups.group import ALONE, Group, check_group
 from bnext.layers.checks import taken_by_rows
-from bnext.layers.examples import ExampleNormalization
+from bnext.layers.examples import ExampleNormalization, text_of_activation
 from bnext.layers.holder import parameter_dtype
 from bnext.layers.modes import TrainingMode
-from bnext.row_norms import backward_of_rows, forward_of_rows
+from bnext.row_passes import backward_of_rows, forward_of_rows
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
@@ -26,6 +27,9 @@ class RowNormalization(ExampleNormalization, TrainingMode):
     movable: ClassVar[tuple[str, ...]] = ("weight", "bias", "weight_grad", "bias_grad")
     version = 1
     centered: ClassVar[bool]
+    # Here too, for pickles of layers from before there were activations.
+    activation: str | None = None
+    negative_slope: float = 0.01
 
     def __init__(
         self,
@@ -34,13 +38,21 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         elementwise_affine: bool,
         bias: bool,
         dtype: npt.DTypeLike,
+        activation: str | None,
+        negative_slope: float,
+        group: Group | None,
     ) -> None:
+        check_group(group)
+        self.group = group
         self.normalized_shape: tuple[int, ...] = _core.check_normalized_shape(
             normalized_shape=normalized_shape
         )
         if eps is not None:
             _core.check_eps(eps=eps)
         self.eps = eps
+        _core.check_activation(activation=activation)
+        self.activation = activation
+        self.negative_slope = _core.check_negative_slope(negative_slope=negative_slope)
         self.dtype: np.dtype[Any] = parameter_dtype(dtype)
         self.elementwise_affine: bool = bool(elementwise_affine)
         shape, has_bias = self.normalized_shape, self.elementwise_affine and bias
@@ -53,12 +65,16 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         self._latest = {}
 
     @overload
-    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+    def forward(
+        self, x: ArrayT, *, out: ArrayT | None = None, residual: Values | None = None
+    ) -> ArrayT: ...
 
     @overload
-    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+    def forward(
+        self, x: npt.ArrayLike, *, out: Array | None = None, residual: Values | None = None
+    ) -> Array: ...
 
-    def forward(self, x: Any, *, out: Any = None) -> Any:
+    def forward(self, x: Any, *, out: Any = None, residual: Any = None) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -69,6 +85,9 @@ class RowNormalization(ExampleNormalization, TrainingMode):
             not change.
         out : array, shape of `x`, optional
             Where to put the result.
+        residual : array, shape of `x`, optional
+            Added to the normalized values, before the activation; of the dtype of `x`. With an
+            activation the layer keeps it as it keeps `x`.
 
         Returns
         -------
@@ -79,21 +98,31 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         ------
         ValueError, TypeError
             `x` has a wrong shape or dtype, is on a GPU, or what `bnext.layer_norm_forward` raises.
+        bnext.sync.GroupError
+            A member of the group is missing, has failed, or called something else.
         """
-        x = taken_by_rows(self, x)
+        group = self.group
+        part = ALONE if group is None else group.part(self)
+        with part:
+            x = taken_by_rows(self, x)
+        epilogue = None
+        if self.activation is not None or residual is not None:
+            epilogue = residual, self.activation, self.negative_slope
         y, saved = forward_of_rows(
-            x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered
-        )
-        self._latest[None] = x, saved, None
+            x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered, False,
+            epilogue, part,
+        )  # fmt: skip
+        kept = residual if epilogue is not None and saved.reads_residual else None
+        self._latest[None if group is None else group.rank_or_none] = x, saved, kept
         return y
 
     __call__ = forward
 
-    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any) -> tuple[Any, Any, Any]:
-        found: Any = backward_of_rows(
-            dy, x, saved, self.weight, out, self.centered, False, self.weight is not None
+    def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
+        dx, dweight, *rest = backward_of_rows(
+            dy, x, saved, self.weight, out, self.centered, False, self.weight is not None, residual
         )
-        return found if self.centered else (*found, None)
+        return (dx, dweight, *rest) if self.centered else (dx, dweight, None, *rest)
 
     def reset_parameters(self) -> None:
         """Set `weight` to 1 and `bias` to 0.
@@ -112,9 +141,11 @@ class RowNormalization(ExampleNormalization, TrainingMode):
 
     def __repr__(self) -> str:
         """As PyTorch prints it, with `dtype` where it is not the default."""
-        text = self._text()
+        text = self._text() + text_of_activation(self)
         if self.dtype != np.float32:
             text += f", dtype={self.dtype}"
+        if self.group is not None:
+            text += f", group={self.group!r}"
         return f"{type(self).__name__}({text})"
 
 
@@ -137,6 +168,13 @@ class LayerNorm(RowNormalization):
     dtype : dtype
         float32 or float64: of the parameters. The input has it as well; a float32 layer also takes
         float16 and bfloat16 (as ``ml_dtypes`` has it).
+    activation : str, optional
+        What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        Members that hold parts of the normalized axes of the same examples, as
+        `bnext.layer_norm_forward` has it: each has a layer of its part's `normalized_shape`.
 
     Attributes
     ----------
@@ -144,15 +182,20 @@ class LayerNorm(RowNormalization):
         Parameters, initially 1 and 0.
     weight_grad, bias_grad : array, shape (normalized_shape), or None
         Set by `backward`; each call replaces them.
+    activation, negative_slope
+        As they were given; may be replaced at any time. A backward call goes by what its forward
+        call applied.
 
     A new layer's arrays are NumPy's. They serve input of any library on the CPU.
 
     Raises
     ------
     ValueError
-        `normalized_shape` is empty or has a negative length; `eps` is negative or not finite.
+        `normalized_shape` is empty or has a negative length; `eps` is negative or not finite;
+        `activation` is not one of the names, `negative_slope` is not finite.
     TypeError
-        `dtype` is not float32 or float64, or an argument is not a number.
+        `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
+        string.
     """
 
     centered = True
@@ -165,8 +208,14 @@ class LayerNorm(RowNormalization):
         bias: bool = True,
         *,
         dtype: npt.DTypeLike = np.float32,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        group: Group | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, dtype)
+        super().__init__(
+            normalized_shape, eps, elementwise_affine, bias, dtype, activation, negative_slope,
+            group,
+        )  # fmt: skip
 
     def _text(self) -> str:
         return f"{super()._text()}, bias={self.bias is not None}"
@@ -190,6 +239,13 @@ class RMSNorm(RowNormalization):
     dtype : dtype
         float32 or float64: of the weight. The input has it as well; a float32 layer also takes
         float16 and bfloat16 (as ``ml_dtypes`` has it).
+    activation : str, optional
+        What is applied to the result, in the same pass; `bnext.batch_norm_forward` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
+    group : bnext.sync.Group, optional
+        Members that hold parts of the normalized axes of the same examples, as
+        `bnext.layer_norm_forward` has it: each has a layer of its part's `normalized_shape`.
 
     Attributes
     ----------
@@ -197,15 +253,20 @@ class RMSNorm(RowNormalization):
         The parameter, initially 1.
     weight_grad : array, shape (normalized_shape), or None
         Set by `backward`; each call replaces it.
+    activation, negative_slope
+        As they were given; may be replaced at any time. A backward call goes by what its forward
+        call applied.
 
     A new layer's arrays are NumPy's. They serve input of any library on the CPU.
 
     Raises
     ------
     ValueError
-        `normalized_shape` is empty or has a negative length; `eps` is negative or not finite.
+        `normalized_shape` is empty or has a negative length; `eps` is negative or not finite;
+        `activation` is not one of the names, `negative_slope` is not finite.
     TypeError
-        `dtype` is not float32 or float64, or an argument is not a number.
+        `dtype` is not float32 or float64, an argument is not a number, or `activation` is not a
+        string.
     """
 
     centered = False
@@ -217,5 +278,11 @@ class RMSNorm(RowNormalization):
         elementwise_affine: bool = True,
         *,
         dtype: npt.DTypeLike = np.float32,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        group: Group | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, False, dtype)
+        super().__init__(
+            normalized_shape, eps, elementwise_affine, False, dtype, activation, negative_slope,
+            group,
+        )  # fmt: skip

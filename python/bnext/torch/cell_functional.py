@@ -10,11 +10,12 @@ from torch import Tensor
 from bnext.torch import cell_kernels, gradients
 from bnext.torch.cell_gradients import cell_norm
 from bnext.torch.context import is_compiling, is_recomputed
+from bnext.torch.epilogues import Epilogue, applied, checked
 from bnext.torch.functional import _node_of
 from bnext.torch.kernels import KernelRefusal, widened, work_together
 from bnext.torch.roads import KERNELS, LEAST_VALUES, NODE, OPERATORS, road_of_cells
 
-__all__ = ["group_norm", "instance_norm"]
+__all__ = ["activated_group_norm", "activated_instance_norm", "group_norm", "instance_norm"]
 
 # Kept as they are at import: programs may put the functions below under PyTorch's names.
 _GROUP_NORM: Any = torch.nn.functional.group_norm
@@ -27,8 +28,13 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> Tensor:
     """Do what `torch.nn.functional.group_norm` does, with the same arguments and errors.
+
+    With an activation the result is ``act(norm(input))``.
 
     Parameters
     ----------
@@ -41,6 +47,10 @@ def group_norm(
         Of the dtype of `input`; for 16-bit data also float32.
     eps : float
         Added to the variance.
+    activation : str, optional
+        Applied last, in the same pass; `functional.batch_norm` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
@@ -50,12 +60,17 @@ def group_norm(
     Raises
     ------
     ValueError, RuntimeError
-        As PyTorch's.
+        As PyTorch's; `activation` is not one of the names.
+    TypeError
+        `activation` is not a string, or `negative_slope` not a number.
 
     Notes
     -----
     Below 32,768 values PyTorch's operator computes, which takes less time to call.
     """
+    if activation is not None:
+        epilogue = checked(None, activation, negative_slope)
+        return activated_group_norm(input, num_groups, weight, bias, eps, epilogue)
     y: Tensor
     if type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES:
         y = _GROUP_NORM(input, num_groups, weight, bias, eps)
@@ -78,6 +93,22 @@ def group_norm(
     return y
 
 
+def activated_group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+    epilogue: Any,
+) -> Tensor:  # fmt: skip
+    """Do `group_norm`, and apply what follows it."""
+    small = type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES
+    if not small and isinstance(num_groups, int):
+        road = road_of_cells(input, num_groups, None, None, weight, bias, True, 0.0, eps)
+        try:
+            if road is KERNELS and epilogue.residual is None:
+                return cell_norm(input, num_groups, weight, bias, eps, epilogue)[0]
+        except KernelRefusal:
+            pass
+    return applied(group_norm(input, num_groups, weight, bias, eps), epilogue)
+
+
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -87,8 +118,13 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> Tensor:
     """Do what `torch.nn.functional.instance_norm` does, with the same arguments and errors.
+
+    With an activation the result is ``act(norm(input))``.
 
     Parameters
     ----------
@@ -106,6 +142,10 @@ def instance_norm(
         Weight of the new batch in the running statistics.
     eps : float
         Added to the variance.
+    activation : str, optional
+        Applied last, in the same pass; `functional.batch_norm` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
@@ -115,32 +155,51 @@ def instance_norm(
     Raises
     ------
     ValueError, RuntimeError
-        As PyTorch's.
+        As PyTorch's; `activation` is not one of the names.
+    TypeError
+        `activation` is not a string, or `negative_slope` not a number.
 
     Notes
     -----
     Where autograd runs a forward pass again, as activation checkpointing does, running statistics
     are not moved a second time.
     """
+    epilogue = None
+    if activation is not None:
+        epilogue = checked(None, activation, negative_slope)
+    return activated_instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, epilogue
+    )
+
+
+def activated_instance_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, use_input_stats: bool, momentum: float, eps: float,
+    epilogue: Epilogue | None,
+) -> Tensor:  # fmt: skip
+    """Do `instance_norm`, and apply what follows it, if anything does."""
     tensors = (input, running_mean, running_var, weight, bias)
     road = road_of_cells(input, None, *tensors[1:], use_input_stats, momentum, eps)
     tracked = running_mean is not None and running_var is not None
     if road is KERNELS and momentum is not None and _fits_running(input, running_mean, running_var):
         try:
             if use_input_stats:
-                y, saved = cell_norm(input, None, weight, bias, eps)
+                y, saved = cell_norm(input, None, weight, bias, eps, epilogue)
                 if tracked and not is_recomputed():
                     _move(running_mean, running_var, momentum, saved)
                 return y
             if tracked and input.device.type == "cpu":
                 running = running_mean, running_var, None, None
-                return gradients.batch_norm(input, weight, bias, eps, running, False)
+                return gradients.batch_norm(input, weight, bias, eps, running, False, epilogue)
         except KernelRefusal:
             pass
-    elif road is NODE:
+    if epilogue is not None:
+        y = activated_instance_norm(*tensors, use_input_stats, momentum, eps, None)
+        return applied(y, epilogue)
+    if road is NODE:
         y = _node_of(instance_norm, *tensors, use_input_stats, momentum, eps)
         return y
-    elif road is OPERATORS:
+    if road is OPERATORS:
         y = torch.ops.bnext.group_norm_training(
             input, widened(input, weight), widened(input, bias), input.size(1), eps
         )[0]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bnext.rows import Statistics
 from bnext.torch import cell_kernels, formulas
+from bnext.torch.epilogues import Epilogue, derivative
 from bnext.torch.operators import _fake_vectors, _like, define
 from bnext.torch.recording import gradients_of, is_recorded
 
@@ -27,17 +28,18 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def cell_norm(
-    x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Any]:
+    x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float,
+    epilogue: Epilogue | None = None,
+) -> tuple[Tensor, Any]:  # fmt: skip
     """Normalize plain tensors by the kernels; KernelRefusal if they do not take them.
 
-    Give y, and the statistics.
+    The epilogue is an activation. Give y, and the statistics.
     """
     if is_recorded(x, weight, bias):
         kept: list[Any] = []
-        y: Tensor = _record(x, weight, bias, (num_groups, eps, kept))
+        y: Tensor = _record(x, weight, bias, (num_groups, eps, kept, epilogue))
         return y, kept[0]
-    return cell_kernels.forward(x, num_groups, weight, bias, eps)
+    return cell_kernels.forward(x, num_groups, weight, bias, eps, epilogue)
 
 
 class _CellNorm(torch.autograd.Function):
@@ -51,22 +53,28 @@ class _CellNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, others: Any
     ) -> Tensor:
-        num_groups, eps, kept = others
-        y, ctx.statistics = cell_kernels.forward(x, num_groups, weight, bias, eps)
+        num_groups, eps, kept, ctx.epilogue = others
+        y, ctx.statistics = cell_kernels.forward(x, num_groups, weight, bias, eps, ctx.epilogue)
         kept.append(ctx.statistics)
-        ctx.to_save = x, weight
+        ctx.to_save = (x, weight) if ctx.epilogue is None else (x, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
-        again = partial(backward, groups=ctx.statistics.num_groups, eps=ctx.statistics.eps)
+        slope = None
+        if ctx.epilogue is not None:
+            slope = derivative(ctx.epilogue.activation, ctx.epilogue.negative_slope)
+        saved = ctx.statistics
+        again = partial(backward, groups=saved.num_groups, eps=saved.eps, slope=slope)
         return gradients_of(ctx, dy, partial(_by_kernels, ctx), again)
 
 
 _record: Any = super(torch.autograd.Function, _CellNorm).apply
 
 
-def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradients:
+def _by_kernels(
+    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None
+) -> Gradients:
     saved = ctx.statistics
     try:
         return cell_kernels.backward(dy, x, saved, weight)
@@ -75,19 +83,22 @@ def _by_kernels(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None) -> Gradi
         if x.data_ptr() == saved.address:
             raise
     # What hooks have made of x may be close to it, and not the same.
-    ctx.statistics = cell_kernels.restored(x, cell_kernels.rows_of(saved), saved.eps)
-    return _by_kernels(ctx, dy, x, weight)
+    rows = cell_kernels.rows_of(saved)
+    ctx.statistics = cell_kernels.restored(x, rows, saved.eps, weight, bias, ctx.epilogue)
+    return _by_kernels(ctx, dy, x, weight, bias)
 
 
 # --- formulas -------------------------------------------------------------------------------------
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, *, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None, *, groups: int,
+    eps: float, slope: formulas.Slope | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Give dx, dweight and dbias in PyTorch's own operations, which can be differentiated again.
 
-    With ``g = dy * weight`` and E the mean over the values of a group of an example,
+    `slope` is the derivative of an activation that followed, and `bias` is for its argument. With
+    ``g = dy * weight`` and E the mean over the values of a group of an example,
     ``dx = rstd * (g - E[g] - xhat * E[g * xhat])``.
     """
     dims = [d for d in range(x.dim()) if d != 1]
@@ -100,7 +111,7 @@ def backward(
     xs = formulas._centred(formulas._about(xs, pilot), [2])
     rstd = formulas.rstd_of((xs * xs).mean(2, keepdim=True), eps)
     xhat = xs * rstd
-    wide = formulas.wide(dy)
+    wide = formulas._before_activation(dy, xhat.reshape(x.shape), weight, bias, None, slope)
     g = wide
     if weight is not None:  # the derivative by weight is then a sum in float64
         g = (g.double() * formulas.per_channel(weight.double(), x)).to(g.dtype)

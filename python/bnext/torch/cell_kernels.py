@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bnext import _core
+from bnext.torch.epilogues import Epilogue
 from bnext.torch.formats import formatted
 from bnext.torch.kernels import KernelRefusal, _detached, _settled, widened, work_together
 
@@ -19,15 +20,16 @@ __all__ = ["backward", "backward_by_rows", "forward", "restored", "rows_of"]
 
 
 def forward(
-    x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Any]:
+    x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float,
+    epilogue: Epilogue | None = None,
+) -> tuple[Tensor, Any]:  # fmt: skip
     """Normalize each example by its groups, or without a number of them by its channels."""
     if x.is_cuda:
         raise KernelRefusal
     try:
         result: tuple[Tensor, Any] = _core.cell_forward(
             x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=1, out=None,
-            plain=True,
+            plain=True, epilogue=epilogue,
         )  # fmt: skip
         return result
     except (TypeError, ValueError):
@@ -36,7 +38,7 @@ def forward(
     try:
         y, saved = _core.cell_forward(
             x=_detached(x), num_groups=num_groups, weight=_detached(widened(x, weight)),
-            bias=_detached(widened(x, bias)), eps=eps, channel_axis=1, out=None,
+            bias=_detached(widened(x, bias)), eps=eps, channel_axis=1, out=None, epilogue=epilogue,
         )  # fmt: skip
     except (TypeError, ValueError) as refusal:  # PyTorch has the error
         raise KernelRefusal(str(refusal)) from refusal
@@ -72,10 +74,17 @@ def rows_of(saved: Any) -> Tensor:
     return torch.from_numpy(saved.rows)
 
 
-def restored(x: Tensor, rows: Tensor, eps: float) -> Any:
-    """Make the `saved` of a forward call from its rows of statistics."""
+def restored(
+    x: Tensor, rows: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None,
+    epilogue: Epilogue | None = None,
+) -> Any:  # fmt: skip
+    """Make the `saved` of a forward call from its rows of statistics.
+
+    With an activation also from the parameters, of which its argument is made again.
+    """
     rows = _detached(rows)
     return _core.cell_restored(
         x=_detached(x), num_groups=rows.size(2), rows=rows.reshape(rows.size(0), -1), eps=eps,
-        channel_axis=1,
+        channel_axis=1, weight=_detached(widened(x, weight)), bias=_detached(widened(x, bias)),
+        epilogue=epilogue,
     )  # fmt: skip

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bnext.docstrings import with_sections_of
-from bnext.torch.cell_functional import group_norm, instance_norm
-from bnext.torch.kernel_module import KernelModule
+from bnext.torch.activating import ActivatingModule
+from bnext.torch.cell_functional import (
+    activated_group_norm,
+    activated_instance_norm,
+    group_norm,
+    instance_norm,
+)
+from bnext.torch.epilogues import Epilogue, applied
+from bnext.torch.kernel_module import with_types
 
 __all__ = [
     "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LazyInstanceNorm1d",
@@ -15,26 +24,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Cells(KernelModule):
+class _Cells(ActivatingModule):
     """The forward pass of both norms."""
 
+    @with_types
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`, as PyTorch's layer does."""
+        """Normalize `input`, as PyTorch's layer does; apply the activation."""
         if isinstance(input, torch.fx.Proxy) and self._is_one_node(input):
             y: Tensor = self._node(input)
             return y
-        y = super().forward(input)
-        return y
+        return self._normalized(input, self._epilogue())
 
 
-class _Group(torch.nn.GroupNorm):
-    """The forward pass of PyTorch's layer, with its function exchanged."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-
-
-class GroupNorm(_Cells, _Group):
+class GroupNorm(_Cells, torch.nn.GroupNorm):
     """`torch.nn.GroupNorm`, for input of shape (N, C, ...).
 
     Parameters
@@ -51,8 +53,19 @@ class GroupNorm(_Cells, _Group):
         Where the parameters are.
     dtype : torch.dtype, optional
         Of the parameters.
+    activation : str, optional
+        What is applied to the result, in the same pass; `BatchNorm1d` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
     bias : bool
         Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+
+    Raises
+    ------
+    ValueError
+        `activation` is not one of the names, or `negative_slope` is not finite.
+    TypeError
+        `activation` is not a string, or `negative_slope` not a number.
 
     Notes
     -----
@@ -63,19 +76,76 @@ class GroupNorm(_Cells, _Group):
     State dicts, hooks, modes and errors are PyTorch's.
     """
 
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        **more: Any,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, **more)
+        self._set_activation(activation, negative_slope)
 
-class _Instance(torch.nn.modules.instancenorm._InstanceNorm):
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
+        if epilogue is None:
+            return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        of: Any = input, self.num_groups, self.weight, self.bias, self.eps, epilogue
+        return activated_group_norm(*of)
+
+
+class _Instance(_Cells, torch.nn.modules.instancenorm._InstanceNorm):
     """The forward pass of PyTorch's layers, with its function exchanged."""
 
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        return instance_norm(
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        **more: Any,
+    ) -> None:
+        of: Any = num_features, eps, momentum, affine, track_running_stats, device, dtype
+        super().__init__(*of, **more)
+        self._set_activation(activation, negative_slope)
+
+    def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
+        if epilogue is not None and self._is_usual(input):
+            self._check_input_dim(input)
+            return self._apply_instance_norm(input, epilogue)
+        # Its code has the errors and warnings of the other inputs, and takes one example alone.
+        y: Tensor = torch.nn.modules.instancenorm._InstanceNorm.forward(self, input)
+        return y if epilogue is None else applied(y, epilogue)
+
+    def _is_usual(self, input: Tensor) -> bool:
+        """Whether this is a batch of the layer's channels."""
+        rank: int = self._get_no_batch_dim() + 1
+        return input.dim() == rank and input.size(1) == self.num_features
+
+    def _apply_instance_norm(self, input: Tensor, epilogue: Epilogue | None = None) -> Tensor:
+        of: Any = (
             input, self.running_mean, self.running_var, self.weight, self.bias,
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0, self.eps,
         )  # fmt: skip
+        if epilogue is None:
+            return instance_norm(*of)
+        of = *of, epilogue
+        return activated_instance_norm(*of)
 
 
-class InstanceNorm1d(_Cells, _Instance, torch.nn.InstanceNorm1d):
+class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d`, for input of shape (N, C, L), or (C, L).
 
     Parameters
@@ -94,8 +164,19 @@ class InstanceNorm1d(_Cells, _Instance, torch.nn.InstanceNorm1d):
         Where the parameters and the running statistics are.
     dtype : torch.dtype, optional
         Of the parameters and the running statistics.
+    activation : str, optional
+        What is applied to the result, in the same pass; `BatchNorm1d` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
     bias : bool
         Whether an affine layer has `bias`; where PyTorch's layer has this argument.
+
+    Raises
+    ------
+    ValueError
+        `activation` is not one of the names, or `negative_slope` is not finite.
+    TypeError
+        `activation` is not a string, or `negative_slope` not a number.
 
     Notes
     -----
@@ -108,12 +189,12 @@ class InstanceNorm1d(_Cells, _Instance, torch.nn.InstanceNorm1d):
 
 
 @with_sections_of(InstanceNorm1d)
-class InstanceNorm2d(_Cells, _Instance, torch.nn.InstanceNorm2d):
+class InstanceNorm2d(_Instance, torch.nn.InstanceNorm2d):
     """`torch.nn.InstanceNorm2d`, for input of shape (N, C, H, W), or (C, H, W)."""
 
 
 @with_sections_of(InstanceNorm1d)
-class InstanceNorm3d(_Cells, _Instance, torch.nn.InstanceNorm3d):
+class InstanceNorm3d(_Instance, torch.nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d`, for input of shape (N, C, D, H, W), or (C, D, H, W)."""
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.autograd import profiler
 
 __all__ = [
-    "backward_task", "in_a_range", "is_compiling", "is_exported", "is_plain", "is_plain_or_none",
-    "is_recomputed",
-    "is_symbolic", "is_traced", "is_transformed",
+    "backward_task", "function_modes", "in_a_range", "is_compiling", "is_exported", "is_plain",
+    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_transformed",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -27,6 +26,7 @@ _PLAIN_OR_NONE = (*_PLAIN, type(None))
 _PARAMETER_OR_NONE = (torch.nn.Parameter, Tensor, type(None))  # the most likely one first
 
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
 _has_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _forward_ad: Any = torch.autograd.forward_ad
 if not hasattr(_forward_ad, "_current_level"):

@@ -69,7 +69,11 @@ def convert(
         place of all. So it does for a layer's own activation (``BatchNormAct2d``). The module gets
         a subclass of its class under the same name; modules, names, hooks and state dicts stay.
         Values are the same up to rounding. `report` lists what is fused, and for other layers the
-        reason.
+        reason. In evaluation without gradients, on the CPU, a layer of such a module writes its
+        result over the output of a convolution, a linear layer or `torch.cat`, where nothing can
+        see that: no hook, mode, profiler, other use or reference.
+        Of the other norms, `LayerNorm` and `RMSNorm` do all of it, groups and instances the
+        activation alone.
     recompute : bool
         Have autograd keep the inputs of layers and not their outputs, which are made again to the
         bit when a backward pass asks for them. Best with `fuse`, which makes an activation, or a

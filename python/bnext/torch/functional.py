@@ -138,9 +138,11 @@ def counted_batch_norm(
 
 def evaluated(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: Any,
-    eps: float, epilogue: Epilogue | None,
+    eps: float, epilogue: Epilogue | None, over: bool = False,
 ) -> Tensor | None:  # fmt: skip
     """Normalize by given statistics where autograd records nothing; None for other ways.
+
+    With `over` the result is x itself.
 
     It is the road `KERNELS` of the two functions beside it in one step, for plain tensors on the
     CPU: between the convolutions of a network every frame of Python is cold, and takes
@@ -153,7 +155,7 @@ def evaluated(
         or (epilogue is not None and not fits_kernels(x, epilogue.residual))
     ):
         return None
-    return kernels.evaluate(x, mean, var, weight, bias, eps, epilogue)
+    return kernels.evaluate(x, mean, var, weight, bias, eps, epilogue, over)
 
 
 def activated_batch_norm(

@@ -1,6 +1,6 @@
 """Forward passes of whole modules in which layers of bnext's do what follows them.
 
-A module whose own forward calls a layer of batch normalization, then adds, then applies an
+A module whose own forward calls a layer of normalization, then adds, then applies an
 activation, gets a subclass of its class. The subclass runs a function made of the forward's graph,
 with one call in place of the three. Modules, their names, hooks and state dicts stay. A call that
 the graph does not hold for goes to the class's own forward: other arguments, hooks on one of the
@@ -12,26 +12,22 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.nn.modules import module as module_module
+from torch import fx
 
 from bnext.torch.disguises import Disguise, disguised, reduced
 from bnext.torch.epilogues import Epilogue
-from bnext.torch.frozen import FrozenForward
-from bnext.torch.modules import Forward
-from bnext.torch.patterns import (
-    Apart,
-    Chain,
-    activation_of,
-    chain_of,
-    has_hooks,
-    own_activation,
+from bnext.torch.fused import LAYERS, Functions, FusedLayer, Fusion
+from bnext.torch.overwriting import (
+    call_over,
+    lone_chains,
+    overwriting_chains,
+    settle_usual_holders,
 )
+from bnext.torch.patterns import Apart, Chain, chain_of, own_activation
 from bnext.torch.recomputation import note
 from bnext.torch.tracing import Untraceable, arguments_of, traced
 
@@ -39,96 +35,6 @@ __all__ = ["Fusion", "fused_layers", "is_fused", "planned_fusions", "set_fusion"
 
 # Graphs differ by the mode of the module, and by whether all arguments are tensors, or none.
 _VARIANTS = tuple((training, tensors) for training in (True, False) for tensors in (True, False))
-LAYERS = (Forward, FrozenForward)
-_SIMPLE = (int, float, bool, str, type(None))
-
-
-@dataclass(frozen=True)
-class FusedLayer:
-    """A layer within a module, and what it does there besides."""
-
-    name: str  # in the module
-    activation: str | None
-    negative_slope: float
-    residual: bool
-    act: str | None  # name of the activation's module in the module, if it has one
-
-
-class Fusion:
-    """How a module's forward runs, by names only: copies of the module share it."""
-
-    def __init__(
-        self, module: torch.nn.Module, arguments: int, layers: tuple[FusedLayer, ...],
-        variants: dict[tuple[bool, bool], Callable[..., Any]],
-    ) -> None:  # fmt: skip
-        self.arguments: int = arguments
-        self.layers: tuple[FusedLayer, ...] = layers
-        self.variants: dict[tuple[bool, bool], Callable[..., Any]] = variants
-        self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
-        self.children: list[str] = _children_of(module)
-
-    def function_for(self, module: Any, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
-        """Find the function for a call; None if the class's own forward is to take it."""
-        if len(inputs) != self.arguments or not self._holds_for(module):
-            return None
-        tensors = [isinstance(each, Tensor) for each in inputs]
-        if any(tensors) != all(tensors) or any(isinstance(each, fx.Proxy) for each in inputs):
-            return None
-        return self.variants.get((module.training, all(tensors)))
-
-    def _holds_for(self, module: Any) -> bool:
-        if (
-            module_module._global_forward_hooks
-            or module_module._global_forward_pre_hooks
-            or module_module._global_backward_hooks
-            or module_module._global_backward_pre_hooks
-        ):
-            return False
-        of = vars(module)
-        for name, value in self.settings:
-            if of.get(name) != value:
-                return False
-        if _children_of(module) != self.children:
-            return False
-        for each in self.layers:
-            layer = _descendant(module, each.name)
-            if not isinstance(layer, LAYERS) or has_hooks(layer):
-                return False
-            if each.act is not None:
-                act = _descendant(module, each.act)
-                if has_hooks(act) or activation_of(act) != (each.activation, each.negative_slope):
-                    return False
-        return True
-
-    def __deepcopy__(self, memo: Any) -> Fusion:
-        return self
-
-    def __reduce__(self) -> Any:  # functions that were made have no names to be found by
-        return type(None), ()
-
-
-def _settings_of(module: torch.nn.Module) -> tuple[tuple[str, Any], ...]:
-    """Values that the forward of a module may have looked at."""
-    return tuple(
-        (name, value)
-        for name, value in vars(module).items()
-        if name not in _OF_EVERY_MODULE and type(value) in _SIMPLE
-    )
-
-
-_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
-
-
-def _descendant(module: Any, name: str) -> Any:
-    for each in name.split("."):
-        module = module._modules.get(each)
-        if module is None:
-            return None
-    return module
-
-
-def _children_of(module: torch.nn.Module) -> list[str]:
-    return [name for name, child in module._modules.items() if child is not None]
 
 
 def call_fused(
@@ -194,32 +100,43 @@ def _planned(module: torch.nn.Module) -> tuple[Fusion | None, dict[torch.nn.Modu
         raise Untraceable("it is a graph already")
     modules: dict[str, Any] = dict(module.named_modules(remove_duplicate=False))
     names = arguments_of(module)
-    variants: dict[tuple[bool, bool], Callable[..., Any]] = {}
-    every: list[tuple[FusedLayer, ...]] = []
+    variants: Functions = {}
+    overwriting: Functions = {}
+    layers: list[FusedLayer] = []
+    watched: list[str] = []
     reasons: dict[torch.nn.Module, str] = {}
     errors = []
-    for training, tensors in _VARIANTS:
+    settle_usual_holders(_function_of)
+    for variant in _VARIANTS:
         try:
-            graph = traced(module, names, training, tensors)
+            graph = traced(module, names, *variant)
         except Untraceable as error:
             errors.append(error)
             continue
-        layers = _rewritten(graph, modules, reasons)
-        if layers:
-            every.append(layers)
-            variants[training, tensors] = _function_of(graph)
-    if not variants:
+        chains = _chains_of(graph, modules, reasons)
+        if chains:
+            layers += map(_fused_layer, chains)
+            variants[variant] = _function_of(_rewritten(graph, chains))
+        if not variant[0]:
+            graph = traced(module, names, *variant)
+            chains = _chains_of(graph, modules, {})
+            chains += lone_chains(graph, chains, modules)
+            over, which = overwriting_chains(chains, modules)
+            if over:
+                watched += which
+                overwriting[variant] = _function_of(_rewritten(graph, chains, over))
+    if not variants and not overwriting:
         if errors:
             raise errors[0]
         return None, reasons
-    layers = tuple(dict.fromkeys(each for layers in every for each in layers))
-    return Fusion(module, len(names), layers, variants), reasons
+    fused = tuple(dict.fromkeys(layers))
+    return Fusion(module, len(names), fused, variants, overwriting, watched), reasons
 
 
-def _rewritten(
+def _chains_of(
     graph: fx.Graph, modules: dict[str, Any], reasons: dict[torch.nn.Module, str]
-) -> tuple[FusedLayer, ...]:
-    """Make one call of each chain in a graph; note the reason where there is none."""
+) -> list[Chain]:
+    """Find the chains in a graph; note the reason where there is none."""
     chains: list[Chain] = []
     taken: set[fx.Node] = set()
     for node in graph.nodes:
@@ -234,17 +151,23 @@ def _rewritten(
             continue
         taken.update(chain.nodes)
         chains.append(chain)
+    return chains
+
+
+def _rewritten(graph: fx.Graph, chains: Iterable[Chain], over: Collection[Chain] = ()) -> fx.Graph:
+    """Make one call of each chain in a graph; of those of `over`, one that may overwrite."""
     for chain in chains:
         last = chain.nodes[-1]
+        function = call_over if chain in over else call_fused
         # Before anything that comes after the input, or what is added, is there.
         with graph.inserting_before(chain.add or chain.norm):
             layer = graph.get_attr(str(chain.norm.target))
             after = (chain.residual, chain.activation, chain.negative_slope)
-            call = graph.call_function(call_fused, (layer, chain.norm.args[0], *after))
+            call = graph.call_function(function, (layer, chain.norm.args[0], *after))
         last.replace_all_uses_with(call)
         for node in reversed(chain.nodes):
             graph.erase_node(node)
-    return tuple(_fused_layer(chain) for chain in chains)
+    return graph
 
 
 def _fused_layer(chain: Chain) -> FusedLayer:

@@ -79,17 +79,18 @@ class _Normalization(torch.autograd.Function):
     ) -> Tensor:
         eps, given, moved = others
         y, ctx.statistics = kernels.forward(x, weight, bias, eps, given, moved)
-        if given is not None and not any(ctx.needs_input_grad[1:3]):
-            # Only gradients of parameters take x: dx is a function of dy and weight.
-            ctx.save_for_backward(None, weight)
-        else:
-            ctx.to_save = x, weight  # as `save_for_backward` does, without its frame
+        kept = x
+        if given is not None:
+            _, wants_weight, wants_bias, _ = ctx.needs_input_grad
+            if not (wants_weight or wants_bias):
+                kept = None  # only gradients of parameters take x: dx follows from dy and weight
+        ctx.to_save = kept, weight  # as `save_for_backward` does, without its frame
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         dx: Tensor | None
         if not is_plain(dy):
             dx, dweight, dbias = _by_formulas(ctx.statistics, dy, x, weight)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Optional
 
 import torch
+from torch import Tensor
 
-__all__ = ["KernelModule"]
+__all__ = ["KernelModule", "with_types"]
+
+
+def with_types(forward: Any) -> Any:
+    """Give a `forward` types in place of strings, which a graph of the layer alone pickles."""
+    types = {"input": Tensor, "x": Tensor, "residual": Optional[Tensor], "return": Tensor}  # noqa: UP045
+    known = forward.__annotations__
+    known.update({name: each for name, each in types.items() if name in known})
+    return forward
 
 
 class KernelModule(torch.nn.Module):
     """A layer of PyTorch's, to stand before its class, for `torch.fx`, TorchScript and readers."""
+
+    # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
+    _activation: tuple[str | None, float] = (None, 0.01)
 
     def _is_one_node(self, proxy: Any) -> bool:
         """Whether the layer is a node of a graph of `torch.fx`, not the function that it calls.
@@ -40,5 +52,10 @@ class KernelModule(torch.nn.Module):
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Give TorchScript, which knows nothing of kernels, PyTorch's layer of the same tensors."""
         from bnext.torch.conversion import revert
+        from bnext.torch.patterns import module_of
 
-        return revert(copy.copy(self))
+        activation, negative_slope = self._activation
+        plain = revert(copy.copy(self))
+        if activation is None:
+            return plain
+        return torch.nn.Sequential(plain, module_of(activation, negative_slope))

@@ -133,13 +133,16 @@ def forward(
 
 def evaluate(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-    epilogue: Epilogue | None,
+    epilogue: Epilogue | None, over: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """Do `forward` by given statistics on the CPU, for no backward pass; None for other tensors."""
+    """Do `forward` by given statistics on the CPU, for no backward pass; None for other tensors.
+
+    With `over` the result is written over x, and x is returned.
+    """
     try:
         y: Tensor = _core.evaluate(
             x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-            channel_axis=1, plain=True, epilogue=epilogue,
+            channel_axis=1, plain=True, epilogue=epilogue, over=over,
         )  # fmt: skip
     except (TypeError, ValueError):
         return None
@@ -281,12 +284,10 @@ def backward_of_parameters(dy: Tensor, x: Tensor, saved: Any) -> tuple[Tensor, T
     """Give dweight and dbias alone, where dx is not wanted."""
     if x.is_cuda:  # its sums would come to the host in between
         return backward(dy, x, saved, None)[1:]
-    sum_dy, sum_dy_xmu = _core.backward_reduce(
-        dy=_detached(_settled(dy)), x=_detached(x), saved=saved
-    )
-    return _core.parameter_gradients(
-        saved=saved, weight=None, sum_dy=sum_dy, sum_dy_xmu=sum_dy_xmu, like=x
-    )
+    try:
+        return _core.backward_of_parameters(dy=dy, x=x, saved=saved, plain=True)
+    except TypeError:
+        return _core.backward_of_parameters(dy=_detached(_settled(dy)), x=_detached(x), saved=saved)
 
 
 def move_running(saved: Any, running: RunningTensors) -> None:

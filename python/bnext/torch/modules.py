@@ -41,8 +41,6 @@ class Forward(KernelModule, _BatchNorm):
     repeats (activation checkpointing) is not counted again.
     """
 
-    # Name of the activation, negative slope. (Subclasses may have an `activation` of their own.)
-    _activation: tuple[str | None, float] = (None, 0.01)
     _recompute = False
     takes_ghosts = True  # what a group normalizes is one batch
 
@@ -130,10 +128,11 @@ class Forward(KernelModule, _BatchNorm):
             and self._is_one_node(input)
         ):
             return self._node(input, residual)
-        epilogue = None
-        if residual is not None or self._activation[0] is not None:
+        # The layer's own attributes: a look at those of its class too takes twice as long.
+        epilogue, own = None, self.__dict__
+        if residual is not None or "_activation" in own:
             epilogue = Epilogue(residual, *self._activation)
-        if self._recompute:
+        if "_recompute" in own:
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
 
@@ -183,16 +182,21 @@ class Forward(KernelModule, _BatchNorm):
             return call(mean, var, counter)
         return guarded(call, mean, var, counter, skipped)
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
-        """Normalize `input`, and do what follows; or what a special layer does in its place."""
-        if special and "_special" in self.__dict__:
+    def _normalized(
+        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
+    ) -> Tensor:
+        """Normalize `input`, and do what follows; or what a special layer does in its place.
+
+        With `over`, evaluation without gradients may write the result over `input`.
+        """
+        of = self.__dict__
+        if special and "_special" in of:
             refuse_proxy(input, "ghost_batch_size")
-            y: Tensor = self.__dict__["_special"](self, input, epilogue)
+            y: Tensor = of["_special"](self, input, epilogue)
             return y
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)
         # Not as attributes: PyTorch looks up each of these by a function in Python.
-        of = self.__dict__
         parameters, buffers = of["_parameters"], of["_buffers"]
         try:
             weight, bias = parameters["weight"], parameters["bias"]
@@ -207,7 +211,7 @@ class Forward(KernelModule, _BatchNorm):
             if running_mean is not None and running_var is not None and not is_grad_enabled():
                 known = evaluated(
                     input, running_mean, running_var, weight, bias, of["momentum"], of["eps"],
-                    epilogue,
+                    epilogue, over,
                 )  # fmt: skip
                 if known is not None:
                     return known

@@ -1,4 +1,4 @@
-"""Batch normalization, an addition, an activation, one behind the other in a graph."""
+"""Normalization, an addition, an activation, one behind the other in a graph."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from bnext.torch.cell_modules import GroupNorm, InstanceNorm1d
 from bnext.torch.lazy import LazyForward
 from bnext.torch.modules import Forward
+from bnext.torch.row_modules import LayerNorm, RMSNorm
 from bnext.torch.sync import SyncBatchNorm
 
-__all__ = ["Apart", "Chain", "activation_of", "chain_of", "has_hooks", "own_activation"]
+__all__ = [
+    "HOOKS", "Apart", "Chain", "Settings", "activation_of", "chain_of", "has_hooks", "module_of",
+    "own_activation",
+]  # fmt: skip
 
 
 class Apart(Exception):  # noqa: N818
-    """A layer of batch normalization is not fused with what follows; its text is the reason."""
+    """A layer of normalization is not fused with what follows; its text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,27 @@ class Chain:
 
 # --- layers ---------------------------------------------------------------------------------------
 
-_PLAIN_FORWARDS = (Forward.forward, SyncBatchNorm.forward)
+_PLAIN_FORWARDS = (
+    Forward.forward, SyncBatchNorm.forward, LayerNorm.forward, RMSNorm.forward, GroupNorm.forward,
+    InstanceNorm1d.forward,
+)  # fmt: skip
+
+
+# What a module has set if something is to happen when it is called, besides its forward pass.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "forward",
+)
 
 
 def has_hooks(module: Any) -> bool:
     """Whether something is to happen when a module is called, besides its forward pass."""
     of = vars(module)
-    return bool(
-        of.get("_forward_hooks")
-        or of.get("_forward_pre_hooks")
-        or of.get("_backward_hooks")
-        or of.get("_backward_pre_hooks")
-        or "forward" in of
-    )
+    *hooks, forward = HOOKS
+    return forward in of or any(of.get(name) for name in hooks)
 
 
 def check_layer(layer: Any) -> None:
@@ -104,6 +117,17 @@ _MODULES: dict[type, Callable[[Any], Settings | None]] = {
     nn.Sigmoid: lambda _: ("sigmoid", _SLOPE),
     nn.Tanh: lambda _: ("tanh", _SLOPE),
 }
+_MADE: dict[str, Callable[[float], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(),
+    "relu6": lambda _: nn.ReLU6(),
+    "leaky_relu": nn.LeakyReLU,
+    "silu": lambda _: nn.SiLU(),
+    "hardswish": lambda _: nn.Hardswish(),
+    "gelu": lambda _: nn.GELU(),
+    "gelu_tanh": lambda _: nn.GELU(approximate="tanh"),
+    "sigmoid": lambda _: nn.Sigmoid(),
+    "tanh": lambda _: nn.Tanh(),
+}
 _FUNCTIONS: dict[Any, str] = {
     functional.relu: "relu", functional.relu_: "relu", torch.relu: "relu", torch.relu_: "relu",
     functional.relu6: "relu6", functional.leaky_relu: "leaky_relu",
@@ -120,6 +144,11 @@ _METHODS = {
 def activation_of(module: Any) -> Settings | None:
     """Name the activation that a module applies; None if it is no known one."""
     return _MODULES[type(module)](module) if type(module) in _MODULES else None
+
+
+def module_of(activation: str, negative_slope: float) -> nn.Module:
+    """Give PyTorch's module of an activation."""
+    return _MADE[activation](negative_slope)
 
 
 def own_activation(layer: Any) -> Settings | None:
@@ -190,10 +219,12 @@ def chain_of(norm: fx.Node, modules: dict[str, Any]) -> Chain:
     """Find what follows a layer's call, and becomes part of it; Apart if nothing does."""
     if len(norm.args) != 1 or norm.kwargs or not isinstance(norm.args[0], fx.Node):
         raise Apart("it is called with more than its input")
-    check_layer(modules[str(norm.target)])
+    layer = modules[str(norm.target)]
+    check_layer(layer)
     last, add, residual = norm, None, None
     follower = _only_user(norm)
-    residual = _added_by(follower, norm)
+    if getattr(layer, "_takes_residual", True):
+        residual = _added_by(follower, norm)
     if residual is not None:
         last = add = follower
         if len(last.users) == 1:

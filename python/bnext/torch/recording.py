@@ -18,48 +18,45 @@ from bnext.torch.kernels import has_memory
 
 __all__ = ["gradients_of", "is_recorded"]
 
-Gradients = tuple[Any, ...]  # dx, dweight, dbias; those that there are
-Way = Callable[[Tensor, Tensor, Tensor | None], Gradients]  # of dy, x and weight
+Gradients = tuple[Any, ...]  # dx, dweight, dbias, dresidual; those that there are
+Way = Callable[..., Gradients]  # of dy and the tensors that were saved
 
 
-def is_recorded(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+def is_recorded(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
+) -> bool:
     """Whether autograd is to record a call."""
     return is_grad_enabled() and (
         (weight is not None and weight.requires_grad)
         or x.requires_grad
         or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
     )
 
 
 def gradients_of(ctx: Any, dy: Tensor, by_kernels: Way, by_formulas: Way) -> Gradients:
-    """Give the gradients of x, weight, bias and a last argument that has none.
+    """Give the gradients of x, weight, bias, the residual if there is one, and a last argument.
 
-    They are by formulas where a gradient is not plain or one of a batch, and by kernels elsewhere;
-    there derivatives of the gradients, if autograd records them, are by formulas.
+    The last one has none. They are by formulas where a gradient is not plain or one of a batch, and
+    by kernels elsewhere; there derivatives of the gradients, if autograd records them, are by
+    formulas. Both ways take dy and the tensors that were saved.
     """
-    x, weight = ctx.saved_tensors
+    inputs = ctx.saved_tensors
     if not is_plain(dy):
-        found = by_formulas(dy, x, weight)
+        found = by_formulas(dy, *inputs)
     elif is_grad_enabled():
         work = partial(_by_either, by_kernels, by_formulas)
-        found = formulas.Backward.apply(work, by_formulas, dy, x, weight)
+        found = formulas.Backward.apply(work, by_formulas, dy, *inputs)
     else:
-        found = _by_either(by_kernels, by_formulas, dy, x, weight)
-    wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-    return (
-        found[0] if wants_x else None,
-        found[1] if wants_weight else None,
-        found[2] if wants_bias else None,
-        None,
-    )
+        found = _by_either(by_kernels, by_formulas, dy, *inputs)
+    *wanted, _ = ctx.needs_input_grad
+    return *(found[k] if wants else None for k, wants in enumerate(wanted)), None
 
 
-def _by_either(
-    by_kernels: Way, by_formulas: Way, dy: Tensor, x: Tensor, weight: Tensor | None
-) -> Gradients:
+def _by_either(by_kernels: Way, by_formulas: Way, dy: Tensor, *inputs: Any) -> Gradients:
     try:
-        return by_kernels(dy, x, weight)
+        return by_kernels(dy, *inputs)
     except TypeError:
         if has_memory(dy):
             raise
-        return by_formulas(dy, x, weight)  # a batch of gradients
+        return by_formulas(dy, *inputs)  # a batch of gradients

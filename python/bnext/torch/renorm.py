@@ -59,9 +59,11 @@ class _Renormalized(_Base):
     def _is_special(self) -> bool:
         return self.training or super()._is_special()
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
+    def _normalized(
+        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
+    ) -> Tensor:
         if not self.training or "_special" in vars(self):
-            return super()._normalized(input, epilogue, special)
+            return super()._normalized(input, epilogue, special, over)
         refuse_proxy(input, "renormalization")
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var

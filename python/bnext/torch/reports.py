@@ -160,6 +160,8 @@ def report(model: torch.nn.Module) -> Report:
             theirs = original(class_of(module))
             listed = Layer(name, qualified(theirs), reason=why, norm=norm)
             (exchanged if why is None else left).append(listed)
+            if "_apart" in vars(module):
+                apart.append(replace(listed, reason=vars(module)["_apart"]))
             continue
         for each in fusion.fused_layers(module):
             place = f"{name}.{each.name}" if name else each.name

@@ -87,17 +87,19 @@ class SyncBatchNorm(Forward):
 
     takes_ghosts = False
 
-    def _normalized(self, input: Tensor, epilogue: Epilogue | None, special: bool = True) -> Tensor:
+    def _normalized(
+        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
+    ) -> Tensor:
         if self.ghost_batch_size is not None:  # of a layer that `convert` has made synchronized
             raise ValueError(
                 "ghost_batch_size: expected None for a synchronized layer, got "
                 f"{self.ghost_batch_size}"
             )
         if not isinstance(input, Tensor):
-            return super()._normalized(input, epilogue, special)
+            return super()._normalized(input, epilogue, special, over)
         if not (self.training and has_others(self.process_group)):
             self._check_input(input)
-            return super()._normalized(input, epilogue, special)
+            return super()._normalized(input, epilogue, special, over)
         if torch.compiler.is_compiling():  # a wait for others is no part of a graph
             return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input, epilogue)
         if profiler._is_profiler_enabled:

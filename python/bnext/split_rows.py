@@ -1,0 +1,116 @@
+"""Layer and RMS normalization of examples whose values are divided among a group.
+
+Every member holds all examples, a part of each one's normalized axes, and the parameters of that
+part. The group merges the Moments, and the sums, of every example between the phases of both
+passes, as `bnext.spine` has it. Gradients of parameters are of a member's own part, and whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnext import _core
+from bnext.groups.exchange import Merged
+from bnext.groups.group import Group, Part
+
+__all__ = ["SplitRowSaved", "backward", "forward"]
+
+
+class SplitRowSaved:
+    """What a forward call of divided examples leaves for its backward call.
+
+    Statistics are of whole examples: the same bits for all members.
+
+    Attributes
+    ----------
+    count : float
+        Values of an example, of all members.
+    generation : int
+        Number of the exchange in the group.
+    """
+
+    def __init__(self, local: Any, part: Part, merged: Merged) -> None:
+        self.local: Any = local  # with the whole examples' statistics in it
+        self.part: Part = part
+        self.count: float = merged.total_count
+        self.generation: int = merged.generation
+
+    @property
+    def group(self) -> Group:
+        """The group, which merges the statistics and the sums."""
+        return self.part.group
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Mean of each example; 0 of RMS normalization."""
+        value: npt.NDArray[np.float64] = self.local.mean
+        return value
+
+    @property
+    def rstd(self) -> npt.NDArray[np.float64]:
+        """``1 / sqrt(var + eps)`` of each example."""
+        value: npt.NDArray[np.float64] = self.local.rstd
+        return value
+
+    @property
+    def centered(self) -> bool:
+        """Whether the mean was subtracted."""
+        value: bool = self.local.centered
+        return value
+
+    @property
+    def activation(self) -> str | None:
+        """Name of the activation that followed."""
+        value: str | None = self.local.activation
+        return value
+
+    @property
+    def residual(self) -> bool:
+        """Whether a residual was added."""
+        value: bool = self.local.residual
+        return value
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the backward pass needs the residual again."""
+        value: bool = self.local.reads_residual
+        return value
+
+    def __repr__(self) -> str:
+        part = f"a {self.local.dtype} part of shape {self.local.shape}"
+        return f"<bnext.sync.SplitRowSaved of {part} in {self.group!r}>"
+
+
+def forward(
+    x: Any, shape: Any, weight: Any, bias: Any, eps: Any, out: Any, centered: bool, epilogue: Any,
+    part: Part,
+) -> tuple[Any, SplitRowSaved]:  # fmt: skip
+    """Do `forward_of_rows` for a member of a group, whose part of a call this is."""
+    operands = weight, bias, eps, out, centered, epilogue
+    with part:
+        count, mean, low, m2, dtype = _core.rows_collect(x, shape, *operands)
+        merged = part.merge_moments(dtype, count, mean, m2, low)
+        low = np.zeros_like(merged.first) if merged.mean_low is None else merged.mean_low
+        y, local = _core.rows_apply(
+            x, shape, merged.total_count, merged.first, low, merged.second, *operands
+        )
+    return y, SplitRowSaved(local, part, merged)
+
+
+def backward(
+    dy: Any, x: Any, saved: SplitRowSaved, weight: Any, out: Any, centered: bool,
+    wants_parameters: bool, residual: Any,
+) -> Any:  # fmt: skip
+    """Do `backward_of_rows` for a member."""
+    part = saved.part
+    part.group.check_open()
+    with part:
+        of = dy, x, saved.local, weight, out, centered, False, wants_parameters, residual
+        first, second = np.zeros((2, saved.mean.size))
+        _core.rows_backward(*of, (first, second))
+        merged = part.merge_sums(first, second)
+        sums = np.array(merged.first), np.array(merged.second)
+        return _core.rows_backward(*of, (*sums, max(int(merged.total_count), 1)))

@@ -1,0 +1,173 @@
+"""How the forward of a module with fused layers runs, and whether its graphs hold for a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, is_grad_enabled
+from torch.nn import functional
+from torch.nn.modules import module as module_module
+
+from bnext._core import unchanged
+from bnext.torch.activating import ActivatingModule
+from bnext.torch.context import is_compiling
+from bnext.torch.frozen import FrozenForward
+from bnext.torch.modules import Forward
+from bnext.torch.overwriting import FUNCTIONS
+from bnext.torch.patterns import HOOKS, activation_of, has_hooks
+
+__all__ = ["LAYERS", "Functions", "FusedLayer", "Fusion", "facts_of"]
+
+LAYERS = (Forward, FrozenForward, ActivatingModule)
+_SIMPLE = (int, float, bool, str, type(None))
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """A layer within a module, and what it does there besides."""
+
+    name: str  # in the module
+    activation: str | None
+    negative_slope: float
+    residual: bool
+    act: str | None  # name of the activation's module in the module, if it has one
+
+
+Functions = dict[tuple[bool, bool], Callable[..., Any]]  # by the mode, and whether all are tensors
+
+
+class Fusion:
+    """How a module's forward runs, by names only: copies of the module share it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    arguments : int
+        How many the functions take.
+    layers : tuple of FusedLayer
+    variants : Functions
+    overwriting : Functions
+        For evaluation without gradients: layers write over their inputs.
+    watched : sequence of str
+        Modules that have to be as they were for these.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, arguments: int, layers: tuple[FusedLayer, ...],
+        variants: Functions, overwriting: Functions, watched: Iterable[str],
+    ) -> None:  # fmt: skip
+        self.arguments: int = arguments
+        self.layers: tuple[FusedLayer, ...] = layers
+        self.variants: Functions = variants
+        self.overwriting: Functions = overwriting
+        self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
+        self.children: list[str] = _children_of(module)
+        names = [name for each in layers for name in (each.name, each.act) if name is not None]
+        self.facts: Any = (
+            ((vars(module_module), _GLOBAL_HOOKS, ()),),
+            (((), None, (), self.settings), *facts_of(module, names)),
+            tuple(self.children),
+        )
+        self.facts_of_overwriting: Any = (
+            ((vars(functional), (), tuple(FUNCTIONS.items())),),
+            facts_of(module, watched),
+            tuple(self.children),
+        )
+
+    def function_for(self, module: Any, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """Find the function for a call; None if the class's own forward is to take it."""
+        if len(inputs) != self.arguments:
+            return None
+        compiles = is_compiling()  # compilers look into Python, and not into what is compiled
+        if (compiles or not unchanged(module, *self.facts)) and not self._holds_for(module):
+            return None
+        every = _are_tensors(inputs)
+        if every is None:
+            return None
+        variant = module.training, every
+        if (
+            variant in self.overwriting
+            and not compiles
+            and not is_grad_enabled()
+            and unchanged(module, *self.facts_of_overwriting)
+        ):
+            return self.overwriting[variant]
+        return self.variants.get(variant)
+
+    def _holds_for(self, module: Any) -> bool:
+        if any(getattr(module_module, name) for name in _GLOBAL_HOOKS):
+            return False
+        of = vars(module)
+        for name, value in self.settings:
+            if of.get(name) != value:
+                return False
+        if _children_of(module) != self.children:
+            return False
+        for each in self.layers:
+            layer = _descendant(module, each.name)
+            if not isinstance(layer, LAYERS) or has_hooks(layer):
+                return False
+            if each.act is not None:
+                act = _descendant(module, each.act)
+                if has_hooks(act) or activation_of(act) != (each.activation, each.negative_slope):
+                    return False
+        return True
+
+    def __deepcopy__(self, memo: Any) -> Fusion:
+        return self
+
+    def __reduce__(self) -> Any:  # functions that were made have no names to be found by
+        return type(None), ()
+
+
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)  # fmt: skip
+
+
+def _are_tensors(inputs: tuple[Any, ...]) -> bool | None:
+    """Whether all are tensors, or none; None of others, and of values of a graph being made."""
+    if len(inputs) == 1 and type(inputs[0]) is Tensor:
+        return True
+    tensors = [isinstance(each, Tensor) for each in inputs]
+    if any(tensors) != all(tensors) or any(isinstance(each, fx.Proxy) for each in inputs):
+        return None
+    return all(tensors)
+
+
+def facts_of(module: torch.nn.Module, names: Iterable[str]) -> tuple[Any, ...]:
+    """Give what `unchanged` is to find in descendants: their class, no hooks, their settings."""
+    facts = []
+    for name in dict.fromkeys(names):
+        each = module.get_submodule(name)
+        settings = () if isinstance(each, LAYERS) else _settings_of(each)
+        facts.append((tuple(name.split(".")), type(each), (*HOOKS, "_conv_forward"), settings))
+    return tuple(facts)
+
+
+def _settings_of(module: torch.nn.Module) -> tuple[tuple[str, Any], ...]:
+    """Values that the forward of a module may have looked at."""
+    return tuple(
+        (name, value)
+        for name, value in vars(module).items()
+        if name not in _OF_EVERY_MODULE and type(value) in _SIMPLE
+    )
+
+
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
+
+
+def _descendant(module: Any, name: str) -> Any:
+    for each in name.split("."):
+        module = module._modules.get(each)
+        if module is None:
+            return None
+    return module
+
+
+def _children_of(module: torch.nn.Module) -> list[str]:
+    return [name for name, child in module._modules.items() if child is not None]
