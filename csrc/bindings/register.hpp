@@ -15,6 +15,7 @@ void register_cell_calls(const pybind11::object& m);
 void register_double_backward(const pybind11::object& m);
 void register_phases(const pybind11::object& m, pybind11::handle engine = {});
 void register_questions(const pybind11::object& m, pybind11::handle engine = {});
+void register_row_saved(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 void register_checks(pybind11::module_& m);
 void register_engines(pybind11::module_& m);

@@ -11,7 +11,7 @@ namespace {
 // Of what follows, every reference is borrowed but where a py::object holds it, and no error is
 // set: what cannot be looked up is as if it were not there.
 
-// The dict of an object's attributes; null without.
+// The dict of an object's entries; null without.
 py::object attributes_of(PyObject* object) {
     auto found = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr));
     if (!found) PyErr_Clear();
@@ -62,26 +62,26 @@ const Names& names() {
     return all;
 }
 
-// A descendant's attributes; null where there is none of that path, or it is of another type.
+// A descendant's entries; null where there is none of that path, or it is of another type.
 py::object descendant(const py::object& module, PyObject* path, PyObject* type) {
-    py::object attributes = module;
+    py::object entries = module;
     PyObject* found = nullptr;
     const bool there = each_of(path, [&](PyObject* name) {
-        PyObject* const children = entry(attributes.ptr(), names().modules);
+        PyObject* const children = entry(entries.ptr(), names().modules);
         if (children == nullptr || PyDict_Check(children) == 0) return false;
         found = entry(children, name);
         if (found == nullptr) return false;
-        attributes = attributes_of(found);
-        return static_cast<bool>(attributes);
+        entries = attributes_of(found);
+        return static_cast<bool>(entries);
     });
     const bool fits =
         there && (found == nullptr || reinterpret_cast<PyObject*>(Py_TYPE(found)) == type);
-    return fits ? attributes : py::object();
+    return fits ? entries : py::object();
 }
 
 // Whether a module's children, without those that are None, have these names in this order.
-bool has_children(PyObject* attributes, PyObject* expected) {
-    PyObject* const children = entry(attributes, names().modules);
+bool has_children(PyObject* entries, PyObject* expected) {
+    PyObject* const children = entry(entries, names().modules);
     if (children == nullptr || PyDict_Check(children) == 0) return false;
     Py_ssize_t at = 0, count = 0;
     for (PyObject *name = nullptr, *child = nullptr;
@@ -97,7 +97,7 @@ constexpr Signature kUnchanged{
     "unchanged", "module, elsewhere, within, children",
     "Whether a module has what was found in it; False also where that is not clear.\n"
     "`elsewhere`: (dict, empty, values) each; `within`: (path, type, empty, values) each, of\n"
-    "the attributes of a descendant of that type; `children`: the names of those there are.\n"
+    "the entries of a descendant of that type; `children`: the names of those there are.\n"
     "`empty` has names that are missing or of an empty dict, `values` (name, value)."};
 
 py::object unchanged(py::handle, const Arguments<4>& arguments) {
@@ -107,15 +107,15 @@ py::object unchanged(py::handle, const Arguments<4>& arguments) {
                        Py_TYPE(arguments[k].ptr())->tp_name);
         }
     }
-    const py::object attributes = attributes_of(arguments[0].ptr());
+    const py::object entries = attributes_of(arguments[0].ptr());
     const auto of = [](PyObject* tuple, Py_ssize_t k) { return PyTuple_GET_ITEM(tuple, k); };
     const bool holds =
-        attributes &&
+        entries &&
         each_of(arguments[1].ptr(),
                 [&](PyObject* each) { return agrees(of(each, 0), of(each, 1), of(each, 2)); }) &&
-        has_children(attributes.ptr(), arguments[3].ptr()) &&
+        has_children(entries.ptr(), arguments[3].ptr()) &&
         each_of(arguments[2].ptr(), [&](PyObject* each) {
-            const py::object found = descendant(attributes, of(each, 0), of(each, 1));
+            const py::object found = descendant(entries, of(each, 0), of(each, 1));
             return found && agrees(found.ptr(), of(each, 2), of(each, 3));
         });
     return py::bool_(holds);

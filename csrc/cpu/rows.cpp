@@ -7,229 +7,25 @@
 #include <algorithm>
 #include <optional>
 
-#include "core/moments.hpp"
 #include "core/row_tiling.hpp"
-#include "core/statistics.hpp"
 #include "cpu/activated_rows.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/kernel_table.hpp"
-#include "cpu/machine.hpp"
+#include "cpu/normalizing_rows.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/pool_array.hpp"
+#include "cpu/row_setting.hpp"
 #include "cpu/schedule.hpp"
-#include "cpu/team_size.hpp"
 
 namespace bnext::cpu {
 namespace {
-
-// The decisions before the first thread starts. None of them fixes a bit.
-struct Setting {
-    const KernelTable& table;
-    RowTiling tiling;
-    int threads;
-    bool splits;  // rows, between threads
-    Stores stores;
-    Stores dx_stores;  // of the kernels of a backward pass
-    Index block_rows;  // of a backward pass
-    Index bytes;       // of an array
-
-    // `operands`: arrays of the problem's size.
-    Setting(const RowProblem& problem, DType dtype, int operands)
-        : table(active_table()),
-          tiling{problem.rows, problem.width},
-          bytes(problem.elements() * size_of(dtype)) {
-        table.mark_used();
-        Machine machine = this_machine();
-        if (is_small_work(problem.elements(), {operands, 2})) {
-            machine.threads = 1;
-        } else {
-            machine.threads = free_threads(machine.threads, bytes);
-        }
-        threads = machine.threads;
-        splits = threads > 1 && tiling.pieces() > 1 && problem.rows < Index{4} * threads;
-        stores = dx_stores =
-            streams_past_caches(machine, operands * bytes) ? Stores::streaming : Stores::cached;
-        block_rows = tiling.block_rows();
-    }
-
-    // Tasks of a block of rows: at least so many bytes, so that to take one costs nothing.
-    [[nodiscard]] Index task_rows() const {
-        constexpr Index kTaskBytes = 64 * 1024;
-        const Index row = std::max<Index>(bytes / std::max<Index>(tiling.rows, 1), 1);
-        return std::max<Index>(kTaskBytes / row, 1);
-    }
-    // Of row k, or of the whole row.
-    [[nodiscard]] ColumnRange piece(Index k) const {
-        return {tiling.piece_begin(k), tiling.piece_begin(k + 1)};
-    }
-    [[nodiscard]] ColumnRange all_columns() const { return {0, tiling.width}; }
-};
-
-// The number that stands for a parameter that is not there.
-template <class P>
-class Parameter {
-public:
-    Parameter(const P* given, Index width, P otherwise) : given_(given) {
-        if (given == nullptr) made_ = PoolArray<P>(static_cast<std::size_t>(width), otherwise);
-    }
-    [[nodiscard]] const P* data() const { return given_ != nullptr ? given_ : made_.data(); }
-
-private:
-    const P* given_;
-    PoolArray<P> made_;
-};
-
-template <class T>
-class Normalizing {
-public:
-    // `activated`: null without an activation and a residual.
-    Normalizing(const RowProblem& problem, const Setting& setting, const Matrix<const T>& x,
-                const Matrix<T>& y, const Param<T>* weight, const Param<T>* bias, double eps,
-                const RowStatistics& out, const ActivatedRows<T>* activated,
-                RowPhases phases = RowPhases::both, double* m2 = nullptr)
-        : problem_(problem),
-          setting_(setting),
-          kernels_(row_table_of(setting.table).kernels<T>()),
-          x_(x),
-          y_(y),
-          weight_(weight),
-          bias_(bias),
-          eps_(eps),
-          out_(out),
-          activated_(activated),
-          phases_(phases),
-          m2_(m2) {}
-
-    void run() const { setting_.splits ? run_split() : run_by_rows(); }
-
-private:
-    static constexpr Index kMostRows = 64;  // of a block: their sums are on the stack
-
-    void run_by_rows() const {
-        // A block of rows that the first-level cache holds.
-        constexpr Index kValues = 4096;
-        const Index step =
-            std::clamp<Index>(kValues / std::max<Index>(problem_.width, 1), 1, kMostRows);
-        const Index rows = round_up(setting_.task_rows(), step);
-        TaskShares tasks(divide_up(problem_.rows, rows), setting_.threads);
-        parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
-            double mean[kMostRows], m2[kMostRows];
-            Index task = 0;
-            while (tasks.take(team.rank, task)) {
-                const Index end = std::min((task + 1) * rows, problem_.rows);
-                for (Index r = task * rows; r < end; r += step) {
-                    const Index last = std::min(r + step, end);
-                    if (phases_ != RowPhases::second) {
-                        for (Index k = 0; k < setting_.tiling.pieces(); ++k) {
-                            add_piece(r, last, k, mean, m2);
-                        }
-                        finish(r, last, mean, m2);
-                    }
-                    if (phases_ == RowPhases::first) continue;
-                    const Index ahead = std::min(last - r, end - last);
-                    write({r, last, setting_.all_columns()}, ahead);
-                }
-            }
-        });
-    }
-
-    // Moments of piece k of rows, behind those before it.
-    void add_piece(Index begin, Index end, Index k, double* mean, double* m2) const {
-        const RowBlock block{begin, end, setting_.piece(k)};
-        if (k == 0)
-            return kernels_.moments(x_, problem_.width, block, problem_.centered, {mean, m2});
-        double more_mean[kMostRows], more_m2[kMostRows];
-        kernels_.moments(x_, problem_.width, block, problem_.centered, {more_mean, more_m2});
-        for (Index r = 0; r < block.rows(); ++r) {
-            merge_piece(k, mean[r], m2[r], more_mean[r], more_m2[r]);
-        }
-    }
-    void merge_piece(Index k, double& mean, double& m2, double more_mean, double more_m2) const {
-        if (!problem_.centered) {
-            m2 += more_m2;
-            return;
-        }
-        const auto done = static_cast<double>(setting_.piece(k).begin);
-        const auto more = static_cast<double>(setting_.piece(k).size());
-        bnext::merge(mean, m2, more_mean, more_m2, MergeShares(done, more));
-    }
-
-    // The sums of rows are final; means are about the row's origin.
-    void finish(Index begin, Index end, const double* mean, const double* m2) const {
-        double var[kMostRows];
-        for (Index r = begin; r < end; ++r) {
-            HighLow exact{0.0, 0.0};
-            if (problem_.centered)
-                exact = two_sum(origin_of_row(x_.row(r), problem_.width), mean[r - begin]);
-            out_.mean[r] = exact.high;
-            out_.mean_low[r] = kHasMeanLow<T> ? exact.low : 0.0;
-        }
-        if (m2_ != nullptr) {
-            std::copy_n(m2, end - begin, m2_ + begin);
-            return;
-        }
-        setting_.table.finish_statistics(end - begin, m2, static_cast<double>(problem_.width), eps_,
-                                         var, out_.rstd + begin);
-    }
-    void write(const RowBlock& block, Index ahead) const {
-        if (activated_ != nullptr) return activated_->write(block, y_, {setting_.stores, ahead});
-        kernels_.normalize(x_, y_, block, out_, weight_, bias_, {setting_.stores, ahead});
-    }
-
-    void run_split() const {
-        const Index pieces = setting_.tiling.pieces();
-        const Index tasks = problem_.rows * pieces;
-        const PoolArray<double> slots(static_cast<std::size_t>(2 * tasks));
-        double* const mean = slots.data();
-        double* const m2 = mean + tasks;
-        const auto block_of = [&](Index task) {
-            const Index row = task / pieces;
-            return RowBlock{row, row + 1, setting_.piece(task % pieces)};
-        };
-        parallel(setting_.threads, setting_.bytes, [&](const Team& team) {
-            const Index first = team.share_begin(tasks), last = team.share_end(tasks);
-            if (phases_ == RowPhases::second) {
-                for (Index task = last; task-- > first;) write(block_of(task), 0);
-                return;
-            }
-            for (Index task = first; task < last; ++task) {
-                kernels_.moments(x_, problem_.width, block_of(task), problem_.centered,
-                                 {mean + task, m2 + task});
-            }
-            team.barrier();
-            const Index end = team.share_end(problem_.rows);
-            for (Index row = team.share_begin(problem_.rows); row < end; ++row) {
-                const Index of = row * pieces;
-                for (Index k = 1; k < pieces; ++k) {
-                    merge_piece(k, mean[of], m2[of], mean[of + k], m2[of + k]);
-                }
-                finish(row, row + 1, mean + of, m2 + of);
-            }
-            if (phases_ == RowPhases::first) return;
-            team.barrier();
-            for (Index task = last; task-- > first;) write(block_of(task), 0);
-        });
-    }
-
-    const RowProblem& problem_;
-    const Setting& setting_;
-    const RowKernels<T>& kernels_;
-    const Matrix<const T>& x_;
-    const Matrix<T>& y_;
-    const Param<T>*weight_, *bias_;
-    double eps_;
-    const RowStatistics& out_;
-    const ActivatedRows<T>* activated_;
-    RowPhases phases_;
-    double* m2_;  // where m2 goes, of the first phase alone
-};
 
 // T: the dtype of the kernels, which that of the data may differ from where `made` is given.
 template <class T>
 class Differentiating {
 public:
     // `of.sums` are to be filled. `made`: null where dy is read as it is.
-    Differentiating(const RowProblem& problem, const Setting& setting, const RowGradient<T>& of,
+    Differentiating(const RowProblem& problem, const RowSetting& setting, const RowGradient<T>& of,
                     double* dweight, double* dbias, RowPhases phases,
                     const MadeGradients<T>* made = nullptr)
         : problem_(problem),
@@ -375,7 +171,7 @@ private:
     }
 
     const RowProblem& problem_;
-    const Setting& setting_;
+    const RowSetting& setting_;
     const RowKernels<T>& kernels_;
     const RowGradient<T>& of_;
     double *dweight_, *dbias_;
@@ -391,18 +187,18 @@ Index width_of(const RowProblem& problem, const DividedRows& divided) {
 
 // The backward pass behind an activation.
 template <class T>
-void differentiate_activated(const RowProblem& problem, Setting& setting, const Matrix<const T>& dy,
-                             const Matrix<const T>& x, const Matrix<T>& dx, const Param<T>* weight,
-                             const RowStatistics& of, const RowSums& sums, double* dweight,
-                             double* dbias, const RowsApplied<T>& applied,
-                             const DividedRows& divided) {
+void differentiate_activated(const RowProblem& problem, RowSetting& setting,
+                             const Matrix<const T>& dy, const Matrix<const T>& x,
+                             const Matrix<T>& dx, const Param<T>* weight, const RowStatistics& of,
+                             const RowSums& sums, double* dweight, double* dbias,
+                             const RowsApplied<T>& applied, const DividedRows& divided) {
     using C = Compute<T>;
     using Made = ActivatedGradients<T>;
     // Less than without: g is beside x and dy.
     constexpr Index kValues = 8192;
     setting.block_rows = std::clamp<Index>(kValues / problem.width, 1, setting.tiling.block_rows());
     if (!Made::kInPlace) setting.dx_stores = Stores::cached;
-    const Parameter<Param<T>> scale(applied.weight, problem.width, 1),
+    const RowParameter<Param<T>> scale(applied.weight, problem.width, 1),
         shift(applied.bias, problem.width, 0);
     const ActivatedRows<T> rows(setting.table, x, of, applied, scale.data(), shift.data());
     const RowGradient<C> gradient{{}, {}, {}, weight, of, sums, width_of(problem, divided)};
@@ -425,8 +221,8 @@ void normalize_rows(const RowProblem& problem, const Matrix<const T>& x, const M
         std::fill_n(out.rstd, rows, 0.0);
         return;
     }
-    const Setting setting(problem, DTypeOf<T>::value, applied.fused.residual ? 3 : 2);
-    const Parameter<Param<T>> scale(weight, problem.width, 1), shift(bias, problem.width, 0);
+    const RowSetting setting(problem, DTypeOf<T>::value, applied.fused.residual ? 3 : 2);
+    const RowParameter<Param<T>> scale(weight, problem.width, 1), shift(bias, problem.width, 0);
     std::optional<ActivatedRows<T>> activated;
     if (applied.fused.any()) {
         activated.emplace(setting.table, x, out, applied, scale.data(), shift.data());
@@ -445,7 +241,7 @@ void collect_rows(const RowProblem& problem, const Matrix<const T>& x, const Row
         }
         return;
     }
-    const Setting setting(problem, DTypeOf<T>::value, 1);
+    const RowSetting setting(problem, DTypeOf<T>::value, 1);
     const Matrix<T> nothing{nullptr, 1};
     Normalizing<T>(problem, setting, x, nothing, nullptr, nullptr, 0.0, mean, nullptr,
                    RowPhases::first, m2)
@@ -474,8 +270,8 @@ void differentiate_rows(const RowProblem& problem, const Matrix<const T>& dy,
     }
     const bool activated = applied.fused.changes_backward();
     const int residuals = activated && applied.fused.residual ? 2 : 0;  // read, and its gradient
-    Setting setting(problem, DTypeOf<T>::value, 3 + residuals);
-    const Parameter<Param<T>> scale(weight, problem.width, 1);
+    RowSetting setting(problem, DTypeOf<T>::value, 3 + residuals);
+    const RowParameter<Param<T>> scale(weight, problem.width, 1);
     // Of each row, and where rows are split, of each piece, two by two.
     const Index pieces = setting.splits ? setting.tiling.pieces() : 0;
     const PoolArray<double> sums(static_cast<std::size_t>(2 * problem.rows * (1 + pieces)));

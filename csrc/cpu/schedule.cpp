@@ -24,9 +24,10 @@ constexpr Index kSerialWork = 320 * 1024;
 // cores of a Xeon, 2026-11-28).
 constexpr Index kSerialWriting = 112 * 1024;
 // The bound for interleaved elements of many channels, where cores are far apart. The values per
-// channel go from core to core, which costs as much as a few rows: (96, 1024) took 60 us in place of
-// 41 on two cores of a Xeon, and 11 in place of 18 on two of a Zen 5. There (2000, 64) to (60, 2048)
-// took 0.5 to 0.7 of one thread's time forward and backward, and half as many rows 0.6 to 0.8.
+// channel go from core to core, which costs as much as a few rows: (96, 1024) took 60 us in place
+// of 41 on two cores of a Xeon, and 11 in place of 18 on two of a Zen 5. There (2000, 64) to (60,
+// 2048) took 0.5 to 0.7 of one thread's time forward and backward, and half as many rows 0.6 to
+// 0.8.
 constexpr Index kSerialElements = 128 * 1024, kManyChannels = 512;
 // The least that a task should move, so that taking it from a shared counter costs nothing.
 constexpr Index kTaskBytes = 64 * 1024;
