@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import bnext
-from bnext.jax import gpu
 
 from .support import Inputs, jax, jnp
+
+from bnext.jax import gpu  # isort: skip
 
 
 def lowered(function, *arguments):

@@ -6,11 +6,12 @@ import operator
 import pytest
 
 import bnext
-from bnext.torch import fused, fusion, overwriting
 
 from ..activations import ACTIVATIONS
 from .architectures import ARCHITECTURES, IMAGE
 from .support import torch
+
+from bnext.torch import fused, fusion, overwriting  # isort: skip
 
 nn, functional = torch.nn, torch.nn.functional
 
