@@ -45,7 +45,9 @@ constexpr Signature kSuits{"suits", "x, dtype, ranks, channel_axis, num_features
                            "many channels. Of other input a layer asks more, and has the errors."};
 
 py::object suits(py::handle, const Arguments<5>& arguments) {
-    const auto [x, dtype, ranks, channel_axis, num_features] = arguments;
+    // (Clang 14 lets no lambda refer to a structured binding.)
+    const py::handle x = arguments[0], dtype = arguments[1], ranks = arguments[2];
+    const py::handle channel_axis = arguments[3], num_features = arguments[4];
     const auto is = [](py::handle number, py::ssize_t value) {
         return PyLong_CheckExact(number.ptr()) != 0 && PyLong_AsSsize_t(number.ptr()) == value;
     };

@@ -260,13 +260,21 @@ BNEXT_FORCE_INLINE Pack<C> load(const C* p) {
     });
 }
 
+#if defined(__AVX512F__)
+template <class R>
+BNEXT_FORCE_INLINE void hold_in_register(R& part) {
+    asm("" : "+v"(part));
+}
+#endif
+
 // The pack as it is, which has been loaded. GCC makes one instruction of a load and the choice of
 // some of its lanes, which begins to load when the choice is known: what it is made from would be
 // waited for first, and the memory behind it then once more.
 template <class C>
 BNEXT_FORCE_INLINE Pack<C> loaded(Pack<C> a) {
 #if defined(__AVX512F__)
-    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA { asm("" : "+v"(a.part[int{i}])); });
+    // (In a function: Clang 14 refuses what a generic lambda refers to as an operand.)
+    unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA { hold_in_register(a.part[i]); });
 #endif
     return a;
 }

@@ -108,7 +108,7 @@ class Model(nnx.Module):
 NAMES = ("batch", "layer", "rms", "group", "instance")
 
 
-@pytest.mark.parametrize("norms", ["batch", "rms", {"layer", "group"}, "all"], ids=str)
+@pytest.mark.parametrize("norms", ["batch", "rms", ("layer", "group"), "all"], ids=str)
 def test_jax_flax_norms_are_converted(rng, norms):
     model = Model(nnx.Rngs(0))
     x = rng.normal(size=(8, 5, 12)).astype(np.float32)

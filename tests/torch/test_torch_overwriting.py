@@ -9,7 +9,7 @@ import bnext
 
 from ..activations import ACTIVATIONS
 from .architectures import ARCHITECTURES, IMAGE
-from .support import torch
+from .support import outcome_of, torch
 
 from bnext.torch import fused, fusion, overwriting  # isort: skip
 
@@ -340,16 +340,38 @@ def test_torch_overwriting_ends_and_begins_again(evaluations):
 
 
 def test_torch_overwriting_counts_references():
-    """A call leaves a tensor alone that somebody holds."""
+    """A call leaves a tensor alone that somebody holds, and only then."""
+    model, x, held = evaluating(Block()), torch.randn(2, 4, 6, 6), []
+
+    def held_by_others(value):
+        held.append(value)
+
+    for holds in (False, True):
+        graph = torch.fx.Graph()
+        graph.placeholder("self")
+        made = graph.call_function(torch.neg, (graph.placeholder("x"),))
+        if holds:
+            graph.call_function(held_by_others, (made,))
+        graph.output((overwriting.count_holders(graph, made), made))
+        holders, value = fusion._function_of(graph)(None, x)
+        assert holders == overwriting._usual[0] + holds
+        before = value.clone()
+        with torch.no_grad():
+            y = overwriting.call_over(model.bn, value, None, "relu", 0.01, holders)
+        torch.testing.assert_close(y, model.bn(before).relu().detach())
+        assert (y.data_ptr() == value.data_ptr()) != holds
+        assert torch.equal(value, before) == holds
+
+
+def test_torch_overwriting_after_failed_compilations(evaluations):
+    """PyTorch goes on evaluating frames after some errors, which adds references to arguments."""
+    torch.compiler.reset()
+    failure = outcome_of(torch.compile(nn.BatchNorm1d(5), backend="eager"), torch.randn(1, 5))
+    assert "more than 1 value per channel" in failure.text
     model = evaluating(Block())
-    assert 2 <= overwriting._usual[0] <= 4
-    x = torch.randn(2, 4, 6, 6)
-    held, before = [x], x.clone()
     with torch.no_grad():
-        y = overwriting.call_over(model.bn, x, None, "relu", 0.01)
-    assert y is not x
-    assert torch.equal(held[0], before)
-    torch.testing.assert_close(y, model.bn(before).relu().detach())
+        model(torch.randn(IMAGE))
+    assert evaluations == [True]
 
 
 def test_torch_overwriting_compiles():

@@ -23,6 +23,7 @@ from bnext.torch.epilogues import Epilogue
 from bnext.torch.fused import LAYERS, Functions, FusedLayer, Fusion
 from bnext.torch.overwriting import (
     call_over,
+    count_holders,
     lone_chains,
     overwriting_chains,
     settle_usual_holders,
@@ -158,12 +159,16 @@ def _rewritten(graph: fx.Graph, chains: Iterable[Chain], over: Collection[Chain]
     """Make one call of each chain in a graph; of those of `over`, one that may overwrite."""
     for chain in chains:
         last = chain.nodes[-1]
-        function = call_over if chain in over else call_fused
         # Before anything that comes after the input, or what is added, is there.
         with graph.inserting_before(chain.add or chain.norm):
             layer = graph.get_attr(str(chain.norm.target))
+            source = chain.norm.args[0]
             after = (chain.residual, chain.activation, chain.negative_slope)
-            call = graph.call_function(function, (layer, chain.norm.args[0], *after))
+            if chain in over:
+                holders = count_holders(graph, source)
+                call = graph.call_function(call_over, (layer, source, *after, holders))
+            else:
+                call = graph.call_function(call_fused, (layer, source, *after))
         last.replace_all_uses_with(call)
         for node in reversed(chain.nodes):
             graph.erase_node(node)

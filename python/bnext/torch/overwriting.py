@@ -29,7 +29,8 @@ from bnext.torch.modules import Forward
 from bnext.torch.patterns import Chain, has_hooks, own_activation
 
 __all__ = [
-    "FUNCTIONS", "call_over", "lone_chains", "overwriting_chains", "settle_usual_holders",
+    "FUNCTIONS", "call_over", "count_holders", "lone_chains", "overwriting_chains",
+    "settle_usual_holders",
 ]  # fmt: skip
 
 # Modules whose result is new memory, by these functions.
@@ -97,33 +98,39 @@ def _sources_of(node: Any, modules: dict[str, Any]) -> list[str] | None:
 
 
 def call_over(
-    layer: Any, input: Tensor, residual: Any, activation: str | None, negative_slope: float
-) -> Any:
+    layer: Any, input: Tensor, residual: Any, activation: str | None, negative_slope: float,
+    holders: int,
+) -> Any:  # fmt: skip
     """Call a layer that may write over its input: a layer without hooks, as `call_fused` does.
 
-    The last reference to the input, but for those of the call, is the caller's.
+    `holders` counts the references to the input, as the graph sees them (`count_holders`).
     """
     epilogue = None
     if residual is not None or activation is not None:
         epilogue = Epilogue(residual, activation, negative_slope)
-    over = sys.getrefcount(input) <= _usual[0] and not function_modes() and not layer._recompute
+    over = holders <= _usual[0] and not function_modes() and not layer._recompute
     return layer._normalized(input, epilogue, over=over)
 
 
 _usual = [0]
 
 
+def count_holders(graph: fx.Graph, value: Any) -> fx.Node:
+    """Add the count of references to a value to a graph.
+
+    The graph itself calls what counts, which is compiled: a function of Python's would add a
+    reference more or less, by whether something evaluates frames in Python's place (`torch.compile`
+    does, and goes on after some errors).
+    """
+    return graph.call_function(sys.getrefcount, (value,))
+
+
 def settle_usual_holders(function_of: Callable[[fx.Graph], Callable[..., Any]]) -> None:
-    """Count the references to a value that a graph has made, while it calls a function with it.
+    """Count the references to a value that a graph has made and nothing else refers to.
 
     Python's versions differ. `function_of` makes functions of graphs.
     """
     if not _usual[0]:
         graph = fx.Graph()
-        made = graph.call_function(torch.neg, (graph.placeholder("x"),))
-        graph.output(graph.call_function(_count, (None, made, None, None, 0.01)))
-        _usual[0] = function_of(graph)(None, torch.zeros(()))
-
-
-def _count(layer: Any, input: Tensor, residual: Any, activation: Any, negative_slope: Any) -> int:
-    return sys.getrefcount(input)
+        graph.output(count_holders(graph, graph.call_function(object)))
+        _usual[0] = function_of(graph)(None)
