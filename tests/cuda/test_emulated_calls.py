@@ -295,8 +295,9 @@ def test_any_call(data):
         counter = None if count is None else torch.tensor(count).numpy()
         versions = [None if t is None else t._version for t in running]
         result = outcome(
-            engine_of(x).forward, x, weight, bias, *running, momentum, counter, eps, axis, None,
-            bessel,
+            engine_of(x).forward, x, weight, bias, eps, axis, None, running_mean=running[0],
+            running_var=running[1], momentum=momentum, num_batches_tracked=counter,
+            bessel=bessel,
         )  # fmt: skip
         changed = [t is not None and t._version > v for t, v in zip(running, versions, strict=True)]
         return [*result, *running, *changed, None if counter is None else int(counter)]
