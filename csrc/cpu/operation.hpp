@@ -161,7 +161,7 @@ struct Second {
     const Weights<Compute<T>>* weights = nullptr;  // of positions that kernels write by weights
     Extremes extremes{};
 
-    // Rows that the phase makes: of an activated backward pass without those of z.
+    // Rows that the phase makes: of an activated backward pass without z's rows.
     static constexpr std::size_t kMadeRows =
         std::size_t{F::kFlags == Flags::read ? 4 : int{F::kRows}};
     template <Index Capacity>

@@ -20,7 +20,7 @@
 namespace bnext::cpu {
 namespace {
 
-// T: the dtype of the kernels, which that of the data may differ from where `made` is given.
+// T: the dtype of the kernels. The data may have another one where `made` is given.
 template <class T>
 class Differentiating {
 public:

@@ -20,10 +20,7 @@ public:
         refer_all(call_, extents_);
         call_.eps = frame.get<double>("eps");
         call_.channel_axis = frame.get<std::int64_t>("channel_axis");
-        fused_.activation = static_cast<Activation>(
-            activation_number(frame.get<std::string_view>("activation")) % kActivations);
-        fused_.negative_slope = frame.get<double>("negative_slope");
-        call_.fused = fused_;
+        call_.fused = fused_ = fused_of(frame);
         fused_.residual = frame.get<bool>("residual");
         if (call_.has(Role::dy)) {
             check_axis(call_.channel_axis, x().rank);

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from bnext.inference.folding import Affine, fold, fold_into_next
     from bnext.inference.union import micro_batches
     from bnext.inference.update import update_statistics
+    from bnext.layer_norm import layer_norm_backward, layer_norm_forward
     from bnext.layers import (
         BatchNorm,
         BatchNorm1d,
@@ -74,12 +75,7 @@ if TYPE_CHECKING:
         RMSNorm,
     )
     from bnext.renorm import Ramp
-    from bnext.row_norms import (
-        layer_norm_backward,
-        layer_norm_forward,
-        rms_norm_backward,
-        rms_norm_forward,
-    )
+    from bnext.rms_norm import rms_norm_backward, rms_norm_forward
 else:
     __getattr__, __dir__ = on_demand.attributes(
         __name__,
@@ -101,15 +97,14 @@ else:
             "bnext.inference.folding": "Affine fold fold_into_next",
             "bnext.inference.union": "micro_batches",
             "bnext.inference.update": "update_statistics",
+            "bnext.layer_norm": "layer_norm_backward layer_norm_forward",
             "bnext.layers": (
                 "BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d BatchRenorm "
                 "BatchRenorm1d BatchRenorm2d BatchRenorm3d GroupNorm InstanceNorm1d "
                 "InstanceNorm2d InstanceNorm3d LayerNorm Recomputed RMSNorm"
             ),
             "bnext.renorm": "Ramp",
-            "bnext.row_norms": (
-                "layer_norm_backward layer_norm_forward rms_norm_backward rms_norm_forward"
-            ),
+            "bnext.rms_norm": "rms_norm_backward rms_norm_forward",
         },
     )
 

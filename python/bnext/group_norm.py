@@ -191,7 +191,7 @@ def group_norm_backward(
         As in the forward call.
     parameter_gradients : {"local", "total"}
         In a group: whether `dweight` and `dbias` are sums over the caller's positions, as the
-        adding up of gradients expects them, or over those of all members.
+        adding up of gradients expects them, or over the positions of all members.
     out : array, shape of `x`, optional
         Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself.
 

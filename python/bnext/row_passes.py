@@ -10,7 +10,7 @@ from bnext import _core, split_rows
 from bnext.arrays.libraries import library_of
 from bnext.groups.group import ALONE, Part
 
-__all__ = ["backward_of_rows", "check_place", "forward_of_rows"]
+__all__ = ["backward_of_rows", "check_place", "epilogue_of_rows", "forward_of_rows"]
 
 
 def forward_of_rows(
@@ -62,6 +62,13 @@ def backward_of_rows(
     return _core.rows_backward(
         dy, x, saved, weight, out, centered, plain, wants_parameters, residual
     )
+
+
+def epilogue_of_rows(residual: Any, activation: Any, negative_slope: Any) -> Any:
+    """Give what follows normalization, as `forward_of_rows` takes it; None for nothing."""
+    if residual is None and activation is None:
+        return None
+    return residual, activation, negative_slope
 
 
 def check_place(x: Any) -> None:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from bnext import _core
 from bnext.groups.exchange import Merged
-from bnext.groups.group import Group, Part
+from bnext.groups.group import Part
+from bnext.groups.saved import MemberSaved
 
 __all__ = ["SplitRowSaved", "backward", "forward"]
 
 
-class SplitRowSaved:
+class SplitRowSaved(MemberSaved):
     """What a forward call of divided examples leaves for its backward call.
 
     Statistics are of whole examples: the same bits for all members.
@@ -32,16 +33,11 @@ class SplitRowSaved:
         Number of the exchange in the group.
     """
 
-    def __init__(self, local: Any, part: Part, merged: Merged) -> None:
-        self.local: Any = local  # with the whole examples' statistics in it
-        self.part: Part = part
-        self.count: float = merged.total_count
-        self.generation: int = merged.generation
+    __slots__ = ("count",)
 
-    @property
-    def group(self) -> Group:
-        """The group, which merges the statistics and the sums."""
-        return self.part.group
+    def __init__(self, local: Any, part: Part, merged: Merged) -> None:
+        super().__init__(local, part, merged)
+        self.count: float = merged.total_count
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
@@ -59,24 +55,6 @@ class SplitRowSaved:
     def centered(self) -> bool:
         """Whether the mean was subtracted."""
         value: bool = self.local.centered
-        return value
-
-    @property
-    def activation(self) -> str | None:
-        """Name of the activation that followed."""
-        value: str | None = self.local.activation
-        return value
-
-    @property
-    def residual(self) -> bool:
-        """Whether a residual was added."""
-        value: bool = self.local.residual
-        return value
-
-    @property
-    def reads_residual(self) -> bool:
-        """Whether the backward pass needs the residual again."""
-        value: bool = self.local.reads_residual
         return value
 
     def __repr__(self) -> str:
@@ -108,9 +86,12 @@ def backward(
     part = saved.part
     part.group.check_open()
     with part:
-        of = dy, x, saved.local, weight, out, centered, False, wants_parameters, residual
+        of: dict[str, Any] = {
+            "dy": dy, "x": x, "saved": saved.local, "weight": weight, "out": out,
+            "centered": centered, "wants_parameters": wants_parameters, "residual": residual,
+        }  # fmt: skip
         first, second = np.zeros((2, saved.mean.size))
-        _core.rows_backward(*of, (first, second))
+        _core.rows_backward(**of, divided=(first, second))
         merged = part.merge_sums(first, second)
         sums = np.array(merged.first), np.array(merged.second)
-        return _core.rows_backward(*of, (*sums, max(int(merged.total_count), 1)))
+        return _core.rows_backward(**of, divided=(*sums, max(int(merged.total_count), 1)))

@@ -104,7 +104,7 @@ class Group(abc.ABC):
         m2: Float64Array,
         mean_low: Float64Array | None = None,
     ) -> Merged:
-        """Merge the Moments of the shards into those of the whole batch.
+        """Merge the Moments of the shards into the whole batch's Moments.
 
         Parameters
         ----------

@@ -9,10 +9,50 @@ import numpy as np
 from bnext.groups.exchange import Merged
 from bnext.groups.group import Group, Part
 
-__all__ = ["SyncSaved"]
+__all__ = ["MemberSaved", "SyncSaved"]
 
 
-class SyncSaved:
+class MemberSaved:
+    """What a member of a group keeps of a forward call: what its kernels saved, and its part.
+
+    Attributes
+    ----------
+    generation : int
+        Number of the exchange in the group.
+    """
+
+    __slots__ = ("generation", "local", "part")
+
+    def __init__(self, local: Any, part: Part, merged: Merged) -> None:
+        self.local: Any = local  # with the statistics of all members in it
+        self.part: Part = part
+        self.generation: int = merged.generation
+
+    @property
+    def group(self) -> Group:
+        """The group, which merges the statistics and the sums."""
+        return self.part.group
+
+    @property
+    def activation(self) -> str | None:
+        """Name of the activation."""
+        value: str | None = self.local.activation
+        return value
+
+    @property
+    def residual(self) -> bool:
+        """Whether a residual was added."""
+        value: bool = self.local.residual
+        return value
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the backward pass needs it again."""
+        value: bool = self.local.reads_residual
+        return value
+
+
+class SyncSaved(MemberSaved):
     """What a forward call in a group leaves for its backward call: the whole batch's statistics.
 
     Rows of statistics are float64 of shape (C,), the same bits for all members: read-only NumPy
@@ -26,22 +66,13 @@ class SyncSaved:
         Whether all members called the same layer object.
     """
 
-    __slots__ = ("generation", "local", "part", "shared")
+    __slots__ = ("shared",)
 
     batch_statistics = True
 
     def __init__(self, local: Any, part: Part, merged: Merged) -> None:
-        self.local: Any = (
-            local  # what the engine has saved, with the whole batch's statistics in it
-        )
-        self.part: Part = part
-        self.generation: int = merged.generation
+        super().__init__(local, part, merged)
         self.shared: bool = merged.shared
-
-    @property
-    def group(self) -> Group:
-        """The group, which merges the statistics and the sums."""
-        return self.part.group
 
     @property
     def count(self) -> float:
@@ -90,24 +121,6 @@ class SyncSaved:
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the input."""
         value: np.dtype[Any] = self.local.dtype
-        return value
-
-    @property
-    def activation(self) -> str | None:
-        """Name of the activation."""
-        value: str | None = self.local.activation
-        return value
-
-    @property
-    def residual(self) -> bool:
-        """Whether a residual was added."""
-        value: bool = self.local.residual
-        return value
-
-    @property
-    def reads_residual(self) -> bool:
-        """Whether the backward pass needs it again."""
-        value: bool = self.local.reads_residual
         return value
 
     @property

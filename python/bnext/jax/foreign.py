@@ -184,7 +184,7 @@ def words_of_total(total: float) -> Any:
 
 
 def shards_of(how: How, total: Any, channels: int) -> Any:
-    """Give moments of shards as a backward pass needs them: their weight, that of the first all."""
+    """Give moments of shards as a backward pass needs them: the first has the whole weight."""
     shards = jnp.zeros((how.parts, SHARD_ROWS, channels, 2), jnp.uint32)
     return shards.at[0, 0].set(total)
 

@@ -133,7 +133,7 @@ class InstanceNorm1d(_InstanceNorm):
         `bnext.group_norm_forward` has it.
     parameter_gradients : {"local", "total"}
         In a group: whether `weight_grad` and `bias_grad` are sums over the member's positions or
-        over those of all members. If all members share the layer, they are the total.
+        over the positions of all members. If all members share the layer, they are the total.
 
     Attributes
     ----------

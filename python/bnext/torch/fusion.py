@@ -156,7 +156,7 @@ def _chains_of(
 
 
 def _rewritten(graph: fx.Graph, chains: Iterable[Chain], over: Collection[Chain] = ()) -> fx.Graph:
-    """Make one call of each chain in a graph; of those of `over`, one that may overwrite."""
+    """Make one call of each chain in a graph; a chain of `over` may overwrite its input."""
     for chain in chains:
         last = chain.nodes[-1]
         # Before anything that comes after the input, or what is added, is there.

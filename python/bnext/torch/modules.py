@@ -128,7 +128,7 @@ class Forward(KernelModule, _BatchNorm):
             and self._is_one_node(input)
         ):
             return self._node(input, residual)
-        # The layer's own attributes: a look at those of its class too takes twice as long.
+        # The layer's own attributes: to look at its class as well takes twice as long.
         epilogue, own = None, self.__dict__
         if residual is not None or "_activation" in own:
             epilogue = Epilogue(residual, *self._activation)
