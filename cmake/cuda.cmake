@@ -69,7 +69,7 @@ function(bnext_unknown_architectures nvcc architectures result)
   set(${result} "${unknown}" PARENT_SCOPE)
 endfunction()
 
-# Sets BNEXT_CUDA_FOUND, CMAKE_CUDA_COMPILER and CMAKE_CUDA_ARCHITECTURES for whoever calls it.
+# Sets BNEXT_CUDA_FOUND, CMAKE_CUDA_COMPILER and CMAKE_CUDA_ARCHITECTURES for the caller.
 function(bnext_find_cuda)
   set(BNEXT_CUDA_FOUND FALSE PARENT_SCOPE)
   if(NOT BNEXT_CUDA MATCHES "^(AUTO|ON|OFF)$")

@@ -39,7 +39,7 @@ def judged(rows):
 
 
 def verdicts(costs, rows, fused):
-    """Every promise with its figure; `rows` are those of the network."""
+    """Every promise with its figure; `rows` are the network's."""
     sums = sums_of(rows)
     costs, fused = judged(costs), judged(fused)
     for operation, promised in COSTS.items():

@@ -197,7 +197,7 @@ def told(found, title):
 
 
 def kept_ratio(seconds):
-    """PyTorch's time as it comes over that of fused passes with kept memory."""
+    """PyTorch's time as it comes over the time of fused passes with kept memory."""
     took = {"torch": [], "fused": []}
     for _ in range(PROCESSES):
         for name, each in took.items():

@@ -124,7 +124,7 @@ def test_slopes_of_leaky_relu(rng, slope):
 
 
 def test_nan_and_infinity_under_an_activation(rng):
-    """Derivatives are those of the kernels by flags."""
+    """Derivatives are equal to what the kernels compute by flags."""
     inputs = Inputs(rng, (8, 3, 4), residual=True)
     inputs.residual[0, 0] = np.nan, np.inf, -np.inf, 0
     inputs.bias[:] = 0
