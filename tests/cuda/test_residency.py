@@ -104,7 +104,8 @@ def test_results_are_right(kernels, device, shape, rng):
 
 
 def test_a_refused_launch_is_planned_again(kernels, shape, rng):
-    assert_calls_are_right(REFUSES, shape, rng)
+    for _ in range(3):  # a cluster is refused, then a cooperative grid, then a chunked one
+        assert_calls_are_right(REFUSES, shape, rng)
     for operation in ("forward", "backward"):
         whole = plan_on(kernels, WHOLE, operation, shape)
         plan = plan_on(kernels, REFUSES, operation, shape)
