@@ -13,6 +13,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
+#include "cuda/row_launch.hpp"
 #include "intake/dlpack.hpp"
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
@@ -109,16 +110,12 @@ constexpr std::int32_t kMemory = intake::dlpack::kCPU;
 constexpr std::int32_t kMemory = intake::dlpack::kCUDA;
 #endif
 
-void run(const cuda::KernelCall* call) {
+// f, whose errors the caller learns of.
+template <class Call, class F>
+void run_for(const Call* call, F&& f) {
     using cuda::Failure;
     try {
-        const auto plan = cuda::planned(*call);
-        cuda::Addresses at = call->at;
-        if (plan->workspace_bytes > 0) {
-            at.workspace = call->allocate(call->caller, plan->workspace_bytes);
-            if (at.workspace == nullptr) return;
-        }
-        cuda::launch(*plan, at, call->scalars, call->device, call->stream);
+        f();
     } catch (const Error& error) {
         const Failure why = error.kind() == Error::Kind::layout ? Failure::layout
                             : error.kind() == Error::Kind::path ? Failure::path
@@ -129,7 +126,32 @@ void run(const cuda::KernelCall* call) {
     }
 }
 
+void run(const cuda::KernelCall* call) {
+    run_for(call, [&] {
+        const auto plan = cuda::planned(*call);
+        cuda::Addresses at = call->at;
+        if (plan->workspace_bytes > 0) {
+            at.workspace = call->allocate(call->caller, plan->workspace_bytes);
+            if (at.workspace == nullptr) return;
+        }
+        cuda::launch(*plan, at, call->scalars, call->device, call->stream);
+    });
+}
+
+void run_rows(const cuda::RowCall* call) {
+    run_for(call, [&] {
+        const cuda::RowPlan plan = cuda::make_row_plan(*call, cuda::kept_limits(call->device));
+        void* workspace = nullptr;
+        if (plan.workspace_bytes > 0) {
+            workspace = call->allocate(call->caller, plan.workspace_bytes);
+            if (workspace == nullptr) return;
+        }
+        cuda::launch_rows(plan, *call, workspace);
+    });
+}
+
 constexpr cuda::KernelTable kTable{kMemory, &run};
+constexpr cuda::RowTable kRowTable{&run_rows};
 
 py::dict environment() {
     py::dict d;
@@ -244,6 +266,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     bindings::register_errors();
     bindings::register_plan(m);
     m.attr("table") = py::capsule(&bindings::kTable, cuda::KernelTable::kName);
+    m.attr("row_table") = py::capsule(&bindings::kRowTable, cuda::RowTable::kName);
 #ifdef BNEXT_CUDA_EMULATION
     m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
           "Whether launches run, for measurements of all that comes before.");
