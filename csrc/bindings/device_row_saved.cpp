@@ -96,8 +96,7 @@ void register_device_row_saved(py::module_& m) {
             "normalized_shape",
             [](const DeviceRowSaved& s) { return intake::tuple_of_integers(s.normalized()); },
             "Lengths of the normalized axes, the last of x (tuple of int).")
-        .def_readonly("dtype", &DeviceRowSaved::dtype_object,
-                      "Dtype of x, as its library has it.")
+        .def_readonly("dtype", &DeviceRowSaved::dtype_object, "Dtype of x, as its library has it.")
         .def_property_readonly(
             "activation",
             [](const DeviceRowSaved& s) -> py::object {
@@ -113,8 +112,8 @@ void register_device_row_saved(py::module_& m) {
             "Whether the backward pass needs the residual again (bool): after any activation.")
         .def("__repr__",
              [](const DeviceRowSaved& s) {
-                 return concat("<bnext.DeviceRowSaved of a ", name_of(s.dtype),
-                               " input of shape ", shape_text(s.shape), ", normalized_shape ",
+                 return concat("<bnext.DeviceRowSaved of a ", name_of(s.dtype), " input of shape ",
+                               shape_text(s.shape), ", normalized_shape ",
                                shape_text(s.normalized()), ", on ", std::string(s.where), ">");
              })
         .def(py::pickle(&state_of_rows, &rows_of_state));  // for copies too

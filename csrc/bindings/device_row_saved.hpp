@@ -1,5 +1,5 @@
-// DeviceRowSaved: what a forward call of layer or RMS normalization on a GPU leaves for its backward
-// call.
+// DeviceRowSaved: what a forward call of layer or RMS normalization on a GPU leaves for its
+// backward call.
 #pragma once
 
 #include <span>

@@ -39,7 +39,7 @@ Engine::Engine(const py::object& kernels, const py::object& of, std::int32_t dev
 }
 
 py::object Engine::seed(DType dtype) const {
-    py::object& kept = seeds_[dtype == DType::float64 ? 1 : 0];
+    py::object& kept = seeds_[static_cast<std::size_t>(dtype)];
     if (kept) return kept;
     const py::object& torch = library->torch;
     const char* type = table->memory == dlpack::kCPU ? "cpu" : "cuda";

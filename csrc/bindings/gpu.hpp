@@ -41,9 +41,9 @@ private:
 
     py::object kernels_;
     py::object new_empty_, new_zeros_;
-    // Tensors without values, hence without memory, of float32 and of float64: PyTorch makes new
-    // ones like them more quickly than by name.
-    mutable std::array<py::object, 2> seeds_;
+    // Tensors without values, hence without memory, of each dtype: PyTorch makes new ones like them
+    // more quickly than by name.
+    mutable std::array<py::object, std::size(kSizes)> seeds_;
 };
 
 // The engine that a function of `_core` belongs to.

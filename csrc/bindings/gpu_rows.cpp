@@ -81,9 +81,7 @@ public:
     }
 
 private:
-    [[nodiscard]] py::object out() const {
-        return py::reinterpret_borrow<py::object>(call_.out());
-    }
+    [[nodiscard]] py::object out() const { return py::reinterpret_borrow<py::object>(call_.out()); }
     Made kept(Made array) {
         kept_.push_back(array.array);
         return array;

@@ -37,7 +37,7 @@ inline void take_row_epilogue(Intake& call, py::handle object) {
 
 // x, the parameters and the epilogue of a forward pass, or of a phase of it, of rows.
 inline void take_rows(Intake& call, std::span<const Index> shape, py::handle x, py::handle weight,
-               py::handle bias, py::handle eps, py::handle out, py::handle epilogue) {
+                      py::handle bias, py::handle eps, py::handle out, py::handle epilogue) {
     call.call.normalized_shape = shape;
     call.lead(Role::x, x);
     call.read(Role::weight, weight);

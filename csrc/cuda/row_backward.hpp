@@ -3,8 +3,9 @@
 // E the mean over a row, without its E[h] where rows are not centered; sums over all rows.
 //
 // A block has rows side by side. Its threads keep the same columns, so that they sum g * xhat and g
-// of each column without waiting: in the arithmetic's type over some rows, and those in double, in a
-// place of the workspace that is the block's own. A second launch adds up the blocks' sums in order.
+// of each column without waiting: in the arithmetic's type over some rows, and those in double, in
+// a place of the workspace that is the block's own. A second launch adds up the blocks' sums in
+// order.
 //
 // Bytes: x and dy once, where both rows fit shared memory beside the sums of columns; what does not
 //        is read again, backwards. dx once; the residual twice, dresidual once. Of each block, two
@@ -31,9 +32,8 @@ public:
     BNEXT_DEVICE RowColumns(const Arguments& a, const RowTeam& team, const RowPlaces<K>& places)
         : a_(a),
           length_((a.row.centered ? 2 : 1) * a.row.width),
-          all_(a.row.sums == nullptr
-                   ? places.columns
-                   : static_cast<C*>(a.row.sums) + device::block() * length_),
+          all_(a.row.sums == nullptr ? places.columns
+                                     : static_cast<C*>(a.row.sums) + device::block() * length_),
           own_(all_ + team.team * length_) {
         for (int t = 0; wanted() && t < team.teams; ++t) clear(all_ + t * length_);
     }
@@ -79,8 +79,8 @@ template <class K>
 struct BackwardUnits {
     RowUnits<K> x, dy, residual;
 
-    BNEXT_DEVICE BackwardUnits(const Arguments& a, const RowTeam& team,
-                               const RowPlaces<K>& places, Index row)
+    BNEXT_DEVICE BackwardUnits(const Arguments& a, const RowTeam& team, const RowPlaces<K>& places,
+                               Index row)
         : x(a, a.in[0], row, team, places.units_of(a, 0)),
           dy(a, a.in[1], row, team, places.units_of(a, 1)),
           residual(a, a.residual, row, team, nullptr) {}

@@ -2,9 +2,10 @@
 // xhat = (x - mean) * rstd. RMS normalization has a mean of 0.
 //
 // Sums: with a pilot p, the median of the first, middle and last value of a row, of d = x - p and
-// d * d; mean = p + (sum d) / n, m2 = sum d^2 - (sum d)^2 / n. Where that cancels more than two bits,
-// and always of float64 data, the sums are made again with this mean as p. Without centering p is 0.
-// Bytes: x once, where a row fits shared memory; what does not is read again, backwards. The
+// d * d; mean = p + (sum d) / n, m2 = sum d^2 - (sum d)^2 / n. Where that cancels more than two
+// bits, and always of float64 data, the sums are made again with this mean as p. Without centering
+// p is 0. Bytes: x once, where a row fits shared memory; what does not is read again, backwards.
+// The
 //        residual and y once, parameters once a row, from a cache.
 // Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y. Where a
 //        batch's sums leave float32's range they are made again in double; rows whose mean or rstd
@@ -28,8 +29,8 @@ template <class K>
 BNEXT_DEVICE typename K::C pilot_of_row(const Arguments& a, Index row) {
     using C = typename K::C;
     using One = Unit<typename K::T, 1>;
-    const auto* const values = static_cast<const One*>(static_cast<const void*>(
-        static_cast<const char*>(a.in[0].data) + row * a.in[0].outer));
+    const auto* const values = static_cast<const One*>(
+        static_cast<const void*>(static_cast<const char*>(a.in[0].data) + row * a.in[0].outer));
     const auto value = [&](Index column) {
         const One one = device::load(values + column);
         return device::widened_of<1>(one.value, 0);

@@ -1,13 +1,13 @@
-// What the kernels of rows (row_forward.hpp, row_backward.hpp) share: which threads have a row, where
-// its values are, how its sums become one.
+// What the kernels of rows (row_forward.hpp, row_backward.hpp) share: which threads have a row,
+// where its values are, how its sums become one.
 //
 //   team   the threads of a row: a warp where rows are short, else the block
 //   unit   V values side by side; thread k of a team has the units k, k + threads of the team ...
 //   kept   units that a thread copied to shared memory when a row began; the others are read again.
 //          No other thread touches them, so that nothing has to be waited for.
 //
-// Order of sums: a thread's values as they come, up to 8 at a time in the arithmetic's type, then in
-// double; lanes of a warp by one tree; warps by their numbers.
+// Order of sums: a thread's values as they come, up to 8 at a time in the arithmetic's type, then
+// in double; lanes of a warp by one tree; warps by their numbers.
 #pragma once
 
 #include "cuda/forward.hpp"
@@ -155,9 +155,8 @@ template <class K>
 BNEXT_DEVICE void parameters_at(const void* values, Index unit, typename K::P otherwise,
                                 typename K::P (&out)[K::V]) {
     using P = typename K::P;
-    constexpr int kWord = K::V * static_cast<int>(sizeof(P)) > 16
-                              ? 16 / static_cast<int>(sizeof(P))
-                              : K::V;
+    constexpr int kWord =
+        K::V * static_cast<int>(sizeof(P)) > 16 ? 16 / static_cast<int>(sizeof(P)) : K::V;
     if (values == nullptr) {
         BNEXT_UNROLL
         for (int v = 0; v < K::V; ++v) out[v] = otherwise;

@@ -63,13 +63,12 @@ RowPlan make_row_plan(const RowCall& call, const Limits& limits) {
     row.centered = call.centered;
     row.dresidual = call.dresidual.data != nullptr;
 
-    const Index in_warp =
-        call.backward ? tuning::kRowUnitsOfBackwardWarp : tuning::kRowUnitsOfWarp;
+    const Index in_warp = call.backward ? tuning::kRowUnitsOfBackwardWarp : tuning::kRowUnitsOfWarp;
     const bool has_warp = row.units <= in_warp;
     const auto wanted = std::bit_ceil(
         static_cast<std::uint64_t>(std::min<Index>(row.units / tuning::kRowUnits, kMostThreads)));
-    const int threads = has_warp ? tuning::kRowThreads
-                                 : std::max(static_cast<int>(wanted), tuning::kFewestThreads);
+    const int threads =
+        has_warp ? tuning::kRowThreads : std::max(static_cast<int>(wanted), tuning::kFewestThreads);
     row.lanes = has_warp ? kWarp : threads;
     const Index teams = threads / row.lanes;
 

@@ -64,6 +64,19 @@ def paths(operation: str) -> list[str]: ...
 def force_path(path: str | None) -> str | None: ...
 def forget_plans() -> None: ...
 def plan_figures() -> dict[str, int]: ...
+def row_plan(
+    backward: bool,
+    centered: bool,
+    dtype: str,
+    rows: int,
+    width: int,
+    limits: Limits,
+    *,
+    aligned: int = 0,
+    activated: bool = False,
+    residual: bool = False,
+    wants_parameters: bool = True,
+) -> dict[str, int]: ...
 def plan(
     operation: str,
     dtype: str,

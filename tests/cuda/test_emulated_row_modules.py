@@ -1,7 +1,7 @@
 """`bnext.torch.LayerNorm` and `RMSNorm` of tensors on a GPU, by the emulated kernels.
 
-All tensors say that they are there (benchmarks/pretended_gpu.py), and PyTorch's own operators, which
-run on the CPU, are what results are compared with.
+All tensors say that they are there (benchmarks/pretended_gpu.py). PyTorch's own operators, which
+run on the CPU, give what results are compared with.
 """
 
 import copy

@@ -80,9 +80,9 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         Parameters
         ----------
         x : array, shape (*, normalized_shape)
-            Of any library, where the layer's arrays are. Of the layer's dtype; for a float32 layer also float16 or
-            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
-            not change.
+            Of any library, where the layer's arrays are. Of the layer's dtype; for a float32 layer
+            also float16 or bfloat16. The layer keeps it, without a copy, until `backward` or the
+            next call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
         residual : array, shape of `x`, optional
