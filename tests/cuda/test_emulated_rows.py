@@ -324,6 +324,63 @@ def test_parameters_of_the_forward_call_make_z_again(rng):
         assert_same_bits(one.values, other.values)
 
 
+# --- layers ---------------------------------------------------------------------------------------
+
+
+@CENTERED
+@pytest.mark.parametrize("name", [None, "gelu"])
+@pytest.mark.parametrize("adds", [False, True], ids=["alone", "residual"])
+@DATA
+def test_layers(rng, dtype, name, adds, centered):
+    """As on the CPU; `to` moves the parameters there and back."""
+    x, dy, weight, bias = data(rng, (9, 4, 12), 2, dtype)
+    residual = rng.standard_normal(x.shape).astype(dtype) if adds else None
+    kind = bnext.LayerNorm if centered else bnext.RMSNorm
+
+    def step(norm, put):
+        norm.weight[...] = put(weight)
+        if centered:
+            norm.bias[...] = put(bias)
+        added = {"residual": put(residual)} if adds else {}
+        y = norm(put(x), **added)
+        gradients = norm.backward(put(dy))
+        dx, *dresidual = gradients if adds else [gradients]
+        parameters = [norm.weight_grad] + ([norm.bias_grad] if centered else [])
+        return here([y, dx, *dresidual, *parameters])
+
+    norm = kind((4, 12), dtype=param(dtype), activation=name)
+    expected = step(norm, lambda values: values)
+    norm.to(there(x))
+    assert isinstance(norm.weight, Array)
+    found = step(norm, there)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        unit = 16 * UNIT[other.dtype.type]
+        scale = np.abs(other.astype(float)).max()
+        np.testing.assert_allclose(
+            one.astype(float), other.astype(float), rtol=unit, atol=unit * scale
+        )
+    norm.to(x)
+    for one, other in zip(step(norm, lambda values: values), expected, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_layers_say_where_their_arrays_are(rng):
+    x = rng.standard_normal((4, 8)).astype(np.float32)
+    norm = bnext.LayerNorm(8)
+    with pytest.raises(
+        TypeError,
+        match=r"^weight: expected an array on cuda:0, like x, got one on the CPU; the layer's "
+        r"to\(x\) moves it$",
+    ):
+        norm(there(x))
+    norm.to(there(x))
+    with pytest.raises(TypeError, match=r"^weight: expected an array on"):
+        norm(there(x, LARGE))
+    with pytest.raises(TypeError, match=r"^x: expected dtype float32, float16 or bfloat16, got"):
+        norm(there(x.astype(np.float64)))
+
+
 # --- what is saved, errors -----------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bnext import _core
 from bnext.arrays import DeviceRowSaved, engine_of
+from bnext.groups.group import ALONE
 from bnext.row_passes import backward_of_rows, forward_of_rows
 from bnext.torch import formulas
 from bnext.torch.epilogues import Epilogue, derivative
@@ -63,7 +64,7 @@ def forward_by_kernels(
     try:
         result: tuple[Tensor, Any] = forward_of_rows(
             x, form.shape, weight, bias, form.eps, None, form.centered, True,
-            _epilogue(form, residual), engine=engine,
+            _epilogue(form, residual), ALONE, engine,
         )  # fmt: skip
         return result
     except (TypeError, ValueError):
@@ -72,7 +73,7 @@ def forward_by_kernels(
     try:  # in C order, with parameters of the dtype that kernels take
         result = forward_of_rows(
             _dense(x), form.shape, _dense(widened(x, weight)), _dense(widened(x, bias)), form.eps,
-            None, form.centered, True, _epilogue(form, _dense(residual)), engine=engine,
+            None, form.centered, True, _epilogue(form, _dense(residual)), ALONE, engine,
         )  # fmt: skip
     except (TypeError, ValueError) as refusal:
         raise KernelRefusal(str(refusal)) from refusal
