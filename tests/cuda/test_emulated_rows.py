@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import re
 
 import ml_dtypes
 import numpy as np
@@ -452,3 +453,37 @@ def test_a_group_is_refused(rng):
         pytest.raises(ValueError, match=r"^x: expected an array on the CPU, got one on cuda:0, "),
     ):
         bnext.layer_norm_forward(x, 8, group=group)
+
+
+# --- launches ------------------------------------------------------------------------------------
+
+
+def test_work_goes_to_the_stream_of_x(rng):
+    x, dy, weight = (InterfaceArray(each) for each in data(rng, (40, 24), 1, np.float32)[:3])
+    x.stream = 7
+    MODULE.record(True)
+    try:
+        _, saved = bnext.layer_norm_forward(x, 24, weight)
+        bnext.layer_norm_backward(dy, x, saved, weight)
+    finally:
+        requests = MODULE.record(False)
+    assert [stream for what, stream in requests if what == "run"] == [7] * 3
+    assert {what for what, _ in requests} == {"prepare", "run"}  # nothing waits
+    dy.stream = 8
+    with pytest.raises(ValueError, match=r"^dy: expected an array on the stream of x \(7\), got"):
+        bnext.layer_norm_backward(dy, x, saved, weight)
+
+
+def test_a_kernel_that_fails_is_told_by_the_next_call(rng):
+    x = there(rng.standard_normal((4, 8)).astype(np.float32), 5)
+    _, saved = bnext.rms_norm_forward(x, 8)  # its kernel fails
+    with pytest.raises(RuntimeError) as caught:
+        bnext.rms_norm_backward(x, x, saved)
+    assert re.fullmatch(
+        r"RMS normalization backward \(kernel differentiate_row, float32, unit 4; rows of 32 "
+        r"threads, grid \d+, block 128, shared bytes \d+; device 5 \(emulation of a GPU that "
+        r"fails\)\): emulated CUDA: run: a kernel has failed; a kernel launched before has "
+        r"failed, of bnext or of another library \(BNEXT_CUDA_SYNC=1 names it if it is one of "
+        r"bnext\); .*; the process can use this device no more",
+        str(caught.value),
+    )
