@@ -33,7 +33,7 @@ struct RowArguments {
     Index units;           // of a row
     Index block_rows;      // that a block of a backward pass has
     Index stride;          // from a row of a forward pass to the next one of the same threads
-    int lanes;             // threads of a row: a warp, or the block
+    int lanes;             // threads of a row: some of a warp, or the block
     int kept;              // units of a thread, of each array, that stay in shared memory
     bool centered;         // layer normalization; false: RMS, whose mean is 0
     bool dresidual;        // whether a backward pass writes it

@@ -23,7 +23,7 @@ struct BackwardRow {
 };
 
 // A block's sums of g * xhat and of g: value v of unit u at (sum * V + v) * units + u, a part for
-// each team.
+// each team, of which the next one begins in other banks of shared memory.
 template <class K>
 class RowColumns {
     using C = typename K::C;
@@ -32,10 +32,12 @@ public:
     BNEXT_DEVICE RowColumns(const Arguments& a, const RowTeam& team, const RowPlaces<K>& places)
         : a_(a),
           length_((a.row.centered ? 2 : 1) * a.row.width),
-          all_(a.row.sums == nullptr ? places.columns
-                                     : static_cast<C*>(a.row.sums) + device::block() * length_),
-          own_(all_ + team.team * length_) {
-        for (int t = 0; wanted() && t < team.teams; ++t) clear(all_ + t * length_);
+          step_(length_ + team.lanes),
+          all_(a.row.sums == nullptr
+                   ? places.columns
+                   : static_cast<C*>(a.row.sums) + device::block() * team.teams * step_),
+          own_(all_ + team.team * step_) {
+        for (int t = 0; wanted() && t < team.teams; ++t) clear(all_ + t * step_);
     }
     [[nodiscard]] BNEXT_DEVICE bool wanted() const { return a_.row.partials != nullptr; }
 
@@ -55,8 +57,8 @@ public:
         for (Index e = device::thread(); e < length_; e += device::threads()) {
             double total = first ? 0.0 : slot[e];
             for (int t = 0; t < team.teams; ++t) {
-                total += static_cast<double>(all_[t * length_ + e]);
-                all_[t * length_ + e] = 0;
+                total += static_cast<double>(all_[t * step_ + e]);
+                all_[t * step_ + e] = 0;
             }
             slot[e] = total;
         }
@@ -69,7 +71,7 @@ private:
     }
 
     const Arguments& a_;
-    Index length_;
+    Index length_, step_;
     C* all_;
     C* own_;
 };
@@ -209,7 +211,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS differentiate_row(BNEXT_CONSTANT Arguments a) {
     using C = typename K::C;
     const RowTeam team(a);
     const RowPlaces<K> places(a, 2);
-    const int count = team.units_of(a);
+    const int all = team.units_of(a);
     const double share = 1.0 / static_cast<double>(a.row.width);
     const RowColumns<K> columns(a, team, places);
     device::block_barrier();
@@ -217,34 +219,33 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS differentiate_row(BNEXT_CONSTANT Arguments a) {
     const Index end = begin + (left < a.row.block_rows ? left : a.row.block_rows);
     int steps = 0;
     for (Index first = begin; first < end; first += team.teams) {
-        const Index row = first + team.team;
-        if (row < end) {  // the same for all threads of a team, which is the block or a warp
-            const BackwardUnits<K> units(a, team, places, row);
-            units.x.fetch(count);
-            units.dy.fetch(count);
-            const HighLow mean{*row_statistic(a, 0, row), *row_statistic(a, 1, row)};
-            const double rstd = *row_statistic(a, 2, row);
-            const RowNumbers<C> usual(mean, rstd);
-            const bool is_extreme = is_extreme_row<C>(mean.high, rstd);
-            wait_for_units<K>();
-            double of_h = 0, of_both = 0;
-            if (is_extreme) {
-                sum_extreme_row(a, team, count, units, RowNumbers<double>(mean, rstd), of_h,
-                                of_both);
-            } else {
-                sum_row(a, team, count, units, usual, of_h, of_both);
-            }
-            const auto finish = [&](double sum, double with_xhat, bool) {
-                return BackwardRow{-rstd * (with_xhat * share),
-                                   a.row.centered ? -rstd * (sum * share) : 0.0};
-            };
-            const auto found = agreed_of<BackwardRow>(team, places, of_h, of_both, finish);
-            if (is_extreme) {
-                write_gradients(a, team, row, count, units, RowNumbers<double>(mean, rstd), found,
-                                columns);
-            } else {
-                write_gradients(a, team, row, count, units, usual, found, columns);
-            }
+        const bool exists = first + team.team < end;
+        const Index row = exists ? first + team.team : first;
+        const int count = exists ? all : 0;
+        const BackwardUnits<K> units(a, team, places, row);
+        units.x.fetch(count);
+        units.dy.fetch(count);
+        const HighLow mean{*row_statistic(a, 0, row), *row_statistic(a, 1, row)};
+        const double rstd = *row_statistic(a, 2, row);
+        const RowNumbers<C> usual(mean, rstd);
+        const bool is_extreme = is_extreme_row<C>(mean.high, rstd);
+        wait_for_units<K>();
+        double of_h = 0, of_both = 0;
+        if (is_extreme) {
+            sum_extreme_row(a, team, count, units, RowNumbers<double>(mean, rstd), of_h, of_both);
+        } else {
+            sum_row(a, team, count, units, usual, of_h, of_both);
+        }
+        const auto finish = [&](double sum, double with_xhat, bool) {
+            return BackwardRow{-rstd * (with_xhat * share),
+                               a.row.centered ? -rstd * (sum * share) : 0.0};
+        };
+        const auto found = agreed_of<BackwardRow>(team, places, of_h, of_both, finish);
+        if (is_extreme) {
+            write_gradients(a, team, row, count, units, RowNumbers<double>(mean, rstd), found,
+                            columns);
+        } else {
+            write_gradients(a, team, row, count, units, usual, found, columns);
         }
         ++steps;
         const bool last = first + team.teams >= end;

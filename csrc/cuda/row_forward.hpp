@@ -117,13 +117,17 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS normalize_row(BNEXT_CONSTANT Arguments a) {
     using C = typename K::C;
     const RowTeam team(a);
     const RowPlaces<K> places(a, 1);
-    const int count = team.units_of(a);
+    const int units = team.units_of(a);
     const auto n = static_cast<double>(a.row.width);
-    Index row = device::block() * team.teams + team.team;
-    for (; row < a.row.rows; row += a.row.stride) {
+    Index begin = device::block() * team.teams;
+    for (; begin < a.row.rows; begin += a.row.stride) {
+        const bool exists = begin + team.team < a.row.rows;
+        const Index row = exists ? begin + team.team : begin;
+        const int count = exists ? units : 0;
         const RowUnits<K> x(a, a.in[0], row, team, places.units);
         x.fetch(count);
         C pilot = a.row.centered ? pilot_of_row<K>(a, row) : C{0};
+        bool looks = exists;
         wait_for_units<K>();
         const auto finish = [&](double first, double second, bool writes) {
             HighLow mean{0.0, 0.0};
@@ -137,7 +141,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS normalize_row(BNEXT_CONSTANT Arguments a) {
                 if (sizeof(C) < 8) mean.low = 0.0;
             }
             const double rstd = rstd_of(m2 / n, a.eps);
-            if (writes) {
+            if (writes && looks) {
                 *row_statistic(a, 0, row) = mean.high;
                 *row_statistic(a, 1, row) = mean.low;
                 *row_statistic(a, 2, row) = rstd;
@@ -145,16 +149,19 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS normalize_row(BNEXT_CONSTANT Arguments a) {
             return ForwardRow<C>{RowNumbers<C>(mean, rstd), RowNumbers<double>(mean, rstd),
                                  is_extreme_row<C>(mean.high, rstd), cancels};
         };
-        ForwardRow<C> found;
+        ForwardRow<C> found{};
         BNEXT_UNROLL_BY(1)
         for (int look = 0; look < 2; ++look) {
             double of_d = 0, of_squares = 0;
+            const int seen = looks ? count : 0;
             BNEXT_UNROLL_BY(1)
-            for (int k = 0; k < count; k += K::kBatch) {
-                add_deviations<K>(x, k, count, pilot, of_d, of_squares);
+            for (int k = 0; k < seen; k += K::kBatch) {
+                add_deviations<K>(x, k, seen, pilot, of_d, of_squares);
             }
-            found = agreed_of<ForwardRow<C>>(team, places, of_d, of_squares, finish);
-            if (!found.cancels) break;
+            const auto made = agreed_of<ForwardRow<C>>(team, places, of_d, of_squares, finish);
+            if (looks) found = made;
+            looks = looks && made.cancels;
+            if (!any_team(team, looks)) break;
             pilot = found.usual.center;
         }
         if (found.is_extreme) {

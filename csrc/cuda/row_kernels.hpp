@@ -1,7 +1,7 @@
 // What the kernels of rows (row_forward.hpp, row_backward.hpp) share: which threads have a row,
 // where its values are, how its sums become one.
 //
-//   team   the threads of a row: a warp where rows are short, else the block
+//   team   the threads of a row: some lanes of a warp where rows are short, else the block
 //   unit   V values side by side; thread k of a team has the units k, k + threads of the team ...
 //   kept   units that a thread copied to shared memory when a row began; the others are read again.
 //          No other thread touches them, so that nothing has to be waited for.
@@ -191,17 +191,26 @@ BNEXT_DEVICE void arguments_at(const Arguments& a, const void* weight, const voi
     }
 }
 
+// Whether the flag of any team of this warp is set. All threads of a team have the same.
+BNEXT_DEVICE bool any_team(const RowTeam& team, bool flag) {
+    int any = flag ? 1 : 0;
+    for (int lanes = kWarp / 2; lanes >= team.lanes; lanes /= 2) {
+        any |= device::shuffle_xor(any, lanes);
+    }
+    return any != 0;
+}
+
 // What `finish` makes of a team's two sums, in all of its threads. It gets the sums, and whether it
-// is to write.
+// is to write. All threads of a warp call it, also those of teams without a row.
 template <class R, class K, class F>
 BNEXT_DEVICE R agreed_of(const RowTeam& team, const RowPlaces<K>& places, double first,
                          double second, F&& finish) {
     static_assert(sizeof(R) <= kBytesAgreed);
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    for (int lanes = (team.lanes < kWarp ? team.lanes : kWarp) / 2; lanes > 0; lanes /= 2) {
         first += device::shuffle_xor(first, lanes);
         second += device::shuffle_xor(second, lanes);
     }
-    if (team.lanes == kWarp) return finish(first, second, team.lane == 0);
+    if (team.lanes <= kWarp) return finish(first, second, team.lane == 0);
     const int warp = device::thread() / kWarp, lane = device::thread() % kWarp;
     if (lane == 0) {
         places.of_warps[2 * warp] = first;

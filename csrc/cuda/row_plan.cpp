@@ -39,6 +39,13 @@ int unit_of(const RowCall& call, DType dtype, bool activated) {
     return 1;
 }
 
+// Of a warp, for a row: so few that each has several units, as a row's statistics cost as much for
+// few threads as for many.
+int lanes_of(Index units) {
+    const auto wanted = std::bit_ceil(static_cast<std::uint64_t>(units / tuning::kRowUnits));
+    return std::clamp(static_cast<int>(wanted), tuning::kFewestRowLanes, kWarp);
+}
+
 // Blocks of a launch that a multiprocessor has room for.
 Index blocks_of(const Limits& limits, const Launch& launch) {
     constexpr Index kThreads = Index{kMostThreads} * kBlocksPerProcessor;  // of 128 registers
@@ -69,7 +76,7 @@ RowPlan make_row_plan(const RowCall& call, const Limits& limits) {
         static_cast<std::uint64_t>(std::min<Index>(row.units / tuning::kRowUnits, kMostThreads)));
     const int threads =
         has_warp ? tuning::kRowThreads : std::max(static_cast<int>(wanted), tuning::kFewestThreads);
-    row.lanes = has_warp ? kWarp : threads;
+    row.lanes = has_warp ? lanes_of(row.units) : threads;
     const Index teams = threads / row.lanes;
 
     // Sums of columns come first: units that shared memory has no room for are read again from the
@@ -79,7 +86,8 @@ RowPlan make_row_plan(const RowCall& call, const Limits& limits) {
     const Index value = dtype == DType::float64 ? 8 : 4;
     const Index of_units = (call.backward ? 2 : 1) * threads * plan.unit * size_of(dtype);
     Index taken = threads / kWarp * kBytesOfWarp + kBytesAgreed;
-    Index of_columns = sums_up ? teams * length * value : 0;
+    const Index of_block = teams * (length + row.lanes) * value;
+    Index of_columns = sums_up ? of_block : 0;
     const bool outside = taken + of_columns > limits.shared_per_block;
     if (outside) of_columns = 0;
     taken += of_columns;
@@ -109,7 +117,7 @@ RowPlan make_row_plan(const RowCall& call, const Limits& limits) {
     plan.workspace_bytes = row.slots * length * Index{sizeof(double)};
     if (outside) {
         plan.sums_at = plan.workspace_bytes;
-        plan.workspace_bytes += row.slots * teams * length * value;
+        plan.workspace_bytes += row.slots * of_block;
     }
     return plan;
 }

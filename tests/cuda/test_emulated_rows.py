@@ -480,7 +480,7 @@ def test_a_kernel_that_fails_is_told_by_the_next_call(rng):
     with pytest.raises(RuntimeError) as caught:
         bnext.rms_norm_backward(x, x, saved)
     assert re.fullmatch(
-        r"RMS normalization backward \(kernel differentiate_row, float32, unit 4; rows of 32 "
+        r"RMS normalization backward \(kernel differentiate_row, float32, unit 4; rows of 4 "
         r"threads, grid \d+, block 128, shared bytes \d+; device 5 \(emulation of a GPU that "
         r"fails\)\): emulated CUDA: run: a kernel has failed; a kernel launched before has "
         r"failed, of bnext or of another library \(BNEXT_CUDA_SYNC=1 names it if it is one of "
