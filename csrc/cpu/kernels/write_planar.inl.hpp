@@ -233,10 +233,10 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
         Runs<Formula, T> runs;
         const T* ahead[Formula::kReads];
         unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
-            ahead[r] = runs.in[r] = at(in[r], o, c, 0) + i;
-            // Of what the second phase alone reads, nothing is prefetched: asked for a block ahead,
-            // a residual took 5 % longer (a Zen 5).
-            if (r < Formula::kSummed) ahead[r] = run_ahead(in[r], region, access, o, c, i);
+            runs.in[r] = at(in[r], o, c, 0) + i;
+            // Of what the second phase alone reads, the next run that it writes.
+            ahead[r] = r < Formula::kSummed ? run_ahead(in[r], region, access, o, c, i)
+                                            : at(in[r], o > 0 ? o - 1 : o, c, 0) + i;
         });
         runs.flags = FlagPlaceOf<Formula>(all.activated, o, c, i).of_run(planes * n);
         unrolled<Formula::kWrites>(
