@@ -26,8 +26,7 @@ BNEXT_FORCE_INLINE std::uint32_t bits_of_unit(const Pack<float> (&of)[2]) {
         return _mm256_blend_epi16((__m256i)even, (__m256i)odd, 0xaa);
     };
     const __m256i bytes = _mm256_packs_epi16(words(Number<0>{}), words(Number<1>{}));
-    return static_cast<std::uint32_t>(
-        _mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xd8)));
+    return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xd8)));
 #else
     std::uint32_t bits = 0;
     const unsigned even = bits_above_zero(of[0]), odd = bits_above_zero(of[1]);
@@ -138,8 +137,7 @@ struct NoFlagPlace {
     [[nodiscard]] BNEXT_FORCE_INLINE NoFlagPlace of_run(Index) const { return {}; }
 };
 template <class Formula>
-using FlagPlaceOf =
-    std::conditional_t<Formula::kFlags == Flags::none, NoFlagPlace, FlagPlace>;
+using FlagPlaceOf = std::conditional_t<Formula::kFlags == Flags::none, NoFlagPlace, FlagPlace>;
 
 // Pack h of a bfloat16 unit, 0 where flags are not set.
 template <int h>

@@ -77,9 +77,7 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
         return rows.out[w].first + r * rows.out[w].pitch + c + first;
     };
     const auto flags_at = [&](Index first) BNEXT_INLINE_LAMBDA {
-        return [&, first]() BNEXT_INLINE_LAMBDA {
-            return rows.flags.row(r).at(c + first);
-        };
+        return [&, first]() BNEXT_INLINE_LAMBDA { return rows.flags.row(r).at(c + first); };
     };
     if constexpr (kLoadsUnits<T, G>) {
         constexpr int kPacks = kUnitPacks<T>;

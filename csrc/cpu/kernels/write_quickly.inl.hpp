@@ -1,6 +1,6 @@
 // The second phase of activated passes by formulas of their own, in place of runs and loops
-// (activated_runs.inl.hpp): of bfloat16 data, whose arithmetic by units costs less than by packs, and
-// is most of what such a call costs. ReLU alone, and ReLU with an addition and flags.
+// (activated_runs.inl.hpp): of bfloat16 data, whose arithmetic by units costs less than by packs,
+// and is most of what such a call costs. ReLU alone, and ReLU with an addition and flags.
 
 template <class V>
 struct NormalizeRelu : Normalize<V> {
@@ -67,9 +67,8 @@ BNEXT_FORCE_INLINE bool rows_fill_words(const FlagBits& flags, const View<T>& ou
     const Tiling& tiling = *region.tiling;
     const Tile first = tiling.tile(region.tiles.begin);
     const Index o = first.outer_begin, c = region.channels.begin, i = first.inner_begin;
-    const auto fill = [](Index stride, Index extent) BNEXT_INLINE_LAMBDA {
-        return extent <= 1 || stride % 16 == 0;
-    };
+    const auto fill = [](Index stride, Index extent)
+                          BNEXT_INLINE_LAMBDA { return extent <= 1 || stride % 16 == 0; };
     return flags.at(o, c, i) % 16 == 0 && values_to_boundary(at(out, o, c, i), 64) % 16 == 0 &&
            fill(flags.stride.outer, tiling.outer()) && fill(flags.stride.inner, tiling.inner());
 }
