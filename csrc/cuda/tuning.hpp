@@ -61,8 +61,8 @@ inline constexpr Index kAppliedBatches = 4;
 inline constexpr Index kReduceWaves = 8;
 
 // Rows: units of 16 bytes for each thread, so that as many are on their way at once; and threads of
-// a block whose warps have a row each, or several. A backward pass keeps sums of columns for each such row, and
-// has a block for a row sooner.
+// a block whose warps have a row each, or several. A backward pass keeps sums of columns for each
+// such row, and has a block for a row sooner.
 inline constexpr Index kRowUnits = 4;
 inline constexpr int kRowThreads = 128;
 // Lanes of a warp that have a short row: 64 bytes of it at a time.
