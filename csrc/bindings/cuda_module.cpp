@@ -8,6 +8,7 @@
 
 #include "bindings/register.hpp"
 #include "core/error.hpp"
+#include "cuda/cell_launch.hpp"
 #include "cuda/coverage.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
@@ -112,6 +113,7 @@ constexpr std::int32_t kMemory = intake::dlpack::kCUDA;
 void run(const cuda::KernelCall* call) {
     using cuda::Failure;
     try {
+        if (call->groups > 0) return cuda::run_cells(*call);
         const auto plan = cuda::planned(*call);
         cuda::Addresses at = call->at;
         if (plan->workspace_bytes > 0) {

@@ -26,11 +26,13 @@ struct DeviceSaved {
     py::object of_group = py::none();  // a Saved of the same statistics, where a group merged them
     Fused fused{};                     // what the call applied besides
     py::object of_z = py::none();      // two rows of float64: scale and shift of its argument
+    Index groups = 0;                  // of a norm of cells: rows have the shape (5, N, G)
 
     [[nodiscard]] FromForward facts() const {
         FromForward facts{dtype, shape, channel_axis, batch_statistics, nullptr};
         facts.fused = fused;
         facts.has_flags = false;
+        facts.groups = groups;
         return facts;
     }
 };

@@ -25,6 +25,17 @@ enum class Statistics : int {
     absent,  // constants: mean counts as 0, rstd is a saved one
 };
 
+// Of kernels between the phases of norms of cells (cell_kernels.hpp). The cut has as many channels
+// as there are cells.
+struct CellNumbers {
+    Index of_slab = 0;         // cells
+    Index slabs = 0;           // of all examples; `statistics` has rows of them
+    double count = 0;          // values of a cell
+    double* rows = nullptr;    // rows of statistics of cells
+    double* shares = nullptr;  // rows of cells: their slab's sums, divided by the weight
+    void* weight = nullptr;    // that these are divided by, of each parameter
+};
+
 struct Arguments {
     Cut cut;
     Operand in[kMostInputs];    // x, dy
@@ -59,6 +70,8 @@ struct Arguments {
     Fused fused;
     Operand residual, dresidual;  // without data where there is none
     double* of_z;                 // rows of `channels`: scale and shift of z; null: not kept
+
+    CellNumbers cells;
 };
 
 // A channel's place in a row of the statistics.

@@ -67,7 +67,7 @@ def taken_by_rows(layer: Holder, x: Any) -> Any:
     return x
 
 
-def check_places(layer: Normalization, x: Any, engine: Any) -> None:
+def check_places(layer: Normalization | CellNormalization, x: Any, engine: Any) -> None:
     """TypeError that names the array of the layer that is not where x is, if there is one."""
     for name in ARRAYS:
         array = getattr(layer, name)
