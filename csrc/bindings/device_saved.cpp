@@ -38,7 +38,8 @@ void register_device_saved(py::module_& m) {
         "to look at its elements would mean to wait for the device. Its arrays are of float64, of\n"
         "the library and on the device of `x`.");
     type.def_readonly("rows", &DeviceSaved::rows,
-                      "All statistics, shape (5, C): mean, m2, var, rstd, mean_low.")
+                      "All statistics, shape (5, C), or of group and instance normalization\n"
+                      "(5, N, G): mean, m2, var, rstd, mean_low.")
         .def_property_readonly("mean", &row<Row::mean>, "Mean of each channel, shape (C,).")
         .def_property_readonly(
             "m2", &row<Row::m2>,
@@ -97,8 +98,7 @@ void register_device_saved(py::module_& m) {
         [](const py::tuple& state) {
             constexpr std::size_t kBeforeActivations = 10, kBeforeCells = 14;
             const bool has_groups = state.size() == kBeforeCells + 1;
-            if (state.size() != kBeforeActivations && state.size() != kBeforeCells &&
-                !has_groups) {
+            if (state.size() != kBeforeActivations && state.size() != kBeforeCells && !has_groups) {
                 value_error("state: expected the state of a pickled DeviceSaved");
             }
             Fused fused;

@@ -14,7 +14,7 @@ inline py::object row_of(const py::object& rows, Row which) {
 }
 
 struct DeviceSaved {
-    py::object rows;  // an array of float64 of the library, shape (kStatisticsRows, C)
+    py::object rows;  // an array of float64 of the library: (kStatisticsRows, C or N, G)
     py::str where;
     py::object dtype_object;  // of x, as the library has it
     DType dtype = DType::float32;

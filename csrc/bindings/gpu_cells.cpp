@@ -7,9 +7,7 @@ namespace bnext::bindings::gpu {
 namespace {
 
 // N and G: the shape of statistics.
-std::array<Index, 2> slabs_of(const Call& call) {
-    return {call[Role::x].extent(0), call.groups()};
-}
+std::array<Index, 2> slabs_of(const Call& call) { return {call[Role::x].extent(0), call.groups()}; }
 
 // Values of a slab.
 Index values_of_slab(const Call& call) {

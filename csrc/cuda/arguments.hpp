@@ -25,8 +25,8 @@ enum class Statistics : int {
     absent,  // constants: mean counts as 0, rstd is a saved one
 };
 
-// Of kernels between the phases of norms of cells (cell_kernels.hpp). The cut has as many channels
-// as there are cells.
+// Of the kernels of norms of cells (cell_kernels.hpp, small_slabs.hpp). The cut has as many
+// channels as there are cells.
 struct CellNumbers {
     Index of_slab = 0;         // cells
     Index slabs = 0;           // of all examples; `statistics` has rows of them
@@ -34,6 +34,8 @@ struct CellNumbers {
     double* rows = nullptr;    // rows of statistics of cells
     double* shares = nullptr;  // rows of cells: their slab's sums, divided by the weight
     void* weight = nullptr;    // that these are divided by, of each parameter
+    int team = 0;              // threads of a small slab: a warp, or a block
+    int lanes = 0;             // threads of its cells: a power of two, up to a warp
 };
 
 struct Arguments {

@@ -144,7 +144,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS sum_parameters(BNEXT_CONSTANT Arguments a) {
     const int column = device::thread() % columns, row = device::thread() / columns;
     const Index channels = a.cut.parameters, cells = a.cut.channels;
     const Index channel = device::block() * columns + column;
-    double* const shared = reinterpret_cast<double*>(device::shared_memory());
+    auto* const shared = reinterpret_cast<double*>(device::shared_memory());
     double of_dweight = 0, of_dbias = 0;
     if (channel < channels) {
         for (Index cell = row * channels + channel; cell < cells; cell += rows * channels) {

@@ -290,7 +290,8 @@ void plan_phases(LaunchPlan& plan, Path path, int unit) {
     const Arrays arrays = arrays_of(plan.operation);
     const int inputs = reduces ? arrays.summed : arrays.read;
     const bool activated = plan.besides.at(plan.operation, reduces);
-    const Planner planner(Cutter(plan.problem, plan.cells, unit, inputs, activated), inputs, plan.limits);
+    const Planner planner(Cutter(plan.problem, plan.cells, unit, inputs, activated), inputs,
+                          plan.limits);
     plan.path = path;
     plan.first = reduces ? planner.reduce() : planner.apply();
     plan.second = {};

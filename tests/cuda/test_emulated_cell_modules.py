@@ -4,7 +4,7 @@ import pytest
 
 import bnext
 
-from .roads import DTYPES, assert_equal, both_ways, param, torch
+from .roads import DTYPES, assert_equal, both_ways, torch
 
 pytestmark = pytest.mark.usefixtures("pretended", "seeded")
 
@@ -26,8 +26,9 @@ def arguments(shape, dtype, last=False):
 def norms(shape, dtype, **options):
     """A group norm and an instance norm, with parameters other than 1 and 0."""
     instance = getattr(bnext.torch, f"InstanceNorm{len(shape) - 2}d")
-    made = bnext.torch.GroupNorm(shape[1] // 2, shape[1], **options), instance(
-        shape[1], affine=True, **options
+    made = (
+        bnext.torch.GroupNorm(shape[1] // 2, shape[1], **options),
+        instance(shape[1], affine=True, **options),
     )
     for norm in made:
         if dtype == torch.float64:

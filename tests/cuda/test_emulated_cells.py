@@ -3,6 +3,7 @@
 Against their definition in long double, in every dtype and layout, on every path.
 """
 
+import contextlib
 import copy
 import pickle
 
@@ -44,8 +45,8 @@ SHAPES = (
 # Slabs of one block, of a cluster's, of several rounds of a grid; groups of one channel, of planes
 # that no unit divides, of rows that several groups share, of rows wider than a block's columns.
 FEW = [
-    ((3, 8, 5, 7), 8), ((4, 12, 4, 9), 3), ((2, 6, 64, 65), 2), ((2, 66, 3, 3), 2), ((3, 64, 7), 16),
-    ((5, 20), 4), ((2, 3, 9000), 3),
+    ((3, 8, 5, 7), 8), ((4, 12, 4, 9), 3), ((2, 6, 64, 65), 2), ((2, 66, 3, 3), 2),
+    ((3, 64, 7), 16), ((5, 20), 4), ((2, 3, 9000), 3),
 ]  # fmt: skip
 
 
@@ -97,7 +98,34 @@ def assert_are_right(results, x, dy, groups, weight, bias, dtype):
     assert np.all(np.abs(saved.var.values - var) <= near * (var + 1e-3))
 
 
+@pytest.fixture(params=[False, True], ids=["chosen", "cells"])
+def by_cells(request):
+    """Whether cells are the channels of kernels also where a team of threads could hold a slab."""
+    with bnext.cuda._forced_path("two_kernels") if request.param else contextlib.nullcontext():
+        yield request.param
+
+
+def is_small(shape, groups, layout, held=16):
+    """Whether a team of up to 256 threads holds a slab in registers."""
+    values, cells = int(np.prod(shape[2:])), shape[1] // groups
+    lanes = min(32, 1 << max(values - 1, 0).bit_length())
+    rounds = -(-cells // (256 // lanes)) * -(-values // lanes)
+    return rounds <= held and (values == 1 or layout != "interleaved")
+
+
+def test_small_slabs_take_one_launch(rng):
+    """And a second one for the gradients of parameters."""
+    for shape, groups in SHAPES:
+        for layout in ("planar", "interleaved", "examples"):
+            x, dy, weight, bias = data(rng, shape, F4, layout)
+            MODULE.record(True)
+            both_there(x, dy, groups, weight, bias)
+            launches = [what for what, _ in MODULE.record(False)].count("run")
+            assert (launches == 3) == (is_small(shape, groups, layout) or groups == shape[1])
+
+
 @BY_NAME
+@pytest.mark.usefixtures("by_cells")
 @pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
 def test_values(rng, shape, groups, dtype):
     """In every layout; with a weight of 0 in a group, and without parameters."""
@@ -122,9 +150,7 @@ def test_values(rng, shape, groups, dtype):
 def test_every_path(rng, shape, groups, layout, path):
     """Where whole passes have that path; a second call has the same bits."""
     x, dy, weight, bias = data(rng, shape, F4, layout)
-    results, refusal = gpu.results_or_refusal(
-        path, lambda: both_there(x, dy, groups, weight, bias)
-    )
+    results, refusal = gpu.results_or_refusal(path, lambda: both_there(x, dy, groups, weight, bias))
     if refusal is not None:
         assert path != "two_kernels"
         return
@@ -144,6 +170,7 @@ def test_devices_with_other_room(rng, shape, groups, layout, device):
     assert_are_right(results, x, dy, groups, weight, bias, F4)
 
 
+@pytest.mark.usefixtures("by_cells")
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_addresses_that_no_unit_fits(rng, dtype, offset):
@@ -191,7 +218,9 @@ def test_activations_of_16_bits(rng, groups):
     x, dy, weight, bias = data(rng, (3, 6, 5, 8), ml_dtypes.bfloat16)
     results = both_there(x, dy, groups, weight, bias, activation="gelu")
     z = np.asarray(reference.group_norm(x, groups, weight, bias)[0], np.float64)
-    np.testing.assert_allclose(results[0].astype(F4), ACTIVATIONS["gelu"].value(z), rtol=2**-8, atol=2**-8)
+    np.testing.assert_allclose(
+        results[0].astype(F4), ACTIVATIONS["gelu"].value(z), rtol=2**-8, atol=2**-8
+    )
     g = dy.astype(np.float64) * ACTIVATIONS["gelu"].derivative(z)
     expected = reference.group_norm_backward(g, x, groups, weight)
     for actual, wanted in zip(results[2:], expected, strict=True):
@@ -199,6 +228,7 @@ def test_activations_of_16_bits(rng, groups):
         np.testing.assert_allclose(actual.astype(F4), wanted.astype(F4), atol=2**-7 * largest)
 
 
+@pytest.mark.usefixtures("by_cells")
 def test_a_mean_far_from_zero(rng):
     """Nothing cancels: neither in a cell nor between the cells of a slab."""
     x = (rng.standard_normal((2, 6, 9, 11)) + 1e6 * (1 + np.arange(6)[:, None, None])).astype(F4)
@@ -215,6 +245,7 @@ def test_a_mean_far_from_zero(rng):
             assert np.isfinite(dx).all()
 
 
+@pytest.mark.usefixtures("by_cells")
 def test_constant_slabs_have_no_variance():
     for layout in ("planar", "interleaved"):
         x = np.full((2, 6, 7, 5), 0.1, F4)
@@ -227,6 +258,7 @@ def test_constant_slabs_have_no_variance():
 
 
 @BY_NAME
+@pytest.mark.usefixtures("by_cells")
 def test_small_weights_in_a_group(rng, dtype):
     """Weights of 0, and far below the others, beside large ones."""
     x, dy, weight, bias = data(rng, (2, 8, 3, 5), dtype)

@@ -70,9 +70,9 @@ class CellNormalization(ExampleNormalization, Modes):
         Parameters
         ----------
         x : array, shape (N, C, ...) with C at `channel_axis`; InstanceNorm's also one example's
-            Of any library, on the CPU or on a GPU. Of the layer's dtype; for a float32 layer also float16 or
-            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
-            not change.
+            Of any library, on the CPU or on a GPU. Of the layer's dtype; for a float32 layer also
+            float16 or bfloat16. The layer keeps it, without a copy, until `backward` or the next
+            call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
 
