@@ -127,7 +127,10 @@ endfunction()
 set(BNEXT_CUDA_SOURCES
   csrc/bindings/cuda_module.cpp
   csrc/bindings/errors.cpp
+  csrc/core/cell_problem.cpp
   csrc/core/problem.cpp
+  csrc/cuda/cell_launch.cpp
+  csrc/cuda/cell_walk.cpp
   csrc/cuda/channel_launch.cpp
   csrc/cuda/environment.cpp
   csrc/cuda/kernel_choice.cpp
@@ -143,7 +146,9 @@ foreach(dtype float32 float64 float16 bfloat16)
     list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/${operation}_${dtype}.cu)
   endforeach()
 endforeach()
-list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/per_channel.cu)
+foreach(name cells per_channel small_slabs)
+  list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/${name}.cu)
+endforeach()
 list(TRANSFORM BNEXT_CUDA_SOURCES PREPEND ${PROJECT_SOURCE_DIR}/)
 list(TRANSFORM BNEXT_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/)
 

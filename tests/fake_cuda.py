@@ -101,11 +101,14 @@ def _namespace(kind):
     def astype(x, dtype):
         return made(x.values.astype(dtype), x)
 
+    def mean(x, axis):
+        return made(x.values.mean(axis=axis), x)
+
     def from_dlpack(x, *, device):
         assert device == "cpu"
         return x.values
 
-    functions = (empty, zeros, empty_like, asarray, astype, from_dlpack)
+    functions = (empty, zeros, empty_like, asarray, astype, mean, from_dlpack)
     return types.SimpleNamespace(
         __name__=f"fake_{kind.__name__.lower()}", **{f.__name__: f for f in functions}, **DTYPES
     )

@@ -12,7 +12,6 @@ import bnext
 
 from . import cell_reference as reference
 from .conftest import AVAILABLE_ISAS, SCHEDULES, runtimes
-from .fake_cuda import InterfaceArray
 from .numerical import numerical_gradient
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
@@ -285,19 +284,6 @@ def test_saved_of_norms(rng):
         bnext.recompute(x, saved)
     with pytest.raises(ValueError, match="x was changed"):
         bnext.group_norm_backward(dy, x + 1, saved)
-
-
-def test_arrays_on_a_gpu_are_refused(monkeypatch):
-    x = InterfaceArray(np.ones((2, 6, 3), np.float32))
-    monkeypatch.setattr(bnext.group_norm, "engine_of", lambda x: object())  # as one that computes
-    for call in (
-        lambda: bnext.group_norm_forward(x, 3),
-        lambda: bnext.instance_norm_forward(x),
-        lambda: bnext.group_norm_backward(x, x, None),
-        lambda: bnext.instance_norm_backward(x, x, None),
-    ):
-        with pytest.raises(ValueError, match=r"x: expected an array on the CPU, .* got one on a G"):
-            call()
 
 
 WRONG = {

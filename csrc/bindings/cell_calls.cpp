@@ -1,5 +1,6 @@
-// Norms of cells as Python calls them: group and instance normalization, on the CPU.
+// Norms of cells as Python calls them: group and instance normalization.
 #include "bindings/bodies.hpp"
+#include "bindings/gpu_cells.hpp"
 #include "bindings/register.hpp"
 #include "cpu/cell_norm.hpp"
 
@@ -96,10 +97,13 @@ py::object cell_restored(Taken& taken) {
 
 }  // namespace
 
-void register_cell_calls(const py::object& m) {
-    Operation<Function::cell_forward, kCellForward, cell_forward>::add_to(m, {});
-    Operation<Function::cell_backward, kCellBackward, cell_backward>::add_to(m, {});
-    Operation<Function::cell_restored, kCellRestored, cell_restored>::add_to(m, {});
+void register_cell_calls(const py::object& m, py::handle engine) {
+    Operation<Function::cell_forward, kCellForward, cell_forward, gpu::cell_forward>::add_to(
+        m, engine);
+    Operation<Function::cell_backward, kCellBackward, cell_backward, gpu::cell_backward>::add_to(
+        m, engine);
+    Operation<Function::cell_restored, kCellRestored, cell_restored, gpu::cell_restored>::add_to(
+        m, engine);
 }
 
 }  // namespace bnext::bindings

@@ -8,6 +8,7 @@
 
 #include "bindings/register.hpp"
 #include "core/error.hpp"
+#include "cuda/cell_launch.hpp"
 #include "cuda/coverage.hpp"
 #include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
@@ -128,6 +129,7 @@ void run_for(const Call* call, F&& f) {
 
 void run(const cuda::KernelCall* call) {
     run_for(call, [&] {
+        if (call->groups > 0) return cuda::run_cells(*call);
         const auto plan = cuda::planned(*call);
         cuda::Addresses at = call->at;
         if (plan->workspace_bytes > 0) {

@@ -38,7 +38,8 @@ void register_device_saved(py::module_& m) {
         "to look at its elements would mean to wait for the device. Its arrays are of float64, of\n"
         "the library and on the device of `x`.");
     type.def_readonly("rows", &DeviceSaved::rows,
-                      "All statistics, shape (5, C): mean, m2, var, rstd, mean_low.")
+                      "All statistics, shape (5, C), or of group and instance normalization\n"
+                      "(5, N, G): mean, m2, var, rstd, mean_low.")
         .def_property_readonly("mean", &row<Row::mean>, "Mean of each channel, shape (C,).")
         .def_property_readonly(
             "m2", &row<Row::m2>,
@@ -55,6 +56,13 @@ void register_device_saved(py::module_& m) {
             "shape", [](const DeviceSaved& s) { return intake::tuple_of_integers(s.shape); },
             "Shape of `x` (tuple of int).")
         .def_readonly("dtype", &DeviceSaved::dtype_object, "Dtype of `x`, as its library has it.")
+        .def_property_readonly(
+            "num_groups",
+            [](const DeviceSaved& s) {
+                return s.groups == 0 ? py::object(py::none()) : py::int_(s.groups);
+            },
+            "Of group and instance normalization, the groups G of channels (int), each\n"
+            "with statistics of its own in each example, (N, G) in place of (C,); else None.")
         .def_readonly("channel_axis", &DeviceSaved::channel_axis,
                       "Which axis of `x` has the channels, from 0 (int).")
         .def_readonly("batch_statistics", &DeviceSaved::batch_statistics,
@@ -85,11 +93,12 @@ void register_device_saved(py::module_& m) {
             return py::make_tuple(s.rows, s.where, s.dtype_object, name_of(s.dtype), s.channel_axis,
                                   s.eps, s.count, s.batch_statistics, s.shape, s.of_group,
                                   name_of(s.fused.activation), s.fused.negative_slope,
-                                  s.fused.residual, s.of_z);
+                                  s.fused.residual, s.of_z, s.groups);
         },
         [](const py::tuple& state) {
-            constexpr std::size_t kBeforeActivations = 10;
-            if (state.size() != kBeforeActivations && state.size() != kBeforeActivations + 4) {
+            constexpr std::size_t kBeforeActivations = 10, kBeforeCells = 14;
+            const bool has_groups = state.size() == kBeforeCells + 1;
+            if (state.size() != kBeforeActivations && state.size() != kBeforeCells && !has_groups) {
                 value_error("state: expected the state of a pickled DeviceSaved");
             }
             Fused fused;
@@ -113,7 +122,8 @@ void register_device_saved(py::module_& m) {
                                state[8].cast<std::vector<Index>>(),
                                state[9],
                                fused,
-                               of_z};
+                               of_z,
+                               has_groups ? state[14].cast<Index>() : 0};
         }));
     type.attr("__module__") = "bnext";
     m.attr("DeviceSaved") = type;

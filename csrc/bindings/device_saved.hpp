@@ -14,7 +14,7 @@ inline py::object row_of(const py::object& rows, Row which) {
 }
 
 struct DeviceSaved {
-    py::object rows;  // an array of float64 of the library, shape (kStatisticsRows, C)
+    py::object rows;  // an array of float64 of the library: (kStatisticsRows, C or N, G)
     py::str where;
     py::object dtype_object;  // of x, as the library has it
     DType dtype = DType::float32;
@@ -26,11 +26,13 @@ struct DeviceSaved {
     py::object of_group = py::none();  // a Saved of the same statistics, where a group merged them
     Fused fused{};                     // what the call applied besides
     py::object of_z = py::none();      // two rows of float64: scale and shift of its argument
+    Index groups = 0;                  // of a norm of cells: rows have the shape (5, N, G)
 
     [[nodiscard]] FromForward facts() const {
         FromForward facts{dtype, shape, channel_axis, batch_statistics, nullptr};
         facts.fused = fused;
         facts.has_flags = false;
+        facts.groups = groups;
         return facts;
     }
 };

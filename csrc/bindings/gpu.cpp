@@ -74,6 +74,7 @@ py::object calls_on(const py::object& kernels, const py::object& library, std::i
     py::object calls = py::module_::import("types").attr("SimpleNamespace")();
     calls.attr("__name__") = "bnext._core";
     register_calls(calls, self);
+    register_cell_calls(calls, self);
     register_phases(calls, self);
     register_gpu_rows(calls, self);
     register_questions(calls, self);
@@ -134,8 +135,8 @@ void Launch::given_statistics(Role mean, Role var) {
     scalars.wide_statistics = wide;
 }
 
-Made Launch::rows(Index count) {
-    const std::array<Index, 2> shape{count, channels()};
+Made Launch::rows(Index count, Index extent) {
+    const std::array<Index, 2> shape{count, extent};
     return taken(engine_.empty(shape, DType::float64, x_array_));
 }
 
@@ -282,6 +283,7 @@ bool Launch::launched(cuda::Operation operation, std::span<const Made> inputs, c
         kernel.at.dresidual = beside->ref.data;
     }
     kernel.scalars = scalars;
+    kernel.groups = groups;
     kernel.stream = stream();
     kernel.caller = this;
     kernel.allocate = &allocate;

@@ -72,6 +72,7 @@ public:
     // Addresses of all but the data, and of the result.
     cuda::Addresses at;
     cuda::Scalars scalars;
+    Index groups = 0;  // of a norm of cells
 
     [[nodiscard]] const ArrayRef& x() const { return call_[call_.call.data()]; }
     [[nodiscard]] bool empty() const { return x().size() == 0; }
@@ -88,7 +89,8 @@ public:
     void given_statistics(Role mean, Role var);
     // New arrays: rows of float64; vectors of the parameters' dtype, like the weight if there is
     // one, which is quicker.
-    Made rows(Index count);
+    Made rows(Index count) { return rows(count, channels()); }
+    Made rows(Index count, Index extent);
     Made gradient();
     Made of_host(const py::object& values);  // a copy of an array of NumPy's
     Made taken(const py::object& array) { return {array, call_.refer_to_new(array)}; }

@@ -146,27 +146,34 @@ inline py::object normalize(Taken& taken) {
     return tuple_of(normalized<Role::mean, Role::var, false>(taken), py::none());
 }
 
-inline py::object backward(Taken& taken) {
-    Launch launch(taken.call, *taken.engine);
-    const DeviceSaved& saved = *taken.device_saved;
+// New arrays for dweight and dbias, which the launch gets.
+inline std::pair<py::object, py::object> parameter_gradients_of(Launch& launch,
+                                                                const Taken& taken) {
     const auto gradient = [&] {
         if (!launch.empty()) return launch.gradient();
-        const DType dtype = param_dtype(saved.dtype);
+        const DType dtype = param_dtype(taken.device_saved->dtype);
         const py::object like = taken.call.array(Role::x);
         return Made{taken.engine->zeros(launch.channels(), dtype, like), {}};
     };
     const Made dweight = gradient(), dbias = gradient();
     launch.at.dweight = dweight.ref.data;
     launch.at.dbias = dbias.ref.data;
+    return {dweight.array, dbias.array};
+}
+
+inline py::object backward(Taken& taken) {
+    Launch launch(taken.call, *taken.engine);
+    const DeviceSaved& saved = *taken.device_saved;
+    const auto [dweight, dbias] = parameter_gradients_of(launch, taken);
     take_affine(launch);
     take_statistics(launch, saved);
     take_fused_again(launch, saved);
     const py::object dx =
         launch.run(saved.batch_statistics ? Operation::backward : Operation::backward_fixed);
     if (const py::object dresidual = dresidual_of(launch, taken)) {
-        return tuple_of(dx, dweight.array, dbias.array, dresidual);
+        return tuple_of(dx, dweight, dbias, dresidual);
     }
-    return tuple_of(dx, dweight.array, dbias.array);
+    return tuple_of(dx, dweight, dbias);
 }
 
 // dx where the statistics are constants: dy is normalized about 0.
@@ -184,11 +191,13 @@ inline py::object backward_constant(Taken& taken) {
     return launch.run(Operation::normalize);
 }
 
+[[noreturn]] inline void refuse_to_restore_activated() {
+    value_error("epilogue: expected no activation on a GPU, since what follows from the ",
+                "parameters is not among the statistics");
+}
+
 inline py::object restored(Taken& taken) {
-    if (taken.call.call.applied().changes_backward()) {
-        value_error("epilogue: expected no activation on a GPU, since what follows from the ",
-                    "parameters is not among the statistics");
-    }
+    if (taken.call.call.applied().changes_backward()) refuse_to_restore_activated();
     const Index count = Launch(taken.call, *taken.engine).count();
     return py::cast(saved_of(taken, taken.call.array(Role::rows), count, true, py::none()));
 }

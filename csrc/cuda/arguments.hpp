@@ -44,6 +44,19 @@ struct RowArguments {
     void* sums;        // workspace: a block's latest, where shared memory has no room; else null
 };
 
+// Of the kernels of norms of cells (cell_kernels.hpp, small_slabs.hpp). The cut has as many
+// channels as there are cells.
+struct CellNumbers {
+    Index of_slab = 0;         // cells
+    Index slabs = 0;           // of all examples; `statistics` has rows of them
+    double count = 0;          // values of a cell
+    double* rows = nullptr;    // rows of statistics of cells
+    double* shares = nullptr;  // rows of cells: their slab's sums, divided by the weight
+    void* weight = nullptr;    // that these are divided by, of each parameter
+    int team = 0;              // threads of a small slab: a warp, or a block
+    int lanes = 0;             // threads of its cells: a power of two, up to a warp
+};
+
 struct Arguments {
     Cut cut;
     Operand in[kMostInputs];    // x, dy
@@ -80,6 +93,7 @@ struct Arguments {
     double* of_z;                 // rows of `channels`: scale and shift of z; null: not kept
 
     RowArguments row;
+    CellNumbers cells;
 };
 
 // A channel's place in a row of the statistics.

@@ -19,7 +19,7 @@ struct Backward {
     using Accumulator = cuda::Accumulator<K, F::kSummed>;
 
     BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
-        prefetch_parameter<K>(a.weight, channel);
+        prefetch_parameter<K>(a, a.weight, channel);
         device::prefetch(statistic(a, Row::rstd, channel));
     }
 
@@ -51,7 +51,7 @@ struct Backward {
         coefficients[F::kCenter] = static_cast<C>(mean.high);
         coefficients[F::kSlope] = static_cast<C>(tilt);
         coefficients[F::kOffset] = static_cast<C>(sum_dy / n + low_part<C>(mean) * tilt);
-        coefficients[F::kScale] = static_cast<C>(parameter<K>(a.weight, channel, 1.0) * rstd);
+        coefficients[F::kScale] = static_cast<C>(parameter<K>(a, a.weight, channel, 1.0) * rstd);
     }
 
     BNEXT_DEVICE static void coefficients_of(const Arguments& a, Index channel, bool,

@@ -52,7 +52,7 @@ inline std::vector<std::uint8_t> coverage(const LaunchPlan& plan, const Launch& 
     const Strides strides{.outer = problem.channels * problem.inner,
                           .channel = planar ? problem.inner : 1,
                           .inner = planar ? 1 : problem.channels};
-    const Operand operand = operand_of(problem.layout, cut, strides, 1);
+    const Operand operand = operand_of(problem.layout, cut, strides, 0, 1);
     const Operand* const of[1] = {&operand};
     std::vector<std::uint8_t> times(static_cast<std::size_t>(problem.elements()));
     const auto touch = [&](Index place) {

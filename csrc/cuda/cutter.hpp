@@ -14,30 +14,32 @@ namespace bnext::cuda {
 
 inline constexpr Index kMostBlocks = 0x7fffffff;  // of a grid
 
-inline bool takes_unit(Index values, const Description& description,
+inline bool takes_unit(Index values, const Description& description, const CellWalk& cells,
                        std::span<const std::uint64_t> addresses) {
     const Problem& p = description.problem;
     const auto bytes = static_cast<std::uint64_t>(values * size_of(p.dtype));
     const bool planar = p.layout == Layout::planar;
-    if ((planar ? p.inner : p.channels) % values != 0) return false;
+    const Index side_by_side = cells.of_example != 0 ? cells.of_example : p.channels;
+    if ((planar ? p.inner : side_by_side) % values != 0) return false;
     for (std::size_t k = 0; k < addresses.size(); ++k) {
         if (addresses[k] % bytes != 0) return false;
         const Strides& s = description.strides[k];
         if (p.outer > 1 && s.outer % values != 0) return false;
         if (planar && p.channels > 1 && s.channel % values != 0) return false;
         if (!planar && p.inner > 1 && s.inner % values != 0) return false;
+        if (cells.steps[k] % values != 0) return false;
     }
     return true;
 }
 
 // The widest unit in which all arrays can be read and written.
-inline int widest_unit(const Description& description, std::span<const std::uint64_t> addresses,
-                       bool activated) {
+inline int widest_unit(const Description& description, const CellWalk& cells,
+                       std::span<const std::uint64_t> addresses, bool activated) {
     const Problem& p = description.problem;
     for (const int values : kUnits) {
         const bool there =
             activated ? has_activated_unit(p.dtype, values) : has_unit(p.dtype, values);
-        if (there && takes_unit(values, description, addresses) &&
+        if (there && takes_unit(values, description, cells, addresses) &&
             (runs_of(p.layout, values) != Runs::one || p.outer == 1)) {
             return values;
         }
@@ -65,7 +67,7 @@ inline Description in_one_run(const Description& description, std::size_t operan
 class Cutter {
 public:
     // `activated`: for a kernel with an activation.
-    Cutter(const Problem& problem, int unit, int inputs, bool activated)
+    Cutter(const Problem& problem, const CellWalk& cells, int unit, int inputs, bool activated)
         : shape_(kernel_shape(problem.dtype,
                               activated ? activated_layout(problem.layout, unit) : problem.layout,
                               unit, inputs)),
@@ -81,6 +83,12 @@ public:
         const auto all = static_cast<Index>(std::bit_ceil(static_cast<std::uint64_t>(units)));
         const Index most = std::min<Index>(tuning::kColumnBytes / shape_.unit_bytes, kWarp);
         cut_.columns = planar_ ? 1 : static_cast<int>(std::min(all, most));
+        // No group of channels is of two examples.
+        while (cells.of_example % (Index{cut_.columns} * cut_.unit_channels) != 0) {
+            cut_.columns /= 2;
+        }
+        cut_.of_example = cells.of_example;
+        cut_.parameters = cells.parameters;
         cut_.slabs = divide_up(units, cut_.columns);
         cut_.groups = cut_.slabs;
         cut_.parts = 1;

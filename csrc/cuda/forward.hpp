@@ -14,19 +14,20 @@
 
 namespace bnext::cuda {
 
-// The parameter of a cell, or what stands for it where there is none.
+// The parameter of a channel, or what stands for it where there is none.
 template <class K>
-BNEXT_DEVICE double parameter(const void* values, Index cell, double otherwise) {
+BNEXT_DEVICE double parameter(const Arguments& a, const void* values, Index channel,
+                              double otherwise) {
     using P = typename K::P;
     if (values == nullptr) return otherwise;
-    return static_cast<double>(static_cast<const P*>(values)[K::Maps::parameter(cell)]);
+    return static_cast<double>(static_cast<const P*>(values)[a.cut.parameter(channel)]);
 }
 
 template <class K>
-BNEXT_DEVICE void prefetch_parameter(const void* values, Index cell) {
+BNEXT_DEVICE void prefetch_parameter(const Arguments& a, const void* values, Index channel) {
     using P = typename K::P;
     if (values != nullptr) {
-        device::prefetch(static_cast<const P*>(values) + K::Maps::parameter(cell));
+        device::prefetch(static_cast<const P*>(values) + a.cut.parameter(channel));
     }
 }
 
@@ -55,10 +56,10 @@ struct Forward {
 
     // Asks for what `finish` needs of a channel, long before it does.
     BNEXT_DEVICE static void prefetch(const Arguments& a, Index channel) {
-        prefetch_parameter<K>(a.weight, channel);
-        prefetch_parameter<K>(a.bias, channel);
-        prefetch_parameter<K>(a.running_mean, channel);
-        prefetch_parameter<K>(a.running_var, channel);
+        prefetch_parameter<K>(a, a.weight, channel);
+        prefetch_parameter<K>(a, a.bias, channel);
+        prefetch_parameter<K>(a, a.running_mean, channel);
+        prefetch_parameter<K>(a, a.running_var, channel);
     }
 
     // From the sums of a whole channel to its statistics; written once, by the block that `writes`.
@@ -86,11 +87,11 @@ struct Forward {
 
     BNEXT_DEVICE static void set(const Arguments& a, Index channel, const HighLow& mean,
                                  double rstd, C* coefficients) {
-        const double scale = parameter<K>(a.weight, channel, 1.0) * rstd;
+        const double scale = parameter<K>(a, a.weight, channel, 1.0) * rstd;
         coefficients[F::kCenter] = static_cast<C>(mean.high);
         coefficients[F::kScale] = static_cast<C>(scale);
         coefficients[F::kShift] =
-            static_cast<C>(parameter<K>(a.bias, channel, 0.0) - low_part<C>(mean) * scale);
+            static_cast<C>(parameter<K>(a, a.bias, channel, 0.0) - low_part<C>(mean) * scale);
     }
 
     // The second phase alone: coefficients from statistics of an earlier launch, or from given

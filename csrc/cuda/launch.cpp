@@ -67,8 +67,8 @@ void check_addresses(const LaunchPlan& plan, const Addresses& at) {
         {"mean", at.mean, given},
         {"var", at.var, given},
         {"statistics", at.statistics, !given},
-        {"dweight", at.dweight, whole},
-        {"dbias", at.dbias, whole},
+        {"dweight", at.dweight, whole && at.sums == nullptr},
+        {"dbias", at.dbias, whole && at.sums == nullptr},
         {"sums", at.sums, sums},
         {"workspace", at.workspace, plan.workspace_bytes > 0},
         {"residual", at.residual, plan.besides.residual},
@@ -149,7 +149,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
     const auto take = [&](const Launch& launch) {
         const auto operand = [&](std::size_t number, void* data) {
             return operand_of(plan.problem.layout, launch.cut, plan.strides[number],
-                              size_of(plan.problem.dtype), data);
+                              plan.cells.steps[number], size_of(plan.problem.dtype), data);
         };
         const std::array read{at.x, at.dy};
         const auto inputs = static_cast<std::size_t>(inputs_of(plan.operation));
@@ -168,9 +168,10 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
         a.source = scalars.wide_statistics ? Statistics::wide : Statistics::given;
     }
     if (plan.path == Path::two_kernels && !forward) {
-        a.sums =
+        auto* const sums =
             reinterpret_cast<double*>(static_cast<unsigned char*>(at.workspace) + plan.sums_at);
-        a.n = a.sums + 2 * plan.problem.channels;
+        if (a.sums == nullptr) a.sums = sums;
+        a.n = sums + 2 * plan.problem.channels;
     }
     if (plan.counters_bytes > 0) {
         tell_errors(first, false, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });

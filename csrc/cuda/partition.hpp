@@ -44,6 +44,8 @@ struct Cut {
     bool straight;      // one run, so that no step goes over its end
     Index walk_outer;   // all batches, as outer and run indices
     int walk_along;
+    Index of_example;  // channels whose places follow from the channel's stride; 0: all of them
+    Index parameters;  // that channels have in turn; 0: each has its own
 
     // What follows from the rest.
     void complete() {
@@ -68,6 +70,18 @@ struct Cut {
     BNEXT_HOST_DEVICE Index channel(Index slab, int column) const {
         return (slab * columns + column) * unit_channels;
     }
+    // The index of a channel's weight and bias.
+    BNEXT_HOST_DEVICE Index parameter(Index channel) const {
+        return parameters != 0 ? channel % parameters : channel;
+    }
+};
+
+// How the channels of a problem are the cells of several examples (core/cell_problem.hpp): as many
+// of each, one example's behind the other's.
+struct CellWalk {
+    Index of_example = 0;  // as Cut has them
+    Index parameters = 0;
+    std::array<Index, kMaxOperands> steps{};  // from an example to the next, in elements
 };
 
 // A block's place: which slabs, and which part of them.
@@ -83,6 +97,7 @@ BNEXT_HOST_DEVICE Place place_of(const Cut& cut, Index block) {
 struct Operand {
     void* data = nullptr;
     Index channel = 0;
+    Index example = 0;  // from an example to the next one
     Index outer = 0;
     Index along = 0;  // from a position of a run to the next one
     // For Cursor: a step or a batch, without the ends of runs that it goes over; and such an end.
@@ -161,9 +176,11 @@ public:
                              bool active)
         : left_(walk.left), ahead_(walk.ahead) {
         if (!active) left_ = walk.left > 0 ? 0 : -cut.batches * cut.batch_rows;
+        const Index example = cut.of_example != 0 ? channel / cut.of_example : 0;
+        const Index within = channel - example * cut.of_example;
         for (int i = 0; i < N; ++i) {
-            at_[i] = reinterpret_cast<Index>(of[i]->data) + channel * of[i]->channel +
-                     walk.offset(*of[i]);
+            at_[i] = reinterpret_cast<Index>(of[i]->data) + example * of[i]->example +
+                     within * of[i]->channel + walk.offset(*of[i]);
         }
     }
 

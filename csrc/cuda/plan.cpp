@@ -290,7 +290,8 @@ void plan_phases(LaunchPlan& plan, Path path, int unit) {
     const Arrays arrays = arrays_of(plan.operation);
     const int inputs = reduces ? arrays.summed : arrays.read;
     const bool activated = plan.besides.at(plan.operation, reduces);
-    const Planner planner(Cutter(plan.problem, unit, inputs, activated), inputs, plan.limits);
+    const Planner planner(Cutter(plan.problem, plan.cells, unit, inputs, activated), inputs,
+                          plan.limits);
     plan.path = path;
     plan.first = reduces ? planner.reduce() : planner.apply();
     plan.second = {};
@@ -298,7 +299,7 @@ void plan_phases(LaunchPlan& plan, Path path, int unit) {
     // Where statistics are constants, dx is written from dy alone.
     const bool of_dy = plan.operation == Operation::backward_fixed && !plan.besides.activated;
     const int last = inputs_of(of_dy ? Operation::normalize : plan.operation);
-    const Cutter cutter(plan.problem, unit, last, plan.besides.activated);
+    const Cutter cutter(plan.problem, plan.cells, unit, last, plan.besides.activated);
     plan.second = Planner(cutter, last, plan.limits).apply();
 }
 
@@ -306,7 +307,7 @@ void plan_phases(LaunchPlan& plan, Path path, int unit) {
 // for fewer blocks than its limits say, the launch has fewer and larger blocks.
 const char* plan_fused(const LaunchPlan& plan, Path path, int unit, Launch& launch, bool& fills) {
     const int inputs = inputs_of(plan.operation);
-    const Cutter cutter(plan.problem, unit, inputs, plan.besides.activated);
+    const Cutter cutter(plan.problem, plan.cells, unit, inputs, plan.besides.activated);
     Limits limits = plan.limits;
     while (limits.resident_blocks > 0) {
         const Planner planner(cutter, inputs, limits);
@@ -326,10 +327,11 @@ const char* plan_fused(const LaunchPlan& plan, Path path, int unit, Launch& laun
 
 }  // namespace
 
-Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes,
-                   void* data) {
+Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index step,
+                   Index value_bytes, void* data) {
     Operand operand;
     operand.data = data;
+    operand.example = step * value_bytes;
     operand.channel = strides.channel * value_bytes;
     operand.outer = strides.outer * value_bytes;
     operand.along = (layout == Layout::planar ? cut.unit : strides.inner) * value_bytes;
@@ -339,7 +341,8 @@ Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index 
 
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
-                            std::optional<Path> forced, const Besides& besides) {
+                            std::optional<Path> forced, const Besides& besides,
+                            const CellWalk& cells) {
     if (!description.accepted()) {
         throw Error(Error::Kind::layout, concat("layout: ", description.refusal));
     }
@@ -360,9 +363,10 @@ LaunchPlan make_launch_plan(Operation operation, const Description& description,
     const Description walked = in_one_run(description, addresses.size());
     plan.problem = walked.problem;
     plan.strides = walked.strides;
+    plan.cells = cells;
     plan.forced = forced.has_value();
     plan.limits = limits;
-    const int unit = widest_unit(walked, addresses, besides.activated);
+    const int unit = widest_unit(walked, cells, addresses, besides.activated);
 
     const std::vector<Path> paths = paths_of(operation);
     BNEXT_CHECK(!forced || std::ranges::find(paths, *forced) != paths.end(),

@@ -96,6 +96,7 @@ struct LaunchPlan {
     Limits limits;
     Problem problem;
     std::array<Strides, kMaxOperands> strides{};
+    CellWalk cells;
     Launch first;   // of both phases, of the only one, or of the first
     Launch second;  // of the second phase in two kernels; else with grid 0
     // Places in the workspace, in bytes: counters, partial sums behind them, merged sums, sums
@@ -106,15 +107,16 @@ struct LaunchPlan {
     Index workspace_bytes = 0;
 };
 
-// An array as a launch with that cut walks it.
-Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index value_bytes,
-                   void* data = nullptr);
+// An array as a launch with that cut walks it; `step`: from an example to the next.
+Operand operand_of(Layout layout, const Cut& cut, const Strides& strides, Index step,
+                   Index value_bytes, void* data = nullptr);
 
 // Throws Error: of the kind layout where the arrays have to be copied first, of the kind path where
-// the forced path cannot run the call.
+// the forced path cannot run the call. `cells`: where channels are the cells of examples.
 LaunchPlan make_launch_plan(Operation operation, const Description& description,
                             std::span<const std::uint64_t> addresses, const Limits& limits,
-                            std::optional<Path> forced = {}, const Besides& besides = {});
+                            std::optional<Path> forced = {}, const Besides& besides = {},
+                            const CellWalk& cells = {});
 // The plan of the same call as `two_kernels`, neither cooperative nor in clusters, with another
 // workspace.
 LaunchPlan in_two_kernels(const LaunchPlan& plan);

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "cuda/cell_walk.hpp"
 #include "cuda/residency.hpp"
 
 namespace bnext::cuda {
@@ -41,7 +42,7 @@ struct Operands {
 std::string key_of(const KernelCall& call, const Operands& operands, const Besides& besides,
                    std::optional<Path> forced) {
     std::string key;
-    key.reserve((6 + operands.shape.size() + operands.count * (operands.shape.size() + 1)) *
+    key.reserve((7 + operands.shape.size() + operands.count * (operands.shape.size() + 1)) *
                 sizeof(Index));
     const auto add = [&](Index word) {
         key.append(reinterpret_cast<const char*>(&word), sizeof word);
@@ -50,6 +51,7 @@ std::string key_of(const KernelCall& call, const Operands& operands, const Besid
     add(call.dtype);
     add(call.channel_axis);
     add(call.device);
+    add(call.groups);
     add(forced ? static_cast<Index>(*forced) : -1);
     add(Index{besides.activated} + 2 * Index{besides.residual});
     for (const Index extent : operands.shape) add(extent);
@@ -108,12 +110,10 @@ std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     if (const auto found = all.plans.find(key); found != all.plans.end()) return found->second;
 
     const Limits& limits = limits_in(all, call.device);
-    const Description description =
-        describe(static_cast<DType>(call.dtype), operands.shape, call.channel_axis,
-                 {operands.strides.data(), operands.count});
+    const auto [description, cells] = described(call);
     auto plan = std::make_shared<const LaunchPlan>(
         make_launch_plan(call.operation, description, {operands.addresses.data(), operands.count},
-                         limits, forced, besides));
+                         limits, forced, besides, cells));
     ++all.made;
     if (all.plans.size() >= kMostPlans) all.plans.clear();
     all.plans.emplace(std::move(key), plan);

@@ -69,6 +69,7 @@ struct KernelCall {
     void* caller = nullptr;
     void* (*allocate)(void* caller, Index bytes) = nullptr;
     void (*fail)(void* caller, Failure why, const char* text) = nullptr;
+    Index groups = 0;  // of an example's channels, in norms of cells: forward, backward; else 0
 };
 
 struct KernelTable {

@@ -2,7 +2,6 @@
 // those lie in shared memory.
 #pragma once
 
-#include "core/cells.hpp"
 #include "cuda/arguments.hpp"
 #include "cuda/device.hpp"
 
@@ -13,11 +12,9 @@ struct alignas(sizeof(T) * V) Unit {
     T value[V];
 };
 
-// What a kernel is made for: units of V values, I arrays that are read; which parameters cells
-// have.
-template <class T_, Layout L, int V_, int I, class Maps_ = OneToOne>
+// What a kernel is made for: units of V values, I arrays that are read.
+template <class T_, Layout L, int V_, int I>
 struct Kind {
-    using Maps = Maps_;
     using T = T_;
     using C = Compute<T>;
     using P = Param<T>;

@@ -107,7 +107,7 @@ class DeviceSaved:
     """What a forward call on a GPU leaves for its backward call: as `Saved`, on the device."""
 
     rows: Final[Any]
-    """All statistics, shape (5, C): mean, m2, var, rstd, mean_low."""
+    """All statistics, shape (5, C), or (5, N, G): mean, m2, var, rstd, mean_low."""
     mean: Any
     m2: Any
     var: Any
@@ -116,6 +116,8 @@ class DeviceSaved:
     count: int
     eps: float
     shape: tuple[int, ...]
+    num_groups: int | None
+    """As `Saved` has it."""
     dtype: Any
     channel_axis: int
     batch_statistics: bool

@@ -1,8 +1,8 @@
 """Group and instance normalization of arrays: arrays in, arrays out, no state.
 
 Each example is normalized for itself, by the statistics of every group of its channels. Of a group
-for each channel, that is instance normalization. Arrays, dtypes, layouts and results are as in
-`bnext.functional`; arrays on a GPU are refused.
+for each channel, that is instance normalization. Arrays, devices, dtypes, layouts and results are
+as in `bnext.functional`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from numpy import ndarray
 
 from bnext import _core, split_cells
-from bnext._core import Saved
+from bnext._core import DeviceSaved, Saved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.arrays import engine_of
 from bnext.groups.group import ALONE, Group, Part, part_of
@@ -43,7 +43,7 @@ def group_norm_forward(
     out: ArrayT | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[ArrayT, Saved | SplitSaved]: ...
+) -> tuple[ArrayT, Saved | DeviceSaved | SplitSaved]: ...
 
 
 @overload
@@ -74,15 +74,15 @@ def group_norm_forward(
     out: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Any, Saved | SplitSaved]:
+) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:
     """Normalize each example of `x` by the mean and variance of every group of its channels.
 
     Parameters
     ----------
     x : array, shape (N, C, ...) with N at axis 0 and C at `channel_axis`
-        float32, float64, float16 or bfloat16, of rank 2 or more; on the CPU. Dense arrays in either
-        layout (NCHW, NHWC) and slices along the examples or the channels are read in place; others
-        are copied once.
+        float32, float64, float16 or bfloat16, of rank 2 or more; on the CPU or on a GPU. Dense
+        arrays in either layout (NCHW, NHWC) and slices along the examples or the channels are read
+        in place; others are copied once.
     num_groups : int
         Groups G that the channels are divided into, neighbours together; a divisor of C.
     weight, bias : array, shape (C,), optional
@@ -92,7 +92,7 @@ def group_norm_forward(
     channel_axis : int
         Which axis of `x` has the channels; negative counts from the end. Not axis 0.
     group : bnext.sync.Group, optional
-        `x` has the caller's positions of examples that all members of the group hold together: the
+        `x`, on the CPU, has the caller's positions of examples that all members hold together: the
         axes other than the examples' and the channels' may be of any length, also 0. Mean and
         variance are of the values of all members, which call this together.
     out : array, shape of `x`, optional
@@ -108,19 +108,21 @@ def group_norm_forward(
         ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
         over the values of a group of channels of an example (Wu and He 2018, section 3), in the
         memory order of `x`, or `out`.
-    saved : Saved, or bnext.sync.SplitSaved with a group
+    saved : Saved or DeviceSaved, or bnext.sync.SplitSaved with a group
         The statistics, of shape (N, G), for `group_norm_backward`; after an activation also copies
-        of `weight` and `bias`.
+        of `weight` and `bias`. On a GPU a `DeviceSaved`.
 
     Raises
     ------
     ValueError
         A shape does not fit, `num_groups` does not divide C, all of `x` has one value per group,
         `eps` is negative or not finite, `channel_axis` is not an axis of `x` behind the first,
-        `out` is read-only or overlaps an input; `activation` is not one of the names; `x` is on a
-        GPU.
+        `out` is read-only or overlaps an input; `activation` is not one of the names; with a group,
+        `x` is on a GPU.
     TypeError
         A dtype does not fit, or an argument is not an array, or not an integer.
+    RuntimeError
+        `x` is on a device on which bnext cannot compute.
     bnext.sync.GroupError
         A member of the group is missing, has failed, or called something else.
     """
@@ -136,7 +138,7 @@ def group_norm_forward(
 def group_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -148,7 +150,7 @@ def group_norm_backward(
 def group_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -160,7 +162,7 @@ def group_norm_backward(
 def group_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -171,7 +173,7 @@ def group_norm_backward(
 def group_norm_backward(
     dy: Values,
     x: Any,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -185,7 +187,7 @@ def group_norm_backward(
         Gradient of the loss by `y`; of the dtype of `x`.
     x : array, shape (N, C, ...)
         The input of the forward call, unchanged.
-    saved : Saved or SplitSaved
+    saved : Saved, DeviceSaved or SplitSaved
         What the forward call returned, which knows its group.
     weight : array, shape (C,), optional
         As in the forward call.
@@ -210,8 +212,8 @@ def group_norm_backward(
     Raises
     ------
     ValueError
-        A shape does not fit, `saved` is from another input or another norm, or `x` has changed
-        since; `out` is read-only or overlaps an input.
+        A shape does not fit, `saved` is from another input or another norm, or on the CPU, `x` has
+        changed since; `out` is read-only or overlaps an input.
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """
@@ -230,7 +232,7 @@ def instance_norm_forward(
     out: ArrayT | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[ArrayT, Saved | SplitSaved]: ...
+) -> tuple[ArrayT, Saved | DeviceSaved | SplitSaved]: ...
 
 
 @overload
@@ -259,7 +261,7 @@ def instance_norm_forward(
     out: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
-) -> tuple[Any, Saved | SplitSaved]:
+) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:
     """Normalize each channel of each example of `x` by its own mean and variance.
 
     Parameters
@@ -273,7 +275,7 @@ def instance_norm_forward(
         ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
         over a channel's values in an example (Ulyanov, Vedaldi and Lempitsky 2016), in the memory
         order of `x`, or `out`.
-    saved : Saved, or bnext.sync.SplitSaved with a group
+    saved : Saved or DeviceSaved, or bnext.sync.SplitSaved with a group
         The statistics, of shape (N, C), for `instance_norm_backward`.
 
     Raises
@@ -290,7 +292,7 @@ def instance_norm_forward(
 def instance_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -302,7 +304,7 @@ def instance_norm_backward(
 def instance_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -314,7 +316,7 @@ def instance_norm_backward(
 def instance_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -325,7 +327,7 @@ def instance_norm_backward(
 def instance_norm_backward(
     dy: Values,
     x: Any,
-    saved: Saved | SplitSaved,
+    saved: Saved | DeviceSaved | SplitSaved,
     weight: Values | None = None,
     *,
     parameter_gradients: str = "local",
@@ -356,14 +358,14 @@ def instance_norm_backward(
 def cells_forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any,
     activation: Any = None, negative_slope: Any = 0.01, part: Part = ALONE,
-) -> tuple[Any, Saved | SplitSaved]:  # fmt: skip
+) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:  # fmt: skip
     """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
     if part is not ALONE:
         return split_cells.forward(
             x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope, part
         )
     epilogue = None if activation is None else (None, activation, negative_slope)
-    result: tuple[Any, Saved] = _engine(x).cell_forward(
+    result: tuple[Any, Saved | DeviceSaved] = _engine(x).cell_forward(
         x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis,
         out=out, epilogue=epilogue,
     )  # fmt: skip
@@ -385,9 +387,4 @@ def cells_backward(
 
 
 def _engine(x: Any) -> Any:
-    if type(x) is not ndarray and engine_of(x) is not _core:
-        raise ValueError(
-            "x: expected an array on the CPU, where group and instance normalization have kernels, "
-            "got one on a GPU"
-        )
-    return _core
+    return _core if type(x) is ndarray else engine_of(x)

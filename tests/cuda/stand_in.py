@@ -75,6 +75,7 @@ class _KernelCall(ctypes.Structure):
         ("caller", ctypes.c_void_p),
         ("allocate", ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
         ("fail", ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p)),
+        ("groups", ctypes.c_int64),  # 0: norms of cells are for the kernels alone
     ]
 
 

@@ -148,6 +148,10 @@ class Library:
         xp = self._namespace()
         return xp.astype(array, getattr(xp, dtype))
 
+    def mean_of_first(self, array: Any) -> Any:
+        """Give the means along the first axis."""
+        return self._namespace().mean(array, axis=0)
+
     def blend(self, target: Any, momentum: float, values: Any, divisor: int) -> None:
         """Make `target` ``(1 - momentum) * target + momentum * (values / divisor)``.
 

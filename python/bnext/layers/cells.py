@@ -13,7 +13,7 @@ from bnext.arguments import index_of
 from bnext.array_types import Array, ArrayT
 from bnext.group_norm import cells_backward, cells_forward
 from bnext.groups.group import ALONE, Group, check_group
-from bnext.layers.checks import taken
+from bnext.layers.checks import check_places, taken
 from bnext.layers.examples import ExampleNormalization, text_of_activation
 from bnext.layers.modes import Modes
 from bnext.spine import check_parameter_gradients
@@ -70,9 +70,9 @@ class CellNormalization(ExampleNormalization, Modes):
         Parameters
         ----------
         x : array, shape (N, C, ...) with C at `channel_axis`; InstanceNorm's also one example's
-            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
-            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
-            not change.
+            Of any library, on the CPU or on a GPU. Of the layer's dtype; for a float32 layer also
+            float16 or bfloat16. The layer keeps it, without a copy, until `backward` or the next
+            call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
 
@@ -84,8 +84,10 @@ class CellNormalization(ExampleNormalization, Modes):
         Raises
         ------
         ValueError, TypeError
-            `x` has a wrong rank, number of channels or dtype, has one value per slab, is on a GPU,
-            or what `bnext.group_norm_forward` raises. The layer's state is then what it was before.
+            `x` has a wrong rank, number of channels or dtype, has one value per slab, or what
+            `bnext.group_norm_forward` raises. The layer's state is then what it was before.
+        RuntimeError
+            `x` is on a device on which bnext cannot compute.
         bnext.sync.GroupError
             A member of the group is missing, has failed, or called something else.
         """
@@ -100,16 +102,26 @@ class CellNormalization(ExampleNormalization, Modes):
         group = self.group
         part = ALONE if group is None or uses else group.part(self)
         with part:
-            x, _ = taken(self, x, any_channels=not per_channel)
+            x, engine = taken(self, x, any_channels=not per_channel)
             if moves:
                 self.running.check_movable()
+                if engine is not _core:
+                    check_places(self, x, engine)
         of = self.weight, self.bias, self.eps, self.channel_axis, out
         act = self.activation, self.negative_slope
         if uses:
             epilogue = None if self.activation is None else (None, *act)
-            y, saved = spine.forward(x, *of, given=self.running, epilogue=epilogue)
+            y, saved = spine.forward(
+                x, *of, given=self.running, epilogue=epilogue, engine=engine,
+                explain=None if engine is _core else partial(check_places, self),
+            )  # fmt: skip
         else:
-            y, saved = cells_forward(x, self.num_groups, *of, *act, part)
+            try:
+                y, saved = cells_forward(x, self.num_groups, *of, *act, part)
+            except TypeError:
+                if engine is not _core:
+                    check_places(self, x, engine)
+                raise
             if moves:
                 move = partial(self._move_running, saved)
                 if group is not None and isinstance(saved, SplitSaved):

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from bnext._core import DeviceSaved
 from bnext.array_types import AnyArray
+from bnext.arrays.libraries import library_of
 from bnext.docstrings import with_sections_of
 from bnext.estimators import DEFAULT_MOMENTUM, chosen
 from bnext.groups.group import Group
@@ -86,9 +88,21 @@ class _InstanceNorm(CellNormalization):
 
         As PyTorch has it, nothing is counted, and without a momentum nothing moves.
         """
-        if saved.shape[0] > 0:
+        if saved.shape[0] == 0:
+            return
+        if isinstance(saved, DeviceSaved):
+            self._move_there(saved)
+        else:
             uncounted = dataclasses.replace(self.running, counter=None)
             uncounted.move(saved.count, saved.mean.mean(axis=0), saved.m2.mean(axis=0))
+
+    def _move_there(self, saved: DeviceSaved) -> None:
+        """Do the same on a GPU, by operations of the library."""
+        library: Any = library_of(saved.rows)
+        momentum = dataclasses.replace(self.running, counter=None).weight()
+        mean, m2 = (library.mean_of_first(row) for row in (saved.mean, saved.m2))
+        library.blend(self.running.mean, momentum, mean, 1)
+        library.blend(self.running.var, momentum, m2, saved.count - 1)
 
     def __repr__(self) -> str:
         """As PyTorch prints it, with `channel_axis` and `dtype` where they are not the default."""

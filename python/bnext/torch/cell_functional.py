@@ -39,8 +39,9 @@ def group_norm(
     Parameters
     ----------
     input : Tensor, shape (N, C, ...)
-        float32, float64, float16 or bfloat16, on the CPU; elsewhere PyTorch's operator computes. In
-        either memory format, which the result has as well.
+        float32, float64, float16 or bfloat16, on the CPU, or on a GPU if bnext has its kernels
+        there; elsewhere PyTorch's operator computes. In either memory format, which the result has
+        as well.
     num_groups : int
         Groups that the channels are divided into.
     weight, bias : Tensor, shape (C,), or None
@@ -129,8 +130,9 @@ def instance_norm(
     Parameters
     ----------
     input : Tensor, shape (N, C, ...)
-        float32, float64, float16 or bfloat16, on the CPU; elsewhere PyTorch's operator computes. In
-        either memory format, which the result has as well.
+        float32, float64, float16 or bfloat16, on the CPU, or on a GPU if bnext has its kernels
+        there; elsewhere PyTorch's operator computes. In either memory format, which the result has
+        as well.
     running_mean, running_var : Tensor, shape (C,), or None
         With `use_input_stats`, they are moved in place, by the means over the examples of their
         means and unbiased variances; without, `input` is normalized by them.
@@ -188,7 +190,7 @@ def activated_instance_norm(
                 if tracked and not is_recomputed():
                     _move(running_mean, running_var, momentum, saved)
                 return y
-            if tracked and input.device.type == "cpu":
+            if tracked:
                 running = running_mean, running_var, None, None
                 return gradients.batch_norm(input, weight, bias, eps, running, False, epilogue)
         except KernelRefusal:

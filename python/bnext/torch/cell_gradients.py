@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnext.arrays import DeviceSaved
 from bnext.rows import Statistics
 from bnext.torch import cell_kernels, formulas
 from bnext.torch.epilogues import Epilogue, derivative
@@ -80,7 +81,7 @@ def _by_kernels(
         return cell_kernels.backward(dy, x, saved, weight)
     except ValueError:
         # It has changed, by ways that autograd does not see; or the error is another.
-        if x.data_ptr() == saved.address:
+        if isinstance(saved, DeviceSaved) or x.data_ptr() == saved.address:
             raise
     # What hooks have made of x may be close to it, and not the same.
     rows = cell_kernels.rows_of(saved)

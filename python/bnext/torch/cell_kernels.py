@@ -1,7 +1,7 @@
-"""Tensors to the kernels of group and instance normalization and back, on the CPU; no autograd.
+"""Tensors to the kernels of group and instance normalization and back; no autograd.
 
 As in `bnext.torch.kernels`: plain tensors go as they are, others go again, prepared, and results
-are memory of bnext's pool in the memory format of `x`.
+are in the memory format of `x`, on the CPU memory of bnext's pool, on a GPU of PyTorch's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ import torch
 from torch import Tensor
 
 from bnext import _core
+from bnext.arrays import DeviceSaved, engine_of
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.formats import formatted
-from bnext.torch.kernels import KernelRefusal, _detached, _settled, widened, work_together
+from bnext.torch.kernels import (
+    KernelRefusal,
+    _detached,
+    _settled,
+    calls_on,
+    widened,
+    work_together,
+)
 
 __all__ = ["backward", "backward_by_rows", "forward", "restored", "rows_of"]
 
@@ -24,19 +32,18 @@ def forward(
     epilogue: Epilogue | None = None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """Normalize each example by its groups, or without a number of them by its channels."""
-    if x.is_cuda:
-        raise KernelRefusal
+    engine = calls_on(x) if x.is_cuda else _core
     try:
-        result: tuple[Tensor, Any] = _core.cell_forward(
+        result: tuple[Tensor, Any] = engine.cell_forward(
             x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=1, out=None,
             plain=True, epilogue=epilogue,
         )  # fmt: skip
         return result
     except (TypeError, ValueError):
-        if x.device.type != "cpu" or not work_together(x, weight, bias):
+        if not work_together(x, weight, bias):
             raise KernelRefusal from None
     try:
-        y, saved = _core.cell_forward(
+        y, saved = engine_of(x).cell_forward(
             x=_detached(x), num_groups=num_groups, weight=_detached(widened(x, weight)),
             bias=_detached(widened(x, bias)), eps=eps, channel_axis=1, out=None, epilogue=epilogue,
         )  # fmt: skip
@@ -49,13 +56,14 @@ def backward(
     dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias by the statistics that forward left."""
+    engine = calls_on(x) if x.is_cuda else _core
     try:
-        result: tuple[Tensor, Tensor, Tensor] = _core.cell_backward(
+        result: tuple[Tensor, Tensor, Tensor] = engine.cell_backward(
             dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True
         )
         return result
     except TypeError:
-        dx, dweight, dbias = _core.cell_backward(
+        dx, dweight, dbias = engine_of(x).cell_backward(
             dy=_detached(_settled(dy)), x=_detached(x), saved=saved,
             weight=_detached(widened(x, weight)), out=None,
         )  # fmt: skip
@@ -71,7 +79,8 @@ def backward_by_rows(
 
 def rows_of(saved: Any) -> Tensor:
     """Give the rows of statistics in `saved` as a tensor of float64, shape (5, N, G)."""
-    return torch.from_numpy(saved.rows)
+    rows: Any = saved.rows
+    return rows if isinstance(saved, DeviceSaved) else torch.from_numpy(rows)
 
 
 def restored(
@@ -83,7 +92,7 @@ def restored(
     With an activation also from the parameters, of which its argument is made again.
     """
     rows = _detached(rows)
-    return _core.cell_restored(
+    return engine_of(x).cell_restored(
         x=_detached(x), num_groups=rows.size(2), rows=rows.reshape(rows.size(0), -1), eps=eps,
         channel_axis=1, weight=_detached(widened(x, weight)), bias=_detached(widened(x, bias)),
         epilogue=epilogue,

@@ -71,7 +71,8 @@ class GroupNorm(_Cells, torch.nn.GroupNorm):
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
     values of a group of channels of an example (Wu and He 2018, section 3), by bnext's kernels on
-    the CPU; elsewhere, and below 32,768 values, by PyTorch's operator.
+    the CPU, and on a GPU if bnext has them there; elsewhere, and below 32,768 values, by PyTorch's
+    operator.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """
@@ -182,7 +183,8 @@ class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
     values of a channel of an example (Ulyanov, Vedaldi and Lempitsky 2016), by bnext's kernels on
-    the CPU and by PyTorch's operator elsewhere. The result has the memory format of the input.
+    the CPU, and on a GPU if bnext has them there, and by PyTorch's operator elsewhere. The result
+    has the memory format of the input.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """
