@@ -72,9 +72,8 @@ class _CellNorm(torch.autograd.Function):
         if ctx.epilogue is not None and ctx.epilogue.activation is not None:
             slope = derivative(ctx.epilogue.activation, ctx.epilogue.negative_slope)
         saved = ctx.statistics
-        again = partial(_by_formulas, groups=saved.num_groups, eps=saved.eps, slope=slope)
-        if not saved.residual:
-            again = partial(backward, **again.keywords)
+        formula: Any = _by_formulas if saved.residual else backward
+        again = partial(formula, groups=saved.num_groups, eps=saved.eps, slope=slope)
         return gradients_of(ctx, dy, partial(_by_kernels, ctx), again)
 
 
