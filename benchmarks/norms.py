@@ -33,6 +33,8 @@ CASES = [
     *(Case(norm, (64, 20)) for norm in ("layer", "rms")),
     *(Case("group", (32, 256, 56, 56), groups=32, channels_last=last) for last in (False, True)),
     Case("group", (32, 256, 56, 56), "bfloat16", 32),
+    *(Case("group", (32, channels, 7, 7), groups=32) for channels in (512, 2048)),
+    Case("group", (32, 1024, 14, 14), groups=32),
     Case("instance", (2, 32, 128, 128, 64)),
     Case("group", (64, 20), groups=4),
     Case("instance", (64, 20, 8)),

@@ -18,11 +18,19 @@ cpu::Examples<T> target_of(const Operands& arrays) {
     return {view.data, view.stride, arrays.step_of_target()};
 }
 
-// What an activation leaves for the backward pass; null without one.
+template <class T>
+cpu::Examples<const T> residual_of(const Operands& arrays) {
+    const auto view = arrays.residual<T>();
+    return {view.data, view.stride, arrays.step_of_residual()};
+}
+
+// What an activation and a residual leave for the backward pass; null without.
 std::shared_ptr<const SavedEpilogue> epilogue_of_cells(const Call& call) {
-    if (!call.fused.any()) return nullptr;
+    const Fused fused = call.applied();
+    if (!fused.any()) return nullptr;
     auto kept = std::make_shared<SavedEpilogue>();
-    kept->fused = call.fused;
+    kept->fused = fused;
+    if (fused.residual) kept->residual_fingerprint = fingerprint_of(call[Role::residual]);
     const auto channels = static_cast<std::size_t>(call.channels());
     kept->parameters.resize(2 * channels);
     const std::span<double> all(kept->parameters);
@@ -42,16 +50,34 @@ py::object cell_forward(Taken& taken) {
     saved.fingerprint = fingerprint_of(call[Role::x]);
     const auto pass = [&](auto type, const Operands& arrays, const auto& affine) {
         using T = decltype(type);
+        cpu::CellsApplied<T> applied{call.call.applied()};
+        if (applied.fused.residual) applied.residual = residual_of<T>(arrays);
         saved.count = cpu::cell_forward<T>(arrays.cells(), x_of<T>(arrays), target_of<T>(arrays),
-                                           affine, saved.eps, saved.rows(), call.call.fused);
+                                           affine, saved.eps, saved.rows(), applied);
     };
     const py::object y = compute(call, Results(call.library()), pass);
     saved.epilogue = epilogue_of_cells(call.call);
     return tuple_of(y, object_of(std::move(saved)));
 }
 
-constexpr Signature kCellBackward{"cell_backward", "dy, x, saved, weight, out, plain=False",
-                                  "dx, dweight, dbias."};
+constexpr Signature kCellBackward{
+    "cell_backward", "dy, x, saved, weight, out, plain=False, residual=None",
+    "dx, dweight, dbias; and dresidual, if the forward call had one."};
+
+// What the forward pass applied, for the backward pass.
+template <class T>
+cpu::CellsApplied<T> applied_again(const cpu::Applied<T>* again, const Operands& arrays) {
+    if (again == nullptr) return {};
+    cpu::CellsApplied<T> applied{again->fused};
+    applied.of_forward = again->of_forward;
+    if (!applied.fused.changes_backward()) applied.fused = {};  // g is dy
+    if (applied.fused.reads_residual()) applied.residual = residual_of<T>(arrays);
+    const auto view = arrays.dresidual<T>();
+    if (view.data != nullptr) {
+        applied.dresidual = {view.data, view.stride, arrays.step_of_dresidual()};
+    }
+    return applied;
+}
 
 py::object cell_backward(Taken& taken) {
     Intake& call = taken.call;
@@ -62,18 +88,22 @@ py::object cell_backward(Taken& taken) {
         using T = decltype(type);
         const auto view = arrays.dy<T>();
         const AppliedAgain<T> again(saved, arrays);
-        const auto* const applied = again.get();
+        const auto applied = applied_again<T>(again.get(), arrays);
         cpu::cell_backward<T>(arrays.cells(), {view.data, view.stride, arrays.step_of_dy()},
                               x_of<T>(arrays), target_of<T>(arrays), saved.rows(), affine.weight,
-                              dweight.data(), dbias.data(), applied ? applied->fused : Fused{},
-                              applied ? applied->of_forward : cpu::Affine<T>{nullptr, nullptr});
+                              dweight.data(), dbias.data(), applied);
     };
-    const py::object dx = compute(call, Results(call.library()), pass);
+    py::object dresidual = py::reinterpret_borrow<py::object>(taken.dy);
+    const py::object dx =
+        compute(call, Results(call.library()), pass, wanted_dresidual(saved, dresidual));
+    const bool has_residual = saved.epilogue && saved.epilogue->fused.residual;
     const Results parameters(call.library_of_weight(taken.weight));
     return with_dtype(saved.dtype, [&](auto type) {
         using P = Param<decltype(type)>;
-        return tuple_of(dx, parameters.vector<P>({dweight.data(), channels}),
-                        parameters.vector<P>({dbias.data(), channels}));
+        const auto of_weight = parameters.vector<P>({dweight.data(), channels});
+        const auto of_bias = parameters.vector<P>({dbias.data(), channels});
+        return has_residual ? tuple_of(dx, of_weight, of_bias, dresidual)
+                            : tuple_of(dx, of_weight, of_bias);
     });
 }
 

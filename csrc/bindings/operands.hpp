@@ -78,7 +78,9 @@ public:
     // The step from an example of a view below to the next.
     [[nodiscard]] Index step_of_x() const { return cells_.steps[0]; }
     [[nodiscard]] Index step_of_dy() const { return cells_.steps[place_of(Role::dy)]; }
+    [[nodiscard]] Index step_of_residual() const { return cells_.steps[place_of(Role::residual)]; }
     [[nodiscard]] Index step_of_target() const { return cells_.steps[count_]; }
+    [[nodiscard]] Index step_of_dresidual() const { return cells_.steps[further_at_]; }
 
     // The views of the first input, of dy beside x, of another input (null without), of the result,
     // and of further ones.

@@ -112,7 +112,7 @@ std::shared_ptr<SavedEpilogue> epilogue_of_state(const py::tuple& state, const S
     const int number = activation_number(py::cast<std::string>(state[0]));
     if (number == kActivations) return nullptr;
     epilogue->fused = {static_cast<Activation>(number), py::cast<double>(state[1]),
-                       py::cast<bool>(state[2]), py::cast<bool>(state[3])};
+                       py::cast<bool>(state[2]), py::cast<bool>(state[3]), saved.groups != 0};
     epilogue->residual_fingerprint = py::cast<std::uint64_t>(state[4]);
     // Flags in an order that reaches each of them, as dense arrays have it.
     Flags& flags = epilogue->flags;

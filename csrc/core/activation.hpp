@@ -42,7 +42,8 @@ struct Fused {
     Activation activation = Activation::none;
     double negative_slope = 0.01;  // of leaky_relu
     bool residual = false;
-    bool in_place = false;  // y was written over x: the backward pass reads y in place of x
+    bool in_place = false;       // y was written over x: the backward pass reads y in place of x
+    bool without_flags = false;  // the pass keeps none: the backward pass makes z again
 
     // Whether z follows from y alone, for a backward pass in place: the activation is one-to-one,
     // and nowhere so flat that y keeps no digits of z. (Sigmoid and tanh saturate.)
@@ -60,7 +61,8 @@ struct Fused {
     // then needs no z, and so no residual: to read it twice again would be 8 arrays' traffic in
     // place of 6 and two bits a value (without the addition it is 5).
     [[nodiscard]] constexpr bool keeps_flags() const {
-        return residual && is_piecewise_linear() && activation != Activation::none;
+        return residual && is_piecewise_linear() && activation != Activation::none &&
+               !without_flags;
     }
     // The derivative where it is not 1, of an activation with flags.
     [[nodiscard]] constexpr double other_derivative() const {

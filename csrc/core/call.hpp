@@ -143,6 +143,7 @@ struct Call {
         Fused all = fused;
         all.residual = has(Role::residual);
         all.in_place = writes_over(Role::x);
+        all.without_flags = is_of_cells();  // a slab's arrays are read again from a cache
         return all;
     }
     // Whether `out` is that array itself, on the CPU.

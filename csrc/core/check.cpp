@@ -157,7 +157,8 @@ private:
         } else {  // as PyTorch: of N examples' groups together
             check_more_than_one(x().shape(), x().size() / *call_.num_groups);
         }
-        out(x().dtype(), x().shape(), {Role::x, Role::weight, Role::bias});
+        residual();
+        out(x().dtype(), x().shape(), {Role::x, Role::residual, Role::weight, Role::bias});
     }
 
     void cell_restored() const {
@@ -166,6 +167,7 @@ private:
         required(Role::rows, shape);
         like(Role::rows, DType::float64, shape);
         check_eps(call_.eps);
+        residual();
     }
 
     // That x, or y in its place, is the forward call's.
@@ -304,8 +306,10 @@ private:
     void epilogue() const {
         weighting();
         check_negative_slope(call_.fused.negative_slope);
-        if (!call_.has(Role::residual)) return;
-        like(Role::residual, x().dtype(), x().shape());
+        residual();
+    }
+    void residual() const {
+        if (call_.has(Role::residual)) like(Role::residual, x().dtype(), x().shape());
     }
 
     // Updated in place: both or neither.

@@ -203,7 +203,8 @@ double run(const CellProblem& problem, const CellSettings<T>& settings, const Ce
 template <class T>
 double cell_forward(const CellProblem& problem, const Examples<const T>& x, const Examples<T>& y,
                     const Affine<T>& affine, double eps, const StatisticsOut& slabs,
-                    const Fused& fused) {
+                    const CellsApplied<T>& applied) {
+    const Fused& fused = applied.fused;
     if (problem.elements() == 0) {
         const double n = problem.count();
         const Index all = problem.all_slabs();
@@ -217,6 +218,7 @@ double cell_forward(const CellProblem& problem, const Examples<const T>& x, cons
     const ForwardOfCells<T> pass{{problem, settings.cells, fused.any() ? &activated : nullptr},
                                  settings.sums,
                                  x,
+                                 fused.residual ? applied.residual : x,
                                  y,
                                  affine,
                                  eps,
@@ -227,8 +229,9 @@ double cell_forward(const CellProblem& problem, const Examples<const T>& x, cons
 template <class T>
 void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
                    const Examples<const T>& x, const Examples<T>& dx, const StatisticsIn& slabs,
-                   const Param<T>* weight, double* dweight, double* dbias, const Fused& fused,
-                   const Affine<T>& of_forward) {
+                   const Param<T>* weight, double* dweight, double* dbias,
+                   const CellsApplied<T>& applied) {
+    const Fused& fused = applied.fused;
     const Index channels = problem.parameters;
     std::fill_n(dweight, channels, 0.0);
     std::fill_n(dbias, channels, 0.0);
@@ -242,12 +245,14 @@ void cell_backward(const CellProblem& problem, const Examples<const T>& dy,
                                   settings.sums,
                                   x,
                                   dy,
+                                  fused.reads_residual() ? applied.residual : x,
                                   dx,
+                                  fused.residual ? applied.dresidual : dx,
                                   slabs,
                                   weights,
                                   sum_dy.data(),
                                   sum_dy_xmu.data(),
-                                  of_forward};
+                                  applied.of_forward};
     run(problem, settings, pass);
     const FloatMode mode;
     for (Index first = 0; first < cells; first += channels) {

@@ -112,6 +112,7 @@ struct ForwardOfCells : CellPass<T> {
 
     const Setting<T>& sums;  // of the first phase: over slabs as planes, where they are joined
     const Examples<const T>& x;
+    const Examples<const T>& residual;  // x without one
     const Examples<T>& y;
     const Affine<T>& affine;
     double eps;
@@ -168,7 +169,7 @@ struct ForwardOfCells : CellPass<T> {
     template <class Use>
     void with_second(const CellRoom<T>& room, const Use& use) const {
         const View<const T> of_x = x.of(room.example, room.base);
-        const View<const T> in[] = {of_x, of_x};  // which there is no residual for
+        const View<const T> in[] = {of_x, residual.of(room.example, room.base)};
         const View<T> out = y.of(room.example, room.base);
         const Affine<T> by{this->parameters_of(affine.weight, room, room.weight()),
                            this->parameters_of(affine.bias, room, room.bias())};
@@ -229,7 +230,9 @@ struct BackwardOfCells : CellPass<T> {
     const Setting<T>& sums;
     const Examples<const T>& x;
     const Examples<const T>& dy;
+    const Examples<const T>& residual;  // x where none is read
     const Examples<T>& dx;
+    const Examples<T>& dresidual;  // dx without a residual
     const StatisticsIn& slabs;
     const ChannelWeights<T>& weights;
     double* sum_dy;  // of all cells
@@ -242,7 +245,7 @@ struct BackwardOfCells : CellPass<T> {
     };
     [[nodiscard]] Inputs inputs(const CellRoom<T>& room) const {
         const View<const T> of_x = x.of(room.example, room.base);
-        return {{of_x, dy.of(room.example, room.base), of_x}};
+        return {{of_x, dy.of(room.example, room.base), residual.of(room.example, room.base)}};
     }
     [[nodiscard]] Affine<T> affine_of_z(const CellRoom<T>& room) const {
         return {this->parameters_of(of_forward.weight, room, room.weight()),
@@ -312,8 +315,8 @@ struct BackwardOfCells : CellPass<T> {
     template <class Use>
     void with_second(const CellRoom<T>& room, const Use& use) const {
         const Inputs all = inputs(room);
-        const View<T> of_dx = dx.of(room.example, room.base);
-        const View<T> out[] = {of_dx, of_dx};  // no gradient of a residual
+        const View<T> out[] = {dx.of(room.example, room.base),
+                               dresidual.of(room.example, room.base)};
         const StatisticsIn rows = room.rows();
         const Gradients<T> gradients{rows, nullptr, room.more(0), room.more(1), room.more(2)};
         if (room.of_z) {

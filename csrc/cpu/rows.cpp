@@ -77,7 +77,12 @@ private:
         std::optional<RowGradient<T>> made;
         if (made_ != nullptr && !makes_pieces) made = made_->make(block, rank);
         const RowGradient<T>* of = made ? &*made : &of_;
-        const Index summed = phases_ == RowPhases::second ? block.begin : block.end;
+        Index summed = phases_ == RowPhases::second ? block.begin : block.end;
+        if (pieces == 1 && summed > block.begin) {  // all rows by one call
+            const RowSums here{of_.sums.first + block.begin, of_.sums.second + block.begin};
+            kernels_.reduce[problem_.centered](*of, block, here);
+            summed = block.begin;
+        }
         for (Index row = block.begin; row < summed; ++row) {
             for (Index k = 0; k < pieces; ++k) {
                 double a = 0, b = 0;

@@ -91,6 +91,19 @@ Index planar_block(const Candidate& c) {
     return lines <= most ? lines : block;
 }
 
+// Cells of a planar block. Of planes below a page, as many as half of the second-level cache has
+// room for: between the phases of a block there is a third of a microsecond of other work, and each
+// phase comes to speed anew. Of planes of 7x7 and 14x14, calls with blocks of 64 KiB took 1.1 to
+// 1.35 of the time in backward, 1.05 to 1.2 in forward (32 examples, 512 to 2048 channels, two
+// cores of a Zen 4).
+Index cell_block(const Candidate& c) {
+    const Index block = planar_block(c);
+    if (plane_bytes(c) >= kPageBytes) return block;
+    const Index fair = divide_up(c.problem.channels, Index{4} * c.machine.threads);
+    const Index room = c.machine.l2_bytes / 2 / std::max<Index>(c.slab_bytes(1), 1);
+    return std::max(block, std::min(room, fair));
+}
+
 Index block_of(const Candidate& c) {
     if (!c.by_rows()) return planar_block(c);
     return std::max<Index>(kMaxBlock / c.tiling.columns() / kLanes, 1) * kLanes;
@@ -201,7 +214,7 @@ Plan make_plan(const CellProblem& problem, const Work& work, const Machine& mach
     constexpr Index kColumns = 1024;
     Index block = whole_rows      ? problem.cells()
                   : all.by_rows() ? std::max<Index>(kColumns / tiling.columns(), 1)
-                                  : block_of(all);
+                                  : cell_block(all);
     block = std::max<Index>(block / together, 1) * together;
     block = std::clamp<Index>(block, 1, std::max<Index>(problem.cells(), 1));
     const Index blocks = divide_up(problem.cells(), block);

@@ -22,11 +22,14 @@ public:
         call_.eps = frame.get<double>("eps");
         call_.channel_axis = frame.get<std::int64_t>("channel_axis");
         call_.fused = fused_of(frame);
+        fused_ = call_.fused;
+        fused_.residual = frame.get<bool>("residual");
+        fused_.without_flags = true;
         const auto groups = frame.get<std::int64_t>("num_groups");  // 0: each channel is a group
         if (groups != 0) call_.num_groups = groups;
         if (call_.has(Role::dy)) {
             check_axis(call_.channel_axis, x().rank);
-            FromForward from{x().dtype(), x().shape(), call_.axis(), true, nullptr, call_.fused};
+            FromForward from{x().dtype(), x().shape(), call_.axis(), true, nullptr, fused_};
             from.groups = call_.groups();
             call_.from_forward = &from_.emplace(from);
         }
@@ -46,7 +49,15 @@ public:
     [[nodiscard]] double eps() const { return call_.eps; }
     [[nodiscard]] Index channels() const { return call_.channels(); }
     [[nodiscard]] Index times() const { return times_; }
-    [[nodiscard]] const Fused& fused() const { return call_.fused; }
+    template <class T>
+    [[nodiscard]] cpu::CellsApplied<T> applied() const {
+        cpu::CellsApplied<T> all{fused_};
+        if (call_.has(Role::dy) && !fused_.changes_backward()) all.fused = {};  // g is dy
+        if (has("residual")) all.residual = examples<const T>("residual");
+        if (has("dresidual")) all.dresidual = examples<T>("dresidual");
+        all.of_forward = affine<T>();
+        return all;
+    }
     [[nodiscard]] const CellProblem& problem() const { return description_.problem; }
     [[nodiscard]] Index slabs() const { return x().extent(0) * call_.groups(); }  // of a slice
 
@@ -72,6 +83,7 @@ public:
 private:
     Extents extents_;
     Call call_;
+    Fused fused_;
     std::optional<FromForward> from_;
     Index times_;
     CellDescription description_;
@@ -86,7 +98,7 @@ void forward(const CellOperands& of) {
     with_dtype(of.x().dtype(), [&](auto type) {
         using T = decltype(type);
         cpu::cell_forward<T>(of.problem(), of.examples<const T>("x"), of.examples<T>("y"),
-                             of.affine<T>(), of.eps(), out, of.fused());
+                             of.affine<T>(), of.eps(), out, of.applied<T>());
     });
     if (times == 1) return;
     for (Index k = 0; k < kStatisticsRows; ++k) {  // each slice has rows of its own
@@ -104,8 +116,8 @@ void backward(const CellOperands& of) {
         using T = decltype(type);
         cpu::cell_backward<T>(of.problem(), of.examples<const T>("dy"), of.examples<const T>("x"),
                               of.examples<T>("dx"), {of.statistics(), of.slabs()},
-                              of.parameter<T>("weight"), dweight.data(), dbias.data(), of.fused(),
-                              of.affine<T>());
+                              of.parameter<T>("weight"), dweight.data(), dbias.data(),
+                              of.applied<T>());
         const auto round = [](double each) { return static_cast<Param<T>>(each); };
         if (!of.has("dweight")) return;
         std::ranges::transform(dweight, of.parameter<T>("dweight"), round);

@@ -88,9 +88,9 @@ public:
         const auto found = std::ranges::find(arrays_, name, &Named::name);
         return found == arrays_.end() ? nullptr : &*found;
     }
-    // Whether slices differ in the first array alone, where they follow each other, as they do in
-    // results.
-    [[nodiscard]] bool only_first_is_mapped() const {
+    // Whether slices differ in the first array alone, and in a residual if there is one, where they
+    // follow each other, as they do in results.
+    [[nodiscard]] bool only_data_is_mapped() const {
         const auto mapped = [&](const Named& array) {
             Index count = 1;
             for (std::size_t a = 0; a < mapped_; ++a) count *= array.buffer.dimensions()[a];
@@ -98,8 +98,9 @@ public:
         };
         const auto has_all = [&](const Named& array) { return mapped(array) == slices_; };
         return has_all(arrays_.front()) && std::ranges::all_of(results(), has_all) &&
-               std::ranges::all_of(inputs().subspan(1),
-                                   [&](const Named& array) { return mapped(array) == 1; });
+               std::ranges::all_of(inputs().subspan(1), [&](const Named& array) {
+                   return array.name == "residual" ? has_all(array) : mapped(array) == 1;
+               });
     }
     // The place of a slice in an array, counted in its slices.
     [[nodiscard]] Index place(const Named& array, Index slice) const {

@@ -1,5 +1,5 @@
 // Handlers of layer and RMS normalization. Rows are normalized by themselves, so a forward pass has
-// the slices of a vmap over x as rows of one call.
+// the slices of a vmap over data as rows of one call.
 #include <array>
 #include <optional>
 
@@ -21,9 +21,13 @@ public:
         const auto first = frame.get<std::int64_t>("first");
         BNEXT_CHECK(first >= 0 && first <= x().rank, "first: expected an axis of x, got ", first);
         call_.eps = frame.get<double>("eps");
+        call_.fused = fused_of(frame);
+        fused_ = call_.fused;
+        fused_.residual = frame.get<bool>("residual");
         const auto normalized = x().shape().subspan(static_cast<std::size_t>(first));
         if (call_.has(Role::dy)) {
-            from_.emplace(FromForward{x().dtype(), x().shape(), first, true, nullptr});
+            from_.emplace(FromForward{x().dtype(), x().shape(), first, true, nullptr, fused_});
+            from_->has_flags = false;
             call_.from_forward = &*from_;
         } else {
             call_.normalized_shape = normalized;
@@ -58,9 +62,24 @@ public:
                 doubles("row_rstd", rows_)};
     }
 
+    // What a pass applies besides; a backward pass that is another by it.
+    template <class T>
+    [[nodiscard]] cpu::RowsApplied<T> applied() const {
+        const bool backward = call_.has(Role::dy);
+        if (backward ? !fused_.changes_backward() : !fused_.any()) return {};
+        cpu::RowsApplied<T> all{fused_};
+        if (has("residual")) all.residual = matrix<const T>("residual");
+        if (!backward) return all;
+        if (has("dresidual")) all.dresidual = matrix<T>("dresidual");
+        all.weight = parameter<T>("weight");
+        all.bias = parameter<T>("bias");
+        return all;
+    }
+
 private:
     Extents extents_;
     Call call_;
+    Fused fused_;
     std::optional<FromForward> from_;
     Index times_, rows_ = 1, width_ = 1;
 };
@@ -70,11 +89,11 @@ void forward(const RowOperands& of) {
         using T = decltype(type);
         cpu::normalize_rows<T>(of.problem(), of.matrix<const T>("x"), of.matrix<T>("y"),
                                of.parameter<T>("weight"), of.parameter<T>("bias"), of.eps(),
-                               of.statistics());
+                               of.statistics(), of.applied<T>());
     });
 }
 
-// dx, and the gradients of parameters if there are places for these.
+// dx, and the gradients of parameters and of the residual if there are places for these.
 void backward(const RowOperands& of) {
     const cpu::RowProblem problem = of.problem();
     const bool wants_weight = of.has("dweight");
@@ -86,7 +105,7 @@ void backward(const RowOperands& of) {
         cpu::differentiate_rows<T>(problem, of.matrix<const T>("dy"), of.matrix<const T>("x"),
                                    of.matrix<T>("dx"), of.parameter<T>("weight"), of.statistics(),
                                    wants_weight ? dweight.data() : nullptr,
-                                   wants_bias ? dbias.data() : nullptr);
+                                   wants_bias ? dbias.data() : nullptr, of.applied<T>());
         const auto round = [](double each) { return static_cast<Param<T>>(each); };
         if (wants_weight) std::ranges::transform(dweight, of.parameter<T>("dweight"), round);
         if (wants_bias) std::ranges::transform(dbias, of.parameter<T>("dbias"), round);

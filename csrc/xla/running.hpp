@@ -31,13 +31,13 @@ ffi::Error run_slices(const ffi::RemainingArgs& arguments, const ffi::RemainingR
     });
 }
 
-// Calls each(frame, slice, times): of slices that differ in x alone once, for all of them.
+// Calls each(frame, slice, times): of slices that differ in data alone once, for all of them.
 template <class Each>
 ffi::Error run_together(const ffi::RemainingArgs& arguments, const ffi::RemainingRets& results,
                         const ffi::Dictionary& attributes, const Each& each) {
     return run(arguments, results, attributes, [&](const Frame& frame) {
         const Index slices = frame.slices();
-        if (slices > 0 && frame.only_first_is_mapped()) return each(frame, 0, slices);
+        if (slices > 0 && frame.only_data_is_mapped()) return each(frame, 0, slices);
         for (Index slice = 0; slice < slices; ++slice) each(frame, slice, 1);
     });
 }

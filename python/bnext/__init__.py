@@ -39,12 +39,7 @@ if TYPE_CHECKING:
         Exponential,
         FirstBatchExponential,
     )
-    from bnext.group_norm import (
-        group_norm_backward,
-        group_norm_forward,
-        instance_norm_backward,
-        instance_norm_forward,
-    )
+    from bnext.group_norm import group_norm_backward, group_norm_forward
     from bnext.inference.adaptation import adapted_moments
     from bnext.inference.conventions import (
         from_convention,
@@ -56,6 +51,7 @@ if TYPE_CHECKING:
     from bnext.inference.folding import Affine, fold, fold_into_next
     from bnext.inference.union import micro_batches
     from bnext.inference.update import update_statistics
+    from bnext.instance_norm import instance_norm_backward, instance_norm_forward
     from bnext.layer_norm import layer_norm_backward, layer_norm_forward
     from bnext.layers import (
         BatchNorm,
@@ -85,10 +81,7 @@ else:
             "bnext.estimators": (
                 "Cumulative DebiasedExponential Estimator Exponential FirstBatchExponential"
             ),
-            "bnext.group_norm": (
-                "group_norm_backward group_norm_forward instance_norm_backward "
-                "instance_norm_forward"
-            ),
+            "bnext.group_norm": "group_norm_backward group_norm_forward",
             "bnext.inference.adaptation": "adapted_moments",
             "bnext.inference.conventions": (
                 "from_convention guess_convention load_statistics to_convention"
@@ -97,6 +90,7 @@ else:
             "bnext.inference.folding": "Affine fold fold_into_next",
             "bnext.inference.union": "micro_batches",
             "bnext.inference.update": "update_statistics",
+            "bnext.instance_norm": "instance_norm_backward instance_norm_forward",
             "bnext.layer_norm": "layer_norm_backward layer_norm_forward",
             "bnext.layers": (
                 "BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d BatchRenorm "

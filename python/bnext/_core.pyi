@@ -429,8 +429,14 @@ def cell_forward(
     epilogue: _Epilogue = None,
 ) -> tuple[Any, Saved]: ...
 def cell_backward(
-    dy: _Values, x: _Values, saved: Saved, weight: _Row, out: Any, plain: bool = False
-) -> tuple[Any, Any, Any]: ...
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row,
+    out: Any,
+    plain: bool = False,
+    residual: _Values | None = None,
+) -> tuple[Any, ...]: ...
 def cell_restored(
     x: _Values,
     num_groups: int | None,

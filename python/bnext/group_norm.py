@@ -1,8 +1,8 @@
-"""Group and instance normalization of arrays: arrays in, arrays out, no state.
+"""Group normalization of arrays: arrays in, arrays out, no state.
 
 Each example is normalized for itself, by the statistics of every group of its channels. Of a group
-for each channel, that is instance normalization. Arrays, devices, dtypes, layouts and results are
-as in `bnext.functional`.
+for each channel, that is instance normalization (`bnext.instance_norm`). Arrays, devices, dtypes,
+layouts and results are as in `bnext.functional`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ from bnext.groups.group import ALONE, Group, Part, part_of
 from bnext.spine import check_parameter_gradients
 from bnext.split_cells import SplitSaved
 
-__all__ = [
-    "cells_backward",
-    "cells_forward",
-    "group_norm_backward",
-    "group_norm_forward",
-    "instance_norm_backward",
-    "instance_norm_forward",
-]
+__all__ = ["cells_backward", "cells_forward", "group_norm_backward", "group_norm_forward"]
 
 
 @overload
@@ -41,6 +34,7 @@ def group_norm_forward(
     channel_axis: int = 1,
     group: Group | None = None,
     out: ArrayT | None = None,
+    residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
 ) -> tuple[ArrayT, Saved | DeviceSaved | SplitSaved]: ...
@@ -57,6 +51,7 @@ def group_norm_forward(
     channel_axis: int = 1,
     group: Group | None = None,
     out: Array | None = None,
+    residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
 ) -> tuple[Array, Saved | SplitSaved]: ...
@@ -72,6 +67,7 @@ def group_norm_forward(
     channel_axis: int = 1,
     group: Group | None = None,
     out: Any = None,
+    residual: Values | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
 ) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:
@@ -97,6 +93,8 @@ def group_norm_forward(
         variance are of the values of all members, which call this together.
     out : array, shape of `x`, optional
         Where to put `y`: of the dtype of `x`, with memory of its own.
+    residual : array, shape of `x`, optional
+        Added to the normalized values, before the activation; of the dtype of `x`.
     activation : str, optional
         The function that is applied last, in the same pass; `batch_norm_forward` has the names.
     negative_slope : float
@@ -105,12 +103,12 @@ def group_norm_forward(
     Returns
     -------
     y : array, shape of `x`
-        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
-        over the values of a group of channels of an example (Wu and He 2018, section 3), in the
-        memory order of `x`, or `out`.
+        ``act(z)`` with ``z = (x - mean) / sqrt(var + eps) * weight + bias + residual``, and with
+        the mean and the biased variance over the values of a group of channels of an example (Wu
+        and He 2018, section 3), in the memory order of `x`, or `out`.
     saved : Saved or DeviceSaved, or bnext.sync.SplitSaved with a group
-        The statistics, of shape (N, G), for `group_norm_backward`; after an activation also copies
-        of `weight` and `bias`. On a GPU a `DeviceSaved`.
+        The statistics, of shape (N, G), for `group_norm_backward`; with an activation or a residual
+        also copies of `weight` and `bias`. On a GPU a `DeviceSaved`.
 
     Raises
     ------
@@ -130,7 +128,7 @@ def group_norm_forward(
         raise TypeError("num_groups: expected an integer, got None")
     return cells_forward(
         x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope,
-        part_of(group),
+        part_of(group), residual,
     )  # fmt: skip
 
 
@@ -143,6 +141,7 @@ def group_norm_backward(
     *,
     parameter_gradients: str = "local",
     out: NumpyT | None = None,
+    residual: None = None,
 ) -> tuple[NumpyT, Array, Array]: ...
 
 
@@ -155,6 +154,7 @@ def group_norm_backward(
     *,
     parameter_gradients: str = "local",
     out: ArrayT | None = None,
+    residual: None = None,
 ) -> tuple[ArrayT, ArrayT, ArrayT]: ...
 
 
@@ -167,7 +167,47 @@ def group_norm_backward(
     *,
     parameter_gradients: str = "local",
     out: Array | None = None,
+    residual: None = None,
 ) -> tuple[Array, Array, Array]: ...
+
+
+@overload
+def group_norm_backward(
+    dy: Values,
+    x: NumpyT,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: NumpyT | None = None,
+    residual: Values,
+) -> tuple[NumpyT, Array, Array, NumpyT]: ...
+
+
+@overload
+def group_norm_backward(
+    dy: Values,
+    x: ArrayT,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: ArrayT | None = None,
+    residual: Values,
+) -> tuple[ArrayT, ArrayT, ArrayT, ArrayT]: ...
+
+
+@overload
+def group_norm_backward(
+    dy: Values,
+    x: npt.ArrayLike,
+    saved: Saved | SplitSaved,
+    weight: Values | None = None,
+    *,
+    parameter_gradients: str = "local",
+    out: Array | None = None,
+    residual: Values,
+) -> tuple[Array, Array, Array, Array]: ...
 
 
 def group_norm_backward(
@@ -178,7 +218,8 @@ def group_norm_backward(
     *,
     parameter_gradients: str = "local",
     out: Any = None,
-) -> tuple[Any, Any, Any]:
+    residual: Values | None = None,
+) -> tuple[Any, ...]:
     """Gradients of `group_norm_forward`, taken through the mean and variance of each group.
 
     Parameters
@@ -195,7 +236,11 @@ def group_norm_backward(
         In a group: whether `dweight` and `dbias` are sums over the caller's positions, as the
         adding up of gradients expects them, or over the positions of all members.
     out : array, shape of `x`, optional
-        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself.
+        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself, unless it is
+        `dresidual` as well.
+    residual : array, shape of `x`, optional
+        The residual of the forward call, unchanged. It must be given where ``saved.reads_residual``
+        is true: where there was one, and an activation. Otherwise it is not read.
 
     Returns
     -------
@@ -203,168 +248,40 @@ def group_norm_backward(
         ``rstd * (g - E[g] - xhat * E[g * xhat])`` with ``g = dy * weight``,
         ``xhat = (x - mean) * rstd`` and E the mean over the values of a group of channels of an
         example, or `out`. After an activation ``dy * act'(z)`` takes the place of `dy`, here and
-        below, with z made again from `x` and the parameters of the forward call. In a channel whose
-        weight is below ``2**-60`` of the group's largest, `dy` counts as if it were that much.
+        below, with z made again from `x`, the residual and the parameters of the forward call. In a
+        channel whose weight is below ``2**-60`` of the group's largest, `dy` counts as if it were
+        that much.
     dweight, dbias : array, shape (C,)
         ``sum(dy * xhat)`` and ``sum(dy)`` over all axes but the channels', of the dtype of `x`,
         float32 for 16-bit data; also where no weight was given.
+    dresidual : array, shape of `x`
+        ``dy * act'(z)``, as a fourth result; only if the forward call had a residual. Without an
+        activation it is `dy` itself, not a copy. (Type checkers go by whether `residual` is given.)
 
     Raises
     ------
     ValueError
-        A shape does not fit, `saved` is from another input or another norm, or on the CPU, `x` has
-        changed since; `out` is read-only or overlaps an input.
+        A shape does not fit, `saved` is from another input or another norm, or on the CPU, `x`
+        has changed since; `out` is read-only or overlaps an input; `residual` is missing where it is read, is
+        another or has changed since, or the forward call had none.
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """
-    return cells_backward(dy, x, saved, weight, out, parameter_gradients)
-
-
-@overload
-def instance_norm_forward(
-    x: ArrayT,
-    weight: Values | None = None,
-    bias: Values | None = None,
-    eps: float = 1e-5,
-    *,
-    channel_axis: int = 1,
-    group: Group | None = None,
-    out: ArrayT | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> tuple[ArrayT, Saved | DeviceSaved | SplitSaved]: ...
-
-
-@overload
-def instance_norm_forward(
-    x: npt.ArrayLike,
-    weight: Values | None = None,
-    bias: Values | None = None,
-    eps: float = 1e-5,
-    *,
-    channel_axis: int = 1,
-    group: Group | None = None,
-    out: Array | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> tuple[Array, Saved | SplitSaved]: ...
-
-
-def instance_norm_forward(
-    x: Any,
-    weight: Values | None = None,
-    bias: Values | None = None,
-    eps: float = 1e-5,
-    *,
-    channel_axis: int = 1,
-    group: Group | None = None,
-    out: Any = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:
-    """Normalize each channel of each example of `x` by its own mean and variance.
-
-    Parameters
-    ----------
-    x, weight, bias, eps, channel_axis, group, out, activation, negative_slope
-        As in `group_norm_forward`.
-
-    Returns
-    -------
-    y : array, shape of `x`
-        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
-        over a channel's values in an example (Ulyanov, Vedaldi and Lempitsky 2016), in the memory
-        order of `x`, or `out`.
-    saved : Saved or DeviceSaved, or bnext.sync.SplitSaved with a group
-        The statistics, of shape (N, C), for `instance_norm_backward`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As from `group_norm_forward`; a ValueError also where a channel of an example has one value.
-    """
-    return cells_forward(
-        x, None, weight, bias, eps, channel_axis, out, activation, negative_slope, part_of(group)
-    )
-
-
-@overload
-def instance_norm_backward(
-    dy: Values,
-    x: NumpyT,
-    saved: Saved | DeviceSaved | SplitSaved,
-    weight: Values | None = None,
-    *,
-    parameter_gradients: str = "local",
-    out: NumpyT | None = None,
-) -> tuple[NumpyT, Array, Array]: ...
-
-
-@overload
-def instance_norm_backward(
-    dy: Values,
-    x: ArrayT,
-    saved: Saved | DeviceSaved | SplitSaved,
-    weight: Values | None = None,
-    *,
-    parameter_gradients: str = "local",
-    out: ArrayT | None = None,
-) -> tuple[ArrayT, ArrayT, ArrayT]: ...
-
-
-@overload
-def instance_norm_backward(
-    dy: Values,
-    x: npt.ArrayLike,
-    saved: Saved | DeviceSaved | SplitSaved,
-    weight: Values | None = None,
-    *,
-    parameter_gradients: str = "local",
-    out: Array | None = None,
-) -> tuple[Array, Array, Array]: ...
-
-
-def instance_norm_backward(
-    dy: Values,
-    x: Any,
-    saved: Saved | DeviceSaved | SplitSaved,
-    weight: Values | None = None,
-    *,
-    parameter_gradients: str = "local",
-    out: Any = None,
-) -> tuple[Any, Any, Any]:
-    """Gradients of `instance_norm_forward`, taken through the mean and variance of each channel.
-
-    Parameters
-    ----------
-    dy, x, saved, weight, parameter_gradients, out
-        As in `group_norm_backward`.
-
-    Returns
-    -------
-    dx, dweight, dbias
-        As from `group_norm_backward`, with a group for each channel.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As from `group_norm_backward`.
-    """
-    return group_norm_backward(
-        dy, x, saved, weight, parameter_gradients=parameter_gradients, out=out
-    )
+    return cells_backward(dy, x, saved, weight, out, parameter_gradients, residual)
 
 
 def cells_forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any,
-    activation: Any = None, negative_slope: Any = 0.01, part: Part = ALONE,
+    activation: Any = None, negative_slope: Any = 0.01, part: Part = ALONE, residual: Any = None,
 ) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:  # fmt: skip
     """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
+    epilogue = None
+    if activation is not None or residual is not None:
+        epilogue = residual, activation, negative_slope
     if part is not ALONE:
         return split_cells.forward(
-            x, num_groups, weight, bias, eps, channel_axis, out, activation, negative_slope, part
+            x, num_groups, weight, bias, eps, channel_axis, out, epilogue, part
         )
-    epilogue = None if activation is None else (None, activation, negative_slope)
     result: tuple[Any, Saved | DeviceSaved] = _engine(x).cell_forward(
         x=x, num_groups=num_groups, weight=weight, bias=bias, eps=eps, channel_axis=channel_axis,
         out=out, epilogue=epilogue,
@@ -373,15 +290,16 @@ def cells_forward(
 
 
 def cells_backward(
-    dy: Any, x: Any, saved: Any, weight: Any, out: Any, parameter_gradients: str = "local"
-) -> tuple[Any, Any, Any]:
+    dy: Any, x: Any, saved: Any, weight: Any, out: Any, parameter_gradients: str = "local",
+    residual: Any = None,
+) -> tuple[Any, ...]:  # fmt: skip
     """Do `group_norm_backward`, of either."""
     if isinstance(saved, SplitSaved):
-        return split_cells.backward(dy, x, saved, weight, out, parameter_gradients)
+        return split_cells.backward(dy, x, saved, weight, out, parameter_gradients, residual)
     if parameter_gradients != "local":
         check_parameter_gradients(parameter_gradients)
-    result: tuple[Any, Any, Any] = _engine(x).cell_backward(
-        dy=dy, x=x, saved=saved, weight=weight, out=out
+    result: tuple[Any, ...] = _engine(x).cell_backward(
+        dy=dy, x=x, saved=saved, weight=weight, out=out, residual=residual
     )
     return result
 

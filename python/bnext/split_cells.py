@@ -93,14 +93,16 @@ class SplitSaved:
         Number of the exchange in the group.
     shared : bool
         Whether all members called the same layer object.
+    residual, reads_residual : bool
+        Whether a residual was added, and whether the backward pass needs it again.
     """
 
-    residual = reads_residual = in_place = False
+    in_place = False
     batch_statistics = True
 
     def __init__(
         self, part: Part, merged: Merged, cells: Cells, locals_: list[Any], x: Any, eps: float,
-        activation: str | None,
+        epilogue: Any,
     ) -> None:  # fmt: skip
         self.part: Part = part
         self.cells: Cells = cells
@@ -108,7 +110,9 @@ class SplitSaved:
         self.eps: float = eps
         self.shape: tuple[int, ...] = x.shape
         self.dtype: np.dtype[Any] = x.dtype
-        self.activation: str | None = activation
+        self.activation: str | None = None if epilogue is None else epilogue[1]
+        self.residual: bool = epilogue is not None and epilogue[0] is not None
+        self.reads_residual: bool = any(each.reads_residual for each in locals_)
         self.count: float = merged.total_count
         self.generation: int = merged.generation
         self.shared: bool = merged.shared
@@ -138,7 +142,7 @@ class SplitSaved:
 
 def forward(
     x: Any, num_groups: int | None, weight: Any, bias: Any, eps: Any, channel_axis: Any, out: Any,
-    activation: Any, negative_slope: Any, part: Part,
+    epilogue: Any, part: Part,
 ) -> tuple[Any, SplitSaved]:  # fmt: skip
     """Do `bnext.group_norm_forward` for a member of a group, whose part of a call this is."""
     with part:
@@ -146,10 +150,11 @@ def forward(
         x = _as_numpy(x, "x")
         weight, bias = _as_numpy(weight, "weight"), _as_numpy(bias, "bias")
         written = None if out is None else _as_numpy(out, "out")
-        epilogue = None if activation is None else (None, activation, negative_slope)
-        operands: dict[str, Any] = {"eps": eps, "epilogue": epilogue}
-        _check(x, weight, bias, channel_axis, num_groups, written, operands)
-        cells = _cells_of(x, channel_axis, num_groups, written)
+        residual, *how = (None,) if epilogue is None else epilogue
+        residual = _as_numpy(residual, "residual")
+        operands: dict[str, Any] = {"eps": eps, "epilogue": (None, *how) if how else None}
+        _check(x, weight, bias, channel_axis, num_groups, written, residual, operands)
+        cells = _cells_of(x, channel_axis, num_groups, written, residual)
         found = [_moments(cells, view, operands) for view in cells.of(x)]
         count = found[0][0] if found else 0
         mean, low, m2 = (
@@ -170,7 +175,9 @@ def forward(
         low = np.zeros_like(merged.first) if merged.mean_low is None else merged.mean_low
         rows = [cells.shares(cells.spread(each)) for each in (merged.first, low, merged.second)]
         saved = []
-        for view, to, *of in zip(cells.of(x), cells.of(y), *rows, strict=False):
+        every = zip(cells.of(x), cells.of(y), cells.of(residual), *rows, strict=False)
+        for view, to, added, *of in every:
+            operands["epilogue"] = (added, *how) if how else None
             _, local = _core.apply_norm(
                 x=view, count=merged.total_count, mean=of[0], mean_low=of[1], m2=of[2],
                 channel_axis=cells.call_axis, out=to, **given, **operands,
@@ -178,13 +185,15 @@ def forward(
             saved.append(local)
         result = y if library is None else library.wrap(y)
         result = result if out is None else out
-        return result, SplitSaved(part, merged, cells, saved, x, float(eps), activation)
+        return result, SplitSaved(part, merged, cells, saved, x, float(eps), epilogue)
 
 
 def backward(
-    dy: Any, x: Any, saved: SplitSaved, weight: Any, out: Any, parameter_gradients: str = "local"
-) -> tuple[Any, Any, Any]:
-    """Do `bnext.group_norm_backward` for a member: dx, dweight and dbias."""
+    dy: Any, x: Any, saved: SplitSaved, weight: Any, out: Any, parameter_gradients: str = "local",
+    residual: Any = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Do `bnext.group_norm_backward` for a member: dx, dweight and dbias; and dresidual."""
+    given_dy = dy
     part, cells = saved.part, saved.cells
     part.group.check_open()
     with part:
@@ -192,13 +201,19 @@ def backward(
         library, of_weight = library_of(x), library_of(x if weight is None else weight)
         x, dy, weight = _as_numpy(x, "x"), _as_numpy(dy, "dy"), _as_numpy(weight, "weight")
         written = None if out is None else _as_numpy(out, "out")
-        _check_again(dy, x, saved, weight, written)
+        residual = _as_numpy(residual, "residual")
+        _check_again(dy, x, saved, weight, written, residual)
         # Of all cells: of g, and of g * (x - mean).
         a, b = np.zeros((2, cells.examples * cells.channels))
         of_dy, of_x = cells.of(dy), cells.of(x)
-        shares = zip(of_dy, of_x, saved.locals, cells.shares(a), cells.shares(b), strict=False)
-        for dy_view, x_view, local, into_a, into_b in shares:
-            into_a[...], into_b[...] = _core.backward_reduce(dy=dy_view, x=x_view, saved=local)
+        added = cells.of(residual if saved.reads_residual else None)
+        shares = zip(
+            of_dy, of_x, saved.locals, added, cells.shares(a), cells.shares(b), strict=False
+        )
+        for dy_view, x_view, local, each, into_a, into_b in shares:
+            into_a[...], into_b[...] = _core.backward_reduce(
+                dy=dy_view, x=x_view, saved=local, residual=each
+            )
         given = cells.tiled(None if weight is None else weight.astype(np.float64), 1, np.float64)
         if not cells.joined:
             given = np.tile(given, cells.examples)
@@ -224,21 +239,29 @@ def backward(
         dx = written if dense else np.empty_like(x)
         weights = cells.shares(by.ravel().astype(parameters))
         every = zip(
-            of_dy, of_x, saved.locals, weights, cells.shares(s1), cells.shares(s2), cells.of(dx),
-            strict=False,
+            of_dy, of_x, saved.locals, added, weights, cells.shares(s1), cells.shares(s2),
+            cells.of(dx), strict=False,
         )  # fmt: skip
-        for dy_view, x_view, local, each, first, second, to in every:
-            _core.backward_apply(
+        of_residual: list[Any] = []
+        for dy_view, x_view, local, again, each, first, second, to in every:
+            found = _core.backward_apply(
                 dy=dy_view, x=x_view, saved=local, weight=each, sum_dy=first, sum_dy_xmu=second,
-                count=max(merged.total_count, 1), out=to,
+                count=max(merged.total_count, 1), out=to, residual=again,
             )  # fmt: skip
+            of_residual.append(found[1] if saved.residual else None)
         if written is not None and not dense:
             written[...] = dx
         gradients = [each.astype(parameters) for each in (dweight, dbias)]
         if of_weight is not None:
             gradients = [of_weight.wrap(each) for each in gradients]
-        result: Any = dx if library is None else library.wrap(np.asarray(dx))
-        return (result if out is None else out), gradients[0], gradients[1]
+        wrap = (lambda each: each) if library is None else library.wrap
+        result: Any = out if out is not None else wrap(np.asarray(dx))
+        if not saved.residual:
+            return result, gradients[0], gradients[1]
+        if saved.activation is None:  # the gradient is dy itself
+            return result, gradients[0], gradients[1], given_dy
+        whole = np.concatenate(of_residual).reshape(x.shape) if of_residual else np.empty_like(x)
+        return result, gradients[0], gradients[1], wrap(whole)
 
 
 def _merge_sums(part: Part, first: Float64Array, second: Float64Array) -> Merged:
@@ -304,8 +327,9 @@ def _parameter_dtype(x: Any) -> Any:
 
 
 def _check(
-    x: Any, weight: Any, bias: Any, channel_axis: Any, num_groups: Any, out: Any, operands: Any
-) -> None:
+    x: Any, weight: Any, bias: Any, channel_axis: Any, num_groups: Any, out: Any, residual: Any,
+    operands: Any,
+) -> None:  # fmt: skip
     """Raise what is wrong with the operands, before anything is exchanged or written."""
     # The check of batch normalization, over no examples at all.
     _core.collect_stats(
@@ -326,19 +350,27 @@ def _check(
             f"num_groups: expected a divisor of the number of channels, {channels}, "
             f"got {num_groups}"
         )
-    _check_out(out, x, x)
+    if residual is not None:
+        _check_like(residual, "residual", x)
+    _check_out(out, x, x=x, residual=residual)
 
 
-def _check_again(dy: Any, x: Any, saved: SplitSaved, weight: Any, out: Any) -> None:
+def _check_again(dy: Any, x: Any, saved: SplitSaved, weight: Any, out: Any, residual: Any) -> None:
     if x.shape != saved.shape or x.dtype != saved.dtype:
         raise ValueError(
             f"saved: made from an input of shape {saved.shape} and dtype {saved.dtype}, got x of "
             f"shape {x.shape} and dtype {x.dtype}"
         )
-    if dy.shape != x.shape:
-        raise ValueError(f"dy: expected shape {x.shape}, got {dy.shape}")
-    if dy.dtype != x.dtype:
-        raise TypeError(f"dy: expected dtype {x.dtype}, got {dy.dtype}")
+    _check_like(dy, "dy", x)
+    if residual is not None:
+        if not saved.residual:
+            raise ValueError("residual: expected None, since the forward call had none")
+        _check_like(residual, "residual", x)
+    elif saved.reads_residual:
+        raise ValueError(
+            "residual: expected the forward call's, since the derivative of "
+            f"{saved.activation} follows from it, got None"
+        )
     if weight is not None:
         if weight.shape != (saved.cells.channels,):
             raise ValueError(
@@ -346,10 +378,20 @@ def _check_again(dy: Any, x: Any, saved: SplitSaved, weight: Any, out: Any) -> N
             )
         if weight.dtype != _parameter_dtype(x):
             raise TypeError(f"weight: expected dtype {_parameter_dtype(x)}, got {weight.dtype}")
-    _check_out(out, x, x)
+    _check_out(out, x, x=x, residual=residual)
+    is_dresidual = saved.residual and saved.activation is None
+    if is_dresidual and out is not None and np.may_share_memory(out, dy):
+        raise ValueError("out: expected memory of its own, got dy, which is dresidual as well")
 
 
-def _check_out(out: Any, like: Any, reads: Any) -> None:
+def _check_like(array: Any, name: str, x: Any) -> None:
+    if array.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
+    if array.dtype != x.dtype:
+        raise TypeError(f"{name}: expected dtype {x.dtype}, got {array.dtype}")
+
+
+def _check_out(out: Any, like: Any, **reads: Any) -> None:
     if out is None:
         return
     if out.shape != like.shape:
@@ -358,13 +400,14 @@ def _check_out(out: Any, like: Any, reads: Any) -> None:
         raise TypeError(f"out: expected dtype {like.dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writeable array, got a read-only one")
-    if np.may_share_memory(out, reads):
-        raise ValueError("out: expected memory of its own, got an array that overlaps x")
+    for name, array in reads.items():
+        if array is not None and np.may_share_memory(out, array):
+            raise ValueError(f"out: expected memory of its own, got an array that overlaps {name}")
 
 
-def _cells_of(x: Any, channel_axis: Any, num_groups: Any, out: Any) -> Cells:
+def _cells_of(x: Any, channel_axis: Any, num_groups: Any, *others: Any) -> Cells:
     axis = _core.check_axis(channel_axis, x.ndim)
     channels = x.shape[axis]
     groups = num_groups if num_groups is not None else max(channels, 1)
-    dense = x.flags.c_contiguous and (out is None or out.flags.c_contiguous)
+    dense = all(each is None or each.flags.c_contiguous for each in (x, *others))
     return Cells(x.shape[0], channels, groups, axis, bool(axis == 1 and dense))

@@ -108,6 +108,60 @@ def test_activations(rng, shape, groups, last, name):
     assert results[0][1].activation == name
 
 
+@EVERY
+@pytest.mark.parametrize("name", ["relu", "silu", None])
+def test_residuals(rng, shape, groups, last, name):
+    x, dy, weight, bias = drawn(rng, shape, np.float64)
+    residual, count = rng.normal(size=shape), groups or shape[1]
+    z = reference.group_norm(x, count, weight, bias)[0].astype(float) + residual
+    act = activations.of(name)
+    dy = activations.without_kinks(dy, z, name)
+    group, axis = new_group(3), 1 if last else 2
+    xs, dys, rs = (shards_of(moved(each, last), "unequal", axis) for each in (x, dy, residual))
+    more = {"activation": name, "negative_slope": SLOPE}
+
+    def member(rank, shard):
+        y, saved = call(shard, groups, weight, bias, group, last, residual=rs[rank], **more)
+        assert saved.residual
+        again = rs[rank] if saved.reads_residual else None
+        found = bnext.group_norm_backward(
+            dys[rank], shard, saved, weight, parameter_gradients="total", residual=again
+        )
+        assert (found[3] is dys[rank]) == (name is None)
+        return y, *found
+
+    results = group.run(member, xs)
+    y, dx, dresidual = (back(whole((r[k] for r in results), axis), last) for k in (0, 1, 4))
+    g = dy * act.derivative(z)
+    expected = reference.group_norm_backward(g, x, count, weight)
+    np.testing.assert_allclose(y, act.value(z), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(dresidual, g, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(dx, expected[0], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(results[1][2], expected[1], rtol=0, atol=1e-10)
+
+
+def test_errors_about_a_residual(rng):
+    x, dy, weight, bias = drawn(rng, (2, 4, 6), np.float64)
+    r = rng.normal(size=x.shape)
+    added, both = {"residual": r}, {"residual": r, "activation": "silu"}
+    for of_forward, of_backward, text in (
+        (both, {}, "residual: expected the forward call's"),
+        ({}, {"residual": r}, "residual: expected None"),
+        (both, {"residual": r[:1]}, "residual: expected shape"),
+        ({"residual": r[:1]}, {}, "residual: expected shape"),
+        (added, {"out": dy}, "got dy, which is dresidual"),
+    ):
+        group = new_group(1)
+
+        def member(rank, shard, group=group, of_forward=of_forward, of_backward=of_backward):
+            del rank
+            _, saved = bnext.group_norm_forward(shard, 2, weight, bias, group=group, **of_forward)
+            bnext.group_norm_backward(dy, shard, saved, weight, **of_backward)
+
+        with pytest.raises(ValueError, match=text):
+            group.run(member, [x])
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients_are_derivatives(rng, last):
     x, target = rng.normal(size=(2, 2, 4, 6))

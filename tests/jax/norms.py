@@ -22,45 +22,60 @@ def standardized(values, axes, eps, centered=True):
 class LayerNorm(NamedTuple):
     dims: int
     eps: float = 1e-5
+    activation: str | None = None
     has_bias = True
+
+    @property
+    def options(self):
+        return {"eps": self.eps, "activation": self.activation}
 
     def parameter_shape(self, shape):
         return shape[len(shape) - self.dims :]
 
     def by_jax(self, x, *affine):
-        return bnext.jax.layer_norm(x, self.parameter_shape(x.shape), *affine, eps=self.eps)
+        shape = self.parameter_shape(x.shape)
+        return bnext.jax.layer_norm(x, shape, *affine, **self.options)
 
     def by_numpy(self, x, *affine):
-        return bnext.layer_norm_forward(x, self.parameter_shape(x.shape), *affine, eps=self.eps)
+        shape = self.parameter_shape(x.shape)
+        return bnext.layer_norm_forward(x, shape, *affine, **self.options)
 
     def gradients_by_numpy(self, dy, x, saved, weight):
         return bnext.layer_norm_backward(dy, x, saved, weight)
 
     def plain(self, x, weight, bias):
         axes = tuple(range(x.ndim - self.dims, x.ndim))
-        return standardized(x, axes, self.eps) * weight + bias
+        return activated(self.activation, standardized(x, axes, self.eps) * weight + bias)
 
 
 class RMSNorm(NamedTuple):
     dims: int
     eps: float = 1e-5
+    activation: str | None = None
     has_bias = False
+
+    @property
+    def options(self):
+        return {"eps": self.eps, "activation": self.activation}
 
     def parameter_shape(self, shape):
         return shape[len(shape) - self.dims :]
 
     def by_jax(self, x, *affine):
-        return bnext.jax.rms_norm(x, self.parameter_shape(x.shape), *affine, eps=self.eps)
+        shape = self.parameter_shape(x.shape)
+        return bnext.jax.rms_norm(x, shape, *affine, **self.options)
 
     def by_numpy(self, x, *affine):
-        return bnext.rms_norm_forward(x, self.parameter_shape(x.shape), *affine, eps=self.eps)
+        shape = self.parameter_shape(x.shape)
+        return bnext.rms_norm_forward(x, shape, *affine, **self.options)
 
     def gradients_by_numpy(self, dy, x, saved, weight):
         return bnext.rms_norm_backward(dy, x, saved, weight)
 
     def plain(self, x, weight):
         axes = tuple(range(x.ndim - self.dims, x.ndim))
-        return standardized(x, axes, self.eps, centered=False) * weight
+        y = standardized(x, axes, self.eps, centered=False) * weight
+        return activated(self.activation, y)
 
 
 class GroupNorm(NamedTuple):
@@ -106,6 +121,8 @@ SUBJECTS = {
     "layer of all axes": (LayerNorm(2, 1e-3), (13, 8)),
     "rms": (RMSNorm(1), (5, 7, 19)),
     "rms of two axes": (RMSNorm(2, 1e-3), (6, 5, 9)),
+    "layer, activated": (LayerNorm(1, 1e-5, "gelu"), (5, 7, 19)),
+    "rms, activated": (RMSNorm(1, 1e-5, "silu"), (4, 33)),
     "group, channels last": (GroupNorm(3), (4, 5, 6, 12)),
     "group, channels first": (GroupNorm(4, 1), (4, 12, 5, 7)),
     "group of vectors": (GroupNorm(5), (9, 20)),

@@ -222,8 +222,8 @@ BNEXT_NO_INLINE void write_gradients_by_loops(const ActivatedRun<T>& run, const 
             if (has_flags) return store(g + (j - begin), by_flags(j, dy_here));
             Pack<C> z = load_columns(x + j, columns);
             if (!by.fused.in_place) z = formula.z(z);
-            if (is_relu) return store(g + (j - begin), relu_gradient(z, dy_here));
             if (residual != nullptr) z = z + load_columns(residual + j, columns);
+            if (is_relu) return store(g + (j - begin), relu_gradient(z, dy_here));
             store(g + (j - begin), z);
             store(of_dy + (j - begin), dy_here);
         });

@@ -15,23 +15,79 @@
 //          mean; what the rounding lost is put right afterwards. Sums that leave float32's range
 //          are done again in double (cpu/range.hpp).
 
+// Planes below a group of RunSums are short.
+BNEXT_FORCE_INLINE bool is_short_plane(const Tiling& tiling) {
+    return tiling.outer() == 1 && tiling.inner() < kGroup;
+}
+
+// The sums of a short plane whose values are summed in double: the sums of RunSums, with the same
+// bits. In a cache, processors are slowed by additions, which conversions to double are for Zen
+// cores as well: differences and every other addition are made by the multiplier, and of a rest of
+// half a pack, only that half is converted.
+template <class T>
+class ShortSums {
+    using Part = Native<double>;
+
+public:
+    BNEXT_FORCE_INLINE explicit ShortSums(double center)
+        : one_(broadcast(1.0).part[0]), minus_center_(broadcast(0.0 - center).part[0]) {
+        unrolled<Wide::kParts>([&](auto i)
+                                   BNEXT_INLINE_LAMBDA { first_[i] = second_[i] = Part{}; });
+    }
+    BNEXT_FORCE_INLINE void add_run(const T* x, const T* dy, Index n) {
+        constexpr int kAll = Wide::kParts, kHalf = kAll / 2;
+        Index j = 0;
+        for (; j + kLanes <= n; j += kLanes) add<kAll>(load_wide(x + j), load_wide(dy + j));
+        if (j == n) return;
+        const int rest = static_cast<int>(n - j);
+        const Wide of_x = load_first_sum(x + j, rest, 0.0);
+        const Wide of_dy = load_first_sum(dy + j, rest, 0.0);
+        rest <= kLanes / 2 ? add<kHalf>(of_x, of_dy) : add<kAll>(of_x, of_dy);
+    }
+    [[nodiscard]] BNEXT_FORCE_INLINE Doubles lanes_of_first() const { return add_parts(first_); }
+    [[nodiscard]] BNEXT_FORCE_INLINE Doubles lanes_of_second() const { return add_parts(second_); }
+
+private:
+    // The first kParts parts of a pack.
+    template <int kParts>
+    BNEXT_FORCE_INLINE void add(const Wide& x, const Wide& dy) {
+        unrolled<kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
+            const Part value = dy.part[i], d = fma_parts(x.part[i], one_, minus_center_);
+            first_[i] = i % 2 == 0 ? first_[i] + value : fma_parts(value, one_, first_[i]);
+            second_[i] = fma_parts(value, d, second_[i]);
+        });
+    }
+
+    Part one_, minus_center_;
+    Part first_[Wide::kParts], second_[Wide::kParts];
+};
+
 // Of channels that are one short plane each: what follows, with the same bits.
 template <class T>
 BNEXT_NO_INLINE double short_backward_reduce(const View<const T>* in, const Region& region,
                                              const double* mean, double* sum_dy,
                                              double* sum_dy_xmu) {
     const Index n = region.tiling->inner(), channels = region.channels.size();
-    sum_lanes_of_all(channels, sum_dy, sum_dy_xmu,
-                     [&](Index k, Wide& first, Wide& second) BNEXT_INLINE_LAMBDA {
-                         const Index c = region.channels.begin + k;
-                         const T* const run[] = {at(in[0], 0, c, 0), at(in[1], 0, c, 0)};
-                         RunSums<T, 2, Difference> sums(static_cast<Sum<T>>(mean[k]));
-                         sums.add_run(run, n);
-                         sums.end_of_group();
-                         first = sums.lanes_of_first();
-                         second = sums.lanes_of_second();
-                     });
-    if constexpr (kIs16Bit<T>) {
+    const Index first = region.channels.begin;
+    if constexpr (!kIs16Bit<T>) {
+        const View<const T> of_x = in[0], of_dy = in[1];
+        sum_lanes_of_all(channels, sum_dy, sum_dy_xmu,
+                         [&](Index k, Doubles& a, Doubles& b) BNEXT_INLINE_LAMBDA {
+                             ShortSums<T> sums(mean[k]);
+                             sums.add_run(at(of_x, 0, first + k, 0), at(of_dy, 0, first + k, 0), n);
+                             a = sums.lanes_of_first();
+                             b = sums.lanes_of_second();
+                         });
+    } else {
+        sum_lanes_of_all(
+            channels, sum_dy, sum_dy_xmu, [&](Index k, Doubles& a, Doubles& b) BNEXT_INLINE_LAMBDA {
+                const T* const run[] = {at(in[0], 0, first + k, 0), at(in[1], 0, first + k, 0)};
+                RunSums<T, 2, Deviation> sums(static_cast<Sum<T>>(mean[k]));
+                sums.add_run(run, n);
+                sums.end_of_group();
+                a = add_parts(sums.lanes_of_first().part);
+                b = add_parts(sums.lanes_of_second().part);
+            });
         for (Index k = 0; k < channels; ++k) {
             const auto center = static_cast<double>(static_cast<Sum<T>>(mean[k]));
             sum_dy_xmu[k] -= (mean[k] - center) * sum_dy[k];

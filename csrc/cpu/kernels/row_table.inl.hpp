@@ -34,6 +34,8 @@ struct Number {
 
 #include "cpu/kernels/runs.inl.hpp"
 
+#include "cpu/kernels/lane_sums.inl.hpp"
+
 #include "cpu/kernels/rows.inl.hpp"
 
 #include "cpu/kernels/activated_rows.inl.hpp"

@@ -87,7 +87,7 @@ struct RowNumbers {
 
 template <class T, class C, bool kCentered>
 BNEXT_FORCE_INLINE void reduce_row(const RowGradient<T>& of, const ColumnRange& columns, Index r,
-                                   double& of_g, double& of_g_xhat) {
+                                   Doubles& of_g, Doubles& of_g_xhat) {
     const RowNumbers<C> numbers(of.of, r);
     const Pack<C> center = broadcast(numbers.center), scale = broadcast(numbers.scale),
                   shift = broadcast(numbers.shift);
@@ -95,28 +95,29 @@ BNEXT_FORCE_INLINE void reduce_row(const RowGradient<T>& of, const ColumnRange& 
     const T* const dy = of.dy.at(r, columns.begin);
     const Param<T>* const weight = of.weight + columns.begin;
     Wide first = broadcast(0.0), second = broadcast(0.0);
+    const Deviation<C> from_center(center);  // conversions to double keep the adding pipes busy
     for_each_pack(columns.size(), [&](Index j, int some) BNEXT_INLINE_LAMBDA {
         const Pack<C> xhat =
-            kCentered ? fma(load_as<C>(x + j, some, numbers.center) - center, scale, shift)
+            kCentered ? fma(from_center(load_as<C>(x + j, some, numbers.center)), scale, shift)
                       : load_as<C>(x + j, some) * scale;
         const Pack<C> g = load_as<C>(dy + j, some) * load_as<C>(weight + j, some);
         const Wide wide = widen(g);
         if constexpr (kCentered) first = first + wide;
         second = fma(wide, widen(xhat), second);
     });
-    of_g = sum_lanes(first);
-    of_g_xhat = sum_lanes(second);
+    of_g = add_parts(first.part);
+    of_g_xhat = add_parts(second.part);
 }
 
 template <class T, bool kCentered>
 void row_reduce(const RowGradient<T>& of, const RowBlock& block, const RowSums& sums) {
-    for (Index r = block.begin; r < block.end; ++r) {
-        double& a = sums.first[r - block.begin];
-        double& b = sums.second[r - block.begin];
+    const auto sums_of = [&](Index k, Doubles& a, Doubles& b) BNEXT_INLINE_LAMBDA {
+        const Index r = block.begin + k;
         if (is_extreme_row<T>(of.of, r)) {
             reduce_row<T, double, kCentered>(of, block.columns, r, a, b);
         } else {
             reduce_row<T, Compute<T>, kCentered>(of, block.columns, r, a, b);
         }
-    }
+    };
+    sum_lanes_of_all(block.rows(), sums.first, sums.second, sums_of);
 }

@@ -66,7 +66,7 @@ struct Number {
 
 #include "cpu/kernels/sums.inl.hpp"
 
-#include "cpu/kernels/short_planes.inl.hpp"
+#include "cpu/kernels/lane_sums.inl.hpp"
 
 #include "cpu/kernels/collect_stats.inl.hpp"
 

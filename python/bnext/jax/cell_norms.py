@@ -16,7 +16,8 @@ __all__ = ["group_norm", "instance_norm"]
 
 def group_norm(
     x: Any, num_groups: int, weight: Any = None, bias: Any = None, *, eps: float = 1e-5,
-    channel_axis: int = -1, activation: str | None = None, negative_slope: float = 0.01,
+    channel_axis: int = -1, residual: Any = None, activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> jax.Array:  # fmt: skip
     """Normalize each example of `x` by the mean and variance of every group of its channels.
 
@@ -34,6 +35,8 @@ def group_norm(
         Added to the variance, in the square of the unit of `x`.
     channel_axis : int
         Which axis of `x` has the channels: the last, as JAX's users have it. Not axis 0.
+    residual : array, shape of `x`, optional
+        Added to the normalized values, before the activation; of the dtype of `x`.
     activation : str, optional
         The function that is applied last; `batch_norm` has the names.
     negative_slope : float
@@ -42,8 +45,8 @@ def group_norm(
     Returns
     -------
     array, shape of `x`
-        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
-        over the values of a group of channels of an example; of the dtype of `x`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the mean and the
+        biased variance over the values of a group of channels of an example; of the dtype of `x`.
 
     Raises
     ------
@@ -55,49 +58,51 @@ def group_norm(
         A dtype does not fit, or an argument is not an array, or not an integer.
     """
     groups = index_of(num_groups, "num_groups")
-    return _normalized(x, groups, weight, bias, eps, channel_axis, activation, negative_slope)
+    applied = residual, activation, negative_slope
+    return _normalized(x, groups, weight, bias, eps, channel_axis, *applied)
 
 
 def instance_norm(
     x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, channel_axis: int = -1,
-    activation: str | None = None, negative_slope: float = 0.01,
+    residual: Any = None, activation: str | None = None, negative_slope: float = 0.01,
 ) -> jax.Array:  # fmt: skip
     """Normalize each channel of each example of `x` by its own mean and variance.
 
     Parameters
     ----------
-    x, weight, bias, eps, channel_axis, activation, negative_slope
+    x, weight, bias, eps, channel_axis, residual, activation, negative_slope
         As for `group_norm`.
 
     Returns
     -------
     array, shape of `x`
-        ``act((x - mean) / sqrt(var + eps) * weight + bias)``, with the mean and the biased variance
-        over a channel's values in an example; of the dtype of `x`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the mean and the
+        biased variance over a channel's values in an example; of the dtype of `x`.
 
     Raises
     ------
     ValueError, TypeError
         As `group_norm`; a ValueError also where a channel of an example has one value.
     """
-    return _normalized(x, None, weight, bias, eps, channel_axis, activation, negative_slope)
+    applied = residual, activation, negative_slope
+    return _normalized(x, None, weight, bias, eps, channel_axis, *applied)
 
 
 def _normalized(
-    x: Any, groups: int | None, weight: Any, bias: Any, eps: Any, channel_axis: Any,
+    x: Any, groups: int | None, weight: Any, bias: Any, eps: Any, channel_axis: Any, residual: Any,
     activation: Any, negative_slope: Any,
 ) -> jax.Array:  # fmt: skip
     _core.check_activation(activation)
     if x is None:
         raise TypeError("x: expected an array, got None")
-    x, weight, bias = arrays_of(x=x, weight=weight, bias=bias)
+    x, weight, bias, residual = arrays_of(x=x, weight=weight, bias=bias, residual=residual)
     eps = _core.check_eps(eps)
     axis = _core.check_axis(channel_axis, x.ndim)
-    arrays = described({"x": x, "weight": weight, "bias": bias})
+    arrays = described({"x": x, "weight": weight, "bias": bias, "residual": residual})
     _core.check_described("cells", arrays, axis, eps, groups)
     how = examples.Cells(
         eps=eps, channel_axis=axis, num_groups=groups or 0, weight=weight is not None,
         bias=bias is not None, activation=None if activation == "none" else activation,
-        negative_slope=_core.check_negative_slope(negative_slope),
+        negative_slope=_core.check_negative_slope(negative_slope), residual=residual is not None,
     )  # fmt: skip
-    return examples.normalized(how, x, weight, bias)
+    return examples.normalized(how, x, weight, bias, residual)

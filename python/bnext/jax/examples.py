@@ -27,7 +27,7 @@ from bnext.jax.training import no_tangent
 __all__ = ["Cells", "Rows", "normalized"]
 
 Axes = tuple[tuple[Any, int], ...]  # names and sizes
-DATA = ("x", "dy", "y", "dx")
+DATA = ("x", "dy", "residual", "y", "dx", "dresidual")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +39,18 @@ class Rows:
     centered: bool
     weight: bool  # whether there is one
     bias: bool
+    activation: str | None = None
+    negative_slope: float = 0.01
+    residual: bool = False
     axes: Axes = ()  # of a mesh, along which lie other examples
 
     kind: ClassVar[str] = "rows"
-    activation: ClassVar[None] = None
-    negative_slope: ClassVar[float] = 0.01
 
     def attributes(self) -> dict[str, Any]:
         """Give what handlers read of it."""
         return {
-            "eps": np.float64(self.eps), "first": np.int64(self.first), "centered": self.centered
+            "eps": np.float64(self.eps), "first": np.int64(self.first), "centered": self.centered,
+            **_applied(self),
         }  # fmt: skip
 
     def statistics(self, x: Any) -> dict[str, Struct]:
@@ -103,6 +105,7 @@ class Cells:
     bias: bool
     activation: str | None
     negative_slope: float
+    residual: bool = False
     axes: Axes = ()  # of a mesh, along which lie other examples
 
     kind: ClassVar[str] = "cells"
@@ -112,8 +115,7 @@ class Cells:
         """Give what handlers read of it."""
         return {
             "eps": np.float64(self.eps), "channel_axis": np.int64(self.channel_axis),
-            "num_groups": np.int64(self.num_groups), "activation": self.activation or "none",
-            "negative_slope": np.float64(self.negative_slope),
+            "num_groups": np.int64(self.num_groups), **_applied(self),
         }  # fmt: skip
 
     def groups(self, x: Any) -> int:
@@ -165,6 +167,20 @@ class Cells:
 
 How = Rows | Cells
 
+
+def _applied(how: How) -> dict[str, Any]:
+    """Give what handlers read of what follows normalization."""
+    return {
+        "activation": how.activation or "none", "negative_slope": np.float64(how.negative_slope),
+        "residual": how.residual,
+    }  # fmt: skip
+
+
+def _makes_dresidual(how: How) -> bool:
+    """Whether the residual's gradient is another than dy; then its backward pass reads it."""
+    return how.residual and how.activation is not None
+
+
 # --- both passes in JAX's own operations ----------------------------------------------------------
 
 
@@ -181,32 +197,46 @@ def _standardized(how: How, x: Any) -> tuple[Any, Any]:
     return values * rstd, rstd
 
 
-def _affine(how: How, xhat: Any, x: Any, weight: Any, bias: Any) -> Any:
+def _affine(how: How, xhat: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
     """Give z, which the activation is applied to."""
     z = xhat.reshape(x.shape)
     z = z if weight is None else z * how.beside(weight, x)
-    return z if bias is None else z + how.beside(bias, x)
+    z = z if bias is None else z + how.beside(bias, x)
+    return z if residual is None else z + residual.astype(z.dtype)
 
 
-def _forward_formula(how: How, x: Any, weight: Any, bias: Any) -> Any:
-    z = _affine(how, _standardized(how, x)[0], x, weight, bias)
+def _forward_formula(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+    z = _affine(how, _standardized(how, x)[0], x, weight, bias, residual)
     return activated(how, z).astype(x.dtype)
 
 
-def _backward_formula(how: How, dy: Any, x: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
-    """Give dx, dweight and dbias; None for the gradient of a parameter that is not there."""
+def _through(how: How, dy: Any, xhat: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+    """Give the gradient by z."""
+    dy = dy.astype(xhat.dtype)
+    if how.activation is None:
+        return dy
+    return dy * slope(how, _affine(how, xhat, x, weight, bias, residual))
+
+
+def _backward_formula(
+    how: How, dy: Any, x: Any, weight: Any, bias: Any, residual: Any
+) -> tuple[Any, ...]:
+    """Give dx, dweight, dbias and dresidual; None for the gradient of what is not there."""
     xhat, rstd = _standardized(how, x)
     axes = how.slabs(x)[1]
-    dy = dy.astype(xhat.dtype)
-    if how.activation is not None:
-        dy = dy * slope(how, _affine(how, xhat, x, weight, bias))
+    dy = _through(how, dy, xhat, x, weight, bias, residual)
     g = (dy if weight is None else dy * how.beside(weight, x)).reshape(xhat.shape)
     if how.centered:
         g = g - g.mean(axes, keepdims=True)
     dx = rstd * (g - xhat * (g * xhat).mean(axes, keepdims=True))
     along = how.parameter_axes(x)
     dweight = (dy * xhat.reshape(x.shape)).sum(along) if how.weight else None
-    return dx.reshape(x.shape).astype(x.dtype), dweight, dy.sum(along) if how.bias else None
+    return (
+        dx.reshape(x.shape).astype(x.dtype),
+        dweight,
+        dy.sum(along) if how.bias else None,
+        dy.astype(x.dtype) if how.residual else None,
+    )
 
 
 # --- both passes by kernels -----------------------------------------------------------------------
@@ -219,10 +249,10 @@ def _forward_of(how: How, arguments: Arrays) -> Arrays:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward(how: How, x: Any, weight: Any, bias: Any) -> tuple[Any, dict[str, Any]]:
+def _forward(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> tuple[Any, dict[str, Any]]:
     """Give y and the statistics."""
     statistics = how.statistics(x)
-    arguments = {"x": x, "weight": weight, "bias": bias}
+    arguments = {"x": x, "weight": weight, "bias": bias, "residual": residual}
     found = across(_forward_of, how, arguments, ["y", *statistics])
     return found["y"], {name: found[name] for name in statistics}
 
@@ -241,64 +271,79 @@ def _backward_of(how: How, arguments: Arrays) -> Arrays:
     shape = tuple(extent for a, extent in enumerate(x.shape) if a not in along)
     of_parameters = how.made_gradients()
     results |= dict.fromkeys(of_parameters, (shape, param_dtype(x)))
+    if _makes_dresidual(how):
+        results["dresidual"] = x.shape, x.dtype
     found = call(f"{how.kind}_backward", how, arguments, results)
     return found | {name: add_parts(how, found[name]) for name in of_parameters}
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _backward(
-    how: How, dy: Any, x: Any, weight: Any, bias: Any, statistics: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """Give dx, dweight and dbias; None for the gradient of a parameter that is not there."""
-    arguments = {"x": x, "dy": dy, "weight": weight, "bias": bias, **statistics}
-    found = across(_backward_of, how, arguments, ["dx", *how.made_gradients()])
+    how: How, dy: Any, x: Any, weight: Any, bias: Any, residual: Any, statistics: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Give dx, dweight, dbias and dresidual; None for the gradient of what is not there."""
+    arguments = {
+        "x": x, "dy": dy, "weight": weight, "bias": bias, "residual": residual, **statistics
+    }  # fmt: skip
+    results = ["dx", *how.made_gradients(), *["dresidual"] * _makes_dresidual(how)]
+    found = across(_backward_of, how, arguments, results)
     dbias = found.get("dbias")
     if how.bias and dbias is None:  # of RMS normalization, which has none as a rule
-        dbias = dy.astype(param_dtype(x)).sum(how.parameter_axes(x))
+        xhat = _standardized(how, x)[0]
+        g = _through(how, dy, xhat, x, weight, bias, residual)
+        dbias = g.sum(how.parameter_axes(x))
     return (
         found["dx"],
         found["dweight"] if how.weight else None,
         dbias if how.bias else None,
+        found.get("dresidual", dy) if how.residual else None,
     )
 
 
 @_backward.defjvp
 def _backward_jvp(how: How, primals: Any, tangents: Any) -> tuple[Any, Any]:
     formula = functools.partial(_backward_formula, how)
-    _, of_results = jax.jvp(formula, primals[:4], tangents[:4])
+    _, of_results = jax.jvp(formula, primals[:5], tangents[:5])
     return _backward(how, *primals), of_results
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalized(how: How, x: Any, weight: Any, bias: Any) -> Any:
-    return _forward(how, x, weight, bias)[0]
+def _normalized(how: How, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+    return _forward(how, x, weight, bias, residual)[0]
 
 
-def _normalized_forward(how: How, x: Any, weight: Any, bias: Any) -> tuple[Any, tuple[Any, ...]]:
-    y, statistics = _forward(how, x, weight, bias)
-    return y, (x, weight, None if how.activation is None else bias, statistics)
+def _normalized_forward(
+    how: How, x: Any, weight: Any, bias: Any, residual: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    y, statistics = _forward(how, x, weight, bias, residual)
+    of_z = (bias, residual) if how.activation is not None else (None, None)
+    return y, (x, weight, *of_z, statistics)
 
 
-def _normalized_backward(how: How, saved: tuple[Any, ...], dy: Any) -> tuple[Any, Any, Any]:
+def _normalized_backward(how: How, saved: tuple[Any, ...], dy: Any) -> tuple[Any, ...]:
     return _backward(how, dy, *saved)
 
 
 _normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
-def _of_present(how: How, x: Any, *parameters: Any) -> Any:
-    """Give y, of the parameters that are there."""
-    present = iter(parameters)
+def _of_present(how: How, x: Any, *others: Any) -> Any:
+    """Give y, of the arrays that are there."""
+    present = iter(others)
+    residual = next(present) if how.residual else None
     weight = next(present) if how.weight else None
-    return _normalized(how, x, weight, next(present) if how.bias else None)
+    return _normalized(how, x, weight, next(present) if how.bias else None, residual)
 
 
-_folding = folding("bnext_norm_of_examples", _of_present, lambda how, x: how.folded(x))
+_folding = folding(
+    "bnext_norm_of_examples", _of_present, lambda how, x: how.folded(x),
+    lambda how: 1 + int(how.residual),
+)  # fmt: skip
 
 
-def normalized(how: How, x: Any, weight: Any, bias: Any) -> jax.Array:
+def normalized(how: How, x: Any, weight: Any, bias: Any, residual: Any = None) -> jax.Array:
     """Give y."""
-    x, weight, bias = together(x, weight, bias)
-    arrays = alike(how, x=x, weight=weight, bias=bias)
+    x, residual, weight, bias = together(x, residual, weight, bias)
+    arrays = alike(how, x=x, residual=residual, weight=weight, bias=bias)
     y: jax.Array = _folding(how, *(each for each in arrays if each is not None))
     return y

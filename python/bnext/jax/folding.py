@@ -23,18 +23,22 @@ __all__ = ["folding"]
 
 
 def folding(
-    name: str, function: Callable[..., Any], fold: Callable[[Any, Any], tuple[Any, Any]]
-) -> Callable[..., Any]:
-    """Give a function that takes in axes of x, where no other array is mapped.
+    name: str, function: Callable[..., Any], fold: Callable[[Any, Any], tuple[Any, Any]],
+    data: Callable[[Any], int],
+) -> Callable[..., Any]:  # fmt: skip
+    """Give a function that takes in axes of x and of other data, where nothing else is mapped.
 
     Parameters
     ----------
     name : str
         Of the operation in programs.
     function : callable
-        Of how, x and other arrays; its result has the shape and the dtype of x.
+        Of how, x, further arrays of its shape, and other arrays; its result has the shape and the
+        dtype of x.
     fold : callable
         From how and x with one more axis, the first, to how and x of a call for all of it.
+    data : callable
+        From how to the number of arrays that have the shape of x.
 
     Returns
     -------
@@ -55,12 +59,19 @@ def folding(
         return jax.jvp(functools.partial(plain, how=how), tuple(primals), instantiated)
 
     def mapped(arrays: Sequence[Any], axes: Sequence[int | None], *, how: Any) -> tuple[Any, int]:
-        x, *others = arrays
-        if axes[0] is None or any(axis is not None for axis in axes[1:]):
+        count = data(how)
+        whole = all(axis is not None for axis in axes[:count])
+        if not whole or any(axis is not None for axis in axes[count:]):
             return jax.vmap(functools.partial(plain, how=how), tuple(axes))(*arrays), 0
-        x = jnp.moveaxis(x, axes[0], 0)
-        how_of_all, folded = fold(how, x)
-        return operation.bind(folded, *others, how=how_of_all).reshape(x.shape), 0
+        moved = [
+            jnp.moveaxis(each, axis, 0)
+            for each, axis in zip(arrays[:count], axes, strict=False)
+            if axis is not None
+        ]
+        folded = [fold(how, each) for each in moved]
+        together = [each for _, each in folded]
+        y = operation.bind(*together, *arrays[count:], how=folded[0][0])
+        return y.reshape(moved[0].shape), 0
 
     operation.def_impl(plain)
     operation.def_abstract_eval(shape_of)

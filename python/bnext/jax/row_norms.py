@@ -18,8 +18,9 @@ Shape = int | Sequence[int]
 
 
 def layer_norm(
-    x: Any, normalized_shape: Shape, weight: Any = None, bias: Any = None, *, eps: float = 1e-5
-) -> jax.Array:
+    x: Any, normalized_shape: Shape, weight: Any = None, bias: Any = None, *, eps: float = 1e-5,
+    residual: Any = None, activation: str | None = None, negative_slope: float = 0.01,
+) -> jax.Array:  # fmt: skip
     """Normalize each example of `x` by the mean and the biased variance of its own values.
 
     A pure function, as `batch_norm`: for `jax.jit`, `jax.grad` (its gradient is a kernel as well,
@@ -36,26 +37,35 @@ def layer_norm(
         Of the dtype of `x`, float32 for 16-bit data; 1 and 0 if not given.
     eps : float
         Added to the variance, in the square of the unit of `x`.
+    residual : array, shape of `x`, optional
+        Added to the normalized values, before the activation; of the dtype of `x`.
+    activation : str, optional
+        The function that is applied last; `batch_norm` has the names.
+    negative_slope : float
+        Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
     array, shape of `x`
-        ``(x - mean) / sqrt(var + eps) * weight + bias``, of the dtype of `x`.
+        ``act((x - mean) / sqrt(var + eps) * weight + bias + residual)``, of the dtype of `x`.
 
     Raises
     ------
     ValueError
         While a program is traced: a shape does not fit, `normalized_shape` is empty, `eps` is
-        negative or not finite.
+        negative or not finite, `activation` is not one of the names, `negative_slope` is not
+        finite.
     TypeError
-        A dtype does not fit, or an argument is not an array.
+        A dtype does not fit, or an argument is not an array; `activation` is not a string.
     """
-    return normalized_rows(x, normalized_shape, weight, bias, eps, centered=True)
+    applied = residual, activation, negative_slope
+    return normalized_rows(x, normalized_shape, weight, bias, eps, *applied, centered=True)
 
 
 def rms_norm(
-    x: Any, normalized_shape: Shape, weight: Any = None, *, eps: float | None = None
-) -> jax.Array:
+    x: Any, normalized_shape: Shape, weight: Any = None, *, eps: float | None = None,
+    residual: Any = None, activation: str | None = None, negative_slope: float = 0.01,
+) -> jax.Array:  # fmt: skip
     """Divide each example of `x` by the root of the mean of its squares.
 
     Parameters
@@ -69,35 +79,41 @@ def rms_norm(
     eps : float, optional
         Added to the mean of squares. If not given, the machine epsilon of the arithmetic: 2**-52
         for float64, 2**-23 for all others.
+    residual, activation, negative_slope
+        As for `layer_norm`.
 
     Returns
     -------
     array, shape of `x`
-        ``x / sqrt(mean(x * x) + eps) * weight``, of the dtype of `x`.
+        ``act(x / sqrt(mean(x * x) + eps) * weight + residual)``, of the dtype of `x`.
 
     Raises
     ------
     ValueError, TypeError
         As `layer_norm`.
     """
-    return normalized_rows(x, normalized_shape, weight, None, eps, centered=False)
+    applied = residual, activation, negative_slope
+    return normalized_rows(x, normalized_shape, weight, None, eps, *applied, centered=False)
 
 
 def normalized_rows(
-    x: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any, *, centered: bool
-) -> jax.Array:
+    x: Any, normalized_shape: Any, weight: Any, bias: Any, eps: Any, residual: Any = None,
+    activation: str | None = None, negative_slope: float = 0.01, *, centered: bool,
+) -> jax.Array:  # fmt: skip
     """Do `layer_norm`; not centered `rms_norm`, with a bias if wanted."""
+    _core.check_activation(activation)
     if x is None:
         raise TypeError("x: expected an array, got None")
-    x, weight, bias = arrays_of(x=x, weight=weight, bias=bias)
+    x, weight, bias, residual = arrays_of(x=x, weight=weight, bias=bias, residual=residual)
     shape = _core.check_normalized_shape(normalized_shape)
     if eps is None:
         eps = 2.0**-52 if x.dtype == jnp.float64 else 2.0**-23
     eps = _core.check_eps(eps)
-    arrays = described({"x": x, "weight": weight, "bias": bias})
+    arrays = described({"x": x, "weight": weight, "bias": bias, "residual": residual})
     _core.check_described("rows", arrays, 0, eps, normalized_shape=shape)
     how = examples.Rows(
         eps=eps, first=x.ndim - len(shape), centered=centered, weight=weight is not None,
-        bias=bias is not None,
+        bias=bias is not None, activation=None if activation == "none" else activation,
+        negative_slope=_core.check_negative_slope(negative_slope), residual=residual is not None,
     )  # fmt: skip
-    return examples.normalized(how, x, weight, bias)
+    return examples.normalized(how, x, weight, bias, residual)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bnext import _core, spine
 from bnext.arguments import index_of
-from bnext.array_types import Array, ArrayT
+from bnext.array_types import Array, ArrayT, Values
 from bnext.group_norm import cells_backward, cells_forward
 from bnext.groups.group import ALONE, Group, check_group
 from bnext.layers.checks import check_places, taken
@@ -59,12 +59,16 @@ class CellNormalization(ExampleNormalization, Modes):
         self.train_affine = True
 
     @overload
-    def forward(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT: ...
+    def forward(
+        self, x: ArrayT, *, out: ArrayT | None = None, residual: Values | None = None
+    ) -> ArrayT: ...
 
     @overload
-    def forward(self, x: npt.ArrayLike, *, out: Array | None = None) -> Array: ...
+    def forward(
+        self, x: npt.ArrayLike, *, out: Array | None = None, residual: Values | None = None
+    ) -> Array: ...
 
-    def forward(self, x: Any, *, out: Any = None) -> Any:
+    def forward(self, x: Any, *, out: Any = None, residual: Any = None) -> Any:
         """Normalize `x`; the same as calling the layer.
 
         Parameters
@@ -75,6 +79,9 @@ class CellNormalization(ExampleNormalization, Modes):
             call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
+        residual : array, shape of `x`, optional
+            Added to the normalized values, before the activation; of the dtype of `x`. With an
+            activation the layer keeps it as it keeps `x`.
 
         Returns
         -------
@@ -91,11 +98,11 @@ class CellNormalization(ExampleNormalization, Modes):
         bnext.sync.GroupError
             A member of the group is missing, has failed, or called something else.
         """
-        return self._normalized(x, out)
+        return self._normalized(x, out, residual)
 
     __call__ = forward
 
-    def _normalized(self, x: Any, out: Any) -> Any:
+    def _normalized(self, x: Any, out: Any, residual: Any) -> Any:
         uses, moves = self.statistics_of_call()
         # Without a parameter or a statistic for each channel, there may be any number of them.
         per_channel = self.weight is not None or self.track_running_stats
@@ -110,14 +117,16 @@ class CellNormalization(ExampleNormalization, Modes):
         of = self.weight, self.bias, self.eps, self.channel_axis, out
         act = self.activation, self.negative_slope
         if uses:
-            epilogue = None if self.activation is None else (None, *act)
+            epilogue = None
+            if self.activation is not None or residual is not None:
+                epilogue = residual, *act
             y, saved = spine.forward(
                 x, *of, given=self.running, epilogue=epilogue, engine=engine,
                 explain=None if engine is _core else partial(check_places, self),
             )  # fmt: skip
         else:
             try:
-                y, saved = cells_forward(x, self.num_groups, *of, *act, part)
+                y, saved = cells_forward(x, self.num_groups, *of, *act, part, residual)
             except TypeError:
                 if engine is not _core:
                     check_places(self, x, engine)
@@ -128,17 +137,19 @@ class CellNormalization(ExampleNormalization, Modes):
                     group.once(self.running, saved.generation, move)
                 else:
                     move()
-        self._latest[None if group is None else group.rank_or_none] = x, saved, None
+        kept = residual if residual is not None and saved.reads_residual else None
+        self._latest[None if group is None else group.rank_or_none] = x, saved, kept
         return y
 
     def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
         if saved.num_groups is None:
-            dx, dweight, dbias, *_ = spine.backward(dy, x, saved, self.weight, out)
+            found = spine.backward(dy, x, saved, self.weight, out, residual=residual)
         else:
             shares = isinstance(saved, SplitSaved) and saved.shared
             sums = "total" if shares else self.parameter_gradients
-            dx, dweight, dbias = cells_backward(dy, x, saved, self.weight, out, sums)
-        return (dx, dweight, dbias) if self.train_affine else (dx, None, None)
+            found = cells_backward(dy, x, saved, self.weight, out, sums, residual)
+        dx, dweight, dbias, *rest = found
+        return (dx, dweight, dbias, *rest) if self.train_affine else (dx, None, None, *rest)
 
     def _move_running(self, saved: Any) -> None:
         """Move running statistics by the statistics of a forward call; GroupNorm has none."""

@@ -19,7 +19,7 @@ class GroupNorm(CellNormalization):
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
     values of a group of channels of an example (Wu and He 2018, section 3), in every mode; with an
-    activation, ``act(y)``.
+    activation and a residual of the call, ``act(y + residual)``.
 
     Parameters
     ----------

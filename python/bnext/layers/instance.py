@@ -52,15 +52,17 @@ class _InstanceNorm(CellNormalization):
             tracked=self.track_running_stats,
         )  # fmt: skip
 
-    def _normalized(self, x: Any, out: Any) -> Any:
+    def _normalized(self, x: Any, out: Any, residual: Any) -> Any:
         x = x if hasattr(x, "shape") else np.asarray(x)
         rank, batch = len(x.shape), self._rank
         if rank not in (batch - 1, batch):
             raise ValueError(f"expected {batch - 1}D or {batch}D input (got {rank}D input)")
         self._warn_of_channels(x)
         if rank == batch:
-            return super()._normalized(x, out)
-        y = super()._normalized(x[None], None if out is None else out[None])
+            return super()._normalized(x, out, residual)
+        if residual is not None:
+            residual = (residual if hasattr(residual, "shape") else np.asarray(residual))[None]
+        y = super()._normalized(x[None], None if out is None else out[None], residual)
         return y[0] if out is None else out
 
     def _gradients(self, dy: Any, x: Any, saved: Any, out: Any, residual: Any) -> tuple[Any, ...]:
@@ -68,8 +70,9 @@ class _InstanceNorm(CellNormalization):
         if len(dy.shape) != self._rank - 1:
             return super()._gradients(dy, x, saved, out, residual)
         into = None if out is None else out[None]
-        dx, dweight, dbias = super()._gradients(dy[None], x, saved, into, residual)
-        return dx[0] if out is None else out, dweight, dbias
+        dx, dweight, dbias, *rest = super()._gradients(dy[None], x, saved, into, residual)
+        rest = [each[0] for each in rest]
+        return dx[0] if out is None else out, dweight, dbias, *rest
 
     def _warn_of_channels(self, x: AnyArray) -> None:
         axis = self.channel_axis

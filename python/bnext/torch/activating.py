@@ -20,7 +20,6 @@ class ActivatingModule(KernelModule):
     """
 
     _recompute = False
-    _takes_residual = False  # whether kernels add one
 
     def _set_activation(self, activation: Any, negative_slope: Any) -> None:
         _core.check_activation(activation=activation)

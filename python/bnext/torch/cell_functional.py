@@ -9,11 +9,11 @@ from torch import Tensor
 
 from bnext.torch import cell_kernels, gradients
 from bnext.torch.cell_gradients import cell_norm
-from bnext.torch.context import is_compiling, is_recomputed
+from bnext.torch.context import is_compiling, is_recomputed, is_symbolic
 from bnext.torch.epilogues import Epilogue, applied, checked
 from bnext.torch.functional import _node_of
 from bnext.torch.kernels import KernelRefusal, widened, work_together
-from bnext.torch.roads import KERNELS, LEAST_VALUES, NODE, OPERATORS, road_of_cells
+from bnext.torch.roads import KERNELS, LEAST_VALUES, NODE, OPERATORS, fits_kernels, road_of_cells
 
 __all__ = ["activated_group_norm", "activated_instance_norm", "group_norm", "instance_norm"]
 
@@ -30,11 +30,12 @@ def group_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
+    residual: Tensor | None = None,
     negative_slope: float = 0.01,
 ) -> Tensor:
     """Do what `torch.nn.functional.group_norm` does, with the same arguments and errors.
 
-    With an activation the result is ``act(norm(input))``.
+    With an activation or a residual the result is ``act(norm(input) + residual)``.
 
     Parameters
     ----------
@@ -50,13 +51,15 @@ def group_norm(
         Added to the variance.
     activation : str, optional
         Applied last, in the same pass; `functional.batch_norm` has the names.
+    residual : Tensor, optional
+        Added before the activation; in the same pass where it has the shape and dtype of `input`.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
     Tensor
-        Of the shape and dtype of `input`.
+        Of the shape and dtype of `input`; or as the addition of the residual makes it.
 
     Raises
     ------
@@ -69,8 +72,8 @@ def group_norm(
     -----
     Below 32,768 values PyTorch's operator computes, which takes less time to call.
     """
-    if activation is not None:
-        epilogue = checked(None, activation, negative_slope)
+    if activation is not None or residual is not None:
+        epilogue = checked(residual, activation, negative_slope)
         return activated_group_norm(input, num_groups, weight, bias, eps, epilogue)
     y: Tensor
     if type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES:
@@ -99,11 +102,14 @@ def activated_group_norm(
     epilogue: Any,
 ) -> Tensor:  # fmt: skip
     """Do `group_norm`, and apply what follows it."""
+    if is_symbolic(epilogue.residual):  # which may be None when the graph runs
+        of = epilogue._asdict()
+        return _node_of(group_norm, input, num_groups, weight, bias, eps, **of)
     small = type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES
     if not small and isinstance(num_groups, int):
         road = road_of_cells(input, num_groups, None, None, weight, bias, True, 0.0, eps)
         try:
-            if road is KERNELS and epilogue.residual is None:
+            if road is KERNELS and fits_kernels(input, epilogue.residual):
                 return cell_norm(input, num_groups, weight, bias, eps, epilogue)[0]
         except KernelRefusal:
             pass
@@ -121,11 +127,12 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
+    residual: Tensor | None = None,
     negative_slope: float = 0.01,
 ) -> Tensor:
     """Do what `torch.nn.functional.instance_norm` does, with the same arguments and errors.
 
-    With an activation the result is ``act(norm(input))``.
+    With an activation or a residual the result is ``act(norm(input) + residual)``.
 
     Parameters
     ----------
@@ -146,13 +153,15 @@ def instance_norm(
         Added to the variance.
     activation : str, optional
         Applied last, in the same pass; `functional.batch_norm` has the names.
+    residual : Tensor, optional
+        Added before the activation; in the same pass where it has the shape and dtype of `input`.
     negative_slope : float
         Slope of "leaky_relu" below 0; other activations ignore it.
 
     Returns
     -------
     Tensor
-        Of the shape and dtype of `input`.
+        Of the shape and dtype of `input`; or as the addition of the residual makes it.
 
     Raises
     ------
@@ -166,9 +175,7 @@ def instance_norm(
     Where autograd runs a forward pass again, as activation checkpointing does, running statistics
     are not moved a second time.
     """
-    epilogue = None
-    if activation is not None:
-        epilogue = checked(None, activation, negative_slope)
+    epilogue = checked(residual, activation, negative_slope)
     return activated_instance_norm(
         input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, epilogue
     )
@@ -181,9 +188,14 @@ def activated_instance_norm(
 ) -> Tensor:  # fmt: skip
     """Do `instance_norm`, and apply what follows it, if anything does."""
     tensors = (input, running_mean, running_var, weight, bias)
+    residual = None if epilogue is None else epilogue.residual
+    if epilogue is not None and is_symbolic(residual):
+        of = epilogue._asdict()
+        return _node_of(instance_norm, *tensors, use_input_stats, momentum, eps, **of)
     road = road_of_cells(input, None, *tensors[1:], use_input_stats, momentum, eps)
     tracked = running_mean is not None and running_var is not None
-    if road is KERNELS and momentum is not None and _fits_running(input, running_mean, running_var):
+    fits = road is KERNELS and fits_kernels(input, residual)
+    if fits and momentum is not None and _fits_running(input, running_mean, running_var):
         try:
             if use_input_stats:
                 y, saved = cell_norm(input, None, weight, bias, eps, epilogue)

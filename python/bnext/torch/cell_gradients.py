@@ -34,17 +34,18 @@ def cell_norm(
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """Normalize plain tensors by the kernels; KernelRefusal if they do not take them.
 
-    The epilogue is an activation. Give y, and the statistics.
+    The residual of the epilogue has the shape and the dtype of x. Give y, and the statistics.
     """
-    if is_recorded(x, weight, bias):
+    residual = None if epilogue is None else epilogue.residual
+    if is_recorded(x, weight, bias, residual):
         kept: list[Any] = []
-        y: Tensor = _record(x, weight, bias, (num_groups, eps, kept, epilogue))
+        y: Tensor = _record(x, weight, bias, residual, (num_groups, eps, kept, epilogue))
         return y, kept[0]
     return cell_kernels.forward(x, num_groups, weight, bias, eps, epilogue)
 
 
 class _CellNorm(torch.autograd.Function):
-    """y of x, weight and bias."""
+    """y of x, weight, bias and the residual, or None."""
 
     # As in `bnext.torch.gradients`.
     setup_context = torch.autograd.Function.setup_context
@@ -52,53 +53,81 @@ class _CellNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, others: Any
-    ) -> Tensor:
-        num_groups, eps, kept, ctx.epilogue = others
-        y, ctx.statistics = cell_kernels.forward(x, num_groups, weight, bias, eps, ctx.epilogue)
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        others: Any,
+    ) -> Tensor:  # fmt: skip
+        num_groups, eps, kept, epilogue = others
+        y, ctx.statistics = cell_kernels.forward(x, num_groups, weight, bias, eps, epilogue)
         kept.append(ctx.statistics)
-        ctx.to_save = (x, weight) if ctx.epilogue is None else (x, weight, bias)
+        ctx.epilogue = epilogue and epilogue._replace(residual=None)
+        ctx.to_save = x, weight
+        if epilogue is not None:
+            read = residual if ctx.statistics.reads_residual else None
+            ctx.address = _address_of(read)
+            ctx.to_save = x, weight, bias, read
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         slope = None
-        if ctx.epilogue is not None:
+        if ctx.epilogue is not None and ctx.epilogue.activation is not None:
             slope = derivative(ctx.epilogue.activation, ctx.epilogue.negative_slope)
         saved = ctx.statistics
-        again = partial(backward, groups=saved.num_groups, eps=saved.eps, slope=slope)
+        formula: Any = _by_formulas if saved.residual else backward
+        again = partial(formula, groups=saved.num_groups, eps=saved.eps, slope=slope)
         return gradients_of(ctx, dy, partial(_by_kernels, ctx), again)
 
 
 _record: Any = super(torch.autograd.Function, _CellNorm).apply
 
 
+def _address_of(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _by_kernels(
-    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None
-) -> Gradients:
+    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Gradients:  # fmt: skip
     saved = ctx.statistics
     try:
-        return cell_kernels.backward(dy, x, saved, weight)
+        return cell_kernels.backward(dy, x, saved, weight, residual)
     except ValueError:
         # It has changed, by ways that autograd does not see; or the error is another.
-        if isinstance(saved, DeviceSaved) or x.data_ptr() == saved.address:
+        same = residual is None or _address_of(residual) == ctx.address
+        if isinstance(saved, DeviceSaved) or (x.data_ptr() == saved.address and same):
             raise
-    # What hooks have made of x may be close to it, and not the same.
+    # What hooks have made of x, or of the residual, may be close to it, and not the same.
     rows = cell_kernels.rows_of(saved)
-    ctx.statistics = cell_kernels.restored(x, rows, saved.eps, weight, bias, ctx.epilogue)
-    return _by_kernels(ctx, dy, x, weight, bias)
+    epilogue = ctx.epilogue and ctx.epilogue._replace(residual=residual)
+    ctx.statistics = cell_kernels.restored(x, rows, saved.eps, weight, bias, epilogue)
+    if residual is not None:
+        ctx.address = residual.data_ptr()
+    return _by_kernels(ctx, dy, x, weight, bias, residual)
 
 
 # --- formulas -------------------------------------------------------------------------------------
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None, *, groups: int,
-    eps: float, slope: formulas.Slope | None = None,
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None,
+    residual: Tensor | None = None, *, groups: int, eps: float, slope: formulas.Slope | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Give dx, dweight and dbias in PyTorch's own operations, which can be differentiated again.
+    """Give dx, dweight and dbias in PyTorch's own operations, which can be differentiated again."""
+    dx, dweight, dbias, _ = _by_formulas(
+        dy, x, weight, bias, residual, groups=groups, eps=eps, slope=slope
+    )
+    return dx, dweight, dbias
 
-    `slope` is the derivative of an activation that followed, and `bias` is for its argument. With
+
+def _by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None = None,
+    residual: Tensor | None = None, *, groups: int, eps: float, slope: formulas.Slope | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Do `backward`, and give dresidual.
+
+    `slope` is the derivative of an activation that followed, and `bias` and `residual` are for its
+    argument. With
     ``g = dy * weight`` and E the mean over the values of a group of an example,
     ``dx = rstd * (g - E[g] - xhat * E[g * xhat])``.
     """
@@ -112,14 +141,14 @@ def backward(
     xs = formulas._centred(formulas._about(xs, pilot), [2])
     rstd = formulas.rstd_of((xs * xs).mean(2, keepdim=True), eps)
     xhat = xs * rstd
-    wide = formulas._before_activation(dy, xhat.reshape(x.shape), weight, bias, None, slope)
+    wide = formulas._before_activation(dy, xhat.reshape(x.shape), weight, bias, residual, slope)
     g = wide
     if weight is not None:  # the derivative by weight is then a sum in float64
         g = (g.double() * formulas.per_channel(weight.double(), x)).to(g.dtype)
     centred = formulas._centred(slabs(g), [2])
     dx = rstd * (centred - xhat * (centred * xhat).mean(2, keepdim=True))
     dweight = (wide * xhat.reshape(x.shape)).sum(dims)
-    return dx.reshape(x.shape).to(x.dtype), dweight, wide.sum(dims)
+    return dx.reshape(x.shape).to(x.dtype), dweight, wide.sum(dims), wide.to(x.dtype)
 
 
 # --- operators ------------------------------------------------------------------------------------

@@ -31,7 +31,10 @@ def forward(
     x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float,
     epilogue: Epilogue | None = None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    """Normalize each example by its groups, or without a number of them by its channels."""
+    """Normalize each example by its groups, or without a number of them by its channels.
+
+    What follows is in the epilogue: its residual has the shape and the dtype of x.
+    """
     engine = calls_on(x) if x.is_cuda else _core
     try:
         result: tuple[Tensor, Any] = engine.cell_forward(
@@ -45,36 +48,45 @@ def forward(
     try:
         y, saved = engine_of(x).cell_forward(
             x=_detached(x), num_groups=num_groups, weight=_detached(widened(x, weight)),
-            bias=_detached(widened(x, bias)), eps=eps, channel_axis=1, out=None, epilogue=epilogue,
+            bias=_detached(widened(x, bias)), eps=eps, channel_axis=1, out=None,
+            epilogue=_detached_epilogue(epilogue),
         )  # fmt: skip
     except (TypeError, ValueError) as refusal:  # PyTorch has the error
         raise KernelRefusal(str(refusal)) from refusal
     return formatted(y, x), saved
 
 
+def _detached_epilogue(epilogue: Epilogue | None) -> Any:
+    return epilogue and epilogue._replace(residual=_detached(epilogue.residual))
+
+
 def backward(
-    dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give dx, dweight and dbias by the statistics that forward left."""
+    dy: Tensor, x: Tensor, saved: Any, weight: Tensor | None, residual: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Give dx, dweight and dbias by the statistics that forward left; and dresidual if it added.
+
+    `residual` is the forward call's, where ``saved.reads_residual``.
+    """
     engine = calls_on(x) if x.is_cuda else _core
     try:
-        result: tuple[Tensor, Tensor, Tensor] = engine.cell_backward(
-            dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True
+        result: tuple[Tensor, ...] = engine.cell_backward(
+            dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True, residual=residual
         )
         return result
     except TypeError:
-        dx, dweight, dbias = engine_of(x).cell_backward(
+        dx, dweight, dbias, *dresidual = engine_of(x).cell_backward(
             dy=_detached(_settled(dy)), x=_detached(x), saved=saved,
-            weight=_detached(widened(x, weight)), out=None,
+            weight=_detached(widened(x, weight)), out=None, residual=_detached(residual),
         )  # fmt: skip
-    return formatted(dx, x), dweight, dbias
+    return formatted(dx, x), dweight, dbias, *dresidual
 
 
 def backward_by_rows(
     dy: Tensor, x: Tensor, weight: Tensor | None, rows: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do `backward` by the rows of the statistics that forward left."""
-    return backward(dy, x, restored(x, rows, eps), weight)
+    dx, dweight, dbias = backward(dy, x, restored(x, rows, eps), weight)
+    return dx, dweight, dbias
 
 
 def rows_of(saved: Any) -> Tensor:
@@ -89,11 +101,12 @@ def restored(
 ) -> Any:  # fmt: skip
     """Make the `saved` of a forward call from its rows of statistics.
 
-    With an activation also from the parameters, of which its argument is made again.
+    With an activation also from the parameters, of which its argument is made again, and from the
+    residual that the epilogue has.
     """
     rows = _detached(rows)
     return engine_of(x).cell_restored(
         x=_detached(x), num_groups=rows.size(2), rows=rows.reshape(rows.size(0), -1), eps=eps,
         channel_axis=1, weight=_detached(widened(x, weight)), bias=_detached(widened(x, bias)),
-        epilogue=epilogue,
+        epilogue=_detached_epilogue(epilogue),
     )  # fmt: skip

@@ -28,12 +28,12 @@ class _Cells(ActivatingModule):
     """The forward pass of both norms."""
 
     @with_types
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`, as PyTorch's layer does; apply the activation."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize `input`, as PyTorch's layer does; add `residual`, apply the activation."""
         if isinstance(input, torch.fx.Proxy) and self._is_one_node(input):
-            y: Tensor = self._node(input)
+            y: Tensor = self._node(input, residual)
             return y
-        return self._normalized(input, self._epilogue())
+        return self._normalized(input, self._epilogue(residual))
 
 
 class GroupNorm(_Cells, torch.nn.GroupNorm):
@@ -72,7 +72,8 @@ class GroupNorm(_Cells, torch.nn.GroupNorm):
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
     values of a group of channels of an example (Wu and He 2018, section 3), by bnext's kernels on
     the CPU, and on a GPU if bnext has them there; elsewhere, and below 32,768 values, by PyTorch's
-    operator.
+    operator. ``layer(x, residual=r)`` gives ``act(y + r)``, in the same pass for a residual of the
+    shape and dtype of `x`.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """
@@ -183,8 +184,9 @@ class InstanceNorm1d(_Instance, torch.nn.InstanceNorm1d):
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the
     values of a channel of an example (Ulyanov, Vedaldi and Lempitsky 2016), by bnext's kernels on
-    the CPU, and on a GPU if bnext has them there, and by PyTorch's operator elsewhere. The result
-    has the memory format of the input.
+    the CPU, and on a GPU if bnext has them there, and by PyTorch's operator elsewhere.
+    ``layer(x, residual=r)`` gives ``act(y + r)``, in the same pass for a residual of the shape and
+    dtype of a batch `x`. The result has the memory format of the input.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """

@@ -221,10 +221,9 @@ def chain_of(norm: fx.Node, modules: dict[str, Any]) -> Chain:
         raise Apart("it is called with more than its input")
     layer = modules[str(norm.target)]
     check_layer(layer)
-    last, add, residual = norm, None, None
+    last, add = norm, None
     follower = _only_user(norm)
-    if getattr(layer, "_takes_residual", True):
-        residual = _added_by(follower, norm)
+    residual = _added_by(follower, norm)
     if residual is not None:
         last = add = follower
         if len(last.users) == 1:

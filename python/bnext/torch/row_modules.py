@@ -58,8 +58,6 @@ class LayerNorm(ActivatingModule, torch.nn.LayerNorm):
     dtype of `x`. State dicts, hooks, modes and errors are PyTorch's.
     """
 
-    _takes_residual = True
-
     def __init__(
         self,
         normalized_shape: Any,
@@ -130,8 +128,6 @@ class RMSNorm(ActivatingModule, torch.nn.RMSNorm):
     the same pass for a residual of the shape and dtype of `x`. State dicts, hooks, modes and errors
     are PyTorch's.
     """
-
-    _takes_residual = True
 
     def __init__(
         self,

@@ -1,13 +1,8 @@
-// Sums over the lanes of several channels at once: where a channel is one short plane, adding up
-// its 16 lanes by themselves takes longer than its values do. The tree is sum_lanes' own, so the
-// bits are the same.
+// Sums over the lanes of several channels, or rows, at once: where these are short, adding up the
+// 16 lanes of each takes longer than its values do. The tree is sum_lanes' own, so the bits are the
+// same.
 
 inline constexpr int kSummedTogether = Wide::kPartLanes;  // channels: as many as sums fill a part
-
-// Planes below that, a group of RunSums, are short.
-BNEXT_FORCE_INLINE bool is_short_plane(const Tiling& tiling) {
-    return tiling.outer() == 1 && tiling.inner() < kGroup;
-}
 
 // Halves are added until one part is left.
 template <int N>
@@ -46,21 +41,17 @@ BNEXT_FORCE_INLINE Doubles add_lanes(const Doubles (&part)[N]) {
     }
 }
 
-// Calls sums_of(k, first, second) for each of the channels, which gives two Wides, and stores the
-// sums of their lanes.
+// Calls sums_of(k, first, second) for each of the channels, which gives two sums as what add_parts
+// leaves, and stores the sums of their lanes.
 template <class SumsOf>
 BNEXT_FORCE_INLINE void sum_lanes_of_all(Index channels, double* first, double* second,
                                          SumsOf&& sums_of) {
     constexpr Index kMost = kSummedTogether;
+    Doubles a[kSummedTogether], b[kSummedTogether];
     for (Index begin = 0; begin < channels; begin += kMost) {
         const Index count = channels - begin < kMost ? channels - begin : kMost;
-        Doubles a[kSummedTogether]{}, b[kSummedTogether]{};
-        for (Index k = 0; k < count; ++k) {
-            Wide of_first, of_second;
-            sums_of(begin + k, of_first, of_second);
-            a[k] = add_parts(of_first.part);
-            b[k] = add_parts(of_second.part);
-        }
+        for (Index k = 0; k < count; ++k) sums_of(begin + k, a[k], b[k]);
+        for (Index k = count; k < kMost; ++k) a[k] = b[k] = Doubles{};
         const Doubles sum_a = add_lanes<kSummedTogether>(a), sum_b = add_lanes<kSummedTogether>(b);
         for (Index k = 0; k < count; ++k) {
             first[begin + k] = sum_a[k];
