@@ -17,7 +17,7 @@ from torch.autograd import profiler
 
 __all__ = [
     "backward_task", "function_modes", "in_a_range", "is_compiling", "is_exported", "is_plain",
-    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_transformed",
+    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -59,6 +59,18 @@ def is_plain(
         or type(var) not in _PLAIN_OR_NONE
         or type(weight) not in _PARAMETER_OR_NONE
         or type(bias) not in _PARAMETER_OR_NONE
+    )
+
+
+def is_watched() -> bool:
+    """Whether a compiler, a mode, a transform, a tracer or a profiler is to see operations."""
+    return bool(
+        _is_traced_by_dynamo()
+        or _dispatch_modes()
+        or _has_transforms()
+        or _forward_ad._current_level >= 0
+        or _is_scripted()
+        or profiler._is_profiler_enabled
     )
 
 

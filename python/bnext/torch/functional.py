@@ -23,7 +23,7 @@ from bnext.torch.roads import (
 )
 
 __all__ = [
-    "activated_batch_norm", "batch_norm", "counted_batch_norm", "evaluated", "weight_of_batch",
+    "activated_batch_norm", "batch_norm", "counted_batch_norm", "weight_of_batch",
 ]  # fmt: skip
 
 # Kept as it is at import: programs may put `batch_norm` below under PyTorch's name, for layers that
@@ -134,28 +134,6 @@ def counted_batch_norm(
         counter.add_(1)
         counter = None
     return _by_pytorch(*tensors, training, momentum, eps, counter)
-
-
-def evaluated(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: Any,
-    eps: float, epilogue: Epilogue | None, over: bool = False,
-) -> Tensor | None:  # fmt: skip
-    """Normalize by given statistics where autograd records nothing; None for other ways.
-
-    With `over` the result is x itself.
-
-    It is the road `KERNELS` of the two functions beside it in one step, for plain tensors on the
-    CPU: between the convolutions of a network every frame of Python is cold, and takes
-    microseconds.
-    """
-    if (
-        profiler._is_profiler_enabled
-        or road_of(x, mean, var, weight, bias, False, momentum, eps) is not KERNELS
-        or not x.is_cpu
-        or (epilogue is not None and not fits_kernels(x, epilogue.residual))
-    ):
-        return None
-    return kernels.evaluate(x, mean, var, weight, bias, eps, epilogue, over)
 
 
 def activated_batch_norm(
