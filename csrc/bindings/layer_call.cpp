@@ -42,8 +42,8 @@ struct Layer {
             return;
         }
         PyObject* const momentum = entry(entries, name.momentum);
-        const bool is_number = momentum != nullptr && (PyFloat_CheckExact(momentum) ||
-                                                       Py_IsNone(momentum) != 0);
+        const bool is_number =
+            momentum != nullptr && (PyFloat_CheckExact(momentum) || Py_IsNone(momentum) != 0);
         PyObject* const number = entry(entries, name.eps);
         if (!is_number || number == nullptr || !PyFloat_CheckExact(number) ||
             !(PyFloat_AS_DOUBLE(number) > 0)) {
@@ -70,7 +70,8 @@ PyObject* the_axis = nullptr;
 
 constexpr Signature kEvaluateLayer{
     "evaluate_layer", "layer, x, epilogue, over",
-    "`evaluate` of x with the statistics, parameters and eps of a layer of PyTorch's in evaluation;\n"
+    "`evaluate` of x with the statistics, parameters and eps of a layer of PyTorch's in "
+    "evaluation;\n"
     "None where the layer does something else, or kernels do not take these tensors. Nothing has\n"
     "happened then. What observes operations is not asked."};
 
@@ -80,8 +81,9 @@ py::object evaluate_layer(py::handle, const Arguments<4>& arguments) {
     if (!entries) return py::none();
     const Layer of(entries.ptr());
     if (!of.is_known()) return py::none();
-    PyObject* const given[] = {x.ptr(),  of.running_mean, of.running_var, of.weight,      of.bias,
-                               of.eps,   the_axis,        Py_True,        epilogue.ptr(), over.ptr()};
+    PyObject* const given[] = {x.ptr(),        of.running_mean, of.running_var, of.weight,
+                               of.bias,        of.eps,          the_axis,       Py_True,
+                               epilogue.ptr(), over.ptr()};
     auto y = py::reinterpret_steal<py::object>(
         PyObject_Vectorcall(the_evaluate, given, std::size(given), nullptr));
     if (y) return y;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from bnext.torch import epilogues, gradients, kernels, operators
+from bnext.torch import epilogues, gradients, operators
 from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.kernels import KernelRefusal
@@ -144,7 +144,8 @@ def activated_batch_norm(
     """Do `counted_batch_norm`, and what follows it."""
     tensors = (input, running_mean, running_var, weight, bias)
     residual, activation, negative_slope = epilogue
-    if is_symbolic(input, residual):
+    is_plain_call = type(input) is Tensor and (residual is None or type(residual) is Tensor)
+    if not is_plain_call and is_symbolic(input, residual):
         if counter is None and momentum is not None:
             return _node_of(
                 batch_norm, *tensors, training, momentum, eps, activation=activation,
@@ -152,7 +153,7 @@ def activated_batch_norm(
             )  # fmt: skip
         return _node_of(activated_batch_norm, *tensors, training, momentum, eps, counter, epilogue)
     road = road_of(*tensors, training, momentum, eps)
-    if road is KERNELS and fits_kernels(input, residual):
+    if road is KERNELS and (residual is None or fits_kernels(input, residual)):
         known = weight_of_batch(counter) if momentum is None else momentum
         running = running_mean, running_var, known, counter
         of: Any = (input, weight, bias, eps, running, training, epilogue)

@@ -13,7 +13,7 @@ from torch.nn.modules import module as module_module
 
 from bnext._core import unchanged
 from bnext.torch.activating import ActivatingModule
-from bnext.torch.context import is_compiling
+from bnext.torch.context import is_traced_by_dynamo
 from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
 from bnext.torch.overwriting import FUNCTIONS, MODULES
@@ -86,7 +86,7 @@ class Fusion:
         """Find the function for a call; None if the class's own forward is to take it."""
         if len(inputs) != self.arguments:
             return None
-        compiles = is_compiling()  # compilers look into Python, and not into what is compiled
+        compiles = is_traced_by_dynamo()  # it looks into Python, and not into what is compiled
         every = True if len(inputs) == 1 and type(inputs[0]) is Tensor else _are_tensors(inputs)
         if every is None:
             return None

@@ -14,7 +14,7 @@ from bnext import _core
 from bnext.docstrings import with_sections_of
 from bnext.torch import kernels
 from bnext.torch.context import is_compiling, is_watched
-from bnext.torch.epilogues import Epilogue
+from bnext.torch.epilogues import Epilogue, made
 from bnext.torch.functional import (
     activated_batch_norm,
     counted_batch_norm,
@@ -131,7 +131,7 @@ class Forward(KernelModule, _BatchNorm):
         # The layer's own attributes: to look at its class as well takes twice as long.
         epilogue, own = None, self.__dict__
         if residual is not None or "_activation" in own:
-            epilogue = Epilogue(residual, *self._activation)
+            epilogue = made((residual, *self._activation))
         if "_recompute" in own:
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
