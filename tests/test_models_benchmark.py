@@ -255,7 +255,7 @@ def test_chains_are_measured(torch, channels_last, monkeypatch):
     from bnext.torch import kernels
 
     for owner, name in ((torch.nn.functional, "conv2d"), (torch.nn.functional, "batch_norm"),
-                        (kernels, "evaluate")):  # fmt: skip
+                        (kernels, "evaluate_layer")):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))  # exchanged, and put back
     threads = torch.get_num_threads()
     chain = chains.Chain((2, 4, 6, 6), channels_last)

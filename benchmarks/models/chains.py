@@ -98,7 +98,7 @@ def prepared(chain, names):
     import bnext.torch
     from bnext.torch import kernels
 
-    clock.times(kernels, "evaluate", "normalization")
+    clock.times(kernels, "evaluate_layer", "normalization")
     torch.manual_seed(0)
     model, x = network_of(torch, chain), torch.randn(chain.shape)
     if chain.channels_last:

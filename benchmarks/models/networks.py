@@ -11,13 +11,17 @@ VGG-16                  Simonyan and Zisserman 2015, "Very Deep Convolutional Ne
                         linear layer behind the mean over positions.
 MLP                     Ioffe and Szegedy 2015, "Batch Normalization", section 4.1: three hidden
                         layers of 100 sigmoids between 28x28 inputs and 10 classes.
+GIN                     Xu, Hu, Leskovec and Jegelka 2019, "How Powerful are Graph Neural
+                        Networks?", section 7: each layer sums over neighbours and runs a perceptron
+                        of two normalized layers; on a random graph.
 
 Layers of batch normalization are PyTorch's; `bnext.torch.convert` makes them bnext's.
 """
 
+import torch
 from torch import nn
 
-__all__ = ["MLP", "ResNet", "resnet18", "resnet50", "vgg16"]
+__all__ = ["GIN", "MLP", "ResNet", "resnet18", "resnet50", "vgg16"]
 
 WIDTHS = (64, 128, 256, 512)  # of the four stages
 
@@ -97,6 +101,25 @@ class MLP(nn.Sequential):
             # No bias: the normalization would take it away again, and has one of its own.
             layers += [nn.Linear(size, width, bias=False), nn.BatchNorm1d(width), nn.Sigmoid()]
         super().__init__(*layers, nn.Linear(width, classes))
+
+
+class GIN(nn.Module):
+    """A graph network on the nodes of one graph: (nodes, width) to (nodes, classes)."""
+
+    def __init__(self, nodes=2000, edges=8000, width=64, depth=3, classes=10):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            halves = [(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()) for _ in range(2)]
+            self.layers.append(nn.Sequential(*halves[0], *halves[1]))
+        self.classifier = nn.Linear(width, classes)
+        for end in ("sources", "targets"):
+            self.register_buffer(end, torch.randint(nodes, (edges,)))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x.index_add(0, self.targets, x[self.sources]))
+        return self.classifier(x)
 
 
 def resnet18(classes=1000):

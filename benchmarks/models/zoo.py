@@ -1,4 +1,4 @@
-"""Whole networks of torchvision, with PyTorch's layers and with bnext's: steps and inference.
+"""Whole networks, large and small, with PyTorch's layers and bnext's: steps and inference.
 
     python -m benchmarks.models.zoo [--only PATTERN] [--seconds S] [--check]
 
@@ -52,6 +52,8 @@ LINES = (
     Line("mobilenet_v3_large", IMAGES, "step", 1.0, 1.20),
     Line("efficientnet_b0", IMAGES, "step", 1.0, 1.20),
     Line("densenet121", (8, 3, 128, 128), "step", 1.0, 1.15),
+    Line("mlp", (60, 784), "step", 1.0, 1.10),
+    Line("gin", (2000, 64), "step", 1.0, 1.0),
     *(
         Line(network, shape, "inference", 1.0, bound)
         for shape in ((1, 3, 224, 224), (8, 3, 128, 128))
@@ -89,10 +91,21 @@ def call_of(torch, model, line):
     return step
 
 
+def model_of(line):
+    """The network of a line, with random parameters."""
+    from torchvision import models
+
+    from benchmarks.models.networks import GIN, MLP
+
+    small = {"gin": GIN, "mlp": MLP}
+    if line.network in small:
+        return small[line.network](classes=CLASSES)
+    return getattr(models, line.network)(num_classes=CLASSES)
+
+
 def measure(line, seconds):
     """Milliseconds of the first, how many times as fast the others are, page faults of all."""
     import torch
-    from torchvision import models
 
     import bnext.torch
     from benchmarks.models.timing import in_turns
@@ -101,7 +114,7 @@ def measure(line, seconds):
     warnings.filterwarnings("ignore", module="torch")
     with threads_set_to(THREADS):
         torch.manual_seed(0)
-        model = getattr(models, line.network)(num_classes=CLASSES)
+        model = model_of(line)
         variants = {"torch": model}
         for name, fuse in (("converted", False), ("fused", True)):
             variants[name] = bnext.torch.convert(copy.deepcopy(model), fuse=fuse)

@@ -22,5 +22,6 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);
     bnext::bindings::register_unchanged(m);
+    bnext::bindings::register_layer_call(m);
     bnext::bindings::register_foreign(m);
 }

@@ -26,5 +26,6 @@ void register_sync(pybind11::module_& m);
 void register_foreign(pybind11::module_& m);
 void register_emulated_programs(pybind11::module_& m);
 void register_unchanged(pybind11::module_& m);
+void register_layer_call(pybind11::module_& m);  // behind register_calls
 
 }  // namespace bnext::bindings

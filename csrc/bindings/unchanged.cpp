@@ -1,28 +1,13 @@
 // Whether a tree of Python objects still has what was found in it once: a module of PyTorch, as
 // fused forward passes ask before every call. In Python these questions take longer than a small
 // call of the kernels.
+#include "bindings/entries.hpp"
 #include "bindings/fastcall.hpp"
 #include "bindings/register.hpp"
 #include "core/error.hpp"
 
 namespace bnext::bindings {
 namespace {
-
-// Of what follows, every reference is borrowed but where a py::object holds it, and no error is
-// set: what cannot be looked up is as if it were not there.
-
-// The dict of an object's entries; null without.
-py::object attributes_of(PyObject* object) {
-    auto found = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr));
-    if (!found) PyErr_Clear();
-    return found;
-}
-
-PyObject* entry(PyObject* dict, PyObject* name) {
-    PyObject* const found = PyDict_GetItemWithError(dict, name);
-    if (found == nullptr) PyErr_Clear();
-    return found;
-}
 
 template <class F>
 bool each_of(PyObject* tuple, F&& f) {

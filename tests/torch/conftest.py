@@ -11,7 +11,7 @@ from ..optional import import_torch
 
 PASSES = {  # of each function of the kernels, by its arguments
     "forward": lambda x, weight, bias, eps, given=None, *_: "inference" if given else "forward",
-    "evaluate": lambda *_: "inference",
+    "evaluate_layer": lambda *_: "inference",
     "statistics": lambda *_: "forward",
     "backward": lambda dy, x, *_: "backward_constant" if x is None else "backward",
     "backward_by_rows": lambda *_: "backward",

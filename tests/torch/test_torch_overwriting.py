@@ -11,7 +11,7 @@ from ..activations import ACTIVATIONS
 from .architectures import ARCHITECTURES, IMAGE
 from .support import outcome_of, torch
 
-from bnext.torch import fused, fusion, overwriting  # isort: skip
+from bnext.torch import fused, fusion, graph_code, overwriting  # isort: skip
 
 nn, functional = torch.nn, torch.nn.functional
 
@@ -21,15 +21,15 @@ def evaluations(monkeypatch):
     """Whether each evaluation was allowed to write over its input, and did."""
     from bnext.torch import kernels
 
-    seen, run = [], kernels.evaluate
+    seen, run = [], kernels.evaluate_layer
 
-    def evaluate(x, *arguments):
-        y = run(x, *arguments)
-        assert (y is x) == arguments[-1]
-        seen.append(arguments[-1])
+    def evaluate_layer(layer, x, epilogue, over):
+        y = run(layer, x, epilogue, over)
+        assert (y is x) == over
+        seen.append(over)
         return y
 
-    monkeypatch.setattr(kernels, "evaluate", evaluate)
+    monkeypatch.setattr(kernels, "evaluate_layer", evaluate_layer)
     return seen
 
 
@@ -353,7 +353,7 @@ def test_torch_overwriting_counts_references():
         if holds:
             graph.call_function(held_by_others, (made,))
         graph.output((overwriting.count_holders(graph, made), made))
-        holders, value = fusion._function_of(graph)(None, x)
+        holders, value = graph_code.eager_function_of(graph)(None, x)
         assert holders == overwriting._usual[0] + holds
         before = value.clone()
         with torch.no_grad():

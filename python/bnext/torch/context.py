@@ -17,7 +17,8 @@ from torch.autograd import profiler
 
 __all__ = [
     "backward_task", "function_modes", "in_a_range", "is_compiling", "is_exported", "is_plain",
-    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_transformed",
+    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_traced_by_dynamo",
+    "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -33,7 +34,7 @@ if not hasattr(_forward_ad, "_current_level"):
     _forward_ad = SimpleNamespace(_current_level=0)
 is_compiling = torch.compiler.is_compiling
 # Other compilers and exporters have a dispatch mode, and `is_compiling` takes longer.
-_is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
+is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 _is_exporting = getattr(torch.compiler, "is_exporting", None)
 _is_scripted = getattr(torch._C, "_is_tracing", lambda: True)
 backward_task = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1: of no backward pass
@@ -49,7 +50,7 @@ def is_plain(
     transform has left behind, a batch of gradients, zeros without memory.
     """
     return not (
-        _is_traced_by_dynamo()
+        is_traced_by_dynamo()
         or _dispatch_modes()
         or _has_transforms()
         or _forward_ad._current_level >= 0
@@ -59,6 +60,18 @@ def is_plain(
         or type(var) not in _PLAIN_OR_NONE
         or type(weight) not in _PARAMETER_OR_NONE
         or type(bias) not in _PARAMETER_OR_NONE
+    )
+
+
+def is_watched() -> bool:
+    """Whether a compiler, a mode, a transform, a tracer or a profiler is to see operations."""
+    return bool(
+        is_traced_by_dynamo()
+        or _dispatch_modes()
+        or _has_transforms()
+        or _forward_ad._current_level >= 0
+        or _is_scripted()
+        or profiler._is_profiler_enabled
     )
 
 
@@ -130,4 +143,4 @@ def is_symbolic(*values: Any) -> bool:
 def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     # A compiler repeats no mutation, and would not know of the task.
-    return not _is_traced_by_dynamo() and backward_task() != -1
+    return not is_traced_by_dynamo() and backward_task() != -1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from bnext import _core
 
-__all__ = ["ACTIVATIONS", "Epilogue", "applied", "checked", "derivative"]
+__all__ = ["ACTIVATIONS", "Epilogue", "applied", "checked", "derivative", "made"]
 
 _SQRT_2, _SQRT_2_PI, _SQRT_8_PI = math.sqrt(2.0), math.sqrt(2.0 * math.pi), math.sqrt(8.0 / math.pi)
 _CUBIC = 0.044715  # of GELU's approximation (Hendrycks and Gimpel 2016)
@@ -29,6 +30,9 @@ class Epilogue(NamedTuple):
     activation: str | None
     negative_slope: float
 
+
+# Makes one of its three fields. (The class itself is called by a function in Python.)
+made: Callable[[tuple[Any, str | None, float]], Epilogue] = partial(tuple.__new__, Epilogue)
 
 # y of z and of the negative slope.
 ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from bnext.torch import epilogues, gradients, kernels, operators
+from bnext.torch import epilogues, gradients, operators
 from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
 from bnext.torch.epilogues import Epilogue
 from bnext.torch.kernels import KernelRefusal
@@ -23,7 +23,7 @@ from bnext.torch.roads import (
 )
 
 __all__ = [
-    "activated_batch_norm", "batch_norm", "counted_batch_norm", "evaluated", "weight_of_batch",
+    "activated_batch_norm", "batch_norm", "counted_batch_norm", "weight_of_batch",
 ]  # fmt: skip
 
 # Kept as it is at import: programs may put `batch_norm` below under PyTorch's name, for layers that
@@ -136,28 +136,6 @@ def counted_batch_norm(
     return _by_pytorch(*tensors, training, momentum, eps, counter)
 
 
-def evaluated(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, momentum: Any,
-    eps: float, epilogue: Epilogue | None, over: bool = False,
-) -> Tensor | None:  # fmt: skip
-    """Normalize by given statistics where autograd records nothing; None for other ways.
-
-    With `over` the result is x itself.
-
-    It is the road `KERNELS` of the two functions beside it in one step, for plain tensors on the
-    CPU: between the convolutions of a network every frame of Python is cold, and takes
-    microseconds.
-    """
-    if (
-        profiler._is_profiler_enabled
-        or road_of(x, mean, var, weight, bias, False, momentum, eps) is not KERNELS
-        or not x.is_cpu
-        or (epilogue is not None and not fits_kernels(x, epilogue.residual))
-    ):
-        return None
-    return kernels.evaluate(x, mean, var, weight, bias, eps, epilogue, over)
-
-
 def activated_batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, training: bool, momentum: Any, eps: float, counter: Tensor | None,
@@ -166,7 +144,8 @@ def activated_batch_norm(
     """Do `counted_batch_norm`, and what follows it."""
     tensors = (input, running_mean, running_var, weight, bias)
     residual, activation, negative_slope = epilogue
-    if is_symbolic(input, residual):
+    is_plain_call = type(input) is Tensor and (residual is None or type(residual) is Tensor)
+    if not is_plain_call and is_symbolic(input, residual):
         if counter is None and momentum is not None:
             return _node_of(
                 batch_norm, *tensors, training, momentum, eps, activation=activation,
@@ -174,7 +153,7 @@ def activated_batch_norm(
             )  # fmt: skip
         return _node_of(activated_batch_norm, *tensors, training, momentum, eps, counter, epilogue)
     road = road_of(*tensors, training, momentum, eps)
-    if road is KERNELS and fits_kernels(input, residual):
+    if road is KERNELS and (residual is None or fits_kernels(input, residual)):
         known = weight_of_batch(counter) if momentum is None else momentum
         running = running_mean, running_var, known, counter
         of: Any = (input, weight, bias, eps, running, training, epilogue)

@@ -13,10 +13,10 @@ from torch.nn.modules import module as module_module
 
 from bnext._core import unchanged
 from bnext.torch.activating import ActivatingModule
-from bnext.torch.context import is_compiling
+from bnext.torch.context import is_traced_by_dynamo
 from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
-from bnext.torch.overwriting import FUNCTIONS
+from bnext.torch.overwriting import FUNCTIONS, MODULES
 from bnext.torch.patterns import HOOKS, activation_of, has_hooks
 
 __all__ = ["LAYERS", "Functions", "FusedLayer", "Fusion", "facts_of"]
@@ -49,6 +49,9 @@ class Fusion:
         How many the functions take.
     layers : tuple of FusedLayer
     variants : Functions
+        For compilers.
+    eager : Functions
+        For calls that nothing traces.
     overwriting : Functions
         For evaluation without gradients: layers write over their inputs.
     watched : sequence of str
@@ -57,11 +60,12 @@ class Fusion:
 
     def __init__(
         self, module: torch.nn.Module, arguments: int, layers: tuple[FusedLayer, ...],
-        variants: Functions, overwriting: Functions, watched: Iterable[str],
+        variants: Functions, eager: Functions, overwriting: Functions, watched: Iterable[str],
     ) -> None:  # fmt: skip
         self.arguments: int = arguments
         self.layers: tuple[FusedLayer, ...] = layers
         self.variants: Functions = variants
+        self.eager: Functions = eager
         self.overwriting: Functions = overwriting
         self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
         self.children: list[str] = _children_of(module)
@@ -71,31 +75,31 @@ class Fusion:
             (((), None, (), self.settings), *facts_of(module, names)),
             tuple(self.children),
         )
+        functions = (vars(functional), (), tuple(FUNCTIONS.items()))
         self.facts_of_overwriting: Any = (
-            ((vars(functional), (), tuple(FUNCTIONS.items())),),
-            facts_of(module, watched),
-            tuple(self.children),
+            (*self.facts[0], functions),
+            tuple(dict.fromkeys((*self.facts[1], *facts_of(module, watched)))),
+            self.facts[2],
         )
 
     def function_for(self, module: Any, inputs: tuple[Any, ...]) -> Callable[..., Any] | None:
         """Find the function for a call; None if the class's own forward is to take it."""
         if len(inputs) != self.arguments:
             return None
-        compiles = is_compiling()  # compilers look into Python, and not into what is compiled
-        if (compiles or not unchanged(module, *self.facts)) and not self._holds_for(module):
-            return None
-        every = _are_tensors(inputs)
+        compiles = is_traced_by_dynamo()  # it looks into Python, and not into what is compiled
+        every = True if len(inputs) == 1 and type(inputs[0]) is Tensor else _are_tensors(inputs)
         if every is None:
             return None
         variant = module.training, every
-        if (
-            variant in self.overwriting
-            and not compiles
-            and not is_grad_enabled()
-            and unchanged(module, *self.facts_of_overwriting)
-        ):
-            return self.overwriting[variant]
-        return self.variants.get(variant)
+        if not compiles:
+            over = None if is_grad_enabled() else self.overwriting.get(variant)
+            if over is not None and unchanged(module, *self.facts_of_overwriting):
+                return over
+            if unchanged(module, *self.facts):
+                return self.eager.get(variant)
+        if not self._holds_for(module):
+            return None
+        return (self.variants if compiles else self.eager).get(variant)
 
     def _holds_for(self, module: Any) -> bool:
         if any(getattr(module_module, name) for name in _GLOBAL_HOOKS):
@@ -131,8 +135,6 @@ _GLOBAL_HOOKS = (
 
 def _are_tensors(inputs: tuple[Any, ...]) -> bool | None:
     """Whether all are tensors, or none; None of others, and of values of a graph being made."""
-    if len(inputs) == 1 and type(inputs[0]) is Tensor:
-        return True
     tensors = [isinstance(each, Tensor) for each in inputs]
     if any(tensors) != all(tensors) or any(isinstance(each, fx.Proxy) for each in inputs):
         return None
@@ -144,7 +146,9 @@ def facts_of(module: torch.nn.Module, names: Iterable[str]) -> tuple[Any, ...]:
     facts = []
     for name in dict.fromkeys(names):
         each = module.get_submodule(name)
-        settings = () if isinstance(each, LAYERS) else _settings_of(each)
+        # No setting of a convolution has a part in what is done here.
+        has_none = isinstance(each, LAYERS) or type(each) in MODULES
+        settings = () if has_none else _settings_of(each)
         facts.append((tuple(name.split(".")), type(each), (*HOOKS, "_conv_forward"), settings))
     return tuple(facts)
 

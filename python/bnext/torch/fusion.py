@@ -19,8 +19,9 @@ import torch
 from torch import fx
 
 from bnext.torch.disguises import Disguise, disguised, reduced
-from bnext.torch.epilogues import Epilogue
+from bnext.torch.epilogues import made
 from bnext.torch.fused import LAYERS, Functions, FusedLayer, Fusion
+from bnext.torch.graph_code import eager_function_of, function_of, module_of
 from bnext.torch.overwriting import (
     call_over,
     count_holders,
@@ -42,7 +43,7 @@ def call_fused(
     layer: Any, input: Any, residual: Any, activation: str | None, negative_slope: float
 ) -> Any:
     """Call a layer without hooks; it adds the residual and applies the activation."""
-    epilogue = Epilogue(residual, activation, negative_slope)
+    epilogue = made((residual, activation, negative_slope))
     if layer._recompute:
         return note(layer._normalized(input, epilogue), input, residual)
     return layer._normalized(input, epilogue)
@@ -102,12 +103,13 @@ def _planned(module: torch.nn.Module) -> tuple[Fusion | None, dict[torch.nn.Modu
     modules: dict[str, Any] = dict(module.named_modules(remove_duplicate=False))
     names = arguments_of(module)
     variants: Functions = {}
+    eager: Functions = {}
     overwriting: Functions = {}
     layers: list[FusedLayer] = []
     watched: list[str] = []
     reasons: dict[torch.nn.Module, str] = {}
     errors = []
-    settle_usual_holders(_function_of)
+    settle_usual_holders(eager_function_of)
     for variant in _VARIANTS:
         try:
             graph = traced(module, names, *variant)
@@ -117,7 +119,9 @@ def _planned(module: torch.nn.Module) -> tuple[Fusion | None, dict[torch.nn.Modu
         chains = _chains_of(graph, modules, reasons)
         if chains:
             layers += map(_fused_layer, chains)
-            variants[variant] = _function_of(_rewritten(graph, chains))
+            graph = _rewritten(graph, chains)
+            variants[variant] = function_of(graph)
+            eager[variant] = eager_function_of(graph)
         if not variant[0]:
             graph = traced(module, names, *variant)
             chains = _chains_of(graph, modules, {})
@@ -125,13 +129,13 @@ def _planned(module: torch.nn.Module) -> tuple[Fusion | None, dict[torch.nn.Modu
             over, which = overwriting_chains(chains, modules)
             if over:
                 watched += which
-                overwriting[variant] = _function_of(_rewritten(graph, chains, over))
+                overwriting[variant] = eager_function_of(_rewritten(graph, chains, over))
     if not variants and not overwriting:
         if errors:
             raise errors[0]
         return None, reasons
     fused = tuple(dict.fromkeys(layers))
-    return Fusion(module, len(names), fused, variants, overwriting, watched), reasons
+    return Fusion(module, len(names), fused, variants, eager, overwriting, watched), reasons
 
 
 def _chains_of(
@@ -161,7 +165,7 @@ def _rewritten(graph: fx.Graph, chains: Iterable[Chain], over: Collection[Chain]
         last = chain.nodes[-1]
         # Before anything that comes after the input, or what is added, is there.
         with graph.inserting_before(chain.add or chain.norm):
-            layer = graph.get_attr(str(chain.norm.target))
+            layer = module_of(graph, str(chain.norm.target))
             source = chain.norm.args[0]
             after = (chain.residual, chain.activation, chain.negative_slope)
             if chain in over:
@@ -181,14 +185,6 @@ def _fused_layer(chain: Chain) -> FusedLayer:
         str(chain.norm.target), chain.activation, chain.negative_slope, chain.add is not None,
         str(act.target) if act is not None and act.op == "call_module" else None,
     )  # fmt: skip
-
-
-def _function_of(graph: fx.Graph) -> Callable[..., Any]:
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(compile(code.src, "<bnext.torch: fused forward>", "exec"), names)
-    function: Callable[..., Any] = names["forward"]
-    return function
 
 
 # --- classes --------------------------------------------------------------------------------------

@@ -58,8 +58,10 @@ def batch_norm(
     if not recorded:
         return kernels.forward(x, weight, bias, eps, given, moved, False, epilogue)[0]
     if epilogue is not None:
-        return _record_activated(x, weight, bias, eps, given, moved, epilogue)
-    y: Tensor = _record(x, weight, bias, (eps, given, moved))
+        others = eps, given, moved, epilogue
+        y: Tensor = _record_activated(x, weight, bias, epilogue[0], others)
+        return y
+    y = _record(x, weight, bias, (eps, given, moved))
     return y
 
 
@@ -120,6 +122,9 @@ def wants_gradient(tensor: Any) -> bool:
 class _Activated(torch.autograd.Function):
     """act(norm(x) + residual) of x, weight, bias and residual."""
 
+    setup_context = torch.autograd.Function.setup_context  # as above
+    clear_saved_tensors_on_access = boxed_grads_call = False
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
@@ -127,40 +132,39 @@ class _Activated(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         eps, given, moved, epilogue = others
         y, saved = kernels.forward(x, weight, bias, eps, given, moved, True, epilogue)
-        ctx.statistics, ctx.epilogue = saved, epilogue._replace(residual=residual is not None)
-        constant = given is not None and epilogue.activation is None
-        kept = residual if saved.reads_residual else None
-        if constant and not any(ctx.needs_input_grad[1:3]):
-            ctx.save_for_backward(None, weight, bias, kept)
+        ctx.statistics, ctx.epilogue = saved, (residual is not None, epilogue[1], epilogue[2])
+        kept = ctx.residual_address = None
+        if residual is not None and saved.reads_residual:
+            kept, ctx.residual_address = residual, residual.data_ptr()
+        if given is not None and epilogue[1] is None and not any(ctx.needs_input_grad[1:3]):
+            ctx.to_save = None, weight, bias, kept
         else:
-            ctx.save_for_backward(x, weight, bias, kept)
-        ctx.addresses = _addresses(x, kept)
+            ctx.to_save = x, weight, bias, kept
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         x, weight, bias, residual = ctx.saved_tensors
-        again = partial(_activated_by_formulas, ctx)
         every: Any
         if not is_plain(dy):
-            every = again(dy, x, weight, bias, residual)
+            every = _activated_by_formulas(ctx, dy, x, weight, bias, residual)
         elif is_grad_enabled():
             work = partial(_activated_by_kernels, ctx)
-            twice = _Again(again, ctx.statistics)
+            twice = _Again(partial(_activated_by_formulas, ctx), ctx.statistics)
             every = formulas.Backward.apply(work, twice, dy, x, weight, bias, residual)
         else:
             every = _activated_by_kernels(ctx, dy, x, weight, bias, residual)
-        wanted = zip(every, ctx.needs_input_grad, strict=False)
-        found = [gradient if wants else None for gradient, wants in wanted]
-        return *found, *(None,) * (5 - len(found))
+        wants_x, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
+        return (
+            every[0] if wants_x else None,
+            every[1] if wants_weight else None,
+            every[2] if wants_bias else None,
+            every[3] if wants_residual else None,
+            None,
+        )
 
 
-def _record_activated(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, given: Any, moved: Any,
-    epilogue: Epilogue,
-) -> Tensor:  # fmt: skip
-    y: Tensor = _Activated.apply(x, weight, bias, epilogue.residual, (eps, given, moved, epilogue))
-    return y
+_record_activated: Any = super(torch.autograd.Function, _Activated).apply
 
 
 # --- the two ways of a backward pass --------------------------------------------------------------
@@ -228,7 +232,7 @@ def _activated_by_kernels(
             raise
     except ValueError:
         # What hooks have made of x or the residual may be close to it, and not the same.
-        if x is None or _addresses(x, residual) == ctx.addresses:
+        if x is None or x.is_cuda or _are_where_they_were(ctx, x, residual):
             raise
     return _activated_by_formulas(ctx, dy, x, weight, bias, residual)
 
@@ -244,5 +248,6 @@ def _activated_by_formulas(ctx: Any, dy: Tensor, x: Any, *others: Any) -> Gradie
     return _every_gradient(saved, slope, dy, x, *others)[: 4 if has_residual else 3]
 
 
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+def _are_where_they_were(ctx: Any, x: Tensor, residual: Tensor | None) -> bool:
+    address = None if residual is None else residual.data_ptr()
+    return bool(x.data_ptr() == ctx.statistics.address and address == ctx.residual_address)

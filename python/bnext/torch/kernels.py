@@ -34,7 +34,7 @@ from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "RunningTensors", "activated_backward_by_rows", "backward", "backward_by_rows",
-    "backward_of_parameters", "calls_on", "double_backward", "evaluate", "forward", "fuses",
+    "backward_of_parameters", "calls_on", "double_backward", "evaluate_layer", "forward", "fuses",
     "has_memory",
     "move_running", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
     "widened", "work_together",
@@ -131,22 +131,10 @@ def forward(
     return result
 
 
-def evaluate(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-    epilogue: Epilogue | None, over: bool = False,
-) -> Tensor | None:  # fmt: skip
-    """Do `forward` by given statistics on the CPU, for no backward pass; None for other tensors.
-
-    With `over` the result is written over x, and x is returned.
-    """
-    try:
-        y: Tensor = _core.evaluate(
-            x=x, running_mean=mean, running_var=var, weight=weight, bias=bias, eps=eps,
-            channel_axis=1, plain=True, epilogue=epilogue, over=over,
-        )  # fmt: skip
-    except (TypeError, ValueError):
-        return None
-    return y
+# (layer, x, epilogue, over): `forward` by a layer's running statistics, for no backward pass; with
+# `over` the result is written over x, and x is returned. None where a layer in evaluation has no
+# such statistics, and for tensors that are not plain ones on the CPU.
+evaluate_layer: Any = _core.evaluate_layer
 
 
 def _forward_of_others(

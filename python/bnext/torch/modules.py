@@ -12,12 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnext import _core
 from bnext.docstrings import with_sections_of
-from bnext.torch.context import is_compiling
-from bnext.torch.epilogues import Epilogue
+from bnext.torch import kernels
+from bnext.torch.context import is_compiling, is_watched
+from bnext.torch.epilogues import Epilogue, made
 from bnext.torch.functional import (
     activated_batch_norm,
     counted_batch_norm,
-    evaluated,
     weight_of_batch,
 )
 from bnext.torch.ghosts import Ghosts, set_ghosts
@@ -131,7 +131,7 @@ class Forward(KernelModule, _BatchNorm):
         # The layer's own attributes: to look at its class as well takes twice as long.
         epilogue, own = None, self.__dict__
         if residual is not None or "_activation" in own:
-            epilogue = Epilogue(residual, *self._activation)
+            epilogue = made((residual, *self._activation))
         if "_recompute" in own:
             return note(self._normalized(input, epilogue), input, residual)
         return self._normalized(input, epilogue)
@@ -196,6 +196,10 @@ class Forward(KernelModule, _BatchNorm):
             return y
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)
+        if not (of["training"] or is_grad_enabled() or is_watched()) and type(input) is Tensor:
+            known: Tensor | None = kernels.evaluate_layer(self, input, epilogue, over)
+            if known is not None:
+                return known
         # Not as attributes: PyTorch looks up each of these by a function in Python.
         parameters, buffers = of["_parameters"], of["_buffers"]
         try:
@@ -208,13 +212,6 @@ class Forward(KernelModule, _BatchNorm):
             counter = self.num_batches_tracked
         by_batch = of["training"]
         if not by_batch:
-            if running_mean is not None and running_var is not None and not is_grad_enabled():
-                known = evaluated(
-                    input, running_mean, running_var, weight, bias, of["momentum"], of["eps"],
-                    epilogue, over,
-                )  # fmt: skip
-                if known is not None:
-                    return known
             by_batch = running_mean is None and running_var is None
             counter = None
         elif not of["track_running_stats"]:

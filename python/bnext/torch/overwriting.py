@@ -10,7 +10,7 @@ It is done where all of this holds, as every call asks:
 - The input is new memory that PyTorch's own code has made: a module of a class of PyTorch's, with
   no hooks and nothing set on the object, over functions that nobody has exchanged; or `torch.cat`.
 - The graph uses it once, and no other object refers to the tensor.
-- No mode, transform, tracer or profiler watches operations (`functional.evaluated`).
+- No mode, transform, tracer or profiler watches operations (`context.is_watched`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from bnext.torch.context import function_modes
-from bnext.torch.epilogues import Epilogue
+from bnext.torch.epilogues import made
 from bnext.torch.modules import Forward
 from bnext.torch.patterns import Chain, has_hooks, own_activation
 
 __all__ = [
-    "FUNCTIONS", "call_over", "count_holders", "lone_chains", "overwriting_chains",
+    "FUNCTIONS", "MODULES", "call_over", "count_holders", "lone_chains", "overwriting_chains",
     "settle_usual_holders",
 ]  # fmt: skip
 
 # Modules whose result is new memory, by these functions.
-_MODULES = (
+MODULES = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
 )  # fmt: skip
@@ -92,7 +92,7 @@ def _sources_of(node: Any, modules: dict[str, Any]) -> list[str] | None:
         return None
     if node.op == "call_module":
         name = str(node.target)
-        return [name] if type(modules.get(name)) in _MODULES else None
+        return [name] if type(modules.get(name)) in MODULES else None
     is_new = node.op == "call_function" and node.target in (torch.cat, *FUNCTIONS.values())
     return [] if is_new else None
 
@@ -107,7 +107,7 @@ def call_over(
     """
     epilogue = None
     if residual is not None or activation is not None:
-        epilogue = Epilogue(residual, activation, negative_slope)
+        epilogue = made((residual, activation, negative_slope))
     over = holders <= _usual[0] and not function_modes() and not layer._recompute
     return layer._normalized(input, epilogue, over=over)
 
