@@ -23,6 +23,7 @@ class Case(NamedTuple):
     dtype: str = "float32"
     groups: int = 0  # of channels
     channels_last: bool = False
+    device: str = "cpu"
 
 
 ROWS = ((8192, 4096), (16384, 1024), (4096, 16384), (131072, 128))
@@ -43,8 +44,16 @@ def tensors(case):
     torch = import_torch()
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(1)
-    x, dy = (torch.randn(case.shape, generator=generator).to(dtype) for _ in range(2))
+    x, dy = (torch.randn(case.shape, generator=generator).to(case.device, dtype) for _ in range(2))
     return x, dy
+
+
+def parameters(case, size):
+    """Weight and bias of a case."""
+    torch = import_torch()
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    options = {"dtype": wide, "device": case.device}
+    return torch.ones(size, **options), torch.zeros(size, **options)
 
 
 def row_functions(case):
@@ -52,8 +61,7 @@ def row_functions(case):
     torch = import_torch()
     x, dy = tensors(case)
     width = case.shape[-1]
-    wide = torch.float64 if case.dtype == "float64" else torch.float32
-    weight, bias = torch.ones(width, dtype=wide), torch.zeros(width, dtype=wide)
+    weight, bias = parameters(case, width)
     if case.norm == "layer":
         forward = lambda: bnext.layer_norm_forward(x, width, weight, bias)  # noqa: E731
         saved = forward()[1]
@@ -101,6 +109,7 @@ def calls_of_layers(layers, x, dy):
     x.requires_grad_()
     pairs = []
     for layer in layers:
+        layer.to(x.device)
 
         def step(layer=layer):
             x.grad = None
@@ -125,8 +134,7 @@ def cell_functions(case):
     torch = import_torch()
     x, dy = cell_tensors(case)
     channels, groups = case.shape[1], case.groups or case.shape[1]
-    wide = torch.float64 if case.dtype == "float64" else torch.float32
-    weight, bias = torch.ones(channels, dtype=wide), torch.zeros(channels, dtype=wide)
+    weight, bias = parameters(case, channels)
 
     def forward():
         if case.norm == "group":
@@ -170,14 +178,29 @@ NORMS = {
 }  # fmt: skip
 
 
+def finished(call, case):
+    """The call, with the wait for what it enqueues on a GPU."""
+    if case.device == "cpu":
+        return call
+    torch = import_torch()
+
+    def both():
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return both
+
+
 def measured(case, layers, seconds):
     """One row for each call of a case."""
     functions, modules = NORMS[case.norm]
     for name, (ours, theirs) in (modules if layers else functions)(case).items():
-        times = alternate({"bnext": ours, "torch": theirs}, seconds)
+        calls = {"bnext": ours, "torch": theirs}
+        times = alternate({side: finished(call, case) for side, call in calls.items()}, seconds)
         yield {
             "norm": case.norm, "shape": case.shape, "dtype": case.dtype, "call": name,
-            "groups": case.groups, "channels_last": case.channels_last,
+            "groups": case.groups, "channels_last": case.channels_last, "device": case.device,
             "bnext": times["bnext"].median, "torch": times["torch"].median,
             "ratio": times["torch"].median / times["bnext"].median,
         }  # fmt: skip
@@ -197,6 +220,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--norms", nargs="+", choices=list(NORMS), default=list(NORMS))
     parser.add_argument("--layers", action="store_true", help="modules in place of functions")
+    parser.add_argument("--device", default="cpu", help="cuda: of layer and RMS normalization")
     parser.add_argument("--threads", type=int, default=0, help="of both sides (0: all)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each line")
     parser.add_argument("--most", type=int, default=2**31, help="elements of the largest shape")
@@ -220,6 +244,7 @@ def main(given=None):
     rows = []
     for case in CASES:
         if case.norm in options.norms and np.prod(case.shape) <= options.most:
+            case = case._replace(device=options.device)
             for row in measured(case, options.layers, options.seconds):
                 print(line(row), flush=True)
                 rows.append(row)

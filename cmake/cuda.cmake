@@ -134,10 +134,12 @@ set(BNEXT_CUDA_SOURCES
   csrc/cuda/launch.cpp
   csrc/cuda/plan.cpp
   csrc/cuda/plan_cache.cpp
-  csrc/cuda/residency.cpp)
+  csrc/cuda/residency.cpp
+  csrc/cuda/row_launch.cpp
+  csrc/cuda/row_plan.cpp)
 set(BNEXT_CUDA_KERNELS "")
 foreach(dtype float32 float64 float16 bfloat16)
-  foreach(operation forward backward phases)
+  foreach(operation forward backward phases rows)
     list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/${operation}_${dtype}.cu)
   endforeach()
 endforeach()

@@ -13,7 +13,15 @@ from .optional import import_torch
 MODULES = {"bnext": bnext, "bnext.functional": bnext.functional, "bnext.sync": bnext.sync,
            "bnext.cuda": bnext.cuda}  # fmt: skip
 # Made by calls, and not by users: they have attributes to explain, and no arguments.
-RESULTS = ("DeviceSaved", "Saved", "SplitRowSaved", "SplitSaved", "SyncSaved", "Update")
+RESULTS = (
+    "DeviceRowSaved",
+    "DeviceSaved",
+    "Saved",
+    "SplitRowSaved",
+    "SplitSaved",
+    "SyncSaved",
+    "Update",
+)
 FORMULA = "(x - mean) / sqrt(var + eps) * weight + bias"
 
 

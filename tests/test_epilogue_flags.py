@@ -251,3 +251,41 @@ def test_a_transposed_order_of_flags_goes_with_pickles(rng):
         np.ascontiguousarray(inputs.dy), x, pickle.loads(pickle.dumps(saved)), inputs.weight
     )[3]
     assert_same_bits(np.ascontiguousarray(dresidual), np.ascontiguousarray(expected.dresidual))
+
+
+def beginning_at(array, values):
+    """A copy that begins so many values behind a line of a cache."""
+    room = np.empty(array.nbytes + 64 + values * array.itemsize, np.uint8)
+    begin = -room.ctypes.data % 64 + values * array.itemsize
+    copied = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copied[...] = array
+    return copied
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((3, 37, 9, 11), 1), ((5, 48, 49), 1), ((2, 3, 4099), 1), ((6, 7, 9, 64), -1), ((601, 96), 1)],
+    ids=str,
+)
+def test_flags_do_not_depend_on_where_arrays_begin(rng, shape, axis, dtype, restore_threads):
+    """Words of flags are shared by planes, rows and threads, and hold other values each time."""
+    channels = shape[axis]
+    x, dy, residual = (rng.normal(size=shape).astype(dtype) for _ in range(3))
+    weight, bias = rng.normal(size=(2, channels)).astype(computed(dtype))
+
+    def passes_at(begin, threads):
+        bnext.set_num_threads(threads)
+        place = [beginning_at(each, begin) for each in (x, dy, residual, x, dy)]
+        y, saved = bnext.batch_norm_forward(
+            place[0], weight, bias, channel_axis=axis, residual=place[2], activation="relu",
+            out=place[3],
+        )  # fmt: skip
+        return y, *bnext.batch_norm_backward(place[1], place[0], saved, weight, out=place[4])
+
+    expected = passes_at(0, 1)
+    assert_equal(expected[4], np.where(expected[4] == 0, dtype(0), dy))
+    assert 0.2 < np.count_nonzero(expected[4]) / x.size < 0.8
+    for begin, threads in ((1, 1), (8, 2), (16, 3), (24, 2), (5, 3)):
+        for actual, one in zip(passes_at(begin, threads), expected, strict=True):
+            assert_same_bits(actual, one)

@@ -17,6 +17,7 @@ PYBIND11_MODULE(_core, m) {
     bnext::bindings::register_rows(m);
     bnext::bindings::register_checks(m);
     bnext::bindings::register_device_saved(m);
+    bnext::bindings::register_device_row_saved(m);
     bnext::bindings::register_engines(m);
     bnext::bindings::register_runtime(m);
     bnext::bindings::register_sync(m);

@@ -13,6 +13,7 @@
 #include "cuda/launch.hpp"
 #include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
+#include "cuda/row_launch.hpp"
 #include "intake/dlpack.hpp"
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
@@ -109,16 +110,12 @@ constexpr std::int32_t kMemory = intake::dlpack::kCPU;
 constexpr std::int32_t kMemory = intake::dlpack::kCUDA;
 #endif
 
-void run(const cuda::KernelCall* call) {
+// f, whose errors the caller learns of.
+template <class Call, class F>
+void run_for(const Call* call, F&& f) {
     using cuda::Failure;
     try {
-        const auto plan = cuda::planned(*call);
-        cuda::Addresses at = call->at;
-        if (plan->workspace_bytes > 0) {
-            at.workspace = call->allocate(call->caller, plan->workspace_bytes);
-            if (at.workspace == nullptr) return;
-        }
-        cuda::launch(*plan, at, call->scalars, call->device, call->stream);
+        f();
     } catch (const Error& error) {
         const Failure why = error.kind() == Error::Kind::layout ? Failure::layout
                             : error.kind() == Error::Kind::path ? Failure::path
@@ -129,7 +126,68 @@ void run(const cuda::KernelCall* call) {
     }
 }
 
+void run(const cuda::KernelCall* call) {
+    run_for(call, [&] {
+        const auto plan = cuda::planned(*call);
+        cuda::Addresses at = call->at;
+        if (plan->workspace_bytes > 0) {
+            at.workspace = call->allocate(call->caller, plan->workspace_bytes);
+            if (at.workspace == nullptr) return;
+        }
+        cuda::launch(*plan, at, call->scalars, call->device, call->stream);
+    });
+}
+
+void run_rows(const cuda::RowCall* call) {
+    run_for(call, [&] {
+        const cuda::RowPlan plan = cuda::make_row_plan(*call, cuda::kept_limits(call->device));
+        void* workspace = nullptr;
+        if (plan.workspace_bytes > 0) {
+            workspace = call->allocate(call->caller, plan.workspace_bytes);
+            if (workspace == nullptr) return;
+        }
+        cuda::launch_rows(plan, *call, workspace);
+    });
+}
+
+// Of arrays that begin `aligned` bytes behind a place for any unit, and whose rows adjoin.
+py::dict row_plan(bool backward, bool centered, const std::string& dtype_name, Index rows,
+                  Index width, const Limits& limits, Index aligned, bool activated, bool residual,
+                  bool wants_parameters) {
+    const auto dtype = named<DType>(dtype_name, kDTypes, "dtype");
+    cuda::RowCall call;
+    call.backward = backward;
+    call.centered = centered;
+    call.dtype = static_cast<std::int32_t>(dtype);
+    call.activation = activated ? 1 : 0;
+    call.rows = rows;
+    call.width = width;
+    constexpr std::uintptr_t kPlace = 4096;  // looked at, and never read
+    auto* const place = reinterpret_cast<void*>(kPlace + static_cast<std::uintptr_t>(aligned));
+    const cuda::RowsAt array{place, width};
+    call.x = call.out = array;
+    if (backward) call.dy = array;
+    if (residual) call.residual = array;
+    if (residual && backward) call.dresidual = array;
+    if (backward && wants_parameters) call.dweight = place;
+    const cuda::RowPlan plan = cuda::make_row_plan(call, limits);
+    py::dict d;
+    d["unit"] = plan.unit;
+    d["lanes"] = plan.row.lanes;
+    d["kept"] = plan.row.kept;
+    d["block_rows"] = plan.row.block_rows;
+    d["stride"] = plan.row.stride;
+    d["grid"] = plan.rows.grid;
+    d["block"] = plan.rows.cut.threads;
+    d["shared_bytes"] = plan.rows.shared_bytes;
+    d["merge_grid"] = plan.merge.grid;
+    d["sums_at"] = plan.sums_at;
+    d["workspace_bytes"] = plan.workspace_bytes;
+    return d;
+}
+
 constexpr cuda::KernelTable kTable{kMemory, &run};
+constexpr cuda::RowTable kRowTable{&run_rows};
 
 py::dict environment() {
     py::dict d;
@@ -244,6 +302,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     bindings::register_errors();
     bindings::register_plan(m);
     m.attr("table") = py::capsule(&bindings::kTable, cuda::KernelTable::kName);
+    m.attr("row_table") = py::capsule(&bindings::kRowTable, cuda::RowTable::kName);
 #ifdef BNEXT_CUDA_EMULATION
     m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
           "Whether launches run, for measurements of all that comes before.");
@@ -296,6 +355,12 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
           py::arg("strides"), py::arg("addresses"), py::arg("channel_axis"), py::arg("limits"),
           py::arg("path") = py::none(), py::kw_only(), py::arg("activated") = false,
           py::arg("residual") = false);
+    m.def("row_plan", &bindings::row_plan, py::arg("backward"), py::arg("centered"),
+          py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("limits"), py::kw_only(),
+          py::arg("aligned") = 0, py::arg("activated") = false, py::arg("residual") = false,
+          py::arg("wants_parameters") = true,
+          "How a pass over rows that adjoin is launched, as a dict; arrays begin `aligned` bytes\n"
+          "behind a place for any unit.");
     m.def("launch", &bindings::launch, py::arg("plan"), py::arg("device"), py::arg("stream"),
           py::kw_only(), py::arg("x") = 0, py::arg("y") = 0, py::arg("dy") = 0, py::arg("dx") = 0,
           py::arg("weight") = 0, py::arg("bias") = 0, py::arg("mean") = 0, py::arg("var") = 0,

@@ -28,7 +28,8 @@ void* aligned(void* data) {
 Engine::Engine(const py::object& kernels, const py::object& of, std::int32_t device, bool plain)
     : Gpu{intake::library_for(of), device, py::str(dlpack::device_name(dlpack::kCUDA, device)),
           kernels.attr("device_of"), std::nullopt},
-      table(kernels.attr("table").cast<py::capsule>().get_pointer<const cuda::KernelTable>()) {
+      table(kernels.attr("table").cast<py::capsule>().get_pointer<const cuda::KernelTable>()),
+      kernels_(kernels) {
     if (!plain || !library->reader) return;
     const dlpack::ExchangeTable& functions = library->reader->table();
     if (functions.allocate == nullptr || functions.current_stream == nullptr) return;
@@ -38,7 +39,7 @@ Engine::Engine(const py::object& kernels, const py::object& of, std::int32_t dev
 }
 
 py::object Engine::seed(DType dtype) const {
-    py::object& kept = seeds_[dtype == DType::float64 ? 1 : 0];
+    py::object& kept = seeds_[static_cast<std::size_t>(dtype)];
     if (kept) return kept;
     const py::object& torch = library->torch;
     const char* type = table->memory == dlpack::kCPU ? "cpu" : "cuda";
@@ -74,6 +75,7 @@ py::object calls_on(const py::object& kernels, const py::object& library, std::i
     calls.attr("__name__") = "bnext._core";
     register_calls(calls, self);
     register_phases(calls, self);
+    register_gpu_rows(calls, self);
     register_questions(calls, self);
     return calls;
 }
@@ -282,22 +284,30 @@ bool Launch::launched(cuda::Operation operation, std::span<const Made> inputs, c
     kernel.scalars = scalars;
     kernel.stream = stream();
     kernel.caller = this;
-    kernel.allocate = [](void* caller, Index bytes) -> void* {
-        try {
-            return static_cast<Launch*>(caller)->scratch(bytes);
-        } catch (py::error_already_set& error) {
-            error.restore();
-        } catch (const std::exception& error) {
-            PyErr_SetString(PyExc_RuntimeError, error.what());
-        }
-        return nullptr;
-    };
-    kernel.fail = [](void* caller, cuda::Failure why, const char* text) {
-        static_cast<Launch*>(caller)->failure_ = why;
-        static_cast<Launch*>(caller)->text_ = text;
-    };
+    kernel.allocate = &allocate;
+    kernel.fail = &note_failure;
     text_.reset();
     engine_.table->run(&kernel);
+    return raise_failure();
+}
+
+void* Launch::allocate(void* caller, Index bytes) {
+    try {
+        return static_cast<Launch*>(caller)->scratch(bytes);
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+void Launch::note_failure(void* caller, cuda::Failure why, const char* text) {
+    static_cast<Launch*>(caller)->failure_ = why;
+    static_cast<Launch*>(caller)->text_ = text;
+}
+
+bool Launch::raise_failure() {
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (!text_) return true;
     if (failure_ == cuda::Failure::runtime) throw std::runtime_error(*text_);

@@ -8,7 +8,7 @@
 
 #include <optional>
 
-#include "cuda/table.hpp"
+#include "cuda/row_table.hpp"
 #include "intake/intake.hpp"
 
 namespace bnext::bindings {
@@ -30,15 +30,20 @@ struct Engine : intake::Gpu {
     [[nodiscard]] py::object zeros(Index size, DType dtype, const py::object& like) const;
 
     const cuda::KernelTable* table;
+    [[nodiscard]] const cuda::RowTable& row_table() const {
+        const py::capsule capsule = kernels_.attr("row_table");
+        return *capsule.get_pointer<const cuda::RowTable>();
+    }
     py::str dtype_name{"dtype"};  // of an attribute, made once
 
 private:
     [[nodiscard]] py::object seed(DType dtype) const;
 
+    py::object kernels_;
     py::object new_empty_, new_zeros_;
-    // Tensors without values, hence without memory, of float32 and of float64: PyTorch makes new
-    // ones like them more quickly than by name.
-    mutable std::array<py::object, 2> seeds_;
+    // Tensors without values, hence without memory, of each dtype: PyTorch makes new ones like them
+    // more quickly than by name.
+    mutable std::array<py::object, std::size(kSizes)> seeds_;
 };
 
 // The engine that a function of `_core` belongs to.
@@ -99,7 +104,13 @@ public:
     py::object run(cuda::Operation operation);
     py::object dresidual;  // by such a launch
 
-private:
+protected:
+    // The caller's part of a kernel's call: memory, and errors, which `raise_failure` raises.
+    static void* allocate(void* caller, Index bytes);
+    static void note_failure(void* caller, cuda::Failure why, const char* text);
+    // False where copies have to be made first.
+    bool raise_failure();
+
     using Memory = std::unique_ptr<intake::dlpack::ManagedVersioned,
                                    void (*)(intake::dlpack::ManagedVersioned*)>;
 

@@ -17,6 +17,8 @@ void register_phases(const pybind11::object& m, pybind11::handle engine = {});
 void register_questions(const pybind11::object& m, pybind11::handle engine = {});
 void register_row_saved(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
+void register_gpu_rows(const pybind11::object& calls, pybind11::handle engine);
+void register_device_row_saved(pybind11::module_& m);
 void register_checks(pybind11::module_& m);
 void register_engines(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);

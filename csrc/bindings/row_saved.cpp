@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bindings/device_row_saved.hpp"
 #include "bindings/register.hpp"
 #include "intake/dlpack.hpp"
 
@@ -14,6 +15,11 @@ namespace bnext::bindings {
 
 const RowSaved& take_row_saved(py::handle object, bool centered) {
     const char* name = centered ? "layer_norm_forward" : "rms_norm_forward";
+    if (py::isinstance<DeviceRowSaved>(object)) {
+        type_error("saved: made from an input on ",
+                   std::string(py::cast<const DeviceRowSaved&>(object).where),
+                   ", got x on the CPU");
+    }
     if (!py::isinstance<RowSaved>(object)) {
         type_error("saved: expected what ", name, " returned, got ", intake::type_name(object));
     }

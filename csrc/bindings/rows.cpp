@@ -10,33 +10,11 @@
 #include "bindings/register.hpp"
 #include "bindings/row_operands.hpp"
 #include "bindings/row_saved.hpp"
+#include "bindings/row_taking.hpp"
 #include "cpu/rows.hpp"
 
 namespace bnext::bindings {
 namespace {
-
-std::vector<Index> take_normalized_shape(py::handle object) {
-    constexpr const char* kName = "normalized_shape";
-    if (PyIndex_Check(object.ptr()) != 0) return {intake::take_integer(object, kName)};
-    if (!py::isinstance<py::sequence>(object) || py::isinstance<py::str>(object)) {
-        type_error(kName, ": expected an integer or a sequence of integers, got ",
-                   intake::type_name(object));
-    }
-    std::vector<Index> shape;
-    for (const py::handle extent : object) shape.push_back(intake::take_integer(extent, kName));
-    return shape;
-}
-
-bool truth_of(py::handle flag) { return flag && PyObject_IsTrue(flag.ptr()) != 0; }
-
-// None; or what follows normalization: residual, activation, negative_slope.
-void take_epilogue(Intake& call, py::handle object) {
-    if (!object || object.is_none()) return;
-    const auto parts = py::reinterpret_borrow<py::tuple>(object);
-    call.read(Role::residual, parts[0]);
-    call.call.fused.activation = intake::take_activation(parts[1]);
-    call.call.fused.negative_slope = intake::take_real(parts[2], "negative_slope");
-}
 
 // What the backward pass needs of it; null without an activation and a residual.
 std::shared_ptr<const RowEpilogue> epilogue_of_rows(const Intake& call, RowOperands& arrays,
@@ -55,23 +33,6 @@ std::shared_ptr<const RowEpilogue> epilogue_of_rows(const Intake& call, RowOpera
         });
     }
     return kept;
-}
-
-// x, the parameters and the epilogue of a forward pass, or of a phase of it, of rows.
-void take_rows(Intake& call, std::span<const Index> shape, py::handle x, py::handle weight,
-               py::handle bias, py::handle eps, py::handle out, py::handle epilogue) {
-    call.call.normalized_shape = shape;
-    call.lead(Role::x, x);
-    call.read(Role::weight, weight);
-    call.read(Role::bias, bias);
-    take_epilogue(call, epilogue);
-    if (eps.is_none()) {
-        const bool wide = call[Role::x].is(DType::float64);
-        call.call.eps = wide ? 0x1p-52 : 0x1p-23;
-    } else {
-        call.eps(eps);
-    }
-    call.write(Role::out, out);
 }
 
 RowSaved saved_of(const Intake& call, py::handle centered) {
@@ -105,13 +66,6 @@ py::object normalized_rows(Intake& call, RowSaved saved, cpu::RowPhases phases) 
     call.count_writes();
     return tuple_of(y, py::cast(std::move(saved)));
 }
-
-constexpr Signature kRowsForward{
-    "rows_forward",
-    "x, normalized_shape, weight, bias, eps, out, centered, plain=False, epilogue=None",
-    "y and RowSaved: rows normalized by themselves. With `plain`, TypeError for a tensor that is\n"
-    "not plain; what autograd would record is not asked. eps None: the machine epsilon of what\n"
-    "elementwise arithmetic is in."};
 
 py::object rows_forward(py::handle, const Arguments<9>& given) {
     const auto& [x, normalized_shape, weight, bias, eps, out, centered, plain, epilogue] = given;
@@ -183,16 +137,6 @@ py::object rows_apply(py::handle, const Arguments<12>& given) {
                      saved.row(2));
     return normalized_rows(call, std::move(saved), cpu::RowPhases::second);
 }
-
-constexpr Signature kRowsBackward{
-    "rows_backward",
-    "dy, x, saved, weight, out, centered, plain=False, wants_parameters=True, residual=None, "
-    "divided=None",
-    "dx, dweight and dbias; without the last where rows are not centered; and the gradient of\n"
-    "the residual where there was one. Without `wants_parameters` the gradients of parameters\n"
-    "are not computed, and None. divided: sum_dy and sum_dy_xmu as arrays that the sums of g and\n"
-    "of g * xhat of each row are put into, and nothing else is done; or these and how many values\n"
-    "a row has, whose sums they are."};
 
 template <class T>
 cpu::PoolArray<Param<T>> rounded_to(const std::vector<double>& values) {
@@ -292,12 +236,6 @@ py::object rows_backward(py::handle, const Arguments<10>& given) {
     return tuple_of(dx, weight_gradient, bias_gradient);
 }
 
-constexpr Signature kRowsRestored{
-    "rows_restored",
-    "x, rows, normalized_shape, eps, centered, weight=None, bias=None, epilogue=None",
-    "RowSaved, from x and mean, mean_low and rstd of its rows as an array of float64, shape\n"
-    "(3, N); and from the parameters and what followed normalization."};
-
 py::object rows_restored(py::handle, const Arguments<8>& given) {
     const auto& [x, rows, normalized_shape, eps, centered, weight, bias, epilogue] = given;
     Intake call(Function::rows_restored);
@@ -307,7 +245,7 @@ py::object rows_restored(py::handle, const Arguments<8>& given) {
     call.read(Role::rows, rows);
     if (weight) call.read(Role::weight, weight);
     if (bias) call.read(Role::bias, bias);
-    take_epilogue(call, epilogue);
+    take_row_epilogue(call, epilogue);
     call.eps(eps);
     check(call.call);
     const ArrayRef& data = call[Role::x];

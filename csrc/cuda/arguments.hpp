@@ -25,6 +25,25 @@ enum class Statistics : int {
     absent,  // constants: mean counts as 0, rstd is a saved one
 };
 
+// What kernels of rows (row_kernels.hpp) have besides. Operands have the bytes from a row to the
+// next one as `outer`.
+struct RowArguments {
+    Index rows;
+    Index width;           // values of a row
+    Index units;           // of a row
+    Index block_rows;      // that a block of a backward pass has
+    Index stride;          // from a row of a forward pass to the next one of the same threads
+    int lanes;             // threads of a row: some of a warp, or the block
+    int kept;              // units of a thread, of each array, that stay in shared memory
+    bool centered;         // layer normalization; false: RMS, whose mean is 0
+    bool dresidual;        // whether a backward pass writes it
+    const void* z_weight;  // of the forward call, from which a backward pass makes z again
+    const void* z_bias;
+    double* partials;  // workspace: sums of each block for every column; null: not wanted
+    Index slots;       // blocks that have such sums
+    void* sums;        // workspace: a block's latest, where shared memory has no room; else null
+};
+
 struct Arguments {
     Cut cut;
     Operand in[kMostInputs];    // x, dy
@@ -59,6 +78,8 @@ struct Arguments {
     Fused fused;
     Operand residual, dresidual;  // without data where there is none
     double* of_z;                 // rows of `channels`: scale and shift of z; null: not kept
+
+    RowArguments row;
 };
 
 // A channel's place in a row of the statistics.

@@ -96,14 +96,6 @@ struct Step {
     [[nodiscard]] Kernel kernel() const { return kernel_of(plan, plan.first.cut.unit, role); }
 };
 
-std::string name_of_device(int device) {
-    try {
-        return concat("device ", device, " (", runtime::device_name(device), ")");
-    } catch (const runtime::Error&) {  // after a failed kernel a device has no name
-        return concat("device ", device);
-    }
-}
-
 std::string text_of(const Step& step) {
     const LaunchPlan& plan = step.plan;
     const Launch& launch = step.launch();
@@ -115,23 +107,7 @@ std::string text_of(const Step& step) {
                   ", ", name_of(plan.problem.layout), ", unit ", plan.first.cut.unit, "; path ",
                   name_of(plan.path), ", grid ", launch.grid, ", block ", launch.cut.threads,
                   ", cluster ", launch.cluster, ", shared bytes ", launch.shared_bytes, "; ",
-                  name_of_device(step.device), ")");
-}
-
-// The likely cause of an error that a kernel left behind.
-std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch) {
-    if (error.fault != runtime::Fault::failed && error.fault != runtime::Fault::ended) return "";
-    std::string text = waited ? "; most likely this kernel has failed"
-                              : "; a kernel launched before has failed, of bnext or of another "
-                                "library (BNEXT_CUDA_SYNC=1 names it if it is one of bnext)";
-    if (error.fault == runtime::Fault::ended && tuning::kMostWait > 0 &&
-        (launch.cooperative || !waited)) {
-        text += concat(
-            "; cooperative kernels of bnext end so where a block waits for the others "
-            "for more than ",
-            BNEXT_CUDA_WAIT_SECONDS, " s");
-    }
-    return text + "; the process can use this device no more";
+                  text_of_device(step.device), ")");
 }
 
 // Adds the launch that reports them to errors of `f`. `waited`: all earlier kernels are known to
@@ -237,6 +213,29 @@ bool enqueue_resident(const LaunchPlan& plan, const Addresses& at, const Scalars
 }
 
 }  // namespace
+
+std::string text_of_device(int device) {
+    try {
+        return concat("device ", device, " (", runtime::device_name(device), ")");
+    } catch (const runtime::Error&) {  // after a failed kernel a device has no name
+        return concat("device ", device);
+    }
+}
+
+std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch) {
+    if (error.fault != runtime::Fault::failed && error.fault != runtime::Fault::ended) return "";
+    std::string text = waited ? "; most likely this kernel has failed"
+                              : "; a kernel launched before has failed, of bnext or of another "
+                                "library (BNEXT_CUDA_SYNC=1 names it if it is one of bnext)";
+    if (error.fault == runtime::Fault::ended && tuning::kMostWait > 0 &&
+        (launch.cooperative || !waited)) {
+        text += concat(
+            "; cooperative kernels of bnext end so where a block waits for the others "
+            "for more than ",
+            BNEXT_CUDA_WAIT_SECONDS, " s");
+    }
+    return text + "; the process can use this device no more";
+}
 
 void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& scalars, int device,
             runtime::Stream stream, Index room) {

@@ -1,6 +1,8 @@
 // One call, from a plan and addresses to what is enqueued on a stream.
 #pragma once
 
+#include <string>
+
 #include "cuda/runtime.hpp"
 
 namespace bnext::cuda {
@@ -16,5 +18,10 @@ void launch(const LaunchPlan& plan, const Addresses& addresses, const Scalars& s
 // Does what the first launch of a plan would do besides enqueueing: the device's code is loaded,
 // and the device asked for its room.
 void prepare(const LaunchPlan& plan, int device);
+
+// Of errors of any launch: the device by its name; the likely cause of an error that a kernel left
+// behind. `waited`: all earlier kernels are known to have succeeded.
+std::string text_of_device(int device);
+std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch);
 
 }  // namespace bnext::cuda

@@ -74,6 +74,12 @@ Cache& cache() {
     return *only;
 }
 
+const Limits& limits_in(Cache& all, int device) {
+    const auto found = all.limits.find(device);
+    if (found != all.limits.end()) return found->second;
+    return all.limits.emplace(device, limits_of(device)).first->second;
+}
+
 std::optional<Path> path_named(const std::optional<std::string>& name, Operation operation) {
     if (!name) return {};
     for (const Path path : paths_of(operation)) {
@@ -83,6 +89,12 @@ std::optional<Path> path_named(const std::optional<std::string>& name, Operation
 }
 
 }  // namespace
+
+Limits kept_limits(int device) {
+    Cache& all = cache();
+    const std::scoped_lock lock(all.mutex);
+    return limits_in(all, device);
+}
 
 std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     Cache& all = cache();
@@ -95,16 +107,13 @@ std::shared_ptr<const LaunchPlan> planned(const KernelCall& call) {
     std::string key = key_of(call, operands, besides, forced);
     if (const auto found = all.plans.find(key); found != all.plans.end()) return found->second;
 
-    auto limits = all.limits.find(call.device);
-    if (limits == all.limits.end()) {
-        limits = all.limits.emplace(call.device, limits_of(call.device)).first;
-    }
+    const Limits& limits = limits_in(all, call.device);
     const Description description =
         describe(static_cast<DType>(call.dtype), operands.shape, call.channel_axis,
                  {operands.strides.data(), operands.count});
     auto plan = std::make_shared<const LaunchPlan>(
         make_launch_plan(call.operation, description, {operands.addresses.data(), operands.count},
-                         limits->second, forced, besides));
+                         limits, forced, besides));
     ++all.made;
     if (all.plans.size() >= kMostPlans) all.plans.clear();
     all.plans.emplace(std::move(key), plan);

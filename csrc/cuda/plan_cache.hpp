@@ -10,6 +10,9 @@
 
 namespace bnext::cuda {
 
+// The limits of a device, asked for once.
+Limits kept_limits(int device);
+
 // The plan for the limits of the device, with the forced path if the operation has it. Throws as
 // make_launch_plan does.
 std::shared_ptr<const LaunchPlan> planned(const KernelCall& call);

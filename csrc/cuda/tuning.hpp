@@ -60,6 +60,19 @@ inline constexpr Index kAppliedBatches = 4;
 // ends.
 inline constexpr Index kReduceWaves = 8;
 
+// Rows: units of 16 bytes for each thread, so that as many are on their way at once; and threads of
+// a block whose warps have a row each, or several. A backward pass keeps sums of columns for each
+// such row, and has a block for a row sooner.
+inline constexpr Index kRowUnits = 4;
+inline constexpr int kRowThreads = 128;
+// Lanes of a warp that have a short row: 64 bytes of it at a time.
+inline constexpr int kFewestRowLanes = 4;
+inline constexpr Index kRowUnitsOfWarp = 128, kRowUnitsOfBackwardWarp = 64;
+// Blocks of a backward pass for each multiprocessor, at most, and rows of a block, at least, unless
+// multiprocessors had none: sums of columns are written for each block.
+inline constexpr Index kRowBlocks = 8;
+inline constexpr Index kRowsOfBlock = 8;
+
 // Seconds that a block waits for other blocks before its kernel ends with an error; 0 for no end;
 // another number by cmake -DBNEXT_CUDA_WAIT_SECONDS. A wait lasts microseconds where nothing is
 // wrong: the blocks of a cooperative grid begin together.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bnext import cuda, functional, on_demand
 from bnext._core import RowSaved, Saved, __version__
 from bnext._moments import Moments
-from bnext.arrays import DeviceSaved
+from bnext.arrays import DeviceRowSaved, DeviceSaved
 from bnext.functional import (
     batch_norm_backward,
     batch_norm_forward,
@@ -120,6 +120,7 @@ __all__ = [
     "BatchRenorm3d",
     "Cumulative",
     "DebiasedExponential",
+    "DeviceRowSaved",
     "DeviceSaved",
     "Domains",
     "Estimator",

@@ -125,6 +125,24 @@ class DeviceSaved:
     in_place: Final[bool]
 
 @final
+class DeviceRowSaved:
+    """What a forward call of rows on a GPU leaves for its backward call: as `RowSaved`."""
+
+    rows: Final[Any]
+    """mean, mean_low and rstd, of shape 3 and the leading axes of `x`."""
+    mean: Any
+    mean_low: Any
+    rstd: Any
+    eps: Final[float]
+    centered: Final[bool]
+    shape: Final[tuple[int, ...]]
+    normalized_shape: Final[tuple[int, ...]]
+    dtype: Final[Any]
+    activation: Final[str | None]
+    residual: Final[bool]
+    reads_residual: Final[bool]
+
+@final
 class Exported:
     def __init__(self, array: npt.ArrayLike) -> None: ...
     def __dlpack__(

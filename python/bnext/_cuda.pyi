@@ -49,6 +49,7 @@ class Plan:
     def coverage(self, launch: int = 0, downwards: bool = False) -> bytes: ...
 
 table: Any  # the functions that `_core` calls
+row_table: Any  # the same for layer and RMS normalization
 
 def device_count() -> int: ...
 def unavailable_reason() -> str: ...
@@ -63,6 +64,19 @@ def paths(operation: str) -> list[str]: ...
 def force_path(path: str | None) -> str | None: ...
 def forget_plans() -> None: ...
 def plan_figures() -> dict[str, int]: ...
+def row_plan(
+    backward: bool,
+    centered: bool,
+    dtype: str,
+    rows: int,
+    width: int,
+    limits: Limits,
+    *,
+    aligned: int = 0,
+    activated: bool = False,
+    residual: bool = False,
+    wants_parameters: bool = True,
+) -> dict[str, int]: ...
 def plan(
     operation: str,
     dtype: str,

@@ -1,8 +1,7 @@
 """Layer normalization of arrays: arrays in, arrays out, no state.
 
 Each example is normalized by itself, over the trailing axes of `normalized_shape`. In memory these
-are a row, and a call is one of rows. Data, dtypes and libraries are as in `bnext.functional`;
-arrays on a GPU are refused.
+are a row, and a call is one of rows. Data, dtypes and libraries are as in `bnext.functional`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from bnext._core import RowSaved
+from bnext._core import DeviceRowSaved, RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.groups.group import Group, part_of
 from bnext.row_passes import backward_of_rows, epilogue_of_rows, forward_of_rows
@@ -36,7 +35,7 @@ def layer_norm_forward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
-) -> tuple[ArrayT, RowSaved | SplitRowSaved]: ...
+) -> tuple[ArrayT, RowSaved | DeviceRowSaved | SplitRowSaved]: ...
 
 
 @overload
@@ -52,7 +51,7 @@ def layer_norm_forward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
-) -> tuple[Array, RowSaved | SplitRowSaved]: ...
+) -> tuple[Array, RowSaved | DeviceRowSaved | SplitRowSaved]: ...
 
 
 def layer_norm_forward(
@@ -67,14 +66,15 @@ def layer_norm_forward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
-) -> tuple[Any, RowSaved | SplitRowSaved]:
+) -> tuple[Any, RowSaved | DeviceRowSaved | SplitRowSaved]:
     """Normalize each example of `x` by the mean and the biased variance of its own values.
 
     Parameters
     ----------
     x : array, shape (..., normalized_shape)
-        float32, float64, float16 or bfloat16, on the CPU. Arrays whose normalized axes lie side by
-        side and whose examples are equally far apart are read in place; others are copied once.
+        float32, float64, float16 or bfloat16, on the CPU or on a GPU. Arrays whose normalized axes
+        lie side by side and whose examples are equally far apart are read in place; others are
+        copied once.
     normalized_shape : int or sequence of int
         Lengths of the trailing axes that are normalized together.
     weight, bias : array, shape (normalized_shape), optional
@@ -100,22 +100,22 @@ def layer_norm_forward(
         ``act(z)`` with ``z = (x - mean) / sqrt(var + eps) * weight + bias + residual`` (Ba, Kiros
         and Hinton 2016), in C order, or `out`. Where the variance of an example and `eps` are both
         0, ``z = bias + residual``.
-    saved : RowSaved, or bnext.sync.SplitRowSaved with a group
-        The statistics of each example, for `layer_norm_backward`; with an activation also copies of
-        `weight` and `bias`.
+    saved : RowSaved, DeviceRowSaved, or bnext.sync.SplitRowSaved with a group
+        The statistics of each example, for `layer_norm_backward`: NumPy arrays, or if `x` is on a
+        GPU, arrays there. With an activation also copies of `weight` and `bias`.
 
     Raises
     ------
     ValueError
         A shape does not fit, `normalized_shape` is empty, `eps` is negative or not finite, `out` is
         read-only or overlaps an input; `activation` is not one of the names, `negative_slope` is
-        not finite; `x` is on a GPU.
+        not finite; with a group, `x` is on a GPU.
     TypeError
         A dtype does not fit, an argument is not an array, or `activation` is not a string.
     bnext.sync.GroupError
         A member of the group is missing, has failed, or called something else.
     """
-    result: tuple[Any, RowSaved | SplitRowSaved] = forward_of_rows(
+    result: tuple[Any, RowSaved | DeviceRowSaved | SplitRowSaved] = forward_of_rows(
         x, normalized_shape, weight, bias, eps, out,
         epilogue=epilogue_of_rows(residual, activation, negative_slope), part=part_of(group),
     )  # fmt: skip
@@ -126,7 +126,7 @@ def layer_norm_forward(
 def layer_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -138,7 +138,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -150,7 +150,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -162,7 +162,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -174,7 +174,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -186,7 +186,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -197,7 +197,7 @@ def layer_norm_backward(
 def layer_norm_backward(
     dy: Values,
     x: Any,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Any = None,
@@ -214,13 +214,13 @@ def layer_norm_backward(
         Gradient of the loss by `y`; of the dtype of `x`.
     x : array, shape (..., normalized_shape)
         The input of the forward call, unchanged.
-    saved : RowSaved
+    saved : RowSaved or DeviceRowSaved
         What the forward call returned.
     weight : array, shape (normalized_shape), optional
         As in the forward call. (For z, `saved` has the weight and bias of that call.)
     out : array, shape of `x`, optional
-        Where to put `dx`: of the dtype of `x`, with memory of its own; or `dy` itself, unless it is
-        `dresidual` as well.
+        Where to put `dx`: of the dtype of `x`, with memory of its own; or on the CPU `dy` itself,
+        unless it is `dresidual` as well.
     residual : array, shape of `x`, optional
         The residual of the forward call, unchanged. It must be given where ``saved.reads_residual``
         is true: where there was one, and an activation. Otherwise it is not read.
@@ -242,7 +242,7 @@ def layer_norm_backward(
     ValueError
         A shape does not fit, `saved` is from another input, or `x` has changed since; `out` is
         read-only or overlaps an input; `residual` is missing where it is read, is another or has
-        changed since, or the forward call had none; `x` is on a GPU.
+        changed since, or the forward call had none.
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy.typing as npt
 
-from bnext._core import RowSaved
+from bnext._core import DeviceRowSaved, RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.groups.group import Group, part_of
 from bnext.layer_norm import Shape
@@ -31,7 +31,7 @@ def rms_norm_forward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
-) -> tuple[ArrayT, RowSaved | SplitRowSaved]: ...
+) -> tuple[ArrayT, RowSaved | DeviceRowSaved | SplitRowSaved]: ...
 
 
 @overload
@@ -46,7 +46,7 @@ def rms_norm_forward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
-) -> tuple[Array, RowSaved | SplitRowSaved]: ...
+) -> tuple[Array, RowSaved | DeviceRowSaved | SplitRowSaved]: ...
 
 
 def rms_norm_forward(
@@ -60,7 +60,7 @@ def rms_norm_forward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
-) -> tuple[Any, RowSaved | SplitRowSaved]:
+) -> tuple[Any, RowSaved | DeviceRowSaved | SplitRowSaved]:
     """Divide each example of `x` by the root of the mean of its squares.
 
     Parameters
@@ -84,7 +84,7 @@ def rms_norm_forward(
     y : array, shape of `x`
         ``act(z)`` with ``z = x / sqrt(mean(x * x) + eps) * weight + residual`` (Zhang and Sennrich
         2019), in C order, or `out`.
-    saved : RowSaved, or bnext.sync.SplitRowSaved with a group
+    saved : RowSaved, DeviceRowSaved, or bnext.sync.SplitRowSaved with a group
         The statistics of each example, for `rms_norm_backward`.
 
     Raises
@@ -92,7 +92,7 @@ def rms_norm_forward(
     ValueError, TypeError
         As from `layer_norm_forward`.
     """
-    result: tuple[Any, RowSaved | SplitRowSaved] = forward_of_rows(
+    result: tuple[Any, RowSaved | DeviceRowSaved | SplitRowSaved] = forward_of_rows(
         x, normalized_shape, weight, None, eps, out, centered=False,
         epilogue=epilogue_of_rows(residual, activation, negative_slope), part=part_of(group),
     )  # fmt: skip
@@ -103,7 +103,7 @@ def rms_norm_forward(
 def rms_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -115,7 +115,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -127,7 +127,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -139,7 +139,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: NumpyT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: NumpyT | None = None,
@@ -151,7 +151,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: ArrayT,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: ArrayT | None = None,
@@ -163,7 +163,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: npt.ArrayLike,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Array | None = None,
@@ -174,7 +174,7 @@ def rms_norm_backward(
 def rms_norm_backward(
     dy: Values,
     x: Any,
-    saved: RowSaved | SplitRowSaved,
+    saved: RowSaved | DeviceRowSaved | SplitRowSaved,
     weight: Values | None = None,
     *,
     out: Any = None,

@@ -81,11 +81,11 @@ template <class T>
 double planar_activated_reduce(const View<const T>* in, const Region& region, const double* mean,
                                const CoefficientsIn<Compute<T>>* of_z, double* sum_dy,
                                double* sum_dy_xmu) {
-    if constexpr (kHasWalks<T>) {
+    if constexpr (kSumsInRegisters<T>) {
         const auto quickly = [&](const auto& how) BNEXT_INLINE_LAMBDA {
             sum_planes_in_registers<T>(in, region, mean, *of_z, how, sum_dy, sum_dy_xmu);
         };
-        if (with_quick_gradient<Compute<T>>(*of_z->activated, quickly)) return region.values();
+        if (with_quick_gradient<T>(*of_z->activated, quickly)) return region.values();
     }
     const Tiling& tiling = *region.tiling;
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
@@ -172,7 +172,7 @@ template <class T, class S>
 BNEXT_FORCE_INLINE void sum_activated_rows(const ActivatedRun<T>& first, const Index (&pitch)[3],
                                            Index flag_pitch, Index width, Index count,
                                            const CoefficientsIn<Compute<T>>& of_z, S& sums) {
-    if constexpr (kHasWalks<T>) {
+    if constexpr (kSumsInRegisters<T>) {
         const RowsOfGradients<T> rows{{{first.in[0], pitch[0]}, {first.in[1], pitch[1]}},
                                       width,
                                       count,
@@ -181,7 +181,7 @@ BNEXT_FORCE_INLINE void sum_activated_rows(const ActivatedRun<T>& first, const I
         const auto quickly = [&](const auto& how) BNEXT_INLINE_LAMBDA {
             sum_rows_in_registers(rows, of_z, how, sums);
         };
-        if (with_quick_gradient<Compute<T>>(*of_z.activated, quickly)) return;
+        if (with_quick_gradient<T>(*of_z.activated, quickly)) return;
     }
     add_activated_rows(first, pitch, flag_pitch, width, count, of_z, sums);
 }

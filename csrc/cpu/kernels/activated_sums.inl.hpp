@@ -32,16 +32,29 @@ struct GradientOfFlags {
 
 // Calls f with what makes gradients by flags, if there are any, or with the activation as a
 // constant, if it is a quick one. Returns whether it is one of these.
-template <class C, class F>
+template <class T, class F>
 BNEXT_FORCE_INLINE bool with_quick_gradient(const Activated& by, F&& f) {
+    using C = Compute<T>;
     const Fused& fused = by.fused;
     if (by.flags.are_kept()) {
         const GradientByFlags<C> of_run(by, 0);
-        of_run.is_zero ? f(GradientOfFlags<true, C>{of_run}) : f(GradientOfFlags<false, C>{of_run});
-        return true;
+        if (of_run.is_zero) return f(GradientOfFlags<true, C>{of_run}), true;
+        if constexpr (!kHasWalks<T>) return false;
+        return f(GradientOfFlags<false, C>{of_run}), true;
     }
     if (fused.residual || fused.in_place) return false;
+    if constexpr (!kHasWalks<T>) return with_activation_of<Activation::relu>(fused.activation, f);
     return with_quick_activation(fused.activation, f);
+}
+
+// A pack of gradients as they are summed.
+template <class T>
+BNEXT_FORCE_INLINE Pack<Sum<T>> to_sum(const Pack<Compute<T>>& gradients) {
+    if constexpr (kIs16Bit<T>) {
+        return gradients;
+    } else {
+        return widen(gradients);
+    }
 }
 
 // What makes the gradients of values whose coefficients get(row) gives.
@@ -88,7 +101,7 @@ private:
     BNEXT_FORCE_INLINE void add_pack(const T* const (&run)[2], Index j, int columns) {
         const auto x = load_columns(run[0] + j, columns);
         const auto dy = loaded(load_columns(run[1] + j, columns));
-        sums_.template add_packs<H>(widen(gradient_.at(j, x, dy)),
+        sums_.template add_packs<H>(to_sum<T>(gradient_.at(j, x, dy)),
                                     load_sum(run[0] + j, columns, Sum<T>{0}));
     }
 
@@ -110,8 +123,8 @@ BNEXT_NO_INLINE void sum_planes_in_registers(const View<const T>* in, const Regi
         const auto gradient = gradient_of(how, of_z,
                                           [&](const Compute<T>* row)
                                               BNEXT_INLINE_LAMBDA { return broadcast(row[k]); });
-        SumsInRegisters<T, std::remove_const_t<decltype(gradient)>> sums(mean[k], gradient,
-                                                                         of_z.activated->flags, c);
+        SumsInRegisters<T, std::remove_const_t<decltype(gradient)>> sums(
+            static_cast<Sum<T>>(mean[k]), gradient, of_z.activated->flags, c);
         Index pending = 0;
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
             add_tile<2>(in, tiling, tiling.tile(t), c, sums, pending);
@@ -119,6 +132,10 @@ BNEXT_NO_INLINE void sum_planes_in_registers(const View<const T>* in, const Regi
         sums.end_of_group();
         sum_dy[k] = sums.first();
         sum_dy_xmu[k] = sums.second();
+        if constexpr (kIs16Bit<T>) {
+            const auto center = static_cast<double>(static_cast<Sum<T>>(mean[k]));
+            sum_dy_xmu[k] -= (mean[k] - center) * sum_dy[k];
+        }
     }
 }
 
@@ -170,7 +187,7 @@ BNEXT_FORCE_INLINE void add_rows_in_registers(const RowsOfGradients<T>& rows, In
                 const auto of_x = load_columns(x + j, columns);
                 const auto of_dy = loaded(load_columns(dy + j, columns));
                 gradient[g].begin_run(rows.flag + r * rows.flag_pitch);
-                const Pack<Sum<T>> of = widen(gradient[g].at(j, of_x, of_dy));
+                const Pack<Sum<T>> of = to_sum<T>(gradient[g].at(j, of_x, of_dy));
                 first[g] = first[g] + of;
                 second[g] = fma(of, load_sum(x + j, columns, Sum<T>{0}) - center[g], second[g]);
             });
@@ -178,8 +195,8 @@ BNEXT_FORCE_INLINE void add_rows_in_registers(const RowsOfGradients<T>& rows, In
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             double* const s1 = sums.first + c + g * kLanes;
             double* const s2 = sums.second + c + g * kLanes;
-            store(s1, load(s1) + first[g]);
-            store(s2, load(s2) + second[g]);
+            store(s1, load(s1) + widen(first[g]));
+            store(s2, load(s2) + widen(second[g]));
         });
     }
 }

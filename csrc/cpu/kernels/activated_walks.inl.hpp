@@ -51,8 +51,6 @@ struct ZOfRun {
     }
 };
 
-BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : columns; }
-
 template <class T>
 BNEXT_FORCE_INLINE void write_pack_of_run(T* p, int columns, bool streams,
                                           const Pack<Compute<T>>& values) {
@@ -116,6 +114,10 @@ BNEXT_FORCE_INLINE const T* ahead_of(const ActivatedRun<T>& run, int i) {
 // data and instruction sets go by the loops alone, so that less is compiled.
 template <class T>
 inline constexpr bool kHasWalks = kNativeBytes > 16 && DTypeOf<T>::value == DType::float32;
+// Where the sums of such gradients are made in registers: of bfloat16, ReLU's and those by flags.
+template <class T>
+inline constexpr bool kSumsInRegisters =
+    kHasWalks<T> || (kNativeBytes == 64 && DTypeOf<T>::value == DType::bfloat16);
 
 // Calls f with the activation as a constant, if it is one of these. Returns whether it is.
 template <Activation... kThese, class F>

@@ -145,6 +145,8 @@ BNEXT_FORCE_INLINE void for_each_pack_of(Index begin, Index end, F&& f) {
     }
 }
 
+BNEXT_FORCE_INLINE int lanes_in(int columns) { return columns == 0 ? kLanes : columns; }
+
 template <class T>
 BNEXT_FORCE_INLINE Pack<Compute<T>> load_columns(const T* p, int columns, Compute<T> others = 0) {
     return columns == 0 ? load(p) : load_first(p, columns, others);

@@ -46,15 +46,19 @@ struct Number {
 
 #include "cpu/kernels/columns.inl.hpp"
 
+#include "cpu/kernels/flags.inl.hpp"
+
+#include "cpu/kernels/flag_places.inl.hpp"
+
 #include "cpu/kernels/write_planar.inl.hpp"
 
 #include "cpu/kernels/write_interleaved.inl.hpp"
 
-#include "cpu/kernels/flags.inl.hpp"
-
 #include "cpu/kernels/activated_walks.inl.hpp"
 
 #include "cpu/kernels/activated_runs.inl.hpp"
+
+#include "cpu/kernels/write_quickly.inl.hpp"
 
 #include "cpu/kernels/write_activated.inl.hpp"
 

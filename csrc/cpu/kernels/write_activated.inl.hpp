@@ -24,6 +24,13 @@ void write_activated_planar(const View<const T>* in, const View<T>* out, const R
     for (int i = 0; i < Formula::kReads; ++i) joined = joined && in[i].stride.channel == plane;
     for (int w = 0; w < Formula::kWrites; ++w) joined = joined && out[w].stride.channel == plane;
     if (flags.are_kept()) joined = joined && flags.stride.channel == plane;
+    if constexpr (kWritesQuickly<T>) {
+        const auto quickly = [&](const auto& formula) BNEXT_INLINE_LAMBDA {
+            using Quick = std::remove_cvref_t<decltype(formula)>;
+            write_planar<Quick>(in, out, region, all, access);
+        };
+        if (write_quickly<Formula>(*all.activated, out, access, true, quickly)) return;
+    }
     const auto write = [&](Index o, Index c, Index planes, Index i, Index n) BNEXT_INLINE_LAMBDA {
         ActivatedRun<T> run{};
         T* begins[Formula::kWrites];
@@ -203,6 +210,14 @@ void write_activated_interleaved(const View<const T>* in, const View<T>* out, co
     for (int w = 0; w < Formula::kWrites; ++w) dense = dense && out[w].stride.outer == width;
     for (int i = 0; i < Formula::kReads; ++i) dense = dense && in[i].stride.outer == width;
     if (flags.are_kept()) dense = dense && flags.stride.outer == width;
+    if constexpr (kWritesQuickly<T>) {
+        const bool fill_words = rows_fill_words(flags, out[0], region);
+        const auto quickly = [&](const auto& formula) BNEXT_INLINE_LAMBDA {
+            using Quick = std::remove_cvref_t<decltype(formula)>;
+            write_interleaved<Quick>(in, out, region, all, access);
+        };
+        if (write_quickly<Formula>(*all.activated, out, access, fill_words, quickly)) return;
+    }
     for (Index t = region.tiles.end; t-- > region.tiles.begin;) {
         const Tile tile = rows_of_tile(*region.tiling, t);
         const Index o = tile.outer_begin, c = region.channels.begin;

@@ -53,12 +53,14 @@ struct Rows {
     };
     Input in[Formula::kReads];
     Output out[Formula::kWrites];
+    [[no_unique_address]] FlagPlaceOf<Formula> flags;
 
     // The same from row r on.
     [[nodiscard]] BNEXT_FORCE_INLINE Rows from(Index r) const {
         Rows rows = *this;
         for (int i = 0; i < Formula::kReads; ++i) rows.in[i].first += r * in[i].pitch;
         for (int w = 0; w < Formula::kWrites; ++w) rows.out[w].first += r * out[w].pitch;
+        rows.flags = flags.row(r);
         return rows;
     }
 };
@@ -74,26 +76,29 @@ BNEXT_FORCE_INLINE void write_group(const Rows<Formula, T>& rows,
     const auto to = [&](auto w, Index first) BNEXT_INLINE_LAMBDA {
         return rows.out[w].first + r * rows.out[w].pitch + c + first;
     };
+    const auto flags_at = [&](Index first) BNEXT_INLINE_LAMBDA {
+        return [&, first]() BNEXT_INLINE_LAMBDA { return rows.flags.row(r).at(c + first); };
+    };
     if constexpr (kLoadsUnits<T, G>) {
         constexpr int kPacks = kUnitPacks<T>;
         unrolled<G / kPacks>([&](auto u) BNEXT_INLINE_LAMBDA {
             const Index first = u * kUnit<T>;
+            const auto flags = flags_at(first);
             write_unit_by<kStreams, Formula, T>(
                 [&](auto h)
                     BNEXT_INLINE_LAMBDA -> const Formula& { return formulas.pack[u * kPacks + h]; },
-                [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(from(i, first)); },
-                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); });
+                [&](auto i, auto h) BNEXT_INLINE_LAMBDA {
+                    return load_input_of_unit<Formula, i, h>(from(i, first), flags);
+                },
+                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); }, flags);
         });
     } else {
         unrolled<G>([&](auto g) BNEXT_INLINE_LAMBDA {
             const Index first = g * kLanes;
-            write_pack(
-                formulas.pack[g],
-                [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(from(i, first), columns); },
-                [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                    kStreams ? stream(to(w, first), pack)
-                             : store_columns(to(w, first), columns, pack);
-                });
+            write_pack_by<kStreams, Formula, T>(
+                formulas.pack[g], columns,
+                [&](auto i) BNEXT_INLINE_LAMBDA { return from(i, first); },
+                [&](auto w) BNEXT_INLINE_LAMBDA { return to(w, first); }, flags_at(first));
         });
     }
 }
@@ -169,6 +174,7 @@ BNEXT_FORCE_INLINE void write_rows(const View<const T>* in, const View<T>* out, 
             begins[w] = at(out[w], o, 0, i) + first;
             rows.out[w] = {begins[w], row_pitch(out[w], tile)};
         });
+        rows.flags = FlagPlaceOf<Formula>(all.activated, o, 0, i, outer_only).at(first);
         if (!in_lines || !begin_alike(begins)) {
             return write_rows_cached(rows, count, 0, width, all);
         }
@@ -260,14 +266,12 @@ BNEXT_NO_INLINE void write_in_order(const Runs<Formula, T>& given, Index n, Inde
                      BNEXT_INLINE_LAMBDA { return formula_of_unit<Formula, T, h>(all, k); });
         } else {
             unrolled<kPacks>([&](auto h) BNEXT_INLINE_LAMBDA {
-                constexpr Index first = h * kLanes;
-                write_pack(
-                    formula_of_pack<Formula>(all, k + first, 0),
-                    [&](auto i) BNEXT_INLINE_LAMBDA { return load(runs.in[i] + j + first); },
-                    [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
-                        T* const p = runs.out[w] + j + first;
-                        kStreams ? stream(p, pack) : store(p, pack);
-                    });
+                const Index first = j + h * kLanes;
+                write_pack_by<kStreams, Formula, T>(
+                    formula_of_pack<Formula>(all, k + h * kLanes, 0), 0,
+                    [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + first; },
+                    [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + first; },
+                    [&]() BNEXT_INLINE_LAMBDA { return runs.flags.at(first); });
             });
         }
         k += step;
@@ -294,6 +298,7 @@ void write_interleaved(const View<const T>* in, const View<T>* out, const Region
                                       BNEXT_INLINE_LAMBDA { runs.in[i] = at(in[i], o, c, 0); });
         unrolled<Formula::kWrites>([&](auto w)
                                        BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0); });
+        runs.flags = FlagPlaceOf<Formula>(all.activated, o, c, 0).of_run(n);
         access.stores == Stores::streaming&& begin_alike(runs.out)
             ? write_in_order<true>(runs, n, width, all)
             : write_in_order<false>(runs, n, width, all);

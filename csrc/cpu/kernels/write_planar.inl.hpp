@@ -26,24 +26,34 @@ BNEXT_FORCE_INLINE Formula across(int n, const Formula& a, const Formula& b) {
     return both;
 }
 
-// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack).
-template <class Formula, class Load, class Store>
-BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& store) {
-    decltype(formula.row[0] + formula.row[0]) in[Formula::kReads], out[Formula::kWrites];
+// Loads a pack of each input by load(i), and stores a pack of each output by store(w, pack). What
+// flags are made of, if the formula writes any, goes to `for_flags`.
+template <class Formula, class Load, class Store, class V>
+BNEXT_FORCE_INLINE void write_pack(const Formula& formula, Load&& load, Store&& store,
+                                   V& for_flags) {
+    V in[Formula::kReads], out[Formula::kWrites];
     unrolled<Formula::kReads>([&](auto i) BNEXT_INLINE_LAMBDA { in[i] = load(i); });
-    formula(in, out);
+    if constexpr (Formula::kFlags == Flags::written) {
+        formula(in, out, for_flags);
+    } else {
+        formula(in, out);
+    }
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA { store(w, out[w]); });
 }
 
-// The same of a unit: pack h by formula_of(h), its inputs by load(i, h), to to(w).
-template <bool kStreams, class Formula, class T, class FormulaOfPack, class Load, class To>
-BNEXT_FORCE_INLINE void write_unit_by(FormulaOfPack&& formula_of, Load&& load, To&& to) {
-    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>];
+// The same of a unit: pack h by formula_of(h), its inputs by load(i, h), to to(w); its flags
+// at flags().
+template <bool kStreams, class Formula, class T, class FormulaOfPack, class Load, class To,
+          class FlagsAt>
+BNEXT_FORCE_INLINE void write_unit_by(FormulaOfPack&& formula_of, Load&& load, To&& to,
+                                      FlagsAt&& flags) {
+    Pack<Compute<T>> made[Formula::kWrites][kUnitPacks<T>], for_flags[kUnitPacks<T>];
     unrolled<kUnitPacks<T>>([&](auto h) BNEXT_INLINE_LAMBDA {
         write_pack(
             formula_of(h), [&](auto i) BNEXT_INLINE_LAMBDA { return load(i, h); },
-            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; });
+            [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA { made[w][h] = pack; }, for_flags[h]);
     });
+    if constexpr (Formula::kFlags == Flags::written) flags().put_unit(bits_of_unit(for_flags));
     unrolled<Formula::kWrites>([&](auto w) BNEXT_INLINE_LAMBDA {
         write_unit<kStreams>(static_cast<T*>(to(w)),
                              [&](auto h) BNEXT_INLINE_LAMBDA { return made[w][h]; });
@@ -68,30 +78,73 @@ BNEXT_FORCE_INLINE const T* run_ahead(const View<const T>& view, const Region& r
     return at(view, outer, c + access.ahead, 0) + i;
 }
 
-// Runs of the inputs and outputs.
+// Runs of the inputs and outputs, and of the flags of formulas that have any.
 template <class Formula, class T>
 struct Runs {
     const T* in[Formula::kReads];
     T* out[Formula::kWrites];
+    [[no_unique_address]] FlagPlaceOf<Formula> flags;
 };
+
+// Pack h of the unit of input i at p. Of formulas that read flags, the last input is what they
+// choose of: the others are 0.
+template <class Formula, int i, int h, class T, class FlagsAt>
+BNEXT_FORCE_INLINE Pack<Compute<T>> load_input_of_unit(const T* p, FlagsAt&& flags) {
+    if constexpr (Formula::kFlags == Flags::read && i + 1 == Formula::kReads) {
+        return load_of_unit_where<h>(p, flags());
+    } else {
+        return load_of_unit<h>(p);
+    }
+}
+template <class Formula, int i, class T, class FlagsAt>
+BNEXT_FORCE_INLINE Pack<Compute<T>> load_input(const T* p, int columns, FlagsAt&& flags) {
+    const auto values = load_columns(p, columns);
+    if constexpr (Formula::kFlags == Flags::read && i + 1 == Formula::kReads) {
+        return where_set(flags().pack(), values, broadcast(Compute<T>{0}));
+    } else {
+        return values;
+    }
+}
 
 // The unit at j of runs, pack h by formula_of(h).
 template <bool kStreams, class Formula, class T, class FormulaOfPack>
 BNEXT_FORCE_INLINE void write_unit_at(const Runs<Formula, T>& runs, Index j,
                                       FormulaOfPack&& formula_of) {
+    const auto flags = [&]() BNEXT_INLINE_LAMBDA { return runs.flags.at(j); };
     write_unit_by<kStreams, Formula, T>(
         formula_of,
-        [&](auto i, auto h) BNEXT_INLINE_LAMBDA { return load_of_unit<h>(runs.in[i] + j); },
-        [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; });
+        [&](auto i, auto h) BNEXT_INLINE_LAMBDA {
+            return load_input_of_unit<Formula, i, h>(runs.in[i] + j, flags);
+        },
+        [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; }, flags);
+}
+// A pack of which the first `columns` values exist (0: all): the inputs at from(i), to to(w).
+template <bool kStreams, class Formula, class T, class From, class To, class FlagsAt>
+BNEXT_FORCE_INLINE void write_pack_by(const Formula& formula, int columns, From&& from, To&& to,
+                                      FlagsAt&& flags) {
+    Pack<Compute<T>> for_flags;
+    write_pack(
+        formula,
+        [&](auto i) BNEXT_INLINE_LAMBDA {
+            return load_input<Formula, i>(static_cast<const T*>(from(i)), columns, flags);
+        },
+        [&](auto w, const auto& pack) BNEXT_INLINE_LAMBDA {
+            T* const p = to(w);
+            kStreams ? stream(p, pack) : store_columns(p, columns, pack);
+        },
+        for_flags);
+    if constexpr (Formula::kFlags == Flags::written) {
+        flags().put(bits_above_zero(for_flags), lanes_in(columns));
+    }
 }
 // The pack at j, or the first `columns` values of it (0: all).
 template <class Formula, class T>
 BNEXT_FORCE_INLINE void write_pack_at(const Runs<Formula, T>& runs, Index j, int columns,
                                       const Formula& formula) {
-    write_pack(
-        formula, [&](auto i) BNEXT_INLINE_LAMBDA { return load_columns(runs.in[i] + j, columns); },
-        [&](auto w, const auto& pack)
-            BNEXT_INLINE_LAMBDA { store_columns(runs.out[w] + j, columns, pack); });
+    write_pack_by<false, Formula, T>(
+        formula, columns, [&](auto i) BNEXT_INLINE_LAMBDA { return runs.in[i] + j; },
+        [&](auto w) BNEXT_INLINE_LAMBDA { return runs.out[w] + j; },
+        [&]() BNEXT_INLINE_LAMBDA { return runs.flags.at(j); });
 }
 
 // Writes `planes` planes of n values each, of channels k, k + 1, ... of the coefficients, that
@@ -181,8 +234,11 @@ void write_planar(const View<const T>* in, const View<T>* out, const Region& reg
         const T* ahead[Formula::kReads];
         unrolled<Formula::kReads>([&](auto r) BNEXT_INLINE_LAMBDA {
             runs.in[r] = at(in[r], o, c, 0) + i;
-            ahead[r] = run_ahead(in[r], region, access, o, c, i);
+            // Of what the second phase alone reads, the next run that it writes.
+            ahead[r] = r < Formula::kSummed ? run_ahead(in[r], region, access, o, c, i)
+                                            : at(in[r], o > 0 ? o - 1 : o, c, 0) + i;
         });
+        runs.flags = FlagPlaceOf<Formula>(all.activated, o, c, i).of_run(planes * n);
         unrolled<Formula::kWrites>(
             [&](auto w) BNEXT_INLINE_LAMBDA { runs.out[w] = at(out[w], o, c, 0) + i; });
         const bool streams = access.stores == Stores::streaming && begin_alike(runs.out);

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 from bnext import _core, cuda
-from bnext._core import DeviceSaved
+from bnext._core import DeviceRowSaved, DeviceSaved
 from bnext.arrays.libraries import Library, Where, library_of
 
-__all__ = ["DeviceSaved", "engine_of"]
+__all__ = ["DeviceRowSaved", "DeviceSaved", "engine_of"]
 
 
 def engine_of(x: Any, name: str = "x") -> Any:

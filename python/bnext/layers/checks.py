@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from bnext import _core
 from bnext.arrays import engine_of
+from bnext.groups.group import ALONE, Part
 from bnext.row_passes import check_place
 
 if TYPE_CHECKING:
@@ -51,26 +52,34 @@ def taken(
     return x, engine
 
 
-def taken_by_rows(layer: Holder, x: Any) -> Any:
-    """Check that a layer that normalizes rows takes `x` on the CPU and of this dtype; give it."""
+def taken_by_rows(layer: Holder, x: Any, part: Part) -> tuple[Any, Any]:
+    """Check that a layer that normalizes rows takes `x`; give it, and the engine as `taken` does.
+
+    In a group, `x` has to be on the CPU.
+    """
+    engine: Any = _core
     if type(x) is not ndarray:
-        check_place(x)
+        if part is not ALONE:
+            check_place(x)
+        engine = engine_of(x)
         if not isinstance(x, ndarray):
-            x = _core.as_array(x=x, name="x")
+            x = engine.as_array(x=x, name="x")
     if isinstance(x, ndarray):
         fits, dtype = _fits(layer, x.dtype), x.dtype
     else:
-        _, dtype = _core.inspect(x=x)
+        _, dtype = engine.inspect(x=x)
         fits = dtype == layer.dtype.name or (layer.dtype == np.float32 and dtype in SIXTEEN_BITS)
     if not fits:
         raise _wrong_dtype(layer, dtype)
-    return x
+    if engine is not _core:
+        check_places(layer, x, engine)
+    return x, engine
 
 
-def check_places(layer: Normalization, x: Any, engine: Any) -> None:
+def check_places(layer: Holder, x: Any, engine: Any) -> None:
     """TypeError that names the array of the layer that is not where x is, if there is one."""
     for name in ARRAYS:
-        array = getattr(layer, name)
+        array = getattr(layer, name, None)  # rows have no running statistics
         if array is not None and (problem := engine.misplaced(array=array, like=x)):
             raise TypeError(f"{name}: {problem}; the layer's to(x) moves it")
 

@@ -80,9 +80,9 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         Parameters
         ----------
         x : array, shape (*, normalized_shape)
-            Of any library, on the CPU. Of the layer's dtype; for a float32 layer also float16 or
-            bfloat16. The layer keeps it, without a copy, until `backward` or the next call: it must
-            not change.
+            Of any library, where the layer's arrays are. Of the layer's dtype; for a float32 layer
+            also float16 or bfloat16. The layer keeps it, without a copy, until `backward` or the
+            next call: it must not change.
         out : array, shape of `x`, optional
             Where to put the result.
         residual : array, shape of `x`, optional
@@ -97,20 +97,23 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         Raises
         ------
         ValueError, TypeError
-            `x` has a wrong shape or dtype, is on a GPU, or what `bnext.layer_norm_forward` raises.
+            `x` has a wrong shape or dtype or is not where the layer's arrays are, or what
+            `bnext.layer_norm_forward` raises.
+        RuntimeError
+            `x` is on a GPU on which bnext cannot compute.
         bnext.sync.GroupError
             A member of the group is missing, has failed, or called something else.
         """
         group = self.group
         part = ALONE if group is None else group.part(self)
         with part:
-            x = taken_by_rows(self, x)
+            x, engine = taken_by_rows(self, x, part)
         epilogue = None
         if self.activation is not None or residual is not None:
             epilogue = residual, self.activation, self.negative_slope
         y, saved = forward_of_rows(
             x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered, False,
-            epilogue, part,
+            epilogue, part, engine,
         )  # fmt: skip
         kept = residual if epilogue is not None and saved.reads_residual else None
         self._latest[None if group is None else group.rank_or_none] = x, saved, kept
@@ -186,7 +189,8 @@ class LayerNorm(RowNormalization):
         As they were given; may be replaced at any time. A backward call goes by what its forward
         call applied.
 
-    A new layer's arrays are NumPy's. They serve input of any library on the CPU.
+    A new layer's arrays are NumPy's. They serve input of any library on the CPU; for input on a GPU
+    they must be there as well, and `to` moves them.
 
     Raises
     ------
@@ -257,7 +261,8 @@ class RMSNorm(RowNormalization):
         As they were given; may be replaced at any time. A backward call goes by what its forward
         call applied.
 
-    A new layer's arrays are NumPy's. They serve input of any library on the CPU.
+    A new layer's arrays are NumPy's. They serve input of any library on the CPU; for input on a GPU
+    they must be there as well, and `to` moves them.
 
     Raises
     ------

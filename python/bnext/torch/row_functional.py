@@ -42,7 +42,8 @@ def layer_norm(
     Parameters
     ----------
     input : Tensor, shape (*, normalized_shape)
-        float32, float64, float16 or bfloat16, on the CPU; elsewhere PyTorch's operator computes.
+        float32, float64, float16 or bfloat16, on the CPU or on a GPU that bnext has kernels for;
+        elsewhere, and on a GPU in calls that a compiler traces, PyTorch's operator computes.
     normalized_shape : sequence of int
         Lengths of the trailing axes that are normalized together.
     weight, bias : Tensor, shape (normalized_shape), or None
@@ -112,7 +113,8 @@ def rms_norm(
     Parameters
     ----------
     input : Tensor, shape (*, normalized_shape)
-        float32, float64, float16 or bfloat16, on the CPU; elsewhere PyTorch's operator computes.
+        float32, float64, float16 or bfloat16, on the CPU or on a GPU that bnext has kernels for;
+        elsewhere, and on a GPU in calls that a compiler traces, PyTorch's operator computes.
     normalized_shape : sequence of int
         Lengths of the trailing axes that are normalized together.
     weight : Tensor, shape (normalized_shape), or None

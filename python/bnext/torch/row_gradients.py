@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from bnext import _core
+from bnext.arrays import DeviceRowSaved, engine_of
+from bnext.groups.group import ALONE
 from bnext.row_passes import backward_of_rows, forward_of_rows
 from bnext.torch import formulas
 from bnext.torch.epilogues import Epilogue, derivative
-from bnext.torch.kernels import KernelRefusal, has_memory, widened, work_together
+from bnext.torch.kernels import KernelRefusal, calls_on, has_memory, widened, work_together
 from bnext.torch.recording import Gradients, gradients_of, is_recorded
 
 __all__ = [
@@ -58,19 +60,20 @@ def forward_by_kernels(
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """Give y, and what backward needs; KernelRefusal for tensors that kernels do not take."""
+    engine = calls_on(x) if x.is_cuda else _core
     try:
         result: tuple[Tensor, Any] = forward_of_rows(
             x, form.shape, weight, bias, form.eps, None, form.centered, True,
-            _epilogue(form, residual),
+            _epilogue(form, residual), ALONE, engine,
         )  # fmt: skip
         return result
     except (TypeError, ValueError):
-        if x.device.type != "cpu" or not work_together(x, weight, bias) or not has_memory(x):
+        if not work_together(x, weight, bias) or not has_memory(x):
             raise KernelRefusal from None
     try:  # in C order, with parameters of the dtype that kernels take
         result = forward_of_rows(
             _dense(x), form.shape, _dense(widened(x, weight)), _dense(widened(x, bias)), form.eps,
-            None, form.centered, True, _epilogue(form, _dense(residual)),
+            None, form.centered, True, _epilogue(form, _dense(residual)), ALONE, engine,
         )  # fmt: skip
     except (TypeError, ValueError) as refusal:
         raise KernelRefusal(str(refusal)) from refusal
@@ -91,8 +94,9 @@ def backward_by_kernels(
     centered = saved.centered
     try:
         result: Gradients = backward_of_rows(
-            dy, x, saved, weight, None, centered, True, wants_parameters, residual
-        )
+            dy, x, saved, weight, None, centered, True, wants_parameters, residual,
+            calls_on(x) if x.is_cuda else _core,
+        )  # fmt: skip
     except TypeError:
         if not has_memory(dy) and not dy._is_zerotensor():
             raise
@@ -150,7 +154,9 @@ def _by_kernels(
 
 def restored(ctx: Any, x: Tensor, form: RowForm, *tensors: Any) -> Any:
     """Make what forward left again, for an x that lies elsewhere."""
-    rows = torch.from_numpy(ctx.statistics.rows)
+    rows = ctx.statistics.rows
+    is_there = isinstance(ctx.statistics, DeviceRowSaved)
+    rows = rows.flatten(1) if is_there else torch.from_numpy(rows)
     return restored_of(x, rows, form, ctx.statistics.eps, *tensors)
 
 
@@ -163,7 +169,7 @@ def restored_of(
     parameters = (None, None)
     if form.activation is not None:
         parameters = _dense(widened(x, weight)), _dense(widened(x, bias))
-    return _core.rows_restored(
+    return engine_of(x).rows_restored(
         x, rows, tuple(form.shape), eps, form.centered, *parameters, epilogue
     )
 

@@ -53,9 +53,9 @@ class LayerNorm(ActivatingModule, torch.nn.LayerNorm):
     Notes
     -----
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ba, Kiros and Hinton 2016), by bnext's
-    kernels on the CPU; elsewhere, and below 32,768 values, by PyTorch's. ``layer(x, residual=r)``
-    gives ``act(y + r)``, in the same pass for a residual of the shape and dtype of `x`. State
-    dicts, hooks, modes and errors are PyTorch's.
+    kernels on the CPU and on a GPU; elsewhere, and below 32,768 values, by PyTorch's.
+    ``layer(x, residual=r)`` gives ``act(y + r)``, in the same pass for a residual of the shape and
+    dtype of `x`. State dicts, hooks, modes and errors are PyTorch's.
     """
 
     _takes_residual = True
@@ -126,9 +126,9 @@ class RMSNorm(ActivatingModule, torch.nn.RMSNorm):
     Notes
     -----
     ``y = x / sqrt(mean(x * x) + eps) * weight`` (Zhang and Sennrich 2019), by bnext's kernels on
-    the CPU; elsewhere by PyTorch's. ``layer(x, residual=r)`` gives ``act(y + r)``, in the same pass
-    for a residual of the shape and dtype of `x`. State dicts, hooks, modes and errors are
-    PyTorch's.
+    the CPU and on a GPU; elsewhere by PyTorch's. ``layer(x, residual=r)`` gives ``act(y + r)``, in
+    the same pass for a residual of the shape and dtype of `x`. State dicts, hooks, modes and errors
+    are PyTorch's.
     """
 
     _takes_residual = True

@@ -1,0 +1,3 @@
+#include "cuda/row_instances.inl.hpp"
+
+template bnext::cuda::Kernel bnext::cuda::row_kernel<bnext::bfloat16>(Pass, bool, int);

@@ -1,0 +1,4 @@
+#include "cuda/row_instances.inl.hpp"
+
+template bnext::cuda::Kernel bnext::cuda::row_kernel<double>(Pass, bool, int);
+template bnext::cuda::Kernel bnext::cuda::row_merge_kernel<double>();

@@ -1,0 +1,14 @@
+// Which kernel of rows a launch runs. Explicit instances are in instances/rows_*.cu.
+#pragma once
+
+#include "cuda/arguments.hpp"
+
+namespace bnext::cuda {
+
+// Null where there is no kernel for units of so many values.
+template <class T>
+Kernel row_kernel(Pass pass, bool activated, int unit);
+template <class P>  // of parameters
+Kernel row_merge_kernel();
+
+}  // namespace bnext::cuda
