@@ -21,7 +21,8 @@ TORCH = "torch==2.13.0"
 JAX = "jax==0.10.2"
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONUNBUFFERED="1")
+# Modules are compiled where they are imported: of PyTorch, JAX and what they need, most never are.
+os.environ.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_COMPILE="0", PYTHONUNBUFFERED="1")
 
 _began = time.monotonic()
 _environments = {}  # of the sessions that this run of nox has finished
@@ -136,7 +137,8 @@ def cache():
     """The variables by which builds of this checkout, and of copies of it, share their objects.
 
     An install, the wheels of several interpreters and the C++ benchmarks have the same kernels: the
-    same sources and flags. The cache is where `.ci/run` has put it, and empty at first.
+    same sources and flags. The cache is where `.ci/run` has put it: empty at first, unless it is
+    kept from run to run.
     """
     if "CCACHE_DIR" not in os.environ:
         return {}

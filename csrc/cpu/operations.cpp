@@ -8,8 +8,7 @@
 #include "cpu/activated_phases.hpp"
 #include "cpu/in_place.hpp"
 #include "cpu/phases.hpp"
-#include "cpu/weighted_activated_phases.hpp"
-#include "cpu/weighted_phases.hpp"
+#include "cpu/weighted_operations.hpp"
 
 namespace bnext::cpu {
 namespace {

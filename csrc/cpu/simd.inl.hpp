@@ -14,6 +14,13 @@ inline constexpr int kNativeBytes = 32;
 inline constexpr int kNativeBytes = 16;
 #endif
 
+// Long functions are in place, but calls where an instruction set is made small (CMakeLists.txt).
+#if defined(BNEXT_SMALL)
+#define BNEXT_LONG [[gnu::noinline]] inline
+#else
+#define BNEXT_LONG BNEXT_FORCE_INLINE
+#endif
+
 inline constexpr int kLanes = 16;
 static_assert(kLanes == bnext::kLanes);  // the tiling counts in them
 
@@ -175,7 +182,7 @@ BNEXT_FORCE_INLINE Pack<C> at_most(const Pack<C>& a, const Pack<C>& b) {
 template <class C>
 C lane_of(const Pack<C>&);
 template <class C>
-BNEXT_FORCE_INLINE Pack<C> cancelling_fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>& c) {
+BNEXT_LONG Pack<C> cancelling_fma(const Pack<C>& a, const Pack<C>& b, const Pack<C>& c) {
 #if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
     return fma(a, b, c);
 #else

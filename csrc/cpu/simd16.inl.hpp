@@ -48,7 +48,7 @@ BNEXT_FORCE_INLINE Pack<float> load(const bfloat16* p) {
                                [](auto word) BNEXT_INLINE_LAMBDA { return word << 16; }));
 }
 
-BNEXT_FORCE_INLINE Pack<float> load(const float16* p) {
+BNEXT_LONG Pack<float> load(const float16* p) {
 #if defined(__AVX512F__)
     return {_mm512_cvtph_ps(load_half(p))};
 #elif defined(__F16C__)
@@ -101,13 +101,13 @@ BNEXT_FORCE_INLINE void narrow_to_shorts(const Words& a, std::uint16_t* p) {
 #endif
 }
 
-BNEXT_FORCE_INLINE void store(bfloat16* p, const Pack<float>& a) {
+BNEXT_LONG void store(bfloat16* p, const Pack<float>& a) {
     narrow_to_shorts(
         map_words(rounded_words(a), [](auto word) BNEXT_INLINE_LAMBDA { return word >> 16; }),
         &p->bits);
 }
 
-BNEXT_FORCE_INLINE void store(float16* p, const Pack<float>& a) {
+BNEXT_LONG void store(float16* p, const Pack<float>& a) {
 #if defined(__F16C__)
     unrolled<2>([&](auto i) BNEXT_INLINE_LAMBDA {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * i),
@@ -161,13 +161,25 @@ BNEXT_FORCE_INLINE void stream_pair(T* p, const Pack<float>& a, const Pack<float
 }
 template <class T>
     requires kIs16Bit<T>
-BNEXT_FORCE_INLINE Pack<float> load_first(const T* p, int n, float fill) {
+BNEXT_LONG Pack<float> load_first(const T* p, int n, float fill) {
     T lanes[kLanes];
 #if defined(__AVX512F__)
     const __mmask16 mask = mask_of<float>(n, 0);
     const __m256i all = _mm256_maskz_loadu_epi16(mask, p);
     __builtin_memcpy(lanes, &all, sizeof all);
     return {blend_masked(mask, load(lanes).part[0], _mm512_set1_ps(fill))};
+#elif defined(__AVX2__)
+    // Masks are of 32 bits: the pairs, and lane n - 1 by itself, which is not in a pair where n is
+    // odd.
+    const __m256i pairs = _mm256_maskload_epi32(reinterpret_cast<const int*>(p), mask_of_pairs(n));
+    const __m256i last = _mm256_set1_epi16(static_cast<short>(bits_as<std::uint16_t>(p[n - 1])));
+    const __m256i all = _mm256_blendv_epi8(pairs, last, mask_of_lane(n - 1));
+    __builtin_memcpy(lanes, &all, sizeof all);
+    const Pack<float> values = load(lanes);
+    return pack_of<float>([&](auto i) BNEXT_INLINE_LAMBDA {
+        return _mm256_blendv_ps(_mm256_set1_ps(fill), values.part[i],
+                                _mm256_castsi256_ps(mask_of<float>(n, i)));
+    });
 #else
     for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? p[i] : T{};
     float values[kLanes];
@@ -179,9 +191,16 @@ BNEXT_FORCE_INLINE Pack<float> load_first(const T* p, int n, float fill) {
 
 template <class T>
     requires kIs16Bit<T>
-BNEXT_FORCE_INLINE void store_first(T* p, int n, const Pack<float>& a) {
+BNEXT_LONG void store_first(T* p, int n, const Pack<float>& a) {
 #if defined(__AVX512F__)
     _mm256_mask_storeu_epi16(p, mask_of<float>(n, 0), encoded(a, p));
+#elif defined(__AVX2__)
+    T lanes[kLanes];
+    store(lanes, a);
+    __m256i all;
+    __builtin_memcpy(&all, lanes, sizeof all);
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(p), mask_of_pairs(n), all);
+    p[n - 1] = lanes[n - 1];
 #else
     T lanes[kLanes];
     store(lanes, a);

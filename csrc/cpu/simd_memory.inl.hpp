@@ -105,6 +105,14 @@ BNEXT_FORCE_INLINE __m256i mask_of(int n, int part) {
         return _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes)));
     }
 }
+// Of 16 lanes of 16 bits: the pairs that lie in the first n, and one lane.
+BNEXT_FORCE_INLINE __m256i mask_of_pairs(int n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMaskWindow + 16 - n / 2));
+}
+BNEXT_FORCE_INLINE __m256i mask_of_lane(int lane) {
+    const __m256i lanes = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm256_cmpeq_epi16(lanes, _mm256_set1_epi16(static_cast<short>(lane)));
+}
 BNEXT_FORCE_INLINE Floats load_masked(const float* p, __m256i mask, Floats others) {
     return _mm256_blendv_ps(others, _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
 }
@@ -122,7 +130,7 @@ BNEXT_FORCE_INLINE void store_masked(double* p, __m256i mask, Doubles part) {
 // The first n (0 < n < 16) lanes from p, the others from `fill`; nothing past p[n-1] is touched.
 template <class C>
     requires(sizeof(C) >= 4)
-BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
+BNEXT_LONG Pack<C> load_first(const C* p, int n, C fill) {
 #if defined(__AVX2__)
     const Pack<C> others = broadcast(fill);
     return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
@@ -137,7 +145,7 @@ BNEXT_FORCE_INLINE Pack<C> load_first(const C* p, int n, C fill) {
 
 template <class C>
     requires(sizeof(C) >= 4)
-BNEXT_FORCE_INLINE void store_first(C* p, int n, const Pack<C>& a) {
+BNEXT_LONG void store_first(C* p, int n, const Pack<C>& a) {
 #if defined(__AVX2__)
     unrolled<Pack<C>::kParts>([&](auto i) BNEXT_INLINE_LAMBDA {
         store_masked(p + i * Pack<C>::kPartLanes, mask_of<C>(n, i), a.part[i]);

@@ -25,7 +25,7 @@ BNEXT_FORCE_INLINE Pack<Compute<T>> load_of_unit(const T* p) {
 }
 
 // Both packs of a bfloat16 unit, rounded, as they are in memory: but for their type, floats.
-BNEXT_FORCE_INLINE Pack<float> joined(const Pack<float>& a, const Pack<float>& b) {
+BNEXT_LONG Pack<float> joined(const Pack<float>& a, const Pack<float>& b) {
     const Words even = rounded_words(a), odd = rounded_words(b);
     return pack_of<float>([&](auto i) BNEXT_INLINE_LAMBDA {
         return (Floats)((even.part[i] >> 16) | (odd.part[i] & 0xffff0000U));
@@ -62,7 +62,7 @@ inline constexpr C kPlaces[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 
 
 // The first n lanes of a, the others of b.
 template <class C>
-BNEXT_FORCE_INLINE Pack<C> blend(int n, const Pack<C>& a, const Pack<C>& b) {
+BNEXT_LONG Pack<C> blend(int n, const Pack<C>& a, const Pack<C>& b) {
 #if defined(__AVX512F__)
     return pack_of<C>([&](auto i) BNEXT_INLINE_LAMBDA {
         return blend_masked(mask_of<C>(n, i), a.part[i], b.part[i]);

@@ -8,11 +8,6 @@
 
 namespace bnext::cpu {
 
-// Whether a backward pass over positions with weights is an activated one.
-constexpr bool writes_activated(const Fused& fused) {
-    return fused.residual || fused.changes_backward();
-}
-
 // Writes by NormalizeActivated where positions count. in: x, residual.
 template <class T>
 struct WeightedActivatedNormal : ActivatedNormal<T> {
@@ -129,7 +124,6 @@ void weighted_activated_apply_norm(const Problem& given, const View<const T>& x,
         .run(problem);
 }
 
-// As weighted_backward.
 template <class T>
 void weighted_activated_backward(const Problem& given, const View<const T>& dy,
                                  const View<const T>& x, const View<T>& dx, const StatisticsIn& of,

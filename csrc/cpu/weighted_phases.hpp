@@ -8,6 +8,7 @@
 #include "cpu/operation.hpp"
 #include "cpu/operations.hpp"
 #include "cpu/phases.hpp"
+#include "cpu/weighted_operations.hpp"
 #include "cpu/weights.hpp"
 
 namespace bnext::cpu {
@@ -294,8 +295,6 @@ double weighted_forward(const Problem& given, const View<const T>& x, const View
         problem);
 }
 
-// The backward pass, its first phase alone (`apply` false), or its second alone (`reduce` false, of
-// n values).
 template <class T>
 void weighted_backward(const Problem& given, const View<const T>& dy, const View<const T>& x,
                        const View<T>& dx, const StatisticsIn& of, const Param<T>* weight,
