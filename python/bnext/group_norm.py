@@ -262,8 +262,8 @@ def group_norm_backward(
     ------
     ValueError
         A shape does not fit, `saved` is from another input or another norm, or on the CPU, `x`
-        has changed since; `out` is read-only or overlaps an input; `residual` is missing where it is read, is
-        another or has changed since, or the forward call had none.
+        has changed since; `out` is read-only or overlaps an input; `residual` is missing where
+        it is read, is another or has changed since, or the forward call had none.
     TypeError
         A dtype does not fit, an argument is not an array, or `saved` is something else.
     """
