@@ -95,7 +95,7 @@ Index planar_block(const Candidate& c) {
 // room for: between the phases of a block there is a third of a microsecond of other work, and each
 // phase comes to speed anew. Of planes of 7x7 and 14x14, calls with blocks of 64 KiB took 1.1 to
 // 1.35 of the time in backward, 1.05 to 1.2 in forward (32 examples, 512 to 2048 channels, two
-// cores of a Zen 4).
+// cores of a Zen 5).
 Index cell_block(const Candidate& c) {
     const Index block = planar_block(c);
     if (plane_bytes(c) >= kPageBytes) return block;

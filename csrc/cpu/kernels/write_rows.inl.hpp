@@ -154,7 +154,7 @@ BNEXT_FORCE_INLINE void differentiate_some(const RowGradient<T>& of, const RowBl
 }
 
 // Rows that are written together, where the sums of columns are wanted: four of five stores are to
-// these sums. In a cache that took 0.83 of the time ((2048, 100), a Zen 4), and 0.80 where the sums
+// these sums. In a cache that took 0.83 of the time ((2048, 100), a Zen 5), and 0.80 where the sums
 // leave the first-level cache ((8192, 4096)). Short rows that are streamed took 1.2 of it.
 template <class T>
 inline constexpr int kRowsTogether = kNativeBytes == 64 && sizeof(T) < 8 ? 2 : 1;
