@@ -54,6 +54,8 @@ LINES = (
     Line("densenet121", (8, 3, 128, 128), "step", 1.0, 1.15),
     Line("mlp", (60, 784), "step", 1.0, 1.10),
     Line("gin", (2000, 64), "step", 1.0, 1.0),
+    Line("mlp", (60, 784), "inference", 1.0, 1.0),
+    Line("gin", (2000, 64), "inference", 1.0, 1.0),
     *(
         Line(network, shape, "inference", 1.0, bound)
         for shape in ((1, 3, 224, 224), (8, 3, 128, 128))
