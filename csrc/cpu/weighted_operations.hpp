@@ -1,4 +1,4 @@
-// Passes over positions with weights (cpu/weights.hpp), called by those of operations.hpp.
+// Passes over positions with weights (cpu/weights.hpp), called by the passes of operations.hpp.
 #pragma once
 
 #include "cpu/operations.hpp"

@@ -4,7 +4,7 @@
 // Sums: accumulator.hpp. With mean = center + low, the low part is taken off once, at
 // the end. Coefficients: as on the CPU,
 //     dx = ((x - center) * slope + (dy - offset)) * scale
-// Error: that of a batch's float32 sums; four roundings in dx.
+// Error: of a batch's float32 sums; four roundings in dx.
 #pragma once
 
 #include "cuda/forward.hpp"

@@ -1,6 +1,6 @@
-// The arrays of a call as plans see them: batch normalization's as a Problem; those of norms of
-// cells as a Problem whose channels are the cells of all examples, since to the kernels a cell is a
-// channel.
+// The arrays of a call as plans see them: batch normalization's as a Problem; the arrays of
+// norms of cells as a Problem whose channels are the cells of all examples, since to the kernels a
+// cell is a channel.
 #pragma once
 
 #include "core/cell_problem.hpp"

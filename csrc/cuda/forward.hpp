@@ -4,7 +4,7 @@
 // center + low, center rounded to the arithmetic's type,
 //     y = (x - center) * scale + shift,  scale = weight * rstd,  shift = bias - low * scale
 // (core/statistics.hpp says where float64 arithmetic has the low part from.)
-// Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.
+// Error: of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y.
 #pragma once
 
 #include <limits>

@@ -10,7 +10,7 @@
 // Bytes: x and dy once, where both rows fit shared memory beside the sums of columns; what does not
 //        is read again, backwards. dx once; the residual twice, dresidual once. Of each block, two
 //        doubles for each column in every 32 rows, which stay in the second-level cache.
-// Error: that of float32 sums over up to 8 values, or over 32 rows; four roundings in dx.
+// Error: of float32 sums over up to 8 values, or over 32 rows; four roundings in dx.
 #pragma once
 
 #include "cuda/row_kernels.hpp"

@@ -7,7 +7,7 @@
 // p is 0. Bytes: x once, where a row fits shared memory; what does not is read again, backwards.
 // The
 //        residual and y once, parameters once a row, from a cache.
-// Error: that of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y. Where a
+// Error: of a batch's float32 sums, relative to m2 about 2^-24; three roundings in y. Where a
 //        batch's sums leave float32's range they are made again in double; rows whose mean or rstd
 //        does are normalized in double.
 #pragma once

@@ -201,7 +201,7 @@ BNEXT_DEVICE bool any_team(const RowTeam& team, bool flag) {
 }
 
 // What `finish` makes of a team's two sums, in all of its threads. It gets the sums, and whether it
-// is to write. All threads of a warp call it, also those of teams without a row.
+// is to write. All threads of a warp call it, also the threads of teams without a row.
 template <class R, class K, class F>
 BNEXT_DEVICE R agreed_of(const RowTeam& team, const RowPlaces<K>& places, double first,
                          double second, F&& finish) {

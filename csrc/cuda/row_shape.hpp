@@ -18,7 +18,7 @@ inline constexpr int kBytesOfWarp = 2 * 8;
 inline constexpr int kBytesAgreed = 64;
 
 // Rows whose gradients of parameters are summed up in the arithmetic's type before they are added
-// to those of the block, in double.
+// to the block's sums, in double.
 inline constexpr int kRowsBetweenMerges = 32;
 
 }  // namespace bnext::cuda

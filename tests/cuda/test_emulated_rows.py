@@ -159,7 +159,7 @@ def test_values_at_the_ends_of_float32(scale, centered, rng):
 
 @CENTERED
 def test_gradients_at_the_upper_end_of_float32(centered, rng):
-    """Sums of what a thread has leave float32's range, and those of a row do not."""
+    """Sums of what a thread has leave float32's range, and the row's sums do not."""
     x = rng.standard_normal((3, 64)).astype(np.float32)
     dy = (rng.choice([-1.0, 1.0], x.shape) * 3e38).astype(np.float32)
     _, _, dx, *_ = both_there(x, dy, 1, None, None, 1e10, centered)

@@ -1,4 +1,4 @@
-// Flags of units (units.inl.hpp), and where those of some values are.
+// Flags of units (units.inl.hpp), and places of flags in memory.
 
 // A bit for every lane: whether not a <= 0, as `passes` has it of ReLU.
 template <class C>
@@ -52,8 +52,8 @@ BNEXT_FORCE_INLINE WordsPart mask_of_unit(std::uint32_t bits) {
 #endif
 }
 
-// Where one value's flag, and those of the values behind it, are: bit `bit` of the words. Of rows,
-// that of the first, and how far apart rows are.
+// The place of a value's flag, behind which the next values' flags are: a bit of the words. Of
+// rows, the place of the first one's flags, and the pitch from row to row.
 class FlagPlace {
 public:
     FlagPlace() = default;
