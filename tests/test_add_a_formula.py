@@ -15,6 +15,7 @@ EXAMPLE = ROOT / "tests/examples"
 SOURCES = (
     "core/problem", "core/tiling", "cpu/control_group", "cpu/machine", "cpu/openmp",
     "cpu/operations", "cpu/pages", "cpu/pool", "cpu/schedule", "cpu/small_blocks", "cpu/team_size",
+    "cpu/weighted_operations",
 )  # fmt: skip
 
 

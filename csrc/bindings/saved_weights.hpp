@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "cpu/weights.hpp"
+#include "cpu/own_weights.hpp"
 
 namespace bnext::bindings {
 

@@ -1,4 +1,4 @@
-#include "cpu/weights.hpp"
+#include "cpu/own_weights.hpp"
 
 #include <algorithm>
 #include <bit>

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cpu/operations.hpp"
+#include "cpu/own_weights.hpp"
 #include "cpu/pool_array.hpp"
 #include "xla/described.hpp"
 
