@@ -76,9 +76,14 @@ def group_norm(
         epilogue = checked(residual, activation, negative_slope)
         return activated_group_norm(input, num_groups, weight, bias, eps, epilogue)
     y: Tensor
-    if type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES:
-        y = _GROUP_NORM(input, num_groups, weight, bias, eps)
-        return y
+    if type(input) is Tensor and not is_compiling():
+        values = input.numel()
+        if values < LEAST_VALUES:
+            # What PyTorch's function calls, after it has checked the rank and the values of a group.
+            if type(num_groups) is int and input.dim() >= 2 and values >= 2 * num_groups > 0:
+                return torch.group_norm(input, num_groups, weight, bias, eps)
+            y = _GROUP_NORM(input, num_groups, weight, bias, eps)
+            return y
     road = road_of_cells(input, num_groups, None, None, weight, bias, True, 0.0, eps)
     if road is KERNELS and isinstance(num_groups, int):
         try:

@@ -95,10 +95,15 @@ class GroupNorm(_Cells, torch.nn.GroupNorm):
         self._set_activation(activation, negative_slope)
 
     def _normalized(self, input: Tensor, epilogue: Epilogue | None) -> Tensor:
+        of = self.__dict__  # PyTorch looks up each attribute by a function in Python
+        try:
+            parameters = of["_parameters"]
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # a parametrization computes it, say
+            weight, bias = self.weight, self.bias
         if epilogue is None:
-            return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        of: Any = input, self.num_groups, self.weight, self.bias, self.eps, epilogue
-        return activated_group_norm(*of)
+            return group_norm(input, of["num_groups"], weight, bias, of["eps"])
+        return activated_group_norm(input, of["num_groups"], weight, bias, of["eps"], epilogue)
 
 
 class _Instance(_Cells, torch.nn.modules.instancenorm._InstanceNorm):

@@ -75,8 +75,8 @@ def layer_norm(
         epilogue = checked(residual, activation, negative_slope)
         return activated_layer_norm(input, normalized_shape, weight, bias, eps, epilogue)
     if type(input) is Tensor and not is_compiling() and input.numel() < LEAST_VALUES:
-        small: Tensor = _LAYER_NORM(input, normalized_shape, weight, bias, eps)
-        return small
+        # What PyTorch's function calls, after it has looked for other types.
+        return torch.layer_norm(input, normalized_shape, weight, bias, eps)
     y = _by_rows(input, normalized_shape, weight, bias, eps, True)
     if y is None:
         y = _LAYER_NORM(input, normalized_shape, weight, bias, eps)
