@@ -79,7 +79,7 @@ def group_norm(
     if type(input) is Tensor and not is_compiling():
         values = input.numel()
         if values < LEAST_VALUES:
-            # What PyTorch's function calls, after it has checked the rank and the values of a group.
+            # What PyTorch's function calls, once it has checked the rank and a group's values.
             if type(num_groups) is int and input.dim() >= 2 and values >= 2 * num_groups > 0:
                 return torch.group_norm(input, num_groups, weight, bias, eps)
             y = _GROUP_NORM(input, num_groups, weight, bias, eps)
