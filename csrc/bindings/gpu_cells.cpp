@@ -30,7 +30,8 @@ Made rows_of_slabs(Launch& launch, const Taken& taken) {
 Made rows_of_nothing(Launch& launch, const Taken& taken) {
     const Call& call = taken.call.call;
     const ArrayRef& x = call[Role::x];
-    const auto [examples, groups] = slabs_of(call);
+    const auto [examples, slabs_of_each] = slabs_of(call);
+    const Index groups = slabs_of_each;  // Clang 14 captures no structured binding
     const std::array<Index, 3> shape{kStatisticsRows, examples, groups};
     py::object rows = intake::new_array(DType::float64, shape, nullptr);
     const StatisticsOut slabs(static_cast<double*>(intake::data_of(rows)), examples * groups);
