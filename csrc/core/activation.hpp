@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "core/inline.hpp"
+
 namespace bnext {
 
 // As PyTorch has them. gelu_tanh is GELU's approximation by tanh.
@@ -47,32 +49,36 @@ struct Fused {
 
     // Whether z follows from y alone, for a backward pass in place: the activation is one-to-one,
     // and nowhere so flat that y keeps no digits of z. (Sigmoid and tanh saturate.)
-    [[nodiscard]] constexpr bool is_invertible() const {
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr bool is_invertible() const {
         if (activation == Activation::leaky_relu) return negative_slope > 0.0;
         return activation == Activation::none;
     }
     // Whether the forward pass is another than without it.
-    [[nodiscard]] constexpr bool any() const { return residual || activation != Activation::none; }
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr bool any() const {
+        return residual || activation != Activation::none;
+    }
     // Whether act' is one of two numbers (of hardswish it is not).
-    [[nodiscard]] constexpr bool is_piecewise_linear() const {
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr bool is_piecewise_linear() const {
         return activation <= Activation::leaky_relu;
     }
     // Whether the forward pass leaves a flag for every value: whether act' is 1. The backward pass
     // then needs no z, and so no residual: to read it twice again would be 8 arrays' traffic in
     // place of 6 and two bits a value (without the addition it is 5).
-    [[nodiscard]] constexpr bool keeps_flags() const {
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr bool keeps_flags() const {
         return residual && is_piecewise_linear() && activation != Activation::none &&
                !without_flags;
     }
     // The derivative where it is not 1, of an activation with flags.
-    [[nodiscard]] constexpr double other_derivative() const {
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr double other_derivative() const {
         return activation == Activation::leaky_relu ? negative_slope : 0.0;
     }
     // Whether the backward pass is another: without an activation it is the gradient's own, and
     // dresidual is dy.
-    [[nodiscard]] constexpr bool changes_backward() const { return activation != Activation::none; }
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr bool changes_backward() const {
+        return activation != Activation::none;
+    }
     // Whether the backward pass reads the residual.
-    [[nodiscard]] constexpr bool reads_residual() const {
+    [[nodiscard]] BNEXT_FORCE_INLINE constexpr bool reads_residual() const {
         return residual && changes_backward() && !keeps_flags();
     }
 };
