@@ -45,7 +45,7 @@ struct Fused {
     double negative_slope = 0.01;  // of leaky_relu
     bool residual = false;
     bool in_place = false;       // y was written over x: the backward pass reads y in place of x
-    bool without_flags = false;  // the pass keeps none: the backward pass makes z again
+    bool without_flags = false;  // no flags are kept: the backward pass makes z again
 
     // Whether z follows from y alone, for a backward pass in place: the activation is one-to-one,
     // and nowhere so flat that y keeps no digits of z. (Sigmoid and tanh saturate.)

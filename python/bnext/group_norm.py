@@ -17,7 +17,7 @@ from bnext._core import DeviceSaved, Saved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.arrays import engine_of
 from bnext.groups.group import ALONE, Group, Part, part_of
-from bnext.spine import check_parameter_gradients
+from bnext.spine import check_parameter_gradients, epilogue_of
 from bnext.split_cells import SplitSaved
 
 __all__ = ["cells_backward", "cells_forward", "group_norm_backward", "group_norm_forward"]
@@ -275,9 +275,7 @@ def cells_forward(
     activation: Any = None, negative_slope: Any = 0.01, part: Part = ALONE, residual: Any = None,
 ) -> tuple[Any, Saved | DeviceSaved | SplitSaved]:  # fmt: skip
     """Do `group_norm_forward`; without a number of groups, `instance_norm_forward`."""
-    epilogue = None
-    if activation is not None or residual is not None:
-        epilogue = residual, activation, negative_slope
+    epilogue = epilogue_of(residual, activation, negative_slope)
     if part is not ALONE:
         return split_cells.forward(
             x, num_groups, weight, bias, eps, channel_axis, out, epilogue, part

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from bnext._core import DeviceRowSaved, RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.groups.group import Group, part_of
-from bnext.row_passes import backward_of_rows, epilogue_of_rows, forward_of_rows
+from bnext.row_passes import backward_of_rows, forward_of_rows
+from bnext.spine import epilogue_of
 from bnext.split_rows import SplitRowSaved
 
 __all__ = ["Shape", "layer_norm_backward", "layer_norm_forward"]
@@ -117,7 +118,7 @@ def layer_norm_forward(
     """
     result: tuple[Any, RowSaved | DeviceRowSaved | SplitRowSaved] = forward_of_rows(
         x, normalized_shape, weight, bias, eps, out,
-        epilogue=epilogue_of_rows(residual, activation, negative_slope), part=part_of(group),
+        epilogue=epilogue_of(residual, activation, negative_slope), part=part_of(group),
     )  # fmt: skip
     return result
 

@@ -13,7 +13,8 @@ from bnext._core import DeviceRowSaved, RowSaved
 from bnext.array_types import Array, ArrayT, NumpyT, Values
 from bnext.groups.group import Group, part_of
 from bnext.layer_norm import Shape
-from bnext.row_passes import backward_of_rows, epilogue_of_rows, forward_of_rows
+from bnext.row_passes import backward_of_rows, forward_of_rows
+from bnext.spine import epilogue_of
 from bnext.split_rows import SplitRowSaved
 
 __all__ = ["rms_norm_backward", "rms_norm_forward"]
@@ -94,7 +95,7 @@ def rms_norm_forward(
     """
     result: tuple[Any, RowSaved | DeviceRowSaved | SplitRowSaved] = forward_of_rows(
         x, normalized_shape, weight, None, eps, out, centered=False,
-        epilogue=epilogue_of_rows(residual, activation, negative_slope), part=part_of(group),
+        epilogue=epilogue_of(residual, activation, negative_slope), part=part_of(group),
     )  # fmt: skip
     return result
 

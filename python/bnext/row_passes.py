@@ -11,7 +11,7 @@ from bnext.arrays import engine_of
 from bnext.arrays.libraries import library_of
 from bnext.groups.group import ALONE, Part
 
-__all__ = ["backward_of_rows", "check_place", "epilogue_of_rows", "forward_of_rows"]
+__all__ = ["backward_of_rows", "check_place", "forward_of_rows"]
 
 
 def forward_of_rows(
@@ -68,13 +68,6 @@ def backward_of_rows(
     return engine.rows_backward(
         dy, x, saved, weight, out, centered, plain, wants_parameters, residual
     )
-
-
-def epilogue_of_rows(residual: Any, activation: Any, negative_slope: Any) -> Any:
-    """Give what follows normalization, as `forward_of_rows` takes it; None for nothing."""
-    if residual is None and activation is None:
-        return None
-    return residual, activation, negative_slope
 
 
 def check_place(x: Any) -> None:

@@ -120,9 +120,7 @@ def normalize(
     ValueError, TypeError, RuntimeError
         As from `batch_norm_forward`; one value per channel is enough.
     """
-    epilogue = None
-    if activation is not None or residual is not None:
-        epilogue = residual, activation, negative_slope
+    epilogue = spine.epilogue_of(residual, activation, negative_slope)
     none = mask is None and sample_weight is None and lengths is None and offsets is None
     if none and masked == "zero":
         return spine.forward(

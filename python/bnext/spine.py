@@ -26,7 +26,10 @@ from bnext.groups.group import ALONE, Part
 from bnext.groups.saved import SyncSaved
 from bnext.weighting import Weighting, total_weight
 
-__all__ = ["backward", "check_parameter_gradients", "double_backward", "forward", "recompute"]
+__all__ = [
+    "backward", "check_parameter_gradients", "double_backward", "epilogue_of", "forward",
+    "recompute",
+]  # fmt: skip
 
 
 def forward(
@@ -228,6 +231,16 @@ def _recalled(
     if weighting is not None:
         count = total_weight(weighting)
     return part.recalled(shape[axis], dtype, count)
+
+
+def epilogue_of(residual: Any, activation: Any, negative_slope: Any) -> Epilogue | None:
+    """Give what follows normalization, as calls take it; None for nothing.
+
+    The shortest calls of batch normalization have these lines themselves.
+    """
+    if residual is None and activation is None:
+        return None
+    return residual, activation, negative_slope
 
 
 def check_parameter_gradients(value: str) -> str:

@@ -1,56 +1,20 @@
 // Flags of units (units.inl.hpp), and places of flags in memory.
 
+#if defined(__AVX512F__)  // elsewhere no formula has flags (write_quickly.inl.hpp)
 // A bit for every lane: whether not a <= 0, as `passes` has it of ReLU.
-template <class C>
-BNEXT_FORCE_INLINE unsigned bits_above_zero(const Pack<C>& a) {
-    const Pack<C> one = broadcast(C{1}), zero = broadcast(C{0});
-#if defined(__AVX512F__)
-    if constexpr (sizeof(C) == 4) return _mm512_cmp_ps_mask(a.part[0], Floats{}, _CMP_NLE_UQ);
-#endif
-    return bits_of(unless_at_most(a, zero, one, zero));
+BNEXT_FORCE_INLINE unsigned bits_above_zero(const Pack<float>& a) {
+    return _mm512_cmp_ps_mask(a.part[0], Floats{}, _CMP_NLE_UQ);
 }
 
 // The same of the values of a bfloat16 unit (units.inl.hpp), in their order in memory.
 BNEXT_FORCE_INLINE std::uint32_t bits_of_unit(const Pack<float> (&of)[2]) {
-#if defined(__AVX512F__)
-    const __mmask16 even = _mm512_cmp_ps_mask(of[0].part[0], Floats{}, _CMP_NLE_UQ);
-    const __mmask16 odd = _mm512_cmp_ps_mask(of[1].part[0], Floats{}, _CMP_NLE_UQ);
+    const auto even = static_cast<__mmask16>(bits_above_zero(of[0]));
+    const auto odd = static_cast<__mmask16>(bits_above_zero(of[1]));
     const __m512i low = _mm512_maskz_set1_epi32(even, 0xffff);
     return _mm512_movepi16_mask(
         _mm512_mask_or_epi32(low, odd, low, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
-#elif defined(__AVX2__)
-    const auto words = [&](auto i) BNEXT_INLINE_LAMBDA {
-        const __m256 zero = _mm256_setzero_ps();
-        const __m256 even = _mm256_cmp_ps((__m256)of[0].part[i], zero, _CMP_NLE_UQ);
-        const __m256 odd = _mm256_cmp_ps((__m256)of[1].part[i], zero, _CMP_NLE_UQ);
-        return _mm256_blend_epi16((__m256i)even, (__m256i)odd, 0xaa);
-    };
-    const __m256i bytes = _mm256_packs_epi16(words(Number<0>{}), words(Number<1>{}));
-    return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xd8)));
-#else
-    std::uint32_t bits = 0;
-    const unsigned even = bits_above_zero(of[0]), odd = bits_above_zero(of[1]);
-    for (int k = 0; k < kLanes; ++k) {
-        bits |= ((even >> k & 1U) << (2 * k)) | ((odd >> k & 1U) << (2 * k + 1));
-    }
-    return bits;
-#endif
 }
-
-// Part i of a mask of 16-bit words for the bits of a unit.
-template <int i>
-BNEXT_FORCE_INLINE WordsPart mask_of_unit(std::uint32_t bits) {
-#if defined(__AVX512F__)
-    return (WordsPart)_mm512_movm_epi16(bits);
-#else
-    constexpr int kWords = 2 * Words::kPartLanes;
-    typedef std::uint16_t Shorts __attribute__((vector_size(2 * kWords)));
-    const Shorts all = static_cast<std::uint16_t>(bits >> (i * kWords)) - Shorts{};
-    Shorts lane;
-    __builtin_memcpy(&lane, kLaneBits<std::uint16_t>, sizeof lane);
-    return (WordsPart)((all & lane) != 0);
 #endif
-}
 
 // The place of a value's flag, behind which the next values' flags are: a bit of the words. Of
 // rows, the place of the first one's flags, and the pitch from row to row.
@@ -139,14 +103,13 @@ struct NoFlagPlace {
 template <class Formula>
 using FlagPlaceOf = std::conditional_t<Formula::kFlags == Flags::none, NoFlagPlace, FlagPlace>;
 
+#if defined(__AVX512F__)
 // Pack h of a bfloat16 unit, 0 where flags are not set.
 template <int h>
 BNEXT_FORCE_INLINE Pack<float> load_of_unit_where(const bfloat16* p, const FlagPlace& flags) {
-    const std::uint32_t bits = flags.unit();
-    return pack_of<float>([&](auto i) BNEXT_INLINE_LAMBDA {
-        WordsPart both;
-        __builtin_memcpy(&both, p + i * 2 * Words::kPartLanes, sizeof both);
-        both &= mask_of_unit<i>(bits);
-        return (Floats)(h == 0 ? both << 16 : both & 0xffff0000U);
-    });
+    WordsPart both;
+    __builtin_memcpy(&both, p, sizeof both);
+    both &= (WordsPart)_mm512_movm_epi16(flags.unit());
+    return {(Floats)(h == 0 ? both << 16 : both & 0xffff0000U)};
 }
+#endif

@@ -117,12 +117,9 @@ class CellNormalization(ExampleNormalization, Modes):
         of = self.weight, self.bias, self.eps, self.channel_axis, out
         act = self.activation, self.negative_slope
         if uses:
-            epilogue = None
-            if self.activation is not None or residual is not None:
-                epilogue = residual, *act
             y, saved = spine.forward(
-                x, *of, given=self.running, epilogue=epilogue, engine=engine,
-                explain=None if engine is _core else partial(check_places, self),
+                x, *of, given=self.running, epilogue=spine.epilogue_of(residual, *act),
+                engine=engine, explain=None if engine is _core else partial(check_places, self),
             )  # fmt: skip
         else:
             try:

@@ -16,6 +16,7 @@ from bnext.layers.examples import ExampleNormalization, text_of_activation
 from bnext.layers.holder import parameter_dtype
 from bnext.layers.modes import TrainingMode
 from bnext.row_passes import backward_of_rows, forward_of_rows
+from bnext.spine import epilogue_of
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
@@ -108,9 +109,7 @@ class RowNormalization(ExampleNormalization, TrainingMode):
         part = ALONE if group is None else group.part(self)
         with part:
             x, engine = taken_by_rows(self, x, part)
-        epilogue = None
-        if self.activation is not None or residual is not None:
-            epilogue = residual, self.activation, self.negative_slope
+        epilogue = epilogue_of(residual, self.activation, self.negative_slope)
         y, saved = forward_of_rows(
             x, self.normalized_shape, self.weight, self.bias, self.eps, out, self.centered, False,
             epilogue, part, engine,
