@@ -8,7 +8,7 @@ import pytest
 import bnext
 
 from ..activations import SLOPE
-from .support import ACTIVATIONS, Inputs, check_grads, close, jax, jnp, plain
+from .support import ACTIVATIONS, Inputs, check_grads, close, in_float64, jax, jnp, plain
 
 # Sums of some hundred values in float32, in the formulas; relative to the largest value.
 TANGENT = 2e-5
@@ -76,11 +76,7 @@ def test_jax_hessian_vector_products_in_float32(rng, activation, residual):
         return (y * y * inputs.dy).sum() + (mean * m2 / 40).sum()
 
     actual = jax.jit(functools.partial(hessian_products, loss))(arrays, directions)
-    with jax.enable_x64(True):
-        wide = [
-            [np.asarray(each, np.float64) for each in arrays] for arrays in (arrays, directions)
-        ]
-        expected = hessian_products(loss_of_plain, *wide)
+    expected = in_float64(functools.partial(hessian_products, loss_of_plain), arrays, directions)
     for one, other in zip(actual, expected, strict=True):
         close(one, other, TANGENT)
 
@@ -98,8 +94,7 @@ def test_jax_hessian_vector_products_far_from_zero(rng, mean):
         return jax.jvp(jax.grad(functools.partial(loss, normalized)), (x,), (direction,))[1]
 
     actual = product(bnext.jax.batch_norm, inputs.x, direction)
-    with jax.enable_x64(True):
-        expected = product(plain, inputs.x.astype(np.float64), direction.astype(np.float64))
+    expected = in_float64(functools.partial(product, plain), inputs.x, direction)
     close(actual, expected, TANGENT)
 
 
@@ -117,11 +112,7 @@ def test_jax_hessian_vector_products_by_given_statistics(rng):
         return (y * y * inputs.dy).sum()
 
     actual = hessian_products(loss, arrays, directions)
-    with jax.enable_x64(True):
-        wide = [
-            [np.asarray(each, np.float64) for each in arrays] for arrays in (arrays, directions)
-        ]
-        expected = hessian_products(loss_of_plain, *wide)
+    expected = in_float64(functools.partial(hessian_products, loss_of_plain), arrays, directions)
     for one, other in zip(actual, expected, strict=True):
         close(one, other, TANGENT)
 

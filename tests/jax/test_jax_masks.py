@@ -8,7 +8,7 @@ import pytest
 import bnext
 
 from ..masks import weighted
-from .support import DTYPES, Inputs, assert_same_bits, check_grads, close, jax, jnp
+from .support import DTYPES, Inputs, assert_same_bits, check_grads, close, in_float64, jax, jnp
 
 SHAPES = [((37, 19), -1), ((6, 5, 19), -1), ((3, 4, 5, 33), -1), ((6, 19, 8), 1), ((11, 40), 0)]
 OUTSIDES = ("zero", "normalized", "unchanged")
@@ -246,10 +246,8 @@ def test_jax_masks_second_derivatives_in_float32(rng, kind):
         return y, moments.mean, moments.var
 
     actual = jax.jit(functools.partial(product, mine))(arrays, directions)
-    with jax.enable_x64(True):
-        wide = [[np.asarray(each, np.float64) for each in group] for group in (arrays, directions)]
-        definition = functools.partial(plain, weights=np.asarray(weights, np.float64))
-        expected = product(definition, *map(tuple, wide))
+    definition = functools.partial(plain, weights=np.asarray(weights, np.float64))
+    expected = in_float64(functools.partial(product, definition), arrays, directions)
     close(actual, expected, 3e-5)
 
 

@@ -15,6 +15,7 @@ from .support import (
     assert_same_bits,
     check_grads,
     close,
+    in_float64,
     jax,
     jnp,
 )
@@ -145,14 +146,12 @@ def test_jax_masks_activated_second_derivatives_beside_nan(rng, activation, resi
         return jnp.where(weights[..., None] > 0, activated(activation, z + residual), 0), mean, var
 
     actual = jax.jit(functools.partial(product, mine))(arrays(), directions)
-    with jax.enable_x64(True):
-        counts = weights[..., None] > 0
 
-        def widened(each):
-            return np.float64(np.where(counts, each, 0) if each.ndim == 3 else each)
+    def counted(each):
+        return np.where(weights[..., None] > 0, each, 0) if each.ndim == 3 else each
 
-        wide = [tuple(map(widened, group)) for group in (clean, directions)]
-        expected = product(definition, *wide)
+    counting = (tuple(map(counted, group)) for group in (clean, directions))
+    expected = in_float64(functools.partial(product, definition), *counting)
     close(actual, expected, 5e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 import bnext
 
 from .norms import Inputs
-from .support import DTYPES, activated, assert_same_bits, check_grads, close, jax, jnp
+from .support import DTYPES, activated, assert_same_bits, check_grads, close, in_float64, jax, jnp
 
 KINDS = ("layer", "layer of two axes", "rms", "group, channels last", "group, channels first",
          "instance, channels last")  # fmt: skip
@@ -102,12 +102,7 @@ def test_jax_norms_residual_second_derivatives_in_float32(rng, subject, activati
         return jax.jvp(gradient, tuple(arrays), tuple(directions))
 
     actual = jax.jit(functools.partial(product, added.by_jax))(added.arrays, directions)
-    with jax.enable_x64(True):
-        wide = [
-            [np.asarray(each, np.float64) for each in arrays]
-            for arrays in (added.arrays, directions)
-        ]
-        expected = product(added.plain, *wide)
+    expected = in_float64(functools.partial(product, added.plain), added.arrays, directions)
     for one, other in zip(actual, expected, strict=True):
         close(one, other, 2e-5)
 
