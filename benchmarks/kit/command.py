@@ -29,10 +29,9 @@ def checked(text="fail where a bound is not kept"):
     return flag("--check", text)
 
 
-def threads(default=2, **properties):
-    kind = at_least(1, MOST_THREADS)
-    given = {"help": f"(default: {default})", **properties}
-    return option("--threads", type=kind, default=default, metavar="N", **given)
+def threads(default=2):
+    kind, text = at_least(1, MOST_THREADS), f"(default: {default})"
+    return option("--threads", type=kind, default=default, metavar="N", help=text)
 
 
 def seconds(default, of, kind=positive):
@@ -67,8 +66,8 @@ def report_again(text="write the report of results again"):
 def parser_of(program, about, options, **properties):
     """A parser of these options; what it parses has itself as `parser`, for errors."""
     parser = Parser(prog=program, description=about, **properties)
-    for names, how in options:
-        parser.add_argument(*names, **how)
+    for words, how in options:
+        parser.add_argument(*words, **how)
     parser.set_defaults(parser=parser)
     return parser
 
