@@ -58,11 +58,8 @@ def onednn_calls(data, epilogue):
     return {operation: calls[operation, "warm"] for operation in OPERATIONS}
 
 
-PEERS = {
-    "torch": torch_calls,
-    "compile": functools.partial(torch_calls, compiled=True),
-    "onednn_best": onednn_calls,
-}
+compiled_calls = functools.partial(torch_calls, compiled=True)
+PEERS = {"torch": torch_calls, "compile": compiled_calls, "onednn_best": onednn_calls}
 
 
 @dataclass(frozen=True)
