@@ -14,8 +14,9 @@ from .activations import ACTIVATIONS, SLOPE
 from .cases import CASES as LAYOUTS
 from .cases import MEMORIES, MEMORIES_SHAPE, Case
 from .compare import assert_same_bits
-from .conftest import AVAILABLE_ISAS, SCHEDULES, THREADS
+from .conftest import SCHEDULES, THREADS
 from .epilogues import CASES, DTYPES, both_passes, computed, drawn, is_16_bit
+from .everywhere import FUSED, assert_same_bits_everywhere
 from .in_place import DATA, NAMES, FromOutput, InPlace, both_in_place, rounding
 from .sixteen import name_of
 from .test_epilogue_layers import layer_of
@@ -199,14 +200,12 @@ def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype, 
 @DATA
 def test_same_bits_on_every_instruction_set(rng, dtype, name):
     inputs = drawn(rng, CASES[3], dtype, name, False)
-    results = []
-    for isa in AVAILABLE_ISAS:
-        if isa != "baseline":
-            with bnext.use_isa(isa):
-                results.append(both_in_place(inputs))
-    for each in results[1:]:
-        for what in ("y", "dx", "dweight", "dbias"):
-            assert_same_bits(getattr(each, what), getattr(results[0], what), what)
+
+    def call():
+        results = both_in_place(inputs)._asdict()
+        return {what: results[what] for what in ("y", "dx", "dweight", "dbias")}
+
+    assert_same_bits_everywhere(call, [(None, None, isa) for isa in FUSED])
 
 
 @pytest.mark.usefixtures("restore_threads")
