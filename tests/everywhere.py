@@ -48,3 +48,14 @@ def assert_same_bits_everywhere(call, runs=SOME, what=""):
         for name, value in known.items():
             where = f"{name} of {what}: {threads} threads, {schedule}, {isa}"
             assert_same_bits(got[name], value, where)
+
+
+def assert_same_bits_whatever_runs(call):
+    """Threads and schedules change no bit, nor do instruction sets with fused multiply-add."""
+    for isas in (FUSED, [isa for isa in AVAILABLE_ISAS if isa not in FUSED]):
+        in_turn = [
+            (THREADS[i], schedule, isa)
+            for isa in isas
+            for i, schedule in enumerate((None, *SCHEDULES))
+        ]
+        assert_same_bits_everywhere(call, in_turn)
