@@ -164,17 +164,18 @@ def test_cells_at_the_ends_of_float32(rng, isa, name, adds):
         assert (np.abs(one - two) <= 4e-5 * np.abs(two).max(axis=-1, keepdims=True)).all(), what
 
 
-# A norm, a shape, a slab, one of its values, the first of them and another.
+# A norm, a shape, a slab, and some of its values.
 SLABS = {
     "rows": (Rows(), (9, 100), 4, [(4, 17), (4, 0)]),
-    "cells": (Cells(4), (3, 8, 5, 7), (1, slice(2, 4)), [(1, 2, 3, 4), (1, 2, 0, 0)]),
+    "cells": (Cells(4), (3, 8, 5, 7), (1, slice(2, 4)), [(1, 2, 3, 4)]),
 }
 
 
 @pytest.mark.parametrize("activated", [False, True], ids=["plain", "silu"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("layout", ["planar", "interleaved"])
-@pytest.mark.parametrize("kind", SLABS)
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("rows", "planar"), ("cells", "planar"), ("cells", "interleaved")]
+)
 def test_what_is_not_finite_stays_in_its_slab(place, rng, isa, kind, layout, value, activated):
     norm, shape, slab, indices = SLABS[kind]
     hit = np.zeros(shape, bool)

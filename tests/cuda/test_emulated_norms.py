@@ -198,13 +198,16 @@ def test_activated_rows(rng, dtype, name, adds, centered):
 
 # Slabs that a team of threads holds, and a longer one; groups of channels, and one for each.
 ACTIVATED = (((3, 6, 5, 8), 2), ((3, 6, 5, 8), 6), ((2, 4, 33, 67), 2), ((2, 3, 4099), 3))
-OF_CELLS = [(dtype, name) for dtype in UNIT for name in (*ACTIVATIONS, None)
-            if dtype is np.float64 or name in ("relu", "gelu", None)]  # fmt: skip
+OF_CELLS = [
+    *((np.float64, name, layout) for name in (*ACTIVATIONS, None)
+      for layout in ("planar", "interleaved")),
+    *((dtype, name, "planar") for dtype in UNIT if dtype is not np.float64
+      for name in ("relu", "gelu", None)),
+]  # fmt: skip
 
 
 @RESIDUAL
-@pytest.mark.parametrize("layout", ["planar", "interleaved"])
-@pytest.mark.parametrize(("dtype", "name"), OF_CELLS)
+@pytest.mark.parametrize(("dtype", "name", "layout"), OF_CELLS)
 def test_activated_cells(rng, dtype, name, adds, layout):
     for shape, groups in ACTIVATED[: 4 if adds and dtype is np.float64 else 2]:
         inputs = drawn(rng, Cells(groups), shape, dtype, name=name, adds=adds, layout=layout)
