@@ -2,8 +2,6 @@
 
 from .kit import check, install, nothing_skipped, pytest, stand_on
 
-# What XLA computes around the kernels is small: most of a test's time goes to its compilation.
-SHORT_COMPILATIONS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 CONVENTIONS = ("libraries", "files", "trees", "written")
 
 
@@ -38,8 +36,7 @@ def libraries(session):
     chosen = " or ".join(["jax", *(f"test_conventions_{name}" for name in CONVENTIONS)])
     printed = pytest(
         session, "-q", "-m", "not gpu", "--ignore", "tests/cuda", "-k", chosen,
-        env=SHORT_COMPILATIONS
-        | {"BNEXT_REQUIRE_JAX": "1", "BNEXT_REQUIRE_TORCH": "1", "BNEXT_REQUIRE_LIBRARIES": "1"},
+        env={"BNEXT_REQUIRE_JAX": "1", "BNEXT_REQUIRE_TORCH": "1", "BNEXT_REQUIRE_LIBRARIES": "1"},
     )  # fmt: skip
     nothing_skipped(session, printed, "JAX and other libraries")
 

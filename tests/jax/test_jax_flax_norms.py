@@ -143,24 +143,6 @@ def test_jax_flax_norms_conversion_refuses_names():
 # --- the mask of batch normalization --------------------------------------------------------------
 
 
-def masked_step(layer, x, dy, mask):
-    """y, gradients of x and of the parameters, and the statistics afterwards."""
-    graph, parameters, others = nnx.split(layer, nnx.Param, ...)
-
-    @jax.jit
-    def run(x, parameters, others, mask):
-        def call(x, parameters):
-            merged = nnx.merge(graph, parameters, others, copy=True)
-            return merged(x, mask=mask), nnx.split(merged, nnx.Param, ...)[2]
-
-        y, pull_back, others = jax.vjp(call, x, parameters, has_aux=True)
-        return y, pull_back(dy), others
-
-    y, gradients, others = run(x, parameters, others, mask)
-    nnx.update(layer, others)
-    return y, jax.tree.leaves(gradients), jax.tree.leaves(others)
-
-
 MASKS = {
     "beside channels": (lambda draw: draw((8, 5, 1)), {}),
     "of examples": (lambda draw: draw((8, 1, 1)), {}),
@@ -188,7 +170,7 @@ def test_jax_flax_masks_agree(rng, kind):
     ]
     x, dy = rng.normal(size=(2, 8, 5, 12)).astype(np.float32) + 1
     for _ in range(2):
-        theirs, ours = (masked_step(layer, x, dy, mask) for layer in layers)
+        theirs, ours = (step(layer, x, dy, mask=mask) for layer in layers)
         close(ours, theirs, FLAX)
     for layer in layers:
         layer.eval()
