@@ -263,7 +263,7 @@ def _twice(
 
 def _taken(operands: dict[str, Any]) -> dict[str, Any]:
     """Give tensors with memory, without what autograd has to say, in the dtypes of kernels."""
-    taken = {
+    taken: dict[str, Any] = {
         name: None if each is None else _detached(_settled(each)) for name, each in operands.items()
     }
     for name in ("weight", "ddweight", "ddbias"):
