@@ -1,8 +1,8 @@
 """A loss of gradients, which differentiates layers twice: of a whole batch, or of a shard."""
 
-import torch
+import bnext
 
-import bnext.torch
+from .support import torch
 
 
 def activated(layer, x, residual, activation):
