@@ -62,7 +62,11 @@ def double_backward(
     dy, x, weight=None, bias=None, residual=None, *, ddx=None, ddweight=None, ddbias=None,
     ddresidual=None, activation=None, eps=1e-5, channel_axis=1, given=None,
 ):  # fmt: skip
-    """All five gradients; `given` = (mean, var) where the statistics are constants."""
+    """All five gradients; `given` = (mean, var) where the statistics are constants.
+
+    ddweight and ddbias may have a value for each of a channel's values, where dweight and dbias are
+    sums of parts of them.
+    """
 
     def rows(values):
         if values is None:
@@ -72,8 +76,10 @@ def double_backward(
     xs, dys, u, v = rows(x), rows(dy), rows(ddx), rows(ddresidual)
     channels, n = xs.shape
     w = reference.column(weight, channels, 1.0)
-    p = reference.column(ddweight, channels, 0.0)
-    q = reference.column(ddbias, channels, 0.0)
+    p, q = (
+        each if np.ndim(each) == 2 else reference.column(each, channels, 0.0)
+        for each in (ddweight, ddbias)
+    )
     mean = _mean(xs) if given is None else np.asarray(given[0], np.float64)[:, None]
     d = xs - mean
     var = (d * d).mean(axis=1, keepdims=True)
@@ -92,17 +98,18 @@ def double_backward(
         of_xhat = _mean(gs * xhat)
         inside = gs - xhat * of_xhat
         by_inside = w * rstd * us
-        u, g_about = us, gs  # their means come to nothing below, and would cost digits
+        u = us  # the mean comes to nothing below, and would cost digits
+        p_g = p * gs + (p - _mean(np.broadcast_to(p, g.shape))) * _mean(g)
         by_of_xhat = -(by_inside * xhat).sum(axis=1, keepdims=True)
         by_gs = by_inside + by_of_xhat * xhat / n
         by_g = by_gs - _mean(by_gs)
         by_xhat = -by_inside * of_xhat + by_of_xhat * gs / n
     else:
-        inside, by_g, by_xhat, g_about = g, w * rstd * u, 0.0, g
+        inside, by_g, by_xhat, p_g = g, w * rstd * u, 0.0, p * g
     by_weight = (u * rstd * inside).sum(axis=1)
     by_rstd = (u * w * inside).sum(axis=1, keepdims=True)
     by_g = by_g + p * xhat + q + v
-    by_xhat = by_xhat + p * g_about
+    by_xhat = by_xhat + p_g
 
     t = by_g * dys * CURVED[activation](z) if activation in CURVED else np.zeros_like(g)
     by_weight = by_weight + (t * xhat).sum(axis=1)

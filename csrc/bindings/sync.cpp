@@ -61,8 +61,11 @@ const double* take_row(const Float64& row, const char* name, Index channels) {
 // The fields of bnext.groups.exchange.Header, but for the owner.
 sync::Header header_of(Index layer, Index step, const std::string& direction, Index channels,
                        const std::string& dtype) {
-    return {layer, step, direction == "backward" ? Direction::backward : Direction::forward,
-            channels, dtype_named(dtype)};
+    auto which = Direction::forward;
+    for (const auto each : {Direction::backward, Direction::double_backward}) {
+        if (direction == sync::name_of(each)) which = each;
+    }
+    return {layer, step, which, channels, dtype_named(dtype)};
 }
 
 std::string difference(const py::tuple& got, const py::tuple& expected) {

@@ -22,6 +22,7 @@ struct Taken {
     bool bessel = true, keeps = true, over = false;
     unsigned wanted = 0;  // results, a bit each
     py::handle x, dy, weight, like, count;
+    py::handle pilots, sums, total;  // of the double backward pass in a group
 };
 
 inline bool flag_of(py::handle object) {
@@ -128,6 +129,12 @@ private:
             taken.like = object;
         } else if constexpr (name == "count") {
             taken.count = object;
+        } else if constexpr (name == "pilots") {
+            taken.pilots = object;
+        } else if constexpr (name == "sums") {
+            taken.sums = object;
+        } else if constexpr (name == "total") {
+            taken.total = object;
         } else if constexpr (name != "saved" && name != "plain" && name != kLead) {
             take_array<role_of(name)>(taken, object);
         }

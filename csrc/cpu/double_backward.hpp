@@ -20,11 +20,15 @@
 // constants, E, U, G, of_u and of_d are 0 in the above, and by the weight it is
 // rstd sum u g + sum t xhat.
 //
+// In a group E is the mean over all members' values, and p and q are each member's own
+// (core/double_backward.hpp): the phases by themselves, with sums that are added up in between.
+//
 // Traffic: x, dy, ddx, ddresidual, and the residual or the flags, twice; each result once.
 // Order, error: kernels/double_backward_reduce.inl.hpp; results are rounded once.
 #pragma once
 
 #include "core/activation.hpp"
+#include "core/double_backward.hpp"
 #include "core/dtype.hpp"
 #include "core/problem.hpp"
 #include "core/statistics.hpp"
@@ -43,11 +47,44 @@ struct TwiceArrays {
     double *of_weight, *of_bias;
 };
 
-// `applied` has what the forward pass applied (with its parameters and flags), or is null.
-// `centred`: the statistics are the batch's; otherwise constants.
+// What a double backward pass is of. `applied` has what the forward pass applied (with its
+// parameters and flags), or is null. `centred`: the statistics are the batch's; otherwise constants.
 template <class T>
-void double_backward(const Problem& problem, const View<const T>& dy, const View<const T>& x,
-                     const StatisticsIn& of, const Param<T>* weight, bool centred,
-                     const TwiceArrays<T>& arrays, const Applied<T>* applied);
+struct TwiceOf {
+    const Problem& problem;
+    View<const T> dy, x;
+    StatisticsIn statistics;
+    const Param<T>* weight;
+    bool centred;
+    const Applied<T>* applied;
+
+    [[nodiscard]] Fused fused() const { return applied != nullptr ? applied->fused : Fused{}; }
+    [[nodiscard]] bool is_curved() const { return !fused().is_piecewise_linear(); }
+};
+
+template <class T>
+void double_backward(const TwiceOf<T>& of, const TwiceArrays<T>& arrays);
+
+// --- in a group ---------------------------------------------------------------------------------
+
+// Of each channel, values that sums of ddx and of g may be about: two rows.
+template <class T>
+void double_backward_pilots(const TwiceOf<T>& of, const TwiceArrays<T>& arrays, double* pilots);
+
+// The sums of a part about pilots that all parts have, `twice_rows_of` rows.
+template <class T>
+void double_backward_reduce(const TwiceOf<T>& of, const TwiceArrays<T>& arrays,
+                            const double* pilots, double* sums);
+
+// Such rows, and over how many values they are sums.
+struct TwiceTotal {
+    const double* sums;
+    double n;
+};
+// The results from the sums of all parts, with gradients by the parameters from `mine`: a part's
+// shares, or of all parts.
+template <class T>
+void double_backward_apply(const TwiceOf<T>& of, const TwiceArrays<T>& arrays,
+                           const double* pilots, const TwiceTotal& mine, const TwiceTotal& all);
 
 }  // namespace bnext::cpu

@@ -22,7 +22,7 @@ constexpr Index kLookPerCore = 4;
 std::array<std::string, 5> words_of(const Header& header) {
     return {header.layer < 0 ? "no layer" : concat("layer ", header.layer),
             concat("step ", header.step),
-            header.direction == Direction::forward ? "forward" : "backward",
+            name_of(header.direction),
             concat(header.channels, " channels"), name_of(header.dtype)};
 }
 

@@ -27,7 +27,12 @@
 
 namespace bnext::sync {
 
-enum class Direction : std::uint8_t { forward, backward };
+enum class Direction : std::uint8_t { forward, backward, double_backward };
+
+inline const char* name_of(Direction direction) {
+    static constexpr const char* kNames[] = {"forward", "backward", "double_backward"};
+    return kNames[static_cast<int>(direction)];
+}
 
 // What must agree among members.
 struct Header {
@@ -44,7 +49,7 @@ struct Header {
 std::string difference(const Header& got, const Header& expected);
 
 // Forward: mean and m2 of `count` values a channel, and of float64 data the mean's low part
-// (core/statistics.hpp; null: 0). Backward: two sums.
+// (core/statistics.hpp; null: 0). Otherwise: sums.
 template <class T>
 using Rows = std::array<T*, 3>;
 

@@ -242,6 +242,45 @@ def double_backward(
     wanted: int,
     plain: bool = False,
 ) -> tuple[Any, Any, Any, Any, Any]: ...
+def double_backward_pilots(
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row,
+    residual: Any,
+    ddx: Any,
+    ddweight: Any,
+    ddbias: Any,
+    ddresidual: Any,
+) -> _Float64: ...
+def double_backward_reduce(
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row,
+    residual: Any,
+    ddx: Any,
+    ddweight: Any,
+    ddbias: Any,
+    ddresidual: Any,
+    pilots: _Float64,
+) -> _Float64: ...
+def double_backward_apply(
+    dy: _Values,
+    x: _Values,
+    saved: Saved,
+    weight: _Row,
+    residual: Any,
+    ddx: Any,
+    ddweight: Any,
+    ddbias: Any,
+    ddresidual: Any,
+    wanted: int,
+    pilots: _Float64,
+    sums: _Float64 | None,
+    total: _Float64,
+    count: float,
+) -> tuple[Any, Any, Any, Any, Any]: ...
 def rows_forward(
     x: Any,
     normalized_shape: Any,

@@ -47,6 +47,7 @@ def batch_norm_double_backward(
     ddresidual: Values | None = None,
     residual: Values | None = None,
     wanted: Iterable[str] = NAMES,
+    parameter_gradients: str = "local",
 ) -> SecondGradients:
     """Gradients of `batch_norm_backward`: by what it took, of a loss of what it gave.
 
@@ -64,9 +65,10 @@ def batch_norm_double_backward(
     x : array, shape (N, C, ...)
         The input of the forward call, unchanged.
     saved : Saved
-        What the forward call returned, on the CPU and without a group.
+        What the forward call returned. Where it was in a group, every member calls this function,
+        as it calls `batch_norm_backward`; the loss is the sum of the members' losses.
     weight : array, shape (C,), optional
-        As in the backward call.
+        As in the backward call; in a group, the same for all members.
     ddweight, ddbias : array, shape (C,), optional
         Gradients of the loss by `dweight` and `dbias`; of the dtype of `x`, float32 for 16-bit
         data.
@@ -76,6 +78,11 @@ def batch_norm_double_backward(
         The residual of the forward call, unchanged, where ``saved.reads_residual``.
     wanted : collection of str
         Which results are made, by the names of the fields below; the others are None.
+    parameter_gradients : {"local", "total"}
+        In a group: whether the backward call gave `dweight` and `dbias` of the member's shard
+        ("local"), each with a `ddweight` and `ddbias` of its member, or of the whole batch. The
+        gradients by the weight and the bias are of the same kind: shares of the shard, whose sum
+        over members is the gradient, or the gradient itself.
 
     Returns
     -------
@@ -89,10 +96,12 @@ def batch_norm_double_backward(
     ------
     ValueError
         A shape does not fit, `saved` is from another input, or `x` has changed since; `residual` is
-        missing where it is read; the forward call was in place, in a group, or had weights of
-        positions; `x` is on a GPU; `wanted` has another name.
+        missing where it is read; the forward call was in place, or had weights of positions;
+        `wanted` or `parameter_gradients` has another name, or "total" for `x` on a GPU.
     TypeError
         A dtype does not fit, or an argument is not an array.
+    GroupError
+        A member of the group is missing, has failed, or differentiates another call.
 
     Notes
     -----
@@ -120,6 +129,7 @@ def batch_norm_double_backward(
         bits |= 1 << NAMES.index(name)
     return SecondGradients(
         *spine.double_backward(
-            dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual, bits
-        )
+            dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual, bits,
+            parameter_gradients,
+        )  # fmt: skip
     )

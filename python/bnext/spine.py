@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy import ndarray
 
 from bnext import _core
@@ -340,6 +341,7 @@ def double_backward(
     ddbias: Any,
     ddresidual: Any,
     wanted: int,
+    parameter_gradients: str = "local",
     plain: bool = False,
 ) -> Any:
     """Gradients of `backward`: by dy, x, weight, bias and residual.
@@ -350,6 +352,8 @@ def double_backward(
         As `bnext.batch_norm_double_backward` takes them.
     wanted : int
         A bit for each result, the first for dy.
+    parameter_gradients
+        As in `backward`, of the call that is differentiated, and of these gradients.
     plain
         As in `forward`.
 
@@ -359,17 +363,62 @@ def double_backward(
         The five results; None where one is not wanted, or is 0 since the activation is a piece of
         a line.
     """
+    operands = {
+        "dy": dy, "x": x, "weight": weight, "residual": residual, "ddx": ddx, "ddweight": ddweight,
+        "ddbias": ddbias, "ddresidual": ddresidual,
+    }  # fmt: skip
     if isinstance(saved, SyncSaved):
-        raise ValueError("saved: expected of a call without a group, got of a call in one")
+        return _double_backward_of_shard(operands, saved, wanted, parameter_gradients)
+    if parameter_gradients != "local":
+        check_parameter_gradients(parameter_gradients)
     engine: Any = _core if type(x) is ndarray else engine_of(x)
-    if engine is not _core or isinstance(saved, DeviceSaved):
-        raise ValueError(
-            "x: expected an array on the CPU, to differentiate twice, got one on a GPU"
-        )
-    return engine.double_backward(
-        dy=dy, x=x, saved=saved, weight=weight, residual=residual, ddx=ddx, ddweight=ddweight,
-        ddbias=ddbias, ddresidual=ddresidual, wanted=wanted, plain=plain,
-    )  # fmt: skip
+    return engine.double_backward(**operands, saved=saved, wanted=wanted, plain=plain)
+
+
+def _double_backward_of_shard(
+    operands: dict[str, Any], saved: SyncSaved, wanted: int, parameter_gradients: str
+) -> Any:
+    """Do `double_backward` in a group: two exchanges, of pilots that all have, and of sums."""
+    part, local = saved.part, saved.local
+    part.group.check_open()
+    with part, np.errstate(all="ignore"):  # as the kernels do of NaN and overflow
+        total = check_parameter_gradients(parameter_gradients) == "total"
+        x = operands["x"]
+        engine: Any = _core if type(x) is ndarray else engine_of(x)
+        if total and isinstance(local, DeviceSaved):
+            raise ValueError(
+                "parameter_gradients: expected 'local' to differentiate twice on a GPU, got 'total'"
+            )
+        operands["saved"] = local
+        pilots = engine.double_backward_pilots(**operands)
+        channels = pilots.shape[1]
+        # The mean of the members' pilots is one for all; 0 is, where a member has no ddx.
+        has_ddx = np.full((1, channels), operands["ddx"] is not None)
+        rows = part.count * np.concatenate([pilots, has_ddx])
+        if total:  # what differentiates one sum over all members is the sum of their gradients
+            rows = np.concatenate([rows, _outer(operands, channels)])
+        rows = part.add_twice(rows)
+        count = saved.count
+        pilots = rows[:2] / (count or 1)
+        pilots[0, rows[2] < count] = 0.0
+        if total:
+            dtype = np.float64 if saved.dtype == np.float64 else np.float32
+            operands["ddweight"], operands["ddbias"] = rows[3:].astype(dtype)
+        sums = engine.double_backward_reduce(**operands, pilots=pilots)
+        whole = part.add_twice(sums)
+        return engine.double_backward_apply(
+            **operands, wanted=wanted, pilots=pilots, sums=None if total else sums, total=whole,
+            count=count,
+        )  # fmt: skip
+
+
+def _outer(operands: dict[str, Any], channels: int) -> ndarray[Any, Any]:
+    """Give gradients by dweight and dbias as rows of float64, 0 where there is none."""
+    rows = np.zeros((2, channels))
+    for row, name in zip(rows, ("ddweight", "ddbias"), strict=True):
+        if operands[name] is not None:
+            row[:] = _core.as_array(x=operands[name], name=name)
+    return rows
 
 
 def recompute(x: Any, saved: Any, residual: Any = None, out: Any = None) -> Any:

@@ -17,9 +17,11 @@ from bnext.sync import GroupError, TorchDistributedGroup
 
 from ..groups.worker import Task, new_group_of, write_whole
 from ..limits import NEVER
+from .penalties import differentiate_twice
 
 CHANNELS = 5
 STEPS = 3
+TWICE = (None, "relu", "silu")  # activations of layers that are differentiated twice
 EACH = 4  # examples of a process where all have equally many
 
 
@@ -75,6 +77,38 @@ def fit(model, rank, size, steps=10):
     return model.state_dict()
 
 
+def twice_data(size):
+    """x, a residual, and where a batch is cut."""
+    x, residual, counts = batch(17, size)
+    return x, residual, counts
+
+
+def twice(task):
+    """Gradients of gradients of a shard, by layers with each activation."""
+    x, residual, counts = twice_data(task.size)
+    x, residual = (each.split(counts)[task.rank] for each in (x, residual))
+    results = {}
+    for activation in TWICE:
+        layer = new_layer(bnext.torch, activation=activation)
+        results[str(activation)] = differentiate_twice(layer, x, residual, activation)
+    return results
+
+
+def fail_twice(task, group):
+    """The last process raises between the first and the second gradients; what came of it."""
+    layer, error = new_layer(bnext.torch, process_group=group), None
+    try:
+        with group:
+            x = torch.randn(4, CHANNELS, dtype=torch.float64, requires_grad=True)
+            (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+            if task.rank == task.size - 1:
+                raise KeyError("mine")
+            dx.square().sum().backward()
+    except (GroupError, KeyError) as caught:
+        error = caught
+    return {"type": type(error).__name__, "text": str(error)}
+
+
 def refusal_of_torch():
     """What PyTorch's layer says of tensors on the CPU."""
     try:
@@ -126,9 +160,12 @@ def main():
     new_group_of(task, NEVER)
     if task.program == "learn":
         torch.save(learn(task), folder / f"{task.rank}.pt")
+    elif task.program == "twice":
+        torch.save(twice(task), folder / f"{task.rank}.pt")
     else:
         group = TorchDistributedGroup(timeout=NEVER)
-        write_whole(folder / f"{task.rank}.json", json.dumps(fail(task, group)))
+        outcome = (fail_twice if task.program == "twice-raises" else fail)(task, group)
+        write_whole(folder / f"{task.rank}.json", json.dumps(outcome))
     dist.destroy_process_group()
 
 

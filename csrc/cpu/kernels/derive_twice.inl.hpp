@@ -99,12 +99,6 @@ BNEXT_NO_INLINE void derive_run(const DoubleBackward<T>& of, const TwiceRun<T>& 
                                              static_cast<int>(n));
 }
 
-// A product with the slope; where that is 0, 0, also of infinities, if `selects`.
-BNEXT_FORCE_INLINE Wide times_slope(const Wide& value, const Wide& slope, bool selects) {
-    const Wide product = value * slope;
-    return selects ? where_not_zero(slope, product, broadcast(0.0)) : product;
-}
-
 // g in place of the slope, and e in place of the curve.
 template <class T>
 BNEXT_NO_INLINE void gradients_of_run(const T* dy, bool is_curved, Index n, Compute<T>* slope,

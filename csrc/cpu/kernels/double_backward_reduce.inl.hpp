@@ -1,4 +1,4 @@
-// The first phase of the double backward pass: the sums of TwiceSum (double_backward_kernels.hpp).
+// The first phase of the double backward pass: the sums of TwiceSum (core/double_backward.hpp).
 //
 // Traffic: each input once.
 // Order:   planar, 16 lanes over a region's values, then one lane tree; by rows, blocks of 16 rows,
@@ -7,33 +7,14 @@
 //          type. Pilots keep means of ddx and dy that are large beside their deviations out of
 //          them.
 
-template <class S>
-BNEXT_FORCE_INLINE Wide& sum_of(S& sums, TwiceSum which) {
-    return sums[static_cast<int>(which)];
-}
-
-// Adds a pack to the sums: d = x - mean, u (if there is a ddx) and g about their pilots.
-BNEXT_FORCE_INLINE void add_twice(Wide (&sums)[kTwiceSumsOfLines], const Wide& d, const Wide& g,
-                                  bool has_u, const Wide& u) {
-    Wide &of_g = sum_of(sums, TwiceSum::g), &of_gd = sum_of(sums, TwiceSum::gd);
-    of_g = of_g + g;
-    of_gd = fma(g, d, of_gd);
-    if (!has_u) return;
-    Wide &of_u = sum_of(sums, TwiceSum::u), &of_ud = sum_of(sums, TwiceSum::ud);
-    Wide& of_ug = sum_of(sums, TwiceSum::ug);
-    of_u = of_u + u;
-    of_ud = fma(u, d, of_ud);
-    of_ug = fma(u, g, of_ug);
-}
-// The same of e and k.
-BNEXT_FORCE_INLINE void add_curved(Wide (&sums)[kTwiceSums - kTwiceSumsOfLines], const Wide& d,
-                                   const Wide& e, const Wide& k) {
-    const Wide ed = e * d, ek = e * k;
-    sums[0] = sums[0] + e;
-    sums[1] = sums[1] + ed;
-    sums[2] = fma(ed, d, sums[2]);
-    sums[3] = sums[3] + ek;
-    sums[4] = fma(ek, d, sums[4]);
+// x - mean; 0 in the lanes behind the first `some`, unless all exist (0).
+BNEXT_FORCE_INLINE Wide from_mean(const Wide& x, const Wide& mean, int some) {
+    const Wide d = x - mean;
+    if (some == 0) return d;
+    alignas(64) double lanes[kLanes];
+    store(lanes, d);
+    for (int lane = some; lane < kLanes; ++lane) lanes[lane] = 0.0;
+    return load(lanes);
 }
 
 // What the values of a channel are taken about.
@@ -49,9 +30,9 @@ BNEXT_NO_INLINE void add_run(const TwiceRun<T>& run, const G* g, Index n, const 
     unrolled<kTwiceSumsOfLines>([&](auto s) BNEXT_INLINE_LAMBDA { sums[s] = load(lanes[s]); });
     const Wide mean = broadcast(about.mean), of_u = broadcast(about.u), of_g = broadcast(about.g);
     const T *const x = run.x, *const ddx = run.ddx;
-    // Where a run ends, u and g are 0.
+    // Where a run ends, d, u and g are 0.
     for_each_pack_of(0, n, [&](Index j, int some) BNEXT_INLINE_LAMBDA {
-        const Wide d = load_as<double>(x + j, some) - mean;
+        const Wide d = from_mean(load_as<double>(x + j, some), mean, some);
         const Wide here = load_as<double>(g + j, some, about.g) - of_g;
         const bool has_u = ddx != nullptr;
         add_twice(sums, d, here, has_u,
@@ -93,8 +74,7 @@ void planar_twice_reduce(const DoubleBackward<T>& of, const Region& region, doub
     const int rows = of.is_curved() ? kTwiceSums : kTwiceSumsOfLines;
     alignas(64) C slope[kTwicePiece], curve[kTwicePiece];
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
-        const TwiceCenters about{of.coefficients(TwiceRow::mean)[c], of.pilot_of_u(tiling, c),
-                                 of.pilot_of_g(tiling, c), of.coefficients(TwiceRow::scale)[c]};
+        const TwiceCenters about{of.coefficients(TwiceRow::mean)[c], of.pilot_u[c], of.pilot_g[c], of.coefficients(TwiceRow::scale)[c]};
         alignas(64) double lanes[kTwiceSums][kLanes] = {};
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
             const Tile tile = tiling.tile(t);
@@ -203,8 +183,8 @@ void interleaved_twice_reduce(const DoubleBackward<T>& of, const Region& region,
         about.mean = of.coefficients(TwiceRow::mean) + first;
         about.scale = of.coefficients(TwiceRow::scale) + first;
         for (Index c = 0; c < channels; ++c) {
-            const double u = of.pilot_of_u(tiling, begin + c);
-            const double g = of.pilot_of_g(tiling, begin + c);
+            const double u = of.pilot_u[begin + c];
+            const double g = of.pilot_g[begin + c];
             for (Index i = 0; i < columns; ++i) {
                 about.u[c * columns + i] = u;
                 about.g[c * columns + i] = g;

@@ -33,19 +33,14 @@ BNEXT_NO_INLINE void write_run_twice(const DoubleBackward<T>& of, const TwiceRun
         };
         const auto from = [](T* p, Index by)
                               BNEXT_INLINE_LAMBDA { return p != nullptr ? p + by : nullptr; };
-        const Wide d = load_as<double>(at_run.x + j, some) - row(TwiceRow::mean);
-        Wide g = load_as<double>(at_run.dy + j, some);
-        Wide h = fma(d, row(TwiceRow::slope), row(TwiceRow::shift));
-        Wide of_x = fma(d, row(TwiceRow::of_d), row(TwiceRow::offset));
+        Wide g = load_as<double>(at_run.dy + j, some), h, of_x;
+        begin_twice(row, load_as<double>(at_run.x + j, some), h, of_x);
         if (at_run.ddx != nullptr) {
-            const Wide u = load_as<double>(at_run.ddx + j, some) - row(TwiceRow::mean_u);
-            h = fma(u, row(TwiceRow::scale), h);
-            of_x = fma(u, row(TwiceRow::of_u), of_x);
+            take_ddx(row, load_as<double>(at_run.ddx + j, some), h, of_x);
         }
         if (at_run.ddresidual != nullptr) h = h + load_as<double>(at_run.ddresidual + j, some);
         if (curve != nullptr) {
-            const Wide t = (h * g) * load_as<double>(curve + j, some);
-            of_x = fma(t, row(TwiceRow::scale), of_x);
+            const Wide t = take_curve(row, g, load_as<double>(curve + j, some), h, of_x);
             write_result(from(at_run.of_residual, j), some, streams, t);
         }
         if (slope != nullptr) {
@@ -53,7 +48,7 @@ BNEXT_NO_INLINE void write_run_twice(const DoubleBackward<T>& of, const TwiceRun
             g = times_slope(g, by, selects);
             h = times_slope(h, by, selects);
         }
-        of_x = fma(g - row(TwiceRow::mean_g), row(TwiceRow::slope), of_x);
+        end_twice(row, g, of_x);
         write_result(from(at_run.of_dy, j), some, streams, h);
         write_result(from(at_run.of_x, j), some, streams, of_x);
     });

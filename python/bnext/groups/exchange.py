@@ -62,7 +62,7 @@ class Header(NamedTuple):
         Number of the layer that is called, in the order of first calls; -1 for a function.
     step : int
         How many forward calls of this layer came before.
-    direction : {"forward", "backward"}
+    direction : {"forward", "backward", "double_backward"}
         Which pass.
     channels : int
         How many channels there are.
@@ -75,7 +75,7 @@ class Header(NamedTuple):
 
     layer: int
     step: int
-    direction: Literal["forward", "backward"]
+    direction: Literal["forward", "backward", "double_backward"]
     channels: int
     dtype: str
     owner: int = 0

@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from bnext.groups.exchange import CLOSED, Float64Array, GroupError, Header, Merged, Rows
 
 __all__ = ["ALONE", "Group", "Part", "announcing", "check_group", "engine_module", "part_of"]
@@ -157,8 +159,37 @@ class Group(abc.ABC):
         """
         return self._exchange(header, count, (sum_dy, sum_dy_xmu, None))
 
+    def add_rows(self, header: Header, rows: Float64Array) -> Float64Array:
+        """Add up numbers over all members, of empty shards as well.
+
+        Parameters
+        ----------
+        header : Header
+            The call that this is part of, of another direction than "forward"; its number of
+            channels is replaced.
+        rows : array of float64
+            The member's numbers; of the same shape for all.
+
+        Returns
+        -------
+        array of float64
+            The sums, the same to the bit for all members.
+
+        Raises
+        ------
+        GroupError
+            A member is missing, has failed, or brought another header.
+        """
+        half = (rows.size + 1) // 2
+        pair = np.zeros((2, half))
+        pair.reshape(-1)[: rows.size] = rows.ravel()
+        header = header._replace(channels=half)
+        merged = self._exchange(header, 1, (pair[0], pair[1], None))
+        both = np.concatenate([merged.first, merged.second])
+        return both[: rows.size].reshape(rows.shape)
+
     def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
-        """Merge the rows of all members, by the direction in the header: both methods above."""
+        """Merge the rows of all members, by the direction in the header: the methods above."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -299,6 +330,10 @@ class Part(announcing):
         """Add up the two sums of the backward pass over the whole batch; see `Group`."""
         header = self.header._replace(direction="backward")
         return self.group.merge_sums(header, self.count, sum_dy, sum_dy_xmu)
+
+    def add_twice(self, rows: Float64Array) -> Float64Array:
+        """Add up the numbers of a double backward pass over all members; see `Group.add_rows`."""
+        return self.group.add_rows(self.header._replace(direction="double_backward"), rows)
 
 
 class _Alone(Part):

@@ -46,6 +46,7 @@ from bnext.rows import two_sum
 
 __all__ = ["ProcessGroup"]
 
+DIRECTIONS = ("forward", "backward", "double_backward")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Sums of squares of 2**14 such numbers are integers that float64 has.
 MODULUS = 1 << 19
@@ -165,7 +166,7 @@ class ProcessGroup(Group):
         if count == 0:
             rows = np.zeros(header.channels), np.zeros(header.channels), None
         low = None
-        if header.direction == "backward":
+        if header.direction != "forward":
             total, first, second = self._sum(header, count, *rows[:2])
         else:
             total, first, second, low = self._moments(header, count, *rows)
@@ -359,9 +360,9 @@ def finite(values: Float64Array) -> Float64Array:
 
 def numbers_of(header: Header) -> list[int]:
     """Give the fields of a header as numbers, small enough that sums of their squares are exact."""
-    backward = int(header.direction == "backward")
+    direction = DIRECTIONS.index(header.direction)
     dtype = DTYPES.index(header.dtype)
-    numbers = (header.layer + 1, header.step, backward, header.channels, dtype)
+    numbers = (header.layer + 1, header.step, direction, header.channels, dtype)
     return [number % MODULUS for number in numbers]
 
 

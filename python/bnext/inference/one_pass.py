@@ -61,7 +61,7 @@ class CollectingGroup(PassGroup):
         self._calls.clear()
 
     def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
-        if header.direction == "backward":
+        if header.direction != "forward":
             raise RuntimeError("network: expected no backward pass in update_statistics, got one")
         part = self.inner_part(header.layer)
         merged = part.merge_moments(header.dtype, count, *rows)

@@ -129,6 +129,11 @@ class ReplayGroup(PassGroup):
 
     def _exchange(self, header: Header, count: float, rows: Rows) -> Merged:
         """Merge in the order of pieces, and leave the piece at a call that no point is known of."""
+        if header.direction == "double_backward":
+            raise RuntimeError(
+                "network: expected forward and backward passes in pieces of a batch, got a double "
+                "backward pass"
+            )
         recalled = self.recalled(header)
         if recalled is not None:
             return recalled

@@ -34,7 +34,8 @@ from bnext.torch.formats import formatted
 
 __all__ = [
     "KernelRefusal", "RunningTensors", "activated_backward_by_rows", "backward", "backward_by_rows",
-    "backward_of_parameters", "calls_on", "double_backward", "evaluate_layer", "forward", "fuses",
+    "backward_of_parameters", "calls_on", "double_backward", "double_backward_of_shard",
+    "evaluate_layer", "forward", "fuses",
     "has_memory",
     "move_running", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
     "widened", "work_together",
@@ -220,32 +221,59 @@ def double_backward(
 
     `inputs` are dy, x, weight, and perhaps bias and residual, and `wanted` has a truth for each;
     `gradients` are by dx, dweight, dbias, and perhaps dresidual. None where kernels do not take
-    these, on a GPU and after hooks that have changed x; the caller has formulas.
+    these, and on the CPU after hooks that have changed x; the caller has formulas.
     """
-    dy, x, weight, _, residual = (*inputs, None, None)[:5]
-    if x is None or x.is_cuda or isinstance(saved, DeviceSaved):
+    x = inputs[1]
+    if x is None:
         return None
-    ddx, ddweight, ddbias, ddresidual = (*gradients, None)[:4]
-    operands: dict[str, Any] = {
-        "dy": dy, "x": x, "weight": weight, "residual": residual, "ddx": ddx, "ddweight": ddweight,
-        "ddbias": ddbias, "ddresidual": ddresidual,
-    }  # fmt: skip
-    bits = sum(1 << place for place, wants in enumerate(wanted) if wants)
+    operands, bits = _twice(inputs, gradients, wanted)
     found: tuple[Any, ...]
     try:
         found = spine.double_backward(**operands, saved=saved, wanted=bits, plain=True)
     except TypeError:
         try:
-            for name, each in operands.items():
-                if each is not None:
-                    operands[name] = _detached(_settled(each))
-            for name in ("weight", "ddweight", "ddbias"):
-                operands[name] = widened(x, operands[name])
-            found = spine.double_backward(**operands, saved=saved, wanted=bits)
+            found = spine.double_backward(**_taken(operands), saved=saved, wanted=bits)
         except (TypeError, ValueError):
             return None
     except ValueError:
         return None
+    return _second_gradients(found, inputs)
+
+
+def double_backward_of_shard(
+    saved: Any, inputs: Sequence[Any], gradients: Sequence[Any], wanted: Sequence[bool]
+) -> tuple[Any, ...]:
+    """Do `double_backward` of a call in a group, at once: members wait for each other in it."""
+    operands, bits = _twice(inputs, gradients, wanted)
+    found = spine.double_backward(**_taken(operands), saved=saved, wanted=bits)
+    return _second_gradients(found, inputs)
+
+
+def _twice(
+    inputs: Sequence[Any], gradients: Sequence[Any], wanted: Sequence[bool]
+) -> tuple[dict[str, Any], int]:
+    dy, x, weight, _, residual = (*inputs, None, None)[:5]
+    ddx, ddweight, ddbias, ddresidual = (*gradients, None)[:4]
+    operands = {
+        "dy": dy, "x": x, "weight": weight, "residual": residual, "ddx": ddx, "ddweight": ddweight,
+        "ddbias": ddbias, "ddresidual": ddresidual,
+    }  # fmt: skip
+    return operands, sum(1 << place for place, wants in enumerate(wanted) if wants)
+
+
+def _taken(operands: dict[str, Any]) -> dict[str, Any]:
+    """Give tensors with memory, without what autograd has to say, in the dtypes of kernels."""
+    taken = {
+        name: None if each is None else _detached(_settled(each))
+        for name, each in operands.items()
+    }
+    for name in ("weight", "ddweight", "ddbias"):
+        taken[name] = widened(taken["x"], taken[name])
+    return taken
+
+
+def _second_gradients(found: tuple[Any, ...], inputs: Sequence[Any]) -> tuple[Any, ...]:
+    x = inputs[1]
     return tuple(
         each if each is None or place in (2, 3) else formatted(each, x)
         for place, each in enumerate(found[: len(inputs)])

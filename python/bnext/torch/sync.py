@@ -226,18 +226,50 @@ class _InGroup(torch.autograd.Function):
         if epilogue is not None:
             epilogue = epilogue._replace(residual=residual)
         y, ctx.saved = layer._shard(x, weight, bias, group, epilogue)
-        ctx.save_for_backward(x, weight, residual if ctx.saved.reads_residual else None)
+        # The backward pass is a function of the bias where z follows from it.
+        of_z = None if ctx.saved.activation is None else bias
+        ctx.save_for_backward(x, weight, of_z, residual if ctx.saved.reads_residual else None)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, residual = ctx.saved_tensors
+        x, weight, bias, residual = ctx.saved_tensors
         # All gradients, whichever are wanted here: the other members wait for this one.
-        every = spine.backward(dy, x, ctx.saved, weight, None, residual=residual)
+        every: Any
+        if torch.is_grad_enabled():
+            every = _GradientsInGroup.apply(ctx.saved, dy, x, weight, bias, residual)
+        else:
+            every = spine.backward(dy, x, ctx.saved, weight, None, residual=residual)
         wanted = zip(every, ctx.needs_input_grad, strict=False)
         found = [gradient if wants else None for gradient, wants in wanted]
         return *found, *(None,) * (7 - len(found))
+
+
+class _GradientsInGroup(torch.autograd.Function):
+    """The backward pass of a shard, for gradients of gradients; these have none in turn."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, saved: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        ctx.saved = saved
+        ctx.save_for_backward(dy, x, weight, bias, residual)
+        given = (None if each is None else each.detach() for each in (dy, x, weight, residual))
+        dy, x, weight, residual = given
+        every: tuple[Tensor, ...] = spine.backward(dy, x, saved, weight, None, residual=residual)
+        # Without an activation the residual's gradient is dy itself.
+        return tuple(each.view_as(each) if each is dy else each for each in every)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        with announcing(ctx.saved.group):
+            found = kernels.double_backward_of_shard(
+                ctx.saved, ctx.saved_tensors, gradients, ctx.needs_input_grad[1:]
+            )
+        return None, *found
 
 
 # One for each process group, since layers are told apart by the order of their calls in it. Neither

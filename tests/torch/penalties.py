@@ -1,0 +1,29 @@
+"""A loss of gradients, which differentiates layers twice: of a whole batch, or of a shard."""
+
+import torch
+
+import bnext.torch
+
+
+def activated(layer, x, residual, activation):
+    """What the layer gives, and what follows it; a layer of bnext's has it itself."""
+    if isinstance(layer, bnext.torch.SyncBatchNorm):
+        return layer(x, residual=residual)
+    y = layer(x)
+    y = y if residual is None else y + residual
+    return y if activation is None else getattr(torch.nn.functional, activation)(y)
+
+
+def differentiate_twice(layer, x, residual=None, activation=None):
+    """Gradients of the squares of the first gradients: by the data, and by parameters."""
+    inputs = [x.clone().requires_grad_()]
+    if residual is not None:
+        inputs.append(residual.clone().requires_grad_())
+    y = activated(layer, inputs[0], inputs[1] if residual is not None else None, activation)
+    first = torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True)
+    loss = sum(each.square().sum() for each in first)
+    found = torch.autograd.grad(loss, [*inputs, *layer.parameters()])
+    return {
+        "by data": [each.detach() for each in found[: len(inputs)]],
+        "by parameters": [each.detach() for each in found[len(inputs) :]],
+    }
