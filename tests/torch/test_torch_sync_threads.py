@@ -218,19 +218,6 @@ def test_torch_threads_are_told_of_an_error_of_one(what):
     assert torch.equal(shared.running_var, torch.ones(5))
 
 
-def test_torch_threads_are_not_differentiated_twice():
-    group = new_group(1)
-    layer = bnext.torch.SyncBatchNorm(5, process_group=group)
-
-    def body(rank):
-        x = torch.randn(4, 5, requires_grad=True)
-        (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
-        dx.sum().backward()
-
-    (error,) = members(group, body)
-    assert "once_differentiable" in str(error)
-
-
 def test_torch_copies_of_a_layer_are_in_its_group():
     group = new_group(1)
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(5))
