@@ -14,8 +14,10 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "tests"]
 
-# Only compiled: these run behind the others, on what they leave of the processors.
-BEHIND = ("build_arm", "build_clang", "build_cuda", "build_cpp", "build_sanitized", "wheels")
+# Only compiled: these run behind the others, on what they leave of the processors. First those with
+# objects of their own, while `readme` and `tests` compile what all share. Last the CUDA kernels:
+# they take every processor that is free at the end, where wheels keep one busy.
+BEHIND = ("build_arm", "build_clang", "build_cpp", "wheels", "build_sanitized", "build_cuda")
 # Each stands on environments of those before it. Measurements come last, with nothing behind them.
 CHECKS = (
     "lint", "readme", "tests", "torch", "site", "libraries", "types", "processes",

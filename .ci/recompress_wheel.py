@@ -1,9 +1,11 @@
 """Packs wheels as small as deflate allows: ``python .ci/recompress_wheel.py WHEEL...``.
 
 The same files under the same names, dates and modes, in the same order: the same bytes each time.
-Every installer reads deflate; zopfli spends more time than zlib on finding the shortest.
+Every installer reads deflate; zopfli spends more time than zlib on finding the shortest. Files that
+several wheels have are compressed once.
 """
 
+import functools
 import sys
 import zipfile
 from pathlib import Path
@@ -11,6 +13,12 @@ from pathlib import Path
 import zopfli.zlib
 
 ITERATIONS = 5  # what zopfli recommends for files of several megabytes
+
+
+@functools.cache
+def smallest(data):
+    """Compress data, without zlib's header and checksum."""
+    return zopfli.zlib.compress(data, numiterations=ITERATIONS)[2:-4]
 
 
 class Smallest:
@@ -25,8 +33,8 @@ class Smallest:
         return b""
 
     def flush(self):
-        """All data, without zlib's header and checksum."""
-        return zopfli.zlib.compress(bytes(self._data), numiterations=ITERATIONS)[2:-4]
+        """All data, compressed."""
+        return smallest(bytes(self._data))
 
 
 def recompress(path):

@@ -14,7 +14,6 @@ rounding y and dx once, at the end, costs half a unit.
 Exits with 1 if bnext is worse than PyTorch anywhere, and with 2 if it cannot compare.
 """
 
-import importlib.util
 import math
 import sys
 from typing import NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 
 import bnext
 from bnext.bench.cases import dtype_of
-from bnext.bench.libraries import as_tensor
+from bnext.bench.libraries import as_tensor, import_torch
 from bnext.command_line import Parser, at_least, ends_well
 
 # A result within half a unit may be the exact one, rounded, and the worst channel shows a random
@@ -231,13 +230,13 @@ def of_bnext(inputs):
     return Results(y, dx, layer.weight_grad, layer.bias_grad, layer.running_mean, layer.running_var)
 
 
-def of_torch(inputs):
+def of_torch(inputs, device="cpu"):
     import torch
 
-    x, dy, weight, bias = map(as_tensor, inputs[:4])
+    x, dy, weight, bias = (as_tensor(array).to(device) for array in inputs[:4])
     x.requires_grad_()
     kind = torch.nn.BatchNorm1d if x.ndim == 2 else torch.nn.BatchNorm2d
-    layer = kind(x.shape[1], inputs.eps, momentum=1.0, dtype=weight.dtype)
+    layer = kind(x.shape[1], inputs.eps, momentum=1.0, dtype=weight.dtype, device=device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
@@ -250,13 +249,16 @@ def of_torch(inputs):
     y = after[inputs.activation](layer(x))
     y.backward(dy)
 
-    def array(tensor):
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(inputs.x.dtype)
-        return tensor.numpy()
+    gradients = (x.grad, layer.weight.grad, layer.bias.grad)
+    return Results(*map(array_of, (y, *gradients, layer.running_mean, layer.running_var)))
 
-    tensors = (y.detach(), x.grad, layer.weight.grad, layer.bias.grad)
-    return Results(*map(array, (*tensors, layer.running_mean, layer.running_var)))
+
+def array_of(tensor):
+    """The values of a tensor, of any device."""
+    torch, tensor = import_torch(), tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(dtype_of("bfloat16"))
+    return tensor.numpy()
 
 
 LIBRARIES = {"bnext": of_bnext, "torch": of_torch}
@@ -359,18 +361,13 @@ def compare(dtypes, draws):
 @ends_well("accuracy.py")
 def main(arguments=None):
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=10,
-        help="of the data of each row (default: %(default)s)",
-    )
+    parser.add_argument("--draws", type=at_least(1), default=10,
+                        help="of the data of each row (default: %(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
-    if importlib.util.find_spec("torch") is None:
+    torch = import_torch()
+    if torch is None:
         print("accuracy.py: needs PyTorch to compare with", file=sys.stderr)
         return 2
-    import torch
-
     dtypes, refused = dtypes_here()
     for name, reason in refused.items():
         print(f"{name} is left out: {reason}")

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import itertools
 import json
 import math
 import os
@@ -52,47 +51,19 @@ SLOWEST_MEAN = 1.0  # of the geometric mean
 
 def calls_of_shape(spec):
     """The three operations of one shape of the suite, outputs in place."""
-    import bnext
     from bnext.bench.cases import Case, draw
+    from bnext.bench.libraries import bnext_calls
 
-    data = draw(Case(**spec))
-    _, saved = bnext.batch_norm_forward(data.x, data.weight, data.bias)
-    parameters = (data.weight, data.bias)
-    return {
-        "forward": lambda: bnext.batch_norm_forward(data.x, *parameters, out=data.out),
-        "backward": lambda: bnext.batch_norm_backward(
-            data.dy, data.x, saved, data.weight, out=data.out
-        ),
-        "inference": lambda: bnext.normalize(
-            data.x, data.mean, data.var, *parameters, out=data.out
-        ),
-    }
+    calls = bnext_calls(draw(Case(**spec)))
+    return {name: call for (name, pages), call in calls.items() if pages == "warm"}
 
 
 def small_calls(_):
     """Calls of (64, 20) float32, by every door there is."""
-    import numpy as np
+    from benchmarks.call_path import calls_of_bnext, drawn
 
-    import bnext
-
-    rng = np.random.default_rng(0)
-    x, dy = (rng.standard_normal((64, 20), np.float32) for _ in range(2))
-    weight, bias = (rng.standard_normal(20).astype(np.float32) for _ in range(2))
-    _, saved = bnext.batch_norm_forward(x, weight, bias)
-    layer, evaluated = bnext.BatchNorm1d(20), bnext.BatchNorm1d(20).eval()
-
-    def step():
-        layer(x)
-        layer.backward(dy)
-
-    calls = {
-        "function": lambda: bnext.batch_norm_forward(x, weight, bias),
-        "function, backward": lambda: bnext.batch_norm_backward(dy, x, saved, weight),
-        "layer": lambda: layer(x),
-        "layer, both": step,
-        "layer, evaluation": lambda: evaluated(x),
-    }
-    return calls | small_torch_calls(x, dy)
+    arrays = drawn()
+    return calls_of_bnext(*arrays) | small_torch_calls(*arrays[:2])
 
 
 def small_torch_calls(x, dy):
@@ -188,15 +159,17 @@ def processes_of(folders, threads):
 
 def turns(builds, name, seconds):
     """Seconds of each build's turns, forwards and then backwards."""
-    taken = tuple([] for _ in builds)
-    for turn in itertools.count():
-        if turn >= FEWEST_TURNS and sum(map(sum, taken)) > seconds and turn % 2 == 0:
-            return taken
-        if turn >= 60:
-            return taken
-        order = range(len(builds)) if turn % 2 == 0 else reversed(range(len(builds)))
+    from benchmarks.kit.turns import orders
+
+    taken = [[] for _ in builds]
+
+    def is_over():
+        return sum(map(sum, taken)) > seconds and len(taken[0]) % 2 == 0
+
+    for order in orders(range(len(builds)), FEWEST_TURNS, 60, is_over):
         for i in order:
             taken[i].append(builds[i].ask(turn=name))
+    return taken
 
 
 def ratios(builds, kind, spec, seconds):
@@ -213,6 +186,7 @@ def specs_of(wanted, only):
     if wanted == "small":
         return [("small calls", "small", {})]
     from benchmarks.cases import select
+    from benchmarks.kit.documents import label_of
 
     cases = [
         replace(case, dtype=dtype)
@@ -220,12 +194,8 @@ def specs_of(wanted, only):
         for dtype in DTYPES
         for case in group.cases
     ]
-    lines = [(text_of(case), "shape", asdict(case)) for case in cases]
+    lines = [(label_of(case), "shape", asdict(case)) for case in cases]
     return [line for line in lines if re.search(only, line[0])]
-
-
-def text_of(case):
-    return f"{case.name}{', channels last' if case.channels_last else ''}, {case.dtype}"
 
 
 def table(folders, wanted, only, seconds, threads):

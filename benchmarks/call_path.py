@@ -24,6 +24,13 @@ SHAPE = (64, 20)
 EPS, MOMENTUM = 1e-5, 0.1
 
 
+def drawn():
+    """x, dy, weight and bias."""
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal((2, *SHAPE), np.float32)
+    return *arrays, *rng.standard_normal((2, SHAPE[1]), np.float32)
+
+
 def calls_of_bnext(x, dy, weight, bias):
     mean, var = np.zeros_like(weight), np.ones_like(weight)
     y, dx = np.empty_like(x), np.empty_like(x)
@@ -88,12 +95,9 @@ def calls_of_torch(torch, *arrays):
 
 def compare(torch, threads, seconds):
     """The timings of both, by level."""
-    rng = np.random.default_rng(0)
-    x, dy = rng.standard_normal((2, *SHAPE), np.float32)
-    weight, bias = rng.standard_normal((2, SHAPE[1]), np.float32)
+    arrays = drawn()
     with threads_set_to(threads), torch.no_grad():
-        ours = calls_of_bnext(x, dy, weight, bias)
-        theirs = calls_of_torch(torch, x, dy, weight, bias)
+        ours, theirs = calls_of_bnext(*arrays), calls_of_torch(torch, *arrays)
         for level, call in ours.items():
             yield level, alternate({"bnext": call, "torch": theirs[level]}, seconds)
 

@@ -20,9 +20,10 @@ from contextlib import ExitStack
 from unittest import mock
 
 import bnext
+from benchmarks.kit.command import checked, command, ended
 from bnext import _core, arrays
 from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, ends_well
+from bnext.command_line import USAGE, CommandError
 
 SHAPE = (64, 20)
 TURNS, CALLS = 400, 40
@@ -81,24 +82,19 @@ def by_the_general_road(stack):
     )
 
 
-@ends_well("call_path_gpu.py")
-def main(arguments=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="fail where a promise is not kept")
-    options = parser.parse_args(arguments)
+@command("call_path_gpu.py", __doc__, checked("fail where a promise is not kept"))
+def main(options):
     torch = import_torch()
     try:
         kernels = importlib.import_module("bnext._cuda_emulated")
     except ModuleNotFoundError:
         kernels = None
     if torch is None or kernels is None:
-        needed = "PyTorch and a build with BNEXT_CUDA_EMULATION=ON"
-        print(f"call_path_gpu.py: needs {needed}", file=sys.stderr)
-        return 2
+        raise CommandError("needs PyTorch and a build with BNEXT_CUDA_EMULATION=ON", USAGE)
     from benchmarks.pretended_gpu import pretended_gpu
 
     torch.set_num_threads(1)
-    broken = 0
+    broken = []
     print(f"{'us a call':28} {'least':>8} {'median':>8} {'general road':>14}")
     kernels.run_kernels(False)
     try:
@@ -109,16 +105,13 @@ def main(arguments=None):
                     by_the_general_road(stack)
                     general, _ = microseconds(call)
                 limit = PROMISED.get(name)
-                is_broken = limit is not None and least > limit
-                broken += is_broken
+                if limit is not None and least > limit:
+                    broken.append(f"{name}: {least:.2f} us, promised {limit:.0f}")
                 note = f"   promised: {limit:.0f}" if limit is not None else ""
                 print(f"{name:28} {least:8.2f} {median:8.2f} {general:14.2f}{note}")
     finally:
         kernels.run_kernels(True)
-    if options.check and broken:
-        print(f"NOT KEPT: {broken} rows take longer than promised")
-        return 1
-    return 0
+    return ended(options, broken)
 
 
 if __name__ == "__main__":

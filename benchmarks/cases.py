@@ -91,49 +91,38 @@ def several(table, **properties):
 EVERYBODY = ("torch", "compile", "onednn", "onednn_best", "numpy")
 HALF = ("bfloat16", "float16")
 
+
+def _resnet50(batch, *passes, **properties):
+    title = f"ResNet-50's layers at batch {batch}"
+    return Group(f"resnet50-b{batch}", title, resnet50(batch), passes, **properties)
+
+
+def _rows(*passes):
+    return Group("rows", "Rows: (N, C)", tuple(map(rows, ROWS)), passes)
+
+
+EVERYTHING = (
+    Pass(("float32",), peers=EVERYBODY),
+    Pass(("float32",), threads=(1,)),
+    Pass(("bfloat16",)),
+    Pass(("float64", "float16"), peers=("torch",), pages=("warm",)),
+)
+WARM_BESIDE_BEST = {"peers": ("torch", "onednn_best"), "pages": ("warm",)}
+CALL = Group(
+    "call",
+    "The cost of a call: (64, 20)",
+    (Case("rows 64x20", (64, 20)),),
+    (Pass(("float32",), (1, 2), ("fresh",), ("torch", "torch_no_grad"), 1.0),),
+    ("layer", "layer inference"),
+)
+
 GROUPS = (
-    Group(
-        "resnet50-b32",
-        "ResNet-50's layers at batch 32",
-        resnet50(32),
-        (
-            Pass(("float32",), peers=EVERYBODY),
-            Pass(("float32",), threads=(1,)),
-            Pass(("bfloat16",)),
-            Pass(("float64", "float16"), peers=("torch",), pages=("warm",)),
-        ),
-    ),
-    Group("resnet50-b1", "ResNet-50's layers at batch 1", resnet50(1), (Pass(("float32",)),)),
-    Group(
-        "resnet50-b8",
-        "ResNet-50's layers at batch 8",
-        resnet50(8),
-        (Pass(("float32", "bfloat16")),),
-    ),
-    Group(
-        "resnet50-b64",
-        "ResNet-50's layers at batch 64",
-        resnet50(64),
-        (Pass(("float32", "bfloat16"), peers=("torch", "onednn_best"), pages=("warm",)),),
-    ),
-    Group(
-        "resnet50-b256",
-        "ResNet-50's layers at batch 256",
-        resnet50(256),
-        (Pass(("float32",), peers=("torch", "onednn_best"), pages=("warm",)),),
-        ("forward", "backward"),
-    ),
-    Group(
-        "rows",
-        "Rows: (N, C)",
-        tuple(map(rows, ROWS)),
-        (
-            Pass(("float32",), peers=EVERYBODY),
-            Pass(("float32",), threads=(1,)),
-            Pass(("bfloat16",)),
-            Pass(("float64", "float16"), peers=("torch",), pages=("warm",)),
-        ),
-    ),
+    _resnet50(32, *EVERYTHING),
+    _resnet50(1, Pass(("float32",))),
+    _resnet50(8, Pass(("float32", "bfloat16"))),
+    _resnet50(64, Pass(("float32", "bfloat16"), **WARM_BESIDE_BEST)),
+    _resnet50(256, Pass(("float32",), **WARM_BESIDE_BEST), operations=("forward", "backward")),
+    _rows(*EVERYTHING),
     Group(
         "others",
         "Other shapes: three dimensions, large planes, few channels, odd numbers of channels",
@@ -159,36 +148,14 @@ GROUPS = (
         ),
         ("forward", "backward"),
     ),
-    Group(
-        "call",
-        "The cost of a call: (64, 20)",
-        (Case("rows 64x20", (64, 20)),),
-        (Pass(("float32",), (1, 2), ("fresh",), ("torch", "torch_no_grad"), 1.0),),
-        ("layer", "layer inference"),
-    ),
+    CALL,
 )
 
 # For developers at work: most promises, in two minutes.
 QUICK = (
-    Group(
-        "resnet50-b32",
-        "ResNet-50's layers at batch 32",
-        resnet50(32),
-        (Pass(("float32", "bfloat16"), pages=("warm",), seconds=0.05),),
-    ),
-    Group(
-        "rows",
-        "Rows: (N, C)",
-        tuple(map(rows, ROWS)),
-        (Pass(("float32",), pages=("warm",), seconds=0.05),),
-    ),
-    Group(
-        "call",
-        "The cost of a call: (64, 20)",
-        GROUPS[-1].cases,
-        GROUPS[-1].passes,
-        GROUPS[-1].operations,
-    ),
+    _resnet50(32, Pass(("float32", "bfloat16"), pages=("warm",), seconds=0.05)),
+    _rows(Pass(("float32",), pages=("warm",), seconds=0.05)),
+    CALL,
 )
 
 

@@ -20,15 +20,11 @@ def environment(threads):
     torch = import_torch()
     versions = found["versions"]
     versions["onednn"] = _onednn_version()
-    for name in ("ml_dtypes",):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    versions["ml_dtypes"] = version_of("ml_dtypes")
     for key in ("threads", "l3_bytes"):
         found.pop(key)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now(),
         **found,
         "caches": caches(),
         "caches_as_bnext_has_them": {k: config["cpu"][k] for k in ("l2_bytes", "l3_bytes")},
@@ -51,9 +47,26 @@ def _torch_config(torch):
     return "\n".join(line for line in lines if "Build settings" not in line)
 
 
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def version_of(package):
+    """The version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def build():
-    """The identity of a build of the kernels: a hash of the extension module."""
-    return hashlib.sha256(Path(bnext._core.__file__).read_bytes()).hexdigest()[:16]
+    """The identity of a build of the kernels."""
+    return hash_of(bnext._core)
+
+
+def hash_of(module):
+    """A hash of an extension module, which tells one build from another."""
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]
 
 
 def commit():

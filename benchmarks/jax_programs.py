@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.kit.command import checked, command, ended, option, seconds
+from benchmarks.kit.tables import versions_of
 from bnext.bench.environment import environment
 from bnext.bench.load import LoadMeter
 from bnext.bench.timing import alternate
-from bnext.command_line import Parser, ends_well, positive
 
 LIBRARIES = ("jax", "jaxlib", "flax", "equinox")
 FEWEST, FEWEST_BUSY = 9, 15  # turns of each side
@@ -80,6 +81,14 @@ def network(nnx, norm, dtype):
     return Net(nnx.Rngs(0))
 
 
+def drawn(case):
+    """x and dy of a case."""
+    import jax
+
+    keys = map(jax.random.key, (1, 2))
+    return [jax.random.normal(key, case.shape).astype(case.dtype) for key in keys]
+
+
 def step_of_layer(norm, case):
     """The call of a compiled program: y, all gradients and the statistics that have moved."""
     import jax
@@ -88,9 +97,7 @@ def step_of_layer(norm, case):
 
     layer = norm(case.shape[-1], dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
     definition, parameters, rest = nnx.split(layer, nnx.Param, ...)
-    x, dy = (
-        jax.random.normal(jax.random.key(seed), case.shape).astype(case.dtype) for seed in (1, 2)
-    )
+    x, dy = drawn(case)
 
     @jax.jit
     def step(parameters, rest, x, dy):
@@ -142,9 +149,7 @@ def step_of_examples(norm, case):
     import jax
 
     layer = norm(case.shape[-1])
-    x, dy = (
-        jax.random.normal(jax.random.key(seed), case.shape).astype(case.dtype) for seed in (1, 2)
-    )
+    x, dy = drawn(case)
 
     @jax.jit
     def step(layer, x, dy):
@@ -206,10 +211,9 @@ def line(row):
 
 def heading(found):
     """The libraries and the machine: two lines."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     machine = f"{found['processor']}, {found['isa']}, {found['processors']} processors"
     return (
-        f"{versions}\n{machine}\n"
+        f"{versions_of(found)}\n{machine}\n"
         f"{'program':8} {'shape':14} {'dtype':9} {'bnext ms':>10} {'other ms':>10} "
         f"{'ratio':>7} {'bound':>7}"
     )
@@ -224,21 +228,15 @@ def environment_with_jax():
     return found
 
 
-def arguments():
-    """The command line."""
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", metavar="PATTERN", help="of lines of the table")
-    parser.add_argument(
-        "--seconds", type=positive, default=10.0, metavar="S", help="for each row (default: 10)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="a file for rows and versions")
-    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
-    return parser
-
-
-@ends_well("benchmarks.jax_programs")
-def main(given=None):
-    options = arguments().parse_args(given)
+@command(
+    "benchmarks.jax_programs",
+    __doc__,
+    option("--only", default="", metavar="PATTERN", help="of lines of the table"),
+    seconds(10.0, "row"),
+    option("--json", type=Path, metavar="FILE", help="a file for rows and versions"),
+    checked(),
+)
+def main(options):
     layers = sides()
     if layers is None:
         return 2
@@ -253,10 +251,7 @@ def main(given=None):
     if options.json:
         text = json.dumps({"environment": found, "rows": rows}, indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
-    broken = [row for row in rows if row["ratio"] < row["least"]]
-    for row in broken if options.check else ():
-        print(f"NOT KEPT: {line(row)}")
-    return 1 if options.check and broken else 0
+    return ended(options, [line(row) for row in rows if row["ratio"] < row["least"]])
 
 
 if __name__ == "__main__":

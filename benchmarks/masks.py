@@ -15,12 +15,13 @@ import sys
 import numpy as np
 
 import bnext
+from benchmarks.kit.command import checked, command, ended, seconds, threads
 from bnext.bench import report
 from bnext.bench.environment import environment
 from bnext.bench.libraries import import_torch
 from bnext.bench.measure import threads_set_to
 from bnext.bench.timing import alternate
-from bnext.command_line import MOST_THREADS, Parser, at_least, ends_well, positive
+from bnext.command_line import USAGE, CommandError
 
 SHAPE = (64, 256, 512)  # examples, channels, positions of each
 EPS = 1e-5
@@ -87,22 +88,11 @@ def measured(torch, axis, seconds):
         yield name, alternate(calls, seconds)
 
 
-@ends_well("benchmarks.masks")
-def main(arguments=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--threads", type=at_least(1, MOST_THREADS), default=2, metavar="N", help="(default: 2)"
-    )
-    parser.add_argument(
-        "--seconds", type=positive, default=3.0, metavar="S", help="for each row (default: 3)"
-    )
-    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
-    options = parser.parse_args(arguments)
+@command("benchmarks.masks", __doc__, threads(), seconds(3.0, "row"), checked())
+def main(options):
     torch = import_torch()
     if torch is None and options.check:
-        print("benchmarks.masks: needs PyTorch to compare with", file=sys.stderr)
-        return 2
-
+        raise CommandError("needs PyTorch to compare with", USAGE)
     broken = []
     print(report.introduction(environment(options.threads)))
     print(f"{'':24} plain ms  masked  of plain  backward  masked  of plain  PyTorch  x masked")
@@ -125,9 +115,7 @@ def main(arguments=None):
                 if name == "padded" and masked > MOST_OF_PLAIN * plain:
                     broken.append(f"{layout}: masked {masked / plain:.2f} of plain")
                 print(row, flush=True)
-    for each in broken if options.check else ():
-        print(f"NOT KEPT: {each}")
-    return 1 if options.check and broken else 0
+    return ended(options, broken)
 
 
 if __name__ == "__main__":

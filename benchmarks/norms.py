@@ -2,19 +2,23 @@
 
 Each line is one call of one norm on one shape, timed in turns with PyTorch's: forward and backward
 by functions, or with `--layers` the forward pass and a whole step of modules. Ratios above 1 say
-that bnext is faster. `NORMS` has, for each norm, what makes the calls of both sides from a case;
-another norm adds an entry, and its shapes to `CASES`.
+that bnext is faster. Another norm adds an entry to the functions and modules here, and its shapes
+to `CASES`.
 """
 
-import argparse
 import json
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import bnext
+from benchmarks.kit.command import command, flag, option, seconds
 from bnext.bench.libraries import import_torch
+from bnext.bench.measure import threads_set_to
 from bnext.bench.timing import alternate
+from bnext.command_line import at_least
 
 
 class Case(NamedTuple):
@@ -26,6 +30,8 @@ class Case(NamedTuple):
     device: str = "cpu"
 
 
+OF_ROWS = {"layer": "LayerNorm", "rms": "RMSNorm"}
+NORMS = (*OF_ROWS, "group", "instance")
 ROWS = ((8192, 4096), (16384, 1024), (4096, 16384), (131072, 128))
 CASES = [
     *(Case(norm, shape) for norm in ("layer", "rms") for shape in ROWS),
@@ -42,142 +48,104 @@ CASES = [
 
 
 def tensors(case):
-    """x and dy of a case."""
+    """x and dy of a case, in its memory format."""
     torch = import_torch()
-    dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(1)
-    x, dy = (torch.randn(case.shape, generator=generator).to(case.device, dtype) for _ in range(2))
-    return x, dy
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    chosen = formats[len(case.shape)] if case.channels_last else torch.contiguous_format
+    drawn = (torch.randn(case.shape, generator=generator) for _ in range(2))
+    options = {"dtype": getattr(torch, case.dtype), "device": case.device}
+    return [each.to(**options).contiguous(memory_format=chosen) for each in drawn]
 
 
-def parameters(case, size):
+def parameters(case):
     """Weight and bias of a case."""
     torch = import_torch()
     wide = torch.float64 if case.dtype == "float64" else torch.float32
+    size = case.shape[-1] if case.norm in OF_ROWS else case.shape[1]
     options = {"dtype": wide, "device": case.device}
     return torch.ones(size, **options), torch.zeros(size, **options)
 
 
-def row_functions(case):
+def forward_functions(case):
+    """Functions of x, weight and bias: this package's, and PyTorch's."""
+    functional = import_torch().nn.functional
+    width, groups = case.shape[-1], case.groups
+    ours = {
+        "layer": lambda x, weight, bias: bnext.layer_norm_forward(x, width, weight, bias),
+        "rms": lambda x, weight, bias: bnext.rms_norm_forward(x, width, weight),
+        "group": lambda x, weight, bias: bnext.group_norm_forward(x, groups, weight, bias),
+        "instance": bnext.instance_norm_forward,
+    }
+    theirs = {
+        "layer": lambda x, weight, bias: functional.layer_norm(x, (width,), weight, bias),
+        "rms": lambda x, weight, bias: functional.rms_norm(x, (width,), weight),
+        "group": lambda x, weight, bias: functional.group_norm(x, groups, weight, bias),
+        "instance": lambda x, weight, bias: functional.instance_norm(x, None, None, weight, bias),
+    }
+    return ours[case.norm], theirs[case.norm]
+
+
+def functions(case):
     """Forward and backward by functions of arrays, beside PyTorch's operators."""
     torch = import_torch()
-    x, dy = tensors(case)
-    width = case.shape[-1]
-    weight, bias = parameters(case, width)
-    if case.norm == "layer":
-        forward = lambda: bnext.layer_norm_forward(x, width, weight, bias)  # noqa: E731
-        saved = forward()[1]
-        theirs = lambda: torch.native_layer_norm(x, (width,), weight, bias, 1e-5)  # noqa: E731
-        _, mean, rstd = theirs()
-        return {
-            "forward": (forward, theirs),
-            "backward": (
-                lambda: bnext.layer_norm_backward(dy, x, saved, weight),
-                lambda: torch.ops.aten.native_layer_norm_backward(
-                    dy, x, (width,), mean, rstd, weight, bias, [True, True, True]
-                ),
-            ),
-        }
-    forward = lambda: bnext.rms_norm_forward(x, width, weight)  # noqa: E731
-    saved = forward()[1]
-    leaf, own = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = torch.nn.functional.rms_norm(leaf, (width,), own)
+    (x, dy), (weight, bias) = tensors(case), parameters(case)
+    ours, theirs = forward_functions(case)
+    gradients = getattr(bnext, f"{case.norm}_norm_backward", bnext.group_norm_backward)
+    saved = ours(x, weight, bias)[1]
+    if case.norm == "layer":  # the operator, without autograd
+        given = (
+            dy,
+            x,
+            (case.shape[-1],),
+            *torch.native_layer_norm(x, x.shape[-1:], weight, bias, 1e-5)[1:],
+        )
 
-    def theirs():
-        with torch.no_grad():
-            return torch.nn.functional.rms_norm(x, (width,), weight)
+        def backward():
+            return torch.ops.aten.native_layer_norm_backward(*given, weight, bias, [True] * 3)
+
+    else:
+        leaves = [each.clone().requires_grad_() for each in (x, weight, bias)]
+        y = theirs(*leaves)
+
+        def backward():
+            return torch.autograd.grad(y, leaves, dy, retain_graph=True, allow_unused=True)
 
     return {
-        "forward": (forward, theirs),
-        "backward": (
-            lambda: bnext.rms_norm_backward(dy, x, saved, weight),
-            lambda: torch.autograd.grad(y, (leaf, own), dy, retain_graph=True),
-        ),
+        "forward": (lambda: ours(x, weight, bias), lambda: theirs(x, weight, bias)),
+        "backward": (lambda: gradients(dy, x, saved, weight), backward),
     }
 
 
-def row_layers(case):
+def module(library, case):
+    """A module of a library."""
+    if case.norm in OF_ROWS:
+        return getattr(library, OF_ROWS[case.norm])(case.shape[-1])
+    if case.norm == "group":
+        return library.GroupNorm(case.groups, case.shape[1])
+    return getattr(library, f"InstanceNorm{len(case.shape) - 2}d")(case.shape[1], affine=True)
+
+
+def modules(case):
     """Calls of modules that autograd records, and whole steps."""
     torch = import_torch()
     import bnext.torch
 
-    kind = {"layer": "LayerNorm", "rms": "RMSNorm"}[case.norm]
-    layers = [getattr(side, kind)(case.shape[-1]) for side in (bnext.torch, torch.nn)]
-    return calls_of_layers(layers, *tensors(case))
-
-
-def calls_of_layers(layers, x, dy):
-    """Forward passes and steps of a layer of bnext's and one of PyTorch's."""
+    x, dy = tensors(case)
     x.requires_grad_()
-    pairs = []
-    for layer in layers:
-        layer.to(x.device)
 
-        def step(layer=layer):
+    def calls_of(library):
+        layer = module(library, case).to(x.device)
+
+        def step():
             x.grad = None
             layer.zero_grad()
             layer(x).backward(dy)
 
-        pairs.append((lambda layer=layer: layer(x), step))
-    ours, theirs = pairs
-    return {"forward": (ours[0], theirs[0]), "step": (ours[1], theirs[1])}
+        return lambda: layer(x), step
 
-
-def cell_tensors(case):
-    """x and dy of a case, in its memory format."""
-    torch = import_torch()
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    chosen = formats[len(case.shape)] if case.channels_last else torch.contiguous_format
-    return (each.contiguous(memory_format=chosen) for each in tensors(case))
-
-
-def cell_functions(case):
-    """The same of group and instance normalization."""
-    torch = import_torch()
-    x, dy = cell_tensors(case)
-    channels, groups = case.shape[1], case.groups or case.shape[1]
-    weight, bias = parameters(case, channels)
-
-    def forward():
-        if case.norm == "group":
-            return bnext.group_norm_forward(x, groups, weight, bias)
-        return bnext.instance_norm_forward(x, weight, bias)
-
-    def theirs(x=x, weight=weight, bias=bias):
-        if case.norm == "group":
-            return torch.nn.functional.group_norm(x, groups, weight, bias)
-        return torch.nn.functional.instance_norm(x, None, None, weight, bias)
-
-    saved = forward()[1]
-    leaves = [x.detach().clone(memory_format=torch.preserve_format), weight.clone(), bias.clone()]
-    y = theirs(*(leaf.requires_grad_() for leaf in leaves))
-    return {
-        "forward": (forward, theirs),
-        "backward": (
-            lambda: bnext.group_norm_backward(dy, x, saved, weight),
-            lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True),
-        ),
-    }
-
-
-def cell_layers(case):
-    """The same of their modules."""
-    torch = import_torch()
-    import bnext.torch
-
-    def made(library):
-        if case.norm == "group":
-            return library.GroupNorm(case.groups, case.shape[1])
-        kind = getattr(library, f"InstanceNorm{len(case.shape) - 2}d")
-        return kind(case.shape[1], affine=True)
-
-    return calls_of_layers([made(bnext.torch), made(torch.nn)], *cell_tensors(case))
-
-
-NORMS = {
-    "layer": (row_functions, row_layers), "rms": (row_functions, row_layers),
-    "group": (cell_functions, cell_layers), "instance": (cell_functions, cell_layers),
-}  # fmt: skip
+    pairs = zip(calls_of(bnext.torch), calls_of(torch.nn), strict=True)
+    return dict(zip(("forward", "step"), pairs, strict=True))
 
 
 def finished(call, case):
@@ -196,7 +164,6 @@ def finished(call, case):
 
 def measured(case, layers, seconds):
     """One row for each call of a case."""
-    functions, modules = NORMS[case.norm]
     for name, (ours, theirs) in (modules if layers else functions)(case).items():
         calls = {"bnext": ours, "torch": theirs}
         times = alternate({side: finished(call, case) for side, call in calls.items()}, seconds)
@@ -217,44 +184,36 @@ def line(row):
     )
 
 
-def arguments():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--norms", nargs="+", choices=list(NORMS), default=list(NORMS))
-    parser.add_argument("--layers", action="store_true", help="modules in place of functions")
-    parser.add_argument("--device", default="cpu", help="cuda: of layer and RMS normalization")
-    parser.add_argument("--threads", type=int, default=0, help="of both sides (0: all)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each line")
-    parser.add_argument("--most", type=int, default=2**31, help="elements of the largest shape")
-    parser.add_argument("--json", help="a file for the rows")
-    return parser
-
-
-def main(given=None):
-    """Measure and print; give the rows."""
-    options = arguments().parse_args(given)
-    torch = import_torch()
-    if torch is None:
-        raise SystemExit("benchmarks.norms: expected PyTorch to be installed")
+@command(
+    "benchmarks.norms",
+    __doc__,
+    option("--norms", nargs="+", choices=NORMS, default=NORMS),
+    flag("--layers", "modules in place of functions"),
+    option("--device", default="cpu", help="cuda: of layer and RMS normalization"),
+    option("--threads", type=at_least(0), default=0, help="of both sides (0: all)"),
+    seconds(2.0, "line"),
+    option("--most", type=int, default=2**31, help="elements of the largest shape"),
+    option("--json", type=Path, metavar="FILE", help="a file for the rows"),
+    needs_torch=True,
+)
+def main(options, torch):
     threads = options.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    bnext.set_num_threads(threads)
     print(f"threads: {threads}; milliseconds; ratio: PyTorch {torch.__version__} / bnext")
     print(
         f"{'norm':8} {'shape':22} {'dtype':9} {'call':9} {'bnext':>10} {'torch':>10} {'ratio':>6}"
     )
     rows = []
-    for case in CASES:
-        if case.norm in options.norms and np.prod(case.shape) <= options.most:
-            case = case._replace(device=options.device)
-            for row in measured(case, options.layers, options.seconds):
-                print(line(row), flush=True)
-                rows.append(row)
+    with threads_set_to(threads):
+        for case in CASES:
+            if case.norm in options.norms and np.prod(case.shape) <= options.most:
+                case = case._replace(device=options.device)
+                for row in measured(case, options.layers, options.seconds):
+                    print(line(row), flush=True)
+                    rows.append(row)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
-    return rows
+        options.json.write_text(json.dumps(rows, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

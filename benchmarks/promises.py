@@ -4,40 +4,14 @@ Promises are for two threads and, unless they say otherwise, for the kernels alo
 ratio is the peer's time over bnext's.
 """
 
-import math
 from dataclasses import dataclass
 
-from benchmarks.summaries import below_share, resnet50_sums, slower_than
+from benchmarks.kit.promises import Verdict, resnet50_sums
 
 THREADS = 2
 LARGE = 50e6  # bytes of a tensor whose pages cost more than any kernel
 TOLERATED = 0.95  # the least ratio to PyTorch that counts as equal
 LOW_SHARE = 0.5  # of the copy bandwidth; below, the report says why
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One promise beside its measured figure; `figure` is None without a measurement."""
-
-    text: str
-    least: float
-    figure: float | None
-    where: str = ""  # the worst case, where there are several
-    most: float = math.inf
-
-    @property
-    def line(self):
-        """The promise and its figure, in a line of text."""
-        bound = f"at least {self.least:g}" if self.most == math.inf else f"at most {self.most:g}"
-        figure = "" if self.figure is None else f"; it is {self.figure:.3f}"
-        where = f" ({self.where})" if self.where else ""
-        return f"{self.word}: {self.text}: {bound}{figure}{where}"
-
-    @property
-    def word(self):
-        if self.figure is None:
-            return "not measured"
-        return "kept" if self.least <= self.figure <= self.most else "NOT KEPT"
 
 
 @dataclass(frozen=True)
@@ -60,11 +34,8 @@ class OfSum:
 
     def verdict(self, results):
         wanted = "resnet50-b32", self.dtype, self.layout, self.operation, self.pages, THREADS
-        for s in results.sums:
-            terms = s.group, s.dtype, s.layout, s.operation, s.pages, s.threads
-            if terms == wanted and self.peer in s.seconds:
-                return Verdict(self.text, self.least, s.ratio(self.peer))
-        return Verdict(self.text, self.least, None)
+        found = results.sums.get(wanted)
+        return Verdict(self.text, self.least, found and found.ratio(self.peer))
 
 
 @dataclass(frozen=True)
@@ -182,7 +153,10 @@ class Results:
 
     def __init__(self, rows, caches):
         self.rows, self.caches = rows, caches
-        self.sums = resnet50_sums(rows)
+        self.sums = {
+            (s.group, s.dtype, s.layout, s.operation, s.pages, s.threads): s
+            for s in resnet50_sums(rows)
+        }
 
 
 def share_promise(caches):
@@ -233,9 +207,13 @@ def _name(row):
 
 def losses(rows):
     """Rows, with two threads, that PyTorch wins by more than 5 %; the worst first."""
-    return slower_than([row for row in rows if row.threads == THREADS], "torch", TOLERATED)
+    found = [row for row in rows if row.threads == THREADS and "torch" in row.timings]
+    slow = [row for row in found if row.ratio("torch") < TOLERATED]
+    return sorted(slow, key=lambda row: row.ratio("torch"))
 
 
 def low_shares(rows):
-    """Rows, with two threads and warm pages, below half of the copy bandwidth."""
-    return below_share([row for row in rows if row.threads == THREADS], LOW_SHARE)
+    """Rows, with two threads and warm pages, below half of the copy bandwidth; the worst first."""
+    found = [row for row in rows if row.threads == THREADS and row.pages == "warm"]
+    low = [row for row in found if row.share_of_copy("bnext") < LOW_SHARE]
+    return sorted(low, key=lambda row: row.share_of_copy("bnext"))

@@ -1,9 +1,11 @@
 """The report: promises, sums, plots, every row, losses, accuracy, methods of measurement."""
 
 from benchmarks import plots, tables
-from benchmarks.promises import THREADS
+from benchmarks.kit.promises import resnet50_sums
+from benchmarks.kit.tables import NOT_MEASURED, facts, facts_of, promises, sums
+from benchmarks.peers import TITLES
+from benchmarks.promises import THREADS, verdicts
 from benchmarks.results import rows_of
-from benchmarks.summaries import resnet50_sums
 
 HOW = """\
 - A ratio is the peer's median time over bnext's, both taken in turns on the same arrays in one
@@ -31,15 +33,14 @@ def write_report(document, folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.csv").write_text(tables.as_csv(rows))
     pictures = plots.draw_all(rows, caches, folder)
-    sums = resnet50_sums(rows)
     accuracy = document["accuracy"]
     text = [
         f"# bnext on {environment['processor']}, {environment['date'].split()[0]}\n",
         _introduction(environment, rows),
         f"## Promises\n\nTwo threads, medians of one run.\n\n"
-        f"{tables.promises_table(rows, caches, accuracy)}",
+        f"{promises(verdicts(rows, caches, accuracy))}",
         "## The 53 layers of ResNet-50\n\nSums of times, each shape as often as the network has "
-        f"it; ratios of sums.\n\n{_sums(sums)}",
+        f"it; ratios of sums.\n\n{_sums(resnet50_sums(rows))}",
         "## Plots\n",
         *(f"![{title}]({name})\n" for name, title in pictures),
         "## Slower than PyTorch by more than 5 %\n\n"
@@ -57,25 +58,23 @@ def write_report(document, folder):
 
 
 def _introduction(environment, rows):
-    v = environment["versions"]
     caches = ", ".join(f"{level.upper()} {_size(n)}" for level, n in environment["caches"].items())
+    usual = facts_of(environment)
     lines = [
         ("Date", f"{environment['date']} to {environment.get('finished', environment['date'])}"),
         ("Processor", f"{environment['processor']}, {environment['processors']} processors"),
         ("Caches", caches),
-        ("Versions", ", ".join(f"{name} {v[name]}" for name in v if v[name])),
-        ("Commit", f"{environment['commit']}, build {environment['build']}"),
+        *((name, usual[name]) for name in ("Versions", "Commit")),
         ("Instruction set", environment["isa"]),
         ("Compilers", f"{environment['compiler']}; {environment['compiler_of_the_suite']}"),
-        ("OpenMP", ", ".join(environment["openmp_runtimes"]) or "none"),
+        ("OpenMP", usual["OpenMP"]),
         ("Huge pages", environment["huge_pages"] or "unknown"),
-        ("System", environment["system"]),
+        ("System", usual["System"]),
         ("Copy bandwidth", _copy_range(rows, max(environment["caches"].values(), default=0))),
         ("Hand-over", _handovers(rows)),
     ]
-    body = "\n".join(f"| {name} | {value} |" for name, value in lines)
     return (
-        f"| | |\n|:--|:--|\n{body}\n\n"
+        f"{facts(lines)}\n"
         "How it was measured is said at the end; `rows.csv` has every row with all that follows "
         "from it, `results.json` what was measured.\n"
     )
@@ -113,15 +112,14 @@ def _size(nbytes):
     return f"{nbytes // 2**20} MB" if nbytes >= 2**20 else f"{nbytes // 2**10} KB"
 
 
-def _sums(sums):
-    if not sums:
-        return "Not measured.\n"
-    parts = []
-    for group in dict.fromkeys(s.group for s in sums):
-        batch = group.removeprefix("resnet50-b")
-        of_group = [s for s in sums if s.group == group]
-        parts.append(f"### Batch {batch}\n\n{tables.sums_table(of_group)}")
-    return "\n".join(parts)
+def _sums(found):
+    terms = ("dtype", "layout", "operation", "pages", "threads")
+    parts = [
+        f"### Batch {group.removeprefix('resnet50-b')}\n\n"
+        + sums([s for s in found if s.group == group], TITLES, terms)
+        for group in dict.fromkeys(s.group for s in found)
+    ]
+    return "\n".join(parts) or NOT_MEASURED
 
 
 def _groups(groups, rows):

@@ -1,19 +1,17 @@
-"""Results: rows with their ratios, and their JSON documents."""
+"""Rows of the suite with their ratios, and its documents."""
 
-import json
 from dataclasses import dataclass
 
-from bnext.bench.cases import Case
+from benchmarks.kit import documents
+from benchmarks.kit.documents import Format, OfCase, all_packed, all_unpacked, packed
 from bnext.bench.measure import Measurement
 from bnext.bench.timing import Timing
 
-VERSION = 1
-DIGITS = 4  # more would be noise
-LISTS = ("rows", "skipped", "layouts", "accuracy", "groups")
+FORMAT = Format("bnext suite", "the suite", ("rows", "skipped", "layouts", "accuracy", "groups"))
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(OfCase):
     """One operation of one case, with its group and the number of threads.
 
     `handover_ns` is the distance of two threads right after it (`handover_nanoseconds`).
@@ -32,10 +30,14 @@ class Row:
         return getattr(measurement if hasattr(measurement, name) else measurement.case, name)
 
     @property
-    def layout(self):
-        if len(self.shape) == 2:
-            return "rows"
-        return "channels last" if self.channels_last else "planar"
+    def times(self):
+        return self.measurement.timings
+
+    @property
+    def terms(self):
+        """The terms that comparable rows share."""
+        names = ("group", "dtype", "layout", "operation", "pages", "threads")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def peers(self):
@@ -47,90 +49,43 @@ class Row:
 
     def as_dict(self):
         """In types of JSON: times as [median, p10, p90, turns]; the rest follows from them."""
-        case = self.case
         return {
             "group": self.group,
-            "case": case.name,
-            "shape": list(case.shape),
-            "channels_last": case.channels_last,
-            "dtype": case.dtype,
-            "aligned": case.aligned,
+            **documents.fields_of(self.case),
+            "aligned": self.case.aligned,
             "operation": self.operation,
             "pages": self.pages,
             "threads": self.threads,
-            "seconds": {name: _packed(timing) for name, timing in self.timings.items()},
-            "copy_seconds": _packed(self.copy),
+            "seconds": all_packed(self.timings),
+            "copy_seconds": packed(self.copy),
             "handover_ns": self.handover_ns,
         }
 
     @classmethod
     def of(cls, values):
         """Read the output of `as_dict`."""
-        case = Case(
-            values["case"],
-            tuple(values["shape"]),
-            values["channels_last"],
-            values["dtype"],
-            values["aligned"],
-        )
-        timings = {name: Timing(*packed) for name, packed in values["seconds"].items()}
-        copy = Timing(*values["copy_seconds"])
-        measurement = Measurement(case, values["operation"], values["pages"], timings, copy)
+        timings, copy = all_unpacked(values["seconds"]), Timing(*values["copy_seconds"])
+        names = values["operation"], values["pages"]
+        measurement = Measurement(documents.case_of(values), *names, timings, copy)
         return cls(values["group"], values["threads"], measurement, values["handover_ns"])
 
 
-def _packed(timing):
-    times = (float(f"{t:.{DIGITS}g}") for t in (timing.median, timing.p10, timing.p90))
-    return [*times, timing.turns]
-
-
-def document(environment, **lists):
-    """A results document: the version, the environment, and lists of dictionaries."""
-    return {
-        "format": "bnext suite",
-        "version": VERSION,
-        "environment": environment,
-        **{name: lists.get(name, []) for name in LISTS},
-    }
-
-
-def merge(documents):
+def merge(found):
     """One document of several, with the environment of the first, and its dates as a span."""
-    documents = list(documents)
-    if not documents:
+    found = list(found)
+    if not found:
         raise ValueError("no results to merge")
-    about = [d["environment"] for d in documents]
+    about = [d["environment"] for d in found]
     begun = min(e["date"] for e in about)
     finished = max(e.get("finished", e["date"]) for e in about)
     environment = {**about[0], "date": begun, "finished": finished}
-    for other in documents[1:]:
+    for other in found[1:]:
         for key in ("processor", "versions", "build"):
             if other["environment"].get(key) != environment.get(key):
                 raise ValueError(f"{key}: results of different runs cannot be merged")
-    return document(
-        environment, **{name: [item for d in documents for item in d[name]] for name in LISTS}
-    )
+    lists = {name: [item for d in found for item in d[name]] for name in FORMAT.lists}
+    return FORMAT.document(environment, **lists)
 
 
 def rows_of(document):
     return [Row.of(values) for values in document["rows"]]
-
-
-def write(document, path):
-    """Write each dictionary of a list as a line, so that files can be read and compared."""
-    lines = []
-    for key, value in document.items():
-        if isinstance(value, list) and value:
-            items = ",\n".join(f"  {json.dumps(item)}" for item in value)
-            lines.append(f"{json.dumps(key)}: [\n{items}\n]")
-        else:
-            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def read(path):
-    """Read a document, or report its fault."""
-    found = json.loads(path.read_text())
-    if found.get("format") != "bnext suite" or found.get("version") != VERSION:
-        raise ValueError(f"{path}: expected results of the suite, version {VERSION}")
-    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from benchmarks.cases import fits_memory, refusal
 from benchmarks.environment import environment
 from benchmarks.peers import BestCopier, prepared
-from benchmarks.results import Row, document
+from benchmarks.results import FORMAT, Row
 from benchmarks.shared_libraries import handover_nanoseconds
 from bnext.bench.measure import measure
 
@@ -63,7 +63,7 @@ def run_group(group, choice):
         elif operations:
             rows += _run_pass(group, one, operations, pages, dtype, threads, notes)
     _progress("")
-    return document(
+    return FORMAT.document(
         environment(sorted({row.threads for row in rows} or {1})),
         rows=[row.as_dict() for row in rows],
         skipped=[{"group": group.name, **item} for item in notes.skipped],

@@ -61,8 +61,7 @@ def build(name, sources, headers=(), flags=()):
 def machine():
     """The library for properties of the machine: copies, and the distance of two threads."""
     sources = (
-        *("benchmarks/native/copy.cpp", "benchmarks/native/handover.cpp"),
-        "benchmarks/cpp/copy.cpp",
+        *("benchmarks/cpp/copy.cpp", "benchmarks/native/handover.cpp"),
         *(f"csrc/cpu/{name}.cpp" for name in ("control_group", "openmp", "team_size")),
     )
     headers = (

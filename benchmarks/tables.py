@@ -4,69 +4,12 @@ import csv
 import io
 
 from benchmarks import accuracy, causes
+from benchmarks.kit.tables import NO_VALUE, markdown, milliseconds, ratio
 from benchmarks.peers import TITLES
-from benchmarks.promises import losses, low_shares, verdicts
+from benchmarks.promises import losses, low_shares
 from benchmarks.results import Row
-from bnext.bench.traffic import floor_bytes
 
-NO_VALUE = "-"
-TEXTS = (
-    *("promise", "where", "case", "dtype", "layout", "operation", "pages", "cause", "data", ""),
-    *("group", "library", "reason"),
-)
 ERRORS = ("y", "dx", "dweight", "running_var")  # of accuracy.Results, in the report
-
-
-def markdown(header, rows):
-    """A table, with columns of numbers aligned to the right."""
-    text = [" | ".join(header), " | ".join(":--" if _is_text(h) else "--:" for h in header)]
-    text += [" | ".join(row) for row in rows]
-    return "\n".join(f"| {line} |" for line in text) + "\n"
-
-
-def _is_text(name):
-    return name in TEXTS
-
-
-def ratio(value):
-    """Bold where it is a loss."""
-    return f"{value:.2f}" if value >= 1 else f"**{value:.2f}**"
-
-
-def milliseconds(seconds):
-    value = seconds * 1e3
-    return f"{value:.4f}" if value < 0.1 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def promises_table(rows, caches, accuracy):
-    lines = []
-    for v in verdicts(rows, caches, accuracy):
-        figure = NO_VALUE if v.figure is None else f"{v.figure:.2f}"
-        word = v.word if v.word == "kept" else f"**{v.word}**"
-        lines.append((v.text, f"{v.least:g}", figure, word, v.where))
-    return markdown(("promise", "at least", "measured", "", "where"), lines)
-
-
-def sums_table(sums):
-    peers = [p for p in TITLES if any(p in s.seconds for s in sums)]
-    header = (
-        *("dtype", "layout", "operation", "pages", "threads"),
-        *(f"x {TITLES[p]}" for p in peers),
-        *("bnext ms", "GB/s", "of copy"),
-    )
-    lines = [
-        (
-            *(s.dtype, s.layout, s.operation, s.pages, str(s.threads)),
-            *(ratio(s.ratio(p)) if p in s.seconds else NO_VALUE for p in peers),
-            *(
-                milliseconds(s.seconds["bnext"]),
-                f"{s.bandwidth / 1e9:.1f}",
-                f"{s.share_of_copy:.0%}",
-            ),
-        )
-        for s in sums
-    ]
-    return markdown(header, lines)
 
 
 def rows_table(rows):
@@ -104,8 +47,6 @@ def low_share_table(rows):
 
 
 def _slow_table(rows, names, figures):
-    if not rows:
-        return "None.\n"
     header = (
         *("case", "layout", "dtype", "operation", "pages", *names, "bnext ms", "GB/s"),
         *("hand-over ns", "cause"),
@@ -118,7 +59,7 @@ def _slow_table(rows, names, figures):
         )
         for row in rows
     ]
-    return markdown(header, lines)
+    return markdown(header, lines, "None.\n")
 
 
 def _handover(row):
@@ -164,7 +105,7 @@ def skipped_table(skipped):
         (group, dtype, TITLES.get(peer, "bnext"), str(len(set(cases))), reason)
         for (group, dtype, peer, reason), cases in counts.items()
     ]
-    return markdown(("group", "dtype", "library", "cases", "reason"), lines) if lines else "None.\n"
+    return markdown(("group", "dtype", "library", "cases", "reason"), lines, "None.\n")
 
 
 def as_csv(rows: list[Row]):
@@ -189,7 +130,7 @@ def as_csv(rows: list[Row]):
                 *(row.operation, row.pages, row.threads),
                 *(f"{row.ratio(p):.3f}" if p in row.timings else "" for p in peers),
                 *(f"{t * 1e3:.4g}" for t in (ours.median, ours.p10, ours.p90)),
-                floor_bytes(row.operation, row.nbytes),
+                row.floor,
                 f"{row.bandwidth('bnext') / 1e9:.2f}",
                 f"{row.copy_bandwidth / 1e9:.2f}",
                 f"{row.share_of_copy('bnext'):.3f}",

@@ -112,6 +112,14 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture
+def place():
+    """Where arrays are; tests/cuda runs tests with this fixture elsewhere."""
+    from .norms import HERE
+
+    return HERE
+
+
+@pytest.fixture
 def collected():
     """For tests that count memory in use: earlier tests leave none to be collected meanwhile."""
     gc.collect()

@@ -9,7 +9,7 @@ from bnext import _core
 from . import reference
 from .cases import NHWC, Case, Memory
 from .compare import assert_same_bits, assert_within
-from .conftest import AVAILABLE_ISAS, SCHEDULES, THREADS
+from .everywhere import assert_same_bits_whatever_runs
 from .operations import everything
 from .sixteen import TYPES, assert_is_rounded, is_nan, name_of
 
@@ -143,20 +143,9 @@ def test_phases(rng, isa, schedule, case, dtype):
 @pytest.mark.usefixtures("restore_threads", "fixed_team")
 @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
 def test_bits_are_the_same_whatever_runs(rng, case, dtype):
-    """Threads and schedules change no bit, nor do instruction sets with fused multiply-add."""
     x, dy, weight, bias = drawn(case, dtype, rng)
-    of_isa = {}
-    for isa in AVAILABLE_ISAS:
-        with bnext.use_isa(isa):
-            for i, schedule in enumerate((None, *SCHEDULES)):
-                bnext.set_num_threads(THREADS[i])
-                _core.force_schedule(schedule)
-                results = everything(x, dy, weight, bias, channel_axis=case.channel_axis)
-                for name, expected in of_isa.setdefault(isa, results).items():
-                    assert_same_bits(results[name], expected, f"{name}, {isa}, {schedule}")
-    if {"avx2", "avx512"} <= of_isa.keys():
-        for name, expected in of_isa["avx2"].items():
-            assert_same_bits(of_isa["avx512"][name], expected, name)
+    options = {"channel_axis": case.channel_axis}
+    assert_same_bits_whatever_runs(lambda: everything(x, dy, weight, bias, **options))
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

@@ -14,7 +14,7 @@ from benchmarks.barrier import (
     threads,
     timing,
 )
-from benchmarks.results import write
+from benchmarks.kit.documents import write
 
 from .optional import require_engine
 
@@ -32,7 +32,7 @@ def measured(monkeypatch, tmp_path, part):
     monkeypatch.setattr(command, "environment", lambda threads: about)
     found = command.measure([part], "TINY", prediction.Assumptions())
     write(found, tmp_path / "results.json")
-    return results.read(tmp_path / "results.json")
+    return results.FORMAT.read(tmp_path / "results.json")
 
 
 def test_threads_are_measured(monkeypatch, tmp_path):

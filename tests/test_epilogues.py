@@ -1,5 +1,6 @@
 """An activation and a residual, in the same pass: against their definition, in every dtype."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -11,12 +12,23 @@ from .cases import MEMORIES, MEMORIES_SHAPE, Case
 from .compare import assert_same_bits, assert_same_memory_order
 from .conftest import AVAILABLE_ISAS
 from .epilogues import CASES, DTYPES, Expected, both_passes, computed, drawn
+from .everywhere import FUSED
+from .optional import import_jax
 from .sixteen import name_of
+from .test_array_libraries import (
+    Producer,
+    Small,
+    as_jax,
+    as_torch,
+    from_jax,
+    from_nothing,
+    from_small,
+    from_torch,
+)
 
 ALL = [*ACTIVATIONS, None]
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 NAMES = ("y", "dx", "dweight", "dbias", "dresidual")
-FUSED = [isa for isa in AVAILABLE_ISAS if isa != "baseline"]
 
 
 def on_every_isa(call):
@@ -207,3 +219,40 @@ def test_the_slope_of_leaky_relu_is_a_hundredth_by_default(rng):
     for options, slope in (({}, 0.01), ({"negative_slope": -SLOPE}, -SLOPE)):
         y, _ = bnext.batch_norm_forward(x, activation="leaky_relu", **options)
         assert_same_bits(y, np.where(z < 0, z * slope, z))
+
+
+LIBRARIES = {
+    "torch": (as_torch, from_torch),
+    "jax": (as_jax, from_jax),
+    "small": (Small, from_small),
+    "producer": (Producer, from_nothing),
+}
+
+
+@RESIDUAL
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "gelu", None])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=name_of)
+def test_arrays_of_other_libraries_give_the_bits_of_numpy_s(rng, dtype, library, name, residual):
+    if library == "jax":
+        import_jax()
+    convert, back = LIBRARIES[library]
+    inputs = drawn(rng, Case("NCHW-7x7", (5, 50, 7, 7)), dtype, name, residual)
+    theirs = inputs._replace(
+        **{
+            key: convert(getattr(inputs, key))
+            for key in ("x", "dy", "residual", "weight", "bias")
+            if getattr(inputs, key) is not None
+        }
+    )
+    y, saved = bnext.batch_norm_forward(theirs.x, theirs.weight, theirs.bias, **theirs.options)
+    gradients = bnext.batch_norm_backward(
+        theirs.dy, theirs.x, saved, theirs.weight, **theirs.again(saved)
+    )
+    if residual and name is None:
+        assert gradients[3] is theirs.dy
+        gradients = gradients[:3]
+    else:
+        assert len(gradients) == 3 + residual
+    for actual, expected in zip((y, *gradients), both_passes(inputs), strict=False):
+        assert_same_bits(np.asarray(back(actual)), expected)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 import bnext
-from bnext import _core
 
 from . import reference
 from .cases import Case, Memory
 from .compare import assert_are_gradients, assert_is_forward, assert_same_bits, assert_within
-from .conftest import AVAILABLE_ISAS, SCHEDULES, THREADS
+from .everywhere import assert_same_bits_whatever_runs
 from .operations import everything
 from .sixteen import assert_is_rounded
 
@@ -151,18 +150,8 @@ def test_ordinary_channels_are_as_without_such_neighbours(rng, isa, schedule, ca
 def test_bits_are_the_same_whatever_runs(rng, case, dtype):
     x, dy = mixed(case, rng, dtype)
     weight, bias = case.weight(rng, F4), case.bias(rng, F4)
-    of_isa = {}
-    for isa in AVAILABLE_ISAS:
-        with bnext.use_isa(isa):
-            for i, schedule in enumerate((None, *SCHEDULES)):
-                bnext.set_num_threads(THREADS[i])
-                _core.force_schedule(schedule)
-                results = everything(x, dy, weight, bias, channel_axis=case.channel_axis)
-                for name, expected in of_isa.setdefault(isa, results).items():
-                    assert_same_bits(results[name], expected, f"{name}, {isa}, {schedule}")
-    if {"avx2", "avx512"} <= of_isa.keys():
-        for name, expected in of_isa["avx2"].items():
-            assert_same_bits(of_isa["avx512"][name], expected, name)
+    options = {"channel_axis": case.channel_axis}
+    assert_same_bits_whatever_runs(lambda: everything(x, dy, weight, bias, **options))
 
 
 @pytest.mark.parametrize("dtype", [F4, BF], ids=["float32", "bfloat16"])

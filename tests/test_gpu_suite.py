@@ -10,7 +10,8 @@ from benchmarks.cases import LAYERS
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import bars, cases, results, tables, timing
 from benchmarks.gpu.results import Row
-from benchmarks.results import write
+from benchmarks.kit.documents import write
+from benchmarks.kit.promises import resnet50_sums
 from bnext.bench.cases import Case
 from bnext.bench.timing import FEWEST_TURNS, MOST_TURNS, Timing
 from bnext.bench.traffic import floor_bytes
@@ -165,7 +166,7 @@ def test_figures_of_a_row():
 
 def test_sums_weigh_the_layers_by_their_number():
     rows = layers(dtypes=("float32",), operations=("forward",))
-    planar, last = bars.sums(rows)
+    planar, last = resnet50_sums(rows)
     assert (planar.layout, last.layout) == ("planar", "channels last")
     expected = sum(LAYERS[r.case.name] * r.kernel["bnext"].median for r in rows[:12])
     assert planar.seconds["bnext"] == pytest.approx(expected)
@@ -175,15 +176,15 @@ def test_sums_weigh_the_layers_by_their_number():
 
 def test_a_sum_needs_every_layer():
     rows = layers(dtypes=("float32",), operations=("forward",))
-    assert [s.layout for s in bars.sums(rows[1:])] == ["channels last"]
-    chosen = bars.sums(rows, lambda r: r.case.name == "64x56x56")
+    assert [s.layout for s in resnet50_sums(rows[1:])] == ["channels last"]
+    chosen = resnet50_sums(rows, lambda r: r.case.name == "64x56x56")
     assert [s.layers for s in chosen] == [6, 6]
 
 
 def test_a_sum_has_only_peers_that_ran_everywhere():
     rows = layers(dtypes=("float32",), operations=("forward",))
     del rows[3].kernel["torch"]
-    planar, last = bars.sums(rows)
+    planar, last = resnet50_sums(rows)
     assert "torch" not in planar.seconds
     assert "torch" in last.seconds
 

@@ -14,8 +14,8 @@ from .activations import ACTIVATIONS, SLOPE
 from .cases import CASES as LAYOUTS
 from .cases import MEMORIES, MEMORIES_SHAPE, Case
 from .compare import assert_same_bits
-from .conftest import AVAILABLE_ISAS, SCHEDULES, THREADS
 from .epilogues import CASES, DTYPES, both_passes, computed, drawn, is_16_bit
+from .everywhere import FUSED, OF_ONE, assert_same_bits_everywhere
 from .in_place import DATA, NAMES, FromOutput, InPlace, both_in_place, rounding
 from .sixteen import name_of
 from .test_epilogue_layers import layer_of
@@ -176,6 +176,11 @@ def test_nan_poisons_its_channel_alone(rng):
 # --- bits -----------------------------------------------------------------------------------------
 
 
+def arrays_of(inputs):
+    results = both_in_place(inputs)._asdict()
+    return {what: results[what] for what in ("y", "dx", "dweight", "dbias")}
+
+
 @pytest.mark.usefixtures("restore_threads", "fixed_team")
 @NAMES
 @pytest.mark.parametrize(
@@ -184,29 +189,14 @@ def test_nan_poisons_its_channel_alone(rng):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=name_of)
 def test_same_bits_for_any_number_of_threads_and_any_schedule(rng, case, dtype, name):
     inputs = drawn(rng, case, dtype, name, False)
-    bnext.set_num_threads(1)
-    expected = both_in_place(inputs)
-    for k, schedule in enumerate((None, *SCHEDULES)):
-        _core.force_schedule(schedule)
-        for threads in THREADS[k % 2 :: 2]:
-            bnext.set_num_threads(threads)
-            for actual, other in zip(both_in_place(inputs), expected, strict=True):
-                if isinstance(actual, np.ndarray) and actual.shape:
-                    assert_same_bits(actual, other)
+    assert_same_bits_everywhere(lambda: arrays_of(inputs), OF_ONE)
 
 
 @NAMES
 @DATA
 def test_same_bits_on_every_instruction_set(rng, dtype, name):
     inputs = drawn(rng, CASES[3], dtype, name, False)
-    results = []
-    for isa in AVAILABLE_ISAS:
-        if isa != "baseline":
-            with bnext.use_isa(isa):
-                results.append(both_in_place(inputs))
-    for each in results[1:]:
-        for what in ("y", "dx", "dweight", "dbias"):
-            assert_same_bits(getattr(each, what), getattr(results[0], what), what)
+    assert_same_bits_everywhere(lambda: arrays_of(inputs), [(None, None, isa) for isa in FUSED])
 
 
 @pytest.mark.usefixtures("restore_threads")

@@ -10,7 +10,6 @@ import bnext
 
 from . import reference, tolerances
 from .compare import assert_are_gradients, assert_is_forward, assert_same_bits, assert_within, units
-from .conftest import AVAILABLE_ISAS, SCHEDULES
 from .masks import (
     CASES,
     both_passes,
@@ -24,11 +23,9 @@ from .masks import (
     sums_of_copies,
     weighted,
 )
-from .numerical import numerical_gradient
 
 SIXTEEN = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64), *SIXTEEN)
-WITH_FMA = [isa for isa in AVAILABLE_ISAS if isa not in ("baseline", "x86-64")]
 
 
 def param(dtype):
@@ -117,46 +114,6 @@ def test_weights_of_any_size(rng, case):
         np.testing.assert_allclose(actual, value.astype(np.float64), rtol=0, atol=2e-13 * w.size)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_masked_changes_no_bit(rng, isa, case, dtype):
-    x, dy, weight, bias, _, given = drawn(case, dtype, rng, "weights" if dtype == "f4" else "mask")
-    mask = given.get("mask", given.get("sample_weight", 0) != 0)
-    other = [
-        spoiled(case, np.where(over_channels(case, mask), each, 0), mask, rng) for each in (x, dy)
-    ]
-    one = both_passes(x, dy, weight, bias, case.channel_axis, **given)
-    two = both_passes(*other, weight, bias, case.channel_axis, **given)
-    for name, value in one.items():
-        assert_same_bits(two[name], value, name)
-
-
-@pytest.mark.parametrize("kind", ["mask", "weights"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_same_bits_for_any_threads_schedule_and_set(rng, dtype, kind):
-    before = bnext.get_num_threads(), bnext._core.active_isa()
-    try:
-        for case in CASES[:4] + CASES[6:12]:
-            arguments = drawn(case, dtype, rng, kind)
-            x, dy, weight, bias, _, given = arguments
-            known = None
-            runs = [(n, None, WITH_FMA[0]) for n in range(1, 6)]
-            runs += [(3, schedule, WITH_FMA[0]) for schedule in SCHEDULES]
-            runs += [(2, None, isa) for isa in WITH_FMA[1:]]
-            for threads, schedule, isa in runs:
-                bnext.set_num_threads(threads)
-                bnext._core.force_schedule(schedule)
-                bnext._core.set_isa(isa)
-                got = both_passes(x, dy, weight, bias, case.channel_axis, **given)
-                known = known or got
-                for name, value in known.items():
-                    assert_same_bits(got[name], value, f"{name} of {case}, {threads}, {schedule}")
-    finally:
-        bnext._core.force_schedule(None)
-        bnext.set_num_threads(before[0])
-        bnext._core.set_isa(before[1])
-
-
 def test_a_mask_that_is_true_everywhere_is_none(rng):
     for case in CASES:
         x, dy = case.x(rng, np.float32), case.dy(rng, np.float32)
@@ -200,78 +157,6 @@ def test_1000_drawn_masks(rng):
             (got["dweight"], expected.dweight), (got["dbias"], expected.dbias),
         ):  # fmt: skip
             np.testing.assert_allclose(actual, value, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("axis", [1, -1])
-def test_gradients_are_derivatives(rng, axis):
-    """Of sums over what counts, by x, the weight and the bias."""
-    shape = (3, 2, 4) if axis == 1 else (3, 4, 2)
-    x, target = rng.normal(size=(2, *shape))
-    weight, bias = rng.normal(size=(2, 2))
-    weights = rng.exponential(size=(3, 4)) * (rng.random((3, 4)) < 0.7)
-    weights[0, 0] = 1.5
-
-    def loss(x=x, weight=weight, bias=bias):
-        y, _ = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, sample_weight=weights)
-        return (y * target).sum()
-
-    _, saved = bnext.batch_norm_forward(x, weight, bias, channel_axis=axis, sample_weight=weights)
-    gradients = bnext.batch_norm_backward(target, x, saved, weight)
-    for name, value, gradient in zip(
-        ("x", "weight", "bias"), (x, weight, bias), gradients, strict=True
-    ):
-        expected = numerical_gradient(lambda at, name=name: loss(**{name: at}), value)
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6 * scale)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_y_has_elsewhere(rng, case):
-    """Zero, the normalized value, or x; the same bits where positions count."""
-    x = case.x(rng, np.float32)
-    mask = drawn_mask(case, rng)
-    axis = case.channel_axis
-    over = over_channels(case, mask) & np.ones(case.shape, bool)
-    results = {}
-    for masked in ("zero", "normalized", "unchanged"):
-        y, saved = bnext.batch_norm_forward(x, channel_axis=axis, mask=mask, masked=masked)
-        given = bnext.normalize(
-            x, saved.mean, saved.var, channel_axis=axis, mask=mask, masked=masked
-        )
-        if masked != "normalized":
-            np.testing.assert_allclose(given, y, rtol=0, atol=1e-5)
-        assert_same_bits(bnext.recompute(x, saved), y, "recomputed")
-        results[masked] = y
-    assert not results["zero"][~over].any()
-    assert_same_bits(results["unchanged"][~over], x[~over])
-    plain = bnext.normalize(x, saved.mean, saved.var, channel_axis=axis)
-    np.testing.assert_allclose(results["normalized"], plain, rtol=0, atol=1e-5)
-    for masked, y in results.items():
-        assert_same_bits(y[over], results["zero"][over], masked)
-
-
-def test_given_statistics(rng):
-    """Nothing goes through them; gradients of parameters are over what counts."""
-    case = CASES[3]
-    x, dy = case.x(rng, np.float32), case.dy(rng, np.float32)
-    mask = drawn_mask(case, rng)
-    layer = bnext.BatchNorm1d(case.channels).eval()
-    layer.weight[...] = case.weight(rng, np.float32)
-    y, dx = (
-        layer(spoiled(case, x, mask, rng), mask=mask),
-        layer.backward(spoiled(case, dy, mask, rng)),
-    )
-    dweight, dbias = layer.weight_grad, layer.bias_grad
-    over = over_channels(case, mask)
-    plain = layer(x)
-    assert_same_bits(y, np.where(over, plain, np.float32(0)))
-    expected = layer.backward(np.where(over, dy, np.float32(0)))
-    assert_same_bits(dx + np.float32(0), expected + np.float32(0))
-    np.testing.assert_allclose(dweight, layer.weight_grad, rtol=1e-6)
-    np.testing.assert_allclose(dbias, layer.bias_grad, rtol=1e-6)
-    layer.freeze()  # then dx is made without x
-    layer(x, mask=mask)
-    assert_same_bits(layer.backward(spoiled(case, dy, mask, rng)), dx)
 
 
 @pytest.mark.parametrize("axis", [1, -1])
@@ -367,16 +252,3 @@ def test_moments_of_parts_merge(rng):
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(merged.m2, whole.m2, rtol=1e-12)
     assert pickle.loads(pickle.dumps(whole)) == whole
-
-
-def test_pickled_between_the_passes(rng):
-    x, dy = rng.normal(size=(2, 5, 3, 4)).astype(np.float32)
-    for given in ({"mask": x[:, 0] > 0}, {"sample_weight": abs(x[:, 0])}):
-        _, saved = bnext.batch_norm_forward(x, **given)
-        copy = pickle.loads(pickle.dumps(saved))
-        for one, two in zip(
-            bnext.batch_norm_backward(dy, x, saved),
-            bnext.batch_norm_backward(dy, x, copy),
-            strict=True,
-        ):
-            assert_same_bits(one, two)

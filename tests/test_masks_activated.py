@@ -1,4 +1,5 @@
-"""Masks and weights with an activation and a residual: the batch compressed is the definition."""
+"""Masks and weights without and with an activation and a residual, of which the definition is the
+batch compressed."""
 
 import pickle
 
@@ -11,8 +12,8 @@ import bnext
 from . import activations, reference
 from .cases import Case
 from .compare import assert_same_bits
-from .conftest import SCHEDULES
 from .epilogues import DTYPES, Expected, Results, computed, drawn
+from .everywhere import assert_same_bits_everywhere
 from .masks import (
     CASES,
     compressed,
@@ -25,7 +26,6 @@ from .masks import (
 )
 from .numerical import numerical_gradient
 from .sixteen import name_of
-from .test_masks import WITH_FMA
 
 # Each with a residual or without; flags of a bit where both are there and the derivative is a step.
 COMBINATIONS = [
@@ -33,7 +33,7 @@ COMBINATIONS = [
     ("leaky_relu", True), ("relu", False),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize(("name", "residual"), COMBINATIONS, ids=str)
-NAMES = ("y", "dx", "dweight", "dbias", "dresidual")
+ALL = pytest.mark.parametrize(("name", "residual"), [(None, False), *COMBINATIONS], ids=str)
 
 
 def masked_inputs(rng, case, dtype, name, residual, kind="mask"):
@@ -65,9 +65,12 @@ def passes(inputs, given, **more):
         inputs.x, inputs.weight, inputs.bias, **inputs.options, **given, **more
     )
     again = inputs.again(saved)
-    return Results(
-        y, *bnext.batch_norm_backward(inputs.dy, inputs.x, saved, inputs.weight, **again)
-    )
+    gradients = bnext.batch_norm_backward(inputs.dy, inputs.x, saved, inputs.weight, **again)
+    return Results(y, *gradients)
+
+
+def by_name(results):
+    return {name: each for name, each in results._asdict().items() if each is not None}
 
 
 def counted(case, results, mask):
@@ -126,45 +129,28 @@ def test_weights(rng, isa, case, dtype, name, residual):
             assert np.abs(np.float64(actual) - value).max() <= bound * max(scale, 1)
 
 
-@EACH
+@ALL
 def test_what_is_masked_changes_no_bit(rng, isa, name, residual):
     for case in CASES:
         for dtype in DTYPES:
             kind = ("mask", "weights")[case.channels % 2]
             inputs, weights, given = masked_inputs(rng, case, dtype, name, residual, kind)
-            known = passes(inputs, given)
-            for what, value, other in zip(
-                NAMES, known, passes(dirty(inputs, weights, rng), given), strict=True
-            ):
-                if value is not None:
-                    assert_same_bits(other, value, f"{what} of {case}")
+            known = by_name(passes(inputs, given))
+            for what, other in by_name(passes(dirty(inputs, weights, rng), given)).items():
+                assert_same_bits(other, known[what], f"{what} of {case}")
 
 
-@EACH
+@pytest.mark.usefixtures("restore_threads")
+@ALL
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_the_same_bits_for_any_threads_schedule_and_set(rng, dtype, name, residual):
-    before = bnext.get_num_threads(), bnext._core.active_isa()
-    try:
-        for case in CASES[:4] + CASES[6:12]:
-            kind = ("mask", "weights")[case.channels % 2]
+    for case in CASES[:4] + CASES[6:12]:
+        both = "mask", "weights"
+        for kind in both if (name, residual) == (None, False) else [both[case.channels % 2]]:
             inputs, _, given = masked_inputs(rng, case, dtype, name, residual, kind)
-            known = None
-            runs = [(n, None, WITH_FMA[0]) for n in range(1, 6)]
-            runs += [(3, schedule, WITH_FMA[0]) for schedule in SCHEDULES]
-            runs += [(2, None, isa) for isa in WITH_FMA[1:]]
-            for threads, schedule, isa in runs:
-                bnext.set_num_threads(threads)
-                bnext._core.force_schedule(schedule)
-                bnext._core.set_isa(isa)
-                got = passes(inputs, given)
-                known = known or got
-                for what, value, other in zip(NAMES, known, got, strict=True):
-                    if value is not None:
-                        assert_same_bits(other, value, f"{what} of {case}, {threads}, {schedule}")
-    finally:
-        bnext._core.force_schedule(None)
-        bnext.set_num_threads(before[0])
-        bnext._core.set_isa(before[1])
+            assert_same_bits_everywhere(
+                lambda inputs=inputs, given=given: by_name(passes(inputs, given)), what=case
+            )
 
 
 def test_streamed_rows_and_planes(rng, isa):
@@ -195,8 +181,8 @@ def test_streamed_rows_and_planes(rng, isa):
         np.testing.assert_allclose(got[valid], expected[valid], rtol=0, atol=5e-5)
 
 
-@EACH
-@pytest.mark.parametrize("case", CASES[::3], ids=str)
+@ALL
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_y_has_elsewhere(rng, case, name, residual):
     """Zero, act(z), or x; the same bits where positions count, and made again."""
     inputs, mask, given = masked_inputs(rng, case, np.float32, name, residual)
@@ -209,17 +195,21 @@ def test_what_y_has_elsewhere(rng, case, name, residual):
         again = {} if not residual else {"residual": inputs.residual}
         assert_same_bits(bnext.recompute(inputs.x, saved, **again), y, "recomputed")
         results[masked] = y
+        statistics = saved.mean, saved.var, inputs.weight, inputs.bias
+        if masked != "normalized":
+            by_given = bnext.normalize(
+                inputs.x, *statistics, **inputs.options, **given, masked=masked
+            )
+            np.testing.assert_allclose(by_given, y, rtol=0, atol=2e-5)
     assert not results["zero"][~over].any()
     assert_same_bits(results["unchanged"][~over], inputs.x[~over])
-    plain = bnext.normalize(
-        inputs.x, saved.mean, saved.var, inputs.weight, inputs.bias, **inputs.options
-    )
+    plain = bnext.normalize(inputs.x, *statistics, **inputs.options)
     np.testing.assert_allclose(results["normalized"], plain, rtol=0, atol=2e-5)
     for masked, y in results.items():
         assert_same_bits(y[over], results["zero"][over], masked)
 
 
-@EACH
+@ALL
 @pytest.mark.parametrize("axis", [1, -1])
 def test_gradients_are_derivatives(rng, axis, name, residual):
     shape = (3, 2, 4) if axis == 1 else (3, 4, 2)
@@ -243,12 +233,14 @@ def test_gradients_are_derivatives(rng, axis, name, residual):
         expected = numerical_gradient(
             lambda at, what=what: (forward(**{what: at})[0] * target).sum(), arguments[what]
         )
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+        near = (1e-6 if name is None else 2e-6) * np.abs(expected).max()
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=near)
 
 
-@EACH
+@ALL
 def test_given_statistics(rng, name, residual):
-    """Nothing goes through them; the residual's gradient is 0 where nothing counts."""
+    """Nothing goes through them; gradients of parameters are over what counts, and the residual's
+    is 0 elsewhere."""
     case = CASES[3]
     inputs, mask, given = masked_inputs(rng, case, np.float32, name, residual)
     spoilt = dirty(inputs, mask, rng)
@@ -262,7 +254,7 @@ def test_given_statistics(rng, name, residual):
         added = {"residual": spoilt.residual} if residual else {}
         y = layer(spoilt.x, **added, **given)
         got = layer.backward(spoilt.dy)
-        dweight = None if frozen else layer.weight_grad
+        sums = [] if frozen else [layer.weight_grad, layer.bias_grad]
         added = {"residual": inputs.residual} if residual else {}
         plain = layer(inputs.x, **added)
         expected = layer.backward(np.where(over, inputs.dy, np.float32(0)))
@@ -271,8 +263,9 @@ def test_given_statistics(rng, name, residual):
             got if residual else [got], expected if residual else [expected], strict=True
         ):
             assert_same_bits(one + np.float32(0), two + np.float32(0))
-        if not frozen:
-            np.testing.assert_allclose(dweight, layer.weight_grad, rtol=1e-5, atol=1e-5)
+        near = 1e-5 if name else 1e-6
+        for one, two in zip(sums, (layer.weight_grad, layer.bias_grad), strict=False):
+            np.testing.assert_allclose(one, two, rtol=near, atol=near)
 
 
 @EACH
@@ -318,14 +311,18 @@ def test_extreme_channels(rng, isa):
         assert not got[0][~over].any()
 
 
-def test_pickled_between_the_passes(rng):
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}], ids=["plain", "activated"])
+def test_pickled_between_the_passes(rng, options):
     x, dy, residual = rng.normal(size=(3, 5, 3, 4)).astype(np.float32)
-    _, saved = bnext.batch_norm_forward(x, residual=residual, activation="relu", mask=x[:, 0] > 0)
-    copy = pickle.loads(pickle.dumps(saved))
-    for one, two in zip(
-        bnext.batch_norm_backward(dy, x, saved), bnext.batch_norm_backward(dy, x, copy), strict=True
-    ):
-        assert_same_bits(one, two)
+    if options:
+        options = {**options, "residual": residual}
+    for given in ({"mask": x[:, 0] > 0}, {"sample_weight": abs(x[:, 0])}):
+        _, saved = bnext.batch_norm_forward(x, **options, **given)
+        copy = pickle.loads(pickle.dumps(saved))
+        again = {"residual": residual} if saved.reads_residual else {}
+        for one, two in zip(*(bnext.batch_norm_backward(dy, x, each, **again)
+                              for each in (saved, copy)), strict=True):  # fmt: skip
+            assert_same_bits(one, two)
 
 
 def test_positions_are_those_of_x(rng):

@@ -7,7 +7,7 @@ import bnext
 
 from .compare import assert_same_bits
 from .masks import both_passes
-from .test_masks import DTYPES
+from .norms import DTYPES
 
 OFFSETS = np.array([3, 3, 8, 9, 17, 17])
 

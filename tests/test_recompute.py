@@ -16,8 +16,9 @@ from .activations import ACTIVATIONS, KEEP_FLAGS, SMOOTH
 from .cases import CASES as LAYOUTS
 from .cases import MEMORIES, MEMORIES_SHAPE, Case
 from .compare import assert_same_bits, assert_same_memory_order
-from .conftest import AVAILABLE_ISAS, SCHEDULES, THREADS
+from .conftest import SCHEDULES, THREADS
 from .epilogues import CASES, DTYPES, drawn
+from .everywhere import FUSED
 from .sixteen import name_of
 from .snapshots import raises_exactly
 from .test_epilogue_layers import layer_of
@@ -108,11 +109,10 @@ def test_by_other_threads_and_schedules_than_the_forward_call(rng, case, name, d
 
 
 def test_by_another_instruction_set_than_the_forward_call(rng):
-    fused = [isa for isa in AVAILABLE_ISAS if isa != "baseline"]
     inputs = drawn(rng, CASES[0], np.float32, "gelu", True)
-    with bnext.use_isa(fused[0]):
+    with bnext.use_isa(FUSED[0]):
         y, saved = forward(inputs)
-    for isa in fused:
+    for isa in FUSED:
         with bnext.use_isa(isa):
             again = bnext.recompute(inputs.x, saved, residual=inputs.residual)
         assert_same_bits(again, y, isa)

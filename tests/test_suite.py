@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import cases, promises, results, running, summaries
+from benchmarks import cases, promises, results, running
+from benchmarks.kit.documents import write
+from benchmarks.kit.promises import resnet50_sums
 from bnext.bench.cases import Case
 from bnext.bench.measure import Measurement
 from bnext.bench.timing import Timing
@@ -87,10 +89,10 @@ def test_rows_survive_json(tmp_path):
     case = Case("volume", (2, 3, 2, 3, 4), True, "bfloat16", False)
     rows = [replace(row(case, bnext=0.5, torch=1.0, onednn=1.25), handover_ns=27.5)]
     environment = {"date": "2000-01-01", "processor": "", "versions": {}}
-    document = results.document(environment, rows=[r.as_dict() for r in rows])
-    results.write(document, tmp_path / "results.json")
+    document = results.FORMAT.document(environment, rows=[r.as_dict() for r in rows])
+    write(document, tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == document
-    assert results.rows_of(results.read(tmp_path / "results.json")) == rows
+    assert results.rows_of(results.FORMAT.read(tmp_path / "results.json")) == rows
 
 
 def test_rows_know_their_ratios():
@@ -104,7 +106,7 @@ def test_rows_know_their_ratios():
 def test_merging_keeps_the_span_of_dates():
     def dated(*dates):
         about = dict(zip(("date", "finished"), dates, strict=False))
-        return results.document({**about, "processor": "", "versions": {}})
+        return results.FORMAT.document({**about, "processor": "", "versions": {}})
 
     merged = results.merge([dated("2001", "2004"), dated("2000", "2003"), dated("2002")])
     assert (merged["environment"]["date"], merged["environment"]["finished"]) == ("2000", "2004")
@@ -113,7 +115,8 @@ def test_merging_keeps_the_span_of_dates():
 
 def test_merging_refuses_other_machines():
     first, second = (
-        results.document({"date": "2000", "processor": name, "versions": {}}) for name in "ab"
+        results.FORMAT.document({"date": "2000", "processor": name, "versions": {}})
+        for name in "ab"
     )
     with pytest.raises(ValueError, match="processor"):
         results.merge([first, second])
@@ -124,7 +127,7 @@ def test_merging_refuses_other_machines():
 def test_wrong_files_are_refused(tmp_path):
     (tmp_path / "other.json").write_text('{"version": 1}')
     with pytest.raises(ValueError, match="expected results of the suite"):
-        results.read(tmp_path / "other.json")
+        results.FORMAT.read(tmp_path / "other.json")
 
 
 def resnet50_rows(ours=1.0, **peers):
@@ -148,7 +151,7 @@ def resnet50_rows(ours=1.0, **peers):
 
 
 def test_sums_are_weighted_by_the_number_of_layers():
-    sums = summaries.resnet50_sums(resnet50_rows(torch=3.0))
+    sums = resnet50_sums(resnet50_rows(torch=3.0))
     assert len(sums) == 4
     forward = next(s for s in sums if (s.layout, s.operation) == ("planar", "forward"))
     assert forward.seconds["bnext"] == pytest.approx((52 + 10) * 1e-3)
@@ -159,7 +162,7 @@ def test_sums_are_weighted_by_the_number_of_layers():
 
 
 def test_an_incomplete_sum_is_none():
-    assert summaries.resnet50_sums(resnet50_rows(torch=3.0)[2:-2]) == []
+    assert resnet50_sums(resnet50_rows(torch=3.0)[2:-2]) == []
 
 
 def of(verdicts, start):
@@ -231,7 +234,7 @@ def test_check_exits_with_1_for_a_broken_promise(tmp_path, capsys):
     environment = {"date": "2000", "processor": "", "versions": {}, "caches": {}}
     for theirs, status in ((4.0, 0), (2.0, 1)):
         rows = [r for r in resnet50_rows(torch=theirs) if r.operation == "forward"]
-        document = results.document(environment, rows=[r.as_dict() for r in rows])
-        results.write(document, tmp_path / "results.json")
+        document = results.FORMAT.document(environment, rows=[r.as_dict() for r in rows])
+        write(document, tmp_path / "results.json")
         assert command.main(["check", str(tmp_path / "results.json")]) == status
     assert "NOT KEPT: float32, planar" in capsys.readouterr().out

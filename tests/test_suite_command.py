@@ -10,6 +10,7 @@ import pytest
 import bnext
 from benchmarks import __main__ as command
 from benchmarks import cases, exactness, plots, results
+from benchmarks.kit.documents import write
 
 from .optional import import_extra, import_torch
 from .suite import TINY, no_picture, require_onednn
@@ -67,7 +68,7 @@ def test_the_command_measures_merges_and_resumes(tiny_suite, tmp_path, capsys, m
     assert command.main(words) == 0
     assert tiny_suite == ["growth", "call", "others", "accuracy"]
     assert "no shape slower than PyTorch" in capsys.readouterr().out
-    document = results.read(out / "results.json")
+    document = results.FORMAT.read(out / "results.json")
     assert [group["name"] for group in document["groups"]] == [
         "growth",
         "others",
@@ -111,7 +112,7 @@ def test_refused_dtypes_are_said(tiny_suite, tmp_path, capsys, monkeypatch):
     ("words", "message"),
     [
         (["--only", "no such group"], "--only: expected a pattern for some of resnet50-b32"),
-        (["--threads", "0"], "--threads: expected integers >= 1, got 0"),
+        (["--threads", "0"], "--threads: expected an integer >= 1, got 0"),
         (["--dtypes", "float99"], "--dtypes: expected some of float32, float64"),
         (["--peers", "torch,me"], "got me"),
     ],
@@ -141,8 +142,8 @@ def test_a_group_that_ends_early_is_told(ended, status, monkeypatch, tmp_path, c
         if len(calls) == 1:
             name, path = words[4:6]
             about = command._terms(command._parser().parse_args(words[6:]))
-            found = results.document({}, groups=[{"name": name, "options": about}])
-            results.write(found, Path(path))
+            found = results.FORMAT.document({}, groups=[{"name": name, "options": about}])
+            write(found, Path(path))
         return subprocess.CompletedProcess(words, 0 if len(calls) == 1 else ended)
 
     monkeypatch.setattr(command.subprocess, "run", run)

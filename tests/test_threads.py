@@ -11,7 +11,7 @@ import pytest
 import bnext
 
 from .compare import assert_same_bits
-from .conftest import AVAILABLE_ISAS
+from .everywhere import FUSED
 from .operations import everything
 from .subprocesses import output_of
 
@@ -49,9 +49,8 @@ def test_many_calls_at_once(rng, dtype):
 @pytest.mark.usefixtures("restore_threads")
 def test_settings_may_change_while_others_compute(rng):
     """Bits depend on neither, so that whatever a call meets, its results are the same."""
-    fused = [isa for isa in AVAILABLE_ISAS if isa != "baseline"] or AVAILABLE_ISAS
     arguments = problems(rng, np.float32)
-    with bnext.use_isa(fused[0]):
+    with bnext.use_isa(FUSED[0]):
         expected = [everything(x, dy) for x, dy in arguments]
         stop = threading.Event()
 
@@ -60,7 +59,7 @@ def test_settings_may_change_while_others_compute(rng):
             while not stop.is_set():
                 number += 1
                 bnext.set_num_threads(1 + number % 4)
-                with bnext.use_isa(fused[number % len(fused)]):
+                with bnext.use_isa(FUSED[number % len(FUSED)]):
                     time.sleep(1e-4)
 
         meddler = threading.Thread(target=meddle)

@@ -1,17 +1,17 @@
 """The command line: ``python -m benchmarks.barrier --out FOLDER``."""
 
-import argparse
 import os
 import sys
 import time
-from pathlib import Path
+from dataclasses import fields
 
 from benchmarks.barrier import cases, jitter, processes, results, threads
 from benchmarks.barrier.prediction import Assumptions
 from benchmarks.barrier.report import write_report
 from benchmarks.environment import environment
-from benchmarks.results import write
-from bnext.command_line import Parser, ends_well, existing_file
+from benchmarks.kit.command import checked, command, flag, folder, option, report_again
+from benchmarks.kit.documents import write
+from bnext.command_line import at_least, positive
 
 DESCRIPTION = """\
 Measure what the barrier costs: exchanges and training steps in threads, and in processes over MPI
@@ -20,32 +20,39 @@ fitted to that predicts its share of a ResNet-50 step for 8 to 16,384 ranks. The
 results.json, report.md and model.png; the prediction is printed last."""
 
 PARTS = ("threads", *cases.ENGINES, "model")
-ASSUMED = {
-    "latency_us": "between machines",
-    "bandwidth_gbs": "between machines",
-    "tcp_latency_us": "between machines, pessimistic",
-    "tcp_bandwidth_gbs": "between machines, pessimistic",
-    "ranks_per_node": "on each machine",
-    "tflops": "sustained by a GPU-like rank",
-    "images": "of each GPU-like rank in a step",
-    "cpu_tflops": "sustained by a CPU-like rank",
-    "cpu_images": "of each CPU-like rank in a step",
-}
+KINDS = {int: at_least(1), float: positive}
 
 
-@ends_well("python -m benchmarks.barrier")
-def main(arguments=None):
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    given = {name: getattr(options, name) for name in ASSUMED}
+def assumed(field):
+    """The option of an assumption of the prediction."""
+    text = f"assumption: {field.metadata['help']} ({field.default:g})"
+    kind = KINDS[type(field.default)]
+    return option(f"--{field.name.replace('_', '-')}", type=kind, metavar="N", help=text)
+
+
+@command(
+    "python -m benchmarks.barrier",
+    DESCRIPTION,
+    folder(),
+    flag("--quick", "fewer of everything, in half a minute"),
+    option("--only", choices=PARTS, help="one part; model: the jitter that it needs"),
+    report_again(),
+    checked(
+        "only see whether 4 threads exchange 256 channels in half the time of "
+        "threading.Barrier with NumPy; exit with 1 if not"
+    ),
+    *map(assumed, fields(Assumptions)),
+)
+def main(options):
+    given = {field.name: getattr(options, field.name) for field in fields(Assumptions)}
     if options.check:
         return 0 if threads.check() else 1
     if options.report:
-        found = results.read(options.report)
+        found = results.FORMAT.read(options.report)
         found["assumptions"] = Assumptions.of(found["assumptions"], **given).as_dict()
         return _finish(found, options.out or options.report.parent)
     if options.out is None:
-        parser.error("--out: expected a folder for the results")
+        options.parser.error("--out: expected a folder for the results")
     options.out.mkdir(parents=True, exist_ok=True)
     parts = [options.only] if options.only else PARTS
     scale_name = "QUICK" if options.quick else "FULL"
@@ -55,7 +62,7 @@ def main(arguments=None):
 def measure(parts, scale_name, assumptions):
     """Measure the parts; a results document."""
     scale = getattr(cases, scale_name)
-    found = {name: [] for name in results.LISTS}
+    found = {name: [] for name in results.FORMAT.lists}
     engines, load = {}, _load()
     begun = time.perf_counter()
 
@@ -81,7 +88,7 @@ def measure(parts, scale_name, assumptions):
         "quick": scale_name == "QUICK",
     }
     log("done")
-    document = results.document(about, assumptions.as_dict(), **found)
+    document = results.FORMAT.document(about, assumptions=assumptions.as_dict(), **found)
     return {**document, "addition_seconds_per_byte": addition}
 
 
@@ -113,45 +120,6 @@ def _finish(found, out):
 
 def _load():
     return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
-
-
-def _positive(kind):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-        return value
-
-    return parse
-
-
-def _parser():
-    parser = Parser(prog="python -m benchmarks.barrier", description=DESCRIPTION)
-    add = parser.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="for the results")
-    add("--quick", action="store_true", help="fewer of everything, in half a minute")
-    add("--only", choices=PARTS, help="one part; model: the jitter that it needs")
-    add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
-    add(
-        "--check",
-        action="store_true",
-        help="only see whether 4 threads exchange 256 channels in half the time of "
-        "threading.Barrier with NumPy; exit with 1 if not",
-    )
-    assumed = parser.add_argument_group("assumptions of the prediction")
-    defaults = Assumptions()
-    for name, text in ASSUMED.items():
-        default = getattr(defaults, name)
-        assumed.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=_positive(type(default)),
-            metavar="N",
-            help=f"{text} ({default:g})",
-        )
-    return parser
 
 
 if __name__ == "__main__":

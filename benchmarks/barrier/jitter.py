@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 import bnext
-from benchmarks.barrier.results import rounded
+from benchmarks.kit.documents import rounded
 
 SHAPE = (4, 64, 14, 14)
 FEWEST_BLOCKS = 16  # of k segments each, for a mean of their longest

@@ -6,7 +6,7 @@ the result out, which takes as long as the sum inside; gloo's ring goes through 
 pace of its slowest hop.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from benchmarks.barrier.cases import KINDS, LAYERS
 from benchmarks.barrier.model import Hop, cheaper, messages, ring
@@ -17,24 +17,28 @@ BARRIERS = len(KINDS) * sum(LAYERS.values())  # in a step
 FORWARD_GMACS = 4.1  # of ResNet-50 for an image of 224 x 224
 
 
+def _assumed(default, text):
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Assumptions:
     """What cannot be measured on one machine without a GPU; options of the command line."""
 
-    latency_us: float = 2.0  # of a hop between machines
-    bandwidth_gbs: float = 25.0
-    tcp_latency_us: float = 30.0  # the same, pessimistic
-    tcp_bandwidth_gbs: float = 1.25
-    ranks_per_node: int = 8
-    tflops: float = 150.0  # that a GPU-like rank sustains
-    images: int = 32  # of each rank
-    cpu_tflops: float = 1.0  # that a CPU-like rank sustains
-    cpu_images: int = 32
+    latency_us: float = _assumed(2.0, "between machines")
+    bandwidth_gbs: float = _assumed(25.0, "between machines")
+    tcp_latency_us: float = _assumed(30.0, "between machines, pessimistic")
+    tcp_bandwidth_gbs: float = _assumed(1.25, "between machines, pessimistic")
+    ranks_per_node: int = _assumed(8, "on each machine")
+    tflops: float = _assumed(150.0, "sustained by a GPU-like rank")
+    images: int = _assumed(32, "of each GPU-like rank in a step")
+    cpu_tflops: float = _assumed(1.0, "sustained by a CPU-like rank")
+    cpu_images: int = _assumed(32, "of each CPU-like rank in a step")
 
     @classmethod
     def of(cls, stored, **given):
         """Those of stored results, but for what is given."""
-        known = {field.name for field in fields(cls)}
+        known = {each.name for each in fields(cls)}
         found = cls(**{name: value for name, value in stored.items() if name in known})
         return replace(found, **{name: v for name, v in given.items() if v is not None})
 

@@ -6,6 +6,7 @@ from benchmarks.barrier import model, plot, prediction, skew, tables
 from benchmarks.barrier.cases import ENGINES, KINDS, LAYERS
 from benchmarks.barrier.prediction import NAMES, share
 from benchmarks.barrier.results import fits_processors, median, select
+from benchmarks.kit.tables import facts, facts_of, markdown, plain
 
 PICTURE = "model.png"
 
@@ -96,7 +97,7 @@ def summary(document, assumptions, setups, found):
     """The prediction, for a terminal."""
     parts = []
     for kind, compute in assumptions.compute_seconds.items():
-        table = tables.plain_steps_at_scale(setups, found, compute)
+        table = plain(tables.at_scale(setups, found, compute))
         title = f"ResNet-50 step, {kind} ranks, {1e3 * compute:.3g} ms of computing"
         parts.append(f"{title}: the barriers' ms, and share of the step\n{table}\n")
     lines = [f"- {line}" for line in assumed(document, assumptions)]
@@ -132,21 +133,20 @@ def assumed(document, a):
 
 
 def _introduction(about):
-    versions = about.get("versions", {})
+    usual = facts_of(about)
     engines = about.get("engines", {})
     lines = [
-        ("Date", about.get("date")),
+        ("Date", usual["Date"]),
         ("Processor", f"{about.get('processor')}, {about['usable_processors']} usable"),
-        ("Versions", ", ".join(f"{name} {v}" for name, v in versions.items() if v)),
+        ("Versions", usual["Versions"]),
         ("Engines", ", ".join(engines.values()) or "none"),
-        ("Commit", f"{about.get('commit')}, build {about.get('build')}"),
-        ("System", about.get("system")),
+        *((name, usual[name]) for name in ("Commit", "System")),
         ("Load before and after", about.get("load", "unknown")),
     ]
     title = f"# The barrier on {about.get('processor')}, {str(about.get('date')).split()[0]}\n"
     if about.get("quick"):
         title += "\nA quick run: for looking at, not for quoting.\n"
-    return title, "| | |\n|:--|:--|\n" + "".join(f"| {n} | {v} |\n" for n, v in lines)
+    return title, facts(lines)
 
 
 def _threads(document):
@@ -207,11 +207,12 @@ def _prediction(document, assumptions, setups, found, drawn):
         yield f"![Measured allreduce, and the predicted share of a step]({PICTURE})\n"
     yield "Assumptions:\n\n" + "".join(f"- {text}\n" for text in assumed(document, assumptions))
     for kind, compute in assumptions.compute_seconds.items():
+        header, *lines = tables.at_scale(setups, found, compute)
         yield (
             f"### A step, {kind} ranks ({1e3 * compute:.3g} ms of computing)\n\n"
             "Milliseconds of all exchanges of a step, and their share of a step that becomes as "
             "much longer. Waiting for the slowest comes on top.\n\n"
-            f"{tables.steps_at_scale(setups, found, compute)}"
+            f"{markdown(header, lines)}"
         )
     for setup in setups:
         text = "Microseconds of both exchanges, without waiting for the slowest."

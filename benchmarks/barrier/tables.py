@@ -6,7 +6,7 @@ from benchmarks.barrier import model, prediction, skew
 from benchmarks.barrier.cases import KINDS, LAYERS
 from benchmarks.barrier.prediction import NAMES
 from benchmarks.barrier.results import fits_processors, median, select
-from benchmarks.tables import NO_VALUE, markdown
+from benchmarks.kit.tables import NO_VALUE, markdown
 
 TITLES = {
     "barrier": "threading.Barrier + NumPy",
@@ -175,23 +175,8 @@ def layers(setup):
     return markdown(header, lines)
 
 
-def steps_at_scale(setups, found, compute):
+def at_scale(setups, found, compute):
     """Milliseconds of a step, and the share of a step that becomes as much longer."""
-    header, lines = _at_scale(setups, found, compute)
-    return markdown(header, lines)
-
-
-def plain_steps_at_scale(setups, found, compute):
-    """The same for a terminal."""
-    header, lines = _at_scale(setups, found, compute)
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (header, *lines)
-    )
-
-
-def _at_scale(setups, found, compute):
     header = ["ranks", *(setup.title for setup in setups)]
     if found:
         header += ["waiting", "with one barrier a step"]
@@ -204,7 +189,7 @@ def _at_scale(setups, found, compute):
             line += [_cost(waits.every, compute), _cost(waits.one, compute)]
             line += [_cost(cost + waits.every, compute) for cost in costs[:1]]
         lines.append(line)
-    return header, lines
+    return [header, *lines]
 
 
 def _cost(cost, compute):
@@ -214,4 +199,4 @@ def _cost(cost, compute):
 def skipped(document):
     """What was not measured, with the reason."""
     lines = [(item["part"], item["reason"]) for item in document["skipped"]]
-    return markdown(("library", "reason"), lines) if lines else "None.\n"
+    return markdown(("library", "reason"), lines, "None.\n")

@@ -1,35 +1,23 @@
 """The barrier of threads beside `threading.Barrier` with NumPy, and beside one call."""
 
+import functools
+
 import bnext
 from benchmarks.barrier import in_numpy, work
 from benchmarks.barrier.cases import KINDS
 from benchmarks.barrier.results import row
-from benchmarks.barrier.timing import in_turns
 
 GOAL = 0.5  # of the time of threading.Barrier with NumPy, for 4 threads and 256 channels
 
 
 def exchange(kind, size, channels, seconds):
     """Time one exchange of Moments or of sums among `size` threads; a row."""
-    group, numpy, sharing = members(size)
-    merge = in_numpy.MERGES[kind]
+    group, others, shares = members(size)
 
     def member(rank, shard):
-        found = {}
+        return work.exchange(group, kind, shard, others[rank], shares[rank], seconds)
 
-        def ours():
-            found["bnext"] = work.exchanged(group, kind, *shard)
-
-        def theirs():
-            found["barrier"] = numpy.exchange(rank, merge, *shard)
-
-        def share(value):
-            return sharing.share(rank, value)
-
-        return in_turns({"bnext": ours, "barrier": theirs}, share, seconds), found
-
-    timings, found = group.run(member, work.brought(size, channels))[0]
-    work.check_equal(found, rtol=1e-10)
+    timings = group.run(member, work.brought(size, channels))[0]
     return row("exchange", "threads", size, timings, kind=kind, channels=channels)
 
 
@@ -37,30 +25,14 @@ def step(size, shape, seconds):
     """Time a training step, each thread with a shard of `shape`; a row."""
     batch, layer = work.drawn(size, shape), bnext.BatchNorm(shape[1], eps=in_numpy.EPS)
     timings = work.alone(layer, batch, seconds)
-    group, numpy, sharing = members(size)
+    group, others, shares = members(size)
     layer = bnext.BatchNorm(shape[1], eps=in_numpy.EPS, group=group)
 
     def member(rank, shard):
-        x, dy = shard
-        found = {}
-
-        def ours():
-            found["bnext"] = layer(x), layer.backward(dy)
-
-        def theirs():
-            def over_barrier(*mine):
-                return numpy.exchange(rank, *mine)
-
-            found["barrier"] = in_numpy.training_step(x, dy, over_barrier)
-
-        def share(value):
-            return sharing.share(rank, value)
-
-        return in_turns({"bnext": ours, "barrier": theirs}, share, seconds), found
+        return work.step(layer, shard, others[rank], shares[rank], seconds)
 
     with work.threads_in_a_call(1):
-        more, found = group.run(member, work.shards_of(batch, size))[0]
-    work.check_equal(found, rtol=1e-3, atol=2e-3)
+        more = group.run(member, work.shards_of(batch, size))[0]
     return row("step", "threads", size, {**more, **timings}, shard=list(shape))
 
 
@@ -89,4 +61,8 @@ def check():
 
 
 def members(size):
-    return bnext.sync.ThreadGroup(size), in_numpy.Barrier(size), in_numpy.Sharing(size)
+    """A group; and by rank the exchanges that one would write, and the values of rank 0."""
+    barrier, sharing = in_numpy.Barrier(size), in_numpy.Sharing(size)
+    others = [{"barrier": functools.partial(barrier.exchange, rank)} for rank in range(size)]
+    shares = [functools.partial(sharing.share, rank) for rank in range(size)]
+    return bnext.sync.ThreadGroup(size), others, shares

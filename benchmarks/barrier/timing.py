@@ -1,9 +1,10 @@
 """Timing of calls that several members make together, in turns that all of them take."""
 
 import math
-import time
 
-from bnext.bench.timing import MOST_TURNS, SHORTEST_TURN, Timing
+from benchmarks.kit import turns
+from benchmarks.kit.turns import turn_of
+from bnext.bench.timing import MOST_TURNS, SHORTEST_TURN
 
 FEWEST_TURNS = 5
 TRIALS = 3
@@ -31,14 +32,13 @@ def in_turns(bodies, share, seconds):
     trial = {}
     for name, body in bodies.items():
         body()  # what happens once: connections, caches
-        trial[name] = _turn(body, TRIALS)
-    repeats, turns = share(plan(trial, seconds))
-    samples = {name: [] for name in bodies}
-    for turn in range(turns):
-        for name in bodies if turn % 2 == 0 else reversed(bodies):
-            bodies[name]()  # a short call would feel what came before
-            samples[name].append(_turn(bodies[name], repeats[name]))
-    return {name: Timing.of(found) for name, found in samples.items()}
+        trial[name] = turn_of(body, TRIALS)
+    repeats, number = share(plan(trial, seconds))
+
+    def sample(name):
+        return turn_of(bodies[name], repeats[name])
+
+    return turns.in_turns(bodies, 0.0, sample=sample, fewest=number, most=number).timings()
 
 
 def plan(trial, seconds):
@@ -46,10 +46,3 @@ def plan(trial, seconds):
     repeats = {name: max(1, math.ceil(SHORTEST_TURN / took)) for name, took in trial.items()}
     once = sum((repeats[name] + 1) * took for name, took in trial.items())
     return repeats, min(MOST_TURNS, max(FEWEST_TURNS, round(seconds / once)))
-
-
-def _turn(body, repeats):
-    began = time.perf_counter()
-    for _ in range(repeats):
-        body()
-    return (time.perf_counter() - began) / repeats

@@ -1,11 +1,14 @@
 """What members do, in threads and in processes: the calls of bnext, their data, the comparison."""
 
 import contextlib
+import functools
 
 import numpy as np
 
 import bnext
+from benchmarks.barrier import in_numpy
 from benchmarks.barrier.results import usable_processors
+from benchmarks.barrier.timing import in_turns
 from bnext.bench.timing import alternate
 from bnext.sync import Header
 
@@ -46,6 +49,42 @@ def alone(layer, batch, seconds):
 
     with threads_in_a_call(usable_processors()):
         return alternate({"one call": whole}, seconds / 2)
+
+
+def exchange(group, kind, shard, others, share, seconds, alone=None):
+    """Time an exchange of bnext in turns with others, which are functions of a merge and a shard.
+
+    `alone` are calls beside them that compute nothing of the kind.
+    """
+    merge = in_numpy.MERGES[kind]
+    bodies = {"bnext": functools.partial(exchanged, group, kind, *shard)}
+    for name, other in others.items():
+        bodies[name] = functools.partial(other, merge, *shard)
+    return compared(bodies, alone or {}, share, seconds, rtol=1e-10)
+
+
+def step(layer, shard, others, share, seconds):
+    """Time a training step of a layer in turns with NumPy's, which exchange by the others."""
+    x, dy = shard
+    bodies = {"bnext": lambda: (layer(x), layer.backward(dy))}
+    for name, other in others.items():
+        bodies[name] = functools.partial(in_numpy.training_step, x, dy, other)
+    return compared(bodies, {}, share, seconds, rtol=1e-3, atol=2e-3)
+
+
+def compared(bodies, alone, share, seconds, **tolerance):
+    """Time bodies and calls alone in turns; every body has to compute what bnext's does."""
+    found = {}
+
+    def keeping(name):
+        def body():
+            found[name] = bodies[name]()
+
+        return body
+
+    timings = in_turns({**{name: keeping(name) for name in bodies}, **alone}, share, seconds)
+    check_equal(found, **tolerance)
+    return timings
 
 
 def check_equal(found, **tolerance):

@@ -4,6 +4,7 @@
 Rank 0 writes what it measured to FOLDER. MPI knows the rank; gloo is told, and where to meet.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -38,32 +39,29 @@ def measure(name, engine, scale):
 def exchange(name, engine, kind, channels, seconds):
     """One exchange, beside what one would write, and the sum of as many bytes alone."""
     shard = work.brought(engine.size, channels)[engine.rank]
-    merge = in_numpy.MERGES[kind]
     buffers = [np.zeros(n // 8) for n in bytes_sent(engine, channels)[kind]]
-    found = {}
-
-    def ours():
-        found["bnext"] = work.exchanged(engine.group, kind, *shard)
-
-    def pickled():
-        found["pickled"] = merge(engine.pickled(shard))
-
-    def packed():
-        found["packed"] = over_packed(engine, merge, *shard)
-
-    def blocking():
-        for buffer in buffers:
-            engine.blocking(buffer)
-
-    def polled():
-        for buffer in buffers:
-            engine.polled(buffer)
-
-    bodies = {"bnext": ours, "pickled": pickled, "packed": packed}
-    bodies |= {"blocking": blocking, "polled": polled}
-    timings = in_turns(bodies, engine.share, seconds)
-    work.check_equal(found, rtol=1e-10)
+    alone = sums_alone(engine, buffers)
+    others = others_of(engine)
+    timings = work.exchange(engine.group, kind, shard, others, engine.share, seconds, alone)
     return row("exchange", name, engine.size, timings, kind=kind, channels=channels)
+
+
+def sums_alone(engine, buffers):
+    """The engine's own sums over ranks."""
+
+    def all_by(collective):
+        return lambda: [collective(buffer) for buffer in buffers]
+
+    return {"blocking": all_by(engine.blocking), "polled": all_by(engine.polled)}
+
+
+def others_of(engine):
+    """The exchanges that one would write with an engine."""
+
+    def pickled(merge, *shard):
+        return merge(engine.pickled(shard))
+
+    return {"pickled": pickled, "packed": functools.partial(over_packed, engine)}
 
 
 def over_packed(engine, merge, count, first, second):
@@ -75,12 +73,8 @@ def over_packed(engine, merge, count, first, second):
 
 def allreduce(name, engine, nbytes, seconds):
     """The engine's sum of so many bytes."""
-    buffer = np.zeros(nbytes // 8)
-    bodies = {
-        "blocking": lambda: engine.blocking(buffer),
-        "polled": lambda: engine.polled(buffer),
-    }
-    timings = in_turns(bodies, engine.share, seconds)
+    calls = sums_alone(engine, [np.zeros(nbytes // 8)])
+    timings = in_turns(calls, engine.share, seconds)
     return row("allreduce", name, engine.size, timings, bytes=nbytes)
 
 
@@ -93,29 +87,10 @@ def step(name, engine, shape, seconds):
         layer = bnext.BatchNorm(shape[1], eps=in_numpy.EPS)
         timings = work.alone(layer, batch, seconds)
     engine.rest()
-    x, dy = work.shards_of(batch, engine.size)[engine.rank]
+    shard = work.shards_of(batch, engine.size)[engine.rank]
     layer = bnext.BatchNorm(shape[1], eps=in_numpy.EPS, group=engine.group)
-    found = {}
-
-    def ours():
-        found["bnext"] = layer(x), layer.backward(dy)
-
-    def over_pickled(merge, *shard):
-        return merge(engine.pickled(shard))
-
-    def pickled():
-        found["pickled"] = in_numpy.training_step(x, dy, over_pickled)
-
-    def packed():
-        def exchange(merge, *shard):
-            return over_packed(engine, merge, *shard)
-
-        found["packed"] = in_numpy.training_step(x, dy, exchange)
-
-    bodies = {"bnext": ours, "pickled": pickled, "packed": packed}
     with work.threads_in_a_call(1):
-        more = in_turns(bodies, engine.share, seconds)
-    work.check_equal(found, rtol=1e-3, atol=2e-3)
+        more = work.step(layer, shard, others_of(engine), engine.share, seconds)
     return row("step", name, engine.size, {**more, **timings}, shard=list(shape))
 
 

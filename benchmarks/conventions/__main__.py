@@ -14,7 +14,6 @@ It exits with 1 if a conversion is wrong, and with 2 if nothing could be compare
 """
 
 import itertools
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,31 +23,29 @@ from benchmarks.conventions.batches import Batches, write
 from benchmarks.conventions.checks import check
 from benchmarks.conventions.releases import RELEASES
 from benchmarks.conventions.stored import Stored
-from bnext.command_line import USAGE, Parser, check_output, ends_well, write_output
+from benchmarks.environment import commit
+from benchmarks.kit.command import command, option
+from bnext.command_line import USAGE, check_output, write_output
 
 
-def _parser():
-    parser = Parser(prog="python -m benchmarks.conventions", description=__doc__.split("\n")[0])
-    parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=", ".join(RELEASES))
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the table goes as well")
-    parser.add_argument(
-        "--environments", type=Path, metavar="FOLDER", help="where environments are, and stay"
-    )
-    parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER",
+@command(
+    "python -m benchmarks.conventions",
+    __doc__,
+    option("libraries", nargs="*", metavar="LIBRARY", help=", ".join(RELEASES)),
+    option("--out", type=Path, metavar="FILE", help="where the table goes as well"),
+    option("--environments", type=Path, metavar="FOLDER", help="where environments are, and stay"),
+    option(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
         help="where the arrays go; those that are there already are compared, and not made again",
-    )  # fmt: skip
-    return parser
-
-
-@ends_well("benchmarks.conventions")
-def main(arguments=None):
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    ),
+)
+def main(options):
     if wrong := [name for name in options.libraries if name not in RELEASES]:
-        parser.error(f"expected libraries among {', '.join(RELEASES)}, got {wrong[0]}")
+        options.parser.error(f"expected libraries among {', '.join(RELEASES)}, got {wrong[0]}")
     if options.out:
-        check_output(parser, "--out", options.out)
+        check_output(options.parser, "--out", options.out)
     with tempfile.TemporaryDirectory() as temporary:
         kept = options.keep or Path(temporary) / "arrays"
         kept.mkdir(parents=True, exist_ok=True)
@@ -58,15 +55,8 @@ def main(arguments=None):
         folder = options.environments or Path(temporary)
         found = list(recorded(options, folder, kept, batches))
         rows, versions, failed = compared(found, Batches(batches))
-    parts = [
-        report.introduction(commit()),
-        report.table(rows),
-        "",
-        report.far(rows),
-        "",
-        report.formats(rows),
-        "",
-    ]
+    parts = [report.introduction(commit() or "unknown"), report.table(rows), ""]
+    parts += [report.far(rows), "", report.formats(rows), ""]
     if failed:
         parts += ["Not compared:", *(f"{name}: {reason}" for name, reason in failed.items()), ""]
     parts += ["Versions:", report.versions(versions)]
@@ -134,15 +124,6 @@ def compared_release(name, stored, batches, failed):
             failures += error.failures(declared.differs, declared.rounding)
         note = declared.differs or declared.note
         yield report.Row(release.title, variant, rank, errors, failures, note)
-
-
-def commit():
-    """Name the commit of the repository."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=environments.ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import bnext
 from benchmarks.conventions.batches import BATCHES, SIZES
 from benchmarks.conventions.checks import CONVERTED, EXACT, ULPS, Found
+from benchmarks.environment import now
+from benchmarks.kit.tables import plain
 
 
 class Row(NamedTuple):
@@ -23,27 +24,16 @@ class Row(NamedTuple):
 
 
 COLUMNS = (
-    "own",
-    "bnext",
-    "float32",
-    "to, 1",
-    "to, 5",
-    "to, 300",
-    "back",
-    "on",
-    "y, ulp",
-    "trip",
-    "derived",
-    "file",
+    *("own", "bnext", "float32", "to, 1", "to, 5", "to, 300", "back", "on", "y, ulp", "trip"),
+    *("derived", "file"),
 )
 
 
 def introduction(commit: str) -> str:
     """Say what is compared, and on what."""
-    now = datetime.datetime.now(datetime.timezone.utc)
     sizes = ", ".join(name for name in SIZES)
     return f"""\
-Conventions: {now:%Y-%m-%d %H:%M} UTC, commit {commit}, bnext {bnext.__version__}
+Conventions: {now()}, commit {commit}, bnext {bnext.__version__}
 
 Libraries that train have trained a layer on the same {BATCHES} batches (rows per batch: {sizes})
 and kept what they stored after 1, 5 and 300. Errors are relative, the largest over channels, arrays
@@ -75,15 +65,7 @@ def table(rows: Iterable[Row]) -> str:
     """Format the rows."""
     lines = [("library", "variant", "rank", *COLUMNS, "")]
     lines += [(row.release, row.variant, str(row.rank), *_numbers(row), _word(row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if n < 2 or n == len(line) - 1 else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
+    return plain(lines, left=(0, 1, len(lines[0]) - 1))
 
 
 def _word(row: Row) -> str:

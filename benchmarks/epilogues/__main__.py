@@ -20,41 +20,28 @@ from benchmarks import cases
 from benchmarks.epilogues import report
 from benchmarks.epilogues.cases import DTYPES, OPERATIONS, large, variants
 from benchmarks.epilogues.measure import beside_fused, cost, network
+from benchmarks.kit.command import checked, command, flag, option, threads
+from benchmarks.kit.promises import is_broken
 from benchmarks.promises import THREADS
 from bnext.bench.libraries import import_torch
 from bnext.bench.measure import threads_set_to
-from bnext.command_line import (
-    MOST_THREADS,
-    USAGE,
-    Parser,
-    at_least,
-    check_output,
-    ends_well,
-    positive,
-    write_output,
-)
+from bnext.command_line import USAGE, check_output, positive, write_output
 
 SECONDS, QUICK_SECONDS = 0.3, 0.05  # for each call
 
 
-def _parser():
-    parser = Parser(prog="python -m benchmarks.epilogues", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="fail where a promise does not hold")
-    parser.add_argument("--quick", action="store_true", help="float32, warm pages, short turns")
-    parser.add_argument(
-        "--threads", type=at_least(1, MOST_THREADS), default=THREADS, metavar="N", help="(2)"
-    )
-    parser.add_argument("--seconds", type=positive, metavar="S", help=f"for each call ({SECONDS})")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the tables go as well")
-    return parser
-
-
-@ends_well("benchmarks.epilogues")
-def main(arguments=None):
-    parser = _parser()
-    options = parser.parse_args(arguments)
+@command(
+    "python -m benchmarks.epilogues",
+    __doc__,
+    checked("fail where a promise does not hold"),
+    flag("--quick", "float32, warm pages, short turns"),
+    threads(THREADS),
+    option("--seconds", type=positive, metavar="S", help=f"for each call ({SECONDS})"),
+    option("--out", type=Path, metavar="FILE", help="where the tables go as well"),
+)
+def main(options):
     if options.out:
-        check_output(parser, "--out", options.out)
+        check_output(options.parser, "--out", options.out)
     texts = []
 
     def show(text):
@@ -67,7 +54,7 @@ def main(arguments=None):
         write_output(options.out, ("\n".join(texts) + "\n").encode())
     if options.check and import_torch() is None:
         return USAGE
-    return 1 if options.check and any(v.word == "NOT KEPT" for v in found) else 0
+    return 1 if options.check and is_broken(found) else 0
 
 
 def measure(options, show):

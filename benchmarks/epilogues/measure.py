@@ -1,12 +1,12 @@
 """The calls of each library, and rows of their times."""
 
 import contextlib
+import functools
 from dataclasses import dataclass, replace
 from statistics import median
 
 import bnext
 from benchmarks import onednn, peers
-from benchmarks.builds import text_of
 from benchmarks.epilogues.cases import (
     ADD_RELU,
     COSTS,
@@ -18,6 +18,7 @@ from benchmarks.epilogues.cases import (
     layers,
     variants,
 )
+from benchmarks.kit.documents import label_of
 from benchmarks.shared_libraries import UnavailableError
 from bnext.bench.cases import EPS, Case, draw
 from bnext.bench.heap import recycled_pages
@@ -45,13 +46,8 @@ def bnext_calls(data, epilogue, pages="warm"):
 
 
 def torch_calls(data, epilogue, *, compiled=False):
-    return peers.chain_calls(
-        data, residual=epilogue.residual, relu=epilogue.activation == "relu", compiled=compiled
-    )
-
-
-def compiled_calls(data, epilogue):
-    return torch_calls(data, epilogue, compiled=True)
+    chain = {"residual": epilogue.residual, "relu": epilogue.activation == "relu"}
+    return peers.chain_calls(data, **chain, compiled=compiled)
 
 
 def onednn_calls(data, epilogue):
@@ -62,6 +58,7 @@ def onednn_calls(data, epilogue):
     return {operation: calls[operation, "warm"] for operation in OPERATIONS}
 
 
+compiled_calls = functools.partial(torch_calls, compiled=True)
 PEERS = {"torch": torch_calls, "compile": compiled_calls, "onednn_best": onednn_calls}
 
 
@@ -111,7 +108,7 @@ def compare(case, epilogue, names, seconds, *, pages="warm", layers=1, notes=Non
         try:
             prepared[name] = PEERS[name](data, epilogue)
         except UnavailableError as reason:
-            note = f"{peers.TITLES[name]} is left out for {text_of(case)}: {reason}"
+            note = f"{peers.TITLES[name]} is left out for {label_of(case)}: {reason}"
             if notes is not None and note not in notes:
                 notes.append(note)
     for operation in OPERATIONS:

@@ -1,18 +1,14 @@
 """The tables, in plain text, and the verdicts on the promises."""
 
-import contextlib
-import io
 import math
 
 from benchmarks import peers
-from benchmarks.builds import text_of
 from benchmarks.environment import environment
 from benchmarks.epilogues.cases import COSTS, FUSED, LAYOUTS, NONE, SUMS, is_beyond_caches
 from benchmarks.epilogues.measure import PEERS
-from benchmarks.promises import Verdict
-from bnext.terminal import TextTable
-
-NO_VALUE = "-"
+from benchmarks.kit.documents import label_of
+from benchmarks.kit.promises import Verdict
+from benchmarks.kit.tables import NO_VALUE, plain, versions_of
 
 
 def sums_of(rows):
@@ -28,7 +24,7 @@ def sums_of(rows):
 
 def worst(text, rows, figure, *, least=0.0, most=math.inf):
     """The verdict on the worst of the rows; not measured without any."""
-    figures = [(figure(row), text_of(row.case)) for row in rows]
+    figures = [(figure(row), label_of(row.case)) for row in rows]
     found = (max if most < math.inf else min)(figures, default=(None, ""))
     return Verdict(text, least, *found, most=most)
 
@@ -67,21 +63,19 @@ def introduction(threads):
     """The machine, the versions and the threads."""
     e = environment([threads])
     cache = max(e["caches"].values(), default=0)
-    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items() if version)
     return (
         f"Epilogues: {e['date']}, commit {e['commit']}, build {e['build']}\n"
         f"{e['processor']}, {e['processors']} processors; {threads} threads for every library\n"
-        f"{versions}; instruction set {e['isa']}\n"
+        f"{versions_of(e)}; instruction set {e['isa']}\n"
         f"{', '.join(e['openmp_runtimes']) or 'no OpenMP'}; huge pages: {e['huge_pages']}\n"
         f"Promises on large arrays are judged in float32 where x exceeds the last-level cache, of "
         f"{cache / 1e6:.1f} MB"
     )
 
 
-def _plain(table):
-    with contextlib.redirect_stdout(io.StringIO()) as text:
-        table.show_plain()
-    return text.getvalue()
+def _titled(title, header, lines, keys):
+    """A table below its title, with columns on the left that name a row."""
+    return f"\n{title}\n{plain([header, *lines], range(keys))}\n"
 
 
 def _milliseconds(seconds):
@@ -92,14 +86,14 @@ def costs_table(rows):
     columns = list(dict.fromkeys(e for promised in COSTS.values() for e in promised))
     lines = [
         (
-            *(text_of(row.case), row.operation, _milliseconds(row.seconds[NONE])),
+            *(label_of(row.case), row.operation, _milliseconds(row.seconds[NONE])),
             *(f"{row.ratio(e, NONE):.3f}" if e in row.seconds else NO_VALUE for e in columns),
         )
         for row in rows
     ]
     header = ("case", "operation", "plain ms", *(e.name for e in columns))
     title = "Time with an epilogue over the time without, out= given, warm pages"
-    return _plain(TextTable(title, header, lines, keys=2))
+    return _titled(title, header, lines, 2)
 
 
 def sums_table(rows):
@@ -113,7 +107,7 @@ def sums_table(rows):
     ]
     header = ("dtype", "layout", "operation", "pages", "x PyTorch", "bnext ms", "PyTorch ms")
     title = "The 53 layers of ResNet-50 at batch 32 with what follows them: sums of times"
-    return _plain(TextTable(title, header, lines, keys=4))
+    return _titled(title, header, lines, 4)
 
 
 def layers_table(rows):
@@ -128,7 +122,7 @@ def _compared(title, rows):
     names = [name for name in PEERS if any(name in row.seconds for row in rows)]
     lines = [
         (
-            *(text_of(row.case), row.epilogue.name, row.operation, row.pages, str(row.layers)),
+            *(label_of(row.case), row.epilogue.name, row.operation, row.pages, str(row.layers)),
             _milliseconds(row.seconds["bnext"]),
             *(f"{row.ratio(n, 'bnext'):.2f}" if n in row.seconds else NO_VALUE for n in names),
         )
@@ -136,4 +130,4 @@ def _compared(title, rows):
     ]
     header = ("case", "epilogue", "operation", "pages", "layers", "bnext ms")
     header = (*header, *(f"x {peers.TITLES[n]}" for n in names))
-    return _plain(TextTable(title, header, lines, keys=4))
+    return _titled(title, header, lines, 4)

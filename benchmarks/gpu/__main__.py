@@ -6,12 +6,13 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 
 from benchmarks.gpu import bars, cases, dry, results, tables
-from benchmarks.results import write
+from benchmarks.kit.command import checked, command, folder, names, option, report_again
+from benchmarks.kit.documents import write
+from benchmarks.kit.promises import is_broken
 from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, at_least, ends_well, existing_file, positive
+from bnext.command_line import at_least, positive
 
 DESCRIPTION = """\
 Measure bnext on a GPU beside PyTorch (as it chooses, without cuDNN, compiled), cuDNN and a copy, by
@@ -20,20 +21,29 @@ measured, results.json, report.md, and the short table that is printed last. Ctr
 measuring, and what has been measured is reported."""
 
 
-@ends_well("python -m benchmarks.gpu")
-def main(arguments=None):
+@command(
+    "python -m benchmarks.gpu",
+    DESCRIPTION,
+    folder(),
+    option("--seconds", type=positive, default=240.0, help="after which no case is begun (240)"),
+    option("--only", metavar="REGEX", help="groups whose whole name matches"),
+    names("--dtypes", cases.PLAIN),
+    option("--run", type=at_least(0), metavar="N", help="to draw data with; default: the time"),
+    checked("exit with 1 as well if a promise is not kept"),
+    report_again("write the report again, of results.json or of rows.jsonl"),
+    dry.OPTION,
+)
+def main(options):
     """Measure, or report what has been measured."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
     if options.report:
         found = results.read(options.report)
         return _finish(found, options.out or options.report.parent, options.check)
     if options.out is None:
-        parser.error("--out: expected a folder for the results")
+        options.parser.error("--out: expected a folder for the results")
     groups = chosen(options.only, options.dtypes)
     if not groups:
-        names = ", ".join(dict.fromkeys(g.name for g in cases.GROUPS))
-        parser.error(f"--only: expected a pattern for some of {names}")
+        known = ", ".join(dict.fromkeys(g.name for g in cases.GROUPS))
+        options.parser.error(f"--only: expected a pattern for some of {known}")
     with dry.run() if options.dry else contextlib.nullcontext():
         reason = _why_not()
         if reason:
@@ -90,7 +100,7 @@ def _finish(found, out, check):
     table = "\n".join([*lines, tables.short(rows, about, skipped)])
     (out / "table.txt").write_text(table + "\n")
     print(table)
-    broken = any(v.word == "NOT KEPT" for v in bars.verdicts(rows, about["device"]))
+    broken = is_broken(bars.verdicts(rows, about["device"]))
     return 1 if failed or bars.wrong(rows) or not rows or (check and broken) else 0
 
 
@@ -106,30 +116,6 @@ def _why_not():
 
 def _log(text):
     print(text, file=sys.stderr, flush=True)
-
-
-def _parser():
-    parser = Parser(prog="python -m benchmarks.gpu", description=DESCRIPTION)
-    add = parser.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="for the results")
-    add("--seconds", type=positive, default=240.0, help="after which no case is begun (240)")
-    add("--only", metavar="REGEX", help="groups whose whole name matches")
-    add("--dtypes", type=lambda text: text.split(","), metavar="NAME[,NAME]")
-    add(
-        "--run",
-        type=at_least(0),
-        metavar="N",
-        help="the number to draw data with; the time by default",
-    )
-    add("--check", action="store_true", help="exit with 1 as well if a promise is not kept")
-    add(
-        "--report",
-        type=existing_file,
-        metavar="FILE",
-        help="write the report again, of results.json or of rows.jsonl",
-    )
-    add("--dry", action="store_true", help="try the program without a GPU, on the emulated kernels")
-    return parser
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from unittest import mock
 
 import bnext
 from benchmarks.gpu import peers, timing
+from benchmarks.kit.command import flag
 from bnext.arrays.library import Where
 from bnext.arrays.pytorch import Torch
 from bnext.bench.libraries import import_torch
 from bnext.command_line import CommandError
 
+OPTION = flag("--dry", "try the program without a GPU, on the emulated kernels")
 LONGEST_PLANES = (2, 6, 5, 3, 2)  # extents that are left of a shape
 LONGEST_ROWS = (20, 6)
 DEVICE = {

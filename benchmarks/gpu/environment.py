@@ -1,14 +1,10 @@
 """What the results depend on: the device, its driver, the versions, the build."""
 
-import datetime
-import hashlib
-import importlib.metadata
 import platform
 import subprocess
-from pathlib import Path
 
 import bnext
-from benchmarks.environment import commit
+from benchmarks.environment import commit, hash_of, now, version_of
 from bnext.bench.libraries import import_torch
 
 PACKAGES = ("numpy", "torch", "triton", "ml_dtypes", "array-api-compat", "cupy-cuda13x")
@@ -17,11 +13,11 @@ PACKAGES = ("numpy", "torch", "triton", "ml_dtypes", "array-api-compat", "cupy-c
 def environment(run):
     """A dictionary that JSON can hold; `run` is the number that the data was drawn with."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now(),
         "device": device(),
         "versions": versions(),
         "commit": commit(),
-        "build": _build(),
+        "build": hash_of(bnext.cuda._load()),
         "run": run,
         "system": platform.platform(),
     }
@@ -46,23 +42,13 @@ def device():
 def versions():
     """Versions of what takes part."""
     torch = import_torch()
-    found = {
+    return {
         "bnext": bnext.__version__,
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        **{name: version_of(name) for name in PACKAGES},
     }
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _build():
-    """A hash of the module with the kernels, which tells one build from another."""
-    return hashlib.sha256(Path(bnext.cuda._load().__file__).read_bytes()).hexdigest()[:16]
 
 
 def _asked(query):

@@ -20,9 +20,11 @@ from benchmarks.cases import resnet50, rows
 from benchmarks.gpu import bars, cases, dry, environment, measure, peers, timing
 from benchmarks.gpu.facts import DTYPES, PASSES, line_of, summary
 from benchmarks.gpu.results import append
-from bnext.bench.cases import EPS, Case
+from benchmarks.kit.command import command, flag, folder, names, option
+from benchmarks.kit.documents import layout_of
+from bnext.bench.cases import EPS
 from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, ends_well, existing_file, positive
+from bnext.command_line import existing_file, positive
 from bnext.rows import Statistics
 
 DESCRIPTION = """\
@@ -34,26 +36,27 @@ SECONDS = 0.02  # of kernels, for each figure
 REPEATS = 3  # that must have equal bits
 COPIED = 1 << 28  # float32 values, for the bandwidth: 1 GiB
 # Shapes that fill a device, in both layouts.
+LAYERS = {(case.name, case.channels_last): case for case in resnet50(64)}
+
+
+def both(name):
+    """A layer in both layouts."""
+    return LAYERS[name, False], LAYERS[name, True]
+
+
 CHECKED = (
-    Case("64x56x56", (64, 64, 56, 56)),
-    Case("64x56x56", (64, 64, 56, 56), channels_last=True),
-    Case("512x14x14", (64, 512, 14, 14)),
-    Case("2048x7x7", (64, 2048, 7, 7)),
-    Case("2048x7x7", (64, 2048, 7, 7), channels_last=True),
+    *both("64x56x56"),
+    LAYERS["512x14x14", False],
+    *both("2048x7x7"),
     rows((8192, 1024)),
 )
-COMPARED = (
-    *CHECKED[:2],
-    Case("512x28x28", (64, 512, 28, 28)),
-    Case("512x28x28", (64, 512, 28, 28), channels_last=True),
-    rows((256, 1000)),
-)
-ALONE = (Case("256x56x56", (64, 256, 56, 56)), Case("256x56x56", (64, 256, 56, 56), True))
+COMPARED = (*both("64x56x56"), *both("512x28x28"), rows((256, 1000)))
+ALONE = both("256x56x56")
 PROFILED = (
-    Case("256x56x56", (64, 256, 56, 56)),
-    Case("256x56x56", (64, 256, 56, 56), dtype="bfloat16"),
-    Case("256x28x28", (64, 256, 28, 28), True, "bfloat16"),
-    Case("2048x7x7", (64, 2048, 7, 7), dtype="bfloat16"),
+    LAYERS["256x56x56", False],
+    replace(LAYERS["256x56x56", False], dtype="bfloat16"),
+    replace(LAYERS["256x28x28", True], dtype="bfloat16"),
+    replace(LAYERS["2048x7x7", False], dtype="bfloat16"),
 )
 ROWS = tuple(map(rows, ((8192, 4096), (100_000, 32), (1024, 1024), (64, 20))))
 
@@ -109,10 +112,6 @@ class Facts:
 
 def about(case):
     return {"case": case.name, "layout": layout_of(case), "dtype": case.dtype}
-
-
-def layout_of(case):
-    return "rows" if len(case.shape) == 2 else "channels last" if case.channels_last else "planar"
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -339,20 +338,26 @@ def microseconds(took):
 # --- the command ----------------------------------------------------------------------------------
 
 
-@ends_well("python -m benchmarks.gpu.first")
-def main(arguments=None):
+@command(
+    "python -m benchmarks.gpu.first",
+    DESCRIPTION,
+    folder("for first.jsonl"),
+    names("--steps", STEPS, default=list(STEPS)),
+    option("--seconds", type=positive, default=120.0, help="after which no case is begun (120)"),
+    flag("--profile", "only launch what a profiler is to look at"),
+    option(
+        "--summary", type=existing_file, metavar="FILE", help="print what matters of first.jsonl"
+    ),
+    dry.OPTION,
+)
+def main(options):
     """Take the steps that are asked for; 1 if one of them failed."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
     if options.summary:
         lines = options.summary.read_text().split("\n")[:-1]  # the last may be torn
         print("\n".join(summary(map(json.loads, lines))))
         return 0
     if options.out is None and not options.profile:
-        parser.error("--out: expected a folder for the facts")
-    unknown = [name for name in options.steps if name not in STEPS]
-    if unknown:
-        parser.error(f"--steps: expected some of {', '.join(STEPS)}, got {', '.join(unknown)}")
+        options.parser.error("--out: expected a folder for the facts")
     # A shell that was started in the background has its programs ignore the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with dry.run() if options.dry else contextlib.nullcontext():
@@ -379,18 +384,6 @@ def _step(name, facts):
         status = 1
     facts.say("step", step=name, seconds=round(time.monotonic() - begin, 1))
     return status
-
-
-def _parser():
-    parser = Parser(prog="python -m benchmarks.gpu.first", description=DESCRIPTION)
-    add = parser.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="for first.jsonl")
-    add("--steps", type=lambda text: text.split(","), default=list(STEPS), metavar="NAME[,NAME]")
-    add("--seconds", type=positive, default=120.0, help="after which no case is begun (120)")
-    add("--profile", action="store_true", help="only launch what a profiler is to look at")
-    add("--summary", type=existing_file, metavar="FILE", help="print what matters of first.jsonl")
-    add("--dry", action="store_true", help="try the program without a GPU, on the emulated kernels")
-    return parser
 
 
 if __name__ == "__main__":

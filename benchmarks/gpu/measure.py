@@ -9,7 +9,7 @@ from benchmarks.gpu import peers, timing
 from benchmarks.gpu.cases import OPERATIONS
 from benchmarks.gpu.results import Row
 from benchmarks.gpu.sanitize import OPERANDS
-from bnext.bench.cases import dtype_of
+from benchmarks.kit.documents import label_of
 from bnext.bench.libraries import as_tensor, import_torch
 
 SECONDS = 0.03  # of kernels, for each operation of each case
@@ -34,7 +34,7 @@ def measure(
     for group in groups:
         begin, before = time.monotonic(), len(rows)
         for case in group.problems():
-            about = {"group": group.name, "case": _label(case)}
+            about = {"group": group.name, "case": label_of(case)}
             if over or time.monotonic() > deadline:
                 skipped.append({**about, "reason": over or "out of time"})
                 continue
@@ -126,11 +126,6 @@ def plan_of(case, operation, s):
     )
 
 
-def _label(case):
-    layout = ", channels last" if case.channels_last else ""
-    return f"{case.name}{layout}, {case.dtype}"
-
-
 def _line(error):
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:LONGEST_REASON]
@@ -149,38 +144,14 @@ def accuracy_rows(dtypes, draws=DRAWS):
 
 
 def _of_bnext(inputs):
-    x, dy, weight, bias = map(_on_device, inputs[:4])
+    x, dy, weight, bias = (as_tensor(array).to(peers.DEVICE) for array in inputs[:4])
     y, saved = bnext.batch_norm_forward(x, weight, bias, eps=inputs.eps)
-    dx, dweight, dbias = bnext.batch_norm_backward(dy, x, saved, weight)
+    gradients = bnext.batch_norm_backward(dy, x, saved, weight)
     torch = import_torch()
     statistics = saved.mean, saved.m2 / (saved.count - 1)
     statistics = (torch.as_tensor(s).to(weight.dtype) for s in statistics)
-    results = (y, dx, dweight, dbias, *statistics)
-    return accuracy.Results(*(_array(r, inputs) for r in results))
+    return accuracy.Results(*map(accuracy.array_of, (y, *gradients, *statistics)))
 
 
 def _of_torch(inputs):
-    torch = import_torch()
-    x, dy, weight, bias = map(_on_device, inputs[:4])
-    aten = torch.ops.aten
-    running = torch.zeros_like(bias), torch.ones_like(bias)
-    y, mean, rstd, reserve, chosen = aten._batch_norm_impl_index(
-        x, weight, bias, *running, True, 1.0, inputs.eps, True
-    )
-    dx, dweight, dbias = aten._batch_norm_impl_index_backward(
-        *(chosen, x, dy, weight, *running, mean, rstd, True, inputs.eps),
-        *([True, True, True], reserve),
-    )
-    return accuracy.Results(*(_array(r, inputs) for r in (y, dx, dweight, dbias, *running)))
-
-
-def _on_device(array):
-    return as_tensor(array).to(peers.DEVICE)
-
-
-def _array(tensor, inputs):
-    torch = import_torch()
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(dtype_of("bfloat16"))
-    return tensor.numpy()
+    return accuracy.of_torch(inputs, peers.DEVICE)

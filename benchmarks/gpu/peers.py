@@ -78,7 +78,6 @@ def draw(case, number, run):
 
 def bnext_calls(sets, out=True):
     """Prepare the calls of this package."""
-    saved = {}
 
     def target(s):
         return s.out if out else None
@@ -86,15 +85,23 @@ def bnext_calls(sets, out=True):
     def forward(s):
         return bnext.batch_norm_forward(s.x, s.weight, s.bias, eps=EPS, out=target(s))
 
-    def backward(s):
-        return bnext.batch_norm_backward(s.dy, s.x, saved[id(s)], s.weight, out=target(s))
+    def backward(s, saved):
+        return bnext.batch_norm_backward(s.dy, s.x, saved, s.weight, out=target(s))
 
     def inference(s):
         return bnext.normalize(s.x, s.mean, s.var, s.weight, s.bias, eps=EPS, out=target(s))
 
-    for s in sets:
-        saved[id(s)] = forward(s)[1]
-    return {"forward": forward, "backward": backward, "inference": inference}
+    return _calls(sets, forward, backward, inference)
+
+
+def _calls(sets, forward, backward, inference):
+    """Calls of one set; `backward` is given what `forward` has saved of the set."""
+    saved = {id(s): forward(s)[1:] for s in sets}
+    return {
+        "forward": forward,
+        "backward": lambda s: backward(s, *saved[id(s)]),
+        "inference": inference,
+    }
 
 
 def torch_calls(sets, cudnn):
@@ -104,11 +111,7 @@ def torch_calls(sets, cudnn):
     def forward(s):
         return aten._batch_norm_impl_index(s.x, s.weight, s.bias, None, None, True, 0.1, EPS, cudnn)
 
-    saved = {id(s): forward(s)[1:] for s in sets}
-    choice = saved[id(sets[0])][3]
-
-    def backward(s):
-        mean, rstd, reserve, chosen = saved[id(s)]
+    def backward(s, mean, rstd, reserve, chosen):
         return aten._batch_norm_impl_index_backward(
             *(chosen, s.x, s.dy, s.weight, None, None, mean, rstd, True, EPS),
             *([True, True, True], reserve),
@@ -119,8 +122,8 @@ def torch_calls(sets, cudnn):
             *(s.x, s.weight, s.bias, s.mean, s.var, False, 0.1, EPS, cudnn)
         )[0]
 
-    calls = {"forward": forward, "backward": backward, "inference": inference}
-    return calls, BACKENDS.get(choice, str(choice))
+    choice = forward(sets[0])[4]
+    return _calls(sets, forward, backward, inference), BACKENDS.get(choice, str(choice))
 
 
 def cudnn_calls(sets):
@@ -130,10 +133,7 @@ def cudnn_calls(sets):
     def forward(s):
         return aten.cudnn_batch_norm(s.x, s.weight, s.bias, None, None, True, 0.1, EPS)
 
-    saved = {id(s): forward(s)[1:] for s in sets}
-
-    def backward(s):
-        mean, rstd, reserve = saved[id(s)]
+    def backward(s, mean, rstd, reserve):
         return aten.cudnn_batch_norm_backward(
             s.x, s.dy, s.weight, None, None, mean, rstd, EPS, reserve
         )
@@ -141,21 +141,20 @@ def cudnn_calls(sets):
     def inference(s):
         return aten.cudnn_batch_norm(s.x, s.weight, s.bias, s.mean, s.var, False, 0.1, EPS)[0]
 
-    return {"forward": forward, "backward": backward, "inference": inference}
+    return _calls(sets, forward, backward, inference)
 
 
 def compile_calls(sets):
     """What torch.compile makes of the operators, with static shapes; compiled here, not timed."""
     torch = import_torch()
     torch.compiler.reset()
-    functions = {function.__name__: function for function in operators(torch)}
-    compiled = {name: torch.compile(f, dynamic=False) for name, f in functions.items()}
-    saved = {id(s): functions["forward"](s.x, s.weight, s.bias)[1:] for s in sets}
-    return {
-        "forward": lambda s: compiled["forward"](s.x, s.weight, s.bias),
-        "backward": lambda s: compiled["backward"](s.dy, s.x, s.weight, *saved[id(s)]),
-        "inference": lambda s: compiled["inference"](s.x, s.mean, s.var, s.weight, s.bias),
-    }
+    forward, backward, inference = (torch.compile(f, dynamic=False) for f in operators(torch))
+    return _calls(
+        sets,
+        lambda s: forward(s.x, s.weight, s.bias),
+        lambda s, *saved: backward(s.dy, s.x, s.weight, *saved),
+        lambda s: inference(s.x, s.mean, s.var, s.weight, s.bias),
+    )
 
 
 def exact(s):

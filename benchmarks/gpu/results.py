@@ -3,16 +3,23 @@
 import json
 from dataclasses import dataclass, field
 
+from benchmarks.kit.documents import (
+    Format,
+    OfCase,
+    all_packed,
+    all_unpacked,
+    case_of,
+    fields_of,
+    packed,
+)
 from bnext.bench.cases import Case
 from bnext.bench.timing import Timing
-from bnext.bench.traffic import floor_bytes
 
-FORMAT, VERSION = "bnext GPU suite", 1
-DIGITS = 4  # more would be noise
+FORMAT = Format("bnext GPU suite", "the GPU suite", ("rows", "accuracy", "skipped"))
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(OfCase):
     """One operation of one case.
 
     `kernel` has the times of replayed graphs, `wall` those of calls as users make them, results
@@ -34,15 +41,14 @@ class Row:
     cold: bool = True  # the sets are several times what the L2 cache holds
 
     @property
-    def layout(self):
-        if len(self.case.shape) == 2:
-            return "rows"
-        return "channels last" if self.case.channels_last else "planar"
+    def times(self):
+        return self.kernel
 
     @property
     def terms(self):
-        """What makes rows of different shapes comparable."""
-        return self.group, self.case.dtype, self.layout, self.operation
+        """The terms that rows of different shapes share."""
+        names = {"group": self.group, "dtype": self.case.dtype, "layout": self.layout}
+        return {**names, "operation": self.operation}
 
     @property
     def slab_bytes(self):
@@ -55,28 +61,18 @@ class Row:
         return self.kernel[peer].median / self.kernel["bnext"].median
 
     @property
-    def copied(self):
-        """Seconds that the floor bytes take at the rate of the copy."""
-        moved = floor_bytes(self.operation, self.case.nbytes)
-        return self.copy.median * moved / floor_bytes("copy", self.case.nbytes)
-
-    @property
     def share_of_copy(self):
         return self.copied / self.kernel["bnext"].median
 
     def as_dict(self):
         """What JSON holds: times in seconds as [median, p10, p90, turns]."""
-        case = self.case
         return {
             "group": self.group,
-            "case": case.name,
-            "shape": list(case.shape),
-            "channels_last": case.channels_last,
-            "dtype": case.dtype,
+            **fields_of(self.case),
             "operation": self.operation,
-            "kernel": {name: _packed(timing) for name, timing in self.kernel.items()},
-            "copy": _packed(self.copy),
-            "wall": {name: _packed(timing) for name, timing in self.wall.items()},
+            "kernel": all_packed(self.kernel),
+            "copy": packed(self.copy),
+            "wall": all_packed(self.wall),
             "backends": self.backends,
             "errors": self.errors,
             "path": self.path,
@@ -87,37 +83,21 @@ class Row:
     @classmethod
     def of(cls, values):
         """Read what `as_dict` wrote."""
-        names = ("case", "shape", "channels_last", "dtype")
-        name, shape, last, dtype = (values[n] for n in names)
-        rest = {k: v for k, v in values.items() if k not in names}
-        for key in ("kernel", "wall"):
-            rest[key] = {peer: Timing(*packed) for peer, packed in values[key].items()}
-        rest["copy"] = Timing(*values["copy"])
-        return cls(case=Case(name, tuple(shape), last, dtype), **rest)
-
-
-def _packed(timing):
-    times = (float(f"{t:.{DIGITS}g}") for t in (timing.median, timing.p10, timing.p90))
-    return [*times, timing.turns]
-
-
-def document(environment, rows, accuracy, skipped):
-    """Everything that one run found."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "environment": environment,
-        "rows": [row.as_dict() for row in rows],
-        "accuracy": accuracy,
-        "skipped": skipped,
-    }
+        case = case_of(values)
+        rest = {k: v for k, v in values.items() if k not in fields_of(case)}
+        times = {key: all_unpacked(values[key]) for key in ("kernel", "wall")}
+        return cls(**{**rest, **times, "case": case, "copy": Timing(*values["copy"])})
 
 
 def rows_of(found):
     """The rows of a document."""
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
-        raise ValueError(f"expected results of the GPU suite, version {VERSION}")
-    return [Row.of(values) for values in found["rows"]]
+    return [Row.of(values) for values in FORMAT.check(found)["rows"]]
+
+
+def document(environment, rows, accuracy, skipped):
+    """Everything that one run found."""
+    rows = [row.as_dict() for row in rows]
+    return FORMAT.document(environment, rows=rows, accuracy=accuracy, skipped=skipped)
 
 
 class Lines:
@@ -129,7 +109,7 @@ class Lines:
     def __init__(self, path, environment):
         self._path = path
         path.unlink(missing_ok=True)
-        append(path, document(environment, [], [], []))
+        append(path, FORMAT.document(environment))
 
     def keep(self, row):
         append(self._path, row.as_dict())

@@ -18,8 +18,9 @@ import numpy as np
 
 import bnext
 from benchmarks.gpu import dry
+from benchmarks.kit.command import command, flag, names, option
 from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, ends_well, positive
+from bnext.command_line import positive
 from bnext.rows import ROW, Statistics
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -257,15 +258,16 @@ def _parameter(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
-@ends_well("sanitize.py")
-def main(arguments=None):
+@command(
+    "sanitize.py",
+    __doc__,
+    option("--seconds", type=positive, default=60, help="stop after that many (60)"),
+    names("--dtypes", DTYPES, default=DTYPES),
+    flag("--trace", "name each case before its launch"),
+    flag("--dry", "launch the emulated kernels instead"),
+)
+def main(options):
     """Launch everything, and say what was wrong."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=positive, default=60, help="stop after that many (60)")
-    parser.add_argument("--dtypes", type=lambda text: text.split(","), default=DTYPES)
-    parser.add_argument("--trace", action="store_true", help="name each case before its launch")
-    parser.add_argument("--dry", action="store_true", help="launch the emulated kernels instead")
-    options = parser.parse_args(arguments)
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # one allocation for each array
     kernels, device = (dry.emulated(), "cpu") if options.dry else (bnext.cuda._load(), "cuda")
     log = print if options.trace else lambda *given: None

@@ -1,9 +1,11 @@
 """The short table that is printed last, and the report."""
 
-from benchmarks.gpu.bars import sums, verdicts, wrong
+from benchmarks.gpu.bars import verdicts, wrong
 from benchmarks.gpu.cases import GROUPS, OPERATIONS, TITLES
-from benchmarks.tables import NO_VALUE, accuracy_tables, markdown, milliseconds, ratio
-from bnext.bench.traffic import floor_bytes
+from benchmarks.kit.documents import label_of
+from benchmarks.kit.promises import resnet50_sums
+from benchmarks.kit.tables import NO_VALUE, facts, facts_of, markdown, promises, ratio, sums
+from benchmarks.tables import accuracy_tables
 
 HOW = """\
 - **Kernel time**: a CUDA graph of one call for each set of data is replayed, between two events,
@@ -32,7 +34,7 @@ def short(rows, environment, skipped):
         "",
         *layers(rows, OPERATIONS),
         "",
-        *map(_sentence, verdicts(rows, device)),
+        *(v.line for v in verdicts(rows, device)),
         *errors(rows),
     ]
     return "\n".join(lines)
@@ -45,7 +47,7 @@ def layers(rows, operations):
         f"{'batch dtype    layout':30}" + "".join(f"{name:>28}" for name in operations),
     ]
     by_place = {}
-    for s in sums(rows):
+    for s in resnet50_sums(rows):
         batch = s.group.removeprefix("resnet50-b")
         place = f"{batch:5} {s.dtype:8} {s.layout}"
         by_place.setdefault(place, {})[s.operation] = s
@@ -58,52 +60,34 @@ def layers(rows, operations):
 def errors(rows):
     """A line for each result that is wrong."""
     return [
-        f"WRONG: {_label(row)}: {name} is off by {error:.2g}" for row, name, error in wrong(rows)
+        f"WRONG: {row.group}: {label_of(row.case)}, {row.operation}: {name} is off by {error:.2g}"
+        for row, name, error in wrong(rows)
     ]
 
 
 def _cell(s):
     if s is None:
         return NO_VALUE
-    peers = (f"{s.ratio(p):.2f}" if p in s.seconds else NO_VALUE for p in ("torch", "cudnn"))
+    peers = (ratio(s.ratio(p)).strip("*") for p in ("torch", "cudnn"))
     return f"{s.seconds['bnext'] * 1e3:.3f} {' '.join(peers)} {s.share_of_copy:.0%}"
-
-
-def _sentence(v):
-    figure = "" if v.figure is None else f"; it is {v.figure:.2f}"
-    return f"{v.word}: {v.text}: at least {v.least:g}{figure}{f' ({v.where})' if v.where else ''}"
-
-
-def _label(row):
-    return f"{row.group}: {row.case.name}, {row.layout}, {row.case.dtype}, {row.operation}"
 
 
 def report(rows, environment, accuracy, skipped):
     """Everything, in Markdown."""
-    device, versions = environment["device"], environment["versions"]
+    device, usual = environment["device"], facts_of(environment)
     about = [
-        ("Date", environment["date"]),
+        ("Date", usual["Date"]),
         ("Device", f"{device['name']}, {device['multiprocessors']} multiprocessors"),
         ("Caches", f"L2 {device['l2_bytes'] // 2**20} MB"),
         ("Driver", device["driver"]),
-        ("Versions", ", ".join(f"{name} {versions[name]}" for name in versions if versions[name])),
-        ("Commit", environment["commit"]),
+        *((name, usual[name]) for name in ("Versions", "Commit")),
     ]
-    bars = [
-        (
-            v.text,
-            f"{v.least:g}",
-            NO_VALUE if v.figure is None else f"{v.figure:.2f}",
-            v.word,
-            v.where,
-        )
-        for v in verdicts(rows, device)
-    ]
+    of_layers = sums(resnet50_sums(rows), TITLES, ("group", "dtype", "layout", "operation"), 0)
     parts = [
         f"# bnext on {device['name']}, {environment['date'].split()[0]}\n",
-        markdown(("", ""), [(a, str(b)) for a, b in about]),
-        f"## What was asked\n\n{markdown(('promise', 'at least', 'measured', '', 'where'), bars)}",
-        f"## The 53 layers of ResNet-50\n\n{_sums_table(sums(rows))}",
+        facts(about),
+        f"## What was asked\n\n{promises(verdicts(rows, device))}",
+        f"## The 53 layers of ResNet-50\n\n{of_layers}",
     ]
     titles = {group.name: group.title for group in GROUPS}
     for name in dict.fromkeys(row.group for row in rows):
@@ -120,28 +104,6 @@ def report(rows, environment, accuracy, skipped):
     return "\n".join(parts)
 
 
-def _sums_table(found):
-    peers = [p for p in TITLES if any(p in s.seconds for s in found)]
-    header = (
-        *("group", "dtype", "layout", "operation"),
-        *(f"x {TITLES[p]}" for p in peers),
-        *("bnext ms", "GB/s", "of copy"),
-    )
-    lines = [
-        (
-            *(s.group, s.dtype, s.layout, s.operation),
-            *(ratio(s.ratio(p)) if p in s.seconds else NO_VALUE for p in peers),
-            *(
-                milliseconds(s.seconds["bnext"]),
-                f"{s.bytes / s.seconds['bnext'] / 1e9:.0f}",
-                f"{s.share_of_copy:.0%}",
-            ),
-        )
-        for s in found
-    ]
-    return markdown(header, lines) if lines else "Not measured.\n"
-
-
 def _rows_table(rows):
     peers = [p for p in TITLES if any(p in row.kernel for row in rows)]
     header = (
@@ -152,13 +114,12 @@ def _rows_table(rows):
     lines = []
     for row in rows:
         ours = row.kernel["bnext"].median
-        moved = floor_bytes(row.operation, row.case.nbytes)
         lines.append(
             (
                 *(row.case.name, row.layout, row.case.dtype, row.operation),
                 row.path + ("" if row.cold else ", cached"),
                 *(ratio(row.ratio(p)) if p in row.kernel else NO_VALUE for p in peers),
-                *(f"{ours * 1e6:.1f}", f"{moved / ours / 1e9:.0f}", f"{row.share_of_copy:.0%}"),
+                *(f"{ours * 1e6:.1f}", f"{row.floor / ours / 1e9:.0f}", f"{row.share_of_copy:.0%}"),
                 *(_wall(row, name) for name in ("bnext", "torch")),
                 *(_error(row, name) for name in ("bnext", "torch")),
             )

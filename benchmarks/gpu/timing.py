@@ -2,6 +2,7 @@
 
 import time
 
+from benchmarks.kit.turns import Turns, orders
 from bnext.bench.libraries import import_torch
 from bnext.bench.timing import FEWEST_TURNS, MOST_TURNS, Timing, alternate
 
@@ -26,16 +27,14 @@ def turns(names, turn, seconds):
     backwards, so that a drift, and what a call leaves in the caches, meets everybody.
     """
     samples = {name: [] for name in names}
-    spent = 0.0
-    for number in range(MOST_TURNS):
-        if number >= FEWEST_TURNS and spent >= seconds:
-            break
-        order = names if number % 2 == 0 else names[::-1]
-        took = turn(order)
-        for name in names:
-            samples[name].append(took[name])
-        spent += sum(took.values())
-    return {name: Timing.of(values) for name, values in samples.items()}
+
+    def is_over():
+        return sum(map(sum, samples.values())) >= seconds
+
+    for order in orders(names, FEWEST_TURNS, MOST_TURNS, is_over):
+        for name, took in turn(order).items():
+            samples[name].append(took)
+    return Turns(samples).timings()
 
 
 def capture(call, sets):

@@ -1,45 +1,62 @@
 """The command line: ``python -m benchmarks.models --out FOLDER``."""
 
-import argparse
 import dataclasses
-import json
 import os
 import sys
-from pathlib import Path
 
-from benchmarks.models.cases import DTYPES, FULL, LOSSES, NETWORKS, QUICK
-from benchmarks.results import write
-from bnext.command_line import (
-    MOST_THREADS,
-    Parser,
-    at_least,
-    ends_well,
-    existing_file,
-    not_negative,
+from benchmarks.kit.command import (
+    checked,
+    command,
+    flag,
+    folder,
+    names,
+    option,
+    report_again,
+    seconds,
+    threads,
 )
+from benchmarks.kit.documents import Format, write
+from benchmarks.models.cases import DTYPES, FULL, LOSSES, NETWORKS, QUICK
+from bnext.command_line import at_least, not_negative
 
 DESCRIPTION = """\
 Train whole networks with PyTorch's layers of batch normalization and with bnext's: how long a step
 takes, how much memory, and whether the losses agree as far as rounding lets them. The folder gets
 results.json and report.md; the exit status is 1 where losses differ."""
 
-FORMAT, VERSION = "bnext models", 1
+FORMAT = Format("bnext models", "whole models", ("rows", "losses"))
 CHANGES = ("batch", "size", "dtype", "channels_last", "device")  # options that change all cases
 
 
-@ends_well("python -m benchmarks.models")
-def main(arguments=None):
-    parser = _parser()
-    options = parser.parse_args(arguments)
+@command(
+    "python -m benchmarks.models",
+    DESCRIPTION,
+    folder(),
+    flag("--quick", "small cases, in a minute"),
+    names("--networks", NETWORKS, default=NETWORKS),
+    option("--device", choices=("cpu", "cuda"), default="cpu"),
+    option("--batch", type=at_least(1), metavar="N", help="images, in place of each case's number"),
+    option("--size", type=at_least(1), metavar="N", help="their extent (the MLP's is fixed)"),
+    option("--dtype", choices=DTYPES, help="in place of each case's; bfloat16 by autocast"),
+    option("--channels-last", action="store_true", default=None, help="the memory format of all"),
+    option(
+        "--steps", type=at_least(1), default=20, metavar="N", help="of which losses are compared"
+    ),
+    threads(),
+    seconds(30.0, "case", not_negative),
+    report_again(),
+    checked("only see whether what is promised holds; exit with 1 if not"),
+)
+def main(options):
     if options.report:
-        return _finish(read(options.report), options.out or options.report.parent)
+        return _finish(FORMAT.read(options.report), options.out or options.report.parent)
     if problem := _missing(options.device):
         print(f"benchmarks.models: {problem}", file=sys.stderr)
         return 2
     if options.check:
         return _check()
     if options.out is None:
-        parser.error("--out: expected a folder for the results")
+        options.parser.error("--out: expected a folder for the results")
     options.out.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
     return _finish(measure(options), options.out)
 
@@ -64,13 +81,7 @@ def measure(options):
     about = environment([options.threads])
     about["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     about["load"] = f"{load:.2f} before, {os.getloadavg()[0]:.2f} after"
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "environment": about,
-        "rows": rows,
-        "losses": found,
-    }
+    return FORMAT.document(about, rows=rows, losses=found)
 
 
 def cases(options):
@@ -87,14 +98,6 @@ def chosen(cases, options):
         dataclasses.replace(case, **changes) for case in cases if case.network in options.networks
     ]
     return list(dict.fromkeys(found))
-
-
-def read(path):
-    """Read a document, or say what is wrong with it."""
-    found = json.loads(path.read_text())
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
-        raise ValueError(f"{path}: expected results of whole models, version {VERSION}")
-    return found
 
 
 def _finish(document, folder):
@@ -131,42 +134,6 @@ def _missing(device):
     if device == "cuda" and not cuda.is_available():  # PyTorch's layers would run under our name
         return f"--device cuda: {cuda.reason()}"
     return ""
-
-
-def _parser():
-    parser = Parser(prog="python -m benchmarks.models", description=DESCRIPTION)
-    add = parser.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="for the results")
-    add("--quick", action="store_true", help="small cases, in a minute")
-    add("--networks", type=_networks, default=NETWORKS, metavar="NAME[,NAME]",
-        help=", ".join(NETWORKS))  # fmt: skip
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--batch", type=at_least(1), metavar="N", help="images, in place of each case's own number")
-    add("--size", type=at_least(1), metavar="N", help="their extent (the MLP's is fixed)")
-    add("--dtype", choices=DTYPES, help="likewise; bfloat16 by autocast")
-    add("--channels-last", action="store_true", default=None, help="the memory format of all")
-    add("--steps", type=at_least(1), default=20, metavar="N", help="of which losses are compared")
-    add("--threads", type=at_least(1, MOST_THREADS), default=2, metavar="N", help="(default: 2)")
-    add(
-        "--seconds",
-        type=not_negative,
-        default=30.0,
-        metavar="S",
-        help="for each case (default: 30)",
-    )
-    add("--report", type=existing_file, metavar="FILE", help="write the report of results again")
-    add("--check", action="store_true",
-        help="only see whether what is promised holds; exit with 1 if not")  # fmt: skip
-    return parser
-
-
-def _networks(text):
-    found = tuple(text.split(","))
-    if unknown := set(found) - set(NETWORKS):
-        raise argparse.ArgumentTypeError(
-            f"expected some of {', '.join(NETWORKS)}, got {', '.join(sorted(unknown))}"
-        )
-    return found
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import resource
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
-from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, at_least, ends_well
+from benchmarks.kit.command import checked, command, ended, seconds
+from benchmarks.kit.processes import alone
+from benchmarks.kit.turns import in_turns
+from bnext.command_line import at_least
 
 THREADS, BLOCKS, SECONDS = 2, 3, 5
 FEWEST_TURNS = 4
@@ -140,14 +140,12 @@ def measure(chain, seconds, names=("torch", "converted", "fused"), keeps=False):
         bnext.torch.keep_memory()
     found = {}
     for what, calls in passes_of(torch, variants, x):
-        samples = {name: [] for name in calls}
-        end, turn = time.perf_counter() + seconds, 0
-        while turn < FEWEST_TURNS or time.perf_counter() < end:
-            for name in calls if turn % 2 == 0 else reversed(calls):
-                calls[name]()  # the first one feels what came before
-                samples[name].append(sample(calls[name], clock))
-            turn += 1
-        found[what] = {name: medians(each) for name, each in samples.items()}
+
+        def sample_of(name, calls=calls):
+            return sample(calls[name], clock)
+
+        turns = in_turns(calls, seconds, sample=sample_of, fewest=FEWEST_TURNS)
+        found[what] = {name: medians(each) for name, each in turns.samples.items()}
     return found
 
 
@@ -166,12 +164,6 @@ def sample(call, clock):
 def medians(samples):
     """Milliseconds, and page faults as they are."""
     return {name: 1e3 * statistics.median(each[name] for each in samples) for name in samples[0]}
-
-
-def alone(*arguments):
-    """`measure` in a process of its own: allocators remember what was freed before."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(measure, *arguments).result()
 
 
 def told(found, title):
@@ -201,33 +193,29 @@ def kept_ratio(seconds):
     took = {"torch": [], "fused": []}
     for _ in range(PROCESSES):
         for name, each in took.items():
-            found = alone(LARGE, seconds / PROCESSES, (name,), name == "fused")
+            found = alone(measure, LARGE, seconds / PROCESSES, (name,), name == "fused")
             each.append(found["inference"][name]["all"])
     return statistics.median(took["torch"]) / statistics.median(took["fused"])
 
 
-@ends_well("chains.py")
-def main(arguments=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=at_least(1), default=SECONDS, help="for each part")
-    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
-    options = parser.parse_args(arguments)
-    torch = import_torch()
-    if torch is None:
-        print("chains.py: needs PyTorch", file=sys.stderr)
-        return 2
+@command(
+    "benchmarks.models.chains",
+    __doc__,
+    seconds(SECONDS, "part", at_least(1)),
+    checked(),
+    needs_torch=True,
+)
+def main(options, torch):
     print(f"PyTorch {torch.__version__}, {THREADS} threads; milliseconds")
     missed = []
     for chain in CHAINS:
-        missed += told(alone(chain, options.seconds), chain.title)
+        missed += told(alone(measure, chain, options.seconds), chain.title)
     ratio = kept_ratio(options.seconds)
     print(f"\nfused inference after keep_memory(), {LARGE.title}: {ratio:.2f} times as fast as "
           "PyTorch's without it")  # fmt: skip
     if ratio < KEPT:
         missed.append(f"with kept memory {ratio:.2f} times as fast, at least {KEPT}")
-    for text in missed:
-        print(f"NOT KEPT: {text}")
-    return int(bool(missed) and options.check)
+    return ended(options, missed)
 
 
 if __name__ == "__main__":

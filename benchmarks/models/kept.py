@@ -13,8 +13,8 @@ import math
 import sys
 import warnings
 
-from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, at_least, ends_well
+from benchmarks.kit.command import checked, command, ended, option
+from bnext.command_line import at_least
 
 MOST = {"ResNet-50": 0.80, "VGG-16-BN": 0.60}
 
@@ -60,17 +60,15 @@ def bytes_kept(torch, model, x):
     return sum(sizes.values()) + flags
 
 
-@ends_well("kept.py")
-def main(arguments=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=at_least(1), default=128, metavar="PIXELS")
-    parser.add_argument("--batch", type=at_least(1), default=4, metavar="N")
-    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
-    options = parser.parse_args(arguments)
-    torch = import_torch()
-    if torch is None:
-        print("kept.py: needs PyTorch", file=sys.stderr)
-        return 2
+@command(
+    "benchmarks.models.kept",
+    __doc__,
+    option("--size", type=at_least(1), default=128, metavar="PIXELS"),
+    option("--batch", type=at_least(1), default=4, metavar="N"),
+    checked(),
+    needs_torch=True,
+)
+def main(options, torch):
     import bnext.torch
     from benchmarks.models.networks import resnet50, vgg16
 
@@ -86,18 +84,16 @@ def main(arguments=None):
     print(
         f"MiB kept for backward, {options.batch} images of {options.size} x {options.size}; share"
     )
-    broken = 0
+    broken = []
     for name, build in networks.items():
         model = build().train()
         kept = {way: bytes_kept(torch, make(copy.deepcopy(model)), x) for way, make in ways.items()}
         theirs = kept["PyTorch"]
         row = [f"{way} {size / 2**20:.0f} ({size / theirs:.2f})" for way, size in kept.items()]
         print(f"{name:10}  " + "  ".join(row))
-        broken += kept["fuse, recompute"] > MOST[name] * theirs
-    if options.check and broken:
-        print(f"NOT KEPT: {broken} networks keep more than {MOST} of PyTorch's")
-        return 1
-    return 0
+        if kept["fuse, recompute"] > MOST[name] * theirs:
+            broken.append(f"{name} keeps more than {MOST[name]} of PyTorch's bytes")
+    return ended(options, broken)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import dataclasses
 import sys
 
+from benchmarks.kit.turns import in_turns
 from benchmarks.models import memory
-from benchmarks.models.timing import in_turns
 from benchmarks.models.training import LAYERS, Training, normalizations
 from bnext.bench.measure import threads_set_to
 

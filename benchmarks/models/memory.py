@@ -1,19 +1,14 @@
 """How much memory training takes: each network in a process of its own."""
 
-import dataclasses
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks.models.cases import Case
+from benchmarks.kit.processes import alone
 from benchmarks.models.training import Training
 from bnext.bench.measure import threads_set_to
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 3
 STATUS = Path("/proc/self/status")
 
@@ -23,12 +18,7 @@ def measure(case, layers, threads):
 
     On the CPU those of the process that are in memory, on a GPU those that PyTorch has allocated.
     """
-    words = [json.dumps(dataclasses.asdict(case)), layers, str(threads)]
-    command = [sys.executable, "-m", "benchmarks.models.memory", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"memory of {case.title}, {layers}: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return alone(of_this_process, case, layers, threads)
 
 
 def of_this_process(case, layers, threads):
@@ -60,8 +50,3 @@ def _most(device):
 def _of_status(name):
     found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
-
-
-if __name__ == "__main__":
-    fields, layers, threads = sys.argv[1:]
-    print(json.dumps(of_this_process(Case(**json.loads(fields)), layers, int(threads))))

@@ -15,9 +15,10 @@ step without, and how many it has follows from what other steps have freed befor
 import copy
 import sys
 
+from benchmarks.kit.command import command, seconds, threads
+from benchmarks.kit.turns import in_turns
 from bnext.bench.heap import recycled_pages
-from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, at_least, ends_well
+from bnext.command_line import at_least
 
 NORMS = ("batch", "layer", "group")
 SECONDS, THREADS = 30, 2
@@ -63,34 +64,25 @@ def convolutional(torch, norm):
 NETWORKS = {"fully connected": fully_connected, "convolutional": convolutional}
 
 
-def step_of(torch, model, shape):
-    """One step of stochastic gradient descent, on random data."""
-    x, labels = torch.randn(shape), torch.randint(CLASSES, shape[:1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-
-    def step():
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), labels).backward()
-        optimizer.step()
-
-    return step
-
-
 def measure(torch, build, seconds):
     """Turns of a network's steps: without a norm, and by norm and library."""
     import bnext.torch
-    from benchmarks.models.timing import in_turns
+    from benchmarks.models.training import sgd_step
+
+    def step_of(model):
+        x, labels = torch.randn(shape), torch.randint(CLASSES, shape[:1])
+        return sgd_step(model, x, labels, lr=1e-4)
 
     torch.manual_seed(0)
     calls = {}
     for norm in (None, *NORMS):
         model, shape = build(torch, norm)
         if norm is None:
-            calls["none"] = step_of(torch, model, shape)
+            calls["none"] = step_of(model)
             continue
         ours = bnext.torch.convert(copy.deepcopy(model), norms="all")
-        calls[norm, "PyTorch"] = step_of(torch, model, shape)
-        calls[norm, "bnext"] = step_of(torch, ours, shape)
+        calls[norm, "PyTorch"] = step_of(model)
+        calls[norm, "bnext"] = step_of(ours)
     return in_turns(calls, seconds)
 
 
@@ -106,13 +98,14 @@ def table(turns):
     return rows
 
 
-@ends_well("norms.py")
-def main(arguments=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=at_least(1), default=SECONDS, help="for each network")
-    parser.add_argument("--threads", type=at_least(1), default=THREADS)
-    options = parser.parse_args(arguments)
-    torch = import_torch()
+@command(
+    "benchmarks.models.norms",
+    __doc__,
+    seconds(SECONDS, "network", at_least(1)),
+    threads(THREADS),
+    needs_torch=True,
+)
+def main(options, torch):
     from bnext.bench.measure import threads_set_to
 
     print(f"PyTorch {torch.__version__}, {options.threads} threads; steps, beside one without")

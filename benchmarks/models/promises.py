@@ -5,10 +5,10 @@ import copy
 import torch
 
 import bnext.torch
+from benchmarks.kit.promises import Verdict
+from benchmarks.kit.turns import in_turns
 from benchmarks.models.cases import Case
-from benchmarks.models.timing import in_turns
 from benchmarks.models.training import Training
-from benchmarks.promises import Verdict
 from bnext.bench.measure import threads_set_to
 
 THREADS = 2

@@ -2,10 +2,10 @@
 
 import math
 
+from benchmarks.kit.tables import NOT_MEASURED, facts, facts_of, markdown
+from benchmarks.kit.turns import FEWEST_CALLS as STEPS
 from benchmarks.models.cases import TITLES
 from benchmarks.models.losses import CONTROLS, FACTOR, PARTED, agree, differences, limits
-from benchmarks.models.timing import FEWEST_CALLS as STEPS
-from benchmarks.tables import markdown
 
 HOW = f"""\
 - Networks are built once for each kind of layers, from the same random numbers: PyTorch's layers;
@@ -45,19 +45,16 @@ def write_report(document, folder):
 
 
 def _introduction(about):
-    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v)
+    usual = facts_of(about)
     lines = [
-        ("Date", about["date"]),
+        ("Date", usual["Date"]),
         ("Processor", f"{about['processor']}, {about['processors']} processors"),
         ("Device", about["device"]),
-        ("Versions", versions),
-        ("Commit", f"{about['commit']}, build {about['build']}"),
-        ("OpenMP", ", ".join(about["openmp_runtimes"]) or "none"),
+        *((name, usual[name]) for name in ("Versions", "Commit", "OpenMP")),
         ("Load", about["load"]),
-        ("System", about["system"]),
+        ("System", usual["System"]),
     ]
-    body = "\n".join(f"| {name} | {value} |" for name, value in lines)
-    return f"# Whole models with bnext's layers and with PyTorch's\n\n| | |\n|:--|:--|\n{body}\n"
+    return f"# Whole models with bnext's layers and with PyTorch's\n\n{facts(lines)}"
 
 
 def steps_table(rows):
@@ -78,7 +75,7 @@ def steps_table(rows):
                 *(f"{shares[name]:.1%}" for name in ("bnext", "torch")),
             )
         )
-    return markdown(header, lines) if lines else "Not measured.\n"
+    return markdown(header, lines, NOT_MEASURED)
 
 
 def memory_table(rows):
@@ -95,7 +92,7 @@ def memory_table(rows):
             )
         )
     header = ("case", "bnext MB", "PyTorch MB", "bnext / PyTorch")
-    return markdown(header, lines) if lines else "Not measured.\n"
+    return markdown(header, lines, NOT_MEASURED)
 
 
 def losses_table(losses):
@@ -130,7 +127,7 @@ def losses_table(losses):
         ),
         *("most of what is allowed", ""),
     )
-    return markdown(header, lines) if lines else "Not measured.\n"
+    return markdown(header, lines, NOT_MEASURED)
 
 
 def _path(found):

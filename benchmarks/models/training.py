@@ -55,6 +55,18 @@ class Training:
             torch.cuda.synchronize()
 
 
+def sgd_step(network, x, labels, **options):
+    """A call of one step of stochastic gradient descent."""
+    optimizer = torch.optim.SGD(network.parameters(), **options)
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), labels).backward()
+        optimizer.step()
+
+    return step
+
+
 def with_layers(network, layers):
     """A copy of a network of PyTorch's layers, with those of `layers` instead."""
     network = copy.deepcopy(network)

@@ -16,12 +16,12 @@ import re
 import resource
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
-from bnext.bench.libraries import import_torch
-from bnext.command_line import Parser, at_least, ends_well
+from benchmarks.kit.command import checked, command, ended, option, seconds
+from benchmarks.kit.processes import alone
+from benchmarks.kit.turns import in_turns
+from bnext.command_line import at_least
 
 THREADS = 2
 CLASSES = 10
@@ -81,16 +81,11 @@ def call_of(torch, model, line):
                 return model(x)
 
         return infer
+    from benchmarks.models.training import sgd_step
+
     network = torch.compile(model.train()) if line.kind.startswith("compiled") else model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     labels = torch.randint(CLASSES, line.shape[:1])
-
-    def step():
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(x), labels).backward()
-        optimizer.step()
-
-    return step
+    return sgd_step(network, x, labels, lr=1e-4, momentum=0.9)
 
 
 def model_of(line):
@@ -110,7 +105,6 @@ def measure(line, seconds):
     import torch
 
     import bnext.torch
-    from benchmarks.models.timing import in_turns
     from bnext.bench.measure import threads_set_to
 
     warnings.filterwarnings("ignore", module="torch")
@@ -136,14 +130,15 @@ def faults_of(call):
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // CALLS
 
 
-@ends_well("zoo.py")
-def main(arguments=None):
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", metavar="PATTERN", help="lines that have it")
-    parser.add_argument("--seconds", type=at_least(1), default=SECONDS, help="for each line")
-    parser.add_argument("--check", action="store_true", help="fail where a bound is not kept")
-    options = parser.parse_args(arguments)
-    torch = import_torch()
+@command(
+    "benchmarks.models.zoo",
+    __doc__,
+    option("--only", default="", metavar="PATTERN", help="lines that have it"),
+    seconds(SECONDS, "line", at_least(1)),
+    checked(),
+    needs_torch=True,
+)
+def main(options, torch):
     try:
         import torchvision  # noqa: F401
     except ImportError:
@@ -155,8 +150,7 @@ def main(arguments=None):
     for line in LINES:
         if not re.search(options.only, line.title):
             continue
-        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-            took, found, faults = alone.submit(measure, line, options.seconds).result()
+        took, found, faults = alone(measure, line, options.seconds)
         row = f"{took:7.1f} ms  {found['converted']:9.3f} {found['fused']:6.3f}"
         row += f"   {' '.join(f'{each:6d}' for each in faults.values())}  {line.title}"
         print(row, flush=True)
@@ -164,9 +158,7 @@ def main(arguments=None):
             bound = getattr(line, name)
             if bound is not None and ratio < bound:
                 missed.append(f"{line.title}, {name}: {ratio:.3f}, at least {bound}")
-    for text in missed:
-        print(f"NOT KEPT: {text}")
-    return int(bool(missed) and options.check)
+    return ended(options, missed)
 
 
 if __name__ == "__main__":

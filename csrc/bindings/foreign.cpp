@@ -7,12 +7,10 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/build.hpp"
 #include "bindings/register.hpp"
 #include "core/call.hpp"
 #include "core/error.hpp"
-#ifdef BNEXT_XLA
-#include "xla/handlers.hpp"
-#endif
 
 namespace bnext::bindings {
 
@@ -21,18 +19,12 @@ namespace py = pybind11;
 namespace {
 
 py::object foreign_targets() {
-#ifdef BNEXT_XLA
+    if (!has_foreign_handlers()) return py::none();
     py::dict found;
-    for (const auto& targets :
-         {foreign::batch_targets(), foreign::row_targets(), foreign::cell_targets()}) {
-        for (const foreign::Target& target : targets) {
-            found[target.name] = py::capsule(target.handler, "xla._CUSTOM_CALL_TARGET");
-        }
+    for (const foreign::Target& target : foreign_handlers()) {
+        found[target.name] = py::capsule(target.handler, "xla._CUSTOM_CALL_TARGET");
     }
     return found;
-#else
-    return py::none();
-#endif
 }
 
 // Which call the arrays are for; "shard" is the first phase, of a part of a batch.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "bindings/build.hpp"
 #include "bindings/register.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
@@ -106,7 +107,7 @@ py::dict build_config() {
     config["openmp"] = openmp;  // None for null
     config["openmp_file"] = cpu::openmp_file();
     // For a build without OpenMP, from cmake/compiler.cmake.
-    config["openmp_remedy"] = openmp != nullptr ? nullptr : BNEXT_OPENMP_REMEDY;
+    config["openmp_remedy"] = openmp != nullptr ? nullptr : openmp_remedy();
     config["threads"] = machine.threads;
     config["l2_bytes"] = machine.l2_bytes;
     config["l3_bytes"] = machine.l3_bytes;
@@ -158,7 +159,7 @@ py::tuple control_limits(const std::string& groups, const std::string& mounts) {
 }  // namespace
 
 void register_runtime(py::module_& m) {
-    m.attr("__version__") = BNEXT_VERSION;
+    m.attr("__version__") = version();
     m.def("set_num_threads", &set_num_threads, py::arg("n"), "At most this many threads per call.");
     m.def("get_num_threads", &cpu::num_threads, "How many threads a call may use.");
     m.def("fix_team", &cpu::fix_team, py::arg("fixed"),

@@ -12,7 +12,7 @@
 // (A - r B) with A and B of r^2, so that the exponential is divided together with the rest. Powers
 // of two are added to exponents. Where a result may be subnormal, what is divided is 2^kUp times as
 // large, so that only the last step rounds there. Polynomials, and numbers in two parts, are from
-// benchmarks/fit_activations.py.
+// fit_activations.py.
 #pragma once
 
 #include <numbers>

@@ -61,11 +61,12 @@ def x64():
         yield
 
 
-@pytest.fixture(autouse=True)
-def programs_for_a_gpu(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def programs_for_a_gpu():
+    """JAX forgets programs before and after: the same ones are made for the CPU by other tests."""
     tell_handlers()
     jax.clear_caches()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(foreign, "_program", functools.lru_cache(on_a_gpu))
         patch.setattr(gpu, "_guard", guard)
         yield

@@ -30,31 +30,39 @@ def close(actual, expected, bound):
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "activation", "adds"),
+    [*((size, None, False) for size in (2, 3, 4, 5)),
+     *((size, name, True) for size in (2, 3, 5) for name in (None, "relu", "silu"))],
+)  # fmt: skip
 @pytest.mark.parametrize("kind", ["mask", "sample_weight"])
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_unequal_members_are_one_process(rng, size, kind):
+def test_unequal_members_are_one_process(rng, size, kind, activation, adds):
+    """NaN under masks of x, of dy and of the residual, whose gradient there is, too."""
     x, dy, mask, weights, cut = drawn(rng, size)
     given = mask if kind == "mask" else weights
     over = np.broadcast_to(mask[:, None], x.shape)
     dirty, dirty_dy = np.where(over, x, np.nan), np.where(over, dy, np.inf)
+    residual = np.where(over, rng.normal(size=x.shape), np.nan)
     group = new_group(size)
-    bn = bnext.BatchNorm1d(3, dtype=np.float64, group=group, parameter_gradients="total")
-    alone = bnext.BatchNorm1d(3, dtype=np.float64)
+    options = {"dtype": np.float64, "activation": activation}
+    bn = bnext.BatchNorm1d(3, group=group, parameter_gradients="total", **options)
+    alone = bnext.BatchNorm1d(3, **options)
     for layer in (bn, alone):
         layer.weight[...], layer.bias[...] = (1.5, -0.5, 2.0), (0.1, 0.2, 0.3)
 
-    def member(rank, part):
-        shard, gradient, part_given = part
-        y = bn(shard, **{kind: part_given})
-        return y, bn.backward(gradient), bn.weight_grad, bn.bias_grad
+    def step(layer, x, dy, residual, given):
+        y = layer(x, **({"residual": residual} if adds else {}), **{kind: given})
+        gradients = layer.backward(dy)
+        return y, *(gradients if adds else [gradients])
 
-    parts = list(zip(*(np.split(a, cut) for a in (dirty, dirty_dy, given)), strict=True))
-    results = group.run(member, parts)
-    y = alone(dirty, **{kind: given})
-    dx = alone.backward(dirty_dy)
-    close(np.concatenate([r[0] for r in results]), y, 1e-13)
-    close(np.concatenate([r[1] for r in results]), dx, 1e-13)
-    for _, _, dweight, dbias in results:
+    def member(rank, part):
+        return *step(bn, *part), bn.weight_grad, bn.bias_grad
+
+    whole = dirty, dirty_dy, residual, given
+    results = group.run(member, list(zip(*(np.split(a, cut) for a in whole), strict=True)))
+    for k, value in enumerate(step(alone, *whole)):
+        close(np.concatenate([r[k] for r in results]), value, 1e-13)
+    for *_, dweight, dbias in results:
         close(dweight, alone.weight_grad, 1e-12)
         close(dbias, alone.bias_grad, 1e-12)
     close(bn.running_mean, alone.running_mean, 1e-14)
@@ -153,37 +161,3 @@ def test_micro_batches_are_the_whole_batch(rng):
     dx = whole.backward(dy)
     np.testing.assert_allclose(np.concatenate([d for _, d in results]), dx, rtol=0, atol=1e-5)
     np.testing.assert_allclose(bn.running_var, whole.running_var, rtol=1e-6)
-
-
-@pytest.mark.parametrize("activation", [None, "relu", "silu"])
-@pytest.mark.parametrize("kind", ["mask", "sample_weight"])
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_unequal_members_with_a_residual_are_one_process(rng, size, kind, activation):
-    """Its gradient, too; NaN under masks of x, of dy and of the residual."""
-    x, dy, mask, weights, cut = drawn(rng, size)
-    given = mask if kind == "mask" else weights
-    over = np.broadcast_to(mask[:, None], x.shape)
-    residual = np.where(over, rng.normal(size=x.shape), np.nan)
-    dirty, dirty_dy = np.where(over, x, np.nan), np.where(over, dy, np.inf)
-    group = new_group(size)
-    bn = bnext.BatchNorm1d(3, dtype=np.float64, group=group, activation=activation)
-    bn.parameter_gradients = "total"
-    alone = bnext.BatchNorm1d(3, dtype=np.float64, activation=activation)
-    for layer in (bn, alone):
-        layer.weight[...], layer.bias[...] = (1.5, -0.5, 2.0), (0.1, 0.2, 0.3)
-
-    def member(rank, part):
-        shard, gradient, added, part_given = part
-        y = bn(shard, residual=added, **{kind: part_given})
-        return y, *bn.backward(gradient), bn.weight_grad, bn.bias_grad
-
-    whole = (dirty, dirty_dy, residual, given)
-    parts = list(zip(*(np.split(a, cut) for a in whole), strict=True))
-    results = group.run(member, parts)
-    expected = alone(dirty, residual=residual, **{kind: given}), *alone.backward(dirty_dy)
-    for k, value in enumerate(expected):
-        close(np.concatenate([r[k] for r in results]), value, 1e-13)
-    for *_, dweight, dbias in results:
-        close(dweight, alone.weight_grad, 1e-12)
-        close(dbias, alone.bias_grad, 1e-12)
-    close(bn.running_var, alone.running_var, 1e-14)

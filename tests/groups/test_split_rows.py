@@ -9,11 +9,10 @@ from .. import activations
 from .. import row_reference as reference
 from ..activations import SLOPE
 from ..compare import assert_same_bits
+from ..norms import CENTERED, DATA, RESIDUAL, UNIT, Rows, drawn, param
 from ..numerical import numerical_gradient
-from ..test_layer_norm import DTYPES, UNIT, data, param
 from .support import CUTS, new_group, shards_of
 
-CENTERED = pytest.mark.parametrize("centered", [True, False], ids=["layer", "rms"])
 SHAPES = [(5, 64), (2, 3, 33), (70, 300), (2, 140_003)]
 
 
@@ -46,11 +45,11 @@ def in_group(x, dy, weight, bias, cut, centered, residual=None, **more):
 
 
 @CENTERED
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+@DATA
 @pytest.mark.parametrize("cut", CUTS)
 def test_agrees_with_the_definition_of_whole_examples(rng, dtype, cut, centered):
     for shape in SHAPES if cut == "unequal" else SHAPES[:3]:
-        x, dy, weight, bias = data(rng, shape, 1, dtype)
+        _, x, dy, weight, bias, *_ = drawn(rng, Rows(), shape, dtype)
         (y, dx, dweight, *dbias), saved = in_group(x, dy, weight, bias, cut, centered)
         of = reference.forward(x, 1, weight, bias if centered else None, eps=1e-5,
                                centered=centered)  # fmt: skip
@@ -72,10 +71,10 @@ def test_agrees_with_the_definition_of_whole_examples(rng, dtype, cut, centered)
 
 
 @CENTERED
-@pytest.mark.parametrize("adds", [False, True], ids=["alone", "residual"])
+@RESIDUAL
 @pytest.mark.parametrize("name", [None, "relu", "silu"])
 def test_activations_and_residuals(rng, name, adds, centered):
-    x, dy, weight, bias = data(rng, (6, 90), 1, np.float64)
+    _, x, dy, weight, bias, *_ = drawn(rng, Rows(), (6, 90), np.float64)
     residual = rng.standard_normal(x.shape) if adds else None
     of = reference.forward(x, 1, weight, bias if centered else None, eps=1e-5, centered=centered)
     z = of.y.astype(float) + (residual if adds else 0)
@@ -110,7 +109,7 @@ def test_gradients_are_derivatives(rng, centered):
 @CENTERED
 @pytest.mark.parametrize("shape", [(300, 257), (3, 400_003)])
 def test_bits_do_not_depend_on_threads(rng, centered, shape, restore_threads):
-    x, dy, weight, bias = data(rng, shape, 1, np.float32)
+    _, x, dy, weight, bias, *_ = drawn(rng, Rows(), shape, np.float32)
     known = None
     for threads in (1, 2, 4):
         bnext.set_num_threads(threads)
@@ -123,7 +122,7 @@ def test_bits_do_not_depend_on_threads(rng, centered, shape, restore_threads):
 @CENTERED
 def test_a_group_of_one_is_a_call_without(rng, centered):
     for shape in ((40, 300), (2, 140_003)):
-        x, dy, weight, bias = data(rng, shape, 1, np.float32)
+        _, x, dy, weight, bias, *_ = drawn(rng, Rows(), shape, np.float32)
         y, saved = call(x, weight, bias, centered, activation="silu")
         expected = [y, *back(dy, x, saved, weight)]
         group = new_group(1)
@@ -148,7 +147,7 @@ def test_large_means(rng):
 @pytest.mark.parametrize("kind", [bnext.LayerNorm, bnext.RMSNorm])
 def test_layers(rng, kind):
     group = new_group(3)
-    x, dy, weight, _ = data(rng, (6, 90), 1, np.float32)
+    _, x, dy, weight, _, *_ = drawn(rng, Rows(), (6, 90), np.float32)
     xs, dys, weights = (shards_of(each, "unequal", -1) for each in (x, dy, weight))
     alone = kind(90, activation="silu")
     alone.weight[...] = weight
@@ -171,7 +170,7 @@ def test_layers(rng, kind):
 
 
 def test_errors_reach_every_member(rng):
-    x, dy, weight, bias = data(rng, (6, 40), 1, np.float32)
+    _, x, dy, weight, bias, *_ = drawn(rng, Rows(), (6, 40), np.float32)
 
     def run(change):
         group = new_group(2)

@@ -1,48 +1,41 @@
 """A program on eight devices of the CPU: one batch in shards is one batch on one device."""
 
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-import bnext.jax
+from .eight_devices import GRID, LINE, close, cost, drawn, drawn_mask, jax, putting, run_checks
 
-assert len(jax.devices()) == 8
-MESH = Mesh(np.array(jax.devices()), ("data",))
-GRID = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+from jax.sharding import PartitionSpec as P  # isort: skip - of the same devices
+
+import bnext.jax  # isort: skip
+
+jnp = jax.numpy
 rng = np.random.default_rng(0)
-X, DY, RESIDUAL = (rng.normal(size=(32, 5, 6)).astype(np.float32) + 3 for _ in range(3))
-WEIGHT, BIAS = rng.uniform(0.5, 1.5, (2, 6)).astype(np.float32)
-ARRAYS = (X, WEIGHT, BIAS, RESIDUAL)
+X, DY, RESIDUAL, WEIGHT, BIAS = drawn(rng, 32, 5, 6)
+MASK, WEIGHTS = drawn_mask(rng, 32, 5)
 
 
-def call(x, weight, bias, residual, activation=None, axis_name=None):
+def given(more):
+    """The argument that `more` is: a residual, or over positions."""
+    if more.ndim == 3:
+        return {"residual": more}
+    return {"mask" if more.dtype == bool else "sample_weight": more}
+
+
+def call(x, weight, bias, more, activation=None, axis_name=None):
     return bnext.jax.batch_norm(
-        x, weight, bias, residual=residual, activation=activation, axis_name=axis_name
+        x, weight, bias, activation=activation, axis_name=axis_name, **given(more)
     )
 
 
-def loss(function, x, weight, bias, residual, dy):
-    y, moments = function(x, weight, bias, residual)
-    return (y * y * dy).sum() + (moments.mean * moments.var).sum() * 100
+def loss(function, *arrays, dy=DY):
+    return cost(*function(*arrays), dy)
 
 
-def close(actual, expected, tolerance=3e-6):
-    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        other = np.asarray(other)
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
-
-
-def sharded(activation, check_vma, mesh=MESH, axes="data"):
-    """The function over shards of x and the residual, with parameters that are the same for all."""
+def sharded(activation, check_vma, mesh=LINE, axes="data"):
+    """The function over shards of x and `more`, with parameters that are the same for all."""
     parts = P(axes)
     return jax.shard_map(
         functools.partial(call, activation=activation, axis_name=axes), mesh=mesh,
@@ -51,18 +44,23 @@ def sharded(activation, check_vma, mesh=MESH, axes="data"):
 
 
 def values_and_gradients():
-    """Gradients by parameters are sums over the mesh, and of the whole batch."""
-    for activation in (None, "relu", "gelu"):
+    """Gradients by parameters are sums over the mesh, and of the whole batch. Shards may have no
+    position that counts."""
+    for activation, more in (
+        (None, RESIDUAL), ("relu", RESIDUAL), ("gelu", RESIDUAL), (None, MASK), (None, WEIGHTS),
+    ):  # fmt: skip
+        arrays, wanted = (X, WEIGHT, BIAS, more), range(4 if more is RESIDUAL else 3)
         one = functools.partial(call, activation=activation)
-        expected = one(*ARRAYS)
-        of_one = jax.grad(functools.partial(loss, one), range(4))(*ARRAYS, DY)
+        expected = one(*arrays)
+        of_one = jax.grad(functools.partial(loss, one), wanted)(*arrays)
         for check_vma in (True, False):
-            for mesh, axes in ((MESH, "data"), (GRID, "data"), (GRID, ("data", "model"))):
+            for mesh, axes in ((LINE, "data"), (GRID, "data"), (GRID, ("data", "model"))):
                 many = sharded(activation, check_vma, mesh, axes)
-                for transform in (lambda function: function, jax.jit):
-                    close(transform(many)(*ARRAYS), expected)
-                gradient = jax.jit(jax.grad(functools.partial(loss, many), range(4)))
-                close(gradient(*ARRAYS, DY), of_one, 1e-5)
+                close(jax.jit(many)(*arrays), expected)
+                if more is RESIDUAL:
+                    close(many(*arrays), expected)
+                gradient = jax.jit(jax.grad(functools.partial(loss, many), wanted))
+                close(gradient(*arrays), of_one, 1e-5)
 
 
 def gradients_inside():
@@ -76,58 +74,131 @@ def gradients_inside():
         return jax.grad(of_shard, (0, 1))(weight, bias)
 
     many = jax.shard_map(
-        step, mesh=MESH, in_specs=(P("data"), P(), P(), P("data"), P("data")), out_specs=P()
+        step, mesh=LINE, in_specs=(P("data"), P(), P(), P("data"), P("data")), out_specs=P()
     )
     expected = jax.grad(
         lambda weight, bias: (call(X, weight, bias, RESIDUAL)[0] ** 2 * DY).sum(), (0, 1)
     )(WEIGHT, BIAS)
-    close(jax.jit(many)(*ARRAYS, DY), expected, 1e-5)
+    close(jax.jit(many)(X, WEIGHT, BIAS, RESIDUAL, DY), expected, 1e-5)
 
 
 def second_derivatives():
-    def product(function):
-        gradient = jax.grad(lambda x: loss(function, x, WEIGHT, BIAS, RESIDUAL, DY))
-        return jax.jvp(gradient, (X,), (DY,))[1]
+    def product(function, more):
+        def along(dy, x, *others):
+            gradient = jax.grad(lambda x: loss(function, x, *others, dy=dy))
+            return jax.jvp(gradient, (x,), (dy,))[1]
 
-    for activation in (None, "gelu"):
-        expected = product(functools.partial(call, activation=activation))
-        close(product(sharded(activation, True)), expected, 3e-5)
+        return jax.jit(along)(DY, X, WEIGHT, BIAS, more)
+
+    for activation, more in ((None, RESIDUAL), ("gelu", RESIDUAL), (None, MASK)):
+        expected = product(functools.partial(call, activation=activation), more)
+        close(product(sharded(activation, True), more), expected, 3e-5)
 
 
 def shards_of_jit():
     """Arrays in shards, without shard_map; sharded_jit.py has more."""
-    x, residual, dy = (
-        jax.device_put(each, NamedSharding(MESH, P("data"))) for each in (X, RESIDUAL, DY)
-    )
-    gradient = jax.jit(jax.value_and_grad(functools.partial(loss, call), range(4)))
-    expected = gradient(*ARRAYS, DY)
-    close(gradient(x, WEIGHT, BIAS, residual, dy), expected)
+    put = putting(LINE, P("data"))
+    for more in (RESIDUAL, MASK):
+        wanted = range(4 if more is RESIDUAL else 3)
+        gradient = jax.jit(jax.value_and_grad(functools.partial(loss, call), wanted))
+        arrays = put(X), WEIGHT, BIAS, put(more)
+        close(gradient(*arrays, dy=put(DY)), gradient(X, WEIGHT, BIAS, more))
+    for norm in (
+        lambda x, w: bnext.jax.layer_norm(x, 6, w),
+        lambda x, w: bnext.jax.group_norm(x, 2, w),
+    ):
+        step = jax.jit(jax.grad(lambda x, w, norm=norm: (norm(x, w) ** 3 * DY).sum(), (0, 1)))
+        close(step(put(X), WEIGHT), step(X, WEIGHT))
 
 
 def the_same_bits_as_a_group():
     """Means are merged in the order of ranks, as bnext's groups merge them."""
-    group = bnext.sync.ThreadGroup(8)
-    y = group.run(
-        lambda rank, shard: bnext.batch_norm_forward(
-            shard, WEIGHT, BIAS, channel_axis=-1, group=group
-        )[0],
-        np.split(X, 8),
-    )
-    group.close()
-    actual = jax.shard_map(
-        lambda x, *affine: bnext.jax.batch_norm(x, *affine, axis_name="data")[0],
-        mesh=MESH, in_specs=(P("data"), P(), P()), out_specs=P("data"),
-    )(X, WEIGHT, BIAS)  # fmt: skip
-    np.testing.assert_array_equal(actual, np.concatenate(y))
+    for more in (None, MASK):
+        group = bnext.sync.ThreadGroup(8)
+
+        def member(rank, shard, more=more, group=group):
+            mask = {} if more is None else {"mask": np.split(more, 8)[rank]}
+            return bnext.batch_norm_forward(
+                shard, WEIGHT, BIAS, channel_axis=-1, group=group, **mask
+            )[0]
+
+        y = group.run(member, np.split(X, 8))
+        group.close()
+        if more is None:
+            actual = jax.shard_map(
+                lambda x, *affine: bnext.jax.batch_norm(x, *affine, axis_name="data")[0],
+                mesh=LINE, in_specs=(P("data"), P(), P()), out_specs=P("data"),
+            )(X, WEIGHT, BIAS)  # fmt: skip
+        else:
+            actual = sharded(None, True)(X, WEIGHT, BIAS, more)[0]
+        np.testing.assert_array_equal(actual, np.concatenate(y))
+
+
+def moments_and_running_statistics():
+    whole = bnext.jax.moments(X, mask=MASK)
+    many = jax.shard_map(
+        lambda x, mask: bnext.jax.moments(x, mask=mask, axis_name="data"), mesh=LINE,
+        in_specs=P("data"), out_specs=P(),
+    )(X, MASK)  # fmt: skip
+    assert many.count == MASK.sum()
+    close(many, whole)
+    nothing = np.zeros_like(MASK)
+    y, moments = sharded(None, True)(X, WEIGHT, BIAS, nothing)
+    assert not y.any()
+    assert moments.count == 0
+    running = bnext.jax.move_running(WEIGHT, BIAS, moments)
+    np.testing.assert_array_equal(running[0], WEIGHT)
+
+
+def norms_of_examples():
+    """Shards are normalized by themselves; gradients of parameters are of the whole mesh."""
+
+    def layer(x, weight, bias):
+        return bnext.jax.layer_norm(x, 6, weight, bias)
+
+    def rms(x, weight, bias):
+        return bnext.jax.rms_norm(x, 6, weight) + bias
+
+    def group(x, weight, bias):
+        return bnext.jax.group_norm(x, 3, weight, bias)
+
+    def instance(x, weight, bias):
+        return bnext.jax.instance_norm(x, weight, bias)
+
+    def cubes(function, x, weight, bias):
+        return (function(x, weight, bias) ** 3 * DY).sum()
+
+    for norm in (layer, rms, group, instance):
+        expected = norm(X, WEIGHT, BIAS)
+        of_one = jax.grad(functools.partial(cubes, norm), range(3))(X, WEIGHT, BIAS)
+        for check_vma in (True, False):
+            many = jax.shard_map(
+                norm, mesh=LINE, in_specs=(P("data"), P(), P()), out_specs=P("data"),
+                check_vma=check_vma,
+            )  # fmt: skip
+            np.testing.assert_array_equal(jax.jit(many)(X, WEIGHT, BIAS), expected)
+            gradient = jax.jit(jax.grad(functools.partial(cubes, many), range(3)))
+            close(gradient(X, WEIGHT, BIAS), of_one, 1e-5)
+
+        def inside(x, dy, weight, bias, norm=norm):
+            def of_shard(weight, bias):
+                return (norm(x, weight, bias) ** 3 * dy).sum()
+
+            return jax.grad(of_shard, (0, 1))(weight, bias)
+
+        of_mesh = jax.shard_map(
+            inside, mesh=LINE, in_specs=(P("data"), P("data"), P(), P()), out_specs=P()
+        )
+        close(jax.jit(of_mesh)(X, DY, WEIGHT, BIAS), of_one[1:], 1e-5)
 
 
 def more_devices_than_cores():
     """Programs of eight devices at once, large enough for teams of threads: all end."""
     x = jnp.asarray(rng.normal(size=(64, 28, 28, 64)).astype(np.float32))
-    x = jax.device_put(x, NamedSharding(MESH, P("data")))
+    x = putting(LINE, P("data"))(x)
     many = jax.shard_map(
         lambda x: bnext.jax.batch_norm(x, axis_name="data")[0],
-        mesh=MESH, in_specs=P("data"), out_specs=P("data"),
+        mesh=LINE, in_specs=P("data"), out_specs=P("data"),
     )  # fmt: skip
     gradient = jax.jit(jax.grad(lambda x: (many(x) ** 3).sum()))
     first = gradient(x)
@@ -143,12 +214,12 @@ def more_devices_than_cores():
 def a_thousand_calls_from_eight_threads():
     """Programs of eight devices from threads at once: by shard_map, by jit of shards, by pmap."""
     x = jnp.asarray(rng.normal(size=(16, 14, 14, 32)).astype(np.float32))
-    shards = jax.device_put(x, NamedSharding(MESH, P("data")))
+    shards = putting(LINE, P("data"))(x)
 
     def norm(x):
         return bnext.jax.batch_norm(x, axis_name="data")[0]
 
-    by_map = jax.shard_map(norm, mesh=MESH, in_specs=P("data"), out_specs=P("data"))
+    by_map = jax.shard_map(norm, mesh=LINE, in_specs=P("data"), out_specs=P("data"))
     by_pmap = jax.pmap(jax.grad(lambda x: (norm(x) ** 3).sum()), axis_name="data")
     programs = (
         (jax.jit(jax.grad(lambda x: (by_map(x) ** 3).sum())), shards),
@@ -169,10 +240,4 @@ def a_thousand_calls_from_eight_threads():
 
 
 if __name__ == "__main__":
-    for check in (
-        values_and_gradients, gradients_inside, second_derivatives, shards_of_jit,
-        the_same_bits_as_a_group, more_devices_than_cores,
-        a_thousand_calls_from_eight_threads,
-    ):  # fmt: skip
-        check()
-        print(check.__name__)
+    run_checks(__name__)

@@ -3,40 +3,21 @@
 As sharded_jit.py: the same program on whole arrays, and no array of data is put together.
 """
 
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 import functools
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-import bnext.jax
+from .eight_devices import GRID, KINDS, LINE, cost, drawn_mask, jax, putting, run_checks
+from .sharded_jit import BIAS, DY, MEAN, RESIDUAL, VAR, WEIGHT, X, exchanges
+from .sharded_jit import compare as compare_by
 
-from .sharded_jit import (
-    BIAS,
-    DY,
-    GRID,
-    LINE,
-    MEAN,
-    RESIDUAL,
-    VAR,
-    WEIGHT,
-    X,
-    close,
-    exchanges,
-    explicit,
-    putting,
-)
+from jax.sharding import NamedSharding  # isort: skip - of the same devices
+from jax.sharding import PartitionSpec as P  # isort: skip
+
+import bnext.jax  # isort: skip
 
 rng = np.random.default_rng()
-MASK = rng.random(X.shape[:2]) < 0.6
-MASK[8:12] = False  # the third of eight shards has nothing
-MASK[28:] = True  # the last has all
-WEIGHTS = np.where(MASK, rng.choice([0.5, 1, 3], MASK.shape), 0).astype(np.float32)
+MASK, WEIGHTS = drawn_mask(rng, *X.shape[:2])
 WHOLE = (X, WEIGHT, BIAS, RESIDUAL, DY)
 
 
@@ -47,26 +28,20 @@ def of_positions(spec):
 
 def masked_loss(x, weight, bias, residual, dy, positions, activation=None, **options):
     name = "mask" if positions.dtype == bool else "sample_weight"
-    y, moments = bnext.jax.batch_norm(
+    results = bnext.jax.batch_norm(
         x, weight, bias, residual=residual, activation=activation, **{name: positions}, **options
     )
-    return (y * y * dy).sum() + (moments.mean * moments.var).sum() * 100 + moments.count
+    return cost(*results, dy)
 
 
-def compare(function, arrays, specs, mesh, allowed=("all-reduce",), tolerance=3e-6):
-    """The function of whole arrays is the function of shards, by their specs."""
-    function = jax.jit(function)
-    shards = [putting(mesh, spec)(each) for each, spec in zip(arrays, specs, strict=True)]
-    results = function(*shards)
-    close(results, function(*arrays), tolerance)
-    found = exchanges(function, *shards)
-    assert found <= set(allowed), found
-    return results
+def compare(function, arrays, specs, mesh, *options, **more):
+    """As sharded_jit.py, by a spec for each array."""
+    return compare_by(function, arrays, [putting(mesh, spec) for spec in specs], *options, **more)
 
 
 def masks():
     """Shards without a position that counts; gradients are the whole batch's."""
-    for kind in (lambda mesh: mesh, explicit):
+    for kind in KINDS:
         for number, (mesh, spec) in enumerate((
             (LINE, P("data")), (GRID, P("data", "model")), (GRID, P("data", None, "model")),
             (LINE, P(None, None, "data")),
@@ -143,7 +118,7 @@ def masks_mapped():
             ),
             axis_name="batch", out_axes=(0, None),
         )(x, residual, mask)  # fmt: skip
-        return (y * y * dy).sum() + (moments.mean * moments.var).sum() * 100
+        return cost(y, moments, dy)
 
     compare(jax.grad(of_examples, range(4)), (*WHOLE, MASK), specs, LINE)
 
@@ -184,7 +159,7 @@ def cubes(norm, x, weight, bias, dy):
 
 def norms_of_examples():
     """Values need no exchange, gradients of parameters are added up."""
-    for kind in (lambda mesh: mesh, explicit):
+    for kind in KINDS:
         for name, norm in NORMS.items():
             divisions = [(LINE, P("data")), (GRID, P(("data", "model")))]
             if name in ("layer", "rms"):
@@ -251,13 +226,5 @@ def by_gspmd():
     jax.config.update("jax_use_shardy_partitioner", True)
 
 
-CHECKS = (
-    masks, masks_channels_first, masks_have_the_bits_of_shard_map, masks_of_second_derivatives,
-    masks_mapped, masks_by_given_statistics, statistics_alone, norms_of_examples,
-    norms_of_examples_mapped, norms_of_second_derivatives, by_gspmd,
-)  # fmt: skip
-
 if __name__ == "__main__":
-    for check in CHECKS:
-        check()
-        print(check.__name__, flush=True)
+    run_checks(__name__)

@@ -130,6 +130,16 @@ def plain(x, weight, bias, residual=None, *, activation=None, eps=1e-5, statisti
     return activated(activation, z), mean, var * (x.size // x.shape[-1])
 
 
+def in_float64(function, *arguments):
+    """What a plain formula gives in float64, as one program.
+
+    JAX compiles each operation outside of programs by itself, which takes many times longer.
+    """
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda each: np.asarray(each, np.float64), arguments)
+        return jax.jit(function)(*wide)
+
+
 def close(actual, expected, tolerance):
     """Within `tolerance` times the largest magnitude, leaf by leaf."""
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)

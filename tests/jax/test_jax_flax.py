@@ -22,20 +22,20 @@ def pair(channels=19, **options):
     )
 
 
-def step(layer, x, dy):
+def step(layer, x, dy, **given):
     """y, gradients of x and of the parameters, and the state afterwards."""
     graph, parameters, others = nnx.split(layer, nnx.Param, ...)
 
     @jax.jit
-    def run(x, parameters, others):
+    def run(x, parameters, others, given):
         def call(x, parameters):
             merged = nnx.merge(graph, parameters, others, copy=True)
-            return merged(x), nnx.split(merged, nnx.Param, ...)[2]
+            return merged(x, **given), nnx.split(merged, nnx.Param, ...)[2]
 
         y, pull_back, others = jax.vjp(call, x, parameters, has_aux=True)
         return y, pull_back(dy.astype(y.dtype)), others
 
-    y, gradients, others = run(x, parameters, others)
+    y, gradients, others = run(x, parameters, others, given)
     nnx.update(layer, others)
     return y, jax.tree.leaves(gradients), jax.tree.leaves(others)
 

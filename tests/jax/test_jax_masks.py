@@ -1,14 +1,12 @@
 """Masks, lengths and weights of `bnext.jax`: NumPy's bits, and the batch compressed."""
 
-import functools
-
 import numpy as np
 import pytest
 
 import bnext
 
 from ..masks import weighted
-from .support import DTYPES, Inputs, assert_same_bits, check_grads, close, jax, jnp
+from .support import Inputs, assert_same_bits, close, jax, jnp
 
 SHAPES = [((37, 19), -1), ((6, 5, 19), -1), ((3, 4, 5, 33), -1), ((6, 19, 8), 1), ((11, 40), 0)]
 OUTSIDES = ("zero", "normalized", "unchanged")
@@ -97,16 +95,6 @@ def test_jax_masks_bits(rng, shape, axis, kind):
     assert_agrees(inputs, given(rng, inputs, kind))
 
 
-@pytest.mark.parametrize("masked", OUTSIDES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
-def test_jax_masks_bits_of_dtypes_beside_nan(rng, dtype, masked):
-    for kind in ("mask", "sample_weight"):
-        inputs = Inputs(rng, (6, 5, 19), dtype)
-        options = given(rng, inputs, kind)
-        spoil(inputs, next(iter(options.values())) > 0)
-        assert_agrees(inputs, {**options, "masked": masked})
-
-
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["mask", "sample_weight"])
 def test_jax_masks_bits_of_float64(rng, kind):
@@ -123,25 +111,6 @@ def test_jax_masks_lengths(rng):
     clipped = bnext.jax.batch_norm(x, lengths=np.array([-3, 99, 8, 0, 1, 2]), channel_axis=1)[0]
     exact = bnext.jax.batch_norm(x, lengths=np.array([0, 8, 8, 0, 1, 2]), channel_axis=1)[0]
     assert_same_bits(clipped, exact)
-
-
-@pytest.mark.parametrize("masked", OUTSIDES)
-@pytest.mark.parametrize("kind", ["mask", "sample_weight", "none"])
-def test_jax_masks_by_given_statistics(rng, kind, masked):
-    inputs = Inputs(rng, (6, 5, 19))
-    options = given(rng, inputs, kind)
-    spoil(inputs, next(iter(options.values())) > 0)
-    arrays = (inputs.x, inputs.mean, inputs.var, *inputs.affine)
-    expected = bnext.normalize(*arrays, channel_axis=-1, masked=masked, **options)
-    call = functools.partial(bnext.jax.normalize, masked=masked)
-    assert_same_bits(jax.jit(call)(*arrays, **options), expected)
-    gradients = jax.jit(jax.grad(lambda *a: (call(*a, **options) * 2).sum(), range(5)))(*arrays)
-    counts = np.expand_dims(np.broadcast_to(next(iter(options.values())) > 0, (6, 5)), -1)
-    rstd = 1 / np.sqrt(inputs.var + np.float32(1e-5))
-    close(gradients[0], np.where(counts, 2 * rstd * inputs.weight, 0), 1e-6)
-    xhat = np.where(counts, (inputs.x - inputs.mean) * rstd, 0)
-    close(gradients[3], 2 * xhat.sum((0, 1)), 1e-5)
-    close(gradients[1], -2 * counts.sum() * rstd * inputs.weight, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mask", "sample_weight", "both"])
@@ -203,56 +172,6 @@ def plain(x, weight, bias, weights, eps=1e-5):
     return jnp.where(w > 0, y, 0), mean, var
 
 
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", ["mask", "sample_weight"])
-def test_jax_masks_check_grads(rng, kind):
-    inputs = Inputs(rng, (5, 3, 4), np.float64)
-    options = given(rng, inputs, kind)
-
-    def function(x, weight, bias):
-        y, moments = bnext.jax.batch_norm(x, weight, bias, **options)
-        return y, moments.mean, moments.var
-
-    arrays = (inputs.x, *inputs.affine)
-    check_grads(function, arrays, order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
-
-    def inference(*arrays):
-        return bnext.jax.normalize(*arrays, **options)
-
-    arrays = (inputs.x, inputs.mean, inputs.var, *inputs.affine)
-    check_grads(inference, arrays, order=2, modes=["rev"], rtol=1e-4, atol=1e-4)
-    moments = functools.partial(bnext.jax.moments, **options)
-    check_grads(lambda x: moments(x)[1:], (inputs.x,), order=2, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["mask", "sample_weight", "both"])
-def test_jax_masks_second_derivatives_in_float32(rng, kind):
-    inputs = Inputs(rng, (8, 5, 7))
-    options = given(rng, inputs, kind)
-    weights = options.get("sample_weight", 1) * options.get("mask", 1)
-    arrays = (inputs.x, *inputs.affine)
-    directions = tuple(rng.normal(size=each.shape).astype(np.float32) for each in arrays)
-
-    def product(normalized, arrays, directions):
-        def loss(x, weight, bias):
-            y, mean, var = normalized(x, weight, bias)
-            return (y**3 * inputs.dy).sum() + (mean * var).sum()
-
-        gradient = jax.grad(loss, range(3))
-        return gradient(*arrays), jax.jvp(gradient, arrays, directions)[1]
-
-    def mine(x, weight, bias):
-        y, moments = bnext.jax.batch_norm(x, weight, bias, **options)
-        return y, moments.mean, moments.var
-
-    actual = jax.jit(functools.partial(product, mine))(arrays, directions)
-    with jax.enable_x64(True):
-        wide = [[np.asarray(each, np.float64) for each in group] for group in (arrays, directions)]
-        definition = functools.partial(plain, weights=np.asarray(weights, np.float64))
-        expected = product(definition, *map(tuple, wide))
-    close(actual, expected, 3e-5)
-
-
 def test_jax_masks_first_gradients_by_definition(rng):
     """As the tests of NumPy's functions have it, in long double."""
     inputs = Inputs(rng, (40, 7))
@@ -283,33 +202,6 @@ def test_jax_masks_no_gradient_goes_through_weights(rng):
 # --- transformations ------------------------------------------------------------------------------
 
 
-def test_jax_masks_vmap_is_a_loop(rng):
-    inputs = [Inputs(rng, (6, 5, 19)) for _ in range(3)]
-    masks = np.stack([given(rng, each, "mask")["mask"] for each in inputs])
-    masks[1] = True
-    columns = [
-        np.stack(column) for column in zip(*((e.dy, e.x, *e.affine) for e in inputs), strict=True)
-    ]
-
-    def gradients(dy, x, weight, bias, mask):
-        y, pull_back, moments = jax.vjp(
-            lambda *a: bnext.jax.batch_norm(*a, mask=mask), x, weight, bias, has_aux=True
-        )
-        return y, *pull_back(dy), moments.count
-
-    for axes in (
-        (0, 0, 0, 0, 0), (0, 0, None, None, 0), (None, None, 0, 0, None), (0, 0, 0, 0, None),
-        (None, None, None, None, 0),
-    ):  # fmt: skip
-        arrays = (*columns, masks)
-        chosen = [c if axis == 0 else c[0] for c, axis in zip(arrays, axes, strict=True)]
-        actual = jax.jit(jax.vmap(gradients, in_axes=axes))(*chosen)
-        for k in range(3):
-            one = [c[k] if axis == 0 else c for c, axis in zip(chosen, axes, strict=True)]
-            for mine, expected in zip(actual, gradients(*one), strict=True):
-                assert_same_bits(mine[k], expected, str(axes))
-
-
 def test_jax_masks_are_traced_once_and_scanned(rng):
     batches = rng.normal(size=(4, 16, 7)).astype(np.float32)
     masks = rng.random((4, 16)) < 0.7
@@ -331,38 +223,3 @@ def test_jax_masks_are_traced_once_and_scanned(rng):
     assert len(traced) == 1
     np.testing.assert_allclose(running[1], layer.running_var, rtol=1e-5)
     close(scanned, running, 1e-6)
-
-
-def test_jax_masks_the_gradient_is_a_kernel(rng):
-    inputs = Inputs(rng, (64, 20))
-    mask = np.arange(64) < 40
-
-    def loss(x, weight, bias, mask):
-        return (bnext.jax.batch_norm(x, weight, bias, mask=mask)[0] * inputs.dy).sum()
-
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(inputs.x, *inputs.affine, mask)
-    text = lowered.as_text()
-    assert text.count("@bnext_forward") == text.count("@bnext_backward") == 1
-    assert "stablehlo.subtract" not in text
-
-
-def test_jax_masks_of_a_batch_along_a_mapped_axis(rng):
-    """A part of the batch may have nothing that counts."""
-    x = rng.normal(size=(6, 5, 7)).astype(np.float32)  # (N, C, L)
-    dy = rng.normal(size=x.shape).astype(np.float32)
-    weight = rng.uniform(0.5, 1.5, 5).astype(np.float32)
-    mask = rng.random((6, 7)) < 0.5
-    mask[2] = False
-
-    def loss(x, weight):
-        def example(x, mask):
-            return bnext.jax.batch_norm(x, weight, channel_axis=0, axis_name="batch", mask=mask)
-
-        y, moments = jax.vmap(example, axis_name="batch", out_axes=(0, None))(x, mask)
-        return (y * dy).sum(), (y, moments)
-
-    (_, (y, moments)), (dx, dweight) = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, weight)
-    expected, saved = bnext.batch_norm_forward(x, weight, mask=mask)
-    of_x, of_weight, _ = bnext.batch_norm_backward(dy, x, saved, weight)
-    assert moments.count == mask.sum()
-    close((y, moments.mean, dx, dweight), (expected, saved.mean, of_x, of_weight), 3e-6)

@@ -1,4 +1,4 @@
-"""Layer, RMS, group and instance normalization of `bnext.jax`: the bits of NumPy's functions."""
+"""Layer, RMS, group and instance normalization of `bnext.jax`: NumPy's bits, and errors."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import pytest
 
 import bnext
 
-from .norms import SUBJECTS, Inputs
+from .norms import ADDED, SUBJECTS, Inputs
 from .support import DTYPES, assert_same_bits, jax, jnp
 
 
@@ -16,8 +16,8 @@ def assert_agrees(inputs, transform=jax.jit):
     expected = inputs.by_numpy()
     actual = transform(inputs.gradients)(inputs.dy, *inputs.arrays)
     assert len(actual) == len(expected) == len(inputs.arrays) + 1
-    for name, one, other in zip(("y", "dx", "dweight", "dbias"), actual, expected, strict=False):
-        assert_same_bits(one, other, name)
+    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert_same_bits(one, other, f"result {number}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
@@ -29,6 +29,28 @@ def test_jax_norms_bits(rng, subject, dtype):
 def test_jax_norms_bits_without_jit(rng):
     for subject in SUBJECTS:
         assert_agrees(Inputs(rng, subject), lambda function: function)
+
+
+@pytest.mark.parametrize("activation", ["silu", "leaky_relu", None])
+@pytest.mark.parametrize("subject", ADDED)
+def test_jax_norms_bits_with_a_residual(rng, subject, activation):
+    for dtype in DTYPES:
+        inputs = Inputs(rng, subject, dtype, adds=True, activation=activation)
+        for transform in (jax.jit, lambda function: function):
+            assert_agrees(inputs, transform)
+
+
+@pytest.mark.parametrize("subject", ["layer", "group, channels last"])
+def test_jax_norms_a_residual_alone_has_the_gradient_dy(rng, subject):
+    """Nothing is kept of it, and nothing computed."""
+    inputs = Inputs(rng, subject, adds=True)
+    assert_same_bits(jax.jit(inputs.gradients)(inputs.dy, *inputs.arrays)[-1], inputs.dy)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("subject", ADDED)
+def test_jax_norms_bits_of_float64_with_a_residual(rng, subject):
+    assert_agrees(Inputs(rng, subject, np.float64, adds=True, activation="tanh"))
 
 
 @pytest.mark.usefixtures("x64")
@@ -135,6 +157,26 @@ WRONG = {
     "one dimension": (
         lambda j: j.group_norm(FOUR, 2, channel_axis=0), ValueError, "x: expected at least 2 dim"
     ),
+}  # fmt: skip
+
+
+WRONG |= {
+    f"{name}, {number}": (
+        lambda j, call=call, given=given: call(j, **given), kind, text
+    )
+    for name, call in (
+        ("layer", lambda j, **given: j.layer_norm(X, 6, **given)),
+        ("rms", lambda j, **given: j.rms_norm(X, 6, **given)),
+        ("group", lambda j, **given: j.group_norm(X, 2, **given)),
+    )
+    for number, (given, kind, text) in enumerate((
+        ({"residual": X[:2]}, ValueError, "residual: expected shape"),
+        ({"residual": X.astype(jnp.bfloat16)}, TypeError, "residual: expected dtype"),
+        ({"residual": "none"}, TypeError, "residual: expected an array"),
+        ({"activation": "swish"}, ValueError, "activation: expected "),
+        ({"activation": 3}, TypeError, "activation: "),
+        ({"negative_slope": np.inf}, ValueError, "negative_slope: expected a finite"),
+    ))
 }  # fmt: skip
 
 

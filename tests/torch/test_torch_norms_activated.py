@@ -7,38 +7,30 @@ import pytest
 
 import bnext
 
+from . import norms
+from .norms import SLOPE, small  # noqa: F401
 from .support import DTYPES, assert_close, bound_of, channels_last, name_of_dtype, torch
 
 from bnext.torch import epilogues, row_functional, row_gradients  # isort: skip
 from bnext.torch import cell_functional, cell_kernels  # isort: skip
 
 nn = torch.nn
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.*is deprecated"),
-]
+pytestmark = norms.NORMS
 ACTIVATIONS = tuple(epilogues.ACTIVATIONS)
-SLOPE = 0.25
+RUNNING = {"affine": True, "track_running_stats": True}
 LAYERS = {
-    "layer": (lambda library, **given: library.LayerNorm((5, 3), **given), (4, 6, 5, 3)),
-    "rms": (lambda library, **given: library.RMSNorm(9, **given), (4, 6, 9)),
-    "group": (lambda library, **given: library.GroupNorm(3, 6, **given), (4, 6, 5, 3)),
-    "instance": (lambda library, **given: library.InstanceNorm2d(6, affine=True, **given),
-                 (4, 6, 5, 3)),
-    "running": (lambda library, **given: library.InstanceNorm1d(
-        6, affine=True, track_running_stats=True, **given), (4, 6, 9)),
+    "layer": ("layer", {}), "rms": ("rms", {}), "group": ("group", {}),
+    "instance": ("instance 2", {"affine": True}), "running": ("instance 1", RUNNING),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", LAYERS)
 
 
 def pair(name, activation, dtype=torch.float64):
     """Ours with an activation, PyTorch's before the same activation, and an input's shape."""
-    make, shape = LAYERS[name]
+    of_pair, options = LAYERS[name]
+    theirs, ours, shape = norms.pair(of_pair, dtype, **options)
     given = {"activation": activation, "negative_slope": SLOPE}
-    ours, theirs = make(bnext.torch, dtype=dtype, **given), make(nn, dtype=dtype)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.uniform_(0.5, 1.5)
+    ours = norms.LAYERS[of_pair][0](bnext.torch, dtype=dtype, **options, **given)
     ours.load_state_dict(theirs.state_dict())
     apply = epilogues.ACTIVATIONS[activation] if activation else lambda z, _: z
 
@@ -47,13 +39,6 @@ def pair(name, activation, dtype=torch.float64):
         return apply(z if residual is None else z + residual, SLOPE)
 
     return ours, theirs, reference, shape
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Kernels take small calls as well."""
-    monkeypatch.setattr("bnext.torch.cell_functional.LEAST_VALUES", 0)
-    monkeypatch.setattr("bnext.torch.row_functional.LEAST_VALUES", 0)
 
 
 @pytest.fixture
@@ -276,31 +261,17 @@ def test_torch_fusion(applied):
     assert [type(each) for each in model.modules()] == kinds
 
 
-def test_torch_functions():
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize(("module", "name", "given"), [
+    (row_functional, "layer_norm", ((8,),)), (row_functional, "rms_norm", ((8,),)),
+    (cell_functional, "group_norm", (3,)), (cell_functional, "instance_norm", ()),
+])  # fmt: skip
+def test_torch_functions(module, name, given, added):
     x, r = torch.randn(2, 4, 6, 8)
-    functional = nn.functional
-    silu, added = {"activation": "silu"}, {"activation": "silu", "residual": r}
-    torch.testing.assert_close(
-        row_functional.layer_norm(x, (8,), **added),
-        functional.silu(functional.layer_norm(x, (8,)) + r),
-    )
-    torch.testing.assert_close(
-        row_functional.rms_norm(x, (8,), **added), functional.silu(functional.rms_norm(x, (8,)) + r)
-    )
-    torch.testing.assert_close(
-        cell_functional.group_norm(x, 3, **silu), functional.silu(functional.group_norm(x, 3))
-    )
-    torch.testing.assert_close(
-        cell_functional.instance_norm(x, **silu), functional.silu(functional.instance_norm(x))
-    )
-    torch.testing.assert_close(
-        cell_functional.group_norm(x, 3, **added),
-        functional.silu(functional.group_norm(x, 3) + r),
-    )
-    torch.testing.assert_close(
-        cell_functional.instance_norm(x, **added),
-        functional.silu(functional.instance_norm(x) + r),
-    )
+    residual = r if added else None
+    y = getattr(module, name)(x, *given, activation="silu", residual=residual)
+    z = getattr(nn.functional, name)(x, *given)
+    torch.testing.assert_close(y, nn.functional.silu(z + r if added else z))
 
 
 @pytest.mark.parametrize("make", [

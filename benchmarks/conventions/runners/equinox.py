@@ -4,7 +4,7 @@ import equinox
 import jax
 import jax.numpy as jnp
 
-from .recording import Layer, record
+from .recording import Layer, double, record
 
 
 class Batch(Layer):
@@ -16,7 +16,6 @@ class Batch(Layer):
         layer = equinox.nn.BatchNorm(
             given.weight.size, "batch", mode=self.mode, dtype=jnp.dtype(self.dtype)
         )
-        self.momentum, self.eps = layer.momentum, layer.eps
         parameters = tuple(jnp.asarray(a, self.dtype) for a in (given.weight, given.bias))
         layer = equinox.tree_at(lambda m: (m.weight, m.bias), layer, parameters)
         self.layer, self.state = layer, equinox.nn.State(layer)
@@ -50,9 +49,5 @@ class Ema(Batch):
     mode = "ema"
 
 
-class BatchDouble(Batch):
-    dtype = "float64"
-
-
 if __name__ == "__main__":
-    record({"batch": Batch, "ema": Ema, "batch, float64": BatchDouble}, "equinox", "jax")
+    record({"batch": Batch, "ema": Ema, "batch, float64": double(Batch)}, "equinox", "jax")

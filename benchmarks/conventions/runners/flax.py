@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx, serialization
 
-from .recording import Layer, record
+from .recording import Layer, double, record
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -38,7 +38,6 @@ class Linen(Layer):
             jax.random.key(0), jnp.ones(shape, dtype), use_running_average=False
         )
         self.statistics = variables["batch_stats"]
-        self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def _variables(self):
         return {"params": self.params, "batch_stats": self.statistics}
@@ -59,27 +58,22 @@ class Linen(Layer):
 
 class NNX(Layer):
     channels_last = True
+    names = ("scale", "bias", "mean", "var")
 
     def __init__(self, given, rank):
         self.layer = nnx.BatchNorm(given.weight.size, rngs=nnx.Rngs(0))
         self.layer.scale.set_value(jnp.asarray(given.weight))
         self.layer.bias.set_value(jnp.asarray(given.bias))
-        self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def train(self, x):
         _nnx(self.layer, x)
 
-    def stored(self):
-        names = ("scale", "bias", "mean", "var")
-        return {name: getattr(self.layer, name).get_value() for name in names}
+    def array(self, value):
+        return value.get_value()
 
     def infer(self, x):
         return self.layer(x, use_running_average=True)
 
 
-class LinenDouble(Linen):
-    dtype = "float64"
-
-
 if __name__ == "__main__":
-    record({"linen": Linen, "nnx": NNX, "linen, float64": LinenDouble}, "flax", "jax")
+    record({"linen": Linen, "nnx": NNX, "linen, float64": double(Linen)}, "flax", "jax")

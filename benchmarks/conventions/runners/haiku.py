@@ -4,7 +4,7 @@ import haiku
 import jax
 import jax.numpy as jnp
 
-from .recording import Layer, record
+from .recording import Layer, double, record
 
 
 class BatchNorm(Layer):
@@ -49,9 +49,5 @@ class BatchNorm(Layer):
         return self.function.apply(self.params, self.state, None, x, False)[0]
 
 
-class Double(BatchNorm):
-    dtype = "float64"
-
-
 if __name__ == "__main__":
-    record({"decay_rate=0.9": BatchNorm, "float64": Double}, "dm-haiku", "jax")
+    record({"decay_rate=0.9": BatchNorm, "float64": double(BatchNorm)}, "dm-haiku", "jax")

@@ -20,14 +20,10 @@ class BatchNorm(Layer):
         self.layer = jittor.nn.BatchNorm(given.weight.size)
         self.layer.weight.assign(jittor.array(given.weight))
         self.layer.bias.assign(jittor.array(given.bias))
-        self.momentum, self.eps = self.layer.momentum, self.layer.eps
 
     def train(self, x):
         self.layer.train()
         self.layer(jittor.array(x)).sync()
-
-    def stored(self):
-        return {k: v.numpy() for k, v in self.layer.state_dict().items()}
 
     def infer(self, x):
         self.layer.eval()

@@ -12,6 +12,7 @@ SUFFIXES = {"jax": ".keras", "tensorflow": ".weights.h5", "torch": ".h5"}
 class BatchNormalization(Layer):
     channels_last = True
     suffix = SUFFIXES[keras.backend.backend()]
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
 
     def __init__(self, given, rank):
         self.layer = keras.layers.BatchNormalization()
@@ -19,15 +20,12 @@ class BatchNormalization(Layer):
         self.model = keras.Sequential([keras.Input((*shape[2:], shape[1])), self.layer])
         self.layer.gamma.assign(given.weight)
         self.layer.beta.assign(given.bias)
-        self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def train(self, x):
         self.layer(x, training=True)
 
-    def stored(self):
-        names = ("gamma", "beta", "moving_mean", "moving_variance")
-        arrays = {name: getattr(self.layer, name) for name in names}
-        return {k: keras.ops.convert_to_numpy(v) for k, v in arrays.items()}
+    def array(self, value):
+        return keras.ops.convert_to_numpy(value)
 
     def save(self, path):
         save = self.model.save_weights if ".weights." in path else self.model.save

@@ -9,21 +9,21 @@ mindspore.set_context(mode=mindspore.PYNATIVE_MODE, device_target="CPU")
 
 
 class BatchNorm(Layer):
+    names = ("moving_mean", "moving_variance", "gamma", "beta")
+    momentum = 0.9  # the layer keeps 1 - momentum, the weight that its operator takes
+
     def __init__(self, given, rank):
         self.layer = (nn.BatchNorm2d if rank == 4 else nn.BatchNorm1d)(given.weight.size)
         self.layer.gamma.set_data(Tensor(given.weight))
         self.layer.beta.set_data(Tensor(given.bias))
         assert isinstance(self.layer.gamma, Parameter)
-        # The layer keeps 1 - momentum, the weight that its operator takes.
-        self.momentum, self.eps = 0.9, self.layer.eps
 
     def train(self, x):
         self.layer.set_train(True)
         self.layer(Tensor(x))
 
-    def stored(self):
-        names = ("moving_mean", "moving_variance", "gamma", "beta")
-        return {name: getattr(self.layer, name).asnumpy() for name in names}
+    def array(self, value):
+        return value.asnumpy()
 
     def infer(self, x):
         self.layer.set_train(False)

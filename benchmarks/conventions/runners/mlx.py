@@ -14,7 +14,6 @@ class BatchNorm(Layer):
     def __init__(self, given, rank):
         self.layer = nn.BatchNorm(given.weight.size)
         self.layer.weight, self.layer.bias = mx.array(given.weight), mx.array(given.bias)
-        self.momentum, self.eps = self.layer.momentum, self.layer.eps
 
     def train(self, x):
         self.layer.train()

@@ -10,6 +10,7 @@ from .recording import Layer, record
 class BatchNorm(Layer):
     options = MappingProxyType({})
     suffix = ".params"
+    names = ("gamma", "beta", "running_mean", "running_var")
 
     def __init__(self, given, rank):
         self.layer = mxnet.gluon.nn.BatchNorm(in_channels=given.weight.size, **self.options)
@@ -25,9 +26,8 @@ class BatchNorm(Layer):
         y.backward()
         mxnet.nd.waitall()
 
-    def stored(self):
-        names = ("gamma", "beta", "running_mean", "running_var")
-        return {name: getattr(self.layer, name).data().asnumpy() for name in names}
+    def array(self, value):
+        return value.data().asnumpy()
 
     def save(self, path):
         self.layer.save_parameters(path)

@@ -21,9 +21,6 @@ class BatchNorm(Layer):
         self.layer.train()
         self.layer(paddle.to_tensor(x))
 
-    def stored(self):
-        return {k: v.numpy() for k, v in self.layer.state_dict().items()}
-
     def save(self, path):
         paddle.save(self.layer.state_dict(), path)
 

@@ -1,5 +1,7 @@
 """PyTorch: the reference. torch.nn.BatchNorm1d and 2d."""
 
+from types import MappingProxyType
+
 import torch
 
 from .recording import Layer, record
@@ -7,22 +9,23 @@ from .recording import Layer, record
 
 class BatchNorm(Layer):
     suffix = ".pt"
+    options = MappingProxyType({})
 
     def __init__(self, given, rank):
         self.layer = self.make(given.weight.size, rank)
+        own = getattr(self.layer, "module", self.layer)
         with torch.no_grad():
-            self.layer.weight.copy_(torch.from_numpy(given.weight))
-            self.layer.bias.copy_(torch.from_numpy(given.bias))
-        self.momentum, self.eps = self.layer.momentum, self.layer.eps
+            own.weight.copy_(torch.from_numpy(given.weight))
+            own.bias.copy_(torch.from_numpy(given.bias))
+        self.momentum, self.eps = own.momentum, own.eps
 
     def make(self, channels, rank):
-        return (torch.nn.BatchNorm2d if rank == 4 else torch.nn.BatchNorm1d)(channels)
+        return (torch.nn.BatchNorm2d if rank == 4 else torch.nn.BatchNorm1d)(
+            channels, **self.options
+        )
 
     def train(self, x):
         self.layer.train()(torch.from_numpy(x))
-
-    def stored(self):
-        return {k: v.numpy() for k, v in self.layer.state_dict().items()}
 
     def save(self, path):
         torch.save(self.layer.state_dict(), path)
@@ -33,8 +36,11 @@ class BatchNorm(Layer):
 
 
 class WithMomentum(BatchNorm):
-    def make(self, channels, rank):
-        return (torch.nn.BatchNorm2d if rank == 4 else torch.nn.BatchNorm1d)(channels, momentum=0.3)
+    options = MappingProxyType({"momentum": 0.3})
+
+
+class Cumulative(BatchNorm):
+    options = MappingProxyType({"momentum": None})
 
 
 class Double(BatchNorm):
@@ -42,13 +48,6 @@ class Double(BatchNorm):
 
     def make(self, channels, rank):
         return super().make(channels, rank).double()
-
-
-class Cumulative(BatchNorm):
-    def make(self, channels, rank):
-        return (torch.nn.BatchNorm2d if rank == 4 else torch.nn.BatchNorm1d)(
-            channels, momentum=None
-        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ output of inference and ``file`` the bytes of a file that the library wrote, and
 with versions, and for each variant its momentum, its eps, the suffix of its file, or its error.
 """
 
+import functools
 import json
 import sys
 import tempfile
@@ -22,15 +23,23 @@ STEPS = (1, 5)  # and all of the file
 class Layer:
     """A layer of a library. Constructors take the batches' file and a rank, 2 or 4.
 
-    `momentum` and `eps` are the library's defaults, in its meaning, unless a variant says them.
+    Unless a variant says them, `momentum` and `eps` are the library's defaults, in its meaning, and
+    it stores its arrays of these `names`, or its state dictionary.
     """
 
     ranks = RANKS
     dtype = "float32"
     channels_last = False
-    momentum = None  # attributes of the class or of the object
-    eps = None
     suffix = ""  # of a file of the library's own that it can be saved to
+    names = ()  # attributes of `layer`
+
+    @functools.cached_property
+    def momentum(self):
+        return self.layer.momentum
+
+    @functools.cached_property
+    def eps(self):
+        return self.layer.eps if hasattr(self.layer, "eps") else self.layer.epsilon
 
     def __init__(self, given, rank):
         raise NotImplementedError
@@ -41,7 +50,13 @@ class Layer:
 
     def stored(self):
         """What the library keeps, as a dict of arrays."""
-        raise NotImplementedError
+        if self.names:
+            return {name: self.array(getattr(self.layer, name)) for name in self.names}
+        return {name: self.array(value) for name, value in self.layer.state_dict().items()}
+
+    def array(self, value):
+        """An array of NumPy of one of the library's."""
+        return value.numpy()
 
     def save(self, path):
         """Write the library's file of the layer, where there is a `suffix`."""
@@ -56,6 +71,11 @@ class Inference(Layer):
     """A layer of a library that only infers, from the file's parameters and statistics."""
 
     momentum = None
+
+
+def double(kind):
+    """The variant of a layer in float64."""
+    return type(f"{kind.__name__}Double", (kind,), {"dtype": "float64"})
 
 
 def record(variants, *packages):

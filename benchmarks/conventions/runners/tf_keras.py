@@ -14,6 +14,7 @@ from .recording import Layer, record
 class Default(Layer):
     channels_last = True
     suffix = ".keras"
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
     options = MappingProxyType({})
 
     def __init__(self, given, rank):
@@ -23,14 +24,9 @@ class Default(Layer):
         self.model = tf_keras.Sequential([source, self.layer])
         self.layer.gamma.assign(given.weight)
         self.layer.beta.assign(given.bias)
-        self.momentum, self.eps = self.layer.momentum, self.layer.epsilon
 
     def train(self, x):
         self.layer(x, training=True)
-
-    def stored(self):
-        names = ("gamma", "beta", "moving_mean", "moving_variance")
-        return {name: getattr(self.layer, name).numpy() for name in names}
 
     def save(self, path):
         self.model.save(path)

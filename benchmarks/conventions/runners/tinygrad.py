@@ -13,7 +13,6 @@ class BatchNorm(Layer):
         self.layer = nn.BatchNorm(given.weight.size)
         self.layer.weight.assign(Tensor(given.weight)).realize()
         self.layer.bias.assign(Tensor(given.bias)).realize()
-        self.momentum, self.eps = self.layer.momentum, self.layer.eps
 
     def train(self, x):
         with Context(TRAINING=1):

@@ -1,5 +1,9 @@
+// Fibers jump between stacks, which this check of glibc takes for a mistake.
+#undef _FORTIFY_SOURCE
+
 #include "cuda/emulation/launches.hpp"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstring>
@@ -40,8 +44,10 @@ struct Copy {
     int size;
 };
 
+// A stack on which threads run, one after the other. A launch leaves its fibers to the next one.
 struct Fiber {
-    ucontext_t context{};
+    jmp_buf place{};        // where it goes on
+    bool is_ready = false;  // to run a thread: it has ended the one before, and waits in `body`
     std::unique_ptr<unsigned char[]> stack;
     Block* block = nullptr;
     int thread = 0;
@@ -59,17 +65,23 @@ struct Team {
     const Arguments* arguments = nullptr;
     int threads = 0;
     std::vector<Block> blocks;
-    std::vector<Fiber> fibers;
+    std::size_t members = 0;  // the first of `fibers`
     Meeting meeting{};
-    ucontext_t scheduler{};
+    jmp_buf scheduler{};
     Fiber* current = nullptr;
     bool progress = false;
     const char* fault = nullptr;  // a forbidden action of a thread
 };
 
 Team* team = nullptr;  // of the running launch; there is one at a time
+std::deque<Fiber> fibers;
 
-void yield() { swapcontext(&team->current->context, &team->scheduler); }
+// Unlike swapcontext, it leaves the mask of signals alone, and makes no system call.
+void go(jmp_buf& from, jmp_buf& to) {
+    if (_setjmp(from) == 0) _longjmp(to, 1);
+}
+
+void yield() { go(team->current->place, team->scheduler); }
 
 template <class Condition>
 void wait_until(Condition&& fulfilled) {
@@ -97,22 +109,41 @@ void refuse(const char* fault) {
 
 void body() {
     Fiber* const self = team->current;
-    team->kernel(*team->arguments);
-    if (self->waits != self->arrivals) refuse("a thread left a barrier of its cluster behind");
-    self->done = true;
-    --self->block->running;
-    team->progress = true;
+    self->is_ready = true;
     yield();
+    while (true) {
+        self->is_ready = false;
+        team->kernel(*team->arguments);
+        if (self->waits != self->arrivals) refuse("a thread left a barrier of its cluster behind");
+        self->done = self->is_ready = true;
+        --self->block->running;
+        team->progress = true;
+        yield();
+    }
+}
+
+// A new stack, and the old one of a launch that was refused.
+void make_ready(Fiber& fiber) {
+    if (!fiber.stack) fiber.stack = std::make_unique_for_overwrite<unsigned char[]>(kStackBytes);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, body, 0);
+    team->current = &fiber;
+    if (_setjmp(team->scheduler) == 0) setcontext(&context);
 }
 
 void run_team() {
-    std::size_t left = team->fibers.size();
+    std::size_t left = team->members;
     while (left > 0) {
         team->progress = false;
-        for (Fiber& fiber : team->fibers) {
+        for (std::size_t i = 0; i < team->members; ++i) {
+            Fiber& fiber = fibers[i];
             if (fiber.done) continue;
             team->current = &fiber;
-            swapcontext(&team->scheduler, &fiber.context);
+            go(team->scheduler, fiber.place);
             if (team->fault != nullptr) {
                 throw std::runtime_error(std::string("emulated launch: ") + team->fault);
             }
@@ -147,7 +178,7 @@ void cluster_barrier() {
 void cluster_arrive() {
     Fiber& self = *team->current;
     if (self.arrivals++ != self.waits) refuse("a thread arrived twice at a barrier");
-    come(team->meeting, static_cast<unsigned>(team->fibers.size()));
+    come(team->meeting, static_cast<unsigned>(team->members));
 }
 void cluster_wait() {
     Fiber& self = *team->current;
@@ -198,20 +229,14 @@ void wait_for(const unsigned* counter, unsigned arrivals) {
 namespace emulation {
 namespace {
 
-// (A function of its own, since getcontext may return into a frame whose variables have changed.)
 void begin(Fiber& fiber, Block& block, int thread) {
-    if (!fiber.stack) fiber.stack = std::make_unique<unsigned char[]>(kStackBytes);
+    if (!fiber.is_ready) make_ready(fiber);
     fiber.block = &block;
     fiber.thread = thread;
     fiber.exchanges = fiber.arrivals = fiber.waits = 0;
     fiber.committed.clear();
     fiber.asked.clear();
     fiber.done = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, body, 0);
 }
 
 bool wants_kernels = true;
@@ -230,11 +255,12 @@ void run(Kernel kernel, const Arguments& arguments, const Launch& launch) {
                  .arguments = &arguments,
                  .threads = threads,
                  .blocks = std::vector<Block>(static_cast<std::size_t>(together)),
-                 .fibers = std::vector<Fiber>(static_cast<std::size_t>(together * threads))};
+                 .members = static_cast<std::size_t>(together * threads)};
+    if (fibers.size() < running.members) fibers.resize(running.members);
     team = &running;
     for (Index first = 0; first < launch.grid; first += together) {
         running.meeting = {};
-        auto fiber = running.fibers.begin();
+        auto fiber = fibers.begin();
         Index index = first;
         for (Block& block : running.blocks) {
             block = {.index = index++,

@@ -1,6 +1,6 @@
 """The rational functions of csrc/core/smooth_activations.hpp, fitted.
 
-    python benchmarks/fit_activations.py [--check]
+    python csrc/core/fit_activations.py [--check]
 
 Prints, for float and for double, each table of coefficients as the header has it, lowest power
 first, and above it the largest relative error of what is fitted, as a power of two, when it has
@@ -33,7 +33,7 @@ from pathlib import Path
 import mpmath as mp
 import numpy as np
 
-HEADER = Path(__file__).parents[1] / "csrc" / "core" / "smooth_activations.hpp"
+HEADER = Path(__file__).with_name("smooth_activations.hpp")
 GRID = 1501  # steps between places at which errors are looked at; odd: half way is no place
 Function = Callable[[mp.mpf], mp.mpf]
 

@@ -1,0 +1,1 @@
+"""What suites have in common: command lines, turns, documents of results, promises, tables."""
