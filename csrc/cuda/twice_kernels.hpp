@@ -171,39 +171,33 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce_twice(BNEXT_CONSTANT Arguments a) {
     const TwiceInputs inputs(a);
     Cursor<TwiceInputs::kCount, K::kRuns> at(
         cut, Walk<K::kRuns>(cut, place.part, device::thread()), inputs.of, channel, active);
-    BNEXT_UNROLL_BY(1)
-    for (int b = 0; b < cut.batches; ++b) {
-        at.template units_rolled<K::kBatch>(
-            cut, inputs.of, [&](int, bool exists, const Index(&from)[TwiceInputs::kCount]) {
-                if (!exists) return;
-                const U x = twice_unit<K>(inputs.of[0], from[0], true);
-                const U dy = twice_unit<K>(inputs.of[1], from[1], true);
-                const U ddx = twice_unit<K>(inputs.of[2], from[2], true);
-                const U ddresidual = twice_unit<K>(inputs.of[3], from[3], curved);
-                const U residual = twice_unit<K>(inputs.of[4], from[4], activated);
-                BNEXT_UNROLL
-                for (int v = 0; v < K::V; ++v) {
-                    const C value = wide<K>(x, v);
-                    C g = wide<K>(dy, v), e = C{0};
-                    if (activated) {
-                        C slope, curve;
-                        derivatives.take(value, wide<K>(residual, v), slope, curve);
-                        e = g * curve;
-                        g = curved ? g * slope
-                                   : static_cast<C>(times_slope(static_cast<double>(g),
-                                                                static_cast<double>(slope), true));
-                    }
-                    const double d = static_cast<double>(value) - mean;
-                    const double u = has_u ? static_cast<double>(wide<K>(ddx, v)) - of_u : 0.0;
-                    add_twice(sums, d, static_cast<double>(g) - of_g, has_u, u);
-                    if (!curved) continue;
-                    const double k = device::fma_of(
-                        u, scale, static_cast<double>(wide<K>(ddresidual, v)));
-                    add_curved(sums + kTwiceSumsOfLines, d, static_cast<double>(e), k);
-                }
-            });
-        at.next_batch(cut, inputs.of);
-    }
+    at.all_units(cut, inputs.of, [&](const Index(&from)[TwiceInputs::kCount]) {
+        const U x = twice_unit<K>(inputs.of[0], from[0], true);
+        const U dy = twice_unit<K>(inputs.of[1], from[1], true);
+        const U ddx = twice_unit<K>(inputs.of[2], from[2], true);
+        const U ddresidual = twice_unit<K>(inputs.of[3], from[3], curved);
+        const U residual = twice_unit<K>(inputs.of[4], from[4], activated);
+        BNEXT_UNROLL
+        for (int v = 0; v < K::V; ++v) {
+            const C value = wide<K>(x, v);
+            C g = wide<K>(dy, v), e = C{0};
+            if (activated) {
+                C slope, curve;
+                derivatives.take(value, wide<K>(residual, v), slope, curve);
+                e = g * curve;
+                g = curved ? g * slope
+                           : static_cast<C>(times_slope(static_cast<double>(g),
+                                                        static_cast<double>(slope), true));
+            }
+            const double d = static_cast<double>(value) - mean;
+            const double u = has_u ? static_cast<double>(wide<K>(ddx, v)) - of_u : 0.0;
+            add_twice(sums, d, static_cast<double>(g) - of_g, has_u, u);
+            if (!curved) continue;
+            const double k = device::fma_of(
+                u, scale, static_cast<double>(wide<K>(ddresidual, v)));
+            add_curved(sums + kTwiceSumsOfLines, d, static_cast<double>(e), k);
+        }
+    });
     merge_twice(a, sums, reinterpret_cast<double*>(device::shared_memory()),
                 twice_partials(a, place.group, place.part));
 }
@@ -325,47 +319,41 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply_twice(BNEXT_CONSTANT Arguments a) {
     const TwiceOperands arrays(a);
     Cursor<TwiceOperands::kCount, K::kRuns> cursor(
         cut, Walk<K::kRuns>(cut, place.part, device::thread()), arrays.of, channel, active);
-    BNEXT_UNROLL_BY(1)
-    for (int b = 0; b < cut.batches; ++b) {
-        cursor.template units_rolled<K::kBatch>(
-            cut, arrays.of, [&](int, bool exists, const Index(&at)[TwiceOperands::kCount]) {
-                if (!exists) return;
-                const U x = twice_unit<K>(arrays.of[0], at[0], true);
-                const U dy = twice_unit<K>(arrays.of[1], at[1], true);
-                const U ddx = twice_unit<K>(arrays.of[2], at[2], true);
-                const U ddresidual = twice_unit<K>(arrays.of[3], at[3], true);
-                const U residual = twice_unit<K>(arrays.of[4], at[4], activated);
-                double of_dy[K::V], of_x[K::V], of_residual[K::V];
-                BNEXT_UNROLL
-                for (int v = 0; v < K::V; ++v) {
-                    const C value = wide<K>(x, v);
-                    double g = static_cast<double>(wide<K>(dy, v)), h = 0, sum = 0;
-                    begin_twice(row, static_cast<double>(value), h, sum);
-                    if (a.twice.ddx.data != nullptr) {
-                        take_ddx(row, static_cast<double>(wide<K>(ddx, v)), h, sum);
-                    }
-                    h += static_cast<double>(wide<K>(ddresidual, v));
-                    of_residual[v] = 0;
-                    if (activated) {
-                        C slope, curve;
-                        derivatives.take(value, wide<K>(residual, v), slope, curve);
-                        if (curved) {
-                            of_residual[v] =
-                                take_curve(row, g, static_cast<double>(curve), h, sum);
-                        }
-                        g = times_slope(g, static_cast<double>(slope), !curved);
-                        h = times_slope(h, static_cast<double>(slope), !curved);
-                    }
-                    end_twice(row, g, sum);
-                    of_dy[v] = h;
-                    of_x[v] = sum;
+    cursor.all_units(cut, arrays.of, [&](const Index(&at)[TwiceOperands::kCount]) {
+        const U x = twice_unit<K>(arrays.of[0], at[0], true);
+        const U dy = twice_unit<K>(arrays.of[1], at[1], true);
+        const U ddx = twice_unit<K>(arrays.of[2], at[2], true);
+        const U ddresidual = twice_unit<K>(arrays.of[3], at[3], true);
+        const U residual = twice_unit<K>(arrays.of[4], at[4], activated);
+        double of_dy[K::V], of_x[K::V], of_residual[K::V];
+        BNEXT_UNROLL
+        for (int v = 0; v < K::V; ++v) {
+            const C value = wide<K>(x, v);
+            double g = static_cast<double>(wide<K>(dy, v)), h = 0, sum = 0;
+            begin_twice(row, static_cast<double>(value), h, sum);
+            if (a.twice.ddx.data != nullptr) {
+                take_ddx(row, static_cast<double>(wide<K>(ddx, v)), h, sum);
+            }
+            h += static_cast<double>(wide<K>(ddresidual, v));
+            of_residual[v] = 0;
+            if (activated) {
+                C slope, curve;
+                derivatives.take(value, wide<K>(residual, v), slope, curve);
+                if (curved) {
+                    of_residual[v] =
+                        take_curve(row, g, static_cast<double>(curve), h, sum);
                 }
-                store_twice<K>(arrays.of[5], at[5], of_dy);
-                store_twice<K>(arrays.of[6], at[6], of_x);
-                store_twice<K>(arrays.of[7], at[7], of_residual);
-            });
-        cursor.next_batch(cut, arrays.of);
-    }
+                g = times_slope(g, static_cast<double>(slope), !curved);
+                h = times_slope(h, static_cast<double>(slope), !curved);
+            }
+            end_twice(row, g, sum);
+            of_dy[v] = h;
+            of_x[v] = sum;
+        }
+        store_twice<K>(arrays.of[5], at[5], of_dy);
+        store_twice<K>(arrays.of[6], at[6], of_x);
+        store_twice<K>(arrays.of[7], at[7], of_residual);
+    });
 }
 
 }  // namespace bnext::cuda
