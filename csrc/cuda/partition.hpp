@@ -218,8 +218,8 @@ public:
         }
     }
 
-    // Every unit of the part from here on, by a loop that stays one: f(addresses). What a thread has
-    // besides is one set of addresses.
+    // Every unit of the part from here on, by a loop that stays one: f(addresses). What a thread
+    // has besides is one set of addresses.
     BNEXT_ANY_CALLEE
     template <class F>
     BNEXT_HOST_DEVICE void all_units(const Cut& cut, Operands of, F&& f) {

@@ -9,7 +9,8 @@
 // memory, and a thread has the sums of one channel.
 //
 // Bytes:  x, dy, ddx, ddresidual and the residual in each of two launches; each result once.
-// Order:  a thread's values as they come; lanes of a warp by one tree; warps by their numbers; parts
+// Order:  a thread's values as they come; lanes of a warp by one tree; warps by their numbers;
+// parts
 //         by a warp, lanes taking them in turn, and one tree. A launch gives the same bits every
 //         time.
 // Error:  as on the CPU: products of float32 values are exact, sums in double, g and e rounded to
@@ -33,9 +34,9 @@ struct TwiceArrays {
     static constexpr int kCount = N;
     const Operand* of[N];
     BNEXT_DEVICE explicit TwiceArrays(const Arguments& a) {
-        const Operand* const all[] = {&a.in[0],      &a.in[1],         &a.twice.ddx,
-                                      &a.twice.ddresidual, &a.residual, &a.twice.of_dy,
-                                      &a.twice.of_x, &a.twice.of_residual};
+        const Operand* const all[] = {
+            &a.in[0],    &a.in[1],       &a.twice.ddx,  &a.twice.ddresidual,
+            &a.residual, &a.twice.of_dy, &a.twice.of_x, &a.twice.of_residual};
         BNEXT_UNROLL
         for (int i = 0; i < N; ++i) of[i] = all[i];
     }
@@ -169,8 +170,8 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce_twice(BNEXT_CONSTANT Arguments a) {
     }
     double sums[kTwiceSums] = {};
     const TwiceInputs inputs(a);
-    Cursor<TwiceInputs::kCount, K::kRuns> at(
-        cut, Walk<K::kRuns>(cut, place.part, device::thread()), inputs.of, channel, active);
+    Cursor<TwiceInputs::kCount, K::kRuns> at(cut, Walk<K::kRuns>(cut, place.part, device::thread()),
+                                             inputs.of, channel, active);
     at.all_units(cut, inputs.of, [&](const Index(&from)[TwiceInputs::kCount]) {
         const U x = twice_unit<K>(inputs.of[0], from[0], true);
         const U dy = twice_unit<K>(inputs.of[1], from[1], true);
@@ -193,8 +194,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS reduce_twice(BNEXT_CONSTANT Arguments a) {
             const double u = has_u ? static_cast<double>(wide<K>(ddx, v)) - of_u : 0.0;
             add_twice(sums, d, static_cast<double>(g) - of_g, has_u, u);
             if (!curved) continue;
-            const double k = device::fma_of(
-                u, scale, static_cast<double>(wide<K>(ddresidual, v)));
+            const double k = device::fma_of(u, scale, static_cast<double>(wide<K>(ddresidual, v)));
             add_curved(sums + kTwiceSumsOfLines, d, static_cast<double>(e), k);
         }
     });
@@ -240,8 +240,8 @@ BNEXT_DEVICE void take_twice(const Arguments& a, Index channel, const TwiceChann
                              const TwiceSums& part, const TwiceSums& all, double count,
                              bool is_part) {
     const TwiceMeans means(of, all, count);
-    const TwiceParameters gradients = is_part ? twice_share(of, part, a.count, means)
-                                              : twice_parameters(of, all, means);
+    const TwiceParameters gradients =
+        is_part ? twice_share(of, part, a.count, means) : twice_parameters(of, all, means);
     if (a.twice.of_weight != nullptr) {
         static_cast<P*>(a.twice.of_weight)[channel] = static_cast<P>(gradients.of_weight);
     }
@@ -249,8 +249,8 @@ BNEXT_DEVICE void take_twice(const Arguments& a, Index channel, const TwiceChann
         static_cast<P*>(a.twice.of_bias)[channel] = static_cast<P>(gradients.of_bias);
     }
     double row[kTwiceRows];
-    set_twice_rows(of, means, is_part, a.twice.ddx.data != nullptr, *statistic(a, Row::mean, channel),
-                   row);
+    set_twice_rows(of, means, is_part, a.twice.ddx.data != nullptr,
+                   *statistic(a, Row::mean, channel), row);
     for (int r = 0; r < kTwiceRows; ++r) a.twice.rows[r * a.cut.channels + channel] = row[r];
 }
 
@@ -340,8 +340,7 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS apply_twice(BNEXT_CONSTANT Arguments a) {
                 C slope, curve;
                 derivatives.take(value, wide<K>(residual, v), slope, curve);
                 if (curved) {
-                    of_residual[v] =
-                        take_curve(row, g, static_cast<double>(curve), h, sum);
+                    of_residual[v] = take_curve(row, g, static_cast<double>(curve), h, sum);
                 }
                 g = times_slope(g, static_cast<double>(slope), !curved);
                 h = times_slope(h, static_cast<double>(slope), !curved);

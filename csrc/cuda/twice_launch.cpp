@@ -34,8 +34,7 @@ int sums_of(const TwiceCall& call) {
 
 // The arrays that there are, as descriptions take them.
 struct Given {
-    explicit Given(const TwiceCall& call)
-        : shape(call.shape, static_cast<std::size_t>(call.rank)) {
+    explicit Given(const TwiceCall& call) : shape(call.shape, static_cast<std::size_t>(call.rank)) {
         for (std::size_t k = 0; k < kTwiceArrays; ++k) {
             if (call.data[k] == nullptr) continue;
             place[k] = count;
@@ -91,16 +90,14 @@ TwicePlan make_twice_plan(const TwiceCall& call, const Limits& limits) {
     const Index wide = kBlocksPerProcessor * limits.multiprocessors;
     const Index smallest = std::max<Index>(1, cutter.slab_bytes() / tuning::kSmallestPart);
     const Index most = planar ? blocks : wide;
-    const Cut reduced = cutter.in_parts(
-        std::min(std::max<Index>(1, most / whole.slabs), smallest));
+    const Cut reduced = cutter.in_parts(std::min(std::max<Index>(1, most / whole.slabs), smallest));
     const Index of_block = Index{whole.rows} * whole.batch * tuning::kAppliedBatches;
-    const Cut applied = cutter.in_parts(
-        std::min(divide_up(whole.positions, of_block), std::max<Index>(1, kMostBlocks / whole.slabs)));
+    const Cut applied = cutter.in_parts(std::min(divide_up(whole.positions, of_block),
+                                                 std::max<Index>(1, kMostBlocks / whole.slabs)));
     const Index sums = sums_of(call);
     if (does(call, TwicePhases::find_pilots)) plan.pilots = of_numbers(whole, 1);
     if (does(call, TwicePhases::reduce)) {
-        plan.reduce =
-            of_cut(reduced, reduced.threads / kWarp * sums * reduced.columns * kDouble);
+        plan.reduce = of_cut(reduced, reduced.threads / kWarp * sums * reduced.columns * kDouble);
     }
     if (call.phases != TwicePhases::find_pilots) {
         plan.finish = of_numbers(call.phases == TwicePhases::apply ? whole : reduced, kWarp);
@@ -151,9 +148,8 @@ Arguments arguments_of(const TwicePlan& plan, const TwiceCall& call, void* works
 void take_arrays(Arguments& a, const TwicePlan& plan, const TwiceCall& call, const Cut& cut) {
     const Given given(call);
     const Index item = size_of(static_cast<DType>(call.dtype));
-    Operand* const all[] = {&a.in[0],         &a.in[1],       &a.twice.ddx,
-                            &a.twice.ddresidual, &a.residual, &a.twice.of_dy,
-                            &a.twice.of_x,    &a.twice.of_residual};
+    Operand* const all[] = {&a.in[0],    &a.in[1],       &a.twice.ddx,  &a.twice.ddresidual,
+                            &a.residual, &a.twice.of_dy, &a.twice.of_x, &a.twice.of_residual};
     for (std::size_t k = 0; k < kTwiceArrays; ++k) {
         *all[k] = call.data[k] == nullptr
                       ? Operand{}
@@ -165,18 +161,17 @@ void take_arrays(Arguments& a, const TwicePlan& plan, const TwiceCall& call, con
 
 Kernel kernel_of(const TwicePlan& plan, const TwiceCall& call, TwiceStep step) {
     Kernel kernel = nullptr;
-    with_dtype(static_cast<DType>(call.dtype), [&](auto type) {
-        kernel = twice_kernel<decltype(type)>(step, plan.unit);
-    });
+    with_dtype(static_cast<DType>(call.dtype),
+               [&](auto type) { kernel = twice_kernel<decltype(type)>(step, plan.unit); });
     return kernel;
 }
 
 std::string text_of(const TwicePlan& plan, const TwiceCall& call, const Launch& launch,
                     const char* kernel) {
-    return concat("double_backward (kernel ", kernel, ", ",
-                  name_of(static_cast<DType>(call.dtype)), ", ", name_of(plan.problem.layout),
-                  ", unit ", plan.unit, "; grid ", launch.grid, ", block ", launch.cut.threads,
-                  ", shared bytes ", launch.shared_bytes, "; ", text_of_device(call.device), ")");
+    return concat("double_backward (kernel ", kernel, ", ", name_of(static_cast<DType>(call.dtype)),
+                  ", ", name_of(plan.problem.layout), ", unit ", plan.unit, "; grid ", launch.grid,
+                  ", block ", launch.cut.threads, ", shared bytes ", launch.shared_bytes, "; ",
+                  text_of_device(call.device), ")");
 }
 
 }  // namespace
@@ -202,9 +197,9 @@ void launch_twice(const TwicePlan& plan, const TwiceCall& call, void* workspace)
         try {
             f();
         } catch (const runtime::Error& error) {
-            throw runtime::Error(error.fault,
-                                 concat(text_of(plan, call, step.launch, step.name), ": ",
-                                        error.what(), remark_on(error, synchronous, step.launch)));
+            throw runtime::Error(
+                error.fault, concat(text_of(plan, call, step.launch, step.name), ": ", error.what(),
+                                    remark_on(error, synchronous, step.launch)));
         }
     };
     // Raises foreseeable errors, before any work is enqueued.

@@ -159,6 +159,100 @@ def test_infinite_gradients_stop_at_a_slope_of_0():
     assert np.isfinite(result.x).all()
 
 
+# --- errors ---------------------------------------------------------------------------------------
+
+X, OTHER = (np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32) for seed in (1, 2))
+VECTOR = np.ones(3, np.float32)
+# What is given in place of what is right.
+REFUSED = {
+    "rank": ({"ddx": Array(X[0])}, ValueError, "ddx: expected shape (4, 3), got (3,)"),
+    "shape": ({"dy": Array(X[:3])}, ValueError, "dy: expected shape (4, 3), got (3, 3)"),
+    "dtype": (
+        {"ddx": Array(X.astype(float))}, TypeError, "ddx: expected dtype float32, got float64",
+    ),
+    "without-dy": (
+        {"dy": None}, TypeError, "dy: expected an array on cuda:0, like x, got one on the CPU",
+    ),
+    "vector": ({"ddbias": Array(X[:, 0])}, ValueError, "ddbias: expected shape (3,), got (4,)"),
+    "dtype-of-vector": (
+        {"ddweight": Array(np.zeros(3))}, TypeError,
+        "ddweight: expected dtype float32, got float64",
+    ),
+    "residual": (
+        {"ddresidual": Array(X)}, ValueError,
+        "ddresidual: expected None, since the forward call had no residual",
+    ),
+    "on-the-CPU": (
+        {"ddx": X}, TypeError, "ddx: expected an array on cuda:0, like x, got one on the CPU",
+    ),
+    "on-another-GPU": (
+        {"ddweight": Array(VECTOR, 1)}, TypeError,
+        "ddweight: expected an array on cuda:0, like x, got one on cuda:1",
+    ),
+    "all-on-the-CPU": (
+        {"ddx": X, "dy": X, "x": X}, TypeError,
+        "saved: expected what batch_norm_forward returned, got DeviceSaved",
+    ),
+    "wanted": (
+        {"wanted": ["dx"]}, ValueError,
+        "wanted: expected names among dy, x, weight, bias, residual, got 'dx'",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def requests(emulated):
+    """Ends a record of launches and copies, and gives it."""
+    emulated.record(True)
+    yield lambda: emulated.record(False)
+    emulated.record(False)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_wrong_arguments(emulated, requests, name):
+    """Nothing is launched, and nothing is written."""
+    replaced, kind, text = REFUSED[name]
+    x = Array(X.copy())
+    saved = bnext.batch_norm_forward(x, Array(VECTOR), activation="silu")[1]
+    given = {"ddx": Array(OTHER), "dy": Array(OTHER), "x": x, "saved": saved} | replaced
+    before = saved.rows.values.copy()
+    emulated.record(True)
+    with pytest.raises(kind) as caught:
+        bnext.batch_norm_double_backward(weight=Array(VECTOR), **given)
+    assert str(caught.value) == text
+    assert requests() == []
+    assert_same_bits(saved.rows.values, before)
+    assert_same_bits(x.values, X)
+
+
+def test_given_residual_is_asked_for():
+    x = Array(X)
+    saved = bnext.batch_norm_forward(x, residual=Array(OTHER), activation="silu")[1]
+    with pytest.raises(ValueError, match=r"^residual: expected the forward call's"):
+        bnext.batch_norm_double_backward(x, x, x, saved)
+
+
+def test_launches_of_a_pass(requests):
+    x = Array(X)
+    saved = bnext.batch_norm_forward(x)[1]
+    requests()
+    MODULE.record(True)
+    bnext.batch_norm_double_backward(x, x, x, saved)
+    assert [what for what, _ in requests()].count("run") == 4
+
+
+def test_a_kernel_that_failed_before_is_told():
+    x = Array(X, 5)
+    saved = bnext.batch_norm_forward(x)[1]  # its kernel fails
+    text = (
+        r"^double_backward \(kernel find_twice_pilots, float32, interleaved, unit 1; grid 1, block "
+        r"128, shared bytes 0; device 5 \(emulation of a GPU that fails\)\): emulated CUDA: "
+        r".*a kernel has failed"
+    )
+    with pytest.raises(RuntimeError, match=text):
+        bnext.batch_norm_double_backward(x, x, x, saved)
+
+
 # --- in groups ------------------------------------------------------------------------------------
 
 
