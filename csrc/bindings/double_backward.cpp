@@ -19,11 +19,11 @@ constexpr Signature kDoubleBackward{
     "they\n"
     "are 0: without an activation that is curved."};
 
-constexpr Signature kPilots{
-    "double_backward_pilots",
-    "dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual",
-    "Of each channel, values that sums of ddx and of g may be about, shape (2, C), after a look at\n"
-    "all that `double_backward` takes."};
+constexpr Signature kPilots{"double_backward_pilots",
+                            "dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual",
+                            "Of each channel, values that sums of ddx and of g may be about, shape "
+                            "(2, C), after a look at\n"
+                            "all that `double_backward` takes."};
 
 constexpr Signature kReduce{
     "double_backward_reduce",
@@ -91,8 +91,9 @@ void over_arrays(Taken& taken, const FurtherResults& further, TwiceVectors vecto
                                         view(vectors.of_residual),
                                         vectors.of_weight,
                                         vectors.of_bias};
-        const cpu::TwiceOf<T> of{arrays.problem(), arrays.dy<T>(), arrays.x<T>(), saved.rows(),
-                                 affine.weight,    saved.batch_statistics, again.get()};
+        const cpu::TwiceOf<T> of{arrays.problem(), arrays.dy<T>(), arrays.x<T>(),
+                                 saved.rows(),     affine.weight,  saved.batch_statistics,
+                                 again.get()};
         without_gil(arrays.elements(), [&] { f(of, twice); });
         for (int k = 0; k < further.count; ++k) {
             vectors.made[static_cast<std::size_t>(k)] = arrays.further_result(k);

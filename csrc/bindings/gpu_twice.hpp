@@ -1,5 +1,5 @@
-// The double backward pass on a GPU, beside the CPU's in double_backward.cpp; and what both ask of a
-// call.
+// The double backward pass on a GPU, beside the CPU's in double_backward.cpp; and what both ask of
+// a call.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -202,8 +202,8 @@ struct TwiceParameters {
 // Of the whole batch.
 BNEXT_FORMULA TwiceParameters twice_parameters(const TwiceChannel& of, const TwiceSums& sums,
                                                const TwiceMeans& means) {
-    const double of_dx =
-        of.centred ? means.n * (means.covariance - means.with_u * means.with_g) : sums[TwiceSum::ug];
+    const double of_dx = of.centred ? means.n * (means.covariance - means.with_u * means.with_g)
+                                    : sums[TwiceSum::ug];
     return {of.rstd * of_dx + of.rstd * means.td, means.t};
 }
 // The share of a part with n values, whose statistics are the whole batch's.
@@ -225,9 +225,9 @@ BNEXT_FORMULA void set_twice_rows(const TwiceChannel& of, const TwiceMeans& mean
                                   bool has_ddx, double mean, double (&row)[kTwiceRows]) {
     const auto set = [&](TwiceRow which, double value) { row[static_cast<int>(which)] = value; };
     const double slope = of.rstd * (of.p - of.scale * means.with_u);
-    double of_d = -of.rstd * of.rstd *
-                  (of.scale * (means.covariance - 3.0 * means.with_u * means.with_g) +
-                   means.with_pg);
+    double of_d =
+        -of.rstd * of.rstd *
+        (of.scale * (means.covariance - 3.0 * means.with_u * means.with_g) + means.with_pg);
     double offset = 0;
     if (of.centred) {
         of_d -= of.rstd * of.rstd * (of.scale * (means.td / means.n));

@@ -352,9 +352,10 @@ void double_backward_reduce(const TwiceOf<T>& of, const TwiceArrays<T>& arrays,
 }
 
 template <class T>
-void double_backward_apply(const TwiceOf<T>& of, const TwiceArrays<T>& arrays,
-                           const double* pilots, const TwiceTotal& mine, const TwiceTotal& all) {
-    if (of.problem.elements() != 0) return DoubleBackwardPass<T>(of, arrays).apply_by(pilots, mine, all);
+void double_backward_apply(const TwiceOf<T>& of, const TwiceArrays<T>& arrays, const double* pilots,
+                           const TwiceTotal& mine, const TwiceTotal& all) {
+    if (of.problem.elements() != 0)
+        return DoubleBackwardPass<T>(of, arrays).apply_by(pilots, mine, all);
     const TwiceChannels<T> channels(of, arrays);
     if (all.n == 0) return channels.clear_parameters();
     channels.set_pilots(pilots);

@@ -48,7 +48,8 @@ struct TwiceArrays {
 };
 
 // What a double backward pass is of. `applied` has what the forward pass applied (with its
-// parameters and flags), or is null. `centred`: the statistics are the batch's; otherwise constants.
+// parameters and flags), or is null. `centred`: the statistics are the batch's; otherwise
+// constants.
 template <class T>
 struct TwiceOf {
     const Problem& problem;
@@ -84,7 +85,7 @@ struct TwiceTotal {
 // The results from the sums of all parts, with gradients by the parameters from `mine`: a part's
 // shares, or of all parts.
 template <class T>
-void double_backward_apply(const TwiceOf<T>& of, const TwiceArrays<T>& arrays,
-                           const double* pilots, const TwiceTotal& mine, const TwiceTotal& all);
+void double_backward_apply(const TwiceOf<T>& of, const TwiceArrays<T>& arrays, const double* pilots,
+                           const TwiceTotal& mine, const TwiceTotal& all);
 
 }  // namespace bnext::cpu

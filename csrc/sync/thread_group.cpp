@@ -21,8 +21,7 @@ constexpr Index kLookPerCore = 4;
 // The fields of a header, each in words.
 std::array<std::string, 5> words_of(const Header& header) {
     return {header.layer < 0 ? "no layer" : concat("layer ", header.layer),
-            concat("step ", header.step),
-            name_of(header.direction),
+            concat("step ", header.step), name_of(header.direction),
             concat(header.channels, " channels"), name_of(header.dtype)};
 }
 

@@ -127,9 +127,8 @@ def batch_norm_double_backward(
         if name not in NAMES:
             raise ValueError(f"wanted: expected names among {', '.join(NAMES)}, got {name!r}")
         bits |= 1 << NAMES.index(name)
-    return SecondGradients(
-        *spine.double_backward(
-            dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual, bits,
-            parameter_gradients,
-        )  # fmt: skip
-    )
+    found = spine.double_backward(
+        dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual, bits,
+        parameter_gradients,
+    )  # fmt: skip
+    return SecondGradients(*found)

@@ -74,7 +74,8 @@ void planar_twice_reduce(const DoubleBackward<T>& of, const Region& region, doub
     const int rows = of.is_curved() ? kTwiceSums : kTwiceSumsOfLines;
     alignas(64) C slope[kTwicePiece], curve[kTwicePiece];
     for (Index c = region.channels.begin; c < region.channels.end; ++c) {
-        const TwiceCenters about{of.coefficients(TwiceRow::mean)[c], of.pilot_u[c], of.pilot_g[c], of.coefficients(TwiceRow::scale)[c]};
+        const TwiceCenters about{of.coefficients(TwiceRow::mean)[c], of.pilot_u[c], of.pilot_g[c],
+                                 of.coefficients(TwiceRow::scale)[c]};
         alignas(64) double lanes[kTwiceSums][kLanes] = {};
         for (Index t = region.tiles.begin; t < region.tiles.end; ++t) {
             const Tile tile = tiling.tile(t);

@@ -263,9 +263,8 @@ def _twice(
 
 def _taken(operands: dict[str, Any]) -> dict[str, Any]:
     """Give tensors with memory, without what autograd has to say, in the dtypes of kernels."""
-    taken = {
-        name: None if each is None else _detached(_settled(each))
-        for name, each in operands.items()
+    taken: dict[str, Any] = {
+        name: None if each is None else _detached(_settled(each)) for name, each in operands.items()
     }
     for name in ("weight", "ddweight", "ddbias"):
         taken[name] = widened(taken["x"], taken[name])

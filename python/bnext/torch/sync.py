@@ -256,9 +256,11 @@ class _GradientsInGroup(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.saved = saved
         ctx.save_for_backward(dy, x, weight, bias, residual)
-        given = (None if each is None else each.detach() for each in (dy, x, weight, residual))
-        dy, x, weight, residual = given
-        every: tuple[Tensor, ...] = spine.backward(dy, x, saved, weight, None, residual=residual)
+        dy = dy.detach()
+        weight, residual = (None if each is None else each.detach() for each in (weight, residual))
+        every: tuple[Tensor, ...] = spine.backward(
+            dy, x.detach(), saved, weight, None, residual=residual
+        )
         # Without an activation the residual's gradient is dy itself.
         return tuple(each.view_as(each) if each is dy else each for each in every)
 
