@@ -19,12 +19,12 @@ from ..groups.test_double_backward import expected_of, joined, parts_of
 from ..optional import import_emulated
 from ..sixteen import name_of
 from ..test_double_backward import NAMES, assert_all_same_bits, assert_are, drawn
+from .twice_there import fetched, moved
 
 MODULE = import_emulated()  # of thousands of tests nearly all need it
 ALL = [*ACTIVATIONS, None]
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 DATA = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-OF_ARRAYS = ("x", "dy", "weight", "bias", "residual", "ddx", "ddweight", "ddbias", "ddresidual")
 # What takes units of four values, and slabs that several blocks have, beside CASES.
 MORE = [
     Case("planes-of-four", (3, 5, 4, 10)),
@@ -43,15 +43,11 @@ def emulated(monkeypatch):
 
 
 def there(inputs, device=0):
-    """The same with arrays on a GPU."""
-    arrays = {name: getattr(inputs, name) for name in OF_ARRAYS}
-    return inputs._replace(
-        **{n: None if each is None else Array(each, device) for n, each in arrays.items()}
-    )
+    return moved(inputs, lambda values: Array(values, device))
 
 
 def here(results):
-    return bnext.SecondGradients(*(None if each is None else each.values for each in results))
+    return fetched(results, lambda array: array.values)
 
 
 @RESIDUAL
@@ -87,13 +83,13 @@ def test_given_statistics(rng, case, name, dtype):
     bn.running_mean[...], bn.running_var[...] = mean, var
     bn.weight[...] = 1 if inputs.weight is None else inputs.weight
     bn.bias[...] = 0 if inputs.bias is None else inputs.bias
-    moved = there(inputs)
-    bn.to(moved.x).eval()
+    on_gpu = there(inputs)
+    bn.to(on_gpu.x).eval()
     saved = bnext.spine.forward(
-        moved.x, moved.weight, moved.bias, 1e-5, case.channel_axis, None, given=bn.running,
+        on_gpu.x, on_gpu.weight, on_gpu.bias, 1e-5, case.channel_axis, None, given=bn.running,
         epilogue=None if name is None else (None, name, 0.01),
     )[1]  # fmt: skip
-    results = here(moved.twice(saved))
+    results = here(on_gpu.twice(saved))
     assert_are(results, inputs, inputs.expected((mean, var)), 4.0)
 
 
@@ -144,9 +140,7 @@ def test_arrays_in_the_way(rng):
     inputs = there(drawn(rng, Case("strided", (4, 3, 5, 6)), np.float32, "silu", True))
     expected = here(inputs.twice())
     turned = np.ascontiguousarray(inputs.ddx.values.transpose(2, 3, 0, 1)).transpose(2, 3, 0, 1)
-    moved = inputs._replace(ddx=Array(turned))
-    for name, one in zip(NAMES, here(moved.twice()), strict=True):
-        assert_same_bits(one, getattr(expected, name), name)
+    assert_all_same_bits(here(inputs._replace(ddx=Array(turned)).twice()), expected)
 
 
 def test_infinite_gradients_stop_at_a_slope_of_0():
