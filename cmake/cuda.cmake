@@ -139,10 +139,11 @@ set(BNEXT_CUDA_SOURCES
   csrc/cuda/plan_cache.cpp
   csrc/cuda/residency.cpp
   csrc/cuda/row_launch.cpp
-  csrc/cuda/row_plan.cpp)
+  csrc/cuda/row_plan.cpp
+  csrc/cuda/twice_launch.cpp)
 set(BNEXT_CUDA_KERNELS "")
 foreach(dtype float32 float64 float16 bfloat16)
-  foreach(operation forward backward phases rows)
+  foreach(operation forward backward phases rows twice)
     list(APPEND BNEXT_CUDA_KERNELS csrc/cuda/instances/${operation}_${dtype}.cu)
   endforeach()
 endforeach()

@@ -15,6 +15,7 @@
 #include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
 #include "cuda/row_launch.hpp"
+#include "cuda/twice_launch.hpp"
 #include "intake/dlpack.hpp"
 #ifdef BNEXT_CUDA_EMULATION
 #include "cuda/emulation/launches.hpp"
@@ -152,6 +153,18 @@ void run_rows(const cuda::RowCall* call) {
     });
 }
 
+void run_twice(const cuda::TwiceCall* call) {
+    run_for(call, [&] {
+        const cuda::TwicePlan plan = cuda::make_twice_plan(*call, cuda::kept_limits(call->device));
+        void* workspace = nullptr;
+        if (plan.workspace_bytes > 0) {
+            workspace = call->allocate(call->caller, plan.workspace_bytes);
+            if (workspace == nullptr) return;
+        }
+        cuda::launch_twice(plan, *call, workspace);
+    });
+}
+
 // Of arrays that begin `aligned` bytes behind a place for any unit, and whose rows adjoin.
 py::dict row_plan(bool backward, bool centered, const std::string& dtype_name, Index rows,
                   Index width, const Limits& limits, Index aligned, bool activated, bool residual,
@@ -190,6 +203,7 @@ py::dict row_plan(bool backward, bool centered, const std::string& dtype_name, I
 
 constexpr cuda::KernelTable kTable{kMemory, &run};
 constexpr cuda::RowTable kRowTable{&run_rows};
+constexpr cuda::TwiceTable kTwiceTable{&run_twice};
 
 py::dict environment() {
     py::dict d;
@@ -305,6 +319,7 @@ PYBIND11_MODULE(BNEXT_MODULE, m) {
     bindings::register_plan(m);
     m.attr("table") = py::capsule(&bindings::kTable, cuda::KernelTable::kName);
     m.attr("row_table") = py::capsule(&bindings::kRowTable, cuda::RowTable::kName);
+    m.attr("twice_table") = py::capsule(&bindings::kTwiceTable, cuda::TwiceTable::kName);
 #ifdef BNEXT_CUDA_EMULATION
     m.def("run_kernels", &cuda::emulation::run_kernels, py::arg("wanted"),
           "Whether launches run, for measurements of all that comes before.");

@@ -4,37 +4,11 @@
 #include <pybind11/numpy.h>
 
 #include "bindings/bodies.hpp"
+#include "bindings/gpu_twice.hpp"
 #include "bindings/register.hpp"
 
 namespace bnext::bindings {
 namespace {
-
-// The results, by their places among the bits of `wanted`.
-enum class Wanted : std::uint8_t { dy, x, weight, bias, residual };
-
-bool is_curved(const Taken& taken) { return !taken.call.call.applied().is_piecewise_linear(); }
-bool is_wanted(const Taken& taken, Wanted which) {
-    const bool may_be = which < Wanted::bias || is_curved(taken);
-    return may_be && (which != Wanted::residual || taken.call.call.applied().residual) &&
-           (taken.wanted >> static_cast<unsigned>(which) & 1U) != 0;
-}
-Index twice_rows(const Taken& taken) { return twice_rows_of(is_curved(taken)); }
-
-// Rows of a number for each channel, which members of a group exchange.
-using Float64 = py::array_t<double, py::array::c_style>;
-Float64 rows_of(py::handle object, const char* name, py::ssize_t rows, Index channels) {
-    auto array = py::reinterpret_borrow<py::object>(object);
-    if (!Float64::check_(array)) {
-        type_error(name, ": expected a contiguous array of float64, got ",
-                   py::cast<std::string>(py::str(py::type::of(array).attr("__name__"))));
-    }
-    auto values = py::reinterpret_borrow<Float64>(array);
-    if (values.ndim() != 2 || values.shape(0) != rows || values.shape(1) != channels) {
-        value_error(name, ": expected shape (", rows, ", ", channels, "), got ",
-                    py::cast<std::string>(py::str(values.attr("shape"))));
-    }
-    return values;
-}
 
 constexpr Signature kDoubleBackward{
     "double_backward",
@@ -214,12 +188,12 @@ py::object apply(Taken& taken) {
 
 }  // namespace
 
-void register_double_backward(const py::object& m) {
+void register_double_backward(const py::object& m, py::handle engine) {
     constexpr auto function = Function::double_backward;
-    Operation<function, kDoubleBackward, double_backward>::add_to(m, {});
-    Operation<function, kPilots, pilots>::add_to(m, {});
-    Operation<function, kReduce, reduce>::add_to(m, {});
-    Operation<function, kApply, apply>::add_to(m, {});
+    Operation<function, kDoubleBackward, double_backward, gpu::double_backward>::add_to(m, engine);
+    Operation<function, kPilots, pilots, gpu::twice_pilots>::add_to(m, engine);
+    Operation<function, kReduce, reduce, gpu::twice_reduce>::add_to(m, engine);
+    Operation<function, kApply, apply, gpu::twice_apply>::add_to(m, engine);
 }
 
 }  // namespace bnext::bindings

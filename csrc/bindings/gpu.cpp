@@ -77,6 +77,7 @@ py::object calls_on(const py::object& kernels, const py::object& library, std::i
     register_cell_calls(calls, self);
     register_phases(calls, self);
     register_gpu_rows(calls, self);
+    register_double_backward(calls, self);
     register_questions(calls, self);
     return calls;
 }

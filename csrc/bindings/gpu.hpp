@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "cuda/row_table.hpp"
+#include "cuda/twice_table.hpp"
 #include "intake/intake.hpp"
 
 namespace bnext::bindings {
@@ -33,6 +34,10 @@ struct Engine : intake::Gpu {
     [[nodiscard]] const cuda::RowTable& row_table() const {
         const py::capsule capsule = kernels_.attr("row_table");
         return *capsule.get_pointer<const cuda::RowTable>();
+    }
+    [[nodiscard]] const cuda::TwiceTable& twice_table() const {
+        const py::capsule capsule = kernels_.attr("twice_table");
+        return *capsule.get_pointer<const cuda::TwiceTable>();
     }
     py::str dtype_name{"dtype"};  // of an attribute, made once
 

@@ -12,7 +12,7 @@ void register_device_saved(pybind11::module_& m);
 // The calls that compute, in the module, and in an engine for a GPU, to which they belong.
 void register_calls(const pybind11::object& m, pybind11::handle engine = {});
 void register_cell_calls(const pybind11::object& m, pybind11::handle engine = {});
-void register_double_backward(const pybind11::object& m);
+void register_double_backward(const pybind11::object& m, pybind11::handle engine = {});
 void register_phases(const pybind11::object& m, pybind11::handle engine = {});
 void register_questions(const pybind11::object& m, pybind11::handle engine = {});
 void register_row_saved(pybind11::module_& m);

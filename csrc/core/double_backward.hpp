@@ -1,6 +1,6 @@
 // The numbers of a channel in the double backward pass (cpu/double_backward.hpp has the
 // derivation): its sums, what the members of a group bring of them, and the coefficients that
-// follow. Of packs as of single values, with what values.hpp has.
+// follow. Written once for the CPU and for a GPU.
 //
 // Members of a group hold parts of a channel's values, and each has gradients of its own by its
 // dweight and dbias (p and q), since these are sums over its part. So p and q go into the sums
@@ -36,7 +36,7 @@ enum class TwiceRow : std::uint8_t {
 };
 inline constexpr int kTwiceRows = 9;
 
-// --- of each value: V is a double, or a pack of them ---------------------------------------------
+// --- of each value: V is a pack of doubles on a CPU, a double on a GPU ---------------------------
 
 // Where a value is not 0, else.
 BNEXT_FORMULA double where_not_zero(double test, double then, double otherwise) {
@@ -125,7 +125,7 @@ constexpr int twice_rows_of(bool curved) { return (curved ? kTwiceSums : kTwiceS
 template <class Sums, class F>
 BNEXT_FORMULA void for_each_twice_sum(Sums& sums, bool curved, const F& f) {
     const int count = curved ? kTwiceSums : kTwiceSumsOfLines;
-    for (int s = 0; s < kTwiceSums; ++s) {  // of a known number, which compilers unroll
+    for (int s = 0; s < kTwiceSums; ++s) {  // unrolled on a GPU, where sums are in registers
         if (s < count) f(s, sums.sum[s]);
     }
     f(count, sums.pg);

@@ -57,6 +57,20 @@ struct CellNumbers {
     int lanes = 0;             // threads of its cells: a power of two, up to a warp
 };
 
+// Of the double backward pass (twice_kernels.hpp), with x and dy as inputs.
+struct TwiceNumbers {
+    Operand ddx, ddresidual, of_dy, of_x, of_residual;  // without data where there is none
+    const void *ddweight, *ddbias;
+    void *of_weight, *of_bias;
+    bool centred;      // whether the statistics are the batch's
+    double* pilots;    // rows of `channels`: of ddx, and of g
+    double* partials;  // workspace: sums of each part; null: sums are given
+    double* sums;      // rows of this part: where they go, or given ones
+    double* total;     // given rows of all parts
+    double count;      // values behind those
+    double* rows;      // workspace: coefficients
+};
+
 struct Arguments {
     Cut cut;
     Operand in[kMostInputs];    // x, dy
@@ -94,6 +108,7 @@ struct Arguments {
 
     RowArguments row;
     CellNumbers cells;
+    TwiceNumbers twice;
 };
 
 // A channel's place in a row of the statistics.

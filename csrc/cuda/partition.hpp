@@ -218,7 +218,21 @@ public:
         }
     }
 
-    // The same by a loop that stays one.
+    // Every unit of the part from here on, by a loop that stays one: f(addresses). What a thread
+    // has besides is one set of addresses.
+    BNEXT_ANY_CALLEE
+    template <class F>
+    BNEXT_HOST_DEVICE void all_units(const Cut& cut, Operands of, F&& f) {
+        BNEXT_UNROLL_BY(1)
+        for (; left_ > 0; left_ -= cut.rows) {
+            f(at_);
+            const bool over = goes_over(ahead_, cut.step_along, cut);
+            BNEXT_UNROLL
+            for (int i = 0; i < N; ++i) at_[i] += of[i]->step + (over ? of[i]->wrap : 0);
+        }
+    }
+
+    // A batch's by a loop that stays one.
     BNEXT_ANY_CALLEE
     template <int kUnits, class F>
     BNEXT_HOST_DEVICE void units_rolled(const Cut& cut, Operands of, F&& f) const {

@@ -228,7 +228,7 @@ void Intake::read(Role role, py::handle object) {
     const bool is_data = role == Role::dy || role == Role::residual || role == Role::rows ||
                          role == Role::ddx || role == Role::ddresidual;
     if (gpu_ != nullptr) {
-        const bool is_needed = is_data && role != Role::residual;
+        const bool is_needed = role == Role::dy || role == Role::rows;
         if (!object.is_none() || is_needed) refer_there(role, object, is_data);
         return;
     }

@@ -50,6 +50,7 @@ class Plan:
 
 table: Any  # the functions that `_core` calls
 row_table: Any  # the same for layer and RMS normalization
+twice_table: Any  # the same for the double backward pass of batch normalization
 
 def device_count() -> int: ...
 def unavailable_reason() -> str: ...

@@ -65,8 +65,8 @@ def batch_norm_double_backward(
     x : array, shape (N, C, ...)
         The input of the forward call, unchanged.
     saved : Saved
-        What the forward call returned, on the CPU. Where it was in a group, every member calls this
-        function, as it calls `batch_norm_backward`; the loss is the sum of the members' losses.
+        What the forward call returned. Where it was in a group, every member calls this function,
+        as it calls `batch_norm_backward`; the loss is the sum of the members' losses.
     weight : array, shape (C,), optional
         As in the backward call; in a group, the same for all members.
     ddweight, ddbias : array, shape (C,), optional
@@ -96,8 +96,8 @@ def batch_norm_double_backward(
     ------
     ValueError
         A shape does not fit, `saved` is from another input, or `x` has changed since; `residual` is
-        missing where it is read; the forward call was in place, or had weights of positions; `x` is
-        on a GPU; `wanted` or `parameter_gradients` has another name.
+        missing where it is read; the forward call was in place, or had weights of positions;
+        `wanted` or `parameter_gradients` has another name, or "total" for `x` on a GPU.
     TypeError
         A dtype does not fit, or an argument is not an array.
     GroupError

@@ -371,17 +371,8 @@ def double_backward(
         return _double_backward_of_shard(operands, saved, wanted, parameter_gradients)
     if parameter_gradients != "local":
         check_parameter_gradients(parameter_gradients)
-    engine = _engine_of_twice(x, saved)
-    return engine.double_backward(**operands, saved=saved, wanted=wanted, plain=plain)
-
-
-def _engine_of_twice(x: Any, saved: Any) -> Any:
     engine: Any = _core if type(x) is ndarray else engine_of(x)
-    if engine is not _core or isinstance(saved, DeviceSaved):
-        raise ValueError(
-            "x: expected an array on the CPU, to differentiate twice, got one on a GPU"
-        )
-    return engine
+    return engine.double_backward(**operands, saved=saved, wanted=wanted, plain=plain)
 
 
 def _double_backward_of_shard(
@@ -392,7 +383,12 @@ def _double_backward_of_shard(
     part.group.check_open()
     with part, np.errstate(all="ignore"):  # as the kernels do of NaN and overflow
         total = check_parameter_gradients(parameter_gradients) == "total"
-        engine = _engine_of_twice(operands["x"], local)
+        x = operands["x"]
+        engine: Any = _core if type(x) is ndarray else engine_of(x)
+        if total and isinstance(local, DeviceSaved):
+            raise ValueError(
+                "parameter_gradients: expected 'local' to differentiate twice on a GPU, got 'total'"
+            )
         operands["saved"] = local
         pilots = engine.double_backward_pilots(**operands)
         channels = pilots.shape[1]

@@ -237,7 +237,7 @@ def refused(*arguments):
 
 
 def test_epilogues_twice():
-    """Second derivatives, by formulas."""
+    """Second derivatives, beside finite differences."""
     x, residual = torch.randn(2, 4, 3, 5).double()
     weight, bias = torch.randn(2, 3).double()
     leaves = [each.requires_grad_() for each in (x, weight, bias, residual)]

@@ -221,10 +221,10 @@ def double_backward(
 
     `inputs` are dy, x, weight, and perhaps bias and residual, and `wanted` has a truth for each;
     `gradients` are by dx, dweight, dbias, and perhaps dresidual. None where kernels do not take
-    these, on a GPU and after hooks that have changed x; the caller has formulas.
+    these, and on the CPU after hooks that have changed x; the caller has formulas.
     """
     x = inputs[1]
-    if x is None or x.is_cuda or isinstance(saved, DeviceSaved):
+    if x is None:
         return None
     operands, bits = _twice(inputs, gradients, wanted)
     found: tuple[Any, ...]
