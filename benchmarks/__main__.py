@@ -121,7 +121,7 @@ def part(words):
 
 def report(words):
     """Write the report of stored results."""
-    given = FILES, folder("that of the first file")
+    given = FILES, folder("the folder of the first file")
     options = parser_of("python -m benchmarks report", None, given).parse_args(words)
     out = options.out or options.files[0].parent
     return _finish(_documents(options.files), out, check=False)

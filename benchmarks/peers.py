@@ -164,7 +164,7 @@ class BestCopier(Copier):
     """The best of NumPy's copy, `memcpy` by pieces and streaming stores, with all threads."""
 
     def calls(self, data):
-        """The Python copies, and those of cpp/copy.cpp where it can be built."""
+        """The copies in Python, and the copies of cpp/copy.cpp where it can be built."""
         case = data.case
         source, target = (case.in_memory_order(array) for array in (data.x, data.out))
         try:

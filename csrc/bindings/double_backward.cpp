@@ -58,8 +58,8 @@ private:
     std::size_t count_ = 0;
 };
 
-// What a pass takes and gives besides arrays of the data's size; and where such results are among
-// those of the call, -1 for none.
+// What a pass takes and gives besides arrays of the data's size; and the places of such results
+// among the results of the call, -1 for none.
 struct TwiceVectors {
     const double *ddweight = nullptr, *ddbias = nullptr;
     double *of_weight = nullptr, *of_bias = nullptr;

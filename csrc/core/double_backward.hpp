@@ -18,7 +18,8 @@
 namespace bnext {
 
 // Sums over the values of a column, with d = x - mean, u = ddx - its pilot, g = dy act'(z) - its
-// pilot, e = dy act''(z) and k = scale u + ddresidual. Those of e are of curved activations alone.
+// pilot, e = dy act''(z) and k = scale u + ddresidual. Curved activations alone
+// have sums of e.
 enum class TwiceSum : std::uint8_t { d, u, ud, g, gd, ug, e, ed, edd, ek, ekd };
 inline constexpr int kTwiceSums = 11, kTwiceSumsOfLines = 6;
 

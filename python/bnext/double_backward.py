@@ -128,7 +128,7 @@ def batch_norm_double_backward(
             raise ValueError(f"wanted: expected names among {', '.join(NAMES)}, got {name!r}")
         bits |= 1 << NAMES.index(name)
     found = spine.double_backward(
-        dy, x, saved, weight, residual, ddx, ddweight, ddbias, ddresidual, bits,
-        parameter_gradients,
+        dy=dy, x=x, saved=saved, weight=weight, residual=residual, ddx=ddx, ddweight=ddweight,
+        ddbias=ddbias, ddresidual=ddresidual, wanted=bits, parameter_gradients=parameter_gradients,
     )  # fmt: skip
     return SecondGradients(*found)

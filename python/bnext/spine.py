@@ -396,7 +396,7 @@ def _double_backward_of_shard(
         has_ddx = np.full((1, channels), operands["ddx"] is not None)
         rows = part.count * np.concatenate([pilots, has_ddx])
         if total:  # what differentiates one sum over all members is the sum of their gradients
-            rows = np.concatenate([rows, _outer(operands, channels)])
+            rows = np.concatenate([rows, _gradients_by_parameters(operands, channels)])
         rows = part.add_twice(rows)
         count = saved.count
         pilots = rows[:2] / (count or 1)
@@ -412,8 +412,8 @@ def _double_backward_of_shard(
         )  # fmt: skip
 
 
-def _outer(operands: dict[str, Any], channels: int) -> ndarray[Any, Any]:
-    """Give gradients by dweight and dbias as rows of float64, 0 where there is none."""
+def _gradients_by_parameters(operands: dict[str, Any], channels: int) -> ndarray[Any, Any]:
+    """Give `ddweight` and `ddbias` as rows of float64, 0 where there is none."""
     rows = np.zeros((2, channels))
     for row, name in zip(rows, ("ddweight", "ddbias"), strict=True):
         if operands[name] is not None:

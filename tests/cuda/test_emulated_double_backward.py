@@ -18,7 +18,13 @@ from ..groups.support import members, new_group
 from ..groups.test_double_backward import expected_of, joined, parts_of
 from ..optional import import_emulated
 from ..sixteen import name_of
-from ..test_double_backward import NAMES, assert_all_same_bits, assert_are, drawn
+from ..test_double_backward import (
+    WANTED,
+    assert_all_same_bits,
+    assert_are,
+    assert_wanted,
+    drawn,
+)
 from .twice_there import fetched, moved
 
 MODULE = import_emulated()  # of thousands of tests nearly all need it
@@ -115,15 +121,11 @@ def test_each_outer_gradient_alone(rng, name, given):
     assert_are(here(there(inputs).twice()), inputs, inputs.expected(), 4.0)
 
 
-@pytest.mark.parametrize("wanted", [(), *((name,) for name in NAMES), ("dy", "weight")])
+@WANTED
 def test_what_is_wanted(rng, wanted):
     inputs = there(drawn(rng, CASES[0], np.float32, "silu", True))
     every, some = here(inputs.twice()), here(inputs.twice(wanted=wanted))
-    for name in NAMES:
-        if name in wanted:
-            assert_same_bits(getattr(some, name), getattr(every, name))
-        else:
-            assert getattr(some, name) is None
+    assert_wanted(some, every, wanted)
 
 
 @pytest.mark.parametrize("case", EMPTY, ids=str)

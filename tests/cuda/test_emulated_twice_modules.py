@@ -5,8 +5,12 @@ import pytest
 import bnext
 from bnext.arrays import DeviceSaved
 
-from ..groups.support import CUTS, members, new_group
-from ..torch.penalties import differentiate_twice
+from ..groups.support import new_group
+from ..torch.penalties import (
+    differentiate_shards_twice,
+    differentiate_twice,
+    second_gradients_of,
+)
 from ..torch.test_torch_double_backward import KINDS, by_formulas, second_gradients
 from ..torch.test_torch_sync_twice import check, replicas_of
 from .roads import both_ways, kernels, torch
@@ -100,16 +104,8 @@ def test_third_derivatives(kind, launched):
     x, residual = (torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True) for _ in "ab")
     weight, bias = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in "ab")
 
-    def second(x, weight, bias, residual):
-        y = bnext.torch.functional.batch_norm(
-            x, None, None, weight, bias, True, activation=activation,
-            residual=residual if has_residual else None,
-        )  # fmt: skip
-        first = torch.autograd.grad(y.sin().sum(), (x, weight), create_graph=True)
-        return torch.autograd.grad(
-            sum(each.square().sum() for each in first), (x, weight), create_graph=True
-        )
-
+    norm = bnext.torch.functional.batch_norm
+    second = second_gradients_of(norm, activation, has_residual)
     assert torch.autograd.gradcheck(second, (x, weight, bias, residual))
     assert set(launched) == {4}
 
@@ -147,14 +143,7 @@ def test_members_of_a_group(cut, activation, has_residual):
     group = new_group(3)
     replicas = replicas_of(theirs, group, activation)
 
-    def member(rank):
-        shard, added = (
-            None if each is None else torch.tensor_split(each, CUTS[cut](9))[rank]
-            for each in (x, residual)
-        )
-        return differentiate_twice(replicas[rank], shard, added, activation)
-
-    results = members(group, member)
+    results = differentiate_shards_twice(group, replicas, cut, x, residual, activation)
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -112,7 +112,7 @@ def test_agrees_with_the_definition_of_the_whole_batch(rng, case, cut, name, dty
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("cut", CUTS)
 def test_totals(rng, cut, dtype, name):
-    """Of one dweight and dbias for all: their gradients are those of all members together."""
+    """Of one dweight and dbias for all: the sum over members gives their gradients."""
     inputs = drawn(rng, named("NCHW-7x7")[0], dtype, name, True)
     parts = parts_of(rng, inputs, cut)
     results = in_group(parts, parameter_gradients="total")

@@ -74,7 +74,7 @@ def products(loss, arrays, directions, twice=True):
 
 
 def assert_as_in_float64(losses, arrays, directions, twice=True, transform=jax.jit):
-    """Products in float32, of the first loss, are those of the second in float64."""
+    """Products of the first loss, in float32, equal products of the second in float64."""
     mine, plain = (functools.partial(products, each, twice=twice) for each in losses)
     actual = transform(mine)(arrays, directions)
     close(actual, in_float64(plain, arrays, directions), TANGENT)

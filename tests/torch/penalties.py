@@ -2,6 +2,7 @@
 
 import bnext
 
+from ..groups.support import CUTS, members
 from .support import torch
 
 
@@ -27,3 +28,32 @@ def differentiate_twice(layer, x, residual=None, activation=None):
         "by data": [each.detach() for each in found[: len(inputs)]],
         "by parameters": [each.detach() for each in found[len(inputs) :]],
     }
+
+
+def differentiate_shards_twice(group, replicas, cut, x, residual, activation):
+    """The same of the members of a group, each with a replica of the layer and its shard."""
+
+    def member(rank):
+        shard, added = (
+            None if each is None else torch.tensor_split(each, CUTS[cut](len(x)))[rank]
+            for each in (x, residual)
+        )
+        return differentiate_twice(replicas[rank], shard, added, activation)
+
+    return members(group, member)
+
+
+def second_gradients_of(norm, activation, has_residual):
+    """Gradients of gradients, as a function of the inputs; of batches' own statistics."""
+
+    def second(x, weight, bias, residual):
+        y = norm(
+            x, None, None, weight, bias, True, activation=activation,
+            residual=residual if has_residual else None,
+        )  # fmt: skip
+        first = torch.autograd.grad(y.sin().sum(), (x, weight), create_graph=True)
+        return torch.autograd.grad(
+            sum(each.square().sum() for each in first), (x, weight), create_graph=True
+        )
+
+    return second

@@ -4,6 +4,7 @@ import pytest
 
 import bnext
 
+from .penalties import second_gradients_of
 from .support import torch
 
 CPU_NORM = bnext.torch.functional.batch_norm
@@ -105,16 +106,7 @@ def test_torch_third_derivatives(kind, by, monkeypatch):
     x, residual = (torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
-    def of_x(x, weight, bias, residual):
-        y = CPU_NORM(
-            x, None, None, weight, bias, True, activation=activation,
-            residual=residual if has_residual else None,
-        )  # fmt: skip
-        first = torch.autograd.grad(y.sin().sum(), (x, weight), create_graph=True)
-        return torch.autograd.grad(
-            sum(each.square().sum() for each in first), (x, weight), create_graph=True
-        )
-
+    of_x = second_gradients_of(CPU_NORM, activation, has_residual)
     assert torch.autograd.gradcheck(of_x, (x, weight, bias, residual))
 
 

@@ -7,7 +7,7 @@ from bnext.sync import GroupError
 
 from ..groups.support import CUTS, members, new_group
 from ..groups.test_processes import outcomes_of, run
-from .penalties import differentiate_twice
+from .penalties import differentiate_shards_twice, differentiate_twice
 from .support import layers, torch
 from .worker import TWICE, new_layer, twice_data
 
@@ -48,14 +48,8 @@ def test_torch_threads_differentiate_twice(cut, activation, has_residual):
     group = new_group(SIZE)
     replicas = replicas_of(theirs, group, activation)
 
-    def member(rank):
-        shard, added = (
-            None if each is None else torch.tensor_split(each, CUTS[cut](9))[rank]
-            for each in (x, residual)
-        )
-        return differentiate_twice(replicas[rank], shard, added, activation)
-
-    check(members(group, member), differentiate_twice(theirs, x, residual, activation))
+    results = differentiate_shards_twice(group, replicas, cut, x, residual, activation)
+    check(results, differentiate_twice(theirs, x, residual, activation))
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CLOSED", "Calls", "Float64Array", "GroupError", "Header", "Merged", "Rows", "error_of"]
+__all__ = [
+    "CLOSED",
+    "DIRECTIONS",
+    "Calls",
+    "Float64Array",
+    "GroupError",
+    "Header",
+    "Merged",
+    "Rows",
+    "error_of",
+]
 
 Float64Array = npt.NDArray[np.float64]
 # Mean and m2 of a shard, with the low part of the mean for float64 data; or two sums.
 Rows = tuple[Float64Array, Float64Array, Float64Array | None]
 
 CLOSED = "the group was closed"
+
+Direction = Literal["forward", "backward", "double_backward"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 class GroupError(RuntimeError):
@@ -75,7 +88,7 @@ class Header(NamedTuple):
 
     layer: int
     step: int
-    direction: Literal["forward", "backward", "double_backward"]
+    direction: Direction
     channels: int
     dtype: str
     owner: int = 0

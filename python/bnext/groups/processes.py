@@ -32,6 +32,7 @@ from bnext import _core
 from bnext.arguments import amount_of
 from bnext.groups.exchange import (
     CLOSED,
+    DIRECTIONS,
     Calls,
     Float64Array,
     GroupError,
@@ -46,7 +47,6 @@ from bnext.rows import two_sum
 
 __all__ = ["ProcessGroup"]
 
-DIRECTIONS = ("forward", "backward", "double_backward")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Sums of squares of 2**14 such numbers are integers that float64 has.
 MODULUS = 1 << 19
