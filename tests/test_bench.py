@@ -282,7 +282,8 @@ def test_recycled_pages_come_without_faults():
 
     with recycled_pages(2 * nbytes):
         faults = [faults_of_filling() for _ in range(5)]
-    assert max(faults) < pages / 4
+    # The first may lie in a hole of the heap that was there before, of which pages are missing.
+    assert max(faults[1:]) < pages / 4
 
 
 def test_torch_is_imported_only_on_demand():
