@@ -1,25 +1,12 @@
 """Arrays of checkpoints, and what the layers made of them must have."""
 
-import os
-
 import numpy as np
 
 import bnext
 
 from .compare import assert_same_bits
-from .optional import NotHere, import_extra
 
 CHANNELS = 5
-
-
-def import_reader(name, package=None):
-    """A library of files, or a test that is not run; see `require_modules`."""
-    try:
-        return import_extra(name)
-    except NotHere as missing:
-        if os.environ.get("BNEXT_REQUIRE_LIBRARIES") == "1":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name) from None
-        raise NotHere(package or missing.what, f"pip install {package or name}") from None
 
 
 def arrays_of(rng, names, dtype=np.float32):

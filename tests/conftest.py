@@ -72,7 +72,16 @@ def pytest_cmdline_main(config):
             config.option.numprocesses = min(processors, MOST_PROCESSES)
 
 
-# What cannot be run here is told in one line, and not test by test.
+# A test runs where its markers find what they say; what cannot be run here is told in one line.
+
+
+def pytest_itemcollected(item):
+    optional.mark_by_fixtures(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    optional.require_what_is_marked(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -180,6 +189,22 @@ def short_turns(monkeypatch):
     """For benchmarks whose form is looked at, and not what they find."""
     monkeypatch.setattr("bnext.bench.timing.SHORTEST_TURN", 1e-5)
     monkeypatch.setattr("bnext.bench.timing.MOST_TURNS", FEWEST_TURNS)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch; a test that takes it has its marker."""
+    import torch
+
+    return torch
+
+
+@pytest.fixture(scope="session")
+def jax():
+    """JAX; a test that takes it has its marker."""
+    import jax
+
+    return jax
 
 
 @pytest.fixture

@@ -1,22 +1,28 @@
-"""What the tests use where it is there, and what becomes of tests where it is not.
+"""What tests need that may be missing: markers say it, and this module looks for it.
 
-They are neither passed nor failed nor skipped: the end of the run says in one line what could not
-be run here, and why. Skipped is only what somebody should look at. The hooks are in conftest.py.
+``@pytest.mark.torch`` selects a test by ``-m torch``, and before the test runs, asks for PyTorch.
+`NEEDS` has every marker; pyproject.toml explains them. A module whose imports need something asks
+for it by the same function.
+
+A test whose need is missing is neither passed nor failed nor skipped: the end of the run says in
+one line what could not be run here, and why. Skipped is only what somebody should look at. The
+hooks are in conftest.py.
 """
 
 import collections
 import importlib
 import importlib.util
 import os
+import shutil
+import sys
 
 import pytest
 
-from bnext import cuda
+from bnext import _core, cuda
 
-INSTALLED_AS = {
-    "haiku": "dm-haiku",
-    "yaml": "pyyaml",
-}  # where a distribution has another name than its module
+# Distributions that have another name than their module.
+INSTALLED_AS = {"haiku": "dm-haiku", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
+MPIEXEC = shutil.which("mpiexec", path=os.path.dirname(sys.executable)) or shutil.which("mpiexec")
 COUNTED = pytest.StashKey[dict]()
 
 
@@ -43,7 +49,7 @@ def import_extra(name):
     return _imported(name, name, None)
 
 
-def require_modules(title, *names):
+def require_libraries(*names):
     """A test that is not run without these modules; BNEXT_REQUIRE_LIBRARIES=1 makes that an error.
 
     They are looked for, and not imported.
@@ -52,7 +58,24 @@ def require_modules(title, *names):
     if missing and os.environ.get("BNEXT_REQUIRE_LIBRARIES") == "1":
         raise ModuleNotFoundError(f"No module named {missing[0]!r}", name=missing[0])
     if missing:
-        raise NotHere(title, f"pip install {' '.join(INSTALLED_AS.get(n, n) for n in missing)}")
+        packages = [INSTALLED_AS.get(name, name) for name in missing]
+        raise NotHere(" and ".join(packages), f"pip install {' '.join(packages)}")
+
+
+def require_foreign_functions():
+    """A test that is not run by a build that knows nothing of JAX, which BNEXT_REQUIRE_JAX=1 is."""
+    if _core.foreign_targets() is None and os.environ.get("BNEXT_REQUIRE_JAX") != "1":
+        raise NotHere("foreign functions for JAX", "a build with jaxlib installed, or BNEXT_XLA=ON")
+
+
+def require_onednn():
+    """A test that is not run where oneDNN cannot be had, and why."""
+    from benchmarks import shared_libraries
+
+    try:
+        shared_libraries.onednn()
+    except shared_libraries.UnavailableError as reason:
+        raise NotHere("oneDNN", str(reason)) from None
 
 
 def _imported(name, title, required):
@@ -93,12 +116,61 @@ def require_gpu():
         raise NotHere("a GPU", cuda.reason().partition(";")[0].partition("\n")[0])
 
 
-def require_engine(name, found):
-    """A test that is not run without the engine; BNEXT_REQUIRE_PROCESSES=1 makes that an error."""
+def require_mpi():
+    """A test that is not run without MPI; BNEXT_REQUIRE_PROCESSES=1 makes that an error."""
+    _require_engine("MPI", "mpi4py mpich", importlib.util.find_spec("mpi4py") and MPIEXEC)
+
+
+def require_gloo():
+    """A test that is not run without gloo; BNEXT_REQUIRE_PROCESSES=1 makes that an error."""
+    _require_engine("PyTorch", "torch", importlib.util.find_spec("torch"))
+
+
+def _require_engine(title, packages, found):
     if not found and not os.environ.get("BNEXT_REQUIRE_PROCESSES"):
-        what = {"mpi": "MPI", "gloo": "PyTorch"}[name]
-        package = {"mpi": "mpi4py mpich", "gloo": "torch"}[name]
-        raise NotHere(what, f"pip install {package}")
+        raise NotHere(title, f"pip install {packages}")
+
+
+# --- markers --------------------------------------------------------------------------------------
+
+NEEDS = {
+    "gloo": require_gloo,
+    "gpu": require_gpu,
+    "jax": import_jax,
+    "libraries": require_libraries,
+    "mpi": require_mpi,
+    "onednn": require_onednn,
+    "torch": import_torch,
+}
+
+
+def marked(names):
+    """Parameters by these names; a name that is a marker has that marker."""
+    return [
+        pytest.param(name, id=name, marks=[getattr(pytest.mark, name)] if name in NEEDS else [])
+        for name in names
+    ]
+
+
+def marks_of(modules):
+    """The markers of a test that needs these modules."""
+    return [
+        getattr(pytest.mark, name) if name in NEEDS else pytest.mark.libraries(name)
+        for name in modules
+    ]
+
+
+def mark_by_fixtures(item):
+    """A test that takes the fixture `torch` or `jax` has the marker of that name."""
+    for name in NEEDS.keys() & set(item.fixturenames):
+        item.add_marker(name)
+
+
+def require_what_is_marked(item):
+    """Ask for all that the markers of a test say."""
+    for mark in item.iter_markers():
+        if mark.name in NEEDS:
+            NEEDS[mark.name](*mark.args)
 
 
 # --- hooks of pytest ------------------------------------------------------------------------------

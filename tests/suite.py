@@ -1,9 +1,7 @@
-"""What the tests of the benchmark suite share: tiny cases, and oneDNN where it is installed."""
+"""What the tests of the benchmark suite share: tiny cases."""
 
-from benchmarks import plots, shared_libraries
+from benchmarks import plots
 from bnext.bench.cases import Case
-
-from .optional import NotHere
 
 TINY = (
     Case("planes", (3, 20, 4, 6)),
@@ -16,11 +14,3 @@ TINY = (
 def no_picture(figure, path):
     """In place of `plots.save`, which takes longer than all else."""
     plots.pyplot().close(figure)
-
-
-def require_onednn():
-    """A test that is not run where oneDNN cannot be had, and why."""
-    try:
-        shared_libraries.onednn()
-    except shared_libraries.UnavailableError as reason:
-        raise NotHere("oneDNN", str(reason)) from None

@@ -9,7 +9,7 @@ import pytest
 import bnext
 from bnext import arguments
 
-from .optional import import_extra, import_torch
+from .optional import import_extra
 from .snapshots import layer_state, raises_exactly
 
 INTEGERS = "bBhHiIlLqQ"
@@ -91,8 +91,10 @@ def test_batches_are_numbered_from_1(number):
         assert estimator.weight(np.int8(1)) == 1.0
 
 
+@pytest.mark.torch
 def test_counts_of_torch_and_jax():
-    torch = import_torch()
+    import torch
+
     assert bnext.Moments(torch.tensor(5), np.zeros(2), np.ones(2)).count == 5
     with pytest.raises(TypeError, match=r"^count: expected an integer"):
         bnext.Moments(torch.tensor(5.0), np.zeros(2), np.ones(2))

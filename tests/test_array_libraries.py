@@ -21,7 +21,7 @@ from bnext.arrays import libraries
 
 from . import fake_cuda
 from .compare import assert_same_bits
-from .optional import import_jax, import_torch
+from .optional import marked
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 NAMES = [np.dtype(dtype).name for dtype in DTYPES]
@@ -70,14 +70,17 @@ def address(array):
 
 def as_torch(values):
     """A tensor on the array's memory, in its order."""
+    import torch
+
     if values.dtype.name == "bfloat16":
-        return import_torch().from_numpy(values.view(np.int16)).view(import_torch().bfloat16)
-    return import_torch().from_numpy(values)
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def from_torch(tensor):
     """The array on the tensor's memory."""
-    torch = import_torch()
+    import torch
+
     assert isinstance(tensor, torch.Tensor)
     assert tensor.device.type == "cpu"
     if tensor.dtype == torch.bfloat16:
@@ -86,11 +89,15 @@ def from_torch(tensor):
 
 
 def as_jax(values):
-    return import_jax().numpy.asarray(values)
+    import jax
+
+    return jax.numpy.asarray(values)
 
 
 def from_jax(array):
-    assert isinstance(array, import_jax().Array)
+    import jax
+
+    assert isinstance(array, jax.Array)
     return np.asarray(array)
 
 
@@ -113,7 +120,7 @@ LIBRARIES = {
 }
 
 
-@pytest.fixture(params=LIBRARIES)
+@pytest.fixture(params=marked(LIBRARIES))
 def library(request):
     return LIBRARIES[request.param]
 
@@ -232,9 +239,11 @@ def test_layers(library, data, dtype):
     assert there.num_batches_tracked == 1
 
 
+@pytest.mark.torch
 def test_torch_layer_of_tensors(data, dtype):
     """After `to`, parameters are tensors, updated in place; they serve PyTorch's optimizers."""
-    torch = import_torch()
+    import torch
+
     x, dy, *_, axis = data(dtype)
     ours = bnext.BatchNorm(SHAPE[1], channel_axis=axis, dtype=dtype)
     bn = bnext.BatchNorm(SHAPE[1], channel_axis=axis, dtype=dtype).to(as_torch(x))
@@ -276,10 +285,12 @@ def test_layer_of_tensors_and_a_numpy_array():
         bn(x)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["x", "weight", "dy", "out"])
 def test_torch_tensors_that_require_gradients(name):
     """There is no autograd: a gradient that would silently be missing is an error."""
-    torch = import_torch()
+    import torch
+
     tensors = {name: torch.ones(4, 3) for name in ("x", "dy", "out")} | {"weight": torch.ones(3)}
     saved = bnext.batch_norm_forward(torch.ones(4, 3))[1]
     tensors[name].requires_grad_()
@@ -296,8 +307,10 @@ def test_torch_tensors_that_require_gradients(name):
         bnext.batch_norm_backward(dy, x, saved, weight, out=out)
 
 
+@pytest.mark.torch
 def test_torch_tensors_of_other_makes():
-    torch = import_torch()
+    import torch
+
     dense = torch.eye(4)
     for x, kind, text in (
         (dense.to(torch.int32), TypeError,
@@ -319,9 +332,11 @@ def test_torch_tensors_of_other_makes():
         bnext.batch_norm_forward(dense.to_sparse())
 
 
+@pytest.mark.torch
 def test_torch_parameters_are_tensors(rng):
     """Subclasses of Tensor, such as Parameter, are PyTorch's as well."""
-    torch = import_torch()
+    import torch
+
     x = rng.normal(size=(19, 5)).astype(np.float32)
     weight = torch.nn.Parameter(torch.full((5,), 2.0), requires_grad=False)
     y, _ = bnext.batch_norm_forward(as_torch(x), weight)
@@ -351,8 +366,10 @@ def test_torch_tensors_beside_a_numpy_array(rng):
     assert_same_bits(dx, bnext.batch_norm_backward(dy, x, saved)[0])
 
 
+@pytest.mark.torch
 def test_two_libraries_do_not_mix():
-    torch = import_torch()
+    import torch
+
     x, weight = np.ones((4, 3), np.float32), np.ones(3, np.float32)
     text = "^weight: expected an array of torch, like x, or of NumPy, got one of small$"
     with pytest.raises(TypeError, match=text):
@@ -416,9 +433,11 @@ def test_lists_are_numpy_s():
     assert type(bnext.BatchNorm1d(2, dtype=float)(x)) is np.ndarray
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_jax(rng, dtype):
-    jax = import_jax()
+    import jax
+
     x, dy = (rng.normal(0.5, 2, SHAPE).astype(np.float32) for _ in range(2))
     x_, dy_ = (jax.numpy.asarray(array).astype(dtype) for array in (x, dy))
     x, dy = map(np.asarray, (x_, dy_))
@@ -437,9 +456,11 @@ def test_jax(rng, dtype):
     assert type(bn.weight_grad) is np.ndarray
 
 
+@pytest.mark.jax
 def test_jax_memory_is_shared(rng):
     """bnext's view of a JAX array, and JAX's of a result, are the memory that they are of."""
-    jax = import_jax()
+    import jax
+
     x = as_jax(rng.normal(size=SHAPE).astype(np.float32))
     view = bnext._core.from_dlpack(x.__dlpack__())
     assert address(view) == x.unsafe_buffer_pointer()
@@ -448,8 +469,8 @@ def test_jax_memory_is_shared(rng):
     assert result.unsafe_buffer_pointer() == address(y)
 
 
+@pytest.mark.jax
 def test_jax_arrays_cannot_be_written():
-    import_jax()
     x = as_jax(np.arange(12, dtype=np.float32).reshape(4, 3))
     text = "^out: expected an array that can be written, got one of jax$"
     with pytest.raises(TypeError, match=text):
@@ -464,8 +485,9 @@ def test_jax_arrays_cannot_be_written():
         bn(x)
 
 
+@pytest.mark.jax
 def test_jax_tracers():
-    jax = import_jax()
+    import jax
 
     def function(x):
         return bnext.batch_norm_forward(x)[0]

@@ -9,7 +9,6 @@ import pytest
 import bnext
 
 from . import fake_cuda
-from .optional import import_jax, import_torch
 
 
 class WithoutMemory:
@@ -34,8 +33,10 @@ def test_arrays_without_memory_are_refused():
         bnext.batch_norm_backward(WithoutMemory(), x, saved)
 
 
+@pytest.mark.jax
 def test_jax_arrays_that_were_deleted():
-    jnp = import_jax().numpy
+    import jax.numpy as jnp
+
     x, weight = jnp.ones((4, 3)) + 1, jnp.ones(3) + 1
     deleted_x, deleted_weight = x + 1, weight + 1
     deleted_x.delete()
@@ -56,9 +57,9 @@ def test_jax_arrays_that_were_deleted():
         bn.load_state_dict({"weight": deleted_weight}, strict=False)
 
 
+@pytest.mark.jax
 def test_jax_arrays_that_are_sharded():
     """On two devices of the CPU, which a process has to ask for before it starts."""
-    import_jax()
     script = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -90,14 +91,19 @@ assert (np.asarray(bnext.batch_norm_forward(alone)[0]) == bnext.batch_norm_forwa
 
 
 def bfloat16_layer():
-    torch = import_torch()
+    import torch
+
     layer = torch.nn.BatchNorm2d(5)
     layer(torch.randn(4, 5, 3, 3))
     return layer.bfloat16()
 
 
+@pytest.mark.torch
+@pytest.mark.torch
 @pytest.mark.parametrize("ml_dtypes", [True, False], ids=["ml_dtypes", "without"])
 def test_torch_checkpoints_in_bfloat16(ml_dtypes, monkeypatch):
+    import torch
+
     if not ml_dtypes:
         monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     layer = bfloat16_layer()
@@ -106,16 +112,18 @@ def test_torch_checkpoints_in_bfloat16(ml_dtypes, monkeypatch):
     loaded = bnext.BatchNorm2d(5)
     loaded.load_state_dict(state)
     converted = bnext.from_convention("pytorch", state)
-    moved = bnext.BatchNorm2d(5).to(import_torch().empty(0))
+    moved = bnext.BatchNorm2d(5).to(torch.empty(0))
     moved.load_state_dict(state)
     for bn in (loaded, converted, moved):
         for name, value in bn.state_dict().items():
             np.testing.assert_array_equal(np.asarray(value), expected[name], name)
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
 def test_torch_lazy_and_wrapped_values_of_checkpoints():
-    torch = import_torch()
+    import torch
+
     bn = bnext.BatchNorm1d(3)
     weight = torch.arange(3.0)
     bn.load_state_dict({"weight": torch._neg_view(weight)}, strict=False)

@@ -16,7 +16,7 @@ from benchmarks.barrier import (
 )
 from benchmarks.kit.documents import write
 
-from .optional import require_engine
+from .optional import marked
 
 
 def test_turns_are_planned():
@@ -63,9 +63,8 @@ def test_the_jitter_is_measured(monkeypatch, tmp_path):
     assert all(row["segments"] >= jitter.FEWEST_SEGMENTS for row in found["jitter"])
 
 
-@pytest.mark.parametrize("engine", cases.ENGINES)
+@pytest.mark.parametrize("engine", marked(cases.ENGINES))
 def test_processes_are_measured(monkeypatch, tmp_path, engine):
-    require_engine(engine, not processes.reason_against(engine))
     found = measured(monkeypatch, tmp_path, engine)
     assert found["skipped"] == []
     of_two = [r for r in found["rows"] if r["ranks"] == 2]

@@ -14,7 +14,7 @@ from bnext.bench.measure import OPERATIONS, Measurement, measure, threads_set_to
 from bnext.bench.timing import FEWEST_TURNS, Timing, alternate
 from bnext.bench.traffic import floor_bytes
 
-from .optional import import_extra, import_torch
+from .optional import import_extra, marked
 from .subprocesses import output_of
 
 TINY = (
@@ -91,10 +91,8 @@ def test_cases_lie_in_memory_as_they_say(case):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("library", marked(["numpy", "torch"]))
 def test_libraries_compute_the_same(case, library, operation):
-    if library == "torch":
-        import_torch()
     data = draw(case)
     ours, theirs = libraries.bnext_calls(data), libraries.LIBRARIES[library](data)
     expected = as_arrays(ours[operation, "fresh"]())
@@ -247,8 +245,10 @@ def test_wrong_options(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.torch
 def test_threads_are_set_everywhere_and_restored():
-    torch = import_torch()
+    import torch
+
     before = bnext.get_num_threads(), torch.get_num_threads()
     with threads_set_to(3):
         assert (bnext.get_num_threads(), torch.get_num_threads()) == (3, 3)

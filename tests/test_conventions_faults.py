@@ -18,7 +18,6 @@ from bnext.inference.conventions.libraries import CONVENTIONS
 from .checkpoints import FEW as C
 from .checkpoints import KERAS, PYTORCH, trained, values
 from .compare import assert_same_bits
-from .optional import import_torch
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -220,9 +219,11 @@ def test_what_the_page_says_of_conventions():
         assert fact in section, fact
 
 
+@pytest.mark.torch
 def test_the_variance_that_torch_stores_at_a_large_mean(rng):
     """As the comparison says it: 65,536 rows, mean/std 1e4, one thread."""
-    torch = import_torch()
+    import torch
+
     text = " ".join((DOCS / "explanation/comparison.md").read_text(encoding="utf-8").split())
     assert "stores about 9.3 for a variance of 1" in text
     x = rng.normal(1e4, 1, (65_536, C)).astype(np.float32)

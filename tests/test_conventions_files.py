@@ -17,10 +17,9 @@ from .checkpoints import (
     assert_checkpoint,
     assert_is,
     checkpoint,
-    import_reader,
 )
 from .compare import assert_same_bits
-from .optional import import_extra, import_torch
+from .optional import import_extra
 
 # --- plain files ----------------------------------------------------------------------------------
 
@@ -42,8 +41,10 @@ def test_safetensors_of_our_own(rng, tmp_path):
     assert_same_bits(files.read(path).arrays["half"], state["half"])
 
 
+@pytest.mark.libraries("safetensors")
 def test_safetensors_by_their_own_package(rng, tmp_path):
-    numpy = import_reader("safetensors.numpy", "safetensors")
+    from safetensors import numpy
+
     state = checkpoint(rng)
     numpy.save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     assert_checkpoint(bnext.load_statistics(tmp_path / "theirs.safetensors"), state)
@@ -95,8 +96,10 @@ def test_broken_safetensors(tmp_path, data, text):
 # --- PyTorch --------------------------------------------------------------------------------------
 
 
+@pytest.mark.torch
 def test_pytorch_state_dicts(rng, tmp_path):
-    torch = import_torch()
+    import torch
+
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, CHANNELS, 3), torch.nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.01)
     )
@@ -118,8 +121,10 @@ def test_pytorch_state_dicts(rng, tmp_path):
     np.testing.assert_array_equal(half.running_var, net[1].running_var.float().numpy())
 
 
+@pytest.mark.torch
 def test_whole_models_of_pytorch_are_refused(tmp_path):
-    torch = import_torch()
+    import torch
+
     torch.save(torch.nn.BatchNorm1d(3), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"expected a state dict that torch.load reads with weig"):
         bnext.load_statistics(tmp_path / "model.pt")
@@ -128,9 +133,10 @@ def test_whole_models_of_pytorch_are_refused(tmp_path):
 # --- ONNX, MXNet, Paddle --------------------------------------------------------------------------
 
 
+@pytest.mark.libraries("onnx")
 @pytest.mark.parametrize("producer", ["pytorch", "other"])
 def test_onnx(rng, tmp_path, producer):
-    onnx = import_reader("onnx")
+    import onnx
     from onnx import helper, numpy_helper
 
     names = ("scale", "B", "input_mean", "input_var")
@@ -163,9 +169,10 @@ def test_onnx(rng, tmp_path, producer):
             bnext.load_statistics(tmp_path / "m.onnx", count=8)
 
 
+@pytest.mark.libraries("onnx")
 def test_onnx_models_that_pytorch_exported(rng, tmp_path):
     """The older exporter gives equal arrays one name, and copies it by Identity nodes."""
-    onnx = import_reader("onnx")
+    import onnx
     from onnx import helper, numpy_helper
 
     names = ("scale", "B", "input_mean", "input_var")

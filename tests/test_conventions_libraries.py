@@ -18,7 +18,7 @@ from benchmarks.conventions.releases import RELEASES
 from benchmarks.conventions.stored import Case, Stored
 
 from .limits import WIDE
-from .optional import require_modules
+from .optional import marks_of
 
 BATCHES = 20
 MODULES = {
@@ -42,7 +42,6 @@ def files(tmp_path_factory):
 
     @functools.cache
     def of(name):
-        require_modules("other libraries' layers", *MODULES[name])
         release = RELEASES[name]
         output = folder / f"{name}.npz"
         done = subprocess.run(
@@ -57,7 +56,11 @@ def files(tmp_path_factory):
     return of
 
 
-VARIANTS = [(name, variant) for name in MODULES for variant in RELEASES[name].variants]
+VARIANTS = [
+    pytest.param(name, variant, marks=marks_of(MODULES[name]))
+    for name in MODULES
+    for variant in RELEASES[name].variants
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -79,7 +82,9 @@ def test_what_is_stored(files, name, variant):
             assert (found.on is None) == (found.step in (0, 1) or declared.copied), case
 
 
-@pytest.mark.parametrize("name", ["flax", "onnxruntime"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=marks_of(MODULES[name])) for name in ("flax", "onnxruntime")]
+)
 def test_the_wrong_variance_is_seen(files, name):
     """Without its sensitivity the comparison would prove nothing."""
     batches, stored = files(name)

@@ -8,7 +8,6 @@ import pytest
 import bnext
 
 from .checkpoints import FEW, KERAS, PYTORCH
-from .optional import import_torch
 
 P = dict(zip(PYTORCH, (np.ones(FEW), np.zeros(FEW), np.zeros(FEW), np.ones(FEW)), strict=True))
 K = dict(zip(KERAS, P.values(), strict=True))
@@ -128,9 +127,9 @@ def test_load_statistics(tmp_path, monkeypatch, path, options, text):
         bnext.load_statistics(path, **options)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("data", [b"", b"junk", b"PK\x03\x04", b"\x80\x02}q\x00."])
 def test_files_that_torch_did_not_write(tmp_path, data):
-    import_torch()
     (tmp_path / "a.pt").write_bytes(data)
     with pytest.raises(ValueError, match=r"expected (a state dict that torch\.load|statistics by)"):
         bnext.load_statistics(tmp_path / "a.pt")

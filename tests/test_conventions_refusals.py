@@ -16,7 +16,7 @@ from bnext.inference.conventions.libraries import CONVENTIONS
 from .checkpoints import FEW as C
 from .checkpoints import KERAS, PYTORCH, trained, values
 from .compare import assert_same_bits
-from .optional import NotHere, import_torch
+from .optional import NotHere
 
 # --- other facts of single libraries --------------------------------------------------------------
 
@@ -134,8 +134,10 @@ def test_training_on_as_pytorch(rng):
         bnext.from_convention("keras", arrays, train_as="keras")
 
 
+@pytest.mark.torch
 def test_layers_of_torch_and_state_dicts(rng):
-    torch = import_torch()
+    import torch
+
     theirs = torch.nn.BatchNorm1d(C, momentum=0.25, eps=1e-4)
     for _ in range(3):
         theirs(torch.from_numpy(rng.normal(1, 3, (6, C)).astype(np.float32)))

@@ -1,6 +1,7 @@
 """Files of Keras and Flax, which know layers and trees, written by the libraries themselves."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -8,8 +9,7 @@ import pytest
 
 import bnext
 
-from .checkpoints import CHANNELS, KERAS, arrays_of, assert_is, import_reader
-from .optional import import_jax
+from .checkpoints import CHANNELS, KERAS, arrays_of, assert_is
 
 # --- Keras ----------------------------------------------------------------------------------------
 
@@ -19,12 +19,9 @@ warns_of_numpy = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in 
 
 @pytest.fixture(scope="module")
 def keras_model():
-    import os
-
-    import_jax()
-    import_reader("h5py")
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    keras = import_reader("keras")
+    import keras
+
     rng = np.random.default_rng(5)
     layer = keras.layers.BatchNormalization
     inner = keras.Sequential([keras.Input((4, 4, 6)), layer(center=False, name="inner_bn")])
@@ -37,6 +34,8 @@ def keras_model():
     return keras, model
 
 
+@pytest.mark.jax
+@pytest.mark.libraries("keras", "h5py")
 @warns_of_numpy
 def test_keras_files(keras_model, tmp_path):
     _, model = keras_model
@@ -61,6 +60,8 @@ def test_keras_files(keras_model, tmp_path):
             np.testing.assert_allclose(bn(given), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.jax
+@pytest.mark.libraries("keras", "h5py")
 @warns_of_numpy
 def test_keras_weights(keras_model, tmp_path):
     keras, model = keras_model
@@ -89,6 +90,8 @@ def test_keras_weights(keras_model, tmp_path):
     assert list(layers) == ["layers/batch_normalization"]
 
 
+@pytest.mark.jax
+@pytest.mark.libraries("keras", "h5py")
 @warns_of_numpy
 def test_keras_layers_of_one_name(keras_model, tmp_path):
     keras, _ = keras_model
@@ -104,9 +107,11 @@ def test_keras_layers_of_one_name(keras_model, tmp_path):
     assert found == {1e-2: 3, 1e-4: 7}
 
 
+@pytest.mark.libraries("h5py")
 def test_fused_layers_of_tf_keras(rng, tmp_path):
     """The file says the version and the rank of the input; so it says Bessel's correction."""
-    h5py = import_reader("h5py")
+    import h5py
+
     layers = []
     with h5py.File(tmp_path / "model.weights.h5", "w") as file:
         for n, (name, shape, more) in enumerate(
@@ -159,8 +164,10 @@ def assert_flax(layers, tree):
         assert bn.estimator == bnext.Exponential(decay=0.99, bessel=False)
 
 
+@pytest.mark.libraries("flax")
 def test_flax_msgpack(rng, tmp_path):
-    serialization = import_reader("flax.serialization", "flax")
+    from flax import serialization
+
     tree = flax_variables(rng)
     (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes(tree))
     assert_flax(bnext.load_statistics(tmp_path / "a.msgpack"), tree)
@@ -170,19 +177,23 @@ def test_flax_msgpack(rng, tmp_path):
         bnext.load_statistics(tmp_path / "b.msgpack")
 
 
+@pytest.mark.libraries("orbax")
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_orbax(rng, tmp_path):
-    orbax = import_reader("orbax.checkpoint", "orbax-checkpoint")
+    from orbax import checkpoint as orbax
+
     tree = flax_variables(rng)
     with orbax.PyTreeCheckpointer() as writer:
         writer.save(tmp_path / "checkpoint", tree)
     assert_flax(bnext.load_statistics(tmp_path / "checkpoint"), tree)
 
 
+@pytest.mark.jax
+@pytest.mark.libraries("flax")
 def test_flax_linen_s_own_layer(rng, tmp_path):
-    jax = import_jax()
-    linen = import_reader("flax.linen", "flax")
-    serialization = import_reader("flax.serialization", "flax")
+    import jax
+    from flax import linen, serialization
+
     net = linen.BatchNorm(momentum=0.9)
     x = rng.normal(2, 3, (16, CHANNELS)).astype(np.float32)
     variables = net.init(jax.random.PRNGKey(0), x, use_running_average=False)

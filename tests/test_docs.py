@@ -8,8 +8,6 @@ import pytest
 
 import bnext
 
-from .optional import import_torch
-
 MODULES = {"bnext": bnext, "bnext.functional": bnext.functional, "bnext.sync": bnext.sync,
            "bnext.cuda": bnext.cuda}  # fmt: skip
 # Made by calls, and not by users: they have attributes to explain, and no arguments.
@@ -83,8 +81,8 @@ def test_everything_public_is_explained(name, value):
     assert_is_explained(name, value)
 
 
+@pytest.mark.torch
 def test_everything_public_is_explained_with_torch():
-    import_torch()
     import bnext.torch
 
     found = public({"bnext.torch": bnext.torch})

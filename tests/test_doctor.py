@@ -11,7 +11,6 @@ from bnext import doctor
 from bnext.__main__ import main
 
 from .conftest import needs_openmp
-from .optional import import_torch
 from .subprocesses import output_of
 from .test_openmp_runtimes import another_runtime
 
@@ -128,8 +127,8 @@ def test_a_pool_that_keeps_nothing_is_named():
     assert "BNEXT_POOL_LIMIT" not in output_of(program, BNEXT_POOL_LIMIT="1M")
 
 
+@pytest.mark.torch
 def test_the_runtime_of_torch_is_shown():
-    import_torch()
     program = """
         import torch  # whose runtime is then the first, and by its name that of bnext as well
         from bnext.__main__ import main

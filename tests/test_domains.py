@@ -8,7 +8,6 @@ import pytest
 import bnext
 
 from .groups.support import new_group
-from .optional import import_torch
 
 
 def batch_of(shift, shape=(8, 3), seed=0):
@@ -165,8 +164,10 @@ def test_adapted_moments_are_schneiders(shape, prior):
         np.testing.assert_allclose(y, bnext.batch_norm_forward(x)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.torch
 def test_adapted_moments_of_tensors():
-    torch = import_torch()
+    import torch
+
     layer, x = bnext.BatchNorm1d(3), batch_of(2)
     assert bnext.adapted_moments(layer, torch.from_numpy(x)) == bnext.adapted_moments(layer, x)
     empty = bnext.adapted_moments(layer, x[:0])

@@ -9,7 +9,6 @@ import pytest
 import bnext
 
 from .ci_scripts import needs_the_folder
-from .optional import require_modules
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -29,9 +28,9 @@ def test_the_citation_is_of_this_version_and_license():
     assert f'\nauthors:\n  - name: "{author}"\n' in citation
 
 
+@pytest.mark.libraries("yaml")
 @pytest.mark.parametrize("form", [f for f in FORMS if f.stem != "config"], ids=lambda f: f.stem)
 def test_forms_are_whole(form):
-    require_modules("PyYAML", "yaml")
     import yaml
 
     content = yaml.safe_load(form.read_text(encoding="utf-8"))

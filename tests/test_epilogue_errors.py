@@ -6,7 +6,6 @@ import pytest
 import bnext
 
 from .activations import SMOOTH
-from .optional import import_torch
 from .snapshots import layer_state, raises_exactly
 
 NAMES = (
@@ -170,10 +169,12 @@ def test_one_value_per_channel(name):
     assert bnext.normalize(x, one, one, activation=name, residual=x).shape == (1, 3)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", [None, "relu"])
 def test_a_tensor_that_requires_a_gradient(arrays, name):
     """bnext's functions record nothing for autograd, and NumPy cannot read such a tensor."""
-    torch = import_torch()
+    import torch
+
     residual = torch.from_numpy(arrays["residual"].copy()).requires_grad_()
     text = (
         "residual: expected a tensor that requires no gradient, got one that does; bnext's "

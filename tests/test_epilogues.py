@@ -13,7 +13,7 @@ from .compare import assert_same_bits, assert_same_memory_order
 from .conftest import AVAILABLE_ISAS
 from .epilogues import CASES, DTYPES, Expected, both_passes, computed, drawn
 from .everywhere import FUSED
-from .optional import import_jax
+from .optional import marked
 from .sixteen import name_of
 from .test_array_libraries import (
     Producer,
@@ -231,11 +231,9 @@ LIBRARIES = {
 
 @RESIDUAL
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "gelu", None])
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", marked(LIBRARIES))
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=name_of)
 def test_arrays_of_other_libraries_give_the_bits_of_numpy_s(rng, dtype, library, name, residual):
-    if library == "jax":
-        import_jax()
     convert, back = LIBRARIES[library]
     inputs = drawn(rng, Case("NCHW-7x7", (5, 50, 7, 7)), dtype, name, residual)
     theirs = inputs._replace(

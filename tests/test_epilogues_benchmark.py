@@ -13,16 +13,9 @@ from bnext.bench.cases import Case, draw
 from bnext.bench.libraries import import_torch as torch_or_none
 
 from . import reference
-from .optional import import_torch
-from .suite import require_onednn
 
 TINY = Case("tiny", (3, 20, 4, 6))
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2**-6}
-
-
-@pytest.fixture
-def torch():
-    return import_torch()
 
 
 def test_resnet50_has_53_layers_with_what_follows_them():
@@ -77,9 +70,9 @@ def test_compiled_chain_computes_the_same(torch, monkeypatch):
                 torch.testing.assert_close(compiled[operation](), plain[operation]())
 
 
+@pytest.mark.onednn
 @pytest.mark.parametrize("format", onednn.FORMATS)
 def test_onednn_fuses_a_relu(format):
-    require_onednn()
     data = draw(TINY)
     layer = onednn.Layer(data, format, relu=True)
     layer.call("forward", "warm")()
@@ -176,9 +169,9 @@ def test_the_command_measures_and_writes(tmp_path, capsys):
     assert "not measured: float32, planar: forward, against the fused code of torch.compile" in text
 
 
+@pytest.mark.torch
 @pytest.mark.usefixtures("tiny", "restore_threads")
 def test_check_fails_where_a_promise_is_broken(monkeypatch):
-    import_torch()
     words = ["--quick", "--threads", "1", "--seconds", "1e-9", "--check"]
     for most, status in ((1e9, 0), (1e-9, 1)):
         monkeypatch.setattr(report, "SUMS", {})

@@ -11,7 +11,6 @@ import bnext
 from bnext.ghosts import cuts_of
 
 from .groups.support import new_group
-from .optional import import_torch
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -113,8 +112,10 @@ def test_a_bad_ghost_is_skipped_by_itself():
     assert (layer.num_batches_tracked, layer.num_batches_skipped) == (1, 1)
 
 
+@pytest.mark.torch
 def test_tensors_of_torch():
-    torch = import_torch()
+    import torch
+
     x = torch.from_numpy(array_of((9, 3, 2)))
     layer, same = bnext.BatchNorm1d(3, ghost_batch_size=4), bnext.BatchNorm1d(3, ghost_batch_size=4)
     y = layer(x)

@@ -11,8 +11,6 @@ from benchmarks.gpu import cases, measure, peers, results, sanitize, timing
 from bnext.bench.cases import Case
 from bnext.bench.timing import Timing
 
-from .optional import import_torch
-
 TINY = (
     Case("planes", (3, 5, 4, 6)),
     Case("planes", (3, 5, 4, 6), channels_last=True),
@@ -23,12 +21,11 @@ DEVICE = {"l2_bytes": 4096}
 
 
 @pytest.fixture
-def torch(monkeypatch):
+def torch(torch, monkeypatch):
     """PyTorch, with the suite on the CPU."""
-    found = import_torch()
     monkeypatch.setattr(peers, "DEVICE", "cpu")
-    monkeypatch.setattr(found.cuda, "synchronize", lambda: None)
-    return found
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return torch
 
 
 @pytest.fixture

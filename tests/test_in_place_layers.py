@@ -14,7 +14,6 @@ from .cases import Case
 from .compare import assert_same_bits
 from .epilogues import CASES, both_passes, computed, drawn
 from .in_place import DATA, NAMES, both_in_place, rounding
-from .optional import import_torch
 from .sixteen import name_of
 from .snapshots import layer_state, raises_exactly
 from .test_epilogue_layers import layer_of
@@ -310,8 +309,10 @@ def test_micro_batches(rng):
         np.testing.assert_allclose(dweight, other_dweight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.torch
 def test_arrays_of_torch(rng):
-    torch = import_torch()
+    import torch
+
     inputs = drawn(rng, CASES[0], np.float32, "leaky_relu", False)
     expected = both_in_place(inputs)
     x, dy = torch.tensor(inputs.x), torch.tensor(inputs.dy)

@@ -9,15 +9,8 @@ import pytest
 from benchmarks.models import __main__ as command
 from benchmarks.models.cases import FULL, LOSSES, QUICK, Case
 
-from .optional import import_torch
-
 TINY = Case("resnet18", 4, 64)
 MLP = Case("mlp", 6, 28)
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return import_torch()
 
 
 @pytest.fixture

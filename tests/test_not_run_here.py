@@ -14,8 +14,9 @@ from . import limits, optional
 ROOT = pathlib.Path(__file__).parents[1]
 CONFTEST = """
 from tests.conftest import (
-    pytest_cmdline_main, pytest_make_collect_report, pytest_report_teststatus,
-    pytest_runtest_makereport, pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown,
+    pytest_cmdline_main, pytest_itemcollected, pytest_make_collect_report,
+    pytest_report_teststatus, pytest_runtest_makereport, pytest_runtest_setup,
+    pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown, torch,
 )
 """
 SOME = """
@@ -73,6 +74,42 @@ def test_one_line_says_what_was_not_run(tmp_path, processes):
     )
     assert "1 passed, 1 skipped" in lines[-1]
     assert sum("SKIPPED" in line for line in lines) == 1
+
+
+MARKED = """
+import sys
+import pytest
+
+sys.modules["torch"] = None
+
+@pytest.mark.torch
+def test_marked():
+    assert False
+
+def test_that_takes_the_fixture(torch):
+    assert False
+
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.torch)])
+def test_of_one_parameter(n):
+    assert n == 1
+
+@pytest.mark.libraries("no_such_library", "sys")
+def test_of_libraries():
+    assert False
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "torch"], ["-m", "not torch"]])
+def test_a_marker_selects_a_test_and_asks_for_what_it_needs(tmp_path, words):
+    result = pytest_in(tmp_path, "-n0", "-W", "ignore::pytest.PytestUnknownMarkWarning", *words,
+                       test_marked=MARKED)  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    lines = result.stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("not run here: ")]
+    of_torch = "3 tests that need PyTorch (pip install torch; " in line
+    of_libraries = "1 test that need no_such_library (pip install no_such_library)" in line
+    assert (of_torch, of_libraries) == (words != ["-m", "not torch"], words != ["-m", "torch"])
+    assert ("1 passed" in lines[-1]) == (words != ["-m", "torch"])
 
 
 def test_the_whole_suite_takes_a_process_for_each_processor(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 import bnext
 
 from .conftest import needs_openmp
-from .optional import import_torch
 from .subprocesses import output_of
 
 pytestmark = needs_openmp
@@ -67,10 +66,10 @@ def test_a_library_without_a_runtime_is_none():
     assert bnext.show_config(mode="dicts")["threads"] == before
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("first", ["bnext", "torch"])
 def test_one_runtime_with_torch(first):
     """In either order of imports, what sets the threads of one sets the other's."""
-    import_torch()
     program = f"""
         import {first}
         import torch, bnext.torch
@@ -82,9 +81,9 @@ def test_one_runtime_with_torch(first):
     assert output_of(program).split() == ["3", "1", "2"]
 
 
+@pytest.mark.torch
 def test_forked_processes_compute_after_torch_did():
     """Threads of the one pool do not survive a fork, also if only PyTorch has used them."""
-    import_torch()
     program = """
         import multiprocessing, warnings
         import numpy as np
@@ -126,10 +125,10 @@ CHILD_ALONE = """
 """
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("import_before", ["import bnext", ""], ids=["before", "in-the-child"])
 def test_forked_processes_compute_after_torch_alone_did(import_before):
     """bnext gets PyTorch's runtime, and had no region before the fork, or was not even there."""
-    import_torch()
     program = CHILD_ALONE.format(import_before=import_before)
     assert output_of(program) == "0"
 
@@ -149,9 +148,9 @@ def test_a_fork_before_any_region_costs_no_threads():
     assert output_of(program) == "2"
 
 
+@pytest.mark.torch
 def test_flushed_subnormals_of_one_thread_change_no_bit():
     """PyTorch sets the mode of the calling thread alone; so do libraries built with -ffast-math."""
-    import_torch()
     program = """
         import numpy as np
         import torch

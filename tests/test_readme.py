@@ -11,10 +11,14 @@ import pytest
 
 import bnext
 
-from .optional import import_extra, import_torch
+from .optional import import_extra
 from .readme import CHECKERS, PAGES, README, blocks, check_types, needs
 
 BLOCKS = blocks()
+RUNS = [
+    pytest.param(number, marks=[getattr(pytest.mark, each) for each in needs(block)])
+    for number, block in enumerate(BLOCKS)
+]
 ROOT = pathlib.Path(bnext.__file__).parents[1]
 
 
@@ -30,10 +34,8 @@ def test_links_lead_to_files():
     assert [link for link in links if not (README.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
+@pytest.mark.parametrize("number", RUNS)
 def test_a_block_runs_after_those_before_it(number):
-    if "torch" in needs(BLOCKS[number]):
-        import_torch()
     names = {"__name__": "readme"}
     for block in BLOCKS[: number + 1]:
         exec(compile(block, str(README), "exec"), names)

@@ -6,7 +6,6 @@ import pytest
 from . import reference
 from .cases import CASES, EMPTY, Memory, named
 from .numerical import numerical_gradient
-from .optional import import_torch
 from .tolerances import FINITE_DIFFERENCE
 
 TINY = [((5, 3), 1), ((2, 4, 3), 1), ((2, 3, 2, 2), 1), ((2, 2, 3, 3), -1), ((4, 3), 0)]
@@ -57,11 +56,13 @@ def test_backward_constant_is_the_derivative_of_normalize(rng, shape, axis, argu
     np.testing.assert_allclose(actual, expected, atol=FINITE_DIFFERENCE * np.abs(expected).max())
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "case", named("NC", "NCL", "NCHW-7x7", "NCDHW", "NCHW-two-values"), ids=str
 )
 def test_agrees_with_torch(rng, case):
-    torch = import_torch()
+    import torch
+
     x, dy = case.x(rng, np.float64), case.dy(rng, np.float64)
     weight, bias = case.weight(rng, np.float64), case.bias(rng, np.float64)
     leaves = [torch.tensor(value, requires_grad=True) for value in (x, weight, bias)]

@@ -8,15 +8,8 @@ import pytest
 
 import bnext
 
-from .optional import import_jax
-
 F4 = np.float32
 TRACER = "expected an array, got a tracer of JAX"
-
-
-@pytest.fixture
-def jax():
-    return import_jax()
 
 
 CALLS = {

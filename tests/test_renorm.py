@@ -9,7 +9,6 @@ import pytest
 import bnext
 
 from .groups.support import new_group
-from .optional import import_torch
 
 EPS = 1e-5
 LAYERS = {(6, 3): bnext.BatchRenorm1d, (4, 3, 5): bnext.BatchRenorm1d,
@@ -182,8 +181,10 @@ def test_copies_state_and_eps():
     assert layer.num_batches_skipped == 1
 
 
+@pytest.mark.torch
 def test_tensors_and_empty_batches():
-    torch = import_torch()
+    import torch
+
     x = batch_of(np.random.default_rng(7), (4, 3), np.float32)
     layer, same = bnext.BatchRenorm1d(3), bnext.BatchRenorm1d(3)
     y = layer(torch.from_numpy(x))

@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from .optional import import_extra, import_torch, require_gpu
+from .optional import import_extra
 from .readme import blocks, needs
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -81,8 +81,8 @@ def test_every_public_name_is_on_one_page():
     assert len(set(objects)) == len(objects)
 
 
+@pytest.mark.torch
 def test_every_public_name_of_torch_is_on_one_page():
-    import_torch()
     listed = [name for _, name in documented() if name.startswith("bnext.torch.")]
     assert list(missing(["bnext.torch"], listed)) == []
     assert "bnext.torch.functional.batch_norm" in listed
@@ -131,16 +131,15 @@ def test_python_on_a_page_runs(path):
     run_blocks(path)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("path", [p for p in RUN if needs_of(p) == {"torch"}], ids=name_of)
 def test_python_on_a_page_with_torch_runs(path):
-    import_torch()
     run_blocks(path)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("path", [p for p in RUN if "cuda" in needs_of(p)], ids=name_of)
 def test_python_on_a_page_with_torch_on_a_gpu_runs(path):
-    require_gpu()
     run_blocks(path)
 
 

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from .optional import import_torch
+import pytest
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "guide" / "small_batches.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
@@ -23,8 +23,8 @@ def test_the_blocks_for_numpy_run():
     assert len(names["state"]) == 12
 
 
+@pytest.mark.torch
 def test_the_blocks_for_torch_run(capsys):
-    import_torch()
     names = run(block for block in BLOCKS if "torch" in block)
     assert names["y_adapted"].shape == (32, 8)
     assert "1 layer of Sequential normalizes by" in capsys.readouterr().out

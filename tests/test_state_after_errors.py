@@ -10,7 +10,6 @@ import bnext
 
 from .compare import assert_same_bits
 from .interruptions import interrupted
-from .optional import import_jax, import_torch
 from .snapshots import assert_unchanged, layer_state, snapshot
 
 F4 = np.float32
@@ -105,9 +104,11 @@ def test_an_array_that_cannot_be_written(mutator, name, kind, tmp_path):
     assert bn.group is None
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(("mutator", "name"), WRITTEN)
 def test_an_immutable_array_of_jax(mutator, name):
-    jax = import_jax()
+    import jax
+
     make, act, _ = MUTATORS[mutator]
     bn = make()
     setattr(bn, name, jax.numpy.asarray(getattr(bn, name)))
@@ -186,9 +187,11 @@ def test_freeze_looks_at_its_argument_first():
     assert bn.train_affine
 
 
+@pytest.mark.torch
 def test_tensors_that_cannot_be_written_give_the_others_back():
     """A tensor of inference mode refuses writes, and nothing says so before."""
-    torch = import_torch()
+    import torch
+
     bn = trained().to(torch.ones(1))
     with torch.inference_mode():
         bn.running_var = torch.ones(4)
@@ -198,8 +201,10 @@ def test_tensors_that_cannot_be_written_give_the_others_back():
     assert {name: getattr(bn, name).tolist() for name in ARRAYS} == before
 
 
+@pytest.mark.torch
 def test_tensors_that_require_gradients_are_refused_by_name():
-    torch = import_torch()
+    import torch
+
     bn = trained().to(torch.ones(1))
     bn.bias.requires_grad_()
     with pytest.raises(RuntimeError, match="bias: expected a tensor that requires no gradient"):

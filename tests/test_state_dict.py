@@ -9,7 +9,6 @@ import pytest
 import bnext
 
 from .compare import assert_same_bits
-from .optional import import_torch
 from .snapshots import assert_unchanged, layer_state, snapshot
 
 NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -28,7 +27,8 @@ def trained(rng, channels=3, **options):
 
 
 def as_tensors(state):
-    torch = import_torch()
+    import torch
+
     return OrderedDict((name, torch.tensor(value)) for name, value in state.items())
 
 
@@ -136,9 +136,11 @@ def spoiled(name):
 SPOILED = ["missing", "unexpected", "size", "everything", "untracked", "not affine"]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", SPOILED)
 def test_what_does_not_fit_is_told_as_torch_tells_it(name):
-    torch = import_torch()
+    import torch
+
     state, options = spoiled(name)
     theirs = torch.nn.BatchNorm2d(3, **options)
     tensors = as_tensors(state)
@@ -175,9 +177,11 @@ def test_sizes_are_checked_even_where_names_need_not_match():
     assert_unchanged(layer_state(bn), before)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_torch_s_checkpoint_loads_and_loads_back(rng, dtype, momentum):
-    torch = import_torch()
+    import torch
+
     theirs = torch.nn.BatchNorm2d(3, momentum=momentum, dtype=getattr(torch, np.dtype(dtype).name))
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -201,8 +205,10 @@ def test_torch_s_checkpoint_loads_and_loads_back(rng, dtype, momentum):
         np.testing.assert_allclose(ours.train(training)(x), expected, rtol=0, atol=allowed)
 
 
+@pytest.mark.torch
 def test_parameters_that_require_gradients_load():
-    torch = import_torch()
+    import torch
+
     theirs = torch.nn.BatchNorm2d(3, track_running_stats=False)
     ours = bnext.BatchNorm2d(3, track_running_stats=False)
     ours.weight[...] = 7

@@ -12,18 +12,13 @@ from benchmarks import __main__ as command
 from benchmarks import cases, exactness, plots, results
 from benchmarks.kit.documents import write
 
-from .optional import import_extra, import_torch
-from .suite import TINY, no_picture, require_onednn
+from .optional import import_extra, marks_of
+from .suite import TINY, no_picture
 
 
-@pytest.fixture(scope="module")
-def onednn_is_here():
-    require_onednn()
-
-
-@pytest.mark.usefixtures("onednn_is_here")
+@pytest.mark.torch
+@pytest.mark.onednn
 def test_accuracy_of_everybody(monkeypatch):
-    import_torch()
     monkeypatch.setattr(exactness, "CASES", exactness.CASES[:2])
     rows, _ = exactness.measure(dtypes=("float32",), draws=1)
     ordinary = [r for r in rows if r["kind"] == "ordinary"]
@@ -34,10 +29,16 @@ def test_accuracy_of_everybody(monkeypatch):
         assert max(r["errors"]["onednn"]) < 1000
 
 
-@pytest.fixture
-def tiny_suite(monkeypatch, tmp_path, short_turns):
+BESIDE = {
+    "numpy": pytest.param(("numpy",)),
+    "all": pytest.param(("torch", "onednn", "numpy"), marks=marks_of(["torch", "onednn"])),
+}
+
+
+@pytest.fixture(params=BESIDE.values(), ids=BESIDE)
+def tiny_suite(request, monkeypatch, tmp_path, short_turns):
     """Groups of tiny cases, measured in this process, with parts in a temporary folder."""
-    passes = (cases.Pass(("float32", "int32"), peers=("torch", "onednn", "numpy"), seconds=0.0),)
+    passes = (cases.Pass(("float32", "int32"), peers=request.param, seconds=0.0),)
     call = replace(cases.GROUPS[-1].passes[0], seconds=0.0)
     groups = (
         cases.Group("growth", "Growth", TINY[:1] + TINY[2:3], passes),

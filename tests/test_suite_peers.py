@@ -14,8 +14,8 @@ from bnext.bench.cases import EPS, Case, draw
 from bnext.bench.libraries import LIBRARIES
 
 from . import reference
-from .optional import import_torch
-from .suite import TINY, require_onednn
+from .optional import marked
+from .suite import TINY
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2**-7, "float16": 2**-9}
 FORMATS = [
@@ -24,11 +24,6 @@ FORMATS = [
     for format in onednn.FORMATS
     if len(case.shape) > 2 or format == "planar"
 ]
-
-
-@pytest.fixture(scope="module")
-def onednn_is_here():
-    require_onednn()
 
 
 @pytest.fixture(params=TINY, ids=lambda case: f"{case.name} {case.channels_last}")
@@ -53,7 +48,7 @@ def close(actual, wanted, dtype):
     )
 
 
-@pytest.mark.usefixtures("onednn_is_here")
+@pytest.mark.onednn
 @pytest.mark.parametrize(("case", "format"), FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_onednn_computes_batch_normalization(case, dtype, format):
@@ -78,7 +73,7 @@ def test_onednn_computes_batch_normalization(case, dtype, format):
     close(layer.output(), wanted["inference"], dtype)
 
 
-@pytest.mark.usefixtures("onednn_is_here")
+@pytest.mark.onednn
 def test_onednn_with_fresh_pages_leaves_the_output_alone(case):
     data = draw(case)
     calls = onednn.onednn_calls(data)
@@ -88,7 +83,8 @@ def test_onednn_with_fresh_pages_leaves_the_output_alone(case):
     assert (data.out == 7).all()
 
 
-@pytest.mark.usefixtures("onednn_is_here", "restore_threads")
+@pytest.mark.onednn
+@pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_onednn_has_as_many_threads_as_bnext(threads):
     bnext.set_num_threads(threads)
@@ -96,7 +92,7 @@ def test_onednn_has_as_many_threads_as_bnext(threads):
     assert onednn.onednn().onednn_set_threads(threads) == threads
 
 
-@pytest.mark.usefixtures("onednn_is_here")
+@pytest.mark.onednn
 def test_onednn_refuses_with_a_reason():
     with pytest.raises(UnavailableError, match="float64"):
         onednn.Layer(draw(replace(TINY[0], dtype="float64")), "planar")
@@ -104,7 +100,7 @@ def test_onednn_refuses_with_a_reason():
         onednn.best_calls(draw(TINY[2]))
 
 
-@pytest.mark.usefixtures("onednn_is_here")
+@pytest.mark.onednn
 def test_best_layout_is_told_for_each_operation():
     told = []
     calls = onednn.best_calls(draw(TINY[0]), lambda *about: told.append(about))
@@ -114,10 +110,8 @@ def test_best_layout_is_told_for_each_operation():
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["numpy", "torch", "bnext"])
+@pytest.mark.parametrize("name", marked(["numpy", "torch", "bnext"]))
 def test_libraries_take_other_dtypes(case, name, dtype):
-    if name == "torch":
-        import_torch()
     if name == "bnext" and cases.refusal(dtype):
         pytest.skip(cases.refusal(dtype))
     data = draw(replace(case, dtype=dtype))
@@ -130,9 +124,11 @@ def test_libraries_take_other_dtypes(case, name, dtype):
         close(array, target, "float32" if dtype == "float64" else dtype)
 
 
+@pytest.mark.torch
 def test_compile_peer_computes_the_same(case, monkeypatch):
     """With a backend that compiles nothing: what is tested is that the arguments are right."""
-    torch = import_torch()
+    import torch
+
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     data = draw(case)
     calls, plain = peers.compile_calls(data), LIBRARIES["torch"](data)
@@ -142,8 +138,9 @@ def test_compile_peer_computes_the_same(case, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.torch
 def test_what_does_not_compile_is_noted(monkeypatch):
-    torch = import_torch()
+    import torch
 
     def fails(function, **_):
         def call(*_):

@@ -9,10 +9,11 @@ import bnext
 
 from . import reference
 from .compare import largest
-from .optional import import_torch
 from .sixteen import TYPES, units
 from .sixteen import name_of as name_of_16bit
 from .tolerances import TORCH
+
+pytestmark = pytest.mark.torch
 
 SHAPES = [(16, 5), (7, 5, 11), (3, 5, 7, 9), (2, 5, 3, 7, 5), (1, 5, 4, 1)]
 
@@ -22,12 +23,15 @@ def name_of(shape):
 
 
 def tensor_of(array):
-    return import_torch().tensor(array)
+    import torch
+
+    return torch.tensor(array)
 
 
 def pair(shape, dtype, rng, **options):
     """Our layer and torch's, with the same random parameters and statistics."""
-    torch = import_torch()
+    import torch
+
     ours = getattr(bnext, name_of(shape))(5, dtype=dtype, **options)
     theirs = getattr(torch.nn, name_of(shape))(
         5, dtype=getattr(torch, np.dtype(dtype).name), **options
@@ -150,7 +154,8 @@ def _counted_none(theirs):
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 6])
 def test_wrong_ranks(name, rank):
-    torch = import_torch()
+    import torch
+
     x = np.ones((5,) * rank, np.float32)
     results = []
     for layer in (getattr(bnext, name)(5), getattr(torch.nn, name)(5)):
@@ -165,7 +170,8 @@ def test_wrong_ranks(name, rank):
 @pytest.mark.parametrize("options", [{}, {"eps": 1e-3, "momentum": None, "affine": False}], ids=str)
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
 def test_repr(name, options):
-    torch = import_torch()
+    import torch
+
     expected = repr(getattr(torch.nn, name)(5, **options))
     expected = re.sub(r"bias=\w+, ", "", expected)  # since 2.13; affine says it too
     assert repr(getattr(bnext, name)(5, **options)) == expected
@@ -186,7 +192,8 @@ def test_not_a_number_reaches_the_same_places(rng, dtype, value):
 @pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize("memory_format", ["contiguous_format", "channels_last"])
 def test_torch_s_memory_formats(rng, dtype, memory_format):
-    torch = import_torch()
+    import torch
+
     x = tensor_of(rng.normal(size=(3, 17, 7, 9)).astype(dtype))
     x = x.contiguous(memory_format=getattr(torch, memory_format))
     y, _ = bnext.batch_norm_forward(x.numpy())
@@ -197,7 +204,8 @@ def test_torch_s_memory_formats(rng, dtype, memory_format):
 
 def numpy_of(tensor):
     """A 16-bit tensor's values; NumPy knows bfloat16 by ml_dtypes only, so its bits cross."""
-    torch = import_torch()
+    import torch
+
     dtype = TYPES[tensor.dtype == torch.bfloat16]
     return tensor.detach().view(torch.int16).numpy().view(dtype)
 
@@ -208,7 +216,8 @@ def numpy_of(tensor):
 @pytest.mark.parametrize("shape", [*SHAPES[:4], (64, 5, 14, 14)], ids=str)
 def test_16_bits(rng, dtype, training, shape):
     """Data of 16 bits under float32 parameters; y and dx within a unit in the last place."""
-    torch = import_torch()
+    import torch
+
     ours, theirs = pair(shape, np.float32, rng)
     ours.train(training)
     theirs.train(training)

@@ -2,8 +2,6 @@
 
 from .kit import check, install, nothing_skipped, pytest, stand_on
 
-CONVENTIONS = ("libraries", "files", "trees", "written")
-
 
 @check
 def torch(session):
@@ -14,9 +12,7 @@ def torch(session):
     session.install("opt_einsum", "scipy", "iopath", "yacs", "tabulate", "termcolor", "tqdm")
     session.install("--no-deps", "torchao", "opacus", "thop", "ptflops", "fvcore")
     printed = pytest(
-        session, "-q", "-m", "not gpu", "--ignore", "tests/cuda", "--ignore", "tests/jax",
-        "--ignore", "tests/keras",
-        "-k", "torch or test_suite or (test_readme and block)",
+        session, "-q", "-m", "(torch or onednn) and not jax and not gpu", "--ignore", "tests/cuda",
         env={"BNEXT_REQUIRE_TORCH": "1"},
     )  # fmt: skip
     # timm needs a torchvision that there is only for other builds of PyTorch; a GPU is README's.
@@ -33,9 +29,8 @@ def libraries(session):
     stand_on(session, "tests", "torch")
     install(session, "libraries")
     session.install("dm-haiku==0.0.17", "keras==3.15.1", "tinygrad==0.14.0", "h5py", "safetensors")
-    chosen = " or ".join(["jax", *(f"test_conventions_{name}" for name in CONVENTIONS)])
     printed = pytest(
-        session, "-q", "-m", "not gpu", "--ignore", "tests/cuda", "-k", chosen,
+        session, "-q", "-m", "(jax or libraries) and not gpu", "--ignore", "tests/cuda",
         env={"BNEXT_REQUIRE_JAX": "1", "BNEXT_REQUIRE_TORCH": "1", "BNEXT_REQUIRE_LIBRARIES": "1"},
     )  # fmt: skip
     nothing_skipped(session, printed, "JAX and other libraries")
@@ -47,8 +42,7 @@ def processes(session):
     stand_on(session, "tests", "torch")
     install(session, "processes")
     printed = pytest(
-        session, "-q", "tests/groups/test_processes.py", "tests/groups/test_example.py",
-        "tests/groups/test_closing.py", "tests/test_barrier_measuring.py",
+        session, "-q", "-m", "mpi or gloo", "tests/groups", "tests/test_barrier_measuring.py",
         env={"BNEXT_REQUIRE_PROCESSES": "1", "BNEXT_PROCESS_FAULTS": "5"},
     )  # fmt: skip
     nothing_skipped(session, printed, "processes")

@@ -7,7 +7,7 @@ import bnext
 
 from .. import compare, tolerances
 from ..fake_cuda import Array, InterfaceArray
-from ..optional import import_emulated, import_torch
+from ..optional import import_emulated
 from . import compare_there, gpu
 from .stand_in import StandIn
 
@@ -65,6 +65,6 @@ def roads(monkeypatch):
 
 
 @pytest.fixture
-def seeded():
+def seeded(torch):
     """PyTorch's random numbers, the same in every run of a test."""
-    import_torch().manual_seed(7)
+    torch.manual_seed(7)

@@ -1,7 +1,4 @@
-"""What the tests with a GPU share: libraries that have arrays there, and how arrays get there.
-
-Names of tests say "tensor" for PyTorch's arrays, since `-k torch` selects what runs without a GPU.
-"""
+"""What the tests with a GPU share: libraries that have arrays there, and how arrays get there."""
 
 import contextlib
 import ctypes
@@ -13,7 +10,7 @@ import pytest
 import bnext
 
 from ..cases import ALIGNMENT
-from ..optional import NotHere, require_gpu
+from ..optional import NotHere
 
 DEVICE = "cuda"
 
@@ -105,7 +102,6 @@ _made = {}
 
 def with_a_gpu(name):
     """One of `LIBRARIES`, or a test that is not run here."""
-    require_gpu()
     if name not in _made:
         try:
             _made[name] = LIBRARIES[name]()

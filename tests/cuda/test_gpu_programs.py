@@ -16,7 +16,7 @@ from benchmarks.gpu.__main__ import main as measure
 from bnext.bench.cases import Case
 
 from ..limits import WIDE
-from ..optional import import_emulated, import_torch
+from ..optional import import_emulated
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "gpu"
@@ -24,8 +24,7 @@ needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 
 
 @pytest.fixture
-def kernels():
-    import_torch()
+def kernels(torch):
     return import_emulated()
 
 

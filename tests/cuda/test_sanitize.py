@@ -4,12 +4,11 @@ import pytest
 
 from benchmarks.gpu import sanitize
 
-from ..optional import import_emulated, import_torch
+from ..optional import import_emulated
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    import_torch()
+def kernels(torch):
     return import_emulated()
 
 

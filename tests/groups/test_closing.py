@@ -225,7 +225,8 @@ def test_the_end_of_the_interpreter_may_close_a_group():
     assert output_of(ENDING) == "True"
 
 
-def test_more_mpi_groups_than_mpi_has_communicators(needs_mpi, tmp_path):
+@pytest.mark.mpi
+def test_more_mpi_groups_than_mpi_has_communicators(tmp_path):
     said, statuses = run("mpi", "many-in-mpi", 3, tmp_path, 2100)
     assert statuses == [0], said
     for rank in range(3):
@@ -233,7 +234,8 @@ def test_more_mpi_groups_than_mpi_has_communicators(needs_mpi, tmp_path):
         assert outcomes_of(tmp_path, rank, said) == [3, 3, 5], said
 
 
-def test_torch_keys_leave_the_store_and_process_groups_can_be_destroyed(needs_gloo, tmp_path):
+@pytest.mark.gloo
+def test_torch_keys_leave_the_store_and_process_groups_can_be_destroyed(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         store = f"tcp://127.0.0.1:{free.getsockname()[1]}"

@@ -11,8 +11,8 @@ import pytest
 import bnext
 
 from ..limits import WIDE
-from ..optional import require_engine
-from .test_processes import ENGINES, MPIEXEC, ROOT
+from ..optional import MPIEXEC, marked
+from .test_processes import ROOT
 
 EXAMPLE = str(ROOT / "examples" / "data_parallel.py")
 PYTHON = [sys.executable, EXAMPLE]
@@ -38,10 +38,8 @@ def alone(tmp_path_factory):
     return weights_of([*PYTHON, "alone"], tmp_path_factory.mktemp("alone") / "weights.npz")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", marked(WAYS))
 def test_reaches_the_same_weights(way, alone, tmp_path):
-    if way in ENGINES:
-        require_engine(way, ENGINES[way])
     weights = weights_of([*WAYS[way], way], tmp_path / "weights.npz")
     assert len(weights) == 5
     for name in alone:
@@ -57,13 +55,16 @@ def test_reaches_the_same_weights(way, alone, tmp_path):
             "error: --save: expected a file in an existing folder, got no/",
         ),
         (["--save", "/dev/full/x.npz"], 2, "error: --save: expected a file in an existing folder"),
-        (["gloo"], 1, "data_parallel.py: gloo: expected to be started by torchrun"),
+        pytest.param(
+            ["gloo"],
+            1,
+            "data_parallel.py: gloo: expected to be started by torchrun",
+            marks=pytest.mark.gloo,
+        ),
         (["mpi"], 1, "data_parallel.py: import of mpi4py halted"),
     ],
 )
 def test_a_mistake_is_told_before_the_work(words, status, line):
-    if words == ["gloo"] and not ENGINES["gloo"]:
-        pytest.skip("gloo is not installed")
     # What hides a module from the example: a finder that says it is not there.
     hidden = "import runpy, sys; sys.modules['mpi4py'] = None; sys.argv = sys.argv[1:]; "
     program = f"{hidden}runpy.run_path(sys.argv[0], run_name='__main__')"

@@ -11,7 +11,7 @@ import bnext
 from bnext.sync import GroupError
 
 from ..compare import assert_same_bits
-from ..optional import import_jax, import_torch
+from ..optional import marked
 from ..test_array_libraries import (
     Producer,
     Small,
@@ -31,13 +31,12 @@ LIBRARIES = {
     "small": (Small, from_small),
     "producer": (Producer, from_nothing),  # of no library: NumPy's answer, as to a list
 }
-IMPORTS = {"torch": import_torch, "jax": import_jax}
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 OF_LIBRARIES = [
-    pytest.param((name, dtype), id=f"{name}-{np.dtype(dtype).name}")
-    for name in LIBRARIES
+    pytest.param((*name.values, dtype), id=f"{name.id}-{np.dtype(dtype).name}", marks=name.marks)
+    for name in marked(LIBRARIES)
     for dtype in DTYPES
-    if (name, dtype) != ("jax", np.float64)  # which it has by an option alone
+    if (name.id, dtype) != ("jax", np.float64)  # which it has by an option alone
 ]
 SHAPE = (11, 6, 5, 4)
 
@@ -45,13 +44,11 @@ SHAPE = (11, 6, 5, 4)
 @pytest.fixture(params=OF_LIBRARIES)
 def library_and_dtype(request):
     name, dtype = request.param
-    IMPORTS.get(name, lambda: None)()
     return LIBRARIES[name], dtype
 
 
-@pytest.fixture(params=LIBRARIES)
+@pytest.fixture(params=marked(LIBRARIES))
 def library(request):
-    IMPORTS.get(request.param, lambda: None)()
     return LIBRARIES[request.param]
 
 
@@ -113,9 +110,9 @@ def test_numpy_parameters_may_stand_beside(rng, library_and_dtype, total):
                 assert_same_bits(of_gradients(one), value)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("of_numpy", [False, True])
 def test_out_is_written_in_place_by_torch_members(rng, of_numpy):
-    import_torch()
     x, dy, weight, bias = drawn(rng, np.float32)
     xs, dys = shards_of(x, "unequal"), shards_of(dy, "unequal")
     expected = both_passes(xs, dys, weight, bias)
@@ -166,11 +163,13 @@ def test_layers(rng, library, momentum, replicas):
                 assert_same_bits(values_of(result), value)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("replicas", [False, True], ids=["shared", "replicas"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_torch_layers_of_tensors(rng, dtype, replicas):
     """Running statistics that are tensors move in place, to the bits of NumPy's."""
-    torch = import_torch()
+    import torch
+
     batches = rng.normal(1, 2, (3, *SHAPE)).astype(dtype)
     groups = [new_group(3), new_group(3)]
     of_numpy, of_torch = (
@@ -233,8 +232,10 @@ def forward(x, *parameters, **options):
 GOOD = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
+@pytest.mark.torch
 def test_torch_tensors_that_require_gradients_are_announced():
-    torch = import_torch()
+    import torch
+
     x, parameter = torch.ones(4, 3), torch.ones(3, requires_grad=True)
     requiring = "expected a tensor that requires no gradient, got one that does"
     told([forward(torch.ones(4, 3, requires_grad=True)), forward(GOOD)], TypeError,
@@ -242,8 +243,10 @@ def test_torch_tensors_that_require_gradients_are_announced():
     told([forward(x, parameter), forward(GOOD)], TypeError, f"weight: {requiring}")
 
 
+@pytest.mark.torch
 def test_torch_tensors_elsewhere_are_announced():
-    torch = import_torch()
+    import torch
+
     text = "x: expected an array on the CPU or on a CUDA device, got one on meta"
     told([forward(torch.ones(4, 3, device="meta")), forward(GOOD)], RuntimeError, text)
 
@@ -265,8 +268,10 @@ def test_two_libraries_in_one_torch_call_are_announced():
     told([forward(Small(GOOD), weight), forward(GOOD)], TypeError, text)
 
 
+@pytest.mark.torch
 def test_dtypes_of_torch_and_numpy_must_agree():
-    torch = import_torch()
+    import torch
+
     group = new_group(2, 60.0)
     shards = [torch.ones(4, 3, dtype=torch.float64), GOOD]
     results = members(group, lambda rank: forward(shards[rank])(group), patience=10.0)
@@ -287,8 +292,8 @@ def test_torch_running_statistics_need_torch_shards_of_all_members():
     assert not layer.running_mean.any()
 
 
+@pytest.mark.jax
 def test_jax_arrays_cannot_be_written():
-    import_jax()
     x = as_jax(GOOD)
     text = "out: expected an array that can be written, got one of jax"
     told([forward(x, out=x + 1), forward(GOOD)], TypeError, text)

@@ -1,10 +1,8 @@
 """Groups of processes: real ones, under mpiexec and with torch.distributed's gloo."""
 
-import importlib.util
 import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,24 +15,19 @@ import bnext
 
 from ..compare import assert_same_bits
 from ..limits import TEST, WIDE
-from ..optional import require_engine
+from ..optional import MPIEXEC, marked
 from .worker import CHANNELS, STEPS, batch, layers_of, train
 
 ROOT = pathlib.Path(__file__).parents[2]
-MPIEXEC = shutil.which("mpiexec", path=os.path.dirname(sys.executable)) or shutil.which("mpiexec")
-ENGINES = {
-    "mpi": bool(MPIEXEC and importlib.util.find_spec("mpi4py")),
-    "gloo": importlib.util.find_spec("torch") is not None,
-}
+ENGINES = ("mpi", "gloo")
 # Both engines must be there, and every kind of fault is injected in two and three processes.
 REQUIRED = os.environ.get("BNEXT_REQUIRE_PROCESSES")
 FAULTS = int(os.environ.get("BNEXT_PROCESS_FAULTS", "3"))
 SIZES = (2, 3) if REQUIRED else (2,)
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=marked(ENGINES))
 def engine(request):
-    require_engine(request.param, ENGINES[request.param])
     return request.param
 
 
@@ -118,7 +111,12 @@ KINDS = {
 
 
 # mpiexec ends the others itself where one dies.
-FAULTS_OF = [(e, k) for e in ENGINES for k in KINDS if (e, k) != ("mpi", "dies")]
+FAULTS_OF = [
+    pytest.param(*engine.values, kind, marks=engine.marks)
+    for engine in marked(ENGINES)
+    for kind in KINDS
+    if (engine.id, kind) != ("mpi", "dies")
+]
 
 
 @pytest.mark.timeout(TEST + 10 * FAULTS)
@@ -150,7 +148,8 @@ def test_who_is_waited_for_and_comes_is_not_missing(engine, tmp_path):
         assert [result["type"] for result in outcomes_of(tmp_path, rank, said)] == ["NoneType"] * 2
 
 
-def test_mpiexec_ends_all_when_one_dies(needs_mpi, tmp_path):
+@pytest.mark.mpi
+def test_mpiexec_ends_all_when_one_dies(tmp_path):
     said, statuses = run("mpi", "dies", 3, tmp_path)
     assert statuses != [0], said
     pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in range(3)]
@@ -169,6 +168,7 @@ def is_alive(pid):
     return True
 
 
+@pytest.mark.gloo
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -176,9 +176,7 @@ def is_alive(pid):
         ("freezes", "time-out after 2 s: not all ranks have come"),
     ],
 )
-def test_where_the_store_is_lost_with_a_rank_nobody_is_named_and_nobody_hangs(
-    kind, text, needs_gloo, tmp_path
-):
+def test_where_the_store_is_lost_with_a_rank_nobody_is_named_and_nobody_hangs(kind, text, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         store = f"tcp://127.0.0.1:{free.getsockname()[1]}"

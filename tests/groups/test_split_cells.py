@@ -11,7 +11,6 @@ from .. import cell_reference as reference
 from ..activations import SLOPE
 from ..compare import assert_same_bits
 from ..numerical import numerical_gradient
-from ..optional import import_torch
 from .support import CUTS, new_group, shards_of, whole
 
 # Shape with channels at axis 1, groups (None: instances), whether channels are last.
@@ -264,8 +263,10 @@ def test_layers(rng, make, shared):
         np.testing.assert_allclose(layers[0](x), alone(x), atol=1e-5)
 
 
+@pytest.mark.torch
 def test_arrays_of_torch(rng):
-    torch = import_torch()
+    import torch
+
     x, dy, weight, bias = drawn(rng, (2, 6, 12, 5), np.float32)
     y, dx, results = in_group(x, dy, 3, weight, bias, "unequal", False)
     group = new_group(3)

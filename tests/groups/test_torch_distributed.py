@@ -16,7 +16,6 @@ from bnext.groups import torch_distributed
 
 from .. import reference
 from ..compare import assert_same_bits
-from ..optional import import_torch
 from .test_processes import KINDS, run
 from .test_sums import World
 from .worker import layers_of, train
@@ -24,6 +23,7 @@ from .worker import layers_of, train
 SIZE = 3
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("config", "bound", "expected"),
     [
@@ -37,7 +37,8 @@ SIZE = 3
 )
 @pytest.mark.parametrize("given", [True, False])
 def test_the_device_that_torch_s_backend_wants(config, bound, expected, given):
-    torch = import_torch()
+    import torch
+
     group = types.SimpleNamespace(bound_device_id=bound and torch.device(bound))
     dist = types.SimpleNamespace(
         get_backend_config=lambda asked: config if (asked is group) == given else None,
@@ -50,8 +51,10 @@ def test_the_device_that_torch_s_backend_wants(config, bound, expected, given):
     assert device == (expected and torch.device(expected))
 
 
+@pytest.mark.torch
 def test_torch_backends_of_other_devices_are_refused():
-    torch = import_torch()
+    import torch
+
     dist = types.SimpleNamespace(get_backend_config=lambda group: "xpu:xccl")
     text = "^process_group: expected one that takes tensors of the CPU or of CUDA .*of xpu:xccl$"
     with pytest.raises(ValueError, match=text):
@@ -93,7 +96,7 @@ class Work:
         self.polls += 1
         if self.polls == Backend.POLLS:
             brought = self.backend.world.collect(self.backend.rank.value, self.tensor.numpy())
-            self.tensor.copy_(import_torch().from_numpy(sum(brought)))
+            self.tensor.numpy()[...] = sum(brought)
         return self.polls >= Backend.POLLS
 
     def wait(self):
@@ -101,7 +104,8 @@ class Work:
 
 
 def on_all_ranks(body, monkeypatch):
-    torch = import_torch()
+    import torch
+
     backend = Backend()
     for name in ("is_initialized", "get_rank", "get_world_size", "all_reduce"):
         monkeypatch.setattr(torch.distributed, name, getattr(backend, name))
@@ -181,9 +185,9 @@ def test_torch_ranks_are_told_apart_over_the_device(monkeypatch):
     assert {error.reason for error in results} == {reason}
 
 
+@pytest.mark.torch
 def test_torch_processes_over_copies(tmp_path):
     """Two real ones, whose every sum goes over copies; as those that need none."""
-    import_torch()
     said, _ = run("staged", "train", 2, tmp_path)
     files = [tmp_path / f"{rank}.npz" for rank in range(2)]
     assert all(file.exists() for file in files), said
@@ -197,9 +201,9 @@ def test_torch_processes_over_copies(tmp_path):
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", ["raises", "other-channels"])
 def test_torch_faults_over_copies(kind, tmp_path):
-    import_torch()
     said, _ = run("staged", kind, 2, tmp_path)
     file = tmp_path / "0.json"
     assert file.exists(), said

@@ -3,10 +3,13 @@
 import pytest
 
 
-@pytest.fixture
-def x64():
-    """JAX with float64, for the test alone."""
-    from .support import jax
+def pytest_itemcollected(item):
+    """Everything here needs JAX."""
+    item.add_marker("jax")
 
+
+@pytest.fixture
+def x64(jax):
+    """JAX with float64, for the test alone."""
     with jax.enable_x64(True):
         yield

@@ -1,7 +1,6 @@
 """What the tests of `bnext.jax` share: inputs, the functions for NumPy, a plain reference."""
 
 import importlib
-import os
 
 import ml_dtypes
 import numpy as np
@@ -9,14 +8,13 @@ import numpy as np
 import bnext
 
 from ..activations import SLOPE
-from ..optional import NotHere, import_jax
+from ..optional import import_jax, require_foreign_functions
 
 jax = import_jax()
 jnp = jax.numpy
 check_grads = importlib.import_module("jax.test_util").check_grads
 
-if bnext._core.foreign_targets() is None and os.environ.get("BNEXT_REQUIRE_JAX") != "1":
-    raise NotHere("foreign functions for JAX", "a build with jaxlib installed, or BNEXT_XLA=ON")
+require_foreign_functions()
 
 import bnext.jax  # noqa: E402 - of which there is nothing without JAX
 

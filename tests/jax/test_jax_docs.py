@@ -4,11 +4,11 @@ import importlib
 import pathlib
 import re
 
-from ..optional import require_modules
+from ..optional import require_libraries
 from ..test_docs import assert_is_explained, public
 from . import support  # noqa: F401 - where JAX is missing, the test is not run
 
-require_modules("Flax and Equinox", "flax", "equinox")
+require_libraries("flax", "equinox")
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "jax.md"
 

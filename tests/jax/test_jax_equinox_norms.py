@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ..optional import require_modules
+from ..optional import require_libraries
 from .support import close, jax, jnp
 
-require_modules("Equinox", "equinox")
+require_libraries("equinox")
 
 import equinox as eqx  # noqa: E402
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ..optional import require_modules
+from ..optional import require_libraries
 from .support import close, jax, jnp
 
-require_modules("Flax", "flax")
+require_libraries("flax")
 
 from flax import nnx  # noqa: E402
 

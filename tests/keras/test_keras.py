@@ -9,16 +9,12 @@ import textwrap
 
 import pytest
 
-from bnext import _core
-
 from ..limits import WIDE
-from ..optional import NotHere, require_modules
+from ..optional import marks_of, require_foreign_functions
 from ..subprocesses import output_of
 
-require_modules("Keras", "keras", "jax", "torch")  # Keras's NumPy backend needs JAX as well
-
-if _core.foreign_targets() is None and os.environ.get("BNEXT_REQUIRE_JAX") != "1":
-    raise NotHere("foreign functions for JAX", "a build with jaxlib installed, or BNEXT_XLA=ON")
+require_foreign_functions()
+pytestmark = marks_of(["keras", "jax", "torch"])  # the NumPy backend needs JAX as well
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "keras.md"

@@ -7,8 +7,6 @@ import pytest
 
 import bnext
 
-from ..optional import import_torch
-
 PASSES = {  # of each function of the kernels, by its arguments
     "forward": lambda x, weight, bias, eps, given=None, *_: "inference" if given else "forward",
     "evaluate_layer": lambda *_: "inference",
@@ -19,16 +17,20 @@ PASSES = {  # of each function of the kernels, by its arguments
 }
 
 
+def pytest_itemcollected(item):
+    """Everything here needs PyTorch."""
+    item.add_marker("torch")
+
+
 @pytest.fixture(autouse=True)
-def seeded(request):
+def seeded(request, torch):
     """PyTorch's random numbers, the same in every run of a test."""
-    import_torch().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)
-def one_thread(restore_threads):
+def one_thread(restore_threads, torch):
     """Most data here is tiny: teams of threads that wait for each other would take all the time."""
-    torch = import_torch()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     bnext.set_num_threads(1)
