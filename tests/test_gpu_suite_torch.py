@@ -44,7 +44,7 @@ def no_graphs(torch, monkeypatch):
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda c: f"{c.name}-{c.channels_last}")
-def test_torch_data_lies_as_the_case_says(torch, case):
+def test_data_lies_as_the_case_says(torch, case):
     first, second = peers.draw(case, 2, run=1)
     assert first.x.shape == case.shape
     assert (first.x.stride(1) == 1) == (case.channels_last or len(case.shape) == 2)
@@ -73,14 +73,14 @@ def test_torch_and_bnext_are_measured_on_the_same(no_graphs, dtype):
             assert max(found.values()) < limit
 
 
-def test_torch_case_after_the_deadline_is_left_out(no_graphs):
+def test_case_after_the_deadline_is_left_out(no_graphs):
     group = cases.Group("some", "Some", TINY, ("float32",))
     rows, skipped = measure.measure([group], DEVICE, run=1, deadline=0, log=lambda text: None)
     assert rows == []
     assert [item["reason"] for item in skipped] == ["out of time"] * len(TINY)
 
 
-def test_torch_rows_are_kept_as_they_are_measured_and_survive_an_interrupt(
+def test_rows_are_kept_as_they_are_measured_and_survive_an_interrupt(
     no_graphs, tmp_path, monkeypatch
 ):
     replay, kept = timing.replay, results.Lines(tmp_path / "rows.jsonl", {"run": 1})

@@ -24,7 +24,7 @@ def training(torch):
     ("name", "parameters", "layers"),
     [("resnet18", 11_689_512, 20), ("resnet50", 25_557_032, 53), ("mlp", 100_010, 3)],
 )
-def test_torch_networks_are_the_published_ones(torch, training, name, parameters, layers):
+def test_networks_are_the_published_ones(torch, training, name, parameters, layers):
     from benchmarks.models.networks import BUILDERS
 
     network = BUILDERS[name]().eval()
@@ -35,7 +35,7 @@ def test_torch_networks_are_the_published_ones(torch, training, name, parameters
 
 
 @pytest.mark.parametrize(("name", "expansion"), [("resnet18", 1), ("resnet50", 4)])
-def test_torch_extents_halve_from_stage_to_stage(torch, name, expansion):
+def test_extents_halve_from_stage_to_stage(torch, name, expansion):
     """As table 1 has them, for images of 224 x 224."""
     from benchmarks.models.networks import BUILDERS, WIDTHS
 
@@ -51,7 +51,7 @@ def test_torch_extents_halve_from_stage_to_stage(torch, name, expansion):
     assert extents == dict(zip(channels, (56, 28, 14, 7), strict=True))
 
 
-def test_torch_layers_are_those_that_are_asked_for(torch, training):
+def test_layers_are_those_that_are_asked_for(torch, training):
     import bnext.torch
 
     for layers, expected in (
@@ -67,7 +67,7 @@ def test_torch_layers_are_those_that_are_asked_for(torch, training):
 @pytest.mark.parametrize(
     "case", [TINY, dataclasses.replace(TINY, channels_last=True), MLP], ids=str
 )
-def test_torch_first_losses_agree(torch, case):
+def test_first_losses_agree(torch, case):
     from benchmarks.models import losses
 
     found = losses.measure(case, "float64", 3)
@@ -77,13 +77,13 @@ def test_torch_first_losses_agree(torch, case):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_torch_first_losses_agree_within_rounding(torch, dtype):
+def test_first_losses_agree_within_rounding(torch, dtype):
     from benchmarks.models import losses
 
     assert losses.agree(losses.measure(dataclasses.replace(TINY, dtype=dtype), dtype, 2))
 
 
-def test_torch_losses_that_differ_are_told(torch):
+def test_losses_that_differ_are_told(torch):
     from benchmarks.models import losses
 
     found = losses.measure(MLP, "float32", 4)
@@ -94,7 +94,7 @@ def test_torch_losses_that_differ_are_told(torch):
         assert not losses.agree(wrong)
 
 
-def test_torch_memory_is_that_of_training(torch):
+def test_memory_is_that_of_training(torch):
     from benchmarks.models import memory
 
     found = memory.measure(TINY, "bnext", 1)
@@ -102,14 +102,14 @@ def test_torch_memory_is_that_of_training(torch):
         assert found["most"] - found["before"] > 2 * 4 * 11_689_512
 
 
-def test_torch_memory_says_what_went_wrong(torch):
+def test_memory_says_what_went_wrong(torch):
     from benchmarks.models import memory
 
     with pytest.raises(KeyError, match="vgg"):
         memory.measure(Case("vgg", 1, 64), "bnext", 1)
 
 
-def test_torch_turns(torch):
+def test_turns(torch):
     from benchmarks.kit.turns import Turns, in_turns
 
     found = Turns({"a": [2.0, 4.0, 8.0], "b": [1.0, 2.0, 2.0]})
@@ -121,7 +121,7 @@ def test_torch_turns(torch):
     assert {"a", "b"} == set(calls)
 
 
-def test_torch_promises_are_measured_twice_before_they_are_broken(torch, monkeypatch):
+def test_promises_are_measured_twice_before_they_are_broken(torch, monkeypatch):
     from benchmarks.models import promises
 
     figures = iter([0.9, 1.1, 0.8, 0.7, 5.0])
@@ -132,7 +132,7 @@ def test_torch_promises_are_measured_twice_before_they_are_broken(torch, monkeyp
     assert next(figures, None) is None
 
 
-def test_torch_command_measures_and_reports(torch, monkeypatch, tmp_path, capsys):
+def test_command_measures_and_reports(torch, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "QUICK", (MLP,))
     monkeypatch.setattr(command, "LOSSES", (MLP,))
     words = ["--quick", "--steps", "2", "--seconds", "0", "--threads", "1", "--batch", "5"]
@@ -188,13 +188,13 @@ def test_other_files_are_refused(tmp_path):
         command.FORMAT.read(tmp_path / "other.json")
 
 
-def test_torch_devices_that_are_missing_are_said(torch, monkeypatch, capsys):
+def test_devices_that_are_missing_are_said(torch, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--device", "cuda", "--check"]) == 2
     assert "--device cuda: PyTorch finds no GPU" in capsys.readouterr().err
 
 
-def test_torch_cost_of_norms(torch):
+def test_cost_of_norms(torch):
     from benchmarks.kit.turns import Turns
     from benchmarks.models import norms
 

@@ -11,8 +11,8 @@ from ..torch.penalties import (
     differentiate_twice,
     second_gradients_of,
 )
-from ..torch.test_torch_double_backward import KINDS, by_formulas, second_gradients
-from ..torch.test_torch_sync_twice import check, replicas_of
+from ..torch.test_double_backward import KINDS, by_formulas, second_gradients
+from ..torch.test_sync_twice import check, replicas_of
 from .roads import both_ways, kernels, torch
 
 pytestmark = pytest.mark.usefixtures("pretended", "seeded")

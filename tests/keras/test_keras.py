@@ -34,14 +34,14 @@ def run(backend, *command, **variables):
 
 @pytest.mark.timeout(WIDE)
 @pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
-def test_keras_jax_torch_numpy(backend):
+def test_each_backend(backend):
     done = run(backend, HERE / "program.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == CHECKS
 
 
 @pytest.mark.timeout(WIDE)
-def test_keras_jax_batches_on_eight_devices():
+def test_batches_on_eight_devices():
     """What `keras.distribution` divides among devices is one batch."""
     flags = "--xla_force_host_platform_device_count=8"
     done = run("jax", HERE / "distributed.py", XLA_FLAGS=flags)
@@ -50,7 +50,7 @@ def test_keras_jax_batches_on_eight_devices():
 
 @pytest.mark.timeout(WIDE)
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_keras_jax_torch_the_page_runs(backend, tmp_path):
+def test_the_page_runs(backend, tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == text.count("```python") == 3
@@ -58,7 +58,7 @@ def test_keras_jax_torch_the_page_runs(backend, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_keras_jax_another_backend_is_refused():
+def test_another_backend_is_refused():
     program = """
         import keras
 
@@ -74,7 +74,7 @@ def test_keras_jax_another_backend_is_refused():
     assert expected in output_of(program, KERAS_BACKEND="jax")
 
 
-def test_keras_jax_its_absence_is_named():
+def test_its_absence_is_named():
     program = """
         import sys
 
@@ -87,7 +87,7 @@ def test_keras_jax_its_absence_is_named():
     assert "expected Keras 3 to be installed (pip install keras), found none" in output_of(program)
 
 
-def test_keras_jax_everything_public_is_explained():
+def test_everything_public_is_explained():
     program = """
         import importlib
         import bnext.keras
