@@ -403,3 +403,13 @@ class Cells(Norm):
         for name in ("dweight", "dbias"):
             error = np.abs(getattr(results, name) - getattr(expected, name)).max()
             assert error <= allowed * np.sqrt(np.prod(shape) / shape[1]), name
+
+
+# A norm of each kind, and a shape.
+NORMS = {
+    "layer": (Rows(), (6, 5, 40)),
+    "rms": (Rows(1, False), (6, 5, 40)),
+    "group": (Cells(4), (3, 8, 5, 7)),
+    "instance": (Cells(8), (3, 8, 5, 7)),
+}
+EVERY_NORM = pytest.mark.parametrize("kind", NORMS)

@@ -1,10 +1,7 @@
-"""What holds for every norm of examples, without and with an activation and a residual."""
+"""What holds for every norm of examples: residuals, memory, what is saved."""
 
-import copy
 import functools
 import pickle
-import re
-import warnings
 
 import ml_dtypes
 import numpy as np
@@ -13,14 +10,12 @@ import pytest
 import bnext
 
 from . import activations
-from .activations import ACTIVATIONS, SLOPE
+from .activations import ACTIVATIONS
 from .compare import assert_same_bits
-from .everywhere import EVERY, OF_SETS, SOME, assert_same_bits_everywhere
-from .fake_cuda import Array, InterfaceArray
 from .norms import (
-    CENTERED,
-    DATA,
+    EVERY_NORM,
     LAYOUTS,
+    NORMS,
     RESIDUAL,
     Cells,
     Results,
@@ -33,58 +28,6 @@ from .norms import (
     laid_out,
 )
 from .numerical import numerical_gradient
-from .snapshots import raises_exactly
-from .test_norms_values import CELLS
-
-NORMS = {
-    "layer": (Rows(), (6, 5, 40)),
-    "rms": (Rows(1, False), (6, 5, 40)),
-    "group": (Cells(4), (3, 8, 5, 7)),
-    "instance": (Cells(8), (3, 8, 5, 7)),
-}
-EVERY_NORM = pytest.mark.parametrize("kind", NORMS)
-NARROW = ml_dtypes.bfloat16
-
-
-def bits(inputs):
-    return both_passes(inputs).bits
-
-
-@pytest.mark.usefixtures("restore_threads", "fixed_team")
-@CENTERED
-@pytest.mark.parametrize(
-    ("name", "adds"),
-    [("relu", False), ("gelu", False), ("relu", True), ("gelu", True), (None, False)],
-)
-@pytest.mark.parametrize("shape", [(600, 257), (3, 200_003), (40, 5000)], ids=str)
-def test_the_same_bits_of_rows_everywhere(rng, shape, name, adds, centered):
-    for dtype in (np.float32, np.float64, NARROW):
-        inputs = drawn(rng, Rows(1, centered), shape, dtype, name=name, adds=adds)
-        runs = [run for run in OF_SETS if name is None or run[0] != 4]
-        assert_same_bits_everywhere(functools.partial(bits, inputs), runs, inputs.x.dtype)
-
-
-@pytest.mark.usefixtures("restore_threads", "fixed_team")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, NARROW], ids=str)
-@pytest.mark.parametrize("layout", ["planar", "interleaved", "channels"])
-def test_the_same_bits_of_cells_everywhere(rng, dtype, layout):
-    for shape, groups in (((64, 20), 4), ((3, 12, 7, 9), 3), ((1, 4, 90, 91), 2)):
-        inputs = drawn(rng, Cells(groups), shape, dtype, layout=layout)
-        assert_same_bits_everywhere(functools.partial(bits, inputs), EVERY, shape)
-
-
-@pytest.mark.usefixtures("restore_threads", "fixed_team")
-@pytest.mark.parametrize(
-    ("name", "adds"),
-    [("relu", False), ("silu", False), ("relu", True), ("silu", True), (None, True)],
-)
-@DATA
-def test_the_same_bits_of_activated_cells_everywhere(rng, dtype, name, adds):
-    for shape, groups in CELLS[3:8]:
-        for layout in LAYOUTS[:2]:
-            inputs = drawn(rng, Cells(groups), shape, dtype, name=name, adds=adds, layout=layout)
-            assert_same_bits_everywhere(functools.partial(bits, inputs), SOME, shape)
-
 
 DIFFERENCES = {
     "layer": (Rows(), (4, 7)), "rms": (Rows(1, False), (4, 9)), "one group": (Cells(1), (2, 6, 3)),
@@ -288,252 +231,8 @@ def test_nothing_gives_nothing(place, norm, shape, of_slabs, adds):
     assert not mean.any()
 
 
-# --- layers ---------------------------------------------------------------------------------------
-
-LAYERS = {
-    "layer": lambda **given: bnext.LayerNorm((5, 7), **given),
-    "rms": lambda **given: bnext.RMSNorm((5, 7), **given),
-    "group": lambda **given: bnext.GroupNorm(4, 8, **given),
-    "instance": lambda **given: bnext.InstanceNorm2d(
-        8, affine=True, track_running_stats=True, **given
-    ),
-}
-
-
-def layer_of(rng, kind, name, adds):
-    """A layer with drawn parameters, and the inputs of its function."""
-    norm = Rows(2, kind == "layer") if kind in ("layer", "rms") else NORMS[kind][0]
-    inputs = drawn(rng, norm, (3, 8, 5, 7), name=name, adds=adds)
-    layer = LAYERS[kind](activation=name, negative_slope=SLOPE)
-    layer.weight[...] = inputs.weight
-    if norm.has_bias:
-        layer.bias[...] = inputs.bias
-    return layer, inputs
-
-
-@RESIDUAL
-@pytest.mark.parametrize("name", ["leaky_relu", "silu", None])
-@pytest.mark.parametrize("kind", LAYERS)
-def test_layers(rng, kind, name, adds):
-    """As the functions; copies too, and an activation that changed is not gone by."""
-    layer, inputs = layer_of(rng, kind, name, adds)
-    if name == "leaky_relu":
-        assert "activation='leaky_relu', negative_slope=0.25" in repr(layer)
-    again = copy.deepcopy(layer)
-    expected = both_passes(inputs, eps=layer.eps)
-    given = {"residual": inputs.residual} if adds else {}
-    assert_same_bits(layer(inputs.x, **given), expected.y)
-    found = layer.backward(inputs.dy, residual_grad=adds)
-    assert_same_bits(found[0] if adds else found, expected.dx)
-    if adds:
-        assert_same_bits(found[1], expected.dresidual)
-    assert_same_bits(layer.weight_grad, expected.dweight)
-    assert_same_bits(again(inputs.x, **given), expected.y)
-    again.activation = None
-    if adds:
-        assert_same_bits(again.backward(inputs.dy)[1], expected.dresidual)
-        again(inputs.x, **given)
-        with pytest.raises(ValueError, match="residual_grad: expected True or None, since"):
-            again.backward(inputs.dy, residual_grad=False)
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("kind", ["group", "instance"])
-def test_an_activation_of_a_layer_is_one_behind_it(rng, kind, mode):
-    """Also by running statistics."""
-    layer, inputs = layer_of(rng, kind, "silu", False)
-    assert "activation='silu'" in repr(layer)
-    plain = copy.deepcopy(layer)
-    plain.activation = None
-    getattr(layer, mode)(), getattr(plain, mode)()
-    z, act = np.float64(plain(inputs.x)), activations.of("silu")
-    np.testing.assert_allclose(layer(inputs.x), act.value(z), rtol=0, atol=2e-6)
-    g = (np.float64(inputs.dy) * act.derivative(z)).astype(np.float32)
-    dx = layer.backward(inputs.dy)
-    np.testing.assert_allclose(dx, plain.backward(g), rtol=0, atol=2e-5)
-    np.testing.assert_allclose(layer.weight_grad, plain.weight_grad, rtol=0, atol=2e-4)
-
-
-@pytest.mark.parametrize("name", ["leaky_relu", None])
-def test_instance_norm_layers_with_a_residual(rng, name):
-    """One example alone, and running statistics."""
-    layer, inputs = layer_of(rng, "instance", name, True)
-    x, dy, residual = inputs.x, inputs.dy, inputs.residual
-    expected = both_passes(inputs)
-    assert_same_bits(layer(x[1], residual=residual[1]), expected.y[1])
-    for got, whole in zip(layer.backward(dy[1]), (expected.dx, expected.dresidual), strict=True):
-        assert_same_bits(got, whole[1])
-    layer.eval()
-    given = layer.running_mean, layer.running_var, inputs.weight, inputs.bias
-    y = bnext.normalize(x, *given, eps=layer.eps, **inputs.options)
-    assert_same_bits(layer(x, residual=residual), y)
-    dx, dresidual = layer.backward(dy)
-    g = dy * activations.of(name).derivative(np.float64(y))  # y is positive where z is
-    assert_same_bits(dresidual, g.astype(np.float32))
-    scale = (inputs.weight / np.sqrt(layer.running_var + layer.eps)).reshape(-1, 1, 1)
-    np.testing.assert_allclose(dx, g * scale, rtol=1e-5)
-
-
-def test_other_libraries(rng):
-    """Arrays of bfloat16, in a call with a residual."""
-    results = both_passes(drawn(rng, Cells(2), (2, 4, 6), NARROW, name="tanh", adds=True))
-    assert results.y.dtype == results.dresidual.dtype == NARROW
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def read_only(array):
-    array.flags.writeable = False
-    return array
-
-
-X = np.arange(36, dtype=np.float32).reshape(2, 6, 3)
-ROW = X.reshape(-1, 9)
-SIX, FIVE = np.ones(6, np.float32), np.ones(5, np.float32)
-WRONG_OF_ROWS = [
-    ({"normalized_shape": 7}, ValueError, r"x: expected shape (*, 7), since .* got (4, 9)"),
-    ({"normalized_shape": ()}, ValueError, "normalized_shape: expected at least 1 dimension"),
-    ({"normalized_shape": (2, 4, 9)}, ValueError, "x: expected shape"),
-    ({"normalized_shape": -8}, ValueError, "normalized_shape: expected lengths >= 0"),
-    ({"normalized_shape": 8.0}, TypeError, "normalized_shape: expected an integer or"),
-    ({"normalized_shape": (8.0,)}, TypeError, "normalized_shape: expected an integer, got float"),
-    ({"weight": SIX}, ValueError, r"weight: expected shape (9,), got (6,"),
-    ({"weight": np.ones(9)}, TypeError, "weight: expected dtype float32"),
-    ({"bias": ROW[:1]}, ValueError, r"bias: expected shape (9,)"),
-    ({"eps": -1}, ValueError, "eps: expected a finite number >= 0"),
-    ({"x": ROW.astype(int)}, TypeError, "x: expected dtype float16"),
-    ({"out": ROW}, ValueError, "out: expected memory of its own"),
-    ({"out": read_only(ROW.copy())}, ValueError, "out: expected a writeable array"),
-    ({"out": ROW.astype(float)}, TypeError, "out: expected dtype float32"),
-]
-WRONG_OF_CELLS = [
-    ({"num_groups": 4}, ValueError,
-     "num_groups: expected a divisor of the number of channels, 6, got 4"),
-    ({"num_groups": 0}, ValueError,
-     "num_groups: expected a divisor of the number of channels, 6, got 0"),
-    ({"num_groups": None}, TypeError, "num_groups: expected an integer, got None"),
-    ({"num_groups": 2.0}, TypeError, "num_groups: expected an integer, got float"),
-    ({"x": SIX, "channel_axis": -1}, ValueError, "x: expected at least 2 dimensions, got 1"),
-    ({"x": np.ones((2, 6), int)}, TypeError,
-     "x: expected dtype float16, bfloat16, float32 or float64, got int64"),
-    ({"x": np.ones((6, 6), np.float32), "channel_axis": 0}, ValueError,
-     "channel_axis: expected an axis behind the first, which has the examples, got 0"),
-    ({"channel_axis": 3}, ValueError, "channel_axis: expected an axis of a 3-dimensional array"),
-    ({"weight": FIVE}, ValueError, r"weight: expected shape (6,), got (5,)"),
-    ({"bias": np.ones(6)}, TypeError, "bias: expected dtype float32, got float64"),
-    ({"eps": -1.0}, ValueError, "eps: expected a finite number >= 0, got -1"),
-    ({"x": np.ones((1, 6, 1), np.float32), "num_groups": 6}, ValueError,
-     r"Expected more than 1 value per channel when training, got input size (1, 6, 1)"),
-    ({"out": X}, ValueError, "out: expected memory of its own, got .* overlaps x"),
-    ({"out": read_only(X.copy())}, ValueError, "out: expected a writeable array"),
-]  # fmt: skip
-ANY_WRONG = [
-    ({"activation": "swish"}, ValueError,
-     f"activation: expected .*{', '.join(map(repr, ACTIVATIONS))}"),
-    ({"activation": 3}, TypeError, "activation: "),
-]  # fmt: skip
-FUNCTIONS = {
-    "layer": (bnext.layer_norm_forward, {"x": ROW, "normalized_shape": 9}, WRONG_OF_ROWS),
-    "rms": (bnext.rms_norm_forward, {"x": ROW, "normalized_shape": 9},
-            [each for each in WRONG_OF_ROWS if "bias" not in each[0]]),
-    "group": (bnext.group_norm_forward, {"x": X, "num_groups": 3}, WRONG_OF_CELLS),
-    "instance": (bnext.instance_norm_forward, {"x": X},
-                 [each for each in WRONG_OF_CELLS if "num_groups" not in each[0]]),
-}  # fmt: skip
-
-
-def assert_refused(call, kind, text):
-    """An error of that kind, whose text begins like that; `.*` stands for anything."""
-    with pytest.raises(kind) as caught:
-        call()
-    pattern = "^" + re.escape(text).replace(r"\.\*", ".*")
-    assert re.match(pattern, str(caught.value)), str(caught.value)
-
-
-@pytest.mark.parametrize("kind", FUNCTIONS)
-def test_errors_of_forward(kind):
-    run, given, wrong = FUNCTIONS[kind]
-    x = given["x"]
-    of_residual = [
-        ({"residual": x[:1]}, ValueError, "residual: expected shape"),
-        ({"residual": x.astype(float)}, TypeError, "residual: expected dtype"),
-        ({"residual": (out := x + 1), "out": out}, ValueError, "out: expected memory of its own"),
-    ]
-    for changed, error, text in [*wrong, *ANY_WRONG, *of_residual]:
-        assert_refused(lambda changed=changed: run(**{**given, **changed}), error, text)
-    text = "negative_slope: expected a finite number, got nan"
-    for residual in (None, x + 1):
-        with raises_exactly(ValueError, text, {"x": x}):
-            run(**given, activation="leaky_relu", negative_slope=np.nan, residual=residual)
-
-
-@pytest.mark.parametrize("kind", FUNCTIONS)
-def test_errors_of_backward(kind):
-    run, given, _ = FUNCTIONS[kind]
-    back = getattr(bnext, f"{kind}_norm_backward")
-    of_saved = f"{kind}_norm_forward" if kind in ("layer", "rms") else ""
-    x, other, dy = given["x"], given["x"] + 1, given["x"] * 2
-    saved, added, of_both = (
-        run(**given, **more)[1]
-        for more in ({}, {"residual": dy}, {"residual": dy, "activation": "silu"})
+def test_bfloat16_with_a_residual(rng):
+    results = both_passes(
+        drawn(rng, Cells(2), (2, 4, 6), ml_dtypes.bfloat16, name="tanh", adds=True)
     )
-    for call, error, text in (
-        (lambda: back(dy, x[:1], saved), ValueError, "saved: made from an input of shape"),
-        (lambda: back(dy[:1], x, saved), ValueError, "dy: expected shape"),
-        (
-            lambda: back(dy, other, saved),
-            ValueError,
-            "saved: made from another x, or x was",
-        ),
-        (lambda: back(dy, x, None), TypeError, f"saved: expected what {of_saved}"),
-        (lambda: back(dy, x, saved, SIX[:3]), ValueError, "weight: expected shape"),
-        (lambda: back(dy, x, of_both), ValueError, "residual: expected the forward call's"),
-        (lambda: back(dy, x, of_both, residual=other), ValueError, ".*another residual"),
-        (lambda: back(dy, x, saved, residual=dy), ValueError, "residual: expected None"),
-        (lambda: back(dy, x, added, out=dy), ValueError, ".*got dy, which is dresidual"),
-    ):
-        assert_refused(call, error, text)
-
-
-def test_errors_of_other_norms_and_of_single_values():
-    _, saved = bnext.layer_norm_forward(ROW, 9)
-    with pytest.raises(ValueError, match="what rms_norm_forward"):
-        bnext.rms_norm_backward(ROW, ROW, saved)
-    with pytest.raises(ValueError, match=r"more than 1 spatial element .* \(2, 6, 1\)"):
-        bnext.instance_norm_forward(X[:, :, :1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        y, _ = bnext.group_norm_forward(np.zeros_like(X), 3, eps=0.0)  # constant slabs
-    assert not y.any()
-
-
-@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_errors_of_layers(make):
-    for given, error, text in ANY_WRONG:
-        assert_refused(lambda given=given: make(**given), error, text)
-
-
-@pytest.mark.parametrize("make", [Array, InterfaceArray])
-def test_arrays_on_a_gpu_without_kernels(make, rng, monkeypatch):
-    def not_built():
-        raise ImportError(bnext.cuda.NOT_BUILT)
-
-    monkeypatch.setattr(bnext.cuda, "_load", not_built)
-    x = rng.standard_normal((2, 8)).astype(np.float32)
-    _, saved = bnext.layer_norm_forward(x, 8)
-    there = make(x)
-    for call in (
-        lambda: bnext.layer_norm_forward(there, 8),
-        lambda: bnext.rms_norm_forward(there, 8),
-        lambda: bnext.layer_norm_backward(x, there, saved),
-        lambda: bnext.RMSNorm(8)(there),
-    ):
-        with pytest.raises(
-            RuntimeError,
-            match=r"^x: got an array on (a CUDA device|cuda:0), and bnext cannot compute there: ",
-        ):
-            call()
-    assert repr(saved) == (
-        "<bnext.RowSaved of a float32 input of shape (2, 8), normalized_shape (8,)>"
-    )
+    assert results.y.dtype == results.dresidual.dtype == ml_dtypes.bfloat16

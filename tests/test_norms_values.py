@@ -1,5 +1,8 @@
 """Norms of examples on every instruction set: values and gradients against their definition."""
 
+import functools
+
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ import bnext
 from .activations import ACTIVATIONS
 from .compare import assert_same_bits
 from .conftest import runtimes
+from .everywhere import EVERY, OF_SETS, SOME, assert_same_bits_everywhere
 from .norms import (
     CENTERED,
     DATA,
@@ -196,6 +200,46 @@ def test_what_is_not_finite_stays_in_its_slab(place, rng, isa, kind, layout, val
 
 
 # --- what values depend on ------------------------------------------------------------------------
+
+
+def bits(inputs):
+    return both_passes(inputs).bits
+
+
+@pytest.mark.usefixtures("restore_threads", "fixed_team")
+@CENTERED
+@pytest.mark.parametrize(
+    ("name", "adds"),
+    [("relu", False), ("gelu", False), ("relu", True), ("gelu", True), (None, False)],
+)
+@pytest.mark.parametrize("shape", [(600, 257), (3, 200_003), (40, 5000)], ids=str)
+def test_the_same_bits_of_rows_everywhere(rng, shape, name, adds, centered):
+    for dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
+        inputs = drawn(rng, Rows(1, centered), shape, dtype, name=name, adds=adds)
+        runs = [run for run in OF_SETS if name is None or run[0] != 4]
+        assert_same_bits_everywhere(functools.partial(bits, inputs), runs, inputs.x.dtype)
+
+
+@pytest.mark.usefixtures("restore_threads", "fixed_team")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["planar", "interleaved", "channels"])
+def test_the_same_bits_of_cells_everywhere(rng, dtype, layout):
+    for shape, groups in (((64, 20), 4), ((3, 12, 7, 9), 3), ((1, 4, 90, 91), 2)):
+        inputs = drawn(rng, Cells(groups), shape, dtype, layout=layout)
+        assert_same_bits_everywhere(functools.partial(bits, inputs), EVERY, shape)
+
+
+@pytest.mark.usefixtures("restore_threads", "fixed_team")
+@pytest.mark.parametrize(
+    ("name", "adds"),
+    [("relu", False), ("silu", False), ("relu", True), ("silu", True), (None, True)],
+)
+@DATA
+def test_the_same_bits_of_activated_cells_everywhere(rng, dtype, name, adds):
+    for shape, groups in CELLS[3:8]:
+        for layout in LAYOUTS[:2]:
+            inputs = drawn(rng, Cells(groups), shape, dtype, name=name, adds=adds, layout=layout)
+            assert_same_bits_everywhere(functools.partial(bits, inputs), SOME, shape)
 
 
 # Lanes of several short planes are added up together: as many as fill a register, and the rest.

@@ -1,5 +1,7 @@
 """Fixtures of the tests of arrays on a GPU, with and without one."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,21 @@ def kernels(request, monkeypatch):
     module = StandIn() if request.param == "stand-in" else import_emulated()
     monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
     return module
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The emulated kernels, loaded in place of `bnext._cuda`."""
+    module = import_emulated()
+    monkeypatch.setattr(bnext.cuda, "_load", lambda: module)
+    return module
+
+
+@pytest.fixture(params=[False, True], ids=["chosen", "cells"])
+def by_cells(request, emulated):
+    """Whether cells are the channels of kernels also where a team of threads could hold a slab."""
+    with bnext.cuda._forced_path("two_kernels") if request.param else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(params=[Array, InterfaceArray], ids=["dlpack", "interface"])
