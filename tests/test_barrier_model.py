@@ -13,6 +13,7 @@ from benchmarks.barrier.model import Hop
 from benchmarks.barrier.report import fits, write_report
 from benchmarks.kit.documents import write
 
+from .command_lines import refusal_of
 from .optional import import_extra
 from .suite import no_picture
 
@@ -330,6 +331,5 @@ def test_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize("option", ["--latency-us", "--ranks-per-node", "--images", "--tflops"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "many"])
 def test_options_are_checked(option, value, capsys):
-    with pytest.raises(SystemExit):
-        command.main(["--out", "results", option, value])
-    assert re.search("expected (a finite number > 0|an integer >= 1)", capsys.readouterr().err)
+    error = refusal_of(command.main, ["--out", "results", option, value], capsys)
+    assert re.search("expected (a finite number > 0|an integer >= 1)", error)

@@ -14,6 +14,7 @@ from bnext.bench.measure import OPERATIONS, Measurement, measure, threads_set_to
 from bnext.bench.timing import FEWEST_TURNS, Timing, alternate
 from bnext.bench.traffic import floor_bytes
 
+from .command_lines import refusal_of
 from .optional import import_extra, marked
 from .subprocesses import output_of
 
@@ -239,10 +240,7 @@ def test_table_with_rich_and_without(rich, monkeypatch, capsys):
     ],
 )
 def test_wrong_options(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal_of(main, arguments, capsys)
 
 
 @pytest.mark.torch

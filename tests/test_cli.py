@@ -12,15 +12,12 @@ import bnext
 from bnext.__main__ import main
 from bnext.demo import options
 
+from .command_lines import refusal_of, status_of
 from .subprocesses import output_of
 
 
 def exit_status(*words):
-    """Exit status of a command line, whether returned or raised."""
-    try:
-        return main(words)
-    except SystemExit as raised:
-        return raised.code
+    return status_of(main, words)
 
 
 def test_runs_as_a_module():
@@ -108,8 +105,7 @@ def test_config_prints_what_show_config_does(capsys):
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(words, message, capsys):
-    assert exit_status(*words) == 2
-    error = capsys.readouterr().err
+    error = refusal_of(main, words, capsys)
     assert message in error
     assert error.count("\n") == 1
 

@@ -7,6 +7,7 @@ import bnext
 from bnext.__main__ import main
 from bnext.inference.conventions.libraries import CONVENTIONS
 
+from .command_lines import refusal_of, status_of
 from .compare import assert_same_bits
 
 PYTORCH = ("weight", "bias", "running_mean", "running_var")
@@ -14,10 +15,7 @@ SIZE, STEPS = 6, 4
 
 
 def run(*words):
-    try:
-        return main(["convert", *map(str, words)])
-    except SystemExit as stop:
-        return stop.code
+    return status_of(main, ["convert", *words])
 
 
 @pytest.fixture
@@ -156,8 +154,7 @@ def test_impossible_values_end_the_command(layer, tmp_path, capsys):
     ],
 )
 def test_mistakes(words, message, capsys):
-    assert run(*words) == 2
-    error = capsys.readouterr().err
+    error = refusal_of(main, ["convert", *words], capsys)
     assert message in error
     assert error.count("\n") == 1
 

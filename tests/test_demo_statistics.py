@@ -23,6 +23,7 @@ from bnext.demo.statistics.layer_statistics import Distance, Following, Statisti
 from bnext.demo.statistics.methods import EXACT, FROM_DATA, methods, shown
 from bnext.demo.training import Case
 
+from .command_lines import refusal_of
 from .optional import import_extra
 
 ESTIMATORS = [
@@ -256,10 +257,7 @@ def test_options():
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(words, message, capsys):
-    with pytest.raises(SystemExit) as raised:
-        main(["statistics", *words])
-    assert raised.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal_of(main, ["statistics", *words], capsys)
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

@@ -13,6 +13,7 @@ from bnext.bench.cases import Case, draw
 from bnext.bench.libraries import import_torch as torch_or_none
 
 from . import reference
+from .command_lines import refusal_of
 
 TINY = Case("tiny", (3, 20, 4, 6))
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2**-6}
@@ -182,7 +183,4 @@ def test_check_fails_where_a_promise_is_broken(monkeypatch):
 
 
 def test_wrong_options(capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        command.main(["--out", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "--out: expected a file" in capsys.readouterr().err
+    assert "--out: expected a file" in refusal_of(command.main, ["--out", tmp_path], capsys)

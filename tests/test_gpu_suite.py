@@ -16,6 +16,7 @@ from bnext.bench.cases import Case
 from bnext.bench.timing import FEWEST_TURNS, MOST_TURNS, Timing
 from bnext.bench.traffic import floor_bytes
 
+from .command_lines import refusal_of
 from .optional import import_extra
 
 import_extra("ml_dtypes")  # from which the size of a bfloat16 comes
@@ -305,10 +306,7 @@ def test_groups_are_chosen_by_name_and_dtype():
 
 
 def test_a_folder_is_needed(capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main([])
-    assert stop.value.code == 2
-    assert "--out: expected a folder" in capsys.readouterr().err
+    assert "--out: expected a folder" in refusal_of(command.main, [], capsys)
 
 
 def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):

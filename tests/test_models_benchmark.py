@@ -9,6 +9,8 @@ import pytest
 from benchmarks.models import __main__ as command
 from benchmarks.models.cases import FULL, LOSSES, QUICK, Case
 
+from .command_lines import refusal_of
+
 TINY = Case("resnet18", 4, 64)
 MLP = Case("mlp", 6, 28)
 
@@ -176,10 +178,7 @@ def test_options_change_cases():
     ],
 )
 def test_wrong_options(words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(words)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal_of(command.main, words, capsys)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import bnext
 from bnext.arrays import engine_of
 
+from ..torch.plain import unusual
 from .roads import (
     DTYPES,
     LAST,
@@ -154,48 +155,17 @@ def test_saved_is_copied(roads, again):
     assert_equal(bnext.batch_norm_backward(dy, x, other, weight), expected)
 
 
-class Subclass(torch.Tensor):
-    pass
+def unusual_of_a_gpu():
+    names = ("x", "dy", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    usual = dict(zip(names, arguments((4, 6, 3, 5), torch.float32), strict=True))
+    return unusual(
+        usual,
+        ("empty", "x", torch.empty(0, 6, 3, 5)),
+        ("array as weight", "weight", usual["weight"].numpy()),
+    )
 
 
-def unusual():
-    """Arguments of which one is unusual, each by what is the matter with it."""
-    x, _, w, b, mean, _, counter = usual = arguments((4, 6, 3, 5), torch.float32)
-    columns = torch.randn(6, 2)[:, 0]
-    for name, position, wrong in [
-        ("transposed", 0, x.transpose(2, 3)),
-        ("every other", 0, torch.randn(4, 12, 3, 5)[:, ::2]),
-        ("expanded", 0, torch.randn(4, 6, 1, 1).expand(4, 6, 3, 5)),
-        ("integers", 0, torch.ones(4, 6, 3, 5, dtype=torch.int32)),
-        ("sparse", 0, x.to_sparse()),
-        ("subclass", 0, x.as_subclass(Subclass)),
-        ("one axis", 0, torch.randn(6)),
-        ("nine axes", 0, torch.randn(4, 6, *[1] * 7)),
-        ("empty", 0, torch.empty(0, 6, 3, 5)),
-        ("one value per channel", 0, torch.randn(1, 6)),
-        ("negated", 0, torch._neg_view(x)),
-        ("zeros without memory", 0, torch._efficientzerotensor(x.shape)),
-        ("negated weight", 2, torch._neg_view(w)),
-        ("wide weight", 2, w.double()),
-        ("short weight", 2, w[:5]),
-        ("weight of steps", 2, columns),
-        ("weight of two axes", 2, w[None]),
-        ("array as weight", 2, w.numpy()),
-        ("bias of another dtype", 3, b.half()),
-        ("negated mean", 4, torch._neg_view(mean)),
-        ("mean of another dtype", 4, mean.double()),
-        ("no mean beside a variance", 4, None),
-        ("variance of steps", 5, torch.rand(6, 2)[:, 0]),
-        ("long variance", 5, torch.rand(7)),
-        ("counter of 32 bits", 6, counter.int()),
-        ("counter with an axis", 6, counter[None]),
-    ]:
-        yield pytest.param(
-            tuple(wrong if k == position else t for k, t in enumerate(usual)), id=name
-        )
-
-
-@pytest.mark.parametrize("given", list(unusual()))
+@pytest.mark.parametrize("given", list(unusual_of_a_gpu()))
 def test_unusual_tensors(roads, given):
     """Calls for plain tensors refuse them, and have changed nothing; functions take them."""
     x, _, w, b, mean, var, counter = given

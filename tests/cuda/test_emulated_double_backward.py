@@ -27,7 +27,8 @@ from ..test_double_backward import (
 )
 from .twice_there import fetched, moved
 
-MODULE = import_emulated()  # of thousands of tests nearly all need it
+import_emulated()  # of thousands of tests nearly all need it
+pytestmark = pytest.mark.usefixtures("emulated")
 ALL = [*ACTIVATIONS, None]
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 DATA = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -40,12 +41,6 @@ MORE = [
     Case("long-rows", (3000, 8)),
     Case("many-channels", (70, 300)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def emulated(monkeypatch):
-    monkeypatch.setattr(bnext.cuda, "_load", lambda: MODULE)
-    return MODULE
 
 
 def there(inputs, device=0):
@@ -228,11 +223,11 @@ def test_given_residual_is_asked_for():
         bnext.batch_norm_double_backward(x, x, x, saved)
 
 
-def test_launches_of_a_pass(requests):
+def test_launches_of_a_pass(emulated, requests):
     x = Array(X)
     saved = bnext.batch_norm_forward(x)[1]
     requests()
-    MODULE.record(True)
+    emulated.record(True)
     bnext.batch_norm_double_backward(x, x, x, saved)
     assert [what for what, _ in requests()].count("run") == 4
 

@@ -22,7 +22,7 @@ from ..optional import import_emulated
 from ..sixteen import name_of
 from . import gpu
 
-MODULE = import_emulated()  # of thousands of tests nearly all need it
+import_emulated()  # of thousands of tests nearly all need it
 ALL = [*ACTIVATIONS, None]
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 DATA = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -35,12 +35,6 @@ FOURS = [
 ]
 # Slabs that a small device does not keep whole, and that have several batches everywhere.
 LONG = [Case("long-planes", (9, 2, 40, 20)), Case("long-rows", (1300, 8))]
-
-
-@pytest.fixture
-def emulated(monkeypatch):
-    monkeypatch.setattr(bnext.cuda, "_load", lambda: MODULE)
-    return MODULE
 
 
 def there(values, device=0):

@@ -9,7 +9,7 @@ from ..fake_cuda import Array
 from ..optional import import_emulated
 from . import adversarial, gpu
 
-MODULE = import_emulated()
+import_emulated()
 
 
 class Emulated:
@@ -33,8 +33,7 @@ PATHS += [(path, LARGE) for path in gpu.PATHS]
 
 
 @pytest.fixture(params=PATHS, ids=lambda p: f"{p[0]}-{('small', 'large')[p[1]]}")
-def path_and_tensors(request, monkeypatch):
-    monkeypatch.setattr(bnext.cuda, "_load", lambda: MODULE)
+def path_and_tensors(request, emulated):
     path, device = request.param
     return path, Emulated(device)
 

@@ -1,7 +1,6 @@
 """On a GPU: shards of one batch in threads, streams and processes."""
 
 import contextlib
-import json
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +13,7 @@ from .. import reference
 from ..cases import named
 from ..compare import assert_are_gradients, assert_is_forward, assert_same_bits
 from ..groups.support import CUTS, batch_axis, layer_step, members, new_group, shards_of, whole
-from ..groups.test_processes import KINDS, run
-from ..groups.worker import layers_of, train
+from ..groups.test_processes import assert_first_is_told, assert_learn_as_one
 from ..sixteen import assert_is_rounded
 
 pytestmark = pytest.mark.gpu
@@ -197,27 +195,11 @@ def processes(request, tensors):
 @pytest.mark.parametrize("engine", ["nccl", "nccl-there", "cpu:gloo,cuda:nccl"])
 def test_processes_over_nccl(processes, engine, tmp_path):
     """Shards on the host, and shards on the GPU; and with gloo beside it."""
-    said, _ = run(engine, "train", processes, tmp_path)
-    files = [tmp_path / f"{rank}.npz" for rank in range(processes)]
-    assert all(file.exists() for file in files), said
-    ranks = [dict(np.load(file)) for file in files]
-    for name, expected in train(layers_of(None), -1, processes).items():
-        if name.startswith(("y-", "dx-")):
-            actual = np.concatenate([rank[name] for rank in ranks])
-        else:
-            actual = ranks[0][name]
-            for rank in ranks[1:]:
-                assert_same_bits(rank[name], actual, name)
-        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-8, err_msg=name)
+    assert_learn_as_one(engine, processes, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["raises", "other-channels"])
 def test_faults_over_nccl(processes, kind, tmp_path):
     if processes < 2:
         pytest.skip("a fault of one is told to another")
-    said, _ = run("nccl", kind, processes, tmp_path)
-    file = tmp_path / "0.json"
-    assert file.exists(), said
-    (result,) = json.loads(file.read_text())
-    assert result["type"] == "GroupError", result
-    assert KINDS[kind][0].format(culprit=1) in result["text"]
+    assert_first_is_told("nccl", kind, tmp_path)

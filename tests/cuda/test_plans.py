@@ -31,14 +31,6 @@ DEVICES = {
         "compute_capability": (10, 0), "multiprocessors": 148, "shared_per_block": 227 * KIB,
         "shared_per_multiprocessor": 228 * KIB, "cluster": 16,
     },
-    "H200 beside NCCL": {
-        "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "cluster": 16, "reserved": 20,
-    },
-    "H200 with room for one block": {
-        "compute_capability": (9, 0), "multiprocessors": 132, "shared_per_block": 227 * KIB,
-        "shared_per_multiprocessor": 228 * KIB, "cluster": 16, "resident_blocks": 1,
-    },
     "RTX 5090": {
         "compute_capability": (12, 0), "multiprocessors": 170, "shared_per_block": 99 * KIB,
         "shared_per_multiprocessor": 100 * KIB, "cluster": 8,
@@ -52,11 +44,12 @@ DEVICES = {
         "compute_capability": (9, 0), "multiprocessors": 3, "shared_per_block": 24 * KIB,
         "shared_per_multiprocessor": 50 * KIB, "cluster": 4,
     },
-    "tiny, and all of it reserved": {
-        "compute_capability": (9, 0), "multiprocessors": 3, "shared_per_block": 24 * KIB,
-        "shared_per_multiprocessor": 50 * KIB, "cluster": 4, "reserved": 7,
-    },
 }  # fmt: skip
+DEVICES |= {
+    "H200 beside NCCL": DEVICES["H200"] | {"reserved": 20},
+    "H200 with room for one block": DEVICES["H200"] | {"resident_blocks": 1},
+    "tiny, and all of it reserved": DEVICES["tiny"] | {"reserved": 7},
+}
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 ARRAYS = {
     "forward": 2, "normalize": 2, "collect_stats": 1, "backward": 3, "backward_fixed": 3,

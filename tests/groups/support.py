@@ -37,18 +37,25 @@ def members(group, body, patience=WIDE):
 
     A thread that has not ended after `patience` seconds fails the test: it hangs.
     """
+
+    def member(rank):
+        with group.member(rank):
+            return body(rank)
+
+    return in_threads(member, group.size, patience)
+
+
+def in_threads(body, size, patience=WIDE):
+    """As `members`, of ranks without a group of threads."""
     results = {}
 
     def work(rank):
         try:
-            with group.member(rank):
-                results[rank] = body(rank)
+            results[rank] = body(rank)
         except BaseException as error:
             results[rank] = error
 
-    threads = [
-        threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(group.size)
-    ]
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + patience
@@ -56,7 +63,7 @@ def members(group, body, patience=WIDE):
         thread.join(max(0.0, deadline - time.monotonic()))
     hanging = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
     assert not hanging, f"ranks {hanging} hang"
-    return [results[rank] for rank in range(group.size)]
+    return [results[rank] for rank in range(size)]
 
 
 def layer_step(layer, x, dy):

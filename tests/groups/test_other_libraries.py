@@ -10,9 +10,7 @@ import pytest
 import bnext
 from bnext.sync import GroupError
 
-from ..compare import assert_same_bits
-from ..optional import marked
-from ..test_array_libraries import (
+from ..array_libraries import (
     Producer,
     Small,
     as_jax,
@@ -22,6 +20,8 @@ from ..test_array_libraries import (
     from_small,
     from_torch,
 )
+from ..compare import assert_same_bits
+from ..optional import marked
 from .support import CUTS, layer_step, members, new_group, shards_of
 
 # How an array becomes one of the library, and how it comes back.
@@ -251,6 +251,7 @@ def test_torch_tensors_elsewhere_are_announced():
     told([forward(torch.ones(4, 3, device="meta")), forward(GOOD)], RuntimeError, text)
 
 
+@pytest.mark.torch
 def test_torch_out_that_overlaps_is_announced():
     """Before anything is exchanged, let alone written."""
     memory = as_torch(np.concatenate([GOOD, GOOD]))
@@ -262,6 +263,7 @@ def test_torch_out_that_overlaps_is_announced():
     assert_same_bits(from_torch(x), GOOD)
 
 
+@pytest.mark.torch
 def test_two_libraries_in_one_torch_call_are_announced():
     weight = as_torch(np.ones(3, np.float32))
     text = "weight: expected an array of small, like x, or of NumPy, got one of torch"
@@ -279,6 +281,7 @@ def test_dtypes_of_torch_and_numpy_must_agree():
     assert "float" in group.broken
 
 
+@pytest.mark.torch
 def test_torch_running_statistics_need_torch_shards_of_all_members():
     """Whoever comes first would move them: so all are asked."""
     group = new_group(2, 60.0)

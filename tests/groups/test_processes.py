@@ -65,11 +65,10 @@ def outcomes_of(folder, rank, said):
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_processes_learn_what_one_with_the_whole_batch_learns(engine, size, tmp_path):
-    said, statuses = run(engine, "train", size, tmp_path)
-    assert set(statuses) == {0}, said
-    files = [tmp_path / f"{rank}.npz" for rank in range(size)]
+def assert_learn_as_one(engine, size, folder):
+    """Processes with shards of the batches; what one has after the whole ones, and statuses."""
+    said, statuses = run(engine, "train", size, folder)
+    files = [folder / f"{rank}.npz" for rank in range(size)]
     assert all(file.exists() for file in files), said
     ranks = [dict(np.load(file)) for file in files]
     alone = train(layers_of(None), -1, size)
@@ -83,6 +82,21 @@ def test_processes_learn_what_one_with_the_whole_batch_learns(engine, size, tmp_
             for rank in ranks[1:]:
                 assert_same_bits(rank[name], actual, name)
         np.testing.assert_allclose(actual, expected, **close, err_msg=name)
+    return alone, statuses
+
+
+def assert_first_is_told(engine, kind, folder):
+    """Of two processes, the second has a fault of this kind."""
+    said, _ = run(engine, kind, 2, folder)
+    (result,) = outcomes_of(folder, 0, said)
+    assert result["type"] == "GroupError", result
+    assert KINDS[kind][0].format(culprit=1) in result["text"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_learn_what_one_with_the_whole_batch_learns(engine, size, tmp_path):
+    alone, statuses = assert_learn_as_one(engine, size, tmp_path)
+    assert set(statuses) == {0}
     assert len(alone) == 2 * (2 * STEPS + 4)
     assert batch("wide", 0, size)[0].shape[1] == CHANNELS["wide"]
 

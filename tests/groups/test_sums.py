@@ -12,6 +12,7 @@ from bnext.sync import GroupError
 from .. import reference
 from ..compare import assert_same_bits
 from ..limits import NEVER, WIDE
+from .support import in_threads
 
 SIZE = 8
 
@@ -48,20 +49,7 @@ class Simulated(ProcessGroup):
 def on_all_ranks(body, size=SIZE):
     world = World(size)
     ranks = [Simulated(world, rank) for rank in range(size)]
-    results = [None] * size
-
-    def work(rank):
-        try:
-            results[rank] = body(ranks[rank])
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results, ranks
+    return in_threads(lambda rank: body(ranks[rank]), size), ranks
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e4, 1e8])

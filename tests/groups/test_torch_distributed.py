@@ -4,7 +4,6 @@ Without a GPU: a stand-in for torch.distributed over the ranks of threads, and g
 With one: tests/cuda/test_gpu_groups.py.
 """
 
-import json
 import threading
 import types
 
@@ -16,14 +15,14 @@ from bnext.groups import torch_distributed
 
 from .. import reference
 from ..compare import assert_same_bits
-from .test_processes import KINDS, run
+from .support import in_threads
+from .test_processes import assert_first_is_told, assert_learn_as_one
 from .test_sums import World
-from .worker import layers_of, train
 
+pytestmark = pytest.mark.torch
 SIZE = 3
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize(
     ("config", "bound", "expected"),
     [
@@ -51,7 +50,6 @@ def test_the_device_that_torch_s_backend_wants(config, bound, expected, given):
     assert device == (expected and torch.device(expected))
 
 
-@pytest.mark.torch
 def test_torch_backends_of_other_devices_are_refused():
     import torch
 
@@ -110,22 +108,13 @@ def on_all_ranks(body, monkeypatch):
     for name in ("is_initialized", "get_rank", "get_world_size", "all_reduce"):
         monkeypatch.setattr(torch.distributed, name, getattr(backend, name))
     monkeypatch.setattr(torch_distributed, "device_of", lambda *_: torch.device("cpu"))
-    results = [None] * SIZE
     process_group = type("WithoutStore", (), {})()
 
-    def work(rank):
+    def member(rank):
         backend.rank.value = rank
-        try:
-            results[rank] = body(bnext.sync.TorchDistributedGroup(process_group))
-        except Exception as error:
-            results[rank] = error
+        return body(bnext.sync.TorchDistributedGroup(process_group))
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(SIZE)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results, backend
+    return in_threads(member, SIZE), backend
 
 
 def test_torch_sums_come_back_from_the_device(rng, monkeypatch):
@@ -185,28 +174,11 @@ def test_torch_ranks_are_told_apart_over_the_device(monkeypatch):
     assert {error.reason for error in results} == {reason}
 
 
-@pytest.mark.torch
 def test_torch_processes_over_copies(tmp_path):
     """Two real ones, whose every sum goes over copies; as those that need none."""
-    said, _ = run("staged", "train", 2, tmp_path)
-    files = [tmp_path / f"{rank}.npz" for rank in range(2)]
-    assert all(file.exists() for file in files), said
-    ranks = [dict(np.load(file)) for file in files]
-    for name, expected in train(layers_of(None), -1, 2).items():
-        if name.startswith(("y-", "dx-")):
-            actual = np.concatenate([rank[name] for rank in ranks])
-        else:
-            actual = ranks[0][name]
-            assert_same_bits(ranks[1][name], actual, name)
-        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-8, err_msg=name)
+    assert_learn_as_one("staged", 2, tmp_path)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("kind", ["raises", "other-channels"])
 def test_torch_faults_over_copies(kind, tmp_path):
-    said, _ = run("staged", kind, 2, tmp_path)
-    file = tmp_path / "0.json"
-    assert file.exists(), said
-    (result,) = json.loads(file.read_text())
-    assert result["type"] == "GroupError", result
-    assert KINDS[kind][0].format(culprit=1) in result["text"]
+    assert_first_is_told("staged", kind, tmp_path)

@@ -7,10 +7,9 @@ import threading
 import pytest
 
 import bnext
-from bnext import _core
-from bnext.rows import ROW
 
-from .support import DTYPES, Transparent, by_arrays, name_of_dtype, torch
+from .plain import arguments, backward, forward
+from .support import DTYPES, by_arrays, name_of_dtype, torch
 
 from bnext.torch import kernels  # isort: skip - of which there is nothing without PyTorch
 
@@ -20,39 +19,6 @@ pytestmark = pytest.mark.skipif(
 
 SHAPES = [(7, 3), (2, 1), (5, 300), (3, 5, 11), (4, 17, 5, 3), (33, 64, 9, 7), (2, 3, 2, 5, 3)]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def arguments(shape, dtype):
-    """x, weight, bias, running mean and variance, and a counter."""
-    param = torch.float64 if dtype == torch.float64 else torch.float32
-    x = torch.randn(shape).to(dtype)
-    vectors = [torch.randn(shape[1]).to(param) for _ in range(3)]
-    return x, *vectors, torch.rand(shape[1]).to(param), torch.tensor(5)
-
-
-def forward(x, w=None, b=None, mean=None, var=None, momentum=0.0, counter=None, eps=1e-5):
-    return _core.forward(
-        x=x, weight=w, bias=b, running_mean=mean, running_var=var, momentum=momentum,
-        num_batches_tracked=counter, eps=eps, channel_axis=1, out=None, plain=True,
-    )  # fmt: skip
-
-
-def by_running(function, x, mean, var, w=None, b=None, **out):
-    return function(
-        x=x, running_mean=mean, running_var=var, weight=w, bias=b, eps=1e-5, channel_axis=1,
-        plain=True, **out,
-    )  # fmt: skip
-
-
-def backward(dy, x, saved, weight=None):
-    return _core.backward(dy=dy, x=x, saved=saved, weight=weight, out=None, plain=True)
-
-
-def backward_constant(dy, saved):
-    return _core.backward_constant(dy=dy, saved=saved, weight=None, out=None, plain=True)
-
-
-REFUSED = pytest.raises((TypeError, ValueError))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
@@ -109,86 +75,6 @@ def test_parameters_that_are_missing():
     dx, dweight, dbias = backward(x, x, saved)
     assert dx.shape == x.shape
     assert dweight.shape == dbias.shape == (4,)
-
-
-def not_plain():
-    """Arguments of which one is not plain, each by what is the matter with it."""
-    x, w, b, mean, _, counter = plain = arguments((4, 6, 3, 5), torch.float32)
-    columns = torch.randn(6, 2)[:, 0]
-    for name, position, wrong in [
-        ("transposed", 0, x.transpose(2, 3)),
-        ("every other", 0, torch.randn(4, 12, 3, 5)[:, ::2]),
-        ("expanded", 0, torch.randn(4, 6, 1, 1).expand(4, 6, 3, 5)),
-        ("integers", 0, torch.ones(4, 6, 3, 5, dtype=torch.int32)),
-        ("complex", 0, torch.ones(4, 6, 3, 5, dtype=torch.complex64)),
-        ("sparse", 0, x.to_sparse()),
-        ("of no device", 0, x.to("meta")),
-        ("subclass", 0, x.as_subclass(Transparent)),
-        ("one axis", 0, torch.randn(6)),
-        ("nine axes", 0, torch.randn(4, 6, *[1] * 7)),
-        ("one value per channel", 0, torch.randn(1, 6)),
-        ("negated", 0, torch._neg_view(x)),
-        ("zeros without memory", 0, torch._efficientzerotensor(x.shape)),
-        ("negated weight", 1, torch._neg_view(w)),
-        ("negated mean", 3, torch._neg_view(mean)),
-        ("wide weight", 1, w.double()),
-        ("short weight", 1, w[:5]),
-        ("weight of steps", 1, columns),
-        ("weight of two axes", 1, w[None]),
-        ("bias of another dtype", 2, b.half()),
-        ("mean of another dtype", 3, mean.double()),
-        ("no mean beside a variance", 3, None),
-        ("variance of steps", 4, columns),
-        ("long variance", 4, torch.rand(7)),
-        ("counter of 32 bits", 5, counter.int()),
-        ("counter with an axis", 5, counter[None]),
-    ]:
-        yield pytest.param(
-            tuple(wrong if k == position else t for k, t in enumerate(plain)), id=name
-        )
-
-
-@pytest.mark.parametrize("arguments", list(not_plain()))
-def test_what_is_not_plain_is_left_alone(arguments):
-    x, w, b, mean, var, counter = arguments
-    buffers = [t for t in (mean, var, counter) if t is not None]
-    before = [t.clone() for t in buffers]
-    with REFUSED:
-        forward(x, w, b, mean, var, 0.1, counter)
-    assert all(map(torch.equal, buffers, before))
-    if counter.dtype == torch.int64 and counter.dim() == 0 and tuple(x.shape) != (1, 6):
-        with REFUSED:
-            by_running(_core.normalize_by_running, x, mean, var, w, b, out=None)
-        with REFUSED:
-            by_running(_core.evaluate, x, mean, var, w, b)
-
-
-@pytest.mark.parametrize(
-    ("momentum", "eps"),
-    [(float("nan"), 1e-5), (float("inf"), 1e-5), (0.1, -1.0), (0.1, float("nan"))],
-)
-def test_numbers_that_are_wrong_are_left_alone(momentum, eps):
-    x, w, b, mean, var, counter = arguments((4, 6), torch.float32)
-    before = mean.clone()
-    with REFUSED:
-        forward(x, w, b, mean, var, momentum, counter, eps)
-    assert torch.equal(mean, before)
-    assert counter == 5
-
-
-def test_gradients_that_are_not_plain_are_left_alone():
-    x = torch.randn(4, 6, 3, 5)
-    _, saved = forward(x)
-    others = (x.double(), x[:2], x.transpose(0, 1), torch.ones(()).expand(4, 6, 3, 5))
-    for dy in (*others, torch._neg_view(x)):
-        with REFUSED:
-            backward(dy, x, saved)
-    with REFUSED:
-        backward_constant(x, saved)  # of no constants
-    _, given = by_running(_core.normalize_by_running, x, torch.zeros(6), torch.ones(6), out=None)
-    for dy in (*others, torch._neg_view(x)):
-        with REFUSED:
-            backward_constant(dy, given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of_dtype)
@@ -366,27 +252,6 @@ def test_layers_without_the_table(monkeypatch, kernel_calls):
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b)
     assert kernel_calls["forward"] == kernel_calls["inference"] == 1
-
-
-def test_statistics_of_what_is_not_plain():
-    x, weight = torch.randn(4, 6, 3, 5), torch.randn(6)
-    rows, coefficients = kernels.statistics(x, weight, None, 1e-5)
-    assert (coefficients.shape, rows.shape) == ((4, 6), (len(ROW), 6))
-    sliced = torch.cat((x, x), dim=3)[..., :5]
-    pairs = torch.stack((weight, weight), dim=1)[:, 0]
-    for other in (sliced, torch._neg_view(-x), x.mT.contiguous().mT):
-        for vector in (pairs, torch._neg_view(-weight)):
-            results = kernels.statistics(other, vector, None, 1e-5)
-            torch.testing.assert_close(results, (rows, coefficients), rtol=1e-6, atol=1e-6)
-    zeros, _ = kernels.statistics(torch._efficientzerotensor(x.shape), None, None, 1e-5)
-    assert not zeros[[ROW.mean, ROW.m2, ROW.var]].any()
-    for vector in (weight.double(), weight[:5]):
-        for given in ((vector, None), (None, vector)):
-            with REFUSED:
-                kernels.statistics(x, *given, 1e-5)
-    for eps in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"^eps: "):
-            kernels.statistics(x, None, None, eps)
 
 
 def test_gradients_by_rows():
