@@ -12,7 +12,8 @@ def torch(session):
     session.install("opt_einsum", "scipy", "iopath", "yacs", "tabulate", "termcolor", "tqdm")
     session.install("--no-deps", "torchao", "opacus", "thop", "ptflops", "fvcore")
     printed = pytest(
-        session, "-q", "-m", "(torch or onednn) and not jax and not gpu", "--ignore", "tests/cuda",
+        session, "-q", "-m", "(torch or onednn) and not jax and not gpu",
+        "--ignore", "tests/cuda", "--ignore", "tests/jax",
         env={"BNEXT_REQUIRE_TORCH": "1"},
     )  # fmt: skip
     # timm needs a torchvision that there is only for other builds of PyTorch; a GPU is README's.
