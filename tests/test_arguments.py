@@ -92,7 +92,7 @@ def test_batches_are_numbered_from_1(number):
 
 
 @pytest.mark.torch
-def test_counts_of_torch_and_jax():
+def test_counts_of_torch():
     import torch
 
     assert bnext.Moments(torch.tensor(5), np.zeros(2), np.ones(2)).count == 5

@@ -284,5 +284,6 @@ def test_recycled_pages_come_without_faults():
     assert max(faults[1:]) < pages / 4
 
 
+@pytest.mark.torch
 def test_torch_is_imported_only_on_demand():
     assert output_of("import sys, bnext.bench; print('torch' in sys.modules)") == "False"
