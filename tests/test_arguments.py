@@ -91,10 +91,7 @@ def test_batches_are_numbered_from_1(number):
         assert estimator.weight(np.int8(1)) == 1.0
 
 
-@pytest.mark.torch
-def test_counts_of_torch():
-    import torch
-
+def test_counts_of_torch(torch):
     assert bnext.Moments(torch.tensor(5), np.zeros(2), np.ones(2)).count == 5
     with pytest.raises(TypeError, match=r"^count: expected an integer"):
         bnext.Moments(torch.tensor(5.0), np.zeros(2), np.ones(2))

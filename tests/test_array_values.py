@@ -98,12 +98,8 @@ def bfloat16_layer():
     return layer.bfloat16()
 
 
-@pytest.mark.torch
-@pytest.mark.torch
 @pytest.mark.parametrize("ml_dtypes", [True, False], ids=["ml_dtypes", "without"])
-def test_torch_checkpoints_in_bfloat16(ml_dtypes, monkeypatch):
-    import torch
-
+def test_torch_checkpoints_in_bfloat16(torch, ml_dtypes, monkeypatch):
     if not ml_dtypes:
         monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     layer = bfloat16_layer()
@@ -119,11 +115,8 @@ def test_torch_checkpoints_in_bfloat16(ml_dtypes, monkeypatch):
             np.testing.assert_array_equal(np.asarray(value), expected[name], name)
 
 
-@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
-def test_torch_lazy_and_wrapped_values_of_checkpoints():
-    import torch
-
+def test_torch_lazy_and_wrapped_values_of_checkpoints(torch):
     bn = bnext.BatchNorm1d(3)
     weight = torch.arange(3.0)
     bn.load_state_dict({"weight": torch._neg_view(weight)}, strict=False)

@@ -243,10 +243,7 @@ def test_wrong_options(arguments, message, capsys):
     assert message in refusal_of(main, arguments, capsys)
 
 
-@pytest.mark.torch
-def test_threads_are_set_everywhere_and_restored():
-    import torch
-
+def test_threads_are_set_everywhere_and_restored(torch):
     before = bnext.get_num_threads(), torch.get_num_threads()
     with threads_set_to(3):
         assert (bnext.get_num_threads(), torch.get_num_threads()) == (3, 3)

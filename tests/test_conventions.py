@@ -134,10 +134,7 @@ def test_the_counter_stays_an_int64(rng):
     assert bnext.from_convention("pytorch", values).num_batches_tracked == 2**50
 
 
-@pytest.mark.torch
-def test_torch_s_own_layers(rng):
-    import torch
-
+def test_torch_s_own_layers(torch, rng):
     theirs = torch.nn.BatchNorm1d(CHANNELS, momentum=0.3, eps=1e-3)
     theirs(torch.from_numpy(rng.normal(size=(9, CHANNELS)).astype(np.float32)))
     values = {**theirs.state_dict(), "momentum": theirs.momentum, "eps": theirs.eps}

@@ -219,11 +219,8 @@ def test_what_the_page_says_of_conventions():
         assert fact in section, fact
 
 
-@pytest.mark.torch
-def test_the_variance_that_torch_stores_at_a_large_mean(rng):
+def test_the_variance_that_torch_stores_at_a_large_mean(torch, rng):
     """As the comparison says it: 65,536 rows, mean/std 1e4, one thread."""
-    import torch
-
     text = " ".join((DOCS / "explanation/comparison.md").read_text(encoding="utf-8").split())
     assert "stores about 9.3 for a variance of 1" in text
     x = rng.normal(1e4, 1, (65_536, C)).astype(np.float32)

@@ -96,10 +96,7 @@ def test_broken_safetensors(tmp_path, data, text):
 # --- PyTorch --------------------------------------------------------------------------------------
 
 
-@pytest.mark.torch
-def test_pytorch_state_dicts(rng, tmp_path):
-    import torch
-
+def test_pytorch_state_dicts(torch, rng, tmp_path):
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, CHANNELS, 3), torch.nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.01)
     )
@@ -121,10 +118,7 @@ def test_pytorch_state_dicts(rng, tmp_path):
     np.testing.assert_array_equal(half.running_var, net[1].running_var.float().numpy())
 
 
-@pytest.mark.torch
-def test_whole_models_of_pytorch_are_refused(tmp_path):
-    import torch
-
+def test_whole_models_of_pytorch_are_refused(torch, tmp_path):
     torch.save(torch.nn.BatchNorm1d(3), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"expected a state dict that torch.load reads with weig"):
         bnext.load_statistics(tmp_path / "model.pt")

@@ -134,10 +134,7 @@ def test_training_on_as_pytorch(rng):
         bnext.from_convention("keras", arrays, train_as="keras")
 
 
-@pytest.mark.torch
-def test_layers_of_torch_and_state_dicts(rng):
-    import torch
-
+def test_layers_of_torch_and_state_dicts(torch, rng):
     theirs = torch.nn.BatchNorm1d(C, momentum=0.25, eps=1e-4)
     for _ in range(3):
         theirs(torch.from_numpy(rng.normal(1, 3, (6, C)).astype(np.float32)))

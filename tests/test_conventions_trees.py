@@ -188,10 +188,8 @@ def test_orbax(rng, tmp_path):
     assert_flax(bnext.load_statistics(tmp_path / "checkpoint"), tree)
 
 
-@pytest.mark.jax
 @pytest.mark.libraries("flax")
-def test_flax_linen_s_own_layer(rng, tmp_path):
-    import jax
+def test_flax_linen_s_own_layer(jax, rng, tmp_path):
     from flax import linen, serialization
 
     net = linen.BatchNorm(momentum=0.9)

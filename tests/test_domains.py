@@ -164,10 +164,7 @@ def test_adapted_moments_are_schneiders(shape, prior):
         np.testing.assert_allclose(y, bnext.batch_norm_forward(x)[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.torch
-def test_adapted_moments_of_tensors():
-    import torch
-
+def test_adapted_moments_of_tensors(torch):
     layer, x = bnext.BatchNorm1d(3), batch_of(2)
     assert bnext.adapted_moments(layer, torch.from_numpy(x)) == bnext.adapted_moments(layer, x)
     empty = bnext.adapted_moments(layer, x[:0])

@@ -169,12 +169,9 @@ def test_one_value_per_channel(name):
     assert bnext.normalize(x, one, one, activation=name, residual=x).shape == (1, 3)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("name", [None, "relu"])
-def test_a_tensor_that_requires_a_gradient(arrays, name):
+def test_a_tensor_that_requires_a_gradient(torch, arrays, name):
     """bnext's functions record nothing for autograd, and NumPy cannot read such a tensor."""
-    import torch
-
     residual = torch.from_numpy(arrays["residual"].copy()).requires_grad_()
     text = (
         "residual: expected a tensor that requires no gradient, got one that does; bnext's "

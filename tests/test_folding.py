@@ -161,12 +161,9 @@ def folded_into(torch, layer, weight, bias):
     return layer
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_torch_convolution_before(rng, kind, bias):
-    import torch
-
+def test_torch_convolution_before(torch, rng, kind, bias):
     layer, x = torch_layer(torch, kind, rng, bias=bias, **CONVOLUTIONS[kind])
     bn = layer_of(rng, layer.out_channels, np.float64)
     with torch.no_grad():
@@ -177,12 +174,9 @@ def test_torch_convolution_before(rng, kind, bias):
     assert_relative(actual, expected, 1e-13)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("groups", [1, GROUPS])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_torch_transposed_convolution_before(rng, rank, groups):
-    import torch
-
+def test_torch_transposed_convolution_before(torch, rng, rank, groups):
     options = {"groups": groups, "stride": 2, "padding": 1}
     layer, x = torch_layer(torch, f"{rank}d-transposed", rng, **options)
     bn = layer_of(rng, OUT, np.float64)
@@ -193,12 +187,9 @@ def test_torch_transposed_convolution_before(rng, rank, groups):
     assert_relative(actual, expected, 1e-13)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("groups", [1, GROUPS])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_torch_convolution_after(rng, rank, groups):
-    import torch
-
+def test_torch_convolution_after(torch, rng, rank, groups):
     layer, x = torch_layer(torch, f"{rank}d", rng, groups=groups, stride=2)
     bn = layer_of(rng, IN, np.float64)
     with torch.no_grad():
@@ -208,12 +199,9 @@ def test_torch_convolution_after(rng, rank, groups):
     assert_relative(actual, expected, 1e-12)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("groups", [1, GROUPS])
-def test_torch_transposed_convolution_after(rng, groups):
+def test_torch_transposed_convolution_after(torch, rng, groups):
     """Exact where the shift is 0, or the kernel has one position."""
-    import torch
-
     options = {"axis": 0, "output_axis": 1, "groups": groups, "transposed": True}
     layer, x = torch_layer(torch, "2d-transposed", rng, groups=groups, stride=2)
     bn = layer_of(rng, IN, np.float64)
@@ -234,10 +222,7 @@ def test_torch_transposed_convolution_after(rng, groups):
         assert_relative(folded_into(torch, layer, *parts)(x), expected, 1e-12)
 
 
-@pytest.mark.torch
-def test_torch_float32_and_bfloat16(rng):
-    import torch
-
+def test_torch_float32_and_bfloat16(torch, rng):
     bn = layer_of(rng, OUT)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         layer = torch.nn.Linear(IN, OUT).to(dtype)

@@ -112,10 +112,7 @@ def test_a_bad_ghost_is_skipped_by_itself():
     assert (layer.num_batches_tracked, layer.num_batches_skipped) == (1, 1)
 
 
-@pytest.mark.torch
-def test_tensors_of_torch():
-    import torch
-
+def test_tensors_of_torch(torch):
     x = torch.from_numpy(array_of((9, 3, 2)))
     layer, same = bnext.BatchNorm1d(3, ghost_batch_size=4), bnext.BatchNorm1d(3, ghost_batch_size=4)
     y = layer(x)

@@ -309,10 +309,7 @@ def test_micro_batches(rng):
         np.testing.assert_allclose(dweight, other_dweight, rtol=0, atol=1e-5)
 
 
-@pytest.mark.torch
-def test_arrays_of_torch(rng):
-    import torch
-
+def test_arrays_of_torch(torch, rng):
     inputs = drawn(rng, CASES[0], np.float32, "leaky_relu", False)
     expected = both_in_place(inputs)
     x, dy = torch.tensor(inputs.x), torch.tensor(inputs.dy)

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.jax
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_jax(rng, dtype):
-    import jax
-
+def test_jax(jax, rng, dtype):
     x, dy = (rng.normal(0.5, 2, SHAPE).astype(np.float32) for _ in range(2))
     x_, dy_ = (jax.numpy.asarray(array).astype(dtype) for array in (x, dy))
     x, dy = map(np.asarray, (x_, dy_))
@@ -33,10 +31,8 @@ def test_jax(rng, dtype):
     assert type(bn.weight_grad) is np.ndarray
 
 
-def test_jax_memory_is_shared(rng):
+def test_jax_memory_is_shared(jax, rng):
     """bnext's view of a JAX array, and JAX's of a result, are the memory that they are of."""
-    import jax
-
     x = as_jax(rng.normal(size=SHAPE).astype(np.float32))
     view = bnext._core.from_dlpack(x.__dlpack__())
     assert address(view) == x.unsafe_buffer_pointer()
@@ -60,9 +56,7 @@ def test_jax_arrays_cannot_be_written():
         bn(x)
 
 
-def test_jax_tracers():
-    import jax
-
+def test_jax_tracers(jax):
     def function(x):
         return bnext.batch_norm_forward(x)[0]
 

@@ -56,13 +56,10 @@ def test_backward_constant_is_the_derivative_of_normalize(rng, shape, axis, argu
     np.testing.assert_allclose(actual, expected, atol=FINITE_DIFFERENCE * np.abs(expected).max())
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize(
     "case", named("NC", "NCL", "NCHW-7x7", "NCDHW", "NCHW-two-values"), ids=str
 )
-def test_agrees_with_torch(rng, case):
-    import torch
-
+def test_agrees_with_torch(torch, rng, case):
     x, dy = case.x(rng, np.float64), case.dy(rng, np.float64)
     weight, bias = case.weight(rng, np.float64), case.bias(rng, np.float64)
     leaves = [torch.tensor(value, requires_grad=True) for value in (x, weight, bias)]

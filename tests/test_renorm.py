@@ -181,10 +181,7 @@ def test_copies_state_and_eps():
     assert layer.num_batches_skipped == 1
 
 
-@pytest.mark.torch
-def test_tensors_and_empty_batches():
-    import torch
-
+def test_tensors_and_empty_batches(torch):
     x = batch_of(np.random.default_rng(7), (4, 3), np.float32)
     layer, same = bnext.BatchRenorm1d(3), bnext.BatchRenorm1d(3)
     y = layer(torch.from_numpy(x))

@@ -104,11 +104,8 @@ def test_an_array_that_cannot_be_written(mutator, name, kind, tmp_path):
     assert bn.group is None
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize(("mutator", "name"), WRITTEN)
-def test_an_immutable_array_of_jax(mutator, name):
-    import jax
-
+def test_an_immutable_array_of_jax(jax, mutator, name):
     make, act, _ = MUTATORS[mutator]
     bn = make()
     setattr(bn, name, jax.numpy.asarray(getattr(bn, name)))
@@ -187,11 +184,8 @@ def test_freeze_looks_at_its_argument_first():
     assert bn.train_affine
 
 
-@pytest.mark.torch
-def test_tensors_that_cannot_be_written_give_the_others_back():
+def test_tensors_that_cannot_be_written_give_the_others_back(torch):
     """A tensor of inference mode refuses writes, and nothing says so before."""
-    import torch
-
     bn = trained().to(torch.ones(1))
     with torch.inference_mode():
         bn.running_var = torch.ones(4)
@@ -201,10 +195,7 @@ def test_tensors_that_cannot_be_written_give_the_others_back():
     assert {name: getattr(bn, name).tolist() for name in ARRAYS} == before
 
 
-@pytest.mark.torch
-def test_tensors_that_require_gradients_are_refused_by_name():
-    import torch
-
+def test_tensors_that_require_gradients_are_refused_by_name(torch):
     bn = trained().to(torch.ones(1))
     bn.bias.requires_grad_()
     with pytest.raises(RuntimeError, match="bias: expected a tensor that requires no gradient"):

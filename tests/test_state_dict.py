@@ -136,11 +136,8 @@ def spoiled(name):
 SPOILED = ["missing", "unexpected", "size", "everything", "untracked", "not affine"]
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("name", SPOILED)
-def test_what_does_not_fit_is_told_as_torch_tells_it(name):
-    import torch
-
+def test_what_does_not_fit_is_told_as_torch_tells_it(torch, name):
     state, options = spoiled(name)
     theirs = torch.nn.BatchNorm2d(3, **options)
     tensors = as_tensors(state)
@@ -177,11 +174,8 @@ def test_sizes_are_checked_even_where_names_need_not_match():
     assert_unchanged(layer_state(bn), before)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_torch_s_checkpoint_loads_and_loads_back(rng, dtype, momentum):
-    import torch
-
+def test_torch_s_checkpoint_loads_and_loads_back(torch, rng, dtype, momentum):
     theirs = torch.nn.BatchNorm2d(3, momentum=momentum, dtype=getattr(torch, np.dtype(dtype).name))
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -205,10 +199,7 @@ def test_torch_s_checkpoint_loads_and_loads_back(rng, dtype, momentum):
         np.testing.assert_allclose(ours.train(training)(x), expected, rtol=0, atol=allowed)
 
 
-@pytest.mark.torch
-def test_parameters_that_require_gradients_load():
-    import torch
-
+def test_parameters_that_require_gradients_load(torch):
     theirs = torch.nn.BatchNorm2d(3, track_running_stats=False)
     ours = bnext.BatchNorm2d(3, track_running_stats=False)
     ours.weight[...] = 7

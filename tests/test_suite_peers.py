@@ -124,11 +124,8 @@ def test_libraries_take_other_dtypes(case, name, dtype):
         close(array, target, "float32" if dtype == "float64" else dtype)
 
 
-@pytest.mark.torch
-def test_compile_peer_computes_the_same(case, monkeypatch):
+def test_compile_peer_computes_the_same(torch, case, monkeypatch):
     """With a backend that compiles nothing: what is tested is that the arguments are right."""
-    import torch
-
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     data = draw(case)
     calls, plain = peers.compile_calls(data), LIBRARIES["torch"](data)
@@ -138,10 +135,7 @@ def test_compile_peer_computes_the_same(case, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.torch
-def test_what_does_not_compile_is_noted(monkeypatch):
-    import torch
-
+def test_what_does_not_compile_is_noted(torch, monkeypatch):
     def fails(function, **_):
         def call(*_):
             raise RuntimeError("no compiler\nand a long story")

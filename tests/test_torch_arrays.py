@@ -22,10 +22,8 @@ pytestmark = pytest.mark.torch
 
 
 @IN_LAYOUTS
-def test_torch_layer_of_tensors(rng, layout, dtype):
+def test_torch_layer_of_tensors(torch, rng, layout, dtype):
     """After `to`, parameters are tensors, updated in place; they serve PyTorch's optimizers."""
-    import torch
-
     x, dy, *_, axis = drawn(rng, layout, dtype)
     ours = bnext.BatchNorm(SHAPE[1], channel_axis=axis, dtype=dtype)
     bn = bnext.BatchNorm(SHAPE[1], channel_axis=axis, dtype=dtype).to(as_torch(x))
@@ -68,10 +66,8 @@ def test_layer_of_tensors_and_a_numpy_array():
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "dy", "out"])
-def test_torch_tensors_that_require_gradients(name):
+def test_torch_tensors_that_require_gradients(torch, name):
     """There is no autograd: a gradient that would silently be missing is an error."""
-    import torch
-
     tensors = {name: torch.ones(4, 3) for name in ("x", "dy", "out")} | {"weight": torch.ones(3)}
     saved = bnext.batch_norm_forward(torch.ones(4, 3))[1]
     tensors[name].requires_grad_()
@@ -88,9 +84,7 @@ def test_torch_tensors_that_require_gradients(name):
         bnext.batch_norm_backward(dy, x, saved, weight, out=out)
 
 
-def test_torch_tensors_of_other_makes():
-    import torch
-
+def test_torch_tensors_of_other_makes(torch):
     dense = torch.eye(4)
     for x, kind, text in (
         (dense.to(torch.int32), TypeError,
@@ -112,10 +106,8 @@ def test_torch_tensors_of_other_makes():
         bnext.batch_norm_forward(dense.to_sparse())
 
 
-def test_torch_parameters_are_tensors(rng):
+def test_torch_parameters_are_tensors(torch, rng):
     """Subclasses of Tensor, such as Parameter, are PyTorch's as well."""
-    import torch
-
     x = rng.normal(size=(19, 5)).astype(np.float32)
     weight = torch.nn.Parameter(torch.full((5,), 2.0), requires_grad=False)
     y, _ = bnext.batch_norm_forward(as_torch(x), weight)
@@ -130,9 +122,7 @@ def test_torch_tensors_beside_a_numpy_array(rng):
     assert_same_bits(dx, bnext.batch_norm_backward(dy, x, saved)[0])
 
 
-def test_two_libraries_do_not_mix():
-    import torch
-
+def test_two_libraries_do_not_mix(torch):
     x, weight = np.ones((4, 3), np.float32), np.ones(3, np.float32)
     text = "^weight: expected an array of torch, like x, or of NumPy, got one of small$"
     with pytest.raises(TypeError, match=text):

@@ -153,9 +153,7 @@ def _counted_none(theirs):
 
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 6])
-def test_wrong_ranks(name, rank):
-    import torch
-
+def test_wrong_ranks(torch, name, rank):
     x = np.ones((5,) * rank, np.float32)
     results = []
     for layer in (getattr(bnext, name)(5), getattr(torch.nn, name)(5)):
@@ -169,9 +167,7 @@ def test_wrong_ranks(name, rank):
 
 @pytest.mark.parametrize("options", [{}, {"eps": 1e-3, "momentum": None, "affine": False}], ids=str)
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
-def test_repr(name, options):
-    import torch
-
+def test_repr(torch, name, options):
     expected = repr(getattr(torch.nn, name)(5, **options))
     expected = re.sub(r"bias=\w+, ", "", expected)  # since 2.13; affine says it too
     assert repr(getattr(bnext, name)(5, **options)) == expected
@@ -191,9 +187,7 @@ def test_not_a_number_reaches_the_same_places(rng, dtype, value):
 
 @pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize("memory_format", ["contiguous_format", "channels_last"])
-def test_torch_s_memory_formats(rng, dtype, memory_format):
-    import torch
-
+def test_torch_s_memory_formats(torch, rng, dtype, memory_format):
     x = tensor_of(rng.normal(size=(3, 17, 7, 9)).astype(dtype))
     x = x.contiguous(memory_format=getattr(torch, memory_format))
     y, _ = bnext.batch_norm_forward(x.numpy())
@@ -214,10 +208,8 @@ def numpy_of(tensor):
 @pytest.mark.parametrize("dtype", TYPES, ids=name_of_16bit)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("shape", [*SHAPES[:4], (64, 5, 14, 14)], ids=str)
-def test_16_bits(rng, dtype, training, shape):
+def test_16_bits(torch, rng, dtype, training, shape):
     """Data of 16 bits under float32 parameters; y and dx within a unit in the last place."""
-    import torch
-
     ours, theirs = pair(shape, np.float32, rng)
     ours.train(training)
     theirs.train(training)

@@ -163,13 +163,10 @@ def test_layers(rng, library, momentum, replicas):
                 assert_same_bits(values_of(result), value)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("replicas", [False, True], ids=["shared", "replicas"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
-def test_torch_layers_of_tensors(rng, dtype, replicas):
+def test_torch_layers_of_tensors(torch, rng, dtype, replicas):
     """Running statistics that are tensors move in place, to the bits of NumPy's."""
-    import torch
-
     batches = rng.normal(1, 2, (3, *SHAPE)).astype(dtype)
     groups = [new_group(3), new_group(3)]
     of_numpy, of_torch = (
@@ -232,10 +229,7 @@ def forward(x, *parameters, **options):
 GOOD = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
-@pytest.mark.torch
-def test_torch_tensors_that_require_gradients_are_announced():
-    import torch
-
+def test_torch_tensors_that_require_gradients_are_announced(torch):
     x, parameter = torch.ones(4, 3), torch.ones(3, requires_grad=True)
     requiring = "expected a tensor that requires no gradient, got one that does"
     told([forward(torch.ones(4, 3, requires_grad=True)), forward(GOOD)], TypeError,
@@ -243,10 +237,7 @@ def test_torch_tensors_that_require_gradients_are_announced():
     told([forward(x, parameter), forward(GOOD)], TypeError, f"weight: {requiring}")
 
 
-@pytest.mark.torch
-def test_torch_tensors_elsewhere_are_announced():
-    import torch
-
+def test_torch_tensors_elsewhere_are_announced(torch):
     text = "x: expected an array on the CPU or on a CUDA device, got one on meta"
     told([forward(torch.ones(4, 3, device="meta")), forward(GOOD)], RuntimeError, text)
 
@@ -270,10 +261,7 @@ def test_two_libraries_in_one_torch_call_are_announced():
     told([forward(Small(GOOD), weight), forward(GOOD)], TypeError, text)
 
 
-@pytest.mark.torch
-def test_dtypes_of_torch_and_numpy_must_agree():
-    import torch
-
+def test_dtypes_of_torch_and_numpy_must_agree(torch):
     group = new_group(2, 60.0)
     shards = [torch.ones(4, 3, dtype=torch.float64), GOOD]
     results = members(group, lambda rank: forward(shards[rank])(group), patience=10.0)

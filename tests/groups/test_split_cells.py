@@ -263,10 +263,7 @@ def test_layers(rng, make, shared):
         np.testing.assert_allclose(layers[0](x), alone(x), atol=1e-5)
 
 
-@pytest.mark.torch
-def test_arrays_of_torch(rng):
-    import torch
-
+def test_arrays_of_torch(torch, rng):
     x, dy, weight, bias = drawn(rng, (2, 6, 12, 5), np.float32)
     y, dx, results = in_group(x, dy, 3, weight, bias, "unequal", False)
     group = new_group(3)

@@ -35,9 +35,7 @@ SIZE = 3
     ],
 )
 @pytest.mark.parametrize("given", [True, False])
-def test_the_device_that_torch_s_backend_wants(config, bound, expected, given):
-    import torch
-
+def test_the_device_that_torch_s_backend_wants(torch, config, bound, expected, given):
     group = types.SimpleNamespace(bound_device_id=bound and torch.device(bound))
     dist = types.SimpleNamespace(
         get_backend_config=lambda asked: config if (asked is group) == given else None,
@@ -50,9 +48,7 @@ def test_the_device_that_torch_s_backend_wants(config, bound, expected, given):
     assert device == (expected and torch.device(expected))
 
 
-def test_torch_backends_of_other_devices_are_refused():
-    import torch
-
+def test_torch_backends_of_other_devices_are_refused(torch):
     dist = types.SimpleNamespace(get_backend_config=lambda group: "xpu:xccl")
     text = "^process_group: expected one that takes tensors of the CPU or of CUDA .*of xpu:xccl$"
     with pytest.raises(ValueError, match=text):
