@@ -196,7 +196,8 @@ py::dict row_plan(bool backward, bool centered, const std::string& dtype_name, I
     d["block"] = plan.rows.cut.threads;
     d["shared_bytes"] = plan.rows.shared_bytes;
     d["merge_grid"] = plan.merge.grid;
-    d["sums_at"] = plan.sums_at;
+    d["columns_grid"] = plan.columns.grid;
+    d["slots"] = plan.row.slots;
     d["workspace_bytes"] = plan.workspace_bytes;
     return d;
 }

@@ -4,13 +4,14 @@
 
 namespace bnext::bindings {
 
-const DeviceSaved& take_device_saved(py::handle object, const Engine& engine, const char* data) {
+const DeviceSaved& take_device_saved(py::handle object, const Engine& engine, Function function,
+                                     const char* data) {
     if (is_saved(object)) {
         type_error("saved: made from an input on the CPU, got ", data, " on ",
                    std::string(engine.where));
     }
     if (!py::isinstance<DeviceSaved>(object)) {
-        type_error("saved: expected what batch_norm_forward returned, got ",
+        type_error("saved: expected what ", forward_of(is_of_cells(function)), " returned, got ",
                    intake::type_name(object));
     }
     const auto& saved = py::cast<const DeviceSaved&>(object);

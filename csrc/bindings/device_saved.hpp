@@ -28,6 +28,9 @@ struct DeviceSaved {
     py::object of_z = py::none();      // two rows of float64: scale and shift of its argument
     Index groups = 0;                  // of a norm of cells: rows have the shape (5, N, G)
 
+    [[nodiscard]] const Saved& merged() const {
+        return take_saved(of_group, Function::forward, "x");
+    }
     [[nodiscard]] FromForward facts() const {
         FromForward facts{dtype, shape, channel_axis, batch_statistics, nullptr};
         facts.fused = fused;
@@ -37,8 +40,9 @@ struct DeviceSaved {
     }
 };
 
-// The DeviceSaved of an object, made on the GPU of an engine. `data`: what errors call the array
-// that is given again.
-const DeviceSaved& take_device_saved(py::handle object, const Engine& engine, const char* data);
+// The DeviceSaved of an object, made on the GPU of an engine, for a call of a function. `data`:
+// what errors call the array that is given again.
+const DeviceSaved& take_device_saved(py::handle object, const Engine& engine, Function function,
+                                     const char* data);
 
 }  // namespace bnext::bindings

@@ -299,7 +299,7 @@ inline py::object backward_apply(Taken& taken) {
 // On the host, by the statistics that the group has merged.
 inline py::object parameter_gradients(Taken& taken) {
     const DeviceSaved& saved = *taken.device_saved;
-    const Saved& merged = take_saved(saved.of_group);
+    const Saved& merged = saved.merged();
     const auto [dweight, dbias] =
         Sums(taken.call).gradients(merged, merged.rows().rstd(), Results());
     const py::object from_numpy = taken.engine->library->object.attr("from_numpy");

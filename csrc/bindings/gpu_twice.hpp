@@ -6,6 +6,7 @@
 
 #include "bindings/gpu_bodies.hpp"
 #include "core/double_backward.hpp"
+#include "cpu/double_backward.hpp"
 
 namespace bnext::bindings {
 
@@ -117,6 +118,15 @@ public:
         make(Wanted::weight, of_weight_, kernel.of_weight);
         make(Wanted::bias, of_bias_, kernel.of_bias);
     }
+    // The same, with values that are on the host.
+    template <class P>
+    void give_vectors(std::span<const double> of_weight, std::span<const double> of_bias) {
+        const auto there = [&](Wanted which, std::span<const double> values) {
+            return is_wanted(taken_, which) ? of_host(Results().vector<P>(values)) : Made{};
+        };
+        of_weight_ = there(Wanted::weight, of_weight);
+        of_bias_ = there(Wanted::bias, of_bias);
+    }
     // Rows of NumPy's, on the device for the time of the launch.
     double* rows_on_device(const Float64& values) {
         kept_.push_back(of_host(values).array);
@@ -198,17 +208,68 @@ inline py::object twice_reduce(Taken& taken) {
     return launch.on_host(sums);
 }
 
+// The gradients by the weight and the bias, of which sums are those of all parts. On the host,
+// where every member of the group has the same bits, also one without values.
+inline void give_totals(Taken& taken, TwiceLaunch& launch, const Float64& pilots,
+                        const Float64& total, double count) {
+    if (!is_wanted(taken, Wanted::weight) && !is_wanted(taken, Wanted::bias)) return;
+    const Saved& merged = taken.device_saved->merged();
+    const py::object& library = taken.engine->library->object;
+    const auto on_host = [&](Role role) -> std::optional<Float64> {
+        const Intake& call = taken.call;
+        if (!call.call.has(role)) return std::nullopt;
+        return Float64::ensure(library.attr("to_numpy")(call.array(role)));
+    };
+    const auto data_of = [](const std::optional<Float64>& values) {
+        return values ? values->data() : nullptr;
+    };
+    const auto weight = on_host(Role::weight), ddweight = on_host(Role::ddweight);
+    const auto ddbias = on_host(Role::ddbias);
+    of_nothing(merged, [&](auto type, const Problem& problem) {
+        using T = decltype(type);
+        const auto size = static_cast<std::size_t>(problem.channels);
+        std::vector<Param<T>> of_scale;
+        if (weight) of_scale.assign(weight->data(), weight->data() + size);
+        std::vector<double> of_weight(size), of_bias(size);
+        const cpu::Applied<T> applied{.fused = taken.device_saved->fused};
+        const cpu::TwiceTotal all{total.data(), count};
+        const cpu::TwiceOf<T> of{.problem = problem,
+                                 .dy = {},
+                                 .x = {},
+                                 .statistics = merged.rows(),
+                                 .weight = weight ? of_scale.data() : nullptr,
+                                 .centred = true,
+                                 .applied = &applied};
+        const cpu::TwiceArrays<T> arrays{.ddx = {},
+                                         .ddresidual = {},
+                                         .ddweight = data_of(ddweight),
+                                         .ddbias = data_of(ddbias),
+                                         .of_dy = {},
+                                         .of_x = {},
+                                         .of_residual = {},
+                                         .of_weight = of_weight.data(),
+                                         .of_bias = of_bias.data()};
+        cpu::double_backward_apply<T>(of, arrays, pilots.data(), all, all);
+        launch.give_vectors<Param<T>>(of_weight, of_bias);
+    });
+}
+
 inline py::object twice_apply(Taken& taken) {
     TwiceLaunch launch(taken, TwicePhases::apply);
     const Index channels = launch.channels(), count = twice_rows(taken);
     const Float64 pilots = rows_of(taken.pilots, "pilots", 2, channels);
     const Float64 total = rows_of(taken.total, "total", count, channels);
     launch.kernel.count = intake::take_real(taken.count, "count");
-    launch.make_vectors();
+    const bool totals = taken.sums.is_none();
+    if (totals) {
+        give_totals(taken, launch, pilots, total, launch.kernel.count);
+    } else {
+        launch.make_vectors();
+    }
     if (launch.empty()) return launch.results();
     launch.kernel.pilots = launch.rows_on_device(pilots);
     launch.kernel.total = launch.rows_on_device(total);
-    if (!taken.sums.is_none()) {
+    if (!totals) {
         launch.kernel.sums = launch.rows_on_device(rows_of(taken.sums, "sums", count, channels));
     }
     launch.run();

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/device_saved.hpp"
 #include "bindings/fastcall.hpp"
 #include "bindings/register.hpp"
 #include "cpu/flag_bits.hpp"
@@ -362,12 +363,15 @@ bool is_saved(py::handle object) {
     return PyObject_TypeCheck(object.ptr(), saved_type) != 0 && !value_of(object).shape().empty();
 }
 
-const Saved& take_saved(py::handle object) {
-    if (!is_saved(object)) {
-        type_error("saved: expected what batch_norm_forward returned, got ",
-                   intake::type_name(object));
+const Saved& take_saved(py::handle object, Function function, const char* data) {
+    if (is_saved(object)) return value_of(object);
+    if (py::isinstance<DeviceSaved>(object)) {
+        type_error("saved: made from an input on ",
+                   std::string(py::cast<const DeviceSaved&>(object).where), ", got ", data,
+                   " on the CPU");
     }
-    return value_of(object);
+    type_error("saved: expected what ", forward_of(is_of_cells(function)), " returned, got ",
+               intake::type_name(object));
 }
 
 void register_saved(py::module_& m) {

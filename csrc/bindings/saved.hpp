@@ -131,7 +131,8 @@ private:
 pybind11::object object_of(Saved saved);
 
 bool is_saved(pybind11::handle object);
-// The Saved of an object; an error that names the argument for anything else.
-const Saved& take_saved(pybind11::handle object);
+// The Saved of an object, for a call of a function; an error that names the argument for anything
+// else. `data`: what errors call the array that is given again.
+const Saved& take_saved(pybind11::handle object, Function function, const char* data);
 
 }  // namespace bnext::bindings

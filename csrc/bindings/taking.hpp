@@ -67,12 +67,12 @@ private:
         Taken taken(function, plain, engine_of(self));
         if constexpr (has(signature, "saved")) {
             const py::handle saved = arguments[kSavedPlace];
+            const char* data = kLead == "dy" ? "dy" : "x";
             if (taken.engine == nullptr) {
-                taken.saved = &take_saved(saved);
+                taken.saved = &take_saved(saved, function, data);
                 taken.facts = taken.saved->facts();
             } else {
-                const char* data = kLead == "dy" ? "dy" : "x";
-                taken.device_saved = &take_device_saved(saved, *taken.engine, data);
+                taken.device_saved = &take_device_saved(saved, *taken.engine, function, data);
                 taken.facts = taken.device_saved->facts();
             }
             taken.call.call.from_forward = &taken.facts;

@@ -38,6 +38,16 @@ enum class Function : std::uint8_t {
     rows_restored,
 };
 
+constexpr bool is_of_cells(Function function) {
+    return function == Function::cell_forward || function == Function::cell_backward ||
+           function == Function::cell_restored;
+}
+// The functions whose result a later call takes, as errors name them. (Those of rows have the name
+// of either norm.)
+constexpr const char* forward_of(bool of_cells) {
+    return of_cells ? "group_norm_forward or instance_norm_forward" : "batch_norm_forward";
+}
+
 // What an array is for. Errors call an array by its role.
 enum class Role : std::uint8_t {
     x,
@@ -166,10 +176,7 @@ struct Call {
     }
 
     // Of a norm of cells.
-    [[nodiscard]] bool is_of_cells() const {
-        return function == Function::cell_forward || function == Function::cell_backward ||
-               function == Function::cell_restored;
-    }
+    [[nodiscard]] bool is_of_cells() const { return bnext::is_of_cells(function); }
     [[nodiscard]] Index groups() const {
         if (from_forward != nullptr) return from_forward->groups;
         return num_groups.value_or(channels() == 0 ? 1 : channels());  // 0: of no norm of cells

@@ -125,12 +125,9 @@ private:
     void of_same_norm() const {
         const bool of_cells = call_.from_forward->groups != 0;
         if (of_cells == call_.is_of_cells()) return;
-        throw Error(
-            Error::Kind::saved,
-            concat("saved: expected what ", of_cells ? "batch_norm_forward" : "group_norm_forward",
-                   " returned, got what ",
-                   of_cells ? "group_norm_forward or instance_norm_forward" : "batch_norm_forward",
-                   " did"));
+        throw Error(Error::Kind::saved,
+                    concat("saved: expected what ", forward_of(!of_cells), " returned, got what ",
+                           forward_of(of_cells), " did"));
     }
 
     // x (N, ...), its channels, and their groups.

@@ -39,9 +39,9 @@ struct RowArguments {
     bool dresidual;        // whether a backward pass writes it
     const void* z_weight;  // of the forward call, from which a backward pass makes z again
     const void* z_bias;
-    double* partials;  // workspace: sums of each block for every column; null: not wanted
-    Index slots;       // blocks that have such sums
-    void* sums;        // workspace: a block's latest, where shared memory has no room; else null
+    double* partials;  // workspace: slots of sums for every column; null: not wanted
+    Index slots;
+    Index slot_rows;  // of a slot that a launch over columns fills; else each block fills one
 };
 
 // Of the kernels of norms of cells (cell_kernels.hpp, small_slabs.hpp). The cut has as many

@@ -4,11 +4,9 @@
 #include <bit>
 
 #include "core/division.hpp"
-#include "core/error.hpp"
 #include "cuda/cell_kernel.hpp"
 #include "cuda/cell_walk.hpp"
 #include "cuda/cutter.hpp"
-#include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/plan_cache.hpp"
 
@@ -218,15 +216,11 @@ private:
     void run(Kernel kernel, const Launch& launch, const char* name) const {
         BNEXT_CHECK(launch.grid <= kMostBlocks, "x: too many channels for a launch");
         const runtime::CurrentDevice current(call_.device);
-        try {
-            runtime::run(kernel, launch, a_, call_.stream);
-            if (environment().synchronous) runtime::synchronize(call_.stream);
-        } catch (const runtime::Error& error) {
-            throw runtime::Error(error.fault,
-                                 concat("norm of cells (kernel ", name, ", ", name_of(dtype()),
-                                        "; grid ", launch.grid, ", block ", launch.cut.threads,
-                                        "; device ", call_.device, "): ", error.what()));
-        }
+        run_named(kernel, launch, a_, call_.stream, [&] {
+            return concat("norm of cells (kernel ", name, ", ", name_of(dtype()), "; grid ",
+                          launch.grid, ", block ", launch.cut.threads, "; ",
+                          text_of_device(call_.device), ")");
+        });
     }
 
     static constexpr Index kDouble = sizeof(double);

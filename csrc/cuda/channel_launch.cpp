@@ -2,6 +2,7 @@
 
 #include "core/division.hpp"
 #include "cuda/channel_kernel.hpp"
+#include "cuda/launch.hpp"
 
 namespace bnext::cuda {
 namespace {
@@ -20,7 +21,11 @@ void run(const Channels& channels, PerChannel what, Arguments& a, runtime::Strea
     launch.grid = divide_up(channels.count, kThreads);
     a.cut = launch.cut;
     const runtime::CurrentDevice current(channels.device);
-    runtime::run(kernel_of(channels.dtype, what), launch, a, stream);
+    run_named(kernel_of(channels.dtype, what), launch, a, stream, [&] {
+        return concat(what == PerChannel::keep_z ? "keep_z" : "show_statistics", " (",
+                      name_of(channels.dtype), "; grid ", launch.grid, ", block ", kThreads, "; ",
+                      text_of_device(channels.device), ")");
+    });
 }
 
 }  // namespace

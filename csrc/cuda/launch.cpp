@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "core/error.hpp"
-#include "cuda/environment.hpp"
 #include "cuda/kernel_choice.hpp"
 #include "cuda/plan_cache.hpp"
 #include "cuda/residency.hpp"
@@ -110,32 +109,18 @@ std::string text_of(const Step& step) {
                   text_of_device(step.device), ")");
 }
 
-// Adds the launch that reports them to errors of `f`. `waited`: all earlier kernels are known to
-// have succeeded.
 template <class F>
-void tell_errors(const Step& step, bool waited, F&& f) {
-    try {
-        f();
-    } catch (const runtime::Error& error) {
-        throw runtime::Error(error.fault, concat(text_of(step), ": ", error.what(),
-                                                 remark_on(error, waited, step.launch())));
-    }
+void tell_errors(const Step& step, F&& f) {
+    naming(step.launch(), false, [&] { return text_of(step); }, f);
 }
 
 void run(const Step& step, const Arguments& arguments) {
-    const bool synchronous = environment().synchronous;
-    tell_errors(step, synchronous, [&] {
-        runtime::run(step.kernel(), step.launch(), arguments, step.stream);
-        if (synchronous) runtime::synchronize(step.stream);
-    });
+    run_named(step.kernel(), step.launch(), arguments, step.stream, [&] { return text_of(step); });
 }
 
 // Raises foreseeable errors, before any work is enqueued.
 void prepare(const Step& step) {
-    tell_errors(step, false, [&] {
-        if (environment().synchronous) runtime::synchronize(step.stream);
-        runtime::prepare(step.kernel());
-    });
+    tell_errors(step, [&] { runtime::prepare(step.kernel()); });
 }
 
 void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars, int device,
@@ -174,7 +159,7 @@ void enqueue(const LaunchPlan& plan, const Addresses& at, const Scalars& scalars
         a.n = sums + 2 * plan.problem.channels;
     }
     if (plan.counters_bytes > 0) {
-        tell_errors(first, false, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });
+        tell_errors(first, [&] { runtime::zero(a.counters, plan.counters_bytes, stream); });
     }
     take(plan.first);
     const bool one_phase = plan.path == Path::one_phase;
@@ -263,7 +248,7 @@ void prepare(const LaunchPlan& plan, int device) {
         for (const Role role : {first_role(each), Role::second}) {
             if (role == Role::second && each.second.grid == 0) continue;
             const Step step{each, role, device, nullptr};
-            tell_errors(step, false, [&] { runtime::prepare(step.kernel()); });
+            tell_errors(step, [&] { runtime::prepare(step.kernel()); });
         }
     };
     prepare_steps(plan);

@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "core/error.hpp"
+#include "cuda/environment.hpp"
 #include "cuda/runtime.hpp"
 
 namespace bnext::cuda {
@@ -23,5 +25,27 @@ void prepare(const LaunchPlan& plan, int device);
 // behind. `waited`: all earlier kernels are known to have succeeded.
 std::string text_of_device(int device);
 std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch);
+
+// f(), whose errors get the name of their launch by text(), and the likely cause.
+template <class Text, class F>
+void naming(const Launch& launch, bool waited, Text&& text, F&& f) {
+    try {
+        f();
+    } catch (const runtime::Error& error) {
+        throw runtime::Error(error.fault,
+                             concat(text(), ": ", error.what(), remark_on(error, waited, launch)));
+    }
+}
+// Enqueues a launch. Where launches are synchronous, waits for what came before, and for it.
+template <class Text>
+void run_named(Kernel kernel, const Launch& launch, const Arguments& arguments,
+               runtime::Stream stream, Text&& text) {
+    const bool synchronous = environment().synchronous;
+    if (synchronous) naming(launch, false, text, [&] { runtime::synchronize(stream); });
+    naming(launch, synchronous, text, [&] {
+        runtime::run(kernel, launch, arguments, stream);
+        if (synchronous) runtime::synchronize(stream);
+    });
+}
 
 }  // namespace bnext::cuda

@@ -5,11 +5,13 @@
 // A block has rows side by side. Its threads keep the same columns, so that they sum g * xhat and g
 // of each column without waiting: in the arithmetic's type over some rows, and those in double, in
 // a place of the workspace that is the block's own. A second launch adds up the blocks' sums in
-// order.
+// order. Where shared memory has no room for sums of all columns, a launch over columns makes them
+// of x and dy.
 //
 // Bytes: x and dy once, where both rows fit shared memory beside the sums of columns; what does not
 //        is read again, backwards. dx once; the residual twice, dresidual once. Of each block, two
-//        doubles for each column in every 32 rows, which stay in the second-level cache.
+//        doubles for each column in every 32 rows, which stay in the second-level cache. A launch
+//        over columns reads x, dy and the residual once more.
 // Error: of float32 sums over up to 8 values, or over 32 rows; four roundings in dx.
 #pragma once
 
@@ -33,9 +35,7 @@ public:
         : a_(a),
           length_((a.row.centered ? 2 : 1) * a.row.width),
           step_(length_ + team.lanes),
-          all_(a.row.sums == nullptr
-                   ? places.columns
-                   : static_cast<C*>(a.row.sums) + device::block() * team.teams * step_),
+          all_(places.columns),
           own_(all_ + team.team * step_) {
         for (int t = 0; wanted() && t < team.teams; ++t) clear(all_ + t * step_);
     }
@@ -255,8 +255,77 @@ BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS differentiate_row(BNEXT_CONSTANT Arguments a) {
     }
 }
 
-// dweight and dbias from the sums of all blocks: a warp has each of 32 columns of every
-// kRowMergeWarps-th block, and the first adds up theirs.
+// The value in a column of so many rows from `first` on, before `end`; 0 behind it.
+template <class K, int kRows>
+BNEXT_DEVICE void load_column(const Operand& of, Index column, Index first, Index end,
+                              typename K::U (&values)[kRows]) {
+    BNEXT_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+        const Index at = reinterpret_cast<Index>(of.data) + (first + r) * of.outer +
+                         column * static_cast<Index>(sizeof(typename K::U));
+        values[r] = {};
+        if (first + r < end) values[r] = device::load(reinterpret_cast<const typename K::U*>(at));
+    }
+}
+
+template <class C>
+BNEXT_DEVICE C xhat_of(const Arguments& a, Index row, C x) {
+    const HighLow mean{*row_statistic(a, 0, row), *row_statistic(a, 1, row)};
+    const double rstd = *row_statistic(a, 2, row);
+    if (is_extreme_row<C>(mean.high, rstd)) {
+        return static_cast<C>(RowNumbers<double>(mean, rstd).xhat(static_cast<double>(x)));
+    }
+    return RowNumbers<C>(mean, rstd).xhat(x);
+}
+
+// A slot's sums of g * xhat and of g, of which each thread has a column. Blocks of a slot are side
+// by side.
+template <class T>
+BNEXT_KERNEL BNEXT_LAUNCH_BOUNDS sum_columns(BNEXT_CONSTANT Arguments a) {
+    using K = RowKind<T, 1, true>;
+    using C = typename K::C;
+    constexpr int kRows = 4;  // at once
+    const Index blocks = (a.row.width + device::threads() - 1) / device::threads();
+    const Index slot = device::block() / blocks;
+    const Index column = device::block() % blocks * device::threads() + device::thread();
+    if (column >= a.row.width) return;
+    typename K::P scale[1], shift[1];
+    parameters_at<K>(a.row.z_weight, column, 1, scale);
+    parameters_at<K>(a.row.z_bias, column, 0, shift);
+    const Index begin = slot * a.row.slot_rows, left = a.row.rows - begin;
+    const Index end = begin + (left < a.row.slot_rows ? left : a.row.slot_rows);
+    double of_weight = 0, of_bias = 0;
+    BNEXT_UNROLL_BY(1)
+    for (Index first = begin; first < end; first += kRows) {
+        typename K::U x[kRows], dy[kRows], residual[kRows];
+        load_column<K>(a.in[0], column, first, end, x);
+        load_column<K>(a.in[1], column, first, end, dy);
+        load_column<K>(a.residual, column, first, a.fused.residual ? end : first, residual);
+        C with_xhat = 0, alone = 0;
+        BNEXT_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+            if (first + r >= end) break;
+            const C xhat = xhat_of(a, first + r, wide_value<K>(x[r], 0));
+            C g = wide_value<K>(dy[r], 0);
+            if (a.fused.activation != Activation::none) {
+                C z = device::fma_of(xhat, static_cast<C>(scale[0]), static_cast<C>(shift[0]));
+                if (a.fused.residual) z += wide_value<K>(residual[r], 0);
+                g = gradient_through(a.fused, z, g);
+            }
+            with_xhat = device::fma_of(g, xhat, with_xhat);
+            alone += g;
+        }
+        of_weight += static_cast<double>(with_xhat);
+        of_bias += static_cast<double>(alone);
+    }
+    const Index length = (a.row.centered ? 2 : 1) * a.row.width;
+    double* const sums = a.row.partials + slot * length + column;
+    sums[0] = of_weight;
+    if (a.row.centered) sums[a.row.width] = of_bias;
+}
+
+// dweight and dbias from the sums of all slots: a warp has each of 32 columns of every
+// kRowMergeWarps-th slot, and the first adds up theirs.
 inline constexpr int kRowMergeWarps = 8;
 
 template <class P>

@@ -29,6 +29,11 @@ Kernel row_kernel(Pass pass, bool activated, int unit) {
     return kernel;
 }
 
+template <class T>
+Kernel row_columns_kernel() {
+    return &sum_columns<T>;
+}
+
 template <class P>
 Kernel row_merge_kernel() {
     return &merge_row_sums<P>;

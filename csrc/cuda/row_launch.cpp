@@ -1,7 +1,5 @@
 #include "cuda/row_launch.hpp"
 
-#include "core/error.hpp"
-#include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/row_instances.hpp"
 
@@ -19,6 +17,13 @@ Kernel kernel_of(const RowPlan& plan, const RowCall& call) {
     return row_kernel<float>(pass, plan.activated, plan.unit);
 }
 
+Kernel columns_kernel_of(const RowCall& call) {
+    Kernel kernel = nullptr;
+    with_dtype(static_cast<DType>(call.dtype),
+               [&](auto type) { kernel = row_columns_kernel<decltype(type)>(); });
+    return kernel;
+}
+
 Kernel merge_kernel_of(const RowCall& call) {
     return static_cast<DType>(call.dtype) == DType::float64 ? row_merge_kernel<double>()
                                                             : row_merge_kernel<float>();
@@ -33,22 +38,7 @@ std::string text_of(const RowPlan& plan, const RowCall& call, const Launch& laun
                   ", shared bytes ", launch.shared_bytes, "; ", text_of_device(call.device), ")");
 }
 
-// Waits for it where launches are synchronous; adds the launch's name to errors.
-template <class F>
-void with_errors(const RowPlan& plan, const RowCall& call, const Launch& launch, const char* kernel,
-                 F&& f) {
-    const bool synchronous = environment().synchronous;
-    try {
-        f();
-        if (synchronous) runtime::synchronize(call.stream);
-    } catch (const runtime::Error& error) {
-        throw runtime::Error(error.fault,
-                             concat(text_of(plan, call, launch, kernel), ": ", error.what(),
-                                    remark_on(error, synchronous, launch)));
-    }
-}
-
-Arguments arguments_of(const RowPlan& plan, const RowCall& call, void* workspace) {
+Arguments arguments_of(const RowPlan& plan, const RowCall& call) {
     Arguments a{};
     a.cut.threads = plan.rows.cut.threads;
     a.row = plan.row;
@@ -76,8 +66,6 @@ Arguments arguments_of(const RowPlan& plan, const RowCall& call, void* workspace
     a.dweight = call.dweight;
     a.dbias = call.dbias;
     a.eps = call.eps;
-    if (plan.merge.grid > 0) a.row.partials = static_cast<double*>(workspace);
-    if (plan.sums_at > 0) a.row.sums = static_cast<unsigned char*>(workspace) + plan.sums_at;
     return a;
 }
 
@@ -85,19 +73,29 @@ Arguments arguments_of(const RowPlan& plan, const RowCall& call, void* workspace
 
 void launch_rows(const RowPlan& plan, const RowCall& call, void* workspace) {
     const runtime::CurrentDevice current(call.device);
-    const Arguments a = arguments_of(plan, call, workspace);
-    const auto run = [&](Kernel kernel, const Launch& launch, const char* name) {
-        with_errors(plan, call, launch, name,
-                    [&] { runtime::run(kernel, launch, a, call.stream); });
+    Arguments a = arguments_of(plan, call);
+    const auto run = [&](Kernel each, const Launch& launch, const char* name) {
+        run_named(each, launch, a, call.stream, [&] { return text_of(plan, call, launch, name); });
     };
     const Kernel kernel = kernel_of(plan, call);
     const char* const name = call.backward ? "differentiate_row" : "normalize_row";
-    with_errors(plan, call, plan.rows, name, [&] {
-        runtime::prepare(kernel);
-        if (plan.merge.grid > 0) runtime::prepare(merge_kernel_of(call));
-    });
+    naming(
+        plan.rows, false, [&] { return text_of(plan, call, plan.rows, name); },
+        [&] {
+            runtime::prepare(kernel);
+            if (plan.columns.grid > 0) runtime::prepare(columns_kernel_of(call));
+            if (plan.merge.grid > 0) runtime::prepare(merge_kernel_of(call));
+        });
+    auto* const sums = plan.merge.grid > 0 ? static_cast<double*>(workspace) : nullptr;
+    if (plan.columns.grid == 0) a.row.partials = sums;
     run(kernel, plan.rows, name);
-    if (plan.merge.grid > 0) run(merge_kernel_of(call), plan.merge, "merge_row_sums");
+    if (sums == nullptr) return;
+    a.row.partials = sums;
+    if (plan.columns.grid > 0) {
+        a.row.units = a.row.width;  // in the order of columns
+        run(columns_kernel_of(call), plan.columns, "sum_columns");
+    }
+    run(merge_kernel_of(call), plan.merge, "merge_row_sums");
 }
 
 }  // namespace bnext::cuda

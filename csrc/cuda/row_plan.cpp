@@ -5,6 +5,7 @@
 
 #include "core/activation.hpp"
 #include "core/division.hpp"
+#include "core/error.hpp"
 #include "cuda/row_shape.hpp"
 #include "cuda/tuning.hpp"
 
@@ -87,10 +88,8 @@ RowPlan make_row_plan(const RowCall& call, const Limits& limits) {
     const Index of_units = (call.backward ? 2 : 1) * threads * plan.unit * size_of(dtype);
     Index taken = threads / kWarp * kBytesOfWarp + kBytesAgreed;
     const Index of_block = teams * (length + row.lanes) * value;
-    Index of_columns = sums_up ? of_block : 0;
-    const bool outside = taken + of_columns > limits.shared_per_block;
-    if (outside) of_columns = 0;
-    taken += of_columns;
+    const bool by_columns = sums_up && taken + of_block > limits.shared_per_block;
+    if (sums_up && !by_columns) taken += of_block;
     const Index most = divide_up(row.units, row.lanes);
     const Index left = std::max<Index>(limits.shared_per_block - taken, 0);
     row.kept = static_cast<int>(std::min(most, left / of_units));
@@ -111,14 +110,20 @@ RowPlan make_row_plan(const RowCall& call, const Limits& limits) {
     plan.rows.grid = divide_up(call.rows, row.block_rows);
     if (!sums_up) return plan;
     row.slots = plan.rows.grid;
+    if (by_columns) {
+        const Index blocks_of_slot = divide_up(call.width, kMostThreads);
+        const Index slots = std::clamp<Index>(processors * tuning::kRowBlocks / blocks_of_slot, 1,
+                                              divide_up(call.rows, tuning::kRowsOfSlot));
+        row.slot_rows = divide_up(call.rows, slots);
+        row.slots = divide_up(call.rows, row.slot_rows);
+        plan.columns.cut.threads = kMostThreads;
+        plan.columns.grid = blocks_of_slot * row.slots;
+        BNEXT_CHECK(plan.columns.grid <= kMostBlocks, "x: too many columns for a launch");
+    }
     plan.merge.cut.threads = 8 * kWarp;
     plan.merge.grid = divide_up(length, kWarp);
     plan.merge.shared_bytes = kMergeBytes;
     plan.workspace_bytes = row.slots * length * Index{sizeof(double)};
-    if (outside) {
-        plan.sums_at = plan.workspace_bytes;
-        plan.workspace_bytes += row.slots * of_block;
-    }
     return plan;
 }
 

@@ -10,10 +10,9 @@ struct RowPlan {
     int unit = 1;  // values
     bool activated = false;
     Launch rows;         // over rows
-    Launch merge;        // of a backward pass's sums; grid 0: not wanted
+    Launch columns;      // that sums a backward pass's columns; grid 0: `rows` does, if wanted
+    Launch merge;        // of these sums; grid 0: not wanted
     RowArguments row{};  // without addresses
-    // Places in the workspace, in bytes.
-    Index sums_at = 0;  // of blocks without room for them; 0: none
     Index workspace_bytes = 0;
 };
 

@@ -72,6 +72,8 @@ inline constexpr Index kRowUnitsOfWarp = 128, kRowUnitsOfBackwardWarp = 64;
 // multiprocessors had none: sums of columns are written for each block.
 inline constexpr Index kRowBlocks = 8;
 inline constexpr Index kRowsOfBlock = 8;
+// Rows of a thread that sums up a column, at least: its sums are written once.
+inline constexpr Index kRowsOfSlot = 64;
 
 // Seconds that a block waits for other blocks before its kernel ends with an error; 0 for no end;
 // another number by cmake -DBNEXT_CUDA_WAIT_SECONDS. A wait lasts microseconds where nothing is

@@ -4,9 +4,7 @@
 
 #include "core/division.hpp"
 #include "core/double_backward.hpp"
-#include "core/error.hpp"
 #include "cuda/cutter.hpp"
-#include "cuda/environment.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/twice_instances.hpp"
 
@@ -103,7 +101,7 @@ TwicePlan make_twice_plan(const TwiceCall& call, const Limits& limits) {
         plan.finish = of_numbers(call.phases == TwicePhases::apply ? whole : reduced, kWarp);
     }
     if (does(call, TwicePhases::apply)) plan.apply = of_cut(applied, 0);
-    for (const Launch* const each : {&plan.reduce, &plan.apply}) {
+    for (const Launch* const each : {&plan.pilots, &plan.reduce, &plan.finish, &plan.apply}) {
         BNEXT_CHECK(each->grid <= kMostBlocks, "x: too many channels for a launch");
         BNEXT_CHECK(each->shared_bytes <= limits.shared_per_block,
                     "x: a block has too little shared memory");
@@ -192,27 +190,18 @@ void launch_twice(const TwicePlan& plan, const TwiceCall& call, void* workspace)
          "finish_twice"},
         {plan.apply, kernel_of(plan, call, TwiceStep::apply), "apply_twice"},
     };
-    const bool synchronous = environment().synchronous;
-    const auto with_errors = [&](const Step& step, auto&& f) {
-        try {
-            f();
-        } catch (const runtime::Error& error) {
-            throw runtime::Error(
-                error.fault, concat(text_of(plan, call, step.launch, step.name), ": ", error.what(),
-                                    remark_on(error, synchronous, step.launch)));
-        }
+    const auto text = [&](const Step& step) {
+        return [&] { return text_of(plan, call, step.launch, step.name); };
     };
     // Raises foreseeable errors, before any work is enqueued.
     for (const Step& step : steps) {
-        if (step.launch.grid > 0) with_errors(step, [&] { runtime::prepare(step.kernel); });
+        if (step.launch.grid == 0) continue;
+        naming(step.launch, false, text(step), [&] { runtime::prepare(step.kernel); });
     }
     for (const Step& step : steps) {
         if (step.launch.grid == 0) continue;
         take_arrays(a, plan, call, step.launch.cut);
-        with_errors(step, [&] {
-            runtime::run(step.kernel, step.launch, a, call.stream);
-            if (synchronous) runtime::synchronize(call.stream);
-        });
+        run_named(step.kernel, step.launch, a, call.stream, text(step));
     }
 }
 

@@ -97,7 +97,7 @@ def batch_norm_double_backward(
     ValueError
         A shape does not fit, `saved` is from another input, or `x` has changed since; `residual` is
         missing where it is read; the forward call was in place, or had weights of positions;
-        `wanted` or `parameter_gradients` has another name, or "total" for `x` on a GPU.
+        `wanted` or `parameter_gradients` has another name.
     TypeError
         A dtype does not fit, or an argument is not an array.
     GroupError

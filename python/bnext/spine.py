@@ -22,6 +22,7 @@ from numpy import ndarray
 from bnext import _core
 from bnext._core import Saved
 from bnext.arrays import DeviceSaved, engine_of
+from bnext.arrays.libraries import library_of, to_numpy
 from bnext.groups.exchange import Merged
 from bnext.groups.group import ALONE, Part
 from bnext.groups.saved import SyncSaved
@@ -385,10 +386,7 @@ def _double_backward_of_shard(
         total = check_parameter_gradients(parameter_gradients) == "total"
         x = operands["x"]
         engine: Any = _core if type(x) is ndarray else engine_of(x)
-        if total and isinstance(local, DeviceSaved):
-            raise ValueError(
-                "parameter_gradients: expected 'local' to differentiate twice on a GPU, got 'total'"
-            )
+        wide = part.header.dtype == "float64"
         operands["saved"] = local
         pilots = engine.double_backward_pilots(**operands)
         channels = pilots.shape[1]
@@ -399,11 +397,13 @@ def _double_backward_of_shard(
             rows = np.concatenate([rows, _gradients_by_parameters(operands, channels)])
         rows = part.add_twice(rows)
         count = saved.count
-        pilots = rows[:2] / (count or 1)
+        # Rounded, so that products about them are exact, and the same for every engine.
+        pilots = _rounded(rows[:2] / (count or 1), wide).astype(np.float64)
         pilots[0, rows[2] < count] = 0.0
         if total:
-            dtype = np.float64 if saved.dtype == np.float64 else np.float32
-            operands["ddweight"], operands["ddbias"] = rows[3:].astype(dtype)
+            library = None if engine is _core else library_of(x)
+            for name, row in zip(("ddweight", "ddbias"), _rounded(rows[3:], wide), strict=True):
+                operands[name] = row if library is None else library.from_numpy(row, like=x)
         sums = engine.double_backward_reduce(**operands, pilots=pilots)
         whole = part.add_twice(sums)
         return engine.double_backward_apply(
@@ -417,8 +417,13 @@ def _gradients_by_parameters(operands: dict[str, Any], channels: int) -> ndarray
     rows = np.zeros((2, channels))
     for row, name in zip(rows, ("ddweight", "ddbias"), strict=True):
         if operands[name] is not None:
-            row[:] = _core.as_array(x=operands[name], name=name)
+            row[:] = to_numpy(operands[name])
     return rows
+
+
+def _rounded(rows: ndarray[Any, Any], wide: bool) -> ndarray[Any, Any]:
+    """Round rows of float64 to the dtype of the arithmetic."""
+    return rows if wide else rows.astype(np.float32)
 
 
 def recompute(x: Any, saved: Any, residual: Any = None, out: Any = None) -> Any:

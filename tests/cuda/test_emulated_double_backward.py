@@ -14,8 +14,8 @@ from ..cases import EMPTY, Case, Memory, named
 from ..compare import assert_same_bits, assert_same_memory_order
 from ..epilogues import CASES, DTYPES
 from ..fake_cuda import Array
-from ..groups.support import members, new_group
-from ..groups.test_double_backward import expected_of, joined, parts_of
+from ..groups.support import CUTS, members, new_group
+from ..groups.test_double_backward import expected_of, forward, joined, parts_of
 from ..optional import import_emulated
 from ..sixteen import name_of
 from ..test_double_backward import (
@@ -182,7 +182,7 @@ REFUSED = {
     ),
     "all-on-the-CPU": (
         {"ddx": X, "dy": X, "x": X}, TypeError,
-        "saved: expected what batch_norm_forward returned, got DeviceSaved",
+        "saved: made from an input on cuda:0, got x on the CPU",
     ),
     "wanted": (
         {"wanted": ["dx"]}, ValueError,
@@ -247,6 +247,19 @@ def test_a_kernel_that_failed_before_is_told():
 # --- in groups ------------------------------------------------------------------------------------
 
 
+def in_group(parts, on_cpu=(), **options):
+    """Results of members whose arrays are on a GPU, but for some."""
+    group = new_group(len(parts))
+
+    def member(rank, part):
+        if rank in on_cpu:
+            return part.twice(forward(part, group), **options)
+        part = there(part)
+        return here(part.twice(forward(part, group), **options))
+
+    return group.run(member, parts)
+
+
 @pytest.mark.parametrize("name", [None, "relu", "gelu"])
 @pytest.mark.parametrize("cut", ["unequal", "empty-in-between"])
 @pytest.mark.parametrize("case", named("NC", "NCHW-7x7", "NHWC"), ids=str)
@@ -254,34 +267,90 @@ def test_members_on_a_gpu(rng, case, cut, name):
     """One of them on the CPU."""
     inputs = drawn(rng, case, np.float32, name, name is not None)
     parts = parts_of(rng, inputs, cut)
-    group = new_group(3)
-
-    def member(rank):
-        part = parts[rank] if rank == 1 else there(parts[rank])
-        options = {"residual": part.residual, "activation": part.name}
-        saved = bnext.batch_norm_forward(
-            part.x, part.weight, part.bias, channel_axis=case.channel_axis, group=group, **options
-        )[1]
-        result = part.twice(saved)
-        return result if rank == 1 else here(result)
-
-    results = members(group, member)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    results = in_group(parts, on_cpu=(1,))
     assert_are(joined(inputs, results), inputs, expected_of(inputs, parts), 4.0)
 
 
-def test_totals_are_refused_and_announced(rng):
+@pytest.mark.parametrize("name", [None, "relu", "gelu"])
+@DATA
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("case", named("NCHW-7x7", "NHWC"), ids=str)
+def test_totals(rng, case, cut, dtype, name):
+    check_totals(rng, case, cut, dtype, name)
+
+
+def check_totals(rng, case, cut, dtype, name, on_cpu=()):
+    """Gradients by one dweight and dbias of the batch, the same bits for all members."""
+    inputs = drawn(rng, case, dtype, name, name is not None)
+    parts = parts_of(rng, inputs, cut)
+    results = in_group(parts, on_cpu, parameter_gradients="total")
+    expected = expected_of(inputs, parts, total=True)
+    units = 4.0 if dtype == np.float32 else 2.0
+    assert_are(joined(inputs, results, total=True), inputs, expected, units)
+
+
+@pytest.mark.parametrize("on_cpu", [(0,), (1, 2)], ids=str)
+@pytest.mark.parametrize("cut", ["unequal", "empty-in-between"])
+@pytest.mark.parametrize("name", [None, "relu", "gelu"])
+def test_totals_of_members_on_either(rng, name, cut, on_cpu):
+    check_totals(rng, named("NCHW-7x7")[0], cut, np.float32, name, on_cpu)
+
+
+@pytest.mark.parametrize("given", [(), ("ddx",), ("ddweight",), ("ddbias",)], ids=str)
+def test_totals_of_each_outer_gradient_alone(rng, given):
+    """What a member does not give is 0, of it alone or of all."""
+    inputs = drawn(rng, named("NHWC")[0], np.float32, "silu")
+    parts = parts_of(rng, inputs, "unequal")
+    zeros = {name: np.zeros_like(getattr(inputs, name)) for name in ("ddx", "ddweight", "ddbias")}
+    lacking = {name: None for name in zeros if name not in given}
+    as_zeros = [part._replace(**{n: np.zeros_like(getattr(part, n)) for n in lacking})
+                for part in parts]  # fmt: skip
+    results = in_group([part._replace(**lacking) for part in parts], parameter_gradients="total")
+    inputs = inputs._replace(**{name: zeros[name] for name in lacking})
+    expected = expected_of(inputs, as_zeros, total=True)
+    assert_are(joined(inputs, results, total=True), inputs, expected, 4.0)
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("weight",), ("bias", "dy"), ()], ids=str)
+def test_wanted_totals(rng, wanted):
+    inputs = drawn(rng, named("NC")[0], np.float32, "silu", True)
+    parts = parts_of(rng, inputs, "empty-in-between")
+    every = in_group(parts, parameter_gradients="total")
+    some = in_group(parts, parameter_gradients="total", wanted=wanted)
+    for one, other in zip(some, every, strict=True):
+        assert_wanted(one, other, wanted)
+
+
+@pytest.mark.parametrize("kind", ["local", "total"])
+@pytest.mark.parametrize("on_cpu", [(), (1,)], ids=str)
+def test_large_means_in_a_group(rng, on_cpu, kind):
+    """Pilots are the same numbers for every member, wherever its arrays are."""
+    case, ratio = named("NCHW-7x7")[0], 1e4
+    x, ddx, dy = (
+        case.memory.place((rng.normal(size=case.shape) + mean).astype(np.float32))
+        for mean in (ratio, -ratio, ratio)
+    )
+    inputs = drawn(rng, case, np.float32, None, x=x, dy=dy, ddx=ddx)
+    parts = parts_of(rng, inputs, "unequal")
+    total = kind == "total"
+    results = joined(inputs, in_group(parts, on_cpu, parameter_gradients=kind), total)
+    expected = expected_of(inputs, parts, total)
+    if not total:  # each share is as large as ddx, and rounded
+        results = results._replace(weight=expected.weight.astype(np.float32))
+    assert_are(results, inputs, expected, 8.0)
+
+
+def test_totals_beside_sums_are_told(rng):
+    """By a member on a GPU as by one on the CPU."""
     group = new_group(2)
     x = rng.normal(size=(4, 3)).astype(np.float32)
 
     def member(rank):
         data = Array(x) if rank == 0 else x
         saved = bnext.batch_norm_forward(data, group=group)[1]
-        bnext.batch_norm_double_backward(data, data, data, saved, parameter_gradients="total")
+        kind = "total" if rank == 0 else "local"
+        bnext.batch_norm_double_backward(data, data, data, saved, parameter_gradients=kind)
 
-    culprit, survivor = members(group, member)
-    assert isinstance(culprit, ValueError)
-    assert isinstance(survivor, GroupError)
-    assert "rank 0 raised ValueError: parameter_gradients: expected 'local'" in str(survivor)
+    for error in members(group, member):
+        assert isinstance(error, GroupError)
+        assert "channels instead of" in str(error)

@@ -168,6 +168,40 @@ def test_a_kernel_that_fails_is_told_by_the_next_call(kernels):
     )
 
 
+@pytest.mark.parametrize(
+    ("of_device", "shift", "text"),
+    [(WHOLE, 4, "emulated launch: a misaligned access"),
+     (1, 0, "emulated CUDA: run: too much shared memory")],
+)  # fmt: skip
+def test_what_a_device_would_refuse(kernels, of_device, shift, text):
+    """Emulated launches fail where a GPU would: a plan for other arrays or another device."""
+    shape, strides = (16, 4, 1024), [[4096, 1024, 1]] * 2
+    plan = kernels.plan("forward", "float32", shape, strides, [0, 0], 1, kernels.limits(of_device))
+    assert plan.unit == 4
+    x, y = np.zeros((2, 16 * 4096 + 64), np.float32)
+    x, y = (each.ctypes.data + -each.ctypes.data % 64 for each in (x, y))
+    statistics, workspace = np.zeros((5, 4)), np.zeros(plan.workspace_bytes + 1, np.uint8)
+    with pytest.raises(RuntimeError, match=text):
+        kernels.launch(
+            plan, WHOLE, 0, x=x + shift, y=y, statistics=statistics.ctypes.data,
+            workspace=workspace.ctypes.data,
+        )  # fmt: skip
+
+
+def test_a_failed_kernel_is_told_by_kernels_of_cells(kernels):
+    x = Array(np.ones((4, 3, 9), np.float32), FAILS)
+    bnext.moments(x)
+    with pytest.raises(RuntimeError) as caught:
+        bnext.instance_norm_forward(x)
+    assert re.fullmatch(
+        r"norm of cells \(kernel small forward, float32; grid \d+, block \d+; device 5 \(emulation "
+        r"of a GPU that fails\)\): emulated CUDA: run: a kernel has failed; a kernel launched "
+        r"before has failed, of bnext or of another library .*; the process can use this device "
+        r"no more",
+        str(caught.value),
+    )
+
+
 LOADED = """
     import numpy as np
     import bnext
@@ -190,9 +224,19 @@ def test_synchronous_launches(kernels):
                 bnext.batch_norm_forward(Array(x, 5))
             except RuntimeError as error:
                 print(error)
+    wide = np.ones((4, 8), np.float32)
+    for call in (
+        lambda: bnext.instance_norm_forward(Array(x, 5)),
+        lambda: bnext.layer_norm_forward(Array(wide, 5), 8),
+    ):
+        try:
+            call()
+        except RuntimeError as error:
+            print(error)
     """
     )
-    synchronous, first, second = output_of(program, BNEXT_CUDA_SYNC="1").splitlines()
+    output = output_of(program, BNEXT_CUDA_SYNC="1").splitlines()
+    synchronous, first, second, of_cells, of_rows = output
     assert synchronous == "True"
     assert first.startswith("forward (kernel collect_stats, float32, planar, unit 1; path two_")
     assert first.endswith(
@@ -201,6 +245,10 @@ def test_synchronous_launches(kernels):
     )
     assert second.startswith("forward (kernel fused, float32, planar, unit 1; path chunked, grid ")
     assert "; cooperative kernels of bnext end so where a block waits for the others" in second
+    for text, kernel in ((of_cells, "small forward"), (of_rows, "normalize_row")):
+        assert f"(kernel {kernel}, float32" in text
+        assert "; device 5 (emulation of a GPU that fails)): " in text
+        assert "a kernel has failed; most likely this kernel has failed; " in text
 
 
 def test_reserved_multiprocessors(kernels):

@@ -51,18 +51,21 @@ def test_every_plan_can_be_launched(
     assert found["block_rows"] % teams == 0
     assert (grid - 1) * found["block_rows"] < rows <= grid * found["block_rows"]
     if not wants_parameters:
-        assert found["workspace_bytes"] == found["merge_grid"] == 0
+        assert found["workspace_bytes"] == found["merge_grid"] == found["columns_grid"] == 0
         return
     sums = width * (1 + centered)
     assert found["merge_grid"] == -(-sums // 32)
-    assert found["workspace_bytes"] >= grid * sums * 8
+    slots = found["slots"]
+    assert found["workspace_bytes"] == slots * sums * 8
     of_block = teams * (sums + lanes) * (8 if dtype == "float64" else 4)
-    if found["sums_at"]:  # shared memory has no room for them
-        assert found["sums_at"] == grid * sums * 8
-        assert found["workspace_bytes"] == found["sums_at"] + grid * of_block
-        assert of_block + 2 * KIB > LIMITS[device].shared_per_block
-    else:
+    if not found["columns_grid"]:
+        assert slots == grid
         assert found["shared_bytes"] >= of_block
+        return
+    # Shared memory has no room for them.
+    assert of_block + 2 * KIB > LIMITS[device].shared_per_block
+    assert found["columns_grid"] == slots * -(-width // 256) < 1 << 31
+    assert 1 <= slots <= -(-rows // 64)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -74,9 +77,18 @@ def test_rows_of_networks_are_read_once(dtype, backward):
         found = plan(rows, width, dtype, backward=backward)
         assert found["unit"] * DTYPES[dtype] == 16
         assert found["kept"] * found["lanes"] * found["unit"] >= width
-        assert found["sums_at"] == 0
+        assert found["columns_grid"] == 0
         teams = found["block"] // found["lanes"]
         assert found["grid"] * teams >= 0.9 * min(rows, H200.multiprocessors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(32, 3 << 20), (132, 100_000), (4, 1 << 24)])
+def test_long_rows_take_little_memory(rows, width, dtype):
+    """Sums of columns that shared memory has no room for are not made by each block."""
+    found = plan(rows, width, dtype, backward=True)
+    assert found["columns_grid"] >= H200.multiprocessors
+    assert found["workspace_bytes"] <= 16 * max(width, 3 << 20)
 
 
 def test_few_rows_are_given_to_many_multiprocessors():

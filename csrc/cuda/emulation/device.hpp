@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "core/dtype.hpp"
 #include "cuda/annotations.hpp"
@@ -41,14 +42,23 @@ const T* of_cluster_rank(T* place, int rank) {
     return reinterpret_cast<const T*>(shared_memory_of_rank(rank) + offset);
 }
 
-inline double load_fresh(const double* p) { return *p; }
+// A device reads and writes words at multiples of their size alone; ends the launch of others.
+void refuse_misaligned();
+template <class V>
+const V* aligned(const V* p) {
+    if (reinterpret_cast<std::uintptr_t>(p) % sizeof(V) != 0) refuse_misaligned();
+    return p;
+}
+
+inline double load_fresh(const double* p) { return *aligned(p); }
 
 template <class V>
 V load(const V* p) {
-    return *p;
+    return *aligned(p);
 }
 template <class V>
 void store_once(V* p, const V& value) {
+    (void)aligned(p);
     *p = value;
 }
 
@@ -63,7 +73,8 @@ void commit_copies();
 void finish_copies(int pending);
 template <class V>
 void copy_async(V* shared, const V* p) {
-    copy_later(shared, p, sizeof(V));
+    (void)aligned(shared);
+    copy_later(shared, aligned(p), sizeof(V));
 }
 template <int kPending>
 void wait_for_copies() {

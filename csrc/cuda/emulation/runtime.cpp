@@ -7,6 +7,7 @@
 #include <iterator>
 #include <mutex>
 #include <new>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -91,7 +92,30 @@ CurrentDevice::~CurrentDevice() {
     one_at_a_time.unlock();
 }
 
-void prepare(Kernel) { note("prepare"); }
+namespace {
+
+std::set<Kernel> prepared;
+
+// What a device would refuse, whatever the kernel does.
+const char* problem_of(Kernel kernel, const Launch& launch) {
+    constexpr Index kMostBlocks = 0x7fffffff, kSharedUnprepared = 48 * 1024;
+    const int threads = launch.cut.threads;
+    if (launch.grid < 1 || launch.grid > kMostBlocks) return "the grid has no or too many blocks";
+    if (threads < kWarp || threads > 1024 || threads % kWarp != 0) return "no such block";
+    if (launch.shared_bytes > kDevices[current_device].shared) return "too much shared memory";
+    if (launch.shared_bytes > kSharedUnprepared && !prepared.contains(kernel)) {
+        return "the kernel is not prepared for so much shared memory";
+    }
+    return launch.grid % launch.cluster != 0 ? "a cluster is not whole" : nullptr;
+}
+
+}  // namespace
+
+void prepare(Kernel kernel) {
+    note("prepare");
+    const std::scoped_lock lock(one_at_a_time);
+    prepared.insert(kernel);
+}
 
 void* allocate(Index bytes, Stream stream) {
     note("allocate", stream);
@@ -108,6 +132,9 @@ void zero(void* memory, Index bytes, Stream stream) {
 void run(Kernel kernel, const Launch& launch, const Arguments& arguments, Stream stream) {
     note("run", stream);
     tell_failure("run");
+    if (const char* const problem = problem_of(kernel, launch)) {
+        throw Error(Fault::other, concat("emulated CUDA: run: ", problem));
+    }
     if (kDevices[current_device].refuses && must_be_resident(launch)) {
         throw Error(Fault::refused, "emulated CUDA: run: the launch is too large");
     }
