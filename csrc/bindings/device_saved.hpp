@@ -28,6 +28,7 @@ struct DeviceSaved {
     py::object of_z = py::none();      // two rows of float64: scale and shift of its argument
     Index groups = 0;                  // of a norm of cells: rows have the shape (5, N, G)
 
+    // What a group merged, on the host.
     [[nodiscard]] const Saved& merged() const {
         return take_saved(of_group, Function::forward, "x");
     }

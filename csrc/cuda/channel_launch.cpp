@@ -22,7 +22,8 @@ void run(const Channels& channels, PerChannel what, Arguments& a, runtime::Strea
     a.cut = launch.cut;
     const runtime::CurrentDevice current(channels.device);
     run_named(kernel_of(channels.dtype, what), launch, a, stream, [&] {
-        return concat(what == PerChannel::keep_z ? "keep_z" : "show_statistics", " (",
+        return concat("numbers of channels (kernel ",
+                      what == PerChannel::keep_z ? "keep_z" : "show_statistics", ", ",
                       name_of(channels.dtype), "; grid ", launch.grid, ", block ", kThreads, "; ",
                       text_of_device(channels.device), ")");
     });

@@ -26,7 +26,7 @@ void prepare(const LaunchPlan& plan, int device);
 std::string text_of_device(int device);
 std::string remark_on(const runtime::Error& error, bool waited, const Launch& launch);
 
-// f(), whose errors get the name of their launch by text(), and the likely cause.
+// f(), whose errors get the name of their launch by text(), and the likely cause by `waited`.
 template <class Text, class F>
 void naming(const Launch& launch, bool waited, Text&& text, F&& f) {
     try {

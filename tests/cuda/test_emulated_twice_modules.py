@@ -148,3 +148,33 @@ def test_members_of_a_group(cut, activation, has_residual):
         if isinstance(result, BaseException):
             raise result
     check(results, differentiate_twice(theirs, x, residual, activation))
+
+
+@pytest.mark.parametrize("dtype", STEPS, ids=str)
+def test_totals_of_a_group(dtype):
+    """By the functions: what a call with the whole batch gives, for each member the same."""
+    of_parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    arrays = torch.randn(3, 9, 5, 3, 4).to(dtype)
+    weight = torch.rand(5).to(of_parameters) + 0.5
+    outer = torch.randn(2, 2, 5).to(of_parameters)  # by ddweight and ddbias, of each member
+    group = new_group(2)
+
+    def second(ddx, dy, x, given, group=None, kind="local"):
+        saved = bnext.batch_norm_forward(x, weight, activation="silu", group=group)[1]
+        return bnext.batch_norm_double_backward(
+            ddx, dy, x, saved, weight, ddweight=given[0], ddbias=given[1], parameter_gradients=kind
+        )
+
+    parts = [arrays[:, :4], arrays[:, 4:]]
+    results = group.run(lambda rank, part: second(*part, outer[rank], group, "total"), parts)
+    whole = second(*arrays, outer.sum(0))
+    for name in ("dy", "x"):
+        joined = torch.cat([getattr(result, name) for result in results])
+        assert joined.dtype == dtype
+        scale = max(1.0, float(getattr(whole, name).abs().max()))
+        assert float((joined - getattr(whole, name)).abs().max()) <= STEPS[dtype] * scale
+    for name in ("weight", "bias"):
+        one, other = (getattr(result, name) for result in results)
+        assert one.dtype == of_parameters
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, getattr(whole, name), rtol=1e-5, atol=1e-5)
