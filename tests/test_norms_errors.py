@@ -1,5 +1,6 @@
 """What functions of norms of examples refuse, by name, before anything is written."""
 
+import functools
 import re
 import warnings
 
@@ -73,6 +74,14 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
+OF_CELLS = "group_norm_forward or instance_norm_forward"
+# Whose result a backward function takes as `saved`, as errors name it.
+TAKES = {
+    "batch": "batch_norm_forward", "group": OF_CELLS, "instance": OF_CELLS,
+    "layer": "layer_norm_forward", "rms": "rms_norm_forward",
+}  # fmt: skip
+
+
 def assert_refused(call, kind, text):
     """An error of that kind, whose text begins like that; `.*` stands for anything."""
     with pytest.raises(kind) as caught:
@@ -102,7 +111,6 @@ def test_errors_of_forward(kind):
 def test_errors_of_backward(kind):
     run, given, _ = FUNCTIONS[kind]
     back = getattr(bnext, f"{kind}_norm_backward")
-    of_saved = f"{kind}_norm_forward" if kind in ("layer", "rms") else ""
     x, other, dy = given["x"], given["x"] + 1, given["x"] * 2
     saved, added, of_both = (
         run(**given, **more)[1]
@@ -116,7 +124,7 @@ def test_errors_of_backward(kind):
             ValueError,
             "saved: made from another x, or x was",
         ),
-        (lambda: back(dy, x, None), TypeError, f"saved: expected what {of_saved}"),
+        (lambda: back(dy, x, None), TypeError, f"saved: expected what {TAKES[kind]}"),
         (lambda: back(dy, x, saved, SIX[:3]), ValueError, "weight: expected shape"),
         (lambda: back(dy, x, of_both), ValueError, "residual: expected the forward call's"),
         (lambda: back(dy, x, of_both, residual=other), ValueError, ".*another residual"),
@@ -124,6 +132,41 @@ def test_errors_of_backward(kind):
         (lambda: back(dy, x, added, out=dy), ValueError, ".*got dy, which is dresidual"),
     ):
         assert_refused(call, error, text)
+
+
+def saved_for(kind, x, **options):
+    """What a forward function leaves for its backward function."""
+    of_rows = {"normalized_shape": x.shape[-1]}
+    given = {"layer": of_rows, "rms": of_rows, "group": {"num_groups": 3}}.get(kind, {})
+    return getattr(bnext, f"{kind}_norm_forward")(x, **given, **options)[1]
+
+
+def assert_wrong_saved_is_told(kind, x, saved):
+    """The error names the function whose result was expected."""
+    text = f"saved: expected what {TAKES[kind]} returned, got "
+    calls = [getattr(bnext, f"{kind}_norm_backward")]
+    if kind == "batch":
+        calls.append(functools.partial(bnext.batch_norm_double_backward, x))
+    for call in calls:
+        assert_refused(lambda call=call: call(x, x, saved), (TypeError, ValueError), text)
+
+
+@pytest.mark.parametrize("kind", TAKES)
+@pytest.mark.parametrize("other", [None, (), *TAKES], ids=str)
+def test_another_saved_is_told(kind, other):
+    saved = saved_for(other, X) if other in TAKES else other
+    if TAKES.get(other) != TAKES[kind]:
+        assert_wrong_saved_is_told(kind, X, saved)
+
+
+@pytest.mark.parametrize("kind", TAKES)
+@pytest.mark.parametrize("other", TAKES)
+def test_another_saved_of_a_group_is_told(kind, other):
+    group = bnext.sync.ThreadGroup(1)
+    with group.member(0):
+        saved = saved_for(other, X, group=group)
+        if TAKES[other] != TAKES[kind]:
+            assert_wrong_saved_is_told(kind, X, saved)
 
 
 def test_errors_of_other_norms_and_of_single_values():

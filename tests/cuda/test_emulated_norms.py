@@ -17,12 +17,14 @@ from ..fake_cuda import Array, InterfaceArray
 from ..norms import (
     CENTERED,
     DATA,
+    DTYPES,
     LAYOUTS,
     RESIDUAL,
     UNIT,
     Cells,
     Rows,
     assert_all_same_bits,
+    both_passes,
     drawn,
     param,
 )
@@ -35,8 +37,8 @@ from ..test_norms_values import (  # noqa: F401
     test_what_is_not_finite_stays_in_its_slab,
 )
 from . import gpu
-from .norms import CELLS, HERE
-from .there import LARGE, SMALL, There
+from .norms import CELLS, HERE, MODULE
+from .there import LARGE, SMALL, There, launches_of
 
 pytestmark = pytest.mark.usefixtures("emulated")
 F4 = np.float32
@@ -71,6 +73,36 @@ def test_rows(rng, dtype, centered):
     for (shape, dims), device in itertools.product(ROWS, (SMALL, LARGE)):
         inputs, where = drawn(rng, Rows(dims, centered), shape, dtype), There(Array, device)
         inputs.norm.assert_are_right(where.both(inputs), inputs, where)
+
+
+LONG_ROWS = [
+    *((dtype, centered, (5, 6400)) for dtype in DTYPES for centered in (True, False)),
+    (np.float64, True, (130, 1600)),  # in several slots
+]
+
+
+@pytest.mark.parametrize(("name", "adds"), [(None, False), ("relu", True), ("gelu", False)])
+@pytest.mark.parametrize(("dtype", "centered", "shape"), LONG_ROWS)
+def test_rows_whose_columns_have_no_room(rng, shape, dtype, centered, name, adds):
+    """A launch of their own makes sums of columns; the same bits again."""
+    inputs = drawn(rng, Rows(1, centered), shape, dtype, name=name, adds=adds)
+    results = HERE.both(inputs)
+    if name is None:
+        inputs.norm.assert_are_right(results, inputs, HERE)
+    else:
+        inputs.norm.assert_are_activated(results, inputs)
+    requests = launches_of(MODULE, lambda: assert_all_same_bits(HERE.both(inputs), results))
+    assert [what for what, _ in requests].count("run") == 4  # with forward's
+
+
+def test_long_rows_at_the_ends_of_float32(rng):
+    """Their columns' sums are of xhat, whose size is usual; as on the CPU."""
+    inputs = drawn(rng, Rows(), (6, 6400))
+    inputs.x[...] *= np.array([1, 1e37, 1e-38, 1e20, 1, 1e-30], F4)[:, None]
+    found, expected = HERE.both(inputs), both_passes(inputs)
+    for one, other in ((found.dweight, expected.dweight), (found.dbias, expected.dbias)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert np.abs(expected.dweight).max() > 1
 
 
 @DATA

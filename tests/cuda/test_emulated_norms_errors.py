@@ -21,7 +21,14 @@ from ..norms import (
     drawn,
     forward,
 )
-from ..test_norms_errors import FUNCTIONS, assert_refused
+from ..test_norms_errors import (
+    FUNCTIONS,
+    TAKES,
+    X,
+    assert_refused,
+    assert_wrong_saved_is_told,
+    saved_for,
+)
 from .norms import HERE
 from .there import LARGE, There
 
@@ -91,7 +98,6 @@ def test_errors_are_the_errors_of_the_cpu(kind):
 def test_errors_of_what_is_elsewhere(kind):
     run, given, _ = FUNCTIONS[kind]
     back = getattr(bnext, f"{kind}_norm_backward")
-    of_saved = f"{kind}_norm_forward" if kind in ("layer", "rms") else ""
     on_cpu, rest = given["x"], {k: v for k, v in given.items() if k != "x"}
     x, dy, elsewhere = HERE.put(on_cpu), HERE.put(on_cpu * 2), There(Array, LARGE).put(on_cpu)
     weight = np.ones(9 if rest.get("normalized_shape") else 6, F4)
@@ -102,24 +108,32 @@ def test_errors_of_what_is_elsewhere(kind):
     more = {} if other == "batch" else rest
     _, of_other = getattr(bnext, f"{other}_norm_forward")(x, **more)
     back_of_other = getattr(bnext, f"{other}_norm_backward")
-    saver, of_gpu = kind, "saved: made from an input on cuda:0"
-    if other == "batch":  # one error for both norms of cells
-        saver, of_gpu = "group", "saved: expected what batch_norm_forward returned, got DeviceSaved"
+    saver = "group" if other == "batch" else kind  # one error for both norms of cells
     for call, error, text in (
         (lambda: run(x, **rest, weight=weight), TypeError, "weight: expected an array on cuda:0"),
         (lambda: run(x, **rest, residual=on_cpu), TypeError, "residual: expected an array on cuda"),
         (lambda: back(dy, x[:1], saved), ValueError, "saved: made from an input of shape"),
         (lambda: back(dy[:1], x, saved), ValueError, "dy: expected shape"),
-        (lambda: back(dy, x, None), TypeError, f"saved: expected what {of_saved}"),
+        (lambda: back(dy, x, None), TypeError, f"saved: expected what {TAKES[kind]}"),
         (lambda: back(dy, x, of_other), ValueError, f".*got what {other}_norm_forward did"),
         (lambda: back_of_other(dy, x, saved), ValueError, f".*got what {saver}_norm_forward"),
         (lambda: back(dy, x, of_cpu), TypeError, "saved: made from an input on the CPU, got x"),
         (lambda: back(elsewhere, elsewhere, saved), TypeError, "saved: expected an array on cuda:"),
         (lambda: back(dy, x, activated), ValueError, "residual: expected the forward call's"),
         (lambda: back(dy, x, saved, out=dy), ValueError, "out: expected memory of its own"),
-        (lambda: back(on_cpu, on_cpu, saved), TypeError, of_gpu),
+        (lambda: back(on_cpu, on_cpu, saved), TypeError,
+         "saved: made from an input on cuda:0, got x on the CPU"),
     ):  # fmt: skip
         assert_refused(call, error, text)
+
+
+@pytest.mark.parametrize("kind", TAKES)
+@pytest.mark.parametrize("other", [None, (), *TAKES], ids=str)
+def test_another_saved_is_told(kind, other):
+    x = HERE.put(X)
+    saved = saved_for(other, x) if other in TAKES else other
+    if TAKES.get(other) != TAKES[kind]:
+        assert_wrong_saved_is_told(kind, x, saved)
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
