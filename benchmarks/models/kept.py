@@ -16,7 +16,7 @@ import warnings
 from benchmarks.kit.command import checked, command, ended, option
 from bnext.command_line import at_least
 
-MOST = {"ResNet-50": 0.80, "VGG-16-BN": 0.60}
+MOST = {"ResNet-50": 0.80, "VGG-16-BN": 0.60, "U-Net": 0.60, "MobileNetV3": 0.60}
 
 
 def bytes_kept(torch, model, x):
@@ -70,9 +70,13 @@ def bytes_kept(torch, model, x):
 )
 def main(options, torch):
     import bnext.torch
+    from benchmarks.models.mobilenet import mobilenet_v3_large
     from benchmarks.models.networks import resnet50, vgg16
+    from benchmarks.models.unet import unet
 
-    networks = {"ResNet-50": resnet50, "VGG-16-BN": vgg16}
+    networks = {
+        "ResNet-50": resnet50, "VGG-16-BN": vgg16, "U-Net": unet, "MobileNetV3": mobilenet_v3_large,
+    }  # fmt: skip
     warnings.simplefilter("ignore", bnext.torch.ConversionWarning)
     x = torch.randn(options.batch, 3, options.size, options.size)
     ways = {
@@ -90,7 +94,7 @@ def main(options, torch):
         kept = {way: bytes_kept(torch, make(copy.deepcopy(model)), x) for way, make in ways.items()}
         theirs = kept["PyTorch"]
         row = [f"{way} {size / 2**20:.0f} ({size / theirs:.2f})" for way, size in kept.items()]
-        print(f"{name:10}  " + "  ".join(row))
+        print(f"{name:11}  " + "  ".join(row))
         if kept["fuse, recompute"] > MOST[name] * theirs:
             broken.append(f"{name} keeps more than {MOST[name]} of PyTorch's bytes")
     return ended(options, broken)

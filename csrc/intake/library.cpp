@@ -1,5 +1,6 @@
 #include "intake/library.hpp"
 
+#include <cstdint>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -36,6 +37,9 @@ const Library* library_for(const py::object& object) {
             library->autograd.emplace(torch);
             library->torch = torch;
             library->empty_like = torch.attr("empty_like");
+            library->empty_strided = torch.attr("empty_strided");
+            library->memory_is_profiled = reinterpret_cast<bool (*)()>(
+                py::cast<std::uintptr_t>(object.attr("memory_is_profiled")));
         } catch (const Error&) {
             library->reader.reset();  // a version without the table
         }

@@ -9,10 +9,14 @@
 namespace bnext::intake {
 
 struct Library {
-    py::object object;                   // bnext.arrays.library.Library
-    py::object count_writes;             // its function
-    py::object torch;                    // the module, where it has the table; also what follows
-    py::object empty_like;               // its function
+    py::object object;         // bnext.arrays.library.Library
+    py::object count_writes;   // its function
+    py::object torch;          // the module, where it has the table; also what follows
+    py::object empty_like;     // its function
+    py::object empty_strided;  // another
+    // Whether a profiler records what the library allocates, as it does in this thread now; null
+    // where the library does not say.
+    bool (*memory_is_profiled)() = nullptr;
     std::optional<TensorReader> reader;  // of tensors on the CPU
     std::optional<Autograd> autograd;    // what is recorded is not plain
 };

@@ -71,7 +71,8 @@ struct Fresh {
     bool is_library = false;  // whether the array is the library's
 };
 
-// Makes results of one library, or NumPy's.
+// Makes results of one library, or NumPy's: in memory from the pool, as a rule. Where a profiler
+// records what the library allocates, the library makes them, and the record is complete.
 class Results {
 public:
     Results() = default;

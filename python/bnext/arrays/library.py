@@ -54,6 +54,9 @@ class Library:
 
     immutable = False  # whether its arrays can never be written
     plain_of: Any = None  # torch, whose plain tensors are read by DLPack's table of C functions
+    # Address of a C function without arguments that says whether a profiler records what the
+    # library allocates; 0 without any.
+    memory_is_profiled: int = 0
 
     def __init__(self, name: str, namespace: Any) -> None:
         self.name = name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,23 @@ def counter_of_writes(torch: Any) -> Any:
     return increment
 
 
+def teller_of_profiled_memory(torch: Any) -> int:
+    """Find the address of PyTorch's C++ function ``c10::memoryProfilingEnabled``; 0 without it."""
+    file = os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so")
+    try:
+        function = ctypes.CDLL(file)["_ZN3c1022memoryProfilingEnabledEv"]
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
 class Torch(Library):
     """PyTorch, whose tensors may be more than their memory: lazy, wrapped, watched by autograd."""
 
     def __init__(self, torch: Any) -> None:
         super().__init__("torch", torch)
         self.plain_of = torch
+        self.memory_is_profiled = teller_of_profiled_memory(torch)
         self.count_writes = counter_of_writes(torch)  # type: ignore[method-assign]
         self._forward_ad = torch.autograd.forward_ad
         # Types that leave PyTorch's operations as they are, so that memory is all there is.

@@ -5,7 +5,7 @@ layers are subclasses of `torch.nn`'s, and do what those do: same arguments, sta
 errors. So does `functional.batch_norm`. This package is the only place of bnext that imports
 PyTorch, and bnext's compiled parts know nothing of it.
 
-From the bottom: context, formats, disguises, epilogues and kernels; formulas, gradients and
+From the bottom: context, copies, formats, disguises, epilogues and kernels; formulas, gradients and
 operators (the ways over the kernels), which roads and functional choose from; the layers
 (recomputation, skipping, ghosts, modules, sync, lazy, frozen, batch_statistics, renorm); layer and
 RMS normalization (row_gradients, row_operators, row_functional, row_modules); conversion of models

@@ -28,10 +28,7 @@ def caller(
         if not callable(call):
             raise TypeError(f"call: expected a callable, got {type(call).__name__}")
         return lambda batch: call(model, moved(batch, device))
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):
-        signature = inspect.signature(lambda x: x)
+    signature = _signature_of(model)
     parameters = signature.parameters.values()
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     positional = [
@@ -44,6 +41,8 @@ def caller(
     def run(batch: Any) -> Any:
         batch = moved(batch, device)
         if isinstance(batch, Mapping):
+            if len(positional) == 1 and positional[0].name not in batch:
+                return model(batch)
             named = {k: v for k, v in batch.items() if takes_any or k in signature.parameters}
             return model(**named)
         if isinstance(batch, tuple | list):
@@ -56,6 +55,19 @@ def caller(
         return model(batch)
 
     return run
+
+
+def _signature_of(model: torch.nn.Module) -> inspect.Signature:
+    """Give the arguments of a model, or of the one that a wrapper (`DistributedDataParallel`) has."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda x: x)
+    passes_on = {each.kind for each in signature.parameters.values()} == {
+        inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD,
+    }  # fmt: skip
+    children = list(model.children())
+    return _signature_of(children[0]) if passes_on and len(children) == 1 else signature
 
 
 def moved(batch: Any, device: Any) -> Any:

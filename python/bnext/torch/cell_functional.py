@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from bnext.torch import cell_kernels, gradients
 from bnext.torch.cell_gradients import cell_norm
-from bnext.torch.context import is_compiling, is_recomputed, is_symbolic
+from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
 from bnext.torch.epilogues import Epilogue, applied, checked
 from bnext.torch.functional import _node_of
 from bnext.torch.kernels import KernelRefusal, widened, work_together
@@ -87,7 +88,7 @@ def group_norm(
     road = road_of_cells(input, num_groups, None, None, weight, bias, True, 0.0, eps)
     if road is KERNELS and isinstance(num_groups, int):
         try:
-            return cell_norm(input, num_groups, weight, bias, eps)[0]
+            return _by_kernels("group_norm", input, num_groups, weight, bias, eps)[0]
         except KernelRefusal:
             pass
     elif road is NODE:
@@ -115,7 +116,8 @@ def activated_group_norm(
         road = road_of_cells(input, num_groups, None, None, weight, bias, True, 0.0, eps)
         try:
             if road is KERNELS and fits_kernels(input, epilogue.residual):
-                return cell_norm(input, num_groups, weight, bias, eps, epilogue)[0]
+                of = input, num_groups, weight, bias, eps, epilogue
+                return _by_kernels("group_norm", *of)[0]
         except KernelRefusal:
             pass
     return applied(group_norm(input, num_groups, weight, bias, eps), epilogue)
@@ -203,7 +205,8 @@ def activated_instance_norm(
     if fits and momentum is not None and _fits_running(input, running_mean, running_var):
         try:
             if use_input_stats:
-                y, saved = cell_norm(input, None, weight, bias, eps, epilogue)
+                given = input, None, weight, bias, eps, epilogue
+                y, saved = _by_kernels("instance_norm", *given)
                 if tracked and not is_recomputed():
                     _move(running_mean, running_var, momentum, saved)
                 return y
@@ -227,6 +230,10 @@ def activated_instance_norm(
         tensors = (input, running_mean.clone(), running_var.clone(), weight, bias)  # type: ignore[union-attr]
     y = _INSTANCE_NORM(*tensors, use_input_stats, momentum, eps)
     return y
+
+
+def _by_kernels(name: str, *of: Any) -> Any:
+    return in_a_range(name, cell_norm, *of) if profiler._is_profiler_enabled else cell_norm(*of)
 
 
 def _fits_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> bool:

@@ -129,10 +129,20 @@ def _is_exported_now() -> bool:
 _is_exported_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def in_a_range(call: Any, *arguments: Any) -> Any:
-    """Do a call as one range of a profiler, which sees only PyTorch's operators by itself."""
-    with profiler.record_function("bnext::batch_norm"):
+def in_a_range(name: str, call: Any, *arguments: Any) -> Any:
+    """Do a call as one event of a profiler, which sees only PyTorch's operators by itself.
+
+    The event has the shapes of the tensors among the arguments.
+    """
+    with _event(f"bnext::{name}", [each for each in arguments if isinstance(each, Tensor)]):
         return call(*arguments)
+
+
+def _event(name: str, tensors: list[Tensor]) -> Any:
+    try:
+        return torch._C._profiler._RecordFunctionFast(name, tensors, {})
+    except (AttributeError, TypeError):
+        return profiler.record_function(name)
 
 
 def is_symbolic(*values: Any) -> bool:

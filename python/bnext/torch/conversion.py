@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from bnext.torch.classes import (
     reparametrized,
     target_of,
 )
+from bnext.torch.copies import shallow_copy
 from bnext.torch.fusion import is_fused, planned_fusions, set_fusion
 from bnext.torch.modules import Forward
 from bnext.torch.norms import BATCH, checked_norms, norm_of, target_of_norm
@@ -212,7 +212,7 @@ def as_torch(layer: Any) -> Any:
     kind = class_of(layer)
     if not is_exchanged(kind):
         return layer
-    plain = copy.copy(layer)
+    plain = shallow_copy(layer)
     _become(plain, original(kind), None)
     return plain
 

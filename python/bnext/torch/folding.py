@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
@@ -19,9 +20,9 @@ from bnext.torch.conversion import revert
 from bnext.torch.epilogues import ACTIVATIONS
 from bnext.torch.forms import form_of
 from bnext.torch.modules import Forward
-from bnext.torch.patterns import has_hooks
+from bnext.torch.patterns import has_hooks, module_of
 from bnext.torch.reports import check_module, counted_lines
-from bnext.torch.tracing import Untraceable, arguments_of, traced
+from bnext.torch.tracing import Untraceable, arguments_of, has_forward, traced
 
 __all__ = ["Folded", "FoldedLayer", "fold"]
 
@@ -99,6 +100,8 @@ def fold(model: nn.Module) -> Folded:
     ------
     TypeError
         `model` is no module.
+    ValueError
+        It has lazy layers that have not been called.
 
     Notes
     -----
@@ -107,6 +110,8 @@ def fold(model: nn.Module) -> Folded:
     Forward passes are traced by `torch.fx`, as in ``convert(model, fuse=True)``.
     """
     check_module(model)
+    if any(isinstance(each, LazyModuleMixin) and _is_waiting(each) for each in model.modules()):
+        raise ValueError("model: expected layers that have been called, got lazy ones")
     copied = copy.deepcopy(model)
     activations = {
         name: each._activation for name, each in copied.named_modules() if isinstance(each, Forward)
@@ -131,6 +136,11 @@ def fold(model: nn.Module) -> Folded:
     return Folded(copied, tuple(folded), tuple(left))
 
 
+def _is_waiting(layer: Any) -> bool:
+    """Whether a lazy layer has not been called."""
+    return bool(layer.has_uninitialized_params())
+
+
 class _Passed(nn.Module):
     """What is left of a layer that was folded: nothing, its activation, or modules of its own."""
 
@@ -153,8 +163,26 @@ class _Passed(nn.Module):
             return x
         return ACTIVATIONS[self.activation](x, self.negative_slope)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give TorchScript modules that it can compile, under the same names."""
+        modules = dict(self.named_children())
+        if self.rank is not None:
+            modules = {"_of_rank": _OfRank(), **modules}
+        if self.activation is not None:
+            modules["_activation"] = module_of(self.activation, self.negative_slope)
+        return nn.Sequential(collections.OrderedDict(modules)).train(self.training)
+
     def extra_repr(self) -> str:
         return "folded" if self.activation is None else f"folded, activation={self.activation}"
+
+
+class _OfRank(nn.Module):
+    """A check of (N, C), as `_Passed` has it, for TorchScript."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            raise ValueError("expected 2D input (N, C) where a layer was folded")
+        return x
 
 
 def _after(norm: nn.Module) -> tuple[str, ...]:
@@ -191,7 +219,7 @@ def _pairs(model: nn.Module) -> tuple[dict[nn.Module, nn.Module], dict[nn.Module
     for module in model.modules():
         children = [each for each in module.modules() if each is not module]
         norms = {each for each in children if isinstance(each, _BatchNorm)}
-        if not norms or type(module).forward is nn.Module.forward:
+        if not norms or not has_forward(module):
             continue
         try:
             graphs = _graphs(module)

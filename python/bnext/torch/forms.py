@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Form", "form_of", "looks_frozen"]
@@ -57,9 +58,10 @@ def looks_frozen(module: Any) -> bool:
     if isinstance(module, others) or type(module).forward is nn.Module.forward:
         return False
     tensors = [getattr(module, name, None) for name in BUFFERS]
-    return all(isinstance(each, Tensor) and each.dim() == 1 for each in tensors) and (
-        len({each.shape for each in tensors if each is not None}) == 1
-    )
+    if not all(isinstance(each, Tensor) and not is_lazy(each) for each in tensors):
+        return False
+    (shape, *others) = {each.shape for each in tensors if each is not None}
+    return len(shape) == 1 and not others
 
 
 def form_of(kind: type) -> Form | None:

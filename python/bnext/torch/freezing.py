@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnext.torch.lazy import LazyForward
 from bnext.torch.modules import Forward
 from bnext.torch.reports import check_module
 
@@ -39,8 +40,8 @@ def freeze(model: Module, *, affine: bool = True) -> Module:
     TypeError
         `model` is no module.
     ValueError
-        A layer of batch normalization is not bnext's, or has no running statistics, or there is
-        none. Nothing was changed then.
+        A layer of batch normalization is not bnext's, or has no running statistics, or is lazy and
+        has not been called, or there is none. Nothing was changed then.
     """
     layers = _layers_of(model)
     for name, layer in layers:
@@ -94,6 +95,11 @@ def _layers_of(model: Any) -> list[tuple[str, Any]]:
     layers = [(n or "the model itself", m) for n, m in model.named_modules()]
     found = [(name, each) for name, each in layers if isinstance(each, _BatchNorm)]
     for name, each in found:
+        if isinstance(each, LazyForward) and not isinstance(each, Forward):
+            raise ValueError(
+                f"model: expected layers that have been called, got a lazy one at {name}: freeze "
+                "after its first call"
+            )
         if not isinstance(each, Forward):
             raise ValueError(
                 f"model: expected layers of bnext's, got {type(each).__name__} at {name}: "

@@ -7,12 +7,12 @@ backward pass keeps no input.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bnext.torch.copies import shallow_copy
 from bnext.torch.epilogues import Epilogue, applied
 from bnext.torch.forms import Form
 from bnext.torch.functional import activated_batch_norm, counted_batch_norm
@@ -76,4 +76,4 @@ class FrozenForward(torch.nn.Module):
         """Give TorchScript, which knows nothing of kernels, the layer as it was."""
         from bnext.torch.conversion import revert
 
-        return revert(copy.copy(self))
+        return revert(shallow_copy(self))

@@ -116,7 +116,7 @@ def counted_batch_norm(
             running = running_mean, running_var, known, counter
             if profiler._is_profiler_enabled:
                 of: Any = (input, weight, bias, eps, running, training)
-                y: Tensor = in_a_range(gradients.batch_norm, *of)
+                y: Tensor = in_a_range("batch_norm", gradients.batch_norm, *of)
                 return y
             return gradients.batch_norm(input, weight, bias, eps, running, training)
         except KernelRefusal:
@@ -159,7 +159,7 @@ def activated_batch_norm(
         of: Any = (input, weight, bias, eps, running, training, epilogue)
         try:
             if profiler._is_profiler_enabled:
-                y: Tensor = in_a_range(gradients.batch_norm, *of)
+                y: Tensor = in_a_range("batch_norm", gradients.batch_norm, *of)
                 return y
             return gradients.batch_norm(*of)
         except KernelRefusal:

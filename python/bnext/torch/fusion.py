@@ -9,7 +9,6 @@ fused modules, another activation in its place, changed settings. So do tracers 
 
 from __future__ import annotations
 
-import copy
 import functools
 import weakref
 from collections.abc import Callable, Collection, Iterable
@@ -18,10 +17,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from bnext.torch.copies import shallow_copy
 from bnext.torch.disguises import Disguise, disguised, reduced
 from bnext.torch.epilogues import made
 from bnext.torch.fused import LAYERS, Functions, FusedLayer, Fusion
 from bnext.torch.graph_code import eager_function_of, function_of, module_of
+from bnext.torch.lazy import LazyForward
 from bnext.torch.overwriting import (
     call_over,
     count_holders,
@@ -31,7 +32,7 @@ from bnext.torch.overwriting import (
 )
 from bnext.torch.patterns import Apart, Chain, chain_of, own_activation
 from bnext.torch.recomputation import note
-from bnext.torch.tracing import Untraceable, arguments_of, traced
+from bnext.torch.tracing import Untraceable, arguments_of, has_forward, traced
 
 __all__ = ["Fusion", "fused_layers", "is_fused", "planned_fusions", "set_fusion", "unfused_class"]
 
@@ -60,13 +61,15 @@ def planned_fusions(
     reasons: dict[torch.nn.Module, str] = {}
     done: set[torch.nn.Module] = set()
     for module in model.modules():
+        if isinstance(module, LazyForward) and not isinstance(module, LAYERS):
+            reasons[module] = "it is lazy: fuse after its first call"
+            continue
         if isinstance(module, LAYERS):
             if own_activation(module) is not None:
                 done.add(module)
             reasons.setdefault(module, "no module's forward calls it")
             continue
-        has_forward = type(module).forward is not torch.nn.Module.forward
-        if not has_forward or not any(isinstance(child, LAYERS) for child in _near(module)):
+        if not has_forward(module) or not any(isinstance(each, LAYERS) for each in _near(module)):
             continue
         if fused_layers(module):
             done.update(module.get_submodule(each.name) for each in fused_layers(module))
@@ -161,19 +164,22 @@ def _chains_of(
 
 def _rewritten(graph: fx.Graph, chains: Iterable[Chain], over: Collection[Chain] = ()) -> fx.Graph:
     """Make one call of each chain in a graph; a chain of `over` may overwrite its input."""
+    calls: dict[fx.Node | None, fx.Node] = {}  # by the last node that each stands for
     for chain in chains:
         last = chain.nodes[-1]
         # Before anything that comes after the input, or what is added, is there.
         with graph.inserting_before(chain.add or chain.norm):
             layer = module_of(graph, str(chain.norm.target))
             source = chain.norm.args[0]
-            after = (chain.residual, chain.activation, chain.negative_slope)
+            residual = calls.get(chain.residual, chain.residual)
+            after = (residual, chain.activation, chain.negative_slope)
             if chain in over:
                 holders = count_holders(graph, source)
                 call = graph.call_function(call_over, (layer, source, *after, holders))
             else:
                 call = graph.call_function(call_fused, (layer, source, *after))
         last.replace_all_uses_with(call)
+        calls[last] = call
         for node in reversed(chain.nodes):
             graph.erase_node(node)
     return graph
@@ -202,7 +208,7 @@ class _FusedForward(Disguise):
 
     def __prepare_scriptable__(self) -> Any:
         """Give TorchScript, which reads the code of forward, the module of its own class."""
-        module: Any = copy.copy(self)
+        module: Any = shallow_copy(self)
         set_fusion(module, None)
         before = getattr(super(), "__prepare_scriptable__", None)
         return module if before is None else type(module).__prepare_scriptable__(module)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
+
+from bnext.torch.copies import shallow_copy
 
 __all__ = ["KernelModule", "with_types"]
 
@@ -55,7 +56,7 @@ class KernelModule(torch.nn.Module):
         from bnext.torch.patterns import module_of
 
         activation, negative_slope = self._activation
-        plain = revert(copy.copy(self))
+        plain = revert(shallow_copy(self))
         if activation is None:
             return plain
         return torch.nn.Sequential(plain, module_of(activation, negative_slope))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from bnext.torch import fusion
 from bnext.torch.classes import (
@@ -195,7 +196,8 @@ def _foreign(module: Any) -> str | None:
     if "BatchNorm" not in type(module).__name__ or any(map(is_candidate, module.modules())):
         return None  # another module, or a wrapper of layers, which are listed by themselves
     tensors = [getattr(module, name, None) for name in ("weight", "running_mean")]
-    if any(isinstance(each, torch.Tensor) and each.dim() == 2 for each in tensors):
+    known = (each for each in tensors if isinstance(each, torch.Tensor) and not is_lazy(each))
+    if any(each.dim() == 2 for each in known):
         return "its statistics or parameters are a table, one row for each type of input"
     return "no subclass of PyTorch's layers"
 

@@ -174,7 +174,9 @@ def _activated_by_rows(
 def _by_kernels(*of: Any) -> Tensor | None:
     try:
         if profiler._is_profiler_enabled:
-            y: Tensor = in_a_range(norm_of_rows, *of)
+            centered = of[5]
+            name = "layer_norm" if centered else "rms_norm"
+            y: Tensor = in_a_range(name, norm_of_rows, *of)
             return y
         return norm_of_rows(*of)
     except KernelRefusal:

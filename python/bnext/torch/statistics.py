@@ -57,7 +57,9 @@ def update_statistics(
         data, in any order. A batch is what the model is called with: a tensor or another object; a
         dict of named arguments; a tuple or list, of which the model gets as many elements as its
         ``forward`` has arguments without a default, and at least one. Labels are thus left out;
-        so are elements of a dict for which ``forward`` has no argument.
+        so are elements of a dict for which ``forward`` has no argument. If ``forward`` has one
+        argument without a default, which the dict does not name, that argument is the dict. Of a
+        model in a wrapper (`DistributedDataParallel`) these are the arguments of the model.
     method : {"exact", "pooled", "average"}
         As in `bnext.update_statistics`. ``"exact"``, the definition, takes a pass for each layer,
         which ends at that layer, and holds one batch at a time; the others take one pass.

@@ -103,7 +103,7 @@ class SyncBatchNorm(Forward):
         if torch.compiler.is_compiling():  # a wait for others is no part of a graph
             return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input, epilogue)
         if profiler._is_profiler_enabled:
-            return in_a_range(self._in_group, input, epilogue)
+            return in_a_range("batch_norm", self._in_group, input, epilogue)
         return self._in_group(input, epilogue)
 
     def _announcing(self) -> Any:

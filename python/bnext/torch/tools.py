@@ -14,8 +14,11 @@ from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from bnext.torch.classes import WHEN_MADE, ConversionWarning, counterparts
 from bnext.torch.conversion import as_torch, convert, revert
+from bnext.torch.copies import shallow_copy_of_tree
 from bnext.torch.imports import is_being_imported, when_imported
 from bnext.torch.modules import Forward
 from bnext.torch.sync import SyncBatchNorm
@@ -117,6 +120,19 @@ def _pytorch_sync(batchnorm: Any) -> None:
     batchnorm.SyncBatchNorm.convert_sync_batchnorm = classmethod(convert_sync_batchnorm)
 
 
+def _scripting(theirs: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+    """Prepare a copy: PyTorch puts what is to be compiled into the model that it is given."""
+    if isinstance(model, torch.nn.Module) and any(map(_is_compiled_otherwise, model.modules())):
+        model = shallow_copy_of_tree(model)
+    return theirs(model, *arguments, **named)
+
+
+def _is_compiled_otherwise(module: Any) -> bool:
+    """Whether it gives TorchScript another module of bnext's making in its place."""
+    prepare = getattr(type(module), "__prepare_scriptable__", None)
+    return getattr(prepare, "__module__", "").startswith("bnext.torch.")
+
+
 def _fvcore(precise_bn: Any) -> None:
     precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, SyncBatchNorm)
 
@@ -134,6 +150,7 @@ TABLES: list[tuple[str, Entry]] = [
     ),
 ]
 FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
+    ("torch.jit._script", partial(_instead, "call_prepare_scriptable_func", _scripting)),
     ("torch.nn.modules.batchnorm", _pytorch_sync),
     (
         "torch.fx.experimental.optimization",

@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["Untraceable", "arguments_of", "traced"]
+__all__ = ["Untraceable", "arguments_of", "has_forward", "traced"]
 
 
 class Untraceable(Exception):  # noqa: N818
     """A forward pass of which there is no graph that holds for every call; its text says why."""
+
+
+def has_forward(module: torch.nn.Module) -> bool:
+    """Whether a module has a forward pass that Python runs: no list, nothing of TorchScript's."""
+    if isinstance(module, torch.jit.ScriptModule):  # whose classes have no attribute of that name
+        return False
+    return type(module).forward is not torch.nn.Module.forward
 
 
 def arguments_of(module: torch.nn.Module) -> list[str]:
