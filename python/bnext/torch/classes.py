@@ -50,7 +50,7 @@ for _theirs, _ours in OURS.items():
 # Classes of PyTorch's other norms, and bnext's that stand for them: `norms` enters them.
 OTHERS: dict[type, type] = {}
 
-# Called with each class of batch normalization that is made and the class that it stands for.
+# Called with each class that is made and the class that it stands for.
 WHEN_MADE: list[Callable[[type, type], None]] = []
 
 _MADE: weakref.WeakValueDictionary[tuple[type, bool], type] = weakref.WeakValueDictionary()
@@ -125,7 +125,7 @@ def class_for(kind: type, sync: bool = False) -> type:
     except Exception as error:  # of a metaclass, say
         raise NoCounterpart(f"its class has no subclass: {error}") from error
     made = _MADE.setdefault((kind, sync), made)
-    for listener in () if issubclass(kind, tuple(OTHERS)) else WHEN_MADE:
+    for listener in WHEN_MADE:
         listener(made, kind)
     return made
 
@@ -294,7 +294,11 @@ def is_exchanged(kind: type) -> bool:
 
 def counterparts() -> list[tuple[type, type]]:
     """Every class of bnext's that there is now, and the class that it stands for."""
-    made = [*OURS.items(), *((kind, made) for (kind, _), made in list(_MADE.items()))]
+    made = [
+        *OURS.items(),
+        *OTHERS.items(),
+        *((kind, made) for (kind, _), made in list(_MADE.items())),
+    ]
     return [(ours, theirs) for theirs, ours in made]
 
 

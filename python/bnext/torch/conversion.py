@@ -34,7 +34,7 @@ from bnext.torch.reports import Layer, check_module, told
 from bnext.torch.skipping import set_skipping
 from bnext.torch.sync import SyncBatchNorm, check_group
 
-__all__ = ["as_torch", "convert", "revert"]
+__all__ = ["as_torch", "check_bare", "convert", "revert"]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -175,9 +175,13 @@ def revert(model: Module) -> Module:
         `model` is no module.
     ValueError
         A `SyncBatchNorm` that was not made by `convert` is in a group of bnext's, of which
-        PyTorch's know nothing. Nothing was changed then.
+        PyTorch's know nothing; or a layer was made with ``activation=``, which PyTorch's have not.
+        Nothing was changed then.
     """
     check_module(model)
+    for name, module in model.named_modules():
+        if _is_changed(module):
+            check_bare(module, name)
     fused = [each for each in model.modules() if is_fused(each)]
     before = {each: _before(each) for each in model.modules() if _is_changed(each)}
     with _all_or_nothing(before):
@@ -207,8 +211,22 @@ def _fuse(model: torch.nn.Module) -> None:
         vars(layer)["_apart"] = why
 
 
+def check_bare(layer: Any, name: str = "") -> None:
+    """ValueError for a layer that applies an activation of its own: PyTorch has none like it."""
+    activation = getattr(layer, "_activation", (None,))[0]
+    if activation is not None:
+        where = f" at {name}" if name else ""
+        raise ValueError(
+            f"model: expected layers that PyTorch has as well, got {class_of(layer).__name__} with "
+            f"activation={activation!r}{where}: make it of two modules, and convert(fuse=True)"
+        )
+
+
 def as_torch(layer: Any) -> Any:
-    """Give a layer of PyTorch's that has what a layer of bnext's has, in whatever group that is."""
+    """Give a layer of PyTorch's that has what a layer of bnext's has, in whatever group that is.
+
+    An activation of its own is left out.
+    """
     kind = class_of(layer)
     if not is_exchanged(kind):
         return layer

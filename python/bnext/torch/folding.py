@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from bnext.inference import folding
 from bnext.torch.classes import qualified
-from bnext.torch.conversion import revert
+from bnext.torch.conversion import convert, revert
 from bnext.torch.epilogues import ACTIVATIONS
 from bnext.torch.forms import form_of
-from bnext.torch.modules import Forward
+from bnext.torch.kernel_module import KernelModule
 from bnext.torch.patterns import has_hooks, module_of
 from bnext.torch.reports import check_module, counted_lines
 from bnext.torch.tracing import Untraceable, arguments_of, has_forward, traced
@@ -94,7 +94,8 @@ def fold(model: nn.Module) -> Folded:
     Folded
         A copy of the model, and a list of what was folded. In place of layers there are modules
         that pass on what they get, or apply the layer's own activation; names of other modules and
-        of their tensors stay. The copy is in evaluation mode, and no use for training.
+        of their tensors stay. The copy is in evaluation mode, and no use for training. Layers that
+        are not folded are PyTorch's, but for those with an activation of their own.
 
     Raises
     ------
@@ -114,7 +115,9 @@ def fold(model: nn.Module) -> Folded:
         raise ValueError("model: expected layers that have been called, got lazy ones")
     copied = copy.deepcopy(model)
     activations = {
-        name: each._activation for name, each in copied.named_modules() if isinstance(each, Forward)
+        name: vars(each).pop("_activation", (None, 0.0))
+        for name, each in copied.named_modules()
+        if isinstance(each, KernelModule)
     }
     revert(copied)
     copied.eval()
@@ -133,6 +136,10 @@ def fold(model: nn.Module) -> Folded:
         own = {each: module.get_submodule(each) for each in _after(module)}
         copied.set_submodule(name, _Passed(before, own, *activations.get(name, (None, 0.0))))
         folded.append(FoldedLayer(name, place))
+    for name, activation in activations.items():
+        module = copied.get_submodule(name)
+        if activation[0] is not None and not isinstance(module, _Passed):
+            vars(convert(module, norms="all"))["_activation"] = activation
     return Folded(copied, tuple(folded), tuple(left))
 
 

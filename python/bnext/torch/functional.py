@@ -11,7 +11,7 @@ from torch.autograd import profiler
 from bnext.torch import epilogues, gradients, operators
 from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
 from bnext.torch.epilogues import Epilogue
-from bnext.torch.kernels import KernelRefusal
+from bnext.torch.kernels import NARROW, KernelRefusal, widened
 from bnext.torch.roads import (
     EXPORTED,
     FUSED,
@@ -185,10 +185,23 @@ def _by_pytorch(
         )
     elif is_compiling() and isinstance(momentum, Tensor):
         momentum = float(momentum)  # made from a count that is traced
+    if _is_sharded(input, running_mean, weight, bias):
+        weight, bias = widened(input, weight), widened(input, bias)
     y: Tensor = _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if counter is not None and not recomputed:
         counter.add_(1)
     return y
+
+
+def _is_sharded(x: Any, mean: Any, weight: Any, bias: Any) -> bool:
+    """Whether parameters have the 16 bits of x beside float32 statistics, as in a sharded model.
+
+    PyTorch's operator takes them as float32.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in NARROW:
+        return False
+    narrow = any(each is not None and each.dtype == x.dtype for each in (weight, bias))
+    return narrow and mean is not None and mean.dtype == torch.float32
 
 
 def weight_of_batch(counter: Tensor | None) -> Any:

@@ -56,7 +56,9 @@ class KernelModule(torch.nn.Module):
         from bnext.torch.patterns import module_of
 
         activation, negative_slope = self._activation
-        plain = revert(shallow_copy(self))
+        plain = shallow_copy(self)
+        vars(plain).pop("_activation", None)
+        plain = revert(plain)
         if activation is None:
             return plain
         return torch.nn.Sequential(plain, module_of(activation, negative_slope))

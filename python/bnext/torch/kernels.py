@@ -37,7 +37,7 @@ __all__ = [
     "backward_of_parameters", "calls_on", "double_backward", "double_backward_of_shard",
     "evaluate_layer", "forward", "fuses",
     "has_memory",
-    "move_running", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
+    "move_running", "normalize_together", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
     "widened", "work_together",
 ]  # fmt: skip
 
@@ -104,6 +104,17 @@ def work_together(x: Tensor, *others: Tensor | None) -> bool:
     )
 
 
+def normalize_together(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None
+) -> bool:
+    """Whether kernels take x with these parameters and statistics.
+
+    They are of one dtype each: a sharded model has parameters of 16 bits in calls, and float32
+    statistics.
+    """
+    return work_together(x, weight, bias) and work_together(x, mean, var)
+
+
 def widened(x: Tensor, tensor: Tensor | None) -> Any:
     """Cast to the dtype that kernels take beside x: float32 beside 16 bits."""
     return tensor if tensor is None or x.dtype not in NARROW else tensor.float()
@@ -144,7 +155,7 @@ def _forward_of_others(
 ) -> tuple[Tensor, Any]:  # fmt: skip
     mean, var, momentum, _ = given or moved or (None,) * 4
     tensors = (weight, bias, mean, var)
-    if not work_together(x, *tensors) or (given and (mean is None or var is None)):
+    if not normalize_together(x, *tensors) or (given and (mean is None or var is None)):
         raise KernelRefusal
     wide = [widened(x, tensor) for tensor in tensors]
     if any(before is not after for before, after in zip(tensors, wide, strict=True)):

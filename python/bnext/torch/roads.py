@@ -136,7 +136,7 @@ def _fits_operators(
     others = (running_mean, running_var, weight, bias)
     return (
         x.dim() > 1
-        and kernels.work_together(x, *others)
+        and kernels.normalize_together(x, weight, bias, running_mean, running_var)
         and (running_mean is None) == (running_var is None)
         and not any(buffer is not None and buffer.requires_grad for buffer in others[:2])
         and all(tensor is None or tensor.shape == (x.size(1),) for tensor in others)

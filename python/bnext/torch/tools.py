@@ -17,10 +17,13 @@ from typing import Any
 import torch
 
 from bnext.torch.classes import WHEN_MADE, ConversionWarning, counterparts
-from bnext.torch.conversion import as_torch, convert, revert
+from bnext.torch.conversion import as_torch, check_bare, convert, revert
 from bnext.torch.copies import shallow_copy_of_tree
 from bnext.torch.imports import is_being_imported, when_imported
+from bnext.torch.kernel_module import KernelModule
 from bnext.torch.modules import Forward
+from bnext.torch.patterns import module_of
+from bnext.torch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bnext.torch.sync import SyncBatchNorm
 
 __all__ = ["tell"]
@@ -49,7 +52,13 @@ def _opacus(opacus: Any, ours: type, theirs: type) -> None:
 
     def fix(module: Any, **named: Any) -> Any:
         """Replace a layer as one of exactly that class, since others do more than normalize."""
-        return fixers[theirs](as_torch(module), **named) if theirs in fixers else module
+        if theirs not in fixers:
+            return module
+        fixed = fixers[theirs](as_torch(module), **named)
+        activation, negative_slope = getattr(module, "_activation", (None, 0.0))
+        if activation is None:
+            return fixed
+        return torch.nn.Sequential(fixed, module_of(activation, negative_slope))
 
     validators.setdefault(ours, validate)
     fixers.setdefault(ours, fix)
@@ -76,6 +85,8 @@ def _fx_fusion(matches: Any, pattern: Any, node: Any, modules: Any) -> Any:
         return True
     names = [each.target for each in (node, *node.args[:1]) if hasattr(each, "target")]
     ours = [name for name in names if isinstance(modules.get(name), Forward)]
+    if any(modules[name]._activation[0] is not None for name in ours):
+        return False  # what would take the place of both knows no activation
     exchanged = modules | {name: as_torch(modules[name]) for name in ours}
     return bool(ours) and matches(pattern, node, exchanged)
 
@@ -83,8 +94,8 @@ def _fx_fusion(matches: Any, pattern: Any, node: Any, modules: Any) -> Any:
 def _fx_quantization(fuse: Any, graph: Any, *arguments: Any, **named: Any) -> Any:
     """Fuse, and then quantize, a graph with PyTorch's layers; the model keeps its own."""
     for name, module in list(graph.named_modules()):
-        if name and isinstance(module, Forward):
-            graph.set_submodule(name, as_torch(module))
+        if name and isinstance(module, KernelModule):
+            graph.set_submodule(name, module.__prepare_scriptable__())
     return fuse(graph, *arguments, **named)
 
 
@@ -96,6 +107,8 @@ def _synchronized(theirs: Any, module: Any, process_group: Any = None) -> Any:
 
 
 def _split(theirs: Any, module: Any, *arguments: Any, **named: Any) -> Any:
+    if isinstance(module, Forward):
+        check_bare(module)
     split = theirs(module, *arguments, **named)
     return convert(split) if isinstance(module, Forward) else split
 
@@ -133,6 +146,17 @@ def _is_compiled_otherwise(module: Any) -> bool:
     return getattr(prepare, "__module__", "").startswith("bnext.torch.")
 
 
+def _mkldnn(mkldnn: Any) -> None:
+    theirs = mkldnn.MkldnnBatchNorm.__init__
+
+    @wraps(theirs)
+    def __init__(self: Any, dense_module: Any) -> None:
+        check_bare(dense_module)
+        theirs(self, dense_module)
+
+    mkldnn.MkldnnBatchNorm.__init__ = __init__
+
+
 def _fvcore(precise_bn: Any) -> None:
     precise_bn.BN_MODULE_TYPES = (*precise_bn.BN_MODULE_TYPES, SyncBatchNorm)
 
@@ -149,6 +173,14 @@ TABLES: list[tuple[str, Entry]] = [
         partial(_beside, "DEFAULT_STATIC_QUANT_MODULE_MAPPINGS"),
     ),
 ]
+# Layers of bnext's that PyTorch has not, and the class that they are nearest to where layers are
+# counted or refused.
+NEAREST: list[tuple[type, type]] = [
+    (BatchRenorm1d, torch.nn.BatchNorm1d),
+    (BatchRenorm2d, torch.nn.BatchNorm2d),
+    (BatchRenorm3d, torch.nn.BatchNorm3d),
+]
+KNOW_NEAREST = ("thop.profile", "ptflops.pytorch_ops", "opacus.validators")
 FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
     ("torch.jit._script", partial(_instead, "call_prepare_scriptable_func", _scripting)),
     ("torch.nn.modules.batchnorm", _pytorch_sync),
@@ -157,6 +189,7 @@ FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
         partial(_instead, "matches_module_pattern", _fx_fusion),
     ),
     ("torch.ao.quantization.quantize_fx", partial(_instead, "fuse", _fx_quantization)),
+    ("torch.utils.mkldnn", _mkldnn),
     ("fvcore.nn.precise_bn", _fvcore),
     ("timm.layers.norm_act", partial(_instead, "convert_sync_batchnorm", _synchronized)),
     ("timm.layers.split_batchnorm", partial(_instead, "convert_splitbn_model", _split)),
@@ -173,7 +206,7 @@ def tell() -> None:
 
 
 def _enter_all(name: str, enter: Entry, module: ModuleType) -> None:
-    for ours, theirs in counterparts():
+    for ours, theirs in (*counterparts(), *(NEAREST if name in KNOW_NEAREST else ())):
         _attempt(name, enter, module, ours, theirs)
 
 
