@@ -75,30 +75,74 @@ def test_torch_other_mixtures_have_pytorch_s_errors():
         assert errors[0] is not None
 
 
-def test_torch_fsdp2_with_parameters_of_16_bits(tmp_path):
-    fsdp = pytest.importorskip("torch.distributed.fsdp")
-    if not hasattr(fsdp, "fully_shard") or not torch.distributed.is_gloo_available():
-        pytest.skip("PyTorch is without FSDP2, or without gloo")
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone, with gloo."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("PyTorch is without gloo")
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
     )
-    try:
-        model = bnext.torch.convert(
-            nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3), nn.ReLU()), fuse=True
-        )
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-        policy = fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        fsdp.fully_shard(model, mesh=mesh, mp_policy=policy)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(2):
-            y = model(torch.randn(5, 6))
-            assert y.dtype == torch.bfloat16
-            y.float().square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        assert model[1].running_mean.dtype == torch.float32
-        assert int(model[1].num_batches_tracked) == 2
-        assert model[1].weight.dtype == torch.float32
-        assert model.eval()(torch.randn(5, 6)).dtype == torch.bfloat16
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def sharded(model, **options):
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("PyTorch is without FSDP2")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    if options:
+        options = {"mp_policy": fsdp.MixedPrecisionPolicy(**options)}
+    return fsdp.fully_shard(model, mesh=mesh, **options)
+
+
+def new_model():
+    return nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3), nn.ReLU())
+
+
+def trained(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        y = model(torch.randn(5, 6))
+        y.float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return y, optimizer
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_torch_fsdp2_with_parameters_of_16_bits(one_process, fuse):
+    model = bnext.torch.convert(new_model(), fuse=fuse)
+    sharded(model, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    y, _ = trained(model)
+    assert y.dtype == torch.bfloat16
+    assert model[1].running_mean.dtype == torch.float32
+    assert int(model[1].num_batches_tracked) == 2
+    assert model[1].weight.dtype == torch.float32
+    assert model.eval()(torch.randn(5, 6)).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torch_distributed_checkpoints_go_either_way(one_process, tmp_path):
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    ours = [bnext.torch.convert(new_model(), fuse=True, recompute=True) for _ in range(2)]
+    x = torch.randn(5, 6)
+    for source, target in ((ours[0], new_model()), (new_model(), ours[1])):
+        states = []
+        for model in (source, target):
+            _, optimizer = trained(sharded(model))
+            parts = get_state_dict(model, optimizer)
+            states.append((optimizer, dict(zip(("model", "optimizer"), parts, strict=True))))
+        place = tmp_path / type(source[1]).__module__
+        checkpoint.save(states[0][1], checkpoint_id=place)
+        optimizer, state = states[1]
+        checkpoint.load(state, checkpoint_id=place)
+        set_state_dict(
+            target, optimizer, model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )  # fmt: skip
+        assert_close(target.eval()(x), source.eval()(x), "y", 20.0)

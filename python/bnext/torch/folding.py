@@ -115,7 +115,7 @@ def fold(model: nn.Module) -> Folded:
         raise ValueError("model: expected layers that have been called, got lazy ones")
     copied = copy.deepcopy(model)
     activations = {
-        name: vars(each).pop("_activation", (None, 0.0))
+        name: each.__dict__.pop("_activation", (None, 0.0))
         for name, each in copied.named_modules()
         if isinstance(each, KernelModule)
     }

@@ -37,8 +37,8 @@ __all__ = [
     "backward_of_parameters", "calls_on", "double_backward", "double_backward_of_shard",
     "evaluate_layer", "forward", "fuses",
     "has_memory",
-    "move_running", "normalize_together", "rows_of", "saved_beside", "saved_of", "slope_by_flags", "statistics", "takes",
-    "widened", "work_together",
+    "move_running", "normalize_together", "rows_of", "saved_beside", "saved_of", "slope_by_flags",
+    "statistics", "takes", "widened", "work_together",
 ]  # fmt: skip
 
 DATA = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -334,8 +334,7 @@ class BatchNorm1d(Forward, torch.nn.BatchNorm1d):
     algorithm 1), by bnext's kernels. ``layer(x, residual=r)`` gives ``act(y + r)``, in the
     same pass over memory for a residual of the shape and dtype of `x`. ``layer(x, mask=m)``,
     ``sample_weight=`` and ``lengths=`` say which positions count, and ``masked=`` what the others
-    get, as `bnext.batch_norm_forward` has them: on the CPU, without an activation or a residual,
-    and for gradients of the first order.
+    get, as `bnext.batch_norm_forward` has them: on the CPU, and for gradients of the first order.
 
     State dicts, hooks, modes and errors are PyTorch's.
     """

@@ -150,11 +150,11 @@ def _mkldnn(mkldnn: Any) -> None:
     theirs = mkldnn.MkldnnBatchNorm.__init__
 
     @wraps(theirs)
-    def __init__(self: Any, dense_module: Any) -> None:
+    def begin(self: Any, dense_module: Any) -> None:
         check_bare(dense_module)
         theirs(self, dense_module)
 
-    mkldnn.MkldnnBatchNorm.__init__ = __init__
+    mkldnn.MkldnnBatchNorm.__init__ = begin
 
 
 def _fvcore(precise_bn: Any) -> None:
