@@ -182,6 +182,9 @@ def test_functional_refuses_the_same_mixtures_of_dtypes(kernel_calls):
     taken = 0
     kinds = [*DTYPES, None]
     for dtype, *others in itertools.product(DTYPES, *(kinds,) * 4):
+        statistics, parameters = ({*pair} - {None} for pair in (others[:2], others[2:]))
+        if statistics == {torch.float32} and parameters == {dtype} and dtype.itemsize == 2:
+            continue  # as in a sharded model: bnext takes these (`test_sharded`)
         for training in (True, False):
             x = x_of(3, 4, 2).to(dtype)
             expected = run(THEIRS, x, others, training)

@@ -47,12 +47,12 @@ def assert_sums_are_known(found, data=DATA):
 
 
 @pytest.mark.parametrize("method", ["exact", "pooled"])
-def test_torch_a_dict_may_be_the_argument(method):
+def test_a_dict_may_be_the_argument(method):
     loader = [{"x": x, "label": torch.zeros(5)} for x in DATA]
     assert_sums_are_known(statistics_of(OfDict(), loader, method))
 
 
-def test_torch_a_dict_that_names_the_argument_is_of_arguments():
+def test_a_dict_that_names_the_argument_is_of_arguments():
     loader = [{"input": x, "label": 1} for x in DATA]
     assert_sums_are_known(statistics_of(nn.Sequential(nn.BatchNorm1d(3)), loader))
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'b'"):
@@ -67,7 +67,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_torch_wrappers_take_what_their_model_takes(wrapper):
+def test_wrappers_take_what_their_model_takes(wrapper):
     wrapped = WRAPPERS[wrapper](OfTwo())
     halves = [(x / 2, x / 2, "label") for x in DATA]
     named = [{"a": x / 2, "b": x / 2, "label": 1} for x in DATA]

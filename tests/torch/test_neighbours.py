@@ -36,7 +36,7 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize("order", ["activated first", "activated last", "chain"])
 @pytest.mark.parametrize("training", [True, False])
-def test_torch_layers_add_what_other_layers_have_activated(order, training):
+def test_layers_add_what_other_layers_have_activated(order, training):
     torch.manual_seed(3)
     reference = Branches(order)
     model = convert(copy.deepcopy(reference), fuse=True)
@@ -63,7 +63,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_torch_tied_parameters_stay_tied(fuse):
+def test_tied_parameters_stay_tied(fuse):
     reference = Tied()
     model = convert(copy.deepcopy(reference), fuse=fuse)
     assert model.listed[0] is model.a.weight is model.b.weight
@@ -80,7 +80,7 @@ def test_torch_tied_parameters_stay_tied(fuse):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 @pytest.mark.parametrize("recompute", [False, True])
-def test_torch_models_with_scripted_parts_are_fused(recompute):
+def test_models_with_scripted_parts_are_fused(recompute):
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
     reference = nn.Sequential(scripted, nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
     model = convert(copy.deepcopy(reference), fuse=True, recompute=recompute)
@@ -105,7 +105,7 @@ class Headed(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
-def test_torch_folded_models_can_be_scripted(activation):
+def test_folded_models_can_be_scripted(activation):
     model = Headed(activation)
     model(X)
     folded = bnext.torch.fold(model).model
@@ -130,7 +130,7 @@ def lazy_model():
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_torch_layers_beside_lazy_convolutions_are_exchanged(fuse):
+def test_layers_beside_lazy_convolutions_are_exchanged(fuse):
     assert len(report(lazy_model()).left) == 2
     model = convert(lazy_model(), fuse=fuse)
     assert len(report(model).exchanged) == 2
@@ -145,7 +145,7 @@ def test_torch_layers_beside_lazy_convolutions_are_exchanged(fuse):
     assert [each.name for each in report(convert(model, fuse=True)).fused] == ["1"]
 
 
-def test_torch_lazy_layers_are_frozen_and_folded_after_their_first_call():
+def test_lazy_layers_are_frozen_and_folded_after_their_first_call():
     model = convert(lazy_model())
     with pytest.raises(ValueError, match=r"^model: expected layers that have been called, .* at 1"):
         bnext.torch.freeze(model)
@@ -156,7 +156,7 @@ def test_torch_lazy_layers_are_frozen_and_folded_after_their_first_call():
     assert not bnext.torch.freeze(model)[1].training
 
 
-def test_torch_lazy_layers_of_other_packages_are_named():
+def test_lazy_layers_of_other_packages_are_named():
     """As a lazy table of statistics would be: nothing is known of its parameters yet."""
 
     class TableBatchNorm(nn.Module):
@@ -177,7 +177,7 @@ def kinds(model):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 @pytest.mark.parametrize("how", [{}, {"fuse": True}, {"fuse": True, "recompute": True}], ids=str)
-def test_torch_scripted_models_keep_their_layers(how):
+def test_scripted_models_keep_their_layers(how):
     """PyTorch puts the modules that it compiles into the model that it is given."""
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
     model.append(bnext.torch.BatchNorm2d(4, activation="silu", skip_nonfinite=True))
@@ -198,7 +198,7 @@ def test_torch_scripted_models_keep_their_layers(how):
     assert_close(scripted(X), model(X), "y", 20.0)
 
 
-def test_torch_tools_leave_layers_as_they_are():
+def test_tools_leave_layers_as_they_are():
     layer = bnext.torch.BatchNorm2d(4, skip_nonfinite=True)
     from bnext.torch.conversion import as_torch
 

@@ -33,7 +33,7 @@ def pair(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recorded", [True, False])
-def test_torch_a_call_is_one_event_with_its_bytes(shape, training, recorded):
+def test_a_call_is_one_event_with_its_bytes(shape, training, recorded):
     x = torch.randn(shape, requires_grad=recorded)
     _, ours = pair(shape)
     y, events = profiled(lambda: ours.train(training)(x))
@@ -44,7 +44,7 @@ def test_torch_a_call_is_one_event_with_its_bytes(shape, training, recorded):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_torch_a_backward_pass_has_the_bytes_of_pytorch_s(shape, training):
+def test_a_backward_pass_has_the_bytes_of_pytorch_s(shape, training):
     found = []
     for layer in pair(shape):
         x = torch.randn(shape, requires_grad=True)
@@ -58,7 +58,7 @@ def test_torch_a_backward_pass_has_the_bytes_of_pytorch_s(shape, training):
     assert found[0] >= x.nbytes
 
 
-def test_torch_what_is_freed_was_seen_before():
+def test_what_is_freed_was_seen_before():
     """Sums over a step are not negative, as they are if results come from elsewhere."""
     totals = []
     for layer in pair(SHAPES[1]):
@@ -71,7 +71,7 @@ def test_torch_what_is_freed_was_seen_before():
     assert sums[0] == sums[1]
 
 
-def test_torch_results_come_from_elsewhere_without_a_profiler_of_memory():
+def test_results_come_from_elsewhere_without_a_profiler_of_memory():
     shape = SHAPES[1]
     _, ours = pair(shape)
     x = torch.randn(shape)
@@ -83,7 +83,7 @@ def test_torch_results_come_from_elsewhere_without_a_profiler_of_memory():
     assert y.stride() == expected.stride()
 
 
-def test_torch_profiled_results_have_the_formats_of_others():
+def test_profiled_results_have_the_formats_of_others():
     for x in (
         torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last),
         torch.randn(4, 8, 6, 6)[:, :, ::2],
@@ -101,7 +101,7 @@ def test_torch_profiled_results_have_the_formats_of_others():
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "group_norm", "instance_norm"])
-def test_torch_other_norms_have_events_of_their_names(norm):
+def test_other_norms_have_events_of_their_names(norm):
     x = torch.randn(4, 64, 16, 16)
     arguments = {
         "layer_norm": ((16, 16),), "rms_norm": ((16, 16),), "group_norm": (8,), "instance_norm": (),

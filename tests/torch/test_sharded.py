@@ -31,7 +31,7 @@ def assert_like(actual, expected, dtype):
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-def test_torch_parameters_of_16_bits_beside_float32_statistics(dtype, fuse, training, way):
+def test_parameters_of_16_bits_beside_float32_statistics(dtype, fuse, training, way):
     torch._dynamo.reset()
     reference, model = pair(nn.BatchNorm2d, fuse, dtype)
     calls = {
@@ -58,7 +58,7 @@ def test_torch_parameters_of_16_bits_beside_float32_statistics(dtype, fuse, trai
             assert_like(calls[way](x), reference(wide), dtype)
 
 
-def test_torch_other_mixtures_have_pytorch_s_errors():
+def test_other_mixtures_have_pytorch_s_errors():
     for parameters, statistics in [(torch.float32, torch.bfloat16), (torch.float64, torch.float32)]:
         errors = []
         for layer in (nn.BatchNorm2d(3), bnext.torch.BatchNorm2d(3)):
@@ -112,7 +112,7 @@ def trained(model):
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_torch_fsdp2_with_parameters_of_16_bits(one_process, fuse):
+def test_fsdp2_with_parameters_of_16_bits(one_process, fuse):
     model = bnext.torch.convert(new_model(), fuse=fuse)
     sharded(model, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     y, _ = trained(model)
@@ -125,7 +125,7 @@ def test_torch_fsdp2_with_parameters_of_16_bits(one_process, fuse):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_torch_distributed_checkpoints_go_either_way(one_process, tmp_path):
+def test_distributed_checkpoints_go_either_way(one_process, tmp_path):
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 

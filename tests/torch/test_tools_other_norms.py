@@ -36,7 +36,7 @@ def convert(model):
 X = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(4))
 
 
-def test_torch_opacus_reports_what_keeps_statistics():
+def test_opacus_reports_what_keeps_statistics():
     import_extra("opacus")
     from opacus.validators import ModuleValidator
 
@@ -51,7 +51,7 @@ def test_torch_opacus_reports_what_keeps_statistics():
     assert_close(fixed(X), ModuleValidator.fix(new_model())(X), "y", 20.0)
 
 
-def test_torch_opacus_reports_batch_renormalization():
+def test_opacus_reports_batch_renormalization():
     import_extra("opacus")
     from opacus.validators import ModuleValidator
 
@@ -62,13 +62,13 @@ def test_torch_opacus_reports_batch_renormalization():
     assert not ModuleValidator.validate(fixed)
 
 
-def test_torch_thop_counts_other_norms():
+def test_thop_counts_other_norms():
     thop = import_extra("thop")
     expected = thop.profile(new_model(), (X,), verbose=False)
     assert thop.profile(convert(new_model()), (X,), verbose=False) == expected
 
 
-def test_torch_ptflops_counts_other_norms():
+def test_ptflops_counts_other_norms():
     ptflops = import_extra("ptflops")
 
     def counted(model):
@@ -79,7 +79,7 @@ def test_torch_ptflops_counts_other_norms():
     assert counted(convert(new_model())) == counted(new_model())
 
 
-def test_torch_quantization_of_graphs_knows_other_norms():
+def test_quantization_of_graphs_knows_other_norms():
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
 
     def quantized(model):
@@ -96,7 +96,7 @@ def test_torch_quantization_of_graphs_knows_other_norms():
     assert_close(actual(X), expected(X), "y", 20.0)
 
 
-def test_torch_models_stay_as_they_are():
+def test_models_stay_as_they_are():
     model = convert(new_model())
     before = [type(each) for each in model]
     test = copy.deepcopy(model)
@@ -134,14 +134,14 @@ def graph_tools():
 @pytest.mark.parametrize(
     "tool", ["fuse", "optimize_for_inference", "fuse_fx", "prepare_fx", "fold"]
 )
-def test_torch_tools_for_graphs_keep_activations(tool):
+def test_tools_for_graphs_keep_activations(tool):
     model = activated_model()
     expected = model(X)
     assert_close(graph_tools()[tool](model)(X), expected, "y", 20.0)
     assert_close(model(X), expected, "the model itself", 0.0)
 
 
-def test_torch_tools_that_lose_activations_are_refused():
+def test_tools_that_lose_activations_are_refused():
     from torch.ao.quantization import fuse_modules
     from torch.utils import mkldnn
 
@@ -161,7 +161,7 @@ def test_torch_tools_that_lose_activations_are_refused():
     assert_close(model(X), expected, "y", 0.0)
 
 
-def test_torch_opacus_keeps_activations():
+def test_opacus_keeps_activations():
     import_extra("opacus")
     from opacus.validators import ModuleValidator
 

@@ -185,7 +185,7 @@ def _by_pytorch(
         )
     elif is_compiling() and isinstance(momentum, Tensor):
         momentum = float(momentum)  # made from a count that is traced
-    if _is_sharded(input, running_mean, weight, bias):
+    if _is_sharded(input, running_mean, running_var, weight, bias):
         weight, bias = widened(input, weight), widened(input, bias)
     y: Tensor = _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if counter is not None and not recomputed:
@@ -193,15 +193,16 @@ def _by_pytorch(
     return y
 
 
-def _is_sharded(x: Any, mean: Any, weight: Any, bias: Any) -> bool:
+def _is_sharded(x: Any, mean: Any, var: Any, weight: Any, bias: Any) -> bool:
     """Whether parameters have the 16 bits of x beside float32 statistics, as in a sharded model.
 
     PyTorch's operator takes them as float32.
     """
     if not isinstance(x, Tensor) or x.dtype not in NARROW:
         return False
-    narrow = any(each is not None and each.dtype == x.dtype for each in (weight, bias))
-    return narrow and mean is not None and mean.dtype == torch.float32
+    parameters = {each.dtype for each in (weight, bias) if each is not None}
+    statistics = {each.dtype for each in (mean, var) if each is not None}
+    return parameters == {x.dtype} and statistics == {torch.float32}
 
 
 def weight_of_batch(counter: Tensor | None) -> Any:

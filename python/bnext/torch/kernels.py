@@ -109,10 +109,12 @@ def normalize_together(
 ) -> bool:
     """Whether kernels take x with these parameters and statistics.
 
-    They are of one dtype each: a sharded model has parameters of 16 bits in calls, and float32
-    statistics.
+    They are of one dtype, or as in a sharded model: parameters of 16 bits, and float32 statistics.
     """
-    return work_together(x, weight, bias) and work_together(x, mean, var)
+    if work_together(x, weight, bias, mean, var):
+        return True
+    apart = work_together(x, weight, bias) and work_together(x, mean, var)
+    return apart and all(each is None or each.dtype == torch.float32 for each in (mean, var))
 
 
 def widened(x: Tensor, tensor: Tensor | None) -> Any:
