@@ -55,13 +55,15 @@ class Training:
             torch.cuda.synchronize()
 
 
-def sgd_step(network, x, labels, **options):
-    """A call of one step of stochastic gradient descent."""
+def sgd_step(network, x, labels, narrow=False, **options):
+    """A call of one step of stochastic gradient descent; `narrow`: in bfloat16, by autocast."""
     optimizer = torch.optim.SGD(network.parameters(), **options)
 
     def step():
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(x), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss = torch.nn.functional.cross_entropy(network(x), labels)
+        loss.backward()
         optimizer.step()
 
     return step
