@@ -21,14 +21,12 @@ BNEXT_FORCE_INLINE T* at(const View<T>& view, Index o, Index c, Index i) {
     return view.data + o * view.stride.outer + c * view.stride.channel + i * view.stride.inner;
 }
 
-// In the type of the values, so that compilers compare by instructions of minima and maxima: a branch
-// on random values would be mispredicted for every other channel.
 template <class P>
 BNEXT_FORCE_INLINE P median_of(P first, P middle, P last) {
     const P low = first < middle ? first : middle;  // as median() of packs has it
-    const P high = middle > first ? middle : first;
+    const P high = first < middle ? middle : first;
     const P top = high < last ? high : last;
-    return top > low ? top : low;
+    return low < top ? top : low;
 }
 
 // The median of the first, middle and last value of a channel in a tile, so that one outlier is not
@@ -44,12 +42,46 @@ BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index 
                      value(tile.outer_end - 1, tile.inner_end - 1));
 }
 
+// The same of several channels, side by side: one by one they are compared by branches, of which
+// random values have every other one mispredicted.
+template <class T, class Value>
+BNEXT_FORCE_INLINE void set_usual_values(const View<T>& x, const Tile& tile, Index first,
+                                         Index channels, Value* values) {
+    using P = Compute<std::remove_const_t<T>>;
+    constexpr Index kTogether = 16;
+    const T* const places[3] = {
+        at(x, tile.outer_begin, first, tile.inner_begin),
+        at(x, (tile.outer_begin + tile.outer_end) / 2, first,
+           (tile.inner_begin + tile.inner_end) / 2),
+        at(x, tile.outer_end - 1, first, tile.inner_end - 1),
+    };
+    P taken[3][kTogether] = {}, medians[kTogether];
+    for (Index k = 0; k < channels; k += kTogether) {
+        const Index some = channels - k < kTogether ? channels - k : kTogether;
+        for (int p = 0; p < 3; ++p) {
+            for (Index i = 0; i < some; ++i) {
+                taken[p][i] = static_cast<P>(places[p][(k + i) * x.stride.channel]);
+            }
+        }
+        for (Index i = 0; i < kTogether; ++i) {
+            medians[i] = median_of(taken[0][i], taken[1][i], taken[2][i]);
+        }
+        for (Index i = 0; i < some; ++i) values[k + i] = static_cast<Value>(medians[i]);
+    }
+}
+
 // The channel's origin. Means are kept relative to it until they are final; where mean/std is large
 // they would otherwise lose, each time they are rounded, what separates one chunk's mean from
 // another's.
 template <class T>
 BNEXT_FORCE_INLINE double origin_of(const View<T>& x, const Tiling& tiling, Index c) {
     return usual_value(x, Tile{0, tiling.outer(), 0, tiling.inner()}, c);
+}
+
+template <class T>
+BNEXT_FORCE_INLINE void set_origins(const View<T>& x, const Tiling& tiling, Index first,
+                                    Index channels, double* origins) {
+    set_usual_values(x, Tile{0, tiling.outer(), 0, tiling.inner()}, first, channels, origins);
 }
 
 }  // namespace bnext::cpu
