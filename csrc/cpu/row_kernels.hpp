@@ -72,7 +72,7 @@ struct RowAccess {
 // The median of the first, middle and last value of a row (as view.hpp has it of a channel).
 template <class T>
 BNEXT_FORCE_INLINE double origin_of_row(const T* x, Index width) {
-    const auto value = [x](Index i) { return static_cast<Compute<T>>(x[i]); };
+    const auto value = [x](Index i) BNEXT_INLINE_LAMBDA { return static_cast<Compute<T>>(x[i]); };
     return median_of(value(0), value(width / 2), value(width - 1));
 }
 

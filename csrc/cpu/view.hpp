@@ -35,7 +35,7 @@ template <class T>
 BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index c) {
     const Index middle_outer = (tile.outer_begin + tile.outer_end) / 2;
     const Index middle_inner = (tile.inner_begin + tile.inner_end) / 2;
-    const auto value = [&](Index o, Index i) {
+    const auto value = [&](Index o, Index i) BNEXT_INLINE_LAMBDA {
         return static_cast<Compute<std::remove_const_t<T>>>(*at(x, o, c, i));
     };
     return median_of(value(tile.outer_begin, tile.inner_begin), value(middle_outer, middle_inner),
