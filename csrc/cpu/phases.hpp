@@ -49,8 +49,9 @@ struct CollectMoments {
         const Tiling& tiling = setting.plan.tiling;
         double* const high = out.mean() + channels.begin;
         double* const low = out.mean_low() + channels.begin;
+        set_origins(x, tiling, channels.begin, channels.size(), high);
         for (Index c = 0; c < channels.size(); ++c) {
-            const HighLow mean = two_sum(origin_of(x, tiling, channels.begin + c), a[c]);
+            const HighLow mean = two_sum(high[c], a[c]);
             high[c] = mean.high;
             low[c] = kHasMeanLow<T> ? mean.low : 0.0;
         }

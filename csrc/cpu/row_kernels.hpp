@@ -72,13 +72,8 @@ struct RowAccess {
 // The median of the first, middle and last value of a row (as view.hpp has it of a channel).
 template <class T>
 BNEXT_FORCE_INLINE double origin_of_row(const T* x, Index width) {
-    const auto first = static_cast<double>(x[0]);
-    const auto middle = static_cast<double>(x[width / 2]);
-    const auto last = static_cast<double>(x[width - 1]);
-    const double low = first < middle ? first : middle;
-    const double high = first < middle ? middle : first;
-    const double top = high < last ? high : last;
-    return low < top ? top : low;
+    const auto value = [x](Index i) BNEXT_INLINE_LAMBDA { return static_cast<Compute<T>>(x[i]); };
+    return median_of(value(0), value(width / 2), value(width - 1));
 }
 
 // Whether a row's numbers are beyond what float32 has, so that the row is written in double.

@@ -1,6 +1,9 @@
 // An array of a Problem: where its first element is, and how far apart the others are.
 #pragma once
 
+#include <type_traits>
+
+#include "core/dtype.hpp"
 #include "core/inline.hpp"
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
@@ -18,10 +21,11 @@ BNEXT_FORCE_INLINE T* at(const View<T>& view, Index o, Index c, Index i) {
     return view.data + o * view.stride.outer + c * view.stride.channel + i * view.stride.inner;
 }
 
-BNEXT_FORCE_INLINE double median_of(double first, double middle, double last) {
-    const double low = first < middle ? first : middle;  // as median() of packs has it
-    const double high = first < middle ? middle : first;
-    const double top = high < last ? high : last;
+template <class P>
+BNEXT_FORCE_INLINE P median_of(P first, P middle, P last) {
+    const P low = first < middle ? first : middle;  // as median() of packs has it
+    const P high = first < middle ? middle : first;
+    const P top = high < last ? high : last;
     return low < top ? top : low;
 }
 
@@ -31,10 +35,39 @@ template <class T>
 BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index c) {
     const Index middle_outer = (tile.outer_begin + tile.outer_end) / 2;
     const Index middle_inner = (tile.inner_begin + tile.inner_end) / 2;
-    const auto first = static_cast<double>(*at(x, tile.outer_begin, c, tile.inner_begin));
-    const auto middle = static_cast<double>(*at(x, middle_outer, c, middle_inner));
-    const auto last = static_cast<double>(*at(x, tile.outer_end - 1, c, tile.inner_end - 1));
-    return median_of(first, middle, last);
+    const auto value = [&](Index o, Index i) BNEXT_INLINE_LAMBDA {
+        return static_cast<Compute<std::remove_const_t<T>>>(*at(x, o, c, i));
+    };
+    return median_of(value(tile.outer_begin, tile.inner_begin), value(middle_outer, middle_inner),
+                     value(tile.outer_end - 1, tile.inner_end - 1));
+}
+
+// The same of several channels, side by side: one by one they are compared by branches, of which
+// random values have every other one mispredicted.
+template <class T, class Value>
+BNEXT_FORCE_INLINE void set_usual_values(const View<T>& x, const Tile& tile, Index first,
+                                         Index channels, Value* values) {
+    using P = Compute<std::remove_const_t<T>>;
+    constexpr Index kTogether = 16;
+    const T* const places[3] = {
+        at(x, tile.outer_begin, first, tile.inner_begin),
+        at(x, (tile.outer_begin + tile.outer_end) / 2, first,
+           (tile.inner_begin + tile.inner_end) / 2),
+        at(x, tile.outer_end - 1, first, tile.inner_end - 1),
+    };
+    P taken[3][kTogether] = {}, medians[kTogether];
+    for (Index k = 0; k < channels; k += kTogether) {
+        const Index some = channels - k < kTogether ? channels - k : kTogether;
+        for (int p = 0; p < 3; ++p) {
+            for (Index i = 0; i < some; ++i) {
+                taken[p][i] = static_cast<P>(places[p][(k + i) * x.stride.channel]);
+            }
+        }
+        for (Index i = 0; i < kTogether; ++i) {
+            medians[i] = median_of(taken[0][i], taken[1][i], taken[2][i]);
+        }
+        for (Index i = 0; i < some; ++i) values[k + i] = static_cast<Value>(medians[i]);
+    }
 }
 
 // The channel's origin. Means are kept relative to it until they are final; where mean/std is large
@@ -43,6 +76,12 @@ BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index 
 template <class T>
 BNEXT_FORCE_INLINE double origin_of(const View<T>& x, const Tiling& tiling, Index c) {
     return usual_value(x, Tile{0, tiling.outer(), 0, tiling.inner()}, c);
+}
+
+template <class T>
+BNEXT_FORCE_INLINE void set_origins(const View<T>& x, const Tiling& tiling, Index first,
+                                    Index channels, double* origins) {
+    set_usual_values(x, Tile{0, tiling.outer(), 0, tiling.inner()}, first, channels, origins);
 }
 
 }  // namespace bnext::cpu

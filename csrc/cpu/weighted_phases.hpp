@@ -105,7 +105,7 @@ struct CollectWeightedMoments {
     double keep(const ChannelRange& channels, double n, const double* a, const double* b) const {
         const UsualPlaces& usual = weights.usual;
         const auto value = [&](const Place& place, Index c) {
-            return static_cast<double>(*at(x, place.outer, c, place.inner));
+            return static_cast<Compute<T>>(*at(x, place.outer, c, place.inner));
         };
         for (Index c = channels.begin; c < channels.end; ++c) {
             const Index k = c - channels.begin;

@@ -183,7 +183,7 @@ double interleaved_collect_stats(const View<const T>* in, const Region& region, 
         if (columns == 1) {
             set_pilots(x, rows, begin, channels, sums);
         } else {
-            set_usual_values(x, tile, begin, channels, sums.shared);
+            set_pilots_of_channels(x, tile, begin, channels, sums.shared);
         }
         for (bool again = false;; again = true) {  // a loop, so that it is compiled once
             sum_channels<1>(in, rows, begin, channels, columns, sums);

@@ -37,11 +37,9 @@ BNEXT_NO_INLINE inline void sum_columns(double* values, Index channels, Index co
 // are summed, which is enough for float32; and of the data's own type, so that differences of
 // 16-bit data are exact, which with a pilot near the mean they are not.
 template <class T, class Value>
-BNEXT_NO_INLINE void set_usual_values(const View<const T>& x, const Tile& tile, Index first,
-                                      Index channels, Value* values) {
-    for (Index k = 0; k < channels; ++k) {
-        values[k] = static_cast<Value>(usual_value(x, tile, first + k));
-    }
+BNEXT_NO_INLINE void set_pilots_of_channels(const View<const T>& x, const Tile& tile, Index first,
+                                            Index channels, Value* values) {
+    set_usual_values(x, tile, first, channels, values);
 }
 
 // The origins (view.hpp) of a pack of channels, of which so many exist.
@@ -50,6 +48,6 @@ BNEXT_FORCE_INLINE Wide origins_apart(const View<const T>& x, const Tiling& tili
                                       Index channels) {
     double origins[kLanes] = {};
     const Tile all{0, tiling.outer(), 0, tiling.inner()};
-    set_usual_values(x, all, first, channels < kLanes ? channels : kLanes, origins);
+    set_pilots_of_channels(x, all, first, channels < kLanes ? channels : kLanes, origins);
     return load_wide(origins);
 }

@@ -37,7 +37,7 @@ BNEXT_FORCE_INLINE Pack<Sum<T>> load_weights(const Compute<T>* p, int n) {
 template <class T>
 BNEXT_FORCE_INLINE double usual_of(const View<const T>& x, const UsualPlaces& usual, Index c) {
     const auto value = [&](const Place& place) BNEXT_INLINE_LAMBDA {
-        return static_cast<double>(*at(x, place.outer, c, place.inner));
+        return static_cast<Compute<T>>(*at(x, place.outer, c, place.inner));
     };
     return median_of(value(usual.first), value(usual.middle), value(usual.last));
 }
