@@ -1,4 +1,4 @@
-"""What `bnext.torch.convert` does to the models of other packages, and whether they compute the same.
+"""What `bnext.torch.convert` does to models of other packages, and whether they compute the same.
 
     python -m benchmarks.models.coverage [--only PATTERN] [--part count|compare] [--check]
 

@@ -1,8 +1,9 @@
 """MobileNetV3-large, from its published definition.
 
 Howard et al. 2019, "Searching for MobileNetV3", table 1: bottlenecks of a 1x1 convolution that
-widens, a depthwise one, squeeze and excitation (a mean over positions, two 1x1 convolutions, a gate)
-where the table says so, and a 1x1 convolution that narrows, each normalized; ReLU or hard-swish.
+widens, a depthwise one, squeeze and excitation (a mean over positions, two 1x1 convolutions, a
+gate) where the table says so, and a 1x1 convolution that narrows, each normalized; ReLU or
+hard-swish.
 """
 
 from torch import nn

@@ -58,7 +58,7 @@ def caller(
 
 
 def _signature_of(model: torch.nn.Module) -> inspect.Signature:
-    """Give the arguments of a model, or of the one that a wrapper (`DistributedDataParallel`) has."""
+    """Give the arguments of a model, or of the one in a wrapper (`DistributedDataParallel`)."""
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
