@@ -181,8 +181,10 @@ ARCHITECTURES = [
     *_all("timm", _timm, (2, 3, 224, 224), "levit_128s"),
     *[
         ("segmentation_models_pytorch", name, _segmentation, SMALL)
-        for name in ("unet of resnet18", "linknet of mobilenet_v2", "fpn of timm-mobilenetv3_small_100",
-                     "deeplabv3plus of efficientnet-b0", "manet of resnet18")
+        for name in (
+            "unet of resnet18", "linknet of mobilenet_v2", "fpn of timm-mobilenetv3_small_100",
+            "deeplabv3plus of efficientnet-b0", "manet of resnet18",
+        )
     ],
     *_all("torch_geometric", _graphs, None, "GIN GCN DeepGCNLayer"),
     *_all(
