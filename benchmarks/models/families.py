@@ -167,7 +167,7 @@ ARCHITECTURES = [
         "regnet_y_400mf regnet_x_400mf fcn_resnet50 lraspp_mobilenet_v3_large "
         "deeplabv3_mobilenet_v3_large",
     ),
-    *_all("torchvision", _torchvision, (2, 3, 139, 139), "inception_v3"),
+    *_all("torchvision", _torchvision, (2, 3, 299, 299), "inception_v3"),
     *_all("torchvision", _torchvision, CLIP, "r3d_18 mc3_18"),
     *_all(
         "timm", _timm, SMALL,

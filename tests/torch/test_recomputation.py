@@ -83,7 +83,7 @@ def test_recomputed_architectures_have_the_same_bits(name, fuse, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("vgg", 0.60), ("residual", 0.80), ("bottleneck", 0.80), ("unet", 0.80)]
+    ("name", "most"), [("vgg", 0.60), ("residual", 0.80), ("bottleneck", 0.80), ("unet", 0.70)]
 )
 def test_recomputed_outputs_are_not_kept(name, most):
     build, shape, *_ = ARCHITECTURES[name]

@@ -6,6 +6,9 @@ of the call, to the bit, in one pass over memory. `recomputing` has autograd ask
 tensor (saved-tensor hooks). For the output of a layer with ``recompute=True``, or a view of it, it
 keeps a `Recomputed` in place of the tensor.
 
+A concatenation of such outputs and other tensors, as in decoders beside an encoder, is made again
+from its parts; of the other tensors a copy is kept.
+
 With a residual this pays where the residual is kept by another operation, or is a layer's output
 that is made again by itself. The output of the last block of a network would then take all blocks
 before it to be made again; so every second block's output is kept.
@@ -29,10 +32,12 @@ from bnext.torch.disguises import Disguise, disguised, reduced
 __all__ = ["Kept", "Recomputed", "is_recomputing", "note", "recomputing", "set_recomputing"]
 
 MOST_RESIDUALS = 1  # that are added one after the other to make one output again
+LEAST_SHARE = 0.25  # of a concatenation is made again, or all of it is kept
 _AUTOGRAD: Any = torch._C._autograd
 _top_hooks = getattr(_AUTOGRAD, "_top_saved_tensors_default_hooks", lambda _: None)
 _may_hook = getattr(_AUTOGRAD, "_saved_tensors_hooks_is_enabled", lambda: True)
 _NOTE = "_bnext_recomputed"  # attribute of an output
+_EMPTY = torch.empty(0)
 
 
 class Kept:
@@ -76,18 +81,25 @@ class Recomputed:
         The statistics and the parameters of the call.
     residual : Kept, Recomputed or None
         What the call added.
-    strides, version : tuple of int, int
+    shape, strides, version : torch.Size, tuple of int, int
         Of the output as the call left it.
+    counter : Tensor
+        Without values; it shares the version of the output, and tells it when the output is gone.
     """
 
-    __slots__ = ("__weakref__", "residual", "saved", "strides", "version", "x")
+    __slots__ = (
+        "__weakref__", "counter", "residual", "saved", "shape", "strides", "version", "x",
+    )  # fmt: skip
 
     def __init__(self, y: Tensor, x: Any, saved: Any, residual: Any) -> None:
         self.x: weakref.ref[Any] = weakref.ref(x)
         self.saved: Any = saved
         self.residual: Any = residual
+        self.shape: torch.Size = y.shape
         self.strides: tuple[int, ...] = y.stride()
         self.version: int = y._version
+        self.counter: Tensor = y.detach()
+        self.counter.data = _EMPTY
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether it stands for this tensor, as it is now."""
@@ -98,7 +110,7 @@ class Recomputed:
         """How many residuals it takes to make the output again."""
         if self.residual is None:
             return 0
-        return 1 + (self.residual.residuals if isinstance(self.residual, Recomputed) else 0)
+        return 1 + getattr(self.residual, "residuals", 0)
 
     def value(self) -> Tensor:
         """Make the output again: one pass over memory, for each operation that asks."""
@@ -111,9 +123,13 @@ class Recomputed:
         with torch.no_grad():
             residual = None if self.residual is None else self.residual.value()
             y: Tensor = spine.recompute(kept.value(), self.saved, residual)
-            if y.stride() != self.strides:
-                y = torch.empty_strided(y.shape, self.strides, dtype=y.dtype).copy_(y)
+            return _laid_out(y, self.strides)
+
+
+def _laid_out(y: Tensor, strides: tuple[int, ...]) -> Tensor:
+    if y.stride() == strides:
         return y
+    return torch.empty_strided(y.shape, strides, dtype=y.dtype).copy_(y)
 
 
 def note(y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -138,14 +154,89 @@ def note(y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
             return y  # the residual would be kept in place of y
     again = Recomputed(y, kept, saved, added)
     if again.residuals <= MOST_RESIDUALS:
-        vars(y)[_NOTE] = again
+        vars(y)[_NOTE] = _STATE.outputs[node] = again
     return y
 
 
-def _noted(tensor: Tensor) -> Recomputed | None:
-    """Find how a tensor is made again; None if it is no output of a layer, or has changed since."""
-    again: Recomputed | None = tensor.__dict__.get(_NOTE)
+def _noted(tensor: Tensor) -> Recomputed | _Joined | None:
+    """Find how a tensor is made again; None if nothing is known of it, or it has changed since."""
+    again: Recomputed | _Joined | None = tensor.__dict__.get(_NOTE)
+    if again is None and type(tensor.grad_fn).__name__ == "CatBackward0":
+        again = _joined(tensor)
     return again if again is not None and tensor._version == again.version else None
+
+
+# --- concatenations -------------------------------------------------------------------------------
+
+
+class _Joined:
+    """A concatenation of outputs that are made again and of tensors that are kept.
+
+    Attributes
+    ----------
+    parts : tuple of Recomputed or Kept
+        From the first to the last.
+    dim : int
+        Along which they are put together.
+    strides, version : tuple of int, int
+        Of the concatenation.
+    """
+
+    __slots__ = ("__weakref__", "dim", "parts", "strides", "version")
+
+    def __init__(self, tensor: Tensor, parts: tuple[Kept | Recomputed, ...], dim: int) -> None:
+        self.parts, self.dim = parts, dim
+        self.strides: tuple[int, ...] = tensor.stride()
+        self.version: int = tensor._version
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether it stands for this tensor, as it is now."""
+        return _noted(tensor) is self
+
+    @property
+    def residuals(self) -> int:
+        """How many residuals it takes to make it again, at most for one part."""
+        return max(getattr(part, "residuals", 0) for part in self.parts)
+
+    def value(self) -> Tensor:
+        with torch.no_grad():
+            joined = torch.cat([part.value() for part in self.parts], self.dim)
+            return _laid_out(joined, self.strides)
+
+
+def _joined(tensor: Tensor) -> _Joined | None:
+    """Note on a concatenation how it is made again, if enough of it is outputs of layers."""
+    node: Any = tensor.grad_fn
+    if tensor._version or tensor.device.type != "cpu":
+        return None
+    made = [_unchanged(parent) for parent, _ in node.next_functions]
+    if not any(made):
+        return None
+    dim = node._saved_dim
+    dim -= 2**64 if dim >= 2**63 else 0  # it is shown without a sign
+    # Other parts that follow each other are kept as one, whose length is what is left.
+    runs = [each for i, each in enumerate(made) if each or i == 0 or made[i - 1]]
+    known = sum(each.shape[dim] for each in runs if each)
+    rest = tensor.shape[dim] - known
+    if runs.count(None) > 1 or known < LEAST_SHARE * tensor.shape[dim]:
+        return None
+    parts: list[Kept | Recomputed] = []
+    start = 0
+    for each in runs:
+        length = each.shape[dim] if each else rest
+        parts.append(each or Kept(tensor.detach().narrow(dim, start, length).clone()))
+        start += length
+    vars(tensor)[_NOTE] = joined = _Joined(tensor, tuple(parts), dim)
+    return joined
+
+
+def _unchanged(node: Any) -> Recomputed | None:
+    """Find the output of a layer's call by its node; None if it has changed since, or is deep."""
+    ours = isinstance(node, torch.autograd.function.BackwardCFunction)  # a node of Python code
+    again = _STATE.outputs.get(node) if ours else None
+    if again is None or again.counter._version != again.version:
+        return None
+    return None if isinstance(again.x(), Recomputed | _Joined | _View) else again
 
 
 # --- what autograd keeps --------------------------------------------------------------------------
@@ -156,7 +247,7 @@ class _View:
 
     __slots__ = ("__weakref__", "again", "place")
 
-    def __init__(self, again: Recomputed, view: Tensor) -> None:
+    def __init__(self, again: Recomputed | _Joined, view: Tensor) -> None:
         self.again, self.place = again, (view.shape, view.stride(), view.storage_offset())
 
     def value(self) -> Tensor:
@@ -167,7 +258,7 @@ class _View:
         return base is not None and _noted(base) is self.again
 
 
-def pack(tensor: Tensor) -> Kept | Recomputed | _View:
+def pack(tensor: Tensor) -> Kept | Recomputed | _Joined | _View:
     """Give what autograd is to keep of a tensor."""
     kept: Any = _noted(tensor)
     if kept is None and tensor._is_view():
@@ -180,7 +271,7 @@ def pack(tensor: Tensor) -> Kept | Recomputed | _View:
     return kept
 
 
-def unpack(kept: Kept | Recomputed | _View) -> Tensor:
+def unpack(kept: Kept | Recomputed | _Joined | _View) -> Tensor:
     """Give back a tensor for what autograd has kept of it."""
     return kept.value()
 
@@ -191,6 +282,8 @@ class _State(threading.local):
         self.hooked = False
         # What is kept of a tensor, by its id, as long as it is.
         self.kept: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        # How outputs of layers are made again, by their nodes, while the hooks are there.
+        self.outputs: weakref.WeakKeyDictionary[Any, Recomputed] = weakref.WeakKeyDictionary()
 
 
 _STATE = _State()
@@ -215,6 +308,7 @@ class recomputing:  # noqa: N801
         _STATE.depth -= 1
         if _STATE.depth == 0 and _STATE.hooked:
             _STATE.hooked = False
+            _STATE.outputs.clear()
             _AUTOGRAD._pop_saved_tensors_default_hooks()
 
 
