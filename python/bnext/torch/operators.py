@@ -40,7 +40,7 @@ from torch import Tensor
 
 from bnext.rows import Statistics
 from bnext.torch import formulas, kernels
-from bnext.torch.context import is_recomputed
+from bnext.torch.context import is_compiling, is_recomputed
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
 
@@ -68,6 +68,8 @@ def batch_norm(
     if not is_recomputed():  # nothing here is differentiated: `statistics` and `first` are not
         count = math.prod(x.shape) // max(x.shape[1], 1)
         if running_mean is not None and running_var is not None and count > 1:
+            if not is_compiling():  # a graph of make_fx may run where gradients are recorded
+                statistics = statistics.detach()
             of = Statistics(*statistics.unbind())
             _move(running_mean, of.mean, momentum, first)
             _move(running_var, of.m2 / (count - 1), momentum, first)
