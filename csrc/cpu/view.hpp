@@ -55,8 +55,18 @@ BNEXT_FORCE_INLINE void set_usual_values(const View<T>& x, const Tile& tile, Ind
            (tile.inner_begin + tile.inner_end) / 2),
         at(x, tile.outer_end - 1, first, tile.inner_end - 1),
     };
-    P taken[3][kTogether] = {}, medians[kTogether];
-    for (Index k = 0; k < channels; k += kTogether) {
+    P medians[kTogether];
+    Index k = 0;
+    for (; x.stride.channel == 1 && k + kTogether <= channels; k += kTogether) {
+        for (Index i = 0; i < kTogether; ++i) {
+            medians[i] =
+                median_of(static_cast<P>(places[0][k + i]), static_cast<P>(places[1][k + i]),
+                          static_cast<P>(places[2][k + i]));
+        }
+        for (Index i = 0; i < kTogether; ++i) values[k + i] = static_cast<Value>(medians[i]);
+    }
+    P taken[3][kTogether] = {};
+    for (; k < channels; k += kTogether) {
         const Index some = channels - k < kTogether ? channels - k : kTogether;
         for (int p = 0; p < 3; ++p) {
             for (Index i = 0; i < some; ++i) {
