@@ -42,8 +42,8 @@ BNEXT_FORCE_INLINE double usual_value(const View<T>& x, const Tile& tile, Index 
                      value(tile.outer_end - 1, tile.inner_end - 1));
 }
 
-// The same of several channels, side by side: one by one they are compared by branches, of which
-// random values have every other one mispredicted.
+// The usual values of several channels. Compilers compare packs of them without branches; compared
+// one by one, random values take branches, half of which are mispredicted.
 template <class T, class Value>
 BNEXT_FORCE_INLINE void set_usual_values(const View<T>& x, const Tile& tile, Index first,
                                          Index channels, Value* values) {
@@ -88,6 +88,7 @@ BNEXT_FORCE_INLINE double origin_of(const View<T>& x, const Tiling& tiling, Inde
     return usual_value(x, Tile{0, tiling.outer(), 0, tiling.inner()}, c);
 }
 
+// The origins of several channels.
 template <class T>
 BNEXT_FORCE_INLINE void set_origins(const View<T>& x, const Tiling& tiling, Index first,
                                     Index channels, double* origins) {
