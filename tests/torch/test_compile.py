@@ -56,7 +56,7 @@ def check(layer, call, reference, shape, dtype=torch.float32, steps=2, put=lambd
 
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False},
                                      {"track_running_stats": False}], ids=str)  # fmt: skip
-def test_compile_without_breaks(options, kernel_calls):
+def test_compile_without_breaks(options, kernel_calls, small_by_kernels):
     """Training, then evaluation, then training again."""
     _, layer = layers("BatchNorm2d", **options)
     reference, call = copy.deepcopy(layer), compiled(layer)
@@ -149,7 +149,7 @@ def test_compile_of_a_converted_model_with_inductor(kernel_calls):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_compile_with_activation_checkpointing(use_reentrant):
+def test_compile_with_activation_checkpointing(use_reentrant, small_by_kernels):
     """Compiled within, and around it; statistics move once a step either way."""
     from torch.utils.checkpoint import checkpoint
 

@@ -54,7 +54,7 @@ def gradients_of(call, x, dy, layer):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of_dtype)
-def test_compile_of_layers_with_an_activation(dtype, backend, kernel_names):
+def test_compile_of_layers_with_an_activation(dtype, backend, kernel_names, small_by_kernels):
     """Each activation beside the eager layer; the backward kernel makes z again."""
     names = [*ACTIVATIONS] if backend == "aot_eager" else ["relu"]
     for name in names:

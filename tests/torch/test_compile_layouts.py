@@ -88,7 +88,7 @@ def test_compile_with_inductor_in_every_layout(layout):
     assert_close(layer.running_var, reference.running_var, "running_var", 1.0)
 
 
-def test_compile_gives_kernels_what_convolutions_give(monkeypatch):
+def test_compile_gives_kernels_what_convolutions_give(monkeypatch, small_by_kernels):
     """Inductor lays convolutions out with channels last; nobody copies in between."""
     from bnext.torch import kernels
 

@@ -112,7 +112,8 @@ def test_road_of_a_compiled_and_an_exported_call(training, monkeypatch):
     torch.compiler.reset()
     torch.compile(layer, backend="eager")(X)
     traced = roads.FUSED if kernels.fuses(X) else roads.OPERATORS
-    assert seen == [traced if training else roads.PYTORCH]
+    # In training the compiler sees one operator, which decides when it is traced, and when it runs.
+    assert seen == ([traced, roads.KERNELS] if training else [roads.PYTORCH])
     seen.clear()
     torch.export.export(layer, (X,))
     assert set(seen) == {roads.EXPORTED}

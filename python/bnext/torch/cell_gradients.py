@@ -138,10 +138,10 @@ def _by_formulas(
 
     xs = slabs(formulas.wide(x))
     pilot = xs.detach().mean(2, keepdim=True, dtype=torch.float64)
-    xs = formulas._centred(formulas._about(xs, pilot), [2])
+    xs = formulas._centred(formulas.about(xs, pilot), [2])
     rstd = formulas.rstd_of((xs * xs).mean(2, keepdim=True), eps)
     xhat = xs * rstd
-    wide = formulas._before_activation(dy, xhat.reshape(x.shape), weight, bias, residual, slope)
+    wide = formulas.before_activation(dy, xhat.reshape(x.shape), weight, bias, residual, slope)
     g = wide
     if weight is not None:  # the derivative by weight is then a sum in float64
         g = (g.double() * formulas.per_channel(weight.double(), x)).to(g.dtype)

@@ -8,6 +8,9 @@ own operator.
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +19,9 @@ from torch import Tensor
 from torch.autograd import profiler
 
 __all__ = [
-    "backward_task", "function_modes", "in_a_range", "is_compiling", "is_exported", "is_plain",
-    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_traced_by_dynamo",
-    "is_transformed", "is_watched",
+    "backward_task", "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
+    "is_exported", "is_exported_now", "is_plain", "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced",
+    "is_traced_by_dynamo", "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -100,17 +103,37 @@ def is_traced() -> bool:
     return is_compiling() or _dispatch_modes() > 0
 
 
+_COMPILED = threading.local()
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Mark a call that a compiler traces behind Dynamo, which has seen one operator in its place."""
+    before = getattr(_COMPILED, "is_marked", False)
+    _COMPILED.is_marked = True
+    try:
+        yield
+    finally:
+        _COMPILED.is_marked = before
+
+
+def is_compiled() -> bool:
+    """Whether a compiler traces this call, by itself or by the operator in its place."""
+    return is_compiling() or getattr(_COMPILED, "is_marked", False)
+
+
 def is_exported() -> bool:
     """Whether an exporter traces (torch.export, ONNX), in either of its modes.
 
     The graph is to consist of PyTorch's operators, which other tools know and rewrite.
     """
-    return is_compiling() and _is_exported_now()
+    return is_compiling() and is_exported_now()
 
 
-def _is_exported_now() -> bool:
-    # The compiler runs this function when it traces a call. In PyTorch 2.7 `is_exporting` is always
-    # true in traced code, and elsewhere it knows one of the two modes.
+def is_exported_now() -> bool:
+    """Whether an exporter traces, for code that Dynamo traces, which runs this function."""
+    # In PyTorch 2.7 `is_exporting` is always true in traced code, and elsewhere it knows one of the
+    # two modes.
     if _is_exporting is not None and _is_exporting():
         return True
     translator = getattr(
@@ -126,7 +149,7 @@ def _is_exported_now() -> bool:
 
 
 # As torch.compiler.assume_constant_result has it, which would import all of the compiler.
-_is_exported_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_exported_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def in_a_range(name: str, call: Any, *arguments: Any) -> Any:
@@ -153,4 +176,4 @@ def is_symbolic(*values: Any) -> bool:
 def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     # A compiler repeats no mutation, and would not know of the task.
-    return not is_traced_by_dynamo() and backward_task() != -1
+    return not is_traced_by_dynamo() and not is_compiled() and backward_task() != -1

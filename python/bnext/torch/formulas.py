@@ -19,7 +19,10 @@ from torch import Tensor
 
 from bnext.torch.context import is_plain, is_plain_or_none
 
-__all__ = ["Backward", "backward", "backward_constant"]
+__all__ = [
+    "Backward", "about", "backward", "backward_constant", "before_activation", "channel_dims",
+    "per_channel", "rstd_of", "wide",
+]  # fmt: skip
 
 Pass = Callable[..., tuple[Any, ...]]
 Slope = Callable[[Tensor], Tensor]  # act'(z) of z
@@ -41,12 +44,12 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _dims(x: Tensor) -> list[int]:
+def channel_dims(x: Tensor) -> list[int]:
     """Name the axes that a channel's statistics are over."""
     return [d for d in range(x.dim()) if d != 1]
 
 
-def _about(x: Tensor, mean: Tensor) -> Tensor:
+def about(x: Tensor, mean: Tensor) -> Tensor:
     """``x - mean`` to the precision of x, for a mean in float64 that broadcasts against it."""
     high = mean.to(x.dtype)
     return (x - high) - (mean - high.double()).to(x.dtype)
@@ -63,7 +66,7 @@ def _centred(values: Tensor, dims: list[int]) -> Tensor:
     return values - values.mean(dims, keepdim=True)
 
 
-def _before_activation(
+def before_activation(
     dy: Tensor, xhat: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     slope: Slope | None,
 ) -> Tensor:  # fmt: skip
@@ -86,13 +89,13 @@ def backward(
     residual: Tensor | None = None, *, eps: float, slope: Slope | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Give dx, dweight, dbias and dresidual where the statistics are the batch's."""
-    dims = _dims(x)
+    dims = channel_dims(x)
     pilot = x.detach().mean(dims, keepdim=True, dtype=torch.float64)
     # The mean of what is left is small, and makes the derivatives right: the pilot has none.
-    xs = _centred(_about(wide(x), pilot), dims)
+    xs = _centred(about(wide(x), pilot), dims)
     rstd = rstd_of((xs * xs).mean(dims, keepdim=True), eps)
     xhat = xs * rstd
-    g = _before_activation(dy, xhat, weight, bias, residual, slope)
+    g = before_activation(dy, xhat, weight, bias, residual, slope)
     centred = _centred(g, dims)
     dx = rstd * (centred - xhat * (centred * xhat).mean(dims, keepdim=True))
     return _weighted(dx, weight, x), (centred * xhat).sum(dims), g.sum(dims), g.to(x.dtype)
@@ -104,11 +107,11 @@ def backward_constant(
     slope: Slope | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Give dx, dweight, dbias and dresidual where the statistics are constants."""
-    dims = _dims(x)
+    dims = channel_dims(x)
     xs = wide(x)
     rstd = per_channel(rstd_of(var.double(), eps), x).to(xs.dtype)
-    xhat = _about(xs, per_channel(mean.double(), x)) * rstd
-    g = _before_activation(dy, xhat, weight, bias, residual, slope)
+    xhat = about(xs, per_channel(mean.double(), x)) * rstd
+    g = before_activation(dy, xhat, weight, bias, residual, slope)
     return _weighted(g * rstd, weight, x), (g * xhat).sum(dims), g.sum(dims), g.to(x.dtype)
 
 

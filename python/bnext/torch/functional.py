@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,8 +10,18 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from bnext.torch import epilogues, gradients, operators
-from bnext.torch.context import in_a_range, is_compiling, is_recomputed, is_symbolic
-from bnext.torch.epilogues import Epilogue
+from bnext.torch.context import (
+    compiled,
+    in_a_range,
+    is_compiling,
+    is_exported_now,
+    is_plain,
+    is_recomputed,
+    is_symbolic,
+    is_traced_by_dynamo,
+    is_transformed,
+)
+from bnext.torch.epilogues import Epilogue, made
 from bnext.torch.kernels import NARROW, KernelRefusal, widened
 from bnext.torch.roads import (
     EXPORTED,
@@ -109,6 +120,11 @@ def counted_batch_norm(
 
     With a `momentum` of None the running statistics are means over all batches counted.
     """
+    if is_traced_by_dynamo() and training is True and momentum is not None and _is_one_operator():
+        y = torch.ops.bnext.batch_norm_of_layer(
+            input, running_mean, running_var, weight, bias, counter, momentum, eps
+        )
+        return y
     road = road_of(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if road is KERNELS:
         known = weight_of_batch(counter) if momentum is None else momentum
@@ -142,6 +158,11 @@ def activated_batch_norm(
     epilogue: Epilogue,
 ) -> Tensor:  # fmt: skip
     """Do `counted_batch_norm`, and what follows it."""
+    if is_traced_by_dynamo() and training is True and momentum is not None and _is_one_operator():
+        y = torch.ops.bnext.batch_norm_of_layer(
+            input, running_mean, running_var, weight, bias, counter, momentum, eps, *epilogue
+        )
+        return y
     tensors = (input, running_mean, running_var, weight, bias)
     residual, activation, negative_slope = epilogue
     is_plain_call = type(input) is Tensor and (residual is None or type(residual) is Tensor)
@@ -172,6 +193,40 @@ def activated_batch_norm(
     # gradient by z is the residual's, and made in any case.
     y = counted_batch_norm(*tensors, training, momentum, eps, counter)
     return epilogues.applied(y, epilogue)
+
+
+def _is_one_operator() -> bool:
+    """Whether Dynamo is to see one operator in place of a call by the batch.
+
+    Compiled code checks before every call what Dynamo has read, so it is to read little.
+    """
+    return not is_transformed() and not is_exported_now()
+
+
+# As `is_exported_now`: Dynamo runs it. (It checks transforms by itself.)
+_is_one_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _of_compiler(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, counter: Tensor | None, momentum: float, eps: float,
+    residual: Tensor | None = None, activation: str | None = None, negative_slope: float = 0.01,
+) -> Tensor:  # fmt: skip
+    """Do the work of the operator: what the call does that Dynamo did not look into."""
+    of: Any = (x, running_mean, running_var, weight, bias, True, momentum, eps, counter)
+    with contextlib.nullcontext() if is_plain(x) else compiled():
+        if activation is None and residual is None:
+            return counted_batch_norm(*of)
+        return activated_batch_norm(*of, made((residual, activation, negative_slope)))
+
+
+operators.define(
+    "batch_norm_of_layer",
+    "(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, "
+    "Tensor(c!)? counter, float momentum, float eps, Tensor? residual=None, str? activation=None, "
+    "float negative_slope=0.01) -> Tensor",
+    _of_compiler,
+)
 
 
 def _by_pytorch(

@@ -39,8 +39,8 @@ import torch
 from torch import Tensor
 
 from bnext.rows import Statistics
-from bnext.torch import formulas, kernels
-from bnext.torch.context import is_compiling, is_recomputed
+from bnext.torch import formulas, kernels, small_calls
+from bnext.torch.context import is_compiling, is_recomputed, is_traced_by_dynamo
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
 
@@ -60,19 +60,24 @@ def batch_norm(
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
     ours: Any = torch.ops.bnext
-    if epilogue is not None:  # an activation alone
-        normalize = partial(ours.activated_batch_norm_training, **_named(epilogue))
+    if fused and not is_traced_by_dynamo() and small_calls.is_small(x):
+        y, mean, m2 = small_calls.normalize(x, weight, bias, eps, epilogue)
+        first = ours.first_pass()
     else:
-        normalize = ours.fused_batch_norm_training if fused else ours.batch_norm_training
-    y, statistics, first = normalize(x, weight, bias, eps)
-    if not is_recomputed():  # nothing here is differentiated: `statistics` and `first` are not
+        if epilogue is not None:  # an activation alone
+            by = partial(ours.activated_batch_norm_training, **_named(epilogue))
+        else:
+            by = ours.fused_batch_norm_training if fused else ours.batch_norm_training
+        y, statistics, first = by(x, weight, bias, eps)
+        if not is_compiling():  # a graph of make_fx may run where gradients are recorded
+            statistics = statistics.detach()
+        of = Statistics(*statistics.unbind())
+        mean, m2 = of.mean, of.m2
+    if not is_recomputed():  # nothing here is differentiated: statistics and `first` are not
         count = math.prod(x.shape) // max(x.shape[1], 1)
         if running_mean is not None and running_var is not None and count > 1:
-            if not is_compiling():  # a graph of make_fx may run where gradients are recorded
-                statistics = statistics.detach()
-            of = Statistics(*statistics.unbind())
-            _move(running_mean, of.mean, momentum, first)
-            _move(running_var, of.m2 / (count - 1), momentum, first)
+            _move(running_mean, mean, momentum, first)
+            _move(running_var, m2 / (count - 1), momentum, first)
         if counter is not None:
             counter.add_(first)
     result: Tensor = y
@@ -120,6 +125,15 @@ def _activated_backward(*given: Any) -> Results:
 
 def _first(x: Tensor) -> Tensor:
     return torch.full((), 0 if is_recomputed() else 1, device=x.device)
+
+
+def _first_pass() -> Tensor:
+    """Give the `first` of small calls; a compiler asks once in a graph."""
+    return torch.full((), 0 if is_recomputed() else 1)
+
+
+def _fake_first_pass() -> Tensor:
+    return torch.empty((), dtype=torch.int64)
 
 
 def _fake_rest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,6 +270,7 @@ def define(name: str, schema: str, run: Any, fake: Any = None) -> None:
 
 
 define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
+define("first_pass", "() -> Tensor", _first_pass, _fake_first_pass)
 define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
 define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
 define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)

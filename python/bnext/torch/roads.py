@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnext.torch import kernels
 from bnext.torch.context import (
-    is_compiling,
+    is_compiled,
     is_exported,
     is_plain,
     is_symbolic,
@@ -83,7 +83,7 @@ def road_of(
     by_batch = training is True and eps > 0
     if not (by_batch and _fits_operators(x, running_mean, running_var, weight, bias)):
         return PYTORCH
-    return FUSED if is_compiling() and kernels.fuses(x) else OPERATORS
+    return FUSED if is_compiled() and kernels.fuses(x) else OPERATORS
 
 
 def road_of_cells(

@@ -1,0 +1,103 @@
+"""Small calls in PyTorch's operations, of which a compiler makes loops.
+
+The compiler's code calls an operator of bnext's by PyTorch's dispatcher and Python, which for a few
+thousand values takes several times as long as the kernels. These operations need no such call, and
+are exact as the kernels are: sums in float64, of values about a mean with a high and a low part.
+Their bits are the compiler's, which may add in another order for another number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnext.torch import formulas
+from bnext.torch.epilogues import Epilogue, applied, derivative
+from bnext.torch.formats import format_of
+from bnext.torch.formulas import about, before_activation, channel_dims, per_channel, rstd_of, wide
+
+__all__ = ["LEAST_VALUES", "is_small", "normalize"]
+
+# Calls of fewer values are small.
+LEAST_VALUES = 32 * 1024
+
+
+def is_small(x: Tensor) -> bool:
+    """Whether a traced x is small whenever the graph runs; in float64 the kernels are more exact."""
+    values = x.numel()
+    return isinstance(values, int) and 0 < values < LEAST_VALUES and x.dtype != torch.float64
+
+
+def normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, epilogue: Epilogue | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give y, and the batch's mean and sum of squared deviations in float64, shape (C,)."""
+    results: tuple[Tensor, Tensor, Tensor] = _Small.apply(x, weight, bias, eps, epilogue)
+    return results
+
+
+class _Small(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+        epilogue: Epilogue | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        dims, count = channel_dims(x), _count(x)
+        xs = wide(x)
+        mean = xs.sum(dims, dtype=torch.float64) / count
+        centred = about(xs, per_channel(mean, x))
+        m2 = (centred * centred).sum(dims, dtype=torch.float64)
+        rstd = rstd_of(m2 / count, eps)
+        scale = rstd if weight is None else rstd * weight.double()
+        y = centred * per_channel(scale, x).to(xs.dtype)
+        if bias is not None:
+            y = y + per_channel(wide(bias), x)
+        if epilogue is not None:
+            y = applied(y, epilogue)
+        ctx.mark_non_differentiable(mean, m2)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.others = eps, epilogue
+        return y.to(x.dtype).contiguous(memory_format=format_of(x)), mean, m2
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 5
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        eps, epilogue = ctx.others
+        slope = None
+        if epilogue is not None:
+            slope = derivative(epilogue.activation, epilogue.negative_slope)
+        work = partial(_backward, mean=mean, rstd=rstd, slope=slope)
+        again = partial(formulas.backward, eps=eps, slope=slope)
+        gradients = formulas.Backward.apply(work, again, dy, x, weight, bias)
+        wanted = zip(gradients, ctx.needs_input_grad[:3], strict=True)
+        return *(gradient if wants else None for gradient, wants in wanted), None, None
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, mean: Tensor,
+    rstd: Tensor, slope: formulas.Slope | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give dx, dweight and dbias."""
+    dims, count = channel_dims(x), _count(x)
+    xs = wide(x)
+    factor = per_channel(rstd, x).to(xs.dtype)
+    xhat = about(xs, per_channel(mean, x)) * factor
+    g = before_activation(dy, xhat, weight, bias, None, slope)
+    dbias = g.sum(dims, dtype=torch.float64)
+    dweight = (g * xhat).sum(dims, dtype=torch.float64)
+    of_mean, of_xhat = (per_channel(each / count, x).to(xs.dtype) for each in (dbias, dweight))
+    if weight is not None:
+        factor = factor * per_channel(wide(weight), x)
+    dx = (g - of_mean - xhat * of_xhat) * factor
+    return dx.to(x.dtype), dweight.to(xs.dtype), dbias.to(xs.dtype)
+
+
+def _count(x: Tensor) -> int:
+    return math.prod(x.shape) // x.shape[1]
