@@ -20,8 +20,8 @@ from torch.autograd import profiler
 
 __all__ = [
     "backward_task", "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
-    "is_exported", "is_exported_now", "is_plain", "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced",
-    "is_traced_by_dynamo", "is_transformed", "is_watched",
+    "is_exported", "is_exported_now", "is_plain", "is_plain_or_none", "is_recomputed",
+    "is_symbolic", "is_traced", "is_traced_by_dynamo", "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -108,7 +108,7 @@ _COMPILED = threading.local()
 
 @contextmanager
 def compiled() -> Iterator[None]:
-    """Mark a call that a compiler traces behind Dynamo, which has seen one operator in its place."""
+    """Mark a call that a compiler traces behind Dynamo, which has seen one operator instead."""
     before = getattr(_COMPILED, "is_marked", False)
     _COMPILED.is_marked = True
     try:

@@ -121,10 +121,10 @@ def counted_batch_norm(
     With a `momentum` of None the running statistics are means over all batches counted.
     """
     if is_traced_by_dynamo() and training is True and momentum is not None and _is_one_operator():
-        y = torch.ops.bnext.batch_norm_of_layer(
+        of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
             input, running_mean, running_var, weight, bias, counter, momentum, eps
         )
-        return y
+        return of_layer
     road = road_of(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if road is KERNELS:
         known = weight_of_batch(counter) if momentum is None else momentum
@@ -159,10 +159,10 @@ def activated_batch_norm(
 ) -> Tensor:  # fmt: skip
     """Do `counted_batch_norm`, and what follows it."""
     if is_traced_by_dynamo() and training is True and momentum is not None and _is_one_operator():
-        y = torch.ops.bnext.batch_norm_of_layer(
+        of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
             input, running_mean, running_var, weight, bias, counter, momentum, eps, *epilogue
         )
-        return y
+        return of_layer
     tensors = (input, running_mean, running_var, weight, bias)
     residual, activation, negative_slope = epilogue
     is_plain_call = type(input) is Tensor and (residual is None or type(residual) is Tensor)
@@ -213,11 +213,12 @@ def _of_compiler(
     residual: Tensor | None = None, activation: str | None = None, negative_slope: float = 0.01,
 ) -> Tensor:  # fmt: skip
     """Do the work of the operator: what the call does that Dynamo did not look into."""
-    of: Any = (x, running_mean, running_var, weight, bias, True, momentum, eps, counter)
+    tensors = (x, running_mean, running_var, weight, bias)
     with contextlib.nullcontext() if is_plain(x) else compiled():
         if activation is None and residual is None:
-            return counted_batch_norm(*of)
-        return activated_batch_norm(*of, made((residual, activation, negative_slope)))
+            return counted_batch_norm(*tensors, True, momentum, eps, counter)
+        after = made((residual, activation, negative_slope))
+        return activated_batch_norm(*tensors, True, momentum, eps, counter, after)
 
 
 operators.define(

@@ -10,13 +10,17 @@
 `statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
 functional: running statistics are moved from these rows, by operations that a compiler can fuse.
 `first` is the integer 1, or 0 where the pass repeats one in a backward pass: compiled code finds
-that out when it runs. The backward operator has a backward pass in turn, by `formulas`.
+that out when it runs; small calls, which are none of these operators (`small_calls`), ask
+``bnext::first_pass``. The backward operator has a backward pass in turn, by `formulas`.
 
 All are composites. They record for autograd, and leave the work to operators that do not: the first
 and the last to ``bnext::forward_by_batch`` and ``bnext::backward_by_batch``, of the same arguments
 and results. The second, for compilers, has ``bnext::statistics_of_batch`` for its first phase, and
 its second phase in PyTorch's operators: a compiler computes y in the loop of the operator that
 follows, an activation, a sum, a pooling, and need not write and read it.
+
+Dynamo sees one operator, ``bnext::batch_norm_of_layer`` (`functional`), in place of a layer's call,
+and traces these behind it: compiled code checks before every call what Dynamo has read.
 
 The final graph of a compiler has only the latter operators. They are registered with nothing
 between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for

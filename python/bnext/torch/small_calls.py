@@ -27,7 +27,7 @@ LEAST_VALUES = 32 * 1024
 
 
 def is_small(x: Tensor) -> bool:
-    """Whether a traced x is small whenever the graph runs; in float64 the kernels are more exact."""
+    """Whether a traced x is small in every run of its graph; float64 is for kernels, more exact."""
     values = x.numel()
     return isinstance(values, int) and 0 < values < LEAST_VALUES and x.dtype != torch.float64
 
