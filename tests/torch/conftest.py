@@ -41,12 +41,12 @@ def one_thread(restore_threads, torch):
 @pytest.fixture
 def small_by_kernels(monkeypatch, torch):
     """Small calls that a compiler traces are the kernels' too; code from before is not taken."""
-    from torch._inductor import config
+    from torch._functorch import config
 
     from bnext.torch import small_calls
 
     monkeypatch.setattr(small_calls, "LEAST_VALUES", 0)
-    with config.patch(force_disable_caches=True):
+    with config.patch(enable_autograd_cache=False):
         yield
 
 

@@ -86,7 +86,7 @@ def test_export_where_torch_does_not_tell(name, strict, monkeypatch):
 
 
 @STRICT
-def test_export_and_torch_compile_of_one_model(strict, kernel_calls):
+def test_export_and_torch_compile_of_one_model(strict, kernel_calls, small_by_kernels):
     """Neither takes what the other has traced."""
     model = new_model(bnext.torch, True)
     x = torch.randn(4, 3, 6, 6)

@@ -86,7 +86,7 @@ def test_fx_of_a_layer_alone(options, training, kernel_calls):
         )
 
 
-def test_fx_of_the_function(kernel_calls):
+def test_fx_of_the_function(kernel_calls, small_by_kernels):
     """A call is a node that calls the function again: also in a graph that was pickled."""
 
     class Net(torch.nn.Module):
