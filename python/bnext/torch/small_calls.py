@@ -50,7 +50,7 @@ class _Small(torch.autograd.Function):
         xs = wide(x)
         mean = xs.sum(dims, dtype=torch.float64) / count
         centred = about(xs, per_channel(mean, x))
-        m2 = (centred * centred).sum(dims, dtype=torch.float64)
+        m2 = centred.double().square().sum(dims)  # in float32 a square may be too large
         rstd = rstd_of(m2 / count, eps)
         scale = rstd if weight is None else rstd * weight.double()
         y = centred * per_channel(scale, x).to(xs.dtype)
