@@ -26,8 +26,8 @@ NAMES = ("relu", "leaky_relu", "gelu")
 def combinations():
     """Each of a few layouts with the best instruction set.
 
-    With BNEXT_SOAK every layout, with each dtype on each instruction set, and an activation in turn:
-    so each two of the four meet.
+    With BNEXT_SOAK every layout, with each dtype on each instruction set, and an activation in
+    turn: so each two of the four meet.
     """
     every = [
         (isa, dtype, layout, NAMES[(i + j + k) % 3])
