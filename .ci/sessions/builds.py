@@ -8,6 +8,10 @@ from .kit import BUILD, cache, check, foreign_functions, packages_of, python_of,
 
 TOOLS = ("cmake", "ninja", "pybind11>=3,<4", "numpy")
 TSAN = ("thread_group_stress", "team_accounts", "pool_stress", "cuda_walk")
+# How to try a compiler: host code is not optimized, and kernels little. (Without any, they take
+# longer: every function of a pack is written out.)
+TRIED = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-DNDEBUG",
+         "-DBNEXT_KERNELS_OPTIMIZED=-O1")  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 
@@ -79,7 +83,7 @@ def build_clang(session):
     session.install(*TOOLS)
     lacking = ("built without OpenMP", "libomp-19-dev")
     for version, texts, *arguments in (
-        (14, ("Found OpenMP",), "-DBNEXT_KERNELS_OPTIMIZED=-O1"),
+        (14, ("Found OpenMP",), *TRIED),
         (19, lacking, "-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON"),
     ):
         name = f"clang-{version}"
@@ -96,7 +100,7 @@ def build_arm(session):
     """The kernels for another architecture, by both compilers; nothing here can run them."""
     session.install(*TOOLS)
     system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DBNEXT_PYTHON=OFF",
-              "-DBNEXT_KERNELS_OPTIMIZED=-O1")  # fmt: skip
+              *TRIED)  # fmt: skip
     for name, *compiler in (
         ("arm", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"),
         ("arm-clang", "-DCMAKE_CXX_COMPILER=clang++-14",
