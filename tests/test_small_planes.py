@@ -22,9 +22,10 @@ EXAMPLES = (1, 2, 5, 17)
 @pytest.mark.parametrize("values", VALUES)
 def test_every_size(rng, isa, dtype, values):
     for i, channels in enumerate(CHANNELS):
-        # Every second pair; planes of the next size have the other half.
-        first, step = ((i + values) % 2, 2) if SOAK == 1 else (0, 1)
-        for examples in EXAMPLES[first::step]:
+        # Every second pair; planes of the next size have the other half. With BNEXT_SOAK the other
+        # dtype has it, so that every pair is there for each size.
+        other = SOAK != 1 and dtype == np.float64
+        for examples in EXAMPLES[(i + values + other) % 2 :: 2]:
             case = Case("", (examples, channels, values), memory=Memory(margins={0: (1, 1)}))
             x, dy = case.x(rng, dtype), case.dy(rng, dtype)
             weight, bias = case.weight(rng, dtype), case.bias(rng, dtype)

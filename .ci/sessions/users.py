@@ -21,7 +21,7 @@ MAIN_JOB = "pip install '.[demo]' && python -m bnext"
 TEST_SUITE = "pip install '.[test]' && pytest"
 # More calls in a row, all pairs of shapes, a formula compiled; faults and steps of the barrier, in
 # larger numbers than users wait for. (1,000 faults of each kind and 10,000 steps: eight minutes.)
-THOROUGH = {"BNEXT_SOAK": "6", "BNEXT_FAULTS": "100", "BNEXT_BARRIER_STEPS": "1000"}
+THOROUGH = {"BNEXT_SOAK": "6", "BNEXT_FAULTS": "50", "BNEXT_BARRIER_STEPS": "300"}
 SOAKED = "pool_processes|small_planes|streaming|determinism|add_a_formula"  # none may be skipped
 # Of each network at each batch size. (The page shows the means of three.)
 STATISTICS_RUNS = "1"
