@@ -39,6 +39,14 @@ def one_thread(restore_threads, torch):
 
 
 @pytest.fixture
+def fresh_compiler(torch):
+    """Nothing that was compiled before."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def small_by_kernels(monkeypatch, torch):
     """Small calls that a compiler traces are the kernels' too; code from before is not taken."""
     from torch._functorch import config

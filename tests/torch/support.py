@@ -4,6 +4,7 @@ import math
 from collections import namedtuple
 
 import numpy as np
+import pytest
 
 from ..optional import import_torch
 from ..tolerances import TORCH, TORCH_16_BITS
@@ -13,6 +14,11 @@ torch = import_torch()
 import bnext.torch  # noqa: E402 - of which there is nothing without PyTorch
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# Of tests that compile: nothing from before, and not PyTorch's warning when it first loads Inductor.
+COMPILED = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
+]
 LIBRARIES = {"torch.nn": torch.nn, "bnext.torch": bnext.torch}
 
 

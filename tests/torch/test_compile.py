@@ -8,6 +8,7 @@ import pytest
 import bnext
 
 from .support import (
+    COMPILED,
     Failure,
     assert_close,
     buffers_of,
@@ -17,17 +18,9 @@ from .support import (
     torch,
 )
 
-# PyTorch's own, when it first loads inductor.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+pytestmark = COMPILED
 # Inductor is slow: most tests need only the graphs that it would get.
 GRAPHS = "aot_eager"
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def compiled(model, backend=GRAPHS, **options):

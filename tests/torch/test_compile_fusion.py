@@ -7,22 +7,14 @@ import pytest
 import bnext
 
 from .architectures import ARCHITECTURES
-from .support import assert_close, name_of_dtype, torch
+from .support import COMPILED, assert_close, name_of_dtype, torch
 
 ACTIVATIONS = bnext.torch.epilogues.ACTIVATIONS
 
-# PyTorch's own, when it first loads inductor.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+pytestmark = COMPILED
 forward = torch.ops.bnext.statistics_of_batch.default
 plain_backward = torch.ops.bnext.backward_by_batch.default
 backward = torch.ops.bnext.activated_backward_by_batch.default
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -8,20 +8,12 @@ import pytest
 
 import bnext
 
-from .support import assert_close, buffers_of, name_of_dtype, torch
+from .support import COMPILED, assert_close, buffers_of, name_of_dtype, torch
 
 ACTIVATIONS = bnext.torch.epilogues.ACTIVATIONS
 small_calls = bnext.torch.small_calls
-# PyTorch's own, when it first loads inductor.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+pytestmark = COMPILED
 GRAPHS = "aot_eager"
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ _COMPILED = threading.local()
 @contextmanager
 def compiled() -> Iterator[None]:
     """Mark a call that a compiler traces behind Dynamo, which has seen one operator instead."""
-    before = getattr(_COMPILED, "is_marked", False)
+    before = _is_marked()
     _COMPILED.is_marked = True
     try:
         yield
@@ -119,7 +119,11 @@ def compiled() -> Iterator[None]:
 
 def is_compiled() -> bool:
     """Whether a compiler traces this call, by itself or by the operator in its place."""
-    return is_compiling() or getattr(_COMPILED, "is_marked", False)
+    return is_compiling() or _is_marked()
+
+
+def _is_marked() -> bool:
+    return getattr(_COMPILED, "is_marked", False)
 
 
 def is_exported() -> bool:
@@ -176,4 +180,4 @@ def is_symbolic(*values: Any) -> bool:
 def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     # A compiler repeats no mutation, and would not know of the task.
-    return not is_traced_by_dynamo() and not is_compiled() and backward_task() != -1
+    return not is_traced_by_dynamo() and backward_task() != -1 and not _is_marked()

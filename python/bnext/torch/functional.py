@@ -120,7 +120,7 @@ def counted_batch_norm(
 
     With a `momentum` of None the running statistics are means over all batches counted.
     """
-    if is_traced_by_dynamo() and training is True and momentum is not None and _is_one_operator():
+    if training is True and is_traced_by_dynamo() and momentum is not None and _is_one_operator():
         of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
             input, running_mean, running_var, weight, bias, counter, momentum, eps
         )
@@ -158,7 +158,7 @@ def activated_batch_norm(
     epilogue: Epilogue,
 ) -> Tensor:  # fmt: skip
     """Do `counted_batch_norm`, and what follows it."""
-    if is_traced_by_dynamo() and training is True and momentum is not None and _is_one_operator():
+    if training is True and is_traced_by_dynamo() and momentum is not None and _is_one_operator():
         of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
             input, running_mean, running_var, weight, bias, counter, momentum, eps, *epilogue
         )
