@@ -14,7 +14,7 @@ torch = import_torch()
 import bnext.torch  # noqa: E402 - of which there is nothing without PyTorch
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# Of tests that compile: nothing from before, and not PyTorch's warning when it first loads Inductor.
+# Of tests that compile: nothing from before; without PyTorch's warning as it first loads Inductor.
 COMPILED = [
     pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
