@@ -88,7 +88,9 @@ def test_compile_with_inductor_in_every_layout(layout):
     assert_close(layer.running_var, reference.running_var, "running_var", 1.0)
 
 
-def test_compile_gives_kernels_what_convolutions_give(monkeypatch, small_by_kernels):
+@pytest.mark.parametrize("fuse", [False, True], ids=["converted", "fused"])
+@pytest.mark.parametrize("groups", [1, 16], ids=["dense", "depthwise"])
+def test_compile_gives_kernels_what_convolutions_give(groups, fuse, monkeypatch, small_by_kernels):
     """Inductor lays convolutions out with channels last; nobody copies in between."""
     from bnext.torch import kernels
 
@@ -105,17 +107,24 @@ def test_compile_gives_kernels_what_convolutions_give(monkeypatch, small_by_kern
         return call
 
     monkeypatch.setattr(kernels, "statistics", watched(kernels.statistics, 1))
-    monkeypatch.setattr(kernels, "backward_by_rows", watched(kernels.backward_by_rows, 2))
+    for name in ("backward_by_rows", "activated_backward_by_rows"):
+        monkeypatch.setattr(kernels, name, watched(getattr(kernels, name), 2))
     torch.compiler.reset()
     model = bnext.torch.convert(
         torch.nn.Sequential(
             torch.nn.Conv2d(8, 16, 1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-            torch.nn.Conv2d(16, 16, 1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 16, 3, groups=groups), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
             torch.nn.Conv2d(16, 8, 1),
-        )
+        ), fuse=fuse,
     )  # fmt: skip
-    torch.compile(model)(torch.randn(4, 8, 12, 12)).sum().backward()
+    reference = copy.deepcopy(model)
+    x = torch.randn(4, 8, 12, 12)
+    with torch._inductor.config.patch(fx_graph_cache=False):  # code from before is not taken
+        torch.compile(model)(x).square().sum().backward()
     assert seen == [True] * 6
+    reference(x).square().sum().backward()
+    for actual, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_operators_say_that_they_take_every_layout():

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from bnext.rows import Statistics
-from bnext.torch import formulas, kernels, small_calls
+from bnext.torch import formulas, inductor, kernels, small_calls
 from bnext.torch.context import is_compiling, is_recomputed, is_traced_by_dynamo
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
@@ -73,6 +73,9 @@ def batch_norm(
         else:
             by = ours.fused_batch_norm_training if fused else ours.batch_norm_training
         y, statistics, first = by(x, weight, bias, eps)
+        if fused:
+            for each in (ours.backward_by_batch, ours.activated_backward_by_batch):
+                inductor.inform(each.default)
         if not is_compiling():  # a graph of make_fx may run where gradients are recorded
             statistics = statistics.detach()
         of = Statistics(*statistics.unbind())

@@ -1,0 +1,40 @@
+"""What Inductor, PyTorch's compiler, is told of graphs with bnext's operators: their layout.
+
+Inductor lays a graph out with channels last where it has convolutions. A graph of a backward pass
+has only their derivatives, and each goes by the strides of its gradient of weights. Those of a
+depthwise convolution say nothing, because its weights have one input channel: its operands were
+copied to planes, where oneDNN's derivative takes 2 to 5 times as long, and the gradient that it
+gave to a kernel of bnext was in planes beside an x with channels last (PyTorch 2.13.0).
+
+Where a normalization in a graph of a backward pass has an x with channels last, so now have the
+derivatives of convolutions behind it. Graphs without bnext's operators are as they were.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from bnext.torch.formats import format_of
+
+__all__ = ["inform"]
+
+
+def inform(operator: Any) -> None:
+    """Let Inductor, if it was imported, know of an operator whose second argument is x."""
+    lowering = sys.modules.get("torch._inductor.lowering")
+    known = getattr(lowering, "user_lowerings", None)  # None: the version has none
+    if known is not None and hasattr(known, "setdefault"):
+        known.setdefault(operator, _keep_layout)
+
+
+def _keep_layout(_: Any, x: Any, *__: Any) -> None:
+    """Keep channels last, and leave the operator to Inductor (None)."""
+    from torch._inductor.virtualized import V
+
+    node = V.graph.current_node
+    x = node.args[1].meta["val"]
+    if x.device.type == "cpu" and format_of(x) is torch.channels_last:
+        V.graph.layout_opt = True
