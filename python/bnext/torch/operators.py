@@ -44,11 +44,12 @@ from torch import Tensor
 
 from bnext.rows import Statistics
 from bnext.torch import formulas, kernels, small_calls
-from bnext.torch.context import is_compiling, is_recomputed, is_traced_by_dynamo
+from bnext.torch.context import is_compiling, is_drawn, is_recomputed, is_traced_by_dynamo
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
+from bnext.torch.registration import define, define_recorded, work_of
 
-__all__ = ["batch_norm", "define"]
+__all__ = ["batch_norm"]
 
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, ...]
@@ -203,10 +204,30 @@ class _Activated(torch.autograd.Function):
         return *(gradient if wants else None for gradient, wants in wanted), None, None, None
 
 
+def _recorded(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    return _Forward.apply(work_of("forward_by_batch"), x, weight, bias, eps)
+
+
+def _fused_recorded(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    if is_drawn():  # the pieces have no derivatives
+        return _recorded(x, weight, bias, eps)
+    return _Forward.apply(_in_pieces, x, weight, bias, eps)
+
+
+def _activated_recorded(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str,
+    negative_slope: float,
+) -> Any:  # fmt: skip
+    if is_drawn():
+        y, *rest = _recorded(x, weight, bias, eps)
+        return applied(y, Epilogue(None, activation, negative_slope)), *rest
+    return _Activated.apply(x, weight, bias, eps, activation, negative_slope)
+
+
 def _backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> Any:
-    work = partial(torch.ops.bnext.backward_by_batch, statistics=statistics, eps=eps)
+    work = partial(work_of("backward_by_batch"), statistics=statistics, eps=eps)
     return formulas.Backward.apply(work, partial(formulas.backward, eps=eps), dy, x, weight)
 
 
@@ -214,7 +235,7 @@ def _activated_backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
     eps: float, activation: str, negative_slope: float,
 ) -> Any:  # fmt: skip
-    operator: Any = torch.ops.bnext.activated_backward_by_batch
+    operator = work_of("activated_backward_by_batch")
 
     def work(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
         return operator(dy, x, weight, bias, statistics, eps, activation, negative_slope)
@@ -241,14 +262,36 @@ def _in_pieces(
     return y, statistics, first
 
 
+# --- for transforms of functions, which know PyTorch's operators ----------------------------------
+
+
+def _forward_by_formulas(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Results:
+    y = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    values = x.detach().double()
+    var, mean = torch.var_mean(values, formulas.channel_dims(x), correction=0)
+    m2, rstd = var * (math.prod(x.shape) // max(x.shape[1], 1)), formulas.rstd_of(var, eps)
+    rows = Statistics(mean=mean, m2=m2, var=var, rstd=rstd, mean_low=torch.zeros_like(mean))
+    return y, torch.stack(rows), _first(x)
+
+
+def _backward_by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, _: Tensor, eps: float
+) -> Gradients:
+    return formulas.backward(dy, x, weight, eps=eps)[:3]
+
+
+def _activated_backward_by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, _: Tensor, eps: float,
+    activation: str, negative_slope: float,
+) -> Gradients:  # fmt: skip
+    slope = derivative(activation, negative_slope)
+    return formulas.backward(dy, x, weight, bias, eps=eps, slope=slope)[:3]
+
+
 # --- registration ---------------------------------------------------------------------------------
 
-_LIBRARY: Any = torch.library.Library("bnext", "DEF")
-_TAGS = tuple(
-    getattr(torch.Tag, name)
-    for name in ("pt2_compliant_tag", "flexible_layout")
-    if hasattr(torch.Tag, name)
-)
 _OF_FORWARD = "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"
 _OF_BACKWARD = (
     "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, float eps) "
@@ -264,25 +307,20 @@ _OF_ACTIVATED_BACKWARD = (
     "str activation, float negative_slope) -> (Tensor, Tensor, Tensor)"
 )
 
-
-def define(name: str, schema: str, run: Any, fake: Any = None) -> None:
-    """Define a composite, or with `fake` an operator that does the work of one."""
-    _LIBRARY.define(name + schema, tags=_TAGS)
-    _LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
-    if fake is not None:
-        torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
-
-
-define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
 define("first_pass", "() -> Tensor", _first_pass, _fake_first_pass)
 define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
-define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
-define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)
-_work: Any = torch.ops.bnext.forward_by_batch
-define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
-define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
-define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)
-define(
-    "activated_batch_norm_training", _OF_ACTIVATED_FORWARD, lambda *given: _Activated.apply(*given)
-)
-define("activated_batch_norm_backward", _OF_ACTIVATED_BACKWARD, _activated_backward_recorded)
+define_recorded(
+    "batch_norm_training", "forward_by_batch", _OF_FORWARD, _recorded,
+    _forward, _fake_forward, _forward_by_formulas,
+)  # fmt: skip
+define("fused_batch_norm_training", _OF_FORWARD, _fused_recorded)
+define("activated_batch_norm_training", _OF_ACTIVATED_FORWARD, _activated_recorded)
+define_recorded(
+    "batch_norm_backward", "backward_by_batch", _OF_BACKWARD, _backward_recorded,
+    _backward, _fake_backward, _backward_by_formulas,
+)  # fmt: skip
+define_recorded(
+    "activated_batch_norm_backward", "activated_backward_by_batch", _OF_ACTIVATED_BACKWARD,
+    _activated_backward_recorded, _activated_backward, _fake_backward,
+    _activated_backward_by_formulas,
+)  # fmt: skip
