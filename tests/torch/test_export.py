@@ -102,8 +102,9 @@ def new_network():
     )  # fmt: skip
 
 
-FUSED = pytest.mark.parametrize("options", [{}, {"fuse": True},
-                                            {"fuse": True, "recompute": True}], ids=str)  # fmt: skip
+FUSED = pytest.mark.parametrize(
+    "options", [{}, {"fuse": True}, {"fuse": True, "recompute": True}], ids=str
+)
 
 
 def described(program, strict):

@@ -24,7 +24,8 @@ and traces these behind it: compiled code checks before every call what Dynamo h
 
 The final graph of a compiler has only the latter operators. They are registered with nothing
 between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for
-aliases, would cost four times the kernels' time for a small tensor.
+aliases, would cost four times the kernels' time for a small tensor. A graph that make_fx draws
+outside a compiler has twins of them that record (`registration`), so it can be differentiated.
 
 The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
 tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are

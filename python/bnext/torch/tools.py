@@ -146,7 +146,9 @@ def _exported(verify: Any, program: Any) -> Any:
     Quantizers find the operators of a layer by it.
     """
     names = {_name_of(ours): theirs for ours, theirs in counterparts()}
-    for graph in (each.graph for each in program.modules() if isinstance(each, torch.fx.GraphModule)):
+    for graph in (
+        each.graph for each in program.modules() if isinstance(each, torch.fx.GraphModule)
+    ):
         for node in graph.nodes:
             stack = node.meta.get("nn_module_stack")
             if stack and any(kind in names for _, kind in stack.values()):
