@@ -193,7 +193,7 @@ py::object recompute(Taken& taken) {
 }
 
 constexpr Signature kRestored{
-    "restored", "x, rows, eps, channel_axis, weight=None, bias=None, epilogue=None",
+    "restored", "x, rows, eps, channel_axis, weight=None, bias=None, epilogue=None, plain=False",
     "Saved, from x and the rows of its statistics as an array of float64; and from the parameters\n"
     "and what followed normalization, where that left no flags."};
 

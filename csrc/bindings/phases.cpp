@@ -8,7 +8,7 @@
 namespace bnext::bindings {
 namespace {
 
-constexpr Signature kStatistics{"statistics", "x, weight, bias, eps, channel_axis",
+constexpr Signature kStatistics{"statistics", "x, weight, bias, eps, channel_axis, plain=False",
                                 "The rows of Saved; and unit, center, scale and shift, of\n"
                                 "y = (x * unit - center) * scale + shift."};
 

@@ -379,7 +379,7 @@ def evaluate(
     over: bool = False,
 ) -> Any: ...
 def statistics(
-    x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int
+    x: _Values, weight: _Row, bias: _Row, eps: float, channel_axis: int, plain: bool = False
 ) -> tuple[Any, Any]: ...
 def moments(
     x: _Values, channel_axis: int, weighting: _Weighting = None
@@ -455,6 +455,7 @@ def restored(
     weight: _Row = None,
     bias: _Row = None,
     epilogue: _Epilogue = None,
+    plain: bool = False,
 ) -> Saved: ...
 def cell_forward(
     x: _Values,

@@ -12,7 +12,7 @@ from .support import COMPILED, assert_close, name_of_dtype, torch
 ACTIVATIONS = bnext.torch.epilogues.ACTIVATIONS
 
 pytestmark = COMPILED
-forward = torch.ops.bnext.statistics_of_batch.default
+forward = torch.ops.bnext.statistics_and_coefficients.default
 plain_backward = torch.ops.bnext.backward_by_batch.default
 backward = torch.ops.bnext.activated_backward_by_batch.default
 

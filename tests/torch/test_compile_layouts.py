@@ -128,7 +128,7 @@ def test_compile_gives_kernels_what_convolutions_give(groups, fuse, monkeypatch,
 
 
 def test_operators_say_that_they_take_every_layout():
-    for operator in (forward, torch.ops.bnext.statistics_of_batch.default, backward):
+    for operator in (forward, torch.ops.bnext.statistics_and_coefficients.default, backward):
         assert not hasattr(torch.Tag, "flexible_layout") or (
             torch.Tag.flexible_layout in operator.tags
         )

@@ -74,6 +74,104 @@ def test_export_is_the_graph_of_torch_s_layers(options, strict):
         assert graphs[1] == graphs[0]
 
 
+class Block(torch.nn.Module):
+    """A residual block: normalization, an addition, an activation."""
+
+    def __init__(self, library, **options):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.bn = library.BatchNorm2d(3, **options)
+        self.act = torch.nn.ReLU6()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)) + x)
+
+
+class Own(torch.nn.BatchNorm2d):
+    """A class of a user's."""
+
+
+def new_network():
+    """Of PyTorch's layers, with norms of every kind."""
+    torch.manual_seed(4)
+    return torch.nn.Sequential(
+        Block(torch.nn), torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.SiLU(),
+        torch.nn.Sequential(Own(4), torch.nn.ReLU()), torch.nn.GroupNorm(2, 4),
+        torch.nn.InstanceNorm2d(4), torch.nn.LayerNorm(6), torch.nn.Flatten(),
+        torch.nn.Linear(144, 5), torch.nn.BatchNorm1d(5, affine=False),
+    )  # fmt: skip
+
+
+FUSED = pytest.mark.parametrize(
+    "options", [{}, {"fuse": True}, {"fuse": True, "recompute": True}], ids=str
+)
+
+
+def described(program, strict):
+    """What a graph calls, and which module's forward each call is from."""
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            sources = node.meta.get("source_fn_stack")
+            modules = list(node.meta["nn_module_stack"].values())
+            found.append((str(node.target), modules, sources))
+        if not strict:  # where Dynamo names tensors by how it has come to them
+            found.append((node.name, str(node.args)))
+    return found
+
+
+@BOTH
+@STRICT
+@FUSED
+def test_export_of_a_converted_model_is_the_graph_of_torch_s(options, strict, training):
+    """With the modules that nodes are from, by which quantizers find layers."""
+    x = torch.randn(4, 3, 6, 6)
+    graphs = []
+    for change in (lambda m: m, lambda m: bnext.torch.convert(m, norms="all", **options)):
+        model = change(new_network()).train(training)
+        program = torch.export.export(model, (x,), strict=strict)
+        graphs.append(described(program, strict))
+    assert graphs[1] == graphs[0]
+
+
+@STRICT
+def test_export_of_frozen_and_activated_layers(strict):
+    """They have PyTorch's operators, and the results of the model, in every mode."""
+    x = torch.randn(4, 3, 6, 6)
+    model = torch.nn.Sequential(
+        Block(bnext.torch), bnext.torch.BatchNorm2d(3, activation="gelu", recompute=True),
+        bnext.torch.BatchNorm2d(3, activation="leaky_relu", negative_slope=0.2),
+    )  # fmt: skip
+    model(x)
+    model = bnext.torch.freeze(model).train()
+    program = torch.export.export(model, (x,), strict=strict)
+    assert all(target.startswith("aten.") for target in targets_of(program))
+    assert_close(program.module()(x), model(x), "y", 10.0)
+
+
+@STRICT
+@FUSED
+def test_exported_models_are_trained_further(options, strict):
+    """With batches of any size, step by step as PyTorch's."""
+    states = []
+    for change in (lambda m: m, lambda m: bnext.torch.convert(m, norms="all", **options)):
+        batch = torch.export.Dim("batch", min=2)
+        x = torch.randn(4, 3, 6, 6)
+        program = torch.export.export(
+            change(new_network()), (x,), dynamic_shapes=({0: batch},), strict=strict
+        )
+        graph = program.module()
+        optimizer = torch.optim.SGD(graph.parameters(), lr=0.05, momentum=0.9)
+        torch.manual_seed(7)
+        for size in (4, 7, 2, 16):
+            optimizer.zero_grad()
+            (graph(torch.randn(size, 3, 6, 6) * 2 + 1) + 1).square().mean().backward()
+            optimizer.step()
+        states.append(graph.state_dict())
+    assert states[0]["2.num_batches_tracked"] == 4
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
 @STRICT
 @pytest.mark.parametrize("name", ["is_exporting", "none"])
 def test_export_where_torch_does_not_tell(name, strict, monkeypatch):

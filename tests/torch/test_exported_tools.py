@@ -1,4 +1,4 @@
-"""What takes an exported graph, and knows PyTorch's operators alone: ONNX, PT2E quantization."""
+"""What takes an exported graph, and knows PyTorch's operators alone: ONNX, quantizers, Inductor."""
 
 import copy
 import io
@@ -8,6 +8,7 @@ import pytest
 import bnext
 
 from ..optional import import_extra
+from ..subprocesses import run_python
 from .support import LIBRARIES, torch
 
 pytestmark = [
@@ -54,6 +55,34 @@ def test_onnx_export(training, tracked):
     assert torch.equal(results[1], results[0])
 
 
+@pytest.mark.timeout(900)  # a compiler of C++ runs, for a minute on a busy machine
+def test_aot_inductor_packages_are_run_without_bnext(tmp_path):
+    """A frozen model of fused layers, one that makes activations again, as compiled code."""
+    x = torch.randn(4, 3, 8, 8)
+    model = bnext.torch.convert(new_model(torch.nn, True), fuse=True, recompute=True)
+    model.append(bnext.torch.BatchNorm2d(4, activation="gelu"))
+    model(x)
+    model = bnext.torch.freeze(model).train()
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)
+    )
+    package = tmp_path / "model.pt2"
+    torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+    torch.save(x, tmp_path / "x.pt")
+    run_python(f"""
+        import sys
+        import warnings
+        warnings.simplefilter("ignore")
+        sys.modules["bnext"] = None
+        import torch
+        model = torch._inductor.aoti_load_package({str(package)!r})
+        x = torch.load({str(tmp_path / "x.pt")!r})
+        torch.save(model(torch.cat([x, x + 1])), {str(tmp_path / "y.pt")!r})
+    """).check_returncode()
+    expected = model(torch.cat([x, x + 1])).detach()
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
 def test_exported_training_graph_moved_to_evaluation(strict):
     """An example's output is its own then, and running statistics stay."""
@@ -71,13 +100,12 @@ def test_exported_training_graph_moved_to_evaluation(strict):
 
 
 @pytest.mark.timeout(900)  # it compiles patterns, for a minute on a busy machine
-def test_pt2e_quantization_aware_training():
-    """The numbers with PyTorch's layers, to a quantization step of the output.
+@pytest.mark.parametrize("qat", [True, False], ids=["while-training", "after-training"])
+def test_pt2e_quantization(qat):
+    """Operator by operator, and to the bit, what comes of PyTorch's layers.
 
     X86InductorQuantizer looks for convolution, normalization and activation by the classes that
-    torch.export writes beside the nodes (``nn_module_stack``), where ours stand. It fuses
-    convolution and normalization, and leaves the output of the activation as it is. Models that are
-    to be quantized to the bit are exported after `bnext.torch.revert`.
+    torch.export writes beside the nodes (``nn_module_stack``).
     """
     pt2e = import_extra("torchao.quantization.pt2e.quantize_pt2e")
     from torchao.quantization.pt2e import move_exported_model_to_eval
@@ -89,19 +117,20 @@ def test_pt2e_quantization_aware_training():
         base(torch.randn(8, 3, 12, 12) * 2 + 1)
 
     def quantized(model):
-        program = torch.export.export(model, (x,)).module()
+        program = torch.export.export(model.train(qat), (x,)).module()
         quantizer = x86.X86InductorQuantizer()
-        quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
-        prepared = pt2e.prepare_qat_pt2e(program, quantizer)
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=qat))
+        prepare = pt2e.prepare_qat_pt2e if qat else pt2e.prepare_pt2e
+        prepared = prepare(program, quantizer)
         for _ in range(2):
             prepared(x)
-        move_exported_model_to_eval(prepared)
+        if qat:
+            move_exported_model_to_eval(prepared)
         return pt2e.convert_pt2e(prepared)
 
-    theirs, ours = (
-        quantized(change(copy.deepcopy(base))) for change in (lambda m: m, bnext.torch.convert)
-    )
-    assert not any("batch_norm" in str(node.target) for node in ours.graph.nodes)
-    expected = theirs(x)
-    step = float(expected.max() - expected.min()) / 255
-    torch.testing.assert_close(ours(x), expected, atol=1.05 * step, rtol=0)
+    theirs = quantized(copy.deepcopy(base))
+    ours = quantized(bnext.torch.convert(copy.deepcopy(base), fuse=True))
+    called = [[str(node.target) for node in each.graph.nodes] for each in (theirs, ours)]
+    assert called[1] == called[0]
+    assert not any("batch_norm" in target for target in called[1])
+    assert torch.equal(ours(x), theirs(x))

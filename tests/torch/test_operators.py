@@ -16,6 +16,7 @@ forward, backward = (
     torch.ops.bnext.batch_norm_training.default,
     torch.ops.bnext.batch_norm_backward.default,
 )
+recorded = torch.ops.bnext.forward_by_batch_recorded.default
 fused = torch.ops.bnext.fused_batch_norm_training.default
 needs_fused = pytest.mark.skipif(
     not bnext.torch.kernels.fuses(torch.ones(1)), reason="this PyTorch has no table of functions"
@@ -51,6 +52,7 @@ def test_opcheck(shape, dtype, given):
         statistics = statistics_of(x)
         opcheck(forward, (x.requires_grad_(), weight, bias, 1e-5), test_utils=QUICK)
         opcheck(backward, (dy, x, weight, statistics, 1e-5), test_utils=QUICK)
+        opcheck(recorded, (x, weight, bias, 1e-5), test_utils=QUICK)
         if bnext.torch.kernels.fuses(x):
             opcheck(fused, (x.requires_grad_(), weight, bias, 1e-5), test_utils=QUICK)
 

@@ -157,6 +157,77 @@ def test_quantization_of_graphs_takes_converted_layers(function):
     assert not report(model).left
 
 
+def quantized(model, qat, fused, by_graph):
+    """A model that is quantized, in training or after it, and calibrated by X."""
+    from torch.ao import quantization as q
+    from torch.ao.quantization import quantize_fx
+
+    model.train(qat)
+    if by_graph:
+        mapping = q.get_default_qat_qconfig_mapping if qat else q.get_default_qconfig_mapping
+        prepare = quantize_fx.prepare_qat_fx if qat else quantize_fx.prepare_fx
+        prepared = prepare(model, mapping("fbgemm"), (X,))
+    else:
+        model = torch.nn.Sequential(q.QuantStub(), model, q.DeQuantStub()).train(qat)
+        names = [[f"1.{name}" for name in each] for each in fused]
+        if names:
+            model = (q.fuse_modules_qat if qat else q.fuse_modules)(model, names)
+        of = q.get_default_qat_qconfig if qat else q.get_default_qconfig
+        model.qconfig = of("fbgemm")
+        prepared = (q.prepare_qat if qat else q.prepare)(model)
+    prepared(X)
+    prepared.eval()
+    return (quantize_fx.convert_fx if by_graph else q.convert)(prepared)
+
+
+HAS_ENGINE = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="PyTorch is without FBGEMM"
+)
+
+
+@HAS_ENGINE
+@pytest.mark.parametrize("by_graph", [True, False], ids=["fx", "eager"])
+@pytest.mark.parametrize("qat", [True, False], ids=["while-training", "after-training"])
+@pytest.mark.parametrize("options", [{}, {"fuse": True}], ids=str)
+def test_quantized_models_are_those_of_torch_s_layers(options, qat, by_graph):
+    """To the bit."""
+    fused = [["0", "1", "2"], ["3", "4"], ["6", "7"]]
+    expected = quantized(new_model(), qat, fused, by_graph)
+    ours = quantized(convert(new_model(), **options), qat, fused, by_graph)
+    kinds = [
+        [(type(module).__module__, type(module).__qualname__) for module in each.modules()]
+        for each in (ours, expected)
+    ]
+    assert kinds[0] == kinds[1]
+    assert torch.equal(ours(X), expected(X))
+
+
+@HAS_ENGINE
+def test_quantization_of_layers_that_have_an_activation():
+    """It is kept where a graph is quantized, and layers alone are refused: none is lost."""
+    parts = [bnext.torch.BatchNorm2d(3, activation="sigmoid"), torch.nn.Conv2d(3, 2, 1)]
+    model = torch.nn.Sequential(*parts)
+    model(X)
+    expected = copy.deepcopy(model).eval()(X).detach()
+    step = float(expected.max() - expected.min()) / 127
+    graph = quantized(copy.deepcopy(model), False, [], True)
+    torch.testing.assert_close(graph(X), expected, atol=3 * step, rtol=0)
+    with pytest.raises(ValueError, match="with activation='sigmoid': make it of two modules"):
+        quantized(model, False, [], False)
+
+
+@HAS_ENGINE
+@pytest.mark.parametrize("by_graph", [True, False], ids=["fx", "eager"])
+def test_quantization_aware_training_of_frozen_layers(by_graph):
+    """They cannot train; afterwards, they are quantized."""
+    model = bnext.torch.freeze(convert(new_model()))
+    fused = [["0", "1", "2"], ["3", "4"], ["6", "7"]]
+    with pytest.raises(ValueError, match=r"got a frozen one: call bnext\.torch\.unfreeze first"):
+        quantized(copy.deepcopy(model), True, fused, by_graph)
+    y = quantized(copy.deepcopy(model), False, fused, by_graph)(X)
+    assert torch.equal(y, quantized(new_model(), False, fused, by_graph)(X))
+
+
 def test_symbolic_trace_of_layers():
     model = convert(torch.nn.Sequential(torch.nn.BatchNorm2d(3), Own(3)))
     traced = torch.fx.symbolic_trace(model)

@@ -20,8 +20,9 @@ from bnext.arrays import DeviceSaved
 from bnext.rows import Statistics
 from bnext.torch import cell_kernels, formulas
 from bnext.torch.epilogues import Epilogue, derivative
-from bnext.torch.operators import _fake_vectors, _like, define
+from bnext.torch.operators import _fake_vectors, _like
 from bnext.torch.recording import gradients_of, is_recorded
+from bnext.torch.registration import define_recorded, work_of
 
 __all__ = ["backward", "cell_norm"]
 
@@ -177,7 +178,7 @@ class _Forward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
     ) -> tuple[Tensor, Tensor]:
-        y, statistics = torch.ops.bnext.forward_by_groups(x, weight, bias, num_groups, eps)
+        y, statistics = work_of("forward_by_groups")(x, weight, bias, num_groups, eps)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, statistics)
@@ -196,9 +197,25 @@ class _Forward(torch.autograd.Function):
 def _backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> Any:
-    work = partial(torch.ops.bnext.backward_by_groups, statistics=statistics, eps=eps)
+    work = partial(work_of("backward_by_groups"), statistics=statistics, eps=eps)
     again = partial(backward, groups=statistics.size(2), eps=eps)
     return formulas.Backward.apply(work, again, dy, x, weight)
+
+
+def _forward_by_formulas(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    y = torch.nn.functional.group_norm(x, num_groups, weight, bias, eps)
+    slabs = x.detach().double().reshape(x.size(0), num_groups, -1)
+    var, mean = torch.var_mean(slabs, 2, correction=0)
+    m2, rstd = var * slabs.size(2), formulas.rstd_of(var, eps)
+    return y, torch.stack(Statistics(mean, m2, var, rstd, torch.zeros_like(mean)))
+
+
+def _backward_by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
+) -> Gradients:
+    return backward(dy, x, weight, groups=statistics.size(2), eps=eps)[:3]
 
 
 _OF_FORWARD = (
@@ -208,7 +225,11 @@ _OF_BACKWARD = (
     "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, float eps) "
     "-> (Tensor, Tensor, Tensor)"
 )
-define("forward_by_groups", _OF_FORWARD, _forward, _fake_forward)
-define("backward_by_groups", _OF_BACKWARD, cell_kernels.backward_by_rows, _fake_backward)
-define("group_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(*given))
-define("group_norm_backward", _OF_BACKWARD, _backward_recorded)
+define_recorded(
+    "group_norm_training", "forward_by_groups", _OF_FORWARD, lambda *given: _Forward.apply(*given),
+    _forward, _fake_forward, _forward_by_formulas,
+)  # fmt: skip
+define_recorded(
+    "group_norm_backward", "backward_by_groups", _OF_BACKWARD, _backward_recorded,
+    cell_kernels.backward_by_rows, _fake_backward, _backward_by_formulas,
+)  # fmt: skip

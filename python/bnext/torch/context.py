@@ -20,7 +20,7 @@ from torch.autograd import profiler
 
 __all__ = [
     "backward_task", "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
-    "is_exported", "is_exported_now", "is_plain", "is_plain_or_none", "is_recomputed",
+    "is_drawn", "is_exported", "is_exported_now", "is_plain", "is_plain_or_none", "is_recomputed",
     "is_symbolic", "is_traced", "is_traced_by_dynamo", "is_transformed", "is_watched",
 ]  # fmt: skip
 
@@ -31,6 +31,9 @@ _PARAMETER_OR_NONE = (torch.nn.Parameter, Tensor, type(None))  # the most likely
 
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
+_is_included = getattr(torch._C, "_dispatch_tls_is_dispatch_key_included", lambda _: False)
+_infra_mode = getattr(torch._C, "_get_dispatch_mode", lambda _: None)
+_INFRA_MODES = getattr(torch._C, "_TorchDispatchModeKey", SimpleNamespace(PROXY=0, FUNCTIONAL=0))
 _has_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _forward_ad: Any = torch.autograd.forward_ad
 if not hasattr(_forward_ad, "_current_level"):
@@ -55,6 +58,7 @@ def is_plain(
     return not (
         is_traced_by_dynamo()
         or _dispatch_modes()
+        or (function_modes() and _is_pre_dispatched())
         or _has_transforms()
         or _forward_ad._current_level >= 0
         or _is_scripted()
@@ -71,6 +75,7 @@ def is_watched() -> bool:
     return bool(
         is_traced_by_dynamo()
         or _dispatch_modes()
+        or (function_modes() and _is_pre_dispatched())
         or _has_transforms()
         or _forward_ad._current_level >= 0
         or _is_scripted()
@@ -100,7 +105,15 @@ def is_traced() -> bool:
 
     Such modes are fake tensors, counters of operations, selective activation checkpointing.
     """
-    return is_compiling() or _dispatch_modes() > 0
+    return is_compiling() or _dispatch_modes() > 0 or _is_pre_dispatched()
+
+
+def _is_pre_dispatched() -> bool:
+    """Whether ``make_fx(pre_dispatch=True)`` traces, before autograd; it has a function mode too.
+
+    Modes of operations do not count it.
+    """
+    return bool(_is_included(torch._C.DispatchKey.PreDispatch))
 
 
 _COMPILED = threading.local()
@@ -124,6 +137,18 @@ def is_compiled() -> bool:
 
 def _is_marked() -> bool:
     return getattr(_COMPILED, "is_marked", False)
+
+
+def is_drawn() -> bool:
+    """Whether make_fx draws a graph of this call outside a compiler, for somebody to run.
+
+    Compilers draw graphs by make_fx as well, of tensors that they have made functional.
+    """
+    return (
+        _infra_mode(_INFRA_MODES.PROXY) is not None
+        and _infra_mode(_INFRA_MODES.FUNCTIONAL) is None
+        and not is_compiled()
+    )
 
 
 def is_exported() -> bool:

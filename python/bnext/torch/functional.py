@@ -23,6 +23,7 @@ from bnext.torch.context import (
 )
 from bnext.torch.epilogues import Epilogue, made
 from bnext.torch.kernels import NARROW, KernelRefusal, widened
+from bnext.torch.registration import define
 from bnext.torch.roads import (
     EXPORTED,
     FUSED,
@@ -221,7 +222,7 @@ def _of_compiler(
         return activated_batch_norm(*tensors, True, momentum, eps, counter, after)
 
 
-operators.define(
+define(
     "batch_norm_of_layer",
     "(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, "
     "Tensor(c!)? counter, float momentum, float eps, Tensor? residual=None, str? activation=None, "

@@ -13,7 +13,7 @@ from torch.nn.modules import module as module_module
 
 from bnext._core import unchanged
 from bnext.torch.activating import ActivatingModule
-from bnext.torch.context import is_traced_by_dynamo
+from bnext.torch.context import is_exported, is_exported_now, is_traced_by_dynamo
 from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
 from bnext.torch.overwriting import FUNCTIONS, MODULES
@@ -90,6 +90,8 @@ class Fusion:
         every = True if len(inputs) == 1 and type(inputs[0]) is Tensor else _are_tensors(inputs)
         if every is None:
             return None
+        if compiles and is_exported_now():
+            return None
         variant = module.training, every
         if not compiles:
             over = None if is_grad_enabled() else self.overwriting.get(variant)
@@ -134,7 +136,12 @@ _GLOBAL_HOOKS = (
 
 
 def _are_tensors(inputs: tuple[Any, ...]) -> bool | None:
-    """Whether all are tensors, or none; None of others, and of values of a graph being made."""
+    """Whether all are tensors, or none; None of others, and of values of a graph being made.
+
+    The graph that torch.export makes is the one of the class's own forward, with its modules.
+    """
+    if any(type(each) is not Tensor for each in inputs) and is_exported():
+        return None
     tensors = [isinstance(each, Tensor) for each in inputs]
     if any(tensors) != all(tensors) or any(isinstance(each, fx.Proxy) for each in inputs):
         return None

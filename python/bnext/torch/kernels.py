@@ -195,10 +195,13 @@ def statistics(
 
     ``y = (x * unit - center) * scale + shift``, in their dtype, equals the y of `forward`.
     """
-    return _core.statistics(
-        x=_settled(x.detach()), weight=_detached(weight), bias=_detached(bias), eps=eps,
-        channel_axis=1,
-    )  # fmt: skip
+    try:
+        return _core.statistics(x=x, weight=weight, bias=bias, eps=eps, channel_axis=1, plain=True)
+    except TypeError:
+        return _core.statistics(
+            x=_settled(x.detach()), weight=_detached(weight), bias=_detached(bias), eps=eps,
+            channel_axis=1,
+        )  # fmt: skip
 
 
 def backward(
@@ -358,12 +361,17 @@ def saved_of(
 
     The parameters are those that the argument of an activation follows from.
     """
-    if epilogue is None:
-        return engine_of(x).restored(x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1)
-    return engine_of(x).restored(
-        x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1, weight=_detached(weight),
-        bias=_detached(bias), epilogue=epilogue,
-    )  # fmt: skip
+    engine = calls_on(x) if x.is_cuda else _core
+    try:
+        return engine.restored(
+            x=x, rows=rows, eps=eps, channel_axis=1, weight=weight, bias=bias, epilogue=epilogue,
+            plain=True,
+        )  # fmt: skip
+    except TypeError:
+        return engine.restored(
+            x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1, weight=_detached(weight),
+            bias=_detached(bias), epilogue=epilogue,
+        )  # fmt: skip
 
 
 def slope_by_flags(x: Tensor, saved: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """The two passes as registered operators, which torch.compile and dispatch modes see.
 
 ``bnext::batch_norm_training``        x, weight, bias, eps -> y, statistics, first
-``bnext::fused_batch_norm_training``  the same
+``bnext::fused_batch_norm_training``  the same -> y, statistics
 ``bnext::activated_batch_norm_training``  these, activation, negative_slope -> the same
 ``bnext::batch_norm_backward``        dy, x, weight, statistics, eps -> dx, dweight, dbias
 ``bnext::activated_batch_norm_backward``  dy, x, weight, bias, statistics, eps, activation,
@@ -10,12 +10,12 @@
 `statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
 functional: running statistics are moved from these rows, by operations that a compiler can fuse.
 `first` is the integer 1, or 0 where the pass repeats one in a backward pass: compiled code finds
-that out when it runs; small calls, which are none of these operators (`small_calls`), ask
-``bnext::first_pass``. The backward operator has a backward pass in turn, by `formulas`.
+that out when it runs. Other calls, also small ones, which are none of these operators
+(`small_calls`), ask ``bnext::first_pass``, once in a graph. The backward operator has a backward pass in turn, by `formulas`.
 
 All are composites. They record for autograd, and leave the work to operators that do not: the first
 and the last to ``bnext::forward_by_batch`` and ``bnext::backward_by_batch``, of the same arguments
-and results. The second, for compilers, has ``bnext::statistics_of_batch`` for its first phase, and
+and results. The second, for compilers, has ``bnext::statistics_and_coefficients`` for its first phase, and
 its second phase in PyTorch's operators: a compiler computes y in the loop of the operator that
 follows, an activation, a sum, a pooling, and need not write and read it.
 
@@ -24,7 +24,8 @@ and traces these behind it: compiled code checks before every call what Dynamo h
 
 The final graph of a compiler has only the latter operators. They are registered with nothing
 between PyTorch's dispatcher and the kernels: a wrapper for autograd, and one that looks for
-aliases, would cost four times the kernels' time for a small tensor.
+aliases, would cost four times the kernels' time for a small tensor. A graph that make_fx draws
+outside a compiler has twins of them that record (`registration`), so it can be differentiated.
 
 The kernels take tensors of any layout, and give results in the format of PyTorch's operator. The
 tag says so to Inductor, which lays convolutions out with channels last. Without it tensors are
@@ -44,11 +45,12 @@ from torch import Tensor
 
 from bnext.rows import Statistics
 from bnext.torch import formulas, inductor, kernels, small_calls
-from bnext.torch.context import is_compiling, is_recomputed, is_traced_by_dynamo
+from bnext.torch.context import is_compiling, is_drawn, is_recomputed, is_traced_by_dynamo
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
+from bnext.torch.registration import define, define_recorded, work_of
 
-__all__ = ["batch_norm", "define"]
+__all__ = ["batch_norm"]
 
 Results = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, ...]
@@ -68,14 +70,16 @@ def batch_norm(
         y, mean, m2 = small_calls.normalize(x, weight, bias, eps, epilogue)
         first = ours.first_pass()
     else:
-        if epilogue is not None:  # an activation alone
-            by = partial(ours.activated_batch_norm_training, **_named(epilogue))
+        if not fused:
+            y, statistics, first = ours.batch_norm_training(x, weight, bias, eps)
         else:
-            by = ours.fused_batch_norm_training if fused else ours.batch_norm_training
-        y, statistics, first = by(x, weight, bias, eps)
-        if fused:
             for each in (ours.backward_by_batch, ours.activated_backward_by_batch):
                 inductor.inform(each.default)
+            by = ours.fused_batch_norm_training
+            if epilogue is not None:  # an activation alone
+                by = partial(ours.activated_batch_norm_training, **_named(epilogue))
+            y, statistics = by(x, weight, bias, eps)
+            first = ours.first_pass()
         if not is_compiling():  # a graph of make_fx may run where gradients are recorded
             statistics = statistics.detach()
         of = Statistics(*statistics.unbind())
@@ -108,14 +112,15 @@ def _fake_forward(x: Tensor, *_: Any) -> Results:
     return _like(x), *_fake_rest(x)
 
 
-def _statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Results:
-    """Give statistics, coefficients (`_in_pieces`) and `first`."""
-    return *kernels.statistics(x, weight, bias, eps), _first(x)
+def _statistics(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Give statistics, and coefficients (`_in_pieces`)."""
+    return kernels.statistics(x, weight, bias, eps)
 
 
-def _fake_statistics(x: Tensor, *_: Any) -> Results:
-    rows, first = _fake_rest(x)
-    return rows, _fake_vectors(x, 4), first
+def _fake_statistics(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_rest(x)[0], _fake_vectors(x, 4)
 
 
 def _backward(*given: Any) -> Results:
@@ -135,7 +140,7 @@ def _first(x: Tensor) -> Tensor:
 
 
 def _first_pass() -> Tensor:
-    """Give the `first` of small calls; a compiler asks once in a graph."""
+    """Give the `first` of all calls in a graph; a compiler asks once."""
     return torch.full((), 0 if is_recomputed() else 1)
 
 
@@ -165,13 +170,13 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, by: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Results:
-        y, statistics, first = by(x, weight, bias, eps)
-        ctx.mark_non_differentiable(statistics, first)
+    ) -> tuple[Tensor, ...]:
+        y, statistics, *first = by(x, weight, bias, eps)
+        ctx.mark_non_differentiable(statistics, *first)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, statistics)
         ctx.eps = eps
-        return y, statistics, first
+        return y, statistics, *first
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
@@ -187,14 +192,14 @@ class _Activated(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
         activation: str, negative_slope: float,
-    ) -> Results:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         after = Epilogue(None, activation, negative_slope)
-        y, statistics, first = _in_pieces(x, weight, bias, eps, after)
-        ctx.mark_non_differentiable(statistics, first)
+        y, statistics = _in_pieces(x, weight, bias, eps, after)
+        ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, statistics)
         ctx.others = eps, activation, negative_slope
-        return y, statistics, first
+        return y, statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Gradients:
@@ -206,10 +211,30 @@ class _Activated(torch.autograd.Function):
         return *(gradient if wants else None for gradient, wants in wanted), None, None, None
 
 
+def _recorded(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    return _Forward.apply(work_of("forward_by_batch"), x, weight, bias, eps)
+
+
+def _fused_recorded(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    if is_drawn():  # the pieces have no derivatives
+        return _recorded(x, weight, bias, eps)[:2]
+    return _Forward.apply(_in_pieces, x, weight, bias, eps)
+
+
+def _activated_recorded(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str,
+    negative_slope: float,
+) -> Any:  # fmt: skip
+    if is_drawn():
+        y, statistics, _ = _recorded(x, weight, bias, eps)
+        return applied(y, Epilogue(None, activation, negative_slope)), statistics
+    return _Activated.apply(x, weight, bias, eps, activation, negative_slope)
+
+
 def _backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, eps: float
 ) -> Any:
-    work = partial(torch.ops.bnext.backward_by_batch, statistics=statistics, eps=eps)
+    work = partial(work_of("backward_by_batch"), statistics=statistics, eps=eps)
     return formulas.Backward.apply(work, partial(formulas.backward, eps=eps), dy, x, weight)
 
 
@@ -217,7 +242,7 @@ def _activated_backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
     eps: float, activation: str, negative_slope: float,
 ) -> Any:  # fmt: skip
-    operator: Any = torch.ops.bnext.activated_backward_by_batch
+    operator = work_of("activated_backward_by_batch")
 
     def work(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
         return operator(dy, x, weight, bias, statistics, eps, activation, negative_slope)
@@ -233,59 +258,74 @@ def _named(epilogue: Epilogue) -> dict[str, Any]:
 def _in_pieces(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     after: Epilogue | None = None,
-) -> Results:  # fmt: skip
-    statistics, coefficients, first = torch.ops.bnext.statistics_of_batch(x, weight, bias, eps)
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    statistics, coefficients = torch.ops.bnext.statistics_and_coefficients(x, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     unit, center, scale, shift = (row.view(shape) for row in coefficients.unbind())
     y = (x.to(coefficients.dtype) * unit - center) * scale + shift
     if after is not None:
         y = applied(y, after)
-    y = y.to(x.dtype).contiguous(memory_format=format_of(x))
-    return y, statistics, first
+    return y.to(x.dtype).contiguous(memory_format=format_of(x)), statistics
+
+
+# --- for transforms of functions, which know PyTorch's operators ----------------------------------
+
+
+def _forward_by_formulas(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Results:
+    y = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    values = x.detach().double()
+    var, mean = torch.var_mean(values, formulas.channel_dims(x), correction=0)
+    m2, rstd = var * (math.prod(x.shape) // max(x.shape[1], 1)), formulas.rstd_of(var, eps)
+    rows = Statistics(mean=mean, m2=m2, var=var, rstd=rstd, mean_low=torch.zeros_like(mean))
+    return y, torch.stack(rows), _first(x)
+
+
+def _backward_by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, _: Tensor, eps: float
+) -> Gradients:
+    return formulas.backward(dy, x, weight, eps=eps)[:3]
+
+
+def _activated_backward_by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, _: Tensor, eps: float,
+    activation: str, negative_slope: float,
+) -> Gradients:  # fmt: skip
+    slope = derivative(activation, negative_slope)
+    return formulas.backward(dy, x, weight, bias, eps=eps, slope=slope)[:3]
 
 
 # --- registration ---------------------------------------------------------------------------------
 
-_LIBRARY: Any = torch.library.Library("bnext", "DEF")
-_TAGS = tuple(
-    getattr(torch.Tag, name)
-    for name in ("pt2_compliant_tag", "flexible_layout")
-    if hasattr(torch.Tag, name)
-)
-_OF_FORWARD = "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"
+_GIVEN = "(Tensor x, Tensor? weight, Tensor? bias, float eps"
+_OF_FORWARD = f"{_GIVEN}) -> (Tensor, Tensor, Tensor)"
+_IN_PIECES = f"{_GIVEN}) -> (Tensor, Tensor)"
 _OF_BACKWARD = (
     "(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, float eps) "
     "-> (Tensor, Tensor, Tensor)"
 )
 
-_OF_ACTIVATED_FORWARD = (
-    "(Tensor x, Tensor? weight, Tensor? bias, float eps, str activation, float negative_slope) "
-    "-> (Tensor, Tensor, Tensor)"
-)
+_OF_ACTIVATED_FORWARD = f"{_GIVEN}, str activation, float negative_slope) -> (Tensor, Tensor)"
 _OF_ACTIVATED_BACKWARD = (
     "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor statistics, float eps, "
     "str activation, float negative_slope) -> (Tensor, Tensor, Tensor)"
 )
 
-
-def define(name: str, schema: str, run: Any, fake: Any = None) -> None:
-    """Define a composite, or with `fake` an operator that does the work of one."""
-    _LIBRARY.define(name + schema, tags=_TAGS)
-    _LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
-    if fake is not None:
-        torch.library.register_fake(f"bnext::{name}", fake, lib=_LIBRARY)
-
-
-define("forward_by_batch", _OF_FORWARD, _forward, _fake_forward)
 define("first_pass", "() -> Tensor", _first_pass, _fake_first_pass)
-define("statistics_of_batch", _OF_FORWARD, _statistics, _fake_statistics)
-define("backward_by_batch", _OF_BACKWARD, _backward, _fake_backward)
-define("activated_backward_by_batch", _OF_ACTIVATED_BACKWARD, _activated_backward, _fake_backward)
-_work: Any = torch.ops.bnext.forward_by_batch
-define("batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_work, *given))
-define("fused_batch_norm_training", _OF_FORWARD, lambda *given: _Forward.apply(_in_pieces, *given))
-define("batch_norm_backward", _OF_BACKWARD, _backward_recorded)
-define(
-    "activated_batch_norm_training", _OF_ACTIVATED_FORWARD, lambda *given: _Activated.apply(*given)
-)
-define("activated_batch_norm_backward", _OF_ACTIVATED_BACKWARD, _activated_backward_recorded)
+define("statistics_and_coefficients", _IN_PIECES, _statistics, _fake_statistics)
+define_recorded(
+    "batch_norm_training", "forward_by_batch", _OF_FORWARD, _recorded,
+    _forward, _fake_forward, _forward_by_formulas,
+)  # fmt: skip
+define("fused_batch_norm_training", _IN_PIECES, _fused_recorded)
+define("activated_batch_norm_training", _OF_ACTIVATED_FORWARD, _activated_recorded)
+define_recorded(
+    "batch_norm_backward", "backward_by_batch", _OF_BACKWARD, _backward_recorded,
+    _backward, _fake_backward, _backward_by_formulas,
+)  # fmt: skip
+define_recorded(
+    "activated_batch_norm_backward", "activated_backward_by_batch", _OF_ACTIVATED_BACKWARD,
+    _activated_backward_recorded, _activated_backward, _fake_backward,
+    _activated_backward_by_formulas,
+)  # fmt: skip

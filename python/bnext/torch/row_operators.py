@@ -21,7 +21,7 @@ from torch import Tensor
 from bnext import _core
 from bnext.torch import formulas
 from bnext.torch.kernels import widened
-from bnext.torch.operators import define
+from bnext.torch.registration import define_recorded, work_of
 from bnext.torch.row_gradients import (
     RowForm,
     backward_by_formulas,
@@ -86,7 +86,7 @@ class _Rows(torch.autograd.Function):
         ctx: Any, x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float,
         centered: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        y, statistics = torch.ops.bnext.forward_by_rows(x, shape, weight, bias, eps, centered)
+        y, statistics = work_of("forward_by_rows")(x, shape, weight, bias, eps, centered)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, statistics)
@@ -109,16 +109,36 @@ def _backward_recorded(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, shape: Shape, eps: float,
     centered: bool,
 ) -> Any:  # fmt: skip
-    operator: Any = torch.ops.bnext.backward_by_rows
+    operator = work_of("backward_by_rows")
 
     def work(dy: Tensor, x: Tensor, weight: Tensor | None) -> Any:
         return operator(dy, x, weight, statistics, shape, eps, centered)
 
     def again(dy: Tensor, x: Tensor, weight: Tensor | None) -> Any:
-        found = backward_by_formulas(RowForm(shape, eps, centered), dy, x, weight)
-        return found if centered else (*found, found[1].new_empty(0))
+        return _backward_by_formulas(dy, x, weight, statistics, shape, eps, centered)
 
     return formulas.Backward.apply(work, again, dy, x, weight)
+
+
+def _forward_by_formulas(
+    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool
+) -> tuple[Tensor, Tensor]:
+    if centered:
+        y = torch.nn.functional.layer_norm(x, shape, weight, bias, eps)
+    else:
+        y = torch.nn.functional.rms_norm(x, shape, weight, eps)
+    rows = x.detach().double().reshape(-1, math.prod(shape))
+    mean = rows.mean(1) if centered else torch.zeros_like(rows[:, 0])
+    rstd = formulas.rstd_of((rows - mean[:, None]).square().mean(1), eps)
+    return y, torch.stack([mean, torch.zeros_like(mean), rstd])
+
+
+def _backward_by_formulas(
+    dy: Tensor, x: Tensor, weight: Tensor | None, _: Tensor, shape: Shape, eps: float,
+    centered: bool,
+) -> Any:  # fmt: skip
+    found = backward_by_formulas(RowForm(shape, eps, centered), dy, x, weight)
+    return found if centered else (*found, found[1].new_empty(0))
 
 
 _OF_FORWARD = (
@@ -130,7 +150,11 @@ _OF_BACKWARD = (
     "float eps, bool centered) -> (Tensor, Tensor, Tensor)"
 )
 
-define("forward_by_rows", _OF_FORWARD, _forward, _fake_forward)
-define("backward_by_rows", _OF_BACKWARD, _backward, _fake_backward)
-define("rows_norm", _OF_FORWARD, lambda *given: _Rows.apply(*given))
-define("rows_norm_backward", _OF_BACKWARD, _backward_recorded)
+define_recorded(
+    "rows_norm", "forward_by_rows", _OF_FORWARD, lambda *given: _Rows.apply(*given),
+    _forward, _fake_forward, _forward_by_formulas,
+)  # fmt: skip
+define_recorded(
+    "rows_norm_backward", "backward_by_rows", _OF_BACKWARD, _backward_recorded,
+    _backward, _fake_backward, _backward_by_formulas,
+)  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from types import ModuleType
 from typing import Any
@@ -74,7 +74,18 @@ def _fuse_modules(mappings: Any, ours: type, theirs: type) -> None:
 
 def _fuse(method: Any, is_qat: bool, *modules: Any) -> Any:
     """Fuse PyTorch's layers: what comes of it looks at their classes as well."""
+    if is_qat:
+        _check_trains(modules)
     return method(is_qat, *(revert(module) for module in modules))
+
+
+def _check_trains(modules: Iterable[Any]) -> None:
+    """ValueError for a frozen layer, which a layer that trains and is quantized cannot hold."""
+    if any("_frozen" in vars(module) for module in modules):
+        raise ValueError(
+            "model: expected layers that train, got a frozen one: call bnext.torch.unfreeze first, "
+            "and model.apply(torch.ao.nn.intrinsic.qat.freeze_bn_stats) once it is prepared"
+        )
 
 
 # --- functions: each is called in place of a tool's, its first argument ---------------------------
@@ -93,10 +104,26 @@ def _fx_fusion(matches: Any, pattern: Any, node: Any, modules: Any) -> Any:
 
 def _fx_quantization(fuse: Any, graph: Any, *arguments: Any, **named: Any) -> Any:
     """Fuse, and then quantize, a graph with PyTorch's layers; the model keeps its own."""
-    for name, module in list(graph.named_modules()):
+    modules = list(graph.named_modules())
+    for name, module in modules:
         if name and isinstance(module, KernelModule):
             graph.set_submodule(name, module.__prepare_scriptable__())
-    return fuse(graph, *arguments, **named)
+    try:
+        return fuse(graph, *arguments, **named)
+    except AssertionError:  # convolution and normalization are not in one mode
+        _check_trains(module for _, module in modules)
+        raise
+
+
+def _quantized(swap: Any, module: Any, mapping: Any, *arguments: Any, **named: Any) -> Any:
+    """Quantize a layer by itself, if PyTorch has one like it: an activation would be lost."""
+    if (
+        isinstance(module, KernelModule)
+        and type(module) in mapping
+        and getattr(module, "qconfig", None) is not None
+    ):
+        check_bare(module)
+    return swap(module, mapping, *arguments, **named)
 
 
 def _synchronized(theirs: Any, module: Any, process_group: Any = None) -> Any:
@@ -111,6 +138,33 @@ def _split(theirs: Any, module: Any, *arguments: Any, **named: Any) -> Any:
         check_bare(module)
     split = theirs(module, *arguments, **named)
     return convert(split) if isinstance(module, Forward) else split
+
+
+def _exported(verify: Any, program: Any) -> Any:
+    """Have a graph of torch.export say PyTorch's class where its operators come from bnext's.
+
+    Quantizers find the operators of a layer by it.
+    """
+    names = {_name_of(ours): theirs for ours, theirs in counterparts()}
+    for graph in (
+        each.graph for each in program.modules() if isinstance(each, torch.fx.GraphModule)
+    ):
+        for node in graph.nodes:
+            stack = node.meta.get("nn_module_stack")
+            if stack and any(kind in names for _, kind in stack.values()):
+                innermost = names.get(next(reversed(stack.values()))[1])
+                node.meta["nn_module_stack"] = {
+                    key: (path, _name_of(names[kind]) if kind in names else kind)
+                    for key, (path, kind) in stack.items()
+                }
+                sources = node.meta.get("source_fn_stack")
+                if sources and innermost is not None:
+                    node.meta["source_fn_stack"] = [*sources[:-1], (sources[-1][0], innermost)]
+    return verify(program)
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _instead(name: str, ours: Callable[..., Any], module: ModuleType) -> None:
@@ -188,7 +242,9 @@ FUNCTIONS: list[tuple[str, Callable[[Any], None]]] = [
         "torch.fx.experimental.optimization",
         partial(_instead, "matches_module_pattern", _fx_fusion),
     ),
+    ("torch.ao.quantization.quantize", partial(_instead, "swap_module", _quantized)),
     ("torch.ao.quantization.quantize_fx", partial(_instead, "fuse", _fx_quantization)),
+    ("torch.export._trace", partial(_instead, "_verify_nn_module_stack", _exported)),
     ("torch.utils.mkldnn", _mkldnn),
     ("fvcore.nn.precise_bn", _fvcore),
     ("timm.layers.norm_act", partial(_instead, "convert_sync_batchnorm", _synchronized)),
