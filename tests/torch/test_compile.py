@@ -47,6 +47,52 @@ def check(layer, call, reference, shape, dtype=torch.float32, steps=2, put=lambd
         assert actual["y"].stride() == expected["y"].stride()
 
 
+def adapted_to_batches(layer):
+    vars(layer)["_special"] = bnext.torch.adaptation.Blended(0.5)
+    return layer.eval()
+
+
+def applying_relu(layer):
+    return bnext.torch.convert(torch.nn.Sequential(layer, torch.nn.ReLU()), fuse=True)
+
+
+# Layers of one class, and what each has that others lack.
+APART = {
+    "plain": {},
+    "relu": {"activation": "relu"},
+    "silu": {"activation": "silu"},
+    "leaky": {"activation": "leaky_relu", "negative_slope": 0.3},
+    "recompute": {"recompute": True},
+    "ghosts": {"ghost_batch_size": 2},
+    "skipping": {"skip_nonfinite": True},
+    "evaluation": torch.nn.Module.eval,
+    "frozen": bnext.torch.freeze,
+    "adapted": adapted_to_batches,
+    "fused": applying_relu,
+    "fused in evaluation": lambda layer: applying_relu(layer).eval(),
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["", "backwards"])
+def test_compiled_layers_of_one_class_are_told_apart(backwards):
+    """Compiled code is kept for the class: it must not run for a layer that needs other code."""
+    layers_ = {}
+    for name, how in APART.items():
+        layer = bnext.torch.BatchNorm1d(3, **(how if isinstance(how, dict) else {}))
+        torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+        torch.nn.init.uniform_(layer.running_mean)
+        layers_[name] = layer if isinstance(how, dict) else how(layer) or layer
+    x = torch.randn(8, 3)
+    for name in reversed(APART) if backwards else APART:
+        reference = copy.deepcopy(layers_[name])
+        call = torch.compile(layers_[name], backend=GRAPHS)
+        with torch._dynamo.config.patch(recompile_limit=2 * len(APART)):
+            assert_close(call(x), reference(x), name, 10.0)
+        moved = dict(layers_[name].named_buffers())
+        for buffer, expected in reference.named_buffers():
+            assert_close(moved[buffer], expected, f"{name}: {buffer}", 10.0)
+
+
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False},
                                      {"track_running_stats": False}], ids=str)  # fmt: skip
 def test_compile_without_breaks(options, kernel_calls, small_by_kernels):

@@ -15,8 +15,9 @@ __all__ = ["statistics_of"]
 def statistics_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """Give the mean and the biased variance of each channel in float64."""
     if (is_plain(x) or is_traced()) and kernels.takes(x) and kernels.fuses(x):
-        rows = Statistics(*torch.ops.bnext.statistics_and_coefficients(x, None, None, 1.0)[0].unbind())
-        return rows.mean, rows.var
+        rows, _ = torch.ops.bnext.statistics_and_coefficients(x, None, None, 1.0)
+        of = Statistics(*rows.unbind())
+        return of.mean, of.var
     if x.numel() == 0:
         none = x.new_zeros(x.size(1), dtype=torch.float64)
         return none, none

@@ -236,7 +236,7 @@ def _followed(known: Any, base: type) -> type:
     def forward(self: Any, input: Any) -> Any:
         if isinstance(input, torch.fx.Proxy):
             return self._node(input)
-        if "_acts" in self.__dict__:
+        if self._acts:
             own = own_activation(self)
             if own is not None:
                 if self._recompute:

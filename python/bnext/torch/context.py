@@ -20,8 +20,9 @@ from torch.autograd import profiler
 
 __all__ = [
     "backward_task", "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
-    "is_drawn", "is_exported", "is_exported_now", "is_plain", "is_plain_or_none", "is_recomputed",
-    "is_symbolic", "is_traced", "is_traced_by_dynamo", "is_transformed", "is_watched",
+    "is_drawn", "is_exported", "is_exported_now", "is_plain", "is_plain_in_python",
+    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_traced_by_dynamo",
+    "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -55,9 +56,15 @@ def is_plain(
     a tensor whose memory does not hold its values (`kernels.KernelRefusal`): a wrapper that a
     transform has left behind, a batch of gradients, zeros without memory.
     """
+    return not is_traced_by_dynamo() and is_plain_in_python(tensor, mean, var, weight, bias)
+
+
+def is_plain_in_python(
+    tensor: Any, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None
+) -> bool:
+    """Answer `is_plain` where Dynamo does not trace: a call has asked that before."""
     return not (
-        is_traced_by_dynamo()
-        or _dispatch_modes()
+        _dispatch_modes()
         or (function_modes() and _is_pre_dispatched())
         or _has_transforms()
         or _forward_ad._current_level >= 0

@@ -27,6 +27,7 @@ class FrozenForward(torch.nn.Module):
     _stands_for: tuple[type, bool]
     _form: Form
     _activation: tuple[str | None, float] = (None, 0.01)
+    _acts = False
     _recompute = False  # it keeps no input to make its output again from
 
     def forward(self, input: Any) -> Any:
@@ -38,7 +39,7 @@ class FrozenForward(torch.nn.Module):
             return self._theirs(input)
         if not self._fits(input):
             return self._theirs(input)
-        own = own_activation(self) if "_acts" in self.__dict__ else None
+        own = own_activation(self) if self._acts else None
         if own is not None:
             return self._normalized(input, Epilogue(None, *own))
         y: Any = self._normalized(input, None)

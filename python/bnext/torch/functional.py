@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from bnext.torch import epilogues, gradients, operators
+from bnext.torch.compilers import revision
 from bnext.torch.context import (
     compiled,
     in_a_range,
@@ -121,12 +122,13 @@ def counted_batch_norm(
 
     With a `momentum` of None the running statistics are means over all batches counted.
     """
-    if training is True and is_traced_by_dynamo() and momentum is not None and _is_one_operator():
+    traced = is_traced_by_dynamo()
+    if traced and training is True and momentum is not None and _is_one_operator():
         of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
-            input, running_mean, running_var, weight, bias, counter, momentum, eps
+            input, running_mean, running_var, weight, bias, counter, momentum, eps, revision()
         )
         return of_layer
-    road = road_of(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    road = road_of(input, running_mean, running_var, weight, bias, training, momentum, eps, traced)
     if road is KERNELS:
         known = weight_of_batch(counter) if momentum is None else momentum
         try:
@@ -159,10 +161,12 @@ def activated_batch_norm(
     epilogue: Epilogue,
 ) -> Tensor:  # fmt: skip
     """Do `counted_batch_norm`, and what follows it."""
-    if training is True and is_traced_by_dynamo() and momentum is not None and _is_one_operator():
+    traced = is_traced_by_dynamo()
+    if traced and training is True and momentum is not None and _is_one_operator():
         of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
-            input, running_mean, running_var, weight, bias, counter, momentum, eps, *epilogue
-        )
+            input, running_mean, running_var, weight, bias, counter, momentum, eps, revision(),
+            *epilogue,
+        )  # fmt: skip
         return of_layer
     tensors = (input, running_mean, running_var, weight, bias)
     residual, activation, negative_slope = epilogue
@@ -174,7 +178,7 @@ def activated_batch_norm(
                 residual=residual, negative_slope=negative_slope,
             )  # fmt: skip
         return _node_of(activated_batch_norm, *tensors, training, momentum, eps, counter, epilogue)
-    road = road_of(*tensors, training, momentum, eps)
+    road = road_of(*tensors, training, momentum, eps, traced)
     if road is KERNELS and (residual is None or fits_kernels(input, residual)):
         known = weight_of_batch(counter) if momentum is None else momentum
         running = running_mean, running_var, known, counter
@@ -210,7 +214,7 @@ _is_one_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _of_compiler(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
-    bias: Tensor | None, counter: Tensor | None, momentum: float, eps: float,
+    bias: Tensor | None, counter: Tensor | None, momentum: float, eps: float, _: str,
     residual: Tensor | None = None, activation: str | None = None, negative_slope: float = 0.01,
 ) -> Tensor:  # fmt: skip
     """Do the work of the operator: what the call does that Dynamo did not look into."""
@@ -225,8 +229,8 @@ def _of_compiler(
 define(
     "batch_norm_of_layer",
     "(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, "
-    "Tensor(c!)? counter, float momentum, float eps, Tensor? residual=None, str? activation=None, "
-    "float negative_slope=0.01) -> Tensor",
+    "Tensor(c!)? counter, float momentum, float eps, str revision, Tensor? residual=None, "
+    "str? activation=None, float negative_slope=0.01) -> Tensor",
     _of_compiler,
 )
 

@@ -200,6 +200,7 @@ class _FusedForward(Disguise):
     """The forward of a module in which layers do what follows them."""
 
     _fuses: type
+    _fusion: Fusion | None = None  # a loaded pickle has none
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled as the class that can be found by its name, and made again."""
@@ -223,7 +224,7 @@ def _remade(function: Any, arguments: tuple[Any, ...], kind: type) -> Any:
 def _forward_of(kind: Any) -> Callable[..., Any]:
     @functools.wraps(kind.forward)  # tracers and users look at the arguments
     def forward(self: Any, *inputs: Any, **named: Any) -> Any:
-        fusion: Fusion | None = self.__dict__.get("_fusion")
+        fusion: Fusion | None = self._fusion
         function = None if fusion is None or named else fusion.function_for(self, inputs)
         if function is None:
             return kind.forward(self, *inputs, **named)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnext import _core
 from bnext.docstrings import with_sections_of
 from bnext.torch import kernels
-from bnext.torch.context import is_compiling, is_watched
+from bnext.torch.context import is_compiling, is_traced_by_dynamo, is_watched
 from bnext.torch.epilogues import Epilogue, made
 from bnext.torch.functional import (
     activated_batch_norm,
@@ -41,7 +41,10 @@ class Forward(KernelModule, _BatchNorm):
     repeats (activation checkpointing) is not counted again.
     """
 
+    # What a layer has of its own is an attribute of the same name.
     _recompute = False
+    _special: Any = None  # called in place of normalizing by the batch or by running statistics
+    _acts = False  # whether modules that follow by its form are an activation alone
     takes_ghosts = True  # what a group normalizes is one batch
 
     def __init__(
@@ -78,7 +81,7 @@ class Forward(KernelModule, _BatchNorm):
     @property
     def ghost_batch_size(self) -> int | None:
         """Examples that are normalized together in training; None: the batch."""
-        special = vars(self).get("_special")
+        special = self._special
         return special.size if isinstance(special, Ghosts) else None
 
     @ghost_batch_size.setter
@@ -128,13 +131,28 @@ class Forward(KernelModule, _BatchNorm):
             and self._is_one_node(input)
         ):
             return self._node(input, residual)
+        if is_traced_by_dynamo():
+            return self._traced(input, residual)
         # The layer's own attributes: to look at its class as well takes twice as long.
         epilogue, own = None, self.__dict__
         if residual is not None or "_activation" in own:
             epilogue = made((residual, *self._activation))
+        special = "_special" in own
         if "_recompute" in own:
-            return note(self._normalized(input, epilogue), input, residual)
-        return self._normalized(input, epilogue)
+            return note(self._normalized(input, epilogue, special), input, residual)
+        return self._normalized(input, epilogue, special)
+
+    def _traced(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Do what `forward` does with a plain call, for Dynamo.
+
+        Compiled code does not check that a name is missing in ``__dict__`` (PyTorch 2.13.0): it
+        would run for a layer that has it. It checks attributes.
+        """
+        epilogue = None
+        if residual is not None or self._activation[0] is not None:
+            epilogue = made((residual, *self._activation))
+        y = self._normalized(input, epilogue)
+        return note(y, input, residual) if self._recompute else y
 
     def _of_what_counts(
         self, input: Tensor, residual: Tensor | None, positions: dict[str, Any]
@@ -154,7 +172,7 @@ class Forward(KernelModule, _BatchNorm):
 
     def _is_special(self) -> bool:
         """Whether calls do something else in place of normalizing by the batch."""
-        special = self.__dict__.get("_special")
+        special = self._special
         if isinstance(special, Ghosts) and self.takes_ghosts:
             return self.training
         return special is not None
@@ -183,16 +201,20 @@ class Forward(KernelModule, _BatchNorm):
         return guarded(call, mean, var, counter, skipped)
 
     def _normalized(
-        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
-    ) -> Tensor:
+        self, input: Tensor, epilogue: Epilogue | None, special: bool | None = None,
+        over: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Normalize `input`, and do what follows; or what a special layer does in its place.
 
-        With `over`, evaluation without gradients may write the result over `input`.
+        `special`: whether it is a special layer, if that is known. With `over`, evaluation without
+        gradients may write the result over `input`.
         """
         of = self.__dict__
-        if special and "_special" in of:
+        if special is None:
+            special = self._special is not None
+        if special:
             refuse_proxy(input, "ghost_batch_size")
-            y: Tensor = of["_special"](self, input, epilogue)
+            y: Tensor = self._special(self, input, epilogue)
             return y
         if type(input) is Tensor or not isinstance(input, torch.fx.Proxy):
             self._check_input_dim(input)

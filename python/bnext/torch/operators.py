@@ -10,14 +10,15 @@
 `statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
 functional: running statistics are moved from these rows, by operations that a compiler can fuse.
 `first` is the integer 1, or 0 where the pass repeats one in a backward pass: compiled code finds
-that out when it runs. Other calls, also small ones, which are none of these operators
-(`small_calls`), ask ``bnext::first_pass``, once in a graph. The backward operator has a backward pass in turn, by `formulas`.
+that out when it runs. Calls of the others, and small ones, which are none of these operators
+(`small_calls`), ask ``bnext::first_pass``, once in a graph. The backward operator has a backward
+pass in turn, by `formulas`.
 
 All are composites. They record for autograd, and leave the work to operators that do not: the first
 and the last to ``bnext::forward_by_batch`` and ``bnext::backward_by_batch``, of the same arguments
-and results. The second, for compilers, has ``bnext::statistics_and_coefficients`` for its first phase, and
-its second phase in PyTorch's operators: a compiler computes y in the loop of the operator that
-follows, an activation, a sum, a pooling, and need not write and read it.
+and results. The second, for compilers, has ``bnext::statistics_and_coefficients`` for its first
+phase, and its second phase in PyTorch's operators: a compiler computes y in the loop of the
+operator that follows, an activation, a sum, a pooling, and need not write and read it.
 
 Dynamo sees one operator, ``bnext::batch_norm_of_layer`` (`functional`), in place of a layer's call,
 and traces these behind it: compiled code checks before every call what Dynamo has read.
@@ -44,7 +45,7 @@ import torch
 from torch import Tensor
 
 from bnext.rows import Statistics
-from bnext.torch import formulas, inductor, kernels, small_calls
+from bnext.torch import compilers, formulas, kernels, small_calls
 from bnext.torch.context import is_compiling, is_drawn, is_recomputed, is_traced_by_dynamo
 from bnext.torch.epilogues import Epilogue, applied, derivative
 from bnext.torch.formats import format_of
@@ -74,7 +75,7 @@ def batch_norm(
             y, statistics, first = ours.batch_norm_training(x, weight, bias, eps)
         else:
             for each in (ours.backward_by_batch, ours.activated_backward_by_batch):
-                inductor.inform(each.default)
+                compilers.inform(each.default)
             by = ours.fused_batch_norm_training
             if epilogue is not None:  # an activation alone
                 by = partial(ours.activated_batch_norm_training, **_named(epilogue))

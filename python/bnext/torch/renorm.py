@@ -60,9 +60,10 @@ class _Renormalized(_Base):
         return self.training or super()._is_special()
 
     def _normalized(
-        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
-    ) -> Tensor:
-        if not self.training or "_special" in vars(self):
+        self, input: Tensor, epilogue: Epilogue | None, special: bool | None = None,
+        over: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if not self.training or self._special is not None:
             return super()._normalized(input, epilogue, special, over)
         refuse_proxy(input, "renormalization")
         self._check_input_dim(input)

@@ -16,8 +16,10 @@ from bnext.torch.context import (
     is_compiled,
     is_exported,
     is_plain,
+    is_plain_in_python,
     is_symbolic,
     is_traced,
+    is_traced_by_dynamo,
     is_transformed,
 )
 
@@ -58,14 +60,17 @@ _NUMBER_OR_NONE = (float, int, type(None))
 
 def road_of(
     x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: Any,
-    momentum: Any, eps: Any,
+    momentum: Any, eps: Any, traced: bool | None = None,
 ) -> Road:  # fmt: skip
     """Decide on the road of a call.
 
-    A `momentum` of None is the weight of a mean over all batches. The kernels may still refuse the
+    A `momentum` of None is the weight of a mean over all batches. `traced`: whether Dynamo traces,
+    if that is known. The kernels may still refuse the
     tensors of `KERNELS`; PyTorch then takes the call, or has the error.
     """
-    if is_plain(x, running_mean, running_var, weight, bias):
+    if traced is None:
+        traced = is_traced_by_dynamo()
+    if not traced and is_plain_in_python(x, running_mean, running_var, weight, bias):
         if (
             (type(momentum) is float or isinstance(momentum, _NUMBER_OR_NONE))
             and (type(eps) is float or isinstance(eps, _NUMBER))

@@ -88,8 +88,9 @@ class SyncBatchNorm(Forward):
     takes_ghosts = False
 
     def _normalized(
-        self, input: Tensor, epilogue: Epilogue | None, special: bool = True, over: bool = False
-    ) -> Tensor:
+        self, input: Tensor, epilogue: Epilogue | None, special: bool | None = None,
+        over: bool = False,
+    ) -> Tensor:  # fmt: skip
         if self.ghost_batch_size is not None:  # of a layer that `convert` has made synchronized
             raise ValueError(
                 "ghost_batch_size: expected None for a synchronized layer, got "

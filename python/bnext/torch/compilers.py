@@ -1,4 +1,8 @@
-"""What Inductor, PyTorch's compiler, is told of graphs with bnext's operators: their layout.
+"""What PyTorch's compilers are told of graphs with bnext's operators.
+
+Caches on disk know a graph by what Dynamo sees, where one operator stands for all that a layer's
+call does (`functional`). So it takes the package's revision, and another revision's code is not
+found.
 
 Inductor lays a graph out with channels last where it has convolutions. A graph of a backward pass
 has only their derivatives, and each goes by the strides of its gradient of weights. Those of a
@@ -12,14 +16,38 @@ derivatives of convolutions behind it. Graphs without bnext's operators are as t
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bnext.torch.formats import format_of
 
-__all__ = ["inform"]
+__all__ = ["inform", "revision", "revision_of"]
+
+
+def revision() -> str:
+    """Name the code that graphs are made by: `revision_of` this package."""
+    if not _FOUND:
+        _FOUND.append(revision_of(Path(__file__).parent))
+    return _FOUND[0]
+
+
+_FOUND: list[str] = []
+
+# Dynamo runs it, and does not look into it.
+revision._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def revision_of(folder: Path) -> str:
+    """Name the Python files of a folder by their names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def inform(operator: Any) -> None:
