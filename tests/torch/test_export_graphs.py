@@ -60,6 +60,28 @@ def test_graphs_of_training_leave_running_statistics_without_gradients(fuse, mom
     ours(x).sum().backward()
 
 
+def test_layers_that_wait_for_others_are_no_part_of_a_graph():
+    """They are refused, also by exporters; their outputs would be constants."""
+    group = bnext.sync.ThreadGroup(1)
+    layer = bnext.torch.convert(nn.BatchNorm1d(5), sync=group)
+    x = torch.randn(4, 5)
+    before = copy.deepcopy(layer.state_dict())
+    tracers = [
+        lambda: graph_of(layer, x),
+        lambda: graph_of(layer, x, tracing_mode="symbolic", _allow_non_fake_inputs=True),
+        lambda: graph_of(layer, x, pre_dispatch=True),
+        lambda: torch.export.export(layer, (x,), strict=False),
+        lambda: torch.export.export(layer, (x,), strict=True),
+    ]
+    for trace in tracers:
+        with group.member(0), pytest.raises(Exception, match="becomes part of a graph"):
+            trace()
+        group.reset()
+    torch.testing.assert_close(layer.state_dict(), before)
+    layer.eval()
+    assert_same(graph_of(layer, x)(x + 1), layer(x + 1))
+
+
 # --- derivatives ----------------------------------------------------------------------------------
 
 BATCH = {

@@ -20,9 +20,9 @@ from torch.autograd import profiler
 
 __all__ = [
     "backward_task", "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
-    "is_drawn", "is_exported", "is_exported_now", "is_plain", "is_plain_in_python",
-    "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced", "is_traced_by_dynamo",
-    "is_transformed", "is_watched",
+    "is_drawn", "is_exported", "is_exported_now", "is_in_a_graph", "is_plain",
+    "is_plain_in_python", "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced",
+    "is_traced_by_dynamo", "is_transformed", "is_watched",
 ]  # fmt: skip
 
 # Subclasses may do anything with the operations on them.
@@ -156,6 +156,11 @@ def is_drawn() -> bool:
         and _infra_mode(_INFRA_MODES.FUNCTIONAL) is None
         and not is_compiled()
     )
+
+
+def is_in_a_graph() -> bool:
+    """Whether eager Python is run for a graph, in which kernels would leave constants."""
+    return is_exported() or is_drawn() or _is_pre_dispatched()
 
 
 def is_exported() -> bool:

@@ -16,7 +16,14 @@ from bnext import spine
 from bnext.groups.group import Group, announcing
 from bnext.groups.torch_distributed import TorchDistributedGroup
 from bnext.torch import kernels
-from bnext.torch.context import in_a_range, is_recomputed
+from bnext.torch.context import (
+    in_a_range,
+    is_compiling,
+    is_exported,
+    is_in_a_graph,
+    is_recomputed,
+    is_traced_by_dynamo,
+)
 from bnext.torch.epilogues import Epilogue, applied
 from bnext.torch.formats import formatted
 from bnext.torch.functional import weight_of_batch
@@ -28,6 +35,10 @@ from bnext.torch.skipping import guarded
 __all__ = ["SyncBatchNorm", "check_group", "group_of"]
 
 THEIRS: Any = torch.nn.SyncBatchNorm
+_NO_GRAPH = (
+    "input: expected a call of its own, since the members of a group wait for each other, got one "
+    "that becomes part of a graph: trace the model in evaluation mode, or after bnext.torch.revert"
+)
 
 
 class SyncBatchNorm(Forward):
@@ -101,8 +112,11 @@ class SyncBatchNorm(Forward):
         if not (self.training and has_others(self.process_group)):
             self._check_input(input)
             return super()._normalized(input, epilogue, special, over)
-        if torch.compiler.is_compiling():  # a wait for others is no part of a graph
-            return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input, epilogue)
+        if is_compiling():  # a wait for others is no part of a graph
+            if not is_exported():
+                return torch._dynamo.disable(SyncBatchNorm._in_group)(self, input, epilogue)
+            if is_traced_by_dynamo():
+                raise TypeError(_NO_GRAPH)
         if profiler._is_profiler_enabled:
             return in_a_range("batch_norm", self._in_group, input, epilogue)
         return self._in_group(input, epilogue)
@@ -133,6 +147,8 @@ class SyncBatchNorm(Forward):
         group = group_of(self.process_group)
         with announcing(group):
             self._check_input(input)
+            if is_in_a_graph():
+                raise TypeError(_NO_GRAPH)
             if road_of_shard(input) is not GROUP:
                 if self.skip_nonfinite:
                     raise ValueError(

@@ -145,22 +145,34 @@ def _exported(verify: Any, program: Any) -> Any:
 
     Quantizers find the operators of a layer by it.
     """
-    names = {_name_of(ours): theirs for ours, theirs in counterparts()}
-    for graph in (
-        each.graph for each in program.modules() if isinstance(each, torch.fx.GraphModule)
-    ):
-        for node in graph.nodes:
-            stack = node.meta.get("nn_module_stack")
-            if stack and any(kind in names for _, kind in stack.values()):
-                innermost = names.get(next(reversed(stack.values()))[1])
-                node.meta["nn_module_stack"] = {
-                    key: (path, _name_of(names[kind]) if kind in names else kind)
-                    for key, (path, kind) in stack.items()
-                }
-                sources = node.meta.get("source_fn_stack")
-                if sources and innermost is not None:
-                    node.meta["source_fn_stack"] = [*sources[:-1], (sources[-1][0], innermost)]
+    classes = {
+        _name_of(ours): theirs
+        for ours, theirs in counterparts()
+        if _name_of(ours) != _name_of(theirs)  # as of a class that is made for a user's
+    }
+    for module in program.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                _rename(node, classes)
     return verify(program)
+
+
+# Operators of a layer; others of it are what an activation or a residual adds.
+_OF_LAYERS = ("add_", "batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
+
+
+def _rename(node: torch.fx.Node, classes: dict[str, type]) -> None:
+    stack = node.meta.get("nn_module_stack") or {}
+    if not any(kind in classes for _, kind in stack.values()):
+        return
+    node.meta["nn_module_stack"] = {
+        key: (path, _name_of(classes[kind]) if kind in classes else kind)
+        for key, (path, kind) in stack.items()
+    }
+    sources = node.meta.get("source_fn_stack")
+    innermost = classes.get(next(reversed(stack.values()))[1])
+    if sources and innermost is not None and getattr(node.target, "_opname", "") in _OF_LAYERS:
+        node.meta["source_fn_stack"] = [*sources[:-1], (sources[-1][0], innermost)]
 
 
 def _name_of(kind: type) -> str:
