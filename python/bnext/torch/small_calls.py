@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bnext.torch import formulas
-from bnext.torch.epilogues import Epilogue, applied, derivative
+from bnext.torch.epilogues import Epilogue, applied
 from bnext.torch.formats import format_of
-from bnext.torch.formulas import about, before_activation, channel_dims, per_channel, rstd_of, wide
+from bnext.torch.formulas import about, channel_dims, per_channel, rstd_of, wide
 
 __all__ = ["LEAST_VALUES", "is_small", "normalize"]
 
@@ -36,16 +36,18 @@ def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, epilogue: Epilogue | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give y, and the batch's mean and sum of squared deviations in float64, shape (C,)."""
-    results: tuple[Tensor, Tensor, Tensor] = _Small.apply(x, weight, bias, eps, epilogue)
-    return results
+    y, mean, m2 = _Small.apply(x, weight, bias, eps)
+    if epilogue is not None:  # autograd keeps what it gives, as the next layer does
+        y = applied(y, epilogue)
+    return y.to(x.dtype).contiguous(memory_format=format_of(x)), mean, m2
 
 
 class _Small(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-        epilogue: Epilogue | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give y in the dtype that it is computed in, mean and m2."""
         dims, count = channel_dims(x), _count(x)
         xs = wide(x)
         mean = xs.sum(dims, dtype=torch.float64) / count
@@ -56,40 +58,33 @@ class _Small(torch.autograd.Function):
         y = centred * per_channel(scale, x).to(xs.dtype)
         if bias is not None:
             y = y + per_channel(wide(bias), x)
-        if epilogue is not None:
-            y = applied(y, epilogue)
         ctx.mark_non_differentiable(mean, m2)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.others = eps, epilogue
-        return y.to(x.dtype).contiguous(memory_format=format_of(x)), mean, m2
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.eps = eps
+        return y, mean, m2
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * 5
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        eps, epilogue = ctx.others
-        slope = None
-        if epilogue is not None:
-            slope = derivative(epilogue.activation, epilogue.negative_slope)
-        work = partial(_backward, mean=mean, rstd=rstd, slope=slope)
-        again = partial(formulas.backward, eps=eps, slope=slope)
-        gradients = formulas.Backward.apply(work, again, dy, x, weight, bias)
+            return (None,) * 4
+        x, weight, mean, rstd = ctx.saved_tensors
+        work = partial(_backward, mean=mean, rstd=rstd)
+        again = partial(formulas.backward, eps=ctx.eps)
+        gradients = formulas.Backward.apply(work, again, dy, x, weight)
         wanted = zip(gradients, ctx.needs_input_grad[:3], strict=True)
-        return *(gradient if wants else None for gradient, wants in wanted), None, None
+        return *(gradient if wants else None for gradient, wants in wanted), None
 
 
 def _backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, mean: Tensor,
-    rstd: Tensor, slope: formulas.Slope | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor, x: Tensor, weight: Tensor | None, *, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Give dx, dweight and dbias."""
     dims, count = channel_dims(x), _count(x)
     xs = wide(x)
     factor = per_channel(rstd, x).to(xs.dtype)
     xhat = about(xs, per_channel(mean, x)) * factor
-    g = before_activation(dy, xhat, weight, bias, None, slope)
+    g = wide(dy)
     dbias = g.sum(dims, dtype=torch.float64)
     dweight = (g * xhat).sum(dims, dtype=torch.float64)
     of_mean, of_xhat = (per_channel(each / count, x).to(xs.dtype) for each in (dbias, dweight))
