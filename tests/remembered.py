@@ -46,8 +46,8 @@ def remembered(function):
             for each in arrays:
                 np.asarray(each).flags.writeable = False  # several tests are given it
             sizes[key] = size_of((key, arrays))
-            while len(latest) > LATEST or len(latest) > 1 and sum(list(sizes.values())) > MOST_BYTES:
-                oldest = next(iter(list(latest)))
+            while len(sizes) > LATEST or sum(list(sizes.values())) > MOST_BYTES:
+                oldest = next(iter(list(sizes)), None)
                 latest.pop(oldest, None)
                 sizes.pop(oldest, None)
         return result

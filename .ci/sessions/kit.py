@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Modules are compiled where they are imported: of PyTorch, JAX and what they need, most never are.
 os.environ.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_COMPILE="0", PYTHONUNBUFFERED="1")
 
-# Tests let threads sleep where they wait for each other. The runtimes of OpenMP spin by default, and beside
-# other processes a thread then spins until the one it waits for has a processor: that took three quarters
-# of the time of tests of teams. No result depends on it; whatever is measured, and what README.md's first
-# command runs, waits as users' programs do.
+# Threads of tests sleep where they wait for each other. By default the runtimes of OpenMP spin, and
+# beside other processes a thread spins until the one it waits for has a processor: three quarters
+# of the time of tests of teams. No result depends on it. Measurements, README.md's first command
+# and the wheels beside PyTorch wait as users' programs do, and so do tests of adaptive teams.
 TESTING = {"OMP_WAIT_POLICY": "passive"}
 
 _began = time.monotonic()

@@ -1,4 +1,4 @@
-// Which kernel of rows a launch runs. Explicit instances are in instances/rows_*.cu.
+// Which kernel of rows a launch runs. Explicit instances are in instances/passes_*.cu.
 #pragma once
 
 #include "cuda/arguments.hpp"

@@ -1,4 +1,4 @@
-// What instances/rows_*.cu instantiate: the kernels of rows of one data type.
+// What instances/passes_*.cu instantiate for rows of one data type.
 #pragma once
 
 #include "cuda/row_backward.hpp"

@@ -1,5 +1,5 @@
 // Which kernel of the double backward pass a launch runs. Explicit instances are in
-// instances/twice_*.cu.
+// instances/passes_*.cu.
 #pragma once
 
 #include "cuda/arguments.hpp"

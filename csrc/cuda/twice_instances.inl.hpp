@@ -1,4 +1,4 @@
-// What instances/twice_*.cu instantiate.
+// What instances/passes_*.cu instantiate of double backward passes.
 #pragma once
 
 #include "cuda/twice_instances.hpp"

@@ -1,3 +1,0 @@
-#include "cuda/instances.inl.hpp"
-
-template bnext::cuda::Kernel bnext::cuda::fused_forward<bnext::bfloat16>(Layout, int);
