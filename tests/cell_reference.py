@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from .remembered import remembered
 
+
+@remembered
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """y, and the mean and the variance of shape (N, G)."""
     x = np.asarray(x, np.longdouble)
@@ -17,6 +20,7 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     return y + _beside(x, 0 if bias is None else bias), mean[..., 0], var[..., 0]
 
 
+@remembered
 def group_norm_backward(dy, x, groups, weight=None, eps=1e-5):
     """dx, dweight, dbias."""
     x, dy = np.asarray(x, np.longdouble), np.asarray(dy, np.longdouble)

@@ -14,5 +14,5 @@ NEVER = 2 * WIDE
 TEST = 1200
 
 # A factor for what is done again and again, to see whether anything is left behind. Other than 1,
-# it also has shapes, sizes and offsets combined in all ways, not each with some of the others.
+# shapes, sizes and offsets meet in more ways: each two of them at least, or all.
 SOAK = int(os.environ.get("BNEXT_SOAK", "1"))

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .remembered import remembered
+
 
 class Normalized(NamedTuple):
     """y, the statistics of each row, and xhat, all of shape (rows, K) or (rows, 1)."""
@@ -33,6 +35,7 @@ def rows_of(array, dims):
     return wide.reshape(int(np.prod(leading)), -1)
 
 
+@remembered
 def forward(x, dims, weight=None, bias=None, *, eps, centered=True):
     rows = rows_of(x, dims)
     weight = 1 if weight is None else rows_of(weight, np.ndim(weight))
@@ -48,6 +51,7 @@ def forward(x, dims, weight=None, bias=None, *, eps, centered=True):
         return Normalized(xhat * weight + bias, origin + mean, rstd, xhat)
 
 
+@remembered
 def backward(dy, x, dims, weight=None, *, eps, centered=True):
     """dx, dweight and dbias, the last two of K values."""
     of = forward(x, dims, eps=eps, centered=centered)

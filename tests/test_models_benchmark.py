@@ -12,6 +12,7 @@ from benchmarks.models.cases import FULL, LOSSES, QUICK, Case
 from .command_lines import refusal_of
 
 TINY = Case("resnet18", 4, 64)
+LEAST = Case("resnet18", 4, 32)  # of which the last stage has one value of a channel and example
 MLP = Case("mlp", 6, 28)
 
 
@@ -67,7 +68,7 @@ def test_layers_are_those_that_are_asked_for(torch, training):
 
 
 @pytest.mark.parametrize(
-    "case", [TINY, dataclasses.replace(TINY, channels_last=True), MLP], ids=str
+    "case", [LEAST, dataclasses.replace(LEAST, channels_last=True), MLP], ids=str
 )
 def test_first_losses_agree(torch, case):
     from benchmarks.models import losses
@@ -82,7 +83,7 @@ def test_first_losses_agree(torch, case):
 def test_first_losses_agree_within_rounding(torch, dtype):
     from benchmarks.models import losses
 
-    assert losses.agree(losses.measure(dataclasses.replace(TINY, dtype=dtype), dtype, 2))
+    assert losses.agree(losses.measure(dataclasses.replace(LEAST, dtype=dtype), dtype, 2))
 
 
 def test_losses_that_differ_are_told(torch):

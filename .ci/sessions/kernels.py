@@ -3,7 +3,7 @@
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-from .kit import OUTPUT, built, check, nothing_skipped, pytest, python_of, stand_on
+from .kit import OUTPUT, TESTING, built, check, nothing_skipped, pytest, python_of, stand_on
 
 LAYERS = ("tests", "torch", "libraries", "processes")
 
@@ -77,4 +77,5 @@ def sanitizers(session):
     """The tests that touch memory most, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     stand_on(session, *LAYERS)
     folder = built(session, "sanitize")
-    session.run(".ci/with-sanitizers", str(folder), python_of(session), external=True)
+    command = (".ci/with-sanitizers", str(folder), python_of(session))
+    session.run(*command, env=TESTING, external=True)

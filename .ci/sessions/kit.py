@@ -24,6 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Modules are compiled where they are imported: of PyTorch, JAX and what they need, most never are.
 os.environ.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_COMPILE="0", PYTHONUNBUFFERED="1")
 
+# Threads of tests sleep where they wait for each other. By default the runtimes of OpenMP spin, and
+# beside other processes a thread spins until the one it waits for has a processor: three quarters
+# of the time of tests of teams. No result depends on it. Measurements, README.md's first command
+# and the wheels beside PyTorch wait as users' programs do, and so do tests of adaptive teams.
+TESTING = {"OMP_WAIT_POLICY": "passive"}
+
 _began = time.monotonic()
 _environments = {}  # of the sessions that this run of nox has finished
 
@@ -161,7 +167,7 @@ def shell(session, command, tee=None, **options):
 
 def pytest(session, *arguments, python="python -m pytest", tee=None, env=None):
     """Run tests; return what pytest printed."""
-    return shell(session, f"{python} {shlex.join(arguments)}", tee, env=env)
+    return shell(session, f"{python} {shlex.join(arguments)}", tee, env=TESTING | (env or {}))
 
 
 def nothing_skipped(session, printed, what, may_be_missing="nothing"):

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from .kit import (
+    TESTING,
     build_with_foreign_functions,
     cache,
     check,
@@ -56,7 +57,7 @@ def tests(session):
     """
     readme_gives(session, TEST_SUITE)
     command = f"{TEST_SUITE} {shlex.join(session.posargs)}"
-    env = build_with_foreign_functions(session) | THOROUGH | {"BNEXT_TEAM": "fixed"}
+    env = build_with_foreign_functions(session) | TESTING | THOROUGH | {"BNEXT_TEAM": "fixed"}
     printed = shell(session, command, env=env)
     # What needs other packages runs in sessions that have them.
     if lost := [line for line in not_run(printed) if "the example of a new formula" in line]:

@@ -59,38 +59,38 @@ py::tuple state_of(const RowSaved& s) {
                           copy_of_rows(s), state_of(s.epilogue));
 }
 
-constexpr const char* kWrongState = "state: expected the state of a pickled RowSaved";
+constexpr const char* kWrongRows = "state: expected the state of a pickled RowSaved";
 
 std::shared_ptr<const RowEpilogue> epilogue_of_state(const py::object& object, Index width) {
     if (object.is_none()) return nullptr;
     const auto state = py::cast<py::tuple>(object);
-    if (state.size() != 6) value_error(kWrongState);
+    if (state.size() != 6) value_error(kWrongRows);
     auto epilogue = std::make_shared<RowEpilogue>();
     const int number = activation_number(py::cast<std::string>(state[0]));
-    if (number == kActivations) value_error(kWrongState);
+    if (number == kActivations) value_error(kWrongRows);
     epilogue->fused = {static_cast<Activation>(number), py::cast<double>(state[1]),
                        py::cast<bool>(state[2])};
     epilogue->residual_fingerprint = py::cast<std::uint64_t>(state[3]);
     epilogue->weight = py::cast<std::vector<double>>(state[4]);
     epilogue->bias = py::cast<std::vector<double>>(state[5]);
     for (const auto* const each : {&epilogue->weight, &epilogue->bias}) {
-        if (!each->empty() && static_cast<Index>(each->size()) != width) value_error(kWrongState);
+        if (!each->empty() && static_cast<Index>(each->size()) != width) value_error(kWrongRows);
     }
     return epilogue;
 }
 
-RowSaved of_state(const py::tuple& state) {
-    if (state.size() != 7 && state.size() != 8) value_error(kWrongState);
+RowSaved row_saved_of_state(const py::tuple& state) {
+    if (state.size() != 7 && state.size() != 8) value_error(kWrongRows);
     const auto shape = py::cast<std::vector<Index>>(state[1]);
     const auto first = py::cast<Index>(state[2]);
     const auto rows = py::cast<py::array_t<double, py::array::c_style>>(state[6]);
     const bool possible = first >= 0 && first < static_cast<Index>(shape.size()) &&
                           std::ranges::all_of(shape, [](Index extent) { return extent >= 0; });
-    if (!possible) value_error(kWrongState);
+    if (!possible) value_error(kWrongRows);
     RowSaved saved(dtype_named(py::cast<std::string>(state[0])), shape, first,
                    py::cast<bool>(state[3]), intake::take_eps(state[4]));
     saved.fingerprint = py::cast<std::uint64_t>(state[5]);
-    if (static_cast<std::size_t>(rows.size()) != saved.values.size()) value_error(kWrongState);
+    if (static_cast<std::size_t>(rows.size()) != saved.values.size()) value_error(kWrongRows);
     std::copy_n(rows.data(), rows.size(), saved.values.data());
     if (state.size() == 8) saved.epilogue = epilogue_of_state(state[7], saved.problem().width);
     return saved;
@@ -148,7 +148,7 @@ void register_row_saved(py::module_& m) {
                                shape_text(s.shape), ", normalized_shape ",
                                shape_text(s.normalized()), ">");
              })
-        .def(py::pickle([](const RowSaved& s) { return state_of(s); }, &of_state));
+        .def(py::pickle([](const RowSaved& s) { return state_of(s); }, &row_saved_of_state));
 }
 
 }  // namespace bnext::bindings
