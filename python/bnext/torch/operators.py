@@ -74,8 +74,6 @@ def batch_norm(
         if not fused:
             y, statistics, first = ours.batch_norm_training(x, weight, bias, eps)
         else:
-            for each in (ours.backward_by_batch, ours.activated_backward_by_batch):
-                compilers.inform(each.default)
             by = ours.fused_batch_norm_training
             if epilogue is not None:  # an activation alone
                 by = partial(ours.activated_batch_norm_training, **_named(epilogue))
@@ -260,6 +258,8 @@ def _in_pieces(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     after: Epilogue | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    for each in (torch.ops.bnext.backward_by_batch, torch.ops.bnext.activated_backward_by_batch):
+        compilers.inform(each.default)  # not where Dynamo looks: Inductor may not be imported yet
     statistics, coefficients = torch.ops.bnext.statistics_and_coefficients(x, weight, bias, eps)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     unit, center, scale, shift = (row.view(shape) for row in coefficients.unbind())
