@@ -8,7 +8,7 @@
 #   order of strides of its gradient of weights. A depthwise convolution's weights have one input
 #   channel, so that order says nothing, and is read as planes: x and the gradient are copied from
 #   channels last to planes before each, and the gradient of x comes in planes. oneDNN's derivative
-#   takes more than 1.5 times as long of planes (2 to 5 times as long for MobileNetV3's 5 x 5).
+#   takes more than 1.5 times as long of planes (1.5 to 5 times as long for MobileNetV3).
 # Remedy: graphs that are laid out as their forward pass was
 #   (torch._inductor.config.force_layout_optimization, which means every graph).
 # Output seen:
