@@ -4,10 +4,9 @@ import os
 import subprocess
 import sys
 
-from bnext.torch.compilers import revision, revision_of
+from .support import COMPILED, bnext, torch
 
-from .support import COMPILED, torch
-
+revision, revision_of = bnext.torch.compilers.revision, bnext.torch.compilers.revision_of
 pytestmark = COMPILED
 
 
@@ -24,8 +23,6 @@ def test_every_change_is_a_revision(tmp_path):
 
 def test_graphs_have_the_revision():
     """By this caches tell the code of another revision, which they would run in place of ours."""
-    import bnext.torch
-
     graphs = []
 
     def backend(graph, _):
