@@ -151,8 +151,9 @@ class Forward(KernelModule, _BatchNorm):
         epilogue = None
         if residual is not None or self._activation[0] is not None:
             epilogue = made((residual, *self._activation))
-        y = self._normalized(input, epilogue)
-        return note(y, input, residual) if self._recompute else y
+        if self._recompute:
+            return note(self._normalized(input, epilogue), input, residual)
+        return self._normalized(input, epilogue)
 
     def _of_what_counts(
         self, input: Tensor, residual: Tensor | None, positions: dict[str, Any]
