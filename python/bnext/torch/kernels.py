@@ -361,17 +361,18 @@ def saved_of(
 
     The parameters are those that the argument of an activation follows from.
     """
-    engine = calls_on(x) if x.is_cuda else _core
-    try:
-        return engine.restored(
-            x=x, rows=rows, eps=eps, channel_axis=1, weight=weight, bias=bias, epilogue=epilogue,
-            plain=True,
-        )  # fmt: skip
-    except TypeError:
-        return engine.restored(
-            x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1, weight=_detached(weight),
-            bias=_detached(bias), epilogue=epilogue,
-        )  # fmt: skip
+    if not x.is_cuda:
+        try:
+            return _core.restored(
+                x=x, rows=rows, eps=eps, channel_axis=1, weight=weight, bias=bias,
+                epilogue=epilogue, plain=True,
+            )  # fmt: skip
+        except TypeError:
+            pass
+    return engine_of(x).restored(
+        x=_detached(x), rows=_detached(rows), eps=eps, channel_axis=1, weight=_detached(weight),
+        bias=_detached(bias), epilogue=epilogue,
+    )  # fmt: skip
 
 
 def slope_by_flags(x: Tensor, saved: Any) -> Tensor:
