@@ -12,7 +12,8 @@ pytestmark = COMPILED
 
 def test_every_change_is_a_revision(tmp_path):
     seen = set()
-    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("c.txt", "3")):
+    (tmp_path / "in").mkdir()
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("in/a.py", "2"), ("c.txt", "3")):
         (tmp_path / name).write_text(text)
         seen.add(revision_of(tmp_path))
         assert revision_of(tmp_path) in seen

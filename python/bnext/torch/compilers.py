@@ -29,9 +29,9 @@ __all__ = ["inform", "revision", "revision_of"]
 
 
 def revision() -> str:
-    """Name the code that graphs are made by: `revision_of` this package."""
+    """Name the code that graphs are made by: `revision_of` the package bnext."""
     if not _FOUND:
-        _FOUND.append(revision_of(Path(__file__).parent))
+        _FOUND.append(revision_of(Path(__file__).parents[1]))
     return _FOUND[0]
 
 
@@ -42,10 +42,10 @@ revision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def revision_of(folder: Path) -> str:
-    """Name the Python files of a folder by their names and contents."""
+    """Name the Python files in a folder and its folders by their paths and contents."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.name.encode())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 

@@ -41,7 +41,7 @@ class Forward(KernelModule, _BatchNorm):
     repeats (activation checkpointing) is not counted again.
     """
 
-    # What a layer has of its own is an attribute of the same name.
+    # Of most layers; another layer has an attribute of its own.
     _recompute = False
     _special: Any = None  # called in place of normalizing by the batch or by running statistics
     _acts = False  # whether modules that follow by its form are an activation alone
