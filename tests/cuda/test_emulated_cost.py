@@ -10,6 +10,7 @@ import pytest
 import bnext
 from benchmarks import call_path_gpu
 
+from ..python_work import functions_entered
 from . import gpu
 from .roads import arguments, assert_equal, both_ways, layer, torch
 
@@ -17,23 +18,6 @@ pytestmark = pytest.mark.usefixtures("pretended", "seeded")
 
 
 # --- work -----------------------------------------------------------------------------------------
-
-
-def functions_entered(call):
-    """How many functions of Python a call runs; all that is in C counts as nothing."""
-    entered = 0
-
-    def profile(frame, event, argument):
-        nonlocal entered
-        entered += event == "call"
-
-    call()
-    sys.setprofile(profile)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return entered - 1  # the call itself
 
 
 def test_functions_run_little_python():

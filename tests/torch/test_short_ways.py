@@ -2,13 +2,13 @@
 
 import copy
 import gc
-import sys
 import weakref
 
 import pytest
 
 import bnext
 
+from ..python_work import functions_entered
 from .support import torch
 
 from torch import nn  # isort: skip
@@ -22,18 +22,6 @@ def evaluated_layer():
     layer.running_mean.uniform_(-1, 1)
     layer.running_var.uniform_(0.5, 2)
     return layer
-
-
-def frames_of(call):
-    """How many functions of Python a call runs."""
-    call()
-    frames = []
-    sys.setprofile(lambda frame, event, _: frames.append(frame) if event == "call" else None)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return len(frames) - 1  # without the call itself
 
 
 # --- evaluation from a layer's dicts --------------------------------------------------------------
@@ -123,9 +111,9 @@ def test_evaluation_runs_less_python():
     fused = bnext.torch.convert(copy.deepcopy(theirs), fuse=True)
     with torch.no_grad():
         of_theirs, of_converted, of_fused = (
-            frames_of(lambda m=m: m(X)) for m in (theirs, converted, fused)
+            functions_entered(lambda m=m: m(X)) for m in (theirs, converted, fused)
         )
-        alone = frames_of(lambda: theirs[0](X))
+        alone = functions_entered(lambda: theirs[0](X))
     assert of_converted < of_theirs
     assert of_fused < of_converted
     assert of_fused - alone <= 0.6 * (of_theirs - alone)
@@ -136,8 +124,10 @@ def test_steps_with_an_activation_run_little_python():
     plain = bnext.torch.BatchNorm2d(4)
     active = bnext.torch.BatchNorm2d(4, activation="relu6")
     x, dy = X.clone().requires_grad_(), torch.ones_like(X)
-    assert frames_of(lambda: active(x)) <= frames_of(lambda: plain(x)) + 2
-    back = [frames_of(lambda m=m: torch.autograd.grad(m(x), x, dy)) for m in (plain, active)]
+    assert functions_entered(lambda: active(x)) <= functions_entered(lambda: plain(x)) + 2
+    back = [
+        functions_entered(lambda m=m: torch.autograd.grad(m(x), x, dy)) for m in (plain, active)
+    ]
     assert back[1] <= back[0] + 3
 
 
