@@ -122,6 +122,21 @@ def test_small_calls_are_exact(ratio, std, threads, kernel_calls):
         assert error < 1e-6, (name, error)
 
 
+def test_loops_over_values_compute_nothing_of_channels():
+    """Roots and quotients are made once for each channel, and not again for each value."""
+    from torch._inductor.utils import run_and_get_code
+
+    layer = layer_of("BatchNorm1d", 37)
+    call = torch.compile(layer, fullgraph=True, dynamic=False)
+    x = torch.randn(23, 37, requires_grad=True)
+    _, codes = run_and_get_code(lambda: call(x).sin().sum().backward())
+    kernels = [kernel for code in codes for kernel in code.split("void  kernel(")[1:]]
+    last = [kernel.rsplit("for(int64_t x0", 1)[-1].split("'''")[0] for kernel in kernels]
+    assert any("sqrt" in kernel for kernel in kernels)
+    for loop in last:
+        assert "sqrt" not in loop and " / " not in loop, loop
+
+
 def test_small_calls_ask_once_in_a_graph(asked, kernel_calls):
     """A compiler folds what has no inputs to one call, and does not take it for a constant."""
     model = torch.nn.Sequential(

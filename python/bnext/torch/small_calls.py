@@ -54,8 +54,8 @@ class _Small(torch.autograd.Function):
         centred = about(xs, per_channel(mean, x))
         m2 = centred.double().square().sum(dims)  # in float32 a square may be too large
         rstd = rstd_of(m2 / count, eps)
-        scale = rstd if weight is None else rstd * weight.double()
-        y = centred * per_channel(scale, x).to(xs.dtype)
+        scale = _kept(rstd if weight is None else rstd * weight.double(), xs)
+        y = centred * per_channel(scale, x)
         if bias is not None:
             y = y + per_channel(wide(bias), x)
         ctx.mark_non_differentiable(mean, m2)
@@ -82,16 +82,25 @@ def _backward(
     """Give dx, dweight and dbias."""
     dims, count = channel_dims(x), _count(x)
     xs = wide(x)
-    factor = per_channel(rstd, x).to(xs.dtype)
-    xhat = about(xs, per_channel(mean, x)) * factor
+    xhat = about(xs, per_channel(mean, x)) * per_channel(_kept(rstd, xs), x)
     g = wide(dy)
     dbias = g.sum(dims, dtype=torch.float64)
     dweight = (g * xhat).sum(dims, dtype=torch.float64)
-    of_mean, of_xhat = (per_channel(each / count, x).to(xs.dtype) for each in (dbias, dweight))
-    if weight is not None:
-        factor = factor * per_channel(wide(weight), x)
-    dx = (g - of_mean - xhat * of_xhat) * factor
+    of_mean, of_xhat = (per_channel(_kept(each / count, xs), x) for each in (dbias, dweight))
+    scale = _kept(rstd if weight is None else rstd * weight.double(), xs)
+    dx = (g - of_mean - xhat * of_xhat) * per_channel(scale, x)
     return dx.to(x.dtype), dweight.to(xs.dtype), dbias.to(xs.dtype)
+
+
+def _kept(values: Tensor, xs: Tensor) -> Tensor:
+    """Round what channels have to the dtype of `xs`, and have it computed once for each channel.
+
+    Inductor computes operations of a loop's operands in the loop: a square root for each value of
+    x took longer than all that is done to it. It does not where the operands have to be in memory,
+    which a view by strides says, at no cost.
+    """
+    rounded = values.to(xs.dtype)
+    return rounded.as_strided(rounded.shape, rounded.stride())
 
 
 def _count(x: Tensor) -> int:
