@@ -16,23 +16,6 @@ pytestmark = COMPILED
 GRAPHS = "aot_eager"
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """How often graphs have asked whether their pass is a repetition."""
-    from bnext.torch import operators
-
-    times = []
-    is_recomputed = operators.is_recomputed
-
-    def watched():
-        answer = is_recomputed()
-        times.append(answer)
-        return answer
-
-    monkeypatch.setattr(operators, "is_recomputed", watched)
-    return times
-
-
 def layer_of(kind, channels, **options):
     layer = getattr(bnext.torch, kind)(channels, **options)
     if layer.affine:
@@ -137,39 +120,73 @@ def test_loops_over_values_compute_nothing_of_channels():
         assert "sqrt" not in loop and " / " not in loop, loop
 
 
-def test_small_calls_ask_once_in_a_graph(asked, kernel_calls):
-    """A compiler folds what has no inputs to one call, and does not take it for a constant."""
-    model = torch.nn.Sequential(
-        torch.nn.Linear(9, 11), layer_of("BatchNorm1d", 11), torch.nn.Tanh(),
-        torch.nn.Linear(11, 7), layer_of("BatchNorm1d", 7),
-    )  # fmt: skip
-    call = torch.compile(model, fullgraph=True, dynamic=False)
-    call(torch.randn(19, 9)).sum().backward()
-    for times in range(3):
-        asked.clear()
-        call(torch.randn(19, 9)).sum().backward()
-        assert asked == [False], times
+def test_graphs_of_small_calls_call_nothing_of_ours(kernel_calls):
+    """What a compiler is given has PyTorch's operations alone."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+
+    seen = []
+
+    def look(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    layer = layer_of("BatchNorm1d", 11)
+    backend = aot_autograd(fw_compiler=look, bw_compiler=look)
+    torch.compile(layer, backend=backend, fullgraph=True)(torch.randn(19, 11)).sum().backward()
+    assert any(name.startswith("aten.") for name in seen)
+    assert not any("bnext" in name for name in seen)
     assert not kernel_calls
-    assert model[4].num_batches_tracked == 4
 
 
+@pytest.mark.parametrize("options", [{}, {"activation": "silu"}, {"momentum": None}], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (40, 5, 13, 17)], ids=str)
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("backend", [GRAPHS, "inductor"])
-def test_small_calls_that_are_repeated_move_statistics_once(backend, use_reentrant, asked):
+@pytest.mark.parametrize("backend", ["eager", GRAPHS])
+def test_repeated_calls_move_statistics_once(backend, use_reentrant, shape, options):
+    """Small ones and others, in turns with calls that nothing repeats."""
+    layer = layer_of("BatchNorm2d" if len(shape) == 4 else "BatchNorm1d", 5, **options)
+    check_repeated(layer, shape, backend, use_reentrant)
+
+
+@pytest.mark.parametrize("kind", ["BatchRenorm2d", "InstanceNorm2d"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_repeated_calls_of_others_move_statistics_once(kind, use_reentrant):
+    options = {"track_running_stats": True, "affine": True} if kind == "InstanceNorm2d" else {}
+    layer = layer_of(kind, 5, **options)
+    check_repeated(layer, (6, 5, 3, 7), GRAPHS, use_reentrant)
+
+
+def check_repeated(layer, shape, backend, use_reentrant):
     from torch.utils.checkpoint import checkpoint
 
-    layer = layer_of("BatchNorm1d", 5)
     reference = copy.deepcopy(layer)
     call = torch.compile(layer, backend=backend, fullgraph=True, dynamic=False)
-    for repetition in range(2):
-        x = torch.randn(6, 5)
-        reference(x)
-        leaf = x.clone().requires_grad_()
-        checkpoint(call, leaf, use_reentrant=use_reentrant).square().sum().backward()
-        for name, value in buffers_of(reference).items():
-            assert_close(buffers_of(layer)[name], value, name, 1.0)
-        assert asked.count(True) == repetition + 1 or not use_reentrant
-        assert leaf.grad.abs().max() > 0
+    for _ in range(3):
+        for repeats in (False, True):
+            x = torch.randn(shape)
+            reference(x)
+            leaf = x.clone().requires_grad_()
+            y = checkpoint(call, leaf, use_reentrant=use_reentrant) if repeats else call(leaf)
+            y.square().sum().backward()
+            for name, value in buffers_of(reference).items():
+                assert_close(buffers_of(layer)[name], value, name, 1.0)
+            assert leaf.grad.abs().max() > 0
+
+
+def test_a_call_that_is_compiled_within_a_backward_pass():
+    """It moves nothing; the next call does."""
+    layer = layer_of("BatchNorm1d", 5)
+    call = torch.compile(layer, backend=GRAPHS, fullgraph=True, dynamic=False)
+    x = torch.randn(6, 5)
+    leaf = x.clone().requires_grad_()
+    leaf.register_hook(lambda _: call(x))
+    leaf.sum().backward()
+    assert layer.num_batches_tracked == 0
+    assert not layer.running_mean.any()
+    call(x)
+    assert layer.num_batches_tracked == 1
+    assert layer.running_mean.abs().min() > 0
 
 
 def test_what_is_small(kernel_calls):

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
+from bnext.torch import repetition
+from bnext.torch.repetition import backward_task
+
 __all__ = [
-    "backward_task", "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
+    "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
     "is_drawn", "is_exported", "is_exported_now", "is_in_a_graph", "is_plain",
     "is_plain_in_python", "is_plain_or_none", "is_recomputed", "is_symbolic", "is_traced",
     "is_traced_by_dynamo", "is_transformed", "is_watched",
@@ -44,7 +47,6 @@ is_compiling = torch.compiler.is_compiling
 is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 _is_exporting = getattr(torch.compiler, "is_exporting", None)
 _is_scripted = getattr(torch._C, "_is_tracing", lambda: True)
-backward_task = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1: of no backward pass
 
 
 def is_plain(
@@ -216,5 +218,6 @@ def is_symbolic(*values: Any) -> bool:
 
 def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
-    # A compiler repeats no mutation, and would not know of the task.
-    return not is_traced_by_dynamo() and backward_task() != -1 and not _is_marked()
+    if is_traced_by_dynamo():
+        return repetition.repeats
+    return backward_task() != -1 and not _is_marked()  # behind Dynamo, which has asked

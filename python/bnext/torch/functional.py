@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from bnext.torch import epilogues, gradients, operators
+from bnext.torch import epilogues, gradients, operators, repetition
 from bnext.torch.compilers import revision
 from bnext.torch.context import (
     compiled,
@@ -123,11 +123,14 @@ def counted_batch_norm(
     With a `momentum` of None the running statistics are means over all batches counted.
     """
     traced = is_traced_by_dynamo()
-    if traced and training is True and momentum is not None and _is_one_operator():
-        of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
-            input, running_mean, running_var, weight, bias, counter, momentum, eps, revision()
-        )
-        return of_layer
+    if traced and training is True:
+        if repetition.repeats:
+            running_mean = running_var = counter = None
+        if momentum is not None and _is_one_operator():
+            of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
+                input, running_mean, running_var, weight, bias, counter, momentum, eps, revision()
+            )
+            return of_layer
     road = road_of(input, running_mean, running_var, weight, bias, training, momentum, eps, traced)
     if road is KERNELS:
         known = weight_of_batch(counter) if momentum is None else momentum
@@ -162,12 +165,15 @@ def activated_batch_norm(
 ) -> Tensor:  # fmt: skip
     """Do `counted_batch_norm`, and what follows it."""
     traced = is_traced_by_dynamo()
-    if traced and training is True and momentum is not None and _is_one_operator():
-        of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
-            input, running_mean, running_var, weight, bias, counter, momentum, eps, revision(),
-            *epilogue,
-        )  # fmt: skip
-        return of_layer
+    if traced and training is True:
+        if repetition.repeats:
+            running_mean = running_var = counter = None
+        if momentum is not None and _is_one_operator():
+            of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(
+                input, running_mean, running_var, weight, bias, counter, momentum, eps, revision(),
+                *epilogue,
+            )  # fmt: skip
+            return of_layer
     tensors = (input, running_mean, running_var, weight, bias)
     residual, activation, negative_slope = epilogue
     is_plain_call = type(input) is Tensor and (residual is None or type(residual) is Tensor)

@@ -17,8 +17,9 @@ from torch import Tensor, is_grad_enabled
 
 from bnext.rows import unbound
 from bnext.torch import formulas, kernels
-from bnext.torch.context import backward_task, is_plain
+from bnext.torch.context import is_plain
 from bnext.torch.epilogues import Epilogue, derivative
+from bnext.torch.repetition import backward_task
 
 __all__ = ["batch_norm"]
 

@@ -9,10 +9,10 @@
 
 `statistics` has the rows of `bnext.rows`, one value for each channel, in float64. The operators are
 functional: running statistics are moved from these rows, by operations that a compiler can fuse.
-`first` is the integer 1, or 0 where the pass repeats one in a backward pass: compiled code finds
-that out when it runs. Calls of the others, and small ones, which are none of these operators
-(`small_calls`), ask ``bnext::first_pass``, once in a graph. The backward operator has a backward
-pass in turn, by `formulas`.
+`first` is the integer 1, or 0 where the pass repeats one in a backward pass: a graph finds that out
+when it runs. The others, and small calls, which are none of these operators (`small_calls`), are in
+graphs of compilers, which know (`repetition`). The backward operator has a backward pass in turn,
+by `formulas`.
 
 All are composites. They record for autograd, and leave the work to operators that do not: the first
 and the last to ``bnext::forward_by_batch`` and ``bnext::backward_by_batch``, of the same arguments
@@ -67,9 +67,9 @@ def batch_norm(
     functional._verify_batch_size(x.size())
     weight, bias = kernels.widened(x, weight), kernels.widened(x, bias)
     ours: Any = torch.ops.bnext
+    first: Any = 1
     if fused and not is_traced_by_dynamo() and small_calls.is_small(x):
         y, mean, m2 = small_calls.normalize(x, weight, bias, eps, epilogue)
-        first = ours.first_pass()
     else:
         if not fused:
             y, statistics, first = ours.batch_norm_training(x, weight, bias, eps)
@@ -78,7 +78,6 @@ def batch_norm(
             if epilogue is not None:  # an activation alone
                 by = partial(ours.activated_batch_norm_training, **_named(epilogue))
             y, statistics = by(x, weight, bias, eps)
-            first = ours.first_pass()
         if not is_compiling():  # a graph of make_fx may run where gradients are recorded
             statistics = statistics.detach()
         of = Statistics(*statistics.unbind())
@@ -94,9 +93,9 @@ def batch_norm(
     return result
 
 
-def _move(running: Tensor, batch: Tensor, momentum: Any, first: Tensor) -> None:
+def _move(running: Tensor, batch: Tensor, momentum: Any, first: Any) -> None:
     moved = (1 - momentum) * running.double() + momentum * batch
-    running.copy_(torch.where(first > 0, moved, running))
+    running.copy_(torch.where(first > 0, moved, running) if isinstance(first, Tensor) else moved)
 
 
 # --- the work -------------------------------------------------------------------------------------
@@ -136,15 +135,6 @@ def _activated_backward(*given: Any) -> Results:
 
 def _first(x: Tensor) -> Tensor:
     return torch.full((), 0 if is_recomputed() else 1, device=x.device)
-
-
-def _first_pass() -> Tensor:
-    """Give the `first` of all calls in a graph; a compiler asks once."""
-    return torch.full((), 0 if is_recomputed() else 1)
-
-
-def _fake_first_pass() -> Tensor:
-    return torch.empty((), dtype=torch.int64)
 
 
 def _fake_rest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,7 +303,6 @@ _OF_ACTIVATED_BACKWARD = (
     "str activation, float negative_slope) -> (Tensor, Tensor, Tensor)"
 )
 
-define("first_pass", "() -> Tensor", _first_pass, _fake_first_pass)
 define("statistics_and_coefficients", _IN_PIECES, _statistics, _fake_statistics)
 define_recorded(
     "batch_norm_training", "forward_by_batch", _OF_FORWARD, _recorded,
