@@ -127,6 +127,32 @@ def test_compile_gives_kernels_what_convolutions_give(groups, fuse, monkeypatch,
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("fuse", [False, True], ids=["converted", "fused"])
+def test_small_calls_leave_convolutions_their_layout(fuse):
+    """Operands of a depthwise convolution's derivative have channels last, as in other networks."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch.compiler.reset()
+    model = bnext.torch.convert(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(8, 16, 1), torch.nn.BatchNorm2d(16), torch.nn.Hardswish(),
+            torch.nn.Conv2d(16, 16, 3, groups=16), torch.nn.BatchNorm2d(16), torch.nn.Hardswish(),
+        ), fuse=fuse,
+    )  # fmt: skip
+    reference = copy.deepcopy(model)
+    call = torch.compile(model)
+    x = torch.randn(4, 8, 12, 12)
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        _, (_, code) = run_and_get_code(lambda: call(x).square().sum().backward())
+    assert "bnext" not in code.split("async_compile.wait")[-1]
+    strides = [line for line in code.splitlines() if "= empty_strided_cpu((4, 16, 12, 12)" in line]
+    assert strides
+    assert all("(2304, 1, 192, 16)" in line for line in strides), strides
+    reference(x).square().sum().backward()
+    for actual, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
+
+
 def test_operators_say_that_they_take_every_layout():
     for operator in (forward, torch.ops.bnext.statistics_and_coefficients.default, backward):
         assert not hasattr(torch.Tag, "flexible_layout") or (

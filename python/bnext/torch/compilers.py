@@ -11,7 +11,9 @@ copied to planes, where oneDNN's derivative takes 1.5 to 5 times as long, and th
 gave to a kernel of bnext was in planes beside an x with channels last (PyTorch 2.13.0).
 
 Where a normalization in a graph of a backward pass has an x with channels last, so now have the
-derivatives of convolutions behind it. Graphs without bnext's operators are as they were.
+derivatives of convolutions behind it. Small calls are PyTorch's operations (`small_calls`), so
+their graphs have an operator that does nothing but say so, and is gone from the code. Graphs
+without bnext's operators are as they were.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from typing import Any
 import torch
 
 from bnext.torch.formats import format_of
+from bnext.torch.registration import define
 
-__all__ = ["inform", "revision", "revision_of"]
+__all__ = ["beside", "inform", "revision", "revision_of"]
 
 
 def revision() -> str:
@@ -50,12 +53,17 @@ def revision_of(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def inform(operator: Any) -> None:
-    """Let Inductor, if it was imported, know of an operator whose second argument is x."""
+def inform(operator: Any, lower: Any = None) -> bool:
+    """Let Inductor know of an operator whose second argument is x; whether it was imported.
+
+    `lower` gives what stands for a call in Inductor's code; by default the call stands for itself.
+    """
     lowering = sys.modules.get("torch._inductor.lowering")
     known = getattr(lowering, "user_lowerings", None)  # None: the version has none
-    if known is not None and hasattr(known, "setdefault"):
-        known.setdefault(operator, _keep_layout)
+    if known is None or not hasattr(known, "setdefault"):
+        return False
+    known.setdefault(operator, lower or _keep_layout)
+    return True
 
 
 def _keep_layout(*_: Any, **__: Any) -> None:
@@ -69,3 +77,21 @@ def _keep_layout(*_: Any, **__: Any) -> None:
         and format_of(x) is torch.channels_last
     ):
         V.graph.layout_opt = True
+
+
+def beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Give the values; in a graph of Inductor's, channels last is kept if x has it there."""
+    if x.dim() == 4 and inform(torch.ops.bnext.beside.default, _lower_beside):
+        values = torch.ops.bnext.beside(values, x)
+    return values
+
+
+def _lower_beside(values: Any, x: Any) -> Any:
+    _keep_layout(values, x)
+    return values
+
+
+define(
+    "beside", "(Tensor values, Tensor x) -> Tensor", lambda values, x: values.clone(),
+    lambda values, x: torch.empty_like(values),
+)  # fmt: skip

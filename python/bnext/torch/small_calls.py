@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnext.torch import formulas
+from bnext.torch import compilers, formulas
 from bnext.torch.epilogues import Epilogue, applied
 from bnext.torch.formats import format_of
 from bnext.torch.formulas import about, channel_dims, per_channel, rstd_of, wide
 
 __all__ = ["LEAST_VALUES", "is_small", "normalize"]
 
-# Calls of fewer values are small.
-LEAST_VALUES = 32 * 1024
+# Calls of fewer values are small: loops read them from caches, two or three times.
+LEAST_VALUES = 256 * 1024
 
 
 def is_small(x: Tensor) -> bool:
@@ -84,7 +84,7 @@ def _backward(
     xs = wide(x)
     xhat = about(xs, per_channel(mean, x)) * per_channel(_kept(rstd, xs), x)
     g = wide(dy)
-    dbias = g.sum(dims, dtype=torch.float64)
+    dbias = compilers.beside(g.sum(dims, dtype=torch.float64), x)
     dweight = (g * xhat).sum(dims, dtype=torch.float64)
     of_mean, of_xhat = (per_channel(_kept(each / count, xs), x) for each in (dbias, dweight))
     scale = _kept(rstd if weight is None else rstd * weight.double(), xs)
