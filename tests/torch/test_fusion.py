@@ -371,3 +371,34 @@ def test_fusion_of_subclasses_with_a_forward():
     assert "forward of its own" in report.apart[0].reason
     x = torch.randn(IMAGE)
     torch.testing.assert_close(model(x), reference(x))
+
+
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_compiled_modules_see_a_forward_that_is_put_on(name):
+    """After they were compiled, on the layer or on the activation behind it."""
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7), torch.nn.LeakyReLU(0.2)
+    )
+    model = bnext.torch.convert(model, fuse=True)
+    call = torch.compile(model, backend="eager")
+    x = torch.randn(11, 5)
+    torch.testing.assert_close(call(x), model(x))
+    child = model.get_submodule(name)
+    child.forward = lambda y: y * 0 + 3
+    torch.testing.assert_close(call(x), model(x))
+    assert (call(x) == 3).all()
+    del child.forward
+    torch.testing.assert_close(call(x), model(x))
+
+
+@pytest.mark.parametrize("setting", [("negative_slope", 0.7), ("negative_slope", float("nan"))])
+def test_compiled_modules_see_settings_that_change(setting):
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(7), torch.nn.LeakyReLU(0.2))
+    model = bnext.torch.convert(model, fuse=True)
+    call = torch.compile(model, backend="eager")
+    x = torch.randn(11, 7)
+    for _ in range(2):
+        torch.testing.assert_close(call(x), model(x), equal_nan=True)
+        setattr(model[1], *setting)
+    bnext.torch.convert(model, fuse=True)  # made with the setting
+    torch.testing.assert_close(call(x), model(x), equal_nan=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from bnext.torch.context import is_exported, is_exported_now, is_traced_by_dynam
 from bnext.torch.frozen import FrozenForward
 from bnext.torch.modules import Forward
 from bnext.torch.overwriting import FUNCTIONS, MODULES
-from bnext.torch.patterns import HOOKS, activation_of, has_hooks
+from bnext.torch.patterns import HOOKS
 
 __all__ = ["LAYERS", "Functions", "FusedLayer", "Fusion", "facts_of"]
 
@@ -67,13 +68,12 @@ class Fusion:
         self.variants: Functions = variants
         self.eager: Functions = eager
         self.overwriting: Functions = overwriting
-        self.settings: tuple[tuple[str, Any], ...] = _settings_of(module)
-        self.children: list[str] = _children_of(module)
+        self.holds_for: Callable[[Any], bool] = _check_of(module, layers)
         names = [name for each in layers for name in (each.name, each.act) if name is not None]
         self.facts: Any = (
             ((vars(module_module), _GLOBAL_HOOKS, ()),),
-            (((), None, (), self.settings), *facts_of(module, names)),
-            tuple(self.children),
+            (((), None, (), _settings_of(module)), *facts_of(module, names)),
+            tuple(_children_of(module)),
         )
         functions = (vars(functional), (), tuple(FUNCTIONS.items()))
         self.facts_of_overwriting: Any = (
@@ -99,28 +99,9 @@ class Fusion:
                 return over
             if unchanged(module, *self.facts):
                 return self.eager.get(variant)
-        if not self._holds_for(module):
+        if not self.holds_for(module):
             return None
         return (self.variants if compiles else self.eager).get(variant)
-
-    def _holds_for(self, module: Any) -> bool:
-        if any(getattr(module_module, name) for name in _GLOBAL_HOOKS):
-            return False
-        of = vars(module)
-        for name, value in self.settings:
-            if of.get(name) != value:
-                return False
-        if _children_of(module) != self.children:
-            return False
-        for each in self.layers:
-            layer = _descendant(module, each.name)
-            if not isinstance(layer, LAYERS) or has_hooks(layer):
-                return False
-            if each.act is not None:
-                act = _descendant(module, each.act)
-                if has_hooks(act) or activation_of(act) != (each.activation, each.negative_slope):
-                    return False
-        return True
 
     def __deepcopy__(self, memo: Any) -> Fusion:
         return self
@@ -133,6 +114,49 @@ _GLOBAL_HOOKS = (
     "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
     "_global_backward_pre_hooks",
 )  # fmt: skip
+
+
+def _check_of(module: torch.nn.Module, layers: tuple[FusedLayer, ...]) -> Callable[[Any], bool]:
+    """Make the function that tells whether a module, or a copy of it, is as it was.
+
+    Compiled code checks before every call what Dynamo has read. So what the module is compared to
+    are constants in the function's code, and not values that it would read as well.
+    """
+    of: dict[str, Any] = {"state": module_module, "LAYERS": LAYERS, "descendant": _descendant}
+    lines = [f"if {' or '.join(f'state.{name}' for name in _GLOBAL_HOOKS)}: return False"]
+
+    def compare(settings: Iterable[tuple[str, Any]]) -> None:
+        for name, value in settings:
+            is_literal = not isinstance(value, float) or math.isfinite(value)
+            constant = repr(value) if is_literal else f"float({str(value)!r})"
+            lines.append(f"if each.__dict__.get({name!r}) != {constant}: return False")
+
+    lines.append("each = module")
+    compare(_settings_of(module))
+    children = "[name for name, child in module._modules.items() if child is not None]"
+    lines.append(f"if {children} != {_children_of(module)!r}: return False")
+    for layer in layers:
+        lines.append(f"each = descendant(module, {layer.name!r})")
+        lines.append(f"if not isinstance(each, LAYERS) or {_HAS_HOOKS}: return False")
+        if layer.act is not None:
+            act = module.get_submodule(layer.act)
+            of[f"Act{len(of)}"] = type(act)
+            lines.append(f"each = descendant(module, {layer.act!r})")
+            lines.append(f"if type(each) is not Act{len(of) - 1} or {_HAS_HOOKS}: return False")
+            compare((name, value) for name, value in _settings_of(act) if name != "inplace")
+    text = "\n    ".join(["def holds_for(module):", *lines, "return True"])
+    exec(compile(text, "<bnext.torch: fused check>", "exec"), of)
+    function: Callable[[Any], bool] = of["holds_for"]
+    return function
+
+
+# Of `each`, as `has_hooks`. Dynamo makes no check for a name that is missing in a dict, but one for
+# a method that is looked up.
+*_OF_HOOKS, _OF_FORWARD = HOOKS
+_HAS_HOOKS = " or ".join(
+    [f"{_OF_FORWARD!r} in each.__dict__", f"each.{_OF_FORWARD} is None"]
+    + [f"each.__dict__.get({name!r})" for name in _OF_HOOKS]
+)
 
 
 def _are_tensors(inputs: tuple[Any, ...]) -> bool | None:
