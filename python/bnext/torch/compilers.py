@@ -28,7 +28,7 @@ import torch
 from bnext.torch.formats import format_of
 from bnext.torch.registration import define
 
-__all__ = ["beside", "inform", "revision", "revision_of"]
+__all__ = ["inform", "keep_layout", "revision", "revision_of"]
 
 
 def revision() -> str:
@@ -62,11 +62,11 @@ def inform(operator: Any, lower: Any = None) -> bool:
     known = getattr(lowering, "user_lowerings", None)  # None: the version has none
     if known is None or not hasattr(known, "setdefault"):
         return False
-    known.setdefault(operator, lower or _keep_layout)
+    known.setdefault(operator, lower or _follow_x)
     return True
 
 
-def _keep_layout(*_: Any, **__: Any) -> None:
+def _follow_x(*_: Any, **__: Any) -> None:
     """Keep channels last, and leave the operator to Inductor (None)."""
     from torch._inductor.virtualized import V
 
@@ -79,19 +79,19 @@ def _keep_layout(*_: Any, **__: Any) -> None:
         V.graph.layout_opt = True
 
 
-def beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Give the values; in a graph of Inductor's, channels last is kept if x has it there."""
-    if x.dim() == 4 and inform(torch.ops.bnext.beside.default, _lower_beside):
-        values = torch.ops.bnext.beside(values, x)
+def keep_layout(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Give values of a backward pass; Inductor's graph of it keeps channels last if x has it."""
+    if x.dim() == 4 and inform(torch.ops.bnext.keep_layout.default, _lower_keep_layout):
+        values = torch.ops.bnext.keep_layout(values, x)
     return values
 
 
-def _lower_beside(values: Any, x: Any) -> Any:
-    _keep_layout(values, x)
+def _lower_keep_layout(values: Any, x: Any) -> Any:
+    _follow_x(values, x)
     return values
 
 
 define(
-    "beside", "(Tensor values, Tensor x) -> Tensor", lambda values, x: values.clone(),
+    "keep_layout", "(Tensor values, Tensor x) -> Tensor", lambda values, x: values.clone(),
     lambda values, x: torch.empty_like(values),
 )  # fmt: skip

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from bnext.torch import repetition
-from bnext.torch.repetition import backward_task
 
 __all__ = [
     "compiled", "function_modes", "in_a_range", "is_compiled", "is_compiling",
@@ -220,4 +219,4 @@ def is_recomputed() -> bool:
     """Whether this forward pass runs within a backward pass, where it is a repetition."""
     if is_traced_by_dynamo():
         return repetition.repeats
-    return backward_task() != -1 and not _is_marked()  # behind Dynamo, which has asked
+    return repetition.backward_task() != -1 and not _is_marked()  # Dynamo asked

@@ -124,7 +124,7 @@ def counted_batch_norm(
     """
     traced = is_traced_by_dynamo()
     if traced and training is True:
-        if repetition.repeats:
+        if repetition.repeats:  # by `is_recomputed` Dynamo would read more
             running_mean = running_var = counter = None
         if momentum is not None and _is_one_operator():
             of_layer: Tensor = torch.ops.bnext.batch_norm_of_layer(

@@ -140,9 +140,10 @@ def _check_of(module: torch.nn.Module, layers: tuple[FusedLayer, ...]) -> Callab
         lines.append(f"if not isinstance(each, LAYERS) or {_HAS_HOOKS}: return False")
         if layer.act is not None:
             act = module.get_submodule(layer.act)
-            of[f"Act{len(of)}"] = type(act)
+            kind = f"Act{len(of)}"
+            of[kind] = type(act)
             lines.append(f"each = descendant(module, {layer.act!r})")
-            lines.append(f"if type(each) is not Act{len(of) - 1} or {_HAS_HOOKS}: return False")
+            lines.append(f"if type(each) is not {kind} or {_HAS_HOOKS}: return False")
             compare((name, value) for name, value in _settings_of(act) if name != "inplace")
     text = "\n    ".join(["def holds_for(module):", *lines, "return True"])
     exec(compile(text, "<bnext.torch: fused check>", "exec"), of)

@@ -84,7 +84,7 @@ def _backward(
     xs = wide(x)
     xhat = about(xs, per_channel(mean, x)) * per_channel(_kept(rstd, xs), x)
     g = wide(dy)
-    dbias = compilers.beside(g.sum(dims, dtype=torch.float64), x)
+    dbias = compilers.keep_layout(g.sum(dims, dtype=torch.float64), x)
     dweight = (g * xhat).sum(dims, dtype=torch.float64)
     of_mean, of_xhat = (per_channel(_kept(each / count, xs), x) for each in (dbias, dweight))
     scale = _kept(rstd if weight is None else rstd * weight.double(), xs)
